@@ -95,9 +95,16 @@ class Case:
 
 def cases(models: Sequence[str]) -> list[Case]:
     """Every model with and without checkpointing on 1 and 2 workers; Llama and GPT-2 with everything, on 8 too."""
-    found = [Case(model, workers, checkpointing=again) for model in models for workers in (1, 2) for again in (False, True)]
+    found = [
+        Case(model, workers, checkpointing=again) for model in models for workers in (1, 2) for again in (False, True)
+    ]
     for model in [name for name in models if name in ("llama", "gpt2")]:
-        found += [Case(model, workers, stage, bf16=bf16) for stage in (1, 2, 3) for workers in (1, 2) for bf16 in (False, True)]
+        found += [
+            Case(model, workers, stage, bf16=bf16)
+            for stage in (1, 2, 3)
+            for workers in (1, 2)
+            for bf16 in (False, True)
+        ]
         found += [Case(model, 2, stage, accumulation=1) for stage in (1, 2, 3)]
         found += [Case(model, 8, stage, rows=1) for stage in (1, 2, 3)]
         found += [Case(model, 2, 3, packing=True)]

@@ -1,7 +1,7 @@
 """Makes real training steps in gangs of gloo processes, and counts the bytes of their tensors.
 
-`bench.planning` starts it with `bench/allocations.c` preloaded, which counts what PyTorch's CPU allocator hands out, also
-inside operators and on other threads. Workers are forks of one process, so that the imports are paid once.
+`bench.planning` starts it with `bench/allocations.c` preloaded, which counts what PyTorch's CPU allocator hands out:
+also inside operators and on other threads. Workers are forks of one process, which has imported everything.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which parameters ZeRO-3 holds whole at each moment: a simulation of DeepSpeed's coordinator.
 
 Source: `PartitionedParameterCoordinator` (runtime/zero/partitioned_param_coordinator.py) and `AllGatherCoalescedHandle`
-(runtime/zero/partition_parameters.py). From its third pass on, DeepSpeed knows the order of the modules. It then gathers
+(runtime/zero/partition_parameters.py). DeepSpeed learns the order of the modules from its first passes. Then it gathers
 up to `prefetch` elements ahead, and keeps a parameter that is used again within `max_reuse` elements.
 """
 

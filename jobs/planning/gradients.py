@@ -127,7 +127,7 @@ def gradients_of(
 
 
 def _most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:
-    """Return the most elements of whole parameters that lie in one worker's part of the flat groups, if only in part."""
+    """Return the most elements of parameters that lie, at least in part, in one worker's part of the flat groups."""
     owned = [0] * num_workers
     for kind in (True, False):
         group = [size for size, decay in zip(sizes, decays, strict=True) if decay is kind]

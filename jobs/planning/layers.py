@@ -1,8 +1,8 @@
 """Makes the events of a deep model from those of the same model with few layers. Pure.
 
-Layers repeat with a period: 1 for most types, more for those that alternate kinds of attention. A model with two periods
-and the rest is traced; the second period is repeated. A second trace with one period less gives the bytes that a period
-leaves for the backward pass.
+Layers repeat with a period: 1 for most types, more for those that alternate kinds of attention. A model with two
+periods and the rest is traced; the second period is repeated. A trace with one period less gives the bytes that a
+period leaves for the backward pass.
 """
 
 from __future__ import annotations

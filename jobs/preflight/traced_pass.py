@@ -5,6 +5,7 @@ The pass is that of the training loop: the same model class, batch, loss and che
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -51,7 +52,8 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int) -> Trace
         model.tie_weights()
     set_pad_token(model.config, _PAD)
     if spec.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": True})
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name in transformers 6
+            model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
     batch = _batch(spec, mode, rows)
     tracker = Tracker([*model.parameters(), *model.buffers()])
@@ -60,7 +62,7 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int) -> Trace
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
         flops, shape, size = tracker.flops, logits.shape, logits.untyped_storage().nbytes()
-        logits.register_hook(lambda gradient: tracker.note("loss"))
+        logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
         loss = loss_sum(logits, batch.targets)
         del logits
         tracker.note("loss")
@@ -120,7 +122,7 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
             module.register_forward_hook(_End(tracker, own))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))
+            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))  # type: ignore[no-untyped-call]
 
 
 def _leaves(model: torch.nn.Module) -> set[str]:
@@ -182,7 +184,7 @@ class _Ready:
 
 def _marked(value: Any, note: Any) -> Any:
     def mark(tensor: torch.Tensor) -> torch.Tensor:
-        return _Mark.apply(tensor, note) if tensor.requires_grad else tensor  # type: ignore[no-any-return, no-untyped-call]
+        return _Mark.apply(tensor, note) if tensor.requires_grad else tensor  # type: ignore[no-untyped-call]
 
     return tree_map_only(torch.Tensor, mark, value)
 
@@ -196,6 +198,6 @@ class _Mark(torch.autograd.Function):
         return value.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         ctx.note()
         return gradient, None

@@ -33,12 +33,12 @@ class Event:
     peak: int  # most bytes since the event before
 
 
-class Tracker(TorchDispatchMode):
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operator returns, from its first appearance to its end."""
 
     def __init__(self, uncounted: Iterable[torch.Tensor]) -> None:
         """Make a tracker that does not count the storages of the tensors `uncounted`."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.live = self.peak = self.flops = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in uncounted}

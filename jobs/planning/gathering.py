@@ -7,6 +7,8 @@ up to `prefetch` elements ahead, and keeps a parameter that is used again within
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,6 +46,12 @@ class Gathering:
     _queue: deque[tuple[int, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
+        elements = (sum(self.sizes[number] for number in visit) for visit in self.visits)
+        self._passed = [0, *itertools.accumulate(elements)]
+        self._uses = [list[int]() for _ in self.sizes]
+        for step, visit in enumerate(self.visits):
+            for number in visit:
+                self._uses[number].append(step)
         self._persistent = {number for number, size in enumerate(self.sizes) if size <= self.threshold}
         self._whole |= self._persistent
         self.held = self.width * sum(self.sizes[number] for number in self._persistent)
@@ -72,18 +80,18 @@ class Gathering:
 
     def leave(self, parameters: tuple[int, ...]) -> None:
         """Free a module's parameters, except those that are needed again soon."""
-        kept = {number for number in parameters if self._fetched_for.get(number, -1) > self._step}
-        passed = 0
-        for visit in self.visits[self._step :]:
-            if passed >= self.max_reuse:
-                break
-            kept.update(visit)
-            passed += sum(self.sizes[number] for number in visit)
         for number in parameters:
-            if number in self._whole and number not in kept and number not in self._persistent:
+            kept = number in self._persistent or self._fetched_for.get(number, -1) > self._step or self._is_soon(number)
+            if number in self._whole and not kept:
                 self._whole.discard(number)
                 self._live -= self.sizes[number]
                 self.held -= self._bytes(number)
+
+    def _is_soon(self, number: int) -> bool:
+        """Whether a parameter is used again before `max_reuse` elements have passed."""
+        uses = self._uses[number]
+        at = bisect.bisect_left(uses, self._step)
+        return at < len(uses) and self._passed[uses[at]] - self._passed[self._step] < self.max_reuse
 
     def _gather(self, numbers: list[int]) -> None:
         self._live += sum(self.sizes[number] for number in numbers)

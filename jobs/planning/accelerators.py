@@ -30,6 +30,7 @@ class Accelerator:
         link_gb_s: to the other GPUs of its node, GB/s in one direction.
         host_gb_s: to its host's memory, GB/s in one direction.
         network_gb_s: to other nodes, GB/s for each GPU in one direction, with the network that is usual for it.
+        host_gib: its share of its host's memory in usual machines, such as the clouds', GiB.
         has_bf16: whether it computes in bf16.
     """
 
@@ -41,6 +42,7 @@ class Accelerator:
     link_gb_s: float
     host_gb_s: float
     network_gb_s: float
+    host_gib: float
     has_bf16: bool = True
 
     @property
@@ -52,20 +54,20 @@ class Accelerator:
 ACCELERATORS: Final = {
     one.name: one
     for one in (
-        Accelerator("B200-180", 178.3, 8000, 2250, 75, 900, 64, 50),
-        Accelerator("H200-141", 139.8, 4800, 989, 67, 450, 64, 50),
-        Accelerator("H100-80", 79.1, 3350, 989, 67, 450, 64, 50),
-        Accelerator("H100-PCIE-80", 79.1, 2000, 756, 51, 64, 64, 12.5),
-        Accelerator("A100-80", 79.1, 2039, 312, 19.5, 300, 32, 25),
-        Accelerator("A100-40", 39.3, 1555, 312, 19.5, 300, 32, 25),
-        Accelerator("L40S-48", 44.3, 864, 362, 91.6, 32, 32, 12.5),
-        Accelerator("A10G-24", 22.0, 600, 70, 35, 32, 32, 6.25),
-        Accelerator("A10-24", 22.0, 600, 125, 31.2, 32, 32, 6.25),
-        Accelerator("L4-24", 22.0, 300, 121, 30.3, 32, 32, 6.25),
-        Accelerator("RTX4090-24", 23.5, 1008, 165, 82.6, 32, 32, 3.1),
-        Accelerator("V100-32", 31.7, 900, 125, 15.7, 150, 16, 12.5, has_bf16=False),
-        Accelerator("V100-16", 15.7, 900, 125, 15.7, 150, 16, 12.5, has_bf16=False),
-        Accelerator("T4-16", 14.5, 320, 65, 8.1, 16, 16, 3.1, has_bf16=False),
+        Accelerator("B200-180", 178.3, 8000, 2250, 75, 900, 64, 50, 256),
+        Accelerator("H200-141", 139.8, 4800, 989, 67, 450, 64, 50, 256),
+        Accelerator("H100-80", 79.1, 3350, 989, 67, 450, 64, 50, 256),
+        Accelerator("H100-PCIE-80", 79.1, 2000, 756, 51, 64, 64, 12.5, 128),
+        Accelerator("A100-80", 79.1, 2039, 312, 19.5, 300, 32, 25, 144),
+        Accelerator("A100-40", 39.3, 1555, 312, 19.5, 300, 32, 25, 144),
+        Accelerator("L40S-48", 44.3, 864, 362, 91.6, 32, 32, 12.5, 192),
+        Accelerator("A10G-24", 22.0, 600, 70, 35, 32, 32, 6.25, 96),
+        Accelerator("A10-24", 22.0, 600, 125, 31.2, 32, 32, 6.25, 96),
+        Accelerator("L4-24", 22.0, 300, 121, 30.3, 32, 32, 6.25, 96),
+        Accelerator("RTX4090-24", 23.5, 1008, 165, 82.6, 32, 32, 3.1, 64),
+        Accelerator("V100-32", 31.7, 900, 125, 15.7, 150, 16, 12.5, 96, has_bf16=False),
+        Accelerator("V100-16", 15.7, 900, 125, 15.7, 150, 16, 12.5, 61, has_bf16=False),
+        Accelerator("T4-16", 14.5, 320, 65, 8.1, 16, 16, 3.1, 48, has_bf16=False),
     )
 }
 _ON: Final = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<gpus>\d+)x(?P<name>.+)", re.IGNORECASE)
@@ -79,6 +81,13 @@ class Machines:
     nodes: int
     gpus_per_node: int
     accelerator: Accelerator
+    node_gib: float | None = None  # memory of a node, GiB; None: what is usual for the accelerator
+
+    @property
+    def host_memory(self) -> int:
+        """A worker's share of its node's memory, bytes."""
+        share = self.accelerator.host_gib if self.node_gib is None else self.node_gib / self.gpus_per_node
+        return int(share * GIB)
 
     @property
     def gpus(self) -> int:

@@ -19,6 +19,7 @@ Device = Literal["cpu", "cuda"]
 WEIGHT_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Share of the total that is added: buffers inside operators, rows of uneven length, and what tensors below 1 KiB take.
 RESERVE: Final = 0.02
+PROGRAM_BYTES: Final = 420_000_000  # resident set of a process that has imported what a worker imports, measured
 _LARGEST_PIECE: Final = 2**24  # logits; as in jobs.training.loop.loss
 _PIECES: Final = 16
 
@@ -111,7 +112,7 @@ class Memory:
         """`total` without the reserve."""
         return (
             self.parameters + self.gradients + self.optimizer_states + self.optimizer_temporaries + self.activations
-            + self.logits + self.gathered_buckets + self.communication
+            + self.logits + self.gathered_buckets + self.communication + self.program + self.checkpoint_copy
         )  # fmt: skip
 
 
@@ -131,6 +132,14 @@ def memory_of(
     if device == "cpu":  # what is offloaded is in the same memory
         peak = replace(peak, optimizer_states=peak.optimizer_states + peak.host, host=0)
     return replace(peak, reserve=int(RESERVE * peak.used))
+
+
+def in_process(memory: Memory, trace: ModelTrace, num_workers: int, device: Device) -> Memory:
+    """Add what a worker needs beside its step: the copy for checkpoints (12 bytes an element), and without GPU itself."""
+    copied = 12 * -(-trace.trained // num_workers)
+    if device == "cuda":
+        return replace(memory, host=memory.host + copied)
+    return replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied)
 
 
 def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str) -> Memory:

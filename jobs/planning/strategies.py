@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
-from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, memory_of
+from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, in_process, memory_of
 from jobs.planning.precision import Precision
 from jobs.planning.step_time import StepTime, step_time
 from jobs.spec.finetune import Train
@@ -33,6 +33,7 @@ class Option:
 
     Attributes:
         room: memory of one device that programs can use, bytes.
+        host_room: one worker's share of its host's memory, bytes.
         changes: fields that it sets to other values than the spec has.
     """
 
@@ -41,16 +42,22 @@ class Option:
     memory: Memory
     time: StepTime
     room: int
+    host_room: int
     changes: tuple[Free, ...]
 
     @property
     def missing(self) -> int:
-        """Bytes that one device lacks; 0 if the option fits."""
+        """Bytes that one device lacks."""
         return max(0, self.memory.total - self.room)
 
     @property
+    def missing_on_host(self) -> int:
+        """Bytes that a worker lacks on its host."""
+        return max(0, self.memory.host - self.host_room)
+
+    @property
     def fits(self) -> bool:
-        return self.missing == 0
+        return self.missing == self.missing_on_host == 0
 
 
 def options(
@@ -71,6 +78,7 @@ def options(
     """
     found: list[Option] = []
     device: Device = "cpu" if machines.is_cpu else "cuda"
+    workers = batching.num_workers
     for strategy in dict.fromkeys((written, *_strategies(written, batching, free))):
         traced = trace(strategy.gradient_checkpointing)
         passes = _passes(batching, strategy.per_device_train_batch_size)
@@ -78,9 +86,10 @@ def options(
             Option(
                 strategy=strategy,
                 batching=passes,
-                memory=memory_of(traced, strategy, batching.num_workers, precision, device),
+                memory=in_process(memory_of(traced, strategy, workers, precision, device), traced, workers, device),
                 time=step_time(traced, strategy, passes, machines, precision),
                 room=machines.accelerator.memory,
+                host_room=machines.host_memory,
                 changes=changes_of(written, strategy),
             )
         )
@@ -101,7 +110,7 @@ def chosen(found: tuple[Option, ...]) -> Option | None:
 
 def nearest(found: tuple[Option, ...]) -> Option:
     """Return the option that lacks least memory."""
-    return min(found, key=lambda option: (option.missing, option.time.seconds))
+    return min(found, key=lambda option: (option.missing + option.missing_on_host, option.time.seconds))
 
 
 def strategy_of(train: Train, batching: Batching) -> Strategy:

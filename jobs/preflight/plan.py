@@ -105,6 +105,7 @@ def _cpu_worker(num_workers: int, cores: int) -> Accelerator:
         link_gb_s=_LOCAL_GB_S,
         host_gb_s=_CORE_GB_S,
         network_gb_s=_LOCAL_GB_S,
+        host_gib=0.0,
         has_bf16=False,
     )
 

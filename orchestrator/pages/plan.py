@@ -23,6 +23,8 @@ _PARTS: Final = {
     "gathered_buckets": "gathered parameters",
     "communication": "communication buffers",
     "reserve": "reserve",
+    "program": "program",
+    "checkpoint_copy": "copy for checkpoints",
 }
 _MOST_OPTIONS: Final = 12
 
@@ -51,6 +53,7 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
         return {
             "fits": option.fits,
             "missing_bytes": option.missing,
+            "missing_on_host_bytes": option.missing_on_host,
             "strategy": dataclasses.asdict(option.strategy),
             "gradient_accumulation_steps": option.batching.accumulation,
             "memory": {**dataclasses.asdict(option.memory), "total": option.memory.total},
@@ -66,6 +69,7 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
         "parameters": plan.parameters,
         "total_steps": plan.total_steps,
         "device_bytes": plan.written.room,
+        "host_bytes": plan.written.host_room,
         "free": sorted(plan.free),
         "note": plan.note,
         "chosen": None if best is None else plan.options.index(best),
@@ -105,7 +109,7 @@ def _memory(option: Option, is_cpu: bool) -> str:
     rows = [(name, _gib(getattr(memory, part))) for part, name in _PARTS.items() if getattr(memory, part)]
     rows.append(("in all", f"{_gib(memory.total)} of {_gib(option.room)}"))
     if memory.host:
-        rows.append(("host memory", f"{_gib(memory.host)} for each worker"))
+        rows.append(("host memory", f"{_gib(memory.host)} of {_gib(option.host_room)}"))
     return columns((f"GiB for each {where}", _strategy(option.strategy)), rows)
 
 
@@ -121,13 +125,14 @@ def _strategy(strategy: Strategy) -> str:
 def _options(plan: JobPlan) -> str:
     """Format the options: the spec's and the best micro-batch of each of the other strategies, the fastest first."""
     best = plan.chosen
-    ways: dict[object, Option] = {}
-    for option in plan.options[1:]:
-        way = dataclasses.replace(option.strategy, per_device_train_batch_size=0, accumulates=False)
-        known = ways.get(way)
-        if known is None or (not option.fits, option.time.seconds) < (not known.fits, known.time.seconds):
-            ways[way] = option
-    others = sorted(ways.values(), key=lambda option: (not option.fits, option.missing, option.time.seconds))
+    ways: dict[object, Option] = {_way(plan.written): plan.written}
+    for option in (*([] if best is None else [best]), *plan.options):
+        known = ways.setdefault(_way(option), option)
+        if known not in (best, plan.written) and _rank(option) < _rank(known):
+            ways[_way(option)] = option
+    if best is not None:
+        ways[_way(best)] = best
+    others = sorted(ways.values(), key=_rank)
     shown = list(dict.fromkeys([plan.written, *others]))[:_MOST_OPTIONS]
     head = ("", "strategy", "passes", "GiB", "step", "tokens/s", "MFU", "fits")
     return columns(
@@ -141,18 +146,37 @@ def _options(plan: JobPlan) -> str:
                 _seconds(option.time.seconds),
                 compact(option.time.tokens_per_s),
                 f"{100 * option.time.mfu:.0f} %",
-                "yes" if option.fits else f"{_gib(option.missing)} GiB too much",
+                _fits(option),
             )
             for option in shown
         ],
     )
 
 
+def _fits(option: Option) -> str:
+    return "yes" if option.fits else f"{_missing(option)} too much"
+
+
+def _missing(option: Option) -> str:
+    parts = [f"{_gib(option.missing)} GiB"] if option.missing else []
+    parts += [f"{_gib(option.missing_on_host)} GiB of host memory"] if option.missing_on_host else []
+    return " and ".join(parts)
+
+
+def _way(option: Option) -> object:
+    """Return what distinguishes strategies that differ in more than the micro-batch."""
+    return dataclasses.replace(option.strategy, per_device_train_batch_size=0, accumulates=False)
+
+
+def _rank(option: Option) -> tuple[bool, int, float]:
+    return not option.fits, option.missing + option.missing_on_host, option.time.seconds
+
+
 def _verdict(plan: JobPlan, best: Option | None) -> str:
     if best is None:
         near = plan.nearest
         return (
-            f"does not fit: the nearest way ({_strategy(near.strategy)}) lacks {_gib(near.missing)} GiB for each "
+            f"does not fit: the nearest way ({_strategy(near.strategy)}) lacks {_missing(near)} for each "
             f"{plan.device}. Use more of them, or ones with more memory, or lower data.seq_len ({plan.seq_len:,})"
         )
     if not best.changes:

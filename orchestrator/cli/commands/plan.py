@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
+from jobs.errors import InputError
 from jobs.planning.accelerators import machines_of
 from jobs.spec.load import load_marked, load_sweep, training
 from orchestrator.cli.edge import Json, Set, SpecFile, edge
@@ -22,6 +24,10 @@ def plan(
         str | None,
         typer.Option("--on", metavar="GPUS", help="On which GPUs: 8xH100-80, or with nodes 2x8xH100-80."),
     ] = None,
+    host_memory: Annotated[
+        float | None,
+        typer.Option("--host-memory", min=1.0, metavar="GIB", help="Memory of a node [what is usual with such GPUs]."),
+    ] = None,
     price: Annotated[
         float | None, typer.Option("--price", min=0.0, metavar="X", help="Price of one GPU for one hour.")
     ] = None,
@@ -33,7 +39,9 @@ def plan(
     given global batch), gradient checkpointing, and ZeRO.
     """
     with edge():
-        machines = None if on is None else machines_of(on)
+        if host_memory is not None and on is None:
+            raise InputError("--host-memory is of the nodes that --on names: give --on too")
+        machines = None if on is None else replace(machines_of(on), node_gib=host_memory)
         sweep = load_sweep(spec, set_ or [])
         loaded = training(sweep.base if sweep is not None else load_marked(spec, set_ or []).spec, spec)
         if not json_:

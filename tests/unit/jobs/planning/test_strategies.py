@@ -93,6 +93,13 @@ def test_a_slow_network_decides_the_step() -> None:
     assert far.communication_s == pytest.approx(3 * 2 * 7 * B * 15 / 16 / 6.25e9)
 
 
+def test_offload_needs_a_host_with_enough_memory() -> None:
+    usual = [option for option in found(on(1, "A100-40")) if option.fits]
+    small = [option for option in found(replace(on(1, "A100-40"), node_gib=64)) if option.fits]
+    assert usual and not small
+    assert nearest(found(replace(on(1, "A100-40"), node_gib=64))).missing_on_host > 30 * GIB
+
+
 def test_offload_costs_time_on_the_host() -> None:
     batching, machines = Batching(8, 1, 1, 8), on(8, "A100-80")
     here = step_time(trace(False), Strategy(), batching, machines, "bf16")

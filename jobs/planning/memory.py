@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from jobs.planning.batching import plan_batching
 from jobs.planning.gathering import Gathering
 from jobs.planning.gradients import Gradients, gradients_of, sums_all_in_fp32
+from jobs.spec.finetune import Spec
 
 EventKind = Literal["enter", "leave", "enter-backward", "leave-backward", "gradient", "logits", "loss", "end"]
 Device = Literal["cpu", "cuda"]
@@ -83,6 +85,24 @@ class Strategy:
     param_persistence_threshold: int = 100_000
     max_live_parameters: int = 1_000_000_000
     max_reuse_distance: int = 1_000_000_000
+
+
+def strategy_of(spec: Spec) -> Strategy:
+    """Return the part of a spec that decides about memory."""
+    zero = spec.train.zero
+    return Strategy(
+        stage=zero.stage,
+        offload_optimizer=zero.offload_optimizer is not None,
+        offload_param=zero.offload_param is not None,
+        gradient_checkpointing=spec.train.gradient_checkpointing,
+        per_device_train_batch_size=spec.train.per_device_train_batch_size,
+        accumulates=plan_batching(spec).accumulation > 1,
+        reduce_bucket_size=zero.reduce_bucket_size,
+        prefetch_bucket_size=zero.prefetch_bucket_size,
+        param_persistence_threshold=zero.param_persistence_threshold,
+        max_live_parameters=zero.max_live_parameters,
+        max_reuse_distance=zero.max_reuse_distance,
+    )
 
 
 @dataclass(frozen=True)
@@ -175,7 +195,7 @@ def _pass_peak(
     rows, width = strategy.per_device_train_batch_size, WEIGHT_BYTES[precision]
     gathering = _gathering(trace, strategy, num_workers, width, device)
     gradients = gradients_of(trace.sizes, trace.decays, strategy, num_workers, width)
-    piece = int(trace.loss_bytes_per_logit * _piece(trace.vocabulary, trace.logits_per_row * rows))
+    piece = int(trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows))
     best, logits = static, 0
     for moment in trace.moments_of_one_row if rows == 1 else trace.moments:
         before = _held(static, gathering, gradients)
@@ -254,6 +274,6 @@ def _update_peak(
     )
 
 
-def _piece(vocabulary: int, logits: int) -> int:
+def piece_of_loss(vocabulary: int, logits: int) -> int:
     """Return the logits that the loss processes at once: see `piece_length` in jobs.training.loop.loss."""
     return max(1, min(_LARGEST_PIECE, logits // _PIECES) // max(vocabulary, 1)) * vocabulary

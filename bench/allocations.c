@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #define SMALLEST 1024
+#define ALIGNMENT 64 /* of PyTorch; oneDNN takes its scratchpads at other ones */
 #define SLOTS (1u << 20)
 #define GONE ((void *)1)
 
@@ -23,7 +24,7 @@ static unsigned slot_of(void *block) { return (unsigned)(((uintptr_t)block >> 6)
 int posix_memalign(void **out, size_t alignment, size_t bytes) {
     if (!real_memalign) real_memalign = dlsym(RTLD_NEXT, "posix_memalign");
     int failed = real_memalign(out, alignment, bytes);
-    if (failed || bytes < SMALLEST) return failed;
+    if (failed || bytes < SMALLEST || alignment != ALIGNMENT) return failed;
     pthread_mutex_lock(&lock);
     unsigned slot = slot_of(*out);
     while (table[slot].block && table[slot].block != GONE) slot = (slot + 1) & (SLOTS - 1);

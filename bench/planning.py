@@ -18,8 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from jobs.planning import plan_batching
-from jobs.planning.memory import Memory, ModelTrace, Strategy, memory_of
+from jobs.planning.memory import Memory, ModelTrace, memory_of, strategy_of
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 
@@ -121,24 +120,6 @@ def quick_cases() -> list[Case]:
         Case("llama", 2, 1, bf16=True),
         Case("llama", 2, 2),
     ]
-
-
-def strategy_of(spec: Spec) -> Strategy:
-    """Return the part of a spec that decides about memory."""
-    zero = spec.train.zero
-    return Strategy(
-        stage=zero.stage,
-        offload_optimizer=zero.offload_optimizer is not None,
-        offload_param=zero.offload_param is not None,
-        gradient_checkpointing=spec.train.gradient_checkpointing,
-        per_device_train_batch_size=spec.train.per_device_train_batch_size,
-        accumulates=plan_batching(spec).accumulation > 1,
-        reduce_bucket_size=zero.reduce_bucket_size,
-        prefetch_bucket_size=zero.prefetch_bucket_size,
-        param_persistence_threshold=zero.param_persistence_threshold,
-        max_live_parameters=zero.max_live_parameters,
-        max_reuse_distance=zero.max_reuse_distance,
-    )
 
 
 def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:

@@ -95,13 +95,13 @@ def _worker(spec: Spec, store: str, rank: int, results: Any) -> None:
 
 def measure(spec: Spec) -> list[dict[str, Any]]:
     """Return what each rank of the gang measured."""
-    results = _FORK.Queue()
+    results = _FORK.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = range(spec.resources.num_workers)
         gang = [_FORK.Process(target=_worker, args=(spec, f"{folder}/store", rank, results)) for rank in ranks]
         for process in gang:
             process.start()
-        found = dict(results.get(timeout=500) for _ in gang)
+        found = dict(results.get() for _ in gang)
         for process in gang:
             process.join()
     return [found[rank] for rank in ranks]

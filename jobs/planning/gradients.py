@@ -3,13 +3,18 @@
 Sources: `DeepSpeedZeroOptimizer` (runtime/zero/stage_1_and_2.py) and `DeepSpeedZeroOptimizer_Stage3` (stage3.py), with
 contiguous gradients, overlapped communication and sums in fp32, as `jobs.training.model.deepspeed_config` sets them. A
 gradient that is ready is copied into a bucket; a bucket that has no room for the next one is reduced first.
+
+ZeRO-1 in bf16 is another class (`BF16_Optimizer`, runtime/bf16_optimizer.py), unless the optimizer is offloaded. It
+keeps all gradients twice, in bf16 and summed in fp32, and reduces the sums at the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+_ENGINE_BUCKET: Final = 500_000_000  # elements
 
 
 class Buckets(Protocol):
@@ -21,6 +26,8 @@ class Buckets(Protocol):
     def accumulates(self) -> bool: ...
     @property
     def reduce_bucket_size(self) -> int: ...
+    @property
+    def offload_optimizer(self) -> bool: ...
 
 
 @dataclass
@@ -35,6 +42,7 @@ class Gradients:
     width: int  # bytes of an element of the weights
     bucket_size: int
     accumulates: bool
+    sums_all: bool  # ZeRO-1 in bf16
     held: int = 0
     buckets: int = 0
     _filled: int = 0  # elements in the bucket
@@ -45,6 +53,8 @@ class Gradients:
     def __post_init__(self) -> None:
         if self.accumulates:
             self.held = self._kept
+            if self.stage == 1 and not self.sums_all:  # made in the first pass, and released after the last one only
+                self.buckets = self._both_buckets
 
     @property
     def is_flat(self) -> bool:
@@ -54,13 +64,14 @@ class Gradients:
     @property
     def at_update(self) -> int:
         """Bytes of gradients when the update begins, beyond the flat buffer that ZeRO-3 always has."""
+        if self.sums_all:
+            return self.width * sum(self.sizes)
         return 0 if self.stage == 3 else 4 * (self.part if self.is_flat else self.own)
 
     @property
-    def buckets_at_update(self) -> int:
-        """ZeRO-1 keeps gradients of other workers' parts as views of the buckets, until their group is updated."""
-        views = self.stage == 1 and self.width == 4 and self.num_workers > 1
-        return 2 * self.bucket_size * 4 if views else 0
+    def reduced_at_the_end(self) -> int:
+        """Bytes of the copy in which `BF16_Optimizer` reduces its sums (`allreduce_bucket` of the engine)."""
+        return 4 * min(sum(self.sizes), _ENGINE_BUCKET) if self.sums_all and self.num_workers > 1 else 0
 
     @property
     def _kept(self) -> int:
@@ -70,13 +81,18 @@ class Gradients:
         """
         if self.stage == 3:
             return 0
+        if self.sums_all:
+            return self.width * sum(self.sizes)
         return 4 * (sum(self.sizes) if self.stage == 1 else self.part if self.is_flat else self.own)
 
     def add(self, number: int) -> int:
         """Take the gradient of a parameter. Returns bytes that are needed for a moment."""
         size, needed = self.sizes[number], 0
+        if self.sums_all:
+            self.held += 0 if self.accumulates else self.width * size
+            return 0
         if self.stage < 3 and not self.buckets:
-            self.buckets = 2 * self.bucket_size * self._bucket_width
+            self.buckets = self._both_buckets
         if self.stage == 1 and self.width < 4:
             needed += 4 * size  # the gradient in fp32
         if self._filled + size > self.bucket_size and self._filled:
@@ -90,6 +106,10 @@ class Gradients:
         self._filled += size
         self._members += 1
         return needed
+
+    @property
+    def _both_buckets(self) -> int:
+        return 2 * self.bucket_size * self._bucket_width
 
     @property
     def _bucket_width(self) -> int:
@@ -123,7 +143,13 @@ def gradients_of(
         width=width,
         bucket_size=strategy.reduce_bucket_size,
         accumulates=strategy.accumulates,
+        sums_all=sums_all_in_fp32(strategy, width),
     )
+
+
+def sums_all_in_fp32(strategy: Buckets, width: int) -> bool:
+    """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine)."""
+    return strategy.stage == 1 and width < 4 and not strategy.offload_optimizer
 
 
 def _most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:

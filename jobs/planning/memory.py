@@ -11,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+from jobs.planning.batching import plan_batching
 from jobs.planning.gathering import Gathering
-from jobs.planning.gradients import Gradients, gradients_of
+from jobs.planning.gradients import Gradients, gradients_of, sums_all_in_fp32
+from jobs.spec.finetune import Spec
 
 EventKind = Literal["enter", "leave", "enter-backward", "leave-backward", "gradient", "logits", "loss", "end"]
 Device = Literal["cpu", "cuda"]
@@ -52,7 +54,8 @@ class ModelTrace:
     largest_gathered: int  # most elements of one module, which ZeRO-3 gathers together
     sizes: tuple[int, ...]  # elements of each parameter, in the model's order
     decays: tuple[bool, ...]  # for each parameter, whether it is in the optimizer's group with weight decay
-    moments: tuple[Moment, ...]
+    moments: tuple[Moment, ...]  # of two rows and more
+    moments_of_one_row: tuple[Moment, ...]  # with `live` and `peak` alone: kernels may treat one row in another way
     buffer_bytes: int
     fixed_bytes: int  # activations at their peak that do not depend on the rows
     bytes_per_row: int  # activations at their peak for each row of the micro-batch; a row has seq_len tokens
@@ -83,6 +86,24 @@ class Strategy:
     param_persistence_threshold: int = 100_000
     max_live_parameters: int = 1_000_000_000
     max_reuse_distance: int = 1_000_000_000
+
+
+def strategy_of(spec: Spec) -> Strategy:
+    """Return the part of a spec that decides about memory."""
+    zero = spec.train.zero
+    return Strategy(
+        stage=zero.stage,
+        offload_optimizer=zero.offload_optimizer is not None,
+        offload_param=zero.offload_param is not None,
+        gradient_checkpointing=spec.train.gradient_checkpointing,
+        per_device_train_batch_size=spec.train.per_device_train_batch_size,
+        accumulates=plan_batching(spec).accumulation > 1,
+        reduce_bucket_size=zero.reduce_bucket_size,
+        prefetch_bucket_size=zero.prefetch_bucket_size,
+        param_persistence_threshold=zero.param_persistence_threshold,
+        max_live_parameters=zero.max_live_parameters,
+        max_reuse_distance=zero.max_reuse_distance,
+    )
 
 
 @dataclass(frozen=True)
@@ -146,10 +167,11 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, preci
     """Return what is held for the whole step.
 
     ZeRO-1 and 2 (`DeepSpeedZeroOptimizer.__init__`): flat weights of all parameters, and of this worker's part an fp32
-    copy and Adam's two moments, 12 bytes an element. ZeRO-3 (`_create_fp32_partitions`, `_setup_for_real_optimizer`):
-    the part of the weights, the same 12 bytes, a flat fp32 buffer for the part's gradients, and a bucket. With fp32 and
-    without offload the copy is the weights themselves (`Partitions.share_fp32_weights`). Offload moves the 12 bytes to
-    the host, with 4 bytes for the gradient that Adam reads; ZeRO-1 and 2 add buffers for the way back.
+    copy and Adam's two moments, 12 bytes an element. In bf16, ZeRO-1 also has fp32 sums of all gradients. ZeRO-3
+    (`_create_fp32_partitions`, `_setup_for_real_optimizer`): the part of the weights, the same 12 bytes, a flat fp32
+    buffer for the part's gradients, and a bucket. With fp32 and without offload the copy is the weights themselves
+    (`Partitions.share_fp32_weights`). Offload moves the 12 bytes to the host, with 4 bytes for the gradient that Adam
+    reads; ZeRO-1 and 2 add buffers for the way back.
     """
     width = WEIGHT_BYTES[precision]
     part = -(-trace.trained // num_workers)
@@ -160,6 +182,7 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, preci
         offloaded = part * (16 + width) + trace.largest_parameter * width
         return Memory(
             parameters=trace.trained * width + frozen + trace.buffer_bytes,
+            gradients=4 * trace.trained if sums_all_in_fp32(strategy, width) else 0,
             optimizer_states=0 if strategy.offload_optimizer else states,
             communication=trace.largest_parameter * width if strategy.offload_optimizer else 0,
             host=offloaded if strategy.offload_optimizer else 0,
@@ -181,9 +204,9 @@ def _pass_peak(
     rows, width = strategy.per_device_train_batch_size, WEIGHT_BYTES[precision]
     gathering = _gathering(trace, strategy, num_workers, width, device)
     gradients = gradients_of(trace.sizes, trace.decays, strategy, num_workers, width)
-    piece = int(trace.loss_bytes_per_logit * _piece(trace.vocabulary, trace.logits_per_row * rows))
+    piece = int(trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows))
     best, logits = static, 0
-    for moment in trace.moments:
+    for moment in trace.moments_of_one_row if rows == 1 else trace.moments:
         before = _held(static, gathering, gradients)
         best = _higher(best, before, moment.peak_at(rows), logits, piece if moment.kind == "loss" else 0)
         gathered = reduced = 0
@@ -193,6 +216,8 @@ def _pass_peak(
             gathering.leave(moment.parameters)
         elif moment.kind == "gradient":
             reduced = gradients.add(moment.parameters[0])
+        elif moment.kind == "end":
+            reduced = gradients.reduced_at_the_end
         elif moment.kind == "logits":
             logits = trace.logits_bytes_per_row * rows
         if gathered or reduced:
@@ -255,10 +280,9 @@ def _update_peak(
         static,
         gradients=static.gradients + gradients.at_update + flat,
         optimizer_temporaries=temporaries,
-        communication=static.communication + gradients.buckets_at_update,
     )
 
 
-def _piece(vocabulary: int, logits: int) -> int:
+def piece_of_loss(vocabulary: int, logits: int) -> int:
     """Return the logits that the loss processes at once: see `piece_length` in jobs.training.loop.loss."""
     return max(1, min(_LARGEST_PIECE, logits // _PIECES) // max(vocabulary, 1)) * vocabulary

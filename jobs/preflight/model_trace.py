@@ -1,6 +1,6 @@
 """Traces one training step of a model from its config.json, for `jobs.planning.memory`.
 
-No weights are read and nothing is computed. Two passes, of one and two rows, give the bytes of any micro-batch. Deep
+No weights are read and nothing is computed. Passes of two and three rows give the bytes of any larger micro-batch. Deep
 models are traced with few layers (see `jobs.planning.layers`).
 """
 
@@ -21,7 +21,7 @@ from jobs.spec.finetune import Spec
 from jobs.training.loop.loss import piece_length
 from jobs.training.model.load import DTYPES, empty_model, model_config
 
-_ROWS = (1, 2)
+_ROWS = (1, 2, 3)
 
 
 def trace_model(
@@ -44,14 +44,15 @@ def trace_model(
     if depth is None or depth.repeats < 1:
         note = "all layers were traced: the depth of this type of model cannot be changed" if depth is None else None
         passes = [traced_pass(spec, config, DTYPES[precision], rows) for rows in _ROWS]
-        return _trace(spec, precision, model, passes, _lines(passes), passes[0].flops, note)
-    deep, shallow = (
-        [traced_pass(spec, _with_layers(config, depth, layers), DTYPES[precision], rows) for rows in _ROWS]
-        for layers in (depth.deep, depth.shallow)
-    )
+        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), passes[0].flops, note)
+    shorter, short = (_with_layers(config, depth, layers) for layers in (depth.shallow, depth.deep))
+    shallow = [traced_pass(spec, shorter, DTYPES[precision], rows, to_logits=True) for rows in _ROWS]
+    deep = [traced_pass(spec, short, DTYPES[precision], rows) for rows in _ROWS]
+    lines = deepened(_lines(shallow), _lines(deep), depth)
+    single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
     flops = deep[0].flops + depth.repeats * (deep[0].flops - shallow[0].flops)
     note = f"{depth.deep} of {depth.layers} layers were traced"
-    return _trace(spec, precision, model, deep, deepened(_lines(shallow), _lines(deep), depth), flops, note)
+    return _trace(spec, precision, model, deep, lines, single, flops, note)
 
 
 def _depth(model: Any) -> Depth | None:
@@ -78,16 +79,22 @@ def _with_layers(config: Any, depth: Depth, layers: int) -> Any:
 
 
 def _lines(passes: Sequence[TracedPass]) -> tuple[Line, ...]:
-    """Split the bytes of each event into a fixed part and one for each row."""
-    one, two = (traced.events for traced in passes)
-    if [(event.kind, event.parameters) for event in one] != [(event.kind, event.parameters) for event in two]:
+    """Return the events of the first pass, or of all others, split into a fixed part and one for each row."""
+    first, *others = passes
+    if not others:
+        return tuple(
+            Line(event.kind, event.parameters, (event.live, 0), (event.peak, 0))
+            for event in _without_pieces(first.events)
+        )
+    two, three = (traced.events for traced in others)
+    if [(event.kind, event.parameters) for event in two] != [(event.kind, event.parameters) for event in three]:
         raise RuntimeError("the modules of this model run in an order that depends on the number of rows")
-    return tuple(_line(*pair) for pair in zip(_without_pieces(one), _without_pieces(two), strict=True))
+    return tuple(_line(*pair) for pair in zip(_without_pieces(two), _without_pieces(three), strict=True))
 
 
-def _line(one: Event, two: Event) -> Line:
-    live, peak = two.live - one.live, two.peak - one.peak
-    return Line(one.kind, one.parameters, (one.live - live, live), (one.peak - peak, peak))
+def _line(two: Event, three: Event) -> Line:
+    live, peak = three.live - two.live, three.peak - two.peak
+    return Line(two.kind, two.parameters, (two.live - 2 * live, live), (two.peak - 2 * peak, peak))
 
 
 def _without_pieces(events: Sequence[Event]) -> list[Event]:
@@ -106,19 +113,17 @@ def _trace(
     model: Any,
     passes: Sequence[TracedPass],
     lines: Sequence[Line],
+    single: Sequence[Line],
     flops: int,
     note: str | None,
 ) -> ModelTrace:
     named = dict(model.named_parameters())
     number_of = {name: number for number, name in enumerate(named)}
-    moments = tuple(
-        Moment(line.kind, tuple(number_of[name] for name in line.parameters), *line.live, *line.peak) for line in lines
-    )
     highest = max(lines, key=lambda line: line.peak[0] + line.peak[1])
-    two = passes[1]
-    piece = piece_length(two.vocabulary, two.logits // two.vocabulary) * two.vocabulary
+    last = passes[-1]
+    piece = piece_length(last.vocabulary, last.logits // last.vocabulary) * last.vocabulary
     loss_bytes = max(
-        event.peak - kept.peak for event, kept in zip(two.events, _without_pieces(two.events), strict=True)
+        event.peak - kept.peak for event, kept in zip(last.events, _without_pieces(last.events), strict=True)
     )
     return ModelTrace(
         parameters=sum(parameter.numel() for parameter in named.values()),
@@ -129,13 +134,14 @@ def _trace(
         ),
         sizes=tuple(parameter.numel() for parameter in named.values()),
         decays=tuple(parameter.dim() >= 2 for parameter in named.values()),
-        moments=moments,
+        moments=_moments(lines, number_of),
+        moments_of_one_row=_moments(single, number_of),
         buffer_bytes=passes[0].buffer_bytes,
         fixed_bytes=highest.peak[0],
         bytes_per_row=highest.peak[1],
         logits_bytes_per_row=passes[1].logits_bytes - passes[0].logits_bytes,
         logits_per_row=passes[1].logits - passes[0].logits,
-        vocabulary=two.vocabulary,
+        vocabulary=last.vocabulary,
         loss_bytes_per_logit=loss_bytes / piece,
         flops_per_row=flops,
         gradient_checkpointing=spec.train.gradient_checkpointing,
@@ -143,4 +149,10 @@ def _trace(
         seq_len=spec.data.seq_len,
         exact=note is None,
         note=note,
+    )
+
+
+def _moments(lines: Sequence[Line], number_of: dict[str, int]) -> tuple[Moment, ...]:
+    return tuple(
+        Moment(line.kind, tuple(number_of[name] for name in line.parameters), *line.live, *line.peak) for line in lines
     )

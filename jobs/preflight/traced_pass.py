@@ -38,8 +38,8 @@ class TracedPass:
     flops: int  # of the forward pass
 
 
-def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int) -> TracedPass:
-    """Trace a micro-batch of `rows` rows of `seq_len` tokens.
+def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logits: bool = False) -> TracedPass:
+    """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits.
 
     Raises:
         Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
@@ -62,12 +62,13 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int) -> Trace
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
         flops, shape, size = tracker.flops, logits.shape, logits.untyped_storage().nbytes()
-        logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
-        loss = loss_sum(logits, batch.targets)
-        del logits
-        tracker.note("loss")
-        (loss / 2).backward()  # type: ignore[no-untyped-call]
-        tracker.note("end")
+        if not to_logits:
+            logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
+            loss = loss_sum(logits, batch.targets)
+            del logits
+            tracker.note("loss")
+            (loss / 2).backward()  # type: ignore[no-untyped-call]
+            tracker.note("end")
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     return TracedPass(tuple(tracker.events), buffers, shape.numel(), shape[-1], size, flops)
 

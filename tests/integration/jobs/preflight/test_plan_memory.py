@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from jobs.planning.memory import Strategy, memory_of
+from jobs.planning.memory import Strategy, memory_of, piece_of_loss
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
 from jobs.preflight.traced_pass import traced_pass
@@ -64,21 +64,19 @@ def test_repeated_layers_give_the_trace_of_all_layers(
     assert replace(few, note=every.note) == every
 
 
-def test_two_numbers_of_rows_give_any_other(tmp_path: pathlib.Path) -> None:
+def test_a_few_numbers_of_rows_give_any_other(tmp_path: pathlib.Path) -> None:
     folder = config_dir(tmp_path / "model", num_hidden_layers=2)
     spec = tiny.spec_of(tmp_path, folder, tmp_path / "none")
     trace = trace_model(spec, str(folder), "bf16")
-    five = traced_pass(spec, model_config(spec, str(folder)), DTYPES["bf16"], 5)
-    assert [moment.live_at(5) for moment in trace.moments] == [event.live for event in five.events]
-    loss = {event.peak for event in five.events if event.kind == "loss"}
-    peaks = [moment.peak_at(5) for moment in trace.moments if moment.kind != "loss"]
-    assert peaks == [event.peak for event in five.events if event.kind != "loss"] and loss
+    one, five = (traced_pass(spec, model_config(spec, str(folder)), DTYPES["bf16"], rows) for rows in (1, 5))
+    for rows, events, moments in ((1, one.events, trace.moments_of_one_row), (5, five.events, trace.moments)):
+        assert [moment.live_at(rows) for moment in moments] == [event.live for event in events]
+        peaks = [moment.peak_at(rows) for moment in moments if moment.kind != "loss"]
+        assert peaks == [event.peak for event in events if event.kind != "loss"]
     most = memory_of(trace, Strategy(per_device_train_batch_size=5), 1, "bf16", "cpu")
     assert most.activations + most.logits == pytest.approx(max(event.peak for event in five.events), rel=0.01)
 
 
 @pytest.mark.parametrize(("vocabulary", "targets"), [(512, 100), (128_256, 8192), (3, 4), (50_000, 1)])
 def test_pieces_of_the_loss_are_those_of_the_loop(vocabulary: int, targets: int) -> None:
-    from jobs.planning.memory import _piece
-
-    assert _piece(vocabulary, vocabulary * targets) == piece_length(vocabulary, targets) * vocabulary
+    assert piece_of_loss(vocabulary, vocabulary * targets) == piece_length(vocabulary, targets) * vocabulary

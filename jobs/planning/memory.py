@@ -119,9 +119,11 @@ class Memory:
     gathered_buckets: int = 0  # whole parameters that ZeRO-3 has gathered
     communication: int = 0  # buckets in which gradients are reduced, and copies for collectives
     reserve: int = 0
-    host: int = (
-        0  # bytes of host memory for each worker, beyond the program; 0 on CPUs, where all parts are host memory
-    )
+    program: int = 0  # of a worker without GPU: Python and its libraries
+    checkpoint_copy: int = 0  # of a worker without GPU: see `host`
+    # Bytes of host memory for each worker with a GPU, beyond the program: what is offloaded, and the copy of the state
+    # from which checkpoints are written. A worker without GPU has all its parts in host memory, and 0 here.
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -156,7 +158,7 @@ def memory_of(
 
 
 def in_process(memory: Memory, trace: ModelTrace, num_workers: int, device: Device) -> Memory:
-    """Add what a worker needs beside its step: the copy for checkpoints (12 bytes an element), and without GPU itself."""
+    """Add the copy for checkpoints (12 bytes an element), and on CPUs the program itself."""
     copied = 12 * -(-trace.trained // num_workers)
     if device == "cuda":
         return replace(memory, host=memory.host + copied)

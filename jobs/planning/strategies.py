@@ -11,7 +11,6 @@ from jobs.planning.batching import Batching
 from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, in_process, memory_of
 from jobs.planning.precision import Precision
 from jobs.planning.step_time import StepTime, step_time
-from jobs.spec.finetune import Train
 
 Free = Literal["per_device_train_batch_size", "gradient_checkpointing", "zero"]
 # Stage, and what is offloaded to the host: the optimizer's states, the parameters.
@@ -111,24 +110,6 @@ def chosen(found: tuple[Option, ...]) -> Option | None:
 def nearest(found: tuple[Option, ...]) -> Option:
     """Return the option that lacks least memory."""
     return min(found, key=lambda option: (option.missing + option.missing_on_host, option.time.seconds))
-
-
-def strategy_of(train: Train, batching: Batching) -> Strategy:
-    """Return the part of a spec that a plan may choose, as it is written."""
-    zero = train.zero
-    return Strategy(
-        stage=zero.stage,
-        offload_optimizer=zero.offload_optimizer is not None,
-        offload_param=zero.offload_param is not None,
-        gradient_checkpointing=train.gradient_checkpointing,
-        per_device_train_batch_size=batching.per_device,
-        accumulates=batching.accumulation > 1,
-        reduce_bucket_size=zero.reduce_bucket_size,
-        prefetch_bucket_size=zero.prefetch_bucket_size,
-        param_persistence_threshold=zero.param_persistence_threshold,
-        max_live_parameters=zero.max_live_parameters,
-        max_reuse_distance=zero.max_reuse_distance,
-    )
 
 
 def changes_of(written: Strategy, other: Strategy) -> tuple[Free, ...]:

@@ -15,9 +15,9 @@ from jobs.planning import plan_batching, total_steps, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
 from jobs.planning.batching import Batching
 from jobs.planning.job_plan import JobPlan
-from jobs.planning.memory import ModelTrace
+from jobs.planning.memory import ModelTrace, strategy_of
 from jobs.planning.precision import precision_of
-from jobs.planning.strategies import Free, options, strategy_of
+from jobs.planning.strategies import Free, options
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec
@@ -44,7 +44,7 @@ def plan_job(spec: Spec, machines: Machines | None = None) -> JobPlan:
         return trace_model(spec, model_dir, precision, gradient_checkpointing)
 
     batching = plan_batching(spec)
-    written = strategy_of(spec.train, batching)
+    written = strategy_of(spec)
     ways = options(written, batching, free_fields(spec), trace, found, precision)
     traced = trace(written.gradient_checkpointing)
     return JobPlan(

@@ -1,6 +1,6 @@
 """What a job will do, computed before anything is started. Pure functions of the spec.
 
-May import `spec` and `cluster.capacity`. Start with `batching`.
+May import `spec` and `cluster.capacity`. Start with `batching`. `memory` predicts the peak memory of a worker.
 """
 
 from jobs.planning.batching import Batching, plan_batching

@@ -25,6 +25,7 @@ from orchestrator.cli.commands import cluster as clustercli
 from orchestrator.cli.commands import data as datacli
 from orchestrator.cli.commands import gc as gccli
 from orchestrator.cli.commands import job_actions as ordercli
+from orchestrator.cli.commands import plan as plancli
 from orchestrator.cli.commands import queue as queuecli
 from orchestrator.cli.commands import serve as servecli
 from orchestrator.cli.commands import simulate as simulatecli
@@ -210,6 +211,7 @@ def _add(command: Any, panel: str, *examples: str) -> None:
 
 app.add_typer(datacli.app, rich_help_panel=YOURS)
 app.add_typer(sweepchangecli.app, rich_help_panel=YOURS)
+app.command(rich_help_panel=YOURS, epilog=plancli.EPILOG)(plancli.plan)
 app.command(rich_help_panel=YOURS, epilog=uploadcli.EPILOG)(uploadcli.upload)
 app.command(rich_help_panel=YOURS, epilog=gccli.EPILOG)(gccli.gc)
 app.command(rich_help_panel=QUEUE, epilog=submitcli.EPILOG)(submitcli.submit)

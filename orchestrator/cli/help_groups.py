@@ -25,7 +25,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "start": "run",
     "launch": "run",
     "check": "validate",
-    "plan": "validate",
+    "estimate": "plan",
     "ls": "queue",
     "list": "queue",
     "jobs": "queue",

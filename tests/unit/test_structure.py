@@ -22,7 +22,14 @@ MAY_IMPORT = {"cluster": (), "jobs": ("cluster",), "orchestrator": ("cluster", "
 
 # Where a package that is slow to import may be named at all. The light half runs on a laptop that has none of them.
 TRAINING = ("jobs/data/", "jobs/training/")
-WITH_TORCH = ("jobs/drivers/finetune/torchrun_driver.py", "jobs/preflight/dry_run.py")  # imported late by others
+# Imported late by others.
+WITH_TORCH = (
+    "jobs/drivers/finetune/torchrun_driver.py",
+    "jobs/preflight/dry_run.py",
+    "jobs/preflight/model_trace.py",
+    "jobs/preflight/traced_pass.py",
+    "jobs/preflight/tracker.py",
+)
 TUNING = ("jobs/search/report/page.py", "jobs/search/tuning/")
 SERVING = ("orchestrator/http/", "orchestrator/server/", "orchestrator/store/")
 HOMES = {
@@ -34,7 +41,7 @@ HOMES = {
         "jobs/search/tuning/proposing.py",
     ),
     "deepspeed": TRAINING,
-    "transformers": (*TRAINING, "jobs/model_files/tokenizer.py"),
+    "transformers": (*TRAINING, "jobs/model_files/tokenizer.py", "jobs/preflight/traced_pass.py"),
     "accelerate": TRAINING,
     "safetensors": TRAINING,
     "pyarrow": TRAINING,

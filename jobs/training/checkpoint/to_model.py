@@ -12,6 +12,7 @@ from jobs.console import redirected_output
 from jobs.errors import DataError
 from jobs.model_files.directory import local_model_dir, tensor_names
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
+from jobs.planning.precision import Precision
 from jobs.run.checkpoints import Commit, Part, Read, Slice, committed_steps, read_commit, read_parts, read_slices
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
@@ -20,7 +21,6 @@ from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from jobs.storage.tensor_file import Damaged, as_bytes
 from jobs.training.checkpoint.reader import check_same_model, read_buffers
-from jobs.training.model.deepspeed_config import Precision
 from jobs.training.model.export import Weights, write_config, write_weights
 from jobs.training.model.load import DTYPES, empty_model, load_model, set_pad_token
 from jobs.training.model.tensor_names import naming_of

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from jobs.planning.batching import Batching
-from jobs.spec.finetune import Spec, Train
+from jobs.planning.precision import Precision
+from jobs.spec.finetune import Spec
 from jobs.spec.zero import Zero
-
-Precision = Literal["fp32", "bf16", "fp16"]
-
-
-def precision_of(train: Train, device_has_bf16: bool) -> Precision:
-    """Return the precision of computation. If bf16 is left out, it is used on devices (GPUs) that support it."""
-    if train.fp16:
-        return "fp16"
-    wanted = device_has_bf16 if train.bf16 is None else train.bf16
-    return "bf16" if wanted else "fp32"
 
 
 def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> dict[str, Any]:

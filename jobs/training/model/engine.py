@@ -17,9 +17,10 @@ import torch
 from jobs.errors import RunFailed
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import plan_batching
+from jobs.planning.precision import Precision, precision_of
 from jobs.spec.finetune import Spec
 from jobs.training.model.batch import collate, model_logits
-from jobs.training.model.deepspeed_config import Precision, deepspeed_config, precision_of
+from jobs.training.model.deepspeed_config import deepspeed_config
 from jobs.training.model.export import Weights, export_model, verify_export
 from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_memory
 from jobs.training.model.load import DTYPES, load_model, parameter_groups, weight_decay_of

@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import torch
 
+from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
-from jobs.training.model.deepspeed_config import Precision
 
 # Settings under which a model sees tokens after the current one, and the values that prevent this.
 _DIRECTIONS: dict[str, tuple[Any, Any]] = {

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.planning import plan_batching
+from jobs.planning.precision import precision_of
 from jobs.spec.finetune import Spec, Train
-from jobs.training.model.deepspeed_config import deepspeed_config, precision_of
+from jobs.training.model.deepspeed_config import deepspeed_config
 
 
 def spec_of(**train: Any) -> Spec:

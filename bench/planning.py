@@ -1,0 +1,217 @@
+"""Predicted against real peaks of memory: `python -m bench.planning [--quick] [--only llama gpt2]`.
+
+Real: the engine of a run, in 1, 2 and 8 gloo processes on CPU, makes three steps of a small model with random weights;
+`allocations.c` counts what PyTorch's allocator hands out. One JSON line a case, and a summary at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from jobs.planning.memory import Memory, ModelTrace, memory_of, strategy_of
+from jobs.spec.finetune import Spec
+from jobs.spec.load import dump_spec
+
+ROOT = pathlib.Path(__file__).parents[1]
+HIDDEN, LAYERS, VOCABULARY, TOKENS = 256, 4, 16_000, 256
+# Buckets and limits as small as the models, so that they are filled, reduced and overrun as those of large models are.
+ZERO: Final = {
+    "reduce_bucket_size": 2_000_000,
+    "prefetch_bucket_size": 1_000_000,
+    "param_persistence_threshold": 1_000,
+    "max_live_parameters": 6_000_000,
+    "max_reuse_distance": 1_000_000,
+}
+_COMMON: Final = {
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 1024,
+    "vocab_size": VOCABULARY,
+    "bos_token_id": 1,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+_GEMMA: Final = {**_COMMON, "intermediate_size": 3 * HIDDEN, "head_dim": 32, "sliding_window": 128}
+MODELS: Final[dict[str, dict[str, Any]]] = {
+    "llama": {**_COMMON, "intermediate_size": 3 * HIDDEN},
+    "gpt2": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 8, "n_positions": 1024, "vocab_size": VOCABULARY},
+    "bert": {**_COMMON, "intermediate_size": 4 * HIDDEN, "num_labels": 3},
+    "qwen2": {**_COMMON, "intermediate_size": 3 * HIDDEN, "tie_word_embeddings": True},
+    "qwen3": {**_COMMON, "intermediate_size": 3 * HIDDEN, "head_dim": 32},
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
+    "mixtral": {**_COMMON, "intermediate_size": HIDDEN, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        **_COMMON, "intermediate_size": HIDDEN, "moe_intermediate_size": 128, "num_experts": 8,
+        "num_experts_per_tok": 2, "head_dim": 32,
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and how it is sharded and fed."""
+
+    model: str
+    workers: int = 1
+    stage: int = 3
+    checkpointing: bool = False
+    bf16: bool = False
+    packing: bool = False
+    rows: int = 4
+    accumulation: int = 2
+
+    def spec(self, model_dir: pathlib.Path) -> Spec:
+        classify = self.model == "bert"
+        model = {"path": str(model_dir), "task": "sequence-classification" if classify else "causal-lm"}
+        return Spec.model_validate({
+            "model": {**model, **({"num_labels": 3} if classify else {})},
+            "data": {
+                "train": str(model_dir), "format": "classification" if classify else "text", "seq_len": TOKENS,
+                "packing": self.packing,
+            },
+            "train": {
+                "max_steps": 3, "per_device_train_batch_size": self.rows, "bf16": self.bf16,
+                "gradient_accumulation_steps": self.accumulation, "gradient_checkpointing": self.checkpointing,
+                "zero": {"stage": self.stage, **ZERO},
+            },
+            "resources": {"num_workers": self.workers, "gpus_per_worker": 0},
+            "storage_path": str(model_dir.parent),
+        })  # fmt: skip
+
+
+def cases(models: Sequence[str]) -> list[Case]:
+    """Every model with and without checkpointing on 1 and 2 workers; Llama and GPT-2 with everything, on 8 too."""
+    found = [
+        Case(model, workers, checkpointing=again) for model in models for workers in (1, 2) for again in (False, True)
+    ]
+    for model in [name for name in models if name in ("llama", "gpt2")]:
+        found += [
+            Case(model, workers, stage, bf16=bf16)
+            for stage in (1, 2, 3)
+            for workers in (1, 2)
+            for bf16 in (False, True)
+        ]
+        found += [Case(model, 2, stage, accumulation=1) for stage in (1, 2, 3)]
+        found += [Case(model, 8, stage, rows=1) for stage in (1, 2, 3)]
+        found += [Case(model, 2, 3, packing=True)]
+    return list(dict.fromkeys(found))
+
+
+def quick_cases() -> list[Case]:
+    """A minute of cases: both kinds of peaks, every stage, on 1 and 2 workers."""
+    return [
+        Case("llama"),
+        Case("gpt2", 2),
+        Case("llama", 2, checkpointing=True),
+        Case("gpt2", 1, 2),
+        Case("llama", 2, 1, bf16=True),
+        Case("llama", 2, 2),
+    ]
+
+
+def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:
+    """Return the predicted peak. `traces` keeps the traces of earlier cases, which other stages and workers share."""
+    from jobs.preflight.model_trace import trace_model
+
+    precision = "bf16" if spec.train.bf16 else "fp32"
+    key = (spec.model.path, precision, spec.train.gradient_checkpointing, spec.packed)
+    if key not in traces:
+        traces[key] = trace_model(spec, spec.model.path, precision)
+    return memory_of(traces[key], strategy_of(spec), spec.resources.num_workers, precision, "cpu")
+
+
+def real(specs: Sequence[Spec], folder: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+    """Yield what the ranks of each case measured."""
+    library = folder / "allocations.so"
+    source = pathlib.Path(__file__).with_name("allocations.c")
+    subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, source, "-ldl", "-lpthread"], check=True)
+    files = []
+    for number, spec in enumerate(specs):
+        files.append(folder / f"spec-{number}.json")
+        files[-1].write_bytes(dump_spec(spec))
+    environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bench.realpeak", *map(str, files)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        assert process.stdout is not None
+        yield from (json.loads(line)["ranks"] for line in process.stdout)
+
+
+def save_models(names: set[str], folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Write small models with random weights."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    found = {}
+    for name in sorted(names):
+        config = transformers.AutoConfig.for_model(name, **MODELS[name])
+        kind = transformers.AutoModelForSequenceClassification if name == "bert" else transformers.AutoModelForCausalLM
+        found[name] = folder / name
+        kind.from_config(config).save_pretrained(found[name])
+    return found
+
+
+def compare(wanted: Sequence[Case]) -> Iterator[dict[str, Any]]:
+    """Yield one record a case: the predicted and the real peak, in bytes, and the relative error."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        models = save_models({case.model for case in wanted}, folder)
+        specs = [case.spec(models[case.model]) for case in wanted]
+        traces: dict[Any, ModelTrace] = {}
+        for case, spec, ranks in zip(wanted, specs, real(specs, folder), strict=True):
+            errors = [rank["error"] for rank in ranks if "error" in rank]
+            if errors:
+                yield {**asdict(case), "failed": errors[0]}
+                continue
+            plan, peak = predicted(spec, traces), max(rank["peak"] for rank in ranks)
+            yield {
+                **asdict(case), "predicted": plan.used, "reserve": plan.reserve, "real": peak,
+                "error": round(plan.used / peak - 1, 4), "parts": asdict(plan), "steps": ranks[0]["moments"],
+            }  # fmt: skip
+
+
+def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return the median and the worst relative error, and how far the total with its reserve is ever under the peak."""
+    found = [record for record in records if "error" in record]
+    errors = [abs(record["error"]) for record in found]
+    return {
+        "cases": len(records),
+        "failed": len(records) - len(found),
+        "median_error": round(statistics.median(errors), 4),
+        "worst_error": max(errors),
+        "worst_case": {key: value for key, value in max(found, key=lambda one: abs(one["error"])).items()
+                       if key not in ("parts", "steps")},
+        "most_under": min(record["error"] for record in found),
+        "under_with_reserve": sum(record["predicted"] + record["reserve"] < record["real"] for record in found),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="six cases, a minute")
+    parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")
+    given = parser.parse_args()
+    records = []
+    for record in compare(quick_cases() if given.quick else cases(given.only)):
+        records.append(record)
+        print(json.dumps(record), flush=True)
+    print(json.dumps({"summary": summary(records)}))
+
+
+if __name__ == "__main__":
+    main()

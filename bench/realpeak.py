@@ -1,0 +1,122 @@
+"""Makes real training steps in gangs of gloo processes, and counts the bytes of their tensors.
+
+`bench.planning` starts it with `bench/allocations.c` preloaded, which counts what PyTorch's CPU allocator hands out:
+also inside operators and on other threads. Workers are forks of one process, which has imported everything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+import types
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+
+from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
+from jobs.planning import plan_batching
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_spec
+from jobs.training.loop.loss import loss_sum
+from jobs.training.model.batch import collate, model_logits
+from jobs.training.model.engine import build_engine, import_deepspeed
+
+STEPS = 3  # Adam's states exist after the first; ZeRO-3 knows the order of the modules from the second on
+_FORK = multiprocessing.get_context("fork")
+
+
+def full_rows(spec: Spec, rows: int, vocabulary: int) -> pa.Table:
+    """Random rows of `seq_len` tokens; two samples in each if the spec packs, one of them shorter if it classifies."""
+    draw, length = np.random.default_rng(0), spec.data.seq_len
+    classify = spec.model.task == "sequence-classification"
+    columns: dict[str, list[list[int]]] = {name: [] for name in ROW_SCHEMA.names}
+    for number in range(rows):
+        tokens = length - length // 2 * (classify and number == rows - 1 and rows > 1)
+        ids = draw.integers(2, vocabulary, tokens).tolist()
+        columns["input_ids"].append(ids)
+        columns["labels"].append([number % 2] if classify else [IGNORE_INDEX, *ids[1:]])
+        columns["lengths"].append([tokens // 2, tokens - tokens // 2] if spec.packed else [tokens])
+        columns["sample_ids"].append([number])
+    return pa.table(columns, schema=ROW_SCHEMA)
+
+
+def steps_of(spec: Spec, store: str, rank: int) -> dict[str, Any]:
+    """Build the engine, make the steps, and return the bytes: after the build, and the peak of each part of a step."""
+    counter = ctypes.CDLL(None)
+    counter.live_bytes.restype = counter.peak_bytes.restype = ctypes.c_int64
+    workers = spec.resources.num_workers
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
+    gang: Any = types.SimpleNamespace(rank=rank, world_size=workers, local_rank=rank, device=torch.device("cpu"))
+    before = counter.live_bytes()
+    engine = build_engine(spec, spec.model.path, gang, pad_token_id=0)
+    built = counter.live_bytes() - before
+    batching, task = plan_batching(spec), spec.model.task
+    table = full_rows(spec, batching.per_device, int(engine.module.module.config.get_text_config().vocab_size))
+    moments: list[list[int]] = []
+
+    def note() -> None:
+        moments[-1].append(counter.peak_bytes() - before)
+        counter.reset_peak()
+
+    for _ in range(STEPS):
+        moments.append([])
+        for _ in range(batching.accumulation):
+            counter.reset_peak()
+            batch = collate(table, task, 0, gang.device)
+            loss = loss_sum(model_logits(engine.module, batch, task), batch.targets)
+            note()
+            engine.backward(loss / 100)
+            note()
+            engine.step()
+            note()
+            del loss, batch
+    peak = max(max(step) for step in moments)
+    return {"built": built, "peak": peak, "after": counter.live_bytes() - before, "moments": moments}
+
+
+def _worker(spec: Spec, store: str, rank: int, results: Any) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)
+    try:
+        results.put((rank, steps_of(spec, store, rank)))
+    except BaseException:
+        results.put((rank, {"error": traceback.format_exc()[-3000:]}))
+    sys.stdout.flush()
+    os._exit(0)  # no orderly end: threads of the process group may wait for peers that are gone
+
+
+def measure(spec: Spec) -> list[dict[str, Any]]:
+    """Return what each rank of the gang measured."""
+    results = _FORK.SimpleQueue()
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = range(spec.resources.num_workers)
+        gang = [_FORK.Process(target=_worker, args=(spec, f"{folder}/store", rank, results)) for rank in ranks]
+        for process in gang:
+            process.start()
+        found = dict(results.get() for _ in gang)
+        for process in gang:
+            process.join()
+    return [found[rank] for rank in ranks]
+
+
+def main(spec_files: list[str]) -> None:
+    torch.set_num_threads(1)
+    out = os.dup(1)
+    os.dup2(2, 1)  # what libraries print goes to stderr
+    import_deepspeed(torch.device("cpu"))
+    for name in spec_files:
+        line = json.dumps({"case": name, "ranks": measure(load_spec(name))}) + "\n"
+        with contextlib.suppress(BrokenPipeError):
+            os.write(out, line.encode())
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,138 @@
+"""Accelerators as data, and the machines that `--on 2x8xH100-80` names. Pure.
+
+The figures are those of the vendors' data sheets: dense peaks without sparsity, bandwidths of both directions together.
+`memory_gib` is what the driver reports as usable, which is less than the name says.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from cluster.text import did_you_mean
+from jobs.errors import InputError
+
+GIB: Final = 2**30
+CPU: Final = "CPU"  # name of an accelerator that is the cores of a machine
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """One model of GPU, or the cores of one CPU worker.
+
+    Attributes:
+        name: model and nominal memory, such as H100-80.
+        memory_gib: memory that programs can use, GiB.
+        bandwidth_gb_s: of its memory, GB/s.
+        tflops: dense peak of bf16 matrix products with fp32 sums, TFLOP/s; of fp16 where there is no bf16.
+        fp32_tflops: dense peak of fp32 matrix products, TFLOP/s; TF32 is off, as in torch by default.
+        link_gb_s: to the other GPUs of its node, GB/s in one direction.
+        host_gb_s: to its host's memory, GB/s in one direction.
+        network_gb_s: to other nodes, GB/s for each GPU in one direction, with the network that is usual for it.
+        host_gib: its share of its host's memory in usual machines, such as the clouds', GiB.
+        has_bf16: whether it computes in bf16.
+    """
+
+    name: str
+    memory_gib: float
+    bandwidth_gb_s: float
+    tflops: float
+    fp32_tflops: float
+    link_gb_s: float
+    host_gb_s: float
+    network_gb_s: float
+    host_gib: float
+    has_bf16: bool = True
+
+    @property
+    def memory(self) -> int:
+        """Usable memory in bytes."""
+        return int(self.memory_gib * GIB)
+
+
+ACCELERATORS: Final = {
+    one.name: one
+    for one in (
+        Accelerator("B200-180", 178.3, 8000, 2250, 75, 900, 64, 50, 256),
+        Accelerator("H200-141", 139.8, 4800, 989, 67, 450, 64, 50, 256),
+        Accelerator("H100-80", 79.1, 3350, 989, 67, 450, 64, 50, 256),
+        Accelerator("H100-PCIE-80", 79.1, 2000, 756, 51, 64, 64, 12.5, 128),
+        Accelerator("A100-80", 79.1, 2039, 312, 19.5, 300, 32, 25, 144),
+        Accelerator("A100-40", 39.3, 1555, 312, 19.5, 300, 32, 25, 144),
+        Accelerator("L40S-48", 44.3, 864, 362, 91.6, 32, 32, 12.5, 192),
+        Accelerator("A10G-24", 22.0, 600, 70, 35, 32, 32, 6.25, 96),
+        Accelerator("A10-24", 22.0, 600, 125, 31.2, 32, 32, 6.25, 96),
+        Accelerator("L4-24", 22.0, 300, 121, 30.3, 32, 32, 6.25, 96),
+        Accelerator("RTX4090-24", 23.5, 1008, 165, 82.6, 32, 32, 3.1, 64),
+        Accelerator("V100-32", 31.7, 900, 125, 15.7, 150, 16, 12.5, 96, has_bf16=False),
+        Accelerator("V100-16", 15.7, 900, 125, 15.7, 150, 16, 12.5, 61, has_bf16=False),
+        Accelerator("T4-16", 14.5, 320, 65, 8.1, 16, 16, 3.1, 48, has_bf16=False),
+    )
+}
+_ON: Final = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<gpus>\d+)x(?P<name>.+)", re.IGNORECASE)
+_MOST: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Equal nodes with equal GPUs."""
+
+    nodes: int
+    gpus_per_node: int
+    accelerator: Accelerator
+    node_gib: float | None = None  # memory of a node, GiB; None: what is usual for the accelerator
+
+    @property
+    def host_memory(self) -> int:
+        """A worker's share of its node's memory, bytes."""
+        share = self.accelerator.host_gib if self.node_gib is None else self.node_gib / self.gpus_per_node
+        return int(share * GIB)
+
+    @property
+    def gpus(self) -> int:
+        return self.nodes * self.gpus_per_node
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether the workers have no GPU; `accelerator` is then a worker's share of its machine."""
+        return self.accelerator.name == CPU
+
+    def __str__(self) -> str:
+        nodes = f"{self.nodes}x" if self.nodes > 1 else ""
+        return f"{nodes}{self.gpus_per_node}x{self.accelerator.name}"
+
+
+def machines_of(text: str) -> Machines:
+    """Read `8xH100-80` or, with two nodes, `2x8xH100-80`.
+
+    Raises:
+        InputError: the text has another form, or the accelerator is unknown; it names those that are near.
+    """
+    found = _ON.fullmatch(text.strip())
+    if found is None:
+        raise InputError(
+            f"--on {text!r}: give GPUs and their model, such as 8xH100-80, or nodes too, such as 2x8xH100-80"
+        )
+    nodes, gpus = int(found["nodes"] or 1), int(found["gpus"])
+    if not (0 < nodes * gpus <= _MOST):
+        raise InputError(f"--on {text!r}: the number of GPUs must be from 1 to {_MOST:,}, but is {nodes * gpus:,}")
+    return Machines(nodes, gpus, accelerator_of(found["name"]))
+
+
+def accelerator_of(name: str) -> Accelerator:
+    """Find an accelerator by its name, or by its model if that has one size of memory; case does not matter.
+
+    Raises:
+        InputError: there is none, or there are several sizes.
+    """
+    wanted = name.strip().upper().removeprefix("NVIDIA").strip(" -").replace("GB", "").replace(" ", "-")
+    sizes = [one for one in ACCELERATORS if wanted == one or wanted == one.rpartition("-")[0]]
+    if len(sizes) == 1:
+        return ACCELERATORS[sizes[0]]
+    if sizes:
+        raise InputError(f"{name} is made with several sizes of memory: give {' or '.join(sizes)}")
+    raise InputError(
+        f"the accelerator {name!r} is not known{did_you_mean(wanted, map(str.lower, ACCELERATORS))}. Known are "
+        f"{', '.join(ACCELERATORS)}"
+    )

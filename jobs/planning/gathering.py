@@ -1,0 +1,130 @@
+"""Which parameters ZeRO-3 holds whole at each moment: a simulation of DeepSpeed's coordinator.
+
+Source: `PartitionedParameterCoordinator` (runtime/zero/partitioned_param_coordinator.py) and `AllGatherCoalescedHandle`
+(runtime/zero/partition_parameters.py). DeepSpeed learns the order of the modules from its first passes. Then it gathers
+up to `prefetch` elements ahead, and keeps a parameter that is used again within `max_reuse` elements.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class _Group:
+    """Parameters that are gathered together, into one flat tensor that lives until a module has waited for each."""
+
+    flat: int  # bytes
+    waiting: set[int]
+    members: tuple[int, ...]
+    copied: bool = False
+
+
+@dataclass
+class Gathering:
+    """The parameters that are whole, in bytes. Call `enter` and `leave` in the order of the trace."""
+
+    sizes: Sequence[int]
+    visits: Sequence[tuple[int, ...]]  # parameters of every module that runs, forward and backward, in order
+    num_workers: int
+    width: int  # bytes of an element
+    prefetch: int
+    threshold: int
+    max_live: int
+    max_reuse: int
+    gloo: bool  # gloo gathers into a copy of the result
+    held: int = 0
+    _step: int = 0
+    _live: int = 0  # elements, without persistent ones
+    _whole: set[int] = field(default_factory=set)
+    _flying: dict[int, _Group] = field(default_factory=dict)
+    _fetched_for: dict[int, int] = field(default_factory=dict)
+    _queue: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        elements = (sum(self.sizes[number] for number in visit) for visit in self.visits)
+        self._passed = [0, *itertools.accumulate(elements)]
+        self._uses = [list[int]() for _ in self.sizes]
+        for step, visit in enumerate(self.visits):
+            for number in visit:
+                self._uses[number].append(step)
+        self._persistent = {number for number, size in enumerate(self.sizes) if size <= self.threshold}
+        self._whole |= self._persistent
+        self.held = self.width * sum(self.sizes[number] for number in self._persistent)
+        self._queue.extend((number, step) for step, visit in enumerate(self.visits) for number in sorted(visit))
+
+    def enter(self, parameters: tuple[int, ...]) -> int:
+        """Make a module's parameters whole, and fetch ahead. Returns bytes that are needed for a moment."""
+        missing = [number for number in parameters if number not in self._whole and number not in self._flying]
+        if missing:
+            self._gather(missing)
+        most = self.held
+        for number in parameters:
+            group = self._flying.pop(number, None)
+            if group is None:
+                continue
+            if not group.copied:
+                self._land(group)
+                most = max(most, self.held + (group.flat if self.gloo else 0))
+            group.waiting.discard(number)
+            if not group.waiting and len(group.members) > 1:
+                self.held -= group.flat
+        self._fetch_ahead(parameters)
+        most = max(most, self.held)
+        self._step += 1
+        return most - self.held
+
+    def leave(self, parameters: tuple[int, ...]) -> None:
+        """Free a module's parameters, except those that are needed again soon."""
+        for number in parameters:
+            kept = number in self._persistent or self._fetched_for.get(number, -1) > self._step or self._is_soon(number)
+            if number in self._whole and not kept:
+                self._whole.discard(number)
+                self._live -= self.sizes[number]
+                self.held -= self._bytes(number)
+
+    def _is_soon(self, number: int) -> bool:
+        """Whether a parameter is used again before `max_reuse` elements have passed."""
+        uses = self._uses[number]
+        at = bisect.bisect_left(uses, self._step)
+        return at < len(uses) and self._passed[uses[at]] - self._passed[self._step] < self.max_reuse
+
+    def _gather(self, numbers: list[int]) -> None:
+        self._live += sum(self.sizes[number] for number in numbers)
+        flat = sum(self._bytes(number) for number in numbers)
+        group = _Group(flat, set(numbers), tuple(numbers))
+        self.held += flat
+        self._flying.update(dict.fromkeys(numbers, group))
+
+    def _land(self, group: _Group) -> None:
+        """Finish a gathering. A single parameter is the flat tensor; of several, each is a copy out of it."""
+        group.copied = True
+        self._whole.update(group.members)
+        if len(group.members) > 1:
+            self.held += group.flat
+
+    def _fetch_ahead(self, parameters: tuple[int, ...]) -> None:
+        new = sum(self._fetched_for.get(number, -1) < self._step for number in parameters)
+        seen: set[int] = set()
+        while self._queue and len(seen) < new:
+            number, step = self._queue.popleft()
+            self._fetched_for[number] = step
+            seen.add(number)
+        room = min(self.max_live - self._live, self.prefetch)
+        ahead: list[int] = []
+        elements = 0
+        while self._queue and elements < room:
+            number, step = self._queue.popleft()
+            self._fetched_for[number] = max(self._fetched_for.get(number, -1), step)
+            if number not in self._whole and number not in self._flying and number not in ahead:
+                ahead.append(number)
+                elements += self.sizes[number]
+        if ahead:
+            self._gather(ahead)
+
+    def _bytes(self, number: int) -> int:
+        return -(-self.sizes[number] // self.num_workers) * self.num_workers * self.width

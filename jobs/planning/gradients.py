@@ -1,0 +1,166 @@
+"""How many bytes DeepSpeed holds for gradients during a backward pass, for each ZeRO stage.
+
+Sources: `DeepSpeedZeroOptimizer` (runtime/zero/stage_1_and_2.py) and `DeepSpeedZeroOptimizer_Stage3` (stage3.py), with
+contiguous gradients, overlapped communication and sums in fp32, as `jobs.training.model.deepspeed_config` sets them. A
+gradient that is ready is copied into a bucket; a bucket that has no room for the next one is reduced first.
+
+ZeRO-1 in bf16 is another class (`BF16_Optimizer`, runtime/bf16_optimizer.py), unless the optimizer is offloaded. It
+keeps all gradients twice, in bf16 and summed in fp32, and reduces the sums at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+_ENGINE_BUCKET: Final = 500_000_000  # elements
+
+
+class Buckets(Protocol):
+    """What of a strategy decides about gradients."""
+
+    @property
+    def stage(self) -> int: ...
+    @property
+    def accumulates(self) -> bool: ...
+    @property
+    def reduce_bucket_size(self) -> int: ...
+    @property
+    def offload_optimizer(self) -> bool: ...
+
+
+@dataclass
+class Gradients:
+    """Gradients of the last backward pass before an update, when most is held. `add` is called as each is ready."""
+
+    sizes: Sequence[int]
+    own: int  # elements of the parameters of which this worker updates a part
+    part: int  # elements that this worker updates
+    stage: int
+    num_workers: int
+    width: int  # bytes of an element of the weights
+    bucket_size: int
+    accumulates: bool
+    sums_all: bool  # ZeRO-1 in bf16
+    held: int = 0
+    buckets: int = 0
+    _filled: int = 0  # elements in the bucket
+    _members: int = 0
+    _oversized: int = 0  # bytes of gradients that are too large for the bucket, and wait for their reduction
+    _reduced: bool = False
+
+    def __post_init__(self) -> None:
+        if self.accumulates:
+            self.held = self._kept
+            if self.stage == 1 and not self.sums_all:  # made in the first pass, and released after the last one only
+                self.buckets = self._both_buckets
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the gradients of a part are one tensor already, so that the update needs no copy."""
+        return self.stage < 3 and self.width < 4
+
+    @property
+    def at_update(self) -> int:
+        """Bytes of gradients when the update begins, beyond the flat buffer that ZeRO-3 always has."""
+        if self.sums_all:
+            return self.width * sum(self.sizes)
+        return 0 if self.stage == 3 else 4 * (self.part if self.is_flat else self.own)
+
+    @property
+    def reduced_at_the_end(self) -> int:
+        """Bytes of the copy in which `BF16_Optimizer` reduces its sums (`allreduce_bucket` of the engine)."""
+        return 4 * min(sum(self.sizes), _ENGINE_BUCKET) if self.sums_all and self.num_workers > 1 else 0
+
+    @property
+    def _kept(self) -> int:
+        """Bytes that earlier backward passes of the step have left.
+
+        ZeRO-1 sums whole gradients and reduces them once. ZeRO-2 reduces each time, into this worker's part.
+        """
+        if self.stage == 3:
+            return 0
+        if self.sums_all:
+            return self.width * sum(self.sizes)
+        return 4 * (sum(self.sizes) if self.stage == 1 else self.part if self.is_flat else self.own)
+
+    def add(self, number: int) -> int:
+        """Take the gradient of a parameter. Returns bytes that are needed for a moment."""
+        size, needed = self.sizes[number], 0
+        if self.sums_all:
+            self.held += 0 if self.accumulates else self.width * size
+            return 0
+        if self.stage < 3 and not self.buckets:
+            self.buckets = self._both_buckets
+        if self.stage == 1 and self.width < 4:
+            needed += 4 * size  # the gradient in fp32
+        if self._filled + size > self.bucket_size and self._filled:
+            needed += self._reduce()
+        if self.stage == 1 and self.accumulates:
+            self.held -= 4 * size
+        if size > self.bucket_size - self._filled:
+            waiting = size * self._bucket_width
+            self._oversized += waiting
+            self.held += waiting
+        self._filled += size
+        self._members += 1
+        return needed
+
+    @property
+    def _both_buckets(self) -> int:
+        return 2 * self.bucket_size * self._bucket_width
+
+    @property
+    def _bucket_width(self) -> int:
+        return 4 if self.stage == 1 else self.width
+
+    def _reduce(self) -> int:
+        """Empty the bucket. Returns the bytes of the copies that a collective needs."""
+        single = self._members == 1 and self._filled % self.num_workers == 0
+        copies = 0 if single else self._filled * self._bucket_width
+        if self.width < 4:
+            copies += 4 * self._filled // (self.num_workers if self.stage == 3 else 1)
+        if self.stage < 3 and not self._reduced:
+            self._reduced = True
+            new = self.part if self.is_flat else self.own
+            self.held += 0 if self.is_flat and self.accumulates and self.stage == 2 else 4 * new
+        self.held -= self._oversized
+        self._filled = self._members = self._oversized = 0
+        return copies
+
+
+def gradients_of(
+    sizes: Sequence[int], decays: Sequence[bool], strategy: Buckets, num_workers: int, width: int
+) -> Gradients:
+    """Return the gradients of the worker that holds most."""
+    return Gradients(
+        sizes=sizes,
+        own=_most_owned(sizes, decays, num_workers),
+        part=-(-sum(sizes) // num_workers),
+        stage=strategy.stage,
+        num_workers=num_workers,
+        width=width,
+        bucket_size=strategy.reduce_bucket_size,
+        accumulates=strategy.accumulates,
+        sums_all=sums_all_in_fp32(strategy, width),
+    )
+
+
+def sums_all_in_fp32(strategy: Buckets, width: int) -> bool:
+    """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine)."""
+    return strategy.stage == 1 and width < 4 and not strategy.offload_optimizer
+
+
+def _most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:
+    """Return the most elements of parameters that lie, at least in part, in one worker's part of the flat groups."""
+    owned = [0] * num_workers
+    for kind in (True, False):
+        group = [size for size, decay in zip(sizes, decays, strict=True) if decay is kind]
+        part = -(-sum(group) // (2 * num_workers)) * 2 if group else 1
+        begin = 0
+        for size in group:
+            for worker in range(begin // part, (begin + size - 1) // part + 1):
+                owned[worker] += size
+            begin += size
+    return max(owned)

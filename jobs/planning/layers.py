@@ -1,0 +1,120 @@
+"""Makes the events of a deep model from those of the same model with few layers. Pure.
+
+Layers repeat with a period: 1 for most types, more for those that alternate kinds of attention. A model with two
+periods and the rest is traced; the second period is repeated. A trace with one period less gives the bytes that a
+period leaves for the backward pass.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jobs.planning.memory import EventKind
+
+
+@dataclass(frozen=True)
+class Line:
+    """One event, with bytes as a fixed part and a part for each row."""
+
+    kind: EventKind
+    parameters: tuple[str, ...]
+    live: tuple[int, int]
+    peak: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """How a model with `layers` layers follows from one with `deep` and one with `shallow` layers."""
+
+    prefix: str  # name of the list of layers, as `model.layers`
+    layers: int
+    period: int
+
+    @property
+    def rest(self) -> int:
+        """Layers after the last repeated one, at least 1: the top of the model."""
+        return (self.layers - 1) % self.period + 1
+
+    @property
+    def deep(self) -> int:
+        return 2 * self.period + self.rest
+
+    @property
+    def shallow(self) -> int:
+        return self.period + self.rest
+
+    @property
+    def repeats(self) -> int:
+        """Periods that the traced model lacks."""
+        return (self.layers - self.deep) // self.period
+
+    def layer_of(self, name: str) -> int | None:
+        match = re.match(rf"{re.escape(self.prefix)}\.(\d+)\.", name)
+        return int(match[1]) if match else None
+
+
+def period_of(kinds: Sequence[object]) -> int:
+    """Return the shortest period of a sequence; its length if it has none."""
+    return next(
+        period
+        for period in range(1, len(kinds) + 1)
+        if all(kind == kinds[number % period] for number, kind in enumerate(kinds))
+    )
+
+
+def deepened(shallow: Sequence[Line], deep: Sequence[Line], depth: Depth) -> tuple[Line, ...]:
+    """Return the events of the whole model."""
+    left = _minus(_at_logits(deep).live, _at_logits(shallow).live)  # bytes that a period leaves
+    middle = [_is_repeated(line, depth) for line in deep]
+    turn = next(number for number, line in enumerate(deep) if line.kind == "logits")
+    ahead = _ends(middle[:turn], 0)
+    back = _ends(middle[turn:], turn)
+    repeats = depth.repeats
+    forward = [_moved(line, depth, copy, left) for copy in range(repeats + 1) for line in deep[ahead[0] : ahead[1]]]
+    top = [_moved(line, depth, repeats, left) for line in deep[ahead[1] : back[0]]]
+    backward = [
+        _moved(line, depth, copy, left) for copy in reversed(range(repeats + 1)) for line in deep[back[0] : back[1]]
+    ]
+    return (*deep[: ahead[0]], *forward, *top, *backward, *deep[back[1] :])
+
+
+def _at_logits(lines: Sequence[Line]) -> Line:
+    return next(line for line in lines if line.kind == "logits")
+
+
+def _is_repeated(line: Line, depth: Depth) -> bool:
+    layer = depth.layer_of(line.parameters[0]) if line.parameters else None
+    return layer is not None and depth.period <= layer < 2 * depth.period
+
+
+def _ends(repeated: Sequence[bool], offset: int) -> tuple[int, int]:
+    found = [number for number, is_repeated in enumerate(repeated) if is_repeated]
+    return found[0] + offset, found[-1] + 1 + offset
+
+
+def _moved(line: Line, depth: Depth, copies: int, left: tuple[int, int]) -> Line:
+    """Return the event as it is with `copies` more periods below it."""
+
+    def renamed(name: str) -> str:
+        layer = depth.layer_of(name)
+        if layer is None or layer < depth.period:
+            return name
+        return name.replace(f"{depth.prefix}.{layer}.", f"{depth.prefix}.{layer + copies * depth.period}.", 1)
+
+    added = (left[0] * copies, left[1] * copies)
+    return replace(
+        line,
+        parameters=tuple(map(renamed, line.parameters)),
+        live=_plus(line.live, added),
+        peak=_plus(line.peak, added),
+    )
+
+
+def _plus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _minus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
+    return one[0] - other[0], one[1] - other[1]

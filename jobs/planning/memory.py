@@ -1,0 +1,290 @@
+"""Predicts the peak memory of a worker, on its device and on its host. Pure functions of a trace of the model.
+
+A step has two times at which memory can be highest: somewhere in the forward and backward pass, where activations meet
+gathered parameters and gradients, and in the optimizer's update, where Adam's temporaries meet the gradients.
+`memory_of` follows the trace event by event, adds what DeepSpeed holds at each, and returns the parts at the highest
+total. `jobs.preflight.model_trace` makes the trace; `gathering` and `gradients` describe DeepSpeed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from jobs.planning.batching import plan_batching
+from jobs.planning.gathering import Gathering
+from jobs.planning.gradients import Gradients, gradients_of, sums_all_in_fp32
+from jobs.spec.finetune import Spec
+
+EventKind = Literal["enter", "leave", "enter-backward", "leave-backward", "gradient", "logits", "loss", "end"]
+Device = Literal["cpu", "cuda"]
+WEIGHT_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
+# Share of the total that is added: buffers inside operators, rows of uneven length, and what tensors below 1 KiB take.
+RESERVE: Final = 0.02
+PROGRAM_BYTES: Final = 420_000_000  # resident set of a process that has imported what a worker imports, measured
+_LARGEST_PIECE: Final = 2**24  # logits; as in jobs.training.loop.loss
+_PIECES: Final = 16
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One event of a training step, with the bytes of activations around it: a fixed part and one for each row."""
+
+    kind: EventKind
+    parameters: tuple[int, ...] = ()  # indices into `ModelTrace.sizes`: those of the module, or of the gradient
+    live: int = 0  # bytes at the event, with the gradient if the event is one
+    live_per_row: int = 0
+    peak: int = 0  # most bytes since the event before
+    peak_per_row: int = 0
+
+    def live_at(self, rows: int) -> int:
+        return self.live + self.live_per_row * rows
+
+    def peak_at(self, rows: int) -> int:
+        return self.peak + self.peak_per_row * rows
+
+
+@dataclass(frozen=True)
+class ModelTrace:
+    """What one forward and backward pass of a model needs. Plain numbers."""
+
+    parameters: int  # elements, tied ones once
+    trained: int
+    largest_parameter: int
+    largest_gathered: int  # most elements of one module, which ZeRO-3 gathers together
+    sizes: tuple[int, ...]  # elements of each parameter, in the model's order
+    decays: tuple[bool, ...]  # for each parameter, whether it is in the optimizer's group with weight decay
+    moments: tuple[Moment, ...]  # of two rows and more
+    moments_of_one_row: tuple[Moment, ...]  # with `live` and `peak` alone: kernels may treat one row in another way
+    buffer_bytes: int
+    fixed_bytes: int  # activations at their peak that do not depend on the rows
+    bytes_per_row: int  # activations at their peak for each row of the micro-batch; a row has seq_len tokens
+    logits_bytes_per_row: int
+    logits_per_row: int  # elements
+    vocabulary: int  # logits of one target
+    loss_bytes_per_logit: float  # temporaries of the loss for each logit of a piece
+    flops_per_row: int  # of one forward pass of one row
+    gradient_checkpointing: bool
+    precision: str
+    seq_len: int
+    exact: bool  # False if layers were repeated or rows extrapolated
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How a model is sharded and fed; the part of a spec that a plan may choose. Sizes are elements."""
+
+    stage: Literal[1, 2, 3] = 3
+    offload_optimizer: bool = False
+    offload_param: bool = False
+    gradient_checkpointing: bool = False
+    per_device_train_batch_size: int = 1
+    accumulates: bool = True  # whether an optimizer step has several forward passes
+    reduce_bucket_size: int = 50_000_000
+    prefetch_bucket_size: int = 50_000_000
+    param_persistence_threshold: int = 100_000
+    max_live_parameters: int = 1_000_000_000
+    max_reuse_distance: int = 1_000_000_000
+
+
+def strategy_of(spec: Spec) -> Strategy:
+    """Return the part of a spec that decides about memory."""
+    zero = spec.train.zero
+    return Strategy(
+        stage=zero.stage,
+        offload_optimizer=zero.offload_optimizer is not None,
+        offload_param=zero.offload_param is not None,
+        gradient_checkpointing=spec.train.gradient_checkpointing,
+        per_device_train_batch_size=spec.train.per_device_train_batch_size,
+        accumulates=plan_batching(spec).accumulation > 1,
+        reduce_bucket_size=zero.reduce_bucket_size,
+        prefetch_bucket_size=zero.prefetch_bucket_size,
+        param_persistence_threshold=zero.param_persistence_threshold,
+        max_live_parameters=zero.max_live_parameters,
+        max_reuse_distance=zero.max_reuse_distance,
+    )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one worker at the moment of its highest total."""
+
+    parameters: int = 0
+    gradients: int = 0
+    optimizer_states: int = 0
+    optimizer_temporaries: int = 0
+    activations: int = 0
+    logits: int = 0
+    gathered_buckets: int = 0  # whole parameters that ZeRO-3 has gathered
+    communication: int = 0  # buckets in which gradients are reduced, and copies for collectives
+    reserve: int = 0
+    program: int = 0  # of a worker without GPU: Python and its libraries
+    checkpoint_copy: int = 0  # of a worker without GPU: see `host`
+    # Bytes of host memory for each worker with a GPU, beyond the program: what is offloaded, and the copy of the state
+    # from which checkpoints are written. A worker without GPU has all its parts in host memory, and 0 here.
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """Bytes on the worker's device."""
+        return self.used + self.reserve
+
+    @property
+    def used(self) -> int:
+        """`total` without the reserve."""
+        return (
+            self.parameters + self.gradients + self.optimizer_states + self.optimizer_temporaries + self.activations
+            + self.logits + self.gathered_buckets + self.communication + self.program + self.checkpoint_copy
+        )  # fmt: skip
+
+
+def memory_of(
+    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device = "cuda"
+) -> Memory:
+    """Return the peak memory of one worker.
+
+    The trace must have been made with the strategy's checkpointing and with this precision.
+    """
+    static = static_memory(trace, strategy, num_workers, precision)
+    peak = max(
+        _pass_peak(trace, strategy, num_workers, precision, device, static),
+        _update_peak(trace, strategy, num_workers, precision, device, static),
+        key=lambda memory: memory.used,
+    )
+    if device == "cpu":  # what is offloaded is in the same memory
+        peak = replace(peak, optimizer_states=peak.optimizer_states + peak.host, host=0)
+    return replace(peak, reserve=int(RESERVE * peak.used))
+
+
+def in_process(memory: Memory, trace: ModelTrace, num_workers: int, device: Device) -> Memory:
+    """Add the copy for checkpoints (12 bytes an element), and on CPUs the program itself."""
+    copied = 12 * -(-trace.trained // num_workers)
+    if device == "cuda":
+        return replace(memory, host=memory.host + copied)
+    return replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied)
+
+
+def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str) -> Memory:
+    """Return what is held for the whole step.
+
+    ZeRO-1 and 2 (`DeepSpeedZeroOptimizer.__init__`): flat weights of all parameters, and of this worker's part an fp32
+    copy and Adam's two moments, 12 bytes an element. In bf16, ZeRO-1 also has fp32 sums of all gradients. ZeRO-3
+    (`_create_fp32_partitions`, `_setup_for_real_optimizer`): the part of the weights, the same 12 bytes, a flat fp32
+    buffer for the part's gradients, and a bucket. With fp32 and without offload the copy is the weights themselves
+    (`Partitions.share_fp32_weights`). Offload moves the 12 bytes to the host, with 4 bytes for the gradient that Adam
+    reads; ZeRO-1 and 2 add buffers for the way back.
+    """
+    width = WEIGHT_BYTES[precision]
+    part = -(-trace.trained // num_workers)
+    frozen = (trace.parameters - trace.trained) * width
+    shared = strategy.stage == 3 and precision == "fp32" and not strategy.offload_optimizer
+    states = part * (8 if shared else 12)
+    if strategy.stage < 3:
+        offloaded = part * (16 + width) + trace.largest_parameter * width
+        return Memory(
+            parameters=trace.trained * width + frozen + trace.buffer_bytes,
+            gradients=4 * trace.trained if sums_all_in_fp32(strategy, width) else 0,
+            optimizer_states=0 if strategy.offload_optimizer else states,
+            communication=trace.largest_parameter * width if strategy.offload_optimizer else 0,
+            host=offloaded if strategy.offload_optimizer else 0,
+        )
+    weights = part * width + -(-frozen // num_workers)
+    return Memory(
+        parameters=trace.buffer_bytes + (0 if strategy.offload_param else weights),
+        gradients=0 if strategy.offload_optimizer else 4 * part,
+        optimizer_states=0 if strategy.offload_optimizer else states,
+        communication=strategy.reduce_bucket_size * width,
+        host=(20 * part if strategy.offload_optimizer else 0) + (weights if strategy.offload_param else 0),
+    )
+
+
+def _pass_peak(
+    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device, static: Memory
+) -> Memory:
+    """Return the highest moment of the forward and backward pass."""
+    rows, width = strategy.per_device_train_batch_size, WEIGHT_BYTES[precision]
+    gathering = _gathering(trace, strategy, num_workers, width, device)
+    gradients = gradients_of(trace.sizes, trace.decays, strategy, num_workers, width)
+    piece = int(trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows))
+    best, logits = static, 0
+    for moment in trace.moments_of_one_row if rows == 1 else trace.moments:
+        before = _held(static, gathering, gradients)
+        best = _higher(best, before, moment.peak_at(rows), logits, piece if moment.kind == "loss" else 0)
+        gathered = reduced = 0
+        if moment.kind in ("enter", "enter-backward"):
+            gathered = gathering.enter(moment.parameters)
+        elif moment.kind in ("leave", "leave-backward"):
+            gathering.leave(moment.parameters)
+        elif moment.kind == "gradient":
+            reduced = gradients.add(moment.parameters[0])
+        elif moment.kind == "end":
+            reduced = gradients.reduced_at_the_end
+        elif moment.kind == "logits":
+            logits = trace.logits_bytes_per_row * rows
+        if gathered or reduced:
+            during = replace(before, communication=before.communication + gathered + reduced)
+            best = _higher(best, during, moment.live_at(rows), logits)
+        best = _higher(best, _held(static, gathering, gradients), 0, 0)
+        logits = 0 if moment.kind == "gradient" else logits
+    return best
+
+
+def _held(static: Memory, gathering: Gathering, gradients: Gradients) -> Memory:
+    return replace(
+        static,
+        gradients=static.gradients + gradients.held,
+        gathered_buckets=gathering.held,
+        communication=static.communication + gradients.buckets,
+    )
+
+
+def _higher(best: Memory, held: Memory, activations: int, logits: int, piece: int = 0) -> Memory:
+    logits = min(logits, activations)
+    found = replace(held, activations=activations - logits, logits=logits + piece)
+    return max(best, found, key=lambda memory: memory.used)
+
+
+def _gathering(trace: ModelTrace, strategy: Strategy, num_workers: int, width: int, device: Device) -> Gathering:
+    sharded = strategy.stage == 3 and num_workers > 1
+    visits = [moment.parameters for moment in trace.moments if moment.kind in ("enter", "enter-backward")]
+    return Gathering(
+        sizes=trace.sizes if sharded or strategy.offload_param else tuple(0 for _ in trace.sizes),
+        visits=visits,
+        num_workers=num_workers,
+        width=width,
+        prefetch=strategy.prefetch_bucket_size,
+        threshold=strategy.param_persistence_threshold,
+        max_live=strategy.max_live_parameters,
+        max_reuse=strategy.max_reuse_distance,
+        gloo=device == "cpu",
+    )
+
+
+def _update_peak(
+    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device, static: Memory
+) -> Memory:
+    """Return the moment of the optimizer's update.
+
+    Adam updates one group after another, each a single flat tensor. torch's AdamW needs the group's flat gradient, and
+    one temporary of its size on a GPU (`_multi_tensor_adamw`), two on a CPU (`_single_tensor_adamw`). DeepSpeed's Adam
+    on the host needs none.
+    """
+    if strategy.offload_optimizer:
+        return static
+    groups = [sum(size for size, decay in zip(trace.sizes, trace.decays, strict=True) if decay is kind)
+              for kind in (True, False)]  # fmt: skip
+    largest = -(-max(groups) // num_workers)
+    temporaries = largest * 4 * (2 if device == "cpu" else 1)
+    gradients = gradients_of(trace.sizes, trace.decays, strategy, num_workers, WEIGHT_BYTES[precision])
+    flat = 0 if gradients.is_flat else 4 * largest
+    return replace(
+        static,
+        gradients=static.gradients + gradients.at_update + flat,
+        optimizer_temporaries=temporaries,
+    )
+
+
+def piece_of_loss(vocabulary: int, logits: int) -> int:
+    """Return the logits that the loss processes at once: see `piece_length` in jobs.training.loop.loss."""
+    return max(1, min(_LARGEST_PIECE, logits // _PIECES) // max(vocabulary, 1)) * vocabulary

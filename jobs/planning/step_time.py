@@ -1,0 +1,107 @@
+"""Estimates the time of an optimizer step by a roofline. Pure.
+
+Compute and communication overlap, so the longer of them counts; the optimizer's update follows. The share of the peak
+that matrix products reach is an assumption until the first steps of a run have measured it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from jobs.planning.accelerators import Accelerator, Machines
+from jobs.planning.batching import Batching
+from jobs.planning.memory import ModelTrace, Strategy
+from jobs.planning.precision import Precision
+
+# Share of the dense peak that the executed FLOPs reach. Published figures lie on both sides: an eager Llama 8B of
+# torchtitan on 8 H100 0.33 (5,762 tokens/s), a Llama 8B with full checkpointing on one H200 0.77 (10,471 tokens/s).
+EFFICIENCY: Final = 0.45
+CPU_EFFICIENCY: Final = 0.5  # of what a large matrix product of this machine reaches
+# Bytes that AdamW moves for each element of its shard: it reads gradient, weight and two moments and writes the last
+# three, all fp32, and writes the weight once more for the forward pass.
+_ADAM_BYTES: Final = 30
+_HOST_ADAM_GB_S: Final = 25.0  # memory bandwidth of a worker's share of its host, GB/s: an assumption
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """The estimate of one optimizer step, seconds.
+
+    Attributes:
+        compute_s: forward and backward passes of a worker.
+        communication_s: gathering of parameters and reduction of gradients; mostly hidden behind the passes.
+        optimizer_s: the update of the worker's shard, with transfers to and from the host if it is offloaded.
+        tokens_per_s: of all workers, padding included.
+        mfu: model FLOPs, without recomputation, as a share of the dense peak.
+    """
+
+    compute_s: float
+    communication_s: float
+    optimizer_s: float
+    tokens_per_s: float
+    mfu: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.compute_s, self.communication_s) + self.optimizer_s
+
+
+def step_time(
+    trace: ModelTrace,
+    strategy: Strategy,
+    batching: Batching,
+    machines: Machines,
+    precision: Precision,
+    efficiency: float = EFFICIENCY,
+) -> StepTime:
+    """Estimate a step of `batching.rows` rows.
+
+    FLOPs of a backward pass are twice those of the forward pass (2001.08361, section 2.1); with gradient checkpointing
+    the forward pass is computed again.
+    """
+    gpu = machines.accelerator
+    peak = 1e12 * (gpu.fp32_tflops if precision == "fp32" else gpu.tflops)
+    model_flops = 3.0 * trace.flops_per_row * batching.rows
+    executed = model_flops * (4 / 3 if strategy.gradient_checkpointing else 1.0) / batching.num_workers
+    # Every pass reads all weights at least once, in the forward pass and twice in the backward pass.
+    width = 4 if precision == "fp32" else 2
+    reading = batching.accumulation * 3 * width * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
+    compute = max(executed / (peak * efficiency), reading)
+    communication = _communication_s(trace, strategy, batching, machines, width)
+    optimizer = _optimizer_s(trace, strategy, batching.num_workers, gpu, width)
+    seconds = max(compute, communication) + optimizer
+    return StepTime(
+        compute_s=compute,
+        communication_s=communication,
+        optimizer_s=optimizer,
+        tokens_per_s=batching.rows * trace.seq_len / seconds,
+        mfu=model_flops / seconds / (peak * batching.num_workers),
+    )
+
+
+def _communication_s(
+    trace: ModelTrace, strategy: Strategy, batching: Batching, machines: Machines, width: int
+) -> float:
+    """Seconds in which the slowest link moves a step's parameters and gradients (ZeRO, 1910.02054, section 7).
+
+    Stage 3 gathers the parameters for the forward and the backward pass and reduces the gradients, in every pass. Stage
+    2 reduces in every pass, stage 1 once a step, and both gather the updated parameters once.
+    """
+    workers, gpu = batching.num_workers, machines.accelerator
+    whole = width * trace.parameters * (workers - 1) / workers
+    moved = {1: 2.0, 2: 1.0 + batching.accumulation, 3: 3.0 * batching.accumulation}[strategy.stage] * whole
+    link = gpu.link_gb_s if machines.nodes == 1 else min(gpu.link_gb_s, gpu.network_gb_s)
+    seconds = moved / (1e9 * link)
+    if strategy.offload_param:  # every worker sends its shard to its GPU for both gatherings
+        shard = width * trace.parameters / workers
+        seconds = max(seconds, 2 * batching.accumulation * shard / (1e9 * gpu.host_gb_s))
+    return seconds
+
+
+def _optimizer_s(trace: ModelTrace, strategy: Strategy, workers: int, gpu: Accelerator, width: int) -> float:
+    shard = trace.trained / workers
+    if not strategy.offload_optimizer:
+        return shard * _ADAM_BYTES / (1e9 * gpu.bandwidth_gb_s)
+    transfers = shard * (4 + width) / (1e9 * gpu.host_gb_s)  # gradients in fp32 down, weights up
+    return transfers + shard * _ADAM_BYTES / (1e9 * _HOST_ADAM_GB_S)

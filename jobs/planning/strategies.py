@@ -1,0 +1,157 @@
+"""Compares the ways in which a job can be trained on given machines, and chooses the fastest that fits. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+from jobs.planning.accelerators import Machines
+from jobs.planning.batching import Batching
+from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, in_process, memory_of
+from jobs.planning.precision import Precision
+from jobs.planning.step_time import StepTime, step_time
+
+Free = Literal["per_device_train_batch_size", "gradient_checkpointing", "zero"]
+# Stage, and what is offloaded to the host: the optimizer's states, the parameters.
+_ZEROS: Final[tuple[tuple[Literal[1, 2, 3], bool, bool], ...]] = (
+    (3, False, False),
+    (2, False, False),
+    (1, False, False),
+    (2, True, False),
+    (3, True, False),
+    (3, True, True),
+)
+_ALIKE: Final = 0.02  # options whose times differ by less are equal; then the one that changes least is chosen
+Trace = Callable[[bool], ModelTrace]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to train, with what it needs.
+
+    Attributes:
+        room: memory of one device that programs can use, bytes.
+        host_room: one worker's share of its host's memory, bytes.
+        changes: fields that it sets to other values than the spec has.
+    """
+
+    strategy: Strategy
+    batching: Batching
+    memory: Memory
+    time: StepTime
+    room: int
+    host_room: int
+    changes: tuple[Free, ...]
+
+    @property
+    def missing(self) -> int:
+        """Bytes that one device lacks."""
+        return max(0, self.memory.total - self.room)
+
+    @property
+    def missing_on_host(self) -> int:
+        """Bytes that a worker lacks on its host."""
+        return max(0, self.memory.host - self.host_room)
+
+    @property
+    def fits(self) -> bool:
+        return self.missing == self.missing_on_host == 0
+
+
+def options(
+    written: Strategy,
+    batching: Batching,
+    free: frozenset[Free],
+    trace: Trace,
+    machines: Machines,
+    precision: Precision,
+) -> tuple[Option, ...]:
+    """List what can be chosen, the spec's values first.
+
+    Args:
+        written: the spec's values, or the defaults of those that it leaves out.
+        batching: of the spec, on as many workers as the machines have GPUs. Its rows are kept.
+        free: the fields that may be chosen.
+        trace: makes the model's trace without and with gradient checkpointing.
+    """
+    found: list[Option] = []
+    device: Device = "cpu" if machines.is_cpu else "cuda"
+    workers = batching.num_workers
+    for strategy in dict.fromkeys((written, *_strategies(written, batching, free))):
+        traced = trace(strategy.gradient_checkpointing)
+        passes = _passes(batching, strategy.per_device_train_batch_size)
+        found.append(
+            Option(
+                strategy=strategy,
+                batching=passes,
+                memory=in_process(memory_of(traced, strategy, workers, precision, device), traced, workers, device),
+                time=step_time(traced, strategy, passes, machines, precision),
+                room=machines.accelerator.memory,
+                host_room=machines.host_memory,
+                changes=changes_of(written, strategy),
+            )
+        )
+    return tuple(found)
+
+
+def chosen(found: tuple[Option, ...]) -> Option | None:
+    """Return the fastest option that fits; None: none fits. Of about equally fast ones, the one that changes least."""
+    fitting = [option for option in found if option.fits]
+    if not fitting:
+        return None
+    most = (1 + _ALIKE) * min(option.time.seconds for option in fitting)
+    return min(
+        (option for option in fitting if option.time.seconds <= most),
+        key=lambda option: (len(option.changes), option.time.seconds),
+    )
+
+
+def nearest(found: tuple[Option, ...]) -> Option:
+    """Return the option that lacks least memory."""
+    return min(found, key=lambda option: (option.missing + option.missing_on_host, option.time.seconds))
+
+
+def changes_of(written: Strategy, other: Strategy) -> tuple[Free, ...]:
+    changed: list[Free] = []
+    if other.per_device_train_batch_size != written.per_device_train_batch_size:
+        changed.append("per_device_train_batch_size")
+    if other.gradient_checkpointing != written.gradient_checkpointing:
+        changed.append("gradient_checkpointing")
+    if _zero(other) != _zero(written):
+        changed.append("zero")
+    return tuple(changed)
+
+
+def _zero(strategy: Strategy) -> tuple[Literal[1, 2, 3], bool, bool]:
+    return strategy.stage, strategy.offload_optimizer, strategy.offload_param
+
+
+def _strategies(written: Strategy, batching: Batching, free: frozenset[Free]) -> Iterator[Strategy]:
+    checkpointing = (False, True) if "gradient_checkpointing" in free else (written.gradient_checkpointing,)
+    zeros = _ZEROS if "zero" in free else (_zero(written),)
+    sizes = _micro_batches(batching) if "per_device_train_batch_size" in free else (batching.per_device,)
+    for stage, offload_optimizer, offload_param in zeros:
+        for again in checkpointing:
+            for size in sizes:
+                yield replace(
+                    written,
+                    stage=stage,
+                    offload_optimizer=offload_optimizer,
+                    offload_param=offload_param,
+                    gradient_checkpointing=again,
+                    per_device_train_batch_size=size,
+                    accumulates=_passes(batching, size).accumulation > 1,
+                )
+
+
+def _micro_batches(batching: Batching) -> tuple[int, ...]:
+    """List powers of two up to a worker's rows of a step, and that number itself."""
+    most = -(-batching.rows // batching.num_workers)
+    powers = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    return tuple(dict.fromkeys((*powers, most)))
+
+
+def _passes(batching: Batching, per_device: int) -> Batching:
+    accumulation = -(-batching.rows // (per_device * batching.num_workers))
+    return replace(batching, per_device=per_device, accumulation=accumulation)

@@ -1,0 +1,158 @@
+"""Traces one training step of a model from its config.json, for `jobs.planning.memory`.
+
+No weights are read and nothing is computed. Passes of two and three rows give the bytes of any larger micro-batch. Deep
+models are traced with few layers (see `jobs.planning.layers`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from jobs.planning.layers import Depth, Line, deepened, period_of
+from jobs.planning.memory import ModelTrace, Moment
+from jobs.planning.precision import Precision
+from jobs.preflight.traced_pass import TracedPass, traced_pass
+from jobs.preflight.tracker import Event
+from jobs.spec.finetune import Spec
+from jobs.training.loop.loss import piece_length
+from jobs.training.model.load import DTYPES, empty_model, model_config
+
+_ROWS = (1, 2, 3)
+
+
+def trace_model(
+    spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool | None = None
+) -> ModelTrace:
+    """Trace one step of the spec's model with rows of `seq_len` tokens.
+
+    Args:
+        model_dir: a directory with config.json.
+        gradient_checkpointing: replaces the spec's setting, if given.
+
+    Raises:
+        Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
+    """
+    if gradient_checkpointing is not None:
+        train = spec.train.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
+        spec = spec.model_copy(update={"train": train})
+    model, config = empty_model(spec, model_dir), model_config(spec, model_dir)
+    depth = _depth(model)
+    if depth is None or depth.repeats < 1:
+        note = "all layers were traced: the depth of this type of model cannot be changed" if depth is None else None
+        passes = [traced_pass(spec, config, DTYPES[precision], rows) for rows in _ROWS]
+        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), passes[0].flops, note)
+    shorter, short = (_with_layers(config, depth, layers) for layers in (depth.shallow, depth.deep))
+    shallow = [traced_pass(spec, shorter, DTYPES[precision], rows, to_logits=True) for rows in _ROWS]
+    deep = [traced_pass(spec, short, DTYPES[precision], rows) for rows in _ROWS]
+    lines = deepened(_lines(shallow), _lines(deep), depth)
+    single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
+    flops = deep[0].flops + depth.repeats * (deep[0].flops - shallow[0].flops)
+    note = f"{depth.deep} of {depth.layers} layers were traced"
+    return _trace(spec, precision, model, deep, lines, single, flops, note)
+
+
+def _depth(model: Any) -> Depth | None:
+    """Find the list of layers and the period with which they repeat; None if it is not as long as the configuration."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
+            shapes = [tuple((key, tuple(value.shape)) for key, value in one.named_parameters()) for one in module]
+            per_layer = [value for value in vars(config).values() if isinstance(value, list) and len(value) == layers]
+            return Depth(name, layers, period_of(list(zip(shapes, *per_layer, strict=True))))
+    return None
+
+
+def _with_layers(config: Any, depth: Depth, layers: int) -> Any:
+    """Return the configuration with fewer layers; lists with an entry for each layer are cut."""
+    config = copy.deepcopy(config)
+    text = config.get_text_config()
+    for name, value in vars(text).items():
+        if isinstance(value, list) and len(value) == depth.layers:
+            setattr(text, name, value[:layers])
+    text.num_hidden_layers = layers
+    return config
+
+
+def _lines(passes: Sequence[TracedPass]) -> tuple[Line, ...]:
+    """Return the events of the first pass, or of all others, split into a fixed part and one for each row."""
+    first, *others = passes
+    if not others:
+        return tuple(
+            Line(event.kind, event.parameters, (event.live, 0), (event.peak, 0))
+            for event in _without_pieces(first.events)
+        )
+    two, three = (traced.events for traced in others)
+    if [(event.kind, event.parameters) for event in two] != [(event.kind, event.parameters) for event in three]:
+        raise RuntimeError("the modules of this model run in an order that depends on the number of rows")
+    return tuple(_line(*pair) for pair in zip(_without_pieces(two), _without_pieces(three), strict=True))
+
+
+def _line(two: Event, three: Event) -> Line:
+    live, peak = three.live - two.live, three.peak - two.peak
+    return Line(two.kind, two.parameters, (two.live - 2 * live, live), (two.peak - 2 * peak, peak))
+
+
+def _without_pieces(events: Sequence[Event]) -> list[Event]:
+    """Return the events without the temporaries of the loss, which do not grow with the rows as the rest does."""
+    kept, before = [], 0
+    for event in events:
+        peak = max(before, event.live) if event.kind == "loss" else event.peak
+        kept.append(Event(event.kind, event.parameters, event.live, peak))
+        before = event.live
+    return kept
+
+
+def _trace(
+    spec: Spec,
+    precision: Precision,
+    model: Any,
+    passes: Sequence[TracedPass],
+    lines: Sequence[Line],
+    single: Sequence[Line],
+    flops: int,
+    note: str | None,
+) -> ModelTrace:
+    named = dict(model.named_parameters())
+    number_of = {name: number for number, name in enumerate(named)}
+    highest = max(lines, key=lambda line: line.peak[0] + line.peak[1])
+    last = passes[-1]
+    piece = piece_length(last.vocabulary, last.logits // last.vocabulary) * last.vocabulary
+    loss_bytes = max(
+        event.peak - kept.peak for event, kept in zip(last.events, _without_pieces(last.events), strict=True)
+    )
+    return ModelTrace(
+        parameters=sum(parameter.numel() for parameter in named.values()),
+        trained=sum(parameter.numel() for parameter in named.values() if parameter.requires_grad),
+        largest_parameter=max(parameter.numel() for parameter in named.values()),
+        largest_gathered=max(
+            sum(named[name].numel() for name in line.parameters) for line in lines if line.kind == "enter"
+        ),
+        sizes=tuple(parameter.numel() for parameter in named.values()),
+        decays=tuple(parameter.dim() >= 2 for parameter in named.values()),
+        moments=_moments(lines, number_of),
+        moments_of_one_row=_moments(single, number_of),
+        buffer_bytes=passes[0].buffer_bytes,
+        fixed_bytes=highest.peak[0],
+        bytes_per_row=highest.peak[1],
+        logits_bytes_per_row=passes[1].logits_bytes - passes[0].logits_bytes,
+        logits_per_row=passes[1].logits - passes[0].logits,
+        vocabulary=last.vocabulary,
+        loss_bytes_per_logit=loss_bytes / piece,
+        flops_per_row=flops,
+        gradient_checkpointing=spec.train.gradient_checkpointing,
+        precision=precision,
+        seq_len=spec.data.seq_len,
+        exact=note is None,
+        note=note,
+    )
+
+
+def _moments(lines: Sequence[Line], number_of: dict[str, int]) -> tuple[Moment, ...]:
+    return tuple(
+        Moment(line.kind, tuple(number_of[name] for name in line.parameters), *line.live, *line.peak) for line in lines
+    )

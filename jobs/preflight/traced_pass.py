@@ -1,0 +1,204 @@
+"""Runs one forward and backward pass of a model without data, and records its events.
+
+The pass is that of the training loop: the same model class, batch, loss and checkpointing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
+from jobs.preflight.tracker import Event, Tracker
+from jobs.spec.finetune import Spec
+from jobs.training.loop.loss import loss_sum
+from jobs.training.model.batch import Batch, collate, model_logits
+from jobs.training.model.load import attention_arguments, model_class, set_pad_token
+
+_PAD = 0  # no size depends on the token that fills a row
+
+
+@dataclass(frozen=True)
+class TracedPass:
+    """The events of one pass, and what they do not say."""
+
+    events: tuple[Event, ...]
+    buffer_bytes: int
+    logits: int  # elements
+    vocabulary: int  # logits of one target
+    logits_bytes: int
+    flops: int  # of the forward pass
+
+
+def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logits: bool = False) -> TracedPass:
+    """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits.
+
+    Raises:
+        Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
+    """
+    from transformers.initialization import no_init_weights
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, no_init_weights():
+        model = model_class(spec).from_config(config, dtype=dtype, **attention_arguments(spec))
+        model.tie_weights()
+    set_pad_token(model.config, _PAD)
+    if spec.train.gradient_checkpointing:
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name in transformers 6
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.train()
+    batch = _batch(spec, mode, rows)
+    tracker = Tracker([*model.parameters(), *model.buffers()])
+    _watch(model, tracker)
+    with _without_data(spec), mode, tracker:
+        logits = model_logits(model, batch, spec.model.task)
+        tracker.note("logits")
+        flops, shape, size = tracker.flops, logits.shape, logits.untyped_storage().nbytes()
+        if not to_logits:
+            logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
+            loss = loss_sum(logits, batch.targets)
+            del logits
+            tracker.note("loss")
+            (loss / 2).backward()  # type: ignore[no-untyped-call]
+            tracker.note("end")
+    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+    return TracedPass(tuple(tracker.events), buffers, shape.numel(), shape[-1], size, flops)
+
+
+@contextmanager
+def _without_data(spec: Spec) -> Iterator[None]:
+    """Replace what transformers decides from data, or what has no shape without data.
+
+    It looks at the positions to see whether a row has several samples. They have no data here, and it would always make
+    a mask: it assumes one sample now, unless the spec packs. Experts are multiplied by the operator for old devices, of
+    equal sizes, because torch knows the shapes of the new one in bf16 only.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))
+        if not spec.packed:
+            stack.enter_context(
+                mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
+            )
+        yield
+
+
+def _batch(spec: Spec, mode: FakeTensorMode, rows: int) -> Batch:
+    length, classify = spec.data.seq_len, spec.model.task == "sequence-classification"
+    row = {
+        "input_ids": [1] * length,
+        "labels": [0] if classify else [IGNORE_INDEX, *[1] * (length - 1)],
+        "lengths": [length // 2, length - length // 2] if spec.packed else [length],
+        "sample_ids": [0],
+    }
+    table = ROW_SCHEMA.empty_table().from_pylist([row] * rows, schema=ROW_SCHEMA)
+    batch = collate(table, spec.model.task, _PAD, torch.device("cpu"))
+    return Batch(
+        {name: mode.from_tensor(value) for name, value in batch.inputs.items()},
+        mode.from_tensor(batch.targets),
+        None if batch.columns is None else mode.from_tensor(batch.columns),
+    )
+
+
+def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
+    """Note when a module with parameters begins and ends, forward and backward, and when a gradient is ready.
+
+    The events are those at which DeepSpeed's hooks act. A gradient that is ready is freed, as DeepSpeed does.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{leaf}.") for leaf in _leaves(model)):
+            continue
+        inside = module.parameters(recurse=name in _leaves(model))
+        own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
+        if own:
+            module.register_forward_pre_hook(_Begin(tracker, own))
+            module.register_forward_hook(_End(tracker, own))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))  # type: ignore[no-untyped-call]
+
+
+def _leaves(model: torch.nn.Module) -> set[str]:
+    """Names of the modules that `gather_data_dependent_modules` makes leaves: DeepSpeed looks at no module inside."""
+    found = set()
+    for owner_name, owner in model.named_modules():
+        for name, module in owner.named_children():
+            inside = any(True for child in module.children() for _ in child.parameters())
+            if name == "indexer" or (name == "experts" and not inside):
+                found.add(f"{owner_name}.{name}" if owner_name else name)
+    return found
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """Before a module's forward; its inputs tell when its backward has ended."""
+
+    tracker: Tracker
+    parameters: tuple[str, ...]
+
+    def __call__(self, module: Any, inputs: Any) -> Any:
+        self.tracker.note("enter", *self.parameters)
+        left = iter([True])
+
+        def note() -> None:
+            if next(left, False):
+                self.tracker.note("leave-backward", *self.parameters)
+
+        return _marked(inputs, note)
+
+
+@dataclass(frozen=True)
+class _End:
+    """After a module's forward; its outputs tell when its backward begins."""
+
+    tracker: Tracker
+    parameters: tuple[str, ...]
+
+    def __call__(self, module: Any, inputs: Any, output: Any) -> Any:
+        self.tracker.note("leave", *self.parameters)
+        first = iter([True])
+
+        def note() -> None:
+            if next(first, False):
+                self.tracker.note("enter-backward", *self.parameters)
+
+        return _marked(output, note)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    tracker: Tracker
+    parameter: str
+
+    def __call__(self, parameter: torch.Tensor) -> None:
+        self.tracker.note("gradient", self.parameter)
+        parameter.grad = None
+
+
+def _marked(value: Any, note: Any) -> Any:
+    def mark(tensor: torch.Tensor) -> torch.Tensor:
+        return _Mark.apply(tensor, note) if tensor.requires_grad else tensor  # type: ignore[no-untyped-call]
+
+    return tree_map_only(torch.Tensor, mark, value)
+
+
+class _Mark(torch.autograd.Function):
+    """Returns its input, and calls a function when the gradient passes, as DeepSpeed's hooks do."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, note: Any) -> torch.Tensor:
+        ctx.note = note
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.note()
+        return gradient, None

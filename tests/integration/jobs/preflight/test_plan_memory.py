@@ -1,0 +1,82 @@
+"""The predicted peak of a worker's memory is the real one, and few layers stand for many."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from jobs.planning.memory import Strategy, memory_of, piece_of_loss
+from jobs.preflight import model_trace
+from jobs.preflight.model_trace import trace_model
+from jobs.preflight.traced_pass import traced_pass
+from jobs.training.loop.loss import piece_length
+from jobs.training.model.load import DTYPES, model_config
+from tests.support import tiny
+
+ROOT = pathlib.Path(__file__).parents[4]
+MEDIAN, WORST = 0.03, 0.05  # of the real peak
+
+
+def test_predicted_peaks_are_those_of_real_steps() -> None:
+    command = [sys.executable, "-m", "bench.planning", "--quick"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    *records, last = map(json.loads, done.stdout.splitlines())
+    assert len(records) == 6 and last["summary"]["failed"] == 0
+    assert last["summary"]["median_error"] <= MEDIAN and last["summary"]["worst_error"] <= WORST, last
+    assert last["summary"]["under_with_reserve"] == 0, last
+
+
+def config_dir(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """Only config.json: of a Llama with eight layers, unless changed."""
+    config = {
+        "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 8,
+        "num_attention_heads": 4, "num_key_value_heads": 2,
+    }  # fmt: skip
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return folder
+
+
+MIXED = {
+    "model_type": "gemma3_text", "head_dim": 16, "sliding_window": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 4,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("changes", [{}, MIXED], ids=["llama", "gemma3"])
+def test_repeated_layers_give_the_trace_of_all_layers(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], checkpointing: bool
+) -> None:
+    folder = config_dir(tmp_path / "model", **changes)
+    spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", data__packing=False)
+    few = trace_model(spec, str(folder), "fp32", checkpointing)
+    assert few.note is not None and few.note.endswith("of 8 layers were traced") and not few.exact
+    monkeypatch.setattr(model_trace, "_depth", lambda model: None)
+    every = trace_model(spec, str(folder), "fp32", checkpointing)
+    assert replace(few, note=every.note) == every
+
+
+def test_a_few_numbers_of_rows_give_any_other(tmp_path: pathlib.Path) -> None:
+    folder = config_dir(tmp_path / "model", num_hidden_layers=2)
+    spec = tiny.spec_of(tmp_path, folder, tmp_path / "none")
+    trace = trace_model(spec, str(folder), "bf16")
+    one, five = (traced_pass(spec, model_config(spec, str(folder)), DTYPES["bf16"], rows) for rows in (1, 5))
+    for rows, events, moments in ((1, one.events, trace.moments_of_one_row), (5, five.events, trace.moments)):
+        assert [moment.live_at(rows) for moment in moments] == [event.live for event in events]
+        peaks = [moment.peak_at(rows) for moment in moments if moment.kind != "loss"]
+        assert peaks == [event.peak for event in events if event.kind != "loss"]
+    most = memory_of(trace, Strategy(per_device_train_batch_size=5), 1, "bf16", "cpu")
+    assert most.activations + most.logits == pytest.approx(max(event.peak for event in five.events), rel=0.01)
+
+
+@pytest.mark.parametrize(("vocabulary", "targets"), [(512, 100), (128_256, 8192), (3, 4), (50_000, 1)])
+def test_pieces_of_the_loss_are_those_of_the_loop(vocabulary: int, targets: int) -> None:
+    assert piece_of_loss(vocabulary, vocabulary * targets) == piece_length(vocabulary, targets) * vocabulary

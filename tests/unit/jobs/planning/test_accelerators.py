@@ -1,0 +1,48 @@
+"""Accelerators by name, and the machines that --on names."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.errors import InputError
+from jobs.planning.accelerators import ACCELERATORS, accelerator_of, machines_of
+
+
+@pytest.mark.parametrize(
+    ("text", "nodes", "each", "name"),
+    [
+        ("8xH100-80", 1, 8, "H100-80"),
+        ("2x8xA100-40", 2, 8, "A100-40"),
+        ("1xb200", 1, 1, "B200-180"),
+        (" 4xA10G ", 1, 4, "A10G-24"),
+        ("8xNVIDIA H100 80GB", 1, 8, "H100-80"),
+    ],
+)
+def test_machines_are_read_as_people_write_them(text: str, nodes: int, each: int, name: str) -> None:
+    machines = machines_of(text)
+    assert (machines.nodes, machines.gpus_per_node, machines.accelerator.name) == (nodes, each, name)
+    assert machines.gpus == nodes * each
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("H100", "such as 8xH100-80"),
+        ("", "such as 8xH100-80"),
+        ("8xH10-80", "did you mean h100-80?"),
+        ("8xA100", "give A100-80 or A100-40"),
+        ("0xH100-80", "from 1 to"),
+        ("99999999x8xH100-80", "from 1 to"),
+        ("8xtpu", "Known are B200-180"),
+    ],
+)
+def test_wrong_machines_are_refused_with_what_to_write(text: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        machines_of(text)
+
+
+def test_every_accelerator_is_found_by_its_name() -> None:
+    for name, accelerator in ACCELERATORS.items():
+        assert accelerator_of(name.lower()) is accelerator
+        assert accelerator.memory_gib < float(name.rpartition("-")[2])  # the driver keeps some
+        assert accelerator.fp32_tflops < accelerator.tflops

@@ -1,0 +1,50 @@
+"""What ZeRO holds for gradients during a backward pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from jobs.planning.gradients import Gradients, gradients_of
+from jobs.planning.memory import Strategy
+
+SIZES = (100, 100, 40)
+
+
+def gradients(stage: int, width: int = 4, workers: int = 2, bucket: int = 150, accumulates: bool = False) -> Gradients:
+    strategy = Strategy(stage=stage, reduce_bucket_size=bucket, accumulates=accumulates)  # type: ignore[arg-type]
+    return gradients_of(SIZES, (True, True, False), strategy, workers, width)
+
+
+def test_a_full_bucket_is_reduced_through_a_copy() -> None:
+    held = gradients(3)
+    assert [held.add(number) for number in (2, 1, 0)] == [0, 0, 140 * 4]
+    assert held.held == held.buckets == 0  # ZeRO-3 has its bucket and its part of the gradients all the time
+
+
+def test_a_gradient_larger_than_the_bucket_stays_until_its_reduction() -> None:
+    held = gradients(3, bucket=50)
+    assert held.add(0) == 0 and held.held == 400
+    assert held.add(1) == 0  # one gradient that divides evenly needs no copy
+    assert held.held == 400
+
+
+def test_zero_2_has_two_buckets_and_makes_room_for_its_part_at_the_first_reduction() -> None:
+    held = gradients(2)
+    held.add(2)
+    assert (held.buckets, held.held) == (2 * 150 * 4, 0)
+    held.add(1)
+    held.add(0)
+    assert held.held == 4 * (100 + 40)  # one matrix and the vector, which both workers own in part
+
+
+@pytest.mark.parametrize(("stage", "width", "kept"), [(1, 4, 960), (1, 2, 480), (2, 4, 560), (2, 2, 480), (3, 4, 0)])
+def test_earlier_passes_of_a_step_leave_whole_gradients_in_zero_1_and_a_part_in_zero_2(
+    stage: int, width: int, kept: int
+) -> None:
+    assert gradients(stage, width, accumulates=True).held == kept
+
+
+def test_zero_1_moves_whole_gradients_into_the_buckets() -> None:
+    held = gradients(1, accumulates=True)
+    held.add(2)
+    assert held.held == 960 - 160

@@ -1,0 +1,101 @@
+"""What a worker holds for the whole step, and at its highest moment, by arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from jobs.planning.memory import RESERVE, Memory, ModelTrace, Moment, Strategy, memory_of, static_memory
+
+LLAMA_2_7B = 6_738_415_616  # elements
+LARGEST = 32_000 * 4_096
+GIB = 2**30
+
+
+def trace_of(sizes: tuple[int, ...], moments: tuple[Moment, ...] = (), precision: str = "bf16") -> ModelTrace:
+    return ModelTrace(
+        parameters=sum(sizes),
+        trained=sum(sizes),
+        largest_parameter=max(sizes),
+        largest_gathered=max(sizes),
+        sizes=sizes,
+        decays=tuple(True for _ in sizes),
+        moments=moments,
+        moments_of_one_row=moments,
+        buffer_bytes=0,
+        fixed_bytes=0,
+        bytes_per_row=0,
+        logits_bytes_per_row=0,
+        logits_per_row=0,
+        vocabulary=1,
+        loss_bytes_per_logit=0.0,
+        flops_per_row=0,
+        gradient_checkpointing=False,
+        precision=precision,
+        seq_len=1,
+        exact=True,
+    )
+
+
+SEVEN_B = trace_of((LARGEST, LLAMA_2_7B - LARGEST))
+
+
+@pytest.mark.parametrize(
+    ("stage", "workers", "bytes_per_element"),
+    # bf16 weights, fp32 master weights and moments: 2 + 12. ZeRO-1 and 3 have fp32 gradients all the time: 4.
+    [(1, 1, 18), (2, 8, 2 + 12 / 8), (3, 1, 18), (3, 8, 18 / 8)],
+)
+def test_states_of_a_7b_take_the_bytes_that_zero_promises(stage: int, workers: int, bytes_per_element: float) -> None:
+    held = static_memory(SEVEN_B, Strategy(stage=stage, reduce_bucket_size=1), workers, "bf16")  # type: ignore[arg-type]
+    assert held.used == pytest.approx(bytes_per_element * LLAMA_2_7B, rel=1e-6)
+
+
+def test_a_7b_with_both_offloads_leaves_one_gpu_almost_empty_and_fills_the_host() -> None:
+    strategy = Strategy(stage=3, offload_optimizer=True, offload_param=True)
+    held = static_memory(SEVEN_B, strategy, 1, "bf16")
+    assert held.used == 2 * strategy.reduce_bucket_size
+    assert held.host == 22 * LLAMA_2_7B  # weights; master weights, moments, two of gradients
+    assert held.host / GIB == pytest.approx(138, abs=0.1)
+
+
+def test_fp32_weights_of_zero_3_are_the_ones_that_adam_updates() -> None:
+    trace = trace_of((1000,), precision="fp32")
+    assert static_memory(trace, Strategy(stage=3, reduce_bucket_size=1), 1, "fp32").used == 16 * 1000 + 4
+    assert static_memory(trace, Strategy(stage=2), 1, "fp32").used == 16 * 1000  # a copy, but no buffer for gradients
+
+
+def test_parts_are_those_of_one_moment_and_sum_to_the_total() -> None:
+    moments = (
+        Moment("enter", (0,)),
+        Moment("leave", (0,), live=500, peak=700),
+        Moment("logits", live=500, live_per_row=10, peak=500, peak_per_row=10),
+        Moment("gradient", (0,), live=400, peak=400),
+        Moment("end"),
+    )
+    trace = trace_of((10,), moments)
+    small = memory_of(trace, Strategy(stage=3, reduce_bucket_size=1), 1, "bf16")
+    assert (small.activations, small.optimizer_temporaries) == (700, 0)
+    assert small.used == 180 + 2 + 700 and small.total == small.used + int(RESERVE * small.used)
+    large = memory_of(trace_of((1000,), moments), Strategy(stage=3, reduce_bucket_size=1), 1, "bf16")
+    assert (large.activations, large.optimizer_temporaries) == (0, 4000)  # the update needs more than the pass
+    assert memory_of(trace, Strategy(stage=3, per_device_train_batch_size=30), 1, "bf16").activations == 800
+
+
+def test_adam_on_cpu_needs_a_second_temporary() -> None:
+    trace = trace_of((1000,))
+    on_gpu, on_cpu = (memory_of(trace, Strategy(stage=3), 4, "bf16", device) for device in ("cuda", "cpu"))
+    assert (on_gpu.optimizer_temporaries, on_cpu.optimizer_temporaries) == (1000, 2000)
+
+
+def test_on_cpus_what_is_offloaded_counts_as_the_workers_memory() -> None:
+    strategy = Strategy(stage=3, offload_optimizer=True)
+    on_gpu, on_cpu = (memory_of(SEVEN_B, strategy, 2, "bf16", device) for device in ("cuda", "cpu"))
+    assert on_cpu.host == 0 and on_cpu.used == on_gpu.used + on_gpu.host
+
+
+def test_a_trace_is_plain_json() -> None:
+    trace = trace_of((10,), (Moment("enter", (0,)),))
+    assert json.loads(json.dumps(dataclasses.asdict(trace)))["moments"][0]["parameters"] == [0]
+    assert Memory().total == 0

@@ -1,0 +1,110 @@
+"""Which way to train is chosen, and how long a step takes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from jobs.planning.accelerators import GIB, Machines, accelerator_of
+from jobs.planning.batching import Batching
+from jobs.planning.memory import ModelTrace, Moment, Strategy
+from jobs.planning.step_time import step_time
+from jobs.planning.strategies import Free, Option, chosen, nearest, options
+
+B = 10**9
+ALL: frozenset[Free] = frozenset({"per_device_train_batch_size", "gradient_checkpointing", "zero"})
+
+
+def trace(gradient_checkpointing: bool, parameters: int = 7 * B) -> ModelTrace:
+    """A model of equal layers whose activations take 4 GiB a row, or 1 GiB with checkpointing."""
+    row = (1 if gradient_checkpointing else 4) * GIB
+    sizes = (parameters // 100,) * 100
+    moments = (
+        Moment("logits", (), 0, row, 0, row),
+        Moment("loss", (), 0, row, 0, row),
+        *(Moment("gradient", (number,), 0, row, 0, row) for number in range(100)),
+    )
+    return ModelTrace(
+        parameters=parameters, trained=parameters, largest_parameter=sizes[0], largest_gathered=sizes[0], sizes=sizes,
+        decays=(True,) * 100, moments=moments, moments_of_one_row=moments, buffer_bytes=0, fixed_bytes=0, bytes_per_row=row,
+        logits_bytes_per_row=0, logits_per_row=0, vocabulary=32_000, loss_bytes_per_logit=0.0,
+        flops_per_row=2 * parameters * 4096, gradient_checkpointing=gradient_checkpointing, precision="bf16",
+        seq_len=4096, exact=True,
+    )  # fmt: skip
+
+
+def found(machines: Machines, free: frozenset[Free] = ALL, rows: int = 64) -> tuple[Option, ...]:
+    workers = machines.gpus
+    batching = Batching(rows, 1, -(-rows // workers), workers)
+    return options(Strategy(), batching, free, trace, machines, "bf16")
+
+
+def on(text_gpus: int, name: str) -> Machines:
+    return Machines(1, text_gpus, accelerator_of(name))
+
+
+def test_what_is_written_is_chosen_if_nothing_is_faster() -> None:
+    best = chosen(found(on(8, "H100-80")))
+    assert best is not None and best.changes == ()
+
+
+def test_a_small_gpu_gets_offload_and_checkpointing() -> None:
+    best = chosen(found(replace(on(1, "A100-40"), node_gib=256)))
+    assert best is not None
+    assert best.strategy.offload_optimizer and best.fits, "84 GB of Adam's states do not fit"
+
+
+def test_the_global_batch_is_kept() -> None:
+    for option in found(on(8, "H100-80"), rows=60):
+        batching = option.batching
+        assert batching.rows == 60
+        assert batching.accumulation * batching.per_device * batching.num_workers >= 60
+        assert (batching.accumulation - 1) * batching.per_device * batching.num_workers < 60
+
+
+def test_only_free_fields_are_changed() -> None:
+    ways = found(on(1, "T4-16"), free=frozenset({"gradient_checkpointing"}))
+    assert {option.changes for option in ways} == {(), ("gradient_checkpointing",)}
+    assert chosen(ways) is None
+    assert nearest(ways).missing > 100 * GIB, "weights, gradients and Adam's states: 18 bytes for each parameter"
+
+
+def test_a_step_takes_what_its_flops_take() -> None:
+    machines = on(8, "H100-80")
+    time = step_time(trace(False), Strategy(), Batching(64, 1, 8, 8), machines, "bf16", efficiency=0.5)
+    flops = 6 * 7 * B * 64 * 4096
+    assert time.compute_s == pytest.approx(flops / 8 / (0.5 * 989e12))
+    assert time.seconds > time.compute_s, "the optimizer's update comes after"
+    assert time.mfu == pytest.approx(flops / time.seconds / (8 * 989e12))
+    again = step_time(
+        trace(True), replace(Strategy(), gradient_checkpointing=True), Batching(64, 1, 8, 8), machines, "bf16", 0.5
+    )
+    assert again.compute_s == pytest.approx(4 / 3 * time.compute_s)
+
+
+def test_a_slow_network_decides_the_step() -> None:
+    batching, card = Batching(16, 1, 1, 16), accelerator_of("L4")
+    near = step_time(trace(False), Strategy(), batching, Machines(1, 16, card), "bf16")
+    far = step_time(trace(False), Strategy(), batching, Machines(2, 8, card), "bf16")
+    assert far.seconds > near.seconds
+    assert far.communication_s > far.compute_s
+    # Stage 3 moves the weights twice and the gradients once.
+    assert far.communication_s == pytest.approx(3 * 2 * 7 * B * 15 / 16 / 6.25e9)
+
+
+def test_offload_needs_a_host_with_enough_memory() -> None:
+    large = [option for option in found(replace(on(1, "A100-40"), node_gib=256)) if option.fits]
+    small = [option for option in found(replace(on(1, "A100-40"), node_gib=64)) if option.fits]
+    assert large and not small
+    offloaded = [
+        option for option in found(replace(on(1, "A100-40"), node_gib=64)) if option.strategy.offload_optimizer
+    ]
+    assert min(option.missing_on_host for option in offloaded) > 100 * GIB
+
+
+def test_offload_costs_time_on_the_host() -> None:
+    batching, machines = Batching(8, 1, 1, 8), on(8, "A100-80")
+    here = step_time(trace(False), Strategy(), batching, machines, "bf16")
+    there = step_time(trace(False), replace(Strategy(), offload_optimizer=True), batching, machines, "bf16")
+    assert there.optimizer_s > 10 * here.optimizer_s

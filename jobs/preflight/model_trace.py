@@ -41,13 +41,13 @@ def trace_model(
         spec = spec.model_copy(update={"train": train})
     model, config = empty_model(spec, model_dir), model_config(spec, model_dir)
     depth = _depth(model)
-    if depth is None or depth.repeats < 1:
-        note = "all layers were traced: the depth of this type of model cannot be changed" if depth is None else None
+    shallow = [] if depth is None or depth.repeats < 1 else _shallow(spec, config, depth, DTYPES[precision])
+    if depth is None or not shallow:
+        known = depth is not None and depth.repeats < 1
+        note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
         passes = [traced_pass(spec, config, DTYPES[precision], rows) for rows in _ROWS]
         return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), passes[0].flops, note)
-    shorter, short = (_with_layers(config, depth, layers) for layers in (depth.shallow, depth.deep))
-    shallow = [traced_pass(spec, shorter, DTYPES[precision], rows, to_logits=True) for rows in _ROWS]
-    deep = [traced_pass(spec, short, DTYPES[precision], rows) for rows in _ROWS]
+    deep = [traced_pass(spec, _with_layers(config, depth, depth.deep), DTYPES[precision], rows) for rows in _ROWS]
     lines = deepened(_lines(shallow), _lines(deep), depth)
     single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
     flops = deep[0].flops + depth.repeats * (deep[0].flops - shallow[0].flops)
@@ -65,6 +65,16 @@ def _depth(model: Any) -> Depth | None:
             per_layer = [value for value in vars(config).values() if isinstance(value, list) and len(value) == layers]
             return Depth(name, layers, period_of(list(zip(shapes, *per_layer, strict=True))))
     return None
+
+
+def _shallow(spec: Spec, config: Any, depth: Depth, dtype: torch.dtype) -> list[TracedPass]:
+    """Trace the fewest layers up to the logits; empty if another setting than the usual one decides about the depth."""
+    config = _with_layers(config, depth, depth.shallow)
+    first = traced_pass(spec, config, dtype, _ROWS[0], to_logits=True)
+    found = {depth.layer_of(name) for event in first.events for name in event.parameters} - {None}
+    if len(found) != depth.shallow:
+        return []
+    return [first, *(traced_pass(spec, config, dtype, rows, to_logits=True) for rows in _ROWS[1:])]
 
 
 def _with_layers(config: Any, depth: Depth, layers: int) -> Any:

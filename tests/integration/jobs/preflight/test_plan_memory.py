@@ -64,6 +64,19 @@ def test_repeated_layers_give_the_trace_of_all_layers(
     assert replace(few, note=every.note) == every
 
 
+def test_a_model_whose_depth_is_set_in_another_way_is_traced_whole(tmp_path: pathlib.Path) -> None:
+    decoder = {
+        "model_type": "bart",
+        "d_model": 64,
+        "decoder_layers": 8,
+        "decoder_attention_heads": 4,
+        "encoder_layers": 8,
+    }
+    folder = config_dir(tmp_path / "model", **decoder, decoder_ffn_dim=128)
+    trace = trace_model(tiny.spec_of(tmp_path, folder, tmp_path / "none"), str(folder), "fp32")
+    assert trace.note is not None and trace.note.startswith("all layers were traced")
+
+
 def test_a_few_numbers_of_rows_give_any_other(tmp_path: pathlib.Path) -> None:
     folder = config_dir(tmp_path / "model", num_hidden_layers=2)
     spec = tiny.spec_of(tmp_path, folder, tmp_path / "none")

@@ -144,7 +144,8 @@ def test_a_run_whose_worker_was_killed_for_memory_goes_on_with_a_smaller_micro_b
     before = runs_in(workshop)
     with started(spec, PYTHONPATH=PACED) as process:
         wait_for(lambda: runs_in(workshop) - before, "the run has begun", 150.0)
-        paths = newest_run(workshop)
+        (root,) = runs_in(workshop) - before
+        paths = JobPaths(str(root))
         wait_for_step(process, paths, SAVED + 1)
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
         if not kill_for_memory(workers_of(process)[1]):

@@ -9,7 +9,7 @@ import os
 from cluster.local.memory import memory_here
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.prepared import Prepared
-from jobs.errors import InputError, SpecError
+from jobs.errors import DataError, InputError, SpecError
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, total_steps, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
@@ -24,6 +24,7 @@ from jobs.spec.finetune import Spec
 
 # Of one core with AVX2, measured with products of 2048 x 2048 fp32 matrices; the first steps of a run say it exactly.
 _CORE_TFLOPS, _CORE_GB_S, _LOCAL_GB_S = 0.05, 8.0, 1.0
+_MOST_CHARACTERS = 300
 
 
 def plan_job(spec: Spec, machines: Machines | None = None) -> JobPlan:
@@ -36,12 +37,20 @@ def plan_job(spec: Spec, machines: Machines | None = None) -> JobPlan:
     found = machines or machines_for(spec)
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
+    if not os.path.isfile(os.path.join(model_dir, "config.json")):
+        raise DataError(f"model.path {spec.model.path}: there is no config.json. Give the directory of a model")
     precision = precision_of(spec.train, found.accelerator.has_bf16 and not found.is_cpu)
     from jobs.preflight.model_trace import trace_model  # imports torch, which takes seconds
 
     @functools.cache
     def trace(gradient_checkpointing: bool) -> ModelTrace:
-        return trace_model(spec, model_dir, precision, gradient_checkpointing)
+        try:
+            return trace_model(spec, model_dir, precision, gradient_checkpointing)
+        except Exception as error:  # configurations and model classes may raise anything
+            raise DataError(
+                f"model.path {spec.model.path}: a training step of this model cannot be traced: "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:_MOST_CHARACTERS]}"
+            ) from error
 
     batching = plan_batching(spec)
     written = strategy_of(spec)

@@ -27,6 +27,7 @@ from orchestrator.cli.help_groups import SYNONYMS
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
     "run": {"SPEC", "--set", "--resume", "--address", "--name", "--quiet"},
+    "plan": {"SPEC", "--set", "--on", "--host-memory", "--price", "--json"},
     "validate": {"SPEC", "--set", "--json"},
     "runs": {"--storage", "--json"},
     "show": {"RUN", "--storage", "--json"},

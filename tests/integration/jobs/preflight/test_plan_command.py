@@ -1,0 +1,94 @@
+"""`fleetune plan`: what it prints for a small model, what it chooses, and what bad input gets. No weights are there."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli.app import app
+
+LLAMA = {
+    "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "num_hidden_layers": 6, "vocab_size": 8000, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("plan")
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text(json.dumps(LLAMA))
+    (folder / "text.jsonl").write_text('{"text": "a text"}\n')
+    job: dict[str, Any] = {
+        "model": {"path": "model", "task": "causal-lm"},
+        "data": {"train": "text.jsonl", "format": "text", "seq_len": 256},
+        "train": {"global_batch_size": 64, "max_steps": 100},
+    }
+    file = folder / "job.json"
+    file.write_text(json.dumps(job))
+    return file
+
+
+def planned(spec: pathlib.Path, *arguments: str) -> dict[str, Any]:
+    result = CliRunner().invoke(app, ["plan", str(spec), "--json", *arguments])
+    assert result.exit_code in (0, 2), result.output
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+def test_it_says_what_a_job_takes_and_keeps_the_global_batch(spec: pathlib.Path) -> None:
+    plan = planned(spec, "--on", "2x4xH100-80", "--price", "2.5")
+    assert plan["machines"] == "2x4xH100-80" and plan["precision"] == "bf16"
+    per_layer = 256 * (256 + 128 + 128 + 256) + 3 * 256 * 512 + 2 * 256
+    assert plan["parameters"] == 2 * 8000 * 256 + 6 * per_layer + 256
+    chosen = plan["options"][plan["chosen"]]
+    assert chosen["fits"] and chosen["cost"] == pytest.approx(2.5 * 8 * chosen["hours"])
+    assert chosen["hours"] == pytest.approx(100 * chosen["step"]["seconds"] / 3600)
+    for option in plan["options"]:
+        rows = option["strategy"]["per_device_train_batch_size"] * option["gradient_accumulation_steps"] * 8
+        assert 64 <= rows < 64 + option["strategy"]["per_device_train_batch_size"] * 8
+        memory = dict(option["memory"])
+        memory.pop("host")
+        assert memory.pop("total") == sum(memory.values())
+
+
+def test_what_the_spec_gives_is_not_changed(spec: pathlib.Path) -> None:
+    given = ("train.per_device_train_batch_size=4", "train.zero.stage=2", "train.gradient_checkpointing=true")
+    sets = [part for one in given for part in ("--set", one)]
+    plan = planned(spec, "--on", "4xA100-40", *sets)
+    assert plan["free"] == [] and len(plan["options"]) == 1
+    strategy = plan["options"][0]["strategy"]
+    assert (strategy["per_device_train_batch_size"], strategy["stage"]) == (4, 2)
+
+
+def test_the_page_names_the_fields_to_write_and_workers_without_gpu_are_planned_too(spec: pathlib.Path) -> None:
+    cpus = ["--set", "resources.gpus_per_worker=0", "--set", "resources.num_workers=2"]
+    result = CliRunner().invoke(app, ["plan", str(spec), *cpus])
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("machines   2xCPU (")
+    assert any(line.startswith("copy for checkpoints") for line in lines)
+    assert any(line.startswith("* ") for line in lines)
+    assert "Warning" not in result.output and "use_cache" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--on", "8xH10-80"], "did you mean h100-80?"),
+        (["--on", "8xA100"], "give A100-80 or A100-40"),
+        ([], "give --on, such as --on 1xH100-80"),
+        (["--host-memory", "100"], "give --on too"),
+        (["--on", "8xH100-80", "--set", "train.global_batch_size=4"], "fewer rows than num_workers"),
+        (["--on", "8xH100-80", "--set", "model.path=/nowhere"], "/nowhere"),
+        (["--on", "8xH100-80", "--set", "train.bf16=true", "--set", "train.fp16=true"], "drop one of them"),
+    ],
+)
+def test_bad_input_gets_one_message(spec: pathlib.Path, arguments: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["plan", str(spec), *arguments])
+    assert result.exit_code == 2
+    assert said in result.output and "Traceback" not in result.output

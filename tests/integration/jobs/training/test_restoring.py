@@ -47,7 +47,8 @@ def run_of(root: pathlib.Path, precision: str = "fp32", **changes: Any) -> Any:
     return SimpleNamespace(
         **{
             "gang": SimpleNamespace(rank=0), "job": SimpleNamespace(paths=JobPaths(str(root))), "plan": PLAN,
-            "row_digests": DIGESTS, "data_fingerprint": "f", "engine": SimpleNamespace(precision=precision), **changes,
+            "row_digests": DIGESTS, "data_fingerprint": "f", "engine": SimpleNamespace(precision=precision),
+            "batching": SimpleNamespace(per_device=2), **changes,
         }
     )  # fmt: skip
 
@@ -129,6 +130,16 @@ def test_the_first_loss_after_a_resume_is_held_against_the_log(
         with pytest.raises(RunFailed, match=r"the log of the run has 2\.000000"):
             restoring.check_step(run, state, signals(loss, planned_digest(20)))
     assert restoring.expected_loss(run, 22) is None
+
+
+def test_a_loss_that_was_logged_with_another_micro_batch_is_not_compared(tmp_path: pathlib.Path) -> None:
+    """Its dropout masks were others: a remedy for memory may have halved the micro-batch since the checkpoint."""
+    journal = JournalWriter(JobPaths(str(tmp_path)).metrics)
+    for step, micro_batch in ((21, 1), (22, 2)):
+        journal.append({"step": step, "loss": 2.0, "micro_batch": micro_batch})
+    journal.close()
+    run = run_of(tmp_path)
+    assert restoring.expected_loss(run, 21) is None and restoring.expected_loss(run, 22) == 2.0
 
 
 @pytest.mark.parametrize(("setting", "value"), [("weight_decay", 0.0), ("betas", [0.9, 0.9]), ("step", 19)])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import Annotated, Final
 
 import typer
 
+from cluster.text import byte_size
 from orchestrator.cli.edge import Json, Quiet, edge
 
 EPILOG = "Example:  fleetune upload ./llama s3://bucket/models/llama  |  fleetune upload train.jsonl /shared/data/"
@@ -35,14 +38,11 @@ def upload(
     line for the spec is printed.
     """
     with edge():
-        from tqdm import tqdm
-
         from jobs.storage import upload as uploading
 
         plan = uploading.plan_upload(path, url, replace=replace)
-        every_s = 0.1 if sys.stderr.isatty() else LOGGED_EVERY_S
-        with tqdm(total=plan.bytes, unit="B", unit_scale=True, mininterval=every_s, disable=json_ or quiet) as bar:
-            uploading.upload(plan, bar.update)
+        with progress_of(plan.bytes, quiet=json_ or quiet) as advance:
+            uploading.upload(plan, advance)
         field, sent = spec_field(path), len(plan.sent)
         if json_:
             told = {"url": plan.target, "files": len(plan.files), "sent": sent, "bytes": plan.bytes, "field": field}
@@ -51,6 +51,29 @@ def upload(
         same = f", {len(plan.there)} were there already" if plan.there else ""
         typer.echo(f"{plan.target}: {sent} of {len(plan.files)} files sent{same}")
         typer.echo(f"in the spec:  {field or 'model.path or data.train'}: {plan.target}")
+
+
+@contextlib.contextmanager
+def progress_of(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """Show progress in bytes on stderr: a bar on a terminal, else a line every few seconds."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        done, told_s = 0, time.monotonic()
+
+        def advance(count: int) -> None:
+            nonlocal done, told_s
+            done += count
+            bar.advance(task, count)
+            if not (quiet or console.is_terminal) and time.monotonic() - told_s >= LOGGED_EVERY_S:
+                told_s = time.monotonic()
+                typer.echo(f"{byte_size(done)} of {byte_size(total)}", err=True)
+
+        yield advance
 
 
 def spec_field(path: str) -> str | None:

@@ -50,7 +50,7 @@ GOOD_RATE: Final = 3e-3
 TOO_HIGH: Final = (1e-1, 2e-1)
 VOCABULARY: Final = 1000
 LENGTH: Final = 64  # tokens of a row
-_PRETRAINING_STEPS = 800
+_PRETRAINING_STEPS = 400
 _POISONED_AT = 0.6  # share of the run
 _TIMED_STEPS = 30
 _SEEN = 1400  # dialogues on which the small model is trained; the runs train on the rest
@@ -277,6 +277,7 @@ def small_model() -> pathlib.Path:
     tokenizer.train_from_iterator(texts, trainer)
     tokens = [token for text in texts for token in [*tokenizer.encode(text).ids, 0]]
     rows = torch.tensor(tokens[: len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)
+    torch.set_num_threads(1)  # more threads wait for one another if other programs have the cores
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=96, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,

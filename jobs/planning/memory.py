@@ -64,6 +64,7 @@ class ModelTrace:
     vocabulary: int  # logits of one target
     loss_bytes_per_logit: float  # temporaries of the loss for each logit of a piece
     flops_per_row: int  # of one forward pass of one row
+    operations: int  # of one forward pass of any number of rows, without views
     gradient_checkpointing: bool
     precision: str
     seq_len: int

@@ -21,6 +21,8 @@ CPU_EFFICIENCY: Final = 0.5  # of what a large matrix product of this machine re
 # Bytes that AdamW moves for each element of its shard: it reads gradient, weight and two moments and writes the last
 # three, all fp32, and writes the weight once more for the forward pass.
 _ADAM_BYTES: Final = 30
+# Seconds in which an eager model's program starts an operation on the device; a pass of few rows waits for it.
+_START_S: Final = 10e-6
 _HOST_ADAM_GB_S: Final = 25.0  # memory bandwidth of a worker's share of its host, GB/s: an assumption
 
 
@@ -67,7 +69,8 @@ def step_time(
     # Every pass reads all weights at least once, in the forward pass and twice in the backward pass.
     width = 4 if precision == "fp32" else 2
     reading = batching.accumulation * 3 * width * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
-    compute = max(executed / (peak * efficiency), reading)
+    passes = batching.accumulation * (4 if strategy.gradient_checkpointing else 3)
+    compute = max(executed / (peak * efficiency), reading, passes * trace.operations * _START_S)
     communication = _communication_s(trace, strategy, batching, machines, width)
     optimizer = _optimizer_s(trace, strategy, batching.num_workers, gpu, width)
     seconds = max(compute, communication) + optimizer

@@ -46,13 +46,15 @@ def trace_model(
         known = depth is not None and depth.repeats < 1
         note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
         passes = [traced_pass(spec, config, DTYPES[precision], rows) for rows in _ROWS]
-        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), passes[0].flops, note)
+        work = passes[0].flops, passes[0].operations
+        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), work, note)
     deep = [traced_pass(spec, _with_layers(config, depth, depth.deep), DTYPES[precision], rows) for rows in _ROWS]
     lines = deepened(_lines(shallow), _lines(deep), depth)
     single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
     flops = deep[0].flops + depth.repeats * (deep[0].flops - shallow[0].flops)
+    operations = deep[0].operations + depth.repeats * (deep[0].operations - shallow[0].operations)
     note = f"{depth.deep} of {depth.layers} layers were traced"
-    return _trace(spec, precision, model, deep, lines, single, flops, note)
+    return _trace(spec, precision, model, deep, lines, single, (flops, operations), note)
 
 
 def _depth(model: Any) -> Depth | None:
@@ -124,7 +126,7 @@ def _trace(
     passes: Sequence[TracedPass],
     lines: Sequence[Line],
     single: Sequence[Line],
-    flops: int,
+    work: tuple[int, int],
     note: str | None,
 ) -> ModelTrace:
     named = dict(model.named_parameters())
@@ -153,7 +155,8 @@ def _trace(
         logits_per_row=passes[1].logits - passes[0].logits,
         vocabulary=last.vocabulary,
         loss_bytes_per_logit=loss_bytes / piece,
-        flops_per_row=flops,
+        flops_per_row=work[0],
+        operations=work[1],
         gradient_checkpointing=spec.train.gradient_checkpointing,
         precision=precision,
         seq_len=spec.data.seq_len,

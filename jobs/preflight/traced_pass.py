@@ -36,6 +36,7 @@ class TracedPass:
     vocabulary: int  # logits of one target
     logits_bytes: int
     flops: int  # of the forward pass
+    operations: int  # of the forward pass, without views
 
 
 def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logits: bool = False) -> TracedPass:
@@ -61,7 +62,8 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logit
     with _without_data(spec), mode, tracker:
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
-        flops, shape, size = tracker.flops, logits.shape, logits.untyped_storage().nbytes()
+        flops, operations = tracker.flops, tracker.operations
+        shape, size = logits.shape, logits.untyped_storage().nbytes()
         if not to_logits:
             logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
             loss = loss_sum(logits, batch.targets)
@@ -70,7 +72,7 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logit
             (loss / 2).backward()  # type: ignore[no-untyped-call]
             tracker.note("end")
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    return TracedPass(tuple(tracker.events), buffers, shape.numel(), shape[-1], size, flops)
+    return TracedPass(tuple(tracker.events), buffers, shape.numel(), shape[-1], size, flops, operations)
 
 
 @contextmanager

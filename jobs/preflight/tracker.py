@@ -34,13 +34,18 @@ class Event:
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of every storage that an operator returns, from its first appearance to its end."""
+    """Counts the bytes of every storage that an operator returns, from its first appearance to its end.
+
+    Attributes:
+        flops: of matrix products and attention so far.
+        operations: that have returned a new storage so far; views are not among them.
+    """
 
     def __init__(self, uncounted: Iterable[torch.Tensor]) -> None:
         """Make a tracker that does not count the storages of the tensors `uncounted`."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
-        self.live = self.peak = self.flops = 0
+        self.live = self.peak = self.flops = self.operations = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in uncounted}
 
     def note(self, kind: EventKind, *parameters: str) -> None:
@@ -64,6 +69,7 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         key, size = storage._cdata, storage.nbytes()
         if key not in self._known:
             self._known.add(key)
+            self.operations += 1
             self.live += size
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._end, key, size)

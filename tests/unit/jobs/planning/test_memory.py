@@ -32,6 +32,7 @@ def trace_of(sizes: tuple[int, ...], moments: tuple[Moment, ...] = (), precision
         vocabulary=1,
         loss_bytes_per_logit=0.0,
         flops_per_row=0,
+        operations=1000,
         gradient_checkpointing=False,
         precision=precision,
         seq_len=1,

@@ -28,9 +28,9 @@ def trace(gradient_checkpointing: bool, parameters: int = 7 * B) -> ModelTrace:
     return ModelTrace(
         parameters=parameters, trained=parameters, largest_parameter=sizes[0], largest_gathered=sizes[0], sizes=sizes,
         decays=(True,) * 100, moments=moments, moments_of_one_row=moments, buffer_bytes=0, fixed_bytes=0,
-        bytes_per_row=row, logits_bytes_per_row=0, logits_per_row=0, vocabulary=32_000,
-        loss_bytes_per_logit=0.0, flops_per_row=2 * parameters * 4096, operations=1000, gradient_checkpointing=gradient_checkpointing, precision="bf16",
-        seq_len=4096, exact=True,
+        bytes_per_row=row, logits_bytes_per_row=0, logits_per_row=0, vocabulary=32_000, loss_bytes_per_logit=0.0,
+        flops_per_row=2 * parameters * 4096, operations=1000, gradient_checkpointing=gradient_checkpointing,
+        precision="bf16", seq_len=4096, exact=True,
     )  # fmt: skip
 
 

@@ -94,7 +94,7 @@ def _pulses(key: str) -> list[Pulse]:
 
 def _process(pid: int) -> tuple[str, float]:
     """Return the state of a process and its CPU time in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
     return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -125,7 +125,7 @@ def _grown(asked: Mapping[int, tuple[Path, int]]) -> dict[int, str]:
 
 def _catches(pid: int, number: signal.Signals) -> bool:
     """Whether a process handles a signal, which would end it otherwise. Code of a user may have changed that."""
-    mask = re.search(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    mask = re.search(rb"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_bytes(), re.MULTILINE)
     return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
 
 

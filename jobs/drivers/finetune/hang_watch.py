@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,9 +35,11 @@ _BLOCKED = "D"  # a process in a system call that no signal ends
 class HangWatch:
     """The watch of one driver. `begin` comes before each worker group, and `look` is called while it runs."""
 
-    def __init__(self, announce: Announcer, places: Sequence[str] | None) -> None:
+    def __init__(
+        self, announce: Announcer, places: Sequence[str] | None, ask: Callable[..., list[Any]] = ask_nodes
+    ) -> None:
         """`places`: ids of the nodes that a queue has assigned; None: any node may run workers."""
-        self._announce, self._places = announce, places
+        self._announce, self._places, self._ask = announce, places, ask
         self._group: _Group | None = None
         self._hung_at_s: float | None = None  # until training goes on
 
@@ -66,7 +68,7 @@ class HangWatch:
     def _examine(self, group: _Group) -> None:
         try:
             nodes = self._places or [node.node_id for node in snapshot().nodes]
-            answers = ask_nodes(nodes, rank_states, group.job.driver, group.apart_s)
+            answers = self._ask(nodes, rank_states, group.job.driver, group.apart_s)
             looks = [looks for answer in answers for looks in answer]
             hang = hang_of(looks, group.job.spec.resources.num_workers)
             if hang is not None and self._group is group:
@@ -87,7 +89,7 @@ class HangWatch:
         # SIGKILL reaches a blocked process only when its call returns. The end of any other rank ends the group.
         blocked = rank.state == _BLOCKED
         victims = {one.second.pulse.pid for one in looks if blocked} | {rank.pulse.pid}
-        ask_nodes(nodes, end_ranks, group.job.driver, stacks, victims, timeout_s=_END_WITHIN_S)
+        self._ask(nodes, end_ranks, group.job.driver, stacks, victims, timeout_s=_END_WITHIN_S)
 
     def _went_on(self, seconds: float) -> None:
         self._hung_at_s = None

@@ -268,30 +268,6 @@ def _waiting_words(gang: Gang, nodes: Inventory, free: Inventory, waited_s: floa
     )
 
 
-def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeout_s: float = 30.0) -> Any:
-    """Run a function on a living node, and return its result; None: there was no answer in time."""
-    return next(iter(ask_nodes((node_id,), question, *arguments, timeout_s=timeout_s)), None)
-
-
-def ask_nodes(
-    node_ids: Iterable[str], question: Callable[..., Any], *arguments: Any, timeout_s: float = 30.0
-) -> list[Any]:
-    """Run a function on several nodes at once, and return the results that come in time."""
-    import ray
-
-    where = [{NODE_LABEL: node_id} for node_id in node_ids]
-    tasks = [ray.remote(num_cpus=0, max_retries=0, label_selector=label)(question) for label in where]
-    answered, silent = ray.wait([task.remote(*arguments) for task in tasks], num_returns=len(tasks), timeout=timeout_s)
-    results = []
-    for reference in silent:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.cancel(reference, force=True)
-    for reference in answered:
-        with contextlib.suppress(ray.exceptions.RayError):  # the node has died, or the function has failed
-            results.append(ray.get(reference))
-    return results
-
-
 def keep_actors_here() -> None:
     """Start two actors of Ray Data on this process's node: statistics and coordinator, which a cluster has once.
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.ray.connection import ask_nodes, snapshot
+from cluster.ray.connection import snapshot
+from cluster.ray.node_tasks import ask_nodes
 from jobs.errors import StorageError
 from jobs.remedies.hang import Hang, Looks, hang_of, limit_s
 from jobs.run.checkpoints import committed_steps
@@ -58,6 +59,13 @@ class HangWatch:
             group.asking = threading.Thread(target=self._examine, args=(group,), name="hang", daemon=True)
             group.asking.start()
 
+    def leave(self) -> None:
+        """End the watch of the group, which has ended. Ray must not be left while a thread asks it."""
+        group = self._group
+        if group is not None and group.asking is not None:
+            group.left.set()
+            group.asking.join(_END_WITHIN_S)
+
     def named(self, crash: Crash | None) -> Crash | None:
         """Return the crash of the group with its cause, if a rank of the group was killed because it hung."""
         hang = self._group.hang if self._group is not None else None
@@ -68,10 +76,11 @@ class HangWatch:
     def _examine(self, group: _Group) -> None:
         try:
             nodes = self._places or [node.node_id for node in snapshot().nodes]
-            answers = self._ask(nodes, rank_states, group.job.driver, group.apart_s)
+            key = group.job.driver
+            answers = self._ask(nodes, rank_states, key, group.apart_s, wanted=lambda: not group.left.is_set())
             looks = [looks for answer in answers for looks in answer]
             hang = hang_of(looks, group.job.spec.resources.num_workers)
-            if hang is not None and self._group is group:
+            if hang is not None and not group.left.is_set():
                 self._end(group, hang, looks, nodes)
         except Exception:  # Ray has been left meanwhile; without an answer nothing is killed
             traceback.print_exc()
@@ -104,6 +113,7 @@ class _Group:
         self.job = job
         self.hang: Hang | None = None
         self.asking: threading.Thread | None = None
+        self.left = threading.Event()
         self._newest, self._steps, self._longest_s = newest, 0, 0.0
         self._began_s = self._looked_s = self._quiet_since_s = time.monotonic()
         self._ask_after_s = 0.0  # of silence
@@ -128,7 +138,7 @@ class _Group:
 
     def is_due(self) -> bool:
         """Whether the silence is long enough for a question to the nodes. The journal of an old run is written late."""
-        if self._steps < _LEAST_STEPS or self.hang is not None or (self.asking is not None and self.asking.is_alive()):
+        if self._steps < _LEAST_STEPS or (self.asking is not None and self.asking.is_alive()):
             return False
         now = time.monotonic()
         usual_s = limit_s(self._longest_s) + interval_s(now - self._began_s) - interval_s(0.0)

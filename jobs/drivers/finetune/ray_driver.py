@@ -13,7 +13,6 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
 from cluster.job_environment import JobEnvironment
 from cluster.ray.connection import (
-    ask_node,
     check_alive,
     connected,
     free_now,
@@ -24,6 +23,7 @@ from cluster.ray.connection import (
     snapshot,
     wait_for_room,
 )
+from cluster.ray.node_tasks import ask_node
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.hang_watch import HangWatch
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
@@ -192,9 +192,8 @@ class Training:
             self._find_room()
             self.driver.stop.defer()
             self.memory.begin()
-            self.hangs.begin(self.job, self.driver.watch.newest)
             try:
-                result = fit(self.job, self.driver.places, self.driver.alone, self._look, woken=self.driver.stop.woken)
+                result = self._fitted()
                 smaller = None if self.driver.stop.asked else self.memory.job_after_failure(self.job)
                 if smaller is None:
                     return result
@@ -206,6 +205,14 @@ class Training:
                 crash = crash_of(error, self.job.driver, self.driver.places or ())
                 self._go_on_after(self.hangs.named(crash), healing, error)
             self.driver.stop.defer(False)
+
+    def _fitted(self) -> Record | None:
+        """Run one worker group. Raises any exception of `fit`."""
+        self.hangs.begin(self.job, self.driver.watch.newest)
+        try:
+            return fit(self.job, self.driver.places, self.driver.alone, self._look, woken=self.driver.stop.woken)
+        finally:
+            self.hangs.leave()
 
     def _find_room(self) -> None:
         """Wait for free slots. Ray Train would wait forever for a lost node, and too briefly for a busy one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Driver:
         self.now_s, self.answers, self.asked = 100.0, HEALTHY, list[float]()
         self.ended: list[tuple[dict[int, str], set[int]]] = []
         self.told: list[dict[str, Any]] = []
+        self.ends_meanwhile = False
         monkeypatch.setattr(hang_watch.time, "monotonic", lambda: self.now_s)
         spec = tiny.spec_of(folder, folder / "model", folder / "text.jsonl", **changes)
         self.job = Job(spec, str(folder / "run"), "prepared", "model", driver="d1")
@@ -47,10 +48,15 @@ class Driver:
     def announce(self, kind: str, message: str, **data: Any) -> None:
         self.told.append({"kind": kind, "message": message, **data})
 
-    def ask(self, nodes: Sequence[str], question: Callable[..., Any], key: str, *more: Any, **_: Any) -> list[Any]:
+    def ask(
+        self, nodes: Sequence[str], question: Any, key: str, *more: Any, wanted: Any = None, timeout_s: float = 0.0
+    ) -> list[Any]:
         assert (list(nodes), key) == (["n1", "n2"], "d1")
         if question is rank_states:
             self.asked.append(self.now_s)
+            if self.ends_meanwhile:
+                threading.Thread(target=self.watch.leave).start()
+                wait_for(lambda: not wanted(), "the answer is no longer wanted")
             return [[one] for one in self.answers]
         assert question is end_ranks
         self.ended.append(more)  # type: ignore[arg-type]
@@ -77,7 +83,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
 def test_a_stopped_rank_is_killed_once_and_the_crash_and_the_next_step_say_so(driver: Driver) -> None:
     driver.trains(1, 2, 3)
     driver.answers = STOPPED
-    driver.passes(30.0)
+    driver.passes(14.0)
     assert driver.asked == [pytest.approx(112.0)], "ten seconds after the last step"
     ((stacks, victims),) = driver.ended
     assert victims == {101} and list(stacks) == [100]
@@ -129,7 +135,22 @@ def test_the_journal_of_an_old_run_may_be_late(driver: Driver) -> None:
     assert len(driver.asked) == 1
 
 
-def test_a_missing_answer_and_an_ended_group_kill_nothing(driver: Driver) -> None:
+def test_a_kill_that_did_not_arrive_is_tried_again(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.answers = STOPPED
+    driver.passes(30.0)
+    assert 1 < len(driver.ended) < 4
+
+
+def test_a_group_that_has_ended_meanwhile_is_left_alone(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.answers = STOPPED
+    driver.ends_meanwhile = True
+    driver.passes(14.0)
+    assert driver.asked and not driver.ended
+
+
+def test_a_missing_answer_kills_nothing(driver: Driver) -> None:
     driver.trains(1, 2)
     driver.answers = STOPPED[1:]
     driver.passes(12.0)

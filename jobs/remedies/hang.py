@@ -15,7 +15,8 @@ LEAST_S: Final = 10.0  # no shorter silence is a hang
 _TIMES_LONGEST: Final = 3.0  # a step or an evaluation may take this many times the longest one before
 # For a group in which every rank computes or waits in a collective: a step may be slow because the machine is busy.
 _LEAST_BUSY_S, _TIMES_LONGEST_BUSY = 60.0, 10.0
-_BUSY_SHARE = 0.5  # of one CPU, between the two looks
+_BUSY_SHARE = 0.25  # of one CPU, between the two looks
+_RUNNABLE: Final = "R"  # a thread that computes has this state also where it gets little of the CPU
 _STOPPED: Final = "T"  # state of a process that SIGSTOP has stopped; a debugger's stop is "t"
 
 
@@ -58,7 +59,7 @@ class RankState:
 
     Attributes:
         age_s: seconds since the pulse's mark.
-        state: letter of /proc/PID/stat.
+        state: letter of /proc/PID/stat: T if the process is stopped, else R or D if a thread of it is.
         cpu_s: CPU time of the process so far.
         waits: a thread waits for other ranks in a collective.
         frames: innermost calls of the thread that trains, innermost first; empty without a stack.
@@ -97,7 +98,8 @@ class Looks:
 
     @property
     def is_idle(self) -> bool:
-        return self.second.cpu_s - self.first.cpu_s < _BUSY_SHARE * self.apart_s
+        runnable = self.first.state == self.second.state == _RUNNABLE
+        return not runnable and self.second.cpu_s - self.first.cpu_s < _BUSY_SHARE * self.apart_s
 
 
 @dataclass(frozen=True)

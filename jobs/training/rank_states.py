@@ -93,9 +93,21 @@ def _pulses(key: str) -> list[Pulse]:
 
 
 def _process(pid: int) -> tuple[str, float]:
-    """Return the state of a process and its CPU time in seconds."""
-    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
-    return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Return the state of a process, see `RankState`, and its CPU time in seconds."""
+    state, *fields = _stat(Path(f"/proc/{pid}/stat"))
+    cpu_s = (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK")
+    if state in "TtZ":
+        return state, cpu_s
+    states = {state}
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            states.add(_stat(thread / "stat")[0])
+    return next((letter for letter in "RD" if letter in states), state), cpu_s
+
+
+def _stat(file: Path) -> list[str]:
+    """Return the fields from the state on; the name of the process before it may contain anything."""
+    return file.read_bytes().rpartition(b")")[2].decode().split()
 
 
 def _stacks(key: str, pulses: Collection[Pulse]) -> dict[int, str]:

@@ -47,6 +47,7 @@ def test_the_rank_outside_of_the_collective_is_to_blame(other: Looks, why: str) 
         (rank(1, age_s=3600.0, waits=False, doing=Doing.EVALUATION), "the first evaluation"),
         (rank(1, age_s=12.0, waits=False, doing=Doing.EVALUATION, longest_evaluation_s=5.0), "a long evaluation"),
         (rank(1, waits=False, cpu_share=1.0), "a slow step on a busy machine"),
+        (rank(1, waits=False, state="R"), "a slow step on a machine that is overloaded"),
         (rank(1), "all wait: a slow network"),
         (rank(1, state="t", doing=Doing.OTHER), "a debugger holds it"),
     ],

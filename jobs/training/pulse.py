@@ -13,7 +13,6 @@ import os
 import signal
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 
 from jobs.remedies.hang import Doing, Pulse
@@ -68,7 +67,7 @@ class PulseWriter:
         self._pulse = Pulse(last.rank, last.pid, doing, number, now, step_s, evaluation_s)
         if self._handle is not None:
             with contextlib.suppress(OSError):
-                os.pwrite(self._handle, json.dumps(asdict(self._pulse)).ljust(_BYTES).encode(), 0)
+                os.pwrite(self._handle, json.dumps(vars(self._pulse)).ljust(_BYTES).encode(), 0)
 
 
 def local_file(kind: str, key: str, rank: int | str) -> Path:

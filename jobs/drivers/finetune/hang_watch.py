@@ -17,7 +17,7 @@ from typing import Any
 from cluster.ray.connection import snapshot
 from cluster.ray.node_tasks import ask_nodes
 from jobs.errors import StorageError
-from jobs.remedies.hang import Hang, Looks, hang_of, limit_s
+from jobs.remedies.hang import Doing, Hang, Looks, hang_of, limit_s
 from jobs.run.checkpoints import committed_steps
 from jobs.run.events import Announcer
 from jobs.storage.journal import Record, interval_s
@@ -30,6 +30,12 @@ _LEAST_STEPS = 2  # of a group before it is watched: its first step may take any
 _PAUSED_S = 5.0  # between two looks: this process did not run either, so the silence says nothing
 _APART_S = (2.0, 10.0)  # least and most seconds between the two looks at a rank
 _END_WITHIN_S = 10.0  # for a node to kill a rank
+_WORDS = {
+    Doing.STEP: "in",
+    Doing.EVALUATION: "in the evaluation after",
+    Doing.DATA: "in the wait for rows after",
+    Doing.OTHER: "after",
+}
 _BLOCKED = "D"  # a process in a system call that no signal ends
 
 
@@ -152,9 +158,9 @@ class _Group:
 def _did(hang: Hang) -> str:
     rank = hang.rank
     pulse = rank.pulse
-    at = f"{pulse.doing} {pulse.step}" if pulse.step else str(pulse.doing)
+    at = f"{_WORDS[pulse.doing]} step {pulse.step}"
     longest = f", where the longest one before took {pulse.longest_s:.1f} s" if pulse.longest_s is not None else ""
-    return f"made no progress for {rank.age_s:.1f} s at {at}{longest}: it {hang.why} (state {rank.state})"
+    return f"made no progress for {rank.age_s:.1f} s {at}{longest}: it {hang.why} (state {rank.state})"
 
 
 def _cause(hang: Hang) -> str:

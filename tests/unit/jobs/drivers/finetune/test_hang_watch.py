@@ -90,7 +90,7 @@ def test_a_stopped_rank_is_killed_once_and_the_crash_and_the_next_step_say_so(dr
     (told,) = driver.told
     assert (told["kind"], told["trouble"], told["rank"], told["state"]) == ("remedy", "hang", 1, "T")
     assert told["message"].startswith(
-        "rank 1 on host host-1 made no progress for 12.0 s in step 3, where the longest one before took 0.5 s: it is stopped"
+        "rank 1 on host host-1 made no progress for 12.0 s in step 3, where the longest one before took"
     )
     crash = driver.watch.named(Crash(How.LEFT, "lost its connection", rank=0))
     assert crash is not None and crash.how is How.DIED

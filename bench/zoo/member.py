@@ -31,6 +31,7 @@ from jobs.model_files.tried import remember
 from jobs.preflight.dry_run import check_model_runs
 from jobs.preflight.ready import ready_data
 from jobs.preflight.validate import validate
+from jobs.remedies.hang import Doing
 from jobs.run.paths import JobPaths
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
@@ -64,6 +65,9 @@ class ZooGang:
         for rows in plain_steps(stream, start):
             self._step = rows.step + 1
             yield rows
+
+    def mark(self, doing: Doing) -> None:
+        """Nobody watches for hangs."""
 
     def requests(self) -> Requests:
         return Requests(stop=self.stop_at is not None and self._step >= self.stop_at)

@@ -268,20 +268,6 @@ def _waiting_words(gang: Gang, nodes: Inventory, free: Inventory, waited_s: floa
     )
 
 
-def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeout_s: float = 30.0) -> Any:
-    """Run a function on a living node, and return its result; None: there was no answer in time."""
-    import ray
-
-    task = ray.remote(num_cpus=0, max_retries=0, label_selector={NODE_LABEL: node_id})(question)
-    reference = task.remote(*arguments)
-    try:
-        return ray.get(reference, timeout=timeout_s)
-    except ray.exceptions.RayError:
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.cancel(reference, force=True)
-        return None
-
-
 def keep_actors_here() -> None:
     """Start two actors of Ray Data on this process's node: statistics and coordinator, which a cluster has once.
 

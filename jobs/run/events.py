@@ -66,6 +66,7 @@ class Watch:
         self._metrics = JournalReader(paths.metrics)
         self._steps: deque[Record] = deque()
         self._progress = progress
+        self.newest: Record | None = None  # the step that was shown last
         with contextlib.suppress(StorageError):
             self._events.pass_over()
             self._metrics.pass_over()
@@ -76,7 +77,7 @@ class Watch:
             for happened in map(Event.model_validate, self._events.new()):
                 if record := happened.data.get("record"):  # a step that reaches the metrics only after its evaluation
                     self._show_steps(before=record["step"])
-                    self._progress.step(record)
+                    self._show(record)
                 self._progress.event(happened)
             self._show_steps()
 
@@ -84,7 +85,11 @@ class Watch:
         """Show the new steps, up to the first one that is not before `before`. Raises StorageError."""
         self._steps.extend(self._metrics.new())
         while self._steps and (before is None or self._steps[0]["step"] < before):
-            self._progress.step(self._steps.popleft())
+            self._show(self._steps.popleft())
+
+    def _show(self, record: Record) -> None:
+        self.newest = record
+        self._progress.step(record)
 
     @contextlib.contextmanager
     def in_background(self, every_s: float = 0.5) -> Any:

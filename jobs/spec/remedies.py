@@ -13,6 +13,9 @@ class Remedies(Frozen):
     out_of_memory: bool = Field(
         True, description="Out of memory: go on with a smaller micro-batch, then checkpointing, then offload."
     )
+    hang: bool = Field(
+        False, description="A rank that stops responding: kill it, and go on from the newest checkpoint."
+    )
     outlier_steps: bool = Field(
         True, description="Skip steps of outlying loss or gradient; if they go on, roll back and lower the rate."
     )

@@ -91,12 +91,17 @@ class JournalWriter:
     def _run(self) -> None:
         while not self._closed:
             age_s = time.monotonic() - self._started_at
-            self._wake.wait(min(max(age_s / 60.0, FIRST_INTERVAL_S), LAST_INTERVAL_S))
+            self._wake.wait(interval_s(age_s))
             self._wake.clear()
             try:
                 self.flush()
             except Exception:  # a storage may raise anything
                 continue  # the records are kept for the next part; close() raises the error
+
+
+def interval_s(age_s: float) -> float:
+    """Return the seconds between two parts of a journal of this age."""
+    return min(max(age_s / 60.0, FIRST_INTERVAL_S), LAST_INTERVAL_S)
 
 
 class JournalReader:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.local.memory import Memory, killed_since, memory_here
+from jobs.training.pulse import PULSE, STACKS, local_file
 
 # Seconds between two records. A kill of another process in this time may be mistaken for this process's own.
 EVERY_S = 5.0
+_VITALS = "vitals"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Vitals:
 
     def __init__(self, key: str, rank: int, every_s: float = EVERY_S) -> None:
         """`key` identifies the driver and cannot be guessed."""
-        self._file, self._rank, self._every_s = _file(key, rank), rank, every_s
+        self._file, self._rank, self._every_s = local_file(_VITALS, key, rank), rank, every_s
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vitals", daemon=True)
 
@@ -79,13 +81,15 @@ class Remains:
 
 
 def remains(key: str) -> Remains:
-    """Read and remove the records that processes with this key have left on this machine."""
+    """Read the records that processes with this key have left on this machine, and remove all of their files."""
     found = []
-    for file in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{key}-*.json"):
+    for file in _files(_VITALS, key):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             said = json.loads(file.read_text())
             found.append(Vital(said["rank"], said["pid"], said["resident_bytes"], tuple(said["kills"])))
             file.unlink()
+    for file in (*_files(PULSE, key), *_files(STACKS, key)):
+        file.unlink(missing_ok=True)
     return Remains(tuple(found), memory_here())
 
 
@@ -95,8 +99,6 @@ def resident_bytes() -> int:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-_PREFIX = "fleetune-vitals-"
-
-
-def _file(key: str, rank: int) -> Path:
-    return Path(tempfile.gettempdir()) / f"{_PREFIX}{key}-{rank}.json"
+def _files(kind: str, key: str) -> Iterator[Path]:
+    pattern = local_file(kind, key, "*")
+    return pattern.parent.glob(pattern.name)

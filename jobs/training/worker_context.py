@@ -15,9 +15,11 @@ import torch
 from cluster.settings import TorchrunWorld
 from jobs.data.order.stream import StepRows, Stream, plain_steps, ray_steps
 from jobs.errors import StorageError
+from jobs.remedies.hang import Doing
 from jobs.run.attempts import write_attempt
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
+from jobs.training.pulse import PulseWriter
 
 
 class WorkerContext(Protocol):
@@ -35,6 +37,10 @@ class WorkerContext(Protocol):
 
     def requests(self) -> Requests:
         """Return the requests since the last call. Called at every step, so it must be cheap."""
+        ...
+
+    def mark(self, doing: Doing) -> None:
+        """Record what the loop does from now on. `steps` marks the wait for rows and the begin of a step."""
         ...
 
     def for_run(self, paths: JobPaths, driver: str = "") -> WorkerContext:
@@ -65,7 +71,9 @@ def gang_device(gpus_per_worker: int, local_rank: int) -> torch.device:
 class RayGang:
     """A worker of Ray Train, whose rows come through Ray Data."""
 
-    def __init__(self, paths: JobPaths, gpus_per_worker: int, driver: str = "") -> None:
+    def __init__(
+        self, paths: JobPaths, gpus_per_worker: int, driver: str = "", pulse: PulseWriter | None = None
+    ) -> None:
         """For `driver`, see `Job`."""
         import ray.train
         import ray.train.torch
@@ -78,6 +86,7 @@ class RayGang:
         self.device = ray.train.torch.get_device() if gpus_per_worker else torch.device("cpu")
         self._paths = paths
         self._watch = OrderWatch(paths, driver) if self.rank == 0 else None
+        self._pulse = pulse or PulseWriter("", self.rank)
 
     def for_run(self, paths: JobPaths, driver: str = "") -> RayGang:
         other = copy.copy(self)
@@ -89,7 +98,17 @@ class RayGang:
             return plain_steps(stream, start)
         if self.rank == 0:
             write_attempt(self._paths, start, self.world_size)
-        return ray_steps(stream, start, self.node)
+        return self._marked(ray_steps(stream, start, self.node), start)
+
+    def _marked(self, steps: Iterator[StepRows], start: int) -> Iterator[StepRows]:
+        self._pulse.mark(Doing.DATA, start)
+        for rows in steps:
+            self._pulse.mark(Doing.STEP, rows.step + 1)
+            yield rows
+            self._pulse.mark(Doing.DATA)
+
+    def mark(self, doing: Doing) -> None:
+        self._pulse.mark(doing)
 
     def requests(self) -> Requests:
         return self._watch.requests() if self._watch is not None else Requests()
@@ -123,6 +142,9 @@ class TorchrunGang:
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         return plain_steps(stream, start)
+
+    def mark(self, doing: Doing) -> None:
+        """Nobody watches for hangs under torchrun."""
 
     def requests(self) -> Requests:
         heard = self._watch.requests() if self._watch is not None else Requests()

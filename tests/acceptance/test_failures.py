@@ -67,6 +67,7 @@ def job(workshop: pathlib.Path) -> pathlib.Path:
         workshop / "runs", workshop / "gpt2", workshop / "epoch.jsonl", data__packing=False, train__max_steps=STEPS,
         train__global_batch_size=8, train__warmup_ratio=WARMUP / STEPS, train__max_grad_norm=0.5,
         checkpoint__save_steps=5, remedies__out_of_memory=False,
+        remedies__hang=True,
     )  # fmt: skip
     file = workshop / "disturbed.json"
     file.write_bytes(dump_spec(spec))
@@ -231,3 +232,26 @@ def test_a_second_ctrl_c_ends_at_once(write_spec: WriteSpec, workshop: pathlib.P
     assert time.monotonic() - began < 30
     assert "interrupted twice" in seen and "Traceback" not in seen
     assert outcome_of(newest_run(workshop)).status is Status.INTERRUPTED
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_is_named_and_killed_and_the_run_goes_on(
+    job: pathlib.Path, workshop: pathlib.Path
+) -> None:
+    """The other rank waits in a collective, whose time-out is half an hour."""
+    with begun(job, workshop) as (process, paths):
+        wait_for_step(process, paths, 8)
+        wait_for(lambda: committed_steps(paths), "there is a checkpoint")
+        os.kill(workers_of(process)[1], signal.SIGSTOP)
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    found, _ = [one for one in read_journal(paths.events) if one["kind"] == "remedy"]
+    data = found["data"]
+    assert data["trouble"] == "hang" and data["rank"] in (0, 1) and data["state"] == "T", data
+    assert "is stopped by a signal" in output and "was killed: starting the workers again" in output
+    (stopped, other) = (
+        pathlib.Path(paths.log(f"rank-{rank}")).read_text() for rank in (data["rank"], 1 - data["rank"])
+    )
+    assert "most recent call first" in other and "torch/distributed" in other
+    assert "most recent call first" not in stopped, "a stopped process cannot write its stack"
+    assert len(starts(paths)) == 2 and starts(paths)[1] >= 5

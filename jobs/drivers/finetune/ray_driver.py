@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,6 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
 from cluster.job_environment import JobEnvironment
 from cluster.ray.connection import (
-    ask_node,
     check_alive,
     connected,
     free_now,
@@ -24,7 +23,9 @@ from cluster.ray.connection import (
     snapshot,
     wait_for_room,
 )
+from cluster.ray.node_tasks import ask_node
 from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.hang_watch import HangWatch
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.stop_relay import StopRelay
@@ -89,8 +90,8 @@ def drive_on_ray(
         facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
         if not is_own(address):
             keep_actors_here()
-        look = Watch(paths, progress).look
-        driver = Driver(paths, word, facts, stop, announce, look, given.places, is_own(address))
+        watch = Watch(paths, progress)
+        driver = Driver(paths, word, facts, stop, announce, watch, given.places, is_own(address))
         return trained(spec, driver)
 
 
@@ -101,7 +102,7 @@ class Driver:
     Attributes:
         word: see `JobPaths.driver`.
         facts: content of the manifest.
-        look: called twice a second while workers run.
+        watch: looks twice a second while workers run.
         places: node of each worker, as a queue assigned it; None lets Ray choose.
         alone: this process has started Ray, which ends with it.
     """
@@ -111,7 +112,7 @@ class Driver:
     facts: Mapping[str, Any]
     stop: StopRequest
     announce: Announcer
-    look: Callable[[], None]
+    watch: Watch
     places: tuple[str, ...] | None
     alone: bool
 
@@ -171,9 +172,11 @@ class Training:
     relay: StopRelay
     _looked_at_s: float = field(default_factory=time.monotonic)
     memory: MemoryRemedy = field(init=False)
+    hangs: HangWatch = field(init=False)
 
     def __post_init__(self) -> None:
         self.memory = MemoryRemedy(self.job.paths, self.driver.announce)
+        self.hangs = HangWatch(self.driver.announce, self.driver.places)
 
     def run(self) -> Record | None:
         """Return rank 0's result; None if a worker reported a failure.
@@ -190,7 +193,7 @@ class Training:
             self.driver.stop.defer()
             self.memory.begin()
             try:
-                result = fit(self.job, self.driver.places, self.driver.alone, self._look, woken=self.driver.stop.woken)
+                result = self._fitted()
                 smaller = None if self.driver.stop.asked else self.memory.job_after_failure(self.job)
                 if smaller is None:
                     return result
@@ -200,8 +203,16 @@ class Training:
             except Exception as error:
                 traceback.print_exc()
                 crash = crash_of(error, self.job.driver, self.driver.places or ())
-                self._go_on_after(crash, healing, error)
+                self._go_on_after(self.hangs.named(crash), healing, error)
             self.driver.stop.defer(False)
+
+    def _fitted(self) -> Record | None:
+        """Run one worker group. Raises any exception of `fit`."""
+        self.hangs.begin(self.job, self.driver.watch.newest)
+        try:
+            return fit(self.job, self.driver.places, self.driver.alone, self._look, woken=self.driver.stop.woken)
+        finally:
+            self.hangs.leave()
 
     def _find_room(self) -> None:
         """Wait for free slots. Ray Train would wait forever for a lost node, and too briefly for a busy one."""
@@ -213,8 +224,9 @@ class Training:
             pass
 
     def _look(self) -> None:
-        self.driver.look()
+        self.driver.watch.look()
         self.memory.look()
+        self.hangs.look(self.driver.watch.newest)
         self.relay.check()
         if time.monotonic() - self._looked_at_s > _LOOK_AT_NODES_S:
             self.draining.look(leaving_nodes())

@@ -124,26 +124,27 @@ def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriv
     """Raises FleetuneError: see `trained`."""
     word, size = take_run(paths), spec.resources.num_workers
     places = None if driver.places is None else driver.places[:size]
-    look, stop = _Look(driver.paths, paths, driver.progress, driver.stop), driver.stop
+    watch, stop = _FinalWatch(driver.paths, paths, driver.progress, driver.stop), driver.stop
     try:
         if stop.asked or storage.exists(driver.paths.stop_request):
             raise Interrupted("stopped on request before the first step")
         stop.defer(False)  # nothing looks for requests while the data is prepared
-        own = Driver(paths, word, driver.facts, stop, announce, look, places, driver.alone)
+        own = Driver(paths, word, driver.facts, stop, announce, watch, places, driver.alone)
         return trained(with_workers(spec, size), own)
     finally:
         stop.deferred = True
 
 
-class _Look:
+class _FinalWatch(Watch):
     """Shows new events of the final run. Once a second, passes requests for the sweep on to it."""
 
     def __init__(self, sweep: JobPaths, final: JobPaths, progress: Progress, stop: StopRequest) -> None:
-        self._sweep, self._final, self._watch, self._stop = sweep, final, Watch(final, progress), stop
+        super().__init__(final, progress)
+        self._sweep, self._final, self._stop = sweep, final, stop
         self._looked_s = time.monotonic()
 
-    def __call__(self) -> None:
-        self._watch.look()
+    def look(self) -> None:
+        super().look()
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
             pass_on_requests(self._sweep, self._final, self._stop)

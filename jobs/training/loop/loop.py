@@ -25,6 +25,7 @@ from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
 from jobs.remedies import outliers
 from jobs.remedies.early_stopping import stops_early
+from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
 from jobs.run.checkpoints import StepHistory
 from jobs.run.metric_names import metric_words
@@ -90,6 +91,7 @@ def train_steps(
     for rows, data_wait_s in rows_of_steps:
         rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * state.history.rate_factor
         signals = train_step(run, rows, rate, state.history if spec.remedies.outlier_steps else None)
+        run.gang.mark(Doing.OTHER)
         check_step(run, state, signals)
         state = counted(run, state.after(signals.loss, signals.digest), signals)
         last = state.step == plan.total_steps
@@ -272,7 +274,9 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
     what = f"evaluating on {many(len(run.evaluator.split), 'held-out row')}"
     rows = run.evaluator.rows_at_once(run.engine.module)
     run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
+    run.gang.mark(Doing.EVALUATION)
     metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
+    run.gang.mark(Doing.OTHER)
     give_back_freed_memory()
     if state.step == 0:  # kept apart, so that a run that ends early does not report these as its final metrics
         return told_before_training(run, replace(state, metrics_before=metrics))

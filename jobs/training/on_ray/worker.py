@@ -7,6 +7,7 @@ from typing import Any
 
 from jobs.console import redirected_output
 from jobs.storage.journal import Record
+from jobs.training.pulse import PulseWriter
 from jobs.training.vitals import Vitals
 from jobs.training.worker_input import Job
 
@@ -17,12 +18,14 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
     import ray.train
 
     rank = ray.train.get_context().get_world_rank()
-    with redirected_output(job.paths.log(f"rank-{rank}")), Vitals(job.driver, rank):
+    log = redirected_output(job.paths.log(f"rank-{rank}"))
+    with log, Vitals(job.driver, rank), PulseWriter(job.driver, rank) as pulse:
         from jobs.training.loop.loop import train
         from jobs.training.loop.worker import guarded
         from jobs.training.worker_context import RayGang
 
-        return guarded(job, RayGang(job.paths, job.spec.resources.gpus_per_worker, job.driver), train)
+        gang = RayGang(job.paths, job.spec.resources.gpus_per_worker, job.driver, pulse)
+        return guarded(job, gang, train)
 
 
 def warm_ray_worker(config: dict[str, Any]) -> Record | None:

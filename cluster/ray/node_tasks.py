@@ -1,0 +1,44 @@
+"""Functions that run on given nodes of the connected cluster, beside whatever runs there."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from cluster.ray.connection import NODE_LABEL
+
+_ASK_AGAIN_S = 0.5  # how often a wait for answers looks whether it is still wanted
+
+
+def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeout_s: float = 30.0) -> Any:
+    """Run a function on a living node, and return its result; None: there was no answer in time."""
+    return next(iter(ask_nodes((node_id,), question, *arguments, timeout_s=timeout_s)), None)
+
+
+def ask_nodes(
+    node_ids: Iterable[str],
+    question: Callable[..., Any],
+    *arguments: Any,
+    timeout_s: float = 30.0,
+    wanted: Callable[[], bool] = lambda: True,
+) -> list[Any]:
+    """Run a function on several nodes at once, and return the results that come in time, while they are `wanted`."""
+    import ray
+
+    where = [{NODE_LABEL: node_id} for node_id in node_ids]
+    tasks = [ray.remote(num_cpus=0, max_retries=0, label_selector=label)(question) for label in where]
+    silent, answered = [task.remote(*arguments) for task in tasks], list[Any]()
+    deadline = time.monotonic() + timeout_s
+    while silent and wanted() and time.monotonic() < deadline:
+        ready, silent = ray.wait(silent, num_returns=len(silent), timeout=_ASK_AGAIN_S)
+        answered += ready
+    results = []
+    for reference in silent:
+        with contextlib.suppress(ray.exceptions.RayError):
+            ray.cancel(reference, force=True)
+    for reference in answered:
+        with contextlib.suppress(ray.exceptions.RayError):  # the node has died, or the function has failed
+            results.append(ray.get(reference))
+    return results

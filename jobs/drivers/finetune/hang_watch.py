@@ -1,0 +1,188 @@
+"""Watches a worker group for a rank that stops responding, and kills that rank.
+
+The driver then starts lost workers again, as after any death (`ray_driver`, `Healing`). A lack of new steps in the
+run's files only causes a question to the nodes: their answers decide (`jobs.remedies.hang`), because the storage may be
+late while training goes on. Under torchrun and in the trials of a sweep nobody watches.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from cluster.ray.connection import snapshot
+from cluster.ray.node_tasks import ask_nodes
+from jobs.errors import StorageError
+from jobs.remedies.hang import Doing, Hang, Looks, hang_of, limit_s
+from jobs.run.checkpoints import committed_steps
+from jobs.run.events import Announcer
+from jobs.storage.journal import Record, interval_s
+from jobs.training.on_ray.crash import Crash, How
+from jobs.training.rank_states import end_ranks, rank_states
+from jobs.training.worker_input import Job
+
+TROUBLE = "hang"
+_LEAST_STEPS = 2  # of a group before it is watched: its first step may take any time
+_PAUSED_S = 5.0  # between two looks: this process did not run either, so the silence says nothing
+_APART_S = (2.0, 10.0)  # least and most seconds between the two looks at a rank
+_END_WITHIN_S = 10.0  # for a node to kill a rank
+_WORDS = {
+    Doing.STEP: "in",
+    Doing.EVALUATION: "in the evaluation after",
+    Doing.DATA: "in the wait for rows after",
+    Doing.OTHER: "after",
+}
+_BLOCKED = "D"  # a process in a system call that no signal ends
+
+
+class HangWatch:
+    """The watch of one driver. `begin` comes before each worker group, and `look` is called while it runs."""
+
+    def __init__(
+        self, announce: Announcer, places: Sequence[str] | None, ask: Callable[..., list[Any]] = ask_nodes
+    ) -> None:
+        """`places`: ids of the nodes that a queue has assigned; None: any node may run workers."""
+        self._announce, self._places, self._ask = announce, places, ask
+        self._group: _Group | None = None
+        self._hung_at_s: float | None = None  # until training goes on
+
+    def begin(self, job: Job, newest: Record | None) -> None:
+        """Watch a new group. `newest`: the last step of the groups before."""
+        self._group = _Group(job, newest)
+
+    def look(self, newest: Record | None) -> None:
+        """Look at the time since the last step. Returns at once: a thread asks the nodes."""
+        group = self._group
+        if group is None or not group.job.spec.remedies.hang:
+            return
+        if group.sees(newest) and self._hung_at_s is not None:
+            self._went_on(time.monotonic() - self._hung_at_s)
+        if group.is_due():
+            group.asking = threading.Thread(target=self._examine, args=(group,), name="hang", daemon=True)
+            group.asking.start()
+
+    def leave(self) -> None:
+        """End the watch of the group, which has ended. Ray must not be left while a thread asks it."""
+        group = self._group
+        if group is not None and group.asking is not None:
+            group.left.set()
+            group.asking.join(_END_WITHIN_S)
+
+    def named(self, crash: Crash | None) -> Crash | None:
+        """Return the crash of the group with its cause, if a rank of the group was killed because it hung."""
+        hang = self._group.hang if self._group is not None else None
+        if hang is None or crash is None:
+            return crash
+        return replace(crash, how=How.DIED, what=f"{_did(hang)}, and was killed", **_who(hang))
+
+    def _examine(self, group: _Group) -> None:
+        try:
+            nodes = self._places or [node.node_id for node in snapshot().nodes]
+            key = group.job.driver
+            answers = self._ask(nodes, rank_states, key, group.apart_s, wanted=lambda: not group.left.is_set())
+            looks = [looks for answer in answers for looks in answer]
+            hang = hang_of(looks, group.job.spec.resources.num_workers)
+            if hang is not None and not group.left.is_set():
+                self._end(group, hang, looks, nodes)
+        except Exception:  # Ray has been left meanwhile; without an answer nothing is killed
+            traceback.print_exc()
+        finally:
+            group.answered()
+
+    def _end(self, group: _Group, hang: Hang, looks: Sequence[Looks], nodes: Sequence[str]) -> None:
+        group.hang, self._hung_at_s = hang, time.monotonic()
+        rank, cause = hang.rank, _cause(hang)
+        action = f"rank {rank.pulse.rank} is killed (pid {rank.pulse.pid})"
+        effect = f"the workers start again from step {_newest_checkpoint(group.job)}"
+        self._announce("remedy", f"{cause}. Remedy: {action}; {effect}", **_data(hang), action=action, effect=effect)
+        head = f"\nNo rank has made progress for {rank.age_s:.1f} s. The threads of this rank:\n"
+        stacks = {one.second.pulse.pid: head + one.second.stack for one in looks if one.second.stack}
+        # SIGKILL reaches a blocked process only when its call returns. The end of any other rank ends the group.
+        blocked = rank.state == _BLOCKED
+        victims = {one.second.pulse.pid for one in looks if blocked} | {rank.pulse.pid}
+        self._ask(nodes, end_ranks, group.job.driver, stacks, victims, timeout_s=_END_WITHIN_S)
+
+    def _went_on(self, seconds: float) -> None:
+        self._hung_at_s = None
+        effect = f"training goes on {seconds:.1f} s after the hang was found"
+        self._announce("remedy", effect, trouble=TROUBLE, effect=effect, seconds=round(seconds, 1))
+
+
+class _Group:
+    """The silence of one worker group, as the driver sees it."""
+
+    def __init__(self, job: Job, newest: Record | None) -> None:
+        self.job = job
+        self.hang: Hang | None = None
+        self.asking: threading.Thread | None = None
+        self.left = threading.Event()
+        self._newest, self._steps, self._longest_s = newest, 0, 0.0
+        self._began_s = self._looked_s = self._quiet_since_s = time.monotonic()
+        self._ask_after_s = 0.0  # of silence
+
+    @property
+    def apart_s(self) -> float:
+        """Seconds between two looks: a healthy rank that was paused until now makes a step in this time."""
+        return min(max(self._longest_s, _APART_S[0]), _APART_S[1])
+
+    def sees(self, newest: Record | None) -> bool:
+        """Note a look at the newest step, and return whether that is new."""
+        now = time.monotonic()
+        paused, self._looked_s = now - self._looked_s > _PAUSED_S, now
+        new = newest is not None and newest is not self._newest
+        if newest is not None and new:
+            self._newest, self._steps = newest, self._steps + 1
+            if self._steps > 1:
+                self._longest_s = max(self._longest_s, float(newest["step_time_s"]))
+        if new or paused:
+            self._quiet_since_s, self._ask_after_s = now, 0.0
+        return new
+
+    def is_due(self) -> bool:
+        """Whether the silence is long enough for a question to the nodes. The journal of an old run is written late."""
+        if self._steps < _LEAST_STEPS or (self.asking is not None and self.asking.is_alive()):
+            return False
+        now = time.monotonic()
+        usual_s = limit_s(self._longest_s) + interval_s(now - self._began_s) - interval_s(0.0)
+        return now - self._quiet_since_s > max(usual_s, self._ask_after_s)
+
+    def answered(self) -> None:
+        """Ask again later, and later each time, because a long evaluation is silent, too."""
+        self._ask_after_s = 1.5 * (time.monotonic() - self._quiet_since_s)
+
+
+def _did(hang: Hang) -> str:
+    rank = hang.rank
+    pulse = rank.pulse
+    at = f"{_WORDS[pulse.doing]} step {pulse.step}"
+    longest = f", where the longest one before took {pulse.longest_s:.1f} s" if pulse.longest_s is not None else ""
+    return f"made no progress for {rank.age_s:.1f} s {at}{longest}: it {hang.why} (state {rank.state})"
+
+
+def _cause(hang: Hang) -> str:
+    rank = hang.rank
+    where = f" in {rank.frames[0]}" if rank.frames else ""
+    return f"rank {rank.pulse.rank} on host {rank.host} {_did(hang)}{where}"
+
+
+def _who(hang: Hang) -> dict[str, Any]:
+    return {"rank": hang.rank.pulse.rank, "pid": hang.rank.pulse.pid, "host": hang.rank.host}
+
+
+def _data(hang: Hang) -> dict[str, Any]:
+    rank = hang.rank
+    return {
+        "trouble": TROUBLE, "cause": _cause(hang), "state": rank.state, "stack": list(rank.frames),
+        "doing": rank.pulse.doing, "step": rank.pulse.step, "quiet_s": round(rank.age_s, 1), **_who(hang),
+    }  # fmt: skip
+
+
+def _newest_checkpoint(job: Job) -> int:
+    try:
+        return max(committed_steps(job.paths), default=0)
+    except StorageError:
+        return 0

@@ -1,0 +1,159 @@
+"""What a node knows about the ranks that run on it. The driver runs these functions on the node. Linux only.
+
+Nothing here touches the run's storage or needs torch, because either may be the reason why a rank hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from jobs.remedies.hang import Doing, Looks, Pulse, RankState
+from jobs.training.pulse import PULSE, STACKS, local_file
+
+_STACK_WITHIN_S, _POLL_S = 1.0, 0.1
+_LOG_WITHIN_S = 1.0  # a log's storage may block
+_MOST_FRAMES = 6
+_FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
+_TRAINS = "/jobs/training/loop/"  # a file of the thread that trains
+# Innermost calls of a rank that waits for the others. With NCCL it waits where the result is read.
+_COLLECTIVES = re.compile(r"/torch/distributed/|/deepspeed/")
+_READS_RESULT = "unpack_signals"
+
+
+def rank_states(key: str, apart_s: float) -> tuple[Looks, ...]:
+    """Look twice at each rank of the driver `key` that runs on this machine.
+
+    Args:
+        apart_s: seconds between the looks.
+    """
+    first, at = _look(key), time.monotonic()
+    time.sleep(apart_s)
+    second, took_s = _look(key), time.monotonic() - at
+    return tuple(Looks(first[rank], second[rank], took_s) for rank in first.keys() & second.keys())
+
+
+def end_ranks(key: str, stacks: Mapping[int, str], victims: Collection[int]) -> None:
+    """Append stacks to the logs of the ranks that run here, then kill some of these.
+
+    Args:
+        stacks: text by process id.
+        victims: process ids.
+    """
+    here = [pulse.pid for pulse in _pulses(key)]
+    for pid in here:
+        writer = threading.Thread(target=_append_to_log, args=(pid, stacks.get(pid, "")), daemon=True)
+        writer.start()
+        writer.join(_LOG_WITHIN_S)
+    for pid in here:
+        if pid in victims:
+            with contextlib.suppress(OSError):  # it has ended
+                os.kill(pid, signal.SIGKILL)
+
+
+def _append_to_log(pid: int, text: str) -> None:
+    if text:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/fd/2", "a") as log:
+            log.write(text)
+
+
+def _look(key: str) -> dict[int, RankState]:
+    pulses = _pulses(key)
+    stacks = _stacks(key, pulses)
+    found = {}
+    for pulse in pulses:
+        with contextlib.suppress(OSError, ValueError, IndexError):  # the process has ended
+            state, cpu_s = _process(pulse.pid)
+            stack = stacks.get(pulse.rank, "")
+            age_s = time.monotonic() - pulse.since_s
+            host = os.uname().nodename
+            found[pulse.rank] = RankState(
+                pulse, host, age_s, state, cpu_s, waits_in_collective(stack), frames_of_loop(stack), stack
+            )
+    return found
+
+
+def _pulses(key: str) -> list[Pulse]:
+    found = []
+    pattern = local_file(PULSE, key, "*")
+    for file in pattern.parent.glob(pattern.name):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            said = json.loads(file.read_text())
+            pulse = Pulse(**said | {"doing": Doing(said["doing"])})
+            if Path(f"/proc/{pulse.pid}").exists():
+                found.append(pulse)
+    return sorted(found, key=lambda pulse: pulse.rank)
+
+
+def _process(pid: int) -> tuple[str, float]:
+    """Return the state of a process, see `RankState`, and its CPU time in seconds."""
+    state, *fields = _stat(Path(f"/proc/{pid}/stat"))
+    cpu_s = (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK")
+    if state in "TtZ":
+        return state, cpu_s
+    states = {state}
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # the thread has ended
+            states.add(_stat(thread / "stat")[0])
+    return next((letter for letter in "RD" if letter in states), state), cpu_s
+
+
+def _stat(file: Path) -> list[str]:
+    """Return the fields from the state on; the name of the process before it may contain anything."""
+    return file.read_bytes().rpartition(b")")[2].decode().split()
+
+
+def _stacks(key: str, pulses: Collection[Pulse]) -> dict[int, str]:
+    """Ask the ranks that can answer for the stacks of their threads, and return the texts by rank."""
+    asked: dict[int, tuple[Path, int]] = {}
+    for pulse in pulses:
+        file = local_file(STACKS, key, pulse.rank)
+        with contextlib.suppress(OSError, ValueError):
+            size = file.stat().st_size
+            if _process(pulse.pid)[0] not in "TtZ" and _catches(pulse.pid, signal.SIGUSR1):
+                os.kill(pulse.pid, signal.SIGUSR1)
+                asked[pulse.rank] = file, size
+    return _grown(asked)
+
+
+def _grown(asked: Mapping[int, tuple[Path, int]]) -> dict[int, str]:
+    """Wait until each file has grown and no longer grows, and return what was added."""
+    deadline, texts = time.monotonic() + _STACK_WITHIN_S, dict.fromkeys(asked, "")
+    while time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+        before = texts
+        texts = {rank: file.read_bytes()[size:].decode(errors="replace") for rank, (file, size) in asked.items()}
+        if texts == before and all(texts.values()):
+            break
+    return texts
+
+
+def _catches(pid: int, number: signal.Signals) -> bool:
+    """Whether a process handles a signal, which would end it otherwise. Code of a user may have changed that."""
+    mask = re.search(rb"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_bytes(), re.MULTILINE)
+    return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
+
+
+def waits_in_collective(stack: str) -> bool:
+    """Whether a thread of a faulthandler text waits for other ranks."""
+    for thread in stack.split("\n\n"):
+        innermost = _FRAME.search(thread)
+        if innermost and (_COLLECTIVES.search(innermost["file"]) or innermost["name"] == _READS_RESULT):
+            return True
+    return False
+
+
+def frames_of_loop(stack: str) -> tuple[str, ...]:
+    """Return the innermost calls of the thread that trains, from a faulthandler text."""
+    for thread in stack.split("\n\n"):
+        if _TRAINS in thread:
+            found = list(_FRAME.finditer(thread))[:_MOST_FRAMES]
+            return tuple(f"{one['name']} ({one['file']}:{one['line']})" for one in found)
+    return ()

@@ -1,0 +1,96 @@
+"""What a node sees of a rank that stands still: a real process, and no Ray."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from jobs.remedies.hang import Doing, hang_of
+from jobs.training.rank_states import end_ranks, frames_of_loop, rank_states, waits_in_collective
+from tests.support.gangs import ROOT
+from tests.support.processes import wait_for
+
+RANK = """
+import threading, time
+from jobs.remedies.hang import Doing
+from jobs.training.pulse import PulseWriter
+lock = threading.Lock()
+def deadlock():
+    lock.acquire()
+    lock.acquire()
+with PulseWriter("key", 1) as pulse:
+    for step in range(1, 4):
+        pulse.mark(Doing.STEP, step)
+        time.sleep(0.01)
+    pulse.mark(Doing.STEP, 4)
+    deadlock()
+"""
+
+
+@pytest.fixture
+def stuck(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+    """A rank in its fourth step, in which it waits for a lock that it holds. Its log is `log`."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    program = tmp_path / "jobs" / "training" / "loop" / "stuck.py"
+    program.parent.mkdir(parents=True)
+    program.write_text(RANK)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with (tmp_path / "log").open("ab") as log:
+        process = subprocess.Popen([sys.executable, str(program)], env=environment, stderr=log)
+    try:
+        wait_for(lambda: [one for one in rank_states("key", 0.0) if one.second.pulse.step == 4], "it is stuck")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_deadlock_is_seen_with_its_place_logged_and_ended(
+    stuck: subprocess.Popen[bytes], tmp_path: pathlib.Path
+) -> None:
+    (looks,) = rank_states("key", 0.2)
+    assert looks.second.pulse.doing is Doing.STEP and looks.second.pulse.pid == stuck.pid
+    assert not looks.moved and not looks.waits and looks.is_idle and not looks.is_stopped
+    assert looks.second.frames[0].startswith("deadlock (") and 0.0 < (looks.second.pulse.longest_step_s or 0.0) < 5.0
+    assert hang_of([looks], 1) is None, "it has stood still for less than the floor"
+    assert stuck.poll() is None, "to ask does not end it"
+    end_ranks("key", {stuck.pid: "the stacks"}, {stuck.pid})
+    assert stuck.wait(10) == -signal.SIGKILL
+    assert (tmp_path / "log").read_text() == "the stacks"
+    assert rank_states("key", 0.0) == ()
+
+
+def test_a_stopped_rank_is_seen_and_only_a_victim_is_killed(stuck: subprocess.Popen[bytes]) -> None:
+    stuck.send_signal(signal.SIGSTOP)
+    time.sleep(0.1)
+    (looks,) = rank_states("key", 0.0)
+    assert looks.is_stopped and looks.second.stack == ""
+    end_ranks("other", {}, {stuck.pid})
+    end_ranks("key", {}, {stuck.pid + 1})
+    time.sleep(0.1)
+    assert stuck.poll() is None
+
+
+COLLECTIVE = """Thread 0x1 (most recent call first):
+  File "/lib/threading.py", line 1 in wait
+
+Current thread 0x2 (most recent call first):
+  File "/site-packages/torch/distributed/distributed_c10d.py", line 3007 in all_reduce
+  File "/jobs/training/loop/loop.py", line 190 in train_step
+"""
+
+
+def test_the_innermost_call_tells_whether_a_rank_waits_for_others() -> None:
+    assert waits_in_collective(COLLECTIVE)
+    assert frames_of_loop(COLLECTIVE)[1] == "train_step (/jobs/training/loop/loop.py:190)"
+    nccl = COLLECTIVE.replace("/site-packages/torch/distributed/distributed_c10d.py", "x.py")
+    assert not waits_in_collective(nccl)
+    assert waits_in_collective(nccl.replace("all_reduce", "unpack_signals"))
+    assert not waits_in_collective("") and frames_of_loop("") == ()

@@ -1,0 +1,167 @@
+"""When the driver asks the nodes about a silent group, and what it does with their answers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.drivers.finetune import hang_watch
+from jobs.drivers.finetune.hang_watch import HangWatch
+from jobs.remedies.hang import Doing, Looks, Pulse, RankState
+from jobs.training.on_ray.crash import Crash, How
+from jobs.training.rank_states import end_ranks, rank_states
+from jobs.training.worker_input import Job
+from tests.support import tiny
+from tests.support.processes import wait_for
+
+
+def looks(rank: int, state: str = "S", stack: str = "File ...") -> Looks:
+    pulse = Pulse(rank, 100 + rank, Doing.STEP, 3, 0.0, 0.5)
+    seen = RankState(pulse, f"host-{rank}", 12.0, state, 1.0, waits=state == "S", stack=stack)
+    return Looks(seen, seen, 2.0)
+
+
+HEALTHY = [looks(0), looks(1)]
+STOPPED = [looks(0), looks(1, "T", "")]
+BLOCKED = [looks(0), looks(1, "D", "")]
+
+
+class Driver:
+    """A driver with two nodes that give the scripted answers, and a clock."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+        self.now_s, self.answers, self.asked = 100.0, HEALTHY, list[float]()
+        self.ended: list[tuple[dict[int, str], set[int]]] = []
+        self.told: list[dict[str, Any]] = []
+        self.ends_meanwhile = False
+        monkeypatch.setattr(hang_watch.time, "monotonic", lambda: self.now_s)
+        spec = tiny.spec_of(folder, folder / "model", folder / "text.jsonl", **changes)
+        self.job = Job(spec, str(folder / "run"), "prepared", "model", driver="d1")
+        self.watch = HangWatch(self.announce, ["n1", "n2"], self.ask)  # type: ignore[arg-type]
+        self.newest: dict[str, Any] | None = None
+        self.watch.begin(self.job, None)
+
+    def announce(self, kind: str, message: str, **data: Any) -> None:
+        self.told.append({"kind": kind, "message": message, **data})
+
+    def ask(
+        self, nodes: Sequence[str], question: Any, key: str, *more: Any, wanted: Any = None, timeout_s: float = 0.0
+    ) -> list[Any]:
+        assert (list(nodes), key) == (["n1", "n2"], "d1")
+        if question is rank_states:
+            self.asked.append(self.now_s)
+            if self.ends_meanwhile:
+                threading.Thread(target=self.watch.leave).start()
+                wait_for(lambda: not wanted(), "the answer is no longer wanted")
+            return [[one] for one in self.answers]
+        assert question is end_ranks
+        self.ended.append(more)  # type: ignore[arg-type]
+        return []
+
+    def trains(self, *steps: int) -> None:
+        for step in steps:
+            self.newest = {"step": step, "step_time_s": 0.5 if step > 1 else 60.0}
+            self.passes(0.5)
+
+    def passes(self, seconds: float) -> None:
+        """Look twice a second for so long."""
+        for _ in range(round(seconds * 2)):
+            self.now_s += 0.5
+            self.watch.look(self.newest)
+            wait_for(lambda: not any(one.name == "hang" for one in threading.enumerate()), "the nodes have answered")
+
+
+@pytest.fixture
+def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    return Driver(tmp_path, monkeypatch)
+
+
+def test_a_stopped_rank_is_killed_once_and_the_crash_and_the_next_step_say_so(driver: Driver) -> None:
+    driver.trains(1, 2, 3)
+    driver.answers = STOPPED
+    driver.passes(14.0)
+    assert driver.asked == [pytest.approx(112.0)], "ten seconds after the last step"
+    ((stacks, victims),) = driver.ended
+    assert victims == {101} and list(stacks) == [100]
+    (told,) = driver.told
+    assert (told["kind"], told["trouble"], told["rank"], told["state"]) == ("remedy", "hang", 1, "T")
+    assert told["message"].startswith(
+        "rank 1 on host host-1 made no progress for 12.0 s in step 3, where the longest one before took"
+    )
+    crash = driver.watch.named(Crash(How.LEFT, "lost its connection", rank=0))
+    assert crash is not None and crash.how is How.DIED
+    assert str(crash).startswith("rank 1 on node host-1 made no progress") and str(crash).endswith("and was killed")
+    driver.watch.begin(driver.job, driver.newest)
+    assert driver.watch.named(crash) is crash, "the new group has not hung"
+    driver.passes(120.0)
+    assert len(driver.asked) == 1, "a group that has made no step yet may take any time"
+    driver.trains(3)
+    assert driver.told[1]["effect"].startswith("training goes on 1")
+
+
+def test_all_ranks_are_killed_if_a_signal_cannot_reach_the_one_that_hangs(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.answers = BLOCKED
+    driver.passes(11.0)
+    assert [victims for _, victims in driver.ended] == [{100, 101}]
+
+
+def test_a_healthy_group_is_asked_seldom_and_never_killed(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.passes(600.0)
+    assert driver.ended == [] and driver.told == []
+    assert 5 < len(driver.asked) < 15
+
+
+def test_a_driver_that_was_paused_begins_to_count_anew(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.passes(6.0)
+    driver.now_s += 60.0
+    driver.passes(9.0)
+    assert driver.asked == []
+    driver.passes(3.0)
+    assert len(driver.asked) == 1
+
+
+def test_the_journal_of_an_old_run_may_be_late(driver: Driver) -> None:
+    driver.trains(1, 2)
+    for step in range(3, 3700):
+        driver.trains(step)
+    driver.passes(38.0)
+    assert driver.asked == []
+    driver.passes(4.0)
+    assert len(driver.asked) == 1
+
+
+def test_a_kill_that_did_not_arrive_is_tried_again(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.answers = STOPPED
+    driver.passes(30.0)
+    assert 1 < len(driver.ended) < 4
+
+
+def test_a_group_that_has_ended_meanwhile_is_left_alone(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.answers = STOPPED
+    driver.ends_meanwhile = True
+    driver.passes(14.0)
+    assert driver.asked and not driver.ended
+
+
+def test_a_missing_answer_kills_nothing(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.answers = STOPPED[1:]
+    driver.passes(12.0)
+    assert driver.asked and not driver.ended
+
+
+def test_it_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(tmp_path, monkeypatch, remedies__hang=False)
+    driver.answers = STOPPED
+    driver.trains(1, 2)
+    driver.passes(60.0)
+    assert driver.asked == [] and driver.ended == []

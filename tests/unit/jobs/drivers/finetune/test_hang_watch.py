@@ -39,7 +39,8 @@ class Driver:
         self.told: list[dict[str, Any]] = []
         self.ends_meanwhile = False
         monkeypatch.setattr(hang_watch.time, "monotonic", lambda: self.now_s)
-        spec = tiny.spec_of(folder, folder / "model", folder / "text.jsonl", **changes)
+        given = {"remedies__hang": True, **changes}
+        spec = tiny.spec_of(folder, folder / "model", folder / "text.jsonl", **given)
         self.job = Job(spec, str(folder / "run"), "prepared", "model", driver="d1")
         self.watch = HangWatch(self.announce, ["n1", "n2"], self.ask)  # type: ignore[arg-type]
         self.newest: dict[str, Any] | None = None

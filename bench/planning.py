@@ -202,6 +202,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, and say on stdout what it found
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="six cases, a minute")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")

@@ -42,9 +42,9 @@ def _limit(loop: Any, limits: dict[str, int]) -> None:
 
     step, logits_of, now = loop.train_step, loop.model_logits, dict[str, int]()
 
-    def counted_step(run: Any, rows: Any, rate: float) -> Any:
+    def counted_step(run: Any, rows: Any, *given: Any) -> Any:
         now.update(step=rows.step, plain=not run.job.spec.train.gradient_checkpointing)
-        return step(run, rows, rate)
+        return step(run, rows, *given)
 
     def in_training(engine: Any, *given: Any) -> Any:
         logits = logits_of(engine, *given)

@@ -31,7 +31,7 @@ engine.backward(engine.module(input_ids=torch.tensor([[1, 2, 3]])).logits.float(
 engine.step()
 same = [flat.data_ptr() == weights.data_ptr() for flat, weights in zip(flats, computed, strict=True)]
 equal = [torch.equal(flat.to(weights.dtype), weights) for flat, weights in zip(flats, computed, strict=True)]
-print(json.dumps([same, equal, engine.was_step_applied() and not torch.equal(before, computed[0])]))
+print(json.dumps([same, equal, not engine.overflowed() and not torch.equal(before, computed[0])]))
 """
 
 

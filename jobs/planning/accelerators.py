@@ -1,7 +1,8 @@
 """Accelerators as data, and the machines that `--on 2x8xH100-80` names. Pure.
 
-The figures are those of the vendors' data sheets: dense peaks without sparsity, bandwidths of both directions together.
-`memory_gib` is what the driver reports as usable, which is less than the name says.
+Peaks and bandwidths of memory are those of the vendors' data sheets, without sparsity. `memory_gib` is the capacity
+that PyTorch reports, which is less than the name says. Links, network and host memory are those of usual machines, and
+vary.
 """
 
 from __future__ import annotations
@@ -57,11 +58,10 @@ ACCELERATORS: Final = {
         Accelerator("B200-180", 178.3, 8000, 2250, 75, 900, 64, 50, 256),
         Accelerator("H200-141", 139.8, 4800, 989, 67, 450, 64, 50, 256),
         Accelerator("H100-80", 79.1, 3350, 989, 67, 450, 64, 50, 256),
-        Accelerator("H100-PCIE-80", 79.1, 2000, 756, 51, 64, 64, 12.5, 128),
         Accelerator("A100-80", 79.1, 2039, 312, 19.5, 300, 32, 25, 144),
         Accelerator("A100-40", 39.3, 1555, 312, 19.5, 300, 32, 25, 144),
         Accelerator("L40S-48", 44.3, 864, 362, 91.6, 32, 32, 12.5, 192),
-        Accelerator("A10G-24", 22.0, 600, 70, 35, 32, 32, 6.25, 96),
+        Accelerator("A10G-24", 22.0, 600, 70, 31.2, 32, 32, 6.25, 96),
         Accelerator("A10-24", 22.0, 600, 125, 31.2, 32, 32, 6.25, 96),
         Accelerator("L4-24", 22.0, 300, 121, 30.3, 32, 32, 6.25, 96),
         Accelerator("RTX4090-24", 23.5, 1008, 165, 82.6, 32, 32, 3.1, 64),

@@ -51,14 +51,11 @@ class ModelTrace:
     parameters: int  # elements, tied ones once
     trained: int
     largest_parameter: int
-    largest_gathered: int  # most elements of one module, which ZeRO-3 gathers together
     sizes: tuple[int, ...]  # elements of each parameter, in the model's order
     decays: tuple[bool, ...]  # for each parameter, whether it is in the optimizer's group with weight decay
     moments: tuple[Moment, ...]  # of two rows and more
     moments_of_one_row: tuple[Moment, ...]  # with `live` and `peak` alone: kernels may treat one row in another way
     buffer_bytes: int
-    fixed_bytes: int  # activations at their peak that do not depend on the rows
-    bytes_per_row: int  # activations at their peak for each row of the micro-batch; a row has seq_len tokens
     logits_bytes_per_row: int
     logits_per_row: int  # elements
     vocabulary: int  # logits of one target
@@ -68,7 +65,6 @@ class ModelTrace:
     gradient_checkpointing: bool
     precision: str
     seq_len: int
-    exact: bool  # False if layers were repeated or rows extrapolated
     note: str | None = None
 
 

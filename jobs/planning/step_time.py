@@ -17,13 +17,12 @@ from jobs.planning.precision import Precision
 # Share of the dense peak that the executed FLOPs reach. Published figures lie on both sides: an eager Llama 8B of
 # torchtitan on 8 H100 0.33 (5,762 tokens/s), a Llama 8B with full checkpointing on one H200 0.77 (10,471 tokens/s).
 EFFICIENCY: Final = 0.45
-CPU_EFFICIENCY: Final = 0.5  # of what a large matrix product of this machine reaches
 # Bytes that AdamW moves for each element of its shard: it reads gradient, weight and two moments and writes the last
 # three, all fp32, and writes the weight once more for the forward pass.
 _ADAM_BYTES: Final = 30
 # Seconds in which an eager model's program starts an operation on the device; a pass of few rows waits for it.
 _START_S: Final = 10e-6
-_HOST_ADAM_GB_S: Final = 25.0  # memory bandwidth of a worker's share of its host, GB/s: an assumption
+_HOST_ADAM_GB_S: Final = 25.0  # bandwidth of a worker's share of its host's memory: an assumption
 
 
 @dataclass(frozen=True)

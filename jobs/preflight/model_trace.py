@@ -131,7 +131,6 @@ def _trace(
 ) -> ModelTrace:
     named = dict(model.named_parameters())
     number_of = {name: number for number, name in enumerate(named)}
-    highest = max(lines, key=lambda line: line.peak[0] + line.peak[1])
     last = passes[-1]
     piece = piece_length(last.vocabulary, last.logits // last.vocabulary) * last.vocabulary
     loss_bytes = max(
@@ -141,16 +140,11 @@ def _trace(
         parameters=sum(parameter.numel() for parameter in named.values()),
         trained=sum(parameter.numel() for parameter in named.values() if parameter.requires_grad),
         largest_parameter=max(parameter.numel() for parameter in named.values()),
-        largest_gathered=max(
-            sum(named[name].numel() for name in line.parameters) for line in lines if line.kind == "enter"
-        ),
         sizes=tuple(parameter.numel() for parameter in named.values()),
         decays=tuple(parameter.dim() >= 2 for parameter in named.values()),
         moments=_moments(lines, number_of),
         moments_of_one_row=_moments(single, number_of),
         buffer_bytes=passes[0].buffer_bytes,
-        fixed_bytes=highest.peak[0],
-        bytes_per_row=highest.peak[1],
         logits_bytes_per_row=passes[1].logits_bytes - passes[0].logits_bytes,
         logits_per_row=passes[1].logits - passes[0].logits,
         vocabulary=last.vocabulary,
@@ -160,7 +154,6 @@ def _trace(
         gradient_checkpointing=spec.train.gradient_checkpointing,
         precision=precision,
         seq_len=spec.data.seq_len,
-        exact=note is None,
         note=note,
     )
 

@@ -22,8 +22,7 @@ from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec
 
-# Of one core with AVX2, measured with products of 2048 x 2048 fp32 matrices; the first steps of a run say it exactly.
-_CORE_TFLOPS, _CORE_GB_S, _LOCAL_GB_S = 0.05, 8.0, 1.0
+_LOCAL_GB_S = 1.0  # between workers of one machine through gloo: an assumption
 _MOST_CHARACTERS = 300
 
 
@@ -103,16 +102,18 @@ def machines_for(spec: Spec) -> Machines:
 
 
 def _cpu_worker(num_workers: int, cores: int) -> Accelerator:
-    """Describe a worker's share of this machine: its memory, and what its cores compute."""
-    cores = min(cores, len(os.sched_getaffinity(0)))
+    """Describe a worker's share of this machine: its memory, and what its cores compute and copy."""
+    from jobs.preflight.cpu_speed import cpu_speed  # imports torch, which takes seconds
+
+    flops, copied = cpu_speed(min(cores, len(os.sched_getaffinity(0))))
     return Accelerator(
         name=CPU,
         memory_gib=memory_here().limit_bytes / num_workers / GIB,
-        bandwidth_gb_s=_CORE_GB_S * cores,
-        tflops=_CORE_TFLOPS * cores,
-        fp32_tflops=_CORE_TFLOPS * cores,
+        bandwidth_gb_s=copied / 1e9,
+        tflops=flops / 1e12,
+        fp32_tflops=flops / 1e12,
         link_gb_s=_LOCAL_GB_S,
-        host_gb_s=_CORE_GB_S,
+        host_gb_s=copied / 1e9,
         network_gb_s=_LOCAL_GB_S,
         host_gib=0.0,
         has_bf16=False,

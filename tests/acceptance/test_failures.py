@@ -247,7 +247,7 @@ def test_a_rank_that_is_stopped_is_named_and_killed_and_the_run_goes_on(
     assert process.returncode == 0, output
     found, _ = [one for one in read_journal(paths.events) if one["kind"] == "remedy"]
     data = found["data"]
-    assert data["trouble"] == "hang" and data["rank"] in (0, 1) and data["state"] == "T", data
+    assert data["remedy"] == "hang" and data["rank"] in (0, 1) and data["state"] == "T", data
     assert "is stopped by a signal" in output and "was killed: starting the workers again" in output
     (stopped, other) = (
         pathlib.Path(paths.log(f"rank-{rank}")).read_text() for rank in (data["rank"], 1 - data["rank"])

@@ -25,6 +25,7 @@ TRAINING = ("jobs/data/", "jobs/training/")
 # Imported late by others.
 WITH_TORCH = (
     "jobs/drivers/finetune/torchrun_driver.py",
+    "jobs/preflight/cpu_speed.py",
     "jobs/preflight/dry_run.py",
     "jobs/preflight/model_trace.py",
     "jobs/preflight/traced_pass.py",

@@ -25,7 +25,7 @@ from jobs.training.on_ray.crash import Crash, How
 from jobs.training.rank_states import end_ranks, rank_states
 from jobs.training.worker_input import Job
 
-TROUBLE = "hang"
+REMEDY = "hang"  # as in `jobs.spec.remedies`
 _LEAST_STEPS = 2  # of a group before it is watched: its first step may take any time
 _PAUSED_S = 5.0  # between two looks: this process did not run either, so the silence says nothing
 _APART_S = (2.0, 10.0)  # least and most seconds between the two looks at a rank
@@ -109,7 +109,7 @@ class HangWatch:
     def _went_on(self, seconds: float) -> None:
         self._hung_at_s = None
         effect = f"training goes on {seconds:.1f} s after the hang was found"
-        self._announce("remedy", effect, trouble=TROUBLE, effect=effect, seconds=round(seconds, 1))
+        self._announce("remedy", effect, remedy=REMEDY, effect=effect, seconds=round(seconds, 1))
 
 
 class _Group:
@@ -176,7 +176,7 @@ def _who(hang: Hang) -> dict[str, Any]:
 def _data(hang: Hang) -> dict[str, Any]:
     rank = hang.rank
     return {
-        "trouble": TROUBLE, "cause": _cause(hang), "state": rank.state, "stack": list(rank.frames),
+        "remedy": REMEDY, "cause": _cause(hang), "state": rank.state, "stack": list(rank.frames),
         "doing": rank.pulse.doing, "step": rank.pulse.step, "quiet_s": round(rank.age_s, 1), **_who(hang),
     }  # fmt: skip
 

@@ -41,7 +41,7 @@ from jobs.training.faults import Fault
 from jobs.training.on_ray.crash import Crash
 from jobs.training.worker_input import Job
 
-TROUBLE = "out-of-memory"
+REMEDY = "out_of_memory"  # as in `jobs.spec.remedies`
 
 
 def with_earlier_changes(spec: Spec, paths: JobPaths, announce: Announcer) -> Spec:
@@ -63,7 +63,7 @@ def with_earlier_changes(spec: Spec, paths: JobPaths, announce: Announcer) -> Sp
 
 def facts_of(change: Change) -> dict[str, Any]:
     return {
-        "trouble": TROUBLE,
+        "remedy": REMEDY,
         "rung": change.rung,
         "field": change.field,
         "before": change.before,
@@ -224,4 +224,4 @@ def action_words(before: Spec, after: Spec, change: Change) -> str:
 
 
 def _data(remedy: Remedy) -> dict[str, Any]:
-    return {"trouble": TROUBLE, **remedy.model_dump(mode="json", exclude={"at"})}
+    return {"remedy": REMEDY, **remedy.model_dump(mode="json", exclude={"at"})}

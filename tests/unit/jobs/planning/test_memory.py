@@ -19,14 +19,11 @@ def trace_of(sizes: tuple[int, ...], moments: tuple[Moment, ...] = (), precision
         parameters=sum(sizes),
         trained=sum(sizes),
         largest_parameter=max(sizes),
-        largest_gathered=max(sizes),
         sizes=sizes,
         decays=tuple(True for _ in sizes),
         moments=moments,
         moments_of_one_row=moments,
         buffer_bytes=0,
-        fixed_bytes=0,
-        bytes_per_row=0,
         logits_bytes_per_row=0,
         logits_per_row=0,
         vocabulary=1,
@@ -36,7 +33,6 @@ def trace_of(sizes: tuple[int, ...], moments: tuple[Moment, ...] = (), precision
         gradient_checkpointing=False,
         precision=precision,
         seq_len=1,
-        exact=True,
     )
 
 

@@ -26,11 +26,10 @@ def trace(gradient_checkpointing: bool, parameters: int = 7 * B) -> ModelTrace:
         *(Moment("gradient", (number,), 0, row, 0, row) for number in range(100)),
     )
     return ModelTrace(
-        parameters=parameters, trained=parameters, largest_parameter=sizes[0], largest_gathered=sizes[0], sizes=sizes,
-        decays=(True,) * 100, moments=moments, moments_of_one_row=moments, buffer_bytes=0, fixed_bytes=0,
-        bytes_per_row=row, logits_bytes_per_row=0, logits_per_row=0, vocabulary=32_000, loss_bytes_per_logit=0.0,
-        flops_per_row=2 * parameters * 4096, operations=1000, gradient_checkpointing=gradient_checkpointing,
-        precision="bf16", seq_len=4096, exact=True,
+        parameters=parameters, trained=parameters, largest_parameter=sizes[0], sizes=sizes, decays=(True,) * 100,
+        moments=moments, moments_of_one_row=moments, buffer_bytes=0, logits_bytes_per_row=0, logits_per_row=0,
+        vocabulary=32_000, loss_bytes_per_logit=0.0, flops_per_row=2 * parameters * 4096, operations=1000,
+        gradient_checkpointing=gradient_checkpointing, precision="bf16", seq_len=4096,
     )  # fmt: skip
 
 

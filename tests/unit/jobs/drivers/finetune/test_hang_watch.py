@@ -89,7 +89,7 @@ def test_a_stopped_rank_is_killed_once_and_the_crash_and_the_next_step_say_so(dr
     ((stacks, victims),) = driver.ended
     assert victims == {101} and list(stacks) == [100]
     (told,) = driver.told
-    assert (told["kind"], told["trouble"], told["rank"], told["state"]) == ("remedy", "hang", 1, "T")
+    assert (told["kind"], told["remedy"], told["rank"], told["state"]) == ("remedy", "hang", 1, "T")
     assert told["message"].startswith(
         "rank 1 on host host-1 made no progress for 12.0 s in step 3, where the longest one before took"
     )

@@ -146,7 +146,7 @@ def sweep_of(name: str, folder: pathlib.Path, base_seed: int = 42, **changes: An
 
 
 def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: pathlib.Path, num_gangs: int) -> None:
-    """Train the trials on so many gangs, and append one line for each to `out`."""
+    """Train the trials on `num_gangs` gangs, and append one line for each to `out`."""
     from cluster.ray.connection import connected
     from jobs.planning import gang_of
     from jobs.preflight.ready import ready_data

@@ -24,7 +24,7 @@ from jobs.spec.load import dump_spec
 
 ROOT = pathlib.Path(__file__).parents[1]
 HIDDEN, LAYERS, VOCABULARY, TOKENS = 256, 4, 16_000, 256
-# Buckets and limits as small as the models, so that they are filled, reduced and overrun as those of large models are.
+# Buckets and limits are as small as the models. They fill up and overflow as often as those of large models do.
 ZERO: Final = {
     "reduce_bucket_size": 2_000_000,
     "prefetch_bucket_size": 1_000_000,

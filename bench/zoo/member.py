@@ -67,7 +67,7 @@ class ZooGang:
             yield rows
 
     def mark(self, doing: Doing) -> None:
-        """Nobody watches for hangs."""
+        """Do nothing: no driver watches this process for hangs."""
 
     def requests(self) -> Requests:
         return Requests(stop=self.stop_at is not None and self._step >= self.stop_at)

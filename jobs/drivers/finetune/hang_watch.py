@@ -2,7 +2,7 @@
 
 The driver then starts lost workers again, as after any death (`ray_driver`, `Healing`). A lack of new steps in the
 run's files only causes a question to the nodes: their answers decide (`jobs.remedies.hang`), because the storage may be
-late while training goes on. Under torchrun and in the trials of a sweep nobody watches.
+late while training goes on. Runs under torchrun and trials of a sweep have no such watch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from jobs.training.worker_input import Job
 
 REMEDY = "hang"  # as in `jobs.spec.remedies`
 _LEAST_STEPS = 2  # of a group before it is watched: its first step may take any time
-_PAUSED_S = 5.0  # between two looks: this process did not run either, so the silence says nothing
+_PAUSED_S = 5.0  # between two looks: this process did not run either, so the lack of steps says nothing
 _APART_S = (2.0, 10.0)  # least and most seconds between the two looks at a rank
 _END_WITHIN_S = 10.0  # for a node to kill a rank
 _WORDS = {
@@ -113,7 +113,7 @@ class HangWatch:
 
 
 class _Group:
-    """The silence of one worker group, as the driver sees it."""
+    """The time since the last step of one worker group, as the driver sees it."""
 
     def __init__(self, job: Job, newest: Record | None) -> None:
         self.job = job
@@ -143,7 +143,7 @@ class _Group:
         return new
 
     def is_due(self) -> bool:
-        """Whether the silence is long enough for a question to the nodes. The journal of an old run is written late."""
+        """Whether it is time to ask the nodes. An old run writes its journal seldom, so its steps may only seem to be late."""
         if self._steps < _LEAST_STEPS or (self.asking is not None and self.asking.is_alive()):
             return False
         now = time.monotonic()

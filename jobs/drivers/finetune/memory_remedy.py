@@ -73,7 +73,7 @@ def facts_of(change: Change) -> dict[str, Any]:
 
 @dataclass
 class Group:
-    """What the files of the run tell about the present worker group."""
+    """The present worker group, as the run's files describe it."""
 
     paths: JobPaths
     attempts: int = 0  # of the run, before this group began to train
@@ -110,7 +110,7 @@ class Group:
 
     @property
     def where(self) -> Where:
-        """What the group is doing. Each group that begins to train adds a file to `attempts/`, without an event."""
+        """The phase that the group is in. A group that begins to train adds a file to `attempts/` and no event."""
         begun = self._where is Where.LOADING and count_attempts(self.paths) > self.attempts
         return Where.TRAINING if begun else self._where
 

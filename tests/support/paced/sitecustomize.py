@@ -6,32 +6,11 @@ is about, processes that start, then takes half as long.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
-_LOOP, _STEP_S = "jobs.training.loop.loop", 0.5
+from tests.support.changed_loop import when_loaded
 
-
-class _Pacer:
-    """Finds the module of the training loop, once, as others would, and changes it when it is loaded."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name != _LOOP:
-            return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.loader is not None
-        load = spec.loader.exec_module
-
-        def load_paced(module: ModuleType) -> None:
-            load(module)
-            _pace(module)
-
-        spec.loader.exec_module = load_paced  # type: ignore[method-assign]
-        return spec
+_STEP_S = 0.5
 
 
 def _pace(loop: Any) -> None:
@@ -47,4 +26,4 @@ def _pace(loop: Any) -> None:
     loop.train_step = paced
 
 
-sys.meta_path.insert(0, _Pacer())  # type: ignore[arg-type]
+when_loaded(_pace)

@@ -6,40 +6,19 @@ The variable SCARCE holds a JSON object with these limits, each in elements of t
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
-from importlib.machinery import ModuleSpec
-from types import ModuleType
 from typing import Any
 
-_LOOP = "jobs.training.loop.loop"
+from tests.support.changed_loop import when_loaded
+
 _FAILING_RANK = 1
 
 
-class _Limiter:
-    """Finds the module of the training loop, once, as others would, and changes it when it is loaded."""
-
-    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name != _LOOP:
-            return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        spec = importlib.util.find_spec(name)
-        assert spec is not None and spec.loader is not None
-        load = spec.loader.exec_module
-
-        def load_limited(module: ModuleType) -> None:
-            load(module)
-            _limit(module, json.loads(os.environ["SCARCE"]))
-
-        spec.loader.exec_module = load_limited  # type: ignore[method-assign]
-        return spec
-
-
-def _limit(loop: Any, limits: dict[str, int]) -> None:
+def _limit(loop: Any) -> None:
     from jobs.training.loop import evaluation
 
+    limits: dict[str, int] = json.loads(os.environ["SCARCE"])
     step, logits_of, now = loop.train_step, loop.model_logits, dict[str, int]()
 
     def counted_step(run: Any, rows: Any, *given: Any) -> Any:
@@ -71,4 +50,4 @@ def _check(logits: Any, limit: int | None) -> None:
 
 
 if "SCARCE" in os.environ:
-    sys.meta_path.insert(0, _Limiter())  # type: ignore[arg-type]
+    when_loaded(_limit)

@@ -143,7 +143,7 @@ class _Group:
         return new
 
     def is_due(self) -> bool:
-        """Whether it is time to ask the nodes. An old run writes its journal seldom, so its steps may only seem to be late."""
+        """Whether it is time to ask the nodes. An old run writes its journal seldom, so its steps come late."""
         if self._steps < _LEAST_STEPS or (self.asking is not None and self.asking.is_alive()):
             return False
         now = time.monotonic()

@@ -53,6 +53,7 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logit
         model.tie_weights()
     set_pad_token(model.config, _PAD)
     if spec.train.gradient_checkpointing:
+        model.config.get_text_config().use_cache = False  # transformers would set it with a warning
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name in transformers 6
             model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()

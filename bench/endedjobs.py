@@ -19,12 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from bench.queueing import Answer, milliseconds, opened, submit, world
-from orchestrator.controller.fair_share import counts_since_s, used_of
+from orchestrator.controller.fair_share import counts_since_s
 from orchestrator.queue.records import NodePlaces, Transition
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Filter, Store
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.service.retention import BATCH
+from tests.support.queuereplay import used_of
 
 NOW_S = 1_000_000.0  # of the clock of `world`
 SPAN_S = 8 * 86_400.0  # in which the jobs ended, so that all of them count for the shares of tenants

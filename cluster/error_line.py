@@ -1,4 +1,4 @@
-"""The error line of a program: how a driver of Fleetune says why it failed, at the end of its output."""
+"""Finds the error line of a program: the line at the end of a driver's output that says why it failed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The environment of a job's own code, in the driver and in every worker: working directory and variables."""
+"""The environment of a job's code in the driver and in every worker: working directory and variables."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from cluster.settings import add_to_environment, expand_gpu_memory
 
 @dataclass(frozen=True)
 class JobEnvironment:
-    """
+    """The environment of a job's code.
+
     Attributes:
         working_dir: the current directory and the first place for imports; None: both stay as they are.
         variables: environment variables. They may be secret and are never shown.

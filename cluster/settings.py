@@ -21,13 +21,19 @@ class TorchrunWorld:
     rank: int
     world_size: int
     local_rank: int
+    local_world_size: int = 1
+
+    @property
+    def is_one_node(self) -> bool:
+        return self.local_world_size == self.world_size
 
 
 def torchrun_world() -> TorchrunWorld | None:
     """Return this process's place under torchrun; None: torchrun has not started it."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return None
-    return TorchrunWorld(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return TorchrunWorld(*(int(os.environ[name]) for name in names))
 
 
 def ray_address() -> str | None:
@@ -48,7 +54,7 @@ def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
 
 
 PROTOCOLS_VARIABLE = "FLEETUNE_PROTOCOLS"
-# They read local files under another name, or wrap another URL. No setting can allow them.
+# Protocols that read local files under another name, or wrap another URL. No setting can allow them.
 _NEVER_PROTOCOLS = frozenset(
     {"local", "asynclocal", "asyncwrapper", "async_wrapper", "generic", "reference", "simplecache", "filecache"}
     | {"blockcache", "cached", "dir", "zip", "tar", "libarchive", "data"}

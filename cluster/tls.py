@@ -1,4 +1,4 @@
-"""HTTPS: which certificates are trusted, and the one that a server shows."""
+"""HTTPS: the certificates that clients trust, and the check of a server's certificate."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cluster.settings import ca_file
 
 
 def trusted() -> ssl.SSLContext:
-    """For clients: the certificates of FLEETUNE_CA_FILE or SSL_CERT_FILE, or else those of this machine.
+    """Make the context for clients. It trusts FLEETUNE_CA_FILE or SSL_CERT_FILE, or else this machine's certificates.
 
     Raises:
         InputError: the file cannot be read, or has no certificate.
@@ -24,7 +24,7 @@ def trusted() -> ssl.SSLContext:
 
 
 def check_own(certificate: str, key: str) -> None:
-    """That a server can show this certificate. Raises InputError."""
+    """Check that a server can use this certificate and private key. Raises InputError."""
 
     def no_password() -> str:
         raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
-import shlex
 import sys
 from collections.abc import Sequence
 
@@ -21,7 +20,7 @@ from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.run.progress import PlainProgress, Progress
-from jobs.run.record import concluded, reopen_run
+from jobs.run.record import concluded, how_to_go_on, reopen_run
 from jobs.search.rules.checking import checked_sweep
 from jobs.search.rules.resuming import begun_like, check_sweep_resumable
 from jobs.search.rules.spec_text import prior_words, space_words
@@ -39,6 +38,7 @@ def run_sweep(
     progress: Progress,
     resume: str | None = None,
     assignment: Assignment | None = None,
+    root: str | None = None,
     stop: StopRequest | None = None,
 ) -> Outcome:
     """Search on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine; return the best trial's outcome.
@@ -46,6 +46,7 @@ def run_sweep(
     Args:
         resume: root of an earlier sweep to continue.
         assignment: slots that a queue has given to this sweep; None for a sweep outside of a queue.
+        root: root of a new sweep; None: the assignment's, or a new name.
         stop: the request to stop of this process, if it has one already.
 
     Raises:
@@ -67,7 +68,11 @@ def run_sweep(
         check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)
         paths = reopen_run(resume, sweep)
     else:
-        paths = open_sweep(sweep, assignment.run if assignment is not None else None)
+        if by_hand and root is None:  # a comparison has tried the model, and a job in a queue keeps its failure
+            from jobs.preflight.ready import try_model  # imports numpy
+
+            try_model(sweep.base, progress)
+        paths = open_sweep(sweep, assignment.run if assignment is not None else root)
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
@@ -97,7 +102,8 @@ def open_sweep(sweep: SweepSpec, root: str | None = None) -> JobPaths:
 def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:
     """Describe the end of a sweep in its last lines of output."""
     if outcome.reason is not None:
-        how = "" if outcome.bad_input else f"\nresume: fleetune run --resume {shlex.quote(paths.root)}"
+        resume = how_to_go_on(paths, outcome, is_search=True)
+        how = f"\nresume: {resume}" if resume else ""
         return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}{how}"
     model = f"\nmodel: {outcome.model_path}" if outcome.model_path else ""
     return f"succeeded; the best trial's spec, which runs as it is: {paths.best}{model}"

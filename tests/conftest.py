@@ -5,10 +5,12 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from hypothesis import settings
+
+from tests.support import fork_server
 
 TIMES = re.compile(r"^\| +(\d+) \| (\S+\.py) \|", re.MULTILINE)
 WHOLE_RUNS = ("acceptance", "hosts")  # folders
@@ -16,6 +18,8 @@ WHOLE_RUNS = ("acceptance", "hosts")  # folders
 # Of torch in this process and in all that tests start. Two threads wait for each other in every operation: where other
 # processes keep the cores busy, as those of another file do, a small model then takes a hundred times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Hundreds of processes import this repository, and would compile it anew each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # Machines differ, and a slow one is no failure; numbers of examples are bounded instead.
 settings.register_profile("fleetune", deadline=None, max_examples=60)
@@ -55,3 +59,10 @@ def in_turns(paths: list[pathlib.Path], seconds: Callable[[pathlib.Path], float]
         total = sum(map(seconds, kind)) or 1.0
         begins |= {path: so_far / total for path, so_far in zip(kind, before, strict=False)}
     return sorted(paths, key=lambda path: (begins[path], -seconds(path)))
+
+
+@pytest.fixture(scope="session")
+def forked_ray_workers() -> Iterator[None]:
+    """Run the fork server of this process of pytest: see `tests.support.fork_server`."""
+    with fork_server.running():
+        yield

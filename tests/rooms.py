@@ -13,7 +13,7 @@ import functools
 import graphlib
 import html
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +93,11 @@ def circle() -> list[str]:
         if not path.endswith("/__init__.py"):
             others = (other for other in imported if not other.endswith("/__init__.py"))
             found.setdefault(node(path), set()).update(node(other) for other in others if node(other) != node(path))
+    return circle_in(found)
+
+
+def circle_in(found: Mapping[str, Iterable[str]]) -> list[str]:
+    """The first circle of a graph, from what imports to what is imported; empty: there is none."""
     try:
         graphlib.TopologicalSorter(found).prepare()
     except graphlib.CycleError as error:

@@ -11,7 +11,7 @@ from cluster.errors import CapacityError
 
 
 def workers_that_fit(gang: Gang, node: Node) -> int:
-    """Workers of the gang that one empty node holds."""
+    """Return the number of the gang's workers that fit on one empty node."""
     if gang.accelerator_type is not None and node.accelerator_type != gang.accelerator_type:
         return 0
     by_cpu = node.cpus // gang.cpus_per_worker
@@ -19,9 +19,9 @@ def workers_that_fit(gang: Gang, node: Node) -> int:
 
 
 def largest_gang(gang: Gang, inventory: Inventory) -> int:
-    """Workers of the largest such gang that the empty cluster holds, grown as far as it may.
+    """Return the most workers of this kind that the cluster can hold, when empty and extended as far as possible.
 
-    A gang with GPUs is on nodes of one accelerator type; one without spans only nodes without GPUs.
+    A gang with GPUs uses nodes of one accelerator type. A gang without GPUs spans only nodes without GPUs.
     """
     nodes = _nodes_and_more(inventory)
     if gang.gpus_per_worker:
@@ -36,7 +36,7 @@ def _is_of(accelerator_type: str | None, node: Node) -> bool:
 
 
 def _nodes_and_more(inventory: Inventory) -> list[Node]:
-    """One node of each type that may be added, beside those that are there."""
+    """Return the existing nodes, and one node of each type that may be added."""
     return [*inventory.nodes, *(kind.node for kind, _ in inventory.more if inventory.most_more)]
 
 
@@ -52,10 +52,10 @@ def _workers_on(gang: Gang, inventory: Inventory, may_be_on: Callable[[Node], bo
 
 
 def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
-    """Refuse a gang that the whole cluster could not hold even if it were empty and as large as it may become.
+    """Reject a gang that the cluster could not hold even if it were empty and extended as far as possible.
 
     Raises:
-        CapacityError: with the numbers, and the largest gang that would fit.
+        CapacityError: the gang cannot fit. The message has the numbers, and the largest gang that would fit.
     """
     largest = largest_gang(gang, inventory)
     if largest >= gang.num_workers:
@@ -74,7 +74,7 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
 
 
 def _growth_words(inventory: Inventory) -> str:
-    """`, and may get 3 more (2 of gpu, 1 of cpu)`; '' where no autoscaler adds any."""
+    """Format the possible growth: `, and may get 3 more (2 of gpu, 1 of cpu)`; '' without an autoscaler."""
     if not inventory.growth.types:
         return ""
     kinds = ", ".join(f"{count} of {kind.node.node_id}" for kind, count in inventory.more)

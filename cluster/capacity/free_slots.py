@@ -24,7 +24,7 @@ _Level = tuple[int, bool]  # (free slots, wholly free): among equally many free 
 
 @dataclass(frozen=True)
 class Terms:
-    """Conditions of a placement, beside the number of workers.
+    """Conditions of a placement, in addition to the number of workers.
 
     Attributes:
         yields_s: time at which the gang will have left nodes that are reserved for another job; inf: unknown.

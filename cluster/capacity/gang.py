@@ -25,7 +25,7 @@ class Gang:
     accelerator_type: str | None = None
 
     def check_size(self) -> None:
-        """Raises ValueError: a number is out of bounds, so no plan can be made with it."""
+        """Raise ValueError if a number is out of bounds, so that no plan can be made with it."""
         for what, each, most in (
             ("cpus_per_worker", self.cpus_per_worker, MOST_CPUS_PER_WORKER),
             ("gpus_per_worker", self.gpus_per_worker, MOST_GPUS_PER_WORKER),

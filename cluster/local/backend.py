@@ -1,9 +1,9 @@
-"""Programs on this machine, without Ray. Every submission is a folder, from which any later process can go on.
+"""Runs programs on this machine, without Ray. Each submission is a folder, so any later process can manage it.
 
-This process keeps no state and may be killed at any moment. A start first takes the name, with a folder that appears
-whole under it, and then starts a supervisor (`cluster.local.supervisor`). The starter, and then the supervisor, hold a
-lock in that folder from before the name is taken. The kernel releases the lock when both are gone. So a submission that
-has not ended and whose lock is free does not run, and is LOST. Process ids and times are not needed to decide this.
+This process keeps no state and may be killed at any moment. A start first claims the name by renaming a complete folder
+to it, and then starts a supervisor (`cluster.local.supervisor`). The starter, and then the supervisor, hold a lock in
+that folder from before the name is claimed. The kernel releases the lock when both are gone. So a submission that has
+not ended and whose lock is free does not run, and is LOST. This needs neither process ids nor times.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from cluster.local import supervisor as files
 from cluster.local.machine import this_machine
 from cluster.settings import with_environment
 
-_LAST_BREATH_S = 2.0  # how long killed processes may take to go
+_LAST_BREATH_S = 2.0  # longest wait for the end of killed processes
 
 
 class LocalBackend:
@@ -48,8 +48,8 @@ class LocalBackend:
         """Open the folder.
 
         Args:
-            inventory: None: this machine as it is.
-            most_output_bytes: of one program's output that are kept, beside the last 1 MiB.
+            inventory: None uses the CPUs and GPUs of this machine.
+            most_output_bytes: most bytes that are kept of a program's output, in addition to its last 1 MiB.
         """
         self._folder = Path(folder).absolute()
         self._inventory = inventory
@@ -148,13 +148,13 @@ class LocalBackend:
             yield
         except OSError as error:
             raise BackendUnreachable(
-                f"the folder of the local backend, {self._folder}, cannot be used: {error}. See that it is there, "
-                "belongs to this user and has room"
+                f"the folder of the local backend, {self._folder}, cannot be used: {error}. Check that it exists, "
+                "belongs to this user and has free space"
             ) from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """One start at a time; the kernel lets go of the lock of a process that is killed."""
+        """Hold the lock that allows one start at a time. The kernel releases the lock of a killed process."""
         lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -175,9 +175,9 @@ class LocalBackend:
         return next((folder for folder in places if (folder / files.LAUNCH).exists()), None)
 
     def _take(self, launch: Launch) -> tuple[int, str]:
-        """Its lock, held, and its token. Made aside and renamed: a name is taken whole, or not at all."""
+        """Claim the submission's name with a complete folder. Returns the descriptor of its lock, and its token."""
         token, new = uuid.uuid4().hex, self._folder / "new"
-        shutil.rmtree(new, ignore_errors=True)  # of a starter that was killed
+        shutil.rmtree(new, ignore_errors=True)  # left by a starter that was killed
         (new / "work").mkdir(mode=0o700, parents=True)
         folder = self._known / launch.submission
         content = {
@@ -195,7 +195,7 @@ class LocalBackend:
         return lock, token
 
     def _state(self, folder: Path) -> Submission | None:
-        """None: not known, or forgotten, be it by another process and just now."""
+        """Return the state of a submission; None: it is not known, or this or another process has forgotten it."""
         os.stat(self._known)
         try:
             return _state(folder)
@@ -207,7 +207,7 @@ def _state(folder: Path) -> Submission:
     name, end = folder.name, _read(folder / files.END)
     if end is None and _is_held(folder / files.LOCK):
         return Submission(name, Phase.RUNNING if (folder / files.PROGRAM).exists() else Phase.PENDING)
-    # Looked at again: it may have ended between the two looks.
+    # Read again, because it may have ended between the two checks.
     end = end or _read(folder / files.END) or _bury(folder)
     if end is None:
         return Submission(name, Phase.RUNNING, message="its supervisor is gone, and its processes do not end")
@@ -228,7 +228,7 @@ def _check_startable(launch: Launch, environment: dict[str, str]) -> None:
     where, program = launch.working_dir, launch.command[0]
     if where is not None and not os.path.isdir(where):
         raise LaunchRefused(f"{launch.submission} cannot start: its working_dir {where} is no folder of this machine")
-    # Without a working_dir it would start in an empty folder, where a path that is not absolute leads nowhere.
+    # Without a working_dir it starts in an empty folder, in which no relative path exists.
     path = os.path.join(where or "/nowhere", program) if "/" in program else program
     if shutil.which(path, path=environment.get("PATH")) is None:
         raise LaunchRefused(f"{launch.submission} cannot start: there is no program {program} on this machine's PATH")
@@ -246,12 +246,12 @@ def _supervise(folder: Path, lock: int, environment: dict[str, str]) -> None:
             stderr=log,
             pass_fds=(lock,),
             start_new_session=True,
-            check=False,  # one that does not come up leaves the lock free, and the submission LOST
+            check=False,  # if the supervisor does not start, the lock is free, and the submission is LOST
         )
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether the starter or the supervisor lives. Shared, so that two who look are not in each other's way."""
+    """Whether the starter or the supervisor lives. The lock is shared, so that readers do not block each other."""
     with open(lock, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -261,14 +261,14 @@ def _is_held(lock: Path) -> bool:
 
 
 def _bury(folder: Path) -> dict[str, Any] | None:
-    """End what is left of a submission without a supervisor, and write down that it is lost; None: something stays."""
+    """Kill the processes of a submission without a supervisor, and record that it is lost; None: some still run."""
     token = json.loads((folder / files.LAUNCH).read_text())["token"]
     deadline = time.monotonic() + _LAST_BREATH_S
     while files.kill(files.marked(token)):
         if time.monotonic() > deadline:
             return None
         time.sleep(0.01)
-    # Without PROGRAM the program may have come up all the same: the supervisor could not write so any more.
+    # PROGRAM does not show this: the supervisor may have been killed after the start and before it wrote the file.
     started = (folder / files.SUPERVISOR).exists()
     message = "its supervisor is gone: killed, or the machine was restarted" if started else "it was never started"
     end = {"exit_code": None, "stopped": False, "lost": True, "message": message}
@@ -285,9 +285,9 @@ def _ended(end: dict[str, Any]) -> Phase:
 
 
 def _signal(process: dict[str, Any] | None) -> None:
-    """Have a supervisor look at what is wanted, if it still is the process that was written down."""
+    """Make a supervisor read the request, if it is still the recorded process."""
     if process is None:
-        return  # it looks by itself once it is up
+        return  # it reads the request at its start
     try:
         handle = os.pidfd_open(process["pid"])
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""GPUs of this machine, taken by drivers where no cluster assigns them. The locks end with the process."""
+"""Lets drivers take GPUs of this machine without a cluster that assigns them. The locks end with the process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from pathlib import Path
 from cluster.errors import MachinesFailed
 
 _WAIT_S, _POLL_S = 60.0, 0.2
-
-
-def lock_folder() -> Path:
-    """Return the folder of the locks, which all users of the machine share."""
-    return Path(tempfile.gettempdir()) / "fleetune-gpus"
 
 
 @contextlib.contextmanager
@@ -41,7 +36,7 @@ def held_gpus(
     if count == 0:
         yield ()
         return
-    folder = folder or lock_folder()
+    folder = folder or Path(tempfile.gettempdir()) / "fleetune-gpus"  # all users of the machine share it
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
         folder.chmod(0o1777)
@@ -64,7 +59,7 @@ def held_gpus(
 
 
 def _take(count: int, gpus: Sequence[str], folder: Path, held: contextlib.ExitStack) -> tuple[str, ...]:
-    """Lock up to `count` free GPUs without waiting, so that two drivers with some each cannot block one another."""
+    """Lock up to `count` free GPUs without waiting, so that two drivers cannot wait for each other's GPUs."""
     taken: list[str] = []
     for gpu in gpus:
         if len(taken) == count:
@@ -81,7 +76,7 @@ def _take(count: int, gpus: Sequence[str], folder: Path, held: contextlib.ExitSt
 
 
 def _open(path: Path) -> int:
-    """Open a lock file, which another user may have made: reading is enough to lock it."""
+    """Open a lock file. Another user may have made it; to lock it, permission to read is enough."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDONLY, 0o644))
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)

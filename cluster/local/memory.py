@@ -11,29 +11,35 @@ _V1_UNLIMITED_BYTES = 1 << 60  # control groups of version 1 write "no limit" as
 
 @dataclass(frozen=True)
 class Memory:
-    """
+    """The memory that this process may use.
+
     Attributes:
         limit_bytes: the lowest limit of this process's control groups, or the machine's memory; 0: it is not known.
-        contained: a control group sets the limit, as in a container.
+        contained: whether a control group sets the limit, as in a container.
         kills: processes killed for memory so far: in this process's control group, and on the whole machine.
+        used_bytes: memory in use now under this limit, without file caches that the kernel can drop.
     """
 
     limit_bytes: int
     contained: bool
     kills: tuple[int, ...]
+    used_bytes: int = 0
 
 
 def memory_here(root: Path = Path("/")) -> Memory:
-    """The memory of this process's surroundings. `root` is `/` outside of tests."""
+    """Read limit, use and kills for this process. `root`: root of the file system; tests give another directory."""
     folders = list(_groups(root))
     machine = _number_after("MemTotal:", root / "proc/meminfo") * 1024
-    limits = [limit for folder in folders if (limit := _limit(folder)) and (not machine or limit < machine)]
+    limits = {folder: limit for folder in folders if (limit := _limit(folder)) and (not machine or limit < machine)}
+    tightest = min(limits, key=lambda folder: limits[folder], default=None)
     own = next((folder for folder in folders if (folder / _events(folder)).exists()), None)
     kills = () if own is None else (_number_after("oom_kill", own / _events(own)),)
+    available = _number_after("MemAvailable:", root / "proc/meminfo") * 1024
     return Memory(
-        limit_bytes=min(limits, default=machine),
+        limit_bytes=machine if tightest is None else limits[tightest],
         contained=bool(limits),
         kills=(*kills, _number_after("oom_kill", root / "proc/vmstat")),
+        used_bytes=max(0, machine - available if tightest is None else _used_by_group(tightest)),
     )
 
 
@@ -43,9 +49,9 @@ def killed_since(before: Sequence[int], after: Sequence[int]) -> bool:
 
 
 def _groups(root: Path) -> Iterator[Path]:
-    """Folders of the memory control groups that this process is in, the innermost first.
+    """Yield the folders of this process's memory control groups, the innermost first.
 
-    A container may see only its own group, mounted where the outermost would be.
+    In a container, the only visible group may be mounted in the place of the outermost one.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")
@@ -61,16 +67,26 @@ def _groups(root: Path) -> Iterator[Path]:
 
 
 def _events(folder: Path) -> str:
-    """The file that counts kills; version 2 of control groups, then version 1."""
+    """Return the name of the file that counts kills: of control groups version 2, else of version 1."""
     return "memory.events" if (folder / "memory.events").exists() else "memory.oom_control"
 
 
 def _limit(folder: Path) -> int:
-    """Bytes; 0: this group sets none."""
+    """Return the limit of a group in bytes; 0: it sets none."""
     for name in ("memory.max", "memory.limit_in_bytes"):
         text = _text(folder / name).strip()
         if text.isdigit() and int(text) < _V1_UNLIMITED_BYTES:
             return int(text)
+    return 0
+
+
+def _used_by_group(folder: Path) -> int:
+    for name in ("memory.current", "memory.usage_in_bytes"):
+        text = _text(folder / name).strip()
+        if text.isdigit():
+            prefix = "" if name == "memory.current" else "total_"  # version 1 counts a group alone and with those below
+            caches = (f"{prefix}{kind}" for kind in ("inactive_file", "active_file"))
+            return int(text) - sum(_number_after(cache, folder / "memory.stat") for cache in caches)
     return 0
 
 

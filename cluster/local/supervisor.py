@@ -22,27 +22,27 @@ from typing import Any
 
 LAUNCH = "launch.json"  # written by the starter: command, working_dir, token, most_output_bytes
 LOCK = "lock"  # locked as long as the starter or the supervisor lives
-SUPERVISOR = "supervisor.json"  # from here on it takes signals
-PROGRAM = "program.json"  # from here on the program runs
+SUPERVISOR = "supervisor.json"  # written when the supervisor accepts signals
+PROGRAM = "program.json"  # written when the program runs
 STOP = "stop"  # SOFT or HARD, written by a caller that wants the program to end
-END = "end.json"  # nothing of it runs any more
+END = "end.json"  # written when no process of the submission runs any more
 OUTPUT = "output"
 SOFT, HARD = "soft", "hard"
 TOKEN_VARIABLE = "FLEETUNE_PROGRAM"  # marks all processes of one submission, independent of their parents
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # what a shell would say
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # exit codes as of a shell
 _SIGNALS = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP}
 _KILL_AGAIN_S = 0.02
 
-MOST_OUTPUT_BYTES = 1 << 30  # of one program on disk: a job that prints for ever must not fill the disk
-_LAST_BYTES = 1 << 20  # kept in memory of what comes after that
-_CHUNK_BYTES = 1 << 16  # a pipe holds as much
+MOST_OUTPUT_BYTES = 1 << 30  # output of one program on disk: a job that prints forever must not fill the disk
+_LAST_BYTES = 1 << 20  # of the output beyond that, the last bytes are kept in memory
+_CHUNK_BYTES = 1 << 16  # the capacity of a pipe
 _MOST_CHUNKS_HELD = 16  # a pipe that was made larger holds up to 1 MiB
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The file appears whole or not at all, and is on disk afterwards."""
+    """Write a file so that it appears whole or not at all. It is on disk afterwards."""
     beside = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     with open(beside, "w") as file:
         file.write(text)
@@ -52,7 +52,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def identity(pid: int) -> dict[str, Any] | None:
-    """What tells a process from a later one with the same number, also across a reboot; None: there is none."""
+    """Return values that distinguish a process from later ones with its id, also after a reboot; None: no process."""
     fields = stat_fields(pid)
     if fields is None or fields[0] in "ZX":
         return None
@@ -67,7 +67,7 @@ def process_lives(pid: int) -> bool:
 
 
 def marked(token: str) -> list[int]:
-    """Processes of this user with the token in their environment."""
+    """Return the ids of this user's processes that have the token in their environment."""
     wanted = f"{TOKEN_VARIABLE}={token}".encode()
     found = []
     for pid in _all_pids():
@@ -81,7 +81,7 @@ def marked(token: str) -> list[int]:
 
 
 def kill(pids: list[int]) -> list[int]:
-    """End these at once; those that are still there, as far as they are ours to end."""
+    """Send SIGKILL to processes. Returns those that existed and that this user may kill."""
     ours = []
     for pid in pids:
         try:
@@ -93,7 +93,7 @@ def kill(pids: list[int]) -> list[int]:
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes that come from this one. Those of a subreaper: whatever session they have gone to."""
+    """Return all descendants of a process. For a subreaper, these include processes in other sessions."""
     children = defaultdict(list)
     for other in _all_pids():
         fields = stat_fields(other)
@@ -112,7 +112,7 @@ def _all_pids() -> list[int]:
 
 
 def stat_fields(pid: int) -> list[str] | None:
-    """Fields of /proc/PID/stat from the state on; the name before it may hold blanks and brackets."""
+    """Return the fields of /proc/PID/stat from the state on; the name before it may contain blanks and brackets."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].decode().split()
@@ -121,7 +121,7 @@ def stat_fields(pid: int) -> list[str] | None:
 
 
 class CappedOutput:
-    """Copies a program's output from a pipe to a file, up to a limit. Of what comes later it keeps the last bytes.
+    """Copies a program's output from a pipe to a file, up to a limit. Of later output it keeps the last bytes.
 
     The pipe is read to the end, so the program neither waits nor gets SIGPIPE. The file only grows, so that a reader's
     offsets stay right.
@@ -184,13 +184,13 @@ class CappedOutput:
             del self._last[: -self._last_bytes]
 
     def _write(self, content: bytes) -> int:
-        """Write to the file; the number of bytes that are in it."""
+        """Write to the file. Returns the number of bytes that were written, which is smaller if the disk is full."""
         done = 0
         try:
             while done < len(content):
                 done += os.write(self._file, content[done:])
                 self._in_a_line = content[done - 1 : done] != b"\n"
-        except OSError as error:  # a full disk: the program goes on all the same
+        except OSError as error:  # for example, the disk is full; the program goes on
             self._full = f"output that could not be written ({error.strerror})"
         return done
 
@@ -214,7 +214,7 @@ def _size(count: int) -> str:
 
 
 class Supervisor:
-    """One program from its start to its end."""
+    """Runs one program from its start to its end."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -228,7 +228,7 @@ class Supervisor:
 
     def run(self) -> None:
         self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become children of this process
-        # A starter may ignore it and hands that on; then children would end without a signal and without an exit code.
+        # A starter that ignores SIGCHLD passes this on. Then children would end without a signal and an exit code.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         write_whole(self._folder / SUPERVISOR, json.dumps(identity(os.getpid())))
@@ -261,7 +261,7 @@ class Supervisor:
 
         # A server of an older release, which still runs while the package is upgraded, gives no limit.
         output = CappedOutput(self._folder / OUTPUT, self._launch.get("most_output_bytes", MOST_OUTPUT_BYTES))
-        # Kept, because a Popen that is let go of waits for its process, and swallows its exit code.
+        # Kept in a field, because a Popen that is garbage-collected reaps its process, and its exit code is lost.
         self._program = subprocess.Popen(
             self._launch["command"],
             cwd=self._launch["working_dir"],
@@ -282,7 +282,7 @@ class Supervisor:
                 self._reap()
             elif self._stop() == HARD:
                 self._kill_all()
-            elif not self._asked:  # once: programs take a second SIGTERM for impatience
+            elif not self._asked:  # once, because many programs end without cleaning up after a second SIGTERM
                 self._asked = True
                 with contextlib.suppress(PermissionError):
                     os.kill(self._pid, signal.SIGTERM)
@@ -300,7 +300,7 @@ class Supervisor:
                 self._exit_code, self._gone = os.waitstatus_to_exitcode(status), True
 
     def _kill_all(self) -> None:
-        """Returns when nothing is left. One that the kernel cannot end keeps the submission running, as it does."""
+        """Kill all descendants. While the kernel cannot end one of them, the submission counts as running."""
         while kill(descendants(os.getpid())):
             signal.sigtimedwait({signal.SIGCHLD}, _KILL_AGAIN_S)
             self._reap()

@@ -1,4 +1,4 @@
-"""Ray's autoscaler: how far it may extend a cluster, and the demand that it is told.
+"""Ray's autoscaler: reads how far it may extend a cluster, and sends it the demand.
 
 The types of nodes that it may add are only in its configuration file (`ray up` writes it on the head; see Ray's
 "Cluster YAML"). The autoscaler knows one demand for the whole cluster, and keeps it until it gets another one: the
@@ -49,7 +49,7 @@ class Autoscaler:
         self._look_again_s = 0.0
         self._growth = Growth()
         self._mark: tuple[Path, int] | None = None
-        self.trouble = ""  # why its file cannot be used; '': it can
+        self.trouble = ""  # why its file cannot be used; '' if it can
 
     def growth(self) -> Growth:
         """Return how far the cluster may grow. If the file or the process is missing, return what was known before."""

@@ -1,21 +1,19 @@
-"""Programs as jobs of a Ray cluster, through its dashboard alone: the caller is no driver, and holds no connection.
+"""Runs programs as jobs of a Ray cluster, through its dashboard only: the caller is no driver and keeps no connection.
 
-What Ray does not have is made of what it has:
+Three parts of the contract are built from Ray's jobs, because Ray has no equivalent:
 
-* Fence: Ray's key-value store is open to those alone who reach the GCS. So the fence is kept where every caller can
-  see it, in the metadata of jobs. A new caller leaves a job that does nothing, named for the caller that it follows:
-  names are taken once, so the callers form a chain, and each sees by one look-up whether another one has followed. A
-  start that was under way when the newer caller came may still have its effect, which that caller sees in
-  `submissions`.
-* Hard stop: Ray asks once, and ends the processes that it then knew of after RAY_JOB_STOP_WAIT_TIME_S. So a second
-  job on the same node ends whatever has the submission's name in its environment.
-* Forgetting: what is forgotten is a note of this process, and a new caller forgets again. The entry is deleted
-  days later (`cluster.ray.job_list`), and its name is free from then on.
+* Fence: only programs that reach the GCS can use Ray's key-value store. So the fence is in the metadata of jobs, which
+  every caller can read. A new caller submits a job that does nothing, named after the caller before it. Ray accepts a
+  name once, so the callers form a chain, and each finds out with one request whether it has a successor. A start that
+  was already under way may still take effect; the newer caller sees it in `submissions`.
+* Hard stop: Ray sends one SIGTERM, and after RAY_JOB_STOP_WAIT_TIME_S kills the processes that it knew at that time. So
+  a second job on the same node kills all processes with the submission's name in their environment.
+* Forgetting: this process remembers which submissions are forgotten, and a new caller forgets them again. Ray's entry
+  is deleted days later (`cluster.ray.job_list`). Then its name is free.
 
-So a name stays taken for longer than any request for its start can be under way. That no attempt is started again later
-is the caller's to see to: an attempt that is over is never current again, and its number is never given twice.
-Where one that was started is no longer listed and was not forgotten, the cluster has been made anew, and nothing of it
-runs.
+So a name stays in use for longer than any request to start it can be under way. The caller must not start an attempt
+again later: an attempt that is over never becomes current again, and its number is not used twice. If a started
+submission is not listed and was not forgotten, the cluster is a new one, and the program does not run.
 """
 
 from __future__ import annotations
@@ -43,13 +41,12 @@ PROGRAM, FENCE, HARD_STOP = "program", "fence", "hard-stop"
 NAME_VARIABLE = "FLEETUNE_SUBMISSION"
 
 _LONGEST_ENTRY = 80
-_PYTHONS = frozenset({"pip", "uv", "conda"})  # what gives a job a Python of its own, as `python`
-_FRESH_S = 3.0  # a list of Ray's jobs that is good enough for what others run
-_DELETES_FOR_S = 0.3  # in one pass
+_PYTHONS = frozenset({"pip", "uv", "conda"})  # parts of a runtime environment that give a job a separate `python`
+_FRESH_S = 3.0  # accepted age of the list of jobs, for questions about programs of other users
+_DELETES_FOR_S = 0.3  # longest time for deletions in one pass
 KEEPING = Keeping()
-_MOST_NODES = 10_000  # what Ray's state API gives at most; by itself it gives 100
-
-_LOG_S = 600  # how long Ray sends a log; by itself it gives up after 30 seconds
+_MOST_NODES = 10_000  # the limit of Ray's state API; its default is 100
+_LOG_S = 600  # longest time in which Ray sends a log; its default is 30
 
 Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
 
@@ -63,7 +60,7 @@ def _as_it_is() -> Growth:
 
 
 class RayJobsBackend:
-    """See `cluster.backend.Backend`. Ray runs the programs on the head node, unless it was told otherwise."""
+    """See `cluster.backend.Backend`. Ray runs the programs on the head node, unless it is configured otherwise."""
 
     def __init__(
         self,
@@ -80,12 +77,12 @@ class RayJobsBackend:
         """
         Args:
             dashboard: `http://host:8265`.
-            token: of the cluster; None: Ray finds it by RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.
-            queue: whose programs and callers these are: other queues of one cluster see nothing of them.
-            own_use: what Fleetune itself holds on each node; the rest of what Ray says is used is foreign.
-            growth: how far the cluster's autoscaler may take it.
-            grace_s: time after a soft stop at which Ray ends the program by itself.
-            timeout_s: of one answer of the dashboard.
+            token: token of the cluster; None: Ray finds it by RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.
+            queue: id of the queue. Programs and callers of other queues on the cluster are ignored.
+            own_use: returns what Fleetune holds on each node; all other use that Ray reports is foreign.
+            growth: returns how far the cluster's autoscaler may extend it.
+            grace_s: time after a soft stop after which Ray kills the program.
+            timeout_s: timeout of one request to the dashboard.
             keeping: how long entries of attempts that are over stay in Ray's list.
         """
         self._dashboard, self._token, self._timeout_s = dashboard.rstrip("/"), token, timeout_s
@@ -93,9 +90,9 @@ class RayJobsBackend:
         self._own_use, self._growth, self._grace_s = own_use, growth, grace_s
         self._keeping = keeping
         self._forgotten: set[str] = set()
-        self._listed: tuple[float, list[Any]] = (-math.inf, [])  # when, and all jobs of the cluster
-        self._fence: int | None = None  # of this caller, once the cluster knows it
-        self._highest: int | None = None  # fence that was seen in the newest list
+        self._listed: tuple[float, list[Any]] = (-math.inf, [])  # time of the newest list, and all jobs in it
+        self._fence: int | None = None  # fence of this caller, once the cluster knows it
+        self._highest: int | None = None  # highest fence in the newest list
         self._hard_stops: dict[str, str] = {}  # submission -> the newest job that ends it
         self._connected: Any = None
 
@@ -103,7 +100,7 @@ class RayJobsBackend:
         with self._asking() as client:
             nodes = json_of(client, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}")["result"]["result"]
             use = use_from_status(json_of(client, "/api/cluster_status"))
-            if use is None:  # the newer autoscaler publishes it elsewhere, with much else
+            if use is None:  # the newer autoscaler publishes it in this larger answer
                 use = use_from_summary(json_of(client, "/nodes?view=summary"))
         return replace(inventory_of(nodes, use, self._own_use()), growth=self._growth())
 
@@ -113,7 +110,7 @@ class RayJobsBackend:
             self._take_fence(client, fence)
 
     def start(self, launch: Launch, fence: int) -> None:
-        check_launch(launch)  # before Ray is asked for a name that it cannot have
+        check_launch(launch)  # before Ray gets a name that is not valid
         with self._asking() as client:
             if self._fence != fence:
                 self._list(client)
@@ -127,11 +124,11 @@ class RayJobsBackend:
             self._submit(client, launch, fence)
 
     def submissions(self) -> Sequence[Submission]:
-        """Reads Ray's list of jobs, which is as long as the history of the cluster: once in a pass."""
+        """Read Ray's list of jobs. It contains the whole history of the cluster, so call this once in a pass."""
         with self._asking() as client:
             jobs = [job for job in self._list(client) if self._kind(job) == PROGRAM]
             if self._fence is not None and (self._highest is None or self._highest < self._fence):
-                self._take_fence(client, self._fence)  # the head was started anew
+                self._take_fence(client, self._fence)  # the head was restarted, and its jobs are gone
         self._forgotten &= {job.submission_id for job in jobs}
         return [submission_of(job) for job in jobs if job.submission_id not in self._forgotten]
 
@@ -141,7 +138,7 @@ class RayJobsBackend:
             if job is None or submission_of(job).ended:
                 return
             client.stop_job(submission)
-            if hard and job.driver_node_id is not None:  # None: it has not started, and Ray has been told
+            if hard and job.driver_node_id is not None:  # None: it has not started, and Ray will not start it
                 self._end_hard(client, submission, job.driver_node_id)
 
     def forget(self, submissions: Sequence[str]) -> None:
@@ -158,21 +155,21 @@ class RayJobsBackend:
                 self._forgotten.discard(name)
 
     def _delete_old(self, client: Any) -> None:
-        """As many as a moment is enough for; the next call goes on."""
+        """Delete old entries for a short time. The next call continues."""
         helpers = self._ended_s(HARD_STOP)
         ended_s = self._ended_s(PROGRAM) | helpers
         until_s, deleted = time.monotonic() + _DELETES_FOR_S, set()
         for name in entries_to_delete(ended_s, self._forgotten, helpers, time.time(), self._keeping):
             if time.monotonic() > until_s:
                 break
-            with contextlib.suppress(RuntimeError):  # it is gone; or the next list shows that it is not
+            with contextlib.suppress(RuntimeError):  # it is gone already, or the next list has it again
                 client.delete_job(name)
             deleted.add(name)
         at_s, jobs = self._listed
         self._listed = at_s, [job for job in jobs if job.submission_id not in deleted]
 
     def _ended_s(self, kind: str) -> dict[str, float]:
-        """When the programs of a kind have ended that the newest list has."""
+        """Return the end times of ended programs of a kind in the newest list, by name."""
         return {
             job.submission_id: (job.end_time or 0) / 1000.0
             for job in self._listed[1]
@@ -180,7 +177,7 @@ class RayJobsBackend:
         }
 
     def _list(self, client: Any, not_older_s: float = 0.0) -> list[Any]:
-        """All jobs of the cluster. `not_older_s`: what was read this long ago is good enough."""
+        """Return all jobs of the cluster. `not_older_s`: accepted age of the list; 0 reads it now."""
         at_s, jobs = self._listed
         if not_older_s <= 0.0 or time.monotonic() - at_s > not_older_s:
             jobs = client.list_jobs()
@@ -209,7 +206,7 @@ class RayJobsBackend:
         return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
 
     def others(self) -> Sequence[Other]:
-        """All jobs of the cluster that run, but for ours; drivers without a submission go by their job's id."""
+        """Return the cluster's running jobs that are not this package's. Drivers without a submission have a job id."""
         with self._asking() as client:
             jobs = [job for job in self._list(client, _FRESH_S) if PHASES[job.status.value] is Phase.RUNNING]
         return [
@@ -219,7 +216,7 @@ class RayJobsBackend:
         ]
 
     def session(self) -> str:
-        """The name of the cluster's session: another one after the head was started anew. Raises BackendUnreachable."""
+        """Return the name of the cluster's session. A restarted head has a new one. Raises BackendUnreachable."""
         with self._asking() as client:
             answer = client._do_request("GET", "/api/version")
             if answer.status_code != 200:
@@ -231,15 +228,15 @@ class RayJobsBackend:
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[Any]:
-        """The client. Whatever the dashboard says that is no answer becomes BackendUnreachable."""
+        """Provide the client. Errors of the dashboard and of the connection become BackendUnreachable."""
         try:
             if self._connected is None:
                 self._connected = ray_client(self._dashboard, self._token, self._timeout_s)
             yield self._connected
         except (OSError, RuntimeError) as error:  # requests' own errors are OSErrors, Ray's are RuntimeErrors
             raise BackendUnreachable(
-                f"the Ray dashboard at {self._dashboard} gives no answer that helps: {one_line(str(error))}. See that "
-                "the cluster is up; with token authentication on, set RAY_AUTH_MODE=token and have its token in "
+                f"the Ray dashboard at {self._dashboard} does not answer as expected: {one_line(str(error))}. Check "
+                "that the cluster is up. With token authentication, set RAY_AUTH_MODE=token and write the token to "
                 "~/.ray/auth_token"
             ) from error
 
@@ -248,7 +245,7 @@ class RayJobsBackend:
             raise Fenced(f"caller {fence} may not start programs any more: caller {seen} has been here")
 
     def _take_fence(self, client: Any, fence: int) -> None:
-        """Follow the newest caller, unless this is the one. Raises Fenced."""
+        """Become the newest caller, unless this one is it already. Raises Fenced."""
         before = self._highest
         while before is None or before < fence:
             try:
@@ -256,7 +253,7 @@ class RayJobsBackend:
                     entrypoint="true", submission_id=self._mark(before), metadata=self._metadata(FENCE, fence)
                 )
                 before = fence
-            except RuntimeError:  # another caller was faster; or Ray took it and did not say so
+            except RuntimeError:  # another caller was faster, or Ray accepted the job and its answer was lost
                 followed = _fence_of(job_named(client, self._mark(before)))
                 if followed is None or (before is not None and followed <= before):
                     raise
@@ -265,7 +262,7 @@ class RayJobsBackend:
         self._fence = self._highest = fence
 
     def _mark(self, before: int | None) -> str:
-        """The name of the job by which a caller follows another one."""
+        """Return the name of the job that the successor of the caller `before` submits."""
         return "-".join(filter(None, ("fleetune-fence", self._queue, f"after-{before or 0}")))
 
     def _submit(self, client: Any, launch: Launch, fence: int) -> None:
@@ -275,8 +272,8 @@ class RayJobsBackend:
         if launch.working_dir is not None:
             runtime_env["working_dir"] = launch.working_dir
         words = launch.command if not _PYTHONS & runtime_env.keys() else ("python", *launch.command[1:])
-        # `exec`: signals and the exit code are the program's own. Its name is in the environment of the program and of
-        # what it starts, but not of Ray's own processes, which a hard stop must leave alone.
+        # With `exec`, signals reach the program, and its exit code is the job's. Its name is in the environment of the
+        # program and of its children, but not of Ray's processes, which a hard stop must not kill.
         program = shlex.join((f"{NAME_VARIABLE}={launch.submission}", *words))
         try:
             client.submit_job(
@@ -291,10 +288,10 @@ class RayJobsBackend:
             job = job_named(client, launch.submission)
             if job is None:
                 raise
-            self._check_ours(launch.submission, job)  # somebody was faster, or Ray took it and did not say so
+            self._check_ours(launch.submission, job)  # another caller was faster, or Ray's answer was lost
 
     def _like(self, client: Any, launch: Launch) -> dict[str, Any]:
-        """Raises LaunchRefused."""
+        """Return the runtime environment of the job that the launch names, for its program. Raises LaunchRefused."""
         job = job_named(client, launch.like) if launch.like is not None else None
         if job is not None and digest_of_environment(job.runtime_env or {}) != launch.like_digest:
             raise LaunchRefused(
@@ -311,7 +308,7 @@ class RayJobsBackend:
         return {KIND_KEY: kind, FENCE_KEY: str(fence), QUEUE_KEY: self._queue}
 
     def _kind(self, job: Any) -> str | None:
-        """None: it is somebody else's."""
+        """Return the kind of a job of this queue; None for any other job."""
         said = (job.metadata or {}) if job.submission_id else {}
         kind: str | None = said.get(KIND_KEY)
         return kind if said.get(QUEUE_KEY, "") == self._queue else None
@@ -329,7 +326,7 @@ class RayJobsBackend:
         if job is not None and PHASES[job.status.value] not in ENDED_PHASES:
             return
         wanted = shlex.quote(f"{NAME_VARIABLE}={submission}")
-        # Twice, because a process may start another one while the first look goes on.
+        # Twice, because a process may start another one during the first search.
         look = f"grep -lzxF {wanted} /proc/[0-9]*/environ 2>/dev/null | cut -d/ -f3 | xargs -r kill -9 2>/dev/null"
         name = self._hard_stops[submission] = f"{submission}.{HARD_STOP}-{time.time_ns()}"
         client.submit_job(
@@ -341,6 +338,6 @@ class RayJobsBackend:
 
 
 def _fence_of(job: Any) -> int | None:
-    """The fence in the metadata of a job; None for no job, and for one that no queue has submitted."""
+    """Return the fence in a job's metadata; None without a job, or if no queue has submitted it."""
     text = str((job.metadata or {}).get(FENCE_KEY, "")) if job is not None else ""
     return int(text) if text.isdecimal() and len(text) < 19 else None

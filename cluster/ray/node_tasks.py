@@ -1,4 +1,4 @@
-"""Functions that run on given nodes of the connected cluster, beside whatever runs there."""
+"""Runs functions on given nodes of the connected cluster. They need no free slots there."""
 
 from __future__ import annotations
 
@@ -9,12 +9,7 @@ from typing import Any
 
 from cluster.ray.connection import NODE_LABEL
 
-_ASK_AGAIN_S = 0.5  # how often a wait for answers looks whether it is still wanted
-
-
-def ask_node(node_id: str, question: Callable[..., Any], *arguments: Any, timeout_s: float = 30.0) -> Any:
-    """Run a function on a living node, and return its result; None: there was no answer in time."""
-    return next(iter(ask_nodes((node_id,), question, *arguments, timeout_s=timeout_s)), None)
+_ASK_AGAIN_S = 0.5  # seconds between two checks of `wanted` while waiting for answers
 
 
 def ask_nodes(

@@ -2,7 +2,7 @@
 
     python -m cluster.ray.request_resources GCS < BUNDLES
 
-What `ray.autoscaler.sdk.request_resources` writes, without a driver: ray is large, and its drivers are seen as jobs.
+It writes what `ray.autoscaler.sdk.request_resources` writes, but without a driver, which Ray would list as a job.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A made-up cluster for tests, which ships with the package so that others can test against it.
+"""A fake cluster for tests. It ships with the package, so that users can test against it.
 
 May import `capacity`, `backend` and the ground of `cluster`. Start with `fake_backend`.
 
@@ -10,8 +10,8 @@ May import `capacity`, `backend` and the ground of `cluster`. Start with `fake_b
     backend.lose_node("n2")
     assert not double_runs(backend.history())
 
-`python -m cluster.testing serve --socket PATH` keeps such a cluster in a process of its own, so that the one that uses
-it can be killed; `ServedCluster(PATH)` takes the place of `FakeCluster`. `served()` does both.
+`python -m cluster.testing serve --socket PATH` runs such a cluster in a separate process, so that a test can kill the
+process that uses it. `ServedCluster(PATH)` then replaces `FakeCluster`. `served()` does both.
 """
 
 from cluster.testing.clock import FakeClock

@@ -1,4 +1,4 @@
-"""`python -m cluster.testing serve --socket PATH`: a fake cluster in a process of its own, until that is ended."""
+"""`python -m cluster.testing serve --socket PATH`: runs a fake cluster until this process is ended."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1, help="their names are n1, n2, ...")
     parser.add_argument("--gpus", type=int, default=8, help="of each node")
     parser.add_argument("--cpus", type=int, default=64, help="of each node")
-    parser.add_argument("--runs-s", type=float, default=60.0, help="how long a program runs if nothing else is said")
-    parser.add_argument("--rate", type=float, default=0.0, help="the cluster's seconds in one real second")
+    parser.add_argument("--runs-s", type=float, default=60.0, help="how long each program runs, in seconds")
+    parser.add_argument("--rate", type=float, default=0.0, help="seconds of the cluster's clock in one real second")
     given = parser.parse_args()
     names = (f"n{number}" for number in range(1, given.nodes + 1))
     cluster = FakeCluster(nodes(*names, cpus=given.cpus, gpus=given.gpus), FakeClock(rate=given.rate))

@@ -1,4 +1,4 @@
-"""Time that a test moves."""
+"""A clock for tests, which set its time."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import time
 
 
 class FakeClock:
-    """Call it for the time in seconds. It stands still until it is moved, or runs at a rate of its own."""
+    """Returns the time in seconds when it is called. It stands still until `advance`, or runs at a given rate."""
 
     def __init__(self, now_s: float = 0.0, rate: float = 0.0) -> None:
-        """`rate`: its seconds in one real second."""
+        """`rate`: seconds of this clock in one real second."""
         self._now_s, self._rate, self._began_s = now_s, rate, time.monotonic()
 
     def __call__(self) -> float:
         return self._now_s + (time.monotonic() - self._began_s) * self._rate
 
     def now_s(self) -> float:
-        """As a clock of the queue."""
+        """Return the time, as the queue's `Clock` does."""
         return self()
 
     def steady_s(self) -> float:

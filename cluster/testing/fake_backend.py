@@ -1,4 +1,4 @@
-"""`FakeBackend`: a backend whose machines are made up, with the levers that tests pull."""
+"""`FakeBackend`: a backend with fake machines, and methods with which tests cause failures."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from cluster.testing.script import NEVER, Script
 
 
 class Asked(Protocol):
-    """A fake cluster, in this process or in one of its own."""
+    """A fake cluster, in this process or in another one."""
 
     def ask(self, call: str, *arguments: Any) -> Any: ...
 
 
 class FakeBackend:
-    """See `cluster.backend.Backend`. Several backends on one cluster are several callers."""
+    """See `cluster.backend.Backend`. Each backend on a cluster is a separate caller."""
 
     def __init__(self, cluster: Asked | None = None) -> None:
-        """`cluster`: None: one of its own, with one node."""
+        """`cluster`: None makes a new cluster with one node."""
         self._cluster = cluster or FakeCluster()
 
     def inventory(self) -> Inventory:
@@ -62,14 +62,14 @@ class FakeBackend:
     def close(self) -> None:
         pass
 
-    # Scripts: what programs do. They hold for programs that are started afterwards; newer ones go first.
+    # Scripts determine what programs do. A script applies to programs that are started later; newer ones go first.
 
     def script(self, pattern: str, **what: Any) -> None:
-        """Fields of `Script` for submissions whose name matches, as in a shell: `tuning-*`."""
+        """Set fields of `Script` for submissions whose name matches a shell pattern, such as `tuning-*`."""
         self._cluster.ask("add_script", pattern, Script(**what))
 
     def script_by(self, rule: Callable[[Launch], Script | None]) -> None:
-        """A rule that looks at the launch, and may say None. Not for a cluster in another process."""
+        """Add a rule that returns the script for a launch, or None. Not for a cluster in another process."""
         self._cluster.ask("add_rule", rule)
 
     def fail(self, pattern: str, exit_code: int = 1, after_s: float = 1.0) -> None:
@@ -84,45 +84,45 @@ class FakeBackend:
     def refuse(self, pattern: str, why: str = "there is no such program") -> None:
         self.script(pattern, refused=why)
 
-    # The world.
+    # Events on the cluster.
 
     def lose_node(self, node_id: str) -> None:
-        """It is no longer listed, and the programs that hold GPUs of it are LOST."""
+        """Remove a node. Programs that hold GPUs of it are LOST."""
         self._cluster.ask("lose_node", node_id)
 
     def add_node(self, node_id: str, cpus: int = 64, gpus: int = 8, accelerator_type: str | None = "H100") -> None:
         self._cluster.ask("put_node", Node(node_id, cpus, gpus, accelerator_type if gpus else None))
 
     def change_node(self, node_id: str, **changes: Any) -> None:
-        """Fields of `Node`: `usable=False`, `foreign_gpus=2`."""
+        """Change fields of a `Node`, such as `usable=False` or `foreign_gpus=2`."""
         self._cluster.ask("change_node", node_id, changes)
 
     def lose(self, submission: str) -> None:
-        """One program is LOST, whatever it was to do."""
+        """Make a program LOST now, regardless of its script."""
         self._cluster.ask("lose", submission)
 
     def run_elsewhere(self, program: str, what: str) -> None:
-        """Somebody else runs a program."""
+        """Add a running program that another user has started."""
         self._cluster.ask("run_elsewhere", program, what)
 
     def end_elsewhere(self, program: str) -> None:
-        """A program of somebody else has ended."""
+        """End a program that another user has started."""
         self._cluster.ask("end_elsewhere", program)
 
     @contextlib.contextmanager
     def unreachable(self) -> Iterator[None]:
-        """The machines hear nothing. Programs go on."""
-        with self._reached(hears=False, answers=False):
+        """In the context, requests do not reach the machines. Programs go on."""
+        with self._unanswered(hears=False):
             yield
 
     @contextlib.contextmanager
     def answers_lost(self) -> Iterator[None]:
-        """The machines hear and do what they are asked, and their answers do not come back."""
-        with self._reached(hears=True, answers=False):
+        """In the context, the machines carry out requests, but their answers are lost."""
+        with self._unanswered(hears=True):
             yield
 
     def now(self) -> float:
-        """The cluster's own time."""
+        """Return the time of the cluster's clock."""
         now_s: float = self._cluster.ask("now")
         return now_s
 
@@ -130,13 +130,13 @@ class FakeBackend:
         self._cluster.ask("advance", seconds)
 
     def history(self) -> tuple[Run, ...]:
-        """All that have ever run, forgotten ones too."""
+        """Return all programs that have ever run, including forgotten ones."""
         history: tuple[Run, ...] = self._cluster.ask("history")
         return history
 
     @contextlib.contextmanager
-    def _reached(self, hears: bool, answers: bool) -> Iterator[None]:
-        self._cluster.ask("reach", hears, answers)
+    def _unanswered(self, hears: bool) -> Iterator[None]:
+        self._cluster.ask("reach", hears, False)
         try:
             yield
         finally:

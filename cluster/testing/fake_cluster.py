@@ -1,4 +1,4 @@
-"""The machines behind `FakeBackend`: what was started there, what it does, and how they break."""
+"""The machines of `FakeBackend`: the programs that were started there, their scripts, and failures."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ ASKED_OF_MACHINES = frozenset({"inventory", "fence", "start", "submissions", "st
 
 
 def nodes(*names: str, cpus: int = 64, gpus: int = 8, accelerator_type: str | None = "H100") -> Inventory:
-    """Nodes that are all alike; without GPUs they have no accelerator type."""
+    """Make an inventory of equal nodes. Nodes without GPUs have no accelerator type."""
     return Inventory(tuple(Node(name, cpus, gpus, accelerator_type if gpus else None) for name in names))
 
 
 def gpus_of(launch: Launch) -> Mapping[str, int]:
-    """What its metadata says that it holds: `gpus` is "n1=4 n2=4"."""
+    """Return the GPUs that a program holds on each node, from its metadata, such as `gpus`: "n1=4 n2=4"."""
     pairs = (pair.partition("=") for pair in launch.metadata.get("gpus", "").split())
     return {node: int(gpus) for node, _, gpus in pairs}
 
 
 @dataclass
 class _Program:
-    """Its whole life is known from its start on, and is changed by what happens to it."""
+    """A program. Its end is determined at its start, and later events may change it."""
 
     launch: Launch
     fence: int
@@ -54,14 +54,14 @@ class _Program:
         return Phase.RUNNING if now_s >= self.starts_s else Phase.PENDING
 
     def end_at(self, at_s: float, end: Phase, exit_code: int | None, message: str = "") -> None:
-        """End it earlier than it would by itself. One that has not started by then never does."""
+        """End the program at `at_s`, unless it ends earlier. A program that has not started by then never starts."""
         if at_s <= self.ends_s:
             self.ends_s, self.end, self.exit_code, self.message = at_s, end, exit_code, message
             self.starts_s = self.starts_s if self.starts_s <= at_s else NEVER
 
 
 class FakeCluster:
-    """Thread-safe. All of it is reached through `ask`, which knows when the machines do not answer."""
+    """A fake cluster. Thread-safe. All calls go through `ask`, which can simulate machines that do not answer."""
 
     def __init__(
         self,
@@ -69,7 +69,11 @@ class FakeCluster:
         clock: FakeClock | None = None,
         gpus_of: Callable[[Launch], Mapping[str, int]] = gpus_of,
     ) -> None:
-        """`inventory`: None: one node, n1, with 8 GPUs. `gpus_of`: what a program holds on each node."""
+        """
+        Args:
+            inventory: None makes one node, n1, with 8 GPUs.
+            gpus_of: returns the GPUs that a program holds on each node.
+        """
         self.clock = clock or FakeClock()
         given = inventory or nodes("n1")
         self._nodes, self._growth = {node.node_id: node for node in given.nodes}, given.growth
@@ -83,10 +87,10 @@ class FakeCluster:
         self._lock = threading.RLock()
 
     def ask(self, call: str, *arguments: Any) -> Any:
-        """One of the methods below.
+        """Call one of the methods below by its name.
 
         Raises:
-            BackendUnreachable: as the test wants it; then the call may have had its effect, or not.
+            BackendUnreachable: a test has made the machines unreachable. If only answers are lost, the call was made.
         """
         with self._lock:
             asks_machines = call in ASKED_OF_MACHINES
@@ -144,8 +148,8 @@ class FakeCluster:
             program.end_at(now_s, Phase.STOPPED, None)
         elif hard:
             program.end_at(now_s, Phase.STOPPED, KILLED)
-        elif program.end is not Phase.STOPPED:  # asked for the first time
-            program.end = Phase.STOPPED  # also if it is done before it listens
+        elif program.end is not Phase.STOPPED:  # the first soft stop
+            program.end = Phase.STOPPED  # also if it ends by itself before it reacts
             program.end_at(now_s + program.script.stops_after_s, Phase.STOPPED, program.script.stopped_exit_code)
 
     def forget(self, submissions: Sequence[str]) -> None:
@@ -166,13 +170,13 @@ class FakeCluster:
             return b""
         return program.script.output[after : after + MAX_OUTPUT_BYTES]
 
-    # What follows is for tests: they are answered at all times.
+    # The methods below are for tests. They work even while the machines are unreachable.
 
     def add_script(self, pattern: str, script: Script) -> None:
         self.add_rule(lambda launch: script if fnmatch.fnmatchcase(launch.submission, pattern) else None)
 
     def add_rule(self, rule: Callable[[Launch], Script | None]) -> None:
-        """Asked of each program that is started; the newest rule that has an answer counts."""
+        """Add a rule for programs that are started from now on. The newest rule that returns a script counts."""
         self._scripts.insert(0, rule)
 
     def lose_node(self, node_id: str) -> None:
@@ -183,7 +187,7 @@ class FakeCluster:
                 program.end_at(now_s, Phase.LOST, None, f"node {node_id} is gone")
 
     def forget_node(self, node_id: str) -> None:
-        """It is no longer listed, and its programs go on."""
+        """Remove a node from the list. Its programs go on."""
         del self._nodes[node_id]
 
     def put_node(self, node: Node) -> None:
@@ -205,7 +209,7 @@ class FakeCluster:
         self.clock.advance(seconds)
 
     def history(self) -> tuple[Run, ...]:
-        """All that have run, forgotten ones too."""
+        """Return all programs that have run, including forgotten ones."""
         now_s = self.clock()
         return tuple(self._run(program, now_s) for program in self._programs.values() if program.starts_s <= now_s)
 

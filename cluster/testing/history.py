@@ -1,9 +1,9 @@
-"""What has run on the fake cluster, and what must be true of it. Pure functions of a history."""
+"""The programs that have run on a fake cluster, and checks of this history. Pure functions."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.backend import Phase
@@ -11,12 +11,12 @@ from cluster.backend import Phase
 
 @dataclass(frozen=True)
 class Run:
-    """One program that has really run.
+    """A program that has run.
 
     Attributes:
-        fence: of the caller that started it.
-        ended_s: None: it runs.
-        gpus: held on each node.
+        fence: fence of the caller that started it.
+        ended_s: None while it runs.
+        gpus: number of GPUs that it holds on each node.
     """
 
     submission: str
@@ -31,15 +31,15 @@ class Run:
 
 
 def job_of(submission: str) -> str:
-    """`tuning-3` is the third attempt of `tuning`."""
+    """Return the job of an attempt: `tuning` for `tuning-3`."""
     return submission.rpartition("-")[0] or submission
 
 
-def double_runs(history: Sequence[Run], job: Callable[[str], str] = job_of) -> list[tuple[Run, Run]]:
-    """Pairs of one job that ran at the same time. Of two such runs one has already run when the other starts."""
+def double_runs(history: Sequence[Run]) -> list[tuple[Run, Run]]:
+    """Return the pairs of runs of one job that overlapped in time, the one that started earlier first."""
     by_job: dict[str, list[Run]] = {}
     for run in history:
-        by_job.setdefault(job(run.submission), []).append(run)
+        by_job.setdefault(job_of(run.submission), []).append(run)
     return [
         (earlier, later)
         for runs in by_job.values()
@@ -50,7 +50,7 @@ def double_runs(history: Sequence[Run], job: Callable[[str], str] = job_of) -> l
 
 
 def most_gpus(history: Sequence[Run]) -> dict[str, int]:
-    """The most that were held at one time, on each node."""
+    """Return the largest number of GPUs that were held at one time, by node."""
     changes = [
         (at_s, change, node)
         for run in history
@@ -59,7 +59,7 @@ def most_gpus(history: Sequence[Run]) -> dict[str, int]:
         if at_s is not None
     ]
     held, most = Counter[str](), dict[str, int]()
-    for _, change, node in sorted(changes):  # at one time, what ends first makes room for what starts
+    for _, change, node in sorted(changes):  # at equal times, ends come before starts
         held[node] += change
         most[node] = max(most.get(node, 0), held[node])
     return most

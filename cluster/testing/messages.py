@@ -1,4 +1,4 @@
-"""The fake cluster's values as JSON, one line each."""
+"""Encodes the values of the fake cluster as JSON, one line for each value."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def dump(value: Any) -> bytes:
 
 
 def load(line: bytes) -> Any:
-    """Sequences come back as tuples."""
+    """Decode a line that `dump` made. Sequences become tuples."""
     return _whole(json.loads(line))
 
 
@@ -35,7 +35,7 @@ def dump_error(error: Exception) -> bytes:
 
 
 def error_of(answer: Mapping[str, str]) -> Exception:
-    """The error of the other side; FleetuneError where its kind is not known here."""
+    """Make the error that the other process has raised; FleetuneError if its class is not known here."""
     return _ERRORS.get(answer["error"], FleetuneError)(answer["message"])
 
 

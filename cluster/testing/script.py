@@ -1,4 +1,4 @@
-"""What a program of the fake cluster does. Values only."""
+"""The script of a program on the fake cluster. Values only."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ NEVER = math.inf
 
 @dataclass(frozen=True)
 class Script:
-    """By default it starts at once, runs for a minute, succeeds, and ends at once when it is asked to.
+    """What a program does. By default it starts at once, runs for a minute, succeeds, and obeys a soft stop at once.
 
     Attributes:
-        runs_s: from its start to its end; NEVER: until it is ended.
-        starts_after_s: from when it is taken to its start; NEVER: it stays pending.
-        stops_after_s: from a soft stop to its end; NEVER: it does not listen.
-        stopped_exit_code: after a soft stop.
-        output: written at its start.
-        refused: why it can never start here; None: it can.
+        runs_s: seconds from its start to its end; NEVER: it runs until it is stopped.
+        starts_after_s: seconds from the launch to its start; NEVER: it stays pending.
+        stops_after_s: seconds from a soft stop to its end; NEVER: it ignores soft stops.
+        stopped_exit_code: exit code after a soft stop.
+        output: text that it writes at its start.
+        refused: why the launch is refused; None: it is accepted.
     """
 
     runs_s: float = 60.0

@@ -1,4 +1,4 @@
-"""A fake cluster in a process of its own: it goes on when whoever uses it is killed."""
+"""A fake cluster in a separate process, which goes on when the process that uses it is killed."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ _MOST_CONNECTIONS_WAITING = 128
 
 
 class ServedCluster:
-    """What stands for a `FakeCluster` in another process. Each call is a connection: a line there, a line back."""
+    """A `FakeCluster` in another process. Each call makes a connection, sends one line and reads one line."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """`path`: of the socket; at most 107 characters, as for all of them."""
+        """`path`: the socket; at most 107 characters, the limit for Unix sockets."""
         self._path = os.fspath(path)
 
     def ask(self, call: str, *arguments: Any) -> Any:
-        """
+        """Call a method of the cluster by its name.
+
         Raises:
-            BackendUnreachable: nobody answers at the socket, or the cluster does not.
+            BackendUnreachable: no process answers at the socket, or the cluster simulates that it is unreachable.
         """
         try:
             with socket.socket(socket.AF_UNIX) as connection:
@@ -55,7 +56,7 @@ class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         line = self.rfile.readline()
         if not line.endswith(b"\n"):
-            return  # the caller was killed while it wrote; what it asked is not known
+            return  # the caller was killed while it wrote the request
         try:
             call, arguments = load(line)
             answer = dump({"answer": self.server.cluster.ask(call, *arguments)})
@@ -88,11 +89,11 @@ def serve(path: str, cluster: FakeCluster) -> None:
 
 @contextlib.contextmanager
 def served(folder: Path, *options: str) -> Iterator[FakeBackend]:
-    """A backend on a cluster in a process of its own, which ends with the context.
+    """Provide a backend on a cluster in a separate process, which ends with the context.
 
     Args:
-        folder: for its socket, `folder / "cluster"`, where others may reach it through `ServedCluster`.
-        options: of `python -m cluster.testing serve`.
+        folder: directory for the socket, `folder / "cluster"`, which also `ServedCluster` can use.
+        options: options of `python -m cluster.testing serve`.
     """
     path = folder / "cluster"
     command = [sys.executable, "-m", "cluster.testing", "serve", "--socket", str(path), *options]

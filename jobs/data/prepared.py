@@ -72,6 +72,7 @@ class SplitManifest(Frozen):
     tokens: int = Field(ge=0)
     targets: int = Field(ge=0)
     longest_row: int = Field(ge=0)
+    largest_token: int | None = Field(None, ge=0, description="Of the whole source; not in older releases.")
     rows_per_block: int = ROWS_PER_BLOCK
     blocks_per_shard: int = BLOCKS_PER_SHARD
     shards: tuple[FileEntry, ...]
@@ -178,14 +179,7 @@ class Section:
         return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values)
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> Any:
-        """Read the rows with these numbers, in this order.
-
-        Returns:
-            pyarrow.Table with ROW_SCHEMA and len(rows) rows.
-
-        Raises:
-            DataError: a shard is missing or damaged.
-        """
+        """Read rows of this source; see `Split.read_rows`."""
         blocks, inside = np.divmod(np.asarray(rows, dtype=np.int64), self.manifest.rows_per_block)
         needed, which = np.unique(blocks, return_inverse=True)
         if not len(needed):

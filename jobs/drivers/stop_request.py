@@ -33,7 +33,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class StopRequest:
-    """What a driver was asked: the kind of the stop, its source and its reason. A process has one.
+    """The request to stop this driver: its kind, source and reason. A process has one such object.
 
     A request raises `Stopped` in the main thread while nothing there looks for requests: during imports, the
     preparation of data, and the start of Ray. With `deferred` it is only recorded, because the main thread looks.
@@ -69,7 +69,7 @@ class StopRequest:
             self.source, self.reason, self.kind = source, reason, kind
         self.woken.put(None)
         if any(self._kept) and not self.deferred and threading.current_thread() is not threading.main_thread():
-            # Only a signal interrupts what the main thread waits for. Ray replaces the handler of SIGTERM, not of this.
+            # Only a signal interrupts a waiting main thread. Ray replaces the handler of SIGTERM, but not of SIGINT.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
     def defer(self, deferred: bool = True) -> None:
@@ -79,7 +79,7 @@ class StopRequest:
             raise Stopped("interrupted while no workers were training")
 
     def hold(self) -> StopRequest:
-        """Handle SIGINT and SIGTERM from now on, if this is the main thread. As a context: until its end."""
+        """Handle SIGINT and SIGTERM from now on, if this is the main thread. A `with` block restores the handlers."""
         held = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
         self._kept.append({number: signal.signal(number, self._arrived) for number in held})
         return self

@@ -70,19 +70,11 @@ def run_so_far(run: str | None) -> tuple[bool, str | None]:
         MachinesFailed: the storage does not answer. It did when the job was submitted, so another attempt may succeed.
     """
     try:
-        return (run is not None and has_succeeded(run)), resumable(run)
+        outcome = None if run is None else read_outcome(JobPaths(run))
+        left = run is not None and storage.exists(JobPaths(run).spec)
+        return outcome is not None and outcome.status is Status.SUCCEEDED, run if left else None
     except StorageError as error:
         raise MachinesFailed(f"the files of the run cannot be read now: {error}") from error
-
-
-def has_succeeded(run: str) -> bool:
-    outcome = read_outcome(JobPaths(run))
-    return outcome is not None and outcome.status is Status.SUCCEEDED
-
-
-def resumable(run: str | None) -> str | None:
-    """Return the run of an earlier attempt; None if it left nothing to resume from."""
-    return run if run is not None and storage.exists(JobPaths(run).spec) else None
 
 
 def places_of(registered: Registered, num_workers: int) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def _class_problems(found: ModelClass, spec: Spec) -> list[str]:
             f"{found.name} does not support train.gradient_checkpointing. Leave it out, and lower "
             "train.per_device_train_batch_size or data.seq_len if memory is short"
         )
-    if spec.model.task == "sequence-classification" and not found.takes("attention_mask"):
+    if spec.model.task == "sequence-classification" and not found.takes_attention_mask:
         sizes = {"train.per_device_train_batch_size": spec.train.per_device_train_batch_size}
         if spec.data.has_eval:
             sizes["eval.per_device_eval_batch_size"] = spec.eval.per_device_eval_batch_size
@@ -178,12 +178,13 @@ class ModelClass:
                     return bool(value.value) if isinstance(value, ast.Constant) else True
         return False
 
-    def takes(self, argument: str) -> bool:
-        """Whether `forward` has the argument; also True if its source is not found."""
+    @property
+    def takes_attention_mask(self) -> bool:
+        """Whether `forward` has the argument `attention_mask`; also True if its source is not found."""
         for owner in self.lineage:
             for node in owner.body:
                 if isinstance(node, ast.FunctionDef) and node.name == "forward":
-                    return argument in {one.arg for one in [*node.args.args, *node.args.kwonlyargs]}
+                    return "attention_mask" in {one.arg for one in [*node.args.args, *node.args.kwonlyargs]}
         return True
 
     @property

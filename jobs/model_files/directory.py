@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.util
@@ -19,6 +20,8 @@ from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
 INDEX = "model.safetensors.index.json"
+# Endings of files of weights, whether or not they can be read.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".onnx")
 # Each of these sets of files is enough for a tokenizer.
 TOKENIZER_FILES = (
     ("tokenizer.json",),
@@ -56,7 +59,7 @@ def check_model_files(folder: str, spec: Spec) -> None:
         DataError: all mistakes, one a line.
     """
     try:
-        problems = model_files_problems(folder, spec) or tokenizer_problems(folder, "chat" in spec.data.formats)
+        problems = model_files_problems(folder, spec) or tokenizer_problems(folder, "chat" in spec.formats)
     except OSError as error:
         problems = [f"cannot be read: {error}"]
     if problems:
@@ -77,7 +80,7 @@ def model_files_problems(folder: str, spec: Spec) -> list[str]:
 def _config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
     if problems := _needs_own_code(config):
         return problems
-    found = _quantised(config) + _too_few_positions(config, spec.data.seq_len) + _other_classes(config, spec)
+    found = _quantised(config) + _too_few_positions(config, spec) + _other_classes(config, spec)
     return found + architecture_problems(config, spec)
 
 
@@ -87,7 +90,7 @@ def _quantised(config: dict[str, Any]) -> list[str]:
         return []
     method = found.get("quant_method", "unknown method") if isinstance(found, dict) else "unknown method"
     return [
-        f"the weights are quantised ({method}), and full fine-tuning needs weights in fp32, bf16 or fp16. Take the "
+        f"the weights are quantised ({method}), and fine-tuning needs weights in fp32, bf16 or fp16. Take the "
         "release that is not quantised, or dequantise it (model.dequantize() in transformers) and save it without "
         "quantization_config"
     ]
@@ -111,6 +114,8 @@ def _other_classes(config: dict[str, Any], spec: Spec) -> list[str]:
 
 def _read_config(folder: str) -> tuple[dict[str, Any], str | None]:
     path = os.path.join(folder, "config.json")
+    if os.path.exists(adapter := os.path.join(folder, "adapter_config.json")):
+        return {}, _adapter_problem(adapter, os.path.exists(path))
     if not os.path.exists(path):
         return {}, "there is no config.json: this is not a Hugging Face model directory"
     try:
@@ -118,6 +123,24 @@ def _read_config(folder: str) -> tuple[dict[str, Any], str | None]:
     except (OSError, ValueError) as error:
         return {}, f"config.json cannot be read: {error}"
     return (config, None) if isinstance(config, dict) else ({}, "config.json is not a JSON object")
+
+
+def _adapter_problem(path: str, beside_model: bool) -> str:
+    if beside_model:
+        return (
+            "there is adapter_config.json beside config.json, and transformers would add that adapter to the model. "
+            "To train the model without it, remove adapter_config.json and adapter_model.safetensors. To train it with "
+            "the adapter, merge it (merge_and_unload() in peft) and save the whole model"
+        )
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        config = json.loads(_read(path))
+        if str(config.get("peft_type")).endswith("TUNING"):  # a prompt or a prefix
+            base = config.get("base_model_name_or_path")
+            return f"this is a prompt, which cannot be merged into a model: give the model that it is for ({base})"
+    return (
+        "this is an adapter, not a whole model: merge it into its base model. For one that a run has trained, "
+        "`fleetune export RUN --merged` does that"
+    )
 
 
 def _read(path: str) -> str:
@@ -135,7 +158,7 @@ def _needs_own_code(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def _too_few_positions(config: dict[str, Any], seq_len: int) -> list[str]:
+def _too_few_positions(config: dict[str, Any], spec: Spec) -> list[str]:
     """Compare data.seq_len with a table of learned positions. Rotary positions have no limit."""
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     rotary = any(key.startswith("rope_") for key in config)
@@ -143,10 +166,14 @@ def _too_few_positions(config: dict[str, Any], seq_len: int) -> list[str]:
         return []
     if config.get("model_type") in _POSITIONS_START_BEHIND_PADDING:
         positions -= int(config.get("pad_token_id") or 1) + 1
-    if seq_len <= positions:
+    prompt = spec.prompt.num_virtual_tokens if spec.method.kind == "prompt" else 0
+    if spec.data.seq_len + prompt <= positions:
         return []
+    before = f" and prompt.num_virtual_tokens is {prompt}" if prompt else ""
+    most = max(positions - prompt, 1)
     return [
-        f"the model has {positions} positions, but data.seq_len is {seq_len}: set data.seq_len to {positions} or less"
+        f"the model has {positions} positions, but data.seq_len is {spec.data.seq_len}{before}: set data.seq_len to "
+        f"{most} or less"
     ]
 
 
@@ -197,15 +224,41 @@ def safetensors_problem(path: str) -> str | None:
     return None if size == expected else f"has {size} bytes, but its header says {expected}: fetch it again"
 
 
+def weight_files(folder: str) -> list[str]:
+    """Return the names of a local directory's safetensors files: those of the index, if there is one."""
+    if os.path.exists(index := os.path.join(folder, INDEX)):
+        return sorted(set(json.loads(_read(index))["weight_map"].values()))
+    return sorted(name for name in os.listdir(folder) if name.endswith(".safetensors"))
+
+
 def tensor_names(folder: str) -> set[str]:
     """Return the names of all tensors in a local directory's safetensors files."""
     if os.path.exists(index := os.path.join(folder, INDEX)):
         return set(json.loads(_read(index))["weight_map"])
-    names: set[str] = set()
-    for file_name in sorted(name for name in os.listdir(folder) if name.endswith(".safetensors")):
-        with open(os.path.join(folder, file_name), "rb") as file:
-            names |= set(json.loads(file.read(struct.unpack("<Q", file.read(8))[0])))
-    return names - {"__metadata__"}
+    return set(tensor_shapes(folder))
+
+
+def tensor_shapes(folder: str) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of all tensors in a local directory's safetensors files, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file_name in weight_files(folder):
+        header = json.loads(safetensors_header(os.path.join(folder, file_name)))
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+    return shapes
+
+
+def safetensors_header(path: str) -> bytes:
+    """Return the JSON that describes the tensors of a complete file."""
+    with open(path, "rb") as file:
+        return file.read(struct.unpack("<Q", file.read(8))[0])
+
+
+def vocabulary_of(folder: str) -> int | None:
+    """Return the number of tokens that a local directory's model has; None if its configuration does not say it."""
+    config, _ = _read_config(folder)
+    text = config.get("text_config")
+    size = (text if isinstance(text, dict) and "vocab_size" in text else config).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def tokenizer_problems(folder: str, chat: bool) -> list[str]:

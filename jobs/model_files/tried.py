@@ -8,14 +8,14 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+from jobs.model_files.directory import WEIGHTS, safetensors_header, weight_files
 from jobs.spec.finetune import Spec
 
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx")
 _VERSIONS = ("fleetune", "torch", "transformers", "tokenizers")
 
 
 def was_tried(spec: Spec, model_dir: str) -> bool:
-    """Whether this configuration and tokenizer have passed for this task with the same versions of libraries."""
+    """Whether this model has passed for this task and method, with the same configuration, shapes and libraries."""
     return _mark(spec, model_dir).exists()
 
 
@@ -29,10 +29,15 @@ def remember(spec: Spec, model_dir: str) -> None:
 
 def _mark(spec: Spec, model_dir: str) -> Path:
     digest = hashlib.sha256()
-    for part in (*map(version, _VERSIONS), spec.model.model_dump_json(exclude={"path"}), str(spec.num_labels)):
+    parts = [*map(version, _VERSIONS), spec.model.model_dump_json(exclude={"path"}), str(spec.num_labels)]
+    if spec.method.kind != "full":
+        parts += [version("peft"), spec.method.kind, spec.lora.model_dump_json(), spec.prompt.model_dump_json()]
+    for part in parts:
         digest.update(f"{part}\n".encode())
+    weights = weight_files(model_dir)
     for path in sorted(Path(model_dir).iterdir()):
-        if path.is_file() and path.suffix not in _WEIGHTS:
+        if path.is_file() and (path.name in weights or path.suffix not in WEIGHTS):
             digest.update(f"{path.name}\n".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+            content = safetensors_header(str(path)) if path.name in weights else path.read_bytes()
+            digest.update(hashlib.sha256(content).digest())
     return Path(os.path.expanduser("~/.cache/fleetune/tried")) / digest.hexdigest()

@@ -11,10 +11,9 @@ import struct
 from typing import Final
 
 from jobs.errors import DataError, StorageError
-from jobs.model_files.directory import fetched_once, local_model_dir
+from jobs.model_files.directory import WEIGHTS, fetched_once, local_model_dir
 from jobs.storage import files as storage
 
-_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".gguf", ".h5", ".msgpack", ".onnx")
 _LONGEST_HEADER: Final = 100_000_000  # bytes; the limit that the safetensors format sets
 _LARGEST_SMALL_FILE: Final = 64 << 20
 
@@ -58,6 +57,6 @@ def _wanted(url: str, size: int) -> bytes:
     if url.endswith(".safetensors") and size >= 8:
         (length,) = struct.unpack("<Q", storage.read_range(url, 0, 8))
         return storage.read_range(url, 0, 8 + min(length, _LONGEST_HEADER, size - 8))
-    if url.endswith(_WEIGHTS) or size > _LARGEST_SMALL_FILE:
+    if url.endswith(WEIGHTS) or size > _LARGEST_SMALL_FILE:
         return b""
     return storage.read_bytes(url)

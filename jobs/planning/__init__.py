@@ -1,4 +1,4 @@
-"""What a job will do, computed before anything is started. Pure functions of the spec.
+"""Computes what a job will do before anything is started, in pure functions of the spec.
 
 May import `spec` and `cluster.capacity`. Start with `batching`. `memory` predicts the peak memory of a worker.
 """

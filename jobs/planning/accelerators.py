@@ -8,7 +8,7 @@ vary.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from cluster.text import did_you_mean
@@ -107,7 +107,7 @@ def machines_of(text: str) -> Machines:
     """Read `8xH100-80` or, with two nodes, `2x8xH100-80`.
 
     Raises:
-        InputError: the text has another form, or the accelerator is unknown; it names those that are near.
+        InputError: the text has another form, or the accelerator is unknown; the message names similar ones.
     """
     found = _ON.fullmatch(text.strip())
     if found is None:
@@ -118,6 +118,25 @@ def machines_of(text: str) -> Machines:
     if not (0 < nodes * gpus <= _MOST):
         raise InputError(f"--on {text!r}: the number of GPUs must be from 1 to {_MOST:,}, but is {nodes * gpus:,}")
     return Machines(nodes, gpus, accelerator_of(found["name"]))
+
+
+def gang_machines(machines: Machines, workers: int) -> tuple[Machines, int]:
+    """Return the machines of one gang of a sweep, and how many such gangs fit, each on as few nodes as possible.
+
+    Raises:
+        InputError: there are fewer GPUs than workers, or a gang would fill a node in part.
+    """
+    each = machines.gpus_per_node
+    if workers <= each:
+        share = None if machines.node_gib is None else machines.node_gib * workers / each
+        return replace(machines, nodes=1, gpus_per_node=workers, node_gib=share), machines.nodes * (each // workers)
+    if workers > machines.gpus or workers % each:
+        raise InputError(
+            f"--on {machines}: a gang of the sweep has {workers} workers (base.resources.num_workers), each with a "
+            f"GPU. Give that many GPUs or more, in whole nodes"
+        )
+    nodes = workers // each
+    return replace(machines, nodes=nodes), machines.nodes // nodes
 
 
 def accelerator_of(name: str) -> Accelerator:
@@ -132,7 +151,20 @@ def accelerator_of(name: str) -> Accelerator:
         return ACCELERATORS[sizes[0]]
     if sizes:
         raise InputError(f"{name} is made with several sizes of memory: give {' or '.join(sizes)}")
-    raise InputError(
-        f"the accelerator {name!r} is not known{did_you_mean(wanted, map(str.lower, ACCELERATORS))}. Known are "
-        f"{', '.join(ACCELERATORS)}"
-    )
+    hint = did_you_mean(wanted, map(str.lower, ACCELERATORS)) or "."
+    raise InputError(f"the accelerator {name!r} is not known{hint} Known are {', '.join(ACCELERATORS)}")
+
+
+def accelerator_with(model: str, memory: int) -> Accelerator | None:
+    """Find the accelerator of this model whose memory is nearest.
+
+    Args:
+        model: as Ray names it, such as A100.
+        memory: that a driver reports, bytes; 0: not known.
+    """
+    name = model.upper().replace("-", "")
+    alike = [one for key, one in ACCELERATORS.items() if key.rpartition("-")[0] == name]
+    if not alike:
+        return None
+    nearest = min(alike, key=lambda one: abs(one.memory - memory))
+    return replace(nearest, memory_gib=min(nearest.memory_gib, memory / GIB)) if memory else nearest

@@ -29,7 +29,7 @@ class Batching:
 
 
 def plan_batching(spec: Spec) -> Batching:
-    """Derive the missing ones of micro-batch, accumulation, workers and global batch.
+    """Derive those of micro-batch, accumulation, workers and global batch that the spec leaves out.
 
     Raises:
         SpecError: they contradict each other, or a step has fewer rows than workers.

@@ -1,4 +1,4 @@
-"""On which numbers of workers an elastic job can run. Pure functions of the spec."""
+"""Finds the numbers of workers with which an elastic job can run. Pure functions of the spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which parameters ZeRO-3 holds whole at each moment: a simulation of DeepSpeed's coordinator.
+"""Simulates DeepSpeed's coordinator: which parameters a worker holds whole at each moment with ZeRO-3.
 
 Source: `PartitionedParameterCoordinator` (runtime/zero/partitioned_param_coordinator.py) and `AllGatherCoalescedHandle`
 (runtime/zero/partition_parameters.py). DeepSpeed learns the order of the modules from its first passes. Then it gathers

@@ -1,4 +1,4 @@
-"""How many bytes DeepSpeed holds for gradients during a backward pass, for each ZeRO stage.
+"""Computes how many bytes DeepSpeed holds for gradients during a backward pass, for each ZeRO stage.
 
 Sources: `DeepSpeedZeroOptimizer` (runtime/zero/stage_1_and_2.py) and `DeepSpeedZeroOptimizer_Stage3` (stage3.py), with
 contiguous gradients, overlapped communication and sums in fp32, as `jobs.training.model.deepspeed_config` sets them. A
@@ -18,7 +18,7 @@ _ENGINE_BUCKET: Final = 500_000_000  # elements
 
 
 class Buckets(Protocol):
-    """What of a strategy decides about gradients."""
+    """The settings of a strategy that determine how much memory gradients take."""
 
     @property
     def stage(self) -> int: ...
@@ -133,7 +133,7 @@ class Gradients:
 def gradients_of(
     sizes: Sequence[int], decays: Sequence[bool], strategy: Buckets, num_workers: int, width: int
 ) -> Gradients:
-    """Return the gradients of the worker that holds most."""
+    """Return the gradients of the worker that holds most. A frozen parameter has the size 0."""
     return Gradients(
         sizes=sizes,
         own=_most_owned(sizes, decays, num_workers),
@@ -156,7 +156,7 @@ def _most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) 
     """Return the most elements of parameters that lie, at least in part, in one worker's part of the flat groups."""
     owned = [0] * num_workers
     for kind in (True, False):
-        group = [size for size, decay in zip(sizes, decays, strict=True) if decay is kind]
+        group = [size for size, decay in zip(sizes, decays, strict=True) if size and decay is kind]
         part = -(-sum(group) // (2 * num_workers)) * 2 if group else 1
         begin = 0
         for size in group:

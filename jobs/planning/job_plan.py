@@ -1,4 +1,4 @@
-"""The plan of a job on given machines: what memory and time it takes, as values. Pure."""
+"""The plan of a job on given machines: its memory and time, as values. Pure."""
 
 from __future__ import annotations
 
@@ -6,33 +6,35 @@ from dataclasses import dataclass
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.precision import Precision
-from jobs.planning.strategies import Free, Option, chosen, nearest
+from jobs.planning.strategies import Option, chosen, nearest
+from jobs.spec.finetune import Planned
 
 
 @dataclass(frozen=True)
 class JobPlan:
-    """What a job needs.
+    """The needs of a job on the machines.
 
     Attributes:
         options: ways to train; the spec's values first.
         free: fields that the spec leaves out, which the plan may choose.
         total_steps: of the whole run; None: not known before the data is prepared.
-        parameters: of the model, in elements.
-        note: what the estimate does not know about this model; None: nothing.
+        parameters, trained: of the model and of these the trained ones, in elements.
+        note: a limit of the estimate for this model, in words; None: there is none.
     """
 
     machines: Machines
     precision: Precision
     parameters: int
+    trained: int
     seq_len: int
     options: tuple[Option, ...]
-    free: frozenset[Free]
+    free: frozenset[Planned]
     total_steps: int | None
     note: str | None = None
 
     @property
     def device(self) -> str:
-        """What a worker has, for people: GPU or worker."""
+        """The unit of a plan in messages: GPU, or worker if workers have none."""
         return "worker" if self.machines.is_cpu else "GPU"
 
     @property

@@ -26,7 +26,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Depth:
-    """How a model with `layers` layers follows from one with `deep` and one with `shallow` layers."""
+    """How to derive a model with `layers` layers from models with `deep` and with `shallow` layers."""
 
     prefix: str  # name of the list of layers, as `model.layers`
     layers: int

@@ -9,11 +9,11 @@ total. `jobs.preflight.model_trace` makes the trace; `gathering` and `gradients`
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from jobs.planning.batching import plan_batching
 from jobs.planning.gathering import Gathering
-from jobs.planning.gradients import Gradients, gradients_of, sums_all_in_fp32
+from jobs.planning.gradients import gradients_of, sums_all_in_fp32
 from jobs.spec.finetune import Spec
 
 EventKind = Literal["enter", "leave", "enter-backward", "leave-backward", "gradient", "logits", "loss", "end"]
@@ -46,12 +46,12 @@ class Moment:
 
 @dataclass(frozen=True)
 class ModelTrace:
-    """What one forward and backward pass of a model needs. Plain numbers."""
+    """The needs of one forward and backward pass of a model, as plain numbers."""
 
     parameters: int  # elements, tied ones once
     trained: int
-    largest_parameter: int
     sizes: tuple[int, ...]  # elements of each parameter, in the model's order
+    trains: tuple[bool, ...]  # for each parameter, whether it is trained
     decays: tuple[bool, ...]  # for each parameter, whether it is in the optimizer's group with weight decay
     moments: tuple[Moment, ...]  # of two rows and more
     moments_of_one_row: tuple[Moment, ...]  # with `live` and `peak` alone: kernels may treat one row in another way
@@ -67,10 +67,15 @@ class ModelTrace:
     seq_len: int
     note: str | None = None
 
+    @property
+    def trained_sizes(self) -> tuple[int, ...]:
+        """[parameters]; elements of each parameter, 0 if it is frozen."""
+        return tuple(size if trains else 0 for size, trains in zip(self.sizes, self.trains, strict=True))
+
 
 @dataclass(frozen=True)
 class Strategy:
-    """How a model is sharded and fed; the part of a spec that a plan may choose. Sizes are elements."""
+    """The part of a spec that a plan may choose: sharding, offload, micro-batch. Sizes are in elements."""
 
     stage: Literal[1, 2, 3] = 3
     offload_optimizer: bool = False
@@ -178,12 +183,13 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, preci
     shared = strategy.stage == 3 and precision == "fp32" and not strategy.offload_optimizer
     states = part * (8 if shared else 12)
     if strategy.stage < 3:
-        offloaded = part * (16 + width) + trace.largest_parameter * width
+        largest = max(trace.trained_sizes) * width
+        offloaded = part * (16 + width) + largest
         return Memory(
             parameters=trace.trained * width + frozen + trace.buffer_bytes,
             gradients=4 * trace.trained if sums_all_in_fp32(strategy, width) else 0,
             optimizer_states=0 if strategy.offload_optimizer else states,
-            communication=trace.largest_parameter * width if strategy.offload_optimizer else 0,
+            communication=largest if strategy.offload_optimizer else 0,
             host=offloaded if strategy.offload_optimizer else 0,
         )
     weights = part * width + -(-frozen // num_workers)
@@ -202,11 +208,11 @@ def _pass_peak(
     """Return the highest moment of the forward and backward pass."""
     rows, width = strategy.per_device_train_batch_size, WEIGHT_BYTES[precision]
     gathering = _gathering(trace, strategy, num_workers, width, device)
-    gradients = gradients_of(trace.sizes, trace.decays, strategy, num_workers, width)
+    gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, width)
     piece = int(trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows))
-    best, logits = static, 0
+    best, logits = _Added(), 0
     for moment in trace.moments_of_one_row if rows == 1 else trace.moments:
-        before = _held(static, gathering, gradients)
+        before = _Added(gradients.held, gathering.held, gradients.buckets)
         best = _higher(best, before, moment.peak_at(rows), logits, piece if moment.kind == "loss" else 0)
         gathered = reduced = 0
         if moment.kind in ("enter", "enter-backward"):
@@ -220,26 +226,36 @@ def _pass_peak(
         elif moment.kind == "logits":
             logits = trace.logits_bytes_per_row * rows
         if gathered or reduced:
-            during = replace(before, communication=before.communication + gathered + reduced)
+            during = before._replace(communication=before.communication + gathered + reduced)
             best = _higher(best, during, moment.live_at(rows), logits)
-        best = _higher(best, _held(static, gathering, gradients), 0, 0)
+        best = _higher(best, _Added(gradients.held, gathering.held, gradients.buckets), 0, 0)
         logits = 0 if moment.kind == "gradient" else logits
-    return best
-
-
-def _held(static: Memory, gathering: Gathering, gradients: Gradients) -> Memory:
     return replace(
         static,
-        gradients=static.gradients + gradients.held,
-        gathered_buckets=gathering.held,
-        communication=static.communication + gradients.buckets,
+        gradients=static.gradients + best.gradients,
+        gathered_buckets=best.gathered_buckets,
+        communication=static.communication + best.communication,
+        activations=best.activations,
+        logits=best.logits,
     )
 
 
-def _higher(best: Memory, held: Memory, activations: int, logits: int, piece: int = 0) -> Memory:
+class _Added(NamedTuple):
+    """Bytes beyond those of the whole step at one moment of a pass. A tuple: a plan compares 100,000 of them."""
+
+    gradients: int = 0
+    gathered_buckets: int = 0
+    communication: int = 0
+    activations: int = 0
+    logits: int = 0
+
+
+def _higher(best: _Added, held: _Added, activations: int, logits: int, piece: int = 0) -> _Added:
+    """Return the higher of `best` and a moment with these activations, of which `logits` bytes are logits."""
+    if sum(held) + activations + piece <= sum(best):
+        return best
     logits = min(logits, activations)
-    found = replace(held, activations=activations - logits, logits=logits + piece)
-    return max(best, found, key=lambda memory: memory.used)
+    return held._replace(activations=activations - logits, logits=logits + piece)
 
 
 def _gathering(trace: ModelTrace, strategy: Strategy, num_workers: int, width: int, device: Device) -> Gathering:
@@ -269,11 +285,11 @@ def _update_peak(
     """
     if strategy.offload_optimizer:
         return static
-    groups = [sum(size for size, decay in zip(trace.sizes, trace.decays, strict=True) if decay is kind)
+    groups = [sum(size for size, decay in zip(trace.trained_sizes, trace.decays, strict=True) if decay is kind)
               for kind in (True, False)]  # fmt: skip
     largest = -(-max(groups) // num_workers)
     temporaries = largest * 4 * (2 if device == "cpu" else 1)
-    gradients = gradients_of(trace.sizes, trace.decays, strategy, num_workers, WEIGHT_BYTES[precision])
+    gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, WEIGHT_BYTES[precision])
     flat = 0 if gradients.is_flat else 4 * largest
     return replace(
         static,

@@ -12,9 +12,7 @@ def advice(spec: Spec) -> str:
     train, on_gpu = spec.train, spec.resources.gpus_per_worker > 0
     lower = [
         *_above_one("train.per_device_train_batch_size", train.per_device_train_batch_size),
-        *_above_one(
-            "eval.per_device_eval_batch_size", spec.eval.per_device_eval_batch_size if spec.data.has_eval else 1
-        ),
+        *_above_one("eval.per_device_eval_batch_size", spec.eval.per_device_eval_batch_size if spec.evaluates else 1),
         f"data.seq_len ({spec.data.seq_len})",
     ]
     less = [] if train.gradient_checkpointing else ["train.gradient_checkpointing: true"]

@@ -58,13 +58,15 @@ def step_time(
 ) -> StepTime:
     """Estimate a step of `batching.rows` rows.
 
-    FLOPs of a backward pass are twice those of the forward pass (2001.08361, section 2.1); with gradient checkpointing
-    the forward pass is computed again.
+    FLOPs of a backward pass are twice those of the forward pass (2001.08361, section 2.1): once for the gradients of
+    activations, and once for those of weights, which frozen ones do not have. With gradient checkpointing the forward
+    pass is computed again.
     """
     gpu = machines.accelerator
     peak = 1e12 * (gpu.fp32_tflops if precision == "fp32" else gpu.tflops)
-    model_flops = 3.0 * trace.flops_per_row * batching.rows
-    executed = model_flops * (4 / 3 if strategy.gradient_checkpointing else 1.0) / batching.num_workers
+    forward = trace.flops_per_row * batching.rows
+    model_flops = (2.0 + trace.trained / trace.parameters) * forward
+    executed = (model_flops + (forward if strategy.gradient_checkpointing else 0.0)) / batching.num_workers
     # Every pass reads all weights at least once, in the forward pass and twice in the backward pass.
     width = 4 if precision == "fp32" else 2
     reading = batching.accumulation * 3 * width * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
@@ -91,8 +93,13 @@ def _communication_s(
     2 reduces in every pass, stage 1 once a step, and both gather the updated parameters once.
     """
     workers, gpu = batching.num_workers, machines.accelerator
-    whole = width * trace.parameters * (workers - 1) / workers
-    moved = {1: 2.0, 2: 1.0 + batching.accumulation, 3: 3.0 * batching.accumulation}[strategy.stage] * whole
+    passes, trained = batching.accumulation, trace.trained
+    elements = {
+        1: 2 * trained,
+        2: (1 + passes) * trained,
+        3: passes * (2 * trace.parameters + trained),
+    }[strategy.stage]
+    moved = width * elements * (workers - 1) / workers
     link = gpu.link_gb_s if machines.nodes == 1 else min(gpu.link_gb_s, gpu.network_gb_s)
     seconds = moved / (1e9 * link)
     if strategy.offload_param:  # every worker sends its shard to its GPU for both gatherings

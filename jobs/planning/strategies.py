@@ -1,4 +1,4 @@
-"""Compares the ways in which a job can be trained on given machines, and chooses the fastest that fits. Pure."""
+"""Compares the options for training a job on given machines, and chooses the fastest that fits. Pure."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from jobs.planning.batching import Batching
 from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, in_process, memory_of
 from jobs.planning.precision import Precision
 from jobs.planning.step_time import StepTime, step_time
+from jobs.spec.finetune import Planned
 
-Free = Literal["per_device_train_batch_size", "gradient_checkpointing", "zero"]
 # Stage, and what is offloaded to the host: the optimizer's states, the parameters.
 _ZEROS: Final[tuple[tuple[Literal[1, 2, 3], bool, bool], ...]] = (
     (3, False, False),
@@ -42,7 +42,7 @@ class Option:
     time: StepTime
     room: int
     host_room: int
-    changes: tuple[Free, ...]
+    changes: tuple[Planned, ...]
 
     @property
     def missing(self) -> int:
@@ -62,10 +62,11 @@ class Option:
 def options(
     written: Strategy,
     batching: Batching,
-    free: frozenset[Free],
+    free: frozenset[Planned],
     trace: Trace,
     machines: Machines,
     precision: Precision,
+    most_workers: int = 1,
 ) -> tuple[Option, ...]:
     """List what can be chosen, the spec's values first.
 
@@ -74,11 +75,12 @@ def options(
         batching: of the spec, on as many workers as the machines have GPUs. Its rows are kept.
         free: the fields that may be chosen.
         trace: makes the model's trace without and with gradient checkpointing.
+        most_workers: to which an elastic job may grow; no micro-batch may leave some of them without rows.
     """
     found: list[Option] = []
     device: Device = "cpu" if machines.is_cpu else "cuda"
     workers = batching.num_workers
-    for strategy in dict.fromkeys((written, *_strategies(written, batching, free))):
+    for strategy in dict.fromkeys((written, *_strategies(written, batching, free, most_workers))):
         traced = trace(strategy.gradient_checkpointing)
         passes = _passes(batching, strategy.per_device_train_batch_size)
         found.append(
@@ -96,7 +98,7 @@ def options(
 
 
 def chosen(found: tuple[Option, ...]) -> Option | None:
-    """Return the fastest option that fits; None: none fits. Of about equally fast ones, the one that changes least."""
+    """Return the fastest option that fits, or None. Of options with about the same time, the one that changes least."""
     fitting = [option for option in found if option.fits]
     if not fitting:
         return None
@@ -112,8 +114,8 @@ def nearest(found: tuple[Option, ...]) -> Option:
     return min(found, key=lambda option: (option.missing + option.missing_on_host, option.time.seconds))
 
 
-def changes_of(written: Strategy, other: Strategy) -> tuple[Free, ...]:
-    changed: list[Free] = []
+def changes_of(written: Strategy, other: Strategy) -> tuple[Planned, ...]:
+    changed: list[Planned] = []
     if other.per_device_train_batch_size != written.per_device_train_batch_size:
         changed.append("per_device_train_batch_size")
     if other.gradient_checkpointing != written.gradient_checkpointing:
@@ -127,10 +129,12 @@ def _zero(strategy: Strategy) -> tuple[Literal[1, 2, 3], bool, bool]:
     return strategy.stage, strategy.offload_optimizer, strategy.offload_param
 
 
-def _strategies(written: Strategy, batching: Batching, free: frozenset[Free]) -> Iterator[Strategy]:
+def _strategies(
+    written: Strategy, batching: Batching, free: frozenset[Planned], most_workers: int
+) -> Iterator[Strategy]:
     checkpointing = (False, True) if "gradient_checkpointing" in free else (written.gradient_checkpointing,)
     zeros = _ZEROS if "zero" in free else (_zero(written),)
-    sizes = _micro_batches(batching) if "per_device_train_batch_size" in free else (batching.per_device,)
+    sizes = _micro_batches(batching, most_workers) if "per_device_train_batch_size" in free else (batching.per_device,)
     for stage, offload_optimizer, offload_param in zeros:
         for again in checkpointing:
             for size in sizes:
@@ -145,9 +149,9 @@ def _strategies(written: Strategy, batching: Batching, free: frozenset[Free]) ->
                 )
 
 
-def _micro_batches(batching: Batching) -> tuple[int, ...]:
+def _micro_batches(batching: Batching, most_workers: int) -> tuple[int, ...]:
     """List powers of two up to a worker's rows of a step, and that number itself."""
-    most = -(-batching.rows // batching.num_workers)
+    most = -(-batching.rows // max(batching.num_workers, most_workers))
     powers = [2**power for power in range(most.bit_length()) if 2**power <= most]
     return tuple(dict.fromkeys((*powers, most)))
 

@@ -1,4 +1,4 @@
-"""Measures what the cores of this machine compute and copy, for the plan of a job on CPUs."""
+"""Measures how fast the cores of this machine compute and copy, for plans of jobs on CPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands of `fleetune data`, from a spec to a result. Light to import: libraries are imported when needed."""
+"""What the commands `fleetune data ...` do with a spec. Light to import: heavy libraries are imported when needed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def show_data(spec: Spec, count: int, split: Literal["train", "eval"], start: in
 
 def _check_functions(spec: Spec) -> None:
     enter_working_dir(spec)
-    problems = [own_function_problem(name) for name in sorted(spec.data.formats) if OWN_FUNCTION.match(name)]
+    problems = [own_function_problem(name) for name in sorted(spec.formats) if OWN_FUNCTION.match(name)]
     if found := [problem for problem in problems if problem]:
         raise SpecError.of(Mistake(problem, "data.format") for problem in found)
 
@@ -107,7 +107,7 @@ def _quietly() -> Iterator[None]:
         os.unlink(log)
         raise
     except Exception as error:
-        error.add_note(f"what the libraries said is in {log}")
+        error.add_note(f"the output of the libraries is in {log}")
         raise
     except BaseException:  # Ctrl-C
         os.unlink(log)
@@ -120,12 +120,12 @@ def _model_dir(spec: Spec) -> str:
     """Return a directory with the tokenizer. Weights are not needed, because data may be prepared where none are."""
     from jobs.model_files.directory import tokenizer_dir
 
-    return tokenizer_dir(with_model_of_run(spec).model.path, "chat" in spec.data.formats)
+    return tokenizer_dir(with_model_of_run(spec).model.path, "chat" in spec.formats)
 
 
 def _size(spec: Spec) -> int:
     """Return the bytes of all source files. Raises DataError."""
     from jobs.data.sources.records import expand
 
-    sources = (*spec.data.train, *(spec.data.eval or ()))
+    sources = [source for _, source in spec.sources]
     return sum(storage.size(file) for source in sources for file in expand(source.path))

@@ -7,14 +7,15 @@ from typing import Any
 import torch
 
 from jobs.data.prepared import ROW_SCHEMA
-from jobs.errors import DataError
+from jobs.errors import DataError, InputError
+from jobs.model_files.directory import tensor_shapes
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
 from jobs.spec.finetune import Spec
 from jobs.training.model.batch import collate, model_logits
-from jobs.training.model.load import empty_model, model_class, set_pad_token
+from jobs.training.model.load import converts_weights, empty_model, lacking, model_class, set_pad_token
 from jobs.training.model.pooling import reads_the_end
 
-# Errors that tell something about the model. RuntimeError and NotImplementedError only show that tensors have no data.
+# Errors that are about the model. RuntimeError and NotImplementedError only show that tensors have no data.
 _TELLING = (ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError)
 _MOST_CHARACTERS = 300
 
@@ -23,8 +24,9 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
     """Build the model from its configuration on torch's meta device, and run one row through it.
 
     Raises:
-        DataError: transformers cannot build the model or rejects a row of text, or the tokenizer does not write the
-            end-of-text token that the model's head needs.
+        SpecError: the spec's method does not fit the model.
+        DataError: transformers cannot build the model or rejects a row of text, the weights have other shapes or lack
+            what the method needs, or the tokenizer does not write the end-of-text token that the model's head needs.
     """
     try:
         model = empty_model(spec, model_dir)
@@ -38,8 +40,11 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
             f"model.path {model_dir}: {type(model).__name__} keeps only a part of this configuration, so its export "
             "could not be loaded again. Choose a text model"
         )
+    _check_shapes(model, model_dir)
     tokenizer = load_tokenizer(model_dir)
     _check_end(spec, model, tokenizer, model_dir)
+    if spec.method.kind != "full":
+        model = _adapted(spec, model, model_dir)
     try:
         pad = set_pad_token(model.config, pad_token_id(tokenizer))
         with torch.no_grad():
@@ -54,6 +59,39 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
         pass
 
 
+def _check_shapes(model: Any, model_dir: str) -> None:
+    """Compare the weights with the configuration. Weights that transformers converts on reading are skipped."""
+    if converts_weights(model):
+        return
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    prefix = f"{model.base_model_prefix}."
+    for name, shape in tensor_shapes(model_dir).items():
+        expected = wanted.get(name, wanted.get(prefix + name))
+        if expected is not None and expected != shape:
+            raise DataError(
+                f"model.path {model_dir}: {name} is {_by(shape)} in the weights, but {_by(expected)} according to "
+                "config.json. Use the config.json that was released with these weights"
+            )
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape)) or "a number"
+
+
+def _adapted(spec: Spec, model: Any, model_dir: str) -> Any:
+    """Add what the method trains. Raises InputError."""
+    from jobs.training.model.adapters import adapted, new_modules
+
+    try:
+        return adapted(spec, model, model_dir, new_modules(lacking(spec, model_dir)))
+    except InputError:
+        raise
+    except Exception as error:  # PEFT may raise anything
+        raise DataError(
+            f"method: {spec.method.kind} cannot train {type(model).__name__}: {_reason(error)}. Use method: full"
+        ) from error
+
+
 def _check_end(spec: Spec, model: Any, tokenizer: Any, model_dir: str) -> None:
     if spec.model.task == "causal-lm" or not reads_the_end(model):
         return
@@ -63,7 +101,7 @@ def _check_end(spec: Spec, model: Any, tokenizer: Any, model_dir: str) -> None:
     if end not in tokenizer("a")["input_ids"]:
         raise DataError(
             f"model.path {model_dir}: {type(model).__name__} reads the state at the end-of-text token {end}, but the "
-            "tokenizer does not write this token. Take the tokenizer that was released with the model"
+            "tokenizer does not write this token. Use the tokenizer that was released with the model"
         )
 
 

@@ -7,7 +7,8 @@ models are traced with few layers (see `jobs.planning.layers`).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,11 +16,12 @@ import torch
 from jobs.planning.layers import Depth, Line, deepened, period_of
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
-from jobs.preflight.traced_pass import TracedPass, traced_pass
+from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter
 from jobs.preflight.tracker import Event
 from jobs.spec.finetune import Spec
 from jobs.training.loop.loss import piece_length
-from jobs.training.model.load import DTYPES, empty_model, model_config
+from jobs.training.model.adapters import new_modules
+from jobs.training.model.load import DTYPES, empty_model, lacking, model_config
 
 _ROWS = (1, 2, 3)
 
@@ -39,16 +41,18 @@ def trace_model(
     if gradient_checkpointing is not None:
         train = spec.train.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
         spec = spec.model_copy(update={"train": train})
-    model, config = empty_model(spec, model_dir), model_config(spec, model_dir)
+    new = set() if spec.method.kind == "full" else new_modules(lacking(spec, model_dir))
+    model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
+    trace = functools.partial(traced_pass, spec, model_dir, new, DTYPES[precision])
     depth = _depth(model)
-    shallow = [] if depth is None or depth.repeats < 1 else _shallow(spec, config, depth, DTYPES[precision])
+    shallow = [] if depth is None or depth.repeats < 1 else _shallow(trace, config, depth)
     if depth is None or not shallow:
         known = depth is not None and depth.repeats < 1
         note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
-        passes = [traced_pass(spec, config, DTYPES[precision], rows) for rows in _ROWS]
+        passes = [trace(config, rows) for rows in _ROWS]
         work = passes[0].flops, passes[0].operations
         return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), work, note)
-    deep = [traced_pass(spec, _with_layers(config, depth, depth.deep), DTYPES[precision], rows) for rows in _ROWS]
+    deep = [trace(_with_layers(config, depth, depth.deep), rows) for rows in _ROWS]
     lines = deepened(_lines(shallow), _lines(deep), depth)
     single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
     flops = deep[0].flops + depth.repeats * (deep[0].flops - shallow[0].flops)
@@ -69,14 +73,14 @@ def _depth(model: Any) -> Depth | None:
     return None
 
 
-def _shallow(spec: Spec, config: Any, depth: Depth, dtype: torch.dtype) -> list[TracedPass]:
+def _shallow(trace: Callable[..., TracedPass], config: Any, depth: Depth) -> list[TracedPass]:
     """Trace the fewest layers up to the logits; empty if another setting than the usual one decides about the depth."""
     config = _with_layers(config, depth, depth.shallow)
-    first = traced_pass(spec, config, dtype, _ROWS[0], to_logits=True)
+    first = trace(config, _ROWS[0], to_logits=True)
     found = {depth.layer_of(name) for event in first.events for name in event.parameters} - {None}
     if len(found) != depth.shallow:
         return []
-    return [first, *(traced_pass(spec, config, dtype, rows, to_logits=True) for rows in _ROWS[1:])]
+    return [first, *(trace(config, rows, to_logits=True) for rows in _ROWS[1:])]
 
 
 def _with_layers(config: Any, depth: Depth, layers: int) -> Any:
@@ -139,8 +143,8 @@ def _trace(
     return ModelTrace(
         parameters=sum(parameter.numel() for parameter in named.values()),
         trained=sum(parameter.numel() for parameter in named.values() if parameter.requires_grad),
-        largest_parameter=max(parameter.numel() for parameter in named.values()),
         sizes=tuple(parameter.numel() for parameter in named.values()),
+        trains=tuple(parameter.requires_grad for parameter in named.values()),
         decays=tuple(parameter.dim() >= 2 for parameter in named.values()),
         moments=_moments(lines, number_of),
         moments_of_one_row=_moments(single, number_of),

@@ -4,82 +4,160 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
+import pathlib
+from typing import Any
 
 from cluster.local.memory import memory_here
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.prepared import Prepared
 from jobs.errors import DataError, InputError, SpecError
+from jobs.model_files.architecture import architecture_problems
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, total_steps, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
-from jobs.planning.batching import Batching
 from jobs.planning.job_plan import JobPlan
 from jobs.planning.memory import ModelTrace, strategy_of
-from jobs.planning.precision import precision_of
-from jobs.planning.strategies import Free, options
+from jobs.planning.precision import Precision, precision_of
+from jobs.planning.strategies import options
+from jobs.preflight.kept import kept_cpu_speed, kept_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
-from jobs.spec.finetune import Spec
+from jobs.spec.finetune import Planned, Spec
 
 _LOCAL_GB_S = 1.0  # between workers of one machine through gloo: an assumption
 _MOST_CHARACTERS = 300
 
 
 def plan_job(spec: Spec, machines: Machines | None = None) -> JobPlan:
-    """Plan a job on the machines; None: on those that its section `resources` describes.
+    """Plan a job with a worker on each GPU of the machines; None: those of its section `resources`.
 
     Raises:
-        InputError: the spec contradicts itself or the machines, or nothing says which accelerators it has.
+        InputError: the spec contradicts itself or the machines, nothing says which accelerators it has, or it tunes a
+            prompt.
         DataError: the model's configuration cannot be read or built.
     """
+    if spec.method.kind == "prompt":
+        raise SpecError.at(
+            "method",
+            "plans for method: prompt are not supported yet. It needs less memory than method: full"
+            ", which can be planned",
+        )
     found = machines or machines_for(spec)
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
-    if not os.path.isfile(os.path.join(model_dir, "config.json")):
-        raise DataError(f"model.path {spec.model.path}: there is no config.json. Give the directory of a model")
-    precision = precision_of(spec.train, found.accelerator.has_bf16 and not found.is_cpu)
-    from jobs.preflight.model_trace import trace_model  # imports torch, which takes seconds
+    return plan_on(spec, found, model_dir, _total_steps(spec, model_dir))
+
+
+def plan_on(
+    spec: Spec,
+    machines: Machines,
+    model_dir: str,
+    steps: int | None,
+    longest: int | None = None,
+    free: frozenset[Planned] | None = None,
+    most_workers: int = 1,
+) -> JobPlan:
+    """Plan a job with the spec's number of workers.
+
+    Args:
+        model_dir: a directory with the model's config.json.
+        steps: number of steps of the whole run; None: not known.
+        longest: tokens of the longest row, if it is known and shorter than `data.seq_len`.
+        free: fields that the plan may choose; None: those that the spec leaves out.
+        most_workers: largest number of workers of the job.
+
+    Raises:
+        DataError: the model's configuration cannot be read or built.
+    """
+    config = config_of(spec, model_dir)
+    if problems := architecture_problems(config, spec):
+        raise DataError(f"model.path {spec.model.path}: {'; '.join(problems)}")
+    precision = precision_of(spec.train, machines.accelerator.has_bf16 and not machines.is_cpu)
+    rows = _with_seq_len(spec, longest or spec.data.seq_len)
+    batching = plan_batching(spec)
+    written = strategy_of(spec)
+    free = free_fields(spec) if free is None else free
+    if architecture_problems(config, with_checkpointing(spec)):
+        free -= {"gradient_checkpointing"}
+    if spec.packed and spec.model.attn_implementation == "flash_attention_2":
+        free -= {"per_device_train_batch_size"}  # with this kernel, samples are kept apart in batches of one row only
 
     @functools.cache
     def trace(gradient_checkpointing: bool) -> ModelTrace:
+        return _trace(rows, model_dir, precision, gradient_checkpointing)
+
+    ways = options(written, batching, free, trace, machines, precision, most_workers)
+    traced = trace(written.gradient_checkpointing)
+    return JobPlan(
+        machines=machines,
+        precision=precision,
+        parameters=traced.parameters,
+        trained=traced.trained,
+        seq_len=rows.data.seq_len,
+        options=ways,
+        free=free,
+        total_steps=steps,
+        note=traced.note,
+    )
+
+
+def _trace(spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool) -> ModelTrace:
+    """Return the trace that this machine keeps, or make it. Raises DataError."""
+
+    def compute() -> ModelTrace:
+        from jobs.preflight.model_trace import trace_model  # imports torch, which takes seconds
+
         try:
             return trace_model(spec, model_dir, precision, gradient_checkpointing)
+        except InputError:
+            raise
         except Exception as error:  # configurations and model classes may raise anything
             raise DataError(
                 f"model.path {spec.model.path}: a training step of this model cannot be traced: "
                 f"{type(error).__name__}: {' '.join(str(error).split())[:_MOST_CHARACTERS]}"
             ) from error
 
-    batching = plan_batching(spec)
-    written = strategy_of(spec)
-    ways = options(written, batching, free_fields(spec), trace, found, precision)
-    traced = trace(written.gradient_checkpointing)
-    return JobPlan(
-        machines=found,
-        precision=precision,
-        parameters=traced.parameters,
-        seq_len=spec.data.seq_len,
-        options=ways,
-        free=free_fields(spec),
-        total_steps=_steps(spec, model_dir, batching),
-        note=traced.note,
-    )
+    return kept_trace(spec, model_dir, precision, gradient_checkpointing, compute)
 
 
-def free_fields(spec: Spec) -> frozenset[Free]:
+def _with_seq_len(spec: Spec, seq_len: int) -> Spec:
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"seq_len": min(seq_len, spec.data.seq_len)})})
+
+
+def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
+    """Read config.json. Raises DataError."""
+    path = os.path.join(model_dir, "config.json")
+    if not os.path.isfile(path):
+        raise DataError(f"model.path {spec.model.path}: there is no config.json. Give the directory of a model")
+    try:
+        config = json.loads(pathlib.Path(path).read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}. Use the file that was released with the model") from error
+    if not isinstance(config, dict):
+        raise DataError(f"{path} does not contain a JSON object. Use the file that was released with the model")
+    return config
+
+
+def with_checkpointing(spec: Spec) -> Spec:
+    train = spec.train.model_copy(update={"gradient_checkpointing": True})
+    return spec.model_copy(update={"train": train})
+
+
+def free_fields(spec: Spec) -> frozenset[Planned]:
     """Return the fields that the spec leaves out and that change only memory and time.
 
     Without a global batch, the micro-batch is part of what is computed, so it is not free.
     """
     train, given = spec.train, spec.train.model_fields_set
-    free: set[Free] = set()
+    free: set[Planned] = set()
     if "gradient_checkpointing" not in given:
         free.add("gradient_checkpointing")
     if "zero" not in given:
         free.add("zero")
     whole = train.global_batch_size is not None or train.global_batch_tokens is not None
-    if whole and not given & {"per_device_train_batch_size", "gradient_accumulation_steps"}:
+    if whole and "per_device_train_batch_size" not in given and train.gradient_accumulation_steps is None:
         free.add("per_device_train_batch_size")
     return frozenset(free)
 
@@ -88,27 +166,33 @@ def machines_for(spec: Spec) -> Machines:
     """Return the machines that the spec's section `resources` describes.
 
     Raises:
-        InputError: it asks for GPUs and does not say of which type, or the type is unknown.
+        InputError: it asks for GPUs without a type, or the type is unknown.
     """
     resources = spec.resources
     if not resources.gpus_per_worker:
-        return Machines(1, resources.num_workers, _cpu_worker(resources.num_workers, resources.cpus_per_worker))
+        memory = memory_here().limit_bytes // resources.num_workers
+        return Machines(1, resources.num_workers, cpu_worker(memory, resources.cpus_per_worker))
     if resources.accelerator_type is None:
         raise SpecError(
-            "which GPUs the job gets is not known: give --on, such as --on "
+            "the type of the GPUs is not known: give --on, such as --on "
             f"{resources.num_workers}xH100-80, or resources.accelerator_type in the spec"
         )
     return Machines(1, resources.num_workers, accelerator_of(resources.accelerator_type))
 
 
-def _cpu_worker(num_workers: int, cores: int) -> Accelerator:
-    """Describe a worker's share of this machine: its memory, and what its cores compute and copy."""
-    from jobs.preflight.cpu_speed import cpu_speed  # imports torch, which takes seconds
+def cpu_worker(memory: int, cores: int) -> Accelerator:
+    """Describe a worker without GPU: its memory in bytes, and the speed of this number of cores."""
 
-    flops, copied = cpu_speed(min(cores, len(os.sched_getaffinity(0))))
+    def measured() -> tuple[float, float]:
+        from jobs.preflight.cpu_speed import cpu_speed  # imports torch, which takes seconds
+
+        return cpu_speed(threads)
+
+    threads = min(cores, len(os.sched_getaffinity(0)))
+    flops, copied = kept_cpu_speed(threads, measured)
     return Accelerator(
         name=CPU,
-        memory_gib=memory_here().limit_bytes / num_workers / GIB,
+        memory_gib=memory / GIB,
         bandwidth_gb_s=copied / 1e9,
         tflops=flops / 1e12,
         fp32_tflops=flops / 1e12,
@@ -120,12 +204,12 @@ def _cpu_worker(num_workers: int, cores: int) -> Accelerator:
     )
 
 
-def _steps(spec: Spec, model_dir: str, batching: Batching) -> int | None:
+def _total_steps(spec: Spec, model_dir: str) -> int | None:
     """Return the steps of the run; None if they depend on data that is not prepared yet."""
     if spec.train.max_steps is not None:
         return spec.train.max_steps
     with contextlib.suppress(InputError):  # `validate` tells what is wrong with the data
         prepared = Prepared.find(prepared_root(spec.storage_path, fingerprint(spec, model_dir)[0]))
         if prepared is not None:
-            return total_steps(spec, len(prepared.split("train")), batching.rows)
+            return total_steps(spec, len(prepared.split("train")), plan_batching(spec).rows)
     return None

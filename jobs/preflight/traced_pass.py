@@ -6,9 +6,10 @@ The pass is that of the training loop: the same model class, batch, loss and che
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from unittest import mock
 
@@ -19,16 +20,17 @@ from torch.utils._pytree import tree_map_only
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
 from jobs.preflight.tracker import Event, Tracker
 from jobs.spec.finetune import Spec
-from jobs.training.loop.loss import loss_sum
+from jobs.training.loop import loss
 from jobs.training.model.batch import Batch, collate, model_logits
-from jobs.training.model.load import attention_arguments, model_class, set_pad_token
+from jobs.training.model.load import attention_arguments, model_class, set_pad_token, without_flash_attention
 
+_PIECES, _TRACED_PIECES = loss._pieces, 3
 _PAD = 0  # no size depends on the token that fills a row
 
 
 @dataclass(frozen=True)
 class TracedPass:
-    """The events of one pass, and what they do not say."""
+    """The events of one pass, and facts that the events do not contain."""
 
     events: tuple[Event, ...]
     buffer_bytes: int
@@ -39,8 +41,29 @@ class TracedPass:
     operations: int  # of the forward pass, without views
 
 
-def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logits: bool = False) -> TracedPass:
-    """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits.
+def with_adapter(spec: Spec, model: Any, model_dir: str, new: Collection[str]) -> Any:
+    """Add what the spec's method trains, as `load_model` does; for `new` see `adapted`."""
+    if spec.method.kind == "full":
+        return model
+    from jobs.training.model.adapters import adapted
+
+    # `Module.to` fails for tensors without data. PEFT calls it for a device, which is the same, and for a dtype, which
+    # `adapted` sets.
+    with mock.patch.object(torch.nn.Module, "to", lambda module, *_, **__: module), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+        return adapted(spec, model, model_dir, new)
+
+
+def traced_pass(
+    spec: Spec,
+    model_dir: str,
+    new: Collection[str],
+    dtype: torch.dtype,
+    config: Any,
+    rows: int,
+    to_logits: bool = False,
+) -> TracedPass:
+    """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits; for `new` see `adapted`.
 
     Raises:
         Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
@@ -49,8 +72,9 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logit
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode, no_init_weights():
-        model = model_class(spec).from_config(config, dtype=dtype, **attention_arguments(spec))
+        model = model_class(spec).from_config(config, dtype=dtype, **attention_arguments(without_flash_attention(spec)))
         model.tie_weights()
+        model = with_adapter(spec, model, model_dir, new)
     set_pad_token(model.config, _PAD)
     if spec.train.gradient_checkpointing:
         model.config.get_text_config().use_cache = False  # transformers would set it with a warning
@@ -67,10 +91,10 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logit
         shape, size = logits.shape, logits.untyped_storage().nbytes()
         if not to_logits:
             logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
-            loss = loss_sum(logits, batch.targets)
+            total = loss.loss_sum(logits, batch.targets)
             del logits
             tracker.note("loss")
-            (loss / 2).backward()  # type: ignore[no-untyped-call]
+            (total / 2).backward()  # type: ignore[no-untyped-call]
             tracker.note("end")
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     return TracedPass(tuple(tracker.events), buffers, shape.numel(), shape[-1], size, flops, operations)
@@ -78,13 +102,15 @@ def traced_pass(spec: Spec, config: Any, dtype: torch.dtype, rows: int, to_logit
 
 @contextmanager
 def _without_data(spec: Spec) -> Iterator[None]:
-    """Replace what transformers decides from data, or what has no shape without data.
+    """Replace what transformers decides from data, or what has no shape without data, and shorten the loss.
 
     It looks at the positions to see whether a row has several samples. They have no data here, and it would always make
     a mask: it assumes one sample now, unless the spec packs. Experts are multiplied by the operator for old devices, of
-    equal sizes, because torch knows the shapes of the new one in bf16 only.
+    equal sizes, because torch knows the shapes of the new one in bf16 only. The pieces of the loss take the same
+    memory one after another, so only the first few are computed.
     """
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))
         if not spec.packed:
             stack.enter_context(

@@ -1,4 +1,4 @@
-"""Follows the bytes of the tensors of one training step that computes nothing, over time.
+"""Records how much memory the tensors of one training step use over time, without computing the step.
 
 Under torch's FakeTensorMode every operator returns tensors with the right shape and no data, so a step of any model
 takes milliseconds and no memory. A dispatch mode sees every result, and a finalizer sees the end of its storage.
@@ -37,8 +37,8 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of every storage that an operator returns, from its first appearance to its end.
 
     Attributes:
-        flops: of matrix products and attention so far.
-        operations: that have returned a new storage so far; views are not among them.
+        flops: number for matrix products and attention so far.
+        operations: number of operators that have returned a new storage; views do not count.
     """
 
     def __init__(self, uncounted: Iterable[torch.Tensor]) -> None:

@@ -19,7 +19,7 @@ from jobs.errors import DataError, InputError, SpecError
 from jobs.model_files.directory import check_model_dir
 from jobs.planning import plan_batching, warmup_steps, worker_numbers
 from jobs.run.find import with_model_of_run
-from jobs.spec.data import OWN_FUNCTION
+from jobs.spec.data import OWN_FUNCTION, numbered
 from jobs.spec.finetune import Spec, Task
 from jobs.storage import files as storage
 
@@ -34,18 +34,21 @@ BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
     "exact_match": ("causal-lm",),
     "f1": ("sequence-classification",),
 }
+# The best rate of LoRA is about ten times that of full fine-tuning (Tinker's cookbook, 2025); that of prompt tuning is
+# up to 0.3 (arXiv 2104.08691).
+_USUAL_RATES = {"lora": (5e-5, 5e-3), "prompt": (1e-3, 0.5)}
 _OFFLOAD_CPUS = 4  # threads with which Adam on the host keeps up with one GPU
 
 
 @dataclass(frozen=True)
 class Validated:
-    """The findings about a spec without mistakes.
+    """The result for a spec without mistakes.
 
     Attributes:
         spec: the spec, with the model of a run in place of `model.path: run:NAME`.
         warnings: settings that are allowed, but probably not meant.
-        looked_at: things beside the spec that were checked, in words.
-        not_looked_at: things that could not be checked from here, and so may still be wrong.
+        looked_at: descriptions of what was checked beside the spec.
+        not_looked_at: descriptions of what could not be checked here and may be wrong.
     """
 
     spec: Spec
@@ -70,7 +73,7 @@ def validate(spec: Spec) -> Validated:
         seen.append(f"{where}: {source.words}")
         warnings += _source_warnings(spec, where, source)
         if not source.samples and not source.bad:
-            unseen.append(f"{where}: what your function makes of its rows (it runs when the data is prepared)")
+            unseen.append(f"{where}: the samples that your function makes (it runs when the data is prepared)")
     return Validated(spec, tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
 
 
@@ -162,22 +165,20 @@ def _top_level_names(module: ModuleSpec) -> set[str] | None:
 
 
 def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Looked]:
-    """Look at each source, by its name in the spec. Problems are added to `problems`."""
+    """Check each source, and add problems to `problems` under its name in the spec."""
     from jobs.data.sources.first_records import bad_rows_words, look_at
     from jobs.data.sources.formats import Reading
 
     found: dict[str, Looked] = {}
-    for role, sources in (("data.train", spec.data.train), ("data.eval", spec.data.eval or ())):
-        for number, source in enumerate(sources):
-            where = role if len(sources) == 1 else f"{role}[{number}]"
-            try:
-                found[where] = look_at(Reading.of(spec, source), source.path)
-                wrong, _ = bad_rows_words(found[where], spec.data.max_bad_fraction)
-                if wrong:
-                    raise DataError.at(where, wrong)
-            except InputError as error:
-                named = (one if one.field else replace(one, field=role) for one in error.mistakes)
-                problems.append(type(error).of(named))
+    for where, source in numbered(spec.sources):
+        try:
+            found[where] = look_at(Reading.of(spec, source), source.path)
+            wrong, _ = bad_rows_words(found[where], spec.data.max_bad_fraction)
+            if wrong:
+                raise DataError.at(where, wrong)
+        except InputError as error:
+            named = (one if one.field else replace(one, field=where.partition("[")[0]) for one in error.mistakes)
+            problems.append(type(error).of(named))
     return found
 
 
@@ -199,12 +200,12 @@ def _model_seen(spec: Spec) -> tuple[list[str], list[str]]:
         return [f"model: config.json of {path}"], [f"model: the weights and the tokenizer at {path}"]
     if os.path.isabs(storage.local_path(path)):
         return [f"model: {path}"], []
-    return [], [f"model: {path} is not a directory beside the spec, and the hub was not asked for it"]
+    return [], [f"model: {path} is not a directory beside the spec; whether the hub has it was not checked"]
 
 
 def _check_formats(spec: Spec) -> None:
     """Look for functions that the user wrote, without calling them: only workers import them."""
-    own = sorted(name for name in spec.data.formats if OWN_FUNCTION.match(name))
+    own = sorted(name for name in spec.formats if OWN_FUNCTION.match(name))
     problems = [Mistake(problem, "data.format") for name in own if (problem := own_function_problem(name))]
     if problems:
         raise SpecError.of(problems)
@@ -215,7 +216,7 @@ def _check_storage(spec: Spec) -> None:
 
 
 _CHECKS: tuple[Callable[[Spec], object], ...] = (
-    enter_working_dir,  # first, because functions are looked up from there
+    enter_working_dir,  # first, because functions are looked up in it
     plan_batching,
     worker_numbers,
     _check_warmup,
@@ -227,12 +228,17 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
 
 
 def _warnings(spec: Spec) -> Iterator[str]:
-    held_out = spec.data.has_eval
     asked = [name for name in spec.eval.metrics if name != "loss"]
-    if not held_out and (asked or spec.eval.eval_steps):
+    if not spec.data.has_eval and (asked or (spec.eval.eval_steps and not spec.evaluates)):
         what = f"eval.metrics asks for {', '.join(asked)}" if asked else "eval.eval_steps is set"
         yield f"{what}, but there are no held-out samples: give data.eval or data.eval_fraction"
     train = spec.train
+    least, most = _USUAL_RATES.get(spec.method.kind, (0.0, 1.0))
+    if not least <= train.learning_rate <= most:
+        yield (
+            f"train.learning_rate ({train.learning_rate:g}) is unusual for method: {spec.method.kind}. Its best "
+            f"rates are mostly between {least:g} and {most:g}, far above those of full fine-tuning"
+        )
     if train.lr_scheduler_type == "warmup_stable_decay" and (train.warmup_ratio or 0.0) + train.decay_ratio > 1.0:
         yield f"warmup_ratio ({train.warmup_ratio}) + decay_ratio ({train.decay_ratio}) > 1: the decay is shortened"
     cpus, gpus = spec.resources.cpus_per_worker, spec.resources.gpus_per_worker

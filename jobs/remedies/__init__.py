@@ -1,4 +1,4 @@
-"""What a run changes about itself after a trouble: pure functions that decide. Drivers and the training loop act.
+"""Decides, in pure functions, what a run changes after a failure. Drivers and the training loop act on the decisions.
 
 May import `spec`, `planning` and `run`. Start with `out_of_memory`.
 """

@@ -1,6 +1,7 @@
 """Decides when a run that no longer gets better on held-out samples ends. Pure.
 
-The decision follows from the step of the best score and that of the newest one, so a resume needs no counter.
+The decision follows from two steps, that of the last improvement and that of the newest score, so a resume needs no
+counter. The first one is kept with the best score, in every checkpoint.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from jobs.spec.evaluation import Eval
 
 
 def stops_early(rule: Eval, best: Best | None, evaluated_at: int | None) -> bool:
-    """Whether the last `rule.early_stopping_patience` evaluations brought no better score.
+    """Whether the last `rule.early_stopping_patience` evaluations brought no score that is better by enough.
 
     Args:
         best: the best score so far, with the newest one considered.
@@ -18,4 +19,4 @@ def stops_early(rule: Eval, best: Best | None, evaluated_at: int | None) -> bool
     """
     if rule.early_stopping_patience is None or rule.eval_steps is None or best is None or evaluated_at is None:
         return False
-    return evaluated_at // rule.eval_steps - best.step // rule.eval_steps >= rule.early_stopping_patience
+    return evaluated_at // rule.eval_steps - best.counted_from // rule.eval_steps >= rule.early_stopping_patience

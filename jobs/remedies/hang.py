@@ -21,7 +21,7 @@ _STOPPED: Final = "T"  # state of a process that SIGSTOP has stopped; a debugger
 
 
 class Doing(StrEnum):
-    """What the loop of a rank does. Only a step and an evaluation have a bound."""
+    """The activity of a rank's loop. Only a step and an evaluation have a bound."""
 
     STEP = "step"
     EVALUATION = "evaluation"
@@ -139,10 +139,12 @@ def hang_of(ranks: Sequence[Looks], num_ranks: int) -> Hang | None:
     outside = [looks for looks in ranks if not looks.waits]
     idle = [looks for looks in outside if looks.is_idle]
     if idle:
-        return _hang(idle, "waits, and not for the other ranks")
+        return _hang(idle, "waits, but not for other ranks")
     if quiet_s < max(_LEAST_BUSY_S, _TIMES_LONGEST_BUSY * longest_s):
         return None
-    return _hang(outside, "computes without an end") if outside else _hang(ranks, "waits for ranks that wait as well")
+    return (
+        _hang(outside, "computes and never finishes") if outside else _hang(ranks, "waits for ranks that wait as well")
+    )
 
 
 def _hang(ranks: Sequence[Looks], why: str) -> Hang:

@@ -22,7 +22,7 @@ Section = TypeVar("Section", bound=Frozen)
 
 
 class Where(StrEnum):
-    """What the run was doing when it ran out of memory."""
+    """The activity of the run when it ran out of memory."""
 
     LOADING = "loading"  # before the first forward pass on rows
     TRAINING = "training"
@@ -117,11 +117,11 @@ def _later_rungs(spec: Spec, on_gpus: bool) -> Iterator[Change]:
 def changed(spec: Spec, change: Change) -> Spec:
     """Return the spec with the change, and with the same global batch."""
     if change.rung is Rung.MICRO_BATCH:
-        spec = _with_global_batch(spec)
+        spec = with_global_batch(spec)
     return _with(spec, change.field, change.after)
 
 
-def _with_global_batch(spec: Spec) -> Spec:
+def with_global_batch(spec: Spec) -> Spec:
     """Return the spec with its global batch given and its accumulation derived."""
     train = spec.train
     rows = (

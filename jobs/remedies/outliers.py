@@ -63,7 +63,7 @@ class Outlier:
         name = {"loss": "its loss", "gradients": "the norm of its gradient"}[self.what]
         if not math.isfinite(self.value):
             return f"its loss is {self.value}" if self.what == "loss" else "its gradients are not finite"
-        return f"{name} is {self.value:.4g}, and the median of the steps before it is {self.median:.4g}"
+        return f"{name} is {self.value:.4g}; the median of the steps before is {self.median:.4g}"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def after_step(
 
 
 def in_trouble(history: StepHistory, step: int) -> bool:
-    """Whether the weights are suspected after `step` steps: outliers go on, and no batch is known to be at fault.
+    """Whether the weights are suspected after `step` steps: outliers continue, and no batch is known to be at fault.
 
     Before the first update there is no earlier state to go back to.
     """
@@ -178,7 +178,7 @@ def rollback_of(history: StepHistory, step: int) -> Rollback | None:
 def targets_of(rollback: Rollback, saved: Sequence[int]) -> list[int]:
     """List the checkpoints to go back to, in order of preference. After the last one follows the start of the run.
 
-    Preferred is the newest that is older than all suspected batches. If there is none, the oldest one before the first
+    The newest one before all suspected batches is preferred. If there is none, the oldest one before the first
     outlier is still better than the start.
     """
     safe = rollback.first_outlier - SUSPECTED
@@ -187,7 +187,7 @@ def targets_of(rollback: Rollback, saved: Sequence[int]) -> list[int]:
 
 
 def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollback, target: int) -> StepHistory:
-    """Return the history with which the run goes on: the earlier state's, with the counts of the whole run."""
+    """Return the history with which the run continues: that of the earlier state, with the counts of the whole run."""
     return earlier.model_copy(
         update={
             "outliers": history.outliers,
@@ -200,7 +200,7 @@ def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollbac
 
 
 def failure(history: StepHistory, step: int, learning_rate: float) -> str | None:
-    """Return why the run fails after `step` steps and what to do; None while it may go on."""
+    """Return why the run fails after `step` steps and what to do; None while it may continue."""
     if in_trouble(history, step) and history.rollbacks >= MOST_ROLLBACKS:
         return (
             f"the last {history.outliers_in_a_row} steps were outlying again, after {history.rollbacks} rollbacks. "
@@ -210,10 +210,10 @@ def failure(history: StepHistory, step: int, learning_rate: float) -> str | None
         what = f"the last {history.skipped_in_a_row} steps changed nothing"
         if history.bad_data:
             return (
-                f"{what}: their losses or gradients are outlying, also with the weights from before the trouble. "
+                f"{what}: their losses or gradients are outlying, even with the weights from before the trouble. "
                 f"Check the data of steps {step - history.skipped_in_a_row + 1} to {step}"
             )
-        return f"{what}: their gradients, or their losses, are not finite or outlying. {_LOWER_THE_RATE}"
+        return f"{what}: their gradients or losses are outlying or not finite. {_LOWER_THE_RATE}"
     if step >= FEWEST_STEPS and 2 * history.skipped >= step:
         return (
             f"{history.skipped} of {step} steps changed nothing: their gradients, or their losses, are not finite or "
@@ -224,12 +224,12 @@ def failure(history: StepHistory, step: int, learning_rate: float) -> str | None
 
 def untrained(steps: int) -> str:
     """Explain the failure of a run in which every step was skipped."""
-    return f"none of {steps} steps changed the weights: gradients, or losses, were never finite. {_LOWER_THE_RATE}"
+    return f"none of {steps} steps changed the weights: the gradients or losses were never finite. {_LOWER_THE_RATE}"
 
 
 def _excessive(learning_rate: float, factor: float) -> str:
     """Name an excessive learning rate, and suggest one."""
-    reached = f", and {learning_rate * factor:.3g} still is" if factor < 1 else ""
+    reached = f", and so is {learning_rate * factor:.3g}" if factor < 1 else ""
     return (
         f"train.learning_rate {learning_rate:g} is too high{reached}. Start a new run with at most "
         f"{learning_rate * factor * _RATE_CUT:.3g}, or lengthen the warmup"
@@ -261,8 +261,12 @@ def rollback_message(rollback: Rollback, target: int, learning_rate: float) -> T
     return Told(f"{cause} again, so {rate}", f"the run goes back to {state} and continues with {now}")
 
 
-def summary(history: StepHistory, learning_rate: float) -> str | None:
-    """Say at the end what the remedies did, what they cost and what to change; None if they did nothing."""
+def summary(history: StepHistory, learning_rate: float, step: int | None) -> str | None:
+    """Say after the last step what the remedies did, what they cost and what to change; None if they did nothing.
+
+    Args:
+        step: the last one; None: the state of an earlier step is exported.
+    """
     if not history.outliers and not history.rollbacks:
         return None
     said = f"outlying steps: {many(history.outliers, 'step')} skipped"
@@ -272,4 +276,9 @@ def summary(history: StepHistory, learning_rate: float) -> str | None:
         )
     if history.rate_factor < 1:
         return f"{said}. Next time, set train.learning_rate to at most {learning_rate * history.rate_factor:.3g}"
+    if step is not None and history.skipped_in_a_row >= TROUBLE:
+        said += (
+            f". The last {history.skipped_in_a_row} steps changed nothing, so the model is that of step "
+            f"{step - history.skipped_in_a_row}"
+        )
     return f"{said}. Next time, check the data of the skipped steps"

@@ -21,6 +21,12 @@ def write_attempt(paths: JobPaths, start: int, world_size: int) -> None:
     storage.write_bytes(paths.attempt(number), json.dumps({"start": start, "num_workers": world_size}).encode())
 
 
+def newest_start(paths: JobPaths) -> int:
+    """Return the step at which the newest worker group started; 0: none has started."""
+    count = count_attempts(paths)
+    return int(json.loads(storage.read_bytes(paths.attempt(count)))["start"]) if count else 0
+
+
 def take_run(paths: JobPaths) -> str:
     """Write a random id of this driver over that of the previous one, and return it (see `JobPaths.driver`)."""
     word = secrets.token_hex(8)

@@ -58,10 +58,23 @@ class PartEntry(Frozen):
 class Best(Frozen):
     """The best held-out score so far, and its step."""
 
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")  # see `Commit`
+
     metric: str
     greater_is_better: bool
     step: int
     score: float
+    metrics: dict[str, float] = Field(default_factory=dict, description="All eval_* of that step.")
+    improved_at: int | None = Field(
+        None,
+        description="Step of the newest score that was better than the best one before it by more than "
+        "eval.early_stopping_threshold; null: `step`.",
+    )
+
+    @property
+    def counted_from(self) -> int:
+        """The step from which early stopping counts evaluations."""
+        return self.step if self.improved_at is None else self.improved_at
 
 
 class StepHistory(Frozen):
@@ -105,6 +118,7 @@ class Commit(Frozen):
     metrics_before: dict[str, float]
     best: Best | None = None
     history: StepHistory = Field(default_factory=StepHistory, description="See `jobs.remedies.outliers`.")
+    rate_cuts: int = Field(0, description="How often forgetting has lowered the learning rate.")
     chain: str = Field(description="Hash chain over the samples of all steps so far; 16 hex digits.")
     data_fingerprint: str
 

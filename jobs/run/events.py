@@ -17,6 +17,7 @@ from jobs.storage.journal import JournalReader, JournalWriter, Record
 DRIVER = "driver"
 ALIVE = "alive"
 ALIVE_EVERY_S = 60.0
+_LOOK_EVERY_S = 0.5
 
 
 def this_driver() -> dict[str, Any]:
@@ -53,13 +54,13 @@ class Announcer:
             self._sign_of_life()
 
     def _sign_of_life(self) -> None:
-        """Store an event that is not shown. It tells a long step from a dead driver, and names the driver's process."""
+        """Store an event that is not shown. With it, readers can distinguish a long step from a dead driver."""
         sign = event(ALIVE, "the driver is alive", **this_driver())
         self._journal.append(sign.model_dump(mode="json"))
 
 
 class Watch:
-    """Passes on what the workers have written since the last look; the first look begins where this was made."""
+    """Shows the events and steps that workers have written since the last look, or since this object was made."""
 
     def __init__(self, paths: JobPaths, progress: Progress) -> None:
         self._events = JournalReader(paths.events, skip=DRIVER)
@@ -92,12 +93,12 @@ class Watch:
         self._progress.step(record)
 
     @contextlib.contextmanager
-    def in_background(self, every_s: float = 0.5) -> Any:
-        """Look every `every_s` seconds in a thread while the context is open, and once more at its end."""
+    def in_background(self) -> Any:
+        """Look twice a second in a thread while the context is open, and once more at its end."""
         ended = threading.Event()
 
         def run() -> None:
-            while not ended.wait(every_s):
+            while not ended.wait(_LOOK_EVERY_S):
                 self.look()
 
         thread = threading.Thread(target=run, name="watch", daemon=True)

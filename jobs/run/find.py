@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import posixpath
 import shlex
@@ -10,8 +11,11 @@ import shlex
 from cluster.settings import read_settings
 from cluster.text import did_you_mean
 from jobs.errors import DataError, InputError, StorageError
-from jobs.run.paths import JobPaths
+from jobs.run.outcome import read_outcome
+from jobs.run.paths import JobPaths, made_from
+from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
+from jobs.spec.load import load_marked, trained
 from jobs.spec.references import run_named
 from jobs.storage import files as storage
 
@@ -71,16 +75,82 @@ def _some_names(names: list[str]) -> str:
 def with_model_of_run(spec: Spec) -> Spec:
     """Replace `model.path: run:NAME` by the path of the model that the run NAME under `storage_path` has exported.
 
+    Of a run that has trained a LoRA adapter, it is the merged model.
+
     Raises:
-        InputError: no run or several runs have this name, or the run has exported no model.
+        InputError: no run or several runs have this name, or the run has no model, or one that is out of date.
     """
     name = run_named(spec.model.path)
     if name is None:
         return spec
     paths = JobPaths(find_run(name, spec.storage_path))
-    if not storage.exists(storage.join(paths.model, "config.json")):
-        raise DataError(
-            f"model.path {spec.model.path}: run {paths.name} has no model; a run exports it when it succeeds. "
-            f"`fleetune export {shlex.quote(paths.root)}` makes a model from its newest checkpoint"
+    found = next((one for one in (paths.model, paths.merged) if storage.exists(storage.join(one, "config.json"))), None)
+    if found is None:
+        raise DataError(f"model.path {spec.model.path}: {_no_model(paths)}")
+    if _is_stale(paths, found):
+        was, does, method = (
+            ("adapter was merged", "merges it", "lora")
+            if found == paths.merged
+            else ("model was exported", "exports it", "full")
         )
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"path": paths.model})})
+        raise DataError(
+            f"model.path {spec.model.path}: run {paths.name} may have been resumed since its {was}. "
+            f"`{export_command(paths, method)}` {does} again; then this spec works"
+        )
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"path": found})})
+
+
+def export_command(paths: JobPaths, method: str) -> str:
+    """Return the command that makes a whole model from a run, which was trained with `full` or `lora`."""
+    return f"fleetune export {shlex.quote(paths.root)}{' --merged' if method == 'lora' else ''}"
+
+
+def _no_model(paths: JobPaths) -> str:
+    found = load_marked(paths.spec).spec
+    if isinstance(found, CompareSpec):
+        return (
+            f"run {paths.name} is a comparison, which has a model for each method. "
+            f"Set model.path to one of them: they lie in {paths.method('NAME')}/TRIAL/model"
+        )
+    spec = trained(found)
+    method = "full" if spec is None else spec.method.kind
+    if spec is not None and method == "prompt":
+        return (
+            f"run {paths.name} has trained a prompt, which cannot be merged into a model. "
+            f"To train from its base model, set model.path: {spec.model.path}"
+        )
+    if method == "lora":
+        return (
+            f"run {paths.name} has trained an adapter, which is no whole model. "
+            f"`{export_command(paths, method)}` merges it into its base model; then this spec works"
+        )
+    return (
+        f"run {paths.name} has no model; a run exports it when it succeeds. "
+        f"`{export_command(paths, method)}` makes a model from its newest checkpoint"
+    )
+
+
+def export_source(paths: JobPaths) -> str | None:
+    """Return a digest of what an export of the run is made from: its outcome with a model, or its newest checkpoint.
+
+    None if it has neither.
+    """
+    from jobs.run.checkpoints import commit_path, committed_steps  # imports numpy, which the command line does without
+
+    outcome = read_outcome(paths)
+    if outcome is not None and outcome.model_path is not None:
+        source = paths.outcome
+    elif steps := committed_steps(paths):
+        source = commit_path(paths, steps[-1])
+    else:
+        return None
+    return hashlib.sha256(storage.read_bytes(source)).hexdigest()
+
+
+def _is_stale(paths: JobPaths, model: str) -> bool:
+    """Whether the model was made from something else than an export now. Removed checkpoints do not count."""
+    outcome = read_outcome(paths)
+    if model == paths.model and outcome is not None and outcome.model_path is not None:
+        return False  # the run's own export, which it has verified
+    now, mark = export_source(paths), made_from(model)
+    return now is not None and now != (storage.read_bytes(mark).decode() if storage.exists(mark) else None)

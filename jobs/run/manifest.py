@@ -1,4 +1,4 @@
-"""Collects what a run was made with: versions, git revision, host, devices."""
+"""Collects the facts that help to repeat a run: versions of packages, git revision, host and command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import subprocess
 import sys
 from typing import Any
 
-_PACKAGES = ("fleetune", "torch", "transformers", "deepspeed", "ray", "pyarrow", "fsspec", "safetensors", "numpy")
+_PACKAGES = (
+    "fleetune", "torch", "transformers", "deepspeed", "peft", "ray", "pyarrow", "fsspec", "safetensors", "numpy",
+)  # fmt: skip
 
 
 def versions() -> dict[str, str]:

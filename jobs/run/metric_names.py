@@ -8,6 +8,41 @@ from typing import Any, Final
 ACCURACY: Final = "eval_accuracy"
 # Share of held-out samples in the most frequent class: the accuracy of a model that always predicts that class.
 MAJORITY: Final = "eval_majority_share"
+# Loss for each token of general text, which shows what the model forgets. Named as Hugging Face names the metrics of
+# an evaluation on several data sets.
+GENERAL_LOSS: Final = "eval_general_loss"
+LOSS: Final = "eval_loss"
+
+
+def general_name(name: str) -> str:
+    """Return the name of a held-out metric on general text: `eval_general_loss` for `eval_loss`."""
+    return f"eval_general_{name.removeprefix('eval_')}"
+
+
+def is_general(name: str) -> bool:
+    return name.startswith("eval_general_")
+
+
+def general_increase(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
+    """Return how much the loss on general text has risen, as a share of its first value; None if it is not known."""
+    if GENERAL_LOSS not in after or not before.get(GENERAL_LOSS):
+        return None
+    return after[GENERAL_LOSS] / before[GENERAL_LOSS] - 1
+
+
+def trade_words(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+    """State the gain of the task against the change on general text; None without the latter.
+
+    The text is `held-out loss 3.1 -> 1.92 (-38.1%), general loss 3.21 -> 3.4 (+5.9%)`.
+    """
+    losses = {"held-out loss": LOSS, "general loss": GENERAL_LOSS}
+    pairs = {words: (before[name], after[name]) for words, name in losses.items() if name in before and name in after}
+    if "general loss" not in pairs:
+        return None
+    return ", ".join(
+        f"{words} {old:.4g} -> {new:.4g}" + (f" ({new / old - 1:+.1%})" if old else "")
+        for words, (old, new) in pairs.items()
+    )
 
 
 def metric_words(metrics: Mapping[str, Any], shape: str = "{:.4g}", prefix: str = "") -> Iterator[str]:

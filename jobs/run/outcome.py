@@ -1,4 +1,4 @@
-"""How a run ended, and the events on its way: the values that a run leaves for its viewers."""
+"""The values that a run leaves for its viewers: its outcome and its events."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jobs.errors import MachinesFailed, StorageError
 from jobs.frozen import Frozen
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import Remedy
+from jobs.run.run_plan import PlanCheck
 from jobs.storage import files as storage
 
 OUTCOME_VERSION = 1
@@ -49,11 +50,16 @@ class Outcome(Frozen):
         None, ge=1, description="The step after which eval_* of metrics were measured; None if there are none."
     )
     metrics_before: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step.")
+    exported_step: int | None = Field(
+        None, ge=1, description="Step of the checkpoint that was exported, if it is not the last step."
+    )
+    exported_metrics: dict[str, float] = Field(default_factory=dict, description="eval_* after that step.")
     confusion: tuple[tuple[int, ...], ...] | None = Field(
         None, description="Samples of that evaluation by class: a row for each true class, a column for each predicted."
     )
     model_path: str | None = Field(None, description="The exported model directory.")
     remedies: tuple[Remedy, ...] = Field((), description="Changes that the run made to itself, over all attempts.")
+    plan: PlanCheck | None = Field(None, description="What was predicted and what was measured; None: not planned.")
     ended_at: datetime.datetime = Field(description="UTC.")
 
     @property
@@ -67,7 +73,9 @@ class Event(Frozen):
     """One thing that happened in a run."""
 
     at: datetime.datetime = Field(description="UTC.")
-    kind: str = Field(description="Short name: phase, evaluated, checkpoint, exported, remedy, warning, failed, ended.")
+    kind: str = Field(
+        description="phase, planned, evaluated, checkpoint, exported, remedy, warning, failed, ended and others."
+    )
     message: str = Field(description="One line for people.")
     data: dict[str, Any] = Field(default_factory=dict, description="Facts of the event for programs.")
 

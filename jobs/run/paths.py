@@ -39,6 +39,19 @@ class JobPaths:
         """The spec of the best trial; only in a sweep."""
         return storage.join(self.root, "best.json")
 
+    def method(self, name: str) -> str:
+        """The sweep of one method; only in a comparison."""
+        return storage.join(self.root, "methods", name)
+
+    @property
+    def comparison(self) -> str:
+        """The figures of all methods; only in a comparison."""
+        return storage.join(self.root, "comparison.json")
+
+    @property
+    def comparison_page(self) -> str:
+        return storage.join(self.root, "comparison.html")
+
     @property
     def manifest(self) -> str:
         """Versions, git revision, hosts, devices, data fingerprint and peak memory of the run."""
@@ -80,6 +93,11 @@ class JobPaths:
         return storage.join(self.root, "model")
 
     @property
+    def merged(self) -> str:
+        """The whole model that `fleetune export --merged` makes from an adapter and its base."""
+        return storage.join(self.root, "merged")
+
+    @property
     def logs(self) -> str:
         return storage.join(self.root, "logs")
 
@@ -88,7 +106,7 @@ class JobPaths:
         return storage.join(self.logs, f"{who}.log")
 
     def checkpoint(self, step: int) -> str:
-        return storage.join(self.checkpoints, checkpoint_name(step))
+        return storage.join(self.checkpoints, f"step-{step:08d}")
 
     def attempt(self, number: int) -> str:
         """The start of one worker group: the step at which it starts, and its number of workers."""
@@ -118,6 +136,11 @@ class JobPaths:
         return storage.join(self.root, "remedies.json")
 
     @property
+    def plan(self) -> str:
+        """The newest plan of the run: its memory and time, and the fields that it chose; absent if none was made."""
+        return storage.join(self.root, "plan.json")
+
+    @property
     def driver(self) -> str:
         """A random id of the driver that has the run. Workers of an earlier driver see it change, and end."""
         return storage.join(self.root, "driver")
@@ -128,11 +151,15 @@ class JobPaths:
         return storage.join(self.root, "removing.json")
 
 
+def made_from(model: str) -> str:
+    """Return the file in `model` or `merged` that tells from which checkpoint or export `fleetune export` made it.
+
+    Its content is that of `jobs.run.find.export_source`. A model that the run itself has exported has no such file.
+    """
+    return storage.join(model, "made_from")
+
+
 _CHECKPOINT = re.compile(r"^step-(\d+)$")
-
-
-def checkpoint_name(step: int) -> str:
-    return f"step-{step:08d}"
 
 
 def checkpoint_step(name: str) -> int | None:

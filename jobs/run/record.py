@@ -1,4 +1,4 @@
-"""The record of a run: opened with its spec, closed with its outcome however the run ends, and opened again."""
+"""Opens a run's directory with its spec, writes its outcome however it ends, and reopens it for a resume."""
 
 from __future__ import annotations
 
@@ -22,14 +22,19 @@ from jobs.errors import (
     StorageError,
     StorageOutage,
 )
+from jobs.run.attempts import newest_start
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.run.remedies import next_time, read_remedies, remedy_words
+from jobs.run.run_plan import FIRST_STEPS, PlanCheck, check_of, read_plan
+from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, part_names, read_journal, read_part
+
+_MOST_PARTS = 200  # of the metrics, that a comparison with the plan reads
 
 
 def open_run(spec: Spec, root: str | None = None) -> JobPaths:
@@ -42,8 +47,8 @@ def open_run(spec: Spec, root: str | None = None) -> JobPaths:
     return paths
 
 
-def reopen_run(run_root: str, spec: Spec | SweepSpec) -> JobPaths:
-    """Prepare the directory of an earlier run or sweep for a resume.
+def reopen_run(run_root: str, spec: Spec | SweepSpec | CompareSpec) -> JobPaths:
+    """Prepare the directory of an earlier run, sweep or comparison for a resume.
 
     Metrics, events, logs and checkpoints stay. Spec, manifest and outcome of the attempt that ended are kept under its
     number. Requests to that attempt, and its failures, are removed.
@@ -76,13 +81,14 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
         outcome = drive()
     except Exception as error:
         traceback.print_exc()
-        outcome = outcome_of_error(paths, error)
+        outcome = outcome_of_error(error)
     except KeyboardInterrupt as error:
-        outcome = outcome_of_error(paths, Interrupted(str(error) or "interrupted"))
+        outcome = outcome_of_error(Interrupted(str(error) or "interrupted"))
     if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
         outcome = outcome.model_copy(update=last_record(paths))
     with contextlib.suppress(StorageError):
         outcome = outcome.model_copy(update={"remedies": read_remedies(paths)})
+        outcome = outcome.model_copy(update={"plan": read_check(paths)})
     write_outcome(paths, outcome)
     return outcome
 
@@ -99,7 +105,8 @@ def last_record(paths: JobPaths) -> dict[str, Any]:
         return {"metrics_before": before}
     newest = written[-1]  # an earlier attempt may have reached a later step, but that work is lost
     steps = [record for record in one_of_each_step(written) if record["step"] <= newest["step"]]
-    last = next((record for record in reversed(steps) if "eval_loss" in record), {})  # every evaluation has a loss
+    evaluations = (record for record in reversed(steps) if any(name.startswith("eval_") for name in record))
+    last: Record = next(evaluations, {})
     known = {name: value for name, value in last.items() if name.startswith("eval_")}
     return {
         "step": newest["step"],
@@ -115,6 +122,21 @@ def read_steps(paths: JobPaths) -> list[Record]:
     An attempt that goes back to a checkpoint repeats some steps; the record that was written last counts.
     """
     return one_of_each_step(read_journal(paths.metrics))
+
+
+def read_check(paths: JobPaths) -> PlanCheck | None:
+    """Compare the plan of a run with the newest steps of its newest attempt; None: it has no plan.
+
+    Raises:
+        StorageError: the run cannot be read.
+    """
+    plan = read_plan(paths)
+    if plan is None:
+        return None
+    start, parts = newest_start(paths), part_names(paths.metrics)[-_MOST_PARTS:]
+    records = [record for part in parts for record in read_part(paths.metrics, part)]
+    steps = [step for step in one_of_each_step(records) if step["step"] > start]
+    return check_of(plan, steps if steps and steps[0]["step"] == start + 1 else [{}] * FIRST_STEPS + steps)
 
 
 def logged_loss(paths: JobPaths, step: int, micro_batch: int) -> float | None:
@@ -139,7 +161,7 @@ def one_of_each_step(records: list[Record]) -> list[Record]:
     return [newest[step] for step in sorted(newest)]
 
 
-def outcome_of_error(paths: JobPaths, error: Exception) -> Outcome:
+def outcome_of_error(error: Exception) -> Outcome:
     now = datetime.datetime.now(datetime.UTC)
     if isinstance(error, Interrupted):
         return Outcome(status=Status.INTERRUPTED, reason=str(error), ended_at=now)
@@ -170,14 +192,17 @@ def ending_of(paths: JobPaths, outcome: Outcome) -> str:
     return "\n".join([*lines, f"resume: {how}"] if how else lines)
 
 
-def how_to_go_on(paths: JobPaths, outcome: Outcome | None) -> str | None:
+def how_to_go_on(paths: JobPaths, outcome: Outcome | None, *, is_search: bool = False) -> str | None:
     """Return the command that resumes a run; None if it has no checkpoint, succeeded, or would fail again.
 
     Args:
         outcome: None for a run that was killed.
+        is_search: the run is a sweep or a comparison, which resumes without a checkpoint.
     """
     if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input):
         return None
+    if is_search:
+        return resume_command(paths)
     from jobs.run.checkpoints import committed_steps  # imports numpy, which the command line must not wait for
 
     try:

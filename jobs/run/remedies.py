@@ -1,6 +1,6 @@
 """The changes that a run made to itself after it ran out of memory, as `remedies.json` keeps them. Light to import.
 
-A later attempt begins with these changes, so that it does not run out again.
+A later attempt begins with these changes, so that it does not run out of memory again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Remedy(Frozen):
     from_step: int = Field(ge=0, description="Step of the checkpoint from which the run started again.")
     steps_again: int = Field(ge=0, description="Steps after that checkpoint, which are computed again.")
     seconds: float | None = Field(
-        None, ge=0, description="From the trouble to the end of the next step; None if there was no next step."
+        None, ge=0, description="From the failure to the end of the next step; None if there was no next step."
     )
 
 
@@ -70,7 +70,7 @@ def remedy_words(remedy: Remedy) -> str:
 
 
 def next_time(remedies: Sequence[Remedy]) -> str | None:
-    """Return what to write into the spec so that a new run does not meet these troubles; None without remedies."""
+    """Return the change of the spec with which a new run avoids these failures; None without remedies."""
     newest = {one.field: one.after for one in remedies}
     if not newest:
         return None

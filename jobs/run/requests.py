@@ -1,6 +1,8 @@
-"""Requests to a run that goes on, as files in its directory. Its workers look for them every second."""
+"""Asks a run that is still training to stop or to save. Requests are files in its directory, read every second."""
 
 from __future__ import annotations
+
+import json
 
 from cluster.text import duration, many
 from jobs.errors import InputError
@@ -22,8 +24,17 @@ def ask_to_stop(root: str, now: Now = utc_now) -> str:
 
 
 def ask_to_save(root: str, now: Now = utc_now) -> str:
-    """Ask a run to save a checkpoint and go on. As `ask_to_stop`."""
+    """Ask a run to save a checkpoint and go on. As `ask_to_stop`.
+
+    Raises:
+        InputError: the run has ended, or it is a comparison.
+    """
     paths = JobPaths(root)
+    if storage.exists(paths.spec) and json.loads(storage.read_bytes(paths.spec)).get("kind") == "compare":
+        raise InputError(
+            f"{paths.name} is a comparison. Its sweeps save checkpoints: fleetune save {paths.method('NAME')}, with "
+            "the name of the method that is trained now"
+        )
     return _ask(paths, paths.save_request, "go on", now)
 
 

@@ -13,7 +13,8 @@ from cluster.text import many
 from jobs.errors import InputError, SpecError
 from jobs.planning import plan_batching
 from jobs.run.events import ALIVE, DRIVER, this_driver
-from jobs.run.outcome import Outcome, Status, read_outcome
+from jobs.run.find import export_command
+from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.checking.fields import section_model, spec_fields
 from jobs.spec.data import Source, source_words
@@ -43,7 +44,7 @@ MAY_CHANGE: Final = frozenset(
     }
 )
 # Paths: they may change, but not be added or dropped. Their content is compared when it is read.
-MAY_MOVE: Final = frozenset({"model.path", "data.train", "data.eval"})
+MAY_MOVE: Final = frozenset({"model.path", "data.train", "data.eval", "eval.general"})
 # Fields that the device decided before and that may be set now. The checkpoint's precision is compared on reading.
 MAY_BE_SAID: Final = frozenset({"train.bf16"})
 # Values of fields that are left out. Earlier releases wrote the attention kernel as sdpa if it was left out.
@@ -55,12 +56,12 @@ SILENT_S: Final = 150.0
 
 def leaf_fields() -> list[str]:
     """List the dotted names of all fields that are not sections."""
-    return [name for name, info in spec_fields().items() if section_model(info) is None]
+    return [name for name, info in spec_fields(Spec).items() if section_model(info) is None]
 
 
 def may_change(name: str) -> bool:
     parts = name.split(".")
-    return any(".".join(parts[:depth]) in MAY_CHANGE for depth in range(1, len(parts) + 1))
+    return name not in MAY_MOVE and any(".".join(parts[:depth]) in MAY_CHANGE for depth in range(1, len(parts) + 1))
 
 
 def differences(before: Spec, now: Spec) -> list[str]:
@@ -124,26 +125,29 @@ def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = tim
     outcome = read_outcome(paths)
     if outcome is None and not alone:
         check_not_driven(paths, clock())
-    if outcome is not None and outcome.status is Status.SUCCEEDED:
-        raise InputError(_has_succeeded(paths, outcome))
     before = load_spec(paths.spec)
+    if outcome is not None and outcome.status is Status.SUCCEEDED:
+        raise InputError(
+            f"run {paths.name} has succeeded after {many(outcome.step, 'step')}: nothing is left to do. To train "
+            f"further, {_new_run(paths, before.method.kind)}"
+        )
     changed = differences(before, now)
     if changed:
         lines = "\n".join(f"  {line}" for line in changed)
         raise SpecError(
             f"run {paths.name} cannot resume: the spec changes what is computed (old value -> new value):\n"
             f"{lines}\nA resume may change resources, checkpoint, eval, the micro-batch and train.zero. "
-            f"Undo the listed changes, or start a new run from its model (`fleetune export {paths.root}`, then "
-            f"model.path: {paths.model})"
+            f"Undo the listed changes, or {_new_run(paths, before.method.kind)}"
         )
     return before
 
 
-def _has_succeeded(paths: JobPaths, outcome: Outcome) -> str:
-    return (
-        f"run {paths.name} has succeeded after {many(outcome.step, 'step')}: nothing is left to do. To train further "
-        f"from it, start a new run with model.path: {paths.model}"
-    )
+def _new_run(paths: JobPaths, method: str) -> str:
+    """Say how a new run starts from the model of a run. Pure."""
+    if method == "prompt":
+        return "start a new run from the base model: a prompt cannot be merged into it"
+    made = paths.merged if method == "lora" else paths.model
+    return f"start a new run from its model (`{export_command(paths, method)}`, then model.path: {made})"
 
 
 def check_not_driven(paths: JobPaths, now_s: float) -> None:

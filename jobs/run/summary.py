@@ -17,6 +17,8 @@ from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
 from jobs.run.remedies import Remedy, read_remedies
+from jobs.run.run_plan import PlanCheck, check_of, read_plan
+from jobs.spec.checking.fields import SEARCHES
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, newest_record, part_names, read_journal, written_at_s
 
@@ -54,14 +56,19 @@ class RunDetails(_Read):
     summary: RunSummary
     spec: dict[str, Any]
     total_steps: int | None
+    trainable: int | None = Field(None, description="Elements of the parameters that are trained.")
+    parameters: int | None = Field(None, description="Elements of all parameters.")
     metrics_before: dict[str, float]
+    exported_step: int | None = Field(None, description="Step of the exported checkpoint, if it is not the last step.")
+    exported_metrics: dict[str, float] = Field(default_factory=dict, description="eval_* after that step.")
     confusion: tuple[tuple[int, ...], ...] | None = Field(
         None, description="Held-out samples: true class by predicted."
     )
     last_step: Record | None
     paths: dict[str, str]
     resume: str | None = Field(description="The command that resumes a run that ended early.")
-    remedies: tuple[Remedy, ...] = Field((), description="Changes that the run made to itself after a trouble.")
+    remedies: tuple[Remedy, ...] = Field((), description="Changes that the run made to itself after a failure.")
+    plan: PlanCheck | None = Field(None, description="What was predicted and measured; None: nothing was planned.")
     events: tuple[Record, ...]
     log_tail: str | None = Field(description="End of the most useful log, if the run did not succeed.")
 
@@ -70,7 +77,7 @@ def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
 
 
-def list_runs(storage_path: str, now: Now = utc_now) -> list[RunSummary]:
+def list_runs(storage_path: str) -> list[RunSummary]:
     """List all runs directly under `storage_path`, newest last.
 
     Raises:
@@ -80,10 +87,26 @@ def list_runs(storage_path: str, now: Now = utc_now) -> list[RunSummary]:
         raise StorageError(
             f"no runs: there is no directory {storage_path}. Give --storage, or set FLEETUNE_STORAGE_PATH"
         )
-    runs = [summarise(JobPaths.of(storage_path, name), now) for name in run_names(storage_path)]
+    runs = [summarise(JobPaths.of(storage_path, name)) for name in run_names(storage_path)]
     return sorted(
         runs, key=lambda run: (run.started_at or datetime.datetime.min.replace(tzinfo=datetime.UTC), run.name)
     )
+
+
+def plan_checks(storage_path: str) -> dict[str, PlanCheck]:
+    """Return the plans of all runs directly under `storage_path` beside what was measured, by name.
+
+    Raises:
+        StorageError: the storage path does not exist, or no run there has a plan.
+    """
+    roots = {run.name: run.root for run in list_runs(storage_path)}
+    plans = {name: _plan(JobPaths(root), _outcome(JobPaths(root))) for name, root in roots.items()}
+    found = {name: plan for name, plan in plans.items() if plan is not None}
+    if not found:
+        raise StorageError(
+            f"no run in {storage_path} has a plan: small jobs on CPUs, and runs of earlier releases, have none"
+        )
+    return found
 
 
 def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
@@ -102,7 +125,8 @@ def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
     silent_s = max((now() - written_at).total_seconds(), 0.0) if written_at else None
     status = "running" if silent_s is not None and silent_s <= SILENT_AFTER_S else "lost"
     running = _summary(paths, status, silent_s, int(last.get("step", 0)), _metrics_of(last), None)
-    return running.model_copy(update={"evaluated_step": running.step if "eval_loss" in running.metrics else None})
+    evaluated = any(name.startswith("eval_") for name in running.metrics)
+    return running.model_copy(update={"evaluated_step": running.step if evaluated else None})
 
 
 def _summary(
@@ -151,20 +175,26 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
     paths = JobPaths(root)
     summary = summarise(paths, now)
     events = read_journal(paths.events)
-    plans = [event.get("data", {}).get("total_steps") for event in events if event.get("kind") == "plan"]
+    plan: Record = next((one.get("data", {}) for one in reversed(events) if one.get("kind") == "plan"), {})
     outcome = _outcome(paths)
     ended_well = summary.status in ("running", Status.SUCCEEDED)
     spec = json.loads(storage.read_bytes(paths.spec))
+    is_search = spec.get("kind") in SEARCHES
     return RunDetails(
         summary=summary,
         spec=spec,
-        total_steps=plans[-1] if plans else None,
+        total_steps=plan.get("total_steps"),
+        trainable=plan.get("trainable"),
+        parameters=plan.get("parameters"),
         metrics_before=outcome.metrics_before if outcome else {},
+        exported_step=outcome.exported_step if outcome else None,
+        exported_metrics=outcome.exported_metrics if outcome else {},
         confusion=outcome.confusion if outcome else None,
         last_step=newest_record(paths.metrics),
-        paths=_paths_of(paths, outcome, spec.get("kind") == "sweep"),
-        resume=None if ended_well else how_to_go_on(paths, outcome),
+        paths=_paths_of(paths, outcome, is_search),
+        resume=None if ended_well else how_to_go_on(paths, outcome, is_search=is_search),
         remedies=_remedies(paths),
+        plan=_plan(paths, outcome),
         events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
         log_tail=None if ended_well else log_tail(paths),
     )
@@ -184,9 +214,19 @@ def _remedies(paths: JobPaths) -> tuple[Remedy, ...]:
         return ()  # a newer release wrote them, and the rest of the run can still be shown
 
 
-def _paths_of(paths: JobPaths, outcome: Outcome | None, is_sweep: bool) -> dict[str, str]:
+def _plan(paths: JobPaths, outcome: Outcome | None) -> PlanCheck | None:
+    if outcome is not None:
+        return outcome.plan
+    try:
+        plan = read_plan(paths)
+        return None if plan is None else check_of(plan, [])
+    except (FleetuneError, ValueError):
+        return None  # a newer release planned it
+
+
+def _paths_of(paths: JobPaths, outcome: Outcome | None, is_search: bool) -> dict[str, str]:
     found = {"run": paths.root, "spec": paths.spec, "logs": paths.logs}
-    if not is_sweep:  # the checkpoints of a sweep are in its trials
+    if not is_search:  # the checkpoints of a search are in its trials
         found["checkpoints"] = paths.checkpoints
     if outcome and outcome.model_path:
         found["model"] = outcome.model_path

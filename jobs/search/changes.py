@@ -1,4 +1,4 @@
-"""Changes of a sweep that goes on: a larger budget, or another range.
+"""Changes of a running sweep: a larger budget, or another range.
 
 A command leaves each change as a file in the sweep's directory. The driver applies it and removes the file.
 

@@ -1,4 +1,4 @@
-"""The plan of a sweep's budget for one set of rows, and how much of it is done. Pure; light to import."""
+"""The trials and runs that a sweep's budget pays for, and the steps done so far. Pure; light to import."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jobs.errors import SpecError
 from jobs.search.rules.auto import LATER
 from jobs.search.rules.budget import BudgetPlan, budget_plan, compared_steps, runs_of, too_little
 from jobs.search.rules.rungs import cooldown_of, stops_of
-from jobs.search.trials import FINALISTS, Trials
+from jobs.search.trials import Trials, most_repeats
 from jobs.spec.sweep import SweepSpec
 
 
@@ -26,10 +26,16 @@ class Shares:
     runs: float
 
     @classmethod
-    def of(cls, sweep: SweepSpec, total_steps: int, per_run: float) -> Shares:
-        """Compute what the budget pays for. Raises SpecError: it does not pay for one trial."""
+    def of(cls, sweep: SweepSpec, total_steps: int, per_run: float, probe_steps: float) -> Shares:
+        """Compute what the budget pays for. Raises SpecError: it does not pay for one trial.
+
+        Args:
+            per_run: tokens of one whole run of the base.
+            probe_steps: cost of the probe.
+        """
         stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
-        plan, runs = budget_plan(sweep, stops, cooldown, per_run), runs_of(sweep.budget, per_run)
+        plan = budget_plan(sweep, stops, cooldown, per_run, probe_steps)
+        runs = runs_of(sweep.budget, per_run)
         if (wrong := too_little(sweep, total_steps, runs)) is not None:
             raise SpecError.at("budget", wrong)
         return cls(plan, per_run, runs)
@@ -39,7 +45,7 @@ class Shares:
         """What the budget pays for with the later rung. None: it does not pay for the trials that have begun."""
         try:
             later = trials.sweep.model_copy(update={"rungs": LATER})
-            shares = cls.of(later, trials.total_steps, trials.tokens_per_run)
+            shares = cls.of(later, trials.total_steps, trials.tokens_per_run, trials.probe_steps)
         except SpecError:
             return None
         return shares if len(trials.searched) <= shares.plan.compared else None
@@ -49,13 +55,9 @@ class Shares:
         stops = stops_of(ledger.sweep, ledger.total_steps)
         if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
             compared = compared_steps(ledger.sweep, int(self.plan.compared), stops, 0)
-            return compared + (self.plan.straight + self._repeats(ledger)) * ledger.total_steps
+            return compared + (self.plan.straight + most_repeats(ledger.sweep)) * ledger.total_steps
         trials = min(self.plan.compared, self.runs)
-        return None if math.isinf(trials) else int((trials + self._repeats(ledger)) * ledger.total_steps)
-
-    def _repeats(self, ledger: Trials) -> int:
-        """Runs that repeat finalists."""
-        return FINALISTS * (ledger.sweep.seeds - 1)
+        return None if math.isinf(trials) else int((trials + most_repeats(ledger.sweep)) * ledger.total_steps)
 
 
 def steps_done(trials: Trials) -> int:

@@ -1,4 +1,4 @@
-"""A trial of a sweep: its values, its run, how far it is and what it has scored. Light to import."""
+"""A trial of a sweep: its values, its run, its progress and its scores. Light to import."""
 
 from __future__ import annotations
 
@@ -28,13 +28,14 @@ class Trial:
     scores: list[tuple[int, float]] = field(default_factory=list)  # (step, judged metric), finite ones
     step: int = 0
     tokens: int = 0
+    seconds: float = 0.0  # that gangs trained it
     loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str | None = None  # why it ended before its last step
 
     @property
     def score(self) -> float | None:
-        """The newest one."""
+        """The newest score."""
         return self.scores[-1][1] if self.scores else None
 
     @property
@@ -43,10 +44,10 @@ class Trial:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is one of the whole runs of a sweep with one rung: begun as one, or gone on from the rung."""
+        """Whether it counts as a whole run of a sweep with one rung: begun as one, or continued from the rung."""
         return self.straight or len(self.scores) > 1
 
     @property
     def rung(self) -> int:
-        """How often it was scored."""
+        """Number of rungs at which it was scored."""
         return len(self.scores)

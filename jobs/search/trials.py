@@ -10,7 +10,19 @@ from typing import Any, Final
 
 from jobs.errors import SpecError
 from jobs.run.paths import JobPaths
-from jobs.search.rules.auto import LATER, aims, bounded, is_near, is_too_early, prior_of, rate_name, whole_run_rate
+from jobs.search.rules.auto import (
+    LATER,
+    PROBE_STEPS,
+    aims,
+    bounded,
+    is_near,
+    is_too_early,
+    prior_of,
+    probe_steps,
+    rate_name,
+    whole_run_rate,
+)
+from jobs.search.rules.budget import most_trials
 from jobs.search.rules.rates import best_rate
 from jobs.search.rules.rungs import ETA, going_on, stops_of
 from jobs.search.rules.varying import trial_spec
@@ -25,8 +37,13 @@ FINALISTS: Final = 2  # trials that are repeated with other seeds
 _NO_SCORE = 1e9  # told of a failed trial while no other one has a score
 
 
+def most_repeats(sweep: SweepSpec) -> int:
+    """Return the largest number of runs that repeat finalists with other seeds."""
+    return int(min(FINALISTS, most_trials(sweep))) * (sweep.seeds - 1)
+
+
 class Trials:
-    """All trials of a sweep, as the ledger in its directory tells."""
+    """All trials of a sweep, read from the ledger in its directory."""
 
     def __init__(self, sweep: SweepSpec, root: str) -> None:
         """`root`: of the sweep's directory. Raises StorageError: the ledger cannot be read."""
@@ -84,7 +101,7 @@ class Trials:
             self.change(self.sweep)
 
     def change(self, sweep: SweepSpec) -> None:
-        """Go on with another spec of the same search."""
+        """Continue with another spec of the same search."""
         with self._lock:
             self.sweep = self.as_searched(sweep)
 
@@ -93,6 +110,11 @@ class Trials:
         if self.is_later and sweep.rungs is None:
             sweep = sweep.model_copy(update={"rungs": LATER})
         return sweep if self._greatest is None else bounded(sweep, self._greatest)
+
+    @property
+    def probe_steps(self) -> float:
+        """Cost of the probe, in optimizer steps; 0 if there is none."""
+        return (PROBE_STEPS if self.probe_tokens else 0.0) if self.is_bounded else probe_steps(self.sweep)
 
     @property
     def is_too_early(self) -> bool:
@@ -111,7 +133,7 @@ class Trials:
 
     @property
     def on_their_way(self) -> list[int]:
-        """Numbers of the trials that pause at the first rung and go on to the later one."""
+        """Numbers of the trials that pause at the first rung and continue to the later one."""
         paused = [trial for trial in self.searched if trial.state == "paused" and not trial.scores]
         return [trial.number for trial in paused] if self.is_later else []
 
@@ -147,7 +169,8 @@ class Trials:
 
     def take(self, trial: Trial, answer: Answer) -> None:
         trial.step, trial.tokens = max(trial.step, answer.step), trial.tokens + answer.tokens
-        if answer.status == "stopped":  # the sweep was: the trial goes on with it
+        trial.seconds += answer.seconds
+        if answer.status == "stopped":  # the sweep was stopped: the trial continues with it
             trial.state = "paused"
             return
         trial.loss, trial.metrics = answer.loss, answer.metrics or trial.metrics
@@ -162,7 +185,7 @@ class Trials:
         trial.state = "finished" if answer.status == "finished" else "paused"
 
     def _unscored(self, answer: Answer) -> str | None:
-        """Why an answer has no score; None if it has one."""
+        """Return why an answer has no score; None if it has one."""
         score = answer.judged.get(self.sweep.judged)
         if score is None:
             known = ", ".join(sorted(answer.judged)) or "nothing"
@@ -218,15 +241,20 @@ class Trials:
         return min(short, key=lambda trial: len(self.repeats_of(trial)), default=None)
 
     @property
+    def repeats_to_begin(self) -> int:
+        """How many repeats of the present finalists have not begun."""
+        return sum(max(self.sweep.seeds - 1 - len(self.repeats_of(trial)), 0) for trial in self.finalists)
+
+    @property
     def repeats_left(self) -> int:
-        """How many repeats have not ended or are still to begin, at most."""
+        """The largest number of repeats that have not ended or are still to begin."""
         ended = sum(trial.is_over for trial in list(self.trials.values()) if trial.repeats is not None)
-        return max(FINALISTS * (self.sweep.seeds - 1) - ended, 0)
+        return max(most_repeats(self.sweep) - ended, 0)
 
     @property
     def going_on(self) -> list[int]:
-        """Numbers of the trials that go on from a rung, once all have begun; see `jobs.search.rules.rungs.going_on`."""
-        if self.sweep.scheduler != "halving":  # Ray Tune lets them go on
+        """Numbers of the trials that continue from a rung once all have begun: see `rules.rungs.going_on`."""
+        if self.sweep.scheduler != "halving":  # Ray Tune decides which continue
             return [trial.number for trial in self.searched if trial.state == "paused" and trial.scores]
         compared = [trial for trial in list(self.trials.values()) if not trial.straight]
         if aims(self.sweep):
@@ -257,7 +285,7 @@ class Trials:
 
     @property
     def best(self) -> Trial | None:
-        """The best finished trial, which is no repeat."""
+        """The best finished trial that is not a repeat."""
         first = next((trial for trial in self.ranked() if trial.repeats is None), None)
         return first if first is not None and first.state == "finished" else None
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -11,6 +10,8 @@ from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MO
 from jobs.frozen import Frozen
 from jobs.spec.finetune import SCHEMA_VERSION
 from jobs.spec.queue import MOST_KEYS, Queue, VariableName
+from jobs.spec.references import absolute_working_dir, folder_of
+from jobs.spec.vary import JobSpec
 
 Word = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=100_000)]
 
@@ -29,7 +30,7 @@ class CommandResources(Frozen):
         return self
 
 
-class CommandSpec(Frozen):
+class CommandSpec(JobSpec):
     """A program on a gang. Each process of several gets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR."""
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
@@ -51,8 +52,5 @@ class CommandSpec(Frozen):
     resources: CommandResources = Field(default_factory=CommandResources, description="The gang.")
     queue: Queue = Field(default_factory=Queue, description="What the job asks of the queue.")
 
-    def vary(self, fields: Mapping[str, Iterable[Any]] | None = None, /, **named: Iterable[Any]) -> list[CommandSpec]:
-        """Make a spec for each combination of values, as in `vary({"env.SHARD": ["0", "1"]})`; see `jobs.spec.vary`."""
-        from jobs.spec.vary import vary  # imported here because that module imports this one
-
-        return vary(self, {**(fields or {}), **named})
+    def with_absolute_paths(self, path: str) -> CommandSpec:
+        return self.model_copy(update={"working_dir": absolute_working_dir(self.working_dir, folder_of(path))})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Final, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jobs.frozen import Frozen
+from jobs.spec.references import absolute
 from jobs.storage import locations as location
 
 BuiltinFormat = Literal["text", "chat", "prompt-completion", "instruction", "classification"]
@@ -156,10 +159,13 @@ class Data(Frozen):
     def columns_of(self, source: Source) -> Columns:
         return source.columns or self.columns
 
-    @property
-    def formats(self) -> frozenset[str]:
-        """Formats that occur in any source."""
-        return frozenset(self.format_of(source) for source in (*self.train, *(self.eval or ())))
+
+def numbered(sources: Sequence[tuple[str, Source]]) -> Iterator[tuple[str, Source]]:
+    """Name each source by its field, with its number if the field has several: `data.train`, or `data.train[1]`."""
+    for field, same in itertools.groupby(sources, lambda one: one[0]):
+        of_field = [source for _, source in same]
+        for number, source in enumerate(of_field):
+            yield field if len(of_field) == 1 else f"{field}[{number}]", source
 
 
 def source_words(source: Source) -> str:
@@ -169,3 +175,10 @@ def source_words(source: Source) -> str:
     columns = source.columns.model_dump(exclude_defaults=True) if source.columns else {}
     changed += [f"columns.{role} {column}" for role, column in columns.items()]
     return source.path + (f" ({', '.join(changed)})" if changed else "")
+
+
+def absolute_sources(sources: Sources | None, base: str) -> Sources | None:
+    """Make the paths of sources absolute, relative to the directory or URL `base`."""
+    if sources is None:
+        return None
+    return tuple(source.model_copy(update={"path": absolute(source.path, base)}) for source in sources)

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
 
 from jobs.frozen import Frozen
 from jobs.spec.bounds import MOST_COUNT, MOST_ROWS
+from jobs.spec.data import Source, Sources
+
+
+def _as_text(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """Give format text to sources without a format: data.format is that of the task, such as chat."""
+    if any(source.weight or source.max_epochs for source in sources):
+        raise ValueError("weight and max_epochs are for data.train: every row of general text is scored once")
+    return tuple(source.model_copy(update={"format": source.format or "text"}) for source in sources)
 
 
 class Eval(Frozen):
@@ -20,15 +30,34 @@ class Eval(Frozen):
         None, ge=1, le=MOST_COUNT, description="Evaluate every this many steps, and at the start and the end."
     )
     eval_on_start: bool = Field(True, description="Evaluate before the first step.")
+    general: Annotated[Sources, AfterValidator(_as_text)] | None = Field(
+        None,
+        description="General text, whose loss shows what the model forgets: a path, or sources as in data.eval "
+        "(format: text by default). Scored before the first step and at each evaluation.",
+    )
     early_stopping_patience: int | None = Field(
         None,
         ge=1,
         le=MOST_COUNT,
         description="End after this many evaluations in a row without a better metric_for_best_model; export the best.",
     )
+    early_stopping_threshold: float = Field(
+        0.0,
+        ge=0.0,
+        le=1e9,
+        description="For early_stopping_patience, a score must be better than the best one by more than this.",
+    )
     per_device_eval_batch_size: int = Field(
         8, ge=1, le=MOST_ROWS, description="Most rows per worker in a forward pass of evaluation."
     )
+
+    @model_validator(mode="after")
+    def _threshold_of_patience(self) -> Eval:
+        if self.early_stopping_threshold and self.early_stopping_patience is None:
+            raise ValueError(
+                "early_stopping_threshold needs early_stopping_patience: give it, or leave the threshold out"
+            )
+        return self
 
 
 class Checkpoint(Frozen):

@@ -7,46 +7,27 @@ A value that follows from other fields is derived (see `jobs.planning.batching`)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Final, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal, get_args
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
 from jobs.spec.bounds import MOST_COUNT, MOST_ROWS
-from jobs.spec.data import MOST_EPOCHS, Columns, Data, Source, StoragePath, checked_path
+from jobs.spec.data import MOST_EPOCHS, Data, Source, StoragePath, absolute_sources, checked_path
 from jobs.spec.evaluation import Checkpoint, Eval
+from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
 from jobs.spec.queue import Queue
-from jobs.spec.references import RUN_REFERENCE
+from jobs.spec.references import RUN_REFERENCE, absolute_model, absolute_storage, absolute_working_dir, folder_of
 from jobs.spec.remedies import Remedies
+from jobs.spec.vary import JobSpec
 from jobs.spec.zero import Zero
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "Checkpoint",
-    "Columns",
-    "Data",
-    "Eval",
-    "Frozen",
-    "Model",
-    "Queue",
-    "Resources",
-    "Source",
-    "Spec",
-    "Task",
-    "Train",
-    "Zero",
-]
-
 SCHEMA_VERSION: Final = 1
+# Fields of `train` that a plan chooses where they are left out (`jobs.preflight.plan`).
+Planned = Literal["per_device_train_batch_size", "gradient_checkpointing", "zero"]
+PLANNED: Final[frozenset[Planned]] = frozenset(get_args(Planned))
 
 Task = Literal["causal-lm", "sequence-classification"]
 SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stable_decay"]
@@ -82,19 +63,6 @@ class Model(Frozen):
                 f"{path!r}: after run: comes the name of a run or job; write the path of a model without run:"
             )
         return path if path.startswith("run:") else checked_path(path)
-
-
-class FullMethod(Frozen):
-    """Full fine-tuning: every parameter is trained."""
-
-    kind: Literal["full"] = Field("full", description="The method's name.")
-
-
-def _method_from_name(value: object) -> object:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-Method = Annotated[FullMethod, BeforeValidator(_method_from_name)]
 
 
 class Train(Frozen):
@@ -152,6 +120,12 @@ class Train(Frozen):
     )
     zero: Zero = Field(default_factory=Zero, description="DeepSpeed ZeRO.")
 
+    @model_serializer(mode="wrap")
+    def _without_what_a_plan_may_choose(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the fields that the user left out, so that a spec read from a dump shows them as left out, too."""
+        values: dict[str, Any] = dumped(self)
+        return {name: value for name, value in values.items() if name not in PLANNED - self.model_fields_set}
+
     @model_validator(mode="after")
     def _nothing_is_said_twice(self) -> Train:
         for one, other in (
@@ -191,6 +165,9 @@ class Resources(Frozen):
         description="CPU cores per worker, which Ray reserves and torch's threads use.",
     )
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
+    plan: bool = Field(
+        True, description="Predict the memory of workers, choose what train leaves out, and refuse what cannot fit."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -207,7 +184,7 @@ class Resources(Frozen):
         """Dump one value for both fields, so that replacing `num_workers` in the dump also replaces the minimum."""
         values: dict[str, Any] = dumped(self)
         least = values.pop("min_workers", None)
-        return values if least is None else {**values, "num_workers": {"min": least, "max": values["num_workers"]}}
+        return values if least is None else {**values, "num_workers": {"min": least, "max": self.num_workers}}
 
     @field_validator("num_workers", mode="before")
     @classmethod
@@ -224,12 +201,12 @@ class Resources(Frozen):
         return self
 
 
-class Spec(Frozen):
+class Spec(JobSpec):
     """A fine-tuning job."""
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
     kind: Literal["finetune"] = Field(
-        "finetune", description="finetune. The other kinds, command and sweep, have other fields."
+        "finetune", description="finetune. The other kinds, command, sweep and compare, have other fields."
     )
     name: str = Field(
         "run",
@@ -237,7 +214,9 @@ class Spec(Frozen):
         description="Start of the run's name: lower-case letters, digits, '.', '_' and '-'.",
     )
     model: Model = Field(description="The model to start from.")
-    method: Method = Field(default_factory=FullMethod, description="Fine-tuning method: full.")
+    method: Method = Field(default_factory=ChosenMethod, description="What is trained: full, lora or prompt.")
+    lora: Lora = Field(default_factory=Lora, description="LoRA, for method: lora.")
+    prompt: Prompt = Field(default_factory=Prompt, description="Prompt tuning, for method: prompt.")
     data: Data = Field(description="The samples.")
     train: Train = Field(default_factory=Train, description="Training arguments.")
     eval: Eval = Field(default_factory=Eval, description="Evaluation.")
@@ -258,11 +237,15 @@ class Spec(Frozen):
     @model_validator(mode="after")
     def _task_and_format_fit(self) -> Spec:
         classify = self.model.task == "sequence-classification"
-        every = [(role, source) for role in ("train", "eval") for source in getattr(self.data, role) or ()]
-        for role, source in every:
+        if classify and self.eval.general:
+            raise ValueError(
+                "eval.general is for causal-lm: a classifier predicts no tokens, so it has no loss on general text. "
+                "Leave eval.general out"
+            )
+        for field, source in self.sources:
             name = self.data.format_of(source)
             if ":" not in name and classify != (name == "classification"):
-                what = "data.format" if source.format is None else f"the format of {source.path} in data.{role}"
+                what = "data.format" if source.format is None else f"the format of {source.path} in {field}"
                 raise ValueError(
                     f"model.task is {self.model.task} but {what} is {name}: sequence-classification goes with "
                     "classification, causal-lm with text, chat, prompt-completion or instruction"
@@ -278,13 +261,28 @@ class Spec(Frozen):
         return self
 
     @model_validator(mode="after")
+    def _only_the_section_of_the_method_is_given(self) -> Spec:
+        for name, left_out in (("lora", Lora()), ("prompt", Prompt())):
+            if self.method.kind != name and getattr(self, name) != left_out:
+                raise ValueError(
+                    f"{name} is given, but method is {self.method.kind}: set method: {name}, or leave {name} out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _the_best_can_be_told(self) -> Spec:
         wanted, metrics = self.checkpoint.metric_for_best_model, self.eval.metrics
+        needed = {"checkpoint.metric_for_best_model": wanted, "eval.eval_steps": self.eval.eval_steps}
         if self.eval.early_stopping_patience is not None:
-            needed = {"checkpoint.metric_for_best_model": wanted, "eval.eval_steps": self.eval.eval_steps}
             for name, value in needed.items():
                 if value is None:
                     raise ValueError(f"eval.early_stopping_patience needs {name}: give it, or leave the patience out")
+        if self.remedies.forgetting.max_general_loss_increase is not None:
+            if self.eval.general is None:
+                raise ValueError("remedies.forgetting needs eval.general: give it, or leave the bound out")
+            for name, value in needed.items():
+                if value is None:
+                    raise ValueError(f"remedies.forgetting needs {name}: give it, or leave the bound out")
         if wanted is None:
             return self
         if not self.data.has_eval:
@@ -317,11 +315,35 @@ class Spec(Frozen):
             )
         return self
 
-    def vary(self, fields: Mapping[str, Iterable[Any]] | None = None, /, **named: Iterable[Any]) -> list[Spec]:
-        """Make a spec for each combination of values, as in `vary(learning_rate=[1e-5, 2e-5])` (`jobs.spec.vary`)."""
-        from jobs.spec.vary import vary  # imported here because that module imports this one
+    def with_absolute_paths(self, path: str) -> Spec:
+        base = folder_of(path)
+        working_dir = absolute_working_dir(self.working_dir, base)
+        data = {name: absolute_sources(getattr(self.data, name), base) for name in ("train", "eval")}
+        return self.model_copy(
+            update={
+                "working_dir": working_dir,
+                "storage_path": absolute_storage(self.storage_path, base),
+                "data": self.data.model_copy(update=data),
+                "eval": self.eval.model_copy(update={"general": absolute_sources(self.eval.general, base)}),
+                "model": self.model.model_copy(update={"path": absolute_model(self.model.path, base)}),
+            }
+        )
 
-        return vary(self, {**(fields or {}), **named})
+    @property
+    def sources(self) -> tuple[tuple[str, Source], ...]:
+        """Every source, with the field that names it: data.train, data.eval or eval.general."""
+        fields = {"data.train": self.data.train, "data.eval": self.data.eval, "eval.general": self.eval.general}
+        return tuple((field, source) for field, sources in fields.items() for source in sources or ())
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """Formats that occur in any source."""
+        return frozenset(self.data.format_of(source) for _, source in self.sources)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is anything to score: held-out samples or general text."""
+        return self.data.has_eval or self.eval.general is not None
 
     @property
     def num_labels(self) -> int | None:
@@ -332,5 +354,8 @@ class Spec(Frozen):
 
     @property
     def packed(self) -> bool:
-        """Whether a row holds several samples. Classification pools one token a row, so its rows hold one sample."""
-        return self.data.packing and self.model.task == "causal-lm"
+        """Whether a row holds several samples.
+
+        Classification pools one token a row, and a trained prompt precedes each row: such rows hold one sample.
+        """
+        return self.data.packing and self.model.task == "causal-lm" and self.method.kind != "prompt"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -12,6 +14,8 @@ MOST_PRIORITY: Final = 1000  # bound on both sides of 0
 MOST_RUNTIME_S: Final = 1e9  # about 30 years
 LONGEST_LABEL: Final = 200
 MOST_LABELS: Final = 50
+# Fields that get no label: values that may be secrets, fields with their own column in lists, and paths.
+_UNLABELLED: Final = frozenset({"env", "queue", "name", "storage_path", "working_dir", "version", "kind"})
 MOST_KEYS: Final = 1000  # keys of any mapping in a spec
 VARIABLE = r"^[A-Za-z_][A-Za-z0-9_]{0,127}$"
 
@@ -93,5 +97,26 @@ class Queue(Frozen):
         description="Facts that `queue` and `status` show; --set, --sweep and vary add one for each changed field.",
     )
 
+    def labelled(self, changes: Mapping[str, Any]) -> Queue:
+        """Add a label for each changed field; labels that are there already are kept.
 
-Kind = Literal["finetune", "command", "sweep"]
+        Args:
+            changes: new values by dotted name, as `{"train.learning_rate": 1e-5}`.
+        """
+        added = {name: label_value(value) for name, value in changes.items() if name.split(".")[0] not in _UNLABELLED}
+        return self.model_copy(update={"labels": dict(list({**self.labels, **added}.items())[:MOST_LABELS])})
+
+
+def label_value(value: Any) -> str:
+    """Format a value on one line, in at most LONGEST_LABEL characters: `1e-05`, `[a, b]`, `none`."""
+    if value is None:
+        text = "none"
+    elif isinstance(value, float):
+        text = f"{value:.6g}"
+    else:
+        text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
+
+
+Kind = Literal["finetune", "command", "sweep", "compare"]

@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from jobs.frozen import Frozen
+
+
+class Forgetting(Frozen):
+    """A bound on the loss of eval.general, and what a run does when an evaluation is past it."""
+
+    max_general_loss_increase: float | None = Field(
+        None,
+        gt=0.0,
+        le=100.0,
+        description="Largest increase of eval_general_loss, as a share of its value before training; none: no bound.",
+    )
+    action: Literal["lower_learning_rate", "stop"] = Field(
+        "lower_learning_rate",
+        description="lower_learning_rate: go back to the best checkpoint that leaves half of the bound, or to the "
+        "start, with half the rate, at most three times, and then stop. stop: end the run. The best checkpoint within "
+        "the bound that is left is exported.",
+    )
 
 
 class Remedies(Frozen):
@@ -18,4 +37,7 @@ class Remedies(Frozen):
     )
     outlier_steps: bool = Field(
         True, description="Skip steps of outlying loss or gradient; if they go on, roll back and lower the rate."
+    )
+    forgetting: Forgetting = Field(
+        default_factory=Forgetting, description="What a run does when its loss on eval.general rises too much."
     )

@@ -1,20 +1,25 @@
-"""The spec of kind `sweep`: a base job, the fields that vary, the metric, and the budget. Light to import."""
+"""The spec of kind `sweep`: a base job, the fields that vary, the metric, and the budget. Light to import.
+
+A spec of kind `compare` has most of the same fields: see `jobs.spec.compare`.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal, Self
 
-from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
 from jobs.frozen import Frozen
 from jobs.spec.bounds import MOST_COUNT
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import Queue
+from jobs.spec.space import Range, Space
+from jobs.spec.vary import JobSpec
 
+NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 MOST_FIELDS: Final = 16
 MOST_TRIALS: Final = 10_000
-MOST_CHOICES: Final = 1000
 GRID_POINTS: Final = 5  # values that a grid takes from a range without `points`
 _AROUND: Final = 10.0  # the default range goes from a tenth of the base's learning rate to ten times that rate
 _MOST_WARMUP: Final = 0.2  # end of the default range of warmup_ratio
@@ -22,46 +27,6 @@ _MOST_WARMUP: Final = 0.2  # end of the default range of warmup_ratio
 Algorithm = Literal["auto", "grid", "random", "tpe", "gp"]
 Scheduler = Literal["none", "asha", "halving"]
 Then = Literal["export", "final", "nothing"]
-
-
-class Range(Frozen):
-    """Numbers from `min` to `max`."""
-
-    min: float = Field(description="The smallest value.")
-    max: float = Field(description="The largest value.")
-    log: bool = Field(False, description="Draw the logarithm uniformly, as for learning rates.")
-    points: int | None = Field(None, ge=2, le=MOST_CHOICES, description="Values that a grid takes from this range.")
-
-    @model_validator(mode="after")
-    def _goes_up(self) -> Range:
-        if self.min >= self.max:
-            raise ValueError(f"min ({self.min:g}) must be less than max ({self.max:g})")
-        if self.log and self.min <= 0:
-            raise ValueError(f"min is {self.min:g}, but a logarithm needs numbers above 0: raise min, or drop log")
-        return self
-
-    @property
-    def between(self) -> float:
-        """A value inside the range that is not whole even if both ends are: integer fields reject it."""
-        return self.min + (self.max - self.min) * 0.381966
-
-    def values(self, count: int) -> tuple[float, ...]:
-        """Return `count` evenly spaced values; their logarithms are evenly spaced if `log` is set."""
-        if self.log:
-            ratio = self.max / self.min
-            found = [self.min * ratio ** (place / (count - 1)) for place in range(count)]
-        else:
-            found = [self.min + (self.max - self.min) * place / (count - 1) for place in range(count)]
-        return (*found[:-1], self.max)  # exactly max: the formula may round to a value beside it
-
-
-def _form_of(value: object) -> str:
-    return "choices" if isinstance(value, list | tuple) else "range"
-
-
-Choices = Annotated[tuple[JsonValue, ...], Field(min_length=1, max_length=MOST_CHOICES)]
-Dimension = Annotated[Annotated[Range, Tag("range")] | Annotated[Choices, Tag("choices")], Discriminator(_form_of)]
-Space = dict[str, Dimension]
 
 
 FIRST_RUNGS: Final = (0.25,)  # where the spec gives none
@@ -88,21 +53,17 @@ def _is_auto(data: dict[str, Any]) -> bool:
     return bool(data.get("algorithm", "auto") == "auto")
 
 
-class SweepSpec(Frozen):
-    """A search for the best values of some fields of a job."""
+class Search(Frozen):
+    """What is searched, from which job, and how: the fields that the kinds `sweep` and `compare` share."""
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
-    kind: Literal["sweep"] = Field(description="sweep.")
+    kind: Literal["sweep", "compare"] = Field(description="sweep or compare.")
     name: str = Field(
-        "sweep",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
-        description="Start of the sweep's name: lower-case letters, digits, '.', '_' and '-'.",
+        "search",
+        pattern=NAME_PATTERN,
+        description="Start of the name of its directory: lower-case letters, digits, '.', '_' and '-'.",
     )
     base: Spec = Field(description="The job that every trial changes: a path (relative to this file), or a spec.")
-    queue: Queue = Field(
-        default_factory=lambda data: data["base"].queue if "base" in data else Queue(),
-        description="What the sweep asks of the queue; default: the base's.",
-    )
     space: Space = Field(
         default_factory=dict,
         max_length=MOST_FIELDS,
@@ -144,25 +105,15 @@ class SweepSpec(Frozen):
         description="Share of a run in which the rate falls to zero before the score at a rung; the state is then put "
         "back. Default: 0.1 for auto, else 0.",
     )
-    prior: dict[str, JsonValue] = Field(
-        default_factory=dict,
-        max_length=MOST_FIELDS,
-        description="First values that auto tries; default: from earlier sweeps of the model, or from its size.",
-    )
     seeds: int = Field(
         1,
         ge=1,
         le=100,
-        description="Seeds with which the two best trials are trained; the best mean wins. A budget in trials, runs or "
-        "tokens does not count the repeats.",
+        description="Seeds with which the two best trials are trained; the best mean wins. A budget in minutes or "
+        "gpu_hours has room for the repeats; one in trials, runs or tokens does not count them.",
     )
     num_gangs: int | None = Field(
         None, ge=1, le=1000, description="Most gangs at once; default: as many as fit, up to 8."
-    )
-    then: Then = Field(
-        "export",
-        description="At the end: export the best trial's model; final: train the best values once more on all samples, "
-        "including those of data.eval_fraction; or nothing.",
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the proposals; every trial uses the base's seed.")
 
@@ -174,15 +125,10 @@ class SweepSpec(Frozen):
         return rungs
 
     @model_validator(mode="after")
-    def _can_be_searched(self) -> SweepSpec:
+    def _can_be_searched(self) -> Self:
         if not self.base.data.has_eval:
             raise ValueError(
                 "the base has no held-out samples to judge trials by: give base.data.eval or base.data.eval_fraction"
-            )
-        if self.then == "final" and self.base.data.eval is not None:
-            raise ValueError(
-                "then is final, but the base has separate held-out samples (data.eval): a final run would train on "
-                "the same samples again. Use then: export"
             )
         if self.scheduler != "none" and self.rungs == ():
             raise ValueError(
@@ -195,6 +141,9 @@ class SweepSpec(Frozen):
         if self.seeds > 1 and any(name.rpartition(".")[2] == "seed" for name in self.space):
             raise ValueError("seeds trains the best trials with other seeds, and space has seed too: drop one of them")
         return self
+
+    def with_absolute_paths(self, path: str) -> Self:
+        return self.model_copy(update={"base": self.base.with_absolute_paths(path)})
 
     @property
     def working_dir(self) -> str | None:
@@ -233,3 +182,37 @@ class SweepSpec(Frozen):
     @property
     def lower_is_better(self) -> bool:
         return self.mode == "min" if self.mode else self.judged.endswith(("loss", "perplexity"))
+
+
+class SweepSpec(Search, JobSpec):
+    """A search for the best values of some fields of a job."""
+
+    kind: Literal["sweep"] = Field(description="sweep.")
+    name: str = Field(
+        "sweep",
+        pattern=NAME_PATTERN,
+        description="Start of the sweep's name: lower-case letters, digits, '.', '_' and '-'.",
+    )
+    prior: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        max_length=MOST_FIELDS,
+        description="First values that auto tries; default: from earlier sweeps of the model, or from its size.",
+    )
+    then: Then = Field(
+        "export",
+        description="At the end: export the best trial's model; final: train the best values once more on all samples, "
+        "including those of data.eval_fraction; or nothing.",
+    )
+    queue: Queue = Field(
+        default_factory=lambda data: data["base"].queue if "base" in data else Queue(),
+        description="What the sweep asks of the queue; default: the base's.",
+    )
+
+    @model_validator(mode="after")
+    def _no_sample_is_trained_on_twice(self) -> Self:
+        if self.then == "final" and self.base.data.eval is not None:
+            raise ValueError(
+                "then is final, but the base has separate held-out samples (data.eval): a final run would train on "
+                "the same samples again. Use then: export"
+            )
+        return self

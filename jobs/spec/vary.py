@@ -1,4 +1,4 @@
-"""Makes many specs from one: each combination of some fields' values, under a name that shows the values."""
+"""The base of all kinds of specs. Makes many specs from one, for each combination of some fields' values."""
 
 from __future__ import annotations
 
@@ -8,19 +8,18 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+
+from pydantic import BaseModel
 
 from cluster.errors import Mistake
 from cluster.text import did_you_mean
 from jobs.errors import SpecError
-from jobs.spec.checking.fields import homes_of, section_model, spec_fields, unknown_key
-from jobs.spec.checking.lines import parse_value
-from jobs.spec.command import CommandSpec
-from jobs.spec.finetune import Spec
-from jobs.spec.labels import labelled
-from jobs.spec.load import AnySpec, spec_of, with_absolute_paths
-from jobs.spec.queue import Kind
-from jobs.spec.sweep import SweepSpec
+from jobs.frozen import Frozen
+from jobs.spec.checking.check import check, valid_spec
+from jobs.spec.checking.fields import homes_of, kind_of, other_kind, section_model, spec_fields, unknown_key
+from jobs.spec.checking.lines import Document, Mark, parse_value
+from jobs.spec.queue import Queue
 
 MOST_SPECS: Final = 10_000
 LONGEST_NAME: Final = 63
@@ -32,41 +31,54 @@ _EITHER: Final = (
     ("data.eval", "data.eval_fraction"),
 )
 _INSTEAD: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}
-_PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "storage_path", "working_dir"})
+_PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "eval.general", "storage_path", "working_dir"})
 _LONGEST_VALUE = 20
 _SWEEP: Final = "--sweep"
 
-AnyOne = TypeVar("AnyOne", bound=Spec | CommandSpec | SweepSpec)
+
+class JobSpec(Frozen):
+    """The base of all kinds of specs: the fields and methods that they have in common."""
+
+    if TYPE_CHECKING:  # declared in each kind, which thus decides their place and their description
+        name: str
+        queue: Queue
+
+    def with_absolute_paths(self, path: str) -> Self:
+        """Make relative paths absolute, relative to a spec's file at `path`. Raises SpecError."""
+        raise NotImplementedError
+
+    def vary(self, fields: Mapping[str, Iterable[Any]] | None = None, /, **named: Iterable[Any]) -> list[Self]:
+        """Make a spec for each combination of values, as in `vary(learning_rate=[1e-5, 2e-5])`.
+
+        The last field changes fastest. The name and the labels of each spec show its values.
+
+        Args:
+            fields: values by field: `train.learning_rate`, or the last part alone if only one field can be meant (a
+                field under `train` is preferred); for a command also `env.NAME`. Values are those that a file may
+                have. Relative paths are relative to the working directory.
+
+        Raises:
+            SpecError: all mistakes in names and values.
+        """
+        values = _values_by_field(type(self), {**(fields or {}), **named})
+        combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+        # Warnings are off because a copied spec may hold a dictionary in place of a section; it is checked later.
+        base, problems, made = self.model_dump(mode="json", warnings=False), dict[Mistake, None](), list[Self]()
+        for changes in combinations:
+            try:
+                made.append(_changed(type(self), base, changes))
+            except SpecError as error:
+                problems |= dict.fromkeys(error.mistakes)
+        if problems:
+            raise SpecError.of(problems)
+        names = _names([one.name for one in made], values, combinations)
+        return [
+            one.model_copy(update={"name": name, "queue": one.queue.labelled(changes)})
+            for one, changes, name in zip(made, combinations, names, strict=True)
+        ]
 
 
-def vary(spec: AnyOne, fields: Mapping[str, Iterable[Any]]) -> list[AnyOne]:
-    """Make the specs of all combinations; the last field changes fastest.
-
-    Args:
-        fields: values by field: `train.learning_rate`, or the last part alone if only one field can be meant (a field
-            under `train` is preferred); for a command also `env.NAME`. Values are those that a file may have.
-            Relative paths are relative to the working directory.
-
-    Raises:
-        SpecError: all mistakes in names and values.
-    """
-    values = _values_by_field(spec.kind, fields)
-    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-    # Warnings are off because a copied spec may hold a dictionary in place of a section; `spec_of` checks it later.
-    base, problems, made = spec.model_dump(mode="json", warnings=False), dict[Mistake, None](), []
-    for changes in combinations:
-        try:
-            made.append(_changed(base, changes))
-        except SpecError as error:
-            problems |= dict.fromkeys(error.mistakes)
-    if problems:
-        raise SpecError.of(problems)
-    names = _names([one.name for one in made], values, combinations)
-    named = [
-        labelled(one, changes).model_copy(update={"name": name})
-        for one, changes, name in zip(made, combinations, names, strict=True)
-    ]
-    return cast("list[AnyOne]", named)
+AnyJob = TypeVar("AnyJob", bound=JobSpec)
 
 
 def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
@@ -103,11 +115,11 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
     return fields
 
 
-def _values_by_field(kind: Kind, fields: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
+def _values_by_field(model: type[BaseModel], fields: Mapping[str, Iterable[Any]]) -> dict[str, list[Any]]:
     values, problems = dict[str, list[Any]](), list[Mistake]()
     for given, wanted in fields.items():
         try:
-            name, found = _field_meant(kind, given), _list_of(given, wanted)
+            name, found = _field_meant(model, given), _list_of(given, wanted)
             if name in values:
                 raise SpecError.at(given, f"{name} is given twice")
             values[name] = found
@@ -125,17 +137,18 @@ def _values_by_field(kind: Kind, fields: Mapping[str, Iterable[Any]]) -> dict[st
     return values
 
 
-def _field_meant(kind: Kind, given: str) -> str:
+def _field_meant(model: type[BaseModel], given: str) -> str:
     """Return the dotted name of the field that was meant. Raises SpecError."""
-    fields = spec_fields(kind)
-    if kind == "command" and given.startswith("env.") and len(given) > len("env."):
+    fields = spec_fields(model)
+    if "env" in model.model_fields and given.startswith("env.") and len(given) > len("env."):
         return given
-    homes = [given] if given in fields else homes_of(given, kind)
+    homes = [given] if given in fields else homes_of(given, model)
     if not homes:
         section, _, key = given.rpartition(".")
-        if section and section not in fields:
+        kinds = {kind_of(one): one for one in JobSpec.__subclasses__()}
+        if section and section not in fields and not other_kind(given, model, kinds):
             raise SpecError.at(given, f"there is no section {section}{did_you_mean(given, fields)}")
-        raise SpecError.at(given, unknown_key(section, key, kind)[0])
+        raise SpecError.at(given, unknown_key(section, key, model, kinds)[0])
     in_train = [name for name in homes if name.startswith("train.")]
     chosen = homes if len(homes) == 1 else in_train
     if len(chosen) != 1:
@@ -160,7 +173,7 @@ def _list_of(given: str, wanted: Any) -> list[Any]:
     return values
 
 
-def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> AnySpec:
+def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str, Any]) -> AnyJob:
     """Return the spec with these changes. Raises SpecError."""
     value = json.loads(json.dumps(base))
     for name, new in changes.items():
@@ -168,20 +181,19 @@ def _changed(base: Mapping[str, Any], changes: Mapping[str, Any]) -> AnySpec:
         if other is not None and new is not None and other not in changes:
             _set(value, other, None)
         _set(value, name, new)
-    spec = spec_of(value)
+    spec = valid_spec(value, model) or check(Document(value, {(): Mark()}), model)
     if not _PATHS.intersection(changes):
         return spec
-    absolute = with_absolute_paths(spec, os.path.join(os.getcwd(), "spec"))
     # A model's hub id may also be the name of a directory here: do not turn it into that directory's path.
-    if isinstance(spec, Spec) and "model.path" not in changes:
-        return absolute.model_copy(update={"model": spec.model})
-    return absolute
+    model_path_is_final = {} if "model.path" in changes else {name: one for name, one in spec if name == "model"}
+    absolute = spec.with_absolute_paths(os.path.join(os.getcwd(), "spec"))
+    return absolute.model_copy(update=model_path_is_final)
 
 
 def _set(value: dict[str, Any], name: str, new: Any) -> None:
     *sections, key = name.split(".")
     for section in sections:
-        value = value[section]
+        value = value.setdefault(section, {})
     value[key] = new
 
 

@@ -162,15 +162,11 @@ def write_bytes(path: str, content: bytes) -> None:
     """Write a file that appears whole or not at all. Raises StorageError."""
     with as_storage_error("write", path):
         if is_local(path):
-            _write_local(local_path(path), content)
+            with _replacing(local_path(path)) as file:
+                file.write(content)
             return
         fs, inner = filesystem(path)
         fs.pipe_file(inner, content)  # an object store shows an object only when it is complete
-
-
-def _write_local(path: str, content: bytes) -> None:
-    with _replacing(path) as file:
-        file.write(content)
 
 
 @contextlib.contextmanager

@@ -110,7 +110,7 @@ class JournalReader:
     def __init__(self, folder: str, skip: str | None = None) -> None:
         """`skip` names a writer whose parts are ignored."""
         self._folder = folder
-        self._skip = None if skip is None else f"-{skip}.jsonl"
+        self._skipped = (f"-{skip}.jsonl",) if skip else ()
         self._seen: set[str] = set()
 
     def pass_over(self) -> None:
@@ -121,12 +121,9 @@ class JournalReader:
         for name in storage.list_names(self._folder):
             if name in self._seen or not name.endswith(".jsonl"):
                 continue
-            records = [] if self._passed_over(name) else read_part(self._folder, name)
+            records = [] if name.endswith(self._skipped) else read_part(self._folder, name)
             self._seen.add(name)  # after reading, so that a part that could not be read is tried again
             yield from records
-
-    def _passed_over(self, name: str) -> bool:
-        return self._skip is not None and name.endswith(self._skip)
 
 
 def is_part(name: str) -> bool:

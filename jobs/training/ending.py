@@ -52,6 +52,8 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
         metrics=result["metrics"],
         evaluated_step=result["evaluated_step"],
         metrics_before=result["metrics_before"],
+        exported_step=result["exported_step"],
+        exported_metrics=result["exported_metrics"],
         confusion=result["confusion"],
         model_path=None if stopped else paths.model,
         ended_at=now,

@@ -51,6 +51,7 @@ _SIGNS_OF_A_LOST_PEER = (
     "No route to host",
     "Network is unreachable",
 )
+_PLACE = re.compile(r"\[[^\]\s]+\.(?:cc|cpp|cu|h):\d+\] ?")  # a line of gloo's source code, which helps no user
 _GPU_MEMORY = re.compile(
     r"Tried to allocate (?P<asked>[\d.]+ \w+)\."
     r".*?total capacity of (?P<total>[\d.]+ \w+) of which (?P<free>[\d.]+ \w+)",
@@ -103,6 +104,12 @@ def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Sp
             f"the hardware of rank {rank} on {host} failed: {first_line(error)}. Check that node with nvidia-smi and "
             "dmesg, and resume the run on another one"
         )
+    if is_of_a_gpu(error):
+        return (
+            f"rank {rank} on {host} failed: {first_line(error)}. The same program and data would fail again. An "
+            "assertion or a wrong address is mostly a token or a label that the model does not have. Run it once with "
+            "CUDA_LAUNCH_BLOCKING=1 to see the place"
+        )
     return f"rank {rank} on {host} failed: {type(error).__name__}: {error}"
 
 
@@ -113,7 +120,7 @@ def shortage_of(error: BaseException, rank: int, host: str) -> str:
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; further lines are mostly advice of a library."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in _PLACE.sub("", str(error)).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:300].rstrip('.')}" if lines else type(error).__name__
 
 
@@ -121,7 +128,12 @@ def is_of_host_memory(error: BaseException) -> bool:
     """Whether an exception of kind `MEMORY` is about the host's memory and not a GPU's."""
     import torch
 
-    return not isinstance(error, torch.OutOfMemoryError) and not _OF_CUDA.search(str(error))
+    return not isinstance(error, torch.OutOfMemoryError) and not is_of_a_gpu(error)
+
+
+def is_of_a_gpu(error: BaseException) -> bool:
+    """Whether CUDA or one of its libraries raised the exception."""
+    return bool(_OF_CUDA.search(str(error)))
 
 
 def _which_memory(error: BaseException) -> str:

@@ -42,7 +42,7 @@ class Order(Frozen):
     cooldown_steps: int = Field(
         0,
         ge=0,
-        description="Steps with a falling rate before the score at a pause; afterwards the state is put back.",
+        description="Steps with a falling rate before the score at a pause; afterwards the state is restored.",
     )
     rates: tuple[float, ...] = Field((), description="For a probe: learning rates of the single step.")
     metric: str = Field("", description="Metric that ranks trials; if the job lacks it, the trial fails at its start.")
@@ -65,7 +65,8 @@ class Answer(Frozen):
     losses: tuple[float, ...] = Field(
         (), description="For a probe: the loss before the step, and after it at each rate."
     )
-    reason: str | None = Field(None, description="Why it failed.")
+    reason: str | None = Field(None, description="Why the order failed.")
+    seconds: float = Field(0.0, ge=0.0, description="Seconds that the gang took for the order.")
 
     @property
     def judged(self) -> dict[str, float]:
@@ -95,7 +96,10 @@ class Tray:
         return kind.model_validate_json(storage.read_bytes(self._path(name)))
 
     def wait(self, name: str, kind: type[Message], look: Callable[[], None] = lambda: None) -> Message:
-        """Wait for a message without a time limit, also while the storage is down. An exception from `look` ends it."""
+        """Wait for a message without a time limit, even while the storage is down.
+
+        `look` is called at each poll; an exception from it ends the wait.
+        """
         while True:
             with contextlib.suppress(StorageOutage):
                 if self.has(name):

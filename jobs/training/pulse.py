@@ -1,6 +1,6 @@
-"""Each worker writes to a local file what its loop does, and writes its threads' stacks on SIGUSR1.
+"""Records in a local file what a worker's loop does, and dumps the stacks of its threads on SIGUSR1.
 
-The files do not depend on the run's storage. So the driver can tell a worker that hangs from a worker whose metrics
+The files do not depend on the run's storage. So the driver can distinguish a worker that hangs from one whose metrics
 are late. `jobs.training.rank_states` reads them.
 """
 
@@ -22,7 +22,7 @@ _BYTES = 512  # of the record, padded, so that one write replaces it
 
 
 class PulseWriter:
-    """Maintains the files of this process while its context is open; without a key, it writes nothing."""
+    """Maintains the files of this process inside of a `with` block; without a key, it writes nothing."""
 
     def __init__(self, key: str, rank: int) -> None:
         """`key` identifies the driver and cannot be guessed."""
@@ -32,7 +32,7 @@ class PulseWriter:
 
     def __enter__(self) -> PulseWriter:
         if self._key:
-            with contextlib.suppress(OSError):  # of the disk: the run goes on without its watch
+            with contextlib.suppress(OSError):  # if the disk fails, the run continues, and its hangs are not detected
                 stacks = os.fdopen(self._open(STACKS), "w")
                 self._files.enter_context(stacks)
                 faulthandler.register(signal.SIGUSR1, file=stacks, all_threads=True)
@@ -59,7 +59,7 @@ class PulseWriter:
         step_s, evaluation_s = last.longest_step_s, last.longest_evaluation_s
         if last.doing is Doing.STEP:
             self._steps += 1
-            if self._steps > 1:  # the first step makes buffers and connections
+            if self._steps > 1:  # the first step is slower: it allocates buffers and opens connections
                 step_s = max(took_s, step_s or 0.0)
         if last.doing is Doing.EVALUATION:
             evaluation_s = max(took_s, evaluation_s or 0.0)

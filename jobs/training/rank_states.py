@@ -1,4 +1,4 @@
-"""What a node knows about the ranks that run on it. The driver runs these functions on the node. Linux only.
+"""Observes and ends the ranks on a node. The driver of the run calls these functions on the node. Linux only.
 
 Nothing here touches the run's storage or needs torch, because either may be the reason why a rank hangs.
 """
@@ -18,21 +18,22 @@ from pathlib import Path
 from jobs.remedies.hang import Doing, Looks, Pulse, RankState
 from jobs.training.pulse import PULSE, STACKS, local_file
 
-_STACK_WITHIN_S, _POLL_S = 1.0, 0.1
+_STACK_WITHIN_S, _POLL_S = 3.0, 0.1
 _LOG_WITHIN_S = 1.0  # a log's storage may block
 _MOST_FRAMES = 6
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
-_TRAINS = "/jobs/training/loop/"  # a file of the thread that trains
-# Innermost calls of a rank that waits for the others. With NCCL it waits where the result is read.
+_TRAINS = "/jobs/training/loop/"  # the thread whose stack contains this path is the one that trains
+# Innermost calls of a rank that waits for the others. With NCCL it waits in the call that reads the result.
 _COLLECTIVES = re.compile(r"/torch/distributed/|/deepspeed/")
 _READS_RESULT = "unpack_signals"
 
 
 def rank_states(key: str, apart_s: float) -> tuple[Looks, ...]:
-    """Look twice at each rank of the driver `key` that runs on this machine.
+    """Observe each rank on this machine twice.
 
     Args:
-        apart_s: seconds between the looks.
+        key: identifies the driver of the ranks.
+        apart_s: seconds between the two observations.
     """
     first, at = _look(key), time.monotonic()
     time.sleep(apart_s)
@@ -41,11 +42,11 @@ def rank_states(key: str, apart_s: float) -> tuple[Looks, ...]:
 
 
 def end_ranks(key: str, stacks: Mapping[int, str], victims: Collection[int]) -> None:
-    """Append stacks to the logs of the ranks that run here, then kill some of these.
+    """Append stacks to the logs of the ranks on this machine, then kill the victims among them.
 
     Args:
-        stacks: text by process id.
-        victims: process ids.
+        stacks: text to append, by process id.
+        victims: ids of processes, which may also run on other machines.
     """
     here = [pulse.pid for pulse in _pulses(key)]
     for pid in here:
@@ -106,7 +107,7 @@ def _process(pid: int) -> tuple[str, float]:
 
 
 def _stat(file: Path) -> list[str]:
-    """Return the fields from the state on; the name of the process before it may contain anything."""
+    """Return the fields of a stat file from the process's state on; the name before it may contain spaces."""
     return file.read_bytes().rpartition(b")")[2].decode().split()
 
 
@@ -124,7 +125,7 @@ def _stacks(key: str, pulses: Collection[Pulse]) -> dict[int, str]:
 
 
 def _grown(asked: Mapping[int, tuple[Path, int]]) -> dict[int, str]:
-    """Wait until each file has grown and no longer grows, and return what was added."""
+    """Wait until something was appended to each file and none grows any more; return the new text by rank."""
     deadline, texts = time.monotonic() + _STACK_WITHIN_S, dict.fromkeys(asked, "")
     while time.monotonic() < deadline:
         time.sleep(_POLL_S)
@@ -136,7 +137,7 @@ def _grown(asked: Mapping[int, tuple[Path, int]]) -> dict[int, str]:
 
 
 def _catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process handles a signal, which would end it otherwise. Code of a user may have changed that."""
+    """Whether a process handles a signal. If a user's code has removed the handler, the signal would end it."""
     mask = re.search(rb"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_bytes(), re.MULTILINE)
     return mask is not None and bool(int(mask[1], 16) >> (number - 1) & 1)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from cluster.local.memory import Memory, killed_since, memory_here
 from jobs.training.pulse import PULSE, STACKS, local_file
 
-# Seconds between two records. A kill of another process in this time may be mistaken for this process's own.
+# Seconds between two records. If the kernel kills another process in this time, this one may seem killed for memory.
 EVERY_S = 5.0
 _VITALS = "vitals"
 
@@ -33,7 +33,7 @@ class Vital:
 
 
 class Vitals:
-    """Maintains the file of this process while its context is open. Errors of the disk are ignored."""
+    """Maintains the file of this process inside of a `with` block. Errors of the disk are ignored."""
 
     def __init__(self, key: str, rank: int, every_s: float = EVERY_S) -> None:
         """`key` identifies the driver and cannot be guessed."""

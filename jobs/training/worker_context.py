@@ -40,7 +40,7 @@ class WorkerContext(Protocol):
         ...
 
     def mark(self, doing: Doing) -> None:
-        """Record what the loop does from now on. `steps` marks the wait for rows and the begin of a step."""
+        """Record what the loop does from now on. `steps` itself marks the wait for rows and the start of a step."""
         ...
 
     def for_run(self, paths: JobPaths, driver: str = "") -> WorkerContext:
@@ -128,7 +128,7 @@ class TorchrunGang:
         world: TorchrunWorld,
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`asked_to_stop`: whether this process was. The next step's all-reduce passes that to the other ranks."""
+        """`asked_to_stop` returns whether this process got a stop request; the next all-reduce tells other ranks."""
         self.rank, self.world_size, self.local_rank = world.rank, world.world_size, world.local_rank
         self.node = os.uname().nodename
         self.device = gang_device(gpus_per_worker, self.local_rank)
@@ -144,7 +144,7 @@ class TorchrunGang:
         return plain_steps(stream, start)
 
     def mark(self, doing: Doing) -> None:
-        """Nobody watches for hangs under torchrun."""
+        """Do nothing: under torchrun there is no detection of hangs."""
 
     def requests(self) -> Requests:
         heard = self._watch.requests() if self._watch is not None else Requests()

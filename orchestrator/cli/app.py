@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Annotated, Any, Literal
 
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
+from jobs.comparison.checking import checked_methods
 from jobs.drivers.finetune.begin import load_work
+from jobs.errors import InputError
 from jobs.preflight.devices import no_gpu_here
 from jobs.preflight.validate import validate as check
 from jobs.run import requests as orders
 from jobs.run import summary as run_list
 from jobs.run.find import storage_root
-from jobs.search.rules.checking import checked_sweep
-from jobs.search.rules.spec_text import prior_words, space_words, sweep_words
-from jobs.spec.checking.fields import SPEC_MODELS
-from jobs.spec.load import Loaded, load_marked, training
+from jobs.run.paths import JobPaths
+from jobs.search.rules.checking import check_sweep, checked_sweep
+from jobs.search.rules.spec_text import prior_words, space_words, sweep_words, varied_words
+from jobs.spec.compare import CompareSpec
+from jobs.spec.load import SPEC_MODELS, Loaded, load_marked, training
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli import completion as completing
+from orchestrator.cli.commands import advise as advisecli
 from orchestrator.cli.commands import cluster as clustercli
 from orchestrator.cli.commands import data as datacli
 from orchestrator.cli.commands import gc as gccli
@@ -32,18 +37,29 @@ from orchestrator.cli.commands import simulate as simulatecli
 from orchestrator.cli.commands import submit as submitcli
 from orchestrator.cli.commands import sweep_change as sweepchangecli
 from orchestrator.cli.commands import upload as uploadcli
-from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, json_list, progress_of, refuse_dashboard
+from orchestrator.cli.edge import (
+    Address,
+    Json,
+    Quiet,
+    Set,
+    SpecFile,
+    Storage,
+    edge,
+    json_list,
+    progress_of,
+    refuse_dashboard,
+)
 from orchestrator.cli.help_groups import Grouped, command_group
 from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
-from orchestrator.cli.sweep_reading import Rooted, run_sweep_here
+from orchestrator.cli.sweep_reading import Rooted, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, about
 from orchestrator.pages import show as text
 
 app = command_group(
     name="fleetune",
     cls=Grouped,
-    help="Full fine-tuning of Hugging Face models on Ray.",
+    help="Fine-tune Hugging Face models on a shared Ray cluster.",
     epilog="Start here:  fleetune run job.yaml  |  fleetune serve, and then  fleetune submit job.yaml",
     no_args_is_help=True,
     add_completion=False,
@@ -51,11 +67,7 @@ app = command_group(
 )
 
 RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="Name, a unique start of it, path or URL; or a job of the queue.")
-]
-Storage = Annotated[
-    str | None,
-    typer.Option("--storage", metavar="PATH", help="Where the runs are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
+    str, typer.Argument(metavar="RUN", help="Name of a run (or the start of it), its path or URL, or a job id.")
 ]
 
 
@@ -69,7 +81,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -82,24 +96,31 @@ def _options(
 def run(
     spec: Annotated[
         str | None,
-        typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL. With --resume, left out: the run's own."),
+        typer.Argument(
+            metavar="SPEC", help="YAML or JSON file, or its URL. With --resume, the default is the run's spec."
+        ),
     ] = None,
     set_: Set = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with an earlier run, from its newest checkpoint."),
+        typer.Option("--resume", metavar="RUN", help="Continue an earlier run from its newest checkpoint."),
     ] = None,
     address: Address = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the run's name.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train here, and show the progress. Paths are relative to the spec's file, also those given with --set."""
+    """Train here, and show the progress. All paths are relative to the spec's file, even in --set."""
     with edge():
         refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
         loaded, root = load_work(spec, overrides, resume)
         if isinstance(loaded, SweepSpec):
+            if spec is not None and resume is None:
+                with about(Named(loaded, spec, load_marked(spec, overrides).marks)):
+                    check_sweep(loaded)
             raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
+        if isinstance(loaded, CompareSpec):
+            raise typer.Exit(run_comparison_here(loaded, root, address, quiet))
         progress = Rooted(progress_of(quiet))
         from jobs.finetune import run_on_ray
 
@@ -107,23 +128,34 @@ def run(
             outcome = run_on_ray(loaded, address=address, progress=progress, resume=root)
         finally:
             progress.close()
-        typer.echo(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet))
+        bound = loaded.remedies.forgetting.max_general_loss_increase
+        if loaded.method.kind != "full":  # an adapter cannot be mixed with its base
+            bound = math.inf
+        typer.echo(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet, bound=bound))
         raise typer.Exit(outcome.exit_code)
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
-    """Check a job without starting a worker, and show what would run."""
+    """Check a spec without starting workers, and show its plan."""
     with edge():
         marked = load_marked(spec, set_ or [])
-        sweep, source = None, None
+        if isinstance(marked.spec, CompareSpec):
+            _validate_comparison(marked.spec, json_)
+            return
+        sweep, source, varied = None, None, dict[str, str]()
         if isinstance(marked.spec, SweepSpec):
-            sweep, source = checked_sweep(marked.spec)
-            marked = Loaded(sweep.base, {})
+            with about(Named(marked.spec, spec, marked.marks)):
+                sweep, source = checked_sweep(marked.spec)
+            varied = varied_words(sweep)
+            of_base = {
+                name.removeprefix("base."): mark for name, mark in marked.marks.items() if name.startswith("base.")
+            }
+            marked = Loaded(sweep.base, of_base)
         loaded = training(marked.spec, spec)
         with about(Named(loaded, spec, marked.marks)):
             found = check(loaded)
-        facts = text.plan(loaded)
+        facts = text.plan(loaded, varied)
         if sweep is not None:
             space = f"{space_words(sweep)}{prior_words(sweep, source)}"
             facts = {"sweep": sweep_words(sweep), "space": space, **facts}
@@ -132,6 +164,31 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
             typer.echo(json.dumps(report))
             return
         typer.echo(text.validated_page(facts, found, no_gpu_here(loaded)))
+
+
+def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
+    """Print the checks of all methods. Raises InputError."""
+    checked = checked_methods(spec)
+    plans = {one.name: text.plan(one.sweep.base) for one in checked}
+    if as_json:
+        methods = {
+            one.name: {
+                **dataclasses.asdict(one.found),
+                "plan": plans[one.name],
+                "spec": one.sweep.base.model_dump(mode="json"),
+            }
+            for one in checked
+        }
+        typer.echo(json.dumps({"methods": methods}))
+        return
+    facts = {"sweeps": sweep_words(checked[0].sweep)}
+    for one in checked:
+        searched = f"{space_words(one.sweep)}{prior_words(one.sweep, one.prior_from)}"
+        facts[one.name] = f"{plans[one.name]['method']}; {searched}"
+    facts |= {name: said for name, said in plans[checked[0].name].items() if name not in ("method", "rate")}
+    warnings = dict.fromkeys(warning for one in checked for warning in one.found.warnings)
+    found = dataclasses.replace(checked[0].found, warnings=tuple(warnings))
+    typer.echo(text.validated_page(facts, found, no_gpu_here(spec.base)))
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune runs --storage s3://bucket/runs")
@@ -149,55 +206,85 @@ def runs(storage: Storage = None, json_: Json = False) -> None:
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune show rotten-20261124")
 def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None:
-    """One run: status, metrics, paths, events, log.
+    """Show one run: status, metrics, paths, events, log.
 
-    The end of the log is shown when the run failed.
+    If the run failed, the end of its log follows.
     """
     with edge():
         details = run_list.describe_run(run_meant(run, storage_root(storage)))
         typer.echo(details.model_dump_json() if json_ else text.run_page(details))
+        if not json_ and details.spec.get("kind") == "compare":
+            from jobs.comparison.measured import read_comparison
+            from jobs.comparison.page import comparison_text
+
+            if (found := read_comparison(JobPaths(details.summary.root))) is not None:
+                typer.echo(f"\n{comparison_text(found)}")
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune stop rotten-20261124")
 def stop(run: RunArgument, storage: Storage = None) -> None:
-    """Tell a run to save a checkpoint and end."""
+    """Make a run save a checkpoint and end."""
     with edge():
         typer.echo(orders.ask_to_stop(run_to_stop(run, storage_root(storage))))
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
-    """Tell a run to save a checkpoint and go on."""
+    """Make a run save a checkpoint and continue."""
     with edge():
         typer.echo(orders.ask_to_save(run_meant(run, storage_root(storage))))
 
 
-@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model")
+@app.command(
+    rich_help_panel=YOURS,
+    epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model  |  "
+    "fleetune export rotten-20261124 --to ./mixed --base-weight 0.3",
+)
 def export(
     run: RunArgument,
-    to: Annotated[str | None, typer.Option("--to", metavar="DIR", help="Where to [the run's own model/].")] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="DIR", help="Directory or URL for the model [model/ of the run].")
+    ] = None,
+    base_weight: Annotated[
+        float | None,
+        typer.Option(
+            "--base-weight", metavar="W", min=0.0, max=1.0, help="Weight of the base model in a mix of both models."
+        ),
+    ] = None,
+    merged: Annotated[bool, typer.Option("--merged", help="Merge LoRA into its base model [into merged/].")] = False,
     storage: Storage = None,
 ) -> None:
     """Write a run's newest checkpoint as a model.
 
-    The result is a directory that Hugging Face's from_pretrained reads.
+    The result is a directory that Hugging Face's from_pretrained reads. With --base-weight W, each weight is
+    (1 - W) x trained weight + W x weight of the model that the run started from. A run with method lora or prompt
+    gives an adapter, which peft.PeftModel.from_pretrained reads.
     """
     with edge():
         root = run_meant(run, storage_root(storage))
+        if base_weight is not None and to is None:
+            raise InputError("--base-weight needs --to DIR, because it does not replace the run's model")
         typer.echo(f"exporting {root}", err=True)  # importing torch takes seconds
-        from jobs.training.checkpoint.to_model import export_run
+        if base_weight is not None and to is not None:
+            if merged:
+                raise InputError("--base-weight and --merged exclude each other: give one of them")
+            from jobs.training.checkpoint.interpolate import export_interpolated
 
-        typer.echo(f"model {export_run(root, to, say=typer.echo)}")
+            typer.echo(f"model {export_interpolated(root, to, base_weight, say=typer.echo)}")
+            return
+        from jobs.training.checkpoint.to_model import export_run, merge_run
+
+        typer.echo(f"model {(merge_run if merged else export_run)(root, to, say=typer.echo)}")
 
 
 @app.command(rich_help_panel=YOURS, epilog="Example:  fleetune spec | less  |  fleetune spec --kind command")
 def spec(
     kind: Annotated[
-        Literal["finetune", "command", "sweep"], typer.Option("--kind", help="Of which kind of job.")
+        Literal["finetune", "command", "sweep", "compare"], typer.Option("--kind", help="Kind of spec.")
     ] = "finetune",
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
-    """Print every field: type, bounds, default, meaning."""
+    """Print all fields of a spec: type, bounds, default, meaning."""
     with edge():
         schema = SPEC_MODELS[kind].model_json_schema()
         typer.echo(json.dumps(schema, indent=1) if json_schema else text.reference(kind))
@@ -212,6 +299,7 @@ def _add(command: Any, panel: str, *examples: str) -> None:
 app.add_typer(datacli.app, rich_help_panel=YOURS)
 app.add_typer(sweepchangecli.app, rich_help_panel=YOURS)
 app.command(rich_help_panel=YOURS, epilog=plancli.EPILOG)(plancli.plan)
+app.command(rich_help_panel=YOURS, epilog=advisecli.EPILOG)(advisecli.advise)
 app.command(rich_help_panel=YOURS, epilog=uploadcli.EPILOG)(uploadcli.upload)
 app.command(rich_help_panel=YOURS, epilog=gccli.EPILOG)(gccli.gc)
 app.command(rich_help_panel=QUEUE, epilog=submitcli.EPILOG)(submitcli.submit)

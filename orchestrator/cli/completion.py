@@ -1,4 +1,4 @@
-"""Completion for shells: their scripts, and the ids, names and logs that the server knows."""
+"""Shell completion: the scripts, and the ids, names and logs that the server offers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from orchestrator.api import JobView
     from orchestrator.client.connection import Connection
 
-QUICK_S = 0.8  # seconds; the shell waits at every Tab
+QUICK_S = 0.8  # seconds; the shell waits for this at every Tab
 OFFERED = 50
 
 Offers = Callable[[typer.Context, str], list[str]]

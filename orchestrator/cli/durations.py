@@ -17,5 +17,5 @@ def duration_s(option: str, text: str, *, or_zero: bool = False) -> float:
     match = _DURATION.match(text.strip().lower())
     seconds = float(match[1]) * _SECONDS[match[2]] if match is not None else -1.0
     if seconds < 0.0 or not (seconds or or_zero):
-        raise InputError(f"{option} {text!r} is no duration: give a number and s, m, h, d or w, as in 12h or 30d")
+        raise InputError(f"{option} {text!r} is not a duration: give a number and s, m, h, d or w, as in 12h or 30d")
     return seconds

@@ -1,4 +1,4 @@
-"""What all commands share: options, progress, and the edge, where errors become messages."""
+"""Options and progress displays that all commands share, and the edge, where errors become messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from pydantic import BaseModel
@@ -24,18 +24,30 @@ Set = Annotated[
 ]
 Address = Annotated[
     str | None,
-    typer.Option("--address", metavar="ADDR", help="A Ray cluster, e.g. auto or ray-head:6379 [RAY_ADDRESS]."),
+    typer.Option("--address", metavar="ADDR", help="Address of a Ray cluster: auto, or HOST:6379 [RAY_ADDRESS]."),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result only.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Storage = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="PATH", help="Directory or URL of runs [FLEETUNE_STORAGE_PATH, else ./runs]."),
+]
+Price = Annotated[float | None, typer.Option("--price", min=0.0, metavar="X", help="Price of one GPU for one hour.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def progress_of(quiet: bool, *, sweep: bool = False) -> Progress:
-    """Return the progress display: a bar or a sweep's table on a terminal, else lines, or nothing if quiet."""
+def progress_of(
+    quiet: bool, stream: TextIO | None = None, *, sweep: bool = False, events_only: bool = False
+) -> Progress:
+    """Return the progress display: a bar or a sweep's table on a terminal, lines elsewhere, nothing if `quiet`.
+
+    The caller closes it: it prints signs of life until then. `stream` is stdout where none is given. With
+    `events_only`, it prints a line for each event and nothing else, also on a terminal.
+    """
     if quiet:
         return NoProgress()
-    # A run redirects this process's stdout to its log. Captured by a test, stdout has no descriptor to copy.
-    stream = user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
+    stream = stream or users_output()
+    if events_only:
+        return PlainProgress(stream, background=False)
     if stream.isatty() and sweep:
         from orchestrator.cli.sweep_table import table_or_lines
 
@@ -45,6 +57,12 @@ def progress_of(quiet: bool, *, sweep: bool = False) -> Progress:
 
         return BarProgress(stream)
     return PlainProgress(stream)
+
+
+def users_output() -> TextIO:
+    """Return a stream for the user, also while a run redirects this process's stdout to its log."""
+    # Captured by a test, stdout has no descriptor to copy.
+    return user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
 
 
 def json_list(values: Iterable[BaseModel]) -> str:
@@ -93,7 +111,7 @@ def refuse_dashboard(address: str | None, arguments: list[str]) -> None:
     """Raise SpecError if the address is that of Ray's dashboard."""
     if address is not None and address.startswith(("http://", "https://")):
         raise SpecError(
-            f"--address {address} is the dashboard's: it takes jobs, and this command is the driver itself. Either "
-            "give the cluster's own address (auto, or HOST:6379), or submit the driver as a job:\n"
+            f"--address {address} is Ray's dashboard, which accepts jobs, but this command is a driver. Either "
+            "give the address of the cluster (auto, or HOST:6379), or submit the driver as a job:\n"
             f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
         )

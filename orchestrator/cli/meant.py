@@ -1,4 +1,4 @@
-"""The run that an argument names: by name or path, or by a job of the queue that writes it."""
+"""Finds the run that an argument means: its name or path, or a job of the queue that writes it."""
 
 from __future__ import annotations
 

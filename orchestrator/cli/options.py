@@ -1,4 +1,4 @@
-"""What commands of the queue share: options and the width of the output."""
+"""Options that several commands share, and the width of the output."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli import completion as completing
 
-YOURS: Final = "Runs of your own"
+YOURS: Final = "Specs, data and runs"
 QUEUE: Final = "The queue"
 CLUSTER: Final = "The cluster"
 
@@ -18,23 +18,28 @@ PATIENCE_S: Final = 20.0  # seconds; commands wait less than scripts for a serve
 
 Url = Annotated[
     str | None,
-    typer.Option("--url", metavar="URL", help="The server [FLEETUNE_URL, or else the server of this machine]."),
+    typer.Option("--url", metavar="URL", help="URL of the server [FLEETUNE_URL, else the server on this machine]."),
 ]
 JobId = Annotated[
     str,
     typer.Argument(
-        metavar="JOB", help="Id, or a unique start of it.", autocompletion=completing.ANY, show_default=False
+        metavar="JOB",
+        help="Job id, or the start of it if that is unique.",
+        autocompletion=completing.ANY,
+        show_default=False,
     ),
 ]
 OneTenant = Annotated[
     str | None,
-    typer.Option("--tenant", metavar="NAME", help="Only this tenant's.", autocompletion=completing.tenant_names),
+    typer.Option("--tenant", metavar="NAME", help="Show only this tenant.", autocompletion=completing.tenant_names),
 ]
 
 
 def job_ids(offered: completing.Offers) -> Any:
     """Make an argument of one or more ids. `offered`: their completion."""
-    return typer.Argument(metavar="JOB", help="Ids, or unique starts.", autocompletion=offered, show_default=False)
+    return typer.Argument(
+        metavar="JOB", help="Job ids, or unique starts of them.", autocompletion=offered, show_default=False
+    )
 
 
 def width() -> int | None:

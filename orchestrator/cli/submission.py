@@ -17,7 +17,7 @@ from jobs.spec.load import trained
 from jobs.spec.queue import MOST_PRIORITY
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
-from jobs.spec.vary import sweep_values, vary
+from jobs.spec.vary import sweep_values
 from jobs.storage import files as storage
 from orchestrator.api import MOST_JOBS, JobView, Server, Submission
 from orchestrator.cli.log_printing import print_logs
@@ -56,9 +56,9 @@ def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
     """
     _check_options(asked)
     specs = _swept(named(asked.specs, asked.overrides), asked.sweep)
-    told = server.get("/v1/server", Server)
+    server.get("/v1/server", Server)  # fails now, not after the checks, if the server cannot be used
     if asked.check:
-        _check(specs, told, say)
+        _check(specs, say)
     parents = tuple(find_job(server, job).job_id for job in asked.after)
     bodies = asking(specs, asked.tenant, asked.priority, parents)
     body = Submission(specs=tuple(bodies), key=asked.key or uuid.uuid4().hex)
@@ -78,10 +78,12 @@ def _swept(specs: Sequence[Named], options: Sequence[str]) -> list[Named]:
     found = [
         Named(spec, f"{one.name} ({spec.name})", one.marks, is_checked=True)
         for one in specs
-        for spec in vary(one.spec, fields)
+        for spec in one.spec.vary(fields)
     ]
     if len(found) > MOST_JOBS:
-        raise InputError(f"these are {len(found):,} jobs, and at most {MOST_JOBS:,} are taken at once: sweep less")
+        raise InputError(
+            f"these are {len(found):,} jobs, but at most {MOST_JOBS:,} are accepted at once: give --sweep fewer values"
+        )
     return found
 
 
@@ -98,7 +100,7 @@ def _check_options(asked: Asked) -> None:
         raise InputError("--tenant is empty: leave it out, or give a name")
 
 
-def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
+def _check(specs: Sequence[Named], say: Say) -> None:
     """Validate specs as `fleetune validate` does, if model and data are on this machine. Raises InputError."""
     several = len(specs) > 1
     for one in specs:
@@ -116,7 +118,7 @@ def _check(specs: Sequence[Named], told: Server, say: Say) -> None:
             for warning in warnings:
                 say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
         else:
-            say(f"not looked at: model and data of {path}, of which some are not on this machine")
+            say(f"not checked: model and data of {path}, because they are not all on this machine")
 
 
 def _meant(model: str, path: str) -> str:
@@ -148,7 +150,7 @@ def _is_here(spec: Spec) -> bool:
     """Whether model, data and storage of a spec can be read on this machine."""
     if run_named(spec.model.path) is not None:
         return False
-    named = [spec.model.path, *(source.path for source in (*spec.data.train, *(spec.data.eval or ())))]
+    named = [spec.model.path, *(source.path for _, source in spec.sources)]
     local = [storage.local_path(path) for path in named if storage.is_local(path)]
     folder = os.path.dirname(storage.local_path(spec.storage_path)) if storage.is_local(spec.storage_path) else "."
     return all(map(os.path.exists, local)) and os.path.isdir(folder)

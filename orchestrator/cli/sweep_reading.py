@@ -1,4 +1,4 @@
-"""Running a sweep in this process, for commands that start or resume one."""
+"""Running a sweep or a comparison in this process, for commands that start or resume one."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import typer
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
+from jobs.spec.compare import CompareSpec
 from jobs.spec.sweep import SweepSpec
-from orchestrator.cli.edge import progress_of
+from orchestrator.cli.edge import progress_of, users_output
 
 
 class Rooted:
@@ -43,4 +44,32 @@ def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, qu
         progress.close()
     if quiet:
         typer.echo(ending_of_sweep(JobPaths(rooted.root or ""), outcome))
+    return outcome.exit_code
+
+
+def run_comparison_here(spec: CompareSpec, resume: str | None, address: str | None, quiet: bool) -> int:
+    """Run a comparison, print its table, and return the exit code.
+
+    Args:
+        resume: root of an earlier comparison.
+
+    Raises:
+        FleetuneError: a mistake found before anything was written.
+    """
+    from jobs.compare import ending_of_comparison, run_comparison
+    from jobs.comparison.measured import read_comparison
+    from jobs.comparison.page import comparison_text
+
+    stream = users_output()
+    outcome, paths = run_comparison(
+        spec,
+        address=address,
+        progress=progress_of(quiet, stream, events_only=True),
+        display=lambda: progress_of(quiet, stream, sweep=True),
+        resume=resume,
+    )
+    if (found := read_comparison(paths)) is not None:
+        typer.echo(comparison_text(found))
+    if quiet:
+        typer.echo(ending_of_comparison(paths, outcome))
     return outcome.exit_code

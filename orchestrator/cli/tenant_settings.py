@@ -43,7 +43,7 @@ def settings(
     if weight is None:
         weight = 1.0 if now is None else now.weight
     if not (math.isfinite(weight) and 0.0 < weight <= MOST_GPUS):
-        raise InputError(f"--weight {weight:g} is no share: give a number above 0, as 1 or 2.5")
+        raise InputError(f"--weight {weight:g} is not a weight: give a number above 0, e.g. 2.5")
     as_now = (_kept(now.guaranteed), _kept(now.limit)) if now is not None else ((), ())
     return TenantSent(
         weight=weight,
@@ -70,7 +70,7 @@ def restrictions(now: TenantView | None, asked: Asked) -> RestrictionsSent:
         first = error.errors(include_url=False)[0]
         name = str(first["loc"][0])
         option = _OPTIONS[name]
-        raise InputError(f"{option} {str(first['input'])[:100]!r} cannot be: {_lower(first['msg'])}") from error
+        raise InputError(f"{option} {str(first['input'])[:100]!r} is not allowed: {_lower(first['msg'])}") from error
 
 
 _LEFT: Final = object()

@@ -1,4 +1,4 @@
-"""News for a user who waits for a job: why it waits, whenever that changes, and when it starts."""
+"""Messages for a user who waits for a job: why it waits, each time that changes, and when it starts."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class NoServer(FleetuneError):
 
 
 class NotAServer(FleetuneError):
-    """Something else than a Fleetune server answers at the URL."""
+    """The program that answers at the URL is not a Fleetune server."""
 
 
 class TokenRefused(InputError):
@@ -191,7 +191,7 @@ class Connection:
     def _token_words(self) -> str:
         if self._token is None:
             return (
-                f"set FLEETUNE_TOKEN, or write the token to {fleetune_home() / 'token'}; an admin makes one with "
+                f"set FLEETUNE_TOKEN, or write the token to {fleetune_home() / 'token'}; an admin creates one with "
                 "fleetune tokens add NAME --role member --tenant TENANT"
             )
         return f"the token sent to {self.url} was {self._token[:7]}... {self._token_from}: put the new one there"
@@ -199,8 +199,8 @@ class Connection:
     def _no_server(self, error: httpx.TransportError) -> NoServer:
         if self._has_answered:
             return NoServer(
-                f"the server at {self.url} does not answer any more ({_cause(error)}). What it was asked for may have "
-                "been done or not: once it runs again (`fleetune serve`), `fleetune queue` tells. Jobs that run go on "
+                f"the server at {self.url} does not answer any more ({_cause(error)}). The request may have been done "
+                "or not: start the server again (`fleetune serve`), and see `fleetune queue`. Running jobs go on "
                 "without it"
             )
         if isinstance(error, httpx.TimeoutException):
@@ -208,7 +208,7 @@ class Connection:
         elif isinstance(error, httpx.ConnectError):
             what = f"no server answers at {self.url} ({_cause(error)})"
         else:
-            what = f"what answers at {self.url} is no server of Fleetune ({_cause(error)})"
+            what = f"the program that answers at {self.url} is no server of Fleetune ({_cause(error)})"
         if self.url.startswith("https:") and "WRONG_VERSION_NUMBER" in str(error):
             what += f"; it seems to speak plain http: try http{self.url.removeprefix('https')}"
         note = f"; {self._note}" if self._note else ""
@@ -220,13 +220,14 @@ class Connection:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             return ServerError(
-                f"the server at {self.url} says something that this release (fleetune {version('fleetune')}) does not "
-                f"know ({response.request.url.path}: {where}: {first['msg']}): upgrade the older one of the two"
+                f"this release (fleetune {version('fleetune')}) does not understand the answer of the server at "
+                f"{self.url} ({response.request.url.path}: {where}: {first['msg']}): upgrade the older one of the two"
             )
         start = " ".join(response.text[:200].split())[:60]
         moved = f", to {response.headers['location']}" if response.is_redirect else ""
         return NotAServer(
-            f"what answers at {self.url} is no server of Fleetune: it said {response.status_code} ({kind}){moved}"
+            f"the program that answers at {self.url} is no server of Fleetune: it said {response.status_code} ({kind})"
+            f"{moved}"
             f"{f': {start}' if start else ''}. Say which server with --url or FLEETUNE_URL"
         )
 
@@ -253,7 +254,7 @@ def checked_url(url: str) -> str:
 
 def _checked_token(token: str, token_from: str) -> str:
     if not token or not token.isascii() or not token.isprintable() or " " in token:
-        raise InputError(f"the token {token_from} is none: it has characters that no token has, or is empty")
+        raise InputError(f"the token {token_from} is not valid: it is empty, or has characters that no token has")
     return token
 
 

@@ -1,4 +1,4 @@
-"""Discovery: the server that is named, else the one that runs on this machine, else the usual address."""
+"""Finds the server: at the URL that is given, else the one that runs on this machine, else at the usual address."""
 
 from __future__ import annotations
 

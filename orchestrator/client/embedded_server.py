@@ -23,7 +23,6 @@ READY_S: Final = 120.0
 POLL_S: Final = 0.1
 OTHERS_S: Final = 5.0  # seconds from the end of our server until the URL of a faster one must be there
 TAIL_BYTES: Final = 3000
-LEFT_S: Final = 3600.0
 
 
 class NotStarted(FleetuneError):
@@ -128,7 +127,8 @@ def _locked(descriptor: int) -> bool:
 class Presence:
     """Shows the server that this process lives: a lock on a file in FLEETUNE_HOME/clients, which its end releases.
 
-    The server cancels the jobs of a client whose lock is free. Forked children keep the lock as long as they live.
+    The server cancels the jobs of a client whose lock is free, and removes files that killed processes have left.
+    Forked children keep the lock as long as they live.
     """
 
     def __init__(self, home: Path) -> None:
@@ -139,7 +139,6 @@ class Presence:
         # A plain descriptor: a file object that is garbage-collected early would release the lock.
         self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-        _sweep(folder)
 
     def end(self) -> None:
         """Remove the file. For the server, this means the same as a free lock."""
@@ -147,22 +146,6 @@ class Presence:
             self._path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
-
-
-def _sweep(folder: Path) -> None:
-    """Remove files of killed processes, but no new ones, which may not be locked yet."""
-    for path in folder.glob("*.lock"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > LEFT_S and _is_free(path):
-                path.unlink()
-
-
-def _is_free(path: Path) -> bool:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return _locked(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _make(folder: Path) -> Path:
@@ -173,7 +156,7 @@ def _make(folder: Path) -> Path:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise NotStarted(
-            f"no server can be brought along: {folder} cannot be used ({error.strerror}). Set FLEETUNE_HOME to a "
-            "folder of your own, or FLEETUNE_URL to a server"
+            f"no server can be started here: {folder} cannot be used ({error.strerror}). Set FLEETUNE_HOME to a folder "
+            "that you can write to, or FLEETUNE_URL to a server"
         ) from error
     return folder

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from cluster.errors import Mistake
 from jobs.errors import InputError, SpecError
 from jobs.spec.checking.lines import Mark
+from jobs.spec.checking.overrides import override_value
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.labels import labelled
-from jobs.spec.load import AnySpec, load_marked, override_value
+from jobs.spec.load import AnySpec, for_the_queue, load_marked
 from jobs.spec.sweep import SweepSpec
 
 
@@ -47,11 +47,13 @@ def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence
         path = os.fspath(one)
         try:
             loaded = load_marked(path, overrides)
+            spec = for_the_queue(loaded.spec, path)
         except SpecError as error:
             wrong |= dict.fromkeys(error.mistakes)  # a wrong override is reported once
         else:
             changes = dict(override_value(one) for one in overrides)
-            found.append(Named(labelled(loaded.spec, changes), path, loaded.marks, is_checked=True))
+            spec = spec.model_copy(update={"queue": spec.queue.labelled(changes)})
+            found.append(Named(spec, path, loaded.marks, is_checked=True))
     if wrong:
         raise SpecError.of(wrong)
     return found

@@ -1,4 +1,4 @@
-"""The demand that an autoscaler is told: nodes in use, and nodes for the first waiting gangs. Pure functions.
+"""Computes the demand for an autoscaler: the nodes in use, and nodes for the first waiting gangs. Pure functions.
 
 An autoscaler packs the demand into the existing nodes as if they were empty, and adds nodes for what is left. It may
 pack more tightly than the jobs are placed, and so overlook that a gang does not fit. The demand therefore consists of

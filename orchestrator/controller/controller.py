@@ -146,9 +146,8 @@ class _Term:
             self._plan(inventory, rules, seen.now_s)
         except (NotLeader, Fenced, StoreBroken):
             raise
-        except (
-            Exception
-        ):  # an error in planning must not keep drivers from being stopped; new leases wait for the next pass
+        except Exception:
+            # Drivers must still be stopped after an error in planning. New leases wait for the next pass.
             self._drivers.act(self._cache.jobs, seen)
             raise
         self._drivers.act(self._cache.jobs, seen)

@@ -16,11 +16,11 @@ from orchestrator.queue.store import Store
 from orchestrator.queue.timing import Timing
 from orchestrator.queue.transitions import Seen
 
-LaunchOf = Callable[[Job, str], Launch]  # from a job and its spec
+LaunchOf = Callable[[Job], Launch]
 
 
 class Drivers:
-    """What one leadership has asked of drivers. Times are of the steady clock.
+    """Starts and stops drivers during one leadership. Times are of the steady clock.
 
     Attributes:
         refused: submissions that can never start, and why.
@@ -96,7 +96,7 @@ class Drivers:
 
     def _start(self, job: Job) -> None:
         try:
-            launch = self._launch_of(job, self._store.spec(job.job_id))
+            launch = self._launch_of(job)
         except (StoreBroken, BackendUnreachable):
             raise
         except FleetuneError as error:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from orchestrator.queue.records import Job, Lease
+from orchestrator.queue.records import Job
 from orchestrator.queue.states import HOLDS_A_LEASE
 from orchestrator.scheduling.job_table import slots_of
 
@@ -20,17 +20,12 @@ def counts_since_s(now_s: float, half_life_s: float) -> float:
     return now_s - _HALF_LIVES * half_life_s
 
 
-def used_of(leases: Iterable[Lease], now_s: float, half_life_s: float) -> dict[str, float]:
+def used_of_spans(spans: Iterable[Span], now_s: float, half_life_s: float) -> dict[str, float]:
     """Return decayed GPU-seconds by tenant; CPU-seconds for gangs without GPUs.
 
-    This is the integral over t of the slots in use, times 2 ** (-(now - t) / half-life).
+    This is the integral over t of the slots in use, times 2 ** (-(now - t) / half-life). A lease is four values,
+    because with a million leases, Lease objects would take too long.
     """
-    spans = ((lease.tenant, slots_of(lease.gang), lease.granted_s, lease.released_s) for lease in leases)
-    return used_of_spans(spans, now_s, half_life_s)
-
-
-def used_of_spans(spans: Iterable[Span], now_s: float, half_life_s: float) -> dict[str, float]:
-    """Compute `used_of` from four values of each lease. With a million leases, Lease objects would take too long."""
     used: dict[str, float] = {}
     for tenant, slots, granted_s, released_s in spans:
         end_s = now_s if released_s is None or released_s > now_s else released_s

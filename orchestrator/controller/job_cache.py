@@ -9,9 +9,9 @@ from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Store
+from orchestrator.queue.wording import HAS_ENDED
 
 _ALL, _PAGE = 10**9, 10_000
-_WORDS = {State.FAILED: "has failed", State.CANCELLED: "was cancelled"}
 
 
 class JobCache:
@@ -91,11 +91,11 @@ class JobCache:
     def _note_end(self, job: Job) -> None:
         if job.job_id not in self._children:
             return
-        if job.state in _WORDS:
-            self._failed[job.job_id] = _WORDS[job.state]
-        elif job.state is State.SUCCEEDED:
+        if job.state is State.SUCCEEDED:
             self._succeeded[job.job_id] = job.ended_s or 0.0
             self._note_success(job.job_id, self._children[job.job_id])
+        elif job.state in ENDED:
+            self._failed[job.job_id] = HAS_ENDED[job.state]
 
     def _note_success(self, parent: str, children: Iterable[str]) -> None:
         """Let a child's wait begin when its parent has ended: the time before is not a wait for nodes."""

@@ -14,8 +14,7 @@ from typing import Final
 
 from orchestrator.controller.leadership import Leading
 
-# longest time to renew for one pass, in seconds; far above the time of a pass
-_MOST_S: Final = 600.0
+_MOST_S: Final = 600.0  # longest time to renew for one pass; far above the time of a pass
 
 
 class Keeper:

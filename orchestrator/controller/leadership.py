@@ -28,17 +28,13 @@ class Leading:
     """
 
     def __init__(self, store: Store, clock: Clock, holder: str, url: str, term_s: float = 15.0) -> None:
-        self._store, self._clock, self._url, self._term_s = store, clock, url, term_s
+        self._store, self._clock, self._url, self.term_s = store, clock, url, term_s
         self._lock = threading.RLock()
         self._name = holder
         self._holder = self._new_holder()  # unique to this process, so that a restarted server counts as another one
         self._mine: Leadership | None = None
         self._until_s = 0.0  # of the steady clock
         self._other: _Watched | None = None
-
-    @property
-    def term_s(self) -> float:
-        return self._term_s
 
     @property
     def epoch(self) -> int:
@@ -60,19 +56,16 @@ class Leading:
         A leader asks the store only after a third of its term.
         """
         with self._lock:
-            return self._renew()
-
-    def _renew(self) -> bool:
-        steady_s = self._clock.steady_s()
-        if self._mine is not None and steady_s < self._until_s - self._term_s * 2 / 3:
-            return True
-        now_s = max(self._clock.now_s(), self._silent_since_s(steady_s), self._later_s())
-        mine = self._store.lead(self._holder, self._url, now_s, self._term_s)
-        self._until_s = steady_s + self._term_s
-        self._mine = mine
-        if self._mine is not None:
-            self._other = None
-        return self._mine is not None
+            steady_s = self._clock.steady_s()
+            if self._mine is not None and steady_s < self._until_s - self.term_s * 2 / 3:
+                return True
+            now_s = max(self._clock.now_s(), self._silent_since_s(steady_s), self._later_s())
+            mine = self._store.lead(self._holder, self._url, now_s, self.term_s)
+            self._until_s = steady_s + self.term_s
+            self._mine = mine
+            if self._mine is not None:
+                self._other = None
+            return self._mine is not None
 
     def still_leads(self) -> bool:
         """Whether this server leads according to the store, regardless of what was renewed here."""
@@ -87,7 +80,7 @@ class Leading:
         """
         self.renew()
         if self.epoch != epoch:
-            raise NotLeader("this server led before and leads again: what it had seen is no longer so")
+            raise NotLeader("this server led before and leads again: its earlier observations are out of date")
 
     def resign(self) -> None:
         with self._lock:
@@ -104,7 +97,7 @@ class Leading:
 
         If this clock was far ahead and has been corrected, return 0: the term must not end far in the future.
         """
-        renewed_s = 0.0 if self._mine is None else self._mine.expires_s - self._term_s + 1e-3
+        renewed_s = 0.0 if self._mine is None else self._mine.expires_s - self.term_s + 1e-3
         return renewed_s if renewed_s - self._clock.now_s() <= TOLERANCE_S else 0.0
 
     def _silent_since_s(self, steady_s: float) -> float:
@@ -117,5 +110,5 @@ class Leading:
             return 0.0
         if self._other is None or self._other.leadership != other:
             self._other = _Watched(other, steady_s)
-        silent = steady_s - self._other.since_s > self._term_s
+        silent = steady_s - self._other.since_s > self.term_s
         return other.expires_s + 1e-3 if silent else 0.0

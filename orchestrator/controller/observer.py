@@ -1,4 +1,4 @@
-"""What a pass looks at: machines, drivers and the jobs' newest states, as one `Seen` value."""
+"""Observes the machines, the drivers and the newest states of jobs in each pass, as one `Seen` value."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.queue.transitions import Seen
 
 _LABELS_KEPT: Final = 1000  # number of labels of former nodes to keep, for messages to jobs
 _READ_EVERY_S: Final = 30.0
-_MOST_STEP_S: Final = 60.0  # most to count between two passes: a server that was frozen for longer did not listen
+_MOST_STEP_S: Final = 60.0  # longest silence that counts between two passes; a frozen server received nothing
 
 
 class Observer:

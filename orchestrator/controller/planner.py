@@ -29,7 +29,7 @@ class Planned:
     """A plan, and until when it holds.
 
     Attributes:
-        of: all that the plan was made from, except the time.
+        of: the input of the plan, except the time.
         again_s: time at which to plan again although `of` is the same, in seconds since 1970.
     """
 
@@ -39,7 +39,7 @@ class Planned:
 
 
 class Planner:
-    """What one leadership plans from: use of the tenants, nominations, and the last plan."""
+    """Plans the queue during one leadership. It keeps the use of the tenants, the nominations, and the last plan."""
 
     def __init__(
         self, store: Store, clock: Clock, policy: Policy, timing: Timing, cache: JobCache, aside: SetAside
@@ -140,8 +140,9 @@ class Planner:
             nominations = {job_id: places for job_id, places in self._nominations.items() if job_id in ids}
             return orders(some, plan(snapshot(some, nominations, cluster, now_s), policy), nominations, cluster)
 
-        planned = [job for job in jobs if self._may_be_planned(job)]
+        planned = [
+            job
+            for job in jobs
+            if job.state is not State.QUEUED or (job not in self._aside and self._cache.may_be_planned(job))
+        ]
         return without_faulty(planned, of, lambda job, error: self._aside.note(job, error, now_s))
-
-    def _may_be_planned(self, job: Job) -> bool:
-        return job.state is not State.QUEUED or (job not in self._aside and self._cache.may_be_planned(job))

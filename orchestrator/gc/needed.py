@@ -50,14 +50,14 @@ def expected_server() -> str | None:
         return None
 
 
-def needed_by_queue(url: str, runs: Collection[str], patience_s: float = PATIENCE_S) -> Held:
+def needed_by_queue(url: str, runs: Collection[str]) -> Held:
     """Return which of these runs the queue's jobs still need.
 
     Raises:
         QueueSilent: the server does not answer, or does not show all jobs.
     """
     try:
-        with contextlib.closing(connect(url, patience_s=patience_s)) as server:
+        with contextlib.closing(connect(url, patience_s=PATIENCE_S)) as server:
             me = server.get("/v1/me", Me)
             if me.role != "admin" and me.tenant is not None:
                 raise QueueSilent(

@@ -121,11 +121,11 @@ class _Shared:
         self._used_by: dict[str, list[PreparedFacts]] = {}
         by_name = {one.name: one for one in found.prepared}
         for run in runs:
-            for name in sorted({run.prepared, *parts.get(run.prepared or "", ())} & by_name.keys()):
+            for name in sorted(run.prepared.union(*(parts.get(one, ()) for one in run.prepared)) & by_name.keys()):
                 self._users.setdefault(name, []).append(run.name)
                 self._used_by.setdefault(run.name, []).append(by_name[name])
         self._unknown = next(
-            (run.name for run in runs if run.prepared is None and not run.ended and why_alive(run, now_s)), None
+            (run.name for run in runs if run.may_prepare and not run.ended and why_alive(run, now_s)), None
         )
 
     def unused(self, taken: _Taken) -> Iterator[PreparedFacts]:

@@ -26,6 +26,8 @@ MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jo
 _READERS = 8
 _PREPARED = prepared_root("", "").rstrip("/")
 _FINGERPRINT = re.compile(r"^[0-9a-f]{16,64}$")
+# The specs of a run, of the methods of a comparison and of final runs. The manifest beside each names its data.
+_SPEC = re.compile(r"^((?:methods/[^/]+/)?(?:final(?:-\d+)?/)?)spec\.json$")
 _JOURNAL = re.compile(r"^(?:events|metrics)/(\d{20}-[^/]*\.jsonl)$")
 
 Files = Sequence[Listed]
@@ -86,6 +88,10 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
     name, files = named
     paths = JobPaths.of(storage_path, name)
     written_s = touched_s(files, now_s)
+    parts = {match[1] for file in files if (match := _SPEC.match(file.name))}
+    if any(part.startswith("methods/") for part in parts):
+        parts -= {""}  # a comparison itself prepares nothing
+    prepared = {_fingerprint_of(storage_path, name, part) for part in parts}
     status, since_s = _status(storage_path, paths, files, written_s, now_s)
     return RunFacts(
         name=paths.name,
@@ -94,7 +100,8 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
         touched_s=written_s,
         size=size_of(files),
         checkpoint_size=size_of([file for file in files if file.name.startswith(INSIDE.checkpoints + "/")]),
-        prepared=_fingerprint_of(storage_path, name) if _holds(files, INSIDE.manifest) else None,
+        prepared=frozenset(one for one in prepared if one is not None),
+        may_prepare=None in prepared,
         starts_from=run_named_by(_model_path(storage_path, name), runs),
     )
 
@@ -115,13 +122,14 @@ def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, 
     return "running" if now_s - heard_s <= SILENT_AFTER_S else "lost", heard_s
 
 
-def _fingerprint_of(storage_path: str, run: str) -> str | None:
-    found = _read_json(storage_path, run, INSIDE.manifest).get("data_fingerprint")
+def _fingerprint_of(storage_path: str, run: str, part: str) -> str | None:
+    found = _read_json(storage_path, run, *f"{part}{INSIDE.manifest}".split("/")).get("data_fingerprint")
     return found if isinstance(found, str) else None
 
 
 def _model_path(storage_path: str, run: str) -> str:
-    model = _read_json(storage_path, run, INSIDE.spec).get("model")
+    spec = _read_json(storage_path, run, INSIDE.spec)
+    model = (spec.get("base") or spec).get("model")  # a sweep and a comparison have a base
     return str(model.get("path")) if isinstance(model, dict) else ""
 
 

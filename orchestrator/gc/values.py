@@ -24,7 +24,9 @@ class RunFacts:
         since_s: when it ended, or else when it was last heard.
         touched_s: when one of its files was last written.
         size, checkpoint_size: of all its files, and of those under checkpoints/.
-        prepared: fingerprint of the data that it was trained on; None: not known yet.
+        prepared: fingerprints of the data that it is trained on. A comparison has those of its methods, and a sweep
+            also that of its final run.
+        may_prepare: a part of it has begun, and the fingerprint of the data of that part is not known yet.
         starts_from: the run whose model it starts from, if that is one of the found runs.
     """
 
@@ -34,7 +36,8 @@ class RunFacts:
     touched_s: float
     size: int
     checkpoint_size: int
-    prepared: str | None = None
+    prepared: frozenset[str] = frozenset()
+    may_prepare: bool = False
     starts_from: str | None = None
 
     @property

@@ -24,12 +24,12 @@ from orchestrator.http.routes import tokens as tokenroutes
 from orchestrator.http.routing import Serving
 
 _ABOUT = """
-Jobs of a shared GPU cluster: submitted, watched, and moved.
+Submit, watch and change the jobs of a shared GPU cluster.
 
-* All answers are JSON; what is refused is answered with `Problem`, which says what to do.
+* All answers are JSON. The answer to a refused request is a `Problem`, which says what to do.
 * Times are seconds since 1970 (UTC).
-* A token goes into the header `Authorization: Bearer ...`. A server of this machine alone may do without.
-* What belongs to other tenants is answered like what does not exist.
+* Send a token in the header `Authorization: Bearer ...`. A server that only its own machine can reach may need none.
+* Objects of other tenants get the same answers as objects that do not exist.
 """
 _ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, raysubmittedroutes, healthroutes)
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from cluster.text import at_words
 from orchestrator.queue.errors import Forbidden, QueueError
-from orchestrator.queue.records import Role, Token
+from orchestrator.queue.records import Token
 from orchestrator.queue.store import Store
 from orchestrator.service.context.caller import ANYBODY, Caller
 from orchestrator.service.tokens import digest_of
@@ -98,12 +98,6 @@ def bearer(headers: Mapping[str, str]) -> str | None:
     """Return the bearer token of a request; None: there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
-
-
-def check_writer(caller: Caller) -> None:
-    """Raise Forbidden if the caller may only read."""
-    if caller.role is Role.VIEWER:
-        raise Forbidden(f"{caller.name} may look, and change nothing: ask an admin for a token with the role member")
 
 
 def is_loopback(host: str) -> bool:

@@ -25,7 +25,7 @@ _AGAIN_S = 2
 _MOST_SHOWN = 10
 _SAID: Mapping[str, str] = {
     "missing": "is missing",
-    "extra_forbidden": "there is no such key: GET /openapi.json lists those that there are",
+    "extra_forbidden": "there is no such key: GET /openapi.json lists the keys",
 }
 _MUST_BE: Mapping[str, str] = {  # in addition to those for specs
     "literal_error": "{expected}",
@@ -129,7 +129,7 @@ def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str
 
 
 def unexpected(scope: MutableMapping[str, Any], error: Exception, say: Callable[[str], None]) -> Response:
-    """Answer an internal error. The details go to the server's log, and none of them into the answer."""
+    """Answer an internal error. The details go to the server's log only."""
     number = secrets.token_hex(4)
     scope[TOLD] = True
     say(f"error {number} of {scope.get('method')} {route_of(scope)}:\n{''.join(traceback.format_exception(error))}")
@@ -194,7 +194,7 @@ def _lower(message: str) -> str:
 
 def _http_message(error: HTTPException) -> str:
     if error.status_code == 404:
-        return "there is nothing at this path: GET /openapi.json lists what there is"
+        return "there is nothing at this path: GET /openapi.json lists the paths"
     if error.status_code == 405:
         return "this path takes other methods: GET /openapi.json lists them"
     return str(error.detail)

@@ -1,4 +1,4 @@
-"""The gate that every request passes: the caller and the size are checked before the body is read. Counts requests."""
+"""The gate that every request passes: it checks the caller and the size before the body is read. Counts requests."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ class Gate:
         known = await to_thread.run_sync(self._knows_driver, shown, limiter=self._reading)
         if known is False:
             raise NoToken(
-                "this token is of no attempt of this queue. A driver shows the FLEETUNE_DRIVER_TOKEN that it was "
-                "started with, to a server with the store of its own queue"
+                "this token belongs to no attempt of this queue. A driver shows the FLEETUNE_DRIVER_TOKEN that it was "
+                "started with, to a server with the store of its queue"
             )
         if known is None:
             self._failures.check(scope)  # an old token, which can be checked only with the body

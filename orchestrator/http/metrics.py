@@ -22,7 +22,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Meters:
-    """The metrics of a server, in a registry of its own. Thread-safe."""
+    """The metrics of a server, in a separate registry. Thread-safe."""
 
     def __init__(self) -> None:
         self.registry = own = CollectorRegistry(auto_describe=True)
@@ -105,7 +105,7 @@ class Cluster:
 
     def _oldest(self) -> list[GaugeMetricFamily]:
         oldest = GaugeMetricFamily(
-            "fleetune_oldest_waiting_seconds", "Since the first was submitted of those that wait."
+            "fleetune_oldest_waiting_seconds", "Seconds since the submission of the oldest waiting job."
         )
         waits = self._store.jobs(Filter(states=(State.QUEUED,)), after=0, limit=1)
         oldest.add_metric((), max(self._now_s() - waits[0].submitted_s, 0.0) if waits else 0.0)
@@ -117,7 +117,7 @@ class Cluster:
         for lease in self._store.leases(held=True):
             held["gpus"] += lease.gang.gpus_per_worker * sum(workers for _, workers in lease.placement)
         foreign = sum(node.foreign_gpus for node in inventory.nodes)
-        gpus = GaugeMetricFamily("fleetune_gpus", "GPUs of the machines, by who has them.", labels=("of",))
+        gpus = GaugeMetricFamily("fleetune_gpus", "GPUs of the machines, by holder.", labels=("of",))
         gpus.add_metric(("all",), inventory.gpus)
         gpus.add_metric(("held",), held["gpus"])
         gpus.add_metric(("foreign",), foreign)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator import api
-from orchestrator.http.auth import Tokens, check_writer
+from orchestrator.http.auth import Tokens
 from orchestrator.http.body import StrictRoute
 from orchestrator.http.errors import TooMany
 from orchestrator.http.gate import CALLER
@@ -38,7 +38,7 @@ _WHAT: Final = {
     400: "It cannot be done.",
     401: "No token, or one that is not known.",
     403: "The token may not do that.",
-    404: "There is no such thing, or it is somebody else's.",
+    404: "There is no such object, or it belongs to another tenant.",
     409: "It is too late or too early for that, or the name is taken.",
     410: "The attempt is over.",
     413: "The body is too large.",
@@ -68,7 +68,7 @@ class Slow:
     async def run(self, call: Callable[[], Result]) -> Result:
         """Run a call in the pool. Raises TooMany."""
         if self._limiter.statistics().tasks_waiting >= self._most:
-            raise TooMany("too many ask for logs, nodes or reasons at once: try again in a few seconds")
+            raise TooMany("too many requests for logs, nodes or reasons at once: try again in a few seconds")
         return await to_thread.run_sync(call, limiter=self._limiter)
 
 
@@ -80,7 +80,7 @@ class Serving:
         wake: makes the next pass start at once.
         leads: whether this server leads.
         machine: see `api.Server`.
-        trouble: why the queue does not move; '': it does.
+        trouble: returns why the queue makes no progress; '' if it does.
         planning_leaves_out: jobs that this server could not plan.
     """
 
@@ -106,7 +106,7 @@ class Serving:
         return [*self.store.unreadable(), *self.planning_leaves_out()]
 
     def set_aside_for(self, caller: Caller) -> tuple[str, ...]:
-        """Describe what is set aside: all of it for an admin, jobs that they may see for others."""
+        """Describe the rows and jobs that are set aside. Callers who are no admins get the jobs that they may see."""
         return tuple(map(self.scrub.line, islice(named(self.set_aside(), caller), _MOST_SET_ASIDE)))
 
     def now_s(self) -> float:
@@ -175,7 +175,7 @@ async def asker(request: Request) -> Caller:
 
 async def writer(request: Request) -> Caller:
     caller: Caller = request.scope[CALLER]
-    check_writer(caller)
+    caller.check_may_change()
     return caller
 
 

@@ -68,7 +68,7 @@ def tenants_page(tenants: Sequence[TenantView], width: int | None) -> str:
         for one in tenants
     ]
     if not rows:
-        return "there are no tenants: fleetune tenants set NAME makes one"
+        return "there are no tenants: fleetune tenants set NAME creates one"
     limits = [f"{one.name}: {words}" for one in tenants if (words := restriction_words(one))]
     return "\n".join([columns(head, rows, width), *limits])
 
@@ -80,7 +80,7 @@ def restriction_words(tenant: TenantView) -> str:
     found += [f"at most {one.max_queued_jobs:,} queued"] if one.max_queued_jobs is not None else []
     found += [f"{span(one.max_runtime_s)} a job"] if one.max_runtime_s is not None else []
     if one.max_gpu_hours_per_month is not None:
-        found.append(f"{tenant.gpu_hours or 0.0:,.1f} of {one.max_gpu_hours_per_month:,.1f} GPU-hours of this month")
+        found.append(f"{tenant.gpu_hours or 0.0:,.1f} of {one.max_gpu_hours_per_month:,.1f} GPU-hours this month")
     found += [f"files under {', '.join(one.roots) or 'nothing'}"] if one.roots is not None else []
     found += [f"secrets {', '.join(one.secrets)}"] if one.secrets else []
     return "; ".join(found)

@@ -1,4 +1,4 @@
-"""The output of `fleetune data check`: a DataReport as plain text, the verdict first. It decides nothing."""
+"""The output of `fleetune data check`: a DataReport as plain text, with the verdict first."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
 
 
 def verdict(report: DataReport) -> str:
-    """Return the first line: what a user must know who reads no further."""
+    """Return the first line, which is enough for a user who reads no further."""
     counts = Counter[str](finding.severity for finding in report.findings)
     found = ", ".join(many(counts[name], name) for name in SEVERITIES if counts[name])
     if report.blocked:
-        return f"errors: prepare would stop: {report.blocked}"
+        return f"errors: the data cannot be prepared: {report.blocked}"
     if report.verdict == "errors":
-        return f"{found or 'errors'}; prepare would go on without what it cannot use"
+        return f"{found or 'errors'}; preparation would leave out the bad records"
     if report.verdict == "warnings":
         return found or "warnings"
     return "ok: no problem was found" + (f" ({found})" if found else "")
@@ -88,7 +88,7 @@ def total_rows(report: DataReport) -> list[tuple[str, str]]:
         rows.append(("targets", f"{report.targets:,} ({percent(report.targets, report.tokens)} of the tokens)"))
     if 0 < report.near_duplicates_looked_at < report.samples:
         of = f"{report.near_duplicates_looked_at:,} of {many(report.samples, 'sample')}"
-        rows.append(("compared", f"{of} with each other, to find near-duplicates"))
+        rows.append(("compared", f"{of}, to find near-duplicates"))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""A DataReport as one HTML page, to be opened from a disk: no scripts, nothing loaded. It decides nothing."""
+"""A DataReport as one HTML page, which can be opened from a disk: it has no scripts and loads nothing."""
 
 from __future__ import annotations
 
@@ -32,13 +32,6 @@ def html(report: DataReport) -> str:
     )
     title = f"Data check: {htmlpage.shown(report.name)}"
     return htmlpage.document(title, "".join(body))
-
-
-def _folded(table: str, rows: int, what: str) -> str:
-    """Fold a long table behind its title."""
-    if rows <= _ROWS_SHOWN or not table:
-        return table
-    return f"<details><summary>{many(rows, what)}</summary>{table}</details>"
 
 
 def _head(report: DataReport) -> str:
@@ -174,7 +167,10 @@ def _label_table(labels: Sequence[LabelCount], totals: Mapping[str, int]) -> str
             for count, total in counts
         )
         rows.append(htmlpage.cell(label.label, "text") + "".join(cells))
-    return _folded(htmlpage.table(head, rows, 2 * len(totals)), len(rows), "label")
+    table = htmlpage.table(head, rows, 2 * len(totals))
+    if len(rows) <= _ROWS_SHOWN or not table:
+        return table
+    return f"<details><summary>{many(len(rows), 'label')}</summary>{table}</details>"
 
 
 def _longest(report: DataReport, names: Mapping[str, str]) -> str:

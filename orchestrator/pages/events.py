@@ -1,4 +1,4 @@
-"""Events of the queue for people, each shown once. Text only; no requests."""
+"""Formats events of the queue as lines. Of two events that say the same, one is shown."""
 
 from __future__ import annotations
 

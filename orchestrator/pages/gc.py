@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
-from cluster.text import byte_size, long_duration
+from cluster.text import byte_size, long_duration, many
 from jobs.errors import InputError
 from orchestrator.gc.remove import Removed
 from orchestrator.gc.values import Bounds, Found, GcPlan, Goes
@@ -17,9 +17,9 @@ _SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?:([KMGTP])(i?))?B$", re.
 _POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 OPTIONS: Final = (
-    "nothing was removed: that needs a bound. --older-than 30d removes runs that ended before that, --max-size 500GB "
-    "the oldest until the rest fits; with --checkpoints-only only their checkpoints go, --keep-last N leaves the "
-    "newest runs alone, --prepared lets prepared data go that no run uses; --dry-run shows what would go"
+    "nothing was removed. To remove runs that ended more than 30 days ago: --older-than 30d. To remove the oldest "
+    "until the rest fits: --max-size 500GB. --checkpoints-only removes only checkpoints, --keep-last N keeps the newest"
+    " runs, --prepared also removes prepared data that no run uses, and --dry-run only prints what would be removed"
 )
 
 
@@ -27,7 +27,7 @@ def size_bytes(text: str) -> int:
     """Parse a size such as `500GB` (powers of 1000) or `500GiB` (of 1024), to bytes. Raises InputError."""
     match = _SIZE.match(text.strip())
     if match is None:
-        raise InputError(f"--max-size {text!r} is no size: give a number and B, kB, MB, GB, TB or GiB, as in 500GB")
+        raise InputError(f"--max-size {text!r} is not a size: give a number and B, kB, MB, GB, TB or GiB, as in 500GB")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[(match[2] or "").upper()])
 
 
@@ -66,7 +66,7 @@ def _run_rows(plan: GcPlan, now_s: float) -> list[Row]:
 
 
 def _leftover_rows(plan: GcPlan, found: Found) -> list[Row]:
-    goes = "the rest of it" if plan.leftovers else ""
+    goes = "the rest" if plan.leftovers else ""
     return [
         (left.size, (left.name, "half removed", "", byte_size(left.size), "", goes, byte_size(stays), ""))
         for left in found.leftovers
@@ -98,19 +98,19 @@ def _totals(plan: GcPlan, found: Found) -> list[str]:
     checkpoints = sum(run.checkpoint_size for run in found.runs)
     prepared = sum(one.size for one in found.prepared)
     lines = [
-        f"together {byte_size(plan.size)}: {len(found.runs)} runs, of whose size {byte_size(checkpoints)} are "
-        f"checkpoints, and {byte_size(prepared)} of prepared data; {byte_size(plan.freed)} go, "
-        f"{byte_size(plan.left)} stay"
+        f"total {byte_size(plan.size)}: {many(len(found.runs), 'run')} ({byte_size(checkpoints)} are checkpoints) "
+        f"and {byte_size(prepared)} of prepared data; to remove: {byte_size(plan.freed)}; "
+        f"to keep: {byte_size(plan.left)}"
     ]
     if found.other_size:
-        lines.append(f"not counted, and never touched: {byte_size(found.other_size)} of other files")
+        lines.append(f"not counted and never removed: {byte_size(found.other_size)} of other files")
     if plan.over:
-        lines.append(f"still {byte_size(plan.over)} more than asked for: what is left stays for the reasons above")
+        lines.append(f"the rest exceeds --max-size by {byte_size(plan.over)}, and is kept for the reasons above")
     return lines
 
 
 def ending(removed: Sequence[Removed]) -> str:
-    """Say what was removed, and what could not be."""
+    """Say what was removed, and what could not be removed."""
     problems = [f"could not remove {one.name}: {one.problem}" for one in removed if one.problem]
     done = [one for one in removed if not one.problem]
     return "\n".join([*problems, f"removed {byte_size(sum(one.freed for one in done))} in {len(done)} places"])

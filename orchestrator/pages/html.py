@@ -1,4 +1,4 @@
-"""The common parts of our HTML pages: frame, style, tables and cards. No scripts; opened from a disk."""
+"""Parts that all HTML pages share: frame, style, tables and cards. The pages have no scripts and load nothing."""
 
 from __future__ import annotations
 

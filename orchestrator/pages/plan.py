@@ -1,4 +1,4 @@
-"""The page of `fleetune plan`: memory, time and the strategies that fit."""
+"""The pages of `fleetune plan` and `fleetune advise`: memory, time, the ways that fit, and the method."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import dataclasses
 from typing import Any, Final
 
 from cluster.text import compact, long_duration, many
+from jobs.advice.method_choice import Choice, Method, Situation
 from jobs.planning.accelerators import GIB
 from jobs.planning.job_plan import JobPlan
-from jobs.planning.memory import Strategy
 from jobs.planning.strategies import Option
+from jobs.preflight.plan_words import chosen_fields, fields_words, gib, missing_words, no_way_words, strategy_words
+from jobs.search.cost import Cost
+from jobs.search.rules.spec_text import sweep_words
+from jobs.spec.sweep import SweepSpec
 from orchestrator.pages.show import table
 from orchestrator.pages.tables import columns
 
@@ -27,6 +31,8 @@ _PARTS: Final = {
     "checkpoint_copy": "copy for checkpoints",
 }
 _MOST_OPTIONS: Final = 12
+_CHECKPOINT_BYTES: Final = 12  # for each trained parameter
+RATE_OF_LORA: Final = 10  # times the best learning rate of full fine-tuning
 
 
 def plan_page(plan: JobPlan, price: float | None = None) -> str:
@@ -77,6 +83,19 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
     }
 
 
+def cost_words(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None = None) -> str:
+    """Format what the whole budget of a sweep takes. `plan`: of one gang."""
+    money = "" if price is None else f", {cost.device_hours * price:,.2f} at {price:g} each"
+    gangs = f"{many(cost.gangs, 'gang')} of {many(plan.machines.gpus, 'worker')} at once"
+    hours = f"{cost.device_hours:,.1f} {plan.device}-hours{money}, at least {long_duration(3600 * cost.least_hours)}"
+    facts = [
+        ("sweep", sweep_words(sweep)),
+        ("gangs", gangs),
+        ("budget", f"{many(cost.steps, 'step')} of {compact(cost.tokens)} tokens: {hours}, without evaluations"),
+    ]
+    return table(facts)
+
+
 def _facts(plan: JobPlan, option: Option, price: float | None) -> list[tuple[str, str]]:
     rows, time, device = option.batching.rows, option.time, plan.device
     facts = [
@@ -99,27 +118,14 @@ def _seconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
-def _gib(size: int) -> str:
-    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
-
-
 def _memory(option: Option, is_cpu: bool) -> str:
     where = "worker" if is_cpu else "GPU"
     memory = option.memory
-    rows = [(name, _gib(getattr(memory, part))) for part, name in _PARTS.items() if getattr(memory, part)]
-    rows.append(("in all", f"{_gib(memory.total)} of {_gib(option.room)}"))
+    rows = [(name, gib(getattr(memory, part))) for part, name in _PARTS.items() if getattr(memory, part)]
+    rows.append(("in all", f"{gib(memory.total)} of {gib(option.room)}"))
     if memory.host:
-        rows.append(("host memory", f"{_gib(memory.host)} of {_gib(option.host_room)}"))
-    return columns((f"GiB for each {where}", _strategy(option.strategy)), rows)
-
-
-def _strategy(strategy: Strategy) -> str:
-    words = [f"ZeRO {strategy.stage}"]
-    if strategy.offload_optimizer:
-        words.append("optimizer and parameters on the host" if strategy.offload_param else "optimizer on the host")
-    if strategy.gradient_checkpointing:
-        words.append("checkpointing")
-    return ", ".join([*words, f"micro-batch {strategy.per_device_train_batch_size}"])
+        rows.append(("host memory", f"{gib(memory.host)} of {gib(option.host_room)}"))
+    return columns((f"GiB for each {where}", strategy_words(option.strategy)), rows)
 
 
 def _options(plan: JobPlan) -> str:
@@ -140,9 +146,9 @@ def _options(plan: JobPlan) -> str:
         [
             (
                 "*" if option == best else "",
-                _strategy(option.strategy),
+                strategy_words(option.strategy),
                 str(option.batching.accumulation),
-                _gib(option.memory.total),
+                gib(option.memory.total),
                 _seconds(option.time.seconds),
                 compact(option.time.tokens_per_s),
                 f"{100 * option.time.mfu:.0f} %",
@@ -154,13 +160,7 @@ def _options(plan: JobPlan) -> str:
 
 
 def _fits(option: Option) -> str:
-    return "yes" if option.fits else f"{_missing(option)} too much"
-
-
-def _missing(option: Option) -> str:
-    parts = [f"{_gib(option.missing)} GiB"] if option.missing else []
-    parts += [f"{_gib(option.missing_on_host)} GiB of host memory"] if option.missing_on_host else []
-    return " and ".join(parts)
+    return "yes" if option.fits else f"{missing_words(option)} too much"
 
 
 def _way(option: Option) -> object:
@@ -174,26 +174,65 @@ def _rank(option: Option) -> tuple[bool, int, float]:
 
 def _verdict(plan: JobPlan, best: Option | None) -> str:
     if best is None:
-        near = plan.nearest
-        return (
-            f"does not fit: the nearest way ({_strategy(near.strategy)}) lacks {_missing(near)} for each "
-            f"{plan.device}. Use more of them, or ones with more memory, or lower data.seq_len ({plan.seq_len:,})"
-        )
+        return no_way_words(plan)
     if not best.changes:
-        return "fits as it is written"
-    return f"fastest that fits: write\n{_fields(best)}"
+        return "the spec fits as it is"
+    lines = fields_words(chosen_fields(best), between="\n  ")
+    return f"the fastest way that fits; write in the spec:\ntrain:\n  {lines}"
 
 
-def _fields(option: Option) -> str:
-    """Format the changed fields as they stand in a spec."""
-    strategy, lines = option.strategy, ["train:"]
-    if "per_device_train_batch_size" in option.changes:
-        lines.append(f"  per_device_train_batch_size: {strategy.per_device_train_batch_size}")
-    if "gradient_checkpointing" in option.changes:
-        lines.append(f"  gradient_checkpointing: {str(strategy.gradient_checkpointing).lower()}")
-    if "zero" in option.changes:
-        offload = "".join(
-            f", {name}: cpu" for name in ("offload_optimizer", "offload_param") if getattr(strategy, name)
-        )
-        lines.append(f"  zero: {{stage: {strategy.stage}{offload}}}")
-    return "\n".join(lines)
+def advice_page(
+    choice: Choice, situation: Situation, plans: dict[Method, JobPlan], rate: float, price: float | None = None
+) -> str:
+    """Format the advice.
+
+    Args:
+        rate: learning rate of the spec, for full fine-tuning.
+        price: of one GPU for one hour.
+    """
+    facts = [
+        ("data", f"{many(situation.examples, 'example')} for training"),
+        ("machines", str(plans["full"].machines)),
+        ("advice", "neither method fits" if choice.method is None else f"method: {choice.method}"),
+        ("because", choice.why),
+        *(
+            ("other answer", change)
+            for change in choice.changes or ("no change of a single fact would change the advice",)
+        ),
+    ]
+    head = ("", "trained", "checkpoint", "way", "GiB", "whole run", "rate")
+    rows = [_method_row(method, plan, rate, price) for method, plan in plans.items()]
+    return "\n\n".join([table(facts), columns(head, rows), "The bounds are rules of thumb: see docs/planning.md"])
+
+
+def advice_json(
+    choice: Choice, situation: Situation, plans: dict[Method, JobPlan], price: float | None = None
+) -> dict[str, Any]:
+    """Return the advice for programs."""
+    return {
+        "method": choice.method,
+        "why": choice.why,
+        "changes": choice.changes,
+        "examples": situation.examples,
+        "tasks": situation.tasks,
+        "plans": {method: {"trained": plan.trained, **plan_json(plan, price)} for method, plan in plans.items()},
+    }
+
+
+def _method_row(method: Method, plan: JobPlan, rate: float, price: float | None) -> tuple[str, ...]:
+    option = plan.chosen or plan.nearest
+    hours = plan.hours(option)
+    length = f"{option.time.tokens_per_s:,.0f} tokens/s"
+    if hours is not None:
+        cost = "" if price is None else f", {hours * plan.machines.gpus * price:,.2f}"
+        length = f"{long_duration(3600 * hours)}, {hours * plan.machines.gpus:,.2f} {plan.device}-hours{cost}"
+    lacks = "" if option.fits else f", {missing_words(option)} too much"
+    return (
+        method,
+        f"{compact(plan.trained)} of {compact(plan.parameters)}",
+        f"{_CHECKPOINT_BYTES * plan.trained / 1e6:,.1f} MB",
+        strategy_words(option.strategy),
+        f"{gib(option.memory.total)} of {gib(option.room)}{lacks}",
+        length,
+        f"{rate:g}" if method == "full" else f"about {rate * RATE_OF_LORA:g}",
+    )

@@ -88,7 +88,9 @@ def _totals(jobs: Sequence[JobView], counts: Mapping[State, int], asked: Sequenc
         return ", ".join(parts)
     if asked:
         return f"no job is {' or '.join(asked)}"
-    return "no job waits or runs. fleetune submit job.yaml queues one; fleetune queue --all lists what has ended"
+    return (
+        "no job waits or runs. fleetune submit job.yaml queues a job; fleetune queue --all lists jobs that have ended"
+    )
 
 
 def is_paused(job: JobView) -> bool:

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 import datetime
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cluster.text import duration, first_line, long_duration, many, when_written
+from cluster.text import compact, duration, first_line, long_duration, many, when_written
 from jobs.planning import plan_batching
 from jobs.preflight.validate import Validated
-from jobs.run.metric_names import metric_words
-from jobs.run.outcome import Outcome
+from jobs.run.metric_names import general_increase, metric_words, trade_words
+from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
 from jobs.run.remedies import next_time, remedy_words
 from jobs.run.summary import RunDetails, RunSummary
 from jobs.spec.checking.fields import section_model, spec_fields
+from jobs.spec.compare import ComparedMethod
 from jobs.spec.data import Source, source_words
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
+from jobs.spec.load import SPEC_MODELS
 from jobs.spec.queue import Kind, OnEnd
-from jobs.spec.sweep import Dimension
+from jobs.spec.space import Dimension
+from orchestrator.pages.plan_accuracy import plan_words
 from orchestrator.pages.tables import columns
 
 Row = tuple[str, str]
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+_WARMUP = ("train.warmup_ratio", "train.warmup_steps")
+_BATCH = ("global_batch_size", "global_batch_tokens", "per_device_train_batch_size", "gradient_accumulation_steps")
+# The lines of a plan that name the values of fields which a sweep may vary, except the rate.
+_LINE_OF = {
+    **{f"train.{name}": "batch" for name in _BATCH},
+    **dict.fromkeys(("train.zero.stage", "lora.rank"), "method"),
+}
+_USUAL_BOUND = 0.02  # increase of the loss on general text from which mixing is offered, if the spec has no bound
 
 
 def table(rows: Iterable[Row], indent: str = "") -> str:
@@ -37,8 +51,12 @@ def table(rows: Iterable[Row], indent: str = "") -> str:
     return "\n".join(f"{indent}{left.ljust(width)}  {right}".rstrip() for left, right in rows)
 
 
-def plan(spec: Spec) -> dict[str, str]:
-    """Describe what a spec would run, as far as is known without reading the data. Raises SpecError."""
+def plan(spec: Spec, varied: Mapping[str, str] = _NOTHING) -> dict[str, str]:
+    """Describe what a spec would run, as far as is known without reading the data. Raises SpecError.
+
+    Args:
+        varied: the values of the fields that a sweep varies, by dotted name. They stand in place of the spec's.
+    """
     train, data, resources = spec.train, spec.data, spec.resources
     batching = plan_batching(spec)
     empty = batching.places - batching.rows
@@ -53,18 +71,39 @@ def plan(spec: Spec) -> dict[str, str]:
     device = f"GPU{f' {resources.accelerator_type}' if resources.accelerator_type else ''}"
     number = f"{resources.min_workers}-" if resources.min_workers is not None else ""
     workers = f"{number}{resources.num_workers} x ({'1 ' + device if resources.gpus_per_worker else 'no GPU'}, "
-    return {
+    found = {
         "model": f"{spec.model.path} ({spec.model.task}{f', {spec.num_labels} classes' if spec.num_labels else ''})",
-        "method": f"{spec.method.kind} fine-tuning, ZeRO stage {train.zero.stage}",
+        "method": f"{_method_words(spec)}, ZeRO stage {train.zero.stage}",
         "data": f"{sources_words(data.train)} ({data.format}, {data.seq_len} tokens{packed})",
         "held out": held_out,
+        **({"general text": sources_words(spec.eval.general)} if spec.eval.general else {}),
         "batch": batch,
         "length": _length_words(spec),
-        "rate": f"{train.learning_rate:g}, {train.lr_scheduler_type}{_warmup_words(spec)}",
+        "rate": _rate_words(spec, varied),
         "metrics": ", ".join(spec.eval.metrics),
         "workers": f"{workers}{resources.cpus_per_worker} CPU)",
         "storage": spec.storage_path,
     }
+    for name, values in varied.items():
+        if (line := _LINE_OF.get(name)) is not None:
+            found[line] += f"; varies: {name} {values}"
+    return found
+
+
+def _rate_words(spec: Spec, varied: Mapping[str, str]) -> str:
+    """`0.001, linear, 10% warmup`; with the values of a sweep: `1e-05..0.001 (log), linear, warmup_ratio 0..0.2`."""
+    train, warmup = spec.train, next((name for name in _WARMUP if name in varied), None)
+    rate = varied.get("train.learning_rate", f"{train.learning_rate:g}")
+    words = _warmup_words(spec) if warmup is None else f", {warmup.removeprefix('train.')} {varied[warmup]}"
+    return f"{rate}, {varied.get('train.lr_scheduler_type', train.lr_scheduler_type)}{words}"
+
+
+def _method_words(spec: Spec) -> str:
+    if spec.method.kind == "lora":
+        return f"LoRA of rank {spec.lora.rank} for {', '.join(spec.lora.target_modules)}"
+    if spec.method.kind == "prompt":
+        return f"a prompt of {many(spec.prompt.num_virtual_tokens, 'virtual token')}"
+    return "full fine-tuning"
 
 
 def validated_page(facts: Mapping[str, str], found: Validated, gpu_note: str | None) -> str:
@@ -73,12 +112,12 @@ def validated_page(facts: Mapping[str, str], found: Validated, gpu_note: str | N
     Args:
         gpu_note: why a run on this machine would be refused; the spec may be for a cluster.
     """
-    lines = [table(facts.items()), *(f"looked at      {one}" for one in found.looked_at)]
-    lines += [f"not looked at  {one}" for one in found.not_looked_at]
+    lines = [table(facts.items()), *(f"checked      {one}" for one in found.looked_at)]
+    lines += [f"not checked  {one}" for one in found.not_looked_at]
     lines += [f"warning: {one}" for one in found.warnings]
     if gpu_note:
         lines.append(f"note: {gpu_note}")
-    return "\n".join([*lines, "ok: no problem was found in what was looked at"])
+    return "\n".join([*lines, "ok: the checks found no problem"])
 
 
 def sources_words(sources: Iterable[Source]) -> str:
@@ -90,7 +129,7 @@ def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
     rows = [("prepared at", str(facts["root"])), ("records", f"{facts['records']:,}")]
     if facts["bad_rows"]:
         rows.append(("set aside", f"{facts['bad_rows']:,} bad rows, listed in bad_rows.jsonl of their source"))
-    for name in ("train", "eval"):
+    for name in ("train", "eval", "general"):
         if name in facts:
             counts = facts[name]
             density = counts["tokens"] / (counts["rows"] * spec.data.seq_len)
@@ -130,18 +169,27 @@ def numbers(metrics: Mapping[str, float]) -> str:
     return "  ".join(metric_words(metrics))
 
 
-def ending(outcome: Outcome, root: str | None, labels: Sequence[str] = (), *, told: bool = False) -> str:
+def ending(
+    outcome: Outcome,
+    root: str | None,
+    labels: Sequence[str] = (),
+    *,
+    told: bool = False,
+    bound: float | None = None,
+) -> str:
     """Format the table at the end of `fleetune run`.
 
     Args:
+        bound: remedies.forgetting.max_general_loss_increase.
         told: whether the run's last line has given the reason, the logs and the command to resume.
     """
     rows = [("status", f"{outcome.status} after {many(outcome.step, 'step')}")]
     if outcome.reason and not told:
         rows.append(("reason", outcome.reason))
-    rows += _before_and_after(outcome.metrics_before, outcome.metrics, outcome.evaluated_step)
+    rows += _before_and_after(outcome, outcome.metrics, outcome.evaluated_step)
     rows += class_rows(outcome.confusion, labels)
     if outcome.model_path:
+        rows += _mixing_row(outcome, outcome.metrics, bound, root)
         rows.append(("model", outcome.model_path))
     if root:
         rows.append(("run", root))
@@ -152,15 +200,35 @@ def ending(outcome: Outcome, root: str | None, labels: Sequence[str] = (), *, to
     return table(rows)
 
 
-def _before_and_after(before: Mapping[str, float], after: Mapping[str, float], step: int | None) -> list[Row]:
-    """Return rows with the metrics before training and of the last evaluation, with its step if known."""
+def _before_and_after(of: Outcome | RunDetails, after: Mapping[str, float], step: int | None) -> list[Row]:
+    """Return rows with the metrics before training, of the last evaluation and of the exported checkpoint.
+
+    Args:
+        after: metrics of the last evaluation.
+        step: the step of that evaluation, if known.
+    """
+    before = of.metrics_before
     evaluated = numbers({name: value for name, value in after.items() if name.startswith("eval_")})
     rows = [("before", numbers(before)), ("after" if step is None else f"after step {step}", evaluated)]
     if before and not evaluated:
         rows[1] = ("after", "not evaluated since")
     if "loss" in after:
         rows.append(("train loss", f"{after['loss']:.4g}"))
+    if of.exported_step is not None:
+        rows.append(("exported", f"the checkpoint of step {of.exported_step}: {numbers(of.exported_metrics)}"))
+    rows.append(("trade-off", trade_words(before, of.exported_metrics or after) or ""))
     return [row for row in rows if row[1]]
+
+
+def _mixing_row(
+    of: Outcome | RunDetails, after: Mapping[str, float], bound: float | None, root: str | None
+) -> list[Row]:
+    """Offer to mix the exported model with its base, if its loss on general text is past the bound."""
+    risen = general_increase(of.metrics_before, of.exported_metrics or after)
+    if root is None or risen is None or risen <= (_USUAL_BOUND if bound is None else bound):
+        return []
+    command = f"fleetune export {shlex.quote(root)} --to DIR --base-weight 0.3"
+    return [("forgetting", f"the loss on general text rose by {risen:.1%}. To mix the model with its base: {command}")]
 
 
 def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> list[Row]:
@@ -186,7 +254,7 @@ def runs_table(runs: list[RunSummary], now: datetime.datetime) -> str:
 
 
 def _metrics_of(run: RunSummary) -> str:
-    """Format the metrics, with the step of the evaluation if training has gone on since."""
+    """Format the metrics, with the step of the evaluation if training has continued since."""
     earlier = run.evaluated_step is not None and run.evaluated_step != run.step
     return numbers(run.metrics) + (f"  (evaluated after step {run.evaluated_step})" if earlier else "")
 
@@ -211,13 +279,30 @@ def run_page(details: RunDetails) -> str:
         rows.append(("reason", run.reason))
     job = spec.get("base", spec)  # in a sweep, the base job of its trials
     rows += [("model", str(job.get("model", {}).get("path"))), ("data", _data_of(job))]
-    if "base" in spec:
+    method = job.get("method", {}).get("kind", "full")
+    if "methods" in spec:
+        rows.append(("methods", ", ".join(str(one.get("name")) for one in spec["methods"])))
+    elif method != "full":
+        part = ""
+        if details.trainable is not None and details.parameters is not None:
+            part = f", trainable {compact(details.trainable)} of {compact(details.parameters)} parameters"
+        rows.append(("method", method + part))
+    if "methods" in spec:
+        rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}/methods/NAME"))
+    elif "base" in spec:
         rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
-    rows += [("step", steps), *_before_and_after(details.metrics_before, run.metrics, run.evaluated_step)]
+    if "methods" not in spec:
+        rows.append(("step", steps))
+    rows += [*_before_and_after(details, run.metrics, run.evaluated_step)]
     rows += class_rows(details.confusion, job.get("data", {}).get("labels") or ())
     rows += [("remedy", remedy_words(one)) for one in details.remedies]
+    if details.summary.status == Status.SUCCEEDED:
+        bound = job.get("remedies", {}).get("forgetting", {}).get("max_general_loss_increase")
+        rows += _mixing_row(details, run.metrics, bound, details.paths["run"])
     if (change := next_time(details.remedies)) is not None:
         rows.append(("next time", change))
+    if details.plan is not None:
+        rows.append(("plan", plan_words(details.plan)))
     rows += [(f"{name} at", path) for name, path in details.paths.items()]
     if details.resume:
         rows.append(("resume", details.resume))
@@ -244,8 +329,8 @@ def _event_row(event: Mapping[str, Any]) -> Row:
 
 def reference(kind: Kind = "finetune") -> str:
     """Describe every field of a kind of spec, section by section."""
-    lines = [f"Spec of kind {kind}, schema version {SCHEMA_VERSION}. (*) marks what must be given.", ""]
-    for name, info in spec_fields(kind).items():
+    lines = [f"Spec of kind {kind}, schema version {SCHEMA_VERSION}. (*) marks fields that must be given.", ""]
+    for name, info in spec_fields(SPEC_MODELS[kind]).items():
         depth = "  " * name.count(".")
         key = name.rpartition(".")[2]
         if section_model(info):
@@ -287,6 +372,7 @@ def _type_name(annotation: Any) -> str:
 
 _TYPE_NAMES = {
     Source: "sources",
+    ComparedMethod: "methods",
     OnEnd: "webhook or command",
     str: "text",
     int: "whole number",

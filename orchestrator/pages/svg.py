@@ -180,7 +180,7 @@ def histogram(
     return figure(bottom + 42, "".join(parts), title)
 
 
-def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str, number: Callable[[float], str] = compact) -> str:
+def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str) -> str:
     """Draw horizontal bars, those of one row below each other. '': there are no rows."""
     if not rows:
         return ""
@@ -192,7 +192,7 @@ def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str, number: Calla
     ticks = nice_ticks(0, highest)
     parts = [element("line", class_="grid", x1=place(at), x2=place(at), y1=top, y2=bottom) for at in ticks]
     parts += [_bar_row(row, top + index * row_height, row_height, place) for index, row in enumerate(rows)]
-    parts.append(x_axis(ticks, place, left, right, bottom, x_label, number))
+    parts.append(x_axis(ticks, place, left, right, bottom, x_label, compact))
     return figure(bottom + 42, "".join(parts), title)
 
 

@@ -11,7 +11,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
 from jobs.run.summary import RunSummary
 from jobs.search.report.standing import Standing, TrialNow, counts_of
-from jobs.search.report.trial_text import value_words
+from jobs.search.report.trial_text import value_words, values_words
 from jobs.search.rules.varying import short_name
 from orchestrator.pages.show import status_words, table
 from orchestrator.pages.tables import GAP, cut, plain
@@ -96,7 +96,7 @@ def best_words(trial: TrialNow, standing: Standing) -> str:
     """Describe a trial: `trial 3, loss 0.4312 after step 12 of 12 (learning_rate 3.2e-04)`."""
     metric = standing.judged.removeprefix("eval_")
     where = f"{metric} {trial.score:.4f} after step {trial.scored_step} of {trial.total_steps}"
-    return f"trial {trial.number}, {where} ({_values_words(trial)})"
+    return f"trial {trial.number}, {where} ({values_words(trial.values)})"
 
 
 def status_page(run: RunSummary, standing: Standing) -> str:
@@ -118,11 +118,7 @@ def status_page(run: RunSummary, standing: Standing) -> str:
 
 def _running_words(trial: TrialNow) -> str:
     loss = "" if trial.loss is None else f", training loss {trial.loss:.4f}"
-    return f"trial {trial.number}, step {trial.step} of {trial.total_steps}{loss} ({_values_words(trial)})"
-
-
-def _values_words(trial: TrialNow) -> str:
-    return ", ".join(f"{short_name(name)} {value_words(value)}" for name, value in trial.values.items())
+    return f"trial {trial.number}, step {trial.step} of {trial.total_steps}{loss} ({values_words(trial.values)})"
 
 
 def _kind(trial: TrialNow, standing: Standing) -> Kind:

@@ -20,5 +20,5 @@ def ray_submission_of(job: Job) -> str | None:
 
 
 def environment_of(job: Job) -> str:
-    """Return the digest of that program's environment; empty: no such program has queued this job."""
+    """Return the digest of the environment of the Ray-submitted program; '' if none has queued this job."""
     return job.client.rpartition(":")[2] if job.client is not None and ray_submission_of(job) is not None else ""

@@ -8,10 +8,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 TOLERANCE_S: Final = 60.0  # tolerated difference from the steady clock or from another server's clock
-# seconds after which a jump of the clock is accepted
-_SETTLES_S: Final = 2 * 3600.0
-# longest time without a leader, in seconds, after which the clock of the machine is still trusted
-_LONGEST_DOWN_S: Final = 30 * 86400.0
+_SETTLES_S: Final = 2 * 3600.0  # after this time a jump of the clock is accepted
+_LONGEST_DOWN_S: Final = 30 * 86400.0  # after a longer time without a leader, the machine's clock is not trusted
 
 
 class Clock(Protocol):

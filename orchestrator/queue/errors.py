@@ -59,7 +59,9 @@ class UnknownTenant(QueueError):
     def among(cls, name: str, known: Collection[str]) -> UnknownTenant:
         """Make the error with the tenant that was probably meant, or with some of the existing ones."""
         some = ", ".join(sorted(known)[:_NAMED]) + (" and more" if len(known) > _NAMED else "")
-        there = f"there {'is' if len(known) == 1 else 'are'} {some}" if known else "fleetune tenants set NAME makes one"
+        there = (
+            f"there {'is' if len(known) == 1 else 'are'} {some}" if known else "fleetune tenants set NAME creates one"
+        )
         return cls(f"there is no tenant {name!r}{did_you_mean(name, known) or f': {there}'}")
 
 

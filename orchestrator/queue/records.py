@@ -25,7 +25,7 @@ class NewJob:
         on_end: what to submit after the job's end (`jobs.spec.queue.OnEnd` as JSON); '': nothing.
         client: the client whose end cancels the job; None: the job outlives its submitter.
         sizes: numbers of workers that the job can have, ascending; the first is its gang's. Empty: it is not elastic.
-        labels: facts that tell the job from others, for people.
+        labels: facts that distinguish the job from others, for people.
         most_queued: the submission is refused if its tenant would have more QUEUED jobs than this. None: no limit.
     """
 
@@ -71,8 +71,8 @@ class Job:
         restored_at_step: step of the checkpoint that last restored the retry budgets.
         run: root of its run, a path or URL.
         metrics: last known metrics, by name.
-        changed: number of the store's newest change of this row. Mere signs of life after the first one of an attempt,
-            and processing of `on_end`, do not count as changes.
+        changed: number of the store's newest change of this row. The first heartbeat of an attempt is a change. Later
+            ones without news, and the processing of `on_end`, are none.
         on_end, client, sizes, labels: see NewJob.
         followed: `changed` of the last end for which `on_end` was processed; 0: none.
         heard_s: when the driver of its newest attempt was last heard.

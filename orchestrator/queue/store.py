@@ -52,7 +52,7 @@ class SubmissionKey:
 
 @dataclass(frozen=True)
 class Filter:
-    """Selects jobs that meet all given conditions. Empty: all jobs."""
+    """Selects the jobs that meet all conditions. Without conditions, it selects all jobs."""
 
     tenant: str | None = None
     states: tuple[State, ...] = ()
@@ -214,7 +214,7 @@ class Store(Protocol):
         """Return leases that are held, or that were held at some time between two times, in the order of granting."""
 
     def decayed_use(self, now_s: float, half_life_s: float) -> dict[str, float]:
-        """Return decayed GPU-seconds by tenant, as `fair_share.used_of` computes them from the leases."""
+        """Return decayed GPU-seconds by tenant, as `fair_share.used_of_spans` computes them from the leases."""
 
     def month_totals(self, at_s: float, now_s: float, *, held: bool = True) -> list[MonthTotal]:
         """Return what each tenant has held in the month that contains `at_s`, including leases that were removed since.

@@ -1,4 +1,4 @@
-"""The next transition of a job, given what is seen: a table with one function for each state. Nothing here acts."""
+"""Decides the next transition of a job from the state of the machines: a table with one function for each state."""
 
 from __future__ import annotations
 

@@ -20,9 +20,8 @@ class DemandUpdates:
 
     def __init__(self, autoscaler: Autoscaler, demand: Callable[[], Demand], say: Callable[[str], None]) -> None:
         self._autoscaler, self._demand, self._say = autoscaler, demand, say
-        self._told: Demand | None = (
-            None  # None: unknown; an earlier server, or a call without an answer, may have set a demand
-        )
+        # None: unknown, because an earlier server, or a call without an answer, may have set a demand.
+        self._told: Demand | None = None
         self._announced: tuple[tuple[str, ...], bool] = ((), False)
         self._session = self._trouble = self._failure = ""  # the last two: as last reported
         self._wait_s, self._not_before_s = _FIRST_WAIT_S, 0.0
@@ -34,7 +33,7 @@ class DemandUpdates:
         if (trouble := self._autoscaler.trouble) != self._trouble:
             self._trouble = trouble
             if trouble:
-                self._say(f"what Ray's autoscaler may add cannot be read now, and is taken as it was: {trouble}")
+                self._say(f"the nodes that Ray's autoscaler may add cannot be read now; the last ones count: {trouble}")
         if self._telling is not None and self._telling.is_alive():
             return
         if time.monotonic() < self._not_before_s or not (grows or self._session):
@@ -55,7 +54,7 @@ class DemandUpdates:
             self._wait_s = min(2 * self._wait_s, _LONGEST_WAIT_S)
             if str(error) != self._failure:
                 self._failure = str(error)
-                self._say(f"Ray's autoscaler could not be told what is wanted: {error}")
+                self._say(f"Ray's autoscaler could not be told the demand: {error}")
             return
         self._told, self._failure, self._wait_s = demand, "", _FIRST_WAIT_S
         self._announce(demand)

@@ -15,7 +15,7 @@ from cluster.ray.autoscaler import Autoscaler
 from orchestrator.http.auth import is_loopback
 from orchestrator.queue.store import Store
 from orchestrator.service.context.context import Engine
-from orchestrator.service.context.queue_identity import queue_id
+from orchestrator.service.context.identity import queue_id
 
 _DASHBOARD = "http://127.0.0.1:8265"
 _GCS_PORT = 6379  # Ray's default port

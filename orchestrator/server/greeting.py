@@ -64,7 +64,7 @@ def _size(inventory: Inventory) -> str:
 
 def _tokens(facts: Facts) -> str:
     if not facts.tokens_needed:
-        return "none are needed: your own programs on this machine may do everything, and no others"
+        return "none are needed: all of your programs on this machine have full access, and no others"
     clear = "; they are sent unencrypted: keep to a network that you trust, or give --tls-cert and --tls-key"
     return f"needed (FLEETUNE_TOKEN){clear if facts.open_to_others and not facts.encrypted else ''}"
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from cluster.errors import BackendUnreachable, Fenced
 from orchestrator.controller.controller import Controller
@@ -13,10 +15,10 @@ from orchestrator.controller.keeping import Keeper
 from orchestrator.controller.leadership import Leading
 from orchestrator.http.metrics import Meters
 from orchestrator.queue.errors import NotLeader, StoreBroken
-from orchestrator.server.control_loop import run_passes
 from orchestrator.server.event_log import News
 
 NEWEST = "newest_s"  # fact in the store: the newest time, for the clock of a restarted server
+_EVERY_S = 1.0
 _NOTE_EVERY_S = 60.0
 _SHORTEST_GAP_S = 0.1
 _REST = 9.0  # idle for nine times the duration of the last pass, so that bursts of submissions share one pass
@@ -24,6 +26,42 @@ _ENDS_WITHIN_S = 5.0
 _FAILING = 3  # failed passes in a row before trouble is reported; a single failure may be chance
 
 Follow = Callable[[], object]
+
+
+class Steps(Protocol):
+    """A controller, or an object that wraps one."""
+
+    def step(self) -> bool: ...
+
+
+def run_passes(
+    controller: Steps,
+    stop: threading.Event,
+    wake: threading.Event,
+    say: Callable[[str], None],
+    every_s: float = _EVERY_S,
+) -> None:
+    """Run passes until `stop` is set.
+
+    `wake` makes the next pass start at once. `stop` takes effect after the current pass. A pass that fails is repeated;
+    the error is reported once, and so is its end.
+    """
+    trouble = ""
+    while not stop.is_set():
+        try:
+            controller.step()
+        except Exception as error:  # an internal error must not end the queue
+            known = isinstance(error, StoreBroken | BackendUnreachable | Fenced)
+            text = str(error) if known else "".join(traceback.format_exception(error))
+            if text != trouble:
+                trouble = text
+                say(text)
+        else:
+            if trouble:
+                trouble = ""
+                say("it answers again")
+        wake.wait(every_s)
+        wake.clear()
 
 
 class ControlLoop:
@@ -72,7 +110,7 @@ class ControlLoop:
             return False
 
     def trouble(self) -> str:
-        """Say why the queue does not move; '': it does. Machines that do not answer are not counted as a failure."""
+        """Say why the queue makes no progress; '' if it does. Machines that do not answer do not count as a failure."""
         if self._failures < _FAILING:
             return ""
         return f"the last {self._failures} passes over the queue have failed: see the server's log"

@@ -50,7 +50,7 @@ from orchestrator.server.session_record import Announcing
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
 from orchestrator.service.context.context import MOST_RAY_SUBMITTED, ServiceContext
-from orchestrator.service.context.queue_identity import queue_id
+from orchestrator.service.context.identity import queue_id
 from orchestrator.service.launch import launch_of
 from orchestrator.service.observability.explain import Explainer
 from orchestrator.service.retention import Retention

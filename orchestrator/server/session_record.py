@@ -12,7 +12,7 @@ from cluster.errors import MachinesFailed, StorageError
 from cluster.ray.raylets import Raylet, raylet_of_session
 from cluster.ray.session_record import SessionRecord, ask_store, read_record, write_record
 
-_AT_ONCE = "what is submitted with `ray job submit` finds no queue, and starts at once"
+_AT_ONCE = "programs of `ray job submit` find no queue, and start at once"
 _ANSWERS_S = 2.0
 
 
@@ -49,7 +49,7 @@ class Announcing:
             return "the head of the Ray cluster does not run on this machine, or its processes cannot be seen from here"
         owner = raylet.session.stat().st_uid
         if os.getuid() not in (0, owner):
-            return f"Ray runs as user {owner}, whose drivers do not believe this server's user: run it as that one"
+            return f"Ray runs as user {owner}, whose drivers do not trust this server's user: run it as user {owner}"
         known = read_record(raylet)
         if known is not None and known.queue != self._record.queue and _answers(known.url):
             return f"this cluster has the orchestrator at {known.url}, and `ray job submit` goes there, not here"

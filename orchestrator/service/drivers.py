@@ -6,7 +6,7 @@ import datetime
 import json
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 from cluster.capacity.occupancy import workers_in
 from jobs.drivers.link.messages import Answer, Beat, Order, Register, Registered
@@ -21,7 +21,7 @@ from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
 from orchestrator.service.admission.limits import wrong_secrets
 from orchestrator.service.context.context import ServiceContext
 
-_ASKED = {DesiredState.CANCEL: "it is to be cancelled", DesiredState.PAUSE: "it is to be paused"}
+_ASKED = {DesiredState.CANCEL: "its owner has cancelled it", DesiredState.PAUSE: "its owner has paused it"}
 
 
 def check_attempt(context: ServiceContext, token: str, message: Register | Beat) -> None:
@@ -65,7 +65,7 @@ def register(context: ServiceContext, message: Register) -> Registered:
         spec=_with_model(context, job, spec),
         run=run,
         placement=job.placement,
-        engine=_engine(context),
+        engine="ray" if context.engine == "ray" else "local",
         parents={parent.job_id: parent.run for parent in parents if parent.run is not None},
         secrets=_secrets(context, job, spec),
         order=order,
@@ -108,7 +108,7 @@ def heartbeat(context: ServiceContext, message: Beat) -> Answer:
 
 
 def _note_draining(context: ServiceContext, job: Job, draining: Sequence[str]) -> None:
-    """Drain nodes that Ray is about to take away. Only drivers see that; jobs there leave as in any drain."""
+    """Drain nodes that Ray is about to take away, which only drivers can see. Jobs there leave as in any drain."""
     store, now_s = context.store, context.clock.now_s()
     known = {rule.node_id for rule in store.node_rules()}
     for node in {node for node, _ in job.placement}.intersection(draining) - known:
@@ -148,10 +148,6 @@ def _order(job: Job) -> tuple[Order, str]:
     if job.state is State.STOPPING:
         return Order.STOP, job.message or job.reason.value
     return Order.GO_ON, ""
-
-
-def _engine(context: ServiceContext) -> Literal["ray", "local"]:
-    return "ray" if context.engine == "ray" else "local"
 
 
 def _parents(context: ServiceContext, job: Job) -> list[Job]:
@@ -196,7 +192,7 @@ def _secrets(context: ServiceContext, job: Job, spec: dict[str, Any]) -> dict[st
         return {}
     tenant = next(one for one in context.store.tenants() if one.name == job.tenant)
     if any((row.table, row.name) == ("tenant", tenant.name) for row in context.store.unreadable()):
-        raise StoreBroken(f"the settings of tenant {tenant.name!r} cannot be read, and so not which secrets it may use")
+        raise StoreBroken(f"the settings of tenant {tenant.name!r} cannot be read, so its secrets are not known")
     for wrong in wrong_secrets(names, tenant, context.secrets):
         raise wrong
     return {name: context.secrets[name] for name in names}

@@ -10,8 +10,6 @@ from orchestrator.queue.records import Job
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.context.identity import attempt_token
 
-__all__ = ["attempt_token", "launch_of"]
-
 
 def launch_of(context: ServiceContext) -> LaunchOf:
     """Make the function that describes how to start a driver.
@@ -19,7 +17,7 @@ def launch_of(context: ServiceContext) -> LaunchOf:
     Every driver is `python -m jobs.drivers.attempt`, and asks the server for the rest. The function raises StoreBroken.
     """
 
-    def launch(job: Job, spec: str) -> Launch:
+    def launch(job: Job) -> Launch:
         token = attempt_token(context.driver_key.value(), job.job_id, job.attempt)
         place = DriverPlace(context.url, job.job_id, job.attempt, token, context.queue, context.other_urls)
         return Launch(

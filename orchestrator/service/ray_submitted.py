@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
+from cluster.text import many
 from jobs.drivers.link.messages import Looked
 from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import QueueError
@@ -27,15 +28,14 @@ def check_room(context: ServiceContext, client: str) -> None:
     A program that is queued already may ask again.
 
     Raises:
-        TooManyGuests: there are as many as allowed.
+        TooManyGuests: the limit is reached.
     """
     there = {job.client for job in context.store.of_clients() if ray_submission_of(job) is not None}
     if client not in there and len(there) >= context.most_ray_submitted:
         raise TooManyGuests(
-            f"as many programs of `ray job submit` are queued as may be ({len(there)}): each of them, with what Ray "
-            "keeps for it, holds memory of the head for as long as it waits. Queue with `fleetune submit`, which "
-            "leaves no process behind, or submit again when some have ended (whoever starts the server sets "
-            "--most-guests)"
+            f"this server queues at most {many(context.most_ray_submitted, 'program')} of `ray job submit` (fleetune "
+            "serve --most-guests), because each of them holds memory of the head while it waits. Submit again when one "
+            "has ended, or use `fleetune submit`, which leaves no process behind"
         )
 
 

@@ -16,17 +16,17 @@ def root_of(path: str, roots: Sequence[str]) -> str | None:
 
 
 def outside(field: str, path: str, tenant: str, roots: Sequence[str] | None) -> Forbidden | None:
-    """Return why a tenant's job may not name a path or URL in its spec; None: it may.
+    """Return the error if a tenant's job may not use a path or URL of its spec; None if it may.
 
     Args:
-        roots: None: the tenant may name any path.
+        roots: directories and URLs of the tenant; None allows every path.
     """
     if roots is None or root_of(path, roots) is not None:
         return None
     return Forbidden.at(
         field,
-        f"{location.shown(path)} is outside of what tenant {tenant!r} may use. Allowed is what lies under "
-        f"{_listed(roots)}, written without '..'",
+        f"tenant {tenant!r} may not use {location.shown(path)}. Give a path or URL under {_listed(roots)}, written "
+        "without '..'",
     )
 
 
@@ -34,7 +34,7 @@ def check_run(job_id: str, run: str, roots: Sequence[str] | None) -> None:
     """Check that the server may read the files of a run. Raises QueueError."""
     if roots is not None and root_of(run, roots) is None:
         raise QueueError(
-            f"the run of {job_id} is not read: it lies outside of what its tenant may use, which is what lies under "
+            f"the run of {job_id} is not read: it is in {location.shown(run)}, and its tenant may use only paths under "
             f"{_listed(roots)}"
         )
 

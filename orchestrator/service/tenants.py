@@ -33,7 +33,7 @@ _ACTIVE = (State.QUEUED, *sorted(HOLDS_A_LEASE))
 def tenants(context: ServiceContext) -> Tenants:
     """Return all tenants. Raises StoreBroken."""
     found, leases = context.store.tenants(), context.store.leases(held=True)
-    hours = _gpu_hours(context, found)
+    hours = context.usage_months.gpu_hours(found)
     return Tenants(tenants=tuple(_view(context, one, leases, hours) for one in found))
 
 
@@ -59,7 +59,7 @@ def put(context: ServiceContext, name: str, sent: TenantSent, by: str = ANYBODY.
     if (said := _changes(before, tenant)) is not None:
         told = f"{by} {'makes' if before is None else 'changes'} tenant {name}{f': {said}' if said else ''}"
         store.add_events([QueueEvent(now_s, TENANT, told, data={"tenant": name, "by": by})])
-    return _view(context, tenant, store.leases(held=True), _gpu_hours(context, [tenant]))
+    return _view(context, tenant, store.leases(held=True), context.usage_months.gpu_hours([tenant]))
 
 
 def _restrictions(sent: RestrictionsSent) -> Restrictions:
@@ -102,12 +102,6 @@ def _told(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(f"{one[0] or 'all'}={one[1]}" if isinstance(one, tuple) else str(one) for one in value)
     return f"{value:,g}" if isinstance(value, float) else str(value)
-
-
-def _gpu_hours(context: ServiceContext, tenants: Sequence[Tenant]) -> dict[str, float]:
-    """Return the GPU-hours of this month by tenant; empty if none of the tenants has a limit on them."""
-    limited = any(one.restrictions.max_gpu_hours_per_month is not None for one in tenants)
-    return context.usage_months.gpu_hours() if limited else {}
 
 
 def _quota(what: str, sent: Sequence[QuotaSent]) -> Quota:

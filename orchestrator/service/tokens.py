@@ -1,4 +1,4 @@
-"""Tokens: which may be made and revoked. As soon as there are tokens, one of them is an admin's."""
+"""Tokens: makes and revokes them. If there are tokens, one of them is always an admin's."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TOKEN: Final = "token"  # kind of the events about tokens
 
 
 class LastAdmin(QueueError):
-    """Without this token, no one could make tokens any more."""
+    """The request would leave the server without a valid token of an admin, so nobody could make tokens."""
 
     status = 409
 
@@ -72,7 +72,7 @@ def _check(store: Store, name: str, role: Role, tenant: str | None, now_s: float
     if role is Role.MEMBER and tenant is None:
         raise QueueError(
             "a member belongs to a tenant: say to which with --tenant NAME. `fleetune tenants` lists them, and "
-            "`fleetune tenants set NAME` makes one"
+            "`fleetune tenants set NAME` creates one"
         )
     if tenant is not None and tenant not in {one.name for one in store.tenants()}:
         hint = did_you_mean(tenant, [one.name for one in store.tenants()])
@@ -81,7 +81,7 @@ def _check(store: Store, name: str, role: Role, tenant: str | None, now_s: float
     if any(token.name == name for token in known):
         raise NameTaken(f"there is, or was, a token {name!r}: give this one another name")
     if role is not Role.ADMIN and not _admins(known, now_s):
-        raise LastAdmin("the first token must be an admin's: as soon as there is one, nobody gets in without")
+        raise LastAdmin("the first token must be an admin's: once a token exists, every request needs one")
 
 
 def check_revocable(store: Store, name: str, now_s: float) -> None:

@@ -16,6 +16,7 @@ from orchestrator.queue.clock import Clock
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.months import MonthTotal, next_month, utc
 from orchestrator.queue.store import Store
+from orchestrator.queue.tenants import Tenant
 
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 _HOUR_S = 3600.0
@@ -74,8 +75,13 @@ class UsageMonths:
             rows = [row for name in sorted(names) for row in self._of(name, now_s)]
         return Usage(rows=tuple(row for row in rows if tenant is None or row.tenant == tenant))
 
-    def gpu_hours(self) -> dict[str, float]:
-        """Return GPU-hours of the current month by tenant, up to a minute old. Raises StoreBroken."""
+    def gpu_hours(self, tenants: Iterable[Tenant]) -> dict[str, float]:
+        """Return GPU-hours of the current month by tenant, up to a minute old; empty if none of `tenants` has a limit.
+
+        Raises StoreBroken.
+        """
+        if all(one.restrictions.max_gpu_hours_per_month is None for one in tenants):
+            return {}
         now_s = self._clock.now_s()
         with self._lock:
             return {row.tenant: row.gpu_hours for row in self._of(f"{utc(now_s):%Y-%m}", now_s)}

@@ -94,7 +94,9 @@ class _Run:
             if simulation.waiting:
                 simulation.decide()
             if self._on_wait is not None:
-                self._say_who_waits(self._on_wait, arrived)
+                for row in arrived:
+                    if simulation.jobs.state[row] == WAITING:
+                        self._on_wait(simulation, row, self._job_of[row])
             if self._progress is not None and simulation.passes % _SAY_EVERY == 0:
                 self._progress(self._finished / len(self._jobs))
         return Simulated(
@@ -104,11 +106,6 @@ class _Run:
     def _arrivals(self) -> list[tuple[float, int]]:
         most_s = _JITTER_S if self._setup.jitter else 0.0
         return sorted((job.submit_s + self._late.uniform(0, most_s), row) for row, job in enumerate(self._jobs))
-
-    def _say_who_waits(self, on_wait: OnWait, arrived: Sequence[int]) -> None:
-        for row in arrived:
-            if self._simulation.jobs.state[row] == WAITING:
-                on_wait(self._simulation, row, self._job_of[row])
 
     def _submit(self, number: int) -> int:
         """Submit a job of the trace. Returns its row in the simulation."""

@@ -68,16 +68,14 @@ def _sections(name: str, simulated: Simulated, colours: dict[str, int]) -> str:
     gpus = simulated.setup.nodes * simulated.setup.gpus_per_node
     limit = svg.Mark(float(gpus), f"{many(gpus, 'GPU')} in all")
     plots = (
-        _plot("GPUs in use", "GPUs", course, course.in_use, colours, limit),
-        _plot("GPUs that jobs wait for", "GPUs", course, course.waiting, colours, None),
+        _plot("GPUs in use", course, course.in_use, colours, limit),
+        _plot("GPUs that jobs wait for", course, course.waiting, colours, None),
     )
     grid = f'<div class="plots">{"".join(map(htmlpage.card, plots))}</div>\n'
     return htmlpage.section(f"Over time{suffix}", grid) + htmlpage.section(f"Tenants{suffix}", _tenants(simulated))
 
 
-def _plot(
-    title: str, unit: str, course: OverTime, gpus: Floats, colours: dict[str, int], limit: svg.Mark | None
-) -> str:
+def _plot(title: str, course: OverTime, gpus: Floats, colours: dict[str, int], limit: svg.Mark | None) -> str:
     _, unit_s, unit_name = next(one for one in _UNITS if course.edges_s[-1] >= one[0])
     edges = [float(edge) / unit_s for edge in course.edges_s]
     areas = _areas(course.tenants, gpus, colours)
@@ -86,7 +84,7 @@ def _plot(
         areas,
         title=title,
         x_label=f"{unit_name} since the first submission",
-        y_label=unit,
+        y_label="GPUs",
         tips=[_tip(areas, at, *span, unit_name) for at, span in enumerate(itertools.pairwise(edges))],
         limit=limit,
     )

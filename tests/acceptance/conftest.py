@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -21,10 +22,16 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal
 from tests.support import tiny
-from tests.support.gangs import ROOT
-from tests.support.processes import command_of, originals
+from tests.support.gangs import FORKED, ROOT
+from tests.support.processes import command_of, originals, processes_with
 
 FLEETUNE = pathlib.Path(sys.executable).with_name("fleetune")
+BEGINS_WITHIN_S = 400.0  # a start took over 200 s on a machine with a load of 30
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _forked(forked_ray_workers: None) -> None:
+    pass
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +60,7 @@ def write_spec(workshop: pathlib.Path, tmp_path: pathlib.Path) -> Callable[..., 
 
 
 def environment(**extra: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **extra}
+    return {**os.environ, "PYTHONPATH": FORKED, **extra}
 
 
 def fleetune(*arguments: str | pathlib.Path, timeout: float = 400, **extra: str) -> Any:
@@ -79,7 +86,9 @@ def started(*arguments: str | pathlib.Path, **extra: str) -> Iterator[subprocess
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        if process.stdout is not None:  # a failure may have read it to its end, after which `communicate` fails
+            process.stdout.close()
 
 
 def runs_in(workshop: pathlib.Path) -> set[pathlib.Path]:
@@ -98,7 +107,7 @@ def outcome_of(paths: JobPaths) -> Outcome:
 
 
 def wait_for_step(process: subprocess.Popen[str], paths: JobPaths, step: int) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + BEGINS_WITHIN_S
     while max((record["step"] for record in read_journal(paths.metrics)), default=0) < step:
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < deadline, f"step {step} was not reached"
@@ -112,5 +121,7 @@ def starts(paths: JobPaths) -> list[int]:
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    below = psutil.Process(process.pid).children(recursive=True)
-    return originals(child.pid for child in below if b"RayTrainWorker" in command_of(child.pid))
+    """Return the process ids of the run's workers. The parent of a forked worker is the fork server."""
+    below = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+    forked = itertools.chain.from_iterable(processes_with(f"RAY_RAYLET_PID={pid}") for pid in below)
+    return originals(pid for pid in {*below, *forked} if b"RayTrainWorker" in command_of(pid))

@@ -21,6 +21,7 @@ from jobs.run.record import read_steps
 from jobs.spec.load import dump_spec, load_spec
 from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import (
+    BEGINS_WITHIN_S,
     fleetune,
     newest_run,
     outcome_of,
@@ -79,7 +80,7 @@ def begun(job: pathlib.Path, workshop: pathlib.Path) -> Iterator[tuple[subproces
     """A run of the job that has begun."""
     before = runs_in(workshop)
     with started(job) as process:
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + BEGINS_WITHIN_S
         while not (found := runs_in(workshop) - before):
             assert time.monotonic() < deadline and process.poll() is None
             time.sleep(0.2)
@@ -110,7 +111,7 @@ def starved(job: pathlib.Path, workshop: pathlib.Path) -> Starved:
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
         if not (by_the_kernel := kill_for_memory(workers_of(process)[0])):
             process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
     reached = max(record["step"] for record in read_journal(paths.metrics))
     return Starved(paths, by_the_kernel, process.returncode, output, outcome_of(paths), reached)
 
@@ -152,7 +153,7 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
             wait_for(lambda step=step: committed_steps(paths)[-1:] >= [step - 5], "it has saved five steps ago")
             wait_for(lambda: len(workers_of(process)) == 2, "there are two")
             os.kill(workers_of(process)[rank], signal.SIGKILL)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=BEGINS_WITHIN_S)
     assert process.returncode == 0, output
     first, second, third = starts(paths)
     assert first == 0 and 5 <= second < WARMUP and EPOCH + 5 <= third < 2 * EPOCH
@@ -189,7 +190,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_can_be_exported_and_gone_on_with_on_oth
     with started("--resume", paths.root) as process:
         wait_for_step(process, paths, starved.reached + 5)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     assert "resumed from the checkpoint of step" in output
     assert f"fleetune run --resume {paths.root}" in output
@@ -243,7 +244,7 @@ def test_a_rank_that_is_stopped_is_named_and_killed_and_the_run_goes_on(
         wait_for_step(process, paths, 8)
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
         os.kill(workers_of(process)[1], signal.SIGSTOP)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=BEGINS_WITHIN_S)
     assert process.returncode == 0, output
     found, _ = [one for one in read_journal(paths.events) if one["kind"] == "remedy"]
     data = found["data"]

@@ -17,7 +17,7 @@ import pytest
 from jobs.run.outcome import Status
 from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import FLEETUNE, newest_run, outcome_of
-from tests.support.gangs import ROOT
+from tests.support.gangs import FORKED
 from tests.support.projects import make_project
 from tests.support.raycluster import RAY, ray_head
 
@@ -45,9 +45,9 @@ class Cluster:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     python = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is the one that runs this
-    with ray_head(num_cpus=4, PYTHONPATH=str(ROOT), PATH=python) as head:
+    with ray_head(num_cpus=4, PYTHONPATH=FORKED, PATH=python) as head:
         own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.temp / "token")}
-        yield Cluster({**os.environ, **own, "PYTHONPATH": str(ROOT)}, head.gcs, head.dashboard)
+        yield Cluster({**os.environ, **own, "PYTHONPATH": FORKED}, head.gcs, head.dashboard)
 
 
 @pytest.fixture

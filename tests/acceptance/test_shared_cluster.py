@@ -24,7 +24,7 @@ from jobs.storage.journal import read_journal
 from orchestrator.queue.records import Job
 from orchestrator.store import open_store
 from tests.support import tiny
-from tests.support.gangs import ROOT
+from tests.support.gangs import FORKED
 from tests.support.memorylimit import kill_for_memory
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.queuereplay import starts_and_plans
@@ -165,7 +165,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     tiny.write_text(folder / "text.jsonl", 300)
     tiny.write_labelled(folder / "labelled.jsonl", 100, 3)
     calls = str(folder / "calls")
-    with ray_head(num_cpus=SLOTS, PYTHONPATH=str(ROOT), BROKEN_METRIC_CALLS=calls) as head:
+    with ray_head(num_cpus=SLOTS, PYTHONPATH=FORKED, BROKEN_METRIC_CALLS=calls) as head:
         found = Shared(head, folder)
         found.serve(LONG_S)
         try:
@@ -182,16 +182,13 @@ def command(name: str, workers: int, words: list[str], queue: dict[str, Any]) ->
     return {"kind": "command", "name": name, "command": words, "resources": resources, "queue": queue}
 
 
-def twelve(shared: Shared) -> list[dict[str, Any]]:
-    """Two of them train, the others run a program; gangs of one and of two; of three tenants in two classes."""
+def twelve() -> list[dict[str, Any]]:
+    """Programs; gangs of one and of two; of three tenants in two classes. Other tests train on this cluster."""
     made = []
     for number in range(12):
         queue = {"tenant": TENANTS[number % 3], "priority": 5 if number in (4, 9, 11) else 0}
         workers = 2 if number in (1, 3, 6, 8, 9) else 1
-        if number in (4, 8):
-            made.append(shared.training(f"train-{number}", workers, 2 + number % 3, queue))
-        else:
-            made.append(command(f"program-{number}", workers, ["sleep", str(1 + number % 4)], queue))
+        made.append(command(f"program-{number}", workers, ["sleep", str(1 + number % 4)], queue))
     return made
 
 
@@ -208,7 +205,7 @@ def test_twelve_jobs_of_three_tenants_all_finish_in_the_order_that_the_rules_giv
         (node,) = client.get("/v1/nodes").json()["nodes"]
         path = f"/v1/nodes/{node['node_id']}"
         client.put(path, json={"order": "cordon", "reason": "a test"}).raise_for_status()
-        ids = shared.submit(*twelve(shared))
+        ids = shared.submit(*twelve())
         client.put(path, json={"order": "use", "reason": ""}).raise_for_status()
     shared.ended(*ids, within_s=800.0)
     for job_id in ids:

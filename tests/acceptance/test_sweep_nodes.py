@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from jobs.run.checkpoints import committed_steps
 from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
 from tests.acceptance.conftest import FLEETUNE, environment
@@ -60,7 +61,12 @@ def test_the_trial_of_a_lost_node_goes_on_from_its_checkpoint_on_another_gang(
             runs = list((tmp_path / "runs").glob(f"moved-2*/{trial:04d}"))
             return [record["step"] for run in runs for record in read_steps(JobPaths(str(run)))]
 
-        wait_for(lambda: all(max(steps_of(one), default=0) > SAVED_EVERY for one in (1, 2)), "both train", 120.0)
+        def is_saved(trial: int) -> bool:
+            runs = (tmp_path / "runs").glob(f"moved-2*/{trial:04d}")
+            return any(committed_steps(JobPaths(str(run))) for run in runs)
+
+        # A checkpoint is written behind the training, so a step after it proves nothing.
+        wait_for(lambda: all(steps_of(one) and is_saved(one) for one in (1, 2)), "both have a checkpoint", 120.0)
         nodes.take_away("two")
         assert driver.wait(240) == 0, log.read_text()
     finally:

@@ -16,6 +16,7 @@ import pytest
 from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.hosts import BIN, Host, available, hosts
+from tests.support.raycluster import WITHOUT_LOG_MONITOR
 
 pytestmark = [
     pytest.mark.slow,
@@ -46,11 +47,11 @@ def cluster() -> Iterator[Cluster]:
             ray = str(BIN / "ray")
             _keep_up(
                 head, lambda: _answers(head), ray, "start", "--head", "--node-ip-address", head.address, "--port",
-                "6379", "--num-cpus", "2", "--include-dashboard", "false", "--block",
+                "6379", "--num-cpus", "2", "--include-dashboard", "false", *WITHOUT_LOG_MONITOR, "--block",
             )  # fmt: skip
             _keep_up(
                 worker, lambda: _nodes(head) == 2, ray, "start", "--address", f"{head.address}:6379",
-                "--node-ip-address", worker.address, "--num-cpus", "2", "--block",
+                "--node-ip-address", worker.address, "--num-cpus", "2", *WITHOUT_LOG_MONITOR, "--block",
             )  # fmt: skip
             yield Cluster(head, worker, shared)
     finally:

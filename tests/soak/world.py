@@ -28,6 +28,7 @@ from tests.support import tiny
 from tests.support.gangs import ROOT
 from tests.support.hosts import BIN, Host, hosts, name_hosts, processes_of
 from tests.support.processes import command_of, originals
+from tests.support.raycluster import WITHOUT_LOG_MONITOR
 
 NAMES = ("head", "worker-1", "worker-2")
 CPUS = 2  # of each worker host
@@ -137,13 +138,14 @@ class World:
 
     def start_head(self) -> None:
         words = ["start", "--head", "--node-name", "head", "--node-ip-address", self.head.address, "--port", "6379"]
-        words += ["--num-cpus", "0", "--object-store-memory", OBJECT_STORE_BYTES, "--block"]
+        words += ["--num-cpus", "0", "--object-store-memory", OBJECT_STORE_BYTES, *WITHOUT_LOG_MONITOR, "--block"]
         self.head.start(str(BIN / "ray"), *words)
 
     def start_node(self, node: Node) -> None:
         end_all(node)
         words = ["start", "--address", f"{self.head.address}:6379", "--node-name", node.name, "--node-ip-address"]
-        words += [node.host.address, "--num-cpus", str(CPUS), "--object-store-memory", OBJECT_STORE_BYTES, "--block"]
+        words += [node.host.address, "--num-cpus", str(CPUS), "--object-store-memory", OBJECT_STORE_BYTES]
+        words += [*WITHOUT_LOG_MONITOR, "--block"]
         node.process = node.host.start(str(BIN / "ray"), *words)
         node.since = time.monotonic()
 

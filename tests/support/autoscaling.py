@@ -14,6 +14,7 @@ import yaml
 
 from tests.support.hosts import BIN, Host
 from tests.support.processes import wait_for
+from tests.support.raycluster import WITHOUT_LOG_MONITOR
 
 HEAD_ID = f"{0:056x}".replace("0", "f", 51)  # as the provider knows it, and its type
 HEAD_TYPE = "ray.head.default"
@@ -67,7 +68,7 @@ def autoscaled(host: Host, folder: pathlib.Path, version: int, most: int = 2) ->
     host.start(
         str(BIN / "ray"), "start", "--head", "--node-ip-address", host.address, "--port", str(PORT),
         "--dashboard-port", str(DASHBOARD_PORT), "--num-cpus", "0",
-        "--autoscaling-config", str(config), "--block",
+        "--autoscaling-config", str(config), *WITHOUT_LOG_MONITOR, "--block",
     )  # fmt: skip
     found = Scaled(host, f"http://127.0.0.1:{DASHBOARD_PORT}")
     wait_for(lambda: len(found.nodes()) == 1, "the head is up", COMES_UP_S, functools.partial(time.sleep, 0.5))

@@ -1,11 +1,13 @@
 """Storage with faults that a test turns on and off: `faulty:///path` is the local path, through fsspec.
 
 While `<CONTROL>/full` exists every write of a tensor file ends in "no space left", after some bytes; while
-`<CONTROL>/stalled` exists every write waits.
+`<CONTROL>/stalled` exists every write waits. While `<CONTROL>/dropped` exists no file can be opened, because the
+connection is reset; while `<CONTROL>/dropped rows` exists, no file of prepared data.
 """
 
 from __future__ import annotations
 
+import errno
 import pathlib
 import time
 from typing import Any
@@ -26,11 +28,16 @@ class FaultyFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec carries
         super().__init__(**{**options, "auto_mkdir": True})
 
     def _open(self, path: str, mode: str = "rb", block_size: int | None = None, **options: Any) -> Any:
+        if self._is_dropped("dropped") or ("/prepared/" in path and self._is_dropped("dropped rows")):
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer", path)
         if "w" in mode:  # an object store knows no directories
             pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         faulty = "w" in mode and path.endswith(".safetensors") and "checkpoints" in path
         opener = FaultyFile if faulty else LocalFileOpener
         return opener(path, mode, fs=self, **options)
+
+    def _is_dropped(self, name: str) -> bool:
+        return (self.control / name).exists()
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:

@@ -19,11 +19,13 @@ from typing import Any
 import torch
 
 from jobs.training.model.engine import import_deepspeed
+from jobs.training.model.load import import_model_classes
 
 
 def import_what_a_gang_needs() -> None:
     importlib.import_module(sys.argv[1])
     import_deepspeed(torch.device("cpu"))
+    import_model_classes()
     import transformers
     from transformers.integrations import HfDeepSpeedConfig  # noqa: F401
 

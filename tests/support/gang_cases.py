@@ -17,6 +17,7 @@ import json
 import os
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -43,7 +44,11 @@ from tests.support.faulty import FaultyFileSystem, register
 
 
 class ScriptedGang(TorchrunGang):
-    """Asked to stop during the step that leads to `stop_at`; faults of the storage begin and end before given steps."""
+    """Asked to stop during the step that leads to `stop_at`; faults of the storage begin and end before given steps.
+
+    A checkpoint is complete before the step that ends with the next one, and before a fault, unless the storage is
+    stalled: which checkpoints a case has does not depend on the load of the machine.
+    """
 
     def __init__(
         self, paths: JobPaths, world: TorchrunWorld, stop_at: int | None, faults: dict[str, dict[str, bool]]
@@ -52,17 +57,26 @@ class ScriptedGang(TorchrunGang):
         self._stop_at, self._faults = stop_at, faults
         self.step = 0
         self.before_step: Callable[[], None] = lambda: None
+        self.save_steps: int | None = None
+        self.writes: Callable[[], bool] = lambda: False
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         for rows in super().steps(stream, start, rewound):
             self.step = rows.step + 1
+            faults = self._faults.get(str(self.step), {})
+            if faults or (self.save_steps is not None and self.step % self.save_steps == 0):
+                self._wait_for_the_checkpoint()
             dist.barrier()
-            for fault, on in self._faults.get(str(self.step), {}).items():
+            for fault, on in faults.items():
                 flag = FaultyFileSystem.control / fault
                 flag.touch() if on else flag.unlink(missing_ok=True)
             dist.barrier()
             self.before_step()
             yield rows
+
+    def _wait_for_the_checkpoint(self) -> None:
+        while self.writes() and not (FaultyFileSystem.control / "stalled").exists():
+            time.sleep(0.01)
 
     def requests(self) -> Requests:
         return Requests(stop=self._stop_at is not None and self.step >= self._stop_at)
@@ -109,9 +123,10 @@ def run_case(case: dict[str, Any]) -> None:
         export.ONE_PROCESS_BYTES = 0
     with contextlib.closing(loop.Reporter(job.paths, gang.rank)) as reporter:
         run = loop.set_up(job, gang, reporter)
+        gang.save_steps, gang.writes = spec.checkpoint.save_steps, lambda: run.checkpoints.busy
         if case.get("damaged_at"):
             gang.before_step = damaging(gang, run, case["damaged_at"])
-        state = loop.restored(run)
+        state = loop.begun(run, loop.restored(run))
         if state.step < run.plan.total_steps:
             try:
                 state = loop.train_steps(run, state)

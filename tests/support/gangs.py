@@ -24,9 +24,12 @@ from jobs.storage.journal import read_journal
 from jobs.training.mailbox import Answer, Mailbox, Order
 
 ROOT = pathlib.Path(__file__).parents[2]
+FORKED = (
+    f"{ROOT / 'tests/support/forked'}:{ROOT}"  # a PYTHONPATH with which Ray's workers are forked, see `fork_server`
+)
 GANG_WITHIN_S = 500
 # A PYTHONPATH that makes each training step wait, so that other processes get the cores.
-PACED = f"{(ROOT / 'tests/support/paced/sitecustomize.py').parent}:{ROOT}"
+PACED = f"{ROOT / 'tests/support/forked'}:{ROOT / 'tests/support/paced'}:{ROOT}"
 
 
 @dataclass(frozen=True)

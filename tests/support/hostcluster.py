@@ -22,6 +22,7 @@ from orchestrator.store import open_store
 from tests.support.gangs import PACED
 from tests.support.hosts import BIN, Host, end_what_is_left, hosts, name_hosts, processes_of
 from tests.support.processes import command_of, originals
+from tests.support.raycluster import WITHOUT_LOG_MONITOR
 
 HEAD, WORKERS = "head", ("worker-1", "worker-2")
 UP_WITHIN_S, LOOK_S = 240.0, 0.5
@@ -75,7 +76,7 @@ class HostCluster:
         words = ["--address", gcs, "--num-cpus", "2"]
         if name == HEAD:
             words = ["--head", "--port", str(self.port), "--num-cpus", "0", "--num-gpus", "0"]
-        words += ["--node-ip-address", host.address, "--node-name", name, "--block"]
+        words += ["--node-ip-address", host.address, "--node-name", name, *WITHOUT_LOG_MONITOR, "--block"]
 
         def up() -> bool:
             if name not in self.rays or self.rays[name].poll() is not None:

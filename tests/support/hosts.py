@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.support.gangs import ROOT
+from tests.support.gangs import FORKED, ROOT
+from tests.support.raycluster import LEAN
 
 BIN = pathlib.Path(sys.executable).parent
 ASKED_S = 3.0  # `ray start --block` takes half a minute to end when asked; what is left then is killed
@@ -143,9 +144,9 @@ def _host(tag: str, bridge: str, number: int, folder: pathlib.Path, env: dict[st
     private = folder / name
     private.mkdir()
     private.chmod(0o1777)
-    home = {"HOME": "/tmp", "GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    home = {"HOME": "/tmp", "GLOO_SOCKET_IFNAME": "eth0", "PYTHONPATH": FORKED, "RAY_USAGE_STATS_ENABLED": "0"}
     path = {"PATH": f"{BIN}:{os.environ['PATH']}"}
-    return Host(name, address, {**os.environ, **home, **path, **env}, private)
+    return Host(name, address, {**os.environ, **home, **path, **LEAN, **env}, private)
 
 
 def _wait_for_end(processes: list[subprocess.Popen[Any]]) -> None:

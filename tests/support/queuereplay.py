@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
 from cluster.capacity.inventory import Inventory
-from orchestrator.controller.fair_share import used_of
+from orchestrator.controller.fair_share import used_of_spans
 from orchestrator.controller.ledger import Cluster, snapshot
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.tenants import Tenant
+from orchestrator.scheduling.job_table import slots_of
 from orchestrator.scheduling.plan.decisions import Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
+
+
+def used_of(leases: Iterable[Lease], now_s: float, half_life_s: float) -> dict[str, float]:
+    """Decayed GPU-seconds by tenant; CPU-seconds for gangs without GPUs."""
+    spans = ((lease.tenant, slots_of(lease.gang), lease.granted_s, lease.released_s) for lease in leases)
+    return used_of_spans(spans, now_s, half_life_s)
 
 
 def starts_and_plans(

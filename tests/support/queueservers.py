@@ -7,6 +7,7 @@ milliseconds. It prints the server's process id.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -24,8 +25,9 @@ from orchestrator.controller.controller import Controller
 from orchestrator.controller.leadership import Leading
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.records import Job
+from orchestrator.queue.store import Store
 from orchestrator.queue.timing import Timing
-from orchestrator.server.control_loop import run_passes
+from orchestrator.server.passes import run_passes
 from orchestrator.store import open_store
 from tests.support.queueworld import launch_of
 
@@ -44,9 +46,9 @@ def machines(where: str) -> Backend:
     return FakeBackend(ServedCluster(where))
 
 
-def launch(job: Job, spec: str) -> Launch:
+def launch(store: Store, job: Job) -> Launch:
     """The spec of a job for real processes is a shell's program."""
-    made_up = launch_of(job, spec)
+    made_up, spec = launch_of(job), store.spec(job.job_id)
     return made_up if spec == "{}" else Launch(job.submission, ("sh", "-c", spec), metadata=made_up.metadata)
 
 
@@ -66,7 +68,7 @@ def run(store_path: str, where: str, name: str) -> None:
         machines(where),
         clock,
         Leading(store, clock, name, f"http://{name}", TERM_S),
-        launch,
+        functools.partial(launch, store),
         timing=Timing(grace_s=0.5, slow_s=1.0, doubt_s=1.0),
     )
     run_passes(controller, threading.Event(), threading.Event(), print, every_s=0.02)

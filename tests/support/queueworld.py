@@ -26,7 +26,7 @@ NO_GROWTH = Growth()
 TENANTS = (Tenant("a"), Tenant("b"))
 
 
-def launch_of(job: Job, spec: str) -> Launch:
+def launch_of(job: Job) -> Launch:
     gpus = " ".join(f"{node}={workers * job.gang.gpus_per_worker}" for node, workers in job.placement)
     return Launch(job.submission, ("python", "-m", "something"), metadata={"gpus": gpus})
 

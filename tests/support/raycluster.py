@@ -20,6 +20,10 @@ from typing import Any
 from tests.support.processes import free_port, processes_below, processes_with
 
 RAY = pathlib.Path(sys.executable).with_name("ray")
+# What a Ray of the tests does not do, since nobody looks at it: forward logs to drivers, start workers before somebody
+# needs one, and measure its host every few seconds. Each costs seconds of a core.
+WITHOUT_LOG_MONITOR = ("--include-log-monitor", "false")
+LEAN = {"RAY_prestart_worker_first_driver": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
 COMES_UP_S, ASKED_S, ENDS_S = 90.0, 3.0, 30.0  # `ray start --block` takes half a minute to end when asked
 
 
@@ -45,12 +49,13 @@ def ray_head(num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
         "RAY_AUTH_TOKEN_PATH": str(temp / "token"),
         "RAY_TMPDIR": str(temp / "ray"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **LEAN,
         **environment,
     }
     command = [
         str(RAY), "start", "--head", "--node-ip-address", "127.0.0.1", "--port", str(gcs), "--dashboard-port",
         str(dashboard), "--dashboard-agent-listen-port", str(free_port()), "--num-cpus", str(num_cpus),
-        "--temp-dir", str(temp / "ray"), "--block",
+        "--temp-dir", str(temp / "ray"), *WITHOUT_LOG_MONITOR, "--block",
     ]  # fmt: skip
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=env, start_new_session=True, **quiet)

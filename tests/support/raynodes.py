@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.support.processes import processes_with, wait_for
-from tests.support.raycluster import COMES_UP_S, RAY, RayHead
+from tests.support.raycluster import COMES_UP_S, LEAN, RAY, WITHOUT_LOG_MONITOR, RayHead
 
 NODE_NAME = "FLEETUNE_TEST_NODE"
 
@@ -47,12 +47,12 @@ def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2) -> Iterator[Nodes]:
         for name in names:
             env = {
                 **os.environ, **nodes.environment(), "RAY_TMPDIR": str(head.temp / "ray"),
-                "RAY_USAGE_STATS_ENABLED": "0", NODE_NAME: name,
+                "RAY_USAGE_STATS_ENABLED": "0", **LEAN, NODE_NAME: name,
             }  # fmt: skip
             del env["RAY_ADDRESS"]
             command = [
                 str(RAY), "start", "--address", head.gcs, "--node-ip-address", "127.0.0.1", "--num-cpus",
-                str(num_cpus), "--labels", f"test-node={name}", "--block",
+                str(num_cpus), "--labels", f"test-node={name}", *WITHOUT_LOG_MONITOR, "--block",
             ]  # fmt: skip
             started.append(subprocess.Popen(command, env=env, start_new_session=True, **quiet))
             wait_for(lambda name=name: _find(nodes, name), f"node {name} is up", COMES_UP_S)

@@ -7,6 +7,7 @@ batch and divided once; the optimizer, the clipping and the schedule are torch's
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +37,10 @@ def samples_of(row: dict[str, Any]) -> list[tuple[list[int], list[int]]]:
     return found
 
 
-def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
+def plain_losses(
+    spec: Spec, prepared: Prepared, steps: int, changed: Callable[[Any], Any] = lambda model: model
+) -> Losses:
+    """Train for some steps. `changed` may put an adapter around the model; what it freezes is not trained."""
     import transformers
 
     classify = spec.model.task == "sequence-classification"
@@ -48,12 +52,15 @@ def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
                 setattr(config, name, value)
     if classify:
         config.num_labels = spec.num_labels
+    transformers.set_seed(spec.seed)  # for a new head
     model = auto.from_pretrained(spec.model.path, config=config, dtype=torch.float32).train()
     text = model.config.get_text_config()
     if getattr(text, "pad_token_id", None) is None:  # where the model's head looks for the end of a text
         text.pad_token_id = prepared.manifest.pad_token_id
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
+    masked = classify and "attention_mask" in inspect.signature(model.forward).parameters
+    model = changed(model)
+    decay = [p for p in model.parameters() if p.ndim >= 2 and p.requires_grad]
+    plain = [p for p in model.parameters() if p.ndim < 2 and p.requires_grad]
     groups = [{"params": decay, "weight_decay": spec.train.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=spec.train.learning_rate)
     split = prepared.split("train")
@@ -62,7 +69,6 @@ def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
         spec.train.lr_scheduler_type, optimizer, warmup_steps(spec.train, plan.total_steps), plan.total_steps
     )
     options = {} if classify else {"use_cache": False}
-    masked = classify and "attention_mask" in inspect.signature(model.forward).parameters
     out = Losses([], [], [])
     for step in range(steps):
         rows = split.read_rows(plan.rows_of_step(step)).to_pylist()
@@ -72,6 +78,8 @@ def plain_losses(spec: Spec, prepared: Prepared, steps: int) -> Losses:
             if masked:  # else some types (T5Gemma) make one of their own, which leaves out tokens of the text
                 inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
             logits = model(**inputs, **options).logits[0]
+            if not classify:
+                logits = logits[-len(ids) :]  # a trained prompt precedes them
             targets = torch.tensor(labels) if classify else torch.tensor(labels[1:])
             scored = logits[None] if classify else logits[:-1]
             sums = sums + torch.nn.functional.cross_entropy(scored, targets, ignore_index=-100, reduction="sum")

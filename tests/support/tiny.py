@@ -116,23 +116,31 @@ def spec_of(folder: pathlib.Path, model: pathlib.Path, train_file: pathlib.Path,
     """A small spec; `changes` are dotted keys with __ for dots, as train__max_steps=3."""
     from jobs.spec.finetune import Spec
 
-    classify = changes.pop("classify", False)
-    raw: dict[str, Any] = {
-        "model": {"path": str(model), "task": "sequence-classification" if classify else "causal-lm"},
+    raw = written(str(folder), model, train_file, classify=changes.pop("classify", False))
+    raw["train"] = {"learning_rate": 1e-3, "warmup_ratio": 0.1, "max_steps": 20, "weight_decay": 0.1}
+    return Spec.model_validate(changed(raw, {name.replace("__", "."): value for name, value in changes.items()}))
+
+
+def written(storage: str, model: pathlib.Path, train_file: pathlib.Path, classify: bool) -> dict[str, Any]:
+    """A small spec as a user writes it, without the section `train`."""
+    task = {"task": "sequence-classification", "num_labels": 3} if classify else {"task": "causal-lm"}
+    return {
+        "model": {"path": str(model), **task},
         "data": {
             "train": str(train_file), "format": "classification" if classify else "text", "seq_len": 64,
         },
-        "train": {"learning_rate": 1e-3, "warmup_ratio": 0.1, "max_steps": 20, "weight_decay": 0.1},
         "resources": {"num_workers": 2, "gpus_per_worker": 0},
-        "storage_path": str(folder),
+        "storage_path": storage,
         "seed": 7,
     }  # fmt: skip
-    if classify:
-        raw["model"]["num_labels"] = 3
+
+
+def changed(raw: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The spec with values by dotted name; sections that are not there are made."""
     for dotted, value in changes.items():
-        *sections, name = dotted.split("__")
+        *sections, name = dotted.split(".")
         place = raw
         for section in sections:
             place = place.setdefault(section, {})
         place[name] = value
-    return Spec.model_validate(raw)
+    return raw

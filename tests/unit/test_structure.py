@@ -61,6 +61,7 @@ LIGHT_MODULES = (
     "jobs.preflight.validate",
     "jobs.finetune",
     "jobs.drivers.attempt",
+    "jobs.compare",
     "jobs.sweep",
     "cluster.ray.connection",
     "cluster.ray.backend",
@@ -355,6 +356,16 @@ def test_the_picture_and_the_table_of_rooms_are_those_of_the_code() -> None:
     assert not rooms.circle(), "rooms import each other: carry what the lower one needs into it"
     assert rooms.PICTURE.read_text() == rooms.picture(), "python -m tests.rooms draws it again"
     assert rooms.table() in rooms.PAGE.read_text(), "python -m tests.rooms writes it again"
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_inside_functions() -> None:
+    assert len(rooms.imports()) > 400
+    assert rooms.circle_in(rooms.imports()) == [], "carry what both need into a module below them"
+
+
+def test_circle_check_sees_a_circle_of_three() -> None:
+    assert set(rooms.circle_in({"a": "b", "b": "c", "c": "a", "d": "a"})) == {"a", "b", "c"}
+    assert rooms.circle_in({"a": "bc", "b": "c"}) == []
 
 
 @pytest.mark.parametrize("tier", ["unit", "integration", "contract"])

@@ -3,7 +3,7 @@
 It is used in place of a single `row_order.Order` if the sources have weights, and holds an `Order` for each section.
 Like that, it is a pure function: for any position it computes which section the row comes from, and which use of that
 section it is. Use k of a section is the k-th row drawn from it, counted from 0 through all its epochs.
-Nothing depends on workers, on restarts or on how it is asked, and only a few numbers are stored.
+Nothing depends on workers, on restarts or on the ranges that are requested, and only a few numbers are stored.
 
 The positions are divided into short cycles. Each cycle has as many rows of every section as its share says, rounded so
 that errors never accumulate (often none, if a share is tiny). A keyed permutation scatters the rows over the cycle.

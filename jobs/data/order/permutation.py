@@ -48,37 +48,16 @@ def keys(seed: int, *parts: npt.NDArray[Any]) -> Words:
     return word
 
 
-def permute(values: Rows, size: int, with_key: int) -> Rows:
-    """Compute the images of `values` under a keyed permutation of range(size).
-
-    Args:
-        values: (n,) numbers in range(size).
-        size: size of the domain, at least 1.
-        with_key: each key gives another permutation.
-
-    Returns:
-        (n,) int64 in range(size).
-    """
-    permuted: Rows = walk(np.asarray(values)[None], size, np.array([[with_key]], dtype=np.uint64))[0]
-    return permuted
-
-
-def unpermute(values: Rows, size: int, with_key: int) -> Rows:
-    """Compute the inverse of `permute`."""
-    values = np.asarray(values)[None]
-    restored: Rows = walk(values, size, np.array([[with_key]], dtype=np.uint64), forward=False)[0]
-    return restored
-
-
 def walk(values: Rows, size: int, with_keys: Words, forward: bool = True) -> Rows:
-    """Apply `permute`, or its inverse, with a separate key for each line.
+    """Apply a keyed permutation of range(size), or its inverse, with a separate key for each line.
 
     Args:
-        values: (n, m), or (1, m) to use the same values in every line.
-        with_keys: (n, 1).
+        values: (n, m) numbers in range(size), or (1, m) to use the same values in every line.
+        size: size of the domain, at least 1.
+        with_keys: (n, 1); each key gives another permutation.
 
     Returns:
-        (n, m) int64.
+        (n, m) int64 in range(size).
     """
     half_bits = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     round_keys = mix(with_keys ^ _ROUND_WORDS[:, None, None])

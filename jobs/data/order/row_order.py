@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from jobs.data.order.permutation import Rows, Words, key, keys, unpermute, walk
+from jobs.data.order.permutation import Rows, Words, key, keys, walk
 
 WINDOW_BLOCKS = 16
 _SPAN_STEPS, _SPANS = 32, 8  # steps computed at once for `rows_of_step`, and how many such spans are cached
@@ -139,12 +139,12 @@ class Order:
 @lru_cache(maxsize=256)  # a mixture has one order for each section
 def _short_place(order: Order, epoch: int) -> int:
     """Return one epoch's `_short_places`, cached because a loop over steps asks for it repeatedly."""
-    last = np.array([order.num_blocks - 1])
-    return int(unpermute(last, order.num_blocks, key(order.seed, _BLOCKS, epoch))[0])
+    last, with_key = np.array([[order.num_blocks - 1]]), keys(key(order.seed, _BLOCKS), np.array([[epoch]]))
+    return int(walk(last, order.num_blocks, with_key, forward=False)[0, 0])
 
 
 def _alike(sizes: Rows, at_once: int) -> Iterator[tuple[int, Rows]]:
-    """Group things by size: yields a size, and the numbers of up to `at_once` things (at least one) of that size."""
+    """Group items by size: yield a size, and the numbers of up to `at_once` items (at least one) of that size."""
     at_once = max(1, at_once)
     for size in np.unique(sizes):
         same = np.flatnonzero(sizes == size)

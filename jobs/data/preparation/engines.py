@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from jobs.data.preparation.progress import Say
-from jobs.data.sources.chunks import Chunk, Work, read_chunks
+from jobs.data.sources.chunks import Task, Todo, Work, read_chunks
 
 Engine = Literal["plain", "ray"]
-Task = Callable[[Chunk, Work], Any]  # returns a pyarrow.Table; pure, and can be pickled
-Todo = Mapping[int, frozenset[int]]  # by number of a file: the chunks that are to be left out
 
 _FEW_FILES = 32
 _PACKED, _PACKED_SUFFIXES = 10, (".gz", ".parquet")  # compressed files hold about ten times their size in text

@@ -16,7 +16,7 @@ from jobs.data.sources.records import expand
 from jobs.data.sources.user_code import read_code
 from jobs.model_files.tokenizer import TokenizerFiles, check_tokenizer, read_tokenizer
 from jobs.run.paths import prepared_root
-from jobs.spec.data import Source
+from jobs.spec.data import Source, numbered
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
@@ -28,7 +28,7 @@ _SAY_BYTES = 2**30  # size of local files from which on reading them for the fin
 class SourceJob:
     """One source that is to be prepared."""
 
-    where: str  # its name in the spec: data.train, data.train[1], data.eval
+    where: str  # its name in the spec: data.train, data.train[1], data.eval, eval.general
     path: str  # its path in the spec
     work: Work
     sizes: tuple[int, ...]  # sizes of the files, in bytes
@@ -63,25 +63,18 @@ def fingerprint_of_jobs(jobs: dict[str, list[SourceJob]]) -> tuple[str, dict[str
 def source_jobs(
     spec: Spec, tokenizer: TokenizerFiles, say: Callable[[str], None] = lambda line: None
 ) -> dict[str, list[SourceJob]]:
-    """Examine the sources of `train`, and those of `eval` if it has separate ones. Raises as `fingerprint` does."""
-    roles = {"train": spec.data.train} | ({"eval": spec.data.eval} if spec.data.eval else {})
-    return {
-        role: [
-            _source_job(spec, source, _named(role, number, len(sources)), tokenizer, say)
-            for number, source in enumerate(sources)
-        ]
-        for role, sources in roles.items()
-    }
+    """Examine the sources of each role: train, and eval and general if there are such. Raises as `fingerprint` does."""
+    found: dict[str, list[SourceJob]] = {}
+    for where, source in numbered(spec.sources):
+        role = where.partition(".")[2].partition("[")[0]
+        found.setdefault(role, []).append(_source_job(spec, source, where, tokenizer, say))
+    return found
 
 
 def check_formats(jobs: list[SourceJob], tokenizer: TokenizerFiles, model_dir: str) -> None:
     """Load the tokenizer and reject it if a source's format cannot use it. Raises DataError."""
     for data_format in sorted({job.work.reading.format for job in jobs}):
         check_tokenizer(tokenizer.load(), data_format, model_dir)
-
-
-def _named(role: str, number: int, count: int) -> str:
-    return f"data.{role}" if count == 1 else f"data.{role}[{number}]"
 
 
 def _source_job(

@@ -42,7 +42,7 @@ FACTS_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, order=True)
 class PartName:
-    """The chunk of a part, which its file name tells."""
+    """The name of a part's file, which identifies its chunk."""
 
     file: int
     number: int
@@ -115,12 +115,17 @@ def _encoded(table: Any, chunk: Chunk) -> bytes:
     tokens = pc.list_value_length(table["input_ids"])
     whole = table.append_column("num_tokens", tokens.cast(pa.int32()))
     whole = whole.append_column("num_targets", _targets(table["labels"]))
-    whole = whole.replace_schema_metadata({"records": str(len(chunk.rows)), "position": str(chunk.position)})
+    facts = {"records": len(chunk.rows), "position": chunk.position, "largest_token": _largest(table["input_ids"])}
+    whole = whole.replace_schema_metadata({name: str(value) for name, value in facts.items()})
     sink = pa.BufferOutputStream()
     # No statistics and no dictionaries, because a part is read once and as a whole.
     pq.write_table(whole, sink, compression="lz4", use_dictionary=False, write_statistics=False)
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def _largest(tokens: Any) -> int:
+    return max((int(chunk.flatten().to_numpy().max(initial=0)) for chunk in tokens.chunks), default=0)
 
 
 def _targets(labels: Any) -> Any:
@@ -144,6 +149,7 @@ class PartIndex:
     num_targets: Any  # (samples,) int32
     cut: Any  # (samples,) int64
     content: Any  # (samples,) uint64
+    largest_token: int | None  # None: an earlier release wrote the part
     bad: tuple[tuple[int, str], ...]  # (line, reason)
 
 
@@ -163,6 +169,7 @@ def read_index(root: str, name: PartName) -> PartIndex:
         num_targets=good["num_targets"].to_numpy(),
         cut=good["cut"].to_numpy() if "cut" in good.column_names else np.zeros(len(good), np.int64),
         content=good["content"].to_numpy(),
+        largest_token=int(metadata[b"largest_token"]) if b"largest_token" in metadata else None,
         bad=tuple(zip(bad["line"].to_pylist(), bad["reason"].to_pylist(), strict=True)),
     )
 

@@ -5,22 +5,13 @@ from __future__ import annotations
 from cluster.text import duration, many
 from jobs.data.cutting import cut_words
 from jobs.data.preparation.engines import Engine, is_little, started
-from jobs.data.preparation.fingerprint import (
-    PREPARE_VERSION,
-    SourceJob,
-    check_formats,
-    fingerprint,
-    fingerprint_of_jobs,
-    source_jobs,
-)
+from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.prepare_source import HELD_OUT, ROWS, prepare_source
 from jobs.data.preparation.progress import Progress, Say
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, write_manifest
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec
-
-__all__ = ["PREPARE_VERSION", "fingerprint", "prepare"]
 
 
 def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to: int = 0) -> Prepared:
@@ -92,8 +83,9 @@ def _splits(jobs: dict[str, list[SourceJob]], sources: dict[str, Prepared]) -> d
             if split in sources[job.where].manifest.splits
         )
 
-    held_out = parts("eval", ROWS) or parts("train", HELD_OUT)
-    return {"train": parts("train", ROWS)} | ({"eval": held_out} if held_out else {})
+    held_out, general = parts("eval", ROWS) or parts("train", HELD_OUT), parts("general", ROWS)
+    splits = {"train": parts("train", ROWS), "eval": held_out, "general": general}
+    return {name: found for name, found in splits.items() if found}
 
 
 def _summary(manifest: Manifest, spec: Spec) -> str:

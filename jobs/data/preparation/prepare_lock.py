@@ -38,7 +38,7 @@ class Lease:
 
     @contextlib.contextmanager
     def held_unless(self, done: Callable[[], bool]) -> Iterator[bool]:
-        """Wait for the lock and hold it in the context, or stop waiting once `done` says that nothing is left to do.
+        """Wait for the lock and hold it in the `with` block. Stop waiting once `done` returns True.
 
         Yields:
             Whether the lock is held.

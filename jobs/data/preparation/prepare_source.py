@@ -1,4 +1,4 @@
-"""Prepares one source once: tokenises it part by part, shuffles, packs and writes. Found again by its fingerprint."""
+"""Prepares one source once: tokenises it in parts, shuffles, packs and writes. Jobs find it by its fingerprint."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from jobs.data.preparation.parts import PartIndex, missing, read_index, remove_p
 from jobs.data.preparation.prepare_lock import Lease
 from jobs.data.preparation.progress import Progress, Say
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
+from jobs.data.sources.bad_rows import BadRow
 from jobs.data.sources.chunks import held_out
-from jobs.data.sources.formats import BadRow, first_of
+from jobs.data.sources.formats import first_of
 from jobs.errors import DataError, StorageError
 from jobs.model_files.tokenizer import pad_token_id
 from jobs.storage import files as storage
@@ -95,7 +96,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
     splits, writers = dict[str, SplitManifest](), []
     say(f"shuffling and writing {many(len(every), 'sample')}")
     for plan, (manifest, writer) in zip(plans, write_splits(job.root, parts, every, plans), strict=True):
-        splits[plan.name] = manifest
+        splits[plan.name] = manifest.model_copy(update={"largest_token": _largest_token(parts)})
         writers.append(writer)
     write_manifest(
         job.root,
@@ -142,6 +143,11 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
             found = _bad_rows(job, parts)
             _write_bad_rows(job, found)
             _check_bad(job, len(found), sum(part.records for part in parts), found)
+
+
+def _largest_token(parts: Iterable[PartIndex]) -> int | None:
+    found = [part.largest_token for part in parts]
+    return None if None in found else max(filter(None, found), default=0)
 
 
 def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:

@@ -1,4 +1,4 @@
-"""Shows how far preparation is, and when it will be done."""
+"""Reports the progress of a preparation, and when it will be done."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Progress:
         self._first: tuple[float, int, int] | None = None
 
     def keep(self, positions: Iterable[tuple[tuple[str, int], int]]) -> None:
-        """Set what is done already: bytes of files, by source and number of the file."""
+        """Count what earlier preparations have done: bytes of files, by source and number of the file."""
         for key, position in positions:
             self._positions[key] = max(self._positions.get(key, 0), position)
 

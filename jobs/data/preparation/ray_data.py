@@ -19,8 +19,7 @@ import ray.data
 from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 
-from jobs.data.preparation.engines import Task, Todo
-from jobs.data.sources.chunks import Work, read_chunks
+from jobs.data.sources.chunks import Task, Todo, Work, read_chunks
 from jobs.model_files.tokenizer import TokenizerFiles
 
 # Ray Data collects small blocks up to this size before it starts a task on them. Its default of 128 MiB would put a

@@ -45,7 +45,7 @@ class ShardWriter:
         """Append a record batch with ROW_SCHEMA and ROWS_PER_BLOCK rows. Only the last batch may have fewer."""
         with scratch_errors(self._scratch):
             if self._open is None:
-                local = os.path.join(self._scratch, _shard_name(len(self.shards)))
+                local = os.path.join(self._scratch, f"shard-{len(self.shards):05d}.arrow")
                 self._open = (local, pa.ipc.new_file(local, ROW_SCHEMA))
             self._open[1].write_batch(batch)
             self._blocks += 1
@@ -81,10 +81,6 @@ class ShardWriter:
             digest, size = hashlib.file_digest(file, "sha256").hexdigest(), os.path.getsize(local)
         storage.put_file(local, storage.join(self._folder, name))
         return FileEntry(name=name, bytes=size, sha256=digest)
-
-
-def _shard_name(number: int) -> str:
-    return f"shard-{number:05d}.arrow"
 
 
 def _note(folder: str, number: int) -> str:

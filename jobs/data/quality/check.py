@@ -50,7 +50,7 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
         StorageError: the storage cannot be read or written.
     """
     tokenizer = read_tokenizer(model_dir)
-    jobs = source_jobs(spec, tokenizer, say)
+    jobs = {role: found for role, found in source_jobs(spec, tokenizer, say).items() if role in ROLES}
     every = [job for of_role in jobs.values() for job in of_role]
     workers = started(engine)
     check_formats(every, tokenizer, model_dir)

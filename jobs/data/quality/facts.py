@@ -1,4 +1,4 @@
-"""The facts about each sample that a check uses, computed where the chunk is tokenised. Pure."""
+"""Computes the facts about each sample that a check uses, in the worker that tokenises its chunk. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cluster.text import first_line
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.chunks import RECORDS_AT_ONCE, Chunk, Work, content_hash, samples_of, tokenised
-from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
+from jobs.data.sources.formats import ChatSample, ClassSample, Sample, TextSample, texts_of
 
 NUM_PERM = 128  # hash functions of a signature: the estimated similarity is off by at most 0.09, usually by 0.03
 SHINGLE_WORDS = 3
@@ -98,17 +98,6 @@ def _facts(sample: Sample | BadRow, result: Any) -> dict[str, Any]:
 
 def _reason(reason: Reason) -> dict[str, Any]:
     return {"reason": reason.text, "kind": reason.kind or first_line(reason.text)}
-
-
-def texts_of(sample: Sample) -> tuple[str, ...]:
-    """Return the texts of a sample."""
-    if isinstance(sample, ChatSample):
-        return tuple(content for _, content in sample.messages)
-    if isinstance(sample, PairSample):
-        return (sample.prompt, sample.completion)
-    if isinstance(sample, InstructionSample):
-        return (sample.instruction, sample.input, sample.output)
-    return (sample.text,)
 
 
 def _shown(texts: tuple[str, ...]) -> str:

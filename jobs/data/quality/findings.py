@@ -116,7 +116,6 @@ def _bad(facts: Facts) -> Iterator[Finding]:
 
 def _exact(facts: Facts) -> Iterator[Finding]:
     good = facts.good
-    pairs = exact_duplicates(facts.numbers("content")[good])
     for role in (TRAIN, EVAL):
         mine = facts.role[good] == role
         inside = exact_duplicates(facts.numbers("content")[good[mine]])
@@ -129,10 +128,10 @@ def _exact(facts: Facts) -> Iterator[Finding]:
                 int(mine.sum()),
                 "remove them: repeated samples weigh more, and are memorised",
             )
-    yield from _leaks(facts, good, pairs)
+    yield from _leaks(facts, good)
 
 
-def _leaks(facts: Facts, good: Numbers, pairs: Pairs) -> Iterator[Finding]:
+def _leaks(facts: Facts, good: Numbers) -> Iterator[Finding]:
     """Report held-out samples that are also in train."""
     content, role = facts.numbers("content")[good], facts.role[good]
     of_train = np.unique(content[role == TRAIN])

@@ -112,8 +112,8 @@ def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> in
         before = _rendered(turns[:number], render, True)
         if not after.startswith(before):
             raise Unrenderable(
-                f"the chat template does not render turn {number + 1} after what it is asked to follow",
-                "the chat template does not render turn N after what it is asked to follow",
+                f"the chat template renders the turns before turn {number + 1} differently when it follows them",
+                "the chat template renders the turns before turn N differently when it follows them",
             )
         return len(before)
     # Templates cannot render an empty dialogue. So the header is what they add after this turn to open another one.

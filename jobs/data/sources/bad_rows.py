@@ -1,4 +1,4 @@
-"""Records that cannot be used, and why: a sentence for people, and a kind by which equal troubles are counted."""
+"""Records that cannot be used, and why: a sentence for people, and a kind that groups equal problems."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Reason:
 
     Attributes:
         text: for people. Lines after the first hold a traceback.
-        kind: what the reason has in common with those of other records, without their values, and with N for numbers;
-            empty: the text has no values.
+        kind: the text without values of the record, and with N for numbers, so that equal problems can be counted;
+            empty if the text has no values.
     """
 
     text: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,16 +17,7 @@ import pyarrow as pa
 
 from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.file_stamp import stamp
-from jobs.data.sources.formats import (
-    ChatSample,
-    ClassSample,
-    InstructionSample,
-    PairSample,
-    Reading,
-    Sample,
-    TextSample,
-    sample_of,
-)
+from jobs.data.sources.formats import ChatSample, ClassSample, Reading, Sample, TextSample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
 from jobs.data.sources.tokenize import LossOn, Result, TokenRow, tokenise
 from jobs.data.sources.user_code import OwnCode
@@ -75,6 +66,10 @@ class Chunk:
     rows: tuple[tuple[int, Sample | BadRow | Record], ...]  # (line, ...); records if a user's function will read them
     position: int  # bytes of the file that were read by the end of the chunk
     last: bool = False  # whether the file ends here; the last chunk may have no rows
+
+
+Task = Callable[[Chunk, Work], pa.Table]  # pure, and can be pickled
+Todo = Mapping[int, frozenset[int]]  # by number of a file: the numbers of the chunks to leave out
 
 
 def read_chunks(file: int, work: Work, skip: frozenset[int] = frozenset()) -> Iterator[Chunk]:
@@ -131,17 +126,9 @@ def _changed(path: str) -> Reason:
 
 def _chars(row: Sample | BadRow | Record) -> int:
     """Count the characters of text, approximately."""
-    if isinstance(row, TextSample | ClassSample):
-        return len(row.text)
-    if isinstance(row, ChatSample):
-        return sum(len(content) for _, content in row.messages)
-    if isinstance(row, PairSample):
-        return len(row.prompt) + len(row.completion)
-    if isinstance(row, InstructionSample):
-        return len(row.instruction) + len(row.input) + len(row.output)
     if isinstance(row, Record):
         return sum(len(value) if isinstance(value, str) else len(str(value)) for value in row.value.values())
-    return len(row.reason)
+    return len(row.reason) if isinstance(row, BadRow) else sum(map(len, texts_of(row)))
 
 
 def samples_of(chunk: Chunk, work: Work) -> Iterator[tuple[int, Sample | BadRow]]:
@@ -195,17 +182,9 @@ def held_out(content: npt.NDArray[np.uint64], fraction: float | None) -> npt.NDA
 
 def said(sample: Sample) -> str:
     """Return the content of a sample as one text that differs from that of every other sample."""
-    if isinstance(sample, ChatSample):
-        return _spelt(itertools.chain.from_iterable(sample.messages))
-    if isinstance(sample, PairSample):
-        return _spelt((sample.prompt, sample.completion))
-    if isinstance(sample, InstructionSample):
-        return _spelt((sample.instruction, sample.input, sample.output))
-    return sample.text
-
-
-def _spelt(texts: Iterable[str]) -> str:
-    """Join texts so that they could be separated again."""
+    if isinstance(sample, TextSample | ClassSample):
+        return sample.text
+    texts = itertools.chain.from_iterable(sample.messages) if isinstance(sample, ChatSample) else texts_of(sample)
     return "".join(f"{len(text)}:{text}" for text in texts)
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from cluster.text import many
 from jobs.data.cutting import cut_of, cut_words
+from jobs.data.sources.bad_rows import BadRow
 from jobs.data.sources.formats import (
-    ChatSample,
-    InstructionSample,
     PairSample,
     Reading,
     Sample,
@@ -21,8 +20,9 @@ from jobs.data.sources.formats import (
     column_names,
     first_of,
     sample_of,
+    texts_of,
 )
-from jobs.data.sources.records import BadRow, Record, RecordReader, expand
+from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.errors import DataError
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
@@ -32,7 +32,7 @@ _TOKENISED = 200  # samples that are tokenised to estimate truncation
 
 @dataclass(frozen=True)
 class Looked:
-    """What was read of a source."""
+    """The first records of a source."""
 
     path: str
     files: int
@@ -149,13 +149,7 @@ def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where
 
 
 def _text_of(sample: Sample) -> str:
-    if isinstance(sample, ChatSample):
-        return "\n".join(content for _, content in sample.messages)
-    if isinstance(sample, PairSample):
-        return sample.prompt + sample.completion
-    if isinstance(sample, InstructionSample):
-        return "\n".join((sample.instruction, sample.input, sample.output))
-    return sample.text
+    return ("" if isinstance(sample, PairSample) else "\n").join(texts_of(sample))
 
 
 def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:

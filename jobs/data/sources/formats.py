@@ -14,21 +14,6 @@ from jobs.data.sources.records import Record, is_unicode
 from jobs.spec.data import Columns, Source
 from jobs.spec.finetune import Spec
 
-__all__ = [
-    "BadRow",
-    "ChatSample",
-    "ClassSample",
-    "InstructionSample",
-    "PairSample",
-    "Reading",
-    "Record",
-    "Sample",
-    "TextSample",
-    "column_names",
-    "first_of",
-    "sample_of",
-]
-
 _NAMES_SHOWN = 20
 _INTEGER = re.compile(r"[+-]?\d{1,18}(\.0*)?")  # with ".0", which pandas writes for integers in columns with gaps
 # The columns that a format requires, by their names in the spec.
@@ -83,6 +68,16 @@ class ClassSample:
 
 
 Sample = TextSample | ChatSample | PairSample | InstructionSample | ClassSample
+
+
+def texts_of(sample: Sample) -> tuple[str, ...]:
+    if isinstance(sample, ChatSample):
+        return tuple(content for _, content in sample.messages)
+    if isinstance(sample, PairSample):
+        return sample.prompt, sample.completion
+    if isinstance(sample, InstructionSample):
+        return sample.instruction, sample.input, sample.output
+    return (sample.text,)
 
 
 @dataclass(frozen=True)

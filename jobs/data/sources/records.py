@@ -19,20 +19,9 @@ from typing import Any, BinaryIO
 from cluster.text import did_you_mean
 from jobs.data.sources.bad_rows import NOT_JSON, NOT_UTF8, BadRow, Reason
 from jobs.data.sources.dataset_dirs import arrow_batches, files_in, parquet_batches, values_of
-from jobs.data.sources.file_stamp import info_of, stamp
+from jobs.data.sources.file_stamp import info_of
 from jobs.errors import DataError, StorageError
 from jobs.storage import files as storage
-
-__all__ = [
-    "SUPPORTED",
-    "BadRow",
-    "Record",
-    "RecordReader",
-    "expand",
-    "is_unicode",
-    "stamp",
-    "suffix_of",
-]
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json")
 SUPPORTED = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet", ".arrow")
@@ -191,9 +180,9 @@ class RecordReader:
         if self.has_header:
             return _csv(self.file, lines, "\t" if self._suffix.startswith(".tsv") else ",")
         if self._suffix.startswith(".txt"):
-            return _lines_of_text(self.file, lines)
+            return (_text_record(self.file, number, line) for number, line in _lines(self.file, lines, "text"))
         _check_json(self.file, head, strict=self._suffix in (".json", ".json.gz"))
-        return _jsonl(self.file, lines)
+        return (_json_record(self.file, number, line.strip()) for number, line in _lines(self.file, lines, "object"))
 
     def _lost(self, line: int, error: Exception) -> str:
         what = f"cannot read {self.file} after line {line}, at byte {self.position} of {self.size}: {error}"
@@ -249,14 +238,14 @@ def _check_json(file: str, head: bytes, strict: bool) -> None:
         )
 
 
-def _lines_of_text(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
-    """Make each line that is not blank a record with the column `text`."""
+def _lines(file: str, lines: BinaryIO, what: str) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the content of each line that is not blank. `what`: the content that a line should have."""
     for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
         if len(line) > LONGEST_LINE:
-            raise DataError(f"{file}:{number}: a line of over {LONGEST_LINE} bytes: write one text a line")
+            raise DataError(f"{file}:{number}: a line of over {LONGEST_LINE} bytes: write one {what} a line")
         content = (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
         if content.strip():
-            yield _text_record(file, number, content)
+            yield number, content
 
 
 def _text_record(file: str, number: int, content: bytes) -> Record | BadRow:
@@ -266,15 +255,6 @@ def _text_record(file: str, number: int, content: bytes) -> Record | BadRow:
         return BadRow(file, number, f"{NOT_UTF8}: {error}", kind=NOT_UTF8)
     problem = _not_text([text])
     return BadRow.of(file, number, problem) if problem else Record(file, number, {"text": text})
-
-
-def _jsonl(file: str, lines: BinaryIO) -> Iterator[Record | BadRow]:
-    for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), start=1):
-        if len(line) > LONGEST_LINE:
-            raise DataError(f"{file}:{number}: a line of over {LONGEST_LINE} bytes: write one object a line")
-        content = (line.removeprefix(_BOM) if number == 1 else line).strip()
-        if content:
-            yield _json_record(file, number, content)
 
 
 def _json_record(file: str, number: int, content: bytes) -> Record | BadRow:

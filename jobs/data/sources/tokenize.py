@@ -23,12 +23,9 @@ from jobs.data.sources.assistant_spans import (
 )
 from jobs.data.sources.bad_rows import Reason
 from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
-from jobs.model_files.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-__all__ = ["Result", "TokenRow", "load_tokenizer", "tokenise"]
 
 Ints = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]

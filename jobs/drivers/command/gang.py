@@ -16,7 +16,7 @@ from jobs.errors import FleetuneError, Interrupted
 FAILURE_GRACE_S: Final = 10.0  # from SIGTERM to SIGKILL after another process has failed
 STOP_GRACE_S: Final = 30.0  # from SIGTERM to SIGKILL after a request to stop
 _KILL_AGAIN_S = 5.0
-_POLL_S = 0.2  # how often a request to stop is looked for
+_POLL_S = 0.2  # seconds between two checks for a request to stop
 _READ_S = 1.0  # longest wait of one read for output
 
 

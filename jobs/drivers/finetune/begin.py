@@ -12,9 +12,15 @@ from jobs.run.find import find_run, storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.record import open_run, reopen_run
 from jobs.run.resume import check_resumable
+from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_to_run
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Search, SweepSpec
+
+UNCHANGED = (
+    "a comparison goes on with the spec that it began with, so that its methods stay comparable: give --resume alone, "
+    "or start a new comparison"
+)
 
 
 def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec, str | None]:
@@ -24,14 +30,17 @@ def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> 
         InputError: see `load_work`; or the spec is that of a sweep.
     """
     spec, root = load_work(path, overrides, resume)
-    if isinstance(spec, SweepSpec):
+    if isinstance(spec, Search):
         file = path or JobPaths(str(root)).spec
-        raise SpecError(f"{file} is of kind sweep: fleetune run {file}, or python -m jobs.sweep {file}, runs it")
+        also = f", or python -m jobs.sweep {file}," if spec.kind == "sweep" else ""
+        raise SpecError(f"{file} is of kind {spec.kind}: fleetune run {file}{also} runs it")
     return spec, root
 
 
-def load_work(path: str | None, overrides: Sequence[str], resume: str | None) -> tuple[Spec | SweepSpec, str | None]:
-    """Load the spec of a job or sweep, and find the root of the run to resume; None for a new run.
+def load_work(
+    path: str | None, overrides: Sequence[str], resume: str | None
+) -> tuple[Spec | SweepSpec | CompareSpec, str | None]:
+    """Load the spec of a job, sweep or comparison, and find the root of the run to resume; None for a new run.
 
     Args:
         path: path of the spec; None takes the run's spec.
@@ -40,16 +49,21 @@ def load_work(path: str | None, overrides: Sequence[str], resume: str | None) ->
             without a spec, where the environment says.
 
     Raises:
-        InputError: no run or several runs match, or the spec is wrong.
+        InputError: no run or several runs match, the spec is wrong, or a comparison is to be resumed with a change.
     """
     if path is not None:
         spec = load_to_run(path, overrides)
-        base = spec.base if isinstance(spec, SweepSpec) else spec
+        if resume is not None and isinstance(spec, CompareSpec):
+            raise SpecError(UNCHANGED)
+        base = spec.base if isinstance(spec, Search) else spec
         return spec, None if resume is None else find_run(resume, base.storage_path)
     if resume is None:
         raise SpecError("give the spec of a new run, or --resume RUN to continue an earlier one")
     root = find_run(resume, storage_root(None))
-    return load_to_run(JobPaths(root).spec, overrides), root
+    spec = load_to_run(JobPaths(root).spec, overrides)
+    if overrides and isinstance(spec, CompareSpec):
+        raise SpecError(UNCHANGED)
+    return spec, root
 
 
 @dataclass(frozen=True)

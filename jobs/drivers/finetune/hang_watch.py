@@ -26,9 +26,9 @@ from jobs.training.rank_states import end_ranks, rank_states
 from jobs.training.worker_input import Job
 
 REMEDY = "hang"  # as in `jobs.spec.remedies`
-_LEAST_STEPS = 2  # of a group before it is watched: its first step may take any time
-_PAUSED_S = 5.0  # between two looks: this process did not run either, so the lack of steps says nothing
-_APART_S = (2.0, 10.0)  # least and most seconds between the two looks at a rank
+_LEAST_STEPS = 2  # steps of a group before it is watched, because its first step may take any time
+_PAUSED_S = 5.0  # with more time between two looks, this process was paused too, and a lack of steps proves nothing
+_APART_S = (2.0, 10.0)  # least and most seconds between the two observations of a rank
 _END_WITHIN_S = 10.0  # for a node to kill a rank
 _WORDS = {
     Doing.STEP: "in",
@@ -40,7 +40,7 @@ _BLOCKED = "D"  # a process in a system call that no signal ends
 
 
 class HangWatch:
-    """The watch of one driver. `begin` comes before each worker group, and `look` is called while it runs."""
+    """Watches the worker groups of one driver. Call `begin` before each group starts, and `look` while it runs."""
 
     def __init__(
         self, announce: Announcer, places: Sequence[str] | None, ask: Callable[..., list[Any]] = ask_nodes
@@ -51,7 +51,7 @@ class HangWatch:
         self._hung_at_s: float | None = None  # until training goes on
 
     def begin(self, job: Job, newest: Record | None) -> None:
-        """Watch a new group. `newest`: the last step of the groups before."""
+        """Watch a new group. `newest`: the last step of earlier groups."""
         self._group = _Group(job, newest)
 
     def look(self, newest: Record | None) -> None:
@@ -66,7 +66,7 @@ class HangWatch:
             group.asking.start()
 
     def leave(self) -> None:
-        """End the watch of the group, which has ended. Ray must not be left while a thread asks it."""
+        """Stop watching the group, which has ended. Waits for the thread, because it uses the connection to Ray."""
         group = self._group
         if group is not None and group.asking is not None:
             group.left.set()
@@ -122,15 +122,15 @@ class _Group:
         self.left = threading.Event()
         self._newest, self._steps, self._longest_s = newest, 0, 0.0
         self._began_s = self._looked_s = self._quiet_since_s = time.monotonic()
-        self._ask_after_s = 0.0  # of silence
+        self._ask_after_s = 0.0  # seconds of silence before the nodes are asked again
 
     @property
     def apart_s(self) -> float:
-        """Seconds between two looks: a healthy rank that was paused until now makes a step in this time."""
+        """Seconds between two observations. A healthy rank that was only paused makes a step in this time."""
         return min(max(self._longest_s, _APART_S[0]), _APART_S[1])
 
     def sees(self, newest: Record | None) -> bool:
-        """Note a look at the newest step, and return whether that is new."""
+        """Record the newest step, and return whether it is new."""
         now = time.monotonic()
         paused, self._looked_s = now - self._looked_s > _PAUSED_S, now
         new = newest is not None and newest is not self._newest
@@ -151,7 +151,7 @@ class _Group:
         return now - self._quiet_since_s > max(usual_s, self._ask_after_s)
 
     def answered(self) -> None:
-        """Ask again later, and later each time, because a long evaluation is silent, too."""
+        """Wait longer before each further question, because a long evaluation writes no steps either."""
         self._ask_after_s = 1.5 * (time.monotonic() - self._quiet_since_s)
 
 

@@ -1,4 +1,4 @@
-"""Acts when a worker group ran out of memory: it changes the spec by a rung of the ladder, stores and announces that.
+"""Changes the spec by the next rung of the ladder when a worker group ran out of memory; stores and announces it.
 
 The driver under Ray then starts a new worker group (`ray_driver`). Under torchrun nothing can be started again; there,
 `with_earlier_changes` alone is used.
@@ -116,7 +116,7 @@ class Group:
 
 
 class MemoryRemedy:
-    """The remedies of one driver. `begin` comes before each worker group, and `look` is called while it runs."""
+    """The remedies of one driver. Call `begin` before each worker group starts, and `look` while it runs."""
 
     def __init__(self, paths: JobPaths, announce: Announcer) -> None:
         self._paths, self._announce = paths, announce
@@ -128,7 +128,7 @@ class MemoryRemedy:
         self._group = Group(self._paths)
 
     def look(self) -> None:
-        """Announce that training goes on after a remedy, once that is so."""
+        """After a remedy, announce the first step of the new group."""
         group = self._group
         if group is None or self._made is None:
             return
@@ -148,7 +148,7 @@ class MemoryRemedy:
         self._announce("remedy", said, **_data(done), effect=f"training goes on after {seconds:.1f} s")
 
     def job_after_failure(self, job: Job) -> Job | None:
-        """Return the job to go on with if a rank reported that it ran out of memory; None if none did.
+        """Return the changed job if a rank reported that it ran out of memory; None if none did.
 
         Raises:
             OutOfMemory: no change is left that could help.
@@ -161,7 +161,7 @@ class MemoryRemedy:
         return self._changed(job, first["cause"], first["of_host"], first["reason"], int(first["rank"]))
 
     def job_after_kill(self, job: Job, crash: Crash) -> Job:
-        """Return the job to go on with after a worker was killed for memory. Raises OutOfMemory."""
+        """Return the changed job after a worker was killed for memory. Raises OutOfMemory."""
         self._ran_out_at = time.time()
         said = f"{crash}. {advice(job.spec)}"
         if not job.spec.remedies.out_of_memory:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +24,10 @@ from cluster.ray.connection import (
     snapshot,
     wait_for_room,
 )
-from cluster.ray.node_tasks import ask_node
+from cluster.ray.node_tasks import ask_nodes
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.hang_watch import HangWatch
+from jobs.drivers.finetune.machines import places_under_ray
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.stop_relay import StopRelay
@@ -39,6 +41,7 @@ from jobs.errors import (
 )
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
+from jobs.preflight.run_plan import kept_choice, with_fields, with_planned_fields
 from jobs.run.attempts import count_attempts, take_run
 from jobs.run.checkpoints import committed_steps
 from jobs.run.events import Announcer, Watch
@@ -81,6 +84,7 @@ def drive_on_ray(
         Stopped: a request to stop before training began.
     """
     given = assignment or Assignment()
+    most = spec.resources.num_workers
     if given.num_workers is not None:
         spec = with_workers(spec, given.num_workers)
     facts, word = run_facts(), take_run(paths)
@@ -91,13 +95,13 @@ def drive_on_ray(
         if not is_own(address):
             keep_actors_here()
         watch = Watch(paths, progress)
-        driver = Driver(paths, word, facts, stop, announce, watch, given.places, is_own(address))
+        driver = Driver(paths, word, facts, stop, announce, watch, given.places, is_own(address), most)
         return trained(spec, driver)
 
 
 @dataclass(frozen=True)
 class Driver:
-    """What the driver of a run holds once it is connected to Ray.
+    """The parts of a run's driver that do not change while it is connected to Ray.
 
     Attributes:
         word: see `JobPaths.driver`.
@@ -105,6 +109,7 @@ class Driver:
         watch: looks twice a second while workers run.
         places: node of each worker, as a queue assigned it; None lets Ray choose.
         alone: this process has started Ray, which ends with it.
+        most_workers: largest number of workers that the job may get.
     """
 
     paths: JobPaths
@@ -115,6 +120,7 @@ class Driver:
     watch: Watch
     places: tuple[str, ...] | None
     alone: bool
+    most_workers: int = 1
 
 
 def trained(spec: Spec, driver: Driver) -> Outcome:
@@ -129,7 +135,10 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     write_manifest(paths, facts)
     if spec.resources.min_workers is not None:  # decided only now, because preparation may have taken hours
         spec = with_workers(spec, most_workers(spec, free_now()))
-    spec = with_earlier_changes(spec, paths, announce)
+    kept = kept_choice(spec, paths)
+    spec = with_earlier_changes(with_fields(spec, kept), paths, announce)
+    find_places = functools.partial(places_under_ray, spec, driver.places, driver.alone)
+    spec = with_planned_fields(spec, kept, prepared, find_places, paths, announce, driver.most_workers)
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.word)
     draining = Draining(paths, announce, driver.places, driver.stop)
@@ -164,7 +173,7 @@ def connected_as_given(
 
 @dataclass
 class Training:
-    """Runs the worker groups of one driver in turn, until one ends well or starting another makes no sense."""
+    """Runs the worker groups of one driver in turn, until one succeeds or another start would not help."""
 
     job: Job
     driver: Driver
@@ -183,7 +192,7 @@ class Training:
 
         Raises:
             RunFailed, MachinesFailed: see `drive_on_ray`.
-            Interrupted: a second signal, or a request to stop that lost workers had not answered.
+            Interrupted: a second signal, or workers were lost before they could answer a request to stop.
             Stopped: a request to stop while no workers were running.
         """
         paths = self.job.paths
@@ -234,7 +243,7 @@ class Training:
             self._looked_at_s = time.monotonic()
 
     def _go_on_after(self, crash: Crash | None, healing: Healing, error: Exception) -> None:
-        """Return if the workers are to be started again. Raises RunFailed, MachinesFailed or Interrupted otherwise."""
+        """Return if the workers should be started again; raise RunFailed, MachinesFailed or Interrupted otherwise."""
         if crash is None:
             raise RunFailed(f"Ray Train gave the run up: {first_line(getattr(error, 'controller_failure', error))}")
         if self.driver.stop.asked:
@@ -272,5 +281,5 @@ def crash_of(error: Exception, driver: str, places: Sequence[str] = ()) -> Crash
 def _examined(crash: Crash, nodes: Inventory, driver: str) -> Crash:
     if crash.node is None or crash.node not in {node.node_id for node in nodes.nodes}:
         return crash
-    left = ask_node(crash.node, remains, driver)
-    return crash if left is None else examined(crash, left)
+    left = ask_nodes([crash.node], remains, driver)
+    return examined(crash, left[0]) if left else crash

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from cluster.local.memory import killed_since, memory_here
 from cluster.settings import TorchrunWorld, expand_gpu_memory
 from jobs.console import redirected_output, user_stream
 from jobs.drivers.finetune.begin import begin_run
+from jobs.drivers.finetune.machines import places_here
 from jobs.drivers.finetune.memory_remedy import with_earlier_changes
 from jobs.drivers.finetune.torchrun_watch import FailureWatch
 from jobs.drivers.stop_request import StopRequest
@@ -22,6 +24,7 @@ from jobs.errors import FleetuneError, OutOfMemory, RunFailed
 from jobs.planning import with_workers
 from jobs.planning.out_of_memory import advice
 from jobs.preflight.ready import ready_data
+from jobs.preflight.run_plan import kept_choice, with_fields, with_planned_fields
 from jobs.preflight.validate import enter_working_dir
 from jobs.run.attempts import count_attempts
 from jobs.run.events import Announcer, Watch
@@ -96,7 +99,10 @@ def _prepare_and_train(
     prepared = ready_data(spec, "plain", announce)
     facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
     write_manifest(paths, facts)
-    spec = with_earlier_changes(spec, paths, announce)
+    kept = kept_choice(spec, paths)
+    spec = with_earlier_changes(with_fields(spec, kept), paths, announce)
+    places = functools.partial(places_here, spec) if world.is_one_node else lambda: None
+    spec = with_planned_fields(spec, kept, prepared, places, paths, announce)
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
     tell(job)
 

@@ -1,6 +1,6 @@
-"""A driver's side of `messages`: it registers, sends heartbeats and receives orders. Light to import.
+"""The driver's connection to the queue: it registers, sends heartbeats and receives orders. Light to import.
 
-Training never depends on it: a server that does not answer gets the newest values once it answers again.
+Training never depends on the connection. A server that was unreachable gets the newest values once it answers again.
 """
 
 from __future__ import annotations

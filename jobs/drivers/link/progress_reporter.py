@@ -44,6 +44,8 @@ class Telling:
         elif event.kind == "plan" and "total_steps" in data:
             self._pace.total = data["total_steps"]
             self._link.tell(total_steps=self._before + data["total_steps"])
+        elif event.kind == "planned" and "remaining_s" in data:
+            self._link.tell(remaining_s=data["remaining_s"])
         elif (event.kind == "checkpoint" or data.get("phase") == "resumed") and "step" in data:
             self._saved = max(self._saved, self._before + data["step"])
             self._step = max(self._step, self._saved)

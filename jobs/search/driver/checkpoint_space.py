@@ -41,7 +41,7 @@ class CheckpointSpace:
                 self._announce("phase", said, phase="room")
 
     def _comes_back(self, trial: Trial) -> bool:
-        """Whether a paused trial will go on by itself: it was interrupted, or the scheduler does not pause at rungs."""
+        """Whether a paused trial continues by itself: it was interrupted, or the scheduler does not pause at rungs."""
         return trial.state == "paused" and (self._ledger.sweep.scheduler != "halving" or not trial.scores)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import os
-import shlex
 from collections import Counter
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from jobs.data.order.row_order import StepPlan
 from jobs.data.order.stream import step_plan
 from jobs.data.prepared import Split
 from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.machines import places_under_ray
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.ray_driver import connected_as_given
 from jobs.drivers.finetune.stop_relay import StopRelay
@@ -31,10 +32,11 @@ from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome, Status, read_outcome, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
-from jobs.run.record import write_manifest
+from jobs.run.record import resume_command, write_manifest
 from jobs.search.changes import Changes
 from jobs.search.driver.final import SweepDriver, end_earlier_final_runs, with_final_run
 from jobs.search.driver.gangs import Gangs, end_earlier_gangs, gangs_that_fit
+from jobs.search.driver.planned_base import planned_base
 from jobs.search.driver.searching import Search
 from jobs.search.driver.spending import is_spent
 from jobs.search.ledger import Ledger
@@ -72,6 +74,7 @@ def drive_sweep(
     Raises:
         InputError: the data, or a gang, cannot be.
         RunFailed: every trial failed, or the gangs did.
+        OutOfMemory: the plan shows that trials cannot fit.
         MachinesFailed: a node of the assignment is gone, or its cluster.
         Interrupted: a second Ctrl-C.
         Stopped: a request to stop before a gang was started.
@@ -93,13 +96,16 @@ def drive_sweep(
         plan = step_plan(base, split)
         check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
         per_run = tokens_per_run(split, plan)
-        Shares.of(sweep, plan.total_steps, per_run)  # raises before anything is written
+        Shares.of(sweep, plan.total_steps, per_run, 0.0)  # raises before anything is written
+        count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
+        find_places = functools.partial(places_under_ray, base, given.places, is_own(address), count)
+        base = planned_base(sweep, prepared, find_places, paths, announce)
+        sweep = sweep.model_copy(update={"base": base})
         ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
-        shares = Shares.of(ledger.sweep, plan.total_steps, per_run)
+        shares = Shares.of(ledger.sweep, plan.total_steps, per_run, ledger.probe_steps)
         # Orders of earlier drivers are not to be read.
         own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
         job = Job(base, own, prepared.root, base.model.path)
-        count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
         known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
         goes_on = not is_spent(ledger, shares)
         if goes_on:
@@ -141,11 +147,11 @@ def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
     """Warn of each change that came too late for this driver."""
     with contextlib.suppress(StorageError):
         for _, change in Changes(paths).waiting():
-            announce("warning", f"{change} came too late. To apply it: fleetune run --resume {shlex.quote(paths.root)}")
+            announce("warning", f"{change} came too late. To apply it: {resume_command(paths)}")
 
 
 def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:
-    """How many gangs to start."""
+    """Return the number of gangs to start."""
     gang = gang_of(sweep.base)
     if given.num_workers is not None:
         return given.num_workers // gang.num_workers
@@ -153,7 +159,7 @@ def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:
 
 
 def tokens_per_run(split: Split, plan: StepPlan) -> float:
-    """About how many tokens a run takes."""
+    """Estimate the tokens of a run."""
     return int(split.index.num_tokens.sum()) * plan.total_rows / max(len(split), 1)
 
 
@@ -169,6 +175,9 @@ def concluded_sweep(search: Search) -> Outcome:
         reason = f"stopped on request after {done} of {many(len(ledger.trials), 'trial')}; checkpoints are kept"
         return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
     ledger.search_has_ended()
+    if left := ledger.repeats_to_begin:
+        said = f"the budget has no time for {many(left, 'repeat')} of the best trials with other seeds"
+        search.announce("warning", f"{said}. `fleetune sweep extend` gives more")
     best = ledger.best
     if best is None:
         reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)

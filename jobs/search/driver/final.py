@@ -30,6 +30,7 @@ from jobs.search.trials import Trials
 from jobs.spec.evaluation import Eval
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
+from jobs.spec.remedies import Forgetting
 from jobs.storage import files as storage
 
 FINAL: Final = "final"
@@ -65,6 +66,7 @@ def final_spec(best: Spec, sweep_name: str) -> Spec:
             # The rows of an evaluation stay: they are checked together with attn_implementation.
             "eval": Eval(per_device_eval_batch_size=best.eval.per_device_eval_batch_size),
             "checkpoint": best.checkpoint.model_copy(update=scored),
+            "remedies": best.remedies.model_copy(update={"forgetting": Forgetting()}),
         }
     )
 
@@ -113,7 +115,7 @@ def with_final_run(trials: Trials, found: Outcome, driver: SweepDriver) -> Outco
         return with_outcome_of_final_run(found, before, paths)
     paths = reopen_run(paths.root, spec) if is_there else open_run(spec, paths.root)
     verb = "going on to train" if is_there else "training"
-    said = f"{verb} the best values once more on all samples ({values_words(best)}), in {paths.root}"
+    said = f"{verb} the best values once more on all samples ({values_words(best.values)}), in {paths.root}"
     driver.announce("phase", said, phase="final", steps=steps)
     with contextlib.closing(Announcer(paths, driver.progress)) as announce:
         final = concluded(paths, lambda: _trained(spec, paths, announce, driver))

@@ -208,10 +208,10 @@ def end_earlier_gangs(drivers: str) -> None:
 
 
 def gangs_that_fit(gang: Gang, most: int, cpus: int | None = None) -> int:
-    """How many such gangs have room now on the connected cluster: at least 1, at most `most`.
+    """Count the gangs that have room now on the connected cluster: at least 1, at most `most`.
 
     Args:
-        cpus: that a node has at most, where Ray counts more than there are.
+        cpus: upper bound of a node's CPUs, for a Ray that counts more than there are.
     """
     free = free_now()
     each = [

@@ -46,6 +46,7 @@ _POLL_S = 0.05
 _TELL_EVERY_S, _LOOK_EVERY_S = 20.0, 1.0
 _MAX_LOST_GANGS = 3  # lost gangs under one trial, after which the trial has failed
 _LOOK_AT_NODES_S = 5.0
+_TUNE_ENDS_WITHIN_S = 5.0
 _SAVED_WITHIN_S = 60.0  # to wait for checkpoints of running trials after the search has failed
 
 
@@ -84,30 +85,33 @@ class Search:
         self._spending = Spending(ledger, gangs, own.rpartition("/")[2])
         self._finished = False
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
-        # Why the search must end: no gang is left, an error, or a dead actor of Ray Tune.
-        self._failed: FleetuneError | None = None
+        self._failed: FleetuneError | None = None  # such as that no gang is left, or that an actor of Tune died
+        self._tuner_runs, self._left = threading.Event(), threading.Event()
 
     def run(self) -> None:
         """Search until Tune is done. Raises FleetuneError: no gang is left; Interrupted: a second signal."""
         done: dict[str, Any] = {}
         tune = threading.Thread(target=self._tune, args=(done,), name="tune", daemon=True)
         tune.start()
-        while tune.is_alive():
-            self._serve_requests()
-            self._tell_steps()
-            self._look_at_nodes()
-            self._look_at_changes()
-            self._give_back()
-            self._relay.check()
-            if self._failed is None:
-                self._failed = self.gangs.failure
-            if self._failed is not None:
-                self._stop_running(_SAVED_WITHIN_S)
-                raise self._failed
-            if self.asked_to_stop():
-                self._stop_running()
-                return
-            time.sleep(_POLL_S)
+        try:
+            while tune.is_alive():
+                self._serve_requests()
+                self._tell_steps()
+                self._look_at_nodes()
+                self._look_at_changes()
+                self._give_back()
+                self._relay.check()
+                self._failed = self._failed or self.gangs.failure
+                if self._failed is not None:
+                    self._stop_running(_SAVED_WITHIN_S)
+                    raise self._failed
+                if self.asked_to_stop():
+                    self._stop_running()
+                    return
+                time.sleep(_POLL_S)
+        finally:  # a call that runs while Ray shuts down ends this process at once
+            self._left.set()
+            tune.join(_TUNE_ENDS_WITHIN_S if self._tuner_runs.is_set() else 0.0)
         if self._ending is not None:
             self._ending.join()  # the final run must not take a gang that is about to be given back
         if "error" in done:
@@ -143,7 +147,8 @@ class Search:
             from jobs.search.tuning.tuner import Asks, make_tuner
 
             self._bound_rate()
-            asks = Asks(lambda: len(self.gangs), self.next_kind, self._finish, self._lost)
+            asks = Asks(lambda: len(self.gangs), self.next_kind, self._finish, self._lost, self._left.is_set)
+            self._tuner_runs.set()
             make_tuner(self.ledger, self.paths.root, self._own, asks).fit()
         except FleetuneError as error:
             done["error"] = error
@@ -172,7 +177,7 @@ class Search:
         ledger = self.ledger
         if self._finished:
             return "done"
-        to_repeat = ledger.to_repeat() is not None
+        to_repeat = ledger.to_repeat() is not None and self._spending.leaves_a_repeat()
         searched = ledger.searched
         kind = next_kind(
             searched, self._shares.plan, self._spending.used(self._shares.runs), bool(ledger.going_on), to_repeat
@@ -251,7 +256,7 @@ class Search:
             self._shares = later
             ledger.set_later()
         after = stops_of(ledger.sweep, ledger.total_steps)[0]
-        said = f"nothing is learned in {before} steps: trials are compared after step {after} instead"
+        said = f"nothing is learned in {many(before, 'step')}: trials are compared after step {after} instead"
         self.announce("phase", said, phase="rung")
 
     def _check_metric(self, answer: Answer) -> None:
@@ -341,12 +346,15 @@ class Search:
         try:
             sweep = changed(spec_in(self.paths), change)
             check_lengths(sweep, ledger.steps_of)
-            shares = Shares.of(ledger.as_searched(sweep), ledger.total_steps, ledger.tokens_per_run)
+            # The base of the ledger has what the plan chose.
+            planned = sweep.model_copy(update={"base": ledger.sweep.base})
+            now = ledger.as_searched(planned)
+            shares = Shares.of(now, ledger.total_steps, ledger.tokens_per_run, ledger.probe_steps)
         except SpecError as error:
             self.announce("warning", f"the sweep is not changed ({change}): {error}")
             return
         storage.write_bytes(self.paths.spec, dump_spec(sweep))
-        ledger.change(sweep)
+        ledger.change(planned)
         self._shares = shares
         self.announce("phase", f"changed ({change}): searching {space_words(ledger.sweep)}", phase="changed")
 

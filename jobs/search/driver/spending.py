@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
-from collections.abc import Mapping
 
 from jobs.planning import gang_of
 from jobs.search.driver.gangs import Gangs
 from jobs.search.rules.budget import next_kind
 from jobs.search.shares import Shares
+from jobs.search.time_limits import Spent, leaves_a_repeat, time_limits
 from jobs.search.trials import Trials
 
 
@@ -43,20 +42,24 @@ class Spending:
         Args:
             runs: whole runs that the budget pays for.
         """
-        driver, *spent = self.so_far()
-        return used_share(self._trials, {**self._trials.spent, driver: (spent[0], spent[1])}, runs)
+        return used_share(self._trials, self._spent(), runs)
+
+    def leaves_a_repeat(self) -> bool:
+        """Whether the budget has time for one more repeat of a finalist."""
+        return leaves_a_repeat(self._trials, self._spent())
+
+    def _spent(self) -> Spent:
+        driver, seconds, device_seconds = self.so_far()
+        return {**self._trials.spent, driver: (seconds, device_seconds)}
 
 
-def used_share(trials: Trials, spent: Mapping[str, tuple[float, float]], runs: float) -> float:
+def used_share(trials: Trials, spent: Spent, runs: float) -> float:
     """Return the used share of the budget. Pure.
 
     Args:
-        spent: seconds, and seconds times GPUs (or CPUs), by driver.
         runs: whole runs that the budget pays for.
     """
-    budget = trials.sweep.budget
-    seconds, device_seconds = (sum(each[place] for each in spent.values()) for place in (0, 1))
-    used = [seconds / 60 / (budget.minutes or math.inf), device_seconds / 3600 / (budget.gpu_hours or math.inf)]
+    used = [0.0, *(one.share for one in time_limits(trials, spent))]
     if trials.sweep.scheduler != "halving":
         begun = [trial for trial in trials.searched if not trial.is_over]
         to_come = sum(1 - trial.step / trial.total_steps for trial in begun)
@@ -68,6 +71,6 @@ def used_share(trials: Trials, spent: Mapping[str, tuple[float, float]], runs: f
 def is_spent(trials: Trials, shares: Shares) -> bool:
     """Whether earlier drivers have ended the search: no trial is left to start or to continue. Pure."""
     used = used_share(trials, trials.spent, shares.runs)
-    to_repeat = trials.to_repeat() is not None
+    to_repeat = trials.to_repeat() is not None and leaves_a_repeat(trials, trials.spent)
     kind = next_kind(trials.searched, shares.plan, used, bool(trials.going_on), to_repeat)
     return kind == "done" and all(trial.is_over for trial in trials.trials.values() if trial.repeats)

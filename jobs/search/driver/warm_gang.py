@@ -147,7 +147,7 @@ class WarmGang:
         return outcome_of(paths, result, failures_of(paths))
 
     def _find_room(self) -> None:
-        """Raises MachinesFailed: a node that the queue has given is gone."""
+        """Wait for room. Raises MachinesFailed: a node that the queue has assigned is gone."""
         gang = gang_of(self._job.spec)
         if self._places is None:
             self.waits_for_room = True

@@ -1,4 +1,4 @@
-"""What a search has found, for people: standing, leaderboard, summary and the HTML page.
+"""Reports about a search for people: standing, leaderboard, summary and the HTML page.
 
 May import `ledger`, `rules`, `tuning` and what these may import. Start with `standing`.
 """

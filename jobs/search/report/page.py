@@ -15,7 +15,7 @@ from jobs.search.rules.auto import rate_name
 from jobs.search.rules.spec_text import space_words, sweep_words
 from jobs.search.rules.varying import short_name
 from jobs.search.trials import Trials
-from jobs.spec.sweep import Range
+from jobs.spec.space import Range
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -69,7 +69,7 @@ def _figure(title: str, x: str, y: str, **layout: Any) -> Figure:
 
 
 def _hover(trials: Trials, numbers: list[int]) -> list[str]:
-    return [f"trial {number}: {values_words(trials.trials[number])}" for number in numbers]
+    return [f"trial {number}: {values_words(trials.trials[number].values)}" for number in numbers]
 
 
 def over_rate(trials: Trials) -> Figure | None:
@@ -140,7 +140,9 @@ def by_step(trials: Trials) -> Figure:
     for trial in trials.trials.values():
         if trial.scores:
             steps, scores = (list(column) for column in zip(*trial.scores, strict=True))
-            figure.add_scatter(x=steps, y=scores, mode="lines+markers", name=f"{trial.number}: {values_words(trial)}")
+            figure.add_scatter(
+                x=steps, y=scores, mode="lines+markers", name=f"{trial.number}: {values_words(trial.values)}"
+            )
     return figure
 
 

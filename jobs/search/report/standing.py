@@ -1,4 +1,4 @@
-"""Where a sweep stands, as the live table of `fleetune run` and `fleetune sweep status` show it. Light to import.
+"""The progress of a sweep, as the live table of `fleetune run` and `fleetune sweep status` show it. Light to import.
 
 The ledger has the answers of the trials. The events of the driver tell which trials are being trained, and the metrics
 of these trials tell how far they are.
@@ -33,7 +33,7 @@ class Heard:
     """The state of the newest driver, from its events.
 
     Attributes:
-        phase: what goes on beside the training of trials, in words, and since when; None while trials are trained.
+        phase: activity other than the training of trials, in words, and its start; None while trials are trained.
         driver: its name, as in `Trials.spent`; None before it starts its gangs, and after the search.
         began_at: when it started its gangs.
         running: numbers of the trials that are being trained.
@@ -123,7 +123,7 @@ class Standing:
     """A sweep at one moment.
 
     Attributes:
-        phase: what goes on beside the training of trials, in words, and for how many seconds; see `Heard`.
+        phase: activity other than the training of trials, in words, and its duration in seconds; see `Heard`.
         names: of the fields that vary.
         judged: name of the score.
         trials: the best first.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 from jobs.search.ledger import Ledger
@@ -18,15 +19,15 @@ def value_words(value: Any) -> str:
     return str(value)
 
 
-def values_words(trial: Trial) -> str:
-    """`learning_rate 3.2e-04, warmup_ratio 0.1`."""
-    return ", ".join(f"{short_name(name)} {value_words(value)}" for name, value in trial.values.items())
+def values_words(values: Mapping[str, Any]) -> str:
+    """Format the values of a trial: `learning_rate 3.2e-04, warmup_ratio 0.1`."""
+    return ", ".join(f"{short_name(name)} {value_words(value)}" for name, value in values.items())
 
 
 def trial_words(trial: Trial) -> str:
     """`trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`; a repeat has its seed too."""
     seed = "" if trial.repeats is None else f", seed {trial.spec.seed}"
-    return f"trial {trial.number} ({values_words(trial)}{seed})"
+    return f"trial {trial.number} ({values_words(trial.values)}{seed})"
 
 
 def seeds_words(trials: Trials, trial: Trial) -> str:

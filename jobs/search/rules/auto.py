@@ -11,14 +11,17 @@ from jobs.errors import SpecError
 from jobs.search.rules.prior import RATE, inside
 from jobs.search.rules.rates import next_rate
 from jobs.search.rules.varying import field_meant
-from jobs.spec.sweep import Range, SweepSpec
+from jobs.spec.space import Range
+from jobs.spec.sweep import SweepSpec
 
 _PROBED = 8  # learning rates at which the loss after one step is measured
+# The probe takes one step, and at each rate forward passes over the rows of two steps, each a third of a step.
+PROBE_STEPS: Final = 1 + _PROBED * 2 / 3
 # Share of the loss. Even at the best rate, a step on a few rows can raise the loss on other rows by some percent.
 _EXCESSIVE: Final = 0.2
 BRACKETED: Final = 8  # compared trials whose rates bracket the best one; after them, a Gaussian process proposes
 LATER: Final = (0.5,)  # the rung, as a share of a run, if nothing has been learned at the first one
-_LEAST_GAIN: Final = 0.05  # share of the base model's score. At a rung that says something, MiniLM has gained 15 %
+_LEAST_GAIN: Final = 0.05  # share of the base model's score. At a useful rung, MiniLM has gained 15 %
 _NEAR: Final = 1.15  # factor between two rates; a whole run with one of them stands for the other
 _FURTHER: Final = 1.5  # factor from the target to the rate of a further whole run
 
@@ -26,14 +29,14 @@ _FURTHER: Final = 1.5  # factor from the target to the rate of a further whole r
 def rate_name(sweep: SweepSpec) -> str | None:
     """The name of the learning rate in the space; None: it does not vary."""
     for name in sweep.dimensions:
-        with contextlib.suppress(SpecError):  # of a name that means nothing, which `check_space` tells
+        with contextlib.suppress(SpecError):  # a name of no field, which `check_space` reports
             if field_meant(name) == RATE:
                 return name
     return None
 
 
 def drawn_in(sweep: SweepSpec, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values, each moved to the nearest one of the space, which may have been narrowed meanwhile."""
+    """Return the values, each moved to the nearest value of the space, which may have been narrowed."""
     return {name: inside(value, sweep.dimensions[name]) for name, value in values.items()}
 
 
@@ -149,6 +152,11 @@ def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
     if first >= rates.max:
         return ()
     return tuple(rate for rate in Range(min=first, max=rates.max, log=True).values(_PROBED) if rate > first)
+
+
+def probe_steps(sweep: SweepSpec) -> float:
+    """Cost of the measurement at `probed_rates`, in optimizer steps; 0 if there is none."""
+    return PROBE_STEPS if probed_rates(sweep) else 0.0
 
 
 def greatest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | None:

@@ -1,4 +1,4 @@
-"""How many trials a budget pays for, and what kind of trial may begin next. Pure; light to import."""
+"""Computes how many trials a budget pays for, and what kind may begin next. Pure; light to import."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from jobs.search.rules.auto import aims, rate_name
 from jobs.search.rules.rungs import ETA, cooldown_of, halving_steps, stops_of
 from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, tried
 from jobs.spec.finetune import Spec
-from jobs.spec.sweep import MOST_TRIALS, Budget, Range, SweepSpec
+from jobs.spec.space import Range
+from jobs.spec.sweep import MOST_TRIALS, Budget, SweepSpec
 
-_RUNS_PER_WHOLE_RUN = 3  # auto: runs of the budget for each whole run without a comparison
+_RUNS_PER_WHOLE_RUN = 3  # auto: one whole run without a comparison for this many runs of the budget
 _MOST_STRAIGHT = 16
 _DEFAULT_MAX_GANGS = 8  # at once, if num_gangs is left out
 _USUAL_COMPARED = 6  # by auto, before one whole run
@@ -22,7 +23,7 @@ _MANY = 1000  # trials, or steps: enough that rounding does not matter
 
 
 class Begun(Protocol):
-    """A trial as these rules see it."""
+    """The facts of a trial on which these rules depend."""
 
     @property
     def straight(self) -> bool: ...
@@ -36,7 +37,7 @@ class Begun(Protocol):
 
 @dataclass(frozen=True)
 class BudgetPlan:
-    """How many trials a sweep begins.
+    """The numbers of trials that a sweep begins.
 
     Attributes:
         compared: most trials that are compared at rungs. Without rungs: most trials.
@@ -55,16 +56,19 @@ class BudgetPlan:
 Next = Literal["compared", "straight", "repeat", "wait", "done", "stopped"]
 
 
-def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_per_run: float) -> BudgetPlan:
+def budget_plan(
+    sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_per_run: float, probe_steps: float = 0.0
+) -> BudgetPlan:
     """Decide how many trials of each kind the budget pays for.
 
     Args:
         stops: steps at which a trial is scored, and the last one.
         cooldown: optimizer steps of a cool-down.
         tokens_per_run: tokens of one whole run of the base.
+        probe_steps: cost of the probe. It leaves at least one trial.
     """
     budget, total = sweep.budget, stops[-1]
-    most = min(budget.trials or math.inf, sweep.grid_size if sweep.algorithm == "grid" else math.inf)
+    most = most_trials(sweep)
     if sweep.scheduler != "halving":
         return BudgetPlan(most)
     runs = runs_of(budget, tokens_per_run)
@@ -73,10 +77,16 @@ def budget_plan(sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_pe
     straight = int(min(max(straight, int(aimed)), most_straight(sweep)))
     compared = most - straight
     if runs < math.inf:
-        compared = min(compared, _trials_within(sweep, (runs - straight) * total, stops, cooldown))
+        left = (runs - straight) * total - probe_steps
+        compared = min(compared, max(_trials_within(sweep, left, stops, cooldown), 1))
     usual = _USUAL_COMPARED if aimed else _MANY
     usual_steps = compared_steps(sweep, usual, stops, cooldown) + (total if aimed else 0)
     return BudgetPlan(compared, straight, usual * (stops[0] + cooldown) / usual_steps, aimed)
+
+
+def most_trials(sweep: SweepSpec) -> float:
+    """Return the largest number of trials, without repeats; infinite if only other limits bound it."""
+    return min(sweep.budget.trials or math.inf, sweep.grid_size if sweep.algorithm == "grid" else math.inf)
 
 
 def compared_steps(sweep: SweepSpec, trials: int, stops: Sequence[int], cooldown: int) -> int:
@@ -100,7 +110,7 @@ def _trials_within(sweep: SweepSpec, steps: float, stops: Sequence[int], cooldow
 
 
 def runs_of(budget: Budget, tokens_per_run: float) -> float:
-    """How many whole runs the budget pays for; infinite if neither `runs` nor `tokens` is set."""
+    """Return the whole runs that the budget pays for; infinite if neither `runs` nor `tokens` is set."""
     return min(budget.runs or math.inf, (budget.tokens or math.inf) / tokens_per_run)
 
 
@@ -160,7 +170,7 @@ def next_kind(
         trials: all trials except repeats.
         used: the used share of the limit that is nearest to its end: minutes, GPU-hours and, without halving, tokens.
             With halving, `plan` limits the tokens.
-        any_goes_on: whether a trial that is paused at a rung goes on.
+        any_goes_on: whether a trial that is paused at a rung continues.
         to_repeat: whether a finalist has fewer seeds than the sweep asks for.
     """
     straight, whole = sum(trial.straight for trial in trials), _whole_runs(trials, plan)
@@ -177,7 +187,7 @@ def next_kind(
 
 
 def _whole_runs(trials: Sequence[Begun], plan: BudgetPlan) -> int:
-    """How many whole runs have begun."""
+    """Count the whole runs that have begun."""
     gone_on = sum(len(trial.scores) > 1 for trial in trials if not trial.straight)
     return sum(trial.straight for trial in trials) + (gone_on if plan.aims else 0)
 
@@ -196,7 +206,7 @@ def most_to_train(trials: Sequence[Begun], plan: BudgetPlan, kind: Next, going_o
     Args:
         trials: all trials except repeats.
         kind: of trial that may begin now.
-        going_on: number of trials that are paused at a rung and go on.
+        going_on: number of trials that are paused at a rung and continue.
         repeats: number of repeats that have not ended, or are still to begin.
     """
     if kind == "compared":
@@ -213,7 +223,7 @@ def most_to_train(trials: Sequence[Begun], plan: BudgetPlan, kind: Next, going_o
 
 
 def most_straight(sweep: SweepSpec) -> float:
-    """How many whole runs can differ from each other."""
+    """Return the largest number of whole runs that differ from each other."""
     name = rate_name(sweep)
     if sweep.algorithm != "auto" or name is None:
         return 0

@@ -10,12 +10,8 @@ from jobs.search.rules.varying import check_space
 from jobs.spec.sweep import SweepSpec
 
 
-def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
-    """The sweep with its prior, and where the prior's learning rate comes from (see `with_prior`).
-
-    Raises:
-        SpecError: with all mistakes in space, budget and prior, one a line.
-    """
+def check_sweep(sweep: SweepSpec) -> None:
+    """Check the space and the budget, without access to the sweep's storage. Raises SpecError with all mistakes."""
     problems = list[Mistake]()
     for check in (check_space, check_budget):
         try:
@@ -24,6 +20,15 @@ def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
             problems += error.mistakes
     if problems:
         raise SpecError.of(problems)
+
+
+def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
+    """The sweep with its prior, and where the prior's learning rate comes from (see `with_prior`).
+
+    Raises:
+        SpecError: with all mistakes in space, budget and prior, one a line.
+    """
+    check_sweep(sweep)
     found, source = with_prior(sweep)
     check_space(found)  # also the default space, which is laid around the prior
     return found, source

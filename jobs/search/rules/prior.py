@@ -13,11 +13,13 @@ from jobs.run.paths import JobPaths
 from jobs.search.rules.varying import field_meant
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
-from jobs.spec.sweep import Range, SweepSpec
+from jobs.spec.space import Range
+from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 
 RATE: Final = "train.learning_rate"
 _WARMUP: Final = "train.warmup_ratio"
+PROMPT_RATE: Final = 0.02  # between 0.001 and 0.5, where the best rates of prompt tuning mostly are
 _USUAL_WARMUP: Final = 0.06  # of RoBERTa (arXiv 1907.11692); recipes for instructions warm up for 0.03
 _MOST_LOOKED_AT = 30  # earlier sweeps
 _AROUND: Final = 10.0  # the range reaches from a tenth of the prior to ten times it
@@ -89,17 +91,22 @@ def rate_to_begin_with(base: Spec) -> tuple[float, str]:
     rate = base.train.learning_rate
     if "learning_rate" in base.train.model_fields_set:
         return rate, "the base"
+    if base.method.kind == "prompt":
+        return PROMPT_RATE, "what is usual for prompts"
     hidden = hidden_size(base.model.path)
-    return (rate, "the base") if hidden is None else (rate_by_size(hidden), f"the model's width of {hidden}")
+    is_lora = base.method.kind == "lora"
+    if hidden is None:
+        return (10 * rate, "ten times the default") if is_lora else (rate, "the base")
+    return rate_by_size(hidden, is_lora), f"the model's width of {hidden}"
 
 
-def rate_by_size(hidden_size: int) -> float:
-    """5e-5 (2000 / hidden_size)^0.43.
+def rate_by_size(hidden_size: int, is_lora: bool = False) -> float:
+    """5e-5 (2000 / hidden_size)^0.43, and ten times that for LoRA.
 
     A geometric mean of the two fits for full fine-tuning that the cookbook of Tinker published in 2025: the exponent
-    was 0.78 for Llama and 0.08 for Qwen.
+    was 0.78 for Llama and 0.08 for Qwen. It found the factor of ten between LoRA and full fine-tuning, too.
     """
-    return float(f"{5e-5 * (2000 / hidden_size) ** 0.43:.2g}")
+    return float(f"{(5e-4 if is_lora else 5e-5) * (2000 / hidden_size) ** 0.43:.2g}")
 
 
 def hidden_size(model: str) -> int | None:
@@ -113,17 +120,17 @@ def hidden_size(model: str) -> int | None:
 
 
 def earlier_rates(base: Spec) -> list[float]:
-    """The best learning rates of earlier sweeps with the same model, task and storage_path."""
+    """The best learning rates of earlier sweeps with the same model, task, method and storage_path."""
     with contextlib.suppress(StorageError):
         names = storage.list_names(base.storage_path)
         dated = sorted((match[1], name) for name in names if (match := _DATE.search(name)))
         found = [_best_of(JobPaths.of(base.storage_path, name).best) for _, name in dated[-_MOST_LOOKED_AT:]]
-        return [
-            best.train.learning_rate
-            for best in found
-            if best is not None and (best.model.path, best.model.task) == (base.model.path, base.model.task)
-        ]
+        return [best.train.learning_rate for best in found if best is not None and _kind_of(best) == _kind_of(base)]
     return []
+
+
+def _kind_of(spec: Spec) -> tuple[str, str, str]:
+    return spec.model.path, spec.model.task, spec.method.kind
 
 
 def _best_of(path: str) -> Spec | None:

@@ -19,7 +19,7 @@ _FIXED: Final = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown"
 def begun_like(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = True) -> SweepSpec:
     """Fill in space and prior from the earlier sweep where the given spec leaves them out.
 
-    A later attempt of the queue goes on with the sweep's own spec, which may have been changed on the way.
+    A later attempt of the queue uses the sweep's stored spec, which may have been changed while it ran.
     """
     before = load_sweep(paths.spec)
     if before is None or not by_hand:

@@ -1,4 +1,4 @@
-"""Successive halving: after each rung, the better part of the trials goes on. Pure."""
+"""Successive halving: after each rung, the better trials continue. Pure."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""A sweep's spec in words. Pure; light to import."""
+"""Describes a sweep's spec in words. Pure; light to import."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from jobs.search.rules.varying import short_name
-from jobs.spec.sweep import Range, SweepSpec
+from jobs.search.rules.varying import field_meant, short_name
+from jobs.spec.space import Range
+from jobs.spec.sweep import SweepSpec
 
 
 def sweep_words(sweep: SweepSpec) -> str:
@@ -30,6 +31,11 @@ def prior_words(sweep: SweepSpec, source: str | None) -> str:
 def space_words(sweep: SweepSpec) -> str:
     """`learning_rate 1e-05..0.001 (log), warmup_ratio 0..0.2, lr_scheduler_type linear|cosine`."""
     return ", ".join(f"{short_name(name)} {_values(values)}" for name, values in sweep.dimensions.items())
+
+
+def varied_words(sweep: SweepSpec) -> dict[str, str]:
+    """The values of each field of the space, by its full dotted name."""
+    return {field_meant(name): _values(values) for name, values in sweep.dimensions.items()}
 
 
 def _values(values: Range | tuple[Any, ...]) -> str:

@@ -1,10 +1,11 @@
-"""Which fields of a job may vary between trials, and the job of one trial. Pure; light to import."""
+"""Decides which fields of a job may vary between trials, and makes the spec of a trial. Pure; light to import."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -19,7 +20,8 @@ from jobs.planning import plan_batching
 from jobs.spec.checking.fields import homes_of, spec_fields, unknown_key
 from jobs.spec.checking.mistakes import reworded
 from jobs.spec.finetune import NotWhole, Spec
-from jobs.spec.sweep import Range, SweepSpec
+from jobs.spec.space import Range
+from jobs.spec.sweep import SweepSpec
 
 # What a warm gang changes from trial to trial. It also changes the weights of the sources.
 VARYING: Final = frozenset(
@@ -48,6 +50,9 @@ VARYING: Final = frozenset(
 ENGINE: Final = frozenset(
     {
         "model.attn_implementation",
+        "lora.rank",
+        "lora.alpha",
+        "lora.dropout",
         *(
             f"train.{name}"
             for name in (
@@ -85,14 +90,14 @@ def field_meant(name: str, section: str = "space") -> str:
     full = [known for known in sorted(VARYING | ENGINE) if name in (known, known.rpartition(".")[2])]
     if full or is_weight(name):
         return full[0] if full else name
-    if name in spec_fields() or homes_of(name):
+    if name in spec_fields(Spec) or homes_of(name, Spec):
         raise SpecError.at(
             f"{section}.{name}",
             "the model and the rows are prepared once for all trials, so this field cannot vary. "
             f"What can: {', '.join(sorted((VARYING | ENGINE) - _LENGTHS))}, data.train.N.weight",
         )
     outer, _, key = name.rpartition(".")
-    raise SpecError.at(f"{section}.{name}", unknown_key(outer if outer in spec_fields() else "", key)[0])
+    raise SpecError.at(f"{section}.{name}", unknown_key(outer if outer in spec_fields(Spec) else "", key, Spec)[0])
 
 
 def check_space(sweep: SweepSpec) -> None:
@@ -122,7 +127,7 @@ def check_space(sweep: SweepSpec) -> None:
 
 
 def _wrong_engines(sweep: SweepSpec) -> list[Mistake]:
-    """What is wrong with the values that engines are built from, taken together."""
+    """Return the mistakes in the combinations of values from which engines are built."""
     choices = _engine_choices(sweep)
     if (count := math.prod(map(len, choices.values()))) > MOST_ENGINES:
         fields = ", ".join(choices)
@@ -179,8 +184,7 @@ def _check_kind(sweep: SweepSpec, name: str, full: str) -> None:
 
 def engine_of(spec: Spec) -> str:
     """Return a text of the fields that the engine is built from. Specs with the same text can share a gang."""
-    raw = spec.model_dump(mode="json")
-    return json.dumps([_get(raw, name) for name in sorted(ENGINE)])
+    return repr([operator.attrgetter(name)(spec) for name in sorted(ENGINE)])
 
 
 def is_weight(name: str) -> bool:
@@ -200,7 +204,7 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
         SpecError: a value is not allowed.
     """
     raw = base.model_dump(mode="json")
-    raw["eval"]["early_stopping_patience"] = None
+    raw["eval"] |= {"early_stopping_patience": None, "early_stopping_threshold": 0.0}
     for given, value in values.items():
         name = field_meant(given)
         if (other := _INSTEAD.get(name)) is not None:
@@ -214,7 +218,7 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or next(iter(values))
-        said = reworded("finetune", place, first["type"], first.get("ctx", {}), first["input"])
+        said = reworded(Spec, place, first["type"], first.get("ctx", {}), first["input"])
         whole = first["type"] in _WHOLE_WANTED or isinstance(first.get("ctx", {}).get("error"), NotWhole)
         raise SpecError.at(f"space.{next(iter(values))}", f"{said}{_LIST if whole else ''}") from error
 

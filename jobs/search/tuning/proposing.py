@@ -31,7 +31,8 @@ from jobs.search.rules.auto import (
 )
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
-from jobs.spec.sweep import GRID_POINTS, Range, SweepSpec
+from jobs.spec.space import Range
+from jobs.spec.sweep import GRID_POINTS, SweepSpec
 from jobs.storage import files as storage
 
 _STUDY = "optuna.journal"
@@ -208,7 +209,7 @@ def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optun
 
 
 def _gaussian_process(**options: Any) -> optuna.samplers.BaseSampler:
-    """Its torch computes with one thread: several would wait for each other while gangs keep the cores busy."""
+    """Make a Gaussian process with one thread: several would wait for each other while gangs keep the cores busy."""
     import torch
 
     torch.set_num_threads(1)
@@ -239,7 +240,7 @@ def grid_values(sweep: SweepSpec, number: int) -> dict[str, Any]:
 def new_study(root: str) -> Any:
     """A file that optuna-dashboard opens; None, and so in memory, where the sweep is on an object store.
 
-    It takes the place of an earlier driver's: the ledger is what a search goes on from.
+    It replaces the file of an earlier driver, because a search continues from the ledger.
     """
     if not storage.is_local(root):
         return None

@@ -1,4 +1,4 @@
-"""Ray Tune as the brain of a sweep: Optuna's samplers propose, Tune's schedulers judge, the trials ask for gangs.
+"""Runs a sweep with Ray Tune: Optuna's samplers propose trials, and Tune's schedulers compare them.
 
 What Tune does not save (rungs, proposals, which trial ended why), the ledger does.
 """
@@ -39,16 +39,18 @@ class Asks:
         next_kind: the kind of trial that may begin now.
         finish: called when no other trial will be asked for.
         lost: called with a trial whose Tune actor has died.
+        left: whether the driver has left the search.
     """
 
     room: Callable[[], int]
     next_kind: Callable[[], Next]
     finish: Callable[[], None]
     lost: Callable[[Trial], None]
+    left: Callable[[], bool]
 
 
 def make_tuner(ledger: Ledger, root: str, own: str, asks: Asks) -> Any:
-    """The tuner of a sweep, which goes on from what the ledger knows.
+    """Make the tuner of a sweep, which continues from the trials in the ledger.
 
     Args:
         root: the sweep's directory; Optuna's study lies there.
@@ -112,7 +114,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
 
     @property
     def _proposer(self) -> Proposer:
-        """That of the sweep as it is now: its ranges may have been changed."""
+        """The proposer for the present sweep, whose ranges may have been changed."""
         if self._of is not self._ledger.sweep:
             self._of, self._made = self._ledger.sweep, self._make_proposer()
         return self._made
@@ -150,7 +152,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         return self._ledger.add(self._proposer.next_values(straight), straight)
 
     def _waiting(self, kind: Next) -> Trial | None:
-        """The next trial of an earlier driver that Tune does not know yet, if it may go on; `kind`: see `halved`."""
+        """The next trial of an earlier driver that Tune does not know yet, if it may continue; `kind`: see `halved`."""
         known = {trial.number for trial in self._trials.values()}
         waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
         if self._ledger.sweep.scheduler == "halving":
@@ -170,14 +172,14 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
             self._asks.lost(self._trials[trial_id])
 
     def save(self, checkpoint_path: str) -> None:
-        """The ledger keeps what is needed."""
+        """Do nothing: the ledger keeps all state."""
         open(checkpoint_path, "wb").close()
 
     def restore(self, checkpoint_path: str) -> None: ...
 
 
 def halved(ledger: Ledger, kind: Next) -> list[int]:
-    """Numbers of the trials that go on from a rung; empty until all trials have begun.
+    """Numbers of the trials that continue from a rung; empty until all trials have begun.
 
     Args:
         kind: the kind of trial that may begin next.
@@ -188,7 +190,7 @@ def halved(ledger: Ledger, kind: Next) -> list[int]:
 
 
 class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
-    """Which trials go on: Tune's scheduler is asked where there is one; in halving, `rules.rungs` decides."""
+    """Decides which trials continue: by Tune's scheduler if there is one; in halving, by `rules.rungs`."""
 
     def __init__(self, ledger: Ledger, inner: TrialScheduler | None, asks: Asks) -> None:
         super().__init__()
@@ -231,6 +233,9 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
             self._inner.on_trial_complete(tune_controller, trial, with_resource(result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
+        """Choose a trial, or end Tune's thread, which asks in each of its steps."""
+        if self._asks.left():
+            raise SystemExit  # unlike other exceptions, it makes Tune do nothing more
         if not self._halving:
             return super().choose_trial_to_run(tune_controller)
         by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}

@@ -5,17 +5,16 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable, Mapping
+from typing import Final, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cluster.text import did_you_mean
-from jobs.spec.command import CommandSpec
-from jobs.spec.finetune import Spec
 from jobs.spec.queue import Kind
-from jobs.spec.sweep import SweepSpec
 
-SPEC_MODELS: Mapping[Kind, type[BaseModel]] = {"finetune": Spec, "command": CommandSpec, "sweep": SweepSpec}
+Models = Mapping[Kind, type[BaseModel]]
+SEARCHES: Final[tuple[Kind, ...]] = ("sweep", "compare")  # kinds with a base and a space
 
 # Names that other tools use, anywhere or in one section. Case, '-' and '_' are ignored when names are compared.
 ALIASES: Mapping[str, str] = {
@@ -60,6 +59,14 @@ ALIASES: Mapping[str, str] = {
     "eps": "train.adam_epsilon",
     "epsilon": "train.adam_epsilon",
     "optimizer": "train.optim",
+    "lora_r": "lora.rank",
+    "lora.r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target_modules": "lora.target_modules",
+    "lora.targets": "lora.target_modules",
+    "prompt_tuning_init_text": "prompt.init_text",
     "activation_checkpointing": "train.gradient_checkpointing",
     "mixed_precision": "train.bf16",
     "precision": "train.bf16",
@@ -166,8 +173,8 @@ _LONGEST_KEY = 100  # characters of a key that are compared; every field is shor
 # Settings of other tools that Fleetune does not offer, with the reason.
 ABSENT: Mapping[str, str] = {
     "trust_remote_code": "code from a model directory is never run",
-    "lora": "every parameter is trained (method: full); adapters are not offered",
-    "peft": "every parameter is trained (method: full); adapters are not offered",
+    "peft": "write method: lora or method: prompt, with their settings in the section of that name",
+    "qlora": "weights are not quantised: write method: lora",
     "pbt": "population-based training changes values within a run, so it ends with no learning rate and no warmup",
     "tokenizer": "the tokenizer is the one in the model's directory",
     "dataloader_num_workers": "rows are always read ahead",
@@ -176,9 +183,15 @@ ABSENT: Mapping[str, str] = {
 
 
 @functools.cache
-def spec_fields(kind: Kind = "finetune") -> Mapping[str, FieldInfo]:
+def spec_fields(model: type[BaseModel]) -> Mapping[str, FieldInfo]:
     """Return every field by its dotted name, in the order of the spec: `train`, `train.learning_rate`, and so on."""
-    return dict(_walk(SPEC_MODELS[kind], ""))
+    return dict(_walk(model, ""))
+
+
+def kind_of(model: type[BaseModel]) -> Kind:
+    """Return the kind of spec that a class describes."""
+    kind: Kind = get_args(model.model_fields["kind"].annotation)[0]
+    return kind
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, FieldInfo]]:
@@ -194,54 +207,66 @@ def section_model(info: FieldInfo) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def keys_of(section: str, kind: Kind = "finetune") -> list[str]:
+def item_model(info: FieldInfo) -> type[BaseModel]:
+    """Return the model of the items of a field that is a list of sections."""
+    item = get_args(info.annotation)[0]
+    found: type[BaseModel] = item if isinstance(item, type) else get_args(item)[0]
+    return found
+
+
+def keys_of(section: str, model: type[BaseModel]) -> list[str]:
     """List the fields directly under a section ("" for the top level)."""
     prefix = f"{section}." if section else ""
-    names = [name[len(prefix) :] for name in spec_fields(kind) if name.startswith(prefix)]
+    names = [name[len(prefix) :] for name in spec_fields(model) if name.startswith(prefix)]
     return [name for name in names if "." not in name]
 
 
-def unknown_key(section: str, key: str, kind: Kind = "finetune") -> tuple[str, str | None]:
-    """Return a message about a key that the section does not have, and the field that was probably meant."""
-    fields, key = spec_fields(kind), key[:_LONGEST_KEY]
-    if other := _other_kind(section, key, kind):
-        return f"unknown key: it is for kind: {other}, and this spec is of kind {kind}", None
+def unknown_key(section: str, key: str, model: type[BaseModel], others: Models | None = None) -> tuple[str, str | None]:
+    """Return a message about a key that the section does not have, and the field that was probably meant.
+
+    Args:
+        others: classes of the kinds of specs that may have the key.
+    """
+    fields, key = spec_fields(model), key[:_LONGEST_KEY]
+    if other := other_kind(f"{section}.{key}" if section else key, model, others or {}):
+        return f"unknown key: it is for kind: {other}, and this spec is of kind {kind_of(model)}", None
     if reason := ABSENT.get(key):
         return f"unknown key: {reason}", None
-    if target := _alias(f"{section}.{key}", kind) or (None if homes_of(key, kind) else _alias(key, kind)):
+    if target := _alias(f"{section}.{key}", model) or (None if homes_of(key, model) else _alias(key, model)):
         home, _, name = target.rpartition(".")
         return (f"unknown key; it is called {name} here" if home == section else f"unknown key; use {target}"), target
     here = f"{section}.{key}" if section else key
     if here in fields:
         home, _, name = here.rpartition(".")
         return f"no dots in the file: write {name} indented under {home}: (dots are for --set)", here
-    if homes := homes_of(key, kind):
+    if homes := homes_of(key, model):
         places = " or ".join(home.rpartition(".")[0] or "the top level" for home in homes)
         return f"belongs under {places}", homes[0] if len(homes) == 1 else None
-    near = difflib.get_close_matches(_plain(key), {_plain(name) for name in keys_of(section, kind)}, n=1, cutoff=0.7)
+    near = difflib.get_close_matches(_plain(key), {_plain(name) for name in keys_of(section, model)}, n=1, cutoff=0.7)
     if near:
-        name = next(name for name in keys_of(section, kind) if _plain(name) == near[0])
+        name = next(name for name in keys_of(section, model) if _plain(name) == near[0])
         return f"unknown key; did you mean {name}?", f"{section}.{name}" if section else name
     if guess := did_you_mean(key, [name for name in fields if name.count(".") != section.count(".")]):
         return f"unknown key{guess}", None
-    return f"unknown key; {section or 'the spec'} has {', '.join(keys_of(section, kind))}", None
+    return f"unknown key; {section or 'the spec'} has {', '.join(keys_of(section, model))}", None
 
 
-def homes_of(key: str, kind: Kind = "finetune") -> list[str]:
+def homes_of(key: str, model: type[BaseModel]) -> list[str]:
     """List the fields with exactly this last name, in any section."""
-    return [name for name in spec_fields(kind) if name.rpartition(".")[2] == key]
+    return [name for name in spec_fields(model) if name.rpartition(".")[2] == key]
 
 
-def _other_kind(section: str, key: str, kind: Kind) -> Kind | None:
-    """Return another kind of spec that has this key at the top level, if this kind has it nowhere."""
-    others = (other for other in SPEC_MODELS if other != kind and key in keys_of("", other))
-    return None if section or homes_of(key, kind) else next(others, None)
+def other_kind(name: str, model: type[BaseModel], models: Models) -> Kind | None:
+    """Return another kind of spec whose top level has this key or its section, if this kind has it nowhere."""
+    top = name.partition(".")[0]
+    others = (kind for kind, other in models.items() if other is not model and top in keys_of("", other))
+    return None if homes_of(top, model) else next(others, None)
 
 
-def _alias(key: str, kind: Kind) -> str | None:
-    aliases = {**ALIASES, **COMMAND_ALIASES} if kind == "command" else ALIASES
+def _alias(key: str, model: type[BaseModel]) -> str | None:
+    aliases = {**ALIASES, **COMMAND_ALIASES} if kind_of(model) == "command" else ALIASES
     target = next((target for alias, target in aliases.items() if _plain(alias) == _plain(key)), None)
-    return target if target in spec_fields(kind) else None
+    return target if target in spec_fields(model) else None
 
 
 def _plain(name: str) -> str:

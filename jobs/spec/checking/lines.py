@@ -99,7 +99,7 @@ def _compose(text: str, source: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
-        raise _not_readable(place, _readable(error, text)) from error
+        raise _not_readable(place, _readable(error)) from error
     except yaml.reader.ReaderError as error:
         what = f"this is not YAML: it has the character {error.character!r}. Give the file of a spec"
         raise _not_readable(source, what) from error
@@ -111,7 +111,7 @@ def _not_readable(place: str, message: str) -> SpecError:
     return SpecError.of([Mistake(message, place=place)])
 
 
-def _readable(error: yaml.MarkedYAMLError, text: str) -> str:
+def _readable(error: yaml.MarkedYAMLError) -> str:
     problem = str(error.problem)
     if "'\\t'" in problem:
         return "a tab cannot indent YAML: use spaces"

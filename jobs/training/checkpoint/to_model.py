@@ -1,29 +1,44 @@
-"""Makes a model directory from the newest checkpoint of a run that did not write one."""
+"""Makes a model directory from the newest checkpoint of a run that did not write one, or merges its adapter."""
 
 from __future__ import annotations
 
+import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Set
-from typing import cast
+from typing import Any, cast
 
 import torch
 
 from jobs.console import redirected_output
-from jobs.errors import DataError
+from jobs.errors import DataError, InputError, StorageError
 from jobs.model_files.directory import local_model_dir, tensor_names
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
 from jobs.planning.precision import Precision
 from jobs.run.checkpoints import Commit, Part, Read, Slice, committed_steps, read_commit, read_parts, read_slices
+from jobs.run.find import export_source
 from jobs.run.outcome import read_outcome
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, made_from
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from jobs.storage.tensor_file import Damaged, as_bytes
 from jobs.training.checkpoint.reader import check_same_model, read_buffers
-from jobs.training.model.export import Weights, write_config, write_weights
-from jobs.training.model.load import DTYPES, empty_model, load_model, set_pad_token
+from jobs.training.model.adapters import (
+    adapted,
+    base_of,
+    own_copies,
+    precision_of_adapter,
+    with_adapter_of,
+    write_adapter,
+)
+from jobs.training.model.batch import Batch, model_logits
+from jobs.training.model.export import Weights, check_same_logits, on_this_node, write_config, write_weights
+from jobs.training.model.load import DTYPES, empty_model, load_base, set_pad_token, without_flash_attention
 from jobs.training.model.tensor_names import naming_of
+
+_CONFIG = "config.json"
+_COMPARED_TOKENS = 32  # of one row, on which a merged model must agree with the base and its adapter
 
 
 def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] = print) -> str:
@@ -35,13 +50,23 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
         The directory's path or URL.
 
     Raises:
-        DataError: the run has neither a model nor a checkpoint.
+        DataError: the run has neither a model nor a checkpoint, or `to` may not be overwritten.
     """
     paths = JobPaths(run_root)
-    target = paths.model if to is None else to
+    target = paths.model if to is None or _place(to) == _place(paths.model) else to
+    check_target(target, paths, own=paths.model)
     outcome = read_outcome(paths)
     if outcome is not None and outcome.model_path is not None:  # the run has verified this export
         return paths.model if target == paths.model else _copied(paths.model, target)
+    source = _unmarked(paths, target)
+    with _removed_on_failure(target):
+        _write_newest(paths, target, say)
+    _mark(paths, target, source)
+    return target
+
+
+def _write_newest(paths: JobPaths, target: str, say: Callable[[str], None]) -> None:
+    """Write the model of the newest checkpoint that is not damaged. Raises DataError: there is none."""
     for step in reversed(committed_steps(paths)):
         try:
             commit = read_commit(paths, step)
@@ -50,22 +75,143 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
         except Damaged as error:
             say(f"the checkpoint of step {step} is damaged and passed over: {error}")
         else:
-            say(f"out of the checkpoint of step {step}")
-            return target
+            return say(f"out of the checkpoint of step {step}")
     raise DataError(f"run {paths.name} has neither a model nor a complete checkpoint: there is nothing to export")
+
+
+def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] = print) -> str:
+    """Merge the adapter of a run into its base model and write the whole model to `to`, or into the run's merged/.
+
+    The model that was written is read back, and its logits are compared. Until then it has no config.json, so that
+    nothing takes it for a model; its files are removed after an error. One process holds one whole model at a time.
+
+    Returns:
+        The directory's path or URL.
+
+    Raises:
+        InputError: the run has no adapter that can be merged.
+        DataError: the run has neither an adapter nor a checkpoint, or `to` may not be overwritten.
+        RunFailed: the merged model computes other logits than the base with its adapter.
+    """
+    paths = JobPaths(run_root)
+    spec, target = load_spec(paths.spec), paths.merged if to is None or _place(to) == _place(paths.merged) else to
+    if spec.method.kind != "lora":
+        why = "is a whole model already" if spec.method.kind == "full" else "is a prompt, which is no change of weights"
+        raise InputError(f"run {paths.name} was trained with method: {spec.method.kind}; its export {why}")
+    check_target(target, paths, own=paths.merged)
+    source = _unmarked(paths, target)
+    with tempfile.TemporaryDirectory(prefix="fleetune-merge-") as scratch:
+        export_run(run_root, scratch, say)
+        with redirected_output(paths.log("export")):
+            _merge(without_flash_attention(spec), scratch, target)
+    _mark(paths, target, source)
+    return target
+
+
+def check_target(to: str, paths: JobPaths, own: str | None = None) -> None:
+    """Raise DataError if `to` holds a model or an adapter, such as the run's base, or is a directory of the run.
+
+    Args:
+        own: the run's directory for this kind of export; a model in it is replaced.
+    """
+    if to == own:
+        return
+    if _place(to) in (_place(paths.model), _place(paths.merged)):
+        raise DataError(f"{to} is the run's own directory for another export: give --to another directory")
+    for name, what in ((_CONFIG, "a model"), ("adapter_config.json", "an adapter")):
+        if storage.exists(storage.join(to, name)):
+            raise DataError(f"{to} holds {what} already ({name}), which stays as it is: give --to another directory")
+
+
+def _unmarked(paths: JobPaths, target: str) -> str | None:
+    """Remove the mark of an earlier export from a directory of the run, and return the mark of a new one."""
+    if target in (paths.model, paths.merged):
+        storage.remove_file(made_from(target))
+    return export_source(paths)
+
+
+def _mark(paths: JobPaths, target: str, source: str | None) -> None:
+    """Record from which checkpoint a model in a directory of the run was made, because the run may continue later."""
+    if source is not None and target in (paths.model, paths.merged):
+        storage.write_bytes(made_from(target), source.encode())
+
+
+def _place(path: str) -> str:
+    return os.path.realpath(storage.local_path(path)) if storage.is_local(path) else path.rstrip("/")
+
+
+@torch.no_grad()
+def _merge(spec: Spec, adapter: str, target: str) -> None:
+    base_dir, precision = local_model_dir(spec.model.path), precision_of_adapter(adapter)
+    pad = pad_token_id(load_tokenizer(base_dir))
+    if storage.exists(storage.join(target, _CONFIG)):  # an earlier merge of this run: others have been refused
+        storage.remove_file(storage.join(target, _CONFIG))
+        storage.remove_dir(target)
+    with _removed_on_failure(target), tempfile.TemporaryDirectory(prefix="fleetune-merge-") as beside:
+        expected = write_merged(spec, base_dir, adapter, precision, pad, target, beside)
+        files = sorted(os.listdir(beside), key=lambda name: (name == _CONFIG, name))
+        with on_this_node(target, lambda: None) as local:
+            for name in os.listdir(local):
+                if ".safetensors" in name:
+                    os.symlink(os.path.join(local, name), os.path.join(beside, name))
+            merged = load_base(spec, beside, precision, pad)[0]
+            check_same_logits(expected, _logits(merged, spec), DTYPES[precision])
+        for name in files:
+            storage.put_file(os.path.join(beside, name), storage.join(target, name))
+
+
+@contextlib.contextmanager
+def _removed_on_failure(target: str) -> Iterator[None]:
+    """Remove the files that an export has added to a directory if an error leaves the context."""
+    before = storage.list_names(target)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            for name in set(storage.list_names(target)) - set(before):
+                storage.remove_file(storage.join(target, name))
+        raise
+
+
+def write_merged(
+    spec: Spec, base_dir: str, adapter: str, precision: Precision, pad: int, target: str, beside: str
+) -> list[torch.Tensor]:
+    """Write the merged weights to `target` and the other files of the model to the local directory `beside`.
+
+    Returns:
+        Logits of the base with its adapter, with which the merged model is compared. The models are freed.
+    """
+    adapted_model = with_adapter_of(load_base(spec, base_dir, precision, pad)[0], adapter)
+    expected, model = _logits(base_of(adapted_model)[0], spec), adapted_model.merge_and_unload()
+    weights = Weights(model)
+    tensors = dict([*weights.parameters, *weights.buffers])
+    naming = naming_of(model, weights.empty, tensor_names(base_dir))
+    write_weights(target, naming.sizes, naming.converted((name, tensors[name]) for name in naming.order))
+    write_config(beside, model, base_dir, DTYPES[precision])
+    return expected
+
+
+def _logits(model: torch.nn.Module, spec: Spec) -> list[torch.Tensor]:
+    row = torch.arange(2, 2 + _COMPARED_TOKENS)[None]
+    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row, row[0] - 2)
+    return [model_logits(model.eval(), batch, spec.model.task)]
 
 
 def _copied(source: str, target: str) -> str:
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
         storage.fetch_dir(source, scratch)
-        for name in storage.list_names(scratch):
-            storage.put_file(storage.join(scratch, name), storage.join(target, name))
+        with _removed_on_failure(target):
+            for name in storage.list_names(scratch):
+                storage.put_file(storage.join(scratch, name), storage.join(target, name))
     return target
 
 
 def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
     model_dir, dtype = local_model_dir(spec.model.path), DTYPES[cast(Precision, commit.precision)]
     model = empty_model(spec, model_dir, dtype)
+    if spec.method.kind != "full":
+        _write_adapter(adapted(spec, model, model_dir, own_copies(commit.shapes)), folder, commit, parts, target)
+        return
     set_pad_token(model.config, pad_token_id(load_tokenizer(model_dir)))
     weights = Weights(model)
     parameters = dict(weights.parameters)
@@ -91,9 +237,19 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
     write_config(target, model, model_dir, dtype)
 
 
+def _write_adapter(model: Any, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in trained.items()})
+    tensors = (
+        (name, _read_parameter(folder, parts, name, parameter).to(parameter.dtype))
+        for name, parameter in trained.items()
+    )
+    write_adapter(target, model, tensors, local_model_dir(model.peft_config["default"].base_model_name_or_path))
+
+
 def _frozen_parameters(spec: Spec, model_dir: str, precision: Precision, names: Set[str]) -> dict[str, torch.Tensor]:
     """Load parameters that are not trained, and so are in no checkpoint, from the source's model."""
-    source = load_model(spec, model_dir, precision, pad_token_id(load_tokenizer(model_dir)))
+    source, _ = load_base(without_flash_attention(spec), model_dir, precision, pad_token_id(load_tokenizer(model_dir)))
     return {name: parameter.detach() for name, parameter in source.named_parameters() if name in names}
 
 

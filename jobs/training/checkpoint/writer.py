@@ -61,7 +61,7 @@ class Writing:
 
 
 class Checkpointer:
-    """Writes one rank's checkpoints. Where "every rank must call it", they must do so in the same order."""
+    """Writes one rank's checkpoints. All ranks must call methods that "every rank must call" in the same order."""
 
     def __init__(
         self,
@@ -232,7 +232,7 @@ class Checkpointer:
     def remove_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, newest first. Every rank must call it, and none may be busy.
 
-        If the process ends in between, the newest one that is left leads to the same decision to go back.
+        If the process ends in between, a resume from the newest remaining one decides again to go back.
         """
         assert not self.busy
         if self._rank == 0:

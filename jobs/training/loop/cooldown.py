@@ -1,4 +1,4 @@
-"""Estimates the final score of a run: the rate falls to zero within a few steps, and then the state is put back.
+"""Estimates the final score of a run: the rate falls to zero within a few steps, then the earlier state is restored.
 
 The held-out loss in the middle of a run says little about the end of the run: a high rate keeps the loss high, and
 progress shows only once the rate falls.

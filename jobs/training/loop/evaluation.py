@@ -32,16 +32,21 @@ _MOST_LOGITS = 2**26  # logits of one forward pass: 256 MiB in fp32
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Scores the held-out rows with the spec's metrics."""
+    """Scores the rows of a split: held-out rows, or general text.
+
+    Attributes:
+        metrics: names of metrics as in the spec's eval.metrics.
+    """
 
     spec: Spec
     split: Split
+    metrics: tuple[str, ...]
     pad_token_id: int
     unpack: bool = False  # score each sample of a packed row in a separate row
 
     @torch.no_grad()
     def score(self, engine: torch.nn.Module, gang: WorkerContext) -> tuple[dict[str, float], Confusion | None]:
-        """Return eval_* and the confusion of all held-out rows. Every rank must call it and gets the same values.
+        """Return eval_* and the confusion of all rows. Every rank must call it and gets the same values.
 
         Each rank scores its share. A rank that has finished its share processes empty rows until the others finish,
         because ZeRO-3 gathers every layer from all ranks.
@@ -49,11 +54,12 @@ class Evaluator:
         Raises:
             MetricFailed: a metric function of the user failed; raised on all ranks.
         """
-        own = own_functions(self.spec.eval.metrics)
+        own = own_functions(self.metrics)
         tally, kept = _Tally(self.spec.num_labels or 0), _Predictions(bool(own))
         engine.eval()
         try:
-            for start, stop in self._rounds(gang, self.rows_at_once(engine)):
+            rounds = list(shares(len(self.split), self.rows_at_once(engine), gang.world_size))
+            for start, stop in rounds[gang.rank :: gang.world_size]:
                 rows = self.split.read_rows(np.arange(start, stop))
                 batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device, self.unpack)
                 logits = model_logits(engine, batch, self.spec.model.task)
@@ -62,12 +68,8 @@ class Evaluator:
         finally:
             engine.train()
         sums = tally.over_all_ranks(gang.device)
-        metrics = metrics_of(self.spec.eval.metrics, sums)
+        metrics = metrics_of(self.metrics, sums)
         return metrics | (kept.judged_by(own) if own else {}), confusion_of(sums)
-
-    def _rounds(self, gang: WorkerContext, rows: int) -> list[tuple[int, int]]:
-        """List this rank's (start, stop) of every round."""
-        return list(shares(len(self.split), rows, gang.world_size))[gang.rank :: gang.world_size]
 
     def rows_at_once(self, engine: torch.nn.Module) -> int:
         """Return the rows of a forward pass. It must be equal on all ranks, which gather the weights together."""

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from cluster.text import many
+from cluster.text import compact, many
 from jobs.data.order.digest_chain import row_digests, to_hex
 from jobs.data.order.permutation import key
 from jobs.data.order.row_order import MICRO_BATCH
@@ -25,18 +25,28 @@ from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
 from jobs.remedies import outliers
 from jobs.remedies.early_stopping import stops_early
+from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
 from jobs.run.checkpoints import StepHistory
-from jobs.run.metric_names import metric_words
+from jobs.run.metric_names import general_name, is_general, metric_words
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
+from jobs.training.loop.forgetting import act_of, rate_lowered, tell_stop
 from jobs.training.loop.loss import loss_sum
+from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
-from jobs.training.loop.saving import StepSignals, best_of, digest_of_rows, pack_signals, save_if_due, unpack_signals
+from jobs.training.loop.saving import (
+    StepSignals,
+    best_score,
+    digest_of_rows,
+    pack_signals,
+    save_if_due,
+    unpack_signals,
+)
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.loop.watching import check_skips, counted, tell_summary, updated
 from jobs.training.model.batch import collate, model_logits
@@ -60,7 +70,7 @@ def train(job: Job, gang: WorkerContext) -> LoopState:
         if state.step < run.plan.total_steps:
             state = train_steps(run, state)
         if not state.stopped:
-            finish(run, state)
+            state = finish(run, state)
         return replace(state, facts={**run.engine.facts(), "peak_memory_bytes": most_memory_bytes(gang)})
     finally:
         if run is not None:
@@ -69,8 +79,8 @@ def train(job: Job, gang: WorkerContext) -> LoopState:
 
 
 def begun(run: Run, state: LoopState) -> LoopState:
-    """Evaluate before the first step, if the run is new and its spec asks for that."""
-    return evaluated(run, state) if state.step == 0 and run.job.spec.eval.eval_on_start else state
+    """Evaluate before the first step, if the run is new."""
+    return evaluated(run, state) if state.step == 0 else state
 
 
 def train_steps(
@@ -89,7 +99,8 @@ def train_steps(
     rows_of_steps = timed(run.gang.steps(stream_of(run), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
-        rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * state.history.rate_factor
+        factor = state.history.rate_factor * rate_factor(state.rate_cuts)
+        rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * factor
         signals = train_step(run, rows, rate, state.history if spec.remedies.outlier_steps else None)
         run.gang.mark(Doing.OTHER)
         check_step(run, state, signals)
@@ -104,15 +115,20 @@ def train_steps(
             record |= state.metrics
         run.reporter.step(record)
         check_skips(run, state, signals, last)
-        if rollback is not None:
+        act = act_of(run, state)
+        if rollback is not None or act is Act.LOWER_RATE:
             rows_of_steps.close()
-            earlier = rolled_back(run, replace(state, save_due=state.save_due or signals.save), rollback)
+            state = replace(state, save_due=state.save_due or signals.save)
+            earlier = rate_lowered(run, state) if rollback is None else rolled_back(run, state, rollback)
             return train_steps(run, earlier, until, score_pause, rewound=True)
+        if act is Act.STOP:
+            tell_stop(run, state)
         early = ends_early(run, state) and not last
         state = save_if_due(run, state, signals, ends or early)
         run.checkpoints.rest()
-        if early:
+        if early and act is None:
             tell_early_end(run, state)
+        if early:
             return state
         if (signals.stop or ends) and not last:
             return replace(state, stopped=signals.stop)
@@ -121,16 +137,18 @@ def train_steps(
 
 
 def ends_early(run: Run, state: LoopState) -> bool:
-    """Whether early stopping ends the run after the state's step."""
-    return stops_early(run.job.spec.eval, best_of(run.job.spec.checkpoint, state), state.evaluated_at)
+    """Whether early stopping, or the bound on forgetting, ends the run after the state's step."""
+    spec = run.job.spec
+    return act_of(run, state) is Act.STOP or stops_early(spec.eval, best_score(spec, state), state.evaluated_at)
 
 
 def tell_early_end(run: Run, state: LoopState) -> None:
     """Report that early stopping ends the run, with the scores that led to it."""
     best, rule = state.best, run.job.spec.eval
     assert best is not None and rule.early_stopping_patience is not None
+    by = f" by more than {rule.early_stopping_threshold:g}" if rule.early_stopping_threshold else ""
     cause = (
-        f"{best.metric} has not improved in {many(rule.early_stopping_patience, 'evaluation')}: "
+        f"{best.metric} has not improved{by} in {many(rule.early_stopping_patience, 'evaluation')}: "
         f"{best.score:.4g} after step {best.step}, {state.metrics.get(best.metric, math.nan):.4g} now"
     )
     action = f"training ends after step {state.step} of {run.plan.total_steps}"
@@ -147,7 +165,7 @@ def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | Non
     The all-reduce of the loss precedes the update of the weights, so that an outlying step changes nothing.
 
     Args:
-        history: with which the step is compared; None if every update is applied.
+        history: earlier steps, with which this one is compared; None if every update is applied.
 
     Returns:
         The result of the step's all-reduce, which is the same on every rank.
@@ -233,11 +251,19 @@ def load(job: Job, gang: WorkerContext, reporter: Reporter) -> Loaded:
 
 
 def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> Run:
-    """Make a run of the job on what is loaded, with the engine's present weights. Every rank must call it."""
+    """Make a run of the job from the loaded parts, with the engine's present weights. Every rank must call it."""
     engine, prepared = loaded.engine, loaded.prepared
     split, pad = prepared.split("train"), engine.pad_token_id
     plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
-    reporter.event("plan", f"training {many(plan.total_steps, 'step')}", total_steps=plan.total_steps, **engine.facts())
+
+    def evaluator(name: str, metrics: tuple[str, ...]) -> Evaluator | None:
+        rows = prepared.split(name) if prepared.has(name) else None
+        return None if rows is None else Evaluator(job.spec, rows, metrics, pad, loaded.unpack)
+
+    facts, what = engine.facts(), f"training {many(plan.total_steps, 'step')}"
+    if job.spec.method.kind != "full":
+        what += f", trainable {compact(facts['trainable'])} of {compact(facts['parameters'])} parameters"
+    reporter.event("plan", what, total_steps=plan.total_steps, **facts)
     return Run(
         job=job,
         gang=gang,
@@ -248,7 +274,8 @@ def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> 
         reader=CheckpointReader(job.paths, engine.partitions, engine.buffers, host, gang.rank, reporter.event),
         plan=plan,
         batching=plan_batching(job.spec),
-        evaluator=Evaluator(job.spec, prepared.split("eval"), pad, loaded.unpack) if prepared.has("eval") else None,
+        evaluator=evaluator("eval", job.spec.eval.metrics),
+        general=evaluator("general", ("loss", "perplexity")),
         reporter=reporter,
         num_targets=split.index.num_targets,
         num_tokens=split.index.num_tokens,
@@ -264,25 +291,46 @@ def stream_of(run: Run) -> Stream:
 
 
 def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopState:
-    """Return the state with held-out metrics; unchanged if there are no held-out rows.
+    """Return the state with the metrics of held-out rows and of general text; unchanged if there are neither.
+
+    Before the first step, held-out rows are scored only if the spec asks for that. General text is always scored,
+    because later losses on it are compared with the base model's.
 
     Args:
         record: the step before the evaluation. The event carries it, so that a viewer shows the step first.
     """
-    if run.evaluator is None:
+    metrics: dict[str, float] = {}
+    confusion = None
+    if run.evaluator is not None and (state.step > 0 or run.job.spec.eval.eval_on_start):
+        metrics, confusion = scored(run, run.evaluator, "held-out row", record)
+    if run.general is not None:
+        found, _ = scored(run, run.general, "row", None if metrics else record, of=" of general text")
+        metrics = metrics | {general_name(name): value for name, value in found.items()}
+    if not metrics:
         return state
-    what = f"evaluating on {many(len(run.evaluator.split), 'held-out row')}"
-    rows = run.evaluator.rows_at_once(run.engine.module)
-    run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
-    run.gang.mark(Doing.EVALUATION)
-    metrics, confusion = run.evaluator.score(run.engine.module, run.gang)
-    run.gang.mark(Doing.OTHER)
-    give_back_freed_memory()
+    if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
+        said = f"{' and '.join(wrong)} is NaN or infinite after step {state.step}, and can choose no best checkpoint"
+        advice = "Check the held-out samples, and your function if eval.metrics names one"
+        run.reporter.event("warning", f"{said}. {advice}", step=state.step, not_finite=wrong)
     if state.step == 0:  # kept apart, so that a run that ends early does not report these as its final metrics
         return told_before_training(run, replace(state, metrics_before=metrics))
     said = f"after step {state.step}: {metric_text(metrics)}"
     run.reporter.event("evaluated", said, step=state.step, metrics=metrics)
     return replace(state, metrics=metrics, evaluated_at=state.step, confusion=confusion)
+
+
+def scored(
+    run: Run, evaluator: Evaluator, row: str, record: Record | None, of: str = ""
+) -> tuple[dict[str, float], Confusion | None]:
+    """Report that an evaluation begins, and score the evaluator's rows."""
+    what = f"evaluating on {many(len(evaluator.split), row)}{of}"
+    rows = evaluator.rows_at_once(run.engine.module)
+    run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
+    run.gang.mark(Doing.EVALUATION)
+    found = evaluator.score(run.engine.module, run.gang)
+    run.gang.mark(Doing.OTHER)
+    give_back_freed_memory()
+    return found
 
 
 def told_before_training(run: Run, state: LoopState) -> LoopState:
@@ -293,15 +341,18 @@ def told_before_training(run: Run, state: LoopState) -> LoopState:
 
 
 def metric_text(metrics: dict[str, float]) -> str:
-    """Format metrics with the loss last: `accuracy 0.512  loss 0.693`."""
-    ordered = sorted(metrics.items(), key=lambda item: item[0] in ("eval_loss", "eval_perplexity"))
+    """Format metrics with the loss last, and then those of general text: `accuracy 0.512  loss 0.693`."""
+    late = ("eval_loss", "eval_perplexity")
+    ordered = sorted(metrics.items(), key=lambda item: 2 if is_general(item[0]) else item[0] in late)
     return "  ".join(metric_words(dict(ordered), "{:.3f}"))
 
 
-def finish(run: Run, state: LoopState) -> None:
-    """Export the model and read it back."""
-    if run.job.spec.checkpoint.load_best_model_at_end or state.step < run.plan.total_steps:
-        load_best(run, state)
+def finish(run: Run, state: LoopState) -> LoopState:
+    """Export the model and read it back. In the returned state, `exported` is the earlier step that was exported."""
+    spec = run.job.spec
+    bounded = spec.remedies.forgetting.max_general_loss_increase is not None
+    if spec.checkpoint.load_best_model_at_end or bounded or state.step < run.plan.total_steps:
+        state = load_best(run, state)
     tell_summary(run, state)
     run.reporter.event("phase", "exporting the model", phase="export")
     run.engine.partitions.release()  # frees the memory that reading the model back needs
@@ -313,6 +364,7 @@ def finish(run: Run, state: LoopState) -> None:
         difference=difference,
         path=run.job.paths.model,
     )
+    return state
 
 
 def fixed_rows(run: Run) -> Any:

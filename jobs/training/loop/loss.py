@@ -51,7 +51,7 @@ class _CrossEntropySum(torch.autograd.Function):
         logits, targets = ctx.saved_tensors
         # Overwriting is safe only if no other tensor shares the memory. The function that made the logits may have
         # saved them for its backward pass (tanh does), and a view shares the memory of a larger tensor.
-        gradient = logits if _is_only_holder(logits) else torch.empty_like(logits)
+        gradient = logits if _holders(logits) == _HOLDERS_OF_ONE else torch.empty_like(logits)
         for piece, wanted, out in _pieces(logits, targets, gradient):
             scale = torch.where(wanted == IGNORE_INDEX, 0.0, factor.float()).unsqueeze(-1)
             slope = torch.log_softmax(piece, -1, dtype=torch.float32).exp_().mul_(scale)
@@ -83,12 +83,8 @@ def piece_length(vocabulary: int, num_targets: int) -> int:
     return max(1, min(_MAX_PIECE, vocabulary * num_targets // _MIN_PIECES) // max(vocabulary, 1))
 
 
-def _is_only_holder(tensor: torch.Tensor) -> bool:
-    """Whether neither another tensor nor a saved one of the autograd graph shares the memory."""
-    return _holders(tensor) == _HOLDERS_OF_ONE
-
-
 def _holders(tensor: torch.Tensor) -> int:
+    """Count the tensors that share the memory, including those that the autograd graph has saved."""
     storage = tensor.untyped_storage()
     count: int = torch._C._storage_Use_Count(storage._cdata)
     return count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from jobs.model_files.directory import local_model_dir
 from jobs.remedies.outliers import Rollback, after_rollback, rollback_message, targets_of
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
-from jobs.training.loop.saving import StepSignals
+from jobs.training.loop.saving import StepSignals, best_score
 from jobs.training.loop.state import LoopState, Run
 
 # Relative deviation that the first loss may have from the logged one. In fp32 only the order of sums can change.
@@ -62,6 +63,7 @@ def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
         loss=commit.loss,
         metrics={} if commit.evaluated_at is None else commit.metrics,
         metrics_before=commit.metrics_before,
+        rate_cuts=commit.rate_cuts,
         evaluated_at=commit.evaluated_at,
         best=commit.best,
         history=commit.history,
@@ -70,13 +72,16 @@ def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
     )
 
 
-def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
+def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) -> LoopState:
     """Load an earlier state into the engine and return it. Every rank must call it.
 
     Later checkpoints are removed: a resume must not continue from them.
+
+    Args:
+        targets: lists the steps whose checkpoints are tried in turn; after them, the run goes back to its start.
     """
     run.checkpoints.settle()
-    commits = (run.reader.restore(only=step) for step in targets_of(rollback, run.reader.candidates()))
+    commits = (run.reader.restore(only=step) for step in targets())
     commit = next((commit for commit in commits if commit is not None), None)
     if commit is None:
         run.engine.restart(local_model_dir(run.job.model))
@@ -84,6 +89,12 @@ def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
     else:
         earlier = _state_at(run, commit)
     run.checkpoints.remove_after(earlier.step)
+    return replace(earlier, rate_cuts=state.rate_cuts, save_due=state.save_due)
+
+
+def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
+    """Go back to an earlier state after outlying steps, and return it. Every rank must call it."""
+    earlier = gone_back(run, state, lambda: targets_of(rollback, run.reader.candidates()))
     message = rollback_message(rollback, earlier.step, run.job.spec.train.learning_rate)
     run.reporter.event(
         "remedy",
@@ -100,7 +111,7 @@ def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
         barred=rollback.barred,
     )
     history = after_rollback(earlier.history, state.history, rollback, earlier.step)
-    return replace(earlier, history=history, save_due=state.save_due)
+    return replace(earlier, history=history)
 
 
 def check_precision(run: Run, commit: Commit) -> None:
@@ -137,7 +148,7 @@ def check_data(run: Run, commit: Commit) -> None:
 
 
 def expected_loss(run: Run, step: int) -> float | None:
-    """Return the loss that an earlier attempt has logged for a step, or None. Rank 0 reads it and tells all."""
+    """Return the loss that an earlier attempt has logged for a step, or None. Rank 0 reads and broadcasts it."""
     told: list[Any] = [None]
     if run.gang.rank == 0:
         with contextlib.suppress(StorageError):
@@ -166,11 +177,17 @@ def check_step(run: Run, state: LoopState, signals: StepSignals) -> None:
         )
 
 
-def load_best(run: Run, state: LoopState) -> None:
-    """Load the weights with the best score, if the state has others. Every rank must call it."""
-    if state.best is None or state.best.step == state.step:
-        return
-    if run.reader.restore(only=state.best.step) is None:
-        run.reporter.event("warning", f"the best checkpoint, of step {state.best.step}, is gone: the last is exported")
-        return
-    run.reporter.event("phase", f"taking the best checkpoint, of step {state.best.step}", phase="best")
+def load_best(run: Run, state: LoopState) -> LoopState:
+    """Load the weights with the best score, if it belongs to an earlier step. Every rank must call it.
+
+    Returns:
+        The state; if earlier weights were loaded, with their score as `exported`.
+    """
+    best = best_score(run.job.spec, state)
+    if best is None or best.step == state.step:
+        return state
+    if run.reader.restore(only=best.step) is None:
+        run.reporter.event("warning", f"the best checkpoint, of step {best.step}, is gone: the last is exported")
+        return state
+    run.reporter.event("phase", f"taking the best checkpoint, of step {best.step}", phase="best")
+    return replace(state, exported=best)

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from jobs.data.order.digest_chain import row_digests, step_digest, to_hex
+from jobs.remedies.forgetting import is_past
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import Best
 from jobs.spec.evaluation import Checkpoint
+from jobs.spec.finetune import Spec
 from jobs.training.loop.state import LoopState, Run
 
 _HALF = 2**32  # a 64-bit sum is sent as two halves, which float64 adds exactly
@@ -67,7 +69,7 @@ def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
     if signals.failed:
         run.checkpoints.give_up()
     every = run.job.spec.checkpoint.save_steps
-    best = best_of(run.job.spec.checkpoint, state)
+    best = best_score(run.job.spec, state)
     if last or signals.stop or (best is not None and best.step == state.step):
         run.checkpoints.settle()
         save(run, replace(state, best=best))
@@ -91,8 +93,24 @@ def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
     return replace(state, save_due=False)
 
 
-def best_of(rule: Checkpoint, state: LoopState) -> Best | None:
-    """Return the best score so far, including the state's own if it was just measured. Pure."""
+def best_score(spec: Spec, state: LoopState) -> Best | None:
+    """Return the best score so far within the bound on forgetting, including the state's own. Pure."""
+    rule, before = spec.remedies.forgetting, state.metrics_before
+    if state.best is not None and is_past(rule, before, state.best.metrics):  # an earlier attempt had no such bound
+        state = replace(state, best=None)
+    return (
+        state.best
+        if is_past(rule, before, state.metrics)
+        else best_of(spec.checkpoint, state, spec.eval.early_stopping_threshold)
+    )
+
+
+def best_of(rule: Checkpoint, state: LoopState, threshold: float = 0.0) -> Best | None:
+    """Return the best score so far, including the state's own if it was just measured. Pure.
+
+    Args:
+        threshold: by which a score must be better to count as an improvement for early stopping.
+    """
     metric, best = rule.best_metric, state.best
     if best is not None and (best.metric, best.greater_is_better) != (metric, rule.greater_is_best):
         best = None  # an earlier attempt used another metric or direction
@@ -102,7 +120,15 @@ def best_of(rule: Checkpoint, state: LoopState) -> Best | None:
     if not math.isfinite(score):
         return best
     if best is None or (score > best.score if rule.greater_is_best else score < best.score):
-        return Best(metric=metric, greater_is_better=rule.greater_is_best, step=state.step, score=score)
+        improves = best is None or abs(score - best.score) > threshold
+        return Best(
+            metric=metric,
+            greater_is_better=rule.greater_is_best,
+            step=state.step,
+            score=score,
+            metrics=state.metrics,
+            improved_at=None if improves or best is None else best.counted_from,
+        )
     return best
 
 
@@ -118,6 +144,7 @@ def save(run: Run, state: LoopState) -> None:
         "metrics_before": state.metrics_before,
         "best": state.best,
         "history": state.history,
+        "rate_cuts": state.rate_cuts,
         "chain": to_hex(state.chain),
         "data_fingerprint": run.data_fingerprint,
     }

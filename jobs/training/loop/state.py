@@ -40,6 +40,8 @@ class LoopState:
     kept: bool = False  # the checkpoint of this step is complete
     stopped: bool = False
     history: StepHistory = field(default_factory=StepHistory)
+    rate_cuts: int = 0  # how often forgetting has lowered the rate (see `jobs.remedies.forgetting`)
+    exported: Best | None = None  # the earlier state that was exported in place of the last
     facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
 
     def after(self, loss: float, digest: int) -> LoopState:
@@ -69,7 +71,8 @@ class Run:
     reader: CheckpointReader
     plan: StepPlan
     batching: Batching
-    evaluator: Evaluator | None
+    evaluator: Evaluator | None  # of held-out rows
+    general: Evaluator | None  # of general text
     reporter: Reporter
     num_targets: npt.NDArray[np.int32]  # of every prepared training row
     num_tokens: npt.NDArray[np.int32]  # of every prepared training row

@@ -1,13 +1,14 @@
 """A warm gang: workers that load the model and the rows once, then train one trial after another.
 
-Before each trial, the weights, the optimizer and every setting that a trial may vary are put back. So a trial computes
-what a fresh run with its spec would compute, to the last digit. A setting that cannot be put back (see
+Before each trial, the weights, the optimizer and every setting that a trial may vary are reset. So a trial computes
+what a fresh run with its spec would compute, to the last digit. A setting that cannot be reset (see
 `jobs.search.rules.varying`) needs another gang.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 import traceback
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ import torch
 from jobs.errors import Diverged, MetricFailed
 from jobs.model_files.directory import local_model_dir
 from jobs.spec.finetune import Spec
+from jobs.spec.remedies import Forgetting
 from jobs.training.loop.cooldown import cooled_down, on_host
 from jobs.training.loop.loop import begun, finish, load, ready, told_before_training, train_steps
 from jobs.training.loop.rate_probe import losses_along_first_step
@@ -76,16 +78,18 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
         mailbox.open()
     number = first
     while (order := mailbox.await_order(number)).action != "end":
+        began_s = time.monotonic()
         answer = runner.carry_out(order)
         if gang.rank == 0:
-            mailbox.answer(number, answer)
+            mailbox.answer(number, answer.model_copy(update={"seconds": time.monotonic() - began_s}))
         number += 1
     return LoopState(step=number - first)
 
 
 def without_remedies(spec: Spec) -> Spec:
-    """Return the spec for a trial: it must show what its learning rate does, and a diverged trial ends at once."""
-    return spec.model_copy(update={"remedies": spec.remedies.model_copy(update={"outlier_steps": False})})
+    """Return a trial's spec without remedies, which would hide the effect of its learning rate or a divergence."""
+    off = {"outlier_steps": False, "forgetting": Forgetting()}
+    return spec.model_copy(update={"remedies": spec.remedies.model_copy(update=off)})
 
 
 class _TrialRunner:
@@ -93,7 +97,7 @@ class _TrialRunner:
 
     def __init__(self, job: Job, gang: WorkerContext, loaded: Loaded, base: BaseState) -> None:
         self._job, self._gang, self._loaded, self._base = job, gang, loaded, base
-        self._other = base  # base state of the newest other seed
+        self._other = base  # base state for the newest seed that differs from the job's
         self._before = dict[int, dict[str, float]]()  # eval_* before the first step, by the seed of the weights
         self._held: tuple[str, LoopState] | None = None  # root of a trial's run, and the state that the engine holds
 

@@ -1,6 +1,6 @@
-"""Watches the steps of a run: leaves out the update of an outlying one, counts and reports it, and fails the run.
+"""Skips the update of an outlying step, counts and reports such steps, and fails the run after too many.
 
-The rules are in `jobs.remedies.outliers`. Everything they are given is the same on all ranks.
+The rules are in `jobs.remedies.outliers`. Their arguments are the same on all ranks, and so are their decisions.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from jobs.training.loop.state import LoopState, Run
 
 
 def updated(run: Run, step: int, signals: StepSignals, history: StepHistory | None) -> StepSignals:
-    """Update the weights, unless the step is outlying, and return the signals with what was decided.
+    """Update the weights unless the step is outlying, and return the signals with this decision.
 
     Args:
-        step: its number, from 0.
+        step: number of the step, from 0.
         history: None if every update is applied.
     """
     full = len(run.plan.rows_of_step(step)) == run.plan.rows_per_step  # a smaller batch has a noisier loss
@@ -81,7 +81,8 @@ def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
 
 
 def tell_summary(run: Run, state: LoopState) -> None:
-    """Report at the end what was skipped and computed again, if anything was, and what to change next time."""
-    if told := outliers.summary(state.history, run.job.spec.train.learning_rate):
+    """Report how many steps were skipped or repeated, and what to change; nothing if there were none."""
+    step = state.step if state.exported is None else None
+    if told := outliers.summary(state.history, run.job.spec.train.learning_rate, step):
         facts = {"remedy": "outlier_steps", "stage": "summary", "step": state.step}
         run.reporter.event("remedy", told, **facts, **state.history.counts())

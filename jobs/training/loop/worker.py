@@ -59,6 +59,8 @@ def result_of(state: LoopState) -> Record:
         "metrics": {**state.metrics, **({} if state.loss is None else {"loss": state.loss})},
         "evaluated_step": state.evaluated_at,
         "metrics_before": state.metrics_before,
+        "exported_step": None if state.exported is None else state.exported.step,
+        "exported_metrics": {} if state.exported is None else state.exported.metrics,
         "confusion": state.confusion,
         "facts": state.facts,
     }

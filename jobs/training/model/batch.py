@@ -14,6 +14,7 @@ import torch
 
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.spec.finetune import Task
+from jobs.training.model.adapters import base_of
 from jobs.training.model.pooling import reads_the_end, with_one_end
 
 # Tokens of the placeholder row for a worker without rows, and of the shortest row of a classifier.
@@ -92,7 +93,7 @@ def _causal_batch(
 def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tensor:
     """Compute the logits for the batch's targets: (rows, columns, vocabulary) for causal-lm, else (rows, classes)."""
     logits: torch.Tensor
-    inner: Any = getattr(model, "module", model)
+    inner, prompt = base_of(getattr(model, "module", model))
     known = _arguments(inner)
     if task != "causal-lm":
         inputs = batch.inputs
@@ -104,11 +105,13 @@ def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tens
         return logits
     # Some models take no positions (Bloom, MPT, Mamba); they treat packed samples as one text.
     inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids" or name in known}
+    assert batch.columns is not None
+    columns = batch.columns + prompt
     # No cache: with a cache, transformers ignores the borders of packed samples.
     if "logits_to_keep" in known:
-        logits = model(**inputs, use_cache=False, logits_to_keep=batch.columns).logits
+        logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
         return logits
-    logits = model(**inputs, use_cache=False).logits[:, batch.columns]
+    logits = model(**inputs, use_cache=False).logits[:, columns]
     return logits
 
 

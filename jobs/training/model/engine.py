@@ -13,17 +13,21 @@ from functools import cached_property
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from jobs.errors import RunFailed
+from cluster.text import many
+from jobs.errors import DataError, RunFailed
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import plan_batching
 from jobs.planning.precision import Precision, precision_of
 from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
+from jobs.training.model.adapters import load_model, with_adapter_of
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.deepspeed_config import deepspeed_config
-from jobs.training.model.export import Weights, export_model, verify_export
+from jobs.training.model.export import Weights, export_adapter, export_model, verify_export
 from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_memory
-from jobs.training.model.load import DTYPES, load_model, parameter_groups, weight_decay_of
+from jobs.training.model.load import DTYPES, load_base, parameter_groups, weight_decay_of
 from jobs.training.model.partitions import Partitions
 from jobs.training.model.sharding import gather_data_dependent_modules, loads_in_shards
 from jobs.training.model.update_gate import UpdateGate
@@ -57,10 +61,24 @@ def build_engine(spec: Spec, model_dir: str, gang: WorkerContext, pad_token_id: 
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     built = Engine(engine, spec, precision, sharding, UpdateGate(engine))
     built.partitions.share_fp32_weights()
+    check_weights(spec, built.partitions, gang)
     if gang.device.type == "cpu":
         keep_freed_memory(largest_tensor_bytes(spec, model))
         give_back_freed_memory()
     return built
+
+
+def check_weights(spec: Spec, partitions: Partitions, gang: WorkerContext) -> None:
+    """Raise DataError on every rank if a weight of the model is NaN or infinite. Every rank must call it."""
+    names: list[Any] = [None] * gang.world_size
+    dist.all_gather_object(names, partitions.not_finite())
+    wrong = sorted({name for of_rank in names for name in of_rank})
+    if wrong:
+        raise DataError(
+            f"model.path {spec.model.path}: {len(wrong)} of {many(len(partitions.shapes), 'parameter')} have values "
+            f"that are NaN or infinite; the first is {wrong[0]}. Take weights that were saved before their training "
+            "diverged. In fp16, values above 65,504 are infinite"
+        )
 
 
 def import_deepspeed(device: torch.device) -> Any:
@@ -73,6 +91,11 @@ def import_deepspeed(device: torch.device) -> Any:
     # Empty the list of operators that can be compiled here. DeepSpeed would compile one for inference on CPUs, for half
     # a minute at the first start, and to fill the list it would try every compiler in every process.
     deepspeed.ops.__compatible_ops__ = {}
+    # Leave the functions of the optimizer Muon uncompiled, which no job uses. Every engine imports them, and their
+    # decorator would import torch's compiler: most of a second of a core in every worker.
+    from deepspeed.runtime import compiler
+
+    compiler.compile = lambda: compiler.dummy_decorator
     return deepspeed
 
 
@@ -103,11 +126,12 @@ class Engine:
         """Return the engine's part of a run's manifest."""
         model = self.module.module
         weights = Weights(model)
-        count = sum(int(getattr(p, "ds_numel", p.numel())) for _, p in weights.parameters)
+        sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for _, p in weights.parameters]
+        count, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
         device = self.module.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         checkpointing = bool(getattr(model, "supports_gradient_checkpointing", False))
-        found = {"parameters": count, "precision": self.precision, "device": name}
+        found = {"parameters": count, "trainable": trained, "precision": self.precision, "device": name}
         return {**found, "supports_gradient_checkpointing": checkpointing}
 
     def set_learning_rate(self, rate: float) -> None:
@@ -232,9 +256,15 @@ class Engine:
 
         living = run(self.module)
         self.partitions.free_gathered()  # DeepSpeed cannot gather a weight that is already being gathered
-        export_model(self.module, job.paths.model, local_model_dir(job.model), gang.rank, dtype)
+        model_dir, is_full = local_model_dir(job.model), self.spec.method.kind == "full"
+        if gang.rank == 0:  # an export that was interrupted, or an older one, may have other files
+            storage.remove_dir(job.paths.model)
+        if is_full:
+            export_model(self.module, job.paths.model, model_dir, gang.rank, dtype)
+        else:
+            export_adapter(self.module, job.paths.model, model_dir, gang.rank)
         size = sum(size for _, size in Weights(self.module.module).sizes)
-        load = _Reload(self.spec, self.precision, gang.device, pad_token_id)
+        load = _Reload(self.spec, self.precision, gang.device, pad_token_id, None if is_full else model_dir)
         difference = verify_export(job.paths.model, dtype, size, living, run, load, gang.rank)
         self.module.train()
         return difference
@@ -248,6 +278,7 @@ class _Reload:
     precision: Precision
     device: torch.device
     pad_token_id: int
+    base: str | None  # directory of the frozen model, if the exported directory holds an adapter
 
     def __call__(self, folder: str, sharded: bool) -> Any:
         import deepspeed
@@ -256,17 +287,20 @@ class _Reload:
 
         unset_hf_deepspeed_config()
         if not sharded:
-            return load_model(self.spec, folder, self.precision, self.pad_token_id).to(self.device)
+            return self._read(folder).to(self.device)
         config = deepspeed_config(self.spec, plan_batching(self.spec), self.precision)
         config = {key: value for key, value in config.items() if key != "optimizer"}
         sharding = HfDeepSpeedConfig(config)
         unset_hf_deepspeed_config()
-        if loads_in_shards(self.spec, folder):
+        if loads_in_shards(self.spec, self.base or folder):
             set_hf_deepspeed_config(sharding)
-        model = load_model(self.spec, folder, self.precision, self.pad_token_id)
-        engine, *_ = deepspeed.initialize(model=model, config=config)
+        engine, *_ = deepspeed.initialize(model=self._read(folder), config=config)
         engine.kept_alive = sharding
         return engine
+
+    def _read(self, folder: str) -> Any:
+        model, _ = load_base(self.spec, self.base or folder, self.precision, self.pad_token_id)
+        return model if self.base is None else with_adapter_of(model, folder)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

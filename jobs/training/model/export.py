@@ -18,6 +18,7 @@ import torch.distributed as dist
 from jobs.errors import RunFailed
 from jobs.model_files.directory import fetched_once, tensor_names
 from jobs.storage import files as storage
+from jobs.training.model.adapters import trained_names, write_adapter
 from jobs.training.model.pooling import reads_padding
 from jobs.training.model.tensor_names import naming_of
 
@@ -129,7 +130,7 @@ class Weights:
 
     @property
     def sizes(self) -> Shapes:
-        return [(name, _numel(tensor) * tensor.element_size()) for name, tensor in [*self.parameters, *self.buffers]]
+        return [(name, tensor.numel() * tensor.element_size()) for name, tensor in self.empty.items()]
 
     @property
     def empty(self) -> dict[str, torch.Tensor]:
@@ -152,8 +153,15 @@ class Weights:
                 yield name, parameters[name].data
 
 
-def _numel(tensor: torch.Tensor) -> int:
-    return int(getattr(tensor, "ds_numel", tensor.numel()))
+def export_adapter(engine: Any, folder: str, model_dir: str, rank: int) -> None:
+    """Write the adapter in training to `folder`. Every rank must call it; rank 0 writes."""
+    tensors = Weights(engine.module).gathered(trained_names(engine.module))
+    if rank == 0:
+        write_adapter(folder, engine.module, tensors, model_dir)
+    else:
+        for _ in tensors:
+            pass
+    dist.barrier()
 
 
 def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: torch.dtype) -> None:
@@ -189,7 +197,7 @@ def check_same_logits(living: Iterable[torch.Tensor], reloaded: Iterable[torch.T
     if not difference <= allowed:
         raise RunFailed(
             f"the exported model does not compute what the trained one does: logits differ by {difference:.2e} of "
-            f"their largest value (allowed {allowed:.0e}). The checkpoint is kept; do not use the exported directory"
+            f"their largest value (allowed {allowed:.0e}). The checkpoint is kept, and the export is no model"
         )
     return difference
 
@@ -203,7 +211,7 @@ def verify_export(
     load: Callable[[str, bool], Any],
     rank: int,
 ) -> float:
-    """Read the exported directory back and compare logits. Every rank must call it.
+    """Read the exported directory back and compare logits; if that fails, remove it. Every rank must call it.
 
     Args:
         living: logits of the model in training on fixed batches.
@@ -218,18 +226,30 @@ def verify_export(
     """
     sharded = size_bytes > ONE_PROCESS_BYTES
     verdict: list[Any] = [None]
-    if sharded or rank == 0:
-        with on_this_node(folder, dist.barrier if sharded else lambda: None) as local:
-            try:
-                verdict[0] = check_same_logits(living, run(load(local, sharded)), dtype)
-            except Exception as error:
-                if sharded:
-                    raise
-                verdict[0] = str(error) or type(error).__name__
-    dist.broadcast_object_list(verdict, src=0)
-    if isinstance(verdict[0], str):
-        raise RunFailed(verdict[0])
+    with _removed_on_failure(folder, rank):
+        if sharded or rank == 0:
+            with on_this_node(folder, dist.barrier if sharded else lambda: None) as local:
+                try:
+                    verdict[0] = check_same_logits(living, run(load(local, sharded)), dtype)
+                except Exception as error:
+                    if sharded:
+                        raise
+                    verdict[0] = str(error) or type(error).__name__
+        dist.broadcast_object_list(verdict, src=0)
+        if isinstance(verdict[0], str):
+            raise RunFailed(verdict[0])
     return cast(float, verdict[0])
+
+
+@contextlib.contextmanager
+def _removed_on_failure(folder: str, rank: int) -> Iterator[None]:
+    """Remove the exported directory if an error leaves the context."""
+    try:
+        yield
+    except BaseException:
+        if rank == 0:
+            storage.remove_dir(folder)
+        raise
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Tests on the model itself whether it keeps packed samples apart; a list of model types could be wrong."""
+"""Tests on the model itself whether it keeps packed samples apart, because a list of model types could be wrong."""
 
 from __future__ import annotations
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, cast
+import random
+from typing import Any
+from unittest import mock
 
+import numpy as np
 import torch
 
+from jobs.model_files.directory import tensor_shapes
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 
@@ -20,21 +24,16 @@ _DIRECTIONS: dict[str, tuple[Any, Any]] = {
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: int) -> torch.nn.Module:
-    """Load the model, ready for `deepspeed.initialize`.
-
-    While a `HfDeepSpeedConfig` of stage 3 exists, transformers shards every weight as it reads it. New weights (of a
-    classification head) are drawn from the spec's seed on rank 0 and broadcast.
-    """
-    import transformers
-
-    transformers.set_seed(spec.seed % 2**32)
-    model = model_class(spec).from_pretrained(
+def load_base(spec: Spec, model_dir: str, precision: Precision, pad_token_id: int) -> tuple[torch.nn.Module, set[str]]:
+    """Load the model without an adapter. Returns it, and the names of the parameters that its directory lacks."""
+    _seed_all(spec.seed % 2**32)
+    model, loading = model_class(spec).from_pretrained(
         model_dir,
         config=model_config(spec, model_dir),
         dtype=DTYPES[precision],
         trust_remote_code=False,
         use_safetensors=True,
+        output_loading_info=True,
         **attention_arguments(spec),
     )
     set_pad_token(model.config, pad_token_id)
@@ -42,18 +41,49 @@ def load_model(spec: Spec, model_dir: str, precision: Precision, pad_token_id: i
         # Re-entrant, because the other form compares shapes of parameters after ZeRO-3 has sharded them again.
         model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
-    return cast(torch.nn.Module, model)
+    return model, {name for name, _ in model.named_parameters()} & set(loading["missing_keys"])
+
+
+def _seed_all(seed: int) -> None:
+    """Seed every generator from which a model type may draw new weights.
+
+    `transformers.set_seed` does the same, but its module imports peft if that is installed, which takes a second.
+    """
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Build the model on torch's meta device: every tensor has its shape and takes no memory.
-
-    It does not use flash attention, whose package may be missing outside of GPU nodes.
-    """
+    """Build the model on torch's meta device, without flash attention: tensors have shapes and take no memory."""
     config = model_config(spec, model_dir)
-    kernel = {} if spec.model.attn_implementation == "flash_attention_2" else attention_arguments(spec)
     with torch.device("meta"):
-        return model_class(spec).from_config(config, dtype=dtype, **kernel)
+        return model_class(spec).from_config(config, dtype=dtype, **attention_arguments(without_flash_attention(spec)))
+
+
+def lacking(spec: Spec, model_dir: str) -> set[str]:
+    """Return the parameters that the directory lacks, as `load_base` does, from the headers of its weights.
+
+    Empty if the directory has no weights.
+    """
+    held = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(model_dir).items()}
+    if not held:
+        return set()
+    config = model_config(spec, model_dir)
+    # A user's terminal needs neither a progress bar nor a report about weights that are missing.
+    bar = mock.patch("transformers.core_model_loading.tqdm", lambda items, **_: items)
+    with bar, mock.patch("transformers.modeling_utils.log_state_dict_report"):
+        model, loading = type(empty_model(spec, model_dir)).from_pretrained(
+            None, config=config, state_dict=held, device_map="meta", output_loading_info=True
+        )
+    return {name for name, _ in model.named_parameters()} & set(loading["missing_keys"])
+
+
+def converts_weights(model: Any) -> bool:
+    """Whether transformers changes names or shapes of this model's weights while it reads them."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+
+    return bool(get_model_conversion_mapping(model, add_legacy=False))
 
 
 def model_config(spec: Spec, model_dir: str) -> Any:
@@ -78,6 +108,13 @@ def attention_arguments(spec: Spec) -> dict[str, Any]:
     return {} if kernel is None else {"attn_implementation": kernel}
 
 
+def without_flash_attention(spec: Spec) -> Spec:
+    """Return the spec without flash attention, whose package may be missing outside of GPU nodes."""
+    if spec.model.attn_implementation != "flash_attention_2":
+        return spec
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"attn_implementation": None})})
+
+
 def set_pad_token(config: Any, pad_token_id: int) -> int:
     """Set the pad token if the configuration names none, or one outside of the vocabulary.
 
@@ -93,9 +130,14 @@ def set_pad_token(config: Any, pad_token_id: int) -> int:
 
 
 @functools.cache
-def _auto_classes() -> dict[str, Any]:
+def import_model_classes() -> dict[str, Any]:
+    """Import and return the transformers classes by task."""
     import transformers
 
+    # Every model imports all losses, and those of object detection import SciPy if they find it: half a second of a
+    # core in every worker. No task of a job uses them.
+    with mock.patch("transformers.utils.is_scipy_available", return_value=False):
+        import transformers.loss.loss_utils
     return {
         "causal-lm": transformers.AutoModelForCausalLM,
         "sequence-classification": transformers.AutoModelForSequenceClassification,
@@ -104,7 +146,7 @@ def _auto_classes() -> dict[str, Any]:
 
 def model_class(spec: Spec) -> Any:
     """Return the transformers class for the task."""
-    return _auto_classes()[spec.model.task]
+    return import_model_classes()[spec.model.task]
 
 
 def label_arguments(spec: Spec) -> dict[str, Any]:

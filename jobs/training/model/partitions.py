@@ -58,6 +58,16 @@ class Partitions:
             )
         return found
 
+    @torch.no_grad()
+    def not_finite(self) -> list[str]:
+        """Return the parameters of which this rank has a slice with a value that is NaN or infinite.
+
+        The sum of such a slice is not finite either, and needs no memory.
+        """
+        sums = [self.flats[one.flat][one.offset : one.offset + one.slice.numel].sum() for one in self.pieces]
+        finite = torch.stack(sums).isfinite().tolist() if sums else []
+        return [one.slice.parameter for one, good in zip(self.pieces, finite, strict=True) if not good]
+
     def optimizer_step(self) -> int:
         """Return the number of updates that Adam has made."""
         states = [self._adam.state[flat] for flat in self.flats if self._adam.state.get(flat)]

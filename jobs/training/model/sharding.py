@@ -45,7 +45,8 @@ def _looks_at_shapes(model: Any) -> bool:
 
     for conversion in get_model_conversion_mapping(model, add_legacy=False):
         for operation in getattr(conversion, "operations", ()):
-            if _refers_to(inspect.unwrap(type(operation).convert).__code__, "get_parameter") and _compares(operation):
+            compares = getattr(operation, "check_dims", True)  # some operations can skip the comparison of shapes
+            if compares and _refers_to(inspect.unwrap(type(operation).convert).__code__, "get_parameter"):
                 return True
     for parameter in model.parameters():
         parameter.data = torch.empty(0, dtype=parameter.dtype, device=parameter.device)
@@ -56,11 +57,6 @@ def _looks_at_shapes(model: Any) -> bool:
     except Exception:  # the model type's code may raise anything
         return True
     return False
-
-
-def _compares(operation: Any) -> bool:
-    """Whether an operation compares shapes; False if it can, but is configured not to."""
-    return bool(getattr(operation, "check_dims", True))
 
 
 def _refers_to(code: types.CodeType, name: str) -> bool:

@@ -1,4 +1,4 @@
-"""Finds the names of tensors in an exported directory: those of the source, not those inside transformers.
+"""Gives the tensors of an export the names that the model's source directory uses, not those inside transformers.
 
 transformers renames and fuses weights of some types when it loads them; for example, the experts of a layer become one
 tensor. `save_pretrained` reverts that for the whole model at once. This module reverts it for a few tensors at a time.

@@ -1,4 +1,4 @@
-"""Lets an update of the weights be left out after DeepSpeed has computed the gradient."""
+"""Can skip an update of the weights after DeepSpeed has computed the gradient."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 
 class UpdateGate:
-    """Stands before the optimizer's `step`, which DeepSpeed calls for each flat partition, and may leave an update out.
+    """Replaces the optimizer's `step`, which DeepSpeed calls for each flat partition, and may skip an update.
 
-    At that place every ZeRO stage has computed the norm of the gradient over all ranks, and has changed nothing yet.
-    DeepSpeed then copies the unchanged weights and frees the gradients as after any step. The loss scale of fp16 stays:
-    to DeepSpeed this is no overflow.
+    At this call every ZeRO stage has computed the norm of the gradient over all ranks, and has not changed anything.
+    After a skipped update DeepSpeed copies the unchanged weights and frees the gradients as after any step. The loss
+    scale of fp16 stays, because DeepSpeed does not see a skipped update as an overflow.
     """
 
     def __init__(self, engine: Any) -> None:

@@ -1,7 +1,8 @@
 """Runs Ray Train's controller in the driver's process.
 
-Ray Train starts the controller as an actor on the driver's node. That process imports for seconds what the driver has
-already imported, before it starts the first worker. It ends with the driver anyway, and here it never restarts workers.
+By default Ray Train starts the controller as an actor on the driver's node. Before that process starts the first
+worker, it spends seconds on imports that the driver already has. As an actor it would also end with the driver, and it
+never restarts workers, so a separate process has no advantage.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ _START_TIMEOUT_S = 300
 # A rank that has failed leaves the others in a collective that nothing can interrupt. They get this many seconds to
 # end by themselves; then the driver leaves, and Ray ends its processes.
 _FAILURE_GRACE_S = 10.0
-_MEMORY_GRACE_S = 2.0  # the same if a rank ran out of memory, which is the cause of whatever the others would report
+_MEMORY_GRACE_S = 2.0  # the same if a rank ran out of memory, which explains any error that the others would report
+_OF_ARROW = ("file", "s3", "gs", "gcs", "abfs", "abfss")  # protocols that Ray Train opens by itself
 _LEAVES_WITHIN_S = 2.0  # for Ray Train's thread to end the workers, before the driver shuts Ray down
 
 
@@ -151,10 +152,20 @@ def make_trainer(
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=job.run_root,
+            **_storage_of(job.run_root),
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
             # Ray Train runs the loop in a thread. glibc would give this thread a separate arena, which
             # `keep_freed_memory` does not reach: half a million page faults a step.
             worker_runtime_env=None if resources.gpus_per_worker else {"env_vars": {"MALLOC_ARENA_MAX": "1"}},
         ),
     )
+
+
+def _storage_of(root: str) -> dict[str, Any]:
+    """Return how Ray Train reaches the run's directory. It uses Arrow, which knows fewer protocols than fsspec."""
+    if not storage.is_url(root) or root.partition("://")[0] in _OF_ARROW:
+        return {"storage_path": root}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    fs, inner = storage.filesystem(root)
+    return {"storage_path": inner, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}

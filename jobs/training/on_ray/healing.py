@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-# Losses without a newer checkpoint after which workers are still replaced. After one more, a queue tries other nodes.
+# Workers are replaced after this many losses without a newer checkpoint. After one more, the queue tries other nodes.
 MOST_LOSSES = 3
 
 

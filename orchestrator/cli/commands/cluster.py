@@ -14,15 +14,17 @@ from orchestrator.cli.options import PATIENCE_S, OneTenant, Url, width
 
 NodeIds = Annotated[
     list[str],
-    typer.Argument(metavar="NODE", help="Ids, or unique starts.", autocompletion=node_ids, show_default=False),
+    typer.Argument(
+        metavar="NODE", help="Node ids, or unique starts of them.", autocompletion=node_ids, show_default=False
+    ),
 ]
-WhyNode = Annotated[str, typer.Option("--reason", metavar="TEXT", help="What others will see beside the node.")]
+WhyNode = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Text to show beside the node.")]
 Quotas = list[str] | None
 FOLLOW_S = 1.0
 
 
 def nodes(json_: Json = False, url: Url = None) -> None:
-    """List the machines, and the jobs on them."""
+    """List the nodes, and the jobs on them."""
     with edge():
         from orchestrator.api import Nodes
         from orchestrator.client.discovery import connected
@@ -34,12 +36,12 @@ def nodes(json_: Json = False, url: Url = None) -> None:
 
 
 def cordon(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:
-    """Place nothing new on machines. Jobs that run there go on."""
+    """Start no new jobs on nodes. Running jobs continue."""
     _order(nodes, "cordon", reason, json_, url)
 
 
 def uncordon(nodes: NodeIds, json_: Json = False, url: Url = None) -> None:
-    """Use machines again, after cordon or drain."""
+    """Use nodes again, after cordon or drain."""
     _order(nodes, "use", "", json_, url)
 
 
@@ -51,14 +53,14 @@ def drain(
         typer.Option(
             "--deadline",
             metavar="TIME",
-            help="After this, also stop jobs with queue.preemptible: false, e.g. 2h [never].",
+            help="After this time, also stop jobs with queue.preemptible: false, e.g. 2h [never].",
         ),
     ] = None,
-    stop_all: Annotated[bool, typer.Option("--stop-all", help="The same as --deadline 0s.")] = False,
+    stop_all: Annotated[bool, typer.Option("--stop-all", help="Same as --deadline 0s.")] = False,
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Empty nodes. Jobs there save and go on elsewhere.
+    """Move all jobs away from nodes. Jobs save, and continue elsewhere.
 
     A job that may not be interrupted (queue.preemptible: false, the default for commands) stays until it ends.
     """
@@ -84,7 +86,7 @@ def _order(
 
         with connected(url, PATIENCE_S) as server:
             known = server.get("/v1/nodes", Nodes)
-            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # look all of them up before changing any
+            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all are looked up before any is changed
             deadline_s = None if deadline is None else duration_s("--deadline", deadline, or_zero=True)
             sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
             done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
@@ -107,7 +109,7 @@ def _tenants(context: typer.Context, json_: Json = False, url: Url = None) -> No
 
 @tenants.command("list", epilog="Example:  fleetune tenants list --json")
 def tenants_list(json_: Json = False, url: Url = None) -> None:
-    """List tenants: shares, limits, what they hold."""
+    """List tenants: shares, limits, GPUs in use."""
     with edge():
         from orchestrator.api import Tenants
         from orchestrator.client.discovery import connected
@@ -130,20 +132,21 @@ def tenants_set(
         ),
     ],
     weight: Annotated[
-        float | None, typer.Option("--weight", metavar="W", help="Share beside the others, e.g. 2 for twice as much.")
+        float | None, typer.Option("--weight", metavar="W", help="Weight in fair sharing; 2 gets twice as much as 1.")
     ] = None,
     guaranteed: Annotated[
-        Quotas, typer.Option("--guaranteed", metavar="[TYPE=]N", help="GPUs it can always claim; repeatable, or none.")
+        Quotas,
+        typer.Option("--guaranteed", metavar="[TYPE=]N", help="GPUs guaranteed to the tenant; repeatable, or none."),
     ] = None,
     limit: Annotated[
-        Quotas, typer.Option("--limit", metavar="[TYPE=]N", help="GPUs it may hold at most; repeatable, or none.")
+        Quotas, typer.Option("--limit", metavar="[TYPE=]N", help="Most GPUs in use at once; repeatable, or none.")
     ] = None,
     max_priority: Annotated[
         str | None,
         typer.Option("--max-priority", metavar="N", help="Highest priority that members may use; none: no limit [0]."),
     ] = None,
     max_queued: Annotated[
-        str | None, typer.Option("--max-queued", metavar="N", help="Most jobs it may have in the queue, or none.")
+        str | None, typer.Option("--max-queued", metavar="N", help="Most waiting jobs, or none.")
     ] = None,
     max_runtime: Annotated[
         str | None, typer.Option("--max-runtime", metavar="TIME", help="Longest run time of a job, e.g. 24h, or none.")
@@ -158,16 +161,18 @@ def tenants_set(
     ] = None,
     root: Annotated[
         list[str] | None,
-        typer.Option("--root", metavar="PATH", help="Where its files may lie: a path or URL; repeatable, or none."),
+        typer.Option("--root", metavar="PATH", help="Path or URL that must contain its files; repeatable, or none."),
     ] = None,
     secret: Annotated[
         list[str] | None,
-        typer.Option("--secret", metavar="NAME", help="Secret of the server for its jobs; repeatable, or none."),
+        typer.Option(
+            "--secret", metavar="NAME", help="Secret of the server that its jobs may use; repeatable, or none."
+        ),
     ] = None,
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Create a tenant, or change its settings. Options that are left out change nothing."""
+    """Create a tenant, or change those of its settings that are given."""
     with edge():
         from urllib.parse import quote
 
@@ -187,13 +192,13 @@ def tenants_set(
 
 def usage(
     month: Annotated[
-        str | None, typer.Option("--month", metavar="YYYY-MM", help="Only that month (UTC) [the newest twelve].")
+        str | None, typer.Option("--month", metavar="YYYY-MM", help="Show only this month (UTC) [the newest twelve].")
     ] = None,
     tenant: OneTenant = None,
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """GPU-hours of tenants, by month."""
+    """Show the GPU-hours of tenants, by month."""
     with edge():
         import re
 
@@ -204,7 +209,7 @@ def usage(
         from orchestrator.pages.cluster import usage_page
 
         if month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", month):
-            raise InputError(f"--month {month!r} is no month, as 2026-11 is")
+            raise InputError(f"--month {month!r} is not a month: write it as in 2026-11")
         with connected(url, PATIENCE_S) as server:
             whose = None if tenant is None else find_tenant(server, tenant)
             told = server.get("/v1/usage", Usage, {"month": month, "tenant": whose})
@@ -213,18 +218,18 @@ def usage(
 
 def events(
     job: Annotated[
-        str | None, typer.Option("--job", metavar="JOB", help="Only this job's.", autocompletion=ANY)
+        str | None, typer.Option("--job", metavar="JOB", help="Show only events of this job.", autocompletion=ANY)
     ] = None,
     limit: Annotated[
         int, typer.Option("--limit", min=0, max=10_000, help="Print at most N of the newest events.")
     ] = 50,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until Ctrl-C.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Print new events until Ctrl-C.")] = False,
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Show what has happened to jobs, nodes and servers.
+    """Show past events of jobs, nodes and servers.
 
-    With --json, each line is one object.
+    With --json, each line is one JSON object.
     """
     with edge(0 if follow else None):
         from orchestrator.client.discovery import connected

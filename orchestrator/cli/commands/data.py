@@ -29,7 +29,9 @@ def check(
     spec: SpecFile,
     set_: Set = None,
     address: Address = None,
-    html: Annotated[str | None, typer.Option("--html", metavar="FILE", help="Where to write the page.")] = None,
+    html: Annotated[
+        str | None, typer.Option("--html", metavar="FILE", help="File for the page [beside the prepared data].")
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -58,8 +60,7 @@ def prepare(
 ) -> None:
     """Tokenise, shuffle and pack, once for all runs.
 
-    An interrupted prepare can be continued with the same command. A run whose data is not prepared yet prepares it
-    itself.
+    To continue an interrupted preparation, repeat the command. A run whose data is not prepared prepares it itself.
     """
     with edge():
         loaded = load_spec(spec, set_ or [])
@@ -81,19 +82,21 @@ def prepare(
 def show(
     spec: SpecFile,
     set_: Set = None,
-    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="How many rows.")] = 5,
-    start: Annotated[int, typer.Option("--from", min=0, help="Number of the first one.")] = 0,
-    split: Annotated[Literal["train", "eval"], typer.Option("--split", help="Which rows.")] = "train",
+    n: Annotated[int, typer.Option("--n", min=1, max=1000, help="Number of rows to print.")] = 5,
+    start: Annotated[int, typer.Option("--from", min=0, help="Number of the first row, from 0.")] = 0,
+    split: Annotated[
+        Literal["train", "eval"], typer.Option("--split", help="Training rows or held-out rows.")
+    ] = "train",
     json_: Json = False,
 ) -> None:
     """Print rows as the model will see them.
 
-    Shows text and tokens, which of them are targets, and where samples meet in a packed row. Nothing needs to be
+    Shows text and tokens, which tokens are targets, and where samples meet in a packed row. The data need not be
     prepared.
     """
     with edge():
         loaded = load_spec(spec, set_ or [])
-        typer.echo("loading the tokenizer", err=True)  # it takes seconds
+        typer.echo("loading the tokenizer", err=True)  # this takes seconds
         rows = show_data(loaded, n, split, start)
         from orchestrator.pages.rows import rows_json, rows_page
 

@@ -9,7 +9,7 @@ import typer
 
 from jobs.errors import InputError
 from jobs.run.find import storage_root
-from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.edge import Json, Storage, edge
 from orchestrator.gc.values import Bounds, Found, Held
 
 EPILOG = (
@@ -19,39 +19,34 @@ EPILOG = (
 
 
 def gc(
-    storage: Annotated[
-        str | None,
-        typer.Option("--storage", metavar="PATH", help="Where the runs are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
-    ] = None,
+    storage: Storage = None,
     older_than: Annotated[
-        str | None, typer.Option("--older-than", metavar="AGE", help="Runs that ended before that go, e.g. 30d or 12h.")
+        str | None,
+        typer.Option("--older-than", metavar="AGE", help="Remove runs that ended this long ago, e.g. 30d or 12h."),
     ] = None,
     max_size: Annotated[
         str | None,
-        typer.Option("--max-size", metavar="SIZE", help="The oldest go until the rest fits, e.g. 500GB or 2TiB."),
+        typer.Option("--max-size", metavar="SIZE", help="Remove the oldest until the rest fits, e.g. 500GB."),
     ] = None,
-    keep_last: Annotated[
-        int, typer.Option("--keep-last", metavar="N", min=0, help="Leave the N newest runs as they are.")
-    ] = 0,
+    keep_last: Annotated[int, typer.Option("--keep-last", metavar="N", min=0, help="Keep the N newest runs.")] = 0,
     checkpoints_only: Annotated[
-        bool, typer.Option("--checkpoints-only", help="Only checkpoints go; models, metrics and logs stay.")
+        bool, typer.Option("--checkpoints-only", help="Remove checkpoints only; models, metrics and logs stay.")
     ] = False,
-    prepared: Annotated[
-        bool, typer.Option("--prepared", help="Prepared data that no run uses goes, too; it can be made again.")
-    ] = False,
+    prepared: Annotated[bool, typer.Option("--prepared", help="Also remove prepared data that no run uses.")] = False,
     no_server: Annotated[
-        bool, typer.Option("--no-server", help="Do not ask the queue's server which runs its jobs need.")
+        bool, typer.Option("--no-server", help="Do not ask the server which runs its jobs need.")
     ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; remove nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed; remove nothing.")] = False,
     json_: Json = False,
 ) -> None:
     """Remove old runs and checkpoints, by age and size.
 
-    Without --older-than and --max-size, list what there is and remove nothing. Each bound applies by itself. A run is
-    left alone if it is going on, was heard within a day, or is needed by a job of the queue.
+    Without --older-than and --max-size, the command lists what exists and removes nothing. With both, it removes
+    what exceeds either of them. It keeps runs that are active, that have no end and wrote something within a day, or
+    that a job of the queue needs.
 
-    To make room, checkpoints of succeeded runs go first, then those of other runs, then whole runs. A model goes only
-    with its whole run.
+    --max-size removes the checkpoints of succeeded runs first, then those of other runs, then whole runs. A model is
+    removed only together with its run.
     """
     with edge():
         from orchestrator.cli.durations import duration_s

@@ -20,9 +20,9 @@ Order = Callable[["Connection", "JobView"], "JobView"]
 
 
 def cancel(jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)], json_: Json = False, url: Url = None) -> None:
-    """End jobs, running or waiting.
+    """Cancel jobs, running or waiting.
 
-    Jobs that come after them will fail.
+    Jobs that were submitted with --after one of them will fail.
     """
     _ask_all(jobs, _posted("cancel"), json_, url)
 
@@ -30,7 +30,7 @@ def cancel(jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)], json_: Jso
 def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json = False, url: Url = None) -> None:
     """Make jobs save, free their nodes, and wait for `resume`.
 
-    A training job goes on from its checkpoint. A command saves nothing by itself and starts anew.
+    A training job continues from its checkpoint. A command starts from the beginning, unless it saves its state itself.
     """
 
     def said(view: JobView) -> str:
@@ -41,27 +41,29 @@ def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json 
 
 
 def resume(jobs: Annotated[list[str], job_ids(completing.TO_RESUME)], json_: Json = False, url: Url = None) -> None:
-    """Let paused jobs go on: training from its newest checkpoint."""
+    """Resume paused jobs; training resumes from its checkpoint."""
     _ask_all(jobs, _posted("resume"), json_, url)
 
 
 def retry(jobs: Annotated[list[str], job_ids(completing.TO_RETRY)], json_: Json = False, url: Url = None) -> None:
     """Queue failed or cancelled jobs again.
 
-    If a job comes after one that has failed, give both: alone, it would fail again.
+    If a job was submitted with --after a job that has failed, give both. Alone, it would fail again.
     """
     _ask_all(jobs, _posted("retry"), json_, url)
 
 
 def release(
     jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)],
-    force: Annotated[bool, typer.Option("--force", help="Needed: a driver that still runs would run twice.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Confirm that the driver is gone: if not, the job runs twice.")
+    ] = False,
     json_: Json = False,
     url: Url = None,
 ) -> None:
     """Free the nodes of jobs that cannot be stopped.
 
-    For admins. Refused as long as the cluster lists a driver's node as alive.
+    Only admins may do this, and only once the cluster no longer lists the driver's node as alive.
     """
     with edge():
         if not force:
@@ -76,7 +78,7 @@ def release(
 
 def priority(
     jobs: Annotated[list[str], job_ids(completing.NOT_ENDED)],
-    to: Annotated[int, typer.Option("--to", metavar="N", help="-1000 to 1000; higher ones go first.")],
+    to: Annotated[int, typer.Option("--to", metavar="N", help="-1000 to 1000; higher priorities start first.")],
     json_: Json = False,
     url: Url = None,
 ) -> None:
@@ -108,7 +110,7 @@ def _posted(what: str) -> Order:
 def _ask_all(
     given: list[str], order: Order, as_json: bool, url: str | None, said: Callable[[JobView], str] | None = None
 ) -> None:
-    """Ask the server for a change of each job, and print a line for each. If one is refused, go on with the others."""
+    """Request a change of each job, and print a line for each. A refusal does not stop the others."""
     with edge():
         from jobs.errors import FleetuneError
         from orchestrator.client.discovery import connected
@@ -147,7 +149,7 @@ def _concerns_all(error: Exception) -> bool:
 
 
 def _said(view: JobView) -> str:
-    """Describe the state of a job, or what it was asked for."""
+    """Describe the state of a job, or the change that was requested."""
     from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState
 
     words = {DesiredState.CANCEL: "asked to end", DesiredState.PAUSE: "asked to pause"}

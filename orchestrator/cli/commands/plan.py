@@ -1,53 +1,142 @@
-"""The command `fleetune plan`: what a job takes, before a GPU is spent."""
+"""The command `fleetune plan`: predicts what a job needs, without using a GPU."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
-from typing import Annotated
+import sys
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any
 
 import typer
 
+from jobs.comparison.checking import sweeps_to_plan
 from jobs.errors import InputError
-from jobs.planning.accelerators import machines_of
-from jobs.spec.load import load_marked, load_sweep, training
-from orchestrator.cli.edge import Json, Set, SpecFile, edge
-from orchestrator.pages.plan import plan_json, plan_page
+from jobs.planning.accelerators import Machines, gang_machines, machines_of
+from jobs.planning.job_plan import JobPlan
+from jobs.run.find import storage_root
+from jobs.run.outcome import event
+from jobs.run.summary import plan_checks
+from jobs.search.cost import Cost, cost_of
+from jobs.search.rules.checking import checked_sweep
+from jobs.spec.compare import CompareSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import Loaded, load_marked, training
+from jobs.spec.sweep import SweepSpec
+from orchestrator.cli.edge import Json, Price, Set, edge, progress_of
+from orchestrator.client.spec_names import Named, about
+from orchestrator.pages.plan import cost_words, plan_json, plan_page
+from orchestrator.pages.plan_accuracy import accuracy_json, accuracy_page
 
 EPILOG = "Example:  fleetune plan job.yaml --on 8xH100-80  |  fleetune plan job.yaml --on 2x8xA100-80 --json"
 
 
 def plan(
-    spec: SpecFile,
+    spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")] = None,
     set_: Set = None,
     on: Annotated[
         str | None,
-        typer.Option("--on", metavar="GPUS", help="On which GPUs: 8xH100-80, or with nodes 2x8xH100-80."),
+        typer.Option("--on", metavar="GPUS", help="GPUs to plan for: 8xH100-80, or 2x8xH100-80 for two nodes."),
     ] = None,
     host_memory: Annotated[
         float | None,
-        typer.Option("--host-memory", min=1.0, metavar="GIB", help="Memory of a node [what is usual with such GPUs]."),
+        typer.Option("--host-memory", min=1.0, metavar="GIB", help="Memory of a node [usual for these GPUs]."),
     ] = None,
-    price: Annotated[
-        float | None, typer.Option("--price", min=0.0, metavar="X", help="Price of one GPU for one hour.")
+    price: Price = None,
+    accuracy: Annotated[
+        bool, typer.Option("--accuracy", help="Compare predictions for past runs with what was measured.")
+    ] = False,
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            "--storage", metavar="PATH", help="Directory of past runs [the spec's, or FLEETUNE_STORAGE_PATH]."
+        ),
     ] = None,
     json_: Json = False,
 ) -> None:
     """Predict memory and time of a job, and choose how to train it.
 
-    No weights are read and nothing is started. Fields that the spec leaves out are chosen: the micro-batch (with a
-    given global batch), gradient checkpointing, and ZeRO.
+    No weights are read and nothing is started. The plan chooses the fields that the spec leaves out: the micro-batch
+    (if the global batch is given), gradient checkpointing, and ZeRO.
     """
     with edge():
+        if accuracy:
+            _print_accuracy(spec, set_ or [], storage, json_)
+            return
+        if spec is None:
+            raise InputError("give the spec of a job, or --accuracy for past runs")
         if host_memory is not None and on is None:
-            raise InputError("--host-memory is of the nodes that --on names: give --on too")
+            raise InputError("--host-memory describes the nodes of --on: give --on too")
         machines = None if on is None else replace(machines_of(on), node_gib=host_memory)
-        sweep = load_sweep(spec, set_ or [])
-        loaded = training(sweep.base if sweep is not None else load_marked(spec, set_ or []).spec, spec)
-        if not json_:
-            typer.echo("tracing the model without weights", err=True)  # importing torch takes seconds
-        from jobs.preflight.plan import plan_job
+        marked = load_marked(spec, set_ or [])
+        jobs = _jobs_of(marked, spec)
+        with closing(progress_of(json_, sys.stderr)) as progress:
+            progress.event(event("phase", "tracing the model without weights", phase="plan"))
+            planned = {name: _planned(job, sweep, machines) for name, (job, sweep) in jobs.items()}
+        if json_:
+            found = {name: one.as_json(price) for name, one in planned.items()}
+            typer.echo(json.dumps(found.get("", found)))
+        else:
+            pages = [(f"method {name}\n\n" if name else "") + one.page(price) for name, one in planned.items()]
+            typer.echo("\n\n".join(pages))
+        if isinstance(marked.spec, CompareSpec) and len(jobs) < len(marked.spec.methods):
+            typer.echo("note: a plan does not know prompt tuning yet", err=True)
+        raise typer.Exit(0 if all(one.plan.chosen is not None for one in planned.values()) else 2)
 
-        found = plan_job(loaded, machines)
-        typer.echo(json.dumps(plan_json(found, price)) if json_ else plan_page(found, price))
-        raise typer.Exit(0 if found.chosen is not None else 2)
+
+@dataclass(frozen=True)
+class _Planned:
+    """The plan of a job, and what the whole budget of its sweep takes, if it has one."""
+
+    plan: JobPlan
+    sweep: SweepSpec | None
+    cost: Cost | None
+
+    def as_json(self, price: float | None) -> dict[str, Any]:
+        return plan_json(self.plan, price) | ({} if self.cost is None else {"sweep": asdict(self.cost)})
+
+    def page(self, price: float | None) -> str:
+        page = plan_page(self.plan, price)
+        if self.sweep is None or self.cost is None:
+            return page
+        return f"{page}\n\n{cost_words(self.sweep, self.plan, self.cost, price)}"
+
+
+def _jobs_of(marked: Loaded, path: str) -> dict[str, tuple[Spec, SweepSpec | None]]:
+    """Return the jobs to plan, each with its sweep, by the method of a comparison; the only job has the name ""."""
+    spec = marked.spec
+    if isinstance(spec, CompareSpec):
+        sweeps = sweeps_to_plan(spec)
+    elif isinstance(spec, SweepSpec):
+        with about(Named(spec, path, marked.marks)):
+            sweeps = {"": checked_sweep(spec)[0]}
+    else:
+        return {"": (training(spec, path), None)}
+    return {name: (sweep.base, sweep) for name, sweep in sweeps.items()}
+
+
+def _planned(job: Spec, sweep: SweepSpec | None, machines: Machines | None) -> _Planned:
+    from jobs.preflight.plan import plan_job
+
+    gangs = 1
+    if sweep is not None and machines is not None:
+        machines, gangs = gang_machines(machines, job.resources.num_workers)
+    plan = plan_job(job, machines)
+    return _Planned(plan, sweep, None if sweep is None else _cost(sweep, plan, gangs))
+
+
+def _cost(sweep: SweepSpec, plan: JobPlan, gangs: int) -> Cost | None:
+    """Return what the whole budget takes; None: nothing fits, or the length of a run is not known yet."""
+    option = plan.chosen
+    if option is None or plan.total_steps is None:
+        return None
+    tokens = option.batching.rows * plan.seq_len
+    devices = plan.machines.gpus * (sweep.base.resources.cpus_per_worker if plan.machines.is_cpu else 1)
+    return cost_of(sweep, plan.total_steps, gangs, devices, option.time.seconds, tokens)
+
+
+def _print_accuracy(spec: str | None, overrides: list[str], storage: str | None, as_json: bool) -> None:
+    if spec is not None and storage is None:
+        storage = training(load_marked(spec, overrides).spec, spec).storage_path
+    checks = plan_checks(storage_root(storage))
+    typer.echo(json.dumps(accuracy_json(checks)) if as_json else accuracy_page(checks))

@@ -24,22 +24,22 @@ LOG_LINES: Final = 10
 
 
 def queue(
-    all_: Annotated[bool, typer.Option("--all", help="Also jobs that have ended.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Also list jobs that have ended.")] = False,
     state: Annotated[
         list[str] | None,
         typer.Option(
             "--state",
             metavar="STATE",
-            help="Only these: queued, running, failed, ...; repeatable.",
+            help="List only jobs in this state: queued, running, failed, ...; repeatable.",
             autocompletion=completing.state_names,
         ),
     ] = None,
     tenant: OneTenant = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=MOST_SHOWN, help="Most jobs that are shown.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=MOST_SHOWN, help="List at most this many jobs.")] = 50,
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """List running jobs, and waiting ones in order.
+    """List running jobs, and waiting jobs in order.
 
     TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end, or
     how it ended.
@@ -89,13 +89,13 @@ def status(job: JobId, json_: Json = False, url: Url = None) -> None:
 
 def logs(
     job: JobId,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the job has ended.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Print new lines until the job has ended.")] = False,
     source: Annotated[
         str | None,
         typer.Option(
             "--source",
             metavar="NAME",
-            help="One log: output, driver, rank-0, ...; or all.",
+            help="Print one log (output, driver, rank-0, ...), or all.",
             autocompletion=completing.sources,
         ),
     ] = None,
@@ -109,7 +109,7 @@ def logs(
 
     If a rank made a training job fail, the end of that rank's log follows. --source all also prints the logs of the
     driver and of all ranks, one after another. Each line begins with the name of its log, unless --source names one.
-    With -f, the command goes on across all attempts until the job has ended.
+    With -f, the command follows all attempts until the job has ended.
     """
     with edge(130 if follow else None):
         from orchestrator.cli.log_printing import print_logs
@@ -143,7 +143,7 @@ def _states(given: list[str] | None) -> list[State]:
     for name in names:
         if name not in list(State):
             hint = did_you_mean(name, list(State)) or f": there are {', '.join(State)}"
-            raise InputError(f"--state {name!r} is no state{hint}")
+            raise InputError(f"--state {name!r} is not a state{hint}")
     return [State(name) for name in dict.fromkeys(names)]
 
 

@@ -23,23 +23,24 @@ if TYPE_CHECKING:
 
 StoreUrl = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="Path or URL of the queue's store, without a server in between."),
+    typer.Option("--store", metavar="URL", help="Path or URL of the queue's store, to change it without a server."),
 ]
 ServerUrl = Annotated[
-    str | None, typer.Option("--url", metavar="URL", help="Of the server [FLEETUNE_URL, or the one of this machine].")
+    str | None,
+    typer.Option("--url", metavar="URL", help="URL of the server [FLEETUNE_URL, else the server on this machine]."),
 ]
-TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for lists and events.")]
+TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Name of its owner, shown in lists and events.")]
 
 _LONGEST_S = 1e10
-_BESIDE = "somebody beside the server (--store)"
+_BESIDE = "somebody with access to the store (--store)"
 _FIRST = (
-    "This is the first token: from now on every command on this server needs one, also in this shell.\n"
-    "To go on here, keep the token that follows. Jobs that run are not affected."
+    "This is the first token: from now on, every command needs a token, also in this shell.\n"
+    "To continue here, keep the token that follows. Running jobs are not affected."
 )
 
 tokens = command_group(
     name="tokens",
-    help="Who may use the server. With --store, on the store itself: for the first token.",
+    help="Add, list and revoke tokens of the server. With --store, the server need not run.",
     no_args_is_help=True,
 )
 
@@ -54,27 +55,28 @@ def serve(
     address: Annotated[
         str | None,
         typer.Option(
-            "--address", metavar="RAY", help="Ray's dashboard, as http://head:8265; auto: of this machine [no Ray]."
+            "--address", metavar="RAY", help="Ray's dashboard, e.g. http://head:8265; auto: on this machine [no Ray]."
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="H", help="Address to listen on; others than loopback need a token.")
+        str, typer.Option("--host", metavar="H", help="Address to listen on; beyond loopback, add a token first.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any that is free.")] = 8400,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8400,
     url: Annotated[
         list[str] | None,
         typer.Option(
             "--url",
             metavar="URL",
-            help="How drivers reach this server [from --host and --port]; repeated: other servers of the same store.",
+            help="URL at which drivers reach this server [from --host and --port]; repeat it for more servers.",
         ),
     ] = None,
     shared: Annotated[
         list[str] | None,
-        typer.Option("--shared", metavar="PATH", help="Folder that all machines see under this path; repeatable."),
+        typer.Option("--shared", metavar="PATH", help="Directory that is shared by all machines; repeatable."),
     ] = None,
     python: Annotated[
-        str | None, typer.Option("--python", metavar="PATH", help="Python that starts drivers, where they run.")
+        str | None,
+        typer.Option("--python", metavar="PATH", help="Python interpreter that runs drivers, on their nodes."),
     ] = None,
     protected: Annotated[
         float,
@@ -82,20 +84,18 @@ def serve(
             "--protected-s",
             metavar="S",
             min=0.0,
-            help="No attempt is interrupted for another job in its first S seconds.",
+            help="Do not preempt an attempt in its first S seconds.",
         ),
     ] = 600.0,
     register: Annotated[
         float,
         typer.Option(
-            "--register-s", metavar="S", min=10.0, help="Stop a driver that has not registered within this time."
+            "--register-s", metavar="S", min=10.0, help="Stop a driver that has not registered after S seconds."
         ),
     ] = 600.0,
     silent: Annotated[
         float,
-        typer.Option(
-            "--silent-s", metavar="S", min=60.0, help="Stop a driver that has not been heard for this long [6 hours]."
-        ),
+        typer.Option("--silent-s", metavar="S", min=60.0, help="Stop a driver that has sent nothing for S seconds."),
     ] = 21600.0,
     retention: Annotated[
         float | None,
@@ -109,30 +109,33 @@ def serve(
     ] = None,
     most_ray_submitted: Annotated[
         int,
-        typer.Option("--most-guests", metavar="N", min=0, help="Most programs of `ray job submit` in the queue."),
+        typer.Option("--most-guests", metavar="N", min=0, help="Most jobs from `ray job submit` in the queue."),
     ] = 250,
     autoscaler: Annotated[
         str | None,
         typer.Option(
-            "--autoscaler", metavar="FILE", help="What Ray's autoscaler may add [that of the head on this machine]."
+            "--autoscaler", metavar="FILE", help="Configuration of Ray's autoscaler [of the head on this machine]."
         ),
     ] = None,
     take_over: Annotated[
         bool,
         typer.Option(
-            "--take-over", help="The store was brought back from a backup: take its machines from the state after it."
+            "--take-over", help="After restoring the store from a backup: make the nodes obey this store again."
         ),
     ] = False,
-    embedded: Annotated[bool, typer.Option("--embedded", hidden=True, help="End with the last client.")] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", hidden=True, help="End when the last client has gone.")
+    ] = False,
     tls_cert: Annotated[
-        str | None, typer.Option("--tls-cert", metavar="FILE", help="Answer by https, with this certificate (PEM).")
+        str | None,
+        typer.Option("--tls-cert", metavar="FILE", help="Certificate (PEM), with which the server speaks https."),
     ] = None,
     tls_key: Annotated[
         str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate (PEM).")
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="A line for each request, too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also print a line for each request.")] = False,
 ) -> None:
-    """Run the queue's server: accept jobs, start and watch them."""
+    """Run the queue's server, which starts and watches jobs."""
     with edge():
         typer.echo("fleetune serve: starting ...", err=True)  # the imports that follow take seconds
         try:
@@ -166,19 +169,21 @@ def serve(
 @tokens.command(epilog="Example:  fleetune tokens add anna --role member --tenant vision")
 def add(
     name: TokenName,
-    role: Annotated[Literal["admin", "member", "viewer"], typer.Option("--role", help="What it may do.")] = "member",
+    role: Annotated[
+        Literal["admin", "member", "viewer"], typer.Option("--role", help="What the token permits.")
+    ] = "member",
     tenant: Annotated[
         str | None,
-        typer.Option("--tenant", metavar="T", help="Whose jobs; of a member.", autocompletion=completing.tenant_names),
+        typer.Option("--tenant", metavar="T", help="Tenant of a member.", autocompletion=completing.tenant_names),
     ] = None,
     expires: Annotated[
-        str | None, typer.Option("--expires", metavar="TIME", help="When it ends, from now, e.g. 90d or 12h [never].")
+        str | None, typer.Option("--expires", metavar="TIME", help="Time until it expires, e.g. 90d or 12h [never].")
     ] = None,
     store: StoreUrl = None,
     url: ServerUrl = None,
     json_: Json = False,
 ) -> None:
-    """Make a token. It is printed once and not stored."""
+    """Add a token. It is printed once; the server stores only a digest."""
     with edge():
         from orchestrator.api import NewToken, TokenSent
         from orchestrator.cli.durations import duration_s
@@ -188,7 +193,9 @@ def add(
             sent = TokenSent(name=name, role=role, tenant=tenant, lifetime_s=lifetime_s)
         except ValueError as error:
             if lifetime_s is not None and lifetime_s > _LONGEST_S:
-                raise InputError(f"--expires {expires} is too long: leave it out for a token without end") from error
+                raise InputError(
+                    f"--expires {expires} is too long: leave it out for a token that never expires"
+                ) from error
             raise InputError(f"{name!r} cannot be a token's name: use letters, digits, '.', '_', '@', '-'") from error
         first = role == "admin" and not any(one.revoked_s is None for one in _listed(store, url, new=True))
         if first:
@@ -200,7 +207,7 @@ def add(
         typer.echo(made.token)
         home = fleetune_home()
         typer.echo(
-            f"It is not shown again. {name} sets FLEETUNE_TOKEN to it, or writes it to a file of their own:\n"
+            f"The token is not shown again. {name} sets FLEETUNE_TOKEN to it, or writes it to a private file:\n"
             f"  (umask 077; mkdir -p {home}; cat > {home / 'token'})    # then paste it, and end with Ctrl-D",
             err=True,
         )
@@ -214,14 +221,14 @@ def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) ->
         if json_:
             typer.echo(json_list(found))
         elif not found:
-            typer.echo("no tokens: the server lets in its own user's programs on its machine, and nobody else")
+            typer.echo("no tokens: the server accepts only programs of its own user on its own machine")
         else:
             typer.echo(_table(found))
 
 
 @tokens.command(epilog="Example:  fleetune tokens revoke anna")
 def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> None:
-    """Make a token invalid, within a second or two. Its name stays taken."""
+    """Revoke a token, within two seconds. Its name cannot be used again."""
     with edge():
         if store is not None:
             with _opened(store) as opened:
@@ -270,7 +277,7 @@ def _opened(url: str, new: bool = False) -> Iterator[Store]:
     from orchestrator.store import open_store
 
     if not new and "://" not in url and not os.path.exists(url):
-        raise InputError(f"there is no store at {url}: give the path of the server's")
+        raise InputError(f"there is no store at {url}: give the path of the server's store")
     with contextlib.closing(open_store(url)) as store:
         yield store
 

@@ -29,22 +29,22 @@ EPILOG = (
 
 def simulate(
     trace: Annotated[str, typer.Argument(metavar="TRACE", help="CSV: submit_s, duration_s, num_gpus, tenant.")],
-    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="Nodes of the cluster.")],
-    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", metavar="N", help="GPUs of each node.")] = 8,
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="Number of nodes.")],
+    gpus_per_node: Annotated[int, typer.Option("--gpus-per-node", metavar="N", help="Number of GPUs per node.")] = 8,
     policy: Annotated[
-        str, typer.Option("--policy", metavar="NAME", help="Who goes first: fifo, easy, las, fair or default.")
+        str, typer.Option("--policy", metavar="NAME", help="Scheduling policy: fifo, easy, las, fair or default.")
     ] = "default",
     what_if_nodes: Annotated[
-        int | None, typer.Option("--what-if-nodes", metavar="M", help="Compare with so many nodes.")
+        int | None, typer.Option("--what-if-nodes", metavar="M", help="Also simulate M nodes, and compare.")
     ] = None,
     jitter: Annotated[
-        int, typer.Option("--jitter", metavar="K", help="Seed: each job comes up to 10 s later; 0 leaves them.")
+        int, typer.Option("--jitter", metavar="K", help="Seed of random delays of up to 10 s per job; 0: none.")
     ] = 0,
     preemption_cost_s: Annotated[
-        float, typer.Option("--preemption-cost-s", metavar="S", help="What each interruption adds to a job's work.")
+        float, typer.Option("--preemption-cost-s", metavar="S", help="Seconds that an interruption adds to a job.")
     ] = 60.0,
     failures_per_node_day: Annotated[
-        float, typer.Option("--failures-per-node-day", metavar="R", help="How often a node fails, on average.")
+        float, typer.Option("--failures-per-node-day", metavar="R", help="Average failures of a node per day.")
     ] = 0.0,
     schedule: Annotated[
         str | None, typer.Option("--schedule", metavar="FILE", help="Write where and when each job ran, as CSV.")

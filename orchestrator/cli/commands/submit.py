@@ -31,40 +31,40 @@ def submit(
         typer.Option(
             "--sweep",
             metavar="KEY=VALUE,VALUE",
-            help="Queue one job for each value; given several times, one for each combination.",
+            help="Queue one job for each value; if repeated, one for each combination.",
         ),
     ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the job's id.")] = None,
     tenant: Annotated[
         str | None,
-        typer.Option("--tenant", metavar="NAME", help="Whose job it is.", autocompletion=completing.tenant_names),
+        typer.Option("--tenant", metavar="NAME", help="Tenant of the job.", autocompletion=completing.tenant_names),
     ] = None,
     priority: Annotated[
-        int | None, typer.Option("--priority", metavar="N", help="-1000 to 1000; higher ones go first [0].")
+        int | None, typer.Option("--priority", metavar="N", help="-1000 to 1000; higher priorities start first [0].")
     ] = None,
     after: Annotated[
         list[str] | None,
         typer.Option(
             "--after",
             metavar="JOB",
-            help="Only once this job has succeeded; repeatable.",
+            help="Start only after this job has succeeded; repeatable.",
             autocompletion=completing.TO_COME_AFTER,
         ),
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option("--key", metavar="TEXT", help="The same key and specs again give the same jobs, not new ones."),
+        typer.Option("--key", metavar="TEXT", help="Repeating a submission with the same key makes no new jobs."),
     ] = None,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Look at model and data before.")] = True,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the end; the exit code tells which.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="The same, and print the logs.")] = False,
+    check: Annotated[bool, typer.Option("--check/--no-check", help="Check model and data before submitting.")] = True,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the jobs end; see the exit codes.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="Like --wait, and print the logs.")] = False,
     json_: Json = False,
     url: Url = None,
 ) -> None:
     """Queue jobs, all of them or none, and print their ids.
 
-    Messages go to stderr. With --wait, the exit code is 0 if all have succeeded, 1 if one has failed, 2 if it would
-    fail again, 130 if one was cancelled.
+    Messages go to stderr. Exit codes with --wait: 0 all jobs succeeded; 1 a job failed; 2 a job failed and would fail
+    again; 130 a job was cancelled.
     """
     with edge():
         from orchestrator.cli.submission import Asked, submit_all, wait_for

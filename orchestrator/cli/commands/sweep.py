@@ -19,21 +19,19 @@ from jobs.search.report.trial_text import leaderboard_facts, trial_words
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.storage.files import write_bytes
-from orchestrator.cli.edge import Json, edge
+from orchestrator.cli.edge import Json, Storage, edge
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.meant import run_meant
 
 app = command_group(
     name="sweep",
-    help="Look into a sweep, change it, and stop one of its trials. fleetune run and submit start one.",
+    help="Show a sweep, change it, or stop a trial. Start a sweep with fleetune run or submit.",
     epilog="Start here:  fleetune run sweep.yaml  |  fleetune sweep leaderboard reviews-lr-20261127",
     no_args_is_help=True,
 )
 
-SweepArgument = Annotated[str, typer.Argument(metavar="SWEEP", help="Name, a unique start of it, path, URL or job id.")]
-Storage = Annotated[
-    str | None,
-    typer.Option("--storage", metavar="PATH", help="Where the sweeps are [FLEETUNE_STORAGE_PATH, or else ./runs]."),
+SweepArgument = Annotated[
+    str, typer.Argument(metavar="SWEEP", help="Name of a sweep (or the start of it), its path or URL, or a job id.")
 ]
 
 
@@ -42,13 +40,13 @@ def trials_of(sweep: str, storage: str | None) -> Trials:
     root = run_meant(sweep, storage_root(storage))
     spec = load_sweep(JobPaths(root).spec)
     if spec is None:
-        raise InputError(f"{root} is one run, and no sweep: fleetune show {root}")
+        raise InputError(f"{root} is a run, not a sweep: fleetune show {root}")
     return Trials(spec, root)
 
 
 @app.command(epilog="Example:  fleetune sweep leaderboard reviews-lr-20261127")
 def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
-    """List all trials, the best first, during the sweep and after it."""
+    """List all trials of a running or ended sweep, the best first."""
     with edge():
         trials = trials_of(sweep, storage)
         typer.echo(json.dumps(leaderboard_facts(trials)) if json_ else leaderboard_page(trials))
@@ -56,7 +54,7 @@ def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = Fal
 
 @app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
 def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
-    """Show trials by state, those being trained, the best so far, used budget, time to go."""
+    """Show progress: trials by state, best trial, budget, time left."""
     with edge():
         from orchestrator.pages.sweep import status_page
 
@@ -76,12 +74,12 @@ def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -
 def report(
     sweep: SweepArgument,
     html: Annotated[
-        str | None, typer.Option("--html", metavar="FILE", help="Also write a page with plots, which loads nothing.")
+        str | None, typer.Option("--html", metavar="FILE", help="Also write an HTML page with plots.")
     ] = None,
     storage: Storage = None,
     json_: Json = False,
 ) -> None:
-    """Show what the sweep found and cost, during it and after: the optimum of the rate, tokens, hours."""
+    """Show results so far: best learning rate, tokens, GPU-hours."""
     with edge():
         from jobs.search.report.summary import facts, summary_lines
 
@@ -102,10 +100,10 @@ def report(
 @app.command(epilog="Example:  fleetune sweep stop reviews-lr-20261127 7")
 def stop(
     sweep: SweepArgument,
-    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Its number.")],
+    trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of the trial.")],
     storage: Storage = None,
 ) -> None:
-    """Make a running trial save a checkpoint and end. The sweep goes on with other trials.
+    """Make a running trial save a checkpoint and end. The sweep continues with other trials.
 
     To stop the sweep: fleetune stop SWEEP.
     """

@@ -10,11 +10,12 @@ import typer
 from jobs.drivers.finetune.begin import load_work
 from jobs.errors import InputError
 from jobs.run.paths import JobPaths
+from jobs.run.record import resume_command
 from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
 from jobs.search.trials import Trials
 from jobs.spec.sweep import SweepSpec
-from orchestrator.cli.commands.sweep import Storage, SweepArgument, app, trials_of
-from orchestrator.cli.edge import Address, Quiet, edge, refuse_dashboard
+from orchestrator.cli.commands.sweep import SweepArgument, app, trials_of
+from orchestrator.cli.edge import Address, Quiet, Storage, edge, refuse_dashboard
 from orchestrator.cli.meant import job_that_goes_on
 from orchestrator.cli.sweep_reading import run_sweep_here
 
@@ -40,9 +41,9 @@ def extend(
     storage: Storage = None,
     quiet: Quiet = False,
 ) -> None:
-    """Add to the budget. A running sweep applies it; a sweep that has ended is resumed here.
+    """Add to the budget of a sweep. A sweep that has ended is resumed here.
 
-    Paused trials continue from their checkpoints if they are chosen then.
+    A running sweep uses the larger budget at once. Paused trials may continue from their checkpoints.
     """
     with edge():
         found = trials_of(sweep, storage)
@@ -61,11 +62,11 @@ def extend(
 def narrow(
     sweep: SweepArgument,
     set_: Annotated[
-        list[str], typer.Option("--set", metavar="KEY=VALUE", help="An end of a range, e.g. learning_rate.max=5e-4.")
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="New end of a range, e.g. learning_rate.max=5e-4.")
     ],
     storage: Storage = None,
 ) -> None:
-    """Narrow or widen the ranges of a running sweep. Its trials stay and count."""
+    """Narrow or widen the ranges of a running sweep. Earlier trials still count."""
     with edge():
         found = trials_of(sweep, storage)
         change = narrower(found.sweep, set_)
@@ -73,8 +74,8 @@ def narrow(
             settings = [f"space.{one.removeprefix('space.')}" for one in set_]
             given = " ".join(f"--set {shlex.quote(one)}" for one in settings)
             raise InputError(
-                "the sweep is not running. To resume it with other ranges: fleetune run --resume "
-                f"{shlex.quote(found.root)} {given}. If it has ended, give a larger budget too"
+                "the sweep is not running. To resume it with other ranges: "
+                f"{resume_command(JobPaths(found.root))} {given}. If it has ended, give a larger budget too"
             )
         _ask(found, change)
 

@@ -1,4 +1,4 @@
-"""The command `fleetune upload`: copies files of this machine to storage that workers can read."""
+"""The command `fleetune upload`: copies files from this machine to storage that workers can read."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ from orchestrator.cli.edge import Json, Quiet, edge
 EPILOG = "Example:  fleetune upload ./llama s3://bucket/models/llama  |  fleetune upload train.jsonl /shared/data/"
 
 DATA: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".txt")
-LOGGED_EVERY_S: Final = 5.0  # progress, if it is not shown on a terminal
+LOGGED_EVERY_S: Final = 5.0  # seconds between lines of progress without a terminal
 
 
 def upload(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A file or directory of this machine.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A file or directory on this machine.")],
     url: Annotated[
         str,
         typer.Argument(
-            metavar="URL", help="Its place: a URL that fsspec knows, or a path. With / at the end: under it."
+            metavar="URL",
+            help="Destination: a URL that fsspec knows, or a path. With / at the end, PATH keeps its name.",
         ),
     ],
-    replace: Annotated[bool, typer.Option("--replace", help="Write over what is there under the same names.")] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Overwrite files that exist.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Upload a model or data to where workers can read it.
 
-    Each file appears whole, and config.json last. An interrupted upload goes on when it is repeated. At the end, the
-    line for the spec is printed.
+    A file appears at its destination only when it is complete, and config.json is uploaded last. To continue an
+    interrupted upload, repeat the command. At the end it prints the line for the spec.
     """
     with edge():
         from jobs.storage import upload as uploading

@@ -21,7 +21,7 @@ def routes(serving: Serving) -> APIRouter:
         "/register",
         response_model=Registered,
         responses=problems(401, 404, 409, 410, 413, 422),
-        summary="A driver has come up: what is it to run?",
+        summary="Register a driver; the answer says what to run",
     )
     def register(sent: Register, request: Request) -> Response:
         _check(serving, request, sent)
@@ -34,7 +34,7 @@ def routes(serving: Serving) -> APIRouter:
         "/beat",
         response_model=Answer,
         responses=problems(401, 404, 409, 410, 413, 422),
-        summary="A driver lives: what is it to do?",
+        summary="A driver's heartbeat; the answer says what to do",
     )
     def beat(sent: Beat, request: Request) -> Response:
         _check(serving, request, sent)

@@ -183,19 +183,19 @@ def _asking(router: APIRouter, serving: Serving) -> None:
         "summary": summary,
     }
 
-    @router.post(**documented("cancel", "Have it end"))
+    @router.post(**documented("cancel", "Cancel a job; a running one stops soon"))
     def cancel(job_id: JobId, caller: Writer) -> Response:
         return asked(job_id, caller, Change(wanted=DesiredState.CANCEL))
 
-    @router.post(**documented("pause", "Have it leave its nodes and wait"))
+    @router.post(**documented("pause", "Pause a job: it leaves its nodes and waits"))
     def pause(job_id: JobId, caller: Writer) -> Response:
         return asked(job_id, caller, Change(wanted=DesiredState.PAUSE))
 
-    @router.post(**documented("resume", "Have it go on"))
+    @router.post(**documented("resume", "Let a paused job go on"))
     def resume(job_id: JobId, caller: Writer) -> Response:
         return asked(job_id, caller, Change(wanted=DesiredState.RUN))
 
-    @router.post(**documented("retry", "Queue it again, after it has failed or was cancelled"))
+    @router.post(**documented("retry", "Queue a job again after it has failed or was cancelled"))
     def retry(job_id: JobId, caller: Writer) -> Response:
         known = serving.job(job_id, caller)
         check_retry(serving.store, known, caller)
@@ -204,7 +204,7 @@ def _asking(router: APIRouter, serving: Serving) -> None:
         serving.wake()
         return answer(serving.view(job))
 
-    @router.put(**documented("priority", "Change its priority"))
+    @router.put(**documented("priority", "Change the priority of a job"))
     def priority(job_id: JobId, sent: api.Priority, caller: Writer) -> Response:
         tenant = _tenant(serving, serving.job(job_id, caller))
         if tenant is not None:

@@ -13,8 +13,8 @@ from orchestrator.http.ownership import Ownership
 from orchestrator.http.routing import After, Asker, Before, JobId, Limit, Serving, answer, problems
 from orchestrator.http.routing import router as made
 from orchestrator.queue.records import QueueEvent
-from orchestrator.service.context.attempt_tokens import tokens_of
 from orchestrator.service.context.caller import Caller
+from orchestrator.service.context.identity import tokens_of
 from orchestrator.service.observability import logs
 from orchestrator.service.tenants import TENANT
 from orchestrator.service.tokens import TOKEN

@@ -16,9 +16,8 @@ from orchestrator.queue.errors import OtherQueue, QueueError
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import SubmissionKey
-from orchestrator.service.context.attempt_tokens import tokens_of
 from orchestrator.service.context.caller import Caller
-from orchestrator.service.context.queue_identity import queue_id
+from orchestrator.service.context.identity import queue_id, tokens_of
 from orchestrator.service.observability.story_text import ended
 from orchestrator.service.ray_submitted import check_room, look
 
@@ -37,7 +36,10 @@ def routes(serving: Serving) -> APIRouter:
     def join(sent: Join, caller: Writer) -> Response:
         _check_queue(serving, sent.queue)
         if context.engine == "local" or sent.spec.get("kind", "finetune") == "command":
-            raise QueueError("a guest trains on the Ray cluster that has started it, and this server's jobs do not")
+            raise QueueError(
+                "a job of `ray job submit` must train on the Ray cluster that has started it. This job runs a command, "
+                "or this server uses no Ray"
+            )
         client = client_of(sent.submission, sent.environment)
         key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))
         packages = () if sent.package is None else (sent.package,)
@@ -71,7 +73,7 @@ def routes(serving: Serving) -> APIRouter:
 def _check_queue(serving: Serving, queue: str) -> None:
     """Raise OtherQueue if the request names another queue. Raises StoreBroken."""
     if queue and queue != queue_id(serving.store):
-        raise OtherQueue("this server is not the one of the queue that is meant")
+        raise OtherQueue("this server keeps another queue than the one that the request names")
 
 
 def _words(serving: Serving, job: Job, caller: Caller) -> str:

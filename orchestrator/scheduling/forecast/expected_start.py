@@ -21,6 +21,7 @@ from orchestrator.scheduling.snapshot import Snapshot
 SHORTER, LONGER = 0.6, 1.6  # factors on the remaining times of all jobs
 EARLIER, LATER = 0.9, 1.5  # factors on the resulting starts, since future submissions are unknown
 USUAL_S = (120.0, 600.0, 1800.0, 3600.0, 14_400.0)  # run times to assume before any job has ended
+_HORIZON_S = 30 * 86_400.0  # how far ahead the queue is simulated
 _MOST_PASSES = 5000
 _LEAST_S = 60.0
 _TICK_S, _TICK_SHARE = 30.0, 0.05  # steps grow with the time ahead, as a far forecast is vague
@@ -37,18 +38,17 @@ class Expected:
 
 
 def expected_starts(
-    snapshot: Snapshot, policy: Policy, rows: Collection[int], ran_s: Sequence[float], horizon_s: float = 30 * 86_400.0
+    snapshot: Snapshot, policy: Policy, rows: Collection[int], ran_s: Sequence[float]
 ) -> dict[int, Expected]:
     """Simulate when some waiting jobs get their nodes.
 
     Args:
-        rows: the jobs that are asked about.
+        rows: the waiting jobs.
         ran_s: run times of jobs that have ended lately; empty: USUAL_S.
-        horizon_s: how far ahead to simulate.
     """
     left_s = _left_s(snapshot, ran_s or USUAL_S)
     early, likely, late = (
-        _starts(snapshot, policy, frozenset(rows), left_s * factor, horizon_s) for factor in (SHORTER, 1.0, LONGER)
+        _starts(snapshot, policy, frozenset(rows), left_s * factor) for factor in (SHORTER, 1.0, LONGER)
     )
     return {row: _range(early.get(row), likely.get(row), late.get(row)) for row in rows}
 
@@ -87,9 +87,7 @@ def _left_s(snapshot: Snapshot, ran_s: Sequence[float]) -> Floats:
     return np.maximum(told, _LEAST_S)
 
 
-def _starts(
-    snapshot: Snapshot, policy: Policy, wanted: frozenset[int], left_s: Floats, horizon_s: float
-) -> dict[int, float]:
+def _starts(snapshot: Snapshot, policy: Policy, wanted: frozenset[int], left_s: Floats) -> dict[int, float]:
     found: dict[int, float] = {}
     simulation = QueueSimulation.of(snapshot, policy, left_s, Measuring(), _nothing)
     for _ in range(_MOST_PASSES):
@@ -98,7 +96,7 @@ def _starts(
             if isinstance(decision, Start) and decision.row in wanted:
                 found.setdefault(decision.row, ahead_s)
         simulation.tick_s = max(_TICK_S, _TICK_SHARE * ahead_s)
-        if len(found) == len(wanted) or simulation.next_event_s > snapshot.now_s + horizon_s:
+        if len(found) == len(wanted) or simulation.next_event_s > snapshot.now_s + _HORIZON_S:
             break
         simulation.advance(simulation.next_event_s)
     return found

@@ -12,11 +12,12 @@ from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.capacity.gang import Gang
 from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecError
 from jobs.planning import gang_of, worker_numbers
-from jobs.search.rules.budget import check_budget, most_gangs
-from jobs.search.rules.varying import check_space
+from jobs.search.rules.budget import most_gangs
+from jobs.search.rules.checking import check_sweep
+from jobs.spec.checking.check import MOST_MISTAKES
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import MOST_MISTAKES, AnySpec, spec_of, trained
+from jobs.spec.load import AnySpec, spec_of, trained
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
@@ -109,7 +110,8 @@ class _Admission:
 
     def job(self, spec: AnySpec, client: str | None) -> NewJob:
         """Make the job of a spec that has no problems."""
-        queue, after = spec.queue, [parent.job_id for parent in self._named_parents(spec)]
+        queue = spec.queue
+        after = [self._parents.find(reference, "queue.after", spec.name).job_id for reference in queue.after]
         source = self._source(spec)
         if source is not None:
             after += [source.job_id]  # even if it has succeeded, since the source must not be removed meanwhile
@@ -220,9 +222,6 @@ class _Admission:
         """Return where a job's run and its model are, or will be."""
         return source.run or str(json.loads(self._context.store.spec(source.job_id))["storage_path"])
 
-    def _named_parents(self, spec: AnySpec) -> list[Job]:
-        return [self._parents.find(reference, "queue.after", spec.name) for reference in spec.queue.after]
-
     def _source(self, spec: AnySpec) -> Job | None:
         """Return the job whose model is trained on; None: the spec names no job. Raises QueueError."""
         job = trained(spec)
@@ -232,11 +231,10 @@ class _Admission:
 
 def _wrong_sweep(sweep: SweepSpec) -> Iterator[SpecError]:
     """Check a sweep without access to its storage, which may hold its prior."""
-    for check in (check_space, check_budget):
-        try:
-            check(sweep)
-        except SpecError as error:
-            yield error
+    try:
+        check_sweep(sweep)
+    except SpecError as error:
+        yield error
 
 
 def gang_and_sizes(spec: AnySpec) -> tuple[Gang, tuple[int, ...]]:

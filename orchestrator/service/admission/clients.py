@@ -85,6 +85,10 @@ def forget_the_gone(context: ServiceContext, home: Path) -> None:
                 path.unlink()
 
 
+def any_alive(home: Path) -> bool:
+    return any(is_alive(home, path.stem) for path in (home / "clients").glob("*.lock"))
+
+
 def is_alive(home: Path, client: str) -> bool:
     """Whether a process holds the client's lock. If this cannot be determined, the client counts as alive."""
     if not _NAME.fullmatch(client):

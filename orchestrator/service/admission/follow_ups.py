@@ -32,7 +32,7 @@ def follow_up(context: ServiceContext, most: int = 50) -> int:
         try:
             _submit(context, job)
         except (ValueError, LookupError, TypeError, QueueError) as error:  # a retry would fail again and hold up others
-            said = " ".join(f"what is to follow its end cannot be submitted: {error}".split())[:_LONGEST_MESSAGE]
+            said = " ".join(f"its follow-up (queue.on_end) cannot be submitted: {error}".split())[:_LONGEST_MESSAGE]
             context.store.add_events([QueueEvent(context.clock.now_s(), "on-end", said, job.job_id)])
         context.store.followed(job)
     return len(due)

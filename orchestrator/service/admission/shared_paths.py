@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Collection, Iterator, Sequence
 
 from cluster.errors import InputError
+from jobs.spec.data import numbered
 from jobs.spec.load import AnySpec, trained
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
@@ -130,16 +131,13 @@ def named_paths(asked: AnySpec) -> Iterator[tuple[str, str, bool]]:
     model = spec.model.path
     if run_named(model) is None and not _HUB_ID.fullmatch(model):
         yield "model.path", model, False
-    for role in ("train", "eval"):
-        sources = getattr(spec.data, role) or ()
-        for number, source in enumerate(sources):
-            yield f"data.{role}" + (f"[{number}]" if len(sources) > 1 else ""), source.path, False
+    yield from ((name, source.path, False) for name, source in numbered(spec.sources))
 
 
 def _is_not_there(field: str, path: str) -> str | None:
     if field == "working_dir":
         return None if os.path.isdir(path) else f"{path} is no folder, or cannot be read"
-    if field.startswith("data."):
+    if field.startswith(("data.", "eval.")):
         path = _before_glob(path)
     return None if os.access(path, os.R_OK) else _not_there(path)
 

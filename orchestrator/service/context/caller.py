@@ -42,9 +42,13 @@ class Caller:
         """Raise Forbidden unless the caller may act for the tenant."""
         if self.may_touch(tenant):
             return
+        self.check_may_change()
+        raise Forbidden(f"{self.name} is of tenant {self.tenant!r}, and may not act for {tenant!r}: ask an admin")
+
+    def check_may_change(self) -> None:
+        """Raise Forbidden if the caller may only read."""
         if self.role is Role.VIEWER:
             raise Forbidden(f"{self.name} may look, and change nothing: ask an admin for a token with the role member")
-        raise Forbidden(f"{self.name} is of tenant {self.tenant!r}, and may not act for {tenant!r}: ask an admin")
 
     def check_is_admin(self) -> None:
         """Raise Forbidden unless the caller is an admin."""

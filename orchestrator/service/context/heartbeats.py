@@ -92,7 +92,7 @@ class Heartbeats:
             return True
         except Exception:
             self.faults += 1
-            _LOG.exception("what drivers say could not be written; the next beats are written all the same")
+            _LOG.exception("heartbeats of drivers could not be written; later ones are still written")
             return False
 
 

@@ -1,4 +1,4 @@
-"""Tokens of attempts. With its token, a driver proves that the queue has started it."""
+"""The id of the queue, and tokens of attempts. With its token, a driver proves that the queue has started it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,26 @@ import hmac
 import re
 import secrets
 
+from orchestrator.queue.records import Job
 from orchestrator.queue.store import Store
 
-_FACT = "driver_key"
+_QUEUE, _KEY = "queue_id", "driver_key"  # names of facts in the store
+_MOST_ATTEMPTS = 100
 _OF_OLDER_RELEASES = re.compile(r"[0-9a-f]{64}")
+
+
+def queue_id(store: Store) -> str:
+    """Return the unique id of a queue, which clusters and clients see. Raises StoreBroken."""
+    return _created_once(store, _QUEUE, secrets.token_hex(4))
+
+
+def _created_once(store: Store, name: str, value: str) -> str:
+    """Return the fact of this name; the first call stores `value`. Raises StoreBroken."""
+    known = store.facts().get(name)
+    if known is None:
+        store.put_facts({name: value}, keep=True)  # keep, because another server may have been faster
+        known = store.facts()[name]
+    return known
 
 
 def attempt_token(key: str, job_id: str, attempt: int) -> str:
@@ -38,11 +54,7 @@ class DriverKey:
     def value(self) -> str:
         """Return the key. Raises StoreBroken."""
         if self._known is None:
-            found = self._store.facts().get(_FACT)
-            if found is None:
-                self._store.put_facts({_FACT: secrets.token_hex(32)}, keep=True)  # another server may be faster
-                found = self._store.facts()[_FACT]
-            self._known = found
+            self._known = _created_once(self._store, _KEY, secrets.token_hex(32))
         return self._known
 
     def fits(self, token: str, job_id: str, attempt: int) -> bool:
@@ -60,3 +72,9 @@ class DriverKey:
             return None if _OF_OLDER_RELEASES.fullmatch(token) else False
         known = _signature(self.value(), submission)
         return hmac.compare_digest(known.encode(), signature.encode("utf-8", "replace"))
+
+
+def tokens_of(key: DriverKey, job: Job) -> list[str]:
+    """Return the secret parts of the tokens of a job's drivers, which its output must not show."""
+    value, attempts = key.value(), range(max(job.attempt - _MOST_ATTEMPTS, 0), job.attempt)
+    return [signature_of(attempt_token(value, job.job_id, attempt + 1)) for attempt in attempts]

@@ -18,7 +18,7 @@ _SILENT_S = 3.0  # seconds after a failure during which the cluster is not asked
 
 
 class Machines:
-    """The inventory, for many threads: one of them asks, the others take what is known."""
+    """The inventory, for many threads: one of them asks the cluster, and the others use its answer."""
 
     def __init__(self, backend: Backend, kept_s: float = _KEPT_S) -> None:
         self._backend, self._kept_s = backend, kept_s

@@ -6,7 +6,7 @@ import math
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from cluster.backend import Other
@@ -147,7 +147,7 @@ class Explainer:
             storytext.put_back(job),
             "the machines do not answer now: nothing is started until they do" if moment.silent else "",
             *storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
-            storytext.outside(found, self._others(moment) if _is_foreign(found) else ()),
+            storytext.outside(found, self._others(moment) if any(node.foreign for node in found.nodes) else ()),
             storytext.limit(found, tenant),
             growth_words(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
         ]
@@ -219,7 +219,7 @@ class Explainer:
             closed=frozenset(rules),
             # All jobs that stop, and not only slow ones: their nodes are not free yet.
             slow=frozenset(job.job_id for job in jobs if job.state is State.STOPPING),
-            gpu_hours=self._gpu_hours(tenants),
+            gpu_hours=self._context.usage_months.gpu_hours(tenants),
         )
         ended = store.jobs(Filter(states=(State.SUCCEEDED, State.FAILED)), limit=_ENDED_LATELY)
         return _Moment(
@@ -232,10 +232,6 @@ class Explainer:
             silent,
             rules,
         )
-
-    def _gpu_hours(self, tenants: Sequence[Tenant]) -> Mapping[str, float]:
-        limited = any(tenant.restrictions.max_gpu_hours_per_month is not None for tenant in tenants)
-        return self._context.usage_months.gpu_hours() if limited else {}
 
     def _shares_now(self, now_s: float) -> Shares:
         """Return the shares. They are read from the store once a minute, and carried forward in between."""
@@ -260,7 +256,3 @@ def _said(story: Story) -> WhyView:
         reason=story.reason,
         next_step=story.next_step,
     )
-
-
-def _is_foreign(found: Why) -> bool:
-    return any(node.foreign for node in found.nodes)

@@ -67,10 +67,8 @@ def _job_of(unread: Unread, row: Sequence[Any]) -> Job | None:
         return None
 
 
-def records_of(
-    connection: Connection, table: str, rows: Iterable[Any], read: Callable[[Any], Record], name: int = 0
-) -> list[Record]:
-    """Return records of the readable rows of another table. `name`: index of the column that names a row."""
+def records_of(connection: Connection, table: str, rows: Iterable[Any], read: Callable[[Any], Record]) -> list[Record]:
+    """Return records of the readable rows of another table, whose first column names a row."""
     found, unread = [], unread_of(connection)
     good, bad = set[str](), set[str]()  # names of rows; several leases share the name of their job
     looks = bool(unread)
@@ -78,9 +76,9 @@ def records_of(
         try:
             found.append(read(row))
             if looks:
-                good.add(str(row[name]))
+                good.add(str(row[0]))
         except Exception as error:
-            bad.add(str(row[name]))
-            unread.note(UnreadableRow(table, str(row[name]), None, f"{type(error).__name__}: {error}"))
+            bad.add(str(row[0]))
+            unread.note(UnreadableRow(table, str(row[0]), None, f"{type(error).__name__}: {error}"))
     unread.forget(table, good - bad)
     return found

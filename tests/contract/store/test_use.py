@@ -8,11 +8,12 @@ from functools import partial
 import pytest
 
 from cluster.capacity.gang import Gang
-from orchestrator.controller.fair_share import counts_since_s, used_of
+from orchestrator.controller.fair_share import counts_since_s
 from orchestrator.queue.months import by_month, month_around, month_of, totals_of
 from orchestrator.queue.records import Transition
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store
+from tests.support.queuereplay import used_of
 from tests.support.stores import lead, new, step
 
 DAY_S = 86_400.0

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from jobs.data.preparation.fingerprint import fingerprint
+from jobs.data.preparation.prepare import prepare
 from jobs.data.quality.check import check
 from jobs.data.quality.duplicates import MOST_COMPARED, chosen_to_compare
 from jobs.data.quality.report import DataReport, Finding
-from jobs.spec.finetune import Spec
+from jobs.spec.finetune import Eval, Spec
 from tests.integration.jobs.data.test_prepare import model_dir, quiet  # noqa: F401 - a fixture
 
 WORDS = (Path(__file__).read_text().replace("_", " ") + Path(__file__).with_name("test_prepare.py").read_text()).split()
@@ -46,6 +48,10 @@ def places(report: DataReport) -> dict[str, list[tuple[str, int]]]:
         finding.kind: [(Path(example.file).name, example.line) for example in finding.examples]
         for finding in report.findings
     }
+
+
+def found_kinds(report: DataReport) -> set[str]:
+    return {finding.kind for finding in report.findings}
 
 
 def found(report: DataReport, kind: str) -> Finding:
@@ -211,6 +217,22 @@ def test_a_file_that_cannot_be_read_does_not_hide_what_is_in_others(tmp_path: Pa
     report = report_of(tmp_path, model_dir, "causal-lm", train=str(folder), format="text")
     assert report.verdict == "errors" and report.blocked is not None and "b.jsonl.gz" in report.blocked
     assert report.sources[0].samples > 100 and report.sources[0].files == 3
+
+
+def test_general_text_is_prepared_but_not_checked_with_the_samples(tmp_path: Path, model_dir: str) -> None:  # noqa: F811
+    draw = random.Random(1)
+    rows = [{"text": sentence(draw)} for _ in range(40)]
+    train, general = (
+        jsonl(tmp_path / f"{name}.jsonl", rows[start:]) for name, start in (("train", 0), ("general", 30))
+    )
+    spec = spec_of(tmp_path, "causal-lm", {"train": train, "format": "text"})
+    with_general = spec.model_copy(update={"eval": Eval(general=general, eval_steps=1)})  # type: ignore[arg-type]
+    report = check(with_general, model_dir, engine="plain", say=quiet).report
+    assert [source.where for source in report.sources] == ["data.train"]
+    assert not found_kinds(report), "texts of train that are also in general text are no duplicates of one another"
+    prepared = prepare(with_general, model_dir, engine="plain", say=quiet)
+    assert {name: parts[0].samples for name, parts in prepared.manifest.splits.items()} == {"train": 40, "general": 10}
+    assert fingerprint(with_general, model_dir)[0] != fingerprint(spec, model_dir)[0]
 
 
 @pytest.mark.parametrize("engine", ["plain", "ray"])

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.data.preparation.prepare import fingerprint, prepare
+from jobs.data.preparation.fingerprint import fingerprint
+from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
-from jobs.data.sources.tokenize import load_tokenizer
 from jobs.errors import DataError, InputError
+from jobs.model_files.tokenizer import load_tokenizer
 from jobs.preflight.validate import validate
 from jobs.spec.finetune import Spec
 from tests.integration.jobs.data.test_prepare import model_dir, quiet  # noqa: F401 - a fixture

@@ -17,7 +17,8 @@ from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.assistant_spans import target_tokens
 from jobs.data.sources.bad_rows import Reason
 from jobs.data.sources.formats import ChatSample, InstructionSample, PairSample
-from jobs.data.sources.tokenize import TokenRow, load_tokenizer, tokenise
+from jobs.data.sources.tokenize import TokenRow, tokenise
+from jobs.model_files.tokenizer import load_tokenizer
 from tests.support.chats import (
     CHATML,
     TEMPLATES,

@@ -23,7 +23,7 @@ from tests.support.gangs import ROOT
 from tests.support.processes import Talker, wait_for
 from tests.support.server import Server, server
 
-MOST_MB, MOST_OF_A_CORE = 60, 0.01
+MANY, MOST_MB, MOST_OF_A_CORE = 40, 60, 0.01
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +177,7 @@ def test_one_too_many_is_told_so_and_ends(queue: Server, start: Start) -> None:
     first = start("raysubmit_a")
     first.says("queued as")
     second = start("raysubmit_b")
-    assert second.ends() == 2 and "as may be (1)" in second.output and "fleetune submit" in second.output
+    assert second.ends() == 2 and "at most 1 program of" in second.output and "fleetune submit" in second.output
     assert len(jobs(queue)) == 1
     first.kill()
     machines(queue).end_elsewhere("raysubmit_a")
@@ -232,14 +232,15 @@ def test_a_repetition_is_answered_with_the_same_job_and_a_package_is_one_of_ray_
 
 
 @pytest.mark.slow
-def test_a_hundred_wait_in_little_memory_and_less_of_a_core(queue: Server, start: Start) -> None:
+def test_each_of_forty_waits_in_little_memory_and_a_hundredth_of_a_core(queue: Server, start: Start) -> None:
     """Ray's own process for each submitted job comes on top; Ray has no way to do without."""
     first = start("raysubmit_first")
     first.says("queued as")
-    guests = [start(f"raysubmit_{number}") for number in range(100)]
+    guests = [start(f"raysubmit_{number}") for number in range(MANY)]
     for guest in guests:
         guest.says("queued as", within_s=300.0)
-    wait_for(lambda: all("too little is free" in guest.output for guest in guests), "all have looked", 60.0)
+    for guest in guests:
+        guest.says("too little is free", within_s=300.0)
     processes = [psutil.Process(guest.process.pid) for guest in guests]
     resident = [process.memory_info().rss / 1e6 for process in processes]
     assert max(resident) < MOST_MB, f"{max(resident):.0f} MB"
@@ -252,4 +253,4 @@ def test_a_hundred_wait_in_little_memory_and_less_of_a_core(queue: Server, start
     assert max(shares) < MOST_OF_A_CORE
     assert "Traceback" not in guests[7].output
     with queue.client() as client:
-        assert client.get("/v1/counts").json()["states"]["queued"] == 100
+        assert client.get("/v1/counts").json()["states"]["queued"] == MANY

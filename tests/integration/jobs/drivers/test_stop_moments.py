@@ -36,11 +36,8 @@ def below_python():
 def starts():
     return getattr(signal.getsignal(signal.SIGTERM), "__module__", "").startswith("ray.")
 
-def ends():
-    return below_python() == 0
-
-def watch(moment):
-    while not moment():
+def watch():
+    while not starts():
         time.sleep(0.001)
     time.sleep(0.1)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -51,7 +48,18 @@ def arrived(*_):
 from cluster.capacity.gang import Gang
 from cluster.ray.connection import connected
 signal.signal(signal.SIGTERM, arrived)
-threading.Thread(target=watch, args=(starts if sys.argv[1] == "starts" else ends,), daemon=True).start()
+put_back = signal.signal
+
+def put_back_and_send(number, handler):
+    was_reset = number == signal.SIGTERM and below_python() == 0
+    put_back(number, handler)
+    if was_reset:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+if sys.argv[1] == "starts":
+    threading.Thread(target=watch, daemon=True).start()
+else:  # a thread that samples would miss the moment while the cores are busy
+    signal.signal = put_back_and_send
 try:
     with connected("local", Gang(1, 1, 0)):
         print("connected", flush=True)

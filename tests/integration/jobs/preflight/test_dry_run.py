@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from typing import Any
 
@@ -10,9 +11,20 @@ import torch
 import transformers
 
 from bench.zoo.tiny import END, save_tokenizer, tiny_config
-from jobs.errors import DataError
+from jobs.errors import DataError, InputError
 from jobs.preflight.dry_run import check_model_runs
-from jobs.training.model.load import load_model, model_config, set_pad_token
+from jobs.preflight.plan import plan_job
+from jobs.preflight.ready import ready_data
+from jobs.spec.method import ChosenMethod
+from jobs.training.model.adapters import adapted, load_model, trained_names
+from jobs.training.model.load import (
+    empty_model,
+    lacking,
+    load_base,
+    model_class,
+    model_config,
+    set_pad_token,
+)
 from jobs.training.model.pooling import with_one_end
 from tests.support import tiny
 
@@ -70,6 +82,102 @@ def test_what_transformers_refuses_is_refused_before_workers_start(
     with pytest.raises(DataError) as caught:
         check_model_runs(spec(folder, classify), str(folder))
     assert expected in str(caught.value)
+
+
+def test_weights_with_other_shapes_than_the_configuration_are_refused(tmp_path: pathlib.Path) -> None:
+    folder = tiny.save_model(tmp_path / "llama", "llama")
+    check_model_runs(spec(folder), str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+    with pytest.raises(
+        DataError, match=r"down_proj.weight is 32 x 64 in the weights, but 32 x 96 according to config.json"
+    ):
+        check_model_runs(spec(folder), str(folder))
+
+
+def test_tokens_that_the_model_does_not_have_are_refused_before_workers_start(tmp_path: pathlib.Path) -> None:
+    folder = tiny.save_model(tmp_path / "llama", "llama")
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    tokenizer.add_tokens([f"<extra-{number}>" for number in range(300)])  # none of them is in the data
+    tokenizer.save_pretrained(folder)
+    rows = tiny.write_text(tmp_path / "rows.jsonl", 40)
+    ready_data(tiny.spec_of(tmp_path, folder, rows), "plain", lambda *said, **data: None)
+    rows.write_text(rows.read_text() + '{"text": "a film <extra-299>"}\n')
+    with pytest.raises(DataError, match=r"makes token \d+ of this data, but the model has 512 tokens"):
+        ready_data(tiny.spec_of(tmp_path, folder, rows), "plain", lambda *said, **data: None)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "classify", "changes", "expected"),
+    [
+        (
+            "llama", False, {"method": "lora", "lora__target_modules": ["q_proj", "query", "proj"]},
+            "lora.target_modules: the model has no linear module query, proj: it has q_proj, k_proj, v_proj, o_proj, "
+            "gate_proj, up_proj, down_proj. Name some of them, or leave it out (all-linear)",
+        ),
+        (
+            "llama", False, {"method": "lora", "lora__target_modules": ["lm_head"]}, "no linear module lm_head",
+        ),
+        (
+            "bert", True, {"method": "lora", "lora__target_modules": ["classifier"]}, "no linear module classifier",
+        ),
+        (
+            "llama", True, {"method": "prompt"},
+            "method: prompt cannot train LlamaForSequenceClassification: its head looks for the last token of a text",
+        ),
+        (
+            "bart", True, {"method": "prompt"},
+            "method: prompt cannot train BartForSequenceClassification: its head looks for the last token of a text",
+        ),
+    ],
+)  # fmt: skip
+def test_a_method_that_does_not_fit_the_model_is_refused_before_workers_start(
+    tmp_path: pathlib.Path, model_type: str, classify: bool, changes: dict[str, Any], expected: str
+) -> None:
+    folder = saved(tmp_path, model_type)
+    with pytest.raises(InputError) as caught:
+        check_model_runs(tiny.spec_of(folder, folder, folder / "rows.jsonl", classify=classify, **changes), str(folder))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+@pytest.mark.parametrize(("model_type", "head"), [("roberta", "lm_head"), ("bert", "cls.predictions")])
+def test_an_adapter_of_a_language_model_whose_head_is_missing_and_tied_is_refused(
+    tmp_path: pathlib.Path, model_type: str, head: str, method: str
+) -> None:
+    folder = saved(tmp_path / model_type, model_type)
+    asked = spec(folder).model_copy(update={"method": ChosenMethod(kind=method)})
+    whole = model_class(asked).from_config(model_config(asked, str(folder)))
+    whole.base_model.save_pretrained(folder)
+    assert lacking(asked, str(folder)) == load_base(asked, str(folder), "fp32", END)[1] != set()
+    expected = f"weights of {head} are missing, and method: {method} cannot train them, because {head}\\."
+    with pytest.raises(DataError, match=f"{expected}.* is tied .* method: full, or a model that was saved with {head}"):
+        check_model_runs(asked, str(folder))
+    if method == "lora":
+        with pytest.raises(DataError, match=f"^model.path {folder}: weights of {head} are missing"):
+            plan_job(asked)
+    whole.save_pretrained(folder)
+    check_model_runs(asked, str(folder))
+
+
+def test_all_linear_leaves_out_what_mamba_s_kernels_read_without_its_adapter(tmp_path: pathlib.Path) -> None:
+    folder = saved(tmp_path, "mamba")
+    made = tiny.spec_of(folder, folder, folder / "rows.jsonl", method="lora")
+    check_model_runs(made, str(folder))
+    names = trained_names(adapted(made, empty_model(made, str(folder)), str(folder)))
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in names} == {"in_proj", "x_proj", "dt_proj"}
+
+
+def test_models_of_all_shapes_take_an_adapter(tmp_path: pathlib.Path) -> None:
+    for model_type, classify in (("llama", True), ("gpt2", True), ("roberta", True), ("distilbert", True)):
+        folder = saved(tmp_path / model_type, model_type)
+        made = tiny.spec_of(folder, folder, folder / "rows.jsonl", classify=classify, method="lora")
+        check_model_runs(made, str(folder))
+        names = trained_names(adapted(made, empty_model(made, str(folder)), str(folder)))
+        heads = {name.partition(".modules_to_save")[0] for name in names if ".lora_" not in name}
+        expected = {"distilbert": {"classifier", "pre_classifier"}, "roberta": {"classifier"}}
+        assert heads == expected.get(model_type, {"score"}), model_type
+        assert not [name for name in names if ".lora_" in name and name.startswith(tuple(heads))]
 
 
 def test_a_head_that_reads_the_end_of_a_text_needs_a_tokenizer_that_writes_it(tmp_path: pathlib.Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from orchestrator.cli.app import app
+from tests.support import tiny
 
 LLAMA = {
     "model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4,
@@ -76,6 +77,29 @@ def test_the_page_names_the_fields_to_write_and_workers_without_gpu_are_planned_
     assert "Warning" not in result.output and "use_cache" not in result.output
 
 
+def test_checkpointing_is_not_chosen_for_a_type_that_lacks_it(spec: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "albert", "hidden_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "intermediate_size": 128, "embedding_size": 32, "vocab_size": 1000}))  # fmt: skip
+    job = {
+        "model": {"path": str(tmp_path), "task": "sequence-classification", "num_labels": 2},
+        "data": {"train": "texts.csv", "format": "classification", "seq_len": 64},
+        "train": {"global_batch_size": 8},
+    }
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job))
+    plan = planned(file, "--on", "1xT4-16")
+    assert "gradient_checkpointing" not in plan["free"] and plan["total_steps"] is None
+
+
+def test_a_type_without_a_class_for_the_task_is_one_message(spec: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    result = CliRunner().invoke(app, ["plan", str(spec), "--on", "1xT4-16", "--set", f"model.path={tmp_path}"])
+    assert result.exit_code == 2 and "has no class for causal-lm of model type t5" in result.output
+    (tmp_path / "config.json").write_text("{")
+    result = CliRunner().invoke(app, ["plan", str(spec), "--on", "1xT4-16", "--set", f"model.path={tmp_path}"])
+    assert result.exit_code == 2 and "is not JSON" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -92,3 +116,42 @@ def test_bad_input_gets_one_message(spec: pathlib.Path, arguments: list[str], sa
     result = CliRunner().invoke(app, ["plan", str(spec), *arguments])
     assert result.exit_code == 2
     assert said in result.output and "Traceback" not in result.output
+
+
+def test_advice_names_the_method_with_the_plan_of_both(tmp_path: pathlib.Path) -> None:
+    model, data = tiny.save_model(tmp_path / "bert", "bert"), tiny.write_labelled(tmp_path / "rows.jsonl", 60, 3)
+    job = {
+        "model": {"path": str(model), "task": "sequence-classification", "num_labels": 3},
+        "data": {"train": str(data), "format": "classification", "seq_len": 64},
+        "train": {"global_batch_size": 8, "num_train_epochs": 1},
+        "storage_path": str(tmp_path / "runs"),
+    }
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job))
+    result = CliRunner().invoke(app, ["advise", str(file), "--on", "1xA100-80", "--json"])
+    assert result.exit_code == 0, result.output
+    advice = json.loads(result.stdout)
+    assert advice["method"] == "lora" and advice["examples"] == 60
+    full, lora = advice["plans"]["full"], advice["plans"]["lora"]
+    assert full["trained"] == full["parameters"] and 0 < lora["trained"] < lora["parameters"] // 2
+    assert full["total_steps"] == lora["total_steps"] == 8
+    page = CliRunner().invoke(app, ["advise", str(file), "--on", "1xA100-80"]).output
+    assert "method: lora" in page and "with 10,000 examples: full fine-tuning" in page
+    refused = CliRunner().invoke(app, ["advise", str(file), "--on", "1xH1000"])
+    assert refused.exit_code == 2 and "H100" in refused.output
+
+
+def test_of_a_sweep_one_gang_is_planned_and_the_whole_budget_is_counted(spec: pathlib.Path) -> None:
+    base = json.loads(spec.read_text())
+    base["data"]["eval_fraction"], base["resources"] = 0.1, {"num_workers": 2}
+    file = spec.parent / "sweep.json"
+    file.write_text(json.dumps({"kind": "sweep", "base": base, "algorithm": "random", "budget": {"trials": 6}}))
+    plan = planned(file, "--on", "2x4xH100-80")
+    assert plan["machines"] == "2xH100-80" and plan["sweep"]["gangs"] == 4 and plan["sweep"]["steps"] == 600
+    hours = 600 * plan["options"][plan["chosen"]]["step"]["seconds"] / 3600
+    assert plan["sweep"]["device_hours"] == pytest.approx(2 * hours)
+    result = CliRunner().invoke(app, ["plan", str(file), "--on", "2x4xH100-80"])
+    gangs, budget = result.output.splitlines()[-2:]
+    assert gangs == "gangs   4 gangs of 2 workers at once" and budget.startswith("budget  600 steps of 9.83M tokens: ")
+    result = CliRunner().invoke(app, ["plan", str(file), "--on", "1xH100-80"])
+    assert result.exit_code == 2 and "a gang of the sweep has 2 workers" in result.output

@@ -45,7 +45,7 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> se
     monkeypatch.setattr(searching, "_LOOK_EVERY_S", 0.0)
     ledger = Ledger(sweep, paths.root, lambda spec: 8, 100.0)
     parts: list[Any] = [ledger, paths, str(folder / "own"), NoGangs(), lambda kind, said, **data: print(kind, said)]
-    shares, nodes = searching.Shares.of(sweep, 8, 100.0), SimpleNamespace(look=lambda leaving: None)
+    shares, nodes = searching.Shares.of(sweep, 8, 100.0, 0.0), SimpleNamespace(look=lambda leaving: None)
     relay = StopRelay(StopRequest(), paths, parts[-1])
     return searching.Search(*parts, relay, shares, nodes)  # type: ignore[call-arg]
 
@@ -115,3 +115,15 @@ def test_a_change_on_the_way_makes_the_budget_larger(tmp_path: Path, monkeypatch
     search._saw_changes_s = 0.0
     search._look_at_changes()
     assert search.next_kind() == "done" and len(list(changes.waiting())) == 1
+
+
+def test_repeats_that_the_budget_has_no_time_for_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = {"scheduler": "none", "budget": {"minutes": 1e-6}, "seeds": 3, "then": "nothing"}
+    search = search_in(tmp_path, monkeypatch, **rules)
+    trial = search.ledger.add({"learning_rate": 1e-4})
+    search.ledger.answered(trial, Answer(status="finished", step=8, metrics={"eval_loss": 0.5}, seconds=1.0))
+    assert search.next_kind() == "done"
+    assert drive.concluded_sweep(search).status is Status.SUCCEEDED
+    assert "warning the budget has no time for 2 repeats of the best trials" in capsys.readouterr().out

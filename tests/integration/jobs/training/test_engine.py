@@ -7,8 +7,10 @@ import os
 import pathlib
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from jobs.spec.load import dump_spec
 from tests.support import tiny
@@ -18,17 +20,23 @@ STEP = """
 import json, sys, types
 import torch
 import torch.distributed as dist
+from jobs.errors import DataError
 from jobs.spec.load import load_spec
 from jobs.training.model.engine import build_engine
 
 spec, store = load_spec(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
 gang = types.SimpleNamespace(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-engine = build_engine(spec, spec.model.path, gang, pad_token_id=0)
+try:
+    engine = build_engine(spec, spec.model.path, gang, pad_token_id=0)
+except DataError as error:
+    print(json.dumps(str(error)))
+    sys.exit()
 flats, computed = engine.partitions.flats, engine.module.optimizer.fp16_partitioned_groups_flat
 before = computed[0].clone()
 engine.backward(engine.module(input_ids=torch.tensor([[1, 2, 3]])).logits.float().square().mean())
 engine.step()
+assert "peft" not in sys.modules, "full fine-tuning would start a second later"
 same = [flat.data_ptr() == weights.data_ptr() for flat, weights in zip(flats, computed, strict=True)]
 equal = [torch.equal(flat.to(weights.dtype), weights) for flat, weights in zip(flats, computed, strict=True)]
 print(json.dumps([same, equal, not engine.overflowed() and not torch.equal(before, computed[0])]))
@@ -39,13 +47,27 @@ print(json.dumps([same, equal, not engine.overflowed() and not torch.equal(befor
 def test_the_optimizer_updates_the_weights_that_the_model_computes_with_where_both_are_fp32(
     tmp_path: pathlib.Path, bf16: bool
 ) -> None:
+    same, equal, changed = one_step(tmp_path, tiny.save_model(tmp_path / "gpt2", "gpt2"), train__bf16=bf16)
+    assert len(same) == 2 and all(shared is not bf16 for shared in same) and all(equal) and changed
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_that_are_not_finite_are_refused_with_their_name(tmp_path: pathlib.Path, stage: int) -> None:
     model = tiny.save_model(tmp_path / "gpt2", "gpt2")
-    spec = tiny.spec_of(tmp_path, model, tmp_path / "none", resources__num_workers=1, train__bf16=bf16)
-    (tmp_path / "job.json").write_bytes(dump_spec(spec))
+    tensors = load_file(model / "model.safetensors")
+    tensors["transformer.h.1.mlp.c_fc.weight"][3, 5] = float("inf")
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    said = one_step(tmp_path, model, train__zero__stage=stage)
+    assert "have values that are NaN or infinite; the first is transformer.h.1.mlp.c_fc.weight." in said
+
+
+def one_step(folder: pathlib.Path, model: pathlib.Path, **changes: Any) -> Any:
+    """What STEP prints."""
+    spec = tiny.spec_of(folder, model, folder / "none", resources__num_workers=1, **changes)
+    (folder / "job.json").write_bytes(dump_spec(spec))
     done = subprocess.run(
-        [sys.executable, "-c", STEP, str(tmp_path / "job.json"), str(tmp_path / "store")], cwd=ROOT,
+        [sys.executable, "-c", STEP, str(folder / "job.json"), str(folder / "store")], cwd=ROOT,
         env={**os.environ, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    same, equal, changed = json.loads(done.stdout.splitlines()[-1])
-    assert len(same) == 2 and all(shared is not bf16 for shared in same) and all(equal) and changed
+    return json.loads(done.stdout.splitlines()[-1])

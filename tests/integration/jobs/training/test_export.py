@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,10 +19,12 @@ from jobs.errors import RunFailed
 from jobs.model_files.directory import tensor_names
 from jobs.training.model.batch import Batch, model_logits
 from jobs.training.model.export import (
+    ONE_PROCESS_BYTES,
     Weights,
     check_same_logits,
     on_this_node,
     plan_shards,
+    verify_export,
     write_config,
     write_weights,
 )
@@ -96,6 +99,21 @@ def test_logits_that_differ_by_more_than_rounding_fail_the_run(dtype: torch.dtyp
         check_same_logits(living, living + 0.2, dtype)
     with pytest.raises(RunFailed):
         check_same_logits(living, torch.full((100,), float("nan")), dtype)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_an_export_that_fails_its_check_leaves_nothing(tmp_path: pathlib.Path, sharded: bool) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    size, living, other = ONE_PROCESS_BYTES + sharded, [torch.ones(3)], [torch.zeros(3)]
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(RunFailed, match="does not compute what the trained one does"):
+            verify_export(str(folder), torch.float32, size, living, lambda _: other, lambda *_: None, 0)
+    finally:
+        dist.destroy_process_group()
+    assert not folder.exists()
 
 
 @pytest.mark.usefixtures("own_protocols")

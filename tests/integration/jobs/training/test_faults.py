@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from jobs.errors import DataError, RunFailed
-from jobs.training.faults import Fault, fault_of, reason_of
+from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
 from jobs.training.on_ray.healing import Healing
 from jobs.training.vitals import Vitals, remains, resident_bytes
@@ -72,10 +72,22 @@ def test_a_full_gpu_is_told_in_one_line_with_its_numbers(tmp_path: pathlib.Path)
     assert "train.gradient_checkpointing: true" in said and "\n" not in said and "expandable" not in said
 
 
+def test_an_error_of_gloo_is_told_without_its_place_in_the_source() -> None:
+    error = RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]:9")
+    assert first_line(error) == "RuntimeError: Connection closed by peer [::1]:9"
+
+
 def test_an_ordinary_exception_names_its_rank(tmp_path: pathlib.Path) -> None:
     spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
     said = reason_of(KeyError("logits"), Fault.PROGRAM, 3, "gpu-7", spec)
     assert said == "rank 3 on gpu-7 failed: KeyError: 'logits'"
+
+
+def test_an_assertion_on_the_gpu_is_told_in_one_line_with_its_usual_cause(tmp_path: pathlib.Path) -> None:
+    spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
+    said = reason_of(cuda("device-side assert triggered", "cudaErrorAssert"), Fault.PROGRAM, 3, "gpu-7", spec)
+    assert said.startswith("rank 3 on gpu-7 failed: AcceleratorError: CUDA error: device-side assert triggered. ")
+    assert "a token or a label" in said and "\n" not in said and "docs.nvidia.com" not in said
 
 
 def test_a_broken_gpu_is_told_in_one_line_with_its_node(tmp_path: pathlib.Path) -> None:

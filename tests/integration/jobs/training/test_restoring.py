@@ -21,11 +21,12 @@ from jobs.errors import DataError, RunFailed, SpecError
 from jobs.run.checkpoints import Best, Commit, Part
 from jobs.run.paths import JobPaths
 from jobs.spec.evaluation import Checkpoint
+from jobs.spec.remedies import Remedies
 from jobs.storage.journal import JournalWriter
 from jobs.storage.tensor_file import write_shard
 from jobs.training.checkpoint.reader import check_same_model
 from jobs.training.loop import restoring
-from jobs.training.loop.saving import StepSignals, best_of, pack_signals, unpack_signals
+from jobs.training.loop.saving import StepSignals, best_of, best_score, pack_signals, unpack_signals
 from jobs.training.loop.state import LoopState
 from jobs.training.model.engine import Engine
 from jobs.training.model.update_gate import UpdateGate
@@ -165,18 +166,56 @@ def test_the_best_is_what_the_spec_calls_best() -> None:
     lower, higher = Checkpoint(metric_for_best_model="loss"), Checkpoint(metric_for_best_model="accuracy")
     state = LoopState(step=10, metrics={"eval_loss": 0.5, "eval_accuracy": 0.8}, evaluated_at=10)
     first = best_of(lower, state)
-    assert first == Best(metric="eval_loss", greater_is_better=False, step=10, score=0.5)
+    kept = {"eval_loss": 0.5, "eval_accuracy": 0.8}
+    assert first == Best(metric="eval_loss", greater_is_better=False, step=10, score=0.5, metrics=kept)
     worse = dataclasses.replace(state, step=20, evaluated_at=20, best=first, metrics={"eval_loss": 0.6})
     better = dataclasses.replace(worse, metrics={"eval_loss": 0.4})
     not_measured = dataclasses.replace(better, evaluated_at=10)
     no_number = dataclasses.replace(worse, metrics={"eval_loss": float("nan")})
     assert best_of(lower, worse) == best_of(lower, not_measured) == best_of(lower, no_number) == first
-    assert best_of(lower, better) == Best(metric="eval_loss", greater_is_better=False, step=20, score=0.4)
+    assert best_of(lower, better) == Best(
+        metric="eval_loss", greater_is_better=False, step=20, score=0.4, metrics={"eval_loss": 0.4}
+    )
     # An attempt that goes by something else starts anew.
     assert best_of(higher, dataclasses.replace(state, best=first)) == Best(
-        metric="eval_accuracy", greater_is_better=True, step=10, score=0.8
+        metric="eval_accuracy", greater_is_better=True, step=10, score=0.8, metrics=kept
     )
     assert best_of(Checkpoint(), state) is None
+
+
+@pytest.mark.parametrize("better", [1, -1])
+def test_early_stopping_counts_from_the_last_score_that_was_better_by_the_threshold(better: int) -> None:
+    """As Hugging Face counts: each score is compared with the best one before it."""
+    rule = Checkpoint(metric_for_best_model="score", greater_is_better=better > 0)
+    state, counted = LoopState(), []
+    for step, score in ((10, 0.0), (20, 0.5), (30, 0.55), (40, 0.2), (50, 0.6), (60, 0.8)):
+        state = dataclasses.replace(state, step=step, evaluated_at=step, metrics={"eval_score": better * score})
+        best = best_of(rule, state, 0.1)
+        assert best is not None
+        stored = Best.model_validate_json(best.model_dump_json())  # as in a checkpoint
+        state = dataclasses.replace(state, best=stored)
+        assert best_of(rule, state, 0.1) == stored, "the same score, seen again"
+        counted.append((stored.step, stored.counted_from))
+    assert counted == [(10, 10), (20, 20), (30, 20), (30, 20), (50, 20), (60, 60)]
+
+
+def test_a_score_past_the_bound_on_forgetting_is_not_the_best(tmp_path: pathlib.Path) -> None:
+    bound = {"max_general_loss_increase": 0.1}
+    spec = tiny.spec_of(
+        tmp_path, tmp_path, tmp_path, data__eval_fraction=0.1, eval={"general": "/g", "eval_steps": 10},
+        checkpoint__metric_for_best_model="loss", remedies__forgetting=bound,
+    )  # fmt: skip
+    within = {"eval_loss": 0.5, "eval_general_loss": 4.3}
+    past = {"eval_loss": 0.4, "eval_general_loss": 4.5}
+    state = LoopState(step=10, metrics=within, evaluated_at=10, metrics_before={"eval_general_loss": 4.0})
+    first = best_score(spec, state)
+    assert first is not None and first.step == 10
+    later = dataclasses.replace(state, step=20, evaluated_at=20, best=first, metrics=past)
+    assert best_score(spec, later) == first
+    unbound = spec.model_copy(update={"remedies": Remedies()})
+    better = best_score(unbound, later)
+    assert better is not None and better.step == 20
+    assert best_score(spec, dataclasses.replace(later, best=better)) is None, "an earlier attempt had no bound"
 
 
 def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, **rule: Any) -> torch.Tensor:

@@ -35,23 +35,26 @@ class Trials:
     resident_mb: list[float]
 
 
-@pytest.fixture(scope="module", params=[("gpt2", 2), ("encoder", 3)], ids=["gpt2", "bert"])
+KINDS = {"gpt2": ("gpt2", 2, "full"), "bert": ("encoder", 3, "full"), "lora": ("encoder", 3, "lora")}
+
+
+@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS.keys())
 def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trials:
     """One trial is paused and goes on while the gang holds it, another from its checkpoint after others.
 
     A pause includes a cool-down, after which all must be as before.
 
-    GPT-2 has dropout, and the engine is one of ZeRO-2. BERT's head is new, and follows from the seed.
+    GPT-2 has dropout, and the engine is one of ZeRO-2. BERT's head is new, and follows from the seed, as adapters do.
     """
     folder = tmp_path_factory.mktemp("warm")
-    kind, stage = request.param
+    kind, stage, method = request.param
     tiny.save_model(folder / kind, kind, dropout=0.1)
     classify = kind == "encoder"
     data = tiny.write_labelled(folder / "rows.jsonl", 90, 3) if classify else tiny.write_text(folder / "rows.jsonl", 90)
     spec = tiny.spec_of(
         folder, folder / kind, data,
         data__eval_fraction=0.1, train__max_steps=STEPS, train__max_grad_norm=0.5, train__global_batch_size=8,
-        train__per_device_train_batch_size=2, eval__eval_on_start=False, train__zero__stage=stage,
+        train__per_device_train_batch_size=2, eval__eval_on_start=False, train__zero__stage=stage, method=method,
         classify=classify, data__packing=False, eval__metrics=["loss", "accuracy", *(["f1"] if classify else [])],
     )  # fmt: skip
     base = case_of(folder, "gang", spec)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import threading
@@ -13,6 +14,7 @@ import torch.distributed as dist
 
 from jobs.errors import DataError, RunFailed, StorageOutage
 from jobs.run.attempts import take_run
+from jobs.run.checkpoints import Best
 from jobs.run.outcome import Status
 from jobs.training import ending
 from jobs.training.faults import Fault
@@ -144,6 +146,10 @@ def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
     assert outcome.status is Status.SUCCEEDED and outcome.exit_code == 0 and outcome.step == 3
     assert outcome.metrics == {"eval_loss": 0.4, "loss": 0.5} and outcome.metrics_before == {"eval_loss": 0.9}
     assert outcome.evaluated_step == 3 and outcome.confusion == ((1, 2), (0, 3))
+    assert outcome.exported_step is None and outcome.exported_metrics == {}
+    best = Best(metric="eval_loss", greater_is_better=False, step=2, score=0.3, metrics={"eval_loss": 0.3})
+    earlier = ending.outcome_of(job.paths, worker.result_of(dataclasses.replace(state, exported=best)), [])
+    assert earlier.exported_step == 2 and earlier.exported_metrics == {"eval_loss": 0.3}
     assert outcome.model_path == job.paths.model
 
 

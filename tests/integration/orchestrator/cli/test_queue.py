@@ -244,7 +244,7 @@ def test_usage_and_events_tell_what_has_been(fleetune: Shell) -> None:
     assert any(row["jobs"] for row in json.loads(fleetune.good("usage", "--json")))
     assert "TENANT" in fleetune.good("usage") and "nothing was used" in fleetune.good("usage", "--month", "1999-01")
     code, _, errors = fleetune("usage", "--month", "May")
-    assert code == 2 and "as 2026-11 is" in errors
+    assert code == 2 and "as in 2026-11" in errors
     lines = fleetune.good("events", "--limit", "3").splitlines()
     assert len(lines) == 3 and job in lines[-1]
     of_job = [json.loads(line) for line in fleetune.good("events", "--job", job, "--json").splitlines()]

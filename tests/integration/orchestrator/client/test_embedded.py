@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ import httpx
 import pytest
 
 from orchestrator.client.discovery import local_server
+from orchestrator.queue.states import ENDED
 from orchestrator.store import open_store
 from tests.support.gangs import ROOT
 from tests.support.processes import process_lives, wait_for
@@ -77,19 +77,20 @@ class Home:
         for script in self.scripts:
             script.kill()
             script.communicate()
-        if (found := local_server(self.path)) is not None:
-            left = [job["job_id"] for job in json.loads(self.fleetune("queue", "--json"))]
-            if left:
-                with contextlib.suppress(AssertionError):  # the end of its script may have ended it meanwhile
-                    self.fleetune("cancel", *left)
-                wait_for(
-                    lambda: json.loads(self.fleetune("queue", "--json")) == [],
-                    "nothing is left",
-                    40.0,
-                    partial(time.sleep, 0.5),
-                )
+        if (found := local_server(self.path)) is None:
+            return
+        if left := self.unfinished():
+            with contextlib.suppress(AssertionError):  # the end of its script may have ended it meanwhile
+                self.fleetune("cancel", *left)
+            wait_for(lambda: not self.unfinished(), "nothing is left", 40.0, partial(time.sleep, 0.2))
+        with contextlib.suppress(ProcessLookupError):  # a server ends itself, once no script lives and no job runs
             os.kill(found.pid, signal.SIGTERM)
-            wait_for(lambda: not process_lives(found.pid), "the server ends")
+        wait_for(lambda: not process_lives(found.pid), "the server ends")
+
+    def unfinished(self) -> list[str]:
+        """From the store: the server may end at any time, now that its scripts have."""
+        with contextlib.closing(open_store(str(self.path / "queue.db"))) as store:
+            return [job.job_id for job in store.jobs() if job.state not in ENDED]
 
 
 @pytest.fixture

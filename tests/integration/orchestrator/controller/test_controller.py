@@ -255,10 +255,10 @@ def test_a_spec_that_nothing_can_be_started_from_fails_its_job_and_no_other() ->
     assert world.job(poison).message == "the spec has no command"
 
 
-def refuses_poison(job: Job, spec: str) -> Launch:
+def refuses_poison(job: Job) -> Launch:
     if job.name == "poison":
         raise SpecError("the spec has no command")
-    return launch_of(job, spec)
+    return launch_of(job)
 
 
 def test_a_queue_in_which_nothing_changes_is_looked_at_in_time_for_what_time_alone_brings() -> None:

@@ -345,7 +345,7 @@ def test_a_tenant_with_roots_names_nothing_outside_of_them(world: ServiceWorld, 
         for caller in (ANNA, ANYBODY):
             kind, text = refused(world, finetune(**{**fine, **wrong}, **queue(tenant="a")), by=caller)
             assert kind is Forbidden
-            assert f"Allowed is what lies under {own}, s3://bucket/a" in text
+            assert f"Give a path or URL under {own}, s3://bucket/a" in text
     # Behind a link the server does not look, so the answer is the same whether the file of somebody else is there.
     assert (
         len(world.admit(*(finetune(**{**fine, "data": f"{own}/link/{name}"}) for name in ("secret", "missing")))) == 2
@@ -360,7 +360,7 @@ def test_the_model_of_a_run_outside_of_the_roots_is_refused(world: ServiceWorld)
     spec = finetune(f"run:{parent.job_id}", "s3://bucket/a/x", storage_path="s3://bucket/a")
     kind, text = refused(world, spec)
     assert kind is Forbidden
-    assert text.startswith("model.path: s3://bucket/runs is outside")
+    assert text.startswith("model.path: tenant 'a' may not use s3://bucket/runs")
 
 
 def test_a_missing_file_and_one_that_cannot_be_read_get_the_same_answer(world: ServiceWorld, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from orchestrator.service.observability import run_metrics as runmetrics
 from orchestrator.service.observability.run_files import RunFiles
 from tests.support.service import ANNA, ServiceWorld, command, queue
 
-MOST_CPU_S = 0.5  # ten times what is aimed at: the machine may be slow
+MOST_CPU_S = 1.5  # up to 0.3 was measured; work that grows with the square of the input takes far longer
 
 
 @pytest.fixture(scope="module")

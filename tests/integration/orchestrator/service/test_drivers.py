@@ -32,8 +32,8 @@ from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.context.heartbeats import Heartbeats
-from orchestrator.service.context.identity import DriverKey
-from orchestrator.service.launch import attempt_token, launch_of
+from orchestrator.service.context.identity import DriverKey, attempt_token
+from orchestrator.service.launch import launch_of
 from orchestrator.store import open_store
 from tests.support.processes import wait_for
 from tests.support.queueworld import START_S, new
@@ -69,7 +69,7 @@ def came_up(job: Job) -> Register:
 
 def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) -> None:
     job = started(world, command(resources={"gpus_per_worker": 1}))
-    launch = launch_of(world.context)(job, "{}")
+    launch = launch_of(world.context)(job)
     assert launch.command == ("python", "-m", "jobs.drivers.attempt")
     assert launch.metadata == {"job": job.job_id, "tenant": "a", "gpus": "n0=1"}
     place = driver_place(launch.environment)
@@ -77,7 +77,7 @@ def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) 
     assert (place.url, place.job_id, place.attempt) == ("http://server", job.job_id, 1)
     assert (place.queue, place.other_urls) == ("", ())
     context = replace(world.context, queue="a1b2c3d4", other_urls=("http://second", "http://third"))
-    told = driver_place(launch_of(context)(job, "{}").environment)
+    told = driver_place(launch_of(context)(job).environment)
     assert told is not None and (told.queue, told.other_urls) == ("a1b2c3d4", ("http://second", "http://third"))
     with pytest.raises(OtherQueue, match="belongs to queue ffffffff"):
         driving.check_attempt(context, place.token, said(job, queue="ffffffff"))

@@ -176,5 +176,7 @@ def test_each_month_is_added_up_once(world: ServiceWorld, monkeypatch: pytest.Mo
     assert [(row.month, row.tenant) for row in first.rows] == [("1970-01", "a"), ("1970-02", "a")]
     assert len(reads) == 12
     assert months.usage() == first and months.usage("1970-01", "a").rows == first.rows[:1] and len(reads) == 12
-    assert months.usage("1970-03").rows == () and months.gpu_hours() == {"a": first.rows[1].gpu_hours}
+    limited = Tenant("b", restrictions=Restrictions(max_gpu_hours_per_month=1.0))
+    assert months.usage("1970-03").rows == () and months.gpu_hours([Tenant("a")]) == {}
+    assert months.gpu_hours([Tenant("a"), limited]) == {"a": first.rows[1].gpu_hours}
     assert months.usage(tenant="b").rows == ()

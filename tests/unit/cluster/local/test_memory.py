@@ -17,7 +17,7 @@ def machine(root: Path, groups: str, **files: str) -> Path:
     """A made-up /proc and /sys; `files` are of control groups, `__` for a slash."""
     written = {
         "proc/self/cgroup": groups,
-        "proc/meminfo": "MemTotal:       24684084 kB\nMemFree: 1 kB\n",
+        "proc/meminfo": "MemTotal:       24684084 kB\nMemFree: 1 kB\nMemAvailable: 24684080 kB\n",
         "proc/vmstat": "pgfault 7\noom_kill 5\n",
         **{f"sys/fs/cgroup/{name.replace('__', '/').replace('--', '.')}": text for name, text in files.items()},
     }
@@ -36,10 +36,12 @@ def test_the_lowest_limit_of_the_control_groups_counts(tmp_path: Path) -> None:
             "pod__worker__memory--events": "low 0\noom 3\noom_kill 2\noom_group_kill 0\n",
             "pod__memory--max": "8589934592\n",
             "pod__memory--events": "oom_kill 9\n",
+            "pod__memory--current": "5000\n",
+            "pod__memory--stat": "anon 1\ninactive_file 1500\nactive_file 500\n",
         },
     )
     found = memory_here(root)
-    assert (found.limit_bytes, found.contained, found.kills) == (8 << 30, True, (2, 5))
+    assert (found.limit_bytes, found.contained, found.kills, found.used_bytes) == (8 << 30, True, (2, 5), 3000)
 
 
 def test_a_container_that_sees_its_own_group_only_finds_its_limit(tmp_path: Path) -> None:
@@ -60,6 +62,7 @@ def test_without_a_limit_it_is_the_machine_s(tmp_path: Path) -> None:
     root = machine(tmp_path, "4:memory:/a\n", **{"memory__a__memory--limit_in_bytes": "9223372036854771712\n"})
     found = memory_here(root)
     assert (found.limit_bytes, found.contained, found.kills) == (MACHINE_BYTES, False, (5,))
+    assert found.used_bytes == 4 * 1024
 
 
 @pytest.mark.parametrize(

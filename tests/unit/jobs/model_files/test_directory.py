@@ -72,6 +72,17 @@ def test_config_must_be_there_and_be_json(folder: Path) -> None:
     assert "config.json cannot be read" in problem(folder)
     (folder / "config.json").unlink()
     assert "no config.json" in problem(folder)
+    (folder / "adapter_config.json").write_text("{}")
+    assert "this is an adapter, not a whole model" in problem(folder)
+    tuned = {"peft_type": "PROMPT_TUNING", "base_model_name_or_path": "/base"}
+    (folder / "adapter_config.json").write_text(json.dumps(tuned))
+    assert "cannot be merged into a model: give the model that it is for (/base)" in problem(folder)
+
+
+def test_an_adapter_beside_a_whole_model_is_refused_because_transformers_would_add_it(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{}")
+    for part in ("transformers would add that adapter", "remove adapter_config.json", "merge_and_unload()"):
+        assert part in problem(folder)
 
 
 def test_directory_without_weights_is_refused(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,15 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = tmp_path / "m"
     folder.mkdir()
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json"):
         (folder / name).write_text("{}")
+    write_weights(folder, [2, 2], 0)
     return folder
+
+
+def write_weights(folder: Path, shape: list[int], value: int) -> None:
+    header = json.dumps({"w": {"dtype": "U8", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes([value] * 4))
 
 
 def spec(**model: Any) -> Spec:
@@ -30,7 +38,7 @@ def spec(**model: Any) -> Spec:
 def test_a_model_is_remembered_whatever_its_path_and_weights(model: Path) -> None:
     assert not was_tried(spec(), str(model))
     remember(spec(), str(model))
-    (model / "model.safetensors").write_text("other weights")
+    write_weights(model, [2, 2], 7)
     assert was_tried(spec(path="/elsewhere"), str(model))
 
 
@@ -40,9 +48,10 @@ def test_a_model_is_remembered_whatever_its_path_and_weights(model: Path) -> Non
         lambda model: (model / "config.json").write_text('{"a": 1}'),
         lambda model: (model / "tokenizer.json").write_text('{"a": 1}'),
         lambda model: (model / "chat_template.jinja").write_text(""),
+        lambda model: write_weights(model, [4], 0),
     ],
 )
-def test_another_configuration_or_tokenizer_is_tried_anew(model: Path, change: Callable[[Path], object]) -> None:
+def test_another_configuration_tokenizer_or_shape_is_tried_anew(model: Path, change: Callable[[Path], object]) -> None:
     remember(spec(), str(model))
     change(model)
     assert not was_tried(spec(), str(model))
@@ -51,6 +60,16 @@ def test_another_configuration_or_tokenizer_is_tried_anew(model: Path, change: C
 def test_another_kernel_is_tried_anew(model: Path) -> None:
     remember(spec(), str(model))
     assert not was_tried(spec(attn_implementation="eager"), str(model))
+
+
+def test_another_method_is_tried_anew(model: Path) -> None:
+    remember(spec(), str(model))
+    lora = spec().model_copy(update={"method": spec().method.model_copy(update={"kind": "lora"})})
+    assert not was_tried(lora, str(model))
+    remember(lora, str(model))
+    assert was_tried(lora, str(model))
+    other = lora.model_copy(update={"lora": lora.lora.model_copy(update={"target_modules": ("q_proj",)})})
+    assert not was_tried(other, str(model))
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(model: Path, tmp_path: Path) -> None:

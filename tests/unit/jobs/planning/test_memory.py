@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -18,8 +19,8 @@ def trace_of(sizes: tuple[int, ...], moments: tuple[Moment, ...] = (), precision
     return ModelTrace(
         parameters=sum(sizes),
         trained=sum(sizes),
-        largest_parameter=max(sizes),
         sizes=sizes,
+        trains=tuple(True for _ in sizes),
         decays=tuple(True for _ in sizes),
         moments=moments,
         moments_of_one_row=moments,
@@ -37,6 +38,17 @@ def trace_of(sizes: tuple[int, ...], moments: tuple[Moment, ...] = (), precision
 
 
 SEVEN_B = trace_of((LARGEST, LLAMA_2_7B - LARGEST))
+
+
+def test_frozen_weights_have_neither_gradients_nor_optimizer_states() -> None:
+    adapted = replace(trace_of((1000, 20)), trained=20, trains=(False, True))
+    for stage in (1, 2, 3):
+        held = static_memory(adapted, Strategy(stage=stage, reduce_bucket_size=0), 1, "bf16")
+        assert (held.parameters, held.optimizer_states) == (2 * 1020, 12 * 20)
+    small, full = (memory_of(trace, Strategy(), 2, "bf16") for trace in (adapted, trace_of((1000, 20))))
+    assert small.gradients < full.gradients and adapted.trained_sizes == (0, 20)
+    offloaded = static_memory(adapted, Strategy(stage=2, offload_optimizer=True), 1, "bf16")
+    assert (offloaded.communication, offloaded.host) == (2 * 20, 20 * 18 + 2 * 20)
 
 
 @pytest.mark.parametrize(

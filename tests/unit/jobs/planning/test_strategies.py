@@ -10,10 +10,10 @@ from jobs.planning.accelerators import GIB, Machines, accelerator_of
 from jobs.planning.batching import Batching
 from jobs.planning.memory import ModelTrace, Moment, Strategy
 from jobs.planning.step_time import step_time
-from jobs.planning.strategies import Free, Option, chosen, nearest, options
+from jobs.planning.strategies import Option, chosen, nearest, options
+from jobs.spec.finetune import PLANNED, Planned
 
 B = 10**9
-ALL: frozenset[Free] = frozenset({"per_device_train_batch_size", "gradient_checkpointing", "zero"})
 
 
 def trace(gradient_checkpointing: bool, parameters: int = 7 * B) -> ModelTrace:
@@ -26,14 +26,15 @@ def trace(gradient_checkpointing: bool, parameters: int = 7 * B) -> ModelTrace:
         *(Moment("gradient", (number,), 0, row, 0, row) for number in range(100)),
     )
     return ModelTrace(
-        parameters=parameters, trained=parameters, largest_parameter=sizes[0], sizes=sizes, decays=(True,) * 100,
-        moments=moments, moments_of_one_row=moments, buffer_bytes=0, logits_bytes_per_row=0, logits_per_row=0,
+        parameters=parameters, trained=parameters, sizes=sizes,
+        trains=(True,) * 100, decays=(True,) * 100, moments=moments,
+        moments_of_one_row=moments, buffer_bytes=0, logits_bytes_per_row=0, logits_per_row=0,
         vocabulary=32_000, loss_bytes_per_logit=0.0, flops_per_row=2 * parameters * 4096, operations=1000,
         gradient_checkpointing=gradient_checkpointing, precision="bf16", seq_len=4096,
     )  # fmt: skip
 
 
-def found(machines: Machines, free: frozenset[Free] = ALL, rows: int = 64) -> tuple[Option, ...]:
+def found(machines: Machines, free: frozenset[Planned] = PLANNED, rows: int = 64) -> tuple[Option, ...]:
     workers = machines.gpus
     batching = Batching(rows, 1, -(-rows // workers), workers)
     return options(Strategy(), batching, free, trace, machines, "bf16")

@@ -72,6 +72,20 @@ def test_one_problem_keeps_its_class(base: dict[str, Any], tmp_path: Path) -> No
         validate(spec(base, storage_path=str(tmp_path / "file")))
 
 
+def test_general_text_is_looked_at_and_refused_if_it_is_empty(base: dict[str, Any], tmp_path: Path) -> None:
+    general = tmp_path / "general.txt"
+    general.write_text("One line of text.\nAnother line.\n")
+    found = validate(spec(base, eval={"general": str(general), "eval_steps": 2}))
+    assert "eval.general: all 2 rows" in found.looked_at and not found.warnings, "eval_steps has something to score"
+    general.write_text("")
+    with pytest.raises(DataError, match="holds no records") as caught:
+        validate(spec(base, eval={"general": str(general)}))
+    assert [one.field for one in caught.value.mistakes] == ["eval.general"]
+    (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
+    with pytest.raises(DataError, match="none of the first 1 rows of"):
+        validate(spec(base, eval={"general": str(tmp_path / "blank.jsonl")}))
+
+
 def test_missing_column_is_refused(base: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="txt"):
         validate(spec(base, data={"columns": {"text": "txt"}}))
@@ -128,6 +142,8 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
             {"resources": {"cpus_per_worker": 1}, "train": {"zero": {"offload_optimizer": "cpu"}}},
             "resources.cpus_per_worker (1) threads. Set it to 4 or more",
         ),
+        ({"method": "lora"}, "train.learning_rate (2e-05) is unusual for method: lora. Its best rates are mostly"),
+        ({"method": "prompt", "train": {"learning_rate": 1e-4}}, "is unusual for method: prompt"),
     ],
 )
 def test_allowed_but_odd_is_a_warning(base: dict[str, Any], sections: dict[str, Any], expected: str) -> None:
@@ -158,7 +174,7 @@ def test_bad_rows_at_the_start_of_a_large_source_are_a_warning(base: dict[str, A
 def test_a_model_of_the_hub_is_not_looked_at(base: dict[str, Any]) -> None:
     found = validate(spec(base, model={"path": "org/name"}))
     assert found.not_looked_at == (
-        "model: org/name is not a directory beside the spec, and the hub was not asked for it",
+        "model: org/name is not a directory beside the spec; whether the hub has it was not checked",
     )
 
 

@@ -23,11 +23,11 @@ def rank(number: int, age_s: float = 12.0, cpu_share: float = 0.0, state: str = 
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        (rank(1, waits=False), "waits, and not for the other ranks"),
+        (rank(1, waits=False), "waits, but not for other ranks"),
         (rank(1, waits=False, state="T"), "is stopped by a signal"),
         (rank(1, waits=False, state="T", doing=Doing.DATA), "is stopped by a signal"),
-        (rank(1, age_s=70.0, waits=False, cpu_share=1.0), "computes without an end"),
-        (rank(1, waits=False, doing=Doing.EVALUATION, longest_evaluation_s=3.0), "waits, and not for the other ranks"),
+        (rank(1, age_s=70.0, waits=False, cpu_share=1.0), "computes and never finishes"),
+        (rank(1, waits=False, doing=Doing.EVALUATION, longest_evaluation_s=3.0), "waits, but not for other ranks"),
     ],
 )
 def test_the_rank_outside_of_the_collective_is_to_blame(other: Looks, why: str) -> None:

@@ -212,13 +212,14 @@ def test_messages_have_short_sentences() -> None:
         skip_message(3, Outlier("loss", 9.0, 3.0), None),
         ": ".join(rollback_message(Rollback(1, 80, 83, (72, 83), 1.0), 50, RATE)),
         ". ".join(rollback_message(Rollback(2, 80, 83, None, 0.5), 0, RATE)),
-        summary(bad, RATE),
-        summary(spent, RATE),
+        summary(bad, RATE, step),
+        summary(spent, RATE, late),
     ]
     for message in messages:
         assert message is not None
         assert max(len(sentence.split()) for sentence in message.split(". ")) <= 25, message
-    assert summary(StepHistory(), RATE) is None
+    assert summary(StepHistory(), RATE, 9) is None
+    assert f"the model is that of step {step - MOST_IN_A_ROW}" in str(summary(bad, RATE, step))
     assert "its loss is nan" in skip_message(3, Outlier("loss", math.nan), None)
     told = skip_message(3, Outlier("gradients", math.inf), 2.0)
     assert "its gradients are not finite; the loss scale of fp16 is now 2" in told

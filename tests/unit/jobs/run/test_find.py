@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
+import re
 import struct
 import sys
 from pathlib import Path
@@ -14,7 +16,10 @@ import pytest
 from jobs.drivers.finetune.begin import begin_run
 from jobs.errors import DataError, InputError, SpecError
 from jobs.preflight.validate import validate
-from jobs.run.find import with_model_of_run
+from jobs.run.checkpoints import commit_path
+from jobs.run.find import export_source, with_model_of_run
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths, made_from
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec, spec_of
 from jobs.spec.references import run_named
@@ -28,10 +33,15 @@ def save_model(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
 
 
-def make_run(root: Path, name: str, *, exported: bool) -> Path:
+def make_run(root: Path, name: str, *, exported: bool, method: str = "full") -> Path:
     run = root / "runs" / name
     run.mkdir(parents=True)
-    (run / "spec.json").write_text("{}")
+    of_run = {
+        "model": {"path": "/base", "task": "causal-lm"},
+        "data": {"train": "/d.jsonl", "format": "text"},
+        "method": method,
+    }
+    (run / "spec.json").write_text(json.dumps(of_run))
     if exported:
         save_model(run / "model")
     return run
@@ -69,6 +79,66 @@ def test_a_run_without_a_model_says_how_to_export_one(values: dict[str, Any], tm
         with_model_of_run(spec(values))
     with pytest.raises(DataError, match="has no model"):
         validate(spec(values))
+
+
+def test_a_run_that_has_trained_an_adapter_has_a_model_once_it_is_merged(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path, "first-1", exported=False, method="lora")
+    with pytest.raises(DataError, match=f"has trained an adapter.*`fleetune export {run} --merged`"):
+        with_model_of_run(spec(values))
+    (run / "merged").mkdir()
+    (run / "merged/config.json").write_text("{}")
+    assert with_model_of_run(spec(values)).model.path == str(run / "merged")
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_a_model_of_an_earlier_step_is_refused_once_its_run_has_gone_on(
+    values: dict[str, Any], tmp_path: Path, method: str
+) -> None:
+    run = make_run(tmp_path, "first-1", exported=False, method=method)
+    paths = JobPaths(str(run))
+    model = paths.merged if method == "lora" else paths.model
+
+    def commit(step: int) -> None:
+        storage.write_bytes(commit_path(paths, step), f"the checkpoint of step {step}".encode())
+
+    def export() -> None:
+        source = export_source(paths)
+        assert source is not None
+        storage.write_bytes(made_from(model), source.encode())
+
+    commit(1)
+    storage.write_bytes(storage.join(model, "config.json"), b"{}")
+    again = (
+        f"may have been resumed since its adapter was merged. `fleetune export {run} --merged` merges it again"
+        if method == "lora"
+        else f"may have been resumed since its model was exported. `fleetune export {run}` exports it again"
+    )
+    with pytest.raises(DataError, match=re.escape(again)):  # not marked
+        with_model_of_run(spec(values))
+    export()
+    assert with_model_of_run(spec(values)).model.path == model
+    commit(2)
+    with pytest.raises(DataError, match=re.escape(again)):
+        with_model_of_run(spec(values))
+    export()
+    now = datetime.datetime.now(datetime.UTC)
+    write_outcome(paths, Outcome(status=Status.SUCCEEDED, step=3, model_path=paths.model, ended_at=now))
+    if method == "lora":
+        with pytest.raises(DataError, match=re.escape(again)):
+            with_model_of_run(spec(values))
+        export()
+    storage.remove_dir(paths.checkpoints)  # as `fleetune gc` does
+    assert with_model_of_run(spec(values)).model.path == model
+
+
+def test_a_run_that_has_trained_a_prompt_is_not_merged_but_its_base_is_named(
+    values: dict[str, Any], tmp_path: Path
+) -> None:
+    make_run(tmp_path, "first-1", exported=False, method="prompt")
+    with pytest.raises(DataError, match=r"a prompt, which cannot be merged into a model\..*model\.path: /base"):
+        with_model_of_run(spec(values))
 
 
 def test_a_run_that_is_not_there_and_other_problems_come_at_once(values: dict[str, Any], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -30,7 +31,9 @@ from jobs.storage.journal import JournalWriter, read_journal
 
 # What is computed. Whoever adds a field to the spec decides here: it is refused unless `jobs.run.resume` lists it.
 REFUSED = {
-    "version", "kind", "seed", "method.kind", "model.task", "model.num_labels", "model.attn_implementation",
+    "version", "kind", "seed", "method.kind", "lora.rank", "lora.alpha", "lora.dropout",
+    "lora.target_modules", "prompt.num_virtual_tokens", "prompt.init_text",
+    "model.task", "model.num_labels", "model.attn_implementation",
     "data.eval_fraction", "data.format", "data.columns.text", "data.columns.label", "data.columns.messages",
     "data.columns.prompt", "data.columns.completion", "data.columns.instruction", "data.columns.input",
     "data.columns.output", "data.loss_on", "data.labels", "data.seq_len", "data.packing",
@@ -124,6 +127,14 @@ def test_differences_are_lines_with_both_values(spec: Spec) -> None:
     ]
 
 
+def test_general_text_may_move_but_be_neither_added_nor_dropped(spec: Spec) -> None:
+    """Its loss with the base model was measured at the start of the run."""
+    general = changed(spec, eval__general="/g.jsonl")
+    assert differences(general, changed(spec, eval__general="/moved/g.jsonl", eval__eval_steps=3)) == []
+    assert differences(spec, general) == ["eval.general: null -> /g.jsonl (format text)"]
+    assert differences(general, spec) == ["eval.general: /g.jsonl (format text) -> null"]
+
+
 def test_a_kernel_that_was_left_out_is_the_default_one(spec: Spec) -> None:
     """Earlier releases wrote sdpa into the spec of each run."""
     sdpa, eager = (changed(spec, model__attn_implementation=kernel) for kernel in ("sdpa", "eager"))
@@ -165,6 +176,24 @@ def test_what_is_no_run_and_what_has_succeeded_are_refused(spec: Spec, paths: Jo
         check_resumable(JobPaths(str(tmp_path)), spec)
     end(paths, Status.SUCCEEDED, step=9)
     with pytest.raises(InputError, match=f"after 9 steps: nothing is left to do.*model.path: {paths.model}"):
+        check_resumable(paths, spec)
+
+
+@pytest.mark.parametrize(
+    ("method", "advice"),
+    [
+        ("full", "(`fleetune export {root}`, then model.path: {root}/model)"),
+        ("lora", "(`fleetune export {root} --merged`, then model.path: {root}/merged)"),
+        ("prompt", "start a new run from the base model: a prompt cannot be merged into it"),
+    ],
+)
+def test_how_to_train_further_depends_on_what_was_trained(spec: Spec, method: str, advice: str) -> None:
+    paths = open_run(changed(spec, method__kind=method))
+    end(paths, Status.INTERRUPTED)
+    with pytest.raises(SpecError, match=re.escape(advice.format(root=paths.root))):
+        check_resumable(paths, changed(spec, seed=1))
+    end(paths, Status.SUCCEEDED)
+    with pytest.raises(InputError, match=re.escape(advice.format(root=paths.root))):
         check_resumable(paths, spec)
 
 

@@ -198,6 +198,20 @@ def test_run_that_was_killed_is_described_with_how_to_go_on(root: str) -> None:
     assert "resume" not in run_page(describe_run(paths.root, now))
 
 
+@pytest.mark.parametrize("kind", ["sweep", "compare"])
+def test_a_search_that_ended_early_is_described_with_how_to_go_on_although_it_has_no_checkpoint(
+    root: str, kind: str
+) -> None:
+    paths = make_run(root)
+    storage.write_bytes(paths.spec, json.dumps({"kind": kind, "base": {}}).encode())
+    assert describe_run(paths.root, now).resume is None, "it runs"
+    for ended in ({"status": Status.INTERRUPTED}, {"status": Status.FAILED}):
+        end(paths, **ended, reason="x")
+        assert f"fleetune run --resume {paths.root}" in run_page(describe_run(paths.root, now))
+    end(paths, Status.FAILED, reason="x", bad_input=True)
+    assert describe_run(paths.root, now).resume is None, "it would fail again"
+
+
 def test_run_that_goes_on_is_where_its_newest_attempt_is(root: str) -> None:
     paths = make_run(root)
     put_part(paths.metrics, NOW - datetime.timedelta(minutes=9), {"step": 8, "loss": 1.0}, {"step": 9, "loss": 0.5})
@@ -213,6 +227,15 @@ def test_an_interrupted_run_s_page_has_no_paths_among_the_events_and_no_empty_lo
     page = run_page(describe_run(paths.root, now))
     assert "ended: interrupted: on request" in page
     assert "logs: here" not in page and "end of" not in page
+
+
+def test_a_run_with_an_adapter_says_how_much_of_the_model_is_trained(root: str) -> None:
+    paths = make_run(root)
+    spec = {"model": {"path": "/m"}, "data": {"train": "/d"}, "method": {"kind": "lora"}}
+    storage.write_bytes(paths.spec, json.dumps(spec).encode())
+    plan = {"total_steps": 9, "trainable": 677_000, "parameters": 23_400_000}
+    put_part(paths.events, NOW, {"kind": "plan", "message": "training", "data": plan})
+    assert re.search(r"\nmethod +lora, trainable 677k of 23.4M parameters\n", run_page(describe_run(paths.root, now)))
 
 
 def test_run_that_wrote_nothing_yet_can_be_described(root: str) -> None:

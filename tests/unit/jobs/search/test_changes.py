@@ -12,7 +12,7 @@ from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed, larger, narrower
 from jobs.search.ledger import Ledger
 from jobs.spec.load import dump_spec, load_sweep
-from jobs.spec.sweep import Range
+from jobs.spec.space import Range
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 
 RATES = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}

@@ -65,12 +65,15 @@ def test_a_command_is_refused_where_something_is_to_be_trained(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("kind", "expected"),
     [
-        ("comand", 'job.yaml:1: kind: must be finetune, command or sweep, but is "comand"; did you mean command?'),
+        (
+            "comand",
+            'job.yaml:1: kind: must be finetune, command, sweep or compare, but is "comand"; did you mean command?',
+        ),
         (
             "[command]",
-            'job.yaml:1: kind: must be finetune, command or sweep, but is ["command"]; did you mean command?',
+            'job.yaml:1: kind: must be finetune, command, sweep or compare, but is ["command"]; did you mean command?',
         ),
-        ("", "job.yaml:1: kind: must be finetune, command or sweep, but is empty"),
+        ("", "job.yaml:1: kind: must be finetune, command, sweep or compare, but is empty"),
     ],
 )
 def test_a_kind_that_there_is_not_is_the_only_thing_to_say(tmp_path: Path, kind: str, expected: str) -> None:
@@ -160,24 +163,24 @@ def test_json_that_is_nested_too_deeply_is_refused() -> None:
     assert refused({"model": deep})
 
 
-@pytest.mark.parametrize("name", list(spec_fields("command")))
+@pytest.mark.parametrize("name", list(spec_fields(CommandSpec)))
 def test_field_is_documented_in_one_sentence(name: str) -> None:
-    description = spec_fields("command")[name].description
+    description = spec_fields(CommandSpec)[name].description
     assert description and description.endswith(".") and "\n" not in description
 
 
 def test_sections_are_frozen_and_refuse_unknown_keys() -> None:
-    inner = [model for info in spec_fields("command").values() if (model := section_model(info))]
+    inner = [model for info in spec_fields(CommandSpec).values() if (model := section_model(info))]
     models: list[type[BaseModel]] = [CommandSpec, *inner]
     assert all(model.model_config.get("frozen") and model.model_config.get("extra") == "forbid" for model in models)
 
 
 def test_every_alias_of_a_command_leads_to_a_field() -> None:
-    assert set(COMMAND_ALIASES.values()) <= set(spec_fields("command"))
-    assert not set(COMMAND_ALIASES) & set(spec_fields("command"))
+    assert set(COMMAND_ALIASES.values()) <= set(spec_fields(CommandSpec))
+    assert not set(COMMAND_ALIASES) & set(spec_fields(CommandSpec))
 
 
 def test_every_field_of_a_command_is_printed_with_its_type() -> None:
     page = show.reference("command")
-    assert all(name.rpartition(".")[2] + ":" in page for name in spec_fields("command"))
+    assert all(name.rpartition(".")[2] + ":" in page for name in spec_fields(CommandSpec))
     assert "<class" not in page and "typing." not in page

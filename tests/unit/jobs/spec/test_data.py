@@ -13,7 +13,7 @@ import orchestrator.cli.app as cli
 from jobs.errors import SpecError
 from jobs.run.resume import differences
 from jobs.spec.checking.fields import spec_fields
-from jobs.spec.data import BUILTIN_FORMATS, Columns, Source, source_words
+from jobs.spec.data import BUILTIN_FORMATS, Columns, Source, numbered, source_words
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec
 
@@ -177,7 +177,7 @@ def test_function_of_the_user_s_own_is_a_format(tmp_path: Path, name: str) -> No
     spec = loaded(tmp_path, f"  train: [{{path: a, format: '{name}'}}, b]\n")
     assert [spec.data.format_of(source) for source in spec.data.train] == [name, "text"]
     assert loaded(tmp_path, "  train: a\n", f"data.format={name}").data.format == name
-    assert spec_of("/a", format=name).data.formats == {name}
+    assert spec_of("/a", format=name).formats == {name}
 
 
 @pytest.mark.parametrize(
@@ -194,11 +194,12 @@ def test_source_has_its_own_format_and_columns_or_those_of_all(tmp_path: Path) -
         "  train: [{path: a, format: chat, columns: {messages: talk}}, {path: b, columns: {text: said}}, c]\n"
         "  eval: [{path: d, format: instruction}]\n"
     )
-    spec = loaded(tmp_path, data).data
+    whole = loaded(tmp_path, data)
+    spec = whole.data
     assert [spec.format_of(source) for source in spec.train] == ["chat", "text", "text"]
     assert [spec.columns_of(source).text for source in spec.train] == ["text", "said", "body"]
     assert spec.columns_of(spec.train[0]).messages == "talk"
-    assert spec.formats == {"chat", "text", "instruction"}
+    assert whole.formats == {"chat", "text", "instruction"}
 
 
 @pytest.mark.parametrize(
@@ -222,7 +223,7 @@ def test_formats_of_one_task_may_be_mixed() -> None:
     train = [
         {"path": f"/{name}", "format": name} for name in ("text", "chat", "prompt-completion", "instruction", "a:b")
     ]
-    assert len(spec_of(train).data.formats) == 5
+    assert len(spec_of(train).formats) == 5
     assert spec_of([{"path": "/a", "format": "a:b"}, "/b"], format="classification", labels=["x", "y"]).num_labels == 2
 
 
@@ -241,6 +242,24 @@ def test_paths_of_sources_are_relative_to_the_file_and_urls_stay(tmp_path: Path)
     ]
     assert spec.train[2].format == "chat"
     assert spec.eval is not None and [source.path for source in spec.eval] == [f"{here}/i", "s3://b/j"]
+
+
+def test_general_text_has_format_text_unless_it_has_another(tmp_path: Path) -> None:
+    data = "  train: a\neval:\n  general: [g.jsonl, {path: h, format: chat}]\n"
+    spec = loaded(tmp_path, data)
+    assert spec.eval.general == (
+        Source(path=str(tmp_path / "g.jsonl"), format="text"),
+        Source(path=str(tmp_path / "h"), format="chat"),
+    )
+    named = [(name, source.format) for name, source in numbered(spec.sources)]
+    assert named == [("data.train", None), ("eval.general[0]", "text"), ("eval.general[1]", "chat")]
+    single = loaded(tmp_path, "  train: a\neval: {general: g}\n")
+    assert [name for name, _ in numbered(single.sources)] == ["data.train", "eval.general"]
+
+
+def test_general_text_has_no_weight(tmp_path: Path) -> None:
+    (line,) = refused(tmp_path, "  train: a\neval:\n  general: {path: g, weight: 2}\n")
+    assert "weight and max_epochs are for data.train" in line
 
 
 def test_set_replaces_all_sources_or_changes_a_single_one(tmp_path: Path) -> None:
@@ -338,7 +357,7 @@ def test_reference_tells_what_a_source_is_in_plain_words() -> None:
     printed = CliRunner().invoke(cli.app, ["spec"]).stdout
     assert "  train: list of sources; (*)\n" in printed and "  eval: list of sources; default none\n" in printed
     for name in Source.model_fields:
-        assert name in (spec_fields()["data.train"].description or "") or name == "path"
+        assert name in (spec_fields(Spec)["data.train"].description or "") or name == "path"
     assert '  loss_on: one of completion, all; default "completion"\n' in printed
     assert "  max_bad_fraction: number; >= 0.0; < 1.0; default 0.01\n" in printed
     assert all(f'    {name}: text; default "{name}"\n' in printed for name in Columns.model_fields)

@@ -18,14 +18,14 @@ def values(**sections: Any) -> dict[str, Any]:
     return base
 
 
-@pytest.mark.parametrize("name", list(spec_fields()))
+@pytest.mark.parametrize("name", list(spec_fields(Spec)))
 def test_field_is_documented_in_one_sentence(name: str) -> None:
-    description = spec_fields()[name].description
+    description = spec_fields(Spec)[name].description
     assert description and description.endswith(".") and "\n" not in description
 
 
 def models() -> list[type[BaseModel]]:
-    return [Spec, *(model for info in spec_fields().values() if (model := section_model(info)))]
+    return [Spec, *(model for info in spec_fields(Spec).values() if (model := section_model(info)))]
 
 
 @pytest.mark.parametrize("model", models())
@@ -36,7 +36,7 @@ def test_section_is_frozen_refuses_unknown_keys_and_holds_no_list(model: type[Ba
 
 
 def test_only_model_and_data_must_be_given() -> None:
-    required = {name for name, info in spec_fields().items() if info.is_required()}
+    required = {name for name, info in spec_fields(Spec).items() if info.is_required()}
     assert required == {"model", "model.path", "model.task", "data", "data.train", "data.format"}
 
 
@@ -57,6 +57,21 @@ def test_nothing_can_be_assigned() -> None:
             {"model": {"attn_implementation": "flash_attention_2"}, "resources": {"gpus_per_worker": 0}},
             "flash_attention_2 needs GPUs, but gpus_per_worker is 0",
         ),
+        (
+            {
+                "model": {"task": "sequence-classification", "num_labels": 2},
+                "data": {"format": "classification"},
+                "eval": {"general": "/g"},
+            },
+            "a classifier predicts no tokens, so it has no loss on general text",
+        ),
+        ({"remedies": {"forgetting": {"max_general_loss_increase": 0.1}}}, "remedies.forgetting needs eval.general"),
+        (
+            {"remedies": {"forgetting": {"max_general_loss_increase": 0.1}}, "eval": {"general": "/g"}},
+            "remedies.forgetting needs checkpoint.metric_for_best_model",
+        ),
+        ({"remedies": {"forgetting": {"max_general_loss_increase": 0}}}, "greater than 0"),
+        ({"eval": {"general": {"path": "/g", "format": "classification"}}}, "format of /g in eval.general is class"),
         ({"train": {"warmup_steps": 1.5}}, "must be a whole number, or a share below 1"),
         ({"train": {"zero": {"stage": 2, "offload_param": "cpu"}}}, "offload_param needs stage 3, but stage is 2"),
         ({"data": {"eval": "/e", "eval_fraction": 0.1}}, "eval and eval_fraction are both given"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from jobs.errors import SpecError
 from jobs.spec.checking.fields import ABSENT, ALIASES, spec_fields
 from jobs.spec.finetune import Spec
-from jobs.spec.load import dump_spec, load_spec
+from jobs.spec.load import dump_spec, load_spec, spec_of
 
 GOOD = """\
 name: reviews
@@ -102,7 +103,9 @@ def test_section_with_everything_commented_out_is_an_empty_one(tmp_path: Path) -
         ("Learning-Rate", "did you mean learning_rate?"),
         ("lerning_rate", "did you mean learning_rate?"),
         ("num_workers", "belongs under resources"),
-        ("lora", "every parameter is trained"),
+        ("lora", "belongs under the top level"),
+        ("lora_alpha", "use lora.alpha"),
+        ("peft", "write method: lora"),
     ],
 )
 def test_unknown_key_says_what_was_meant(tmp_path: Path, key: str, meant: str) -> None:
@@ -135,13 +138,13 @@ def test_key_that_is_a_required_one_under_another_name_is_one_problem(tmp_path: 
 
 
 def test_every_alias_leads_to_a_field_and_hides_none() -> None:
-    assert set(ALIASES.values()) <= set(spec_fields())
-    assert not {alias for alias in ALIASES if alias in spec_fields() and "." not in alias}
+    assert set(ALIASES.values()) <= set(spec_fields(Spec))
+    assert not {alias for alias in ALIASES if alias in spec_fields(Spec) and "." not in alias}
     assert not set(ABSENT) & set(ALIASES)
 
 
 def test_all_problems_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None:
-    found = lines(tmp_path, "  bf16: yes\n  lr: 3\n  max_steps: 2.5\nseed: -1\nmethod: lora\n", "train.optim=adam")
+    found = lines(tmp_path, "  bf16: yes\n  lr: 3\n  max_steps: 2.5\nseed: -1\nmethod: qlora\n", "train.optim=adam")
     assert [line.split(": ")[0] for line in found] == ["--set", *(f"job.yaml:{number}" for number in range(8, 13))]
 
 
@@ -157,7 +160,14 @@ def test_all_problems_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None
         ("  weight_decay: .nan\n", "train.weight_decay: must be a finite number, but is NaN"),
         ("  zero: 3\n", "train.zero: must be a section with the keys stage,"),
         ("eval: {metrics: loss}\n", 'eval.metrics: must be a list (in square brackets), but is the text "loss"'),
-        ("method: lora\n", 'method.kind: must be full, but is "lora"; every parameter is trained'),
+        ("method: peft\n", 'method.kind: must be full, lora or prompt, but is "peft"; write method: lora'),
+        ("method: lora\nlora: {rank: 0}\n", "lora.rank: must be 1 or more, but is 0"),
+        ("method: lora\nlora: {dropout: 1.0}\n", "lora.dropout: must be less than 1.0, but is 1.0"),
+        ("method: lora\nlora: {dropout: -0.1}\n", "lora.dropout: must be 0.0 or more, but is -0.1"),
+        ("method: lora\nlora: {target_modules: []}\n", "lora.target_modules: must be a list of 1 or more"),
+        ("method: lora\nlora: {lora_alpha: 8}\n", "lora.lora_alpha: unknown key; it is called alpha here"),
+        ("lora: {rank: 4}\n", "lora is given, but method is full: set method: lora, or leave lora out"),
+        ("method: lora\nprompt: {num_virtual_tokens: 4}\n", "prompt is given, but method is lora"),
         ("  lr_scheduler_type: cosin\n", 'but is "cosin"; did you mean cosine?'),
         ("  warmup_ratio: 0.1\n  warmup_steps: 3\n", "warmup_ratio and warmup_steps are both given"),
     ],
@@ -313,3 +323,15 @@ def test_a_data_file_is_not_taken_for_a_spec(tmp_path: Path) -> None:
     (tmp_path / "mails.csv").write_text("text,label\n")
     with pytest.raises(SpecError, match=r"mails\.csv is a data file, not a spec"):
         load_spec(str(tmp_path / "mails.csv"))
+
+
+def test_a_method_is_named_and_has_its_section(tmp_path: Path) -> None:
+    spec = load_spec(write(tmp_path, GOOD), ["method=lora", "lora.target_modules=q_proj", "lora.rank=4"])
+    assert (spec.method.kind, spec.lora.rank, spec.lora.target_modules) == ("lora", 4, ("q_proj",))
+    assert spec_of(json.loads(dump_spec(spec))) == spec
+    assert load_spec(write(tmp_path, GOOD + "method: {kind: prompt}\n")).method.kind == "prompt"
+
+
+def test_a_trained_prompt_precedes_each_sample_so_rows_are_not_packed(tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD)
+    assert [load_spec(path, [f"method={kind}"]).packed for kind in ("full", "lora", "prompt")] == [True, True, False]

@@ -16,7 +16,8 @@ from jobs.search.rules.spec_text import space_words
 from jobs.search.rules.varying import VARYING, check_space, engine_of, engines, field_meant, trial_spec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec, load_sweep
-from jobs.spec.sweep import Range, SweepSpec
+from jobs.spec.space import Range
+from jobs.spec.sweep import SweepSpec
 from jobs.sweep import open_sweep
 
 BASE: dict[str, Any] = {
@@ -111,7 +112,7 @@ def test_a_value_that_leaves_too_few_steps_for_the_rungs_is_refused(tmp_path: Pa
 def test_every_field_that_may_vary_is_one_of_the_spec_and_goes_by_its_last_name() -> None:
     from jobs.spec.checking.fields import spec_fields
 
-    assert set(spec_fields()) >= VARYING
+    assert set(spec_fields(Spec)) >= VARYING
     assert {field_meant(name.rpartition(".")[2]) for name in VARYING} == VARYING
 
 

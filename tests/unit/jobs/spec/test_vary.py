@@ -87,6 +87,16 @@ def test_all_mistakes_in_names_come_at_once() -> None:
     ]
 
 
+def test_a_field_of_another_kind_of_spec_names_that_kind() -> None:
+    for name in ("command", "env.SHARD"):
+        assert refused({name: [["a"]]}) == [
+            f"{name}: unknown key: it is for kind: command, and this spec is of kind finetune"
+        ]
+    (line,) = refused({"lora.rank": [4]}, CommandSpec(kind="command", command=("x",)))
+    assert line == "lora.rank: unknown key: it is for kind: finetune, and this spec is of kind command"
+    assert refused({"nowhere.rank": [4]})[0].startswith("nowhere.rank: there is no section nowhere")
+
+
 def test_all_mistakes_in_values_come_at_once_and_once_each() -> None:
     assert refused({"learning_rate": [-1.0, 1e-5], "max_steps": [1.5, "x", 3], "seed": [1, 2]}) == [
         "train.learning_rate: must be greater than 0.0, but is -1.0",

@@ -79,6 +79,6 @@ def test_an_outage_does_not_make_a_checkpoint_damaged(silent: str) -> None:
 def test_an_outage_ends_an_attempt_so_that_a_queue_tries_it_again(silent: str, tmp_path: pathlib.Path) -> None:
     with pytest.raises(StorageOutage) as caught:
         storage.read_bytes(f"{silent}/x")
-    outcome = outcome_of_error(JobPaths(str(tmp_path)), caught.value)
+    outcome = outcome_of_error(caught.value)
     assert (outcome.exit_code, outcome.bad_input, outcome.faulty_nodes) == (75, False, ())
-    assert outcome_of_error(JobPaths(str(tmp_path)), StorageError("no such file")).exit_code == 2
+    assert outcome_of_error(StorageError("no such file")).exit_code == 2

@@ -27,13 +27,14 @@ from orchestrator.cli.help_groups import SYNONYMS
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
     "run": {"SPEC", "--set", "--resume", "--address", "--name", "--quiet"},
-    "plan": {"SPEC", "--set", "--on", "--host-memory", "--price", "--json"},
+    "advise": {"SPEC", "--set", "--on", "--tasks", "--goal", "--price", "--json"},
+    "plan": {"SPEC", "--set", "--on", "--host-memory", "--price", "--accuracy", "--storage", "--json"},
     "validate": {"SPEC", "--set", "--json"},
     "runs": {"--storage", "--json"},
     "show": {"RUN", "--storage", "--json"},
     "stop": {"RUN", "--storage"},
     "save": {"RUN", "--storage"},
-    "export": {"RUN", "--to", "--storage"},
+    "export": {"RUN", "--to", "--base-weight", "--merged", "--storage"},
     "spec": {"--kind", "--json-schema"},
     "sweep extend": {
         "SWEEP", "--runs", "--trials", "--tokens", "--minutes", "--gpu-hours", "--address", "--storage", "--quiet",
@@ -154,7 +155,7 @@ def test_help_of_every_command_has_an_example(command: str) -> None:
 
 def test_help_has_groups_and_fits_a_line_for_every_command() -> None:
     code, printed, _ = call("--help")
-    listed = printed.partition("Runs of your own:")[2]
+    listed = printed.partition("Specs, data and runs:")[2]
     assert code == 0 and listed.index("The queue:") < listed.index("\n  submit ") < listed.index("The cluster:")
     assert "..." not in listed and "Commands:" not in printed
 
@@ -324,9 +325,12 @@ def test_export_goes_to_the_run_that_is_meant(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "abc-1" / "spec.json").write_text("{}")
     module = types.ModuleType("jobs.training.checkpoint.to_model")
     module.export_run = lambda root, to, say: f"{root} -> {to}"  # type: ignore[attr-defined]
+    module.merge_run = lambda root, to, say: f"{root}, merged -> {to}"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "jobs.training.checkpoint.to_model", module)
     code, printed, _ = call("export", "abc", "--to", "/out", "--storage", str(tmp_path))
     assert (code, printed) == (0, f"model {tmp_path}/abc-1 -> /out\n")
+    code, printed, _ = call("export", "abc", "--merged", "--storage", str(tmp_path))
+    assert (code, printed) == (0, f"model {tmp_path}/abc-1, merged -> None\n")
 
 
 def test_runs_and_show_read_what_is_there(tmp_path: Path) -> None:

@@ -81,16 +81,16 @@ def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
 @pytest.mark.parametrize(
     ("asked", "words"),
     [
-        (Asked(max_priority="1001"), "--max-priority '1001' cannot be"),
+        (Asked(max_priority="1001"), "--max-priority '1001' is not allowed"),
         (Asked(max_priority="high"), "--max-priority 'high' is neither a whole number nor none"),
-        (Asked(max_queued="-1"), "--max-queued '-1' cannot be"),
+        (Asked(max_queued="-1"), "--max-queued '-1' is not allowed"),
         (Asked(max_queued="1.5"), "--max-queued '1.5' is neither"),
-        (Asked(max_gpu_hours="nan"), "--max-gpu-hours 'nan' cannot be"),
-        (Asked(max_gpu_hours="inf"), "--max-gpu-hours 'inf' cannot be"),
-        (Asked(max_runtime="0h"), "--max-runtime '0h' is no duration"),
-        (Asked(max_runtime="12"), "--max-runtime '12' is no duration"),
+        (Asked(max_gpu_hours="nan"), "--max-gpu-hours 'nan' is not allowed"),
+        (Asked(max_gpu_hours="inf"), "--max-gpu-hours 'inf' is not allowed"),
+        (Asked(max_runtime="0h"), "--max-runtime '0h' is not a duration"),
+        (Asked(max_runtime="12"), "--max-runtime '12' is not a duration"),
         (Asked(max_runtime="9999999999d"), "--max-runtime"),
-        (Asked(secret=["A B"]), "--secret 'A B' cannot be"),
+        (Asked(secret=["A B"]), "--secret 'A B' is not allowed"),
         (Asked(root=["x" * 2001]), "--root"),
     ],
 )
@@ -103,5 +103,5 @@ def test_what_limits_a_tenant_is_shown() -> None:
     limits = RestrictionsView(max_queued_jobs=1000, max_gpu_hours_per_month=500.0, roots=("s3://x",), secrets=("K",))
     assert restriction_words(NOW) == ""
     assert restriction_words(NOW.model_copy(update={"restrictions": limits, "gpu_hours": 12.5})) == (
-        "at most 1,000 queued; 12.5 of 500.0 GPU-hours of this month; files under s3://x; secrets K"
+        "at most 1,000 queued; 12.5 of 500.0 GPU-hours this month; files under s3://x; secrets K"
     )

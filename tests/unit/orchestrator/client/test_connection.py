@@ -198,7 +198,7 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 
 @pytest.mark.parametrize("token", ["", "ft x", "ft_\n", "ft_é"])
 def test_a_token_that_cannot_be_one_is_refused(token: str) -> None:
-    with pytest.raises(InputError, match="the token of FLEETUNE_TOKEN is none"):
+    with pytest.raises(InputError, match="the token of FLEETUNE_TOKEN is not valid"):
         Talk(ok(), token=token)
 
 

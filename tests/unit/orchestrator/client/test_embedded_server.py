@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from orchestrator.client.discovery import local_server
-from orchestrator.client.embedded_server import LEFT_S, NotStarted, Presence, embedded_url
+from orchestrator.client.embedded_server import NotStarted, Presence, embedded_url
 
 
 def locks(home: Path) -> set[str]:
     return {path.stem for path in (home / "clients").glob("*.lock")}
 
 
-def test_a_script_takes_its_lock_away_and_what_killed_ones_have_left_long_ago(tmp_path: Path) -> None:
-    one = Presence(tmp_path)
-    for name, age_s in (("young", LEFT_S / 2), ("old", LEFT_S * 2)):
-        left = tmp_path / "clients" / f"{name}.lock"
-        left.touch()
-        os.utime(left, (left.stat().st_atime - age_s, left.stat().st_mtime - age_s))
-    old_but_held = tmp_path / "clients" / f"{one.client}.lock"
-    os.utime(old_but_held, (0, 0))
-    other = Presence(tmp_path)
-    assert locks(tmp_path) == {one.client, other.client, "young"}
+def test_a_script_takes_its_lock_away(tmp_path: Path) -> None:
+    one, other = Presence(tmp_path), Presence(tmp_path)
+    assert locks(tmp_path) == {one.client, other.client}
     one.end()
     one.end()
-    assert locks(tmp_path) == {other.client, "young"}
+    assert locks(tmp_path) == {other.client}
     other.end()
 
 

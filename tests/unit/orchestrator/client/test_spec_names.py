@@ -10,9 +10,8 @@ import pytest
 from pydantic import BaseModel
 
 from cluster.errors import CapacityError, Mistake, SpecError
-from jobs.spec.checking.fields import SPEC_MODELS
 from jobs.spec.command import CommandSpec
-from jobs.spec.load import spec_of
+from jobs.spec.load import SPEC_MODELS, spec_of
 from orchestrator.client.client import asking
 from orchestrator.client.spec_names import Named, about, named, with_names
 from orchestrator.queue.errors import UnknownJob
@@ -100,3 +99,14 @@ def test_a_spec_from_a_file_is_validated_once_on_each_side(tmp_path: Path, monke
     assert validated == [CommandSpec] * 2
     assert spec_of(json.loads(stored)).queue.after == ("b-2",)  # as the driver does
     assert validated == [CommandSpec] * 3
+
+
+def test_a_comparison_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+    base = {
+        "model": {"path": "m", "task": "causal-lm"},
+        "data": {"train": "a.jsonl", "format": "text", "eval": "b.jsonl"},
+    }
+    written = {"kind": "compare", "base": base, "methods": ["full", "lora"]}
+    (tmp_path / "compare.json").write_text(json.dumps(written))
+    with pytest.raises(SpecError, match="which a queue does not take: use fleetune run"):
+        named([str(tmp_path / "compare.json")])

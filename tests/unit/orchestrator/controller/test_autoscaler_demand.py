@@ -299,7 +299,7 @@ def test_a_wish_is_told_until_it_was_heard_and_withdrawn_when_nobody_waits() -> 
     tell()
     demands.append(Demand())  # nobody waits any more; that nothing was heard is not known
     tell()
-    assert asked == [1, 0] and said == ["Ray's autoscaler could not be told what is wanted: no answer"]
+    assert asked == [1, 0] and said == ["Ray's autoscaler could not be told the demand: no answer"]
     demands.append(Demand(({"CPU": 4},), ("second",)))
     tell()
     demands.append(Demand(({"CPU": 4},)))

@@ -8,13 +8,14 @@ import pytest
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
-from orchestrator.controller.fair_share import Shares, used_of
+from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.ledger import Cluster, Nominations, Orders, kept, orders, snapshot
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.plan.plan import plan
 from tests.support.queuejobs import NOW_S, inventory, job
+from tests.support.queuereplay import used_of
 
 A = (Tenant("a"),)
 

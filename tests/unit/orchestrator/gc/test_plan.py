@@ -20,8 +20,8 @@ DAY, NOW = 86_400.0, 1_000 * 86_400.0
 
 def run(name: str, days: float, size: int = 100, checkpoints: int = 60, **more: object) -> RunFacts:
     at = NOW - days * DAY
-    facts: dict[str, object] = {"status": "succeeded", "since_s": at, "touched_s": at, "prepared": "d", **more}
-    return RunFacts(name, size=size, checkpoint_size=checkpoints, **facts)  # type: ignore[arg-type]
+    facts: dict[str, object] = {"status": "succeeded", "since_s": at, "touched_s": at, "prepared": frozenset("d")}
+    return RunFacts(name, size=size, checkpoint_size=checkpoints, **facts | more)  # type: ignore[arg-type]
 
 
 def data(name: str, days: float, size: int = 10, **more: object) -> PreparedFacts:
@@ -152,13 +152,13 @@ def test_sources_are_as_young_as_what_is_made_of_them() -> None:
 def test_prepared_data_stays_while_somebody_prepares_it_or_may_be_about_to_use_it() -> None:
     busy = plan_gc(Found((), (data("x", 99, lease_s=NOW - 60), data("y", 99, lease_s=NOW - 2 * DAY))), ALL, NOW)
     assert gone(busy) == {"y": "prepared"}
-    starting = run("starting", 0.0, status="running", prepared=None)
+    starting = run("starting", 0.0, status="running", prepared=frozenset(), may_prepare=True)
     plan = plan_gc(Found((starting,), (data("x", 99),)), ALL, NOW)
     assert gone(plan) == {} and why(plan, "x") == "starting may be about to use it"
 
 
 def test_to_make_room_unused_data_goes_first_and_that_of_removed_runs_with_them() -> None:
-    found = Found((run("a", 9, prepared="d"),), (data("d", 10), data("x", 10)))
+    found = Found((run("a", 9),), (data("d", 10), data("x", 10)))
     room = [gone(plan_gc(found, Bounds(most_size=most, prepared=True), NOW)) for most in (119, 109, 49, 9)]
     assert room == [
         {"x": "prepared"},
@@ -189,7 +189,8 @@ def _runs(draw: st.DrawFn) -> tuple[RunFacts, ...]:
                 name, days, size, draw(st.integers(0, size)),
                 status=draw(st.sampled_from(["succeeded", "failed", "interrupted", "running", "lost", "unreadable"])),
                 touched_s=NOW - draw(st.floats(0, 60)) * DAY,
-                prepared=draw(st.sampled_from([None, "p", "q", "r"])),
+                prepared=frozenset(draw(st.sets(st.sampled_from("pqr")))),
+                may_prepare=draw(st.booleans()),
                 starts_from=draw(st.none() | names),
             )
         )  # fmt: skip
@@ -250,7 +251,7 @@ def test_whatever_is_asked_for_the_living_and_the_held_stay(found: Found, bounds
         sorted(found.runs, key=lambda run: (run.since_s, run.name))[-bounds.keep_last :] if bounds.keep_last else []
     )
     assert all(by_name[run.name].goes is Goes.NOTHING for run in newest)
-    needed = {one.run.prepared for one in plan.runs if one.goes is not Goes.RUN}
+    needed = {data for one in plan.runs if one.goes is not Goes.RUN for data in one.run.prepared}
     assert not needed & {one.prepared.name for one in plan.prepared if one.goes}
     assert bounds.prepared or not any(one.goes for one in plan.prepared)
 

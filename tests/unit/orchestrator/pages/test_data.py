@@ -163,8 +163,8 @@ def test_an_ok_report_says_so_first_and_has_no_empty_sections() -> None:
         ("warnings", ("warning", "note"), None, "1 warning, 1 note"),
         ("warnings", ("warning", "warning"), None, "2 warnings"),
         ("ok", ("note",), None, "ok: no problem was found (1 note)"),
-        ("errors", ("error",), "no rows", "errors: prepare would stop: no rows"),
-        ("errors", ("error",), None, "1 error; prepare would go on without what it cannot use"),
+        ("errors", ("error",), "no rows", "errors: the data cannot be prepared: no rows"),
+        ("errors", ("error",), None, "1 error; preparation would leave out the bad records"),
     ],
 )
 def test_the_verdict_is_the_first_line(verdict: Any, severities: Any, blocked: str | None, first: str) -> None:
@@ -268,7 +268,7 @@ def test_of_many_labels_the_most_frequent_and_the_rarest_are_shown() -> None:
 
 def test_an_empty_report_is_short() -> None:
     assert page(empty_report()).splitlines() == [
-        "errors: prepare would stop: there are no samples",
+        "errors: the data cannot be prepared: there are no samples",
         "",
         "data     demo, checked 2026-11-24 12:05 UTC, fingerprint abc123",
         "samples  0 of 0 records: 0 train, 0 eval",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from jobs.data.order.digest_chain import EMPTY_CHAIN, chain_of, extended, step_digest
 from jobs.data.order.mixture import MixedSection, Mixture
-from jobs.data.order.permutation import Rows, key, permute
+from jobs.data.order.permutation import Rows, key, walk
 from jobs.data.order.row_order import GROUP_STEPS, Order, StepPlan, micro_batches
 from tests.support.roworders import counts_of, rows_at, shares_of, used
 
@@ -74,8 +74,8 @@ def one_by_one(mixture: Mixture, wanted: int) -> list[int]:
             ]
             if any(full):
                 break
-            with_key = key(key(mixture.seed, 5, phase), number_of_cycle)
-            for place in permute(np.arange(cycle), cycle, with_key).tolist() if len(active) > 1 else [0]:
+            with_key = np.array([[key(key(mixture.seed, 5, phase), number_of_cycle)]], dtype=np.uint64)
+            for place in walk(np.arange(cycle)[None], cycle, with_key)[0].tolist() if len(active) > 1 else [0]:
                 which = next(which for which, end in enumerate(ends[1:]) if place < end)
                 order = Order(sections[active[which]].rows, mixture.rows_per_block, key(mixture.seed, 6, active[which]))
                 use = used[active[which]] + place - ends[which]

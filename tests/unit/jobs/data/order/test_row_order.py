@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jobs.data.order.permutation import Rows, key, permute, unpermute
+from jobs.data.order.permutation import Rows, key, walk
 from jobs.data.order.row_order import Order, StepPlan, micro_batches, shares
 from tests.support.roworders import rows_at
 
@@ -31,11 +31,11 @@ def plan_of(order: Order, per_step: int, total_rows: int, lengths: np.ndarray | 
 
 
 @given(size=SIZES, seed=SEEDS)
-def test_permute_is_a_permutation_and_unpermute_its_inverse(size: int, seed: int) -> None:
-    everything = np.arange(size)
-    sent = permute(everything, size, seed)
+def test_walk_is_a_permutation_that_can_be_reversed(size: int, seed: int) -> None:
+    everything, with_key = np.arange(size)[None], np.array([[seed]], dtype=np.uint64)
+    sent = walk(everything, size, with_key)
     assert np.array_equal(np.sort(sent), everything)
-    assert np.array_equal(unpermute(sent, size, seed), everything)
+    assert np.array_equal(walk(sent, size, with_key, forward=False), everything)
 
 
 @given(size=SIZES, seed=SEEDS, per_block=st.sampled_from([1, 3, 64]), epoch=st.integers(0, 100))

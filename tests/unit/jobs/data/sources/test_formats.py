@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jobs.data.sources.bad_rows import BadRow
 from jobs.data.sources.first_records import look_at
-from jobs.data.sources.formats import BadRow, ChatSample, ClassSample, Reading, Record, TextSample, sample_of
-from jobs.data.sources.records import RecordReader, expand
+from jobs.data.sources.formats import ChatSample, ClassSample, Reading, TextSample, sample_of
+from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.errors import DataError
 from jobs.model_files.chat_template import has_chat_template
 from jobs.spec.data import Columns

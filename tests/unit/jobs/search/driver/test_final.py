@@ -24,6 +24,7 @@ from jobs.search.driver.final import (
     with_outcome_of_final_run,
 )
 from jobs.search.rules.varying import trial_spec
+from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec, load_sweep
 from jobs.spec.sweep import SweepSpec
 
@@ -63,6 +64,21 @@ def test_it_is_the_best_trial_without_held_out_samples_and_what_needs_them(tmp_p
     changed = {name: getattr(best, name) for name in ("name", "data", "eval", "checkpoint")}
     assert spec.model_copy(update=changed) == best
     assert len(final_spec(best, "a" * 63).name) <= 63
+
+
+def test_it_has_no_bound_on_forgetting_because_it_measures_nothing(tmp_path: Path) -> None:
+    base = Spec.model_validate(
+        {
+            "model": {"path": "/m", "task": "causal-lm"},
+            "data": {"train": "/rows.jsonl", "format": "text", "eval_fraction": 0.1},
+            "eval": {"general": "/general.txt", "eval_steps": 5},
+            "checkpoint": {"metric_for_best_model": "loss"},
+            "remedies": {"forgetting": {"max_general_loss_increase": 0.02}},
+        }
+    )
+    spec = final_spec(trial_spec(base, {"learning_rate": 3e-4}), "found")
+    (tmp_path / "final.json").write_bytes(dump_spec(spec))
+    assert load_spec(str(tmp_path / "final.json")).remedies.forgetting.max_general_loss_increase is None
 
 
 def test_where_the_held_out_samples_are_others_it_is_refused(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ from jobs.search.rules.resuming import begun_like, check_sweep_resumable
 from jobs.search.rules.rungs import ETA, going_on, halving_steps, stops_of
 from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec, load_sweep
-from jobs.spec.sweep import Range, SweepSpec
+from jobs.spec.space import Range
+from jobs.spec.sweep import SweepSpec
 from jobs.sweep import open_sweep
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.rules.test_rungs import One
@@ -74,11 +75,13 @@ def test_or_from_the_base_where_it_gives_one_or_the_model_is_not_here(tmp_path: 
 
 def test_or_from_earlier_sweeps_of_the_same_model(tmp_path: Path) -> None:
     sweep = sweep_with(tmp_path)
-    for number, (rate, path) in enumerate([(1e-4, None), (4e-4, None), (9e-2, "/other/model")]):
+    earlier = [(1e-4, None, "full"), (4e-4, None, "full"), (9e-2, "/other/model", "full"), (9e-2, None, "lora")]
+    for number, (rate, path, method) in enumerate(earlier):
         run = tmp_path / f"runs/earlier-20261127-00000{number}-abcd"
         run.mkdir(parents=True)
         best = sweep.base.model_copy(
             update={
+                "method": sweep.base.method.model_copy(update={"kind": method}),
                 "train": sweep.base.train.model_copy(update={"learning_rate": rate}),
                 "model": sweep.base.model.model_copy(update={"path": path or sweep.base.model.path}),
             }

@@ -56,4 +56,4 @@ def test_a_tenant_that_is_not_there_is_told_with_some_that_are() -> None:
     assert said("x", "vision") == "there is no tenant 'x': there is vision"
     assert said("x", "b", "a") == "there is no tenant 'x': there are a, b"
     assert said("x", *"abcdefg").endswith("there are a, b, c, d, e and more")
-    assert said("x").endswith(": fleetune tenants set NAME makes one")
+    assert said("x").endswith(": fleetune tenants set NAME creates one")

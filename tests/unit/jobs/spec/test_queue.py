@@ -8,8 +8,7 @@ import pytest
 
 from jobs.errors import SpecError
 from jobs.spec.command import CommandSpec
-from jobs.spec.labels import label_value, labelled
-from jobs.spec.queue import LONGEST_LABEL, Queue
+from jobs.spec.queue import LONGEST_LABEL, Queue, label_value
 from orchestrator.client.spec_names import named
 from orchestrator.pages.queue import label_words
 
@@ -19,10 +18,10 @@ def command(**more: object) -> CommandSpec:
 
 
 def test_changed_fields_become_labels_and_given_labels_stay() -> None:
-    spec = command(queue={"labels": {"team": "vision"}})
-    changed = labelled(spec, {"resources.num_workers": 4, "env.KEY": "secret", "queue.priority": 3, "name": "x"})
-    assert changed.queue.labels == {"team": "vision", "resources.num_workers": "4"}
-    assert labelled(spec, {"env": {"KEY": "secret"}}) is spec
+    queue = Queue(labels={"team": "vision"})
+    changed = queue.labelled({"resources.num_workers": 4, "env.KEY": "secret", "queue.priority": 3, "name": "x"})
+    assert changed.labels == {"team": "vision", "resources.num_workers": "4"}
+    assert queue.labelled({"env": {"KEY": "secret"}}) == queue
 
 
 @pytest.mark.parametrize(
@@ -34,7 +33,8 @@ def test_values_are_short_text_on_one_line(value: object, text: str) -> None:
 
 
 def test_a_long_value_is_cut_so_that_the_spec_stays_valid() -> None:
-    spec = labelled(command(), {"command": ["x" * 1000]})
+    spec = command()
+    spec = spec.model_copy(update={"queue": spec.queue.labelled({"command": ["x" * 1000]})})
     assert len(spec.queue.labels["command"]) == LONGEST_LABEL
     assert CommandSpec.model_validate_json(spec.model_dump_json()) == spec
 

@@ -1,0 +1,182 @@
+"""Runs a comparison: one sweep for each method, one after another, and then the table. `fleetune run` calls it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shlex
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from cluster.settings import ray_address
+from jobs.comparison.checking import about_method, checked_methods
+from jobs.comparison.page import comparison_page
+from jobs.console import redirected_output
+from jobs.drivers.stop_request import StopRequest
+from jobs.errors import CapacityError, InputError, Interrupted, RunFailed, StorageError
+from jobs.preflight.devices import no_gpu_here
+from jobs.run.events import Announcer
+from jobs.run.outcome import Outcome, Status, read_outcome
+from jobs.run.paths import JobPaths, new_run_name
+from jobs.run.progress import Progress
+from jobs.run.record import concluded, how_to_go_on, reopen_run
+from jobs.run.resume import check_not_driven
+from jobs.spec.compare import CompareSpec
+from jobs.spec.load import dump_spec, load_sweep
+from jobs.storage import files as storage
+from jobs.sweep import run_sweep
+
+_LOOK_EVERY_S = 1.0  # for a request to stop; each look asks the storage
+
+
+def run_comparison(
+    spec: CompareSpec,
+    *,
+    address: str | None = None,
+    progress: Progress,
+    display: Callable[[], Progress],
+    resume: str | None = None,
+) -> tuple[Outcome, JobPaths]:
+    """Compare on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine.
+
+    Args:
+        progress: shows the events of the comparison.
+        display: makes the display of one sweep, which is closed at its end.
+        resume: root of an earlier comparison to continue, with the same spec.
+
+    Raises:
+        InputError: a mistake found before anything was written. Later errors become the outcome's reason.
+    """
+    if address is None and ray_address() is None and (problem := no_gpu_here(spec.base)):
+        raise CapacityError(problem)
+    paths = open_comparison(spec, progress) if resume is None else reopen_comparison(spec, JobPaths(resume))
+    with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
+        verb = "comparison" if resume is None else "resuming comparison"
+        announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root)
+        with StopRequest() as stop, _stop_file(paths, stop):
+            outcome = concluded(paths, lambda: _compared(spec, paths, address, announce, display, stop))
+        announce("ended", ending_of_comparison(paths, outcome), status=outcome.status)
+    return outcome, paths
+
+
+def open_comparison(spec: CompareSpec, progress: Progress) -> JobPaths:
+    """Check all methods, and make the comparison's directory with the spec of each sweep. Raises InputError.
+
+    The prior of each search is fixed here, so that no method begins where another one has ended.
+    """
+    from jobs.preflight.ready import try_model  # imports numpy
+
+    checked = checked_methods(spec)
+    for one in checked:
+        with about_method(one.name):
+            try_model(one.sweep.base, progress)
+    paths = JobPaths.of(spec.base.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
+    for one in checked:
+        storage.write_bytes(JobPaths(paths.method(one.name)).spec, dump_spec(one.sweep))
+    storage.write_bytes(paths.spec, dump_spec(spec))  # last: a directory with it is complete
+    return paths
+
+
+def reopen_comparison(spec: CompareSpec, paths: JobPaths) -> JobPaths:
+    """Prepare the directory of an earlier comparison for a resume.
+
+    Raises:
+        InputError: it has succeeded, or it still has a driver.
+    """
+    outcome = read_outcome(paths)
+    if outcome is None:
+        for one in (paths, *(JobPaths(paths.method(method.name)) for method in spec.methods)):
+            if read_outcome(one) is None:
+                check_not_driven(one, time.time())
+    elif outcome.status is Status.SUCCEEDED:
+        raise InputError(
+            f"comparison {paths.name} has succeeded: nothing is left to do. Its table: fleetune show {paths.root}"
+        )
+    return reopen_run(paths.root, spec)
+
+
+def _compared(
+    spec: CompareSpec,
+    paths: JobPaths,
+    address: str | None,
+    announce: Announcer,
+    display: Callable[[], Progress],
+    stop: StopRequest,
+) -> Outcome:
+    """Run the sweeps that have not succeeded yet.
+
+    Raises:
+        InputError: the input of all sweeps is wrong.
+        RunFailed: sweeps have failed; the others have run.
+        Interrupted: a request to stop.
+    """
+    from jobs.comparison.measured import measure, write_comparison  # imports numpy
+
+    failed, bad_input = [], 0
+    for number, method in enumerate(spec.methods, 1):
+        arm = JobPaths(paths.method(method.name))
+        stop.defer(False)  # the sweep before has deferred it
+        if _has_succeeded(arm):
+            announce("phase", f"{method.name} has ended before", phase="method", method=method.name)
+            continue
+        said = f"method {number} of {len(spec.methods)}: {method.name}"
+        announce("phase", said, phase="method", method=method.name)
+        outcome = _searched(arm, address, display, stop)
+        comparison = measure(spec, paths)
+        write_comparison(paths, comparison)
+        if outcome.status is Status.INTERRUPTED:
+            raise Interrupted(f"stopped during {method.name}: {outcome.reason}")
+        if outcome.status is Status.FAILED:
+            bad_input += outcome.bad_input
+            failed.append(f"{method.name}: {outcome.reason}")
+    comparison = measure(spec, paths)
+    write_comparison(paths, comparison)
+    storage.write_bytes(paths.comparison_page, comparison_page(comparison, paths.name).encode())
+    if failed:
+        raise (InputError if bad_input == len(spec.methods) else RunFailed)("failed: " + "; ".join(failed))
+    best = comparison.ranked[0]
+    metrics = {name: found.mean for name, found in best.metrics.items()}
+    return Outcome(status=Status.SUCCEEDED, metrics=metrics, ended_at=datetime.datetime.now(datetime.UTC))
+
+
+def _has_succeeded(arm: JobPaths) -> bool:
+    outcome = read_outcome(arm)
+    return outcome is not None and outcome.status is Status.SUCCEEDED
+
+
+def _searched(arm: JobPaths, address: str | None, display: Callable[[], Progress], stop: StopRequest) -> Outcome:
+    """Run or resume the sweep of a method."""
+    sweep = load_sweep(arm.spec)
+    assert sweep is not None
+    begun = arm.root if storage.list_names(arm.events) else None
+    with contextlib.closing(display()) as progress:
+        return run_sweep(sweep, address=address, progress=progress, resume=begun, root=arm.root, stop=stop)
+
+
+@contextlib.contextmanager
+def _stop_file(paths: JobPaths, stop: StopRequest) -> Iterator[None]:
+    """Turn the file that `fleetune stop` writes into a request to stop, while the context is open."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_EVERY_S) and not stop.asked:
+            with contextlib.suppress(StorageError):  # looked at again a second later
+                if storage.exists(paths.stop_request):
+                    stop.ask("file", "fleetune stop")
+
+    thread = threading.Thread(target=look, name="stop-file", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def ending_of_comparison(paths: JobPaths, outcome: Outcome) -> str:
+    """Describe the end of a comparison."""
+    if outcome.reason is not None:
+        resume = how_to_go_on(paths, outcome, is_search=True)
+        how = f"\nresume: {resume}" if resume else ""
+        return f"{outcome.status}: {outcome.reason}\nlogs: {shlex.quote(paths.logs)}{how}"
+    return f"succeeded; figures: {paths.comparison}\npage: {paths.comparison_page}"

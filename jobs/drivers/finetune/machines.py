@@ -1,0 +1,76 @@
+"""Finds out on which machines the workers of a run will be, for its plan."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from cluster.capacity.inventory import Inventory
+from cluster.local.machine import Hardware, hardware_here
+from cluster.ray.connection import free_now
+from cluster.ray.node_tasks import ask_nodes
+from jobs.planning.accelerators import accelerator_with
+from jobs.preflight.run_plan import Places
+from jobs.spec.finetune import Spec
+
+# Share of a machine's memory above which Ray kills workers (RAY_memory_usage_threshold).
+_MOST_USED = 0.95
+_MOST_ASKED = 8  # nodes; the others of a gang are like them
+_PATIENCE_S = 20.0
+
+
+def places_under_ray(spec: Spec, assigned: Sequence[str] | None, alone: bool, gangs: int = 1) -> Places | None:
+    """Ask the gangs' nodes for their hardware; None if the nodes are not known yet, or if one does not answer.
+
+    Args:
+        spec: of the job that each gang trains.
+        assigned: node of each worker, gang by gang, if a queue has assigned them.
+        alone: Ray runs on this machine only.
+    """
+    if alone:
+        return places_here(spec, gangs)
+    places = assigned or _likely_places(spec, gangs * spec.resources.num_workers, free_now())
+    asked = list(dict.fromkeys(places))[:_MOST_ASKED]
+    found = ask_nodes(asked, hardware_here, timeout_s=_PATIENCE_S)
+    return places_of(spec, found, places) if places and len(found) == len(asked) else None
+
+
+def places_here(spec: Spec, gangs: int = 1) -> Places | None:
+    """Describe this machine with all workers of the gangs."""
+    return places_of(spec, [hardware_here()], [""] * gangs * spec.resources.num_workers)
+
+
+def places_of(spec: Spec, found: Sequence[Hardware], places: Sequence[str]) -> Places | None:
+    """Describe the weakest of the machines, which limits the plan; None if its type of GPU is unknown.
+
+    Args:
+        places: node of each worker, gang by gang.
+    """
+    free = min(int(hardware.memory.limit_bytes * _MOST_USED) - hardware.memory.used_bytes for hardware in found)
+    gpu = None
+    if spec.resources.gpus_per_worker:
+        weakest = min(found, key=lambda hardware: hardware.gpu_bytes)
+        gpu = accelerator_with(weakest.gpu, weakest.gpu_bytes) if weakest.gpu else None
+        if gpu is None:
+            return None
+    each = spec.resources.num_workers
+    nodes = max(len(set(places[first : first + each])) for first in range(0, len(places), each))
+    return Places(nodes, max(Counter(places).values()), max(free, 0), gpu)
+
+
+def _likely_places(spec: Spec, workers: int, inventory: Inventory) -> list[str]:
+    """Fill the nodes one after the other, as Ray does without an assignment; [] if their types of GPU differ.
+
+    Args:
+        workers: number in all gangs.
+        inventory: the free slots.
+    """
+    resources, places = spec.resources, list[str]()
+    if resources.gpus_per_worker and len({node.accelerator_type for node in inventory.nodes if node.gpus}) > 1:
+        return []
+    for node in inventory.nodes:
+        fits = node.cpus // resources.cpus_per_worker
+        if resources.gpus_per_worker:
+            fits = min(fits, node.gpus) if resources.accelerator_type in (None, node.accelerator_type) else 0
+        places += [node.node_id] * fits
+    return places[:workers] if len(places) >= workers else []

@@ -1,0 +1,90 @@
+"""Caches traces of models and the speed of the cores on this machine, for later plans. Light to import."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from jobs.planning.memory import ModelTrace
+from jobs.planning.precision import Precision
+from jobs.spec.finetune import Spec
+
+_VERSIONS = ("fleetune", "torch", "transformers")
+_HERE = Path(__file__).parent
+# A cached trace is used only if it was made by this code.
+_TRACERS = (
+    _HERE / "model_trace.py",
+    _HERE / "traced_pass.py",
+    _HERE / "tracker.py",
+    _HERE.parent / "training" / "model" / "adapters.py",
+)
+_SPEED = TypeAdapter(tuple[float, float])
+_TRACE = TypeAdapter(ModelTrace)
+Kept = TypeVar("Kept")
+
+
+def kept_trace(
+    spec: Spec,
+    model_dir: str,
+    precision: Precision,
+    gradient_checkpointing: bool,
+    compute: Callable[[], ModelTrace],
+) -> ModelTrace:
+    """Return the cached trace of this model for this task, row length, precision and checkpointing, or make it."""
+    return _kept("traces", _of_trace(spec, model_dir, precision, gradient_checkpointing), _TRACE, compute)
+
+
+def is_kept(spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool) -> bool:
+    """Whether `kept_trace` would find the trace."""
+    return _file("traces", _of_trace(spec, model_dir, precision, gradient_checkpointing)).exists()
+
+
+def _of_trace(spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool) -> tuple[str, ...]:
+    peft = () if spec.method.kind == "full" else ("peft",)
+    # An adapter also trains the parameters that the weights lack.
+    weights = [] if spec.method.kind == "full" else Path(model_dir).glob("*.safetensors")
+    return (
+        *map(version, (*_VERSIONS, *peft)),
+        spec.model.model_dump_json(exclude={"path"}),
+        spec.method.model_dump_json(),
+        spec.lora.model_dump_json(),
+        str((spec.num_labels, spec.data.seq_len, spec.packed, precision, gradient_checkpointing)),
+        Path(model_dir, "config.json").read_text(errors="replace"),
+        str(sorted((path.name, path.stat().st_size) for path in weights)),
+        *(path.read_text() for path in _TRACERS),
+    )
+
+
+def kept_cpu_speed(cores: int, compute: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+    """Return the speed of this number of cores (see `cpu_speed`). It is not cached if the machine is busy."""
+    is_idle = os.getloadavg()[0] < (os.cpu_count() or 1) / 2
+    return _kept("speeds", (version("torch"), os.uname().nodename, str(cores)), _SPEED, compute, is_idle)
+
+
+def _kept(
+    kind: str, parts: Iterable[str], adapter: TypeAdapter[Kept], compute: Callable[[], Kept], keeps: bool = True
+) -> Kept:
+    file = _file(kind, parts)
+    with contextlib.suppress(OSError, ValidationError):
+        return adapter.validate_json(file.read_bytes())
+    made = compute()
+    if not keeps:
+        return made
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(f".{os.getpid()}")
+        partial.write_bytes(adapter.dump_json(made))
+        partial.replace(file)
+    return made
+
+
+def _file(kind: str, parts: Iterable[str]) -> Path:
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return Path(os.path.expanduser("~/.cache/fleetune")) / kind / f"{digest}.json"

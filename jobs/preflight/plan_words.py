@@ -1,0 +1,84 @@
+"""Describes the options of a plan for people. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.planning.accelerators import GIB
+from jobs.planning.job_plan import JobPlan
+from jobs.planning.memory import Strategy
+from jobs.planning.strategies import Option
+
+
+def gib(size: int) -> str:
+    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
+
+
+def strategy_words(strategy: Strategy) -> str:
+    words = [f"ZeRO {strategy.stage}"]
+    if strategy.offload_optimizer:
+        words.append("optimizer and parameters on the host" if strategy.offload_param else "optimizer on the host")
+    if strategy.gradient_checkpointing:
+        words.append("checkpointing")
+    return ", ".join([*words, f"micro-batch {strategy.per_device_train_batch_size}"])
+
+
+def missing_words(option: Option) -> str:
+    parts = [f"{gib(option.missing)} GiB"] if option.missing else []
+    parts += [f"{gib(option.missing_on_host)} GiB of host memory"] if option.missing_on_host else []
+    return " and ".join(parts)
+
+
+def no_way_words(plan: JobPlan) -> str:
+    """Say that no option fits, how much memory is missing, and what to change."""
+    near = plan.nearest
+    said = (
+        f"does not fit: the option that needs least ({strategy_words(near.strategy)}) needs {needed_words(near)} "
+        f"for each {plan.device}. "
+    )
+    if not near.missing:  # memory of a host depends on neither rows nor tokens
+        return f"{said}Use more workers or hosts with more memory, or method: lora"
+    rows, help_ = near.strategy.per_device_train_batch_size, list[str]()
+    if rows > 1:
+        help_.append(f"a smaller train.per_device_train_batch_size ({rows})")
+    help_.append(f"a smaller data.seq_len ({plan.seq_len:,})")
+    if not near.strategy.gradient_checkpointing:
+        help_.append("train.gradient_checkpointing: true")
+    if near.strategy.stage < 3:
+        help_.append("train.zero.stage: 3")
+    if plan.trained == plan.parameters:
+        help_.append("method: lora")
+    return f"{said}These would help: {', '.join(help_)}, more workers, or workers with more memory"
+
+
+def needed_words(option: Option) -> str:
+    """Format needed and available memory, of the kind (GPU or host) that does not suffice."""
+    parts = [f"{gib(option.memory.total)} of {gib(option.room)} GiB"] if option.missing else []
+    if option.missing_on_host:
+        parts.append(f"{gib(option.memory.host)} of {gib(option.host_room)} GiB of host memory")
+    return " and ".join(parts)
+
+
+def chosen_fields(option: Option) -> dict[str, Any]:
+    """Return the fields of `train` that the option changes, with their values as a spec has them."""
+    strategy, fields = option.strategy, dict[str, Any]()
+    if "per_device_train_batch_size" in option.changes:
+        fields["per_device_train_batch_size"] = strategy.per_device_train_batch_size
+    if "gradient_checkpointing" in option.changes:
+        fields["gradient_checkpointing"] = strategy.gradient_checkpointing
+    if "zero" in option.changes:
+        offload = {name: "cpu" for name in ("offload_optimizer", "offload_param") if getattr(strategy, name)}
+        fields["zero"] = {"stage": strategy.stage, **offload}
+    return fields
+
+
+def fields_words(fields: Mapping[str, Any], between: str = ", ") -> str:
+    """Format fields as they stand in a spec."""
+    return between.join(f"{name}: {_value(value)}" for name, value in fields.items())
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{fields_words(value)}}}"
+    return str(value).lower()

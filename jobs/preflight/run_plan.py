@@ -1,0 +1,216 @@
+"""Plans every run before its workers start: chooses fields that the spec leaves out, and refuses jobs that cannot fit.
+
+On GPUs the fastest way that fits is chosen. Workers without GPU keep the spec's values as long as these fit, because
+the time of small models depends on more than a plan knows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from cluster.text import long_duration, many
+from jobs.data.order.stream import step_plan
+from jobs.data.prepared import Prepared
+from jobs.errors import DataError, OutOfMemory
+from jobs.model_files.directory import weight_files
+from jobs.model_files.without_weights import without_weights
+from jobs.planning import plan_batching
+from jobs.planning.accelerators import GIB, Accelerator, Machines
+from jobs.planning.job_plan import JobPlan
+from jobs.planning.precision import precision_of
+from jobs.planning.strategies import Option
+from jobs.preflight.kept import is_kept
+from jobs.preflight.plan import config_of, cpu_worker, free_fields, plan_on
+from jobs.preflight.plan_words import chosen_fields, fields_words, gib, no_way_words, strategy_words
+from jobs.preflight.rough_memory import rough_bytes
+from jobs.remedies.out_of_memory import with_global_batch
+from jobs.run.checkpoints import committed_steps
+from jobs.run.paths import JobPaths
+from jobs.run.run_plan import RunPlan, read_plan, write_plan
+from jobs.spec.finetune import PLANNED, Planned, Spec
+from jobs.spec.zero import Zero
+
+_UNCERTAIN: Final = 0.05  # largest error of predictions, as a share; a job that lacks less memory is tried
+# A job whose rough bound is below this share of the room is not traced, which takes seconds. Below these bytes, the
+# machines are not asked either.
+_SMALL: Final = 0.5
+_TINY_BYTES: Final = 1 << 30
+_ROUNDED_TO: Final = 64  # tokens to which lengths are rounded, so that runs on similar data share a trace
+_MICRO_BATCH: Final = "per_device_train_batch_size"
+
+
+FindPlaces = Callable[[], "Places | None"]
+Announce = Callable[..., None]  # see `jobs.run.events.Announcer`
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the workers of a run will be.
+
+    Attributes:
+        nodes: of one gang; in a sweep, of the gang that has most.
+        workers_per_node: of all gangs, on the node that has most of them.
+        free_bytes: memory that programs can still use there.
+        gpu: None: workers use no GPU.
+    """
+
+    nodes: int
+    workers_per_node: int
+    free_bytes: int
+    gpu: Accelerator | None = None
+
+    def machines(self, cores: int) -> Machines:
+        """Describe them for a plan. `cores`: of each worker."""
+        accelerator = self.gpu or cpu_worker(self.free_bytes // self.workers_per_node, cores)
+        return Machines(self.nodes, self.workers_per_node, accelerator, self.free_bytes / GIB)
+
+
+def kept_choice(spec: Spec, paths: JobPaths) -> dict[str, Any]:
+    """Return the fields that an earlier attempt's plan chose, and that the spec still leaves out.
+
+    With the same micro-batch, a resumed run computes the same numbers. A micro-batch that would leave workers of a
+    larger gang without rows is not kept.
+    """
+    earlier, free = read_plan(paths), set[str](free_fields(spec))
+    if earlier is None:
+        return {}
+    most = -(-plan_batching(spec).rows // spec.resources.num_workers)
+    fields = {name: value for name, value in earlier.chosen.items() if name in free}
+    if fields.get(_MICRO_BATCH, 1) > most:
+        del fields[_MICRO_BATCH]
+    return fields
+
+
+def with_planned_fields(
+    spec: Spec,
+    kept: Mapping[str, Any],
+    prepared: Prepared,
+    find_places: FindPlaces,
+    paths: JobPaths,
+    announce: Announce,
+    most_workers: int = 1,
+) -> Spec:
+    """Plan the run, store and announce the plan, and return the spec with the chosen fields.
+
+    Args:
+        spec: with the number of workers of this attempt, the kept choice, and the changes after a lack of memory.
+        kept: see `kept_choice`. It is chosen anew if nothing fits with it.
+        find_places: returns where the workers will be, or None if it is not known; then nothing is planned.
+        most_workers: largest number of workers of the job.
+
+    Raises:
+        OutOfMemory: no option fits, and more memory is missing than the plan may be wrong by.
+    """
+    if not spec.resources.plan or spec.method.kind == "prompt":
+        return spec
+    model_dir = without_weights(spec.model.path)
+    longest = -(-int(prepared.split("train").index.num_tokens.max()) // _ROUNDED_TO) * _ROUNDED_TO
+    longest = min(longest, spec.data.seq_len)
+    bound = None if spec.resources.gpus_per_worker else _bound(spec, model_dir, longest)
+    if bound is not None and bound < _TINY_BYTES:
+        return spec
+    places = find_places()
+    if places is None or (bound is not None and bound < _SMALL * places.free_bytes / places.workers_per_node):
+        return spec
+    announce("phase", "planning the memory of the workers", phase="plan")
+    steps = step_plan(spec, prepared.split("train")).total_steps
+    machines = places.machines(spec.resources.cpus_per_worker)
+
+    def plan_with(free: Collection[Planned]) -> JobPlan:
+        return plan_on(spec, machines, model_dir, steps, longest, frozenset(free), most_workers)
+
+    left_out = free_fields(spec)
+    try:
+        plan = plan_with(() if kept else left_out)
+        if kept and decided(plan) is None:  # these machines have less memory than those of the earlier attempt
+            unchanged = {name for name in PLANNED if name in kept and _value(spec, name) == kept[name]}
+            plan = plan_with(left_out | unchanged)
+        fits_as_written = decided(plan) is not None
+        if not fits_as_written and spec.remedies.out_of_memory:  # which may change what is written
+            plan = plan_with(PLANNED)
+    except DataError as error:  # the dry run has shown that the model works, so the plan is at fault
+        announce("warning", f"memory is not planned: {error}")
+        return spec
+    option = decided(plan)
+    if option is None:
+        near, said = plan.nearest, no_way_words(plan)
+        if near.missing > _UNCERTAIN * near.memory.total or near.missing_on_host > _UNCERTAIN * near.memory.host:
+            raise OutOfMemory(f"the job {said}. To try it anyway, set resources.plan: false")
+        announce("warning", f"the job may not fit: according to the plan, it {said}")
+        option = near
+    elif not fits_as_written:
+        said = f"the values of the spec do not fit {plan.machines}, so remedies.out_of_memory changes them"
+        announce("warning", f"{said}: {fields_words(chosen_fields(option))}")
+    _keep(plan, option, {**kept, **chosen_fields(option)}, paths, announce)
+    return with_fields(spec, chosen_fields(option))
+
+
+def decided(plan: JobPlan) -> Option | None:
+    """Return the option with which the run is trained; None if no option fits."""
+    return plan.written if plan.machines.is_cpu and plan.written.fits else plan.chosen
+
+
+def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:
+    """Return the spec with fields of `train`, and with the same global batch."""
+    values = dict(fields)
+    if "zero" in values:  # what is written about buckets stays
+        offload = {"offload_optimizer": None, "offload_param": None}
+        values["zero"] = spec.train.zero.model_copy(update=offload | values["zero"])
+    if values.get(_MICRO_BATCH, spec.train.per_device_train_batch_size) != spec.train.per_device_train_batch_size:
+        spec = with_global_batch(spec)
+    return spec.model_copy(update={"train": spec.train.model_copy(update=values)})
+
+
+def _value(spec: Spec, name: str) -> Any:
+    """Return the value of a field of `train`, as `chosen_fields` has it."""
+    value = getattr(spec.train, name)
+    if not isinstance(value, Zero):
+        return value
+    return {"stage": value.stage, **value.model_dump(include={"offload_optimizer", "offload_param"}, exclude_none=True)}
+
+
+def _bound(spec: Spec, model_dir: str, longest: int) -> int | None:
+    """Bound the memory of a worker without GPU beside its program; None: unknown, or a cached trace is more exact."""
+    rows = spec.model_copy(update={"data": spec.data.model_copy(update={"seq_len": longest})})
+    if is_kept(rows, model_dir, precision_of(spec.train, False), spec.train.gradient_checkpointing):
+        return None
+    sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
+    return rough_bytes(spec, config_of(spec, model_dir), sum(sizes), longest)
+
+
+def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths, announce: Announce) -> None:
+    time, memory = option.time, option.memory
+    write_plan(
+        paths,
+        RunPlan(
+            machines=str(plan.machines),
+            precision=plan.precision,
+            parameters=plan.parameters,
+            chosen=fields,
+            memory={name: size for name, size in dataclasses.asdict(memory).items() if size},
+            total_bytes=memory.total,
+            room_bytes=option.room,
+            step_s=time.seconds,
+            tokens_per_s=time.tokens_per_s,
+            total_steps=plan.total_steps,
+        ),
+    )
+    left = (plan.total_steps or 0) - max(committed_steps(paths), default=0)
+    said = (
+        f"plan: {gib(memory.total)} of {gib(option.room)} GiB for each {plan.device} "
+        f"({strategy_words(option.strategy)}), about {long_duration(left * time.seconds)} for {many(left, 'step')}"
+    )
+    chosen = f"; chosen: {fields_words(fields)}" if fields else ""
+    announce(
+        "planned",
+        said + chosen,
+        total_bytes=memory.total,
+        room_bytes=option.room,
+        step_s=time.seconds,
+        remaining_s=left * time.seconds,
+        chosen=fields,
+    )

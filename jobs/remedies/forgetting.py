@@ -1,0 +1,97 @@
+"""Decides what a run does when an evaluation shows that the model forgets: its loss on general text is past a bound.
+
+All functions are pure, and their inputs are equal on all ranks, so all ranks decide alike. The loop acts in
+`jobs.training.loop.forgetting`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from cluster.text import many
+from jobs.run.checkpoints import Best
+from jobs.run.metric_names import GENERAL_LOSS, general_increase
+from jobs.spec.remedies import Forgetting
+
+MOST_CUTS: Final = 3
+_RATE_CUT: Final = 0.5
+_USED: Final = 0.5  # share of the bound; a state that has used more of it passes the bound again soon, at any rate
+
+Metrics = Mapping[str, float]
+
+
+class Act(StrEnum):
+    LOWER_RATE = "lower the rate"  # go back to the best checkpoint, or to the start, and continue with a lower rate
+    STOP = "stop"  # end the run with the best checkpoint within the bound
+
+
+def is_past(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
+    """Whether the metrics `after` are past the bound. A loss that is NaN is."""
+    risen = general_increase(before, after)
+    return (
+        rule.max_general_loss_increase is not None
+        and risen is not None
+        and not (risen <= rule.max_general_loss_increase)
+    )
+
+
+def act_of(rule: Forgetting, before: Metrics, after: Metrics, cuts: int) -> Act | None:
+    """Decide after an evaluation; None if it is within the bound.
+
+    Args:
+        cuts: how often the rate was lowered before.
+    """
+    if not is_past(rule, before, after):
+        return None
+    return Act.LOWER_RATE if rule.action == "lower_learning_rate" and cuts < MOST_CUTS else Act.STOP
+
+
+def has_room(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
+    """Whether a state within the bound leaves enough of it to continue from there."""
+    risen, bound = general_increase(before, after), rule.max_general_loss_increase
+    return bound is None or risen is None or risen <= _USED * bound
+
+
+def rate_factor(cuts: int) -> float:
+    """Return the factor of the learning rate of every step after this number of cuts."""
+    return _RATE_CUT**cuts
+
+
+class Told(NamedTuple):
+    """Three parts of a sentence for people."""
+
+    cause: str
+    action: str
+    effect: str
+
+    @property
+    def message(self) -> str:
+        return f"{self.cause}; {self.action}, and {self.effect}"
+
+
+def lowered(rule: Forgetting, before: Metrics, after: Metrics, step: int, target: int, rate: float) -> Told:
+    """Describe the return to step `target` with a lower rate. `rate`: its new maximum."""
+    state = f"the checkpoint of step {target}" if target else "the start"
+    action = f"the run goes back to {state} and continues with a learning rate of at most {rate:.3g}"
+    return Told(_cause(rule, before, after, step), action, f"{many(step - target, 'step')} are computed again")
+
+
+def stopped(rule: Forgetting, before: Metrics, after: Metrics, step: int, total: int, best: Best | None) -> Told:
+    """Describe the end of the run after this step."""
+    if best is not None:
+        effect = f"the checkpoint of step {best.step} is exported, the best one within the bound"
+    else:
+        effect = "the last state is exported, because no evaluation was within the bound"
+    advice = "Next time, lower train.learning_rate, or give general text a share of data.train"
+    action = f"training ends after step {step} of {total}"
+    return Told(_cause(rule, before, after, step), action, f"{effect}. {advice}")
+
+
+def _cause(rule: Forgetting, before: Metrics, after: Metrics, step: int) -> str:
+    risen, bound = general_increase(before, after), rule.max_general_loss_increase
+    return (
+        f"the loss on general text is {after[GENERAL_LOSS]:.4g} after step {step}, {risen:.1%} above the "
+        f"{before[GENERAL_LOSS]:.4g} before training (remedies.forgetting.max_general_loss_increase is {bound:g})"
+    )

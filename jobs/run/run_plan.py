@@ -1,0 +1,84 @@
+"""The plan of a run as `plan.json` keeps it, and its comparison with what was measured. Light to import."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from typing import Any, Final
+
+from pydantic import Field
+
+from jobs.errors import StorageError
+from jobs.frozen import Frozen
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
+from jobs.storage.journal import Record
+
+PLAN_VERSION: Final = 1
+FIRST_STEPS: Final = 3  # steps after which the remaining time is estimated from measured ones
+
+
+class RunPlan(Frozen):
+    """The prediction for the workers of a run, made before they start."""
+
+    version: int = PLAN_VERSION
+    machines: str = Field(description="Such as 8xH100-80, or 2xCPU.")
+    precision: str = Field(description="fp32, bf16 or fp16.")
+    parameters: int = Field(description="Of the model, in elements.")
+    chosen: dict[str, Any] = Field(
+        default_factory=dict, description="Fields of `train` with the values that the plan chose."
+    )
+    memory: dict[str, int] = Field(description="Parts of a worker's peak memory, bytes.")
+    total_bytes: int = Field(description="A worker's peak memory on its device; in host memory if it has no GPU.")
+    room_bytes: int = Field(description="Memory that a worker can use there.")
+    step_s: float = Field(description="Seconds of an optimizer step.")
+    tokens_per_s: float = Field(description="Of all workers, padding included.")
+    total_steps: int | None = Field(None, description="Steps of the whole run.")
+
+
+class PlanCheck(Frozen):
+    """The plan of a run beside the measured values."""
+
+    machines: str
+    predicted_bytes: int = Field(description="Peak memory of a worker.")
+    measured_bytes: int | None = Field(None, description="Peak memory of rank 0 while it trained; None: no step ended.")
+    predicted_step_s: float = Field(description="Seconds of a step.")
+    first_steps_s: float | None = Field(
+        None, description="Seconds of a step by the second and third step of the last attempt; None: there were fewer."
+    )
+    measured_step_s: float | None = Field(None, description="Median seconds of the steps after the third.")
+
+
+def write_plan(paths: JobPaths, plan: RunPlan) -> None:
+    storage.write_bytes(paths.plan, plan.model_dump_json(indent=1).encode())
+
+
+def read_plan(paths: JobPaths) -> RunPlan | None:
+    """Read the newest plan of a run; None: none was made.
+
+    Raises:
+        StorageError: the file cannot be read, or a newer release wrote it.
+    """
+    if not storage.exists(paths.plan):
+        return None
+    raw = json.loads(storage.read_bytes(paths.plan))
+    if raw["version"] > PLAN_VERSION:
+        raise StorageError(f"{paths.plan} was written by a newer release: upgrade Fleetune to read it")
+    return RunPlan.model_validate(raw)
+
+
+def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:
+    """Compare a plan with the steps of the run's last attempt, in order. An empty record stands for an unknown step."""
+    seconds = [step.get("step_time_s") for step in steps]
+    first, later = (
+        [float(one) for one in part if one is not None] for part in (seconds[1:FIRST_STEPS], seconds[FIRST_STEPS:])
+    )
+    peaks = [int(step["max_memory_bytes"]) for step in steps if "max_memory_bytes" in step]
+    return PlanCheck(
+        machines=plan.machines,
+        predicted_bytes=plan.total_bytes,
+        measured_bytes=max(peaks, default=None),
+        predicted_step_s=plan.step_s,
+        first_steps_s=statistics.mean(first) if len(first) == FIRST_STEPS - 1 else None,
+        measured_step_s=statistics.median(later) if later else None,
+    )

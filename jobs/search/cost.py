@@ -1,0 +1,69 @@
+"""What the whole budget of a sweep takes, by the plan of one gang. Pure; light to import."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jobs.search.rules.auto import probe_steps
+from jobs.search.rules.budget import compared_steps, most_gangs
+from jobs.search.rules.rungs import cooldown_of, stops_of
+from jobs.search.shares import Shares
+from jobs.search.trials import most_repeats
+from jobs.spec.sweep import SweepSpec
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a sweep takes without evaluations, checkpoints and the start of its gangs.
+
+    Attributes:
+        gangs: at once.
+        steps: optimizer steps of all trials, cool-downs and repeats, and of the probe.
+        tokens: of these steps, padding included.
+        device_hours: of GPUs; of CPUs if the workers have no GPU.
+        least_hours: on these gangs, if all of them are busy to the end.
+    """
+
+    gangs: int
+    steps: int
+    tokens: float
+    device_hours: float
+    least_hours: float
+
+
+def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s: float, step_tokens: float) -> Cost:
+    """Compute what the budget pays for.
+
+    Args:
+        sweep: with its prior.
+        total_steps: of one whole run.
+        gangs: that fit on the machines.
+        devices: GPUs of one gang; its CPUs if it has no GPU.
+        step_s: seconds of a step.
+        step_tokens: tokens of a step, padding included.
+
+    Raises:
+        SpecError: the budget does not pay for one trial.
+    """
+    gangs = max(min(gangs, most_gangs(sweep)), 1)
+    steps = _steps(sweep, total_steps, total_steps * step_tokens)
+    budget = sweep.budget
+    if budget.minutes is not None:
+        steps = min(steps, budget.minutes * 60 * gangs / step_s)
+    if budget.gpu_hours is not None:
+        steps = min(steps, budget.gpu_hours * 3600 / (devices * step_s))
+    gang_s = steps * step_s
+    return Cost(gangs, round(steps), steps * step_tokens, gang_s * devices / 3600, gang_s / gangs / 3600)
+
+
+def _steps(sweep: SweepSpec, total: int, tokens_per_run: float) -> float:
+    """Return the optimizer steps that the budget pays for; infinite if only time bounds it."""
+    probe = probe_steps(sweep)
+    shares = Shares.of(sweep, total, tokens_per_run, probe)
+    repeats = most_repeats(sweep) * total
+    if sweep.scheduler != "halving" or math.isinf(shares.plan.compared):
+        return min(shares.plan.compared, shares.runs) * total + repeats
+    stops, cooldown = stops_of(sweep, total), cooldown_of(sweep, total)
+    compared = compared_steps(sweep, int(shares.plan.compared), stops, cooldown)
+    return compared + shares.plan.straight * total + repeats + probe

@@ -1,0 +1,48 @@
+"""Plans the gangs of a sweep once, before they start: what the base leaves out is chosen for all trials."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.data.prepared import Prepared
+from jobs.errors import OutOfMemory
+from jobs.preflight.run_plan import Announce, FindPlaces, kept_choice, with_fields, with_planned_fields
+from jobs.run.paths import JobPaths
+from jobs.search.rules.varying import engines, trial_spec
+from jobs.spec.finetune import PLANNED, Spec
+from jobs.spec.sweep import SweepSpec
+
+
+def planned_base(
+    sweep: SweepSpec, prepared: Prepared, find_places: FindPlaces, paths: JobPaths, announce: Announce
+) -> Spec:
+    """Plan a gang, and return the base with the fields of `train` that the plan chose. Later drivers keep the choice.
+
+    If the engine varies, nothing is chosen: each of the engines must fit as it is written.
+
+    Raises:
+        OutOfMemory: the trials, or those with one of the engines, cannot fit.
+    """
+    base, each = sweep.base, engines(sweep)
+    # A trial never changes itself after a lack of memory, so the plan may not change what is written either.
+    fixed = base.model_copy(update={"remedies": base.remedies.model_copy(update={"out_of_memory": False})})
+
+    def tell(kind: str, message: str, **data: Any) -> None:
+        data.pop("remaining_s", None)  # of one trial
+        announce(kind, message, **data)
+
+    if each == [{}]:
+        kept = kept_choice(fixed, paths)
+        planned = with_planned_fields(with_fields(fixed, kept), kept, prepared, find_places, paths, tell)
+        return base.model_copy(update={"train": planned.train})
+    places = find_places()
+    for engine in each:
+        spec = trial_spec(fixed, engine)
+        written = spec.train.model_copy(update={name: getattr(spec.train, name) for name in PLANNED})
+        try:
+            spec = spec.model_copy(update={"train": written})
+            with_planned_fields(spec, {}, prepared, lambda: places, paths, tell)
+        except OutOfMemory as error:
+            said = ", ".join(f"{name} {value}" for name, value in engine.items())
+            raise OutOfMemory(f"trials with {said}: {error}") from error
+    return base

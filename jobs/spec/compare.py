@@ -1,0 +1,105 @@
+"""The spec of kind `compare`: one job, and methods of training it, each with its own search. Light to import."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Annotated, Any, Final, Literal, Self, get_args
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+
+from jobs.frozen import Frozen
+from jobs.spec.finetune import Spec
+from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
+from jobs.spec.sweep import NAME_PATTERN, Search, SweepSpec
+
+MOST_METHODS: Final = 16
+METHODS: Final = get_args(ChosenMethod.model_fields["kind"].annotation)
+_LONGEST_NAME: Final = 63
+
+
+class ComparedMethod(Frozen):
+    """A method of training, under a name. All other fields of the job are the same for all methods."""
+
+    method: Method = Field(description="full, lora or prompt.")
+    name: str = Field(
+        default_factory=lambda data: data["method"].kind if "method" in data else "method",
+        pattern=NAME_PATTERN,
+        description="Name in the table, and of the sweep's directory; default: the method.",
+    )
+    lora: Lora | None = Field(None, description="LoRA; default: as in the base, if its method is lora.")
+    prompt: Prompt | None = Field(None, description="Prompt tuning; default: as in the base, if its method is prompt.")
+
+
+def _from_name(value: object) -> object:
+    """A name alone stands for the method of that name."""
+    if isinstance(value, str):
+        return {"method": value}
+    if isinstance(value, dict) and "method" not in value and value.get("name") in METHODS:
+        return {**value, "method": value["name"]}
+    return value
+
+
+class CompareSpec(Search):
+    """A comparison of methods on the same data and the same budget. Each is a sweep, which finds its own rate."""
+
+    kind: Literal["compare"] = Field(description="compare.")
+    name: str = Field(
+        "compare",
+        pattern=NAME_PATTERN,
+        description="Start of the comparison's name: lower-case letters, digits, '.', '_' and '-'.",
+    )
+    methods: tuple[Annotated[ComparedMethod, BeforeValidator(_from_name)], ...] = Field(
+        min_length=2,
+        max_length=MOST_METHODS,
+        description="What is compared: full, lora or prompt; or {name, method, lora, prompt}, to compare ranks.",
+    )
+    then: Literal["export", "nothing"] = Field(
+        "export", description="At the end of each sweep: export the best trial's model, or nothing."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_compared(self) -> Self:
+        twice = [name for name, count in Counter(one.name for one in self.methods).items() if count > 1]
+        if twice:
+            raise ValueError(
+                f"methods has two with the name {twice[0]}: give each a name, as {{name: lora-r4, method: lora, "
+                "lora: {rank: 4}}"
+            )
+        for one in self.methods:
+            try:
+                self.job_of(one)
+            except ValidationError as error:
+                raise ValueError(f"methods: {one.name}: {_first(error)}") from error
+        return self
+
+    def job_of(self, method: ComparedMethod) -> Spec:
+        """Return the base with this method. Raises ValidationError.
+
+        A learning rate of the base is kept for its own method only: the best rates of methods differ tenfold, and
+        each search begins where its own method usually has them.
+        """
+        values = self.base.model_dump(mode="json", exclude_unset=True)
+        same = self.base.method.kind == method.method.kind
+        if not same:
+            values.get("train", {}).pop("learning_rate", None)
+        for name in ("lora", "prompt"):
+            given = getattr(method, name)
+            if given is not None:
+                values[name] = given.model_dump(mode="json")
+            elif not same:
+                values.pop(name, None)
+        values["method"] = method.method.kind
+        return Spec.model_validate_json(json.dumps(values), strict=True)
+
+    def sweep_of(self, method: ComparedMethod) -> SweepSpec:
+        """Return the search of this method."""
+        fields: dict[str, Any] = {name: getattr(self, name) for name in Search.model_fields}
+        name = f"{self.name[: _LONGEST_NAME - 1 - len(method.name)] or self.name[:1]}-{method.name}"[:_LONGEST_NAME]
+        own = {"kind": "sweep", "name": name, "base": self.job_of(method), "then": self.then}
+        return SweepSpec(**fields | own)
+
+
+def _first(error: ValidationError) -> str:
+    one = error.errors(include_url=False)[0]
+    return str(one["ctx"]["error"]) if one["type"] == "value_error" else str(one["msg"])

@@ -1,0 +1,122 @@
+"""Mixes the weights of a run's model with those that the run started from, one tensor at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from jobs.errors import DataError
+from jobs.model_files.directory import local_model_dir, weight_files
+from jobs.run.outcome import read_outcome
+from jobs.run.paths import JobPaths
+from jobs.spec.load import load_spec
+from jobs.storage import files as storage
+from jobs.training.checkpoint.to_model import check_target, export_run
+from jobs.training.model.export import MAX_SHARD_BYTES, write_weights
+
+_NAMED = 3  # tensors that an error names
+
+
+def export_interpolated(run_root: str, to: str, base_weight: float, say: Callable[[str], None] = print) -> str:
+    """Write (1 - base_weight) x the run's weights + base_weight x the weights that it started from.
+
+    Args:
+        to: directory or URL; not that of one of the two models.
+
+    Returns:
+        `to`.
+
+    Raises:
+        DataError: the two models have other tensors or shapes; or there is nothing to export.
+    """
+    paths = JobPaths(run_root)
+    spec = load_spec(paths.spec)
+    if spec.method.kind != "full":
+        raise DataError(f"{paths.name} has trained an adapter, which has no weights in the base model to mix with")
+    check_target(to, paths)
+    base = local_model_dir(spec.model.path)
+    outcome = read_outcome(paths)
+    with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
+        if outcome is not None and outcome.model_path is not None and storage.is_local(paths.model):
+            tuned = storage.local_path(paths.model)
+        else:
+            tuned = export_run(run_root, scratch, say)
+        interpolate(tuned, base, to, base_weight)
+    return to
+
+
+def interpolate(tuned: str, base: str, to: str, base_weight: float, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
+    """Write the mixed weights, and copy the other files of `tuned`. At most one file's tensors are in memory.
+
+    Args:
+        tuned, base: local directories with safetensors; `base` may have more tensors.
+        to: directory or URL.
+
+    Raises:
+        DataError: a tensor of `tuned` is not in `base`, or has another shape there.
+    """
+    with _Tensors(tuned) as ours, _Tensors(base) as theirs:
+        _check_same(ours.shapes(), theirs.shapes(), base)
+
+        def mixed() -> Iterator[tuple[str, torch.Tensor]]:
+            for name in ours.names:
+                tensor = ours.read(name)
+                if tensor.is_floating_point():
+                    base_tensor = theirs.read(name).float()
+                    tensor = torch.lerp(tensor.float(), base_tensor, base_weight).to(tensor.dtype)
+                yield name, tensor
+
+        write_weights(to, [(name, ours.bytes_of(name)) for name in ours.names], mixed(), max_shard_bytes)
+    for name in sorted(os.listdir(tuned)):
+        if not name.endswith((".safetensors", ".safetensors.index.json")):
+            storage.put_file(os.path.join(tuned, name), storage.join(to, name))
+
+
+def _check_same(ours: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]], base: str) -> None:
+    wrong = [
+        f"{name} {list(shape)} ({'missing' if name not in theirs else list(theirs[name])} there)"
+        for name, shape in ours.items()
+        if theirs.get(name) != shape
+    ]
+    if wrong:
+        raise DataError(
+            f"the model cannot be mixed with {base}, from which the run started: {len(wrong)} of {len(ours)} tensors "
+            f"are not there, or have another shape: {', '.join(wrong[:_NAMED])}. Only weights of the same shapes mix; "
+            "a new classification head has no counterpart. Export the model without --base-weight"
+        )
+
+
+class _Tensors(contextlib.AbstractContextManager["_Tensors"]):
+    """The tensors of a directory, mapped into memory and read one by one."""
+
+    def __init__(self, folder: str) -> None:
+        self._open = contextlib.ExitStack()
+        opened = [
+            self._open.enter_context(safe_open(os.path.join(folder, name), framework="pt"))
+            for name in weight_files(folder)
+        ]
+        self._files: dict[str, Any] = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
+
+    def __exit__(self, *exception: object) -> None:
+        self._open.close()
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._files)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
+
+    def bytes_of(self, name: str) -> int:
+        tensor = self.read(name)  # a view of the mapped file
+        return tensor.numel() * tensor.element_size()
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor

@@ -1,0 +1,57 @@
+"""Acts when an evaluation shows that the model forgets. The rules are in `jobs.remedies.forgetting`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from jobs.remedies import forgetting
+from jobs.remedies.forgetting import Act, Told
+from jobs.run.checkpoints import Best
+from jobs.run.metric_names import GENERAL_LOSS
+from jobs.training.loop.restoring import gone_back
+from jobs.training.loop.saving import best_score
+from jobs.training.loop.state import LoopState, Run
+
+
+def act_of(run: Run, state: LoopState) -> Act | None:
+    """Decide what the newest evaluation requires; None if its loss is within the bound, or if there is no bound."""
+    return forgetting.act_of(run.job.spec.remedies.forgetting, state.metrics_before, state.metrics, state.rate_cuts)
+
+
+def rate_lowered(run: Run, state: LoopState) -> LoopState:
+    """Load the best state within the bound, or the first one, with a lower learning rate. Every rank must call it."""
+    spec, best, cuts = run.job.spec, best_score(run.job.spec, state), state.rate_cuts + 1
+    rule, before = spec.remedies.forgetting, state.metrics_before
+    last = cuts == forgetting.MOST_CUTS  # then keep the best state: from the start, none as good might follow
+    if best is not None and not last and not forgetting.has_room(rule, before, best.metrics):
+        best = None
+    earlier = gone_back(run, state, lambda: _up_to(best, run.reader.candidates()))
+    rate = spec.train.learning_rate * state.history.rate_factor * forgetting.rate_factor(cuts)
+    told = forgetting.lowered(rule, before, state.metrics, state.step, earlier.step, rate)
+    _report(run, state, told, stage="lower_learning_rate", number=cuts, to_step=earlier.step, learning_rate=rate)
+    kept = {**state.history.counts(), "barred": state.history.barred}
+    # Save soon: if the process ended before the next checkpoint, the number of cuts would be lost.
+    return replace(earlier, rate_cuts=cuts, history=earlier.history.model_copy(update=kept), save_due=True)
+
+
+def _up_to(best: Best | None, saved: Iterable[int]) -> list[int]:
+    """Return the step of the best state, and saved ones before it in case that its checkpoint is damaged."""
+    return [] if best is None else sorted((step for step in saved if step <= best.step), reverse=True)
+
+
+def tell_stop(run: Run, state: LoopState) -> None:
+    """Report that the run ends because its model has forgotten more than the bound allows."""
+    rule, best = run.job.spec.remedies.forgetting, best_score(run.job.spec, state)
+    told = forgetting.stopped(rule, state.metrics_before, state.metrics, state.step, run.plan.total_steps, best)
+    _report(run, state, told, stage="stop", to_step=None if best is None else best.step)
+
+
+def _report(run: Run, state: LoopState, told: Told, **facts: Any) -> None:
+    facts |= {"remedy": "forgetting", "step": state.step, **told._asdict(), **_losses(state)}
+    run.reporter.event("remedy", told.message, **facts)
+
+
+def _losses(state: LoopState) -> dict[str, float]:
+    return {"general_loss_before": state.metrics_before[GENERAL_LOSS], "general_loss": state.metrics[GENERAL_LOSS]}

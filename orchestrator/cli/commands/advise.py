@@ -1,0 +1,72 @@
+"""The command `fleetune advise`: recommends full fine-tuning or LoRA, with the reasons."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from typing import Annotated, get_args
+
+import typer
+
+from jobs.advice.method_choice import Goal, Method, Situation, choose
+from jobs.planning.accelerators import machines_of
+from jobs.planning.job_plan import JobPlan
+from jobs.preflight.data_commands import prepare_data
+from jobs.run.outcome import event
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_marked, training
+from orchestrator.cli.edge import Json, Price, Set, SpecFile, edge, progress_of
+from orchestrator.pages.plan import RATE_OF_LORA, advice_json, advice_page
+
+EPILOG = "Example:  fleetune advise job.yaml --on 8xH100-80  |  fleetune advise job.yaml --on 1xA10-24 --tasks 5"
+
+
+def advise(
+    spec: SpecFile,
+    set_: Set = None,
+    on: Annotated[
+        str | None, typer.Option("--on", metavar="GPUS", help="GPUs to plan for, as in fleetune plan [the spec's].")
+    ] = None,
+    tasks: Annotated[int, typer.Option("--tasks", min=1, help="Number of models to train from this base model.")] = 1,
+    goal: Annotated[Goal, typer.Option("--goal", help="What decides if both methods fit.")] = "accuracy",
+    price: Price = None,
+    json_: Json = False,
+) -> None:
+    """Choose between full fine-tuning and LoRA.
+
+    The command prepares the data (like `fleetune data prepare`) to count the examples, and plans both methods.
+    """
+    with edge():
+        loaded = training(load_marked(spec, set_ or []).spec, spec)
+        machines = None if on is None else machines_of(on)
+        plans: dict[Method, JobPlan] = {}
+        with closing(progress_of(json_)) as progress:
+            prepared = prepare_data(_with(loaded, "full"), None, progress)
+            from jobs.preflight.plan import plan_job
+
+            for method in get_args(Method):
+                progress.event(event("phase", f"planning method: {method}", phase="plan"))
+                plans[method] = plan_job(_with(loaded, method), machines)
+        machines = plans["full"].machines
+        situation = Situation(
+            examples=sum(part.samples for part in prepared.manifest.splits["train"]),
+            tasks=tasks,
+            full_fits=plans["full"].chosen is not None,
+            lora_fits=plans["lora"].chosen is not None,
+            gpu_gib=None if machines.is_cpu else machines.accelerator.memory_gib,
+            goal=goal,
+        )
+        choice = choose(situation)
+        rate = loaded.train.learning_rate / (RATE_OF_LORA if loaded.method.kind == "lora" else 1)
+        if json_:
+            typer.echo(json.dumps(advice_json(choice, situation, plans, price)))
+        else:
+            typer.echo(advice_page(choice, situation, plans, rate, price))
+        raise typer.Exit(0 if choice.method is not None else 2)
+
+
+def _with(spec: Spec, method: Method) -> Spec:
+    """Return the spec with this method, and with default settings for the other methods."""
+    chosen = spec.method.model_copy(update={"kind": method})
+    left = {} if method == "lora" else {"lora": type(spec.lora)()}
+    return spec.model_copy(update={"method": chosen, "prompt": type(spec.prompt)(), **left})

@@ -1,0 +1,140 @@
+"""An adapter that is written and read back around a freshly loaded base computes the same, whatever the head is."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from bench.zoo.tiny import save_tokenizer, tiny_config
+from jobs.errors import DataError, RunFailed, StorageError
+from jobs.run.find import export_source
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.record import open_run
+from jobs.spec.load import load_spec
+from jobs.training.checkpoint.to_model import export_run, merge_run, write_merged
+from jobs.training.model.adapters import load_model, own_copies, trained_names, with_adapter_of, write_adapter
+from jobs.training.model.batch import Batch, model_logits
+from jobs.training.model.load import load_base, model_class, model_config, without_flash_attention
+from tests.support import tiny
+from tests.support.cutstorage import changes
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+@pytest.mark.parametrize(
+    ("model_type", "lacking", "full"),
+    [
+        ("roberta", "classifier", {"classifier"}),  # a head of two layers
+        ("distilbert", "classifier", {"classifier", "pre_classifier"}),  # two heads, one's name ends with the other's
+        ("bert", "pooler", {"bert.pooler.dense", "classifier"}),  # new weights inside of the base model
+    ],
+)
+def test_what_the_model_directory_lacks_is_trained_fully_and_in_the_adapter(
+    tmp_path: pathlib.Path, model_type: str, lacking: str, full: set[str], method: str
+) -> None:
+    folder = tmp_path / model_type
+    tiny_config(model_type).save_pretrained(folder)
+    save_tokenizer(folder)
+    spec = tiny.spec_of(folder, folder, folder / "rows.jsonl", classify=True, method=method)
+    model_class(spec).from_config(model_config(spec, str(folder))).save_pretrained(folder)
+    weights = folder / "model.safetensors"
+    kept = {name: tensor for name, tensor in load_file(weights).items() if lacking not in name}
+    save_file(kept, weights, metadata={"format": "pt"})
+
+    model = load_model(spec, str(folder), "fp32", 0).eval()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert own_copies(trained_names(model)) == full
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    write_adapter(str(tmp_path / "adapter"), model, trained.items(), str(folder))
+    base, missing = load_base(spec.model_copy(update={"seed": 99}), str(folder), "fp32", 0)
+    assert missing and all(lacking in name for name in missing)
+    again = with_adapter_of(base, str(tmp_path / "adapter")).eval()
+    row = torch.arange(3, 23)[None]
+    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row)
+    with torch.no_grad():
+        first, second = (model_logits(one, batch, spec.model.task) for one in (model, again))
+    assert torch.equal(first, second)
+
+
+def run_with_adapter(folder: pathlib.Path, value: float = 0.1, **changes: Any) -> JobPaths:
+    """A run that has succeeded with a LoRA adapter, all of whose weights are `value`."""
+    base = tiny.save_model(folder / "base", "llama")
+    spec = tiny.spec_of(folder, base, folder / "rows.jsonl", method="lora", **changes)
+    model = load_model(without_flash_attention(spec), str(base), "fp32", 0)
+    trained = [(name, torch.full_like(one, value)) for name, one in model.named_parameters() if one.requires_grad]
+    paths = open_run(spec)
+    write_adapter(paths.model, model, trained, str(base))
+    now = datetime.datetime.now(datetime.UTC)
+    write_outcome(paths, Outcome(status=Status.SUCCEEDED, step=3, model_path=paths.model, ended_at=now))
+    return paths
+
+
+def test_a_merge_needs_no_flash_attention_and_says_what_it_was_made_from(tmp_path: pathlib.Path) -> None:
+    assert not transformers.utils.is_flash_attn_2_available(), "this test needs a host without flash attention"
+    kernel = {"model__attn_implementation": "flash_attention_2", "data__packing": False}
+    paths = run_with_adapter(tmp_path, **kernel, resources__gpus_per_worker=1)
+    merged = pathlib.Path(merge_run(paths.root, say=lambda text: None))
+    assert (merged / "made_from").read_text() == export_source(paths)
+    assert not [path for path in merged.iterdir() if path.is_symlink()]
+    transformers.AutoModelForCausalLM.from_pretrained(merged)
+    elsewhere = pathlib.Path(merge_run(paths.root, str(tmp_path / "elsewhere"), say=lambda text: None))
+    assert {path.name for path in merged.iterdir()} - {path.name for path in elsewhere.iterdir()} == {"made_from"}
+
+
+@pytest.mark.usefixtures("own_protocols")
+def test_an_export_that_fails_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+    paths = run_with_adapter(tmp_path, value=float("nan"))
+    merged, other = pathlib.Path(paths.merged), tmp_path / "other"
+    for folder, name in ((merged, "config.json"), (merged, "model.safetensors"), (other, "mine.safetensors")):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("{}")  # of an earlier merge, and of the user
+    for to in (None, str(other)):
+        with pytest.raises(RunFailed, match="does not compute what the trained one does"):
+            merge_run(paths.root, to, say=lambda text: None)
+    with changes(refused="tokenizer"), pytest.raises(StorageError, match="Permission denied"):
+        export_run(paths.root, f"cut://{other}", say=lambda text: None)
+    assert not merged.exists() or not list(merged.iterdir())
+    assert [path.name for path in other.iterdir()] == ["mine.safetensors"]
+
+
+def test_no_export_writes_over_its_sources_or_beside_another_model(tmp_path: pathlib.Path) -> None:
+    paths = run_with_adapter(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/adapter_config.json").write_text("{}")
+    pathlib.Path(paths.merged).mkdir()
+    base, other = f"{tmp_path}/base/", f"{tmp_path}/other"
+    own, model, adapter = "own directory", r"holds a model already \(config.json\)", "holds an adapter already"
+    for export, to, reason in (
+        (merge_run, paths.model, own),
+        (export_run, paths.merged, own),
+        (merge_run, base, model),
+        (export_run, base, model),
+        (merge_run, other, adapter),
+        (export_run, other, adapter),
+    ):
+        before = sorted(pathlib.Path(to).iterdir())
+        with pytest.raises(DataError, match=f"{reason}.*give --to another directory"):
+            export(paths.root, to, say=lambda text: None)
+        assert sorted(pathlib.Path(to).iterdir()) == before
+
+
+def test_a_merge_frees_its_first_model_before_the_second_is_read(tmp_path: pathlib.Path) -> None:
+    paths = run_with_adapter(tmp_path)
+    spec, base = load_spec(paths.spec), str(tmp_path / "base")
+    gc.collect()
+    before = count_of_models()
+    write_merged(spec, base, paths.model, "fp32", 0, paths.merged, str(tmp_path / "beside"))
+    assert count_of_models() <= before
+
+
+def count_of_models() -> int:
+    return sum(issubclass(type(one), transformers.PreTrainedModel) for one in gc.get_objects())

@@ -1,0 +1,29 @@
+"""Metrics in words: the gain of the task against the change on general text."""
+
+from __future__ import annotations
+
+from jobs.run.metric_names import general_increase, general_name, is_general, trade_words
+
+BEFORE = {"eval_loss": 3.0, "eval_general_loss": 4.0, "eval_general_perplexity": 54.6}
+
+
+def test_metrics_of_general_text_are_named_as_hugging_face_names_those_of_several_data_sets() -> None:
+    assert general_name("eval_loss") == "eval_general_loss"
+    assert is_general("eval_general_perplexity") and not is_general("eval_loss")
+
+
+def test_the_gain_of_the_task_stands_beside_the_change_on_general_text() -> None:
+    after = {"eval_loss": 1.5, "eval_general_loss": 4.2, "loss": 1.4}
+    assert trade_words(BEFORE, after) == "held-out loss 3 -> 1.5 (-50.0%), general loss 4 -> 4.2 (+5.0%)"
+    del after["eval_loss"]
+    assert trade_words(BEFORE, after) == "general loss 4 -> 4.2 (+5.0%)", "general text without held-out rows"
+
+
+def test_the_increase_is_a_share_of_the_first_value() -> None:
+    assert general_increase(BEFORE, {"eval_general_loss": 5.0}) == 0.25
+    assert general_increase(BEFORE, {"eval_loss": 1.0}) is general_increase({}, {"eval_general_loss": 5.0}) is None
+
+
+def test_without_general_text_nothing_is_said_of_it() -> None:
+    assert trade_words({"eval_loss": 3.0}, {"eval_loss": 1.5}) is None
+    assert trade_words(BEFORE, {"eval_loss": 1.5}) is None

@@ -1,0 +1,77 @@
+"""`fleetune validate` and `run` of a sweep: where a mistake is written, and which values are shown."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from orchestrator.cli.app import app
+
+BASE = """model: {path: ./model, task: causal-lm}
+data: {train: ./rows.jsonl, format: text, eval_fraction: 0.5}
+train:
+  learning_rate: 1.0e-3
+  warmup_ratio: 0.1
+"""
+SWEEP = """kind: sweep
+base: ./job.yaml
+budget:
+  runs: 8
+space:
+  learning_rate: {min: 1.0e-5, max: 1.0e-2, log: true}
+"""
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "model/tokenizer.json").touch()
+    (tmp_path / "model/model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps({"text": f"row {number}"}) for number in range(9)))
+    (tmp_path / "job.yaml").write_text(BASE)
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    return "sweep.yaml"
+
+
+def call(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_budget_that_is_too_small_names_its_file_and_line(sweep: str, command: str) -> None:
+    Path(sweep).write_text(SWEEP.replace("runs: 8", "runs: 0.1"))
+    code, said = call(command, sweep)
+    assert code == 2 and said.startswith("error: sweep.yaml:3: budget: it pays for 0.1 runs")
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_field_that_cannot_vary_names_its_file_and_line(sweep: str, command: str) -> None:
+    Path(sweep).write_text(f"{SWEEP}  data.seq_len: [64, 128]\n")
+    code, said = call(command, sweep)
+    assert code == 2 and said.startswith("error: sweep.yaml:7: space.data.seq_len: the model and the rows are prepared")
+
+
+def test_a_mistake_in_the_base_names_the_file_of_the_base(sweep: str) -> None:
+    Path("rows.jsonl").unlink()
+    code, said = call("validate", sweep)
+    assert code == 2 and "job.yaml:2: data.train" in said
+
+
+def test_the_values_of_the_space_stand_in_place_of_the_bases(sweep: str) -> None:
+    lines = call("validate", sweep)[1].splitlines()
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("rate")] == [
+        "1e-05..0.01 (log), linear, 10% warmup"
+    ]
+    more = "  warmup_ratio: {min: 0.0, max: 0.2}\n  lr_scheduler_type: [linear, cosine]\n  global_batch_size: [8, 16]\n"
+    Path(sweep).write_text(SWEEP + more)
+    lines = call("validate", sweep)[1].splitlines()
+    found = {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in lines}
+    assert found["rate"] == "1e-05..0.01 (log), linear|cosine, warmup_ratio 0..0.2"
+    assert found["batch"].endswith("; varies: train.global_batch_size 8|16")

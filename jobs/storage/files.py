@@ -159,7 +159,10 @@ def list_names(path: str) -> list[str]:
 
 
 def write_bytes(path: str, content: bytes) -> None:
-    """Write a file that appears whole or not at all. Raises StorageError."""
+    """Write a file that appears whole or not at all. Raises StorageError.
+
+    With a protocol that an administrator has added, others may see the file before it is whole.
+    """
     with as_storage_error("write", path):
         if is_local(path):
             with _replacing(local_path(path)) as file:

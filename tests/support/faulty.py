@@ -3,6 +3,9 @@
 While `<CONTROL>/full` exists every write of a tensor file ends in "no space left", after some bytes; while
 `<CONTROL>/stalled` exists every write waits. While `<CONTROL>/dropped` exists no file can be opened, because the
 connection is reset; while `<CONTROL>/dropped rows` exists, no file of prepared data.
+
+The index of a part of a checkpoint can always be seen for a moment before it is whole, as on storage that is no object
+store, such as sftp.
 """
 
 from __future__ import annotations
@@ -32,9 +35,8 @@ class FaultyFileSystem(LocalFileSystem):  # type: ignore[misc]  # fsspec carries
             raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer", path)
         if "w" in mode:  # an object store knows no directories
             pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
-        faulty = "w" in mode and path.endswith(".safetensors") and "checkpoints" in path
-        opener = FaultyFile if faulty else LocalFileOpener
-        return opener(path, mode, fs=self, **options)
+        openers = {".safetensors": FaultyFile, ".json": SlowFile} if "w" in mode and "/checkpoints/" in path else {}
+        return openers.get(pathlib.Path(path).suffix, LocalFileOpener)(path, mode, fs=self, **options)
 
     def _is_dropped(self, name: str) -> bool:
         return (self.control / name).exists()
@@ -58,6 +60,15 @@ class FaultyFile(LocalFileOpener):  # type: ignore[misc]
         if (FaultyFileSystem.control / "full").exists() and FaultyFile.written > BYTES_BEFORE_FULL:
             raise OSError(28, "No space left on device")
         return int(super().write(data))
+
+
+class SlowFile(LocalFileOpener):  # type: ignore[misc]
+    def write(self, data: Any) -> int:
+        half = len(data) // 2
+        super().write(data[:half])
+        self.f.flush()
+        time.sleep(0.1)
+        return half + int(super().write(data[half:]))
 
 
 def register(control: pathlib.Path) -> None:

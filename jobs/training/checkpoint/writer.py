@@ -209,8 +209,11 @@ class Checkpointer:
             names = set(storage.list_names(folder))
             for rank in [rank for rank in missing if f"{self._stem[rank]}.json" in names]:
                 content = storage.read_bytes(storage.join(folder, f"{self._stem[rank]}.json"))
-                entry = entry_of(f"{self._stem[rank]}.json", content)
-                entries[rank] = (entry, Part.model_validate_json(content).file.bytes)
+                try:
+                    described = Part.model_validate_json(content)
+                except ValueError:  # sftp, for one, shows a file while it is being written
+                    continue
+                entries[rank] = (entry_of(f"{self._stem[rank]}.json", content), described.file.bytes)
                 missing.discard(rank)
             if not missing:
                 return [entries[rank] for rank in range(self._world_size)]

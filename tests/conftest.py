@@ -61,7 +61,7 @@ def in_turns(paths: list[pathlib.Path], seconds: Callable[[pathlib.Path], float]
     return sorted(paths, key=lambda path: (begins[path], -seconds(path)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def forked_ray_workers() -> Iterator[None]:
     """Run the fork server of this process of pytest: see `tests.support.fork_server`."""
     with fork_server.running():

@@ -29,11 +29,6 @@ FLEETUNE = pathlib.Path(sys.executable).with_name("fleetune")
 BEGINS_WITHIN_S = 400.0  # a start took over 200 s on a machine with a load of 30
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _forked(forked_ray_workers: None) -> None:
-    pass
-
-
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """A folder with a tiny Llama, a GPT-2 with dropout, a BERT, a text file and a labelled file."""

@@ -37,7 +37,10 @@ def hold(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Pat
 
 @pytest.fixture
 def nodes(hold: pathlib.Path) -> Iterator[Nodes]:
-    with ray_head(num_cpus=0, PYTHONPATH=PACED) as head, ray_nodes(head, "one", "two", num_cpus=1) as nodes:
+    with (
+        ray_head(num_cpus=0, PYTHONPATH=PACED) as head,
+        ray_nodes(head, "one", "two", num_cpus=1, PYTHONPATH=PACED) as nodes,
+    ):
         yield nodes
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from cluster.local.supervisor import descendants, kill
 from jobs.drivers.link.messages import Registered
 from jobs.spec.load import dump_spec, spec_of
-from tests.support.gangs import ROOT
+from tests.support.gangs import FORKED, ROOT
 from tests.support.processes import process_lives, wait_for
 from tests.support.wireserver import WireServer
 
@@ -61,7 +61,7 @@ def driver(server: WireServer, **environment: str) -> Iterator[Driver]:
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.drivers.attempt"],
         cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **server.place.environment(), **environment},
+        env={**os.environ, "PYTHONPATH": FORKED, **server.place.environment(), **environment},
     )  # fmt: skip
     made = Driver(process)
     try:

@@ -40,14 +40,14 @@ class Nodes:
 
 
 @contextlib.contextmanager
-def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2) -> Iterator[Nodes]:
+def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2, **environment: str) -> Iterator[Nodes]:
     nodes, started = Nodes(head), list[subprocess.Popen[bytes]]()
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         for name in names:
             env = {
                 **os.environ, **nodes.environment(), "RAY_TMPDIR": str(head.temp / "ray"),
-                "RAY_USAGE_STATS_ENABLED": "0", **LEAN, NODE_NAME: name,
+                "RAY_USAGE_STATS_ENABLED": "0", **LEAN, NODE_NAME: name, **environment,
             }  # fmt: skip
             del env["RAY_ADDRESS"]
             command = [

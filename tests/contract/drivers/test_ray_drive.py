@@ -16,6 +16,7 @@ from jobs.drivers.link.messages import Order, Registered
 from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import driver, registered
+from tests.support.gangs import FORKED
 from tests.support.processes import processes_with, wait_for
 from tests.support.raycluster import ray_head
 from tests.support.raynodes import NODE_NAME, Nodes, left_on_ray, ray_nodes
@@ -41,7 +42,10 @@ sys.exit(9)
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
-    with ray_head(num_cpus=2) as head, ray_nodes(head, "a", "b", num_cpus=3) as nodes:
+    with (
+        ray_head(num_cpus=2, PYTHONPATH=FORKED) as head,
+        ray_nodes(head, "a", "b", num_cpus=3, PYTHONPATH=FORKED) as nodes,
+    ):
         yield nodes
 
 

@@ -26,19 +26,18 @@ from tests.acceptance.conftest import (
     wait_for_step,
     workers_of,
 )
-from tests.support.gangs import PACED, ROOT
+from tests.support.gangs import PACED, SCARCE
 from tests.support.memorylimit import kill_for_memory
 from tests.support.processes import wait_for
 
 WriteSpec = Callable[..., pathlib.Path]
-SCARCE = str((ROOT / "tests/support/scarce/sitecustomize.py").parent)
 ROW = 64 * 512  # logits of a row
 STEPS, SAVED = 12, 4
 
 
 def run_scarce(limits: dict[str, int], *arguments: str | pathlib.Path) -> Any:
     """`fleetune run` with workers whose memory is limited."""
-    return fleetune("run", *arguments, PYTHONPATH=f"{SCARCE}:{ROOT}", SCARCE=json.dumps(limits))
+    return fleetune("run", *arguments, PYTHONPATH=SCARCE, SCARCE=json.dumps(limits))
 
 
 def remedies_told(paths: JobPaths) -> list[dict[str, Any]]:

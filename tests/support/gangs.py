@@ -24,12 +24,13 @@ from jobs.storage.journal import read_journal
 from jobs.training.mailbox import Answer, Mailbox, Order
 
 ROOT = pathlib.Path(__file__).parents[2]
-FORKED = (
-    f"{ROOT / 'tests/support/forked'}:{ROOT}"  # a PYTHONPATH with which Ray's workers are forked, see `fork_server`
-)
+_SUPPORT = ROOT / "tests/support"
+# Values of PYTHONPATH. With each, Ray's workers are forked (see `fork_server`). With PACED, training steps wait, so
+# that other processes get the cores; with SCARCE, the memory of workers is simulated.
+FORKED = f"{_SUPPORT / 'forked'}:{ROOT}"
+PACED = f"{_SUPPORT / 'forked'}:{_SUPPORT / 'paced'}:{ROOT}"
+SCARCE = f"{_SUPPORT / 'forked'}:{_SUPPORT / 'scarce'}:{ROOT}"
 GANG_WITHIN_S = 500
-# A PYTHONPATH that makes each training step wait, so that other processes get the cores.
-PACED = f"{ROOT / 'tests/support/forked'}:{ROOT / 'tests/support/paced'}:{ROOT}"
 
 
 @dataclass(frozen=True)

@@ -101,8 +101,11 @@ def spec(workshop: pathlib.Path, data: pathlib.Path, **changes: Any) -> dict[str
 
 
 def outcome_after_order_at(server: WireServer, moment: str, code: int) -> tuple[JobPaths, Any]:
-    """Order the stop as soon as the driver says this, and see how it ends."""
-    with driver(server) as running:
+    """Order the stop as soon as the driver says this, and see how it ends.
+
+    Workers are not forked, because a forked one makes its first step before an order can reach it.
+    """
+    with driver(server, PYTHONPATH=str(ROOT)) as running:
         running.wait_for(moment)
         server.order = Order.STOP
         assert running.ended(120) == code, running.output

@@ -1,34 +1,21 @@
-"""The output of `fleetune gc`, and the parsing of sizes."""
+"""The output of `fleetune gc`."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 from cluster.text import byte_size, long_duration, many
-from jobs.errors import InputError
 from orchestrator.gc.remove import Removed
 from orchestrator.gc.values import Bounds, Found, GcPlan, Goes
 from orchestrator.pages.tables import columns
-
-_SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?:([KMGTP])(i?))?B$", re.IGNORECASE)
-_POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 OPTIONS: Final = (
     "nothing was removed. To remove runs that ended more than 30 days ago: --older-than 30d. To remove the oldest "
     "until the rest fits: --max-size 500GB. --checkpoints-only removes only checkpoints, --keep-last N keeps the newest"
     " runs, --prepared also removes prepared data that no run uses, and --dry-run only prints what would be removed"
 )
-
-
-def size_bytes(text: str) -> int:
-    """Parse a size such as `500GB` (powers of 1000) or `500GiB` (of 1024), to bytes. Raises InputError."""
-    match = _SIZE.match(text.strip())
-    if match is None:
-        raise InputError(f"--max-size {text!r} is not a size: give a number and B, kB, MB, GB, TB or GiB, as in 500GB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[(match[2] or "").upper()])
 
 
 def page(plan: GcPlan, found: Found, bounds: Bounds, now_s: float) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import shlex
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -137,15 +135,6 @@ def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
             said = f"{counts['samples']:,} samples in {counts['rows']:,} rows{filled}"
             rows.append((name, f"{said}, {counts['tokens']:,} tokens, {counts['targets']:,} targets"))
     return table(rows)
-
-
-def is_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-def terminal_width() -> int:
-    """Return the columns of the terminal; 100 if stdout is not one."""
-    return shutil.get_terminal_size((100, 24)).columns if is_terminal() else 100
 
 
 def _length_words(spec: Spec) -> str:

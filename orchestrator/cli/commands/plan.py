@@ -28,8 +28,6 @@ from orchestrator.client.spec_names import Named, about
 from orchestrator.pages.plan import cost_words, plan_json, plan_page
 from orchestrator.pages.plan_accuracy import accuracy_json, accuracy_page
 
-EPILOG = "Example:  fleetune plan job.yaml --on 8xH100-80  |  fleetune plan job.yaml --on 2x8xA100-80 --json"
-
 
 def plan(
     spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")] = None,

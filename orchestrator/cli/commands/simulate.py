@@ -21,11 +21,6 @@ Report = Callable[[float], None]
 
 _MOST_NODES, _MOST_GPUS_OF_A_NODE = 100_000, 1024
 
-EPILOG = (
-    "Example:  fleetune simulate trace.csv --nodes 64 --what-if-nodes 48 --report page.html  |  "
-    "fleetune simulate trace.csv --nodes 64 --policy easy --schedule schedule.csv"
-)
-
 
 def simulate(
     trace: Annotated[str, typer.Argument(metavar="TRACE", help="CSV: submit_s, duration_s, num_gpus, tenant.")],

@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from cluster.text import byte_size
 from jobs.errors import InputError
-from orchestrator.cli.durations import duration_s
+from orchestrator.cli.quantities import duration_s, size_bytes
 from orchestrator.gc.plan import plan_gc
 from orchestrator.gc.values import Bounds, Found, GcPlan, Goes, Held, Leftover, PreparedFacts, RunFacts
-from orchestrator.pages.gc import size_bytes
 
 DAY, NOW = 86_400.0, 1_000 * 86_400.0
 

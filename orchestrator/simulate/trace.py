@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from cluster.errors import StorageError, TraceError
 from cluster.text import grouped
 from jobs.storage import files as storage
-from orchestrator.pages.data import shortened
+from orchestrator.pages.tables import shortened
 from orchestrator.simulate.values import TraceJob
 
 COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # required columns; priority is optional

@@ -75,7 +75,7 @@ def test_html_page_parses_and_has_two_plots_and_no_script() -> None:
     html = report([("4 nodes", simulated())])
     root = parsed(html)
     assert [plot.get("aria-label") for plot in root.iter(f"{SVG}svg")] == ["GPUs in use", "GPUs that jobs wait for"]
-    assert "default-src 'none'" in html and "<script" not in html and "32 GPUs in all" in html
+    assert "default-src 'none'" in html and "<script" not in html and "32 GPUs in total" in html
     assert "4 nodes x 8 GPUs" in (root.findtext(".//h1") or "")
 
 

@@ -1,4 +1,4 @@
-"""The scan of a storage path for `fleetune gc`: one listing, and some small files of runs. Never writes."""
+"""Finds what is under a storage path, from one listing and some small files of runs. Writes nothing."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from jobs.storage.listing import Listed, listing
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
 
-INSIDE: Final = JobPaths("")  # names as in a listing of a run
+INSIDE: Final = JobPaths("")  # names of files relative to a run, as in a listing
 MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.preparation.prepare_source`
 
 _READERS = 8
 _PREPARED = prepared_root("", "").rstrip("/")
 _FINGERPRINT = re.compile(r"^[0-9a-f]{16,64}$")
-# The specs of a run, of the methods of a comparison and of final runs. The manifest beside each names its data.
+# Specs of a run, of the methods of a comparison and of final runs. The manifest beside each names its data.
 _SPEC = re.compile(r"^((?:methods/[^/]+/)?(?:final(?:-\d+)?/)?)spec\.json$")
 _JOURNAL = re.compile(r"^(?:events|metrics)/(\d{20}-[^/]*\.jsonl)$")
 
@@ -79,7 +79,7 @@ def _holds(files: Files, name: str) -> bool:
 
 
 def touched_s(files: Files, unknown_s: float) -> float:
-    """Return when a file was last written; `unknown_s`: the storage does not tell."""
+    """Return when the newest file was written. `unknown_s`: the time to return if the storage has no times."""
     return max((file.modified_s for file in files if file.modified_s is not None), default=unknown_s)
 
 
@@ -107,7 +107,7 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
 
 
 def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, now_s: float) -> tuple[str, float]:
-    """Return the status, as `jobs.run.summary.summarise` does, and since when."""
+    """Return the status, as `jobs.run.summary.summarise` does, and the time of its end or its last sign of life."""
     outcome: Outcome | None = None
     if _holds(files, INSIDE.outcome):
         try:
@@ -134,7 +134,7 @@ def _model_path(storage_path: str, run: str) -> str:
 
 
 def run_named_by(path: str, runs: Collection[str]) -> str | None:
-    """Return the run that contains the path of a model, however it is written; None: none of these."""
+    """Return which of these runs contains a model's path; None: none of them."""
     return next((part for part in path.split("/") if part in runs), None)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from cluster.text import byte_size, long_duration, many
 from orchestrator.gc.remove import Removed
-from orchestrator.gc.values import Bounds, Found, GcPlan, Goes, PreparedVerdict, RunVerdict
+from orchestrator.gc.values import Bounds, Found, GcPlan, PreparedVerdict, RunVerdict, ToRemove
 from orchestrator.pages.tables import columns
 
 OPTIONS: Final = (
@@ -41,14 +41,17 @@ def _row(name: str, status: str, age: str, size: int, checkpoints: str, goes: st
 
 
 def _run_row(verdict: RunVerdict, now_s: float) -> Row:
-    run, goes = verdict.run, {Goes.NOTHING: "", Goes.CHECKPOINTS: "checkpoints", Goes.RUN: "all of it"}[verdict.goes]
+    run, goes = (
+        verdict.run,
+        {ToRemove.NOTHING: "", ToRemove.CHECKPOINTS: "checkpoints", ToRemove.RUN: "all of it"}[verdict.to_remove],
+    )
     checkpoints = byte_size(run.checkpoint_size) if run.checkpoint_size else ""
     age = long_duration(now_s - run.since_s)
     return _row(run.name, run.status, age, run.size, checkpoints, goes, verdict.freed, verdict.why)
 
 
 def _prepared_row(verdict: PreparedVerdict, now_s: float) -> Row:
-    one, goes = verdict.prepared, "all of it" if verdict.goes else ""
+    one, goes = verdict.prepared, "all of it" if verdict.to_remove else ""
     age = long_duration(now_s - one.touched_s)
     return _row(f"prepared/{one.name}", "", age, one.size, "", goes, verdict.freed, verdict.why)
 
@@ -87,12 +90,12 @@ def as_json(plan: GcPlan, found: Found, storage_path: str, removed: Sequence[Rem
         "other_size": found.other_size,
         "runs": [
             {name: getattr(verdict.run, name) for name in ("name", "status", "since_s", "size", "checkpoint_size")}
-            | {"goes": verdict.goes, "freed": verdict.freed, "why": verdict.why}
+            | {"goes": verdict.to_remove, "freed": verdict.freed, "why": verdict.why}
             for verdict in plan.runs
         ],
         "prepared": [
             {name: getattr(verdict.prepared, name) for name in ("name", "touched_s", "size")}
-            | {"goes": verdict.goes, "why": verdict.why}
+            | {"goes": verdict.to_remove, "why": verdict.why}
             for verdict in plan.prepared
         ],
         "half_removed": [{"name": left.name, "size": left.size} for left in found.leftovers],

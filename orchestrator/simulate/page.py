@@ -38,10 +38,10 @@ def circumstances(simulated: Simulated) -> list[tuple[str, str]]:
         ("trace", f"{many(len(simulated.jobs), 'job')} of {many(tenants, 'tenant')}"),
         ("cluster", cluster_words(setup)),
         ("policy", setup.policy),
-        ("an interruption costs", f"{setup.preemption_cost_s:g} s"),
+        ("cost of an interruption", f"{setup.preemption_cost_s:g} s"),
     ]
     if setup.jitter:
-        pairs.append(("submissions", f"up to 10 s later, seed {setup.jitter}"))
+        pairs.append(("submissions", f"delayed by up to 10 s, seed {setup.jitter}"))
     if setup.failures_per_node_day:
         away = f"repaired after {setup.repair_s / 3600:g} h"
         pairs.append(("failures", f"{setup.failures_per_node_day:g} per node and day, {away}"))

@@ -86,15 +86,15 @@ def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
             raise InputError(f"{name} must be at least 1: a cluster without {without} runs nothing")
         most = _MOST_GPUS_OF_A_NODE if name == "--gpus-per-node" else _MOST_NODES
         if value > most:
-            raise InputError(f"{name} must be at most {most:,}, and is {value:,}")
+            raise InputError(f"{name} must be at most {most:,}, but is {value:,}")
     amounts = (
-        ("--jitter", float(setup.jitter), "it is a seed, and 0 leaves the trace as it is"),
-        ("--preemption-cost-s", setup.preemption_cost_s, "an interruption saves no work"),
+        ("--jitter", float(setup.jitter), "it is a seed, and 0 leaves the trace unchanged"),
+        ("--preemption-cost-s", setup.preemption_cost_s, "an interruption cannot save work"),
         ("--failures-per-node-day", setup.failures_per_node_day, "0 means that no node fails"),
     )
     for name, amount, why in amounts:
         if not (math.isfinite(amount) and amount >= 0):
-            raise InputError(f"{name} must be a number of at least 0, and is {amount:g}: {why}")
+            raise InputError(f"{name} must be a number of at least 0, but is {amount:g}: {why}")
     from orchestrator.scheduling.policy import policy_named
 
     policy_named(setup.policy)
@@ -120,7 +120,7 @@ def as_json(simulations: Sequence[tuple[str, Simulated]]) -> str:
     """Format as one JSON object: the figures of the first simulation, and those of the second under `what_if`."""
     from orchestrator.simulate.figures import figures
 
-    first, *others = (figures(simulated).as_dict() for _, simulated in simulations)
+    first, *others = (dataclasses.asdict(figures(simulated)) for _, simulated in simulations)
     return json.dumps({**first, **({"what_if": others[0]} if others else {})}, allow_nan=False)
 
 
@@ -146,14 +146,14 @@ def _check_gangs(jobs: Sequence[TraceJob], what_if_nodes: int, gpus_per_node: in
     least = math.ceil(largest / gpus_per_node)
     if what_if_nodes < least:
         raise InputError(
-            f"--what-if-nodes {what_if_nodes} has {what_if_nodes * gpus_per_node:,} GPUs, and a job of the trace asks "
-            f"for {largest:,}: give at least {least} nodes"
+            f"--what-if-nodes {what_if_nodes} has {what_if_nodes * gpus_per_node:,} GPUs, but a job of the trace needs "
+            f"{largest:,}: give at least {least} nodes"
         )
 
 
 @contextlib.contextmanager
 def shown_progress(title: str, silent: bool) -> Iterator[Report | None]:
-    """Show a progress bar on a terminal, which moves even while nothing is reported; nothing elsewhere."""
+    """Show a progress bar on a terminal; its elapsed time also moves without reports. Show nothing elsewhere."""
     if silent or not sys.stdout.isatty():
         yield None
         return

@@ -1,7 +1,7 @@
 """The plan of `fleetune gc`: what to remove. Pure: no clock, no disk, no network.
 
-There are two bounds: an age, and a total size. Everything older than the age is removed. If the rest is still too large,
-more is removed until it fits, in this order, oldest first:
+There are two bounds: an age, and a total size. Everything older than the age is removed. If the rest is still too
+large, more is removed until it fits, in this order, oldest first:
 
 1. unused prepared data (if requested), which can be prepared again;
 2. checkpoints of succeeded runs, whose models are kept;

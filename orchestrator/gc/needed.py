@@ -16,7 +16,7 @@ from orchestrator.api import JobView, Me
 from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import connect
 from orchestrator.client.lookup import all_jobs, job_path
-from orchestrator.gc.scan import run_named_by
+from orchestrator.gc.scan import model_path, run_named_by
 from orchestrator.gc.values import Held
 from orchestrator.queue.states import ENDED, State
 
@@ -71,9 +71,7 @@ def _models(server: Connection, jobs: Collection[JobView]) -> dict[str, str]:
 
 def _model(server: Connection, job_id: str) -> str:
     """Return the path of a job's model. If it is the model of another job, return that job's run."""
-    spec = server.get(f"{job_path(job_id)}/spec", _AnySpec).root
-    model = (spec.get("base") or spec).get("model")
-    path = str(model.get("path", "")) if isinstance(model, dict) else ""
+    path = model_path(server.get(f"{job_path(job_id)}/spec", _AnySpec).root)
     parent = run_named(path)
     if parent is None:
         return path

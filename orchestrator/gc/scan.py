@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -102,7 +102,7 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
         checkpoint_size=size_of([file for file in files if file.name.startswith(INSIDE.checkpoints + "/")]),
         prepared=frozenset(one for one in prepared if one is not None),
         may_prepare=None in prepared,
-        starts_from=run_named_by(_model_path(storage_path, name), runs),
+        starts_from=run_named_by(model_path(_read_json(storage_path, name, INSIDE.spec)), runs),
     )
 
 
@@ -127,10 +127,10 @@ def _fingerprint_of(storage_path: str, run: str, part: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _model_path(storage_path: str, run: str) -> str:
-    spec = _read_json(storage_path, run, INSIDE.spec)
+def model_path(spec: Mapping[str, Any]) -> str:
+    """Return the path of the model that a spec of any kind names; '': it names none."""
     model = (spec.get("base") or spec).get("model")  # a sweep and a comparison have a base
-    return str(model.get("path")) if isinstance(model, dict) else ""
+    return str(model.get("path", "")) if isinstance(model, dict) else ""
 
 
 def run_named_by(path: str, runs: Collection[str]) -> str | None:
@@ -173,10 +173,7 @@ def _prepared_of(storage_path: str, now_s: float, named: tuple[str, Files]) -> P
 def _sources_of(storage_path: str, name: str) -> frozenset[str]:
     """Return the directories that contain the splits of a job's data."""
     splits = _read_json(storage_path, *prepared_root("", name).split("/"), MANIFEST).get("splits")
-    parts = [part for of_name in (splits.values() if isinstance(splits, dict) else ()) for part in _listed(of_name)]
+    lists = splits.values() if isinstance(splits, dict) else ()
+    parts = [part for one in lists for part in (one if isinstance(one, list) else [one])]
     folders = (part.get("folder") for part in parts if isinstance(part, dict))
     return frozenset(folder.partition("/")[0] for folder in folders if isinstance(folder, str))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

@@ -37,9 +37,9 @@ def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
     names = short_names(report)
     sections = (
         wrapped(verdict(report), width),
-        _totals(report),
+        aligned([(name, shown(text)) for name, text in total_rows(report)]),
         _sources(report.sources, width),
-        _findings(report, names, width),
+        [line for finding in by_severity(report.findings) for line in _finding(finding, names, width)],
         _lengths(report, width),
         _labels(report.labels, width),
         _longest(report, names, width),
@@ -157,10 +157,6 @@ def short_names(report: DataReport) -> dict[str, str]:
 # --- sections
 
 
-def _totals(report: DataReport) -> list[str]:
-    return aligned([(name, shown(text)) for name, text in total_rows(report)], words=2)
-
-
 def _sources(sources: Sequence[SourceReport], width: int) -> list[str]:
     if not sources:
         return []
@@ -182,10 +178,6 @@ def _source_lines(rows: list[list[str]], hidden: tuple[str, ...], width: int) ->
         return []
     lines = [[shortened_within(row[at], room) if at == 1 else row[at] for at in kept] for row in table]
     return aligned(lines, sum(SOURCE_HEAD[at] in SOURCE_WORDS for at in kept))
-
-
-def _findings(report: DataReport, names: Mapping[str, str], width: int) -> list[str]:
-    return [line for finding in by_severity(report.findings) for line in _finding(finding, names, width)]
 
 
 def _finding(finding: Finding, names: Mapping[str, str], width: int) -> list[str]:
@@ -210,7 +202,8 @@ def _lengths(report: DataReport, width: int) -> list[str]:
     each = (width - 4) // 2 if beside else width
     blocks = [_histogram(role, bins, report.seq_len, each) for role, bins in found.items()]
     lines = _beside(blocks, each) if beside else [line for block in blocks for line in block]
-    return [*lines, *_quantiles(report)]
+    quantiles = quantile_rows(report)
+    return [*lines, "", *aligned(quantiles, words=1)] if quantiles else lines
 
 
 def _histogram(role: str, bins: Bins, seq_len: int, width: int) -> list[str]:
@@ -244,11 +237,6 @@ def _beside(blocks: Sequence[list[str]], each: int) -> list[str]:
     left, right = blocks
     pairs = itertools.zip_longest(left, right, fillvalue="")
     return [f"{padded(one, each)}    {other}".rstrip() for one, other in pairs]
-
-
-def _quantiles(report: DataReport) -> list[str]:
-    rows = quantile_rows(report)
-    return ["", *aligned(rows)] if rows else []
 
 
 def quantile_rows(report: DataReport) -> list[list[str]]:

@@ -21,7 +21,7 @@ def html(report: DataReport) -> str:
     names = words.short_names(report)
     body = (
         _head(report),
-        _findings(report, names),
+        htmlpage.section("Findings", *(_finding(one, names) for one in words.by_severity(report.findings))),
         htmlpage.section("Length of samples", _length_plots(report), _quantiles(report)),
         htmlpage.section("Sources", _source_plot(report), _sources(report)),
         htmlpage.section("Labels", *_labels(report)),
@@ -39,11 +39,6 @@ def _head(report: DataReport) -> str:
     verdict = htmlpage.tag("p", htmlpage.shown(words.verdict(report)), class_=f"card verdict {report.verdict}")
     facts = htmlpage.facts([*words.total_rows(report), ("bad rows", report.bad_rows_file or "")])
     return f"<h1>Data check: {htmlpage.shown(report.name)}</h1>\n{verdict}\n{facts}"
-
-
-def _findings(report: DataReport, names: Mapping[str, str]) -> str:
-    findings = words.by_severity(report.findings)
-    return htmlpage.section("Findings", *(_finding(finding, names) for finding in findings))
 
 
 def _finding(finding: Finding, names: Mapping[str, str]) -> str:

@@ -269,18 +269,17 @@ def run_page(details: RunDetails) -> str:
     method = job.get("method", {}).get("kind", "full")
     if "methods" in spec:
         rows.append(("methods", ", ".join(str(one.get("name")) for one in spec["methods"])))
-    elif method != "full":
-        part = ""
-        if details.trainable is not None and details.parameters is not None:
-            part = f", trainable {compact(details.trainable)} of {compact(details.parameters)} parameters"
-        rows.append(("method", method + part))
-    if "methods" in spec:
         rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}/methods/NAME"))
-    elif "base" in spec:
-        rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
-    if "methods" not in spec:
+    else:
+        if method != "full":
+            part = ""
+            if details.trainable is not None and details.parameters is not None:
+                part = f", trainable {compact(details.trainable)} of {compact(details.parameters)} parameters"
+            rows.append(("method", method + part))
+        if "base" in spec:
+            rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
         rows.append(("step", steps))
-    rows += [*_before_and_after(details, run.metrics, run.evaluated_step)]
+    rows += _before_and_after(details, run.metrics, run.evaluated_step)
     rows += class_rows(details.confusion, job.get("data", {}).get("labels") or ())
     rows += [("remedy", remedy_words(one)) for one in details.remedies]
     if details.summary.status == Status.SUCCEEDED:
@@ -329,16 +328,12 @@ def reference(kind: Kind = "finetune") -> str:
 
 
 def _facts(info: FieldInfo) -> str:
-    default = "(*)" if info.is_required() else f"default {_default(info)}"
+    value = info.get_default(call_default_factory=True, validated_data={})
+    default = "(*)" if info.is_required() else f"default {'none' if value is None else json.dumps(value)}"
     bounds = [
         f"{sign} {getattr(bound, name)}" for bound in info.metadata for name, sign in _BOUNDS if hasattr(bound, name)
     ]
     return "; ".join([_type_name(info.annotation), *bounds, default])
-
-
-def _default(info: FieldInfo) -> str:
-    value = info.get_default(call_default_factory=True, validated_data={})
-    return "none" if value is None else json.dumps(value)
 
 
 def _type_name(annotation: Any) -> str:

@@ -98,7 +98,8 @@ def figures(simulated: Simulated) -> Figures:
 def tenant_figures(simulated: Simulated) -> tuple[TenantFigures, ...]:
     """Compute the figures of each tenant, those with the most GPU-seconds first."""
     arrays = _Arrays(simulated)
-    gpu_s = _by_tenant(arrays, (arrays.end - arrays.start) * arrays.held)
+    held_s = (arrays.end - arrays.start) * arrays.held
+    gpu_s = np.bincount(arrays.tenant[arrays.job], weights=held_s, minlength=len(arrays.tenants))
     waits, slowdowns = arrays.mean_by_tenant(arrays.wait), arrays.mean_by_tenant(arrays.slowdown)
     longest = np.zeros(len(arrays.tenants))
     np.maximum.at(longest, arrays.tenant, arrays.wait)
@@ -167,12 +168,6 @@ class _Arrays:
         """Return the mean of each tenant's jobs; `values`: [jobs]."""
         totals: Floats = np.bincount(self.tenant, weights=values).astype(np.float64)
         return totals / np.bincount(self.tenant)
-
-
-def _by_tenant(arrays: _Arrays, values: Floats) -> Floats:
-    """Return the sum of each tenant's stretches; `values`: [stretches]."""
-    totals = np.bincount(arrays.tenant[arrays.job], weights=values, minlength=len(arrays.tenants))
-    return totals.astype(np.float64)
 
 
 def _utilisation(arrays: _Arrays, gpus: int) -> float:

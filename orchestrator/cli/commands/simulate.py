@@ -68,7 +68,11 @@ def simulate(
         check_targets(trace, schedule, report)
         simulations = _simulations(trace, setup, what_if_nodes, quiet or json_)
         if not json_:
-            typer.echo(_page(simulations))
+            from orchestrator.simulate.figures import figures
+            from orchestrator.simulate.page import headline, page
+
+            typer.echo(headline(simulations[0][1]))
+            typer.echo(page([(name, figures(one)) for name, one in simulations]))
         for what, where in _write(simulations, schedule, report):
             if not (json_ or quiet):
                 typer.echo(f"{what} {where}")
@@ -184,10 +188,3 @@ def _write(
         storage.write_bytes(report, html_page(simulations).encode())
         written.append(("report", report))
     return written
-
-
-def _page(simulations: Sequence[tuple[str, Simulated]]) -> str:
-    from orchestrator.simulate.figures import figures
-    from orchestrator.simulate.page import headline, page
-
-    return f"{headline(simulations[0][1])}\n{page([(name, figures(one)) for name, one in simulations])}"

@@ -13,8 +13,7 @@ from orchestrator.pages.tables import columns
 
 OPTIONS: Final = (
     "nothing was removed. To remove runs that ended more than 30 days ago: --older-than 30d. To remove the oldest "
-    "until the rest fits: --max-size 500GB. --checkpoints-only removes only checkpoints, --keep-last N keeps the newest"
-    " runs, --prepared also removes prepared data that no run uses, and --dry-run only prints what would be removed"
+    "until the rest fits: --max-size 500GB. To only print what would be removed: --dry-run"
 )
 
 

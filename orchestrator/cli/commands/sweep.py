@@ -58,7 +58,7 @@ def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = Fal
 
 @app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
 def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
-    """Show progress: trials by state, best trial, budget, time left."""
+    """Show progress: trials by state, best trial, budget."""
     with edge():
         from orchestrator.pages.sweep import status_page
 

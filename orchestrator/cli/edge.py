@@ -92,19 +92,15 @@ def edge(until_interrupted: int | None = None) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
+            traceback.print_exc(file=file)
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-        _fail(f"unexpected {type(error).__name__}: {error}{notes}\nThe traceback is in {_keep_traceback()}", 1)
+        _fail(f"unexpected {type(error).__name__}: {error}{notes}\nThe traceback is in {file.name}", 1)
 
 
 def _fail(message: str, code: int) -> None:
     typer.echo(f"error:\n{message}" if "\n" in message else f"error: {message}", err=True)
     raise typer.Exit(code)
-
-
-def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
-        traceback.print_exc(file=file)
-    return file.name
 
 
 def refuse_dashboard(address: str | None, arguments: list[str]) -> None:

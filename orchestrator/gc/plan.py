@@ -42,8 +42,9 @@ def plan_gc(found: Found, bounds: Bounds, now_s: float, held: Held | None = None
         _by_age(taken, runs, shared, bounds, now_s - bounds.older_than_s)
     if bounds.most_size is not None:
         _by_size(taken, runs, shared, bounds)
+    kept = {**stay.models, **stay.wholly}
     return GcPlan(
-        tuple(RunVerdict(run, *taken.runs.get(run.name, (ToRemove.NOTHING, stay.why(run.name)))) for run in runs),
+        tuple(RunVerdict(run, *taken.runs.get(run.name, (ToRemove.NOTHING, kept.get(run.name, "")))) for run in runs),
         tuple(_prepared_verdict(one, taken, shared) for one in shared.every),
         found.leftovers if bounds.any else (),
         found.size,

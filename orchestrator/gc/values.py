@@ -118,9 +118,6 @@ class Held:
     wholly: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
 
-    def why(self, run: str) -> str:
-        return self.wholly.get(run) or self.models.get(run) or ""
-
 
 @dataclass(frozen=True)
 class RunVerdict:

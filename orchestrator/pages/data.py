@@ -201,7 +201,10 @@ def _lengths(report: DataReport, width: int) -> list[str]:
     beside = len(found) == 2 and width >= 80
     each = (width - 4) // 2 if beside else width
     blocks = [_histogram(role, bins, report.seq_len, each) for role, bins in found.items()]
-    lines = _beside(blocks, each) if beside else [line for block in blocks for line in block]
+    lines = [line for block in blocks for line in block]
+    if beside:
+        pairs = itertools.zip_longest(*blocks, fillvalue="")
+        lines = [f"{padded(left, each)}    {right}".rstrip() for left, right in pairs]
     quantiles = quantile_rows(report)
     return [*lines, "", *aligned(quantiles, words=1)] if quantiles else lines
 
@@ -231,12 +234,6 @@ def bar(share: float, width: int) -> str:
     """Draw a bar. Any share above 0 is visible."""
     eighths = max(round(share * width * 8), 1) if share else 0
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-
-
-def _beside(blocks: Sequence[list[str]], each: int) -> list[str]:
-    left, right = blocks
-    pairs = itertools.zip_longest(left, right, fillvalue="")
-    return [f"{padded(one, each)}    {other}".rstrip() for one, other in pairs]
 
 
 def quantile_rows(report: DataReport) -> list[list[str]]:

@@ -112,10 +112,6 @@ def _signed(value: float, digits: int, unit: str = "") -> str:
     return f"{sign}{size}{unit}"
 
 
-def _nothing(before: float, after: float) -> str:
-    return ""
-
-
 _FIGURES: tuple[tuple[str, str, Words, Callable[[float, float], str]], ...] = (
     ("completion time, mean", "mean_jct_s", times, _relative),
     ("completion time, median", "median_jct_s", times, _relative),
@@ -131,5 +127,5 @@ _FIGURES: tuple[tuple[str, str, Words, Callable[[float, float], str]], ...] = (
     ("preemptions, most of one job", "most_preemptions_of_a_job", _each("{:,.0f}".format), _relative),
     ("GPU time lost to interruptions", "lost_gpu_share", _each(percent), _points),
     ("first submission to last end", "makespan_s", times, _relative),
-    ("simulated in", "wall_s", times, _nothing),
+    ("simulated in", "wall_s", times, lambda *_: ""),
 )

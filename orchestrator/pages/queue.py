@@ -163,7 +163,7 @@ def metrics_words(job: JobView) -> str:
 def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float, log_end: str = "") -> str:
     """Format the page of `fleetune status`. `events`: the last ones; `log_end`: for a job that has failed."""
     state = _state(job)
-    message = "\n".join(map(plain, telling(state, job.message).splitlines()))
+    message = "\n".join(map(plain, telling(job.reason, telling(state, job.message)).splitlines()))
     named = f"{state} ({job.reason})" if telling(state, job.reason) else state
     rows = [
         ("job", job.job_id),

@@ -126,6 +126,8 @@ def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
     paused = job("a-1", wanted=DesiredState.PAUSE, reason=Reason.PAUSED, message="paused")
     page = status_page(paused, None, (), NOW_S)
     assert "state      paused\n" in page and "to resume  fleetune resume a-1" in page
+    stopping = job("a-1", State.STOPPING, reason=Reason.PAUSED, message="paused")
+    assert "stopping (paused)\n" in status_page(stopping, None, (), NOW_S)
     failed = job("a-1", State.FAILED, reason=Reason.TIMED_OUT, message="ran for too long", ended_s=NOW_S)
     assert "failed (timed-out): ran for too long" in status_page(failed, None, (), NOW_S)
 

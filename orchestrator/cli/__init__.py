@@ -1,4 +1,4 @@
 """The command line: arguments become calls, and their results become text or JSON.
 
-May import `client`, `pages` and `jobs`. The doors are `entry` and `app`.
+May import `client`, `pages` and `jobs`. Start with `entry`, then `app`.
 """

@@ -1,11 +1,12 @@
-"""The command `fleetune`. It starts fast: torch and ray are not imported before a run starts."""
+"""The command `fleetune`. For a fast start, torch and ray are imported only when a command needs them."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Literal
 
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
@@ -15,10 +16,10 @@ from jobs.drivers.finetune.begin import load_work
 from jobs.errors import InputError
 from jobs.preflight.devices import no_gpu_here
 from jobs.preflight.validate import validate as check
-from jobs.run import requests as orders
 from jobs.run import summary as run_list
 from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
+from jobs.run.requests import ask_to_save, ask_to_stop
 from jobs.search.rules.checking import check_sweep, checked_sweep
 from jobs.search.rules.spec_text import prior_words, space_words, sweep_words, varied_words
 from jobs.spec.compare import CompareSpec
@@ -29,13 +30,13 @@ from orchestrator.cli.commands import advise as advisecli
 from orchestrator.cli.commands import cluster as clustercli
 from orchestrator.cli.commands import data as datacli
 from orchestrator.cli.commands import gc as gccli
-from orchestrator.cli.commands import job_actions as ordercli
+from orchestrator.cli.commands import job_actions as actioncli
 from orchestrator.cli.commands import plan as plancli
 from orchestrator.cli.commands import queue as queuecli
 from orchestrator.cli.commands import serve as servecli
 from orchestrator.cli.commands import simulate as simulatecli
 from orchestrator.cli.commands import submit as submitcli
-from orchestrator.cli.commands import sweep_change as sweepchangecli
+from orchestrator.cli.commands import sweep as sweepcli
 from orchestrator.cli.commands import upload as uploadcli
 from orchestrator.cli.edge import (
     Address,
@@ -50,9 +51,9 @@ from orchestrator.cli.edge import (
     refuse_dashboard,
 )
 from orchestrator.cli.help_groups import Grouped, command_group
-from orchestrator.cli.meant import run_meant, run_to_stop
 from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
-from orchestrator.cli.sweep_reading import Rooted, run_comparison_here, run_sweep_here
+from orchestrator.cli.run_argument import run_meant, run_to_stop
+from orchestrator.cli.run_here import Rooted, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, about
 from orchestrator.pages import show as text
 
@@ -65,6 +66,13 @@ app = command_group(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _command(panel: str, *examples: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator that registers a command in a panel of the help."""
+    epilog = "Example:  " + "  |  ".join(f"fleetune {example}" for example in examples)
+    return app.command(rich_help_panel=panel, epilog=epilog)
+
 
 RunArgument = Annotated[
     str, typer.Argument(metavar="RUN", help="Name of a run (or the start of it), its path or URL, or a job id.")
@@ -88,10 +96,10 @@ def _options(
     pass
 
 
-@app.command(
-    rich_help_panel=YOURS,
-    epilog="Example:  fleetune run job.yaml --set train.learning_rate=1e-5  |  "
-    "fleetune run --resume rotten-20261124 --set resources.num_workers=4",
+@_command(
+    YOURS,
+    "run job.yaml --set train.learning_rate=1e-5",
+    "run --resume rotten-20261124 --set resources.num_workers=4",
 )
 def run(
     spec: Annotated[
@@ -109,7 +117,7 @@ def run(
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the run's name.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train here, and show the progress. All paths are relative to the spec's file, even in --set."""
+    """Train here, and show the progress. Paths are relative to the spec's file, also in --set."""
     with edge():
         refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
@@ -135,7 +143,7 @@ def run(
         raise typer.Exit(outcome.exit_code)
 
 
-@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune validate job.yaml --set train.global_batch_size=64")
+@_command(YOURS, "validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a spec without starting workers, and show its plan."""
     with edge():
@@ -191,7 +199,7 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
     typer.echo(text.validated_page(facts, found, no_gpu_here(spec.base)))
 
 
-@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune runs --storage s3://bucket/runs")
+@_command(YOURS, "runs --storage s3://bucket/runs")
 def runs(storage: Storage = None, json_: Json = False) -> None:
     """List the runs, newest last."""
     with edge():
@@ -204,7 +212,7 @@ def runs(storage: Storage = None, json_: Json = False) -> None:
             typer.echo(f"no runs under {storage_root(storage)}")
 
 
-@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune show rotten-20261124")
+@_command(YOURS, "show rotten-20261124")
 def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None:
     """Show one run: status, metrics, paths, events, log.
 
@@ -221,24 +229,24 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
                 typer.echo(f"\n{comparison_text(found)}")
 
 
-@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune stop rotten-20261124")
+@_command(YOURS, "stop rotten-20261124")
 def stop(run: RunArgument, storage: Storage = None) -> None:
     """Make a run save a checkpoint and end."""
     with edge():
-        typer.echo(orders.ask_to_stop(run_to_stop(run, storage_root(storage))))
+        typer.echo(ask_to_stop(run_to_stop(run, storage_root(storage))))
 
 
-@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune save rotten-20261124")
+@_command(YOURS, "save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
     """Make a run save a checkpoint and continue."""
     with edge():
-        typer.echo(orders.ask_to_save(run_meant(run, storage_root(storage))))
+        typer.echo(ask_to_save(run_meant(run, storage_root(storage))))
 
 
-@app.command(
-    rich_help_panel=YOURS,
-    epilog="Example:  fleetune export rotten-20261124 --to ./rotten-model  |  "
-    "fleetune export rotten-20261124 --to ./mixed --base-weight 0.3",
+@_command(
+    YOURS,
+    "export rotten-20261124 --to ./rotten-model",
+    "export rotten-20261124 --to ./mixed --base-weight 0.3",
 )
 def export(
     run: RunArgument,
@@ -262,22 +270,23 @@ def export(
     """
     with edge():
         root = run_meant(run, storage_root(storage))
+        if base_weight is not None and merged:
+            raise InputError("--base-weight and --merged exclude each other: give one of them")
         if base_weight is not None and to is None:
             raise InputError("--base-weight needs --to DIR, because it does not replace the run's model")
         typer.echo(f"exporting {root}", err=True)  # importing torch takes seconds
         if base_weight is not None and to is not None:
-            if merged:
-                raise InputError("--base-weight and --merged exclude each other: give one of them")
             from jobs.training.checkpoint.interpolate import export_interpolated
 
-            typer.echo(f"model {export_interpolated(root, to, base_weight, say=typer.echo)}")
-            return
-        from jobs.training.checkpoint.to_model import export_run, merge_run
+            model = export_interpolated(root, to, base_weight, say=typer.echo)
+        else:
+            from jobs.training.checkpoint.to_model import export_run, merge_run
 
-        typer.echo(f"model {(merge_run if merged else export_run)(root, to, say=typer.echo)}")
+            model = (merge_run if merged else export_run)(root, to, say=typer.echo)
+        typer.echo(f"model {model}")
 
 
-@app.command(rich_help_panel=YOURS, epilog="Example:  fleetune spec | less  |  fleetune spec --kind command")
+@_command(YOURS, "spec | less", "spec --kind command")
 def spec(
     kind: Annotated[
         Literal["finetune", "command", "sweep", "compare"], typer.Option("--kind", help="Kind of spec.")
@@ -290,42 +299,49 @@ def spec(
         typer.echo(json.dumps(schema, indent=1) if json_schema else text.reference(kind))
 
 
-def _add(command: Any, panel: str, *examples: str) -> None:
-    """Register a command that is defined in another file."""
-    epilog = "Example:  " + "  |  ".join(f"fleetune {example}" for example in examples)
-    app.command(rich_help_panel=panel, epilog=epilog)(command)
-
-
 app.add_typer(datacli.app, rich_help_panel=YOURS)
-app.add_typer(sweepchangecli.app, rich_help_panel=YOURS)
-app.command(rich_help_panel=YOURS, epilog=plancli.EPILOG)(plancli.plan)
-app.command(rich_help_panel=YOURS, epilog=advisecli.EPILOG)(advisecli.advise)
-app.command(rich_help_panel=YOURS, epilog=uploadcli.EPILOG)(uploadcli.upload)
-app.command(rich_help_panel=YOURS, epilog=gccli.EPILOG)(gccli.gc)
-app.command(rich_help_panel=QUEUE, epilog=submitcli.EPILOG)(submitcli.submit)
-_add(queuecli.queue, QUEUE, "queue", "queue --all --tenant vision --json")
-_add(queuecli.status, QUEUE, "status rotten-k3f9")
-_add(queuecli.logs, QUEUE, "logs rotten-k3f9 -f", "logs rotten-k3f9 --source rank-0 --tail 50")
-_add(queuecli.why, QUEUE, "why rotten-k3f9")
-_add(ordercli.cancel, QUEUE, "cancel rotten-k3f9 rotten-p2x7")
-_add(ordercli.pause, QUEUE, "pause rotten-k3f9")
-_add(ordercli.resume, QUEUE, "resume rotten-k3f9")
-_add(ordercli.retry, QUEUE, "retry rotten-k3f9")
-_add(ordercli.release, CLUSTER, "release rotten-k3f9 --force")
-_add(ordercli.priority, QUEUE, "priority rotten-k3f9 --to 10")
-_add(
-    servecli.serve, CLUSTER, "serve", "serve --address auto", "serve --host 0.0.0.0 --store postgresql://queue@db/queue"
+app.add_typer(sweepcli.app, rich_help_panel=YOURS)
+_command(YOURS, "plan job.yaml --on 8xH100-80", "plan job.yaml --on 2x8xA100-80 --json")(plancli.plan)
+_command(YOURS, "advise job.yaml --on 8xH100-80", "advise job.yaml --on 1xA10-24 --tasks 5")(advisecli.advise)
+_command(YOURS, "upload ./llama s3://bucket/models/llama", "upload train.jsonl /shared/data/")(uploadcli.upload)
+_command(
+    YOURS,
+    "gc --storage s3://bucket/runs --older-than 30d --keep-last 20 --dry-run",
+    "gc --max-size 500GB --checkpoints-only",
+)(gccli.gc)
+_command(
+    QUEUE,
+    "submit job.yaml --set train.learning_rate=1e-5 --follow",
+    "submit job.yaml --sweep train.learning_rate=1e-5,3e-5 --sweep train.warmup_ratio=0,0.1",
+    "submit evaluate.yaml --after $(fleetune submit job.yaml)",
+)(submitcli.submit)
+_command(QUEUE, "queue", "queue --all --tenant vision --json")(queuecli.queue)
+_command(QUEUE, "status rotten-k3f9")(queuecli.status)
+_command(QUEUE, "logs rotten-k3f9 -f", "logs rotten-k3f9 --source rank-0 --tail 50")(queuecli.logs)
+_command(QUEUE, "why rotten-k3f9")(queuecli.why)
+_command(QUEUE, "cancel rotten-k3f9 rotten-p2x7")(actioncli.cancel)
+_command(QUEUE, "pause rotten-k3f9")(actioncli.pause)
+_command(QUEUE, "resume rotten-k3f9")(actioncli.resume)
+_command(QUEUE, "retry rotten-k3f9")(actioncli.retry)
+_command(CLUSTER, "release rotten-k3f9 --force")(actioncli.release)
+_command(QUEUE, "priority rotten-k3f9 --to 10")(actioncli.priority)
+_command(CLUSTER, "serve", "serve --address auto", "serve --host 0.0.0.0 --store postgresql://queue@db/queue")(
+    servecli.serve
 )
 app.add_typer(servecli.tokens, rich_help_panel=CLUSTER)
-_add(clustercli.nodes, CLUSTER, "nodes")
-_add(clustercli.cordon, CLUSTER, 'cordon 3f9a --reason "fan is loud"')
-_add(clustercli.uncordon, CLUSTER, "uncordon 3f9a")
-_add(clustercli.drain, CLUSTER, 'drain 3f9a --reason "new driver at noon"')
+_command(CLUSTER, "nodes")(clustercli.nodes)
+_command(CLUSTER, 'cordon 3f9a --reason "fan is loud"')(clustercli.cordon)
+_command(CLUSTER, "uncordon 3f9a")(clustercli.uncordon)
+_command(CLUSTER, 'drain 3f9a --reason "new driver at noon"')(clustercli.drain)
 app.add_typer(clustercli.tenants, rich_help_panel=CLUSTER)
-_add(clustercli.usage, CLUSTER, "usage --month 2026-11")
-_add(clustercli.events, CLUSTER, "events -f", "events --job rotten-k3f9")
-app.command(rich_help_panel=CLUSTER, epilog=simulatecli.EPILOG)(simulatecli.simulate)
-_add(completing.completion, CLUSTER, "completion bash >> ~/.bashrc")
+_command(CLUSTER, "usage --month 2026-11")(clustercli.usage)
+_command(CLUSTER, "events -f", "events --job rotten-k3f9")(clustercli.events)
+_command(
+    CLUSTER,
+    "simulate trace.csv --nodes 64 --what-if-nodes 48 --report page.html",
+    "simulate trace.csv --nodes 64 --policy easy --schedule schedule.csv",
+)(simulatecli.simulate)
+_command(CLUSTER, "completion bash >> ~/.bashrc")(completing.completion)
 
 
 def main() -> None:

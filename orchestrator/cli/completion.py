@@ -1,4 +1,4 @@
-"""Shell completion: the scripts, and the ids, names and logs that the server offers."""
+"""Shell completion: the scripts, and completions of ids, names and logs, which the server knows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.client.connection import Connection
 
 QUICK_S = 0.8  # seconds; the shell waits for this at every Tab
-OFFERED = 50
+OFFERED = 50  # most completions
 
 Offers = Callable[[typer.Context, str], list[str]]
 Where = Callable[["JobView"], bool]
@@ -30,7 +30,16 @@ def jobs_that(states: Collection[str] = (), where: Where | None = None) -> Offer
 
     def offered(context: typer.Context, incomplete: str) -> list[str]:
         typed = context.params.get("jobs") or ()
-        return [one for one in _job_ids(incomplete, states, where) if one not in typed]
+        try:
+            from orchestrator.api import MOST_PAGE, JobPage
+
+            limit = OFFERED if where is None else MOST_PAGE
+            asked = {"name": incomplete or None, "state": list(states) or None, "limit": limit}
+            page = _server().get("/v1/jobs", JobPage, asked)
+            ids = [job.job_id for job in page.jobs if where is None or where(job)]
+            return [one for one in ids[:OFFERED] if one not in typed]
+        except Exception:
+            return []
 
     return offered
 
@@ -43,18 +52,6 @@ TO_RESUME = jobs_that(UNFINISHED, lambda job: job.wanted == "pause")
 TO_RETRY = jobs_that(("failed", "cancelled"))
 NOT_ENDED = jobs_that(UNFINISHED)
 TO_COME_AFTER = jobs_that((*UNFINISHED, "succeeded"), lambda job: job.wanted != "cancel")
-
-
-def _job_ids(incomplete: str, states: Collection[str], where: Where | None) -> list[str]:
-    try:
-        from orchestrator.api import MOST_PAGE, JobPage
-
-        limit = OFFERED if where is None else MOST_PAGE
-        asked = {"name": incomplete or None, "state": list(states) or None, "limit": limit}
-        page = _server().get("/v1/jobs", JobPage, asked)
-        return [job.job_id for job in page.jobs if where is None or where(job)][:OFFERED]
-    except Exception:
-        return []
 
 
 def node_ids(incomplete: str) -> list[str]:
@@ -79,7 +76,7 @@ def tenant_names(incomplete: str) -> list[str]:
 
 
 def state_names(incomplete: str) -> list[str]:
-    """Offer names of states; in a list with commas, for its last part."""
+    """Offer names of states, for the last part of a list with commas."""
     from orchestrator.queue.states import State
 
     before, comma, last = incomplete.rpartition(",")
@@ -87,14 +84,14 @@ def state_names(incomplete: str) -> list[str]:
 
 
 def sources(context: typer.Context, incomplete: str) -> list[str]:
-    """Offer the logs of the job that was typed before."""
+    """Offer the logs of the job that the command line names."""
     try:
         from orchestrator.api import LogSources
         from orchestrator.client.log_reader import ALL, OUTPUT
         from orchestrator.client.lookup import find_job, job_path
 
         server = _server()
-        # After an option whose value is not typed yet, arguments are among the unparsed ones only.
+        # While an option has no value yet, the job is only among the arguments that are not parsed.
         job = find_job(server, context.params.get("job") or context.args[0])
         found = server.get(f"{job_path(job.job_id)}/logs", LogSources).sources
         return [one for one in dict.fromkeys((OUTPUT, *found, ALL)) if one.startswith(incomplete)]

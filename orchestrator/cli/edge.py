@@ -1,4 +1,4 @@
-"""Options and progress displays that all commands share, and the edge, where errors become messages."""
+"""Options and progress displays that commands share, and `edge`, which turns errors into messages."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def progress_of(
 ) -> Progress:
     """Return the progress display: a bar or a sweep's table on a terminal, lines elsewhere, nothing if `quiet`.
 
-    The caller closes it: it prints signs of life until then. `stream` is stdout where none is given. With
-    `events_only`, it prints a line for each event and nothing else, also on a terminal.
+    The caller must close it: until then, it reports regularly that the run is alive. `stream`: default stdout.
+    `events_only`: print a line for each event and nothing else, also on a terminal.
     """
     if quiet:
         return NoProgress()
@@ -61,7 +61,7 @@ def progress_of(
 
 def users_output() -> TextIO:
     """Return a stream for the user, also while a run redirects this process's stdout to its log."""
-    # Captured by a test, stdout has no descriptor to copy.
+    # A stdout that a test captures has no file descriptor to copy.
     return user_stream() if sys.stdout is sys.__stdout__ else sys.stdout
 
 
@@ -92,8 +92,10 @@ def edge(until_interrupted: int | None = None) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
+            traceback.print_exc(file=file)
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
-        _fail(f"unexpected {type(error).__name__}: {error}{notes}\nThe traceback is in {_keep_traceback()}", 1)
+        _fail(f"unexpected {type(error).__name__}: {error}{notes}\nThe traceback is in {file.name}", 1)
 
 
 def _fail(message: str, code: int) -> None:
@@ -101,17 +103,11 @@ def _fail(message: str, code: int) -> None:
     raise typer.Exit(code)
 
 
-def _keep_traceback() -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
-        traceback.print_exc(file=file)
-    return file.name
-
-
 def refuse_dashboard(address: str | None, arguments: list[str]) -> None:
-    """Raise SpecError if the address is that of Ray's dashboard."""
+    """Raise SpecError if the address is Ray's dashboard. `arguments`: of the same run as a Ray job."""
     if address is not None and address.startswith(("http://", "https://")):
         raise SpecError(
-            f"--address {address} is Ray's dashboard, which accepts jobs, but this command is a driver. Either "
-            "give the address of the cluster (auto, or HOST:6379), or submit the driver as a job:\n"
+            f"--address {address} is Ray's dashboard, but this command connects to the cluster itself. Give the "
+            "cluster's address (auto, or HOST:6379), or submit the run as a Ray job:\n"
             f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
         )

@@ -1,4 +1,4 @@
-"""Printing of a job's lines, for `fleetune logs` and `fleetune submit --follow`."""
+"""Prints the logs of a job, for `fleetune logs` and `fleetune submit --follow`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 import typer
 
@@ -13,15 +14,7 @@ from jobs.errors import FleetuneError
 from orchestrator.api import JobView
 from orchestrator.cli.waiting import WaitingNews
 from orchestrator.client.connection import Connection
-from orchestrator.client.log_reader import (
-    ALL,
-    TAIL_LINES,
-    LogLine,
-    LogReader,
-    followed,
-    last_lines,
-    run_logs,
-)
+from orchestrator.client.log_reader import ALL, TAIL_LINES, LogLine, LogReader, followed, last_lines, run_logs
 from orchestrator.client.lookup import job_path
 from orchestrator.queue.states import ENDED
 
@@ -54,16 +47,12 @@ def print_logs(
         return last
 
     reader = LogReader(connection, job.job_id, source)
-    lines: Iterable[LogLine] = _there(reader, job)
+    lines: Iterable[LogLine] = chain(reader.new(job.attempt), reader.rest() if job.state in ENDED else ())
     if tail is not None:
         lines = _last(lines, tail)
-    for line in lines:
+    for line in chain(lines, followed(reader, look) if follow else ()):
         printed = True
         _print(line, source, as_json)
-    if follow:
-        for line in followed(reader, look):
-            printed = True
-            _print(line, source, as_json)
     if source is None:
         _of_run(connection, last, TAIL_LINES if tail is None else tail, as_json)
     if not printed and not as_json:
@@ -87,12 +76,6 @@ def _of_run(connection: Connection, job: JobView, count: int, as_json: bool) -> 
         typer.echo(f"more logs: {names}. To see them: {command}", err=True)
 
 
-def _there(reader: LogReader, job: JobView) -> Iterator[LogLine]:
-    yield from reader.new(job.attempt)
-    if job.state in ENDED:
-        yield from reader.rest()
-
-
 def _last(lines: Iterable[LogLine], count: int) -> Iterator[LogLine]:
     """Yield the last lines of each log."""
     kept: dict[str, deque[LogLine]] = {}
@@ -111,9 +94,9 @@ def _print(line: LogLine, source: str | None, as_json: bool) -> None:
 
 
 def printable(text: str) -> str:
-    """Return a line as a terminal would show it in the end, without sequences that move the cursor.
+    """Return a line without sequences that move the cursor. Colours are kept.
 
-    Of a line that was overwritten with carriage returns, the last version is kept. Colours are kept, too.
+    If carriage returns overwrite the line, as progress bars do, the last version is returned.
     """
-    drawn = next((part for part in reversed(text.split("\r")) if part), "")
-    return _CONTROL.sub("", drawn)
+    last = next((part for part in reversed(text.split("\r")) if part), "")
+    return _CONTROL.sub("", last)

@@ -1,14 +1,19 @@
-"""Options that several commands share, and the width of the output."""
+"""What several commands share: options, the connection to the server, and the width of the output."""
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
-from typing import Annotated, Any, Final
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from orchestrator.cli import completion as completing
+
+if TYPE_CHECKING:
+    from orchestrator.client.connection import Connection
 
 YOURS: Final = "Specs, data and runs"
 QUEUE: Final = "The queue"
@@ -40,6 +45,15 @@ def job_ids(offered: completing.Offers) -> Any:
     return typer.Argument(
         metavar="JOB", help="Job ids, or unique starts of them.", autocompletion=offered, show_default=False
     )
+
+
+@contextlib.contextmanager
+def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Connection]:
+    """Connect to the server as `orchestrator.client.discovery.connected` does, which takes long to import."""
+    from orchestrator.client.discovery import connected
+
+    with connected(url, patience_s) as server:
+        yield server
 
 
 def width() -> int | None:

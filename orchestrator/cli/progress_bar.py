@@ -26,7 +26,7 @@ _STYLES = {
 
 
 class BarProgress:
-    """Draws on `stream`, which must be the terminal, even while the process's own output is redirected."""
+    """Draws a bar on `stream`, a terminal, also while the process's stdout is redirected."""
 
     def __init__(self, stream: TextIO, *, width: int | None = None) -> None:
         self._console = Console(file=stream, highlight=False, width=width)

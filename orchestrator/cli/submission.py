@@ -1,4 +1,4 @@
-"""Submission for `fleetune submit`: from spec files to queued jobs, and to their ends."""
+"""The steps of `fleetune submit`: read and check specs, submit them, and wait for the jobs."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from orchestrator.pages.queue import label_words, metrics_words, size_words
 from orchestrator.queue.states import State
 
 Say = Callable[[str], None]
-NAMED: Final = 5
+NAMED: Final = 5  # most jobs to name in a message
 
 
 @dataclass(frozen=True)
-class Asked:
+class SubmitOptions:
     """The options of `fleetune submit`."""
 
     specs: tuple[str, ...]
@@ -48,20 +48,20 @@ class Asked:
     follow: bool = False
 
 
-def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
+def submit_all(server: Connection, options: SubmitOptions, say: Say) -> list[JobView]:
     """Submit all jobs, or none.
 
     Raises:
         InputError: an option or a spec is wrong, or a parent does not exist.
     """
-    _check_options(asked)
-    specs = _swept(named(asked.specs, asked.overrides), asked.sweep)
+    _check_options(options)
+    specs = _swept(named(options.specs, options.overrides), options.sweep)
     server.get("/v1/server", Server)  # fails now, not after the checks, if the server cannot be used
-    if asked.check:
+    if options.check:
         _check(specs, say)
-    parents = tuple(find_job(server, job).job_id for job in asked.after)
-    bodies = asking(specs, asked.tenant, asked.priority, parents)
-    body = Submission(specs=tuple(bodies), key=asked.key or uuid.uuid4().hex)
+    parents = tuple(find_job(server, job).job_id for job in options.after)
+    bodies = asking(specs, options.tenant, options.priority, parents)
+    body = Submission(specs=tuple(bodies), key=options.key or uuid.uuid4().hex)
     jobs = list(submitted(server, body, specs))
     for job in jobs:
         after = f", after {', '.join(job.after)}" if job.after else ""
@@ -70,11 +70,11 @@ def submit_all(server: Connection, asked: Asked, say: Say) -> list[JobView]:
     return jobs
 
 
-def _swept(specs: Sequence[Named], options: Sequence[str]) -> list[Named]:
+def _swept(specs: Sequence[Named], sweep: Sequence[str]) -> list[Named]:
     """Return one spec for each combination of the swept fields. Raises SpecError."""
-    if not options:
+    if not sweep:
         return list(specs)
-    fields = sweep_values(options)
+    fields = sweep_values(sweep)
     found = [
         Named(spec, f"{one.name} ({spec.name})", one.marks, is_checked=True)
         for one in specs
@@ -87,16 +87,16 @@ def _swept(specs: Sequence[Named], options: Sequence[str]) -> list[Named]:
     return found
 
 
-def _check_options(asked: Asked) -> None:
-    if asked.follow and (len(asked.specs) > 1 or asked.sweep):
-        raise InputError("--follow prints the logs of one job: give one SPEC, or --wait")
-    if len(asked.specs) > MOST_JOBS:
-        raise InputError(f"{len(asked.specs):,} specs are too many at once: at most {MOST_JOBS:,}")
-    if asked.priority is not None and not -MOST_PRIORITY <= asked.priority <= MOST_PRIORITY:
-        raise InputError(f"--priority {asked.priority} is out of range: {-MOST_PRIORITY} to {MOST_PRIORITY}")
-    if asked.key is not None and not 1 <= len(asked.key) <= 200:
+def _check_options(options: SubmitOptions) -> None:
+    if options.follow and (len(options.specs) > 1 or options.sweep):
+        raise InputError("--follow prints the logs of one job: give one SPEC, or use --wait")
+    if len(options.specs) > MOST_JOBS:
+        raise InputError(f"{len(options.specs):,} specs are too many at once: at most {MOST_JOBS:,}")
+    if options.priority is not None and not -MOST_PRIORITY <= options.priority <= MOST_PRIORITY:
+        raise InputError(f"--priority {options.priority} is out of range: {-MOST_PRIORITY} to {MOST_PRIORITY}")
+    if options.key is not None and not 1 <= len(options.key) <= 200:
         raise InputError("--key has 1 to 200 characters")
-    if asked.tenant == "":
+    if options.tenant == "":
         raise InputError("--tenant is empty: leave it out, or give a name")
 
 
@@ -110,8 +110,8 @@ def _check(specs: Sequence[Named], say: Say) -> None:
                 checked_sweep(one.spec)
         if spec is None:
             continue
-        if meant := _meant(spec.model.path, path):
-            say(f"warning: {path}: model.path {spec.model.path} is taken for a model of the hub; {meant}")
+        if hint := _similar_directory(spec.model.path, path):
+            say(f"warning: {path}: model.path {spec.model.path} is read as a model of the hub; {hint}")
         if _is_here(spec):
             with about(one):
                 warnings = validate(spec).warnings
@@ -121,8 +121,8 @@ def _check(specs: Sequence[Named], say: Say) -> None:
             say(f"not checked: model and data of {path}, because they are not all on this machine")
 
 
-def _meant(model: str, path: str) -> str:
-    """Return a hint to a directory beside the spec with a similar name; '': there is none."""
+def _similar_directory(model: str, path: str) -> str:
+    """Suggest a directory beside the spec whose name is similar to the model's; '': there is none."""
     base = "" if storage.is_url(path) else os.path.dirname(os.path.abspath(path))
     if not base or not storage.is_local(model) or os.path.isabs(model):
         return ""
@@ -157,7 +157,7 @@ def _is_here(spec: Spec) -> bool:
 
 
 def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_json: bool, say: Say) -> list[JobView]:
-    """Wait for the jobs, and report each end. Returns them in the order of submission."""
+    """Wait for the jobs, and report the end of each. Returns their last states, in the order of submission."""
     try:
         if follow:
             ended = [print_logs(server, jobs[0], follow=True, source=None, tail=None, as_json=as_json)]

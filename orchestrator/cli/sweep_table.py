@@ -33,14 +33,14 @@ _IN_THE_TABLE: Final = "train"  # phase of events that the table shows itself: a
 
 
 def table_or_lines(stream: TextIO) -> Progress:
-    """Return a table; or plain lines, if the terminal cannot move its cursor (TERM=dumb)."""
+    """Return a live table, or plain lines if the terminal cannot move its cursor (TERM=dumb)."""
     return PlainProgress(stream) if Console(file=stream).is_dumb_terminal else SweepTable(stream)
 
 
 class SweepTable:
-    """Draws on `stream`, which must be the terminal, even while the process's own output is redirected.
+    """Draws a table on `stream`, a terminal, also while the process's stdout is redirected.
 
-    The driver's messages are printed above the table. Everything else is read from the sweep's directory.
+    The driver's messages are printed above the table. The table is read from the sweep's directory.
     """
 
     def __init__(self, stream: TextIO, *, look_every_s: float = _LOOK_EVERY_S) -> None:
@@ -49,7 +49,7 @@ class SweepTable:
         self._standing: Standing | None = None  # replaced as a whole, since the drawing thread takes no lock
         self._pace = Pace()  # pace of the final run
         self._step: tuple[dict[str, Any], float | None] | None = None  # of the final run: newest record, seconds to go
-        self._is_over = self._closed = False  # whether the search has ended; whether this display was closed
+        self._is_over = False  # whether the search has ended
         self._look_every_s, self._ended = look_every_s, threading.Event()
         self._looker: threading.Thread | None = None
         self._spinner = Spinner("dots")
@@ -96,10 +96,8 @@ class SweepTable:
         self._ended.set()
         if self._looker is not None:
             self._looker.join(_END_S)
-        if not self._closed:
-            self._closed = True
-            with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
-                self._live.stop()
+        with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+            self._live.stop()
 
     def _keep_looking(self, root: str) -> None:
         trials: Trials | None = None

@@ -1,4 +1,4 @@
-"""Messages for a user who waits for a job: why it waits, each time that changes, and when it starts."""
+"""Messages for a user who waits for a job: why it waits, when the reason changes, and when it starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class WaitingNews:
 
     Args:
         say: takes one line for people.
-        first_s, every_s: when the server is asked first, and how often at most.
+        first_s, every_s: seconds until the first request to the server, and at least between requests.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class WaitingNews:
         self._ask_at_s = time.monotonic() + self._every_s
         try:
             told = self._connection.get(f"{job_path(view.job_id)}/why", WhyView)
-        except FleetuneError:  # the user has asked for logs, so this is not an error
+        except FleetuneError:  # the user asked for logs, so a missing explanation is not an error
             return
         self._waited = True
         reason = told.reason or f"{view.job_id} {does(view.state)}"  # older servers send no reason

@@ -47,7 +47,7 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
 from orchestrator.client.embedded_server import Presence, embedded_url
 from orchestrator.client.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
-from orchestrator.client.lookup import job_path
+from orchestrator.client.lookup import all_jobs, job_path
 from orchestrator.client.spec_names import Named, about, named, with_names
 from orchestrator.queue.states import ENDED, State
 
@@ -55,7 +55,6 @@ Job = JobHandle | str  # a job, or the id of one
 StateName = Literal["queued", "starting", "running", "stopping", "succeeded", "failed", "cancelled"]
 
 PER_REQUEST: Final = 1000
-PAGE: Final = 500
 
 
 class Client:
@@ -199,15 +198,9 @@ class Client:
         name: str | None = None,
     ) -> Iterator[JobHandle]:
         """Yield jobs, newest first. `name`: beginning of the job's id."""
-        wanted = [State(state).value for state in states]
-        before: int | None = None
-        while True:
-            asked = {"tenant": tenant, "state": wanted or None, "name": name, "before": before, "limit": PAGE}
-            page = self._connection.get("/v1/jobs", JobPage, asked)
-            yield from (JobHandle(self._connection, view) for view in page.jobs)
-            if page.next is None:
-                return
-            before = page.next
+        wanted = [State(state).value for state in states] or None
+        for view in all_jobs(self._connection, tenant=tenant, state=wanted, name=name):
+            yield JobHandle(self._connection, view)
 
     def why(self, job: Job) -> WhyView:
         return self._connection.get(f"{job_path(_id_of(job))}/why", WhyView)

@@ -48,6 +48,14 @@ def ended_server(home: Path) -> LocalServer | None:
     return None if found is None or found.lives else found
 
 
+def recorded_url() -> str | None:
+    """Return FLEETUNE_URL, or else the URL of this machine's server, even if it was killed: its store has its jobs."""
+    if url := server_url():
+        return url
+    found = _recorded(fleetune_home())
+    return None if found is None else found.url
+
+
 def _recorded(home: Path) -> LocalServer | None:
     try:
         left = json.loads((home / "server.json").read_bytes())

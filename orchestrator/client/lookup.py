@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote
 
 from cluster.text import did_you_mean
 from jobs.errors import InputError
-from orchestrator.api import JobPage, JobView, Nodes, NodeView, Server, Tenants
+from orchestrator.api import MOST_PAGE, JobPage, JobView, Nodes, NodeView, Server, Tenants
 from orchestrator.client.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
 from orchestrator.queue.wording import removed
@@ -22,6 +23,17 @@ _MOST_LOOKED_AT: Final = 1000
 
 def job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
+
+
+def all_jobs(connection: Connection, **filters: str | list[str] | None) -> Iterator[JobView]:
+    """Yield jobs, newest first. `filters`: parameters of `/v1/jobs`, e.g. `state`."""
+    before: int | None = None
+    while True:
+        page = connection.get("/v1/jobs", JobPage, {**filters, "before": before, "limit": MOST_PAGE})
+        yield from page.jobs
+        if page.next is None:
+            return
+        before = page.next
 
 
 def find_job(connection: Connection, given: str) -> JobView:
@@ -91,7 +103,7 @@ def find_node(nodes: Nodes, given: str) -> NodeView:
         raise InputError(f"{given!r} may mean {len(found)} nodes. Give more of the id")
     ids = [one.name or one.node_id for one in nodes.nodes]
     hint = did_you_mean(given, ids) or f": there are {', '.join(ids[:NAMED])}{' and more' if len(ids) > NAMED else ''}"
-    raise UnknownNode(f"there is no node {given!r}{hint if ids else ': the cluster has no machines'}")
+    raise UnknownNode(f"there is no node {given!r}{hint if ids else ': the cluster has no nodes'}")
 
 
 def find_tenant(connection: Connection, given: str) -> str:

@@ -1,31 +1,29 @@
-"""Runs that the queue still needs: runs of unfinished jobs, and runs whose models these jobs start from."""
+"""Finds the runs that the queue needs: runs of unfinished jobs, and runs whose models these jobs start from."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final
 
 from pydantic import RootModel
 
-from cluster.settings import fleetune_home, server_url
 from jobs.errors import FleetuneError
 from jobs.spec.references import run_named
-from orchestrator.api import MOST_PAGE, JobPage, JobView, Me
+from orchestrator.api import JobView, Me
 from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import connect
-from orchestrator.client.lookup import job_path
-from orchestrator.gc.scan import run_named_by
+from orchestrator.client.lookup import all_jobs, job_path
+from orchestrator.gc.scan import model_path, run_named_by
 from orchestrator.gc.values import Held
 from orchestrator.queue.states import ENDED, State
 
 PATIENCE_S: Final = 10.0
 
 _READERS = 8
-_OTHERWISE = "Jobs of the queue may need runs that look ended: give --no-server if you know that they do not"
+_OTHERWISE = "Unfinished jobs may need runs that have ended. If you know that they do not, give --no-server"
 
 
 class QueueSilent(FleetuneError):
@@ -34,20 +32,6 @@ class QueueSilent(FleetuneError):
 
 class _AnySpec(RootModel[dict[str, Any]]):
     pass
-
-
-def expected_server() -> str | None:
-    """Return the URL of the server that should exist: FLEETUNE_URL, or the one recorded in FLEETUNE_HOME.
-
-    This includes a server that was killed, because its store still has its jobs.
-    """
-    if url := server_url():
-        return url
-    try:
-        left = json.loads((fleetune_home() / "server.json").read_bytes())
-        return str(left["url"])
-    except (OSError, ValueError, TypeError, KeyError):
-        return None
 
 
 def needed_by_queue(url: str, runs: Collection[str]) -> Held:
@@ -64,7 +48,7 @@ def needed_by_queue(url: str, runs: Collection[str]) -> Held:
                     f"the token of {me.name} shows jobs of tenant {me.tenant} only: give an admin's in FLEETUNE_TOKEN. "
                     + _OTHERWISE
                 )
-            jobs = list(_unfinished(server))
+            jobs = list(all_jobs(server, state=[str(state) for state in State if state not in ENDED]))
             return held_by(jobs, _models(server, jobs), runs)
     except QueueSilent:
         raise
@@ -73,21 +57,10 @@ def needed_by_queue(url: str, runs: Collection[str]) -> Held:
 
 
 def held_by(jobs: Collection[JobView], models: Mapping[str, str], runs: Collection[str]) -> Held:
-    """Return the runs that unfinished jobs need. `models`: path of each job's base model, by job id. Pure."""
+    """Return the runs that unfinished jobs need. `models`: path of each job's base model, by job id."""
     wholly = {run: f"job {job.job_id} has not ended" for job in jobs if (run := run_named_by(job.run or "", runs))}
     starts = {job: run for job, path in models.items() if (run := run_named_by(path, runs))}
     return Held(wholly, {run: f"job {job} starts from it" for job, run in starts.items()})
-
-
-def _unfinished(server: Connection) -> Iterator[JobView]:
-    states = [str(state) for state in State if state not in ENDED]
-    before = None
-    while True:
-        page = server.get("/v1/jobs", JobPage, {"state": states, "limit": MOST_PAGE, "before": before})
-        yield from page.jobs
-        before = page.next
-        if before is None:
-            return
 
 
 def _models(server: Connection, jobs: Collection[JobView]) -> dict[str, str]:
@@ -98,9 +71,7 @@ def _models(server: Connection, jobs: Collection[JobView]) -> dict[str, str]:
 
 def _model(server: Connection, job_id: str) -> str:
     """Return the path of a job's model. If it is the model of another job, return that job's run."""
-    spec = server.get(f"{job_path(job_id)}/spec", _AnySpec).root
-    model = (spec.get("base") or spec).get("model")
-    path = str(model.get("path", "")) if isinstance(model, dict) else ""
+    path = model_path(server.get(f"{job_path(job_id)}/spec", _AnySpec).root)
     parent = run_named(path)
     if parent is None:
         return path

@@ -1,14 +1,14 @@
 """The plan of `fleetune gc`: what to remove. Pure: no clock, no disk, no network.
 
-There are two bounds: an age, and a total size. Everything older than the age goes. If the rest is still too large, more
-goes until it fits, in this order, oldest first:
+There are two bounds: an age, and a total size. Everything older than the age is removed. If the rest is still too
+large, more is removed until it fits, in this order, oldest first:
 
-1. unused prepared data (if requested): it can be made again;
-2. checkpoints of succeeded runs: their models stay;
-3. checkpoints of runs that ended otherwise: their logs stay;
+1. unused prepared data (if requested), which can be prepared again;
+2. checkpoints of succeeded runs, whose models are kept;
+3. checkpoints of other runs, whose logs are kept;
 4. whole runs.
 
-Without a bound nothing goes, except remains of an earlier removal that was interrupted.
+Without a bound, nothing is removed. With a bound, the rest of an interrupted removal is removed too.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from orchestrator.gc.values import (
     Bounds,
     Found,
     GcPlan,
-    Goes,
     Held,
     PreparedFacts,
     PreparedVerdict,
     RunFacts,
     RunVerdict,
+    ToRemove,
 )
 
-ALIVE_S: Final = 86_400.0  # seconds; what was written to more recently is left alone
-SLACK_S: Final = 600.0  # seconds that a run may write after its outcome, including the difference of clocks
+ALIVE_S: Final = 86_400.0  # seconds; runs and data that were written to more recently are kept
+SLACK_S: Final = 600.0  # seconds in which a run may write after its outcome; includes differences of clocks
 
 
 def plan_gc(found: Found, bounds: Bounds, now_s: float, held: Held | None = None) -> GcPlan:
-    """Decide what goes under these bounds, with reasons."""
+    """Decide what to remove, with reasons."""
     runs = tuple(sorted(found.runs, key=lambda run: (run.since_s, run.name)))
     stay = reasons_to_stay(runs, bounds, now_s, held or Held())
     taken, shared = _Taken(found, stay), _Shared(found, runs, bounds, now_s)
@@ -42,8 +42,9 @@ def plan_gc(found: Found, bounds: Bounds, now_s: float, held: Held | None = None
         _by_age(taken, runs, shared, bounds, now_s - bounds.older_than_s)
     if bounds.most_size is not None:
         _by_size(taken, runs, shared, bounds)
+    kept = {**stay.models, **stay.wholly}
     return GcPlan(
-        tuple(RunVerdict(run, *taken.runs.get(run.name, (Goes.NOTHING, stay.why(run.name)))) for run in runs),
+        tuple(RunVerdict(run, *taken.runs.get(run.name, (ToRemove.NOTHING, kept.get(run.name, "")))) for run in runs),
         tuple(_prepared_verdict(one, taken, shared) for one in shared.every),
         found.leftovers if bounds.any else (),
         found.size,
@@ -52,7 +53,7 @@ def plan_gc(found: Found, bounds: Bounds, now_s: float, held: Held | None = None
 
 
 def reasons_to_stay(runs: tuple[RunFacts, ...], bounds: Bounds, now_s: float, held: Held) -> Held:
-    """Return why runs stay, wholly or except for their checkpoints. `runs`: oldest first."""
+    """Return the runs to keep, wholly or without checkpoints, with reasons. `runs`: oldest first."""
     alive = {run.name: why for run in runs if (why := why_alive(run, now_s))}
     last = runs[-bounds.keep_last :] if bounds.keep_last else ()
     models = {run.starts_from: f"{run.name} starts from it" for run in runs if run.starts_from and run.name in alive}
@@ -70,32 +71,32 @@ def why_alive(run: RunFacts, now_s: float) -> str | None:
     if run.status == "unreadable":
         return "its outcome cannot be read"
     if not run.ended and silent_s < ALIVE_S:
-        return "heard of within the last day"
+        return "not ended, and written to within the last day"
     if run.ended and run.touched_s > run.since_s + SLACK_S and silent_s < ALIVE_S:
         return "written to within the last day, after its end"
     return None
 
 
 class _Taken:
-    """The decisions so far, and the bytes that are left."""
+    """The decisions so far, and the bytes that remain."""
 
     def __init__(self, found: Found, stay: Held) -> None:
         self._stay = stay
         self.left = found.size - sum(one.size for one in found.leftovers)
-        self.runs: dict[str, tuple[Goes, str]] = {}
+        self.runs: dict[str, tuple[ToRemove, str]] = {}
         self.prepared: dict[str, str] = {}
 
-    def take(self, run: RunFacts, goes: Goes, why: str) -> None:
-        """Take as much of a run as allowed, if that is more than is taken already."""
-        before = self.runs.get(run.name, (Goes.NOTHING, ""))[0]
-        if run.name in self._stay.wholly or before is Goes.RUN:
+    def take(self, run: RunFacts, part: ToRemove, why: str) -> None:
+        """Decide to remove a part of a run, or the part of it that may be removed, if nothing larger was decided."""
+        before = self.runs.get(run.name, (ToRemove.NOTHING, ""))[0]
+        if run.name in self._stay.wholly or before is ToRemove.RUN:
             return
-        if goes is Goes.RUN and run.name in self._stay.models:
-            goes, why = Goes.CHECKPOINTS, f"{why}; the rest stays: {self._stay.models[run.name]}"
-        if goes is Goes.CHECKPOINTS and (before is goes or not run.checkpoint_size):
+        if part is ToRemove.RUN and run.name in self._stay.models:
+            part, why = ToRemove.CHECKPOINTS, f"{why}; the rest is kept: {self._stay.models[run.name]}"
+        if part is ToRemove.CHECKPOINTS and (before is part or not run.checkpoint_size):
             return
-        self.left -= run.size_of(goes) - run.size_of(before)
-        self.runs[run.name] = (goes, why)
+        self.left -= run.size_of(part) - run.size_of(before)
+        self.runs[run.name] = (part, why)
 
     def take_prepared(self, one: PreparedFacts, why: str) -> None:
         if one.name not in self.prepared:
@@ -103,7 +104,7 @@ class _Taken:
             self.prepared[one.name] = why
 
     def is_gone(self, run: str) -> bool:
-        return self.runs.get(run, (Goes.NOTHING, ""))[0] is Goes.RUN
+        return self.runs.get(run, (ToRemove.NOTHING, ""))[0] is ToRemove.RUN
 
 
 class _Shared:
@@ -114,7 +115,7 @@ class _Shared:
         self._asked_for, self._now_s = bounds.prepared, now_s
         parts = {one.name: one.sources for one in found.prepared}
         self.touched_s = {one.name: one.touched_s for one in found.prepared}
-        for one in found.prepared:  # sources count as recently used as the data made from them
+        for one in found.prepared:  # a source counts as used as recently as the data that refers to it
             for source in one.sources & self.touched_s.keys():
                 self.touched_s[source] = max(self.touched_s[source], one.touched_s)
         self._users: dict[str, list[str]] = {}  # run names, oldest first
@@ -129,33 +130,37 @@ class _Shared:
         )
 
     def unused(self, taken: _Taken) -> Iterator[PreparedFacts]:
-        """Yield prepared data that may go, given the decisions about runs so far."""
+        """Yield prepared data that may be removed, given the decisions about runs so far."""
         return (one for one in self.every if self.why_kept(one, taken) is None)
 
     def freed_by(self, run: str, taken: _Taken) -> Iterator[PreparedFacts]:
-        """Yield prepared data that may go because this run goes."""
+        """Yield prepared data that may be removed because this run is."""
         return (one for one in self._used_by.get(run, ()) if self.why_kept(one, taken) is None)
 
     def why_kept(self, one: PreparedFacts, taken: _Taken) -> str | None:
         users = self._users.get(one.name, ())
-        if user := next((run for run in reversed(users) if not taken.is_gone(run)), None):  # the newest runs go last
+        if user := next(
+            (run for run in reversed(users) if not taken.is_gone(run)), None
+        ):  # the newest runs are removed last
             return f"used by {user}" + (" and others" if len(users) > 1 else "")
         if one.lease_s is not None and self._now_s - one.lease_s < ALIVE_S:
-            return "somebody prepares it"
+            return "it is being prepared"
         if self._now_s - self.touched_s[one.name] < ALIVE_S:
             return "written within the last day"
         if self._unknown is not None:
             return f"{self._unknown} may be about to use it"
-        return None if self._asked_for else "no run uses it: --prepared would let it go"
+        return None if self._asked_for else "no run uses it: --prepared removes it"
 
 
 def _by_age(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds, before_s: float) -> None:
     for run in runs:
         if run.since_s < before_s:
-            taken.take(run, Goes.CHECKPOINTS if bounds.checkpoints_only else Goes.RUN, "older than the bound")
+            taken.take(
+                run, ToRemove.CHECKPOINTS if bounds.checkpoints_only else ToRemove.RUN, "older than --older-than"
+            )
     for one in shared.unused(taken):
         if shared.touched_s[one.name] < before_s:
-            taken.take_prepared(one, "older than the bound, and no run uses it")
+            taken.take_prepared(one, "older than --older-than, and no run uses it")
 
 
 def _by_size(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds) -> None:
@@ -168,13 +173,13 @@ def _by_size(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds:
 
 def _steps(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds) -> Iterator[Callable[[], None]]:
     """Yield the possible steps to make room, in the order described above."""
-    why, unused = "the oldest, until the size fits", "no run uses it, and the size does not fit"
+    why, unused = "removed for --max-size", "no run uses it, and removed for --max-size"
     for one in shared.unused(taken):
         yield partial(taken.take_prepared, one, unused)
     for run in sorted(runs, key=lambda run: run.status != "succeeded"):
-        yield partial(taken.take, run, Goes.CHECKPOINTS, why)
+        yield partial(taken.take, run, ToRemove.CHECKPOINTS, why)
     for run in () if bounds.checkpoints_only else runs:
-        yield partial(taken.take, run, Goes.RUN, why)
+        yield partial(taken.take, run, ToRemove.RUN, why)
         for one in shared.freed_by(run.name, taken):
             yield partial(taken.take_prepared, one, unused)
 
@@ -182,4 +187,4 @@ def _steps(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: B
 def _prepared_verdict(one: PreparedFacts, taken: _Taken, shared: _Shared) -> PreparedVerdict:
     if one.name in taken.prepared:
         return PreparedVerdict(one, True, taken.prepared[one.name])
-    return PreparedVerdict(one, False, shared.why_kept(one, taken) or "newer than the bound")
+    return PreparedVerdict(one, False, shared.why_kept(one, taken) or "within the bounds")

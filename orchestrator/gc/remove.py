@@ -1,9 +1,9 @@
-"""Removal of what `fleetune gc` has decided on. No other module removes anything.
+"""Removes what `fleetune gc` has decided on. No other module of this room removes anything.
 
-The order of steps ensures that an interrupted removal leaves nothing that looks complete: first a note that the run is
-being removed; then its spec, without which it does not count as a run; then everything else; last the note. The next
-`gc` continues with runs that have the note and no spec. A checkpoint loses its marker first, prepared data its
-manifest. Links are not followed.
+An interrupted removal leaves nothing that looks complete. A run first gets a note that it is being removed. Then its
+spec is removed, without which it does not count as a run, then everything else, and last the note. The next `gc`
+continues with runs that have the note and no spec. The marker of a checkpoint, and the manifest of prepared data, are
+removed first. Links are not followed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jobs.run.paths import JobPaths, checkpoint_step, prepared_root
 from jobs.storage.listing import listing
 from orchestrator.gc.scan import INSIDE, MANIFEST, size_of, touched_s
 from orchestrator.gc.tree import Tree
-from orchestrator.gc.values import GcPlan, Goes, PreparedFacts, RunFacts, RunVerdict
+from orchestrator.gc.values import GcPlan, PreparedFacts, RunFacts, RunVerdict, ToRemove
 
 _TRIES: Final = 5
 
@@ -37,15 +37,15 @@ class Removed:
 def carry_out(storage_path: str, plan: GcPlan) -> Iterator[Removed]:
     """Remove what the plan says, item by item. A failure is reported, and the others are still tried.
 
-    Each item is checked again first: what was written to since the plan stays.
+    Each item is checked again first. If it was written to after the plan was made, it is kept.
     """
     for left in plan.leftovers:
         yield _tried(left.name, left.size, partial(_empty, Tree(storage_path), left.name))
     for verdict in plan.runs:
-        if verdict.goes is not Goes.NOTHING:
+        if verdict.to_remove is not ToRemove.NOTHING:
             yield _tried(verdict.run.name, verdict.freed, partial(_remove, storage_path, verdict))
     known = {verdict.run.name for verdict in plan.runs}
-    for one in (verdict.prepared for verdict in plan.prepared if verdict.goes):
+    for one in (verdict.prepared for verdict in plan.prepared if verdict.to_remove):
         yield _tried(f"prepared/{one.name}", one.size, partial(_remove_prepared, storage_path, one, known))
 
 
@@ -64,7 +64,7 @@ class _Changed(FleetuneError):
 def _remove(storage_path: str, verdict: RunVerdict) -> None:
     tree, name = Tree(storage_path), verdict.run.name
     _check_as_seen(JobPaths.of(storage_path, name).root, verdict.run)
-    if verdict.goes is Goes.CHECKPOINTS:
+    if verdict.to_remove is ToRemove.CHECKPOINTS:
         _remove_checkpoints(tree, name)
     else:
         tree.write(json.dumps({"by": "fleetune gc"}).encode(), name, INSIDE.removing)
@@ -75,7 +75,7 @@ def _remove(storage_path: str, verdict: RunVerdict) -> None:
 def _check_as_seen(root: str, seen: RunFacts | PreparedFacts) -> None:
     files = listing(root)
     if (size_of(files), touched_s(files, seen.touched_s)) != (seen.size, seen.touched_s):
-        raise _Changed("somebody wrote to it meanwhile")
+        raise _Changed("it was written to in the meantime")
 
 
 def _remove_checkpoints(tree: Tree, run: str) -> None:
@@ -90,7 +90,7 @@ def _remove_checkpoints(tree: Tree, run: str) -> None:
 
 
 def _empty(tree: Tree, run: str) -> None:
-    """Remove a run without a spec; the note goes last. Safe if two processes do so at once."""
+    """Remove a run without a spec, and its note last. Two processes may do so at once."""
     for _ in range(_TRIES):
         names = [name for name in tree.names(run) if name != INSIDE.removing]
         if not names:
@@ -99,13 +99,15 @@ def _empty(tree: Tree, run: str) -> None:
             return
         for name in names:
             tree.remove(run, name)
-    raise StorageError(f"{tree.root}/{run} does not get empty: somebody writes to it. Call gc again when nobody does")
+    raise StorageError(
+        f"{tree.root}/{run} does not become empty, because a process writes to it. Run gc again when it has ended"
+    )
 
 
 def _remove_prepared(storage_path: str, one: PreparedFacts, known: set[str]) -> None:
     root = prepared_root(storage_path, one.name)
     if new := [name for name in run_names(storage_path) if name not in known]:
-        raise _Changed(f"{new[0]} has begun meanwhile, and may use it")
+        raise _Changed(f"{new[0]} has begun in the meantime, and may use it")
     _check_as_seen(root, one)
     tree, inside = Tree(storage_path), tuple(prepared_root("", one.name).split("/"))
     tree.remove_file(*inside, MANIFEST)

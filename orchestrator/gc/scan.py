@@ -1,11 +1,11 @@
-"""The scan of a storage path for `fleetune gc`: one listing, and some small files of runs. Never writes."""
+"""Finds what is under a storage path, from one listing and some small files of runs. Writes nothing."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -20,13 +20,13 @@ from jobs.storage.listing import Listed, listing
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
 
-INSIDE: Final = JobPaths("")  # names as in a listing of a run
+INSIDE: Final = JobPaths("")  # names of files relative to a run, as in a listing
 MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.preparation.prepare_source`
 
 _READERS = 8
 _PREPARED = prepared_root("", "").rstrip("/")
 _FINGERPRINT = re.compile(r"^[0-9a-f]{16,64}$")
-# The specs of a run, of the methods of a comparison and of final runs. The manifest beside each names its data.
+# Specs of a run, of the methods of a comparison and of final runs. The manifest beside each names its data.
 _SPEC = re.compile(r"^((?:methods/[^/]+/)?(?:final(?:-\d+)?/)?)spec\.json$")
 _JOURNAL = re.compile(r"^(?:events|metrics)/(\d{20}-[^/]*\.jsonl)$")
 
@@ -79,7 +79,7 @@ def _holds(files: Files, name: str) -> bool:
 
 
 def touched_s(files: Files, unknown_s: float) -> float:
-    """Return when a file was last written; `unknown_s`: the storage does not tell."""
+    """Return when the newest file was written. `unknown_s`: the time to return if the storage has no times."""
     return max((file.modified_s for file in files if file.modified_s is not None), default=unknown_s)
 
 
@@ -102,12 +102,12 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
         checkpoint_size=size_of([file for file in files if file.name.startswith(INSIDE.checkpoints + "/")]),
         prepared=frozenset(one for one in prepared if one is not None),
         may_prepare=None in prepared,
-        starts_from=run_named_by(_model_path(storage_path, name), runs),
+        starts_from=run_named_by(model_path(_read_json(storage_path, name, INSIDE.spec)), runs),
     )
 
 
 def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, now_s: float) -> tuple[str, float]:
-    """Return the status, as `jobs.run.summary.summarise` does, and since when."""
+    """Return the status, as `jobs.run.summary.summarise` does, and the time of its end or its last sign of life."""
     outcome: Outcome | None = None
     if _holds(files, INSIDE.outcome):
         try:
@@ -127,14 +127,14 @@ def _fingerprint_of(storage_path: str, run: str, part: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _model_path(storage_path: str, run: str) -> str:
-    spec = _read_json(storage_path, run, INSIDE.spec)
+def model_path(spec: Mapping[str, Any]) -> str:
+    """Return the path of the model that a spec of any kind names; '': it names none."""
     model = (spec.get("base") or spec).get("model")  # a sweep and a comparison have a base
-    return str(model.get("path")) if isinstance(model, dict) else ""
+    return str(model.get("path", "")) if isinstance(model, dict) else ""
 
 
 def run_named_by(path: str, runs: Collection[str]) -> str | None:
-    """Return the run that contains the path of a model, however it is written; None: none of these."""
+    """Return which of these runs contains a model's path; None: none of them."""
     return next((part for part in path.split("/") if part in runs), None)
 
 
@@ -173,10 +173,7 @@ def _prepared_of(storage_path: str, now_s: float, named: tuple[str, Files]) -> P
 def _sources_of(storage_path: str, name: str) -> frozenset[str]:
     """Return the directories that contain the splits of a job's data."""
     splits = _read_json(storage_path, *prepared_root("", name).split("/"), MANIFEST).get("splits")
-    parts = [part for of_name in (splits.values() if isinstance(splits, dict) else ()) for part in _listed(of_name)]
+    lists = splits.values() if isinstance(splits, dict) else ()
+    parts = [part for one in lists for part in (one if isinstance(one, list) else [one])]
     folders = (part.get("folder") for part in parts if isinstance(part, dict))
     return frozenset(folder.partition("/")[0] for folder in folders if isinstance(folder, str))
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]

@@ -1,7 +1,7 @@
 """Files under a storage path, read and removed for `fleetune gc` without following links.
 
-Users whose runs are there can replace any file or directory by a link at any time. Therefore each path is given as
-names below the storage path, and only the path itself may contain links: see `jobs.storage.without_links`.
+The owners of runs can replace any file or directory by a link at any time. Therefore only the storage path itself may
+contain links, and everything below it is opened name by name: see `jobs.storage.without_links`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from jobs.errors import StorageError
 from jobs.storage import files as storage
-from jobs.storage import without_links as beneath
+from jobs.storage import without_links
 
 _LARGEST: Final = 64 << 20  # most bytes of a file to read; specs, manifests and outcomes are far smaller
 
@@ -27,21 +27,21 @@ class Tree:
         if not storage.is_local(self.root):
             return storage.list_names(self._url(names))
         with self._explained("list", names):
-            return beneath.names_in(self._base, names)
+            return without_links.names_in(self._base, names)
 
     def is_link(self, *names: str) -> bool:
         """Whether the last name is a link. Raises StorageError."""
         if not storage.is_local(self.root):
             return False
         with self._explained("look at", names):
-            return beneath.is_link(self._base, names)
+            return without_links.is_link(self._base, names)
 
     def read(self, *names: str) -> bytes:
         """Read a small file. Raises StorageError."""
         if not storage.is_local(self.root):
             return storage.read_bytes(self._url(names))
         with self._explained("read", names):
-            content = beneath.read(self._base, names, 0, _LARGEST + 1)
+            content = without_links.read(self._base, names, 0, _LARGEST + 1)
         if len(content) > _LARGEST:
             raise StorageError(f"cannot read {self._url(names)}: it has more than {_LARGEST:,} bytes")
         return content
@@ -52,7 +52,7 @@ class Tree:
             storage.write_bytes(self._url(names), content)
             return
         with self._explained("write", names):
-            beneath.write(self._base, names, content)
+            without_links.write(self._base, names, content)
 
     def remove_file(self, *names: str) -> None:
         """Remove a file, or a link itself. A missing one is no error. Raises StorageError."""
@@ -65,7 +65,7 @@ class Tree:
     def _remove(self, names: tuple[str, ...], is_file: bool) -> None:
         if storage.is_local(self.root):
             with self._explained("remove", names):
-                beneath.remove(self._base, names)
+                without_links.remove(self._base, names)
         elif is_file or not storage.is_dir(self._url(names)):
             storage.remove_file(self._url(names))
         else:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 
-class Goes(StrEnum):
-    """How much of a run goes."""
+class ToRemove(StrEnum):
+    """The part of a run to remove."""
 
     NOTHING = "nothing"
     CHECKPOINTS = "checkpoints"
@@ -21,12 +21,12 @@ class RunFacts:
 
     Attributes:
         status: as in `fleetune runs`.
-        since_s: when it ended, or else when it was last heard.
+        since_s: when it ended; for a run without an end, when it last wrote.
         touched_s: when one of its files was last written.
         size, checkpoint_size: of all its files, and of those under checkpoints/.
-        prepared: fingerprints of the data that it is trained on. A comparison has those of its methods, and a sweep
-            also that of its final run.
-        may_prepare: a part of it has begun, and the fingerprint of the data of that part is not known yet.
+        prepared: fingerprints of its training data; of a comparison, also of its methods, and of a sweep, also of its
+            final run.
+        may_prepare: it has begun, but the fingerprint of some of its data is not known yet.
         starts_from: the run whose model it starts from, if that is one of the found runs.
     """
 
@@ -44,9 +44,8 @@ class RunFacts:
     def ended(self) -> bool:
         return self.status in ("succeeded", "failed", "interrupted")
 
-    def size_of(self, goes: Goes) -> int:
-        """Return the size of the part that goes."""
-        return {Goes.NOTHING: 0, Goes.CHECKPOINTS: self.checkpoint_size, Goes.RUN: self.size}[goes]
+    def size_of(self, part: ToRemove) -> int:
+        return {ToRemove.NOTHING: 0, ToRemove.CHECKPOINTS: self.checkpoint_size, ToRemove.RUN: self.size}[part]
 
 
 @dataclass(frozen=True)
@@ -54,8 +53,8 @@ class PreparedFacts:
     """A directory of prepared data, or a report about data.
 
     Attributes:
-        sources: fingerprints of the directories that this one is made of.
-        lease_s: last sign of life of a process that prepares it; None: there is none.
+        sources: fingerprints of the directories that it refers to.
+        lease_s: when a process that prepares it last renewed its lease; None: there is none.
     """
 
     name: str
@@ -67,7 +66,7 @@ class PreparedFacts:
 
 @dataclass(frozen=True)
 class Leftover:
-    """A run whose removal an earlier `gc` has begun. It has no spec any more."""
+    """A run that an interrupted `gc` has removed in part. It has no spec any more."""
 
     name: str
     size: int
@@ -112,42 +111,39 @@ class Held:
     """Runs that are needed, by name, with the reason.
 
     Attributes:
-        wholly: nothing of these runs goes.
-        models: these runs stay, except for their checkpoints.
+        wholly: runs of which nothing is removed.
+        models: runs of which at most the checkpoints are removed.
     """
 
     wholly: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, str] = field(default_factory=dict)
 
-    def why(self, run: str) -> str:
-        return self.wholly.get(run) or self.models.get(run) or ""
-
 
 @dataclass(frozen=True)
 class RunVerdict:
     run: RunFacts
-    goes: Goes
+    to_remove: ToRemove
     why: str
 
     @property
     def freed(self) -> int:
-        return self.run.size_of(self.goes)
+        return self.run.size_of(self.to_remove)
 
 
 @dataclass(frozen=True)
 class PreparedVerdict:
     prepared: PreparedFacts
-    goes: bool
+    to_remove: bool
     why: str
 
     @property
     def freed(self) -> int:
-        return self.prepared.size if self.goes else 0
+        return self.prepared.size if self.to_remove else 0
 
 
 @dataclass(frozen=True)
 class GcPlan:
-    """What goes and what stays, oldest first."""
+    """What is removed and what is kept, oldest first."""
 
     runs: tuple[RunVerdict, ...]
     prepared: tuple[PreparedVerdict, ...]

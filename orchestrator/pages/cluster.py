@@ -1,4 +1,4 @@
-"""Pages about nodes, tenants and usage, for commands of the queue. Text only; no requests."""
+"""Output of the commands `nodes`, `tenants` and `usage`, as text. Makes no requests."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from orchestrator.api import NodeView, QuotaView, TenantView, UsageRow
 from orchestrator.pages.tables import columns, cut
 from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
 
-LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and the beginning of one is enough for every command
+LONGEST_NODE: Final = 16  # characters; Ray's ids have 56, and each command accepts the beginning of an id
 
 
 def nodes_page(nodes: Sequence[NodeView], width: int | None, growth: str = "") -> str:
     head = ("NODE", "STATE", "GPUS", "TYPE", "CPUS", "OUTSIDE", "HELD BY", "REASON")
     rows = [
         (
-            _called(node, width),
+            _name_of(node, width),
             node_state(node),
             str(node.gpus) if node.gpus else "",
             node.accelerator_type or "",
@@ -28,11 +28,11 @@ def nodes_page(nodes: Sequence[NodeView], width: int | None, growth: str = "") -
         )
         for node in nodes
     ]
-    page = columns(head, rows, width, ("OUTSIDE", "TYPE", "CPUS")) if rows else "the cluster has no machines"
+    page = columns(head, rows, width, ("OUTSIDE", "TYPE", "CPUS")) if rows else "the cluster has no nodes"
     return f"{page}\n{growth}" if growth else page
 
 
-def _called(node: NodeView, width: int | None) -> str:
+def _name_of(node: NodeView, width: int | None) -> str:
     if node.name and node.name != node.node_id:
         return node.name
     return node.node_id if width is None else cut(node.node_id, LONGEST_NODE)
@@ -40,8 +40,8 @@ def _called(node: NodeView, width: int | None) -> str:
 
 def node_state(node: NodeView) -> str:
     if node.order == "drain":
-        until = "" if node.deadline_s is None else f", all by {at_words(node.deadline_s)}"
-        return f"drains{until}" if node.held else "drained"
+        until = "" if node.deadline_s is None else f", until {at_words(node.deadline_s)}"
+        return f"draining{until}" if node.held else "drained"
     if node.order == "cordon":
         return "cordoned"
     return "in use" if node.usable else "not usable"
@@ -68,7 +68,7 @@ def tenants_page(tenants: Sequence[TenantView], width: int | None) -> str:
         for one in tenants
     ]
     if not rows:
-        return "there are no tenants: fleetune tenants set NAME creates one"
+        return "there are no tenants. To create one: fleetune tenants set NAME"
     limits = [f"{one.name}: {words}" for one in tenants if (words := restriction_words(one))]
     return "\n".join([columns(head, rows, width), *limits])
 
@@ -78,7 +78,7 @@ def restriction_words(tenant: TenantView) -> str:
     one = tenant.restrictions
     found = [f"priority up to {one.max_priority}"] if one.max_priority != MEMBERS_MAX_PRIORITY else []
     found += [f"at most {one.max_queued_jobs:,} queued"] if one.max_queued_jobs is not None else []
-    found += [f"{span(one.max_runtime_s)} a job"] if one.max_runtime_s is not None else []
+    found += [f"at most {span(one.max_runtime_s)} for a job"] if one.max_runtime_s is not None else []
     if one.max_gpu_hours_per_month is not None:
         found.append(f"{tenant.gpu_hours or 0.0:,.1f} of {one.max_gpu_hours_per_month:,.1f} GPU-hours this month")
     found += [f"files under {', '.join(one.roots) or 'nothing'}"] if one.roots is not None else []
@@ -95,7 +95,7 @@ def usage_page(rows: Sequence[UsageRow], width: int | None) -> str:
     head = ("MONTH", "TENANT", "GPU-HOURS", "CPU-HOURS", "JOBS")
     shown = [(row.month, row.tenant, f"{row.gpu_hours:,.2f}", f"{row.cpu_hours:,.2f}", str(row.jobs)) for row in rows]
     if not shown:
-        return "nothing was used"
+        return "no usage"
     gpu, cpu = sum(row.gpu_hours for row in rows), sum(row.cpu_hours for row in rows)
-    total = ("together", "", f"{gpu:,.2f}", f"{cpu:,.2f}", "")
+    total = ("total", "", f"{gpu:,.2f}", f"{cpu:,.2f}", "")
     return columns(head, [*shown, total] if len(shown) > 1 else shown, width)

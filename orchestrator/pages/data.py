@@ -5,14 +5,13 @@ from __future__ import annotations
 import bisect
 import datetime
 import itertools
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cluster.text import byte_size, compact, many, percent
 from jobs.data.quality.report import NEARLY_EQUAL, DataReport, Example, Finding, LabelCount, Packing, SourceReport
 from orchestrator.pages.svg import Bins, bin_words
+from orchestrator.pages.tables import aligned, cells, padded, shortened, shortened_within, shown, wrapped
 
 NARROWEST = 60
 SEVERITIES = ("error", "warning", "note")
@@ -26,8 +25,6 @@ _BAR = 32  # most cells
 _NUMBERS = ("records", "bad", "samples", "tokens", "cut")
 _HIDDEN = ((), ("format",), ("format", "files", "size", "weight"), ("format", "files", "size", "weight", *_NUMBERS[:2]))
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_NEWLINES = {"\n": "↵", "\u2028": "↵", "\u2029": "↵", "\t": " "}
-_JOINERS = "\u200c\u200d"  # these are parts of words in some scripts, and of emoji
 
 
 def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
@@ -40,9 +37,9 @@ def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
     names = short_names(report)
     sections = (
         wrapped(verdict(report), width),
-        _totals(report),
+        aligned([(name, shown(text)) for name, text in total_rows(report)]),
         _sources(report.sources, width),
-        _findings(report, names, width),
+        [line for finding in by_severity(report.findings) for line in _finding(finding, names, width)],
         _lengths(report, width),
         _labels(report.labels, width),
         _longest(report, names, width),
@@ -58,7 +55,7 @@ def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
 
 
 def verdict(report: DataReport) -> str:
-    """Return the first line, which is enough for a user who reads no further."""
+    """Return the verdict as one line."""
     counts = Counter[str](finding.severity for finding in report.findings)
     found = ", ".join(many(counts[name], name) for name in SEVERITIES if counts[name])
     if report.blocked:
@@ -146,7 +143,7 @@ def packing_words(packing: Packing) -> str:
 
 
 def short_names(report: DataReport) -> dict[str, str]:
-    """Shorten the path of each named file to the shortest end that tells it from the others."""
+    """Shorten the path of each named file to the shortest end that no other named file has."""
     files = {sample.file for sample in report.longest}
     for finding in report.findings:
         for example in finding.examples:
@@ -157,91 +154,7 @@ def short_names(report: DataReport) -> dict[str, str]:
     return {file: next((end for end in options if seen[end] == 1), file) for file, options in ends.items()}
 
 
-# --- text that fits
-
-
-def shown(text: str) -> str:
-    """Return the text on one line, with control and invisible characters written as escapes."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_shown, text.replace("\r\n", "\n")))
-
-
-def _shown(character: str) -> str:
-    if character in _NEWLINES:
-        return _NEWLINES[character]
-    code = ord(character)
-    no_character = code & 0xFFFE == 0xFFFE  # a noncharacter, which XML does not allow either
-    if no_character or (unicodedata.category(character) in ("Cc", "Cf", "Cs") and character not in _JOINERS):
-        return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
-    return character
-
-
-def cells(text: str) -> int:
-    """Return the number of cells that a terminal needs for a text."""
-    return len(text) if text.isascii() else sum(map(_cells, text))
-
-
-def _cells(character: str) -> int:
-    if unicodedata.category(character) in ("Mn", "Me", "Cf") and character != "\ufe0f":
-        return 0
-    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
-
-
-def shortened(text: str, width: int) -> str:
-    """Return the beginning, with an ellipsis if something is left out."""
-    begin = shown(text[: 4 * width])
-    if len(text) <= 4 * width and cells(begin) <= width:
-        return begin
-    return _beginning(begin, width - 1).rstrip() + "…"
-
-
-def shortened_within(text: str, width: int) -> str:
-    """Return the beginning and the end, for paths."""
-    whole = shown(text)
-    if cells(whole) <= width:
-        return whole
-    end = _beginning(whole[::-1], (width - 1) * 2 // 3)[::-1]
-    return f"{_beginning(whole, width - 1 - cells(end))}…{end}"
-
-
-def _beginning(text: str, width: int) -> str:
-    ends = itertools.accumulate(map(_cells, text))
-    return text[: next((index for index, end in enumerate(ends) if end > width), len(text))]
-
-
-def wrapped(text: str, width: int, first: str = "", indent: str = "") -> list[str]:
-    """Split into lines at spaces; a word that is too long is broken."""
-    lines, line, empty = list[str](), first, True
-    for word in re.split(r" +(?!%)", shown(text).strip()):
-        if not empty and cells(line) + 1 + cells(word) > width:
-            lines, line, empty = [*lines, line], indent, True
-        line, empty = line + ("" if empty else " ") + word, False
-        while cells(line) > width:
-            begin = _beginning(line, width)
-            lines, line = [*lines, begin], indent + line[len(begin) :]
-    return [*lines, line]
-
-
-def _padded(text: str, width: int, right: bool = False) -> str:
-    gap = " " * (width - cells(text))
-    return gap + text if right else text + gap
-
-
-def _columns(rows: Sequence[Sequence[str]], words: int = 1, indent: str = "") -> list[str]:
-    """Align columns: the first `words` of them to the left, the others to the right."""
-    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
-    return [
-        (indent + "  ".join(_padded(cell, widths[at], at >= words) for at, cell in enumerate(row))).rstrip()
-        for row in rows
-    ]
-
-
 # --- sections
-
-
-def _totals(report: DataReport) -> list[str]:
-    return _columns([(name, shown(text)) for name, text in total_rows(report)], words=2)
 
 
 def _sources(sources: Sequence[SourceReport], width: int) -> list[str]:
@@ -254,7 +167,7 @@ def _sources(sources: Sequence[SourceReport], width: int) -> list[str]:
 
 
 def _source_lines(rows: list[list[str]], hidden: tuple[str, ...], width: int) -> list[str]:
-    """Return the table of sources; empty if too little of the paths would be visible."""
+    """Return the table of sources; empty if the paths would be cut too short."""
     table = [
         list(SOURCE_HEAD),
         *([shortened(row[0], 14), row[1], shortened_within(row[2], 18), *row[3:]] for row in rows),
@@ -264,11 +177,7 @@ def _source_lines(rows: list[list[str]], hidden: tuple[str, ...], width: int) ->
     if room < min(max(cells(shown(row[1])) for row in rows), 16):
         return []
     lines = [[shortened_within(row[at], room) if at == 1 else row[at] for at in kept] for row in table]
-    return _columns(lines, sum(SOURCE_HEAD[at] in SOURCE_WORDS for at in kept))
-
-
-def _findings(report: DataReport, names: Mapping[str, str], width: int) -> list[str]:
-    return [line for finding in by_severity(report.findings) for line in _finding(finding, names, width)]
+    return aligned(lines, sum(SOURCE_HEAD[at] in SOURCE_WORDS for at in kept))
 
 
 def _finding(finding: Finding, names: Mapping[str, str], width: int) -> list[str]:
@@ -282,7 +191,7 @@ def _finding(finding: Finding, names: Mapping[str, str], width: int) -> list[str
     places = [place_words(one, names, finding.kind, width // 2) for one in examples]
     room = width - 13 - max(map(cells, places), default=0)
     texts = [shortened(one.text, max(room, 1)) for one in examples]
-    return lines + _columns(list(zip(places, texts, strict=True)), 2, indent + "  ")
+    return lines + aligned(list(zip(places, texts, strict=True)), 2, indent + "  ")
 
 
 def _lengths(report: DataReport, width: int) -> list[str]:
@@ -292,8 +201,12 @@ def _lengths(report: DataReport, width: int) -> list[str]:
     beside = len(found) == 2 and width >= 80
     each = (width - 4) // 2 if beside else width
     blocks = [_histogram(role, bins, report.seq_len, each) for role, bins in found.items()]
-    lines = _beside(blocks, each) if beside else [line for block in blocks for line in block]
-    return [*lines, *_quantiles(report)]
+    lines = [line for block in blocks for line in block]
+    if beside:
+        pairs = itertools.zip_longest(*blocks, fillvalue="")
+        lines = [f"{padded(left, each)}    {right}".rstrip() for left, right in pairs]
+    quantiles = quantile_rows(report)
+    return [*lines, "", *aligned(quantiles, words=1)] if quantiles else lines
 
 
 def _histogram(role: str, bins: Bins, seq_len: int, width: int) -> list[str]:
@@ -321,17 +234,6 @@ def bar(share: float, width: int) -> str:
     """Draw a bar. Any share above 0 is visible."""
     eighths = max(round(share * width * 8), 1) if share else 0
     return "█" * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
-
-
-def _beside(blocks: Sequence[list[str]], each: int) -> list[str]:
-    left, right = blocks
-    pairs = itertools.zip_longest(left, right, fillvalue="")
-    return [f"{_padded(one, each)}    {other}".rstrip() for one, other in pairs]
-
-
-def _quantiles(report: DataReport) -> list[str]:
-    rows = quantile_rows(report)
-    return ["", *_columns(rows)] if rows else []
 
 
 def quantile_rows(report: DataReport) -> list[list[str]]:
@@ -381,7 +283,7 @@ def _label_lines(labels: Sequence[LabelCount], totals: Mapping[str, int], width:
             for role in totals
         ]
         rows.append([name, *cell])
-    return _columns(rows, len(rows[0]))
+    return aligned(rows, len(rows[0]))
 
 
 def _longest(report: DataReport, names: Mapping[str, str], width: int) -> list[str]:
@@ -392,4 +294,4 @@ def _longest(report: DataReport, names: Mapping[str, str], width: int) -> list[s
         (f"{one.tokens:{digits},}", place, shortened(one.text, width))
         for one, place in zip(samples, places, strict=True)
     ]
-    return ["longest samples, in tokens", *_columns(rows, 3)] if rows else []
+    return ["longest samples, in tokens", *aligned(rows, 3)] if rows else []

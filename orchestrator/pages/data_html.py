@@ -1,4 +1,4 @@
-"""A DataReport as one HTML page, which can be opened from a disk: it has no scripts and loads nothing."""
+"""A DataReport as one HTML file without scripts or other files."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from jobs.data.quality.report import DataReport, Example, Finding, LabelCount
 from orchestrator.pages import data as words
 from orchestrator.pages import html as htmlpage
 from orchestrator.pages import svg
+from orchestrator.pages.tables import shortened, shortened_within, shown
 
 _PLOTTED = 40  # most bars in a plot
 _ROWS_SHOWN = 20
 
 
 def html(report: DataReport) -> str:
-    """Make the page. It is well-formed XML, too."""
+    """Make the page. It is also well-formed XML."""
     names = words.short_names(report)
     body = (
         _head(report),
-        _findings(report, names),
+        htmlpage.section("Findings", *(_finding(one, names) for one in words.by_severity(report.findings))),
         htmlpage.section("Length of samples", _length_plots(report), _quantiles(report)),
         htmlpage.section("Sources", _source_plot(report), _sources(report)),
         htmlpage.section("Labels", *_labels(report)),
@@ -36,17 +37,8 @@ def html(report: DataReport) -> str:
 
 def _head(report: DataReport) -> str:
     verdict = htmlpage.tag("p", htmlpage.shown(words.verdict(report)), class_=f"card verdict {report.verdict}")
-    rows = [*words.total_rows(report), ("bad rows", report.bad_rows_file or "")]
-    facts = "".join(f"<tr>{htmlpage.cell(name)}{htmlpage.cell(text)}</tr>\n" for name, text in rows if text)
-    return (
-        f"<h1>Data check: {htmlpage.shown(report.name)}</h1>\n{verdict}\n"
-        f'<div class="card scroll"><table class="facts"><tbody>\n{facts}</tbody></table></div>\n'
-    )
-
-
-def _findings(report: DataReport, names: Mapping[str, str]) -> str:
-    findings = words.by_severity(report.findings)
-    return htmlpage.section("Findings", *(_finding(finding, names) for finding in findings))
+    facts = htmlpage.facts([*words.total_rows(report), ("bad rows", report.bad_rows_file or "")])
+    return f"<h1>Data check: {htmlpage.shown(report.name)}</h1>\n{verdict}\n{facts}"
 
 
 def _finding(finding: Finding, names: Mapping[str, str]) -> str:
@@ -96,9 +88,7 @@ def _length_plot(role: str, bins: svg.Bins, seq_len: int) -> str:
 def _quantiles(report: DataReport) -> str:
     if not (table := words.quantile_rows(report)):
         return ""
-    head, *rows = table
-    lines = [htmlpage.cell(row[0]) + "".join(htmlpage.cell(cell, "number") for cell in row[1:]) for row in rows]
-    return htmlpage.card(htmlpage.table(head, lines, len(head) - 1))
+    return htmlpage.card(htmlpage.number_table(table[0], table[1:]))
 
 
 def _source_plot(report: DataReport) -> str:
@@ -108,10 +98,10 @@ def _source_plot(report: DataReport) -> str:
         return ""
     rows = [
         svg.BarRow(
-            label=words.shortened_within(f"{source.where.removeprefix('data.')} {source.path}", svg.LABEL_CELLS),
+            label=shortened_within(f"{source.where.removeprefix('data.')} {source.path}", svg.LABEL_CELLS),
             values=(source.tokens,),
             words=(percent(source.tokens, total),),
-            tips=(f"{words.shown(source.path)}: {many(source.tokens, 'token')}",),
+            tips=(f"{shown(source.path)}: {many(source.tokens, 'token')}",),
         )
         for source in sources
     ]
@@ -141,7 +131,7 @@ def _labels(report: DataReport) -> tuple[str, ...]:
         more = f"; the {_PLOTTED} most frequent of {len(report.labels):,}"
     rows = [_label_bar(label, totals) for label in plotted]
     plot = svg.bar_chart(rows, title="Label balance", x_label="% of the samples of the split")
-    key = svg.legend(list(totals)) if len(totals) > 1 else ""
+    key = svg.legend((f"s{at}", name) for at, name in enumerate(totals)) if len(totals) > 1 else ""
     return htmlpage.card(f"<h3>share of each label{more}</h3>{key}{plot}"), htmlpage.card(
         _label_table(report.labels, totals)
     )
@@ -150,10 +140,10 @@ def _labels(report: DataReport) -> tuple[str, ...]:
 def _label_bar(label: LabelCount, totals: Mapping[str, int]) -> svg.BarRow:
     counts = {role: getattr(label, role) for role in totals}
     return svg.BarRow(
-        label=words.shortened(label.label, svg.LABEL_CELLS),
+        label=shortened(label.label, svg.LABEL_CELLS),
         values=tuple(100 * count / totals[role] for role, count in counts.items()),
         words=tuple(percent(count, totals[role]) for role, count in counts.items()),
-        tips=tuple(f"{words.shown(label.label)}, {role}: {count:,}" for role, count in counts.items()),
+        tips=tuple(f"{shown(label.label)}, {role}: {count:,}" for role, count in counts.items()),
     )
 
 
@@ -161,13 +151,10 @@ def _label_table(labels: Sequence[LabelCount], totals: Mapping[str, int]) -> str
     head = ["label", *itertools.chain.from_iterable((role, "share") for role in totals)]
     rows = []
     for label in labels:
-        counts = ((getattr(label, role), total) for role, total in totals.items())
-        cells = (
-            htmlpage.cell(f"{count:,}", "number") + htmlpage.cell(percent(count, total), "number")
-            for count, total in counts
-        )
-        rows.append(htmlpage.cell(label.label, "text") + "".join(cells))
-    table = htmlpage.table(head, rows, 2 * len(totals))
+        counts = [(getattr(label, role), total) for role, total in totals.items()]
+        cells = itertools.chain.from_iterable((f"{count:,}", percent(count, total)) for count, total in counts)
+        rows.append([label.label, *cells])
+    table = htmlpage.number_table(head, rows, "text")
     if len(rows) <= _ROWS_SHOWN or not table:
         return table
     return f"<details><summary>{many(len(rows), 'label')}</summary>{table}</details>"

@@ -1,4 +1,4 @@
-"""Formats events of the queue as lines. Of two events that say the same, one is shown."""
+"""Formats events of the queue as lines. Duplicates are left out."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ Row = tuple[str, str, str]
 def event_rows(events: Sequence[EventView]) -> list[Row]:
     """Return (time, job or `cluster`, text) for each event.
 
-    A job whose program ends by itself has two events at the same moment with the same text (stopping, ended), of which
-    one is shown.
+    If a job's program ends by itself, the events `stopping` and `ended` have the same time and text; only the second is
+    returned.
     """
     said = {(one.job_id, one.at_s, one.message) for one in events if one.kind != State.STOPPING}
     shown = [one for one in events if one.kind != State.STOPPING or (one.job_id, one.at_s, one.message) not in said]

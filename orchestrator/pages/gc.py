@@ -1,42 +1,33 @@
-"""The output of `fleetune gc`, and the parsing of sizes."""
+"""The output of `fleetune gc`."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any, Final
 
 from cluster.text import byte_size, long_duration, many
-from jobs.errors import InputError
 from orchestrator.gc.remove import Removed
-from orchestrator.gc.values import Bounds, Found, GcPlan, Goes
+from orchestrator.gc.values import Bounds, Found, GcPlan, PreparedVerdict, RunVerdict, ToRemove
 from orchestrator.pages.tables import columns
-
-_SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?:([KMGTP])(i?))?B$", re.IGNORECASE)
-_POWERS: Final = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 OPTIONS: Final = (
     "nothing was removed. To remove runs that ended more than 30 days ago: --older-than 30d. To remove the oldest "
-    "until the rest fits: --max-size 500GB. --checkpoints-only removes only checkpoints, --keep-last N keeps the newest"
-    " runs, --prepared also removes prepared data that no run uses, and --dry-run only prints what would be removed"
+    "until the rest fits: --max-size 500GB. To only print what would be removed: --dry-run"
 )
-
-
-def size_bytes(text: str) -> int:
-    """Parse a size such as `500GB` (powers of 1000) or `500GiB` (of 1024), to bytes. Raises InputError."""
-    match = _SIZE.match(text.strip())
-    if match is None:
-        raise InputError(f"--max-size {text!r} is not a size: give a number and B, kB, MB, GB, TB or GiB, as in 500GB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[(match[2] or "").upper()])
 
 
 def page(plan: GcPlan, found: Found, bounds: Bounds, now_s: float) -> str:
     """Format the plan as a table with totals. It is the same for a dry run; without a bound, the largest come first."""
-    rows = [*_run_rows(plan, now_s), *_leftover_rows(plan, found), *_prepared_rows(plan, now_s)]
+    rows = [_run_row(verdict, now_s) for verdict in plan.runs]
+    going = "the rest" if plan.leftovers else ""
+    rows += [
+        _row(left.name, "half removed", "", left.size, "", going, left.size if going else 0) for left in found.leftovers
+    ]
+    rows += [_prepared_row(verdict, now_s) for verdict in plan.prepared]
     if not bounds.any:
         rows.sort(key=lambda row: -row[0])
-    head = ("RUN", "STATUS", "AGE", "SIZE", "CHECKPOINTS", "GOES", "STAYS", "WHY")
+    head = ("RUN", "STATUS", "AGE", "SIZE", "CHECKPOINTS", "REMOVE", "KEEP", "WHY")
     table = columns(head, [row for _, row in rows]) if rows else "no runs"
     return "\n".join([table, *_totals(plan, found)])
 
@@ -44,54 +35,24 @@ def page(plan: GcPlan, found: Found, bounds: Bounds, now_s: float) -> str:
 Row = tuple[int, tuple[str, ...]]  # (size, cells)
 
 
-def _run_rows(plan: GcPlan, now_s: float) -> list[Row]:
-    goes = {Goes.NOTHING: "", Goes.CHECKPOINTS: "checkpoints", Goes.RUN: "all of it"}
-    return [
-        (
-            run.size,
-            (
-                run.name,
-                run.status,
-                long_duration(now_s - run.since_s),
-                byte_size(run.size),
-                byte_size(run.checkpoint_size) if run.checkpoint_size else "",
-                goes[verdict.goes],
-                byte_size(run.size - verdict.freed),
-                verdict.why,
-            ),
-        )
-        for verdict in plan.runs
-        for run in (verdict.run,)
-    ]
+def _row(name: str, status: str, age: str, size: int, checkpoints: str, goes: str, freed: int, why: str = "") -> Row:
+    return size, (name, status, age, byte_size(size), checkpoints, goes, byte_size(size - freed), why)
 
 
-def _leftover_rows(plan: GcPlan, found: Found) -> list[Row]:
-    goes = "the rest" if plan.leftovers else ""
-    return [
-        (left.size, (left.name, "half removed", "", byte_size(left.size), "", goes, byte_size(stays), ""))
-        for left in found.leftovers
-        for stays in (0 if goes else left.size,)
-    ]
+def _run_row(verdict: RunVerdict, now_s: float) -> Row:
+    run, goes = (
+        verdict.run,
+        {ToRemove.NOTHING: "", ToRemove.CHECKPOINTS: "checkpoints", ToRemove.RUN: "all of it"}[verdict.to_remove],
+    )
+    checkpoints = byte_size(run.checkpoint_size) if run.checkpoint_size else ""
+    age = long_duration(now_s - run.since_s)
+    return _row(run.name, run.status, age, run.size, checkpoints, goes, verdict.freed, verdict.why)
 
 
-def _prepared_rows(plan: GcPlan, now_s: float) -> list[Row]:
-    return [
-        (
-            one.size,
-            (
-                f"prepared/{one.name}",
-                "",
-                long_duration(now_s - one.touched_s),
-                byte_size(one.size),
-                "",
-                "all of it" if verdict.goes else "",
-                byte_size(one.size - verdict.freed),
-                verdict.why,
-            ),
-        )
-        for verdict in plan.prepared
-        for one in (verdict.prepared,)
-    ]
+def _prepared_row(verdict: PreparedVerdict, now_s: float) -> Row:
+    one, goes = verdict.prepared, "all of it" if verdict.to_remove else ""
+    age = long_duration(now_s - one.touched_s)
+    return _row(f"prepared/{one.name}", "", age, one.size, "", goes, verdict.freed, verdict.why)
 
 
 def _totals(plan: GcPlan, found: Found) -> list[str]:
@@ -105,7 +66,7 @@ def _totals(plan: GcPlan, found: Found) -> list[str]:
     if found.other_size:
         lines.append(f"not counted and never removed: {byte_size(found.other_size)} of other files")
     if plan.over:
-        lines.append(f"the rest exceeds --max-size by {byte_size(plan.over)}, and is kept for the reasons above")
+        lines.append(f"what is kept exceeds --max-size by {byte_size(plan.over)}, for the reasons above")
     return lines
 
 
@@ -113,12 +74,11 @@ def ending(removed: Sequence[Removed]) -> str:
     """Say what was removed, and what could not be removed."""
     problems = [f"could not remove {one.name}: {one.problem}" for one in removed if one.problem]
     done = [one for one in removed if not one.problem]
-    return "\n".join([*problems, f"removed {byte_size(sum(one.freed for one in done))} in {len(done)} places"])
+    return "\n".join([*problems, f"removed {byte_size(sum(one.freed for one in done))} in {many(len(done), 'place')}"])
 
 
 def as_json(plan: GcPlan, found: Found, storage_path: str, removed: Sequence[Removed] | None) -> str:
     """Format the result for programs. `removed`: None for a dry run, or without a bound."""
-    problems = {one.name: one.problem for one in removed or () if one.problem}
     facts: dict[str, Any] = {
         "storage": storage_path,
         "dry_run": removed is None,
@@ -128,30 +88,17 @@ def as_json(plan: GcPlan, found: Found, storage_path: str, removed: Sequence[Rem
         "over": plan.over,
         "other_size": found.other_size,
         "runs": [
-            {
-                "name": verdict.run.name,
-                "status": verdict.run.status,
-                "since_s": verdict.run.since_s,
-                "size": verdict.run.size,
-                "checkpoint_size": verdict.run.checkpoint_size,
-                "goes": verdict.goes,
-                "freed": verdict.freed,
-                "why": verdict.why,
-            }
+            {name: getattr(verdict.run, name) for name in ("name", "status", "since_s", "size", "checkpoint_size")}
+            | {"goes": verdict.to_remove, "freed": verdict.freed, "why": verdict.why}
             for verdict in plan.runs
         ],
         "prepared": [
-            {
-                "name": verdict.prepared.name,
-                "touched_s": verdict.prepared.touched_s,
-                "size": verdict.prepared.size,
-                "goes": verdict.goes,
-                "why": verdict.why,
-            }
+            {name: getattr(verdict.prepared, name) for name in ("name", "touched_s", "size")}
+            | {"goes": verdict.to_remove, "why": verdict.why}
             for verdict in plan.prepared
         ],
         "half_removed": [{"name": left.name, "size": left.size} for left in found.leftovers],
         "removed": None if removed is None else sum(one.freed for one in removed),
-        "problems": problems,
+        "problems": {one.name: one.problem for one in removed or () if one.problem},
     }
     return json.dumps(facts)

@@ -1,14 +1,13 @@
-"""Parts that all HTML pages share: frame, style, tables and cards. The pages have no scripts and load nothing."""
+"""Parts that all HTML pages share: document, style, tables and cards. The pages have no scripts and load nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 
-from orchestrator.pages import data as datapage
-from orchestrator.pages import svg
+from orchestrator.pages import svg, tables
 
-# If some external text ever evades the escaping, it still cannot run or load anything.
+# With this policy, a text that is not escaped by mistake still cannot run or load anything.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 STYLE = """
@@ -61,7 +60,7 @@ summary { cursor: pointer; color: var(--soft); font-size: 13px; } details table 
 
 
 def document(title: str, body: str, style: str = "") -> str:
-    """Make the page. It is well-formed XML, too. `title` and `body` are markup already; `style` is CSS after STYLE."""
+    """Make the page. It is also well-formed XML. `title` and `body` are markup already; `style` is CSS after STYLE."""
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n<title>{title}</title>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
@@ -72,7 +71,7 @@ def document(title: str, body: str, style: str = "") -> str:
 
 def shown(text: str) -> str:
     """Escape a text for the page, without control characters. Every text of a page must pass through here."""
-    return escape(datapage.shown(text))
+    return escape(tables.shown(text))
 
 
 def tag(name: str, inside: str = "", /, **attributes: str) -> str:
@@ -95,8 +94,20 @@ def cell(text: str, kind: str = "", tip: str = "") -> str:
     return tag("td", shown(text), class_=kind, dir=direction, title=tip if tip != text else "")
 
 
+def facts(rows: Iterable[tuple[str, str]]) -> str:
+    """Make a card of (name, text) pairs. Pairs without a text are left out."""
+    lines = "".join(f"<tr>{cell(name)}{cell(text)}</tr>\n" for name, text in rows if text)
+    return f'<div class="card scroll"><table class="facts"><tbody>\n{lines}</tbody></table></div>\n'
+
+
+def number_table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """Make a table of texts. The first column has the given kind, and all others are numbers."""
+    lines = [cell(first, kind) + "".join(cell(one, "number") for one in others) for first, *others in rows]
+    return table(head, lines, len(head) - 1)
+
+
 def table(head: Sequence[str], rows: Sequence[str], numbers: int) -> str:
-    """Make a table from rows of cells. The last `numbers` columns are numbers."""
+    """Make a table from rows of cells, which are markup already. The last `numbers` columns are numbers."""
     kinds = [""] * (len(head) - numbers) + ["number"] * numbers
     titles = "".join(tag("th", shown(title), class_=kind) for title, kind in zip(head, kinds, strict=True))
     lines = "".join(f"<tr>{row}</tr>\n" for row in rows)

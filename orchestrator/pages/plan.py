@@ -1,4 +1,4 @@
-"""The pages of `fleetune plan` and `fleetune advise`: memory, time, the ways that fit, and the method."""
+"""Output of `fleetune plan` and `fleetune advise`: memory, time, the options that fit, and the advised method."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _PARTS: Final = {
     "checkpoint_copy": "copy for checkpoints",
 }
 _MOST_OPTIONS: Final = 12
-_CHECKPOINT_BYTES: Final = 12  # for each trained parameter
-RATE_OF_LORA: Final = 10  # times the best learning rate of full fine-tuning
+_CHECKPOINT_BYTES: Final = 12  # for each trained parameter: its weight and two moments of AdamW in fp32
+RATE_OF_LORA: Final = 10  # best learning rate of LoRA, in learning rates of full fine-tuning
 
 
 def plan_page(plan: JobPlan, price: float | None = None) -> str:
@@ -84,7 +84,7 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
 
 
 def cost_words(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None = None) -> str:
-    """Format what the whole budget of a sweep takes. `plan`: of one gang."""
+    """Format what the whole budget of a sweep takes. `plan`: the plan of one gang."""
     money = "" if price is None else f", {cost.device_hours * price:,.2f} at {price:g} each"
     gangs = f"{many(cost.gangs, 'gang')} of {many(plan.machines.gpus, 'worker')} at once"
     hours = f"{cost.device_hours:,.1f} {plan.device}-hours{money}, at least {long_duration(3600 * cost.least_hours)}"
@@ -122,14 +122,14 @@ def _memory(option: Option, is_cpu: bool) -> str:
     where = "worker" if is_cpu else "GPU"
     memory = option.memory
     rows = [(name, gib(getattr(memory, part))) for part, name in _PARTS.items() if getattr(memory, part)]
-    rows.append(("in all", f"{gib(memory.total)} of {gib(option.room)}"))
+    rows.append(("total", f"{gib(memory.total)} of {gib(option.room)}"))
     if memory.host:
         rows.append(("host memory", f"{gib(memory.host)} of {gib(option.host_room)}"))
     return columns((f"GiB for each {where}", strategy_words(option.strategy)), rows)
 
 
 def _options(plan: JobPlan) -> str:
-    """Format the options: the spec's and the best micro-batch of each of the other strategies, the fastest first."""
+    """Format the spec's option, and then each other strategy with its best micro-batch, the fastest first."""
     best = plan.chosen
     ways: dict[object, Option] = {_way(plan.written): plan.written}
     for option in (*([] if best is None else [best]), *plan.options):
@@ -164,7 +164,7 @@ def _fits(option: Option) -> str:
 
 
 def _way(option: Option) -> object:
-    """Return what distinguishes strategies that differ in more than the micro-batch."""
+    """Return the strategy without its micro-batch, to compare strategies."""
     return dataclasses.replace(option.strategy, per_device_train_batch_size=0, accumulates=False)
 
 
@@ -178,7 +178,7 @@ def _verdict(plan: JobPlan, best: Option | None) -> str:
     if not best.changes:
         return "the spec fits as it is"
     lines = fields_words(chosen_fields(best), between="\n  ")
-    return f"the fastest way that fits; write in the spec:\ntrain:\n  {lines}"
+    return f"the fastest option that fits; write in the spec:\ntrain:\n  {lines}"
 
 
 def advice_page(
@@ -196,13 +196,13 @@ def advice_page(
         ("advice", "neither method fits" if choice.method is None else f"method: {choice.method}"),
         ("because", choice.why),
         *(
-            ("other answer", change)
-            for change in choice.changes or ("no change of a single fact would change the advice",)
+            ("other advice", change)
+            for change in choice.changes or ("no other value of a single fact changes the advice",)
         ),
     ]
-    head = ("", "trained", "checkpoint", "way", "GiB", "whole run", "rate")
+    head = ("", "trained", "checkpoint", "strategy", "GiB", "whole run", "rate")
     rows = [_method_row(method, plan, rate, price) for method, plan in plans.items()]
-    return "\n\n".join([table(facts), columns(head, rows), "The bounds are rules of thumb: see docs/planning.md"])
+    return "\n\n".join([table(facts), columns(head, rows), "The limits are rules of thumb: see docs/planning.md"])
 
 
 def advice_json(

@@ -1,4 +1,4 @@
-"""The page of `fleetune plan --accuracy`: the predicted memory and time of past runs, and the measured values."""
+"""Output of `fleetune plan --accuracy`: predicted and measured memory and time of past runs."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def accuracy_page(checks: Mapping[str, PlanCheck]) -> str:
 
 
 def accuracy_json(checks: Mapping[str, PlanCheck]) -> dict[str, Any]:
-    """Return the runs and the sizes of their errors, as shares of what was measured."""
+    """Return the runs, and a summary of their absolute relative errors."""
 
     def summed(errors: list[float | None]) -> dict[str, Any]:
         known = [abs(error) for error in errors if error is not None]

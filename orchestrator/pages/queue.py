@@ -1,4 +1,4 @@
-"""Pages about jobs, for commands of the queue. Text only; no requests."""
+"""Output of the commands `queue` and `status`, as text. Makes no requests."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from orchestrator.pages.tables import columns, cut, plain
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.wording import telling
 
-QUEUE_HEAD: Final = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "SET", "NEXT")
 LONGEST_NEXT: Final = 100  # characters; `status` shows the whole text
 LONGEST_SET: Final = 60
 
@@ -50,7 +49,8 @@ def queue_page(
         )
         for job in jobs
     ]
-    body = [columns(QUEUE_HEAD, rows, width, ("PRIO", "TENANT", "SIZE", "STEP", "SET"))] if rows else []
+    head = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "SET", "NEXT")
+    body = [columns(head, rows, width, ("PRIO", "TENANT", "SIZE", "STEP", "SET"))] if rows else []
     left_out = [f"set aside: {plain(one)}" for one in set_aside]
     return "\n".join([*body, _totals(jobs, counts, asked), *left_out])
 
@@ -88,9 +88,7 @@ def _totals(jobs: Sequence[JobView], counts: Mapping[State, int], asked: Sequenc
         return ", ".join(parts)
     if asked:
         return f"no job is {' or '.join(asked)}"
-    return (
-        "no job waits or runs. fleetune submit job.yaml queues a job; fleetune queue --all lists jobs that have ended"
-    )
+    return "no job waits or runs. To queue a job: fleetune submit job.yaml. To list ended jobs: fleetune queue --all"
 
 
 def is_paused(job: JobView) -> bool:
@@ -114,7 +112,7 @@ def size_words(job: JobView) -> str:
 
 
 def label_words(labels: Mapping[str, str]) -> str:
-    """Format labels: `learning_rate=1e-05 warmup_ratio=0.1`. Sections of fields are left out if that is unambiguous."""
+    """Format labels: `learning_rate=1e-05 warmup_ratio=0.1`. Sections of fields are left out if names stay unique."""
     last = [name.rpartition(".")[2] for name in labels]
     shown = [part if last.count(part) == 1 else name for name, part in zip(labels, last, strict=True)]
     return " ".join(f"{name}={value}" for name, value in zip(shown, labels.values(), strict=True))
@@ -158,14 +156,14 @@ def _next(job: JobView, why: WhyView | None, now_s: float) -> str:
 
 def metrics_words(job: JobView) -> str:
     known = {name: value for name, value in job.metrics.items() if value is not None}
-    telling = {name: value for name, value in known.items() if name == "loss" or name.startswith("eval_")}
-    return numbers(telling or dict(list(known.items())[:6]))
+    main = {name: value for name, value in known.items() if name == "loss" or name.startswith("eval_")}
+    return numbers(main or dict(list(known.items())[:6]))
 
 
 def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float, log_end: str = "") -> str:
     """Format the page of `fleetune status`. `events`: the last ones; `log_end`: for a job that has failed."""
     state = _state(job)
-    message = "\n".join(map(plain, telling(state, job.message).splitlines()))
+    message = "\n".join(map(plain, telling(job.reason, telling(state, job.message)).splitlines()))
     named = f"{state} ({job.reason})" if telling(state, job.reason) else state
     rows = [
         ("job", job.job_id),
@@ -178,21 +176,21 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
         ("after", ", ".join(job.after)),
         ("submitted", at_words(job.submitted_s)),
         ("waited", long_duration(job.waited_s)),
-        ("runs since", at_words(job.started_s)),
-        ("on", ", ".join(f"{node} ({workers})" for node, workers in job.on or job.placement)),
+        ("started", at_words(job.started_s)),
+        ("nodes", ", ".join(f"{node} ({workers})" for node, workers in job.on or job.placement)),
         ("attempt", _attempts(job)),
         ("ended", at_words(job.ended_s)),
         ("step", steps(job)),
         ("metrics", metrics_words(job)),
         ("time left", "" if job.remaining_s is None or job.state in ENDED else long_duration(job.remaining_s)),
-        ("limit", "" if job.max_runtime_s is None else f"{long_duration(job.max_runtime_s)} of running"),
-        ("heard of", _heard(job, now_s)),
+        ("limit", "" if job.max_runtime_s is None else f"{long_duration(job.max_runtime_s)} of run time"),
+        ("heartbeat", _heard(job, now_s)),
         ("run", job.run or ""),
         ("logs", f"fleetune logs {job.job_id}{'' if job.state in ENDED else ' -f'}" if job.attempt else ""),
-        ("go on", f"fleetune resume {job.job_id}" if state == "paused" else ""),
-        ("again", f"fleetune retry {job.job_id}" if job.state in (State.FAILED, State.CANCELLED) else ""),
+        ("to resume", f"fleetune resume {job.job_id}" if state == "paused" else ""),
+        ("to retry", f"fleetune retry {job.job_id}" if job.state in (State.FAILED, State.CANCELLED) else ""),
     ]
-    # The message in `state` has several lines, which are plain already.
+    # The value of `state` may have several lines; they are plain already.
     parts = [table((name, value if name == "state" else plain(value)) for name, value in rows if value)]
     if why is not None:
         parts.append(why.text)

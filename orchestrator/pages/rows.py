@@ -1,4 +1,4 @@
-"""Rows as the model sees them, on a terminal: with targets highlighted, and packed samples kept apart."""
+"""Output of `fleetune data show`: rows as the model sees them, with targets highlighted and samples separated."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def rows_json(rows: list[ShownRow]) -> str:
 
 def rows_page(rows: list[ShownRow], colour: bool) -> str:
     """Format all rows, with a legend."""
-    how = "inverse" if colour else f"in {_OPEN}{_CLOSE}"
-    origin = "prepared data" if rows[0].prepared else "the first samples: nothing is prepared yet"
+    how = "in reverse video" if colour else f"in {_OPEN}{_CLOSE}"
+    origin = "prepared data" if rows[0].prepared else "the first samples, because nothing is prepared yet"
     causal = rows[0].samples[0].label is None
     legend = f"rows of {origin}" + (f"; targets are {how}" if causal else "")
     return "\n\n".join([legend, *(_row(row, colour) for row in rows)])
@@ -64,7 +64,7 @@ def _printable(text: str) -> str:
 
 
 def _ids(sample: ShownSample) -> str:
-    """Return the first and last token ids, those of targets with a star."""
+    """Return the first and last token ids. A star marks targets."""
     ids = [f"{token}{'*' if target else ''}" for token, target in zip(sample.tokens, sample.targets, strict=True)]
     if len(ids) > TOKENS_SHOWN:
         ids = [*ids[: TOKENS_SHOWN // 2], "...", *ids[-TOKENS_SHOWN // 2 :]]

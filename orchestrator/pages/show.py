@@ -1,12 +1,10 @@
-"""Pages about plans, runs and the fields of specs. Text only; nothing is decided here."""
+"""Output about specs and runs, as text: `validate`, `run`, `runs`, `show`, `spec` and `data prepare`."""
 
 from __future__ import annotations
 
 import datetime
 import json
 import shlex
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -30,32 +28,30 @@ from jobs.spec.load import SPEC_MODELS
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.space import Dimension
 from orchestrator.pages.plan_accuracy import plan_words
-from orchestrator.pages.tables import columns
+from orchestrator.pages.tables import aligned, columns
 
 Row = tuple[str, str]
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _WARMUP = ("train.warmup_ratio", "train.warmup_steps")
 _BATCH = ("global_batch_size", "global_batch_tokens", "per_device_train_batch_size", "gradient_accumulation_steps")
-# The lines of a plan that name the values of fields which a sweep may vary, except the rate.
+# A sweep may vary these fields. Each is in a line of the plan. The learning rate has its own line.
 _LINE_OF = {
     **{f"train.{name}": "batch" for name in _BATCH},
     **dict.fromkeys(("train.zero.stage", "lora.rank"), "method"),
 }
-_USUAL_BOUND = 0.02  # increase of the loss on general text from which mixing is offered, if the spec has no bound
+_USUAL_BOUND = 0.02  # relative increase of the loss on general text above which mixing is suggested, without a bound
 
 
 def table(rows: Iterable[Row], indent: str = "") -> str:
     """Align two columns."""
-    rows = list(rows)
-    width = max((len(left) for left, _ in rows), default=0)
-    return "\n".join(f"{indent}{left.ljust(width)}  {right}".rstrip() for left, right in rows)
+    return "\n".join(aligned(list(rows), indent=indent))
 
 
 def plan(spec: Spec, varied: Mapping[str, str] = _NOTHING) -> dict[str, str]:
     """Describe what a spec would run, as far as is known without reading the data. Raises SpecError.
 
     Args:
-        varied: the values of the fields that a sweep varies, by dotted name. They stand in place of the spec's.
+        varied: values of the fields that a sweep varies, by dotted name, to show instead of the spec's.
     """
     train, data, resources = spec.train, spec.data, spec.resources
     batching = plan_batching(spec)
@@ -91,7 +87,7 @@ def plan(spec: Spec, varied: Mapping[str, str] = _NOTHING) -> dict[str, str]:
 
 
 def _rate_words(spec: Spec, varied: Mapping[str, str]) -> str:
-    """`0.001, linear, 10% warmup`; with the values of a sweep: `1e-05..0.001 (log), linear, warmup_ratio 0..0.2`."""
+    """Format `0.001, linear, 10% warmup`, or for a sweep `1e-05..0.001 (log), linear, warmup_ratio 0..0.2`."""
     train, warmup = spec.train, next((name for name in _WARMUP if name in varied), None)
     rate = varied.get("train.learning_rate", f"{train.learning_rate:g}")
     words = _warmup_words(spec) if warmup is None else f", {warmup.removeprefix('train.')} {varied[warmup]}"
@@ -107,7 +103,7 @@ def _method_words(spec: Spec) -> str:
 
 
 def validated_page(facts: Mapping[str, str], found: Validated, gpu_note: str | None) -> str:
-    """Format the output of `fleetune validate` if there is no problem.
+    """Format the output of `fleetune validate` for a valid spec.
 
     Args:
         gpu_note: why a run on this machine would be refused; the spec may be for a cluster.
@@ -137,15 +133,6 @@ def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
             said = f"{counts['samples']:,} samples in {counts['rows']:,} rows{filled}"
             rows.append((name, f"{said}, {counts['tokens']:,} tokens, {counts['targets']:,} targets"))
     return table(rows)
-
-
-def is_terminal() -> bool:
-    return sys.stdout.isatty()
-
-
-def terminal_width() -> int:
-    """Return the columns of the terminal; 100 if stdout is not one."""
-    return shutil.get_terminal_size((100, 24)).columns if is_terminal() else 100
 
 
 def _length_words(spec: Spec) -> str:
@@ -181,7 +168,7 @@ def ending(
 
     Args:
         bound: remedies.forgetting.max_general_loss_increase.
-        told: whether the run's last line has given the reason, the logs and the command to resume.
+        told: whether the run has already printed the reason, the logs and the command to resume.
     """
     rows = [("status", f"{outcome.status} after {many(outcome.step, 'step')}")]
     if outcome.reason and not told:
@@ -223,7 +210,7 @@ def _before_and_after(of: Outcome | RunDetails, after: Mapping[str, float], step
 def _mixing_row(
     of: Outcome | RunDetails, after: Mapping[str, float], bound: float | None, root: str | None
 ) -> list[Row]:
-    """Offer to mix the exported model with its base, if its loss on general text is past the bound."""
+    """Suggest to mix the exported model with its base, if its loss on general text exceeds the bound."""
     risen = general_increase(of.metrics_before, of.exported_metrics or after)
     if root is None or risen is None or risen <= (_USUAL_BOUND if bound is None else bound):
         return []
@@ -232,7 +219,7 @@ def _mixing_row(
 
 
 def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> list[Row]:
-    """Return F1, precision and recall of each class, and what it is predicted as; empty without a confusion matrix."""
+    """Return precision, recall, F1 and the predictions for each class; empty without a confusion matrix."""
     if not confusion:
         return []
     names = list(labels) if len(labels) == len(confusion) else [str(number) for number in range(len(confusion))]
@@ -282,18 +269,17 @@ def run_page(details: RunDetails) -> str:
     method = job.get("method", {}).get("kind", "full")
     if "methods" in spec:
         rows.append(("methods", ", ".join(str(one.get("name")) for one in spec["methods"])))
-    elif method != "full":
-        part = ""
-        if details.trainable is not None and details.parameters is not None:
-            part = f", trainable {compact(details.trainable)} of {compact(details.parameters)} parameters"
-        rows.append(("method", method + part))
-    if "methods" in spec:
         rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}/methods/NAME"))
-    elif "base" in spec:
-        rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
-    if "methods" not in spec:
+    else:
+        if method != "full":
+            part = ""
+            if details.trainable is not None and details.parameters is not None:
+                part = f", trainable {compact(details.trainable)} of {compact(details.parameters)} parameters"
+            rows.append(("method", method + part))
+        if "base" in spec:
+            rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
         rows.append(("step", steps))
-    rows += [*_before_and_after(details, run.metrics, run.evaluated_step)]
+    rows += _before_and_after(details, run.metrics, run.evaluated_step)
     rows += class_rows(details.confusion, job.get("data", {}).get("labels") or ())
     rows += [("remedy", remedy_words(one)) for one in details.remedies]
     if details.summary.status == Status.SUCCEEDED:
@@ -323,7 +309,7 @@ def _data_of(spec: Mapping[str, Any]) -> str:
 
 
 def _event_row(event: Mapping[str, Any]) -> Row:
-    message = first_line(str(event.get("message", "")))  # the last event also has paths, which are shown above
+    message = first_line(str(event.get("message", "")))  # the last event also has paths, which the page shows already
     return when_written(str(event.get("at", ""))), f"{event.get('kind', '')}: {message}"
 
 
@@ -342,16 +328,12 @@ def reference(kind: Kind = "finetune") -> str:
 
 
 def _facts(info: FieldInfo) -> str:
-    default = "(*)" if info.is_required() else f"default {_default(info)}"
+    value = info.get_default(call_default_factory=True, validated_data={})
+    default = "(*)" if info.is_required() else f"default {'none' if value is None else json.dumps(value)}"
     bounds = [
         f"{sign} {getattr(bound, name)}" for bound in info.metadata for name, sign in _BOUNDS if hasattr(bound, name)
     ]
     return "; ".join([_type_name(info.annotation), *bounds, default])
-
-
-def _default(info: FieldInfo) -> str:
-    value = info.get_default(call_default_factory=True, validated_data={})
-    return "none" if value is None else json.dumps(value)
 
 
 def _type_name(annotation: Any) -> str:

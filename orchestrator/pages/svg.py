@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -33,7 +33,7 @@ svg.plot .s1 { fill: var(--plot-1); }
 .swatch.s1 { background: var(--plot-1); }
 @media print { svg.plot, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
-LABEL_CELLS = 24  # most characters of a label in a bar chart; wide ones count twice
+LABEL_CELLS = 24  # most characters of a label in a bar chart; wide characters count twice
 
 WIDTH = 560.0
 _SMALLEST_BAR = 1.5  # pixels; any value above 0 is visible
@@ -73,7 +73,7 @@ class Bins:
         return Bins(self.edges[there[0] : there[-1] + 2], self.counts[there[0] : there[-1] + 1])
 
     def merged(self, most: int, edge: float) -> Bins:
-        """Merge neighbours until there are about `most` bins; none spans `edge` if that is an edge."""
+        """Merge neighbours until there are about `most` bins. If `edge` is an edge of a bin, it stays one."""
         step = math.ceil(len(self.counts) / most)
         first = self.edges.index(edge) % step if edge in self.edges else 0
         bounds = sorted({0, *range(first, len(self.counts), step), len(self.counts)})
@@ -100,10 +100,7 @@ def element(name: str, inside: str = "", /, **attributes: str | float) -> str:
 
 
 def nice_step(span: float, most: int) -> float:
-    """Return the smallest of 1, 2, 5, 10, 20, 50 ...
-
-    (and 0.5, 0.2 ...) that splits `span` into at most `most` parts.
-    """
+    """Return the smallest step of the form 1, 2 or 5 x 10^n that splits `span` into at most `most` parts."""
     if span <= 0:
         return 1.0
     raw = span / most
@@ -120,7 +117,7 @@ def nice_ticks(low: float, high: float, most: int = 6, *, whole: bool = False) -
 
 
 def even_bins(edges: Sequence[float], low: float, high: float) -> Callable[[float], float]:
-    """Return a function from a value to its place in [low, high], such that all bins have the same width."""
+    """Return a function from a value to its position in [low, high], which gives all bins the same width."""
     bins = len(edges) - 1
 
     def place(value: float) -> float:
@@ -156,7 +153,7 @@ def histogram(
     mark: Mark | None = None,
     series: int = 0,
 ) -> str:
-    """Draw a histogram of vertical bars with a tip for each. '': there are no bins."""
+    """Draw a histogram of vertical bars with a tip for each. Returns '' if there are no bins."""
     edges, counts = bins.edges, bins.counts
     if not counts:
         return ""
@@ -181,7 +178,7 @@ def histogram(
 
 
 def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str) -> str:
-    """Draw horizontal bars, those of one row below each other. '': there are no rows."""
+    """Draw horizontal bars; the bars of a row are below each other. Returns '' if there are no rows."""
     if not rows:
         return ""
     left, right, top = 168.0, WIDTH - 74, 6.0
@@ -196,9 +193,9 @@ def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str) -> str:
     return figure(bottom + 42, "".join(parts), title)
 
 
-def legend(names: Sequence[str]) -> str:
-    """Make an HTML legend of the series."""
-    items = (f'<span><i class="swatch s{index}"></i> {escape(name)}</span>' for index, name in enumerate(names))
+def legend(series: Iterable[tuple[str, str]]) -> str:
+    """Make an HTML legend of (CSS class, name) pairs."""
+    items = (f'<span><i class="swatch {style}"></i> {escape(name)}</span>' for style, name in series)
     return f'<p class="legend">{" ".join(items)}</p>'
 
 

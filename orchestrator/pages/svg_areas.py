@@ -1,15 +1,14 @@
-"""Stacked areas over time, as SVG text. Pure functions; STYLE, in addition to that of `svg`, has the colours."""
+"""Stacked areas over time, as SVG text. Pure functions. STYLE has the colours; pages also need that of `svg`."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
 from orchestrator.pages import svg
 
-# Adjacent colours differ in lightness, too, for colour-blind readers. The last one is grey.
+# Adjacent colours also differ in lightness, for colour-blind readers. The last colour is grey.
 STYLE = """
 :root { --area-0: #0072b2; --area-1: #e69f00; --area-2: #009e73; --area-3: #cc79a7; --area-4: #56b4e9;
   --area-5: #d55e00; --area-6: #e3d43a; --area-7: #9aa0a8; --area-gap: #fff; }
@@ -65,12 +64,6 @@ def stacked_area(
     parts += [_hit(tip, *span) for tip, span in zip(tips, itertools.pairwise(xs), strict=True)]
     parts.append(svg.x_axis(svg.nice_ticks(edges[0], edges[-1], 8), place, _LEFT, _RIGHT, _BOTTOM, x_label))
     return svg.figure(_BOTTOM + 42, "".join(parts), title)
-
-
-def legend(areas: Sequence[Area]) -> str:
-    """Make an HTML legend of the layers, the top one first."""
-    items = (f'<span><i class="swatch a{area.colour}"></i> {escape(area.name)}</span>' for area in reversed(areas))
-    return f'<p class="legend">{" ".join(items)}</p>'
 
 
 def _sum(low: Sequence[float], more: Sequence[float]) -> tuple[float, ...]:

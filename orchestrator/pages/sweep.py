@@ -1,4 +1,4 @@
-"""Pages about a running sweep: the live table, and `fleetune sweep status`. Text only; no requests."""
+"""The live table of a sweep, and the output of `fleetune sweep status`, as text. Makes no requests."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class Line(NamedTuple):
 
 
 def shown_trials(standing: Standing, most: int) -> tuple[TrialNow, ...]:
-    """Return the trials to show: those that ended or wait, the best first, and below them those that are running.
+    """Return the trials to show: ended and waiting trials, the best first, and then running trials.
 
-    If there are more than `most`, the running ones and the best ones are kept.
+    If there are more than `most`, running trials are kept first, and then the best.
     """
     running = standing.running[:most]
     others = [trial for trial in standing.trials if trial.state != "running"]
@@ -52,7 +52,7 @@ def screen(standing: Standing, width: int, height: int) -> list[Line]:
     if not standing.trials:
         return []
     depth = max(len(_head_words(name)) for name in _heads(standing))
-    notes = 3  # lines below the rows: the best trial, what is not shown, and the counts
+    notes = 3  # lines below the rows: the best trial, the trials not shown, and the counts
     rows = shown_trials(standing, max(min(MOST_ROWS, height - depth - notes), FEWEST_ROWS))
     texts = _columns(standing, rows, width)
     lines = [Line(text, "head") for text in texts[: -len(rows)]]
@@ -137,7 +137,7 @@ def _heads(standing: Standing) -> list[str]:
 
 
 def _head_words(head: str) -> list[str]:
-    """Split a head into several lines, since names of fields are much longer than their values."""
+    """Split a head into several lines, because names of fields are much longer than their values."""
     return [cut(word, _MOST_CELL) for word in head.replace("_", " ").split()]
 
 

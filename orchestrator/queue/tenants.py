@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
-from orchestrator.queue.errors import TooManyQueued
+from orchestrator.queue.errors import QueueError, TooManyQueued
 
 MEMBERS_MAX_PRIORITY = 0  # highest priority that members may use if nothing is set
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str) -> None:
+    """Check the name of a tenant. Raises QueueError."""
+    if not _NAME.fullmatch(name):
+        raise QueueError(
+            f"{name[:100]!r} cannot be a tenant's name: give a letter or digit, then up to 99 letters, digits, '.', "
+            "'_' and '-'"
+        )
 
 
 @dataclass(frozen=True)

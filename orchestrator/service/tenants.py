@@ -20,13 +20,12 @@ from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Lease, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Filter
-from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS, Quota, Restrictions, Tenant
+from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS, Quota, Restrictions, Tenant, check_name
 from orchestrator.service.context.caller import ANYBODY
 from orchestrator.service.context.context import ServiceContext
 
 TENANT: Final = "tenant"  # kind of the events about tenants
 _SCHEME = re.compile(r"(?!file$)[a-z][a-z0-9+.-]{0,20}")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _ACTIVE = (State.QUEUED, *sorted(HOLDS_A_LEASE))
 
 
@@ -42,11 +41,7 @@ def put(context: ServiceContext, name: str, sent: TenantSent, by: str = ANYBODY.
 
     Guarantees may exceed the present cluster, since machines come and go. Raises QueueError.
     """
-    if not _NAME.fullmatch(name):
-        raise QueueError(
-            f"{name[:100]!r} is no name for a tenant: letters, digits, '.', '_' and '-', at most 100, and a letter or "
-            "a digit first"
-        )
+    check_name(name)
     store, now_s = context.store, context.clock.now_s()
     before = next((one for one in store.tenants() if one.name == name), None)
     restrictions = before.restrictions if before is not None else DEFAULT_RESTRICTIONS

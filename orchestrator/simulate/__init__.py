@@ -1,4 +1,4 @@
-"""Simulations of a queue's history: on another cluster, under another policy, with the functions of the live queue.
+"""Simulates a trace of jobs on another cluster or under another policy, with the functions of the live queue.
 
 May import `scheduling`, `pages` and `jobs.storage`. Start with `engine`.
 """

@@ -1,4 +1,4 @@
-"""The engine: replays a trace in order of time (arrivals, failures, ends), with a plan after each instant."""
+"""Replays a trace in order of time (arrivals, failures, ends), with a plan at each of these times."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from orchestrator.scheduling.policy import Order, Policy, policy_named
 from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
 
 _JITTER_S = 10.0
-_SAY_EVERY = 500  # passes between reports of progress
+_REPORT_EVERY = 500  # passes between reports of progress
 _MOST_FAILURES = 10_000  # of one job, until the simulation is given up
-# Simple policies are told the exact run times, as schedulers with exact limits would be.
-_TOLD_EVERYTHING = (Order.SUBMITTED, Order.SHARE)
+# These simple policies get the exact run times, like a scheduler whose jobs state exact time limits.
+_EXACT_TIMES = (Order.SUBMITTED, Order.SHARE)
 
 OnWait = Callable[[QueueSimulation, int, int], None]
 
@@ -39,10 +39,10 @@ def simulate(
     """Simulate a trace to its end.
 
     Args:
-        progress: called now and then with the share of jobs that have ended.
-        policy: overrides the policy that the setup names.
-        on_wait: called for each job that does not start when it arrives, after that pass, with the simulation, the
-            job's row in it and its row in the trace. It must not change anything.
+        progress: called regularly with the share of jobs that have ended.
+        policy: default: the policy that the setup names.
+        on_wait: called after the pass of its arrival for each job that did not start, with the simulation, the job's
+            row in it and its row in the trace. It must not change the simulation.
     """
     return _Run(jobs, setup, policy or policy_named(setup.policy), progress, on_wait).run()
 
@@ -64,11 +64,13 @@ class _Run:
             Occupancy.of(inventory),
             [Tenant(name) for name in self._tenants],
             policy,
-            Measuring(setup.measured_after_s, exact=policy.order in _TOLD_EVERYTHING),
+            Measuring(setup.measured_after_s, exact=policy.order in _EXACT_TIMES),
             self._ended,
         )
         # Separate generators, so that two clusters see the same jobs.
-        self._late, self._error, self._failing = (random.Random(3 * setup.jitter + number) for number in range(3))
+        self._delays, self._errors, self._failure_times = (
+            random.Random(3 * setup.jitter + number) for number in range(3)
+        )
         self._job_of: dict[int, int] = {}  # row of the simulation -> row of the trace
         self._stretches: list[Stretch] = []
         self._finished = 0
@@ -97,7 +99,7 @@ class _Run:
                 for row in arrived:
                     if simulation.jobs.state[row] == WAITING:
                         self._on_wait(simulation, row, self._job_of[row])
-            if self._progress is not None and simulation.passes % _SAY_EVERY == 0:
+            if self._progress is not None and simulation.passes % _REPORT_EVERY == 0:
                 self._progress(self._finished / len(self._jobs))
         return Simulated(
             self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, simulation.passes
@@ -105,7 +107,7 @@ class _Run:
 
     def _arrivals(self) -> list[tuple[float, int]]:
         most_s = _JITTER_S if self._setup.jitter else 0.0
-        return sorted((job.submit_s + self._late.uniform(0, most_s), row) for row, job in enumerate(self._jobs))
+        return sorted((job.submit_s + self._delays.uniform(0, most_s), row) for row, job in enumerate(self._jobs))
 
     def _submit(self, number: int) -> int:
         """Submit a job of the trace. Returns its row in the simulation."""
@@ -113,7 +115,7 @@ class _Run:
         row = self._simulation.submit(
             Gang(job.num_gpus, 1, 1),
             job.duration_s,
-            math.exp(self._error.gauss(0.0, setup.noise)),
+            math.exp(self._errors.gauss(0.0, setup.noise)),
             tenant=self._tenants[job.tenant],
             priority=job.priority,
             interruption_cost_s=setup.preemption_cost_s,
@@ -127,30 +129,31 @@ class _Run:
             ended = Ended.NODE_FAILED
         self._finished += ended is Ended.FINISHED
         job = self._job_of[attempt.row]
-        self._refuse_if_it_never_ends(job, ended)
+        if ended is Ended.NODE_FAILED:
+            self._count_failure(job)
         self._stretches.append(Stretch(job, attempt.start_s, attempt.end_s, attempt.placement, ended, attempt.lost_s))
 
-    def _refuse_if_it_never_ends(self, job: int, ended: Ended) -> None:
-        if ended is Ended.NODE_FAILED:
-            self._failed[job] += 1
-            if self._failed[job] > _MOST_FAILURES:
-                gpus, takes_s = self._jobs[job].num_gpus, self._jobs[job].duration_s
-                raise InputError(
-                    f"row {job} of the trace ({gpus} GPUs for {takes_s:g} s) was interrupted by failing nodes "
-                    f"{_MOST_FAILURES:,} times and is not at its end: nodes fail too often"
-                )
+    def _count_failure(self, job: int) -> None:
+        """Count an interruption by a failing node. Raises InputError if the job may never end."""
+        self._failed[job] += 1
+        if self._failed[job] > _MOST_FAILURES:
+            gpus, takes_s = self._jobs[job].num_gpus, self._jobs[job].duration_s
+            raise InputError(
+                f"row {job} of the trace ({gpus} GPUs for {takes_s:g} s) was interrupted by failing nodes "
+                f"{_MOST_FAILURES:,} times and has not ended: give a lower --failures-per-node-day"
+            )
 
     def _plan_failures(self) -> None:
         rate = self._setup.failures_per_node_day
         for node in range(self._setup.nodes) if rate and self._jobs else ():
-            at_s = self._jobs[0].submit_s + self._failing.expovariate(rate) * 86_400.0
+            at_s = self._jobs[0].submit_s + self._failure_times.expovariate(rate) * 86_400.0
             heapq.heappush(self._failures, (at_s, node, False))
 
     def _fail_or_repair(self) -> None:
         at_s, node, comes_back = heapq.heappop(self._failures)
         if comes_back:
             self._simulation.repair(node)
-            again = at_s + self._failing.expovariate(self._setup.failures_per_node_day) * 86_400.0
+            again = at_s + self._failure_times.expovariate(self._setup.failures_per_node_day) * 86_400.0
         else:
             self._simulation.fail(node, self._setup.checkpoint_every_s)
             again = at_s + self._setup.repair_s

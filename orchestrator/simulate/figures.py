@@ -1,8 +1,8 @@
-"""Figures of a simulation: over all jobs, for each tenant, and GPUs in use and waited for over time."""
+"""Figures of a simulation: of all jobs, of each tenant, and the GPUs in use and waited for over time."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ import numpy.typing as npt
 from orchestrator.simulate.values import Ended, Simulated
 
 BIG_GANG = 8  # least GPUs
-SHORTEST_S = 60.0  # bound of the bounded slowdown: shorter jobs count as if they had run this long
+SHORTEST_S = 60.0  # bound of the bounded slowdown: shorter run times count as this long
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -20,9 +20,9 @@ Ints = npt.NDArray[np.int64]
 class Figures:
     """The figures of one simulation, over all its jobs. Times are in seconds.
 
-    The completion time (jct) of a job runs from its submission in the trace to its end. Its wait is the part of that
-    time without progress, so interruptions and their cost count. Its bounded slowdown is jct / duration, where a
-    duration below 60 s counts as 60 s, and is at least 1.
+    The completion time (jct) of a job is the time from its submission in the trace to its end. Its wait is the part of
+    that time without progress, including interruptions and their cost. Its bounded slowdown is jct / duration, at least
+    1; a duration below 60 s counts as 60 s.
     """
 
     policy: str
@@ -32,19 +32,15 @@ class Figures:
     p99_jct_s: float
     mean_wait_s: float
     mean_bounded_slowdown: float
-    utilisation: float  # 0..1: GPUs in use between the first and the last submission, over those of the cluster
+    utilisation: float  # 0..1: share of the GPUs in use between the first and the last submission
     jain: float  # 1/tenants..1: Jain's index of the tenants' mean bounded slowdowns; 1: equal
     longest_wait_s: float
     preemptions: int  # number of times that the scheduler interrupted a job
     most_preemptions_of_a_job: int
-    lost_gpu_share: float  # GPU-seconds that interruptions added, over those of the trace
+    lost_gpu_share: float  # GPU-seconds that interruptions added, relative to those of the trace
     slowdown_of_big_gangs: float | None  # mean bounded slowdown of gangs of at least 8 GPUs; None: there are none
     makespan_s: float  # from the first submission to the last completion
     wall_s: float  # duration of the simulation itself
-
-    def as_dict(self) -> dict[str, str | float | int | None]:
-        """Return the figures by name, in the order above."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,8 @@ def figures(simulated: Simulated) -> Figures:
 def tenant_figures(simulated: Simulated) -> tuple[TenantFigures, ...]:
     """Compute the figures of each tenant, those with the most GPU-seconds first."""
     arrays = _Arrays(simulated)
-    gpu_s = _by_tenant(arrays, (arrays.end - arrays.start) * arrays.held)
+    held_s = (arrays.end - arrays.start) * arrays.held
+    gpu_s = np.bincount(arrays.tenant[arrays.job], weights=held_s, minlength=len(arrays.tenants))
     waits, slowdowns = arrays.mean_by_tenant(arrays.wait), arrays.mean_by_tenant(arrays.slowdown)
     longest = np.zeros(len(arrays.tenants))
     np.maximum.at(longest, arrays.tenant, arrays.wait)
@@ -171,12 +168,6 @@ class _Arrays:
         """Return the mean of each tenant's jobs; `values`: [jobs]."""
         totals: Floats = np.bincount(self.tenant, weights=values).astype(np.float64)
         return totals / np.bincount(self.tenant)
-
-
-def _by_tenant(arrays: _Arrays, values: Floats) -> Floats:
-    """Return the sum of each tenant's stretches; `values`: [stretches]."""
-    totals = np.bincount(arrays.tenant[arrays.job], weights=values, minlength=len(arrays.tenants))
-    return totals.astype(np.float64)
 
 
 def _utilisation(arrays: _Arrays, gpus: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cluster.text import many, percent
+from orchestrator.pages.tables import aligned
 from orchestrator.simulate.figures import Figures
 from orchestrator.simulate.values import Setup, Simulated
 
@@ -20,9 +21,7 @@ def page(simulations: Sequence[tuple[str, Figures]]) -> str:
     columns = [figures for _, figures in simulations]
     two = len(columns) == 2
     head = ("", *(name for name, _ in simulations), *(("change",) if two else ()))
-    rows = [head, *figure_rows(columns)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    return "\n".join(_line(row, widths) for row in rows)
+    return "\n".join(aligned([head, *figure_rows(columns)], words=1))
 
 
 def headline(simulated: Simulated) -> str:
@@ -39,12 +38,12 @@ def circumstances(simulated: Simulated) -> list[tuple[str, str]]:
         ("trace", f"{many(len(simulated.jobs), 'job')} of {many(tenants, 'tenant')}"),
         ("cluster", cluster_words(setup)),
         ("policy", setup.policy),
-        ("an interruption costs", f"{setup.preemption_cost_s:g} s"),
+        ("cost of an interruption", f"{setup.preemption_cost_s:g} s"),
     ]
     if setup.jitter:
-        pairs.append(("submissions", f"up to 10 s later, seed {setup.jitter}"))
+        pairs.append(("submissions", f"delayed by up to 10 s, seed {setup.jitter}"))
     if setup.failures_per_node_day:
-        away = f"each away for {setup.repair_s / 3600:g} h"
+        away = f"repaired after {setup.repair_s / 3600:g} h"
         pairs.append(("failures", f"{setup.failures_per_node_day:g} per node and day, {away}"))
     return pairs
 
@@ -72,28 +71,18 @@ def times(values_s: Sequence[float]) -> list[str]:
     """Format times in the unit that fits the largest, as in `2.31 h`."""
     largest = max(values_s, default=0.0)
     unit_s, sign = next(unit for unit in _UNITS if largest >= unit[0])
-    return [f"{_three(value / (unit_s or 1.0))} {sign}" for value in values_s]
+    return [f"{three_digits(value / (unit_s or 1.0))} {sign}" for value in values_s]
 
 
-def shares(values: Sequence[float]) -> list[str]:
-    """Format shares, as in `78.2 %`."""
-    return [percent(value) for value in values]
+def _each(form: Callable[[float], str]) -> Words:
+    return lambda values: [form(value) for value in values]
 
 
-def plain(values: Sequence[float]) -> list[str]:
-    """Format numbers with three digits."""
-    return [_three(value) for value in values]
-
-
-def _three(value: float) -> str:
+def three_digits(value: float) -> str:
     for limit, digits in ((9.995, 2), (99.95, 1)):
         if abs(value) < limit:
             return f"{value:.{digits}f}"
     return f"{value:,.0f}"
-
-
-def _counts(values: Sequence[float]) -> list[str]:
-    return [f"{value:,.0f}" for value in values]
 
 
 def _relative(before: float, after: float) -> str:
@@ -102,7 +91,11 @@ def _relative(before: float, after: float) -> str:
     if not before:
         return _NOTHING
     change = (after - before) / before
-    return f"x {_three(after / before)}" if change >= 9 else _signed(100 * change, 0 if abs(change) >= 0.1 else 1, " %")
+    return (
+        f"x {three_digits(after / before)}"
+        if change >= 9
+        else _signed(100 * change, 0 if abs(change) >= 0.1 else 1, " %")
+    )
 
 
 def _points(before: float, after: float) -> str:
@@ -119,32 +112,20 @@ def _signed(value: float, digits: int, unit: str = "") -> str:
     return f"{sign}{size}{unit}"
 
 
-def _nothing(before: float, after: float) -> str:
-    return ""
-
-
 _FIGURES: tuple[tuple[str, str, Words, Callable[[float, float], str]], ...] = (
     ("completion time, mean", "mean_jct_s", times, _relative),
     ("completion time, median", "median_jct_s", times, _relative),
-    ("completion time, 90 % below", "p90_jct_s", times, _relative),
-    ("completion time, 99 % below", "p99_jct_s", times, _relative),
+    ("completion time, 90th percentile", "p90_jct_s", times, _relative),
+    ("completion time, 99th percentile", "p99_jct_s", times, _relative),
     ("wait, mean", "mean_wait_s", times, _relative),
     ("wait, longest", "longest_wait_s", times, _relative),
-    ("slowdown, mean", "mean_bounded_slowdown", plain, _relative),
-    ("slowdown, gangs of 8 GPUs or more", "slowdown_of_big_gangs", plain, _relative),
-    ("fairness among tenants (Jain)", "jain", plain, _difference),
-    ("GPUs in use while jobs come", "utilisation", shares, _points),
-    ("preemptions", "preemptions", _counts, _relative),
-    ("preemptions, most of one job", "most_preemptions_of_a_job", _counts, _relative),
-    ("GPU time lost to interruptions", "lost_gpu_share", shares, _points),
+    ("slowdown, mean", "mean_bounded_slowdown", _each(three_digits), _relative),
+    ("slowdown, gangs of 8 GPUs or more", "slowdown_of_big_gangs", _each(three_digits), _relative),
+    ("fairness among tenants (Jain)", "jain", _each(three_digits), _difference),
+    ("utilisation while jobs arrive", "utilisation", _each(percent), _points),
+    ("preemptions", "preemptions", _each("{:,.0f}".format), _relative),
+    ("preemptions, most of one job", "most_preemptions_of_a_job", _each("{:,.0f}".format), _relative),
+    ("GPU time lost to interruptions", "lost_gpu_share", _each(percent), _points),
     ("first submission to last end", "makespan_s", times, _relative),
-    ("simulated in", "wall_s", times, _nothing),
+    ("simulated in", "wall_s", times, lambda *_: ""),
 )
-
-
-def _line(row: Row, widths: Sequence[int]) -> str:
-    first, *others = (
-        cell.ljust(width) if not at else cell.rjust(width)
-        for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    return "  ".join([first, *others]).rstrip()

@@ -9,9 +9,9 @@ from cluster.text import many
 from orchestrator.pages import html as htmlpage
 from orchestrator.pages import svg
 from orchestrator.pages import svg_areas as svgarea
-from orchestrator.pages.data import shortened
-from orchestrator.simulate.figures import Floats, OverTime, TenantFigures, figures, over_time, tenant_figures
-from orchestrator.simulate.page import circumstances, cluster_words, figure_rows, plain, times
+from orchestrator.pages.tables import shortened
+from orchestrator.simulate.figures import Floats, OverTime, figures, over_time, tenant_figures
+from orchestrator.simulate.page import circumstances, cluster_words, figure_rows, three_digits, times
 from orchestrator.simulate.values import Simulated
 
 _SPANS = 168  # spans of a plot: an hour each in a week
@@ -20,9 +20,9 @@ _TENANTS_SHOWN = 100
 _NAME_CELLS = 24
 _UNITS = ((3 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (0.0, 60.0, "minutes"))  # from, seconds, name
 _DEFINITIONS = (
-    "Completion time runs from submission to end; all of it in which a job makes no headway is waiting, interruptions "
-    "and their cost included. Slowdown is completion time over run time, at least 1, where a run time below 60 s "
-    "counts as 60 s. Jain's index is 1 where all tenants' mean slowdowns are alike."
+    "Completion time is the time from submission to end. Wait is the part of it in which the job makes no progress, "
+    "including interruptions and their cost. Slowdown is completion time divided by run time, at least 1; a run time "
+    "below 60 s counts as 60 s. Jain's index is 1 if all tenants have the same mean slowdown."
 )
 _STYLE = """
 .legend span { display: inline-block; white-space: nowrap; }
@@ -33,15 +33,14 @@ _TENANT_HEAD = ("tenant", "jobs", "GPU-hours", "mean wait", "longest wait", "mea
 
 
 def report(simulations: Sequence[tuple[str, Simulated]]) -> str:
-    """Make the page, for named simulations of one trace. It is well-formed XML, too."""
+    """Make the page, for named simulations of one trace. It is also well-formed XML."""
     first = simulations[0][1]
     clusters = " and ".join(cluster_words(simulated.setup) for _, simulated in simulations)
     title = f"Simulation: {clusters}, policy {first.setup.policy}"
     colours = {one.tenant: at for at, one in enumerate(tenant_figures(first)[:_NAMED])}
-    facts = "".join(f"<tr>{htmlpage.cell(name)}{htmlpage.cell(text)}</tr>\n" for name, text in _facts(simulations))
     body = [
         f"<h1>{htmlpage.shown(title)}</h1>\n",
-        f'<div class="card scroll"><table class="facts"><tbody>\n{facts}</tbody></table></div>\n',
+        htmlpage.facts(_facts(simulations)),
         htmlpage.section("Figures", _figures(simulations), f'<p class="definitions">{_DEFINITIONS}</p>\n'),
         *(_sections(name if len(simulations) > 1 else "", one, colours) for name, one in simulations),
     ]
@@ -57,8 +56,7 @@ def _facts(simulations: Sequence[tuple[str, Simulated]]) -> list[tuple[str, str]
 def _figures(simulations: Sequence[tuple[str, Simulated]]) -> str:
     rows = figure_rows([figures(simulated) for _, simulated in simulations])
     head = ["", *(name for name, _ in simulations), *(["change"] if len(simulations) == 2 else [])]
-    lines = [htmlpage.cell(label) + "".join(htmlpage.cell(cell, "number") for cell in cells) for label, *cells in rows]
-    return f'<div class="figures">{htmlpage.card(htmlpage.table(head, lines, len(head) - 1))}</div>\n'
+    return f'<div class="figures">{htmlpage.card(htmlpage.number_table(head, rows))}</div>\n'
 
 
 def _sections(name: str, simulated: Simulated, colours: dict[str, int]) -> str:
@@ -66,7 +64,7 @@ def _sections(name: str, simulated: Simulated, colours: dict[str, int]) -> str:
     suffix = f", {htmlpage.shown(name)}" if name else ""
     course = over_time(simulated, _SPANS)
     gpus = simulated.setup.nodes * simulated.setup.gpus_per_node
-    limit = svg.Mark(float(gpus), f"{many(gpus, 'GPU')} in all")
+    limit = svg.Mark(float(gpus), f"{many(gpus, 'GPU')} in total")
     plots = (
         _plot("GPUs in use", course, course.in_use, colours, limit),
         _plot("GPUs that jobs wait for", course, course.waiting, colours, None),
@@ -88,7 +86,8 @@ def _plot(title: str, course: OverTime, gpus: Floats, colours: dict[str, int], l
         tips=[_tip(areas, at, *span, unit_name) for at, span in enumerate(itertools.pairwise(edges))],
         limit=limit,
     )
-    return f"<h3>{title}</h3>{svgarea.legend(areas)}{plot}"
+    legend = svg.legend((f"a{area.colour}", area.name) for area in reversed(areas))  # in the order of the plot
+    return f"<h3>{title}</h3>{legend}{plot}"
 
 
 def _areas(tenants: Sequence[str], gpus: Floats, colours: dict[str, int]) -> list[svgarea.Area]:
@@ -115,13 +114,17 @@ def _tenants(simulated: Simulated) -> str:
     tenants = tenant_figures(simulated)
     waits = times([one.mean_wait_s for one in tenants])
     longest = times([one.longest_wait_s for one in tenants])
-    rows = [_tenant(one, *words) for one, *words in zip(tenants[:_TENANTS_SHOWN], waits, longest, strict=False)]
+    rows = [
+        (
+            one.tenant,
+            f"{one.jobs:,}",
+            three_digits(one.gpu_s / 3600),
+            wait,
+            most,
+            three_digits(one.mean_bounded_slowdown),
+        )
+        for one, wait, most in zip(tenants[:_TENANTS_SHOWN], waits, longest, strict=False)
+    ]
     left_out = len(tenants) - len(rows)
     more = f"<p>and {many(left_out, 'other')} with less GPU time</p>" if left_out else ""
-    return htmlpage.card(htmlpage.table(_TENANT_HEAD, rows, len(_TENANT_HEAD) - 1) + more)
-
-
-def _tenant(one: TenantFigures, wait: str, longest: str) -> str:
-    hours, slowdown = plain([one.gpu_s / 3600, one.mean_bounded_slowdown])
-    cells = (f"{one.jobs:,}", hours, wait, longest, slowdown)
-    return htmlpage.cell(one.tenant, "text") + "".join(htmlpage.cell(cell, "number") for cell in cells)
+    return htmlpage.card(htmlpage.number_table(_TENANT_HEAD, rows, "text") + more)

@@ -11,8 +11,8 @@ HEAD = "job,start_s,end_s,placement"
 def schedule_csv(simulated: Simulated) -> str:
     """Format the schedule, one line for each stretch, sorted by job and start.
 
-    `job` is the row of the trace, counted from 0. Times are seconds on the trace's clock in full precision, so that a
-    job's stretches add up to its duration and the cost of interruptions. `placement` is node:GPUs, joined by
+    `job` is the row of the trace, counted from 0. Times are seconds as in the trace, with all digits, so that the
+    stretches of a job add up to its duration and the cost of interruptions. `placement` is node:GPUs, joined by
     semicolons.
     """
     ordered = sorted(simulated.stretches, key=lambda stretch: (stretch.job, stretch.start_s))

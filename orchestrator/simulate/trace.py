@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from cluster.errors import StorageError, TraceError
 from cluster.text import grouped
 from jobs.storage import files as storage
-from orchestrator.pages.data import shortened
+from orchestrator.pages.tables import shortened
 from orchestrator.simulate.values import TraceJob
 
 COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # required columns; priority is optional
@@ -22,7 +22,7 @@ _TOLD = 5  # most bad rows in a message
 _MOST_S = {"submit_s": 1e11, "duration_s": 3.2e8}
 _MOST_PRIORITY = 1_000_000_000
 _CELL = 40  # most characters of a value in a message
-_FORMAT = f"A trace is a CSV file whose first line names the columns {', '.join(COLUMNS)} and, if wanted, priority."
+_FORMAT = f"A trace is a CSV file whose first line names the columns {', '.join(COLUMNS)} and, optionally, priority."
 
 _Row = tuple[int, Mapping[str, str]]
 
@@ -55,12 +55,12 @@ def read_trace(path: str, most_gpus: int | None) -> tuple[TraceJob, ...]:
     if bad:
         raise TraceError(_bad_rows(path, bad, is_unsorted))
     if not jobs:
-        raise TraceError(f"{path} has no jobs: below its first line there must be a line for each job")
+        raise TraceError(f"{path} has no jobs: add a line for each job below the first line")
     return tuple(jobs)
 
 
 class _Reader:
-    """Converts the fields of one row to a job. `reasons` says what is wrong with them."""
+    """Converts the fields of one row to a job. `reasons`: the problems found."""
 
     def __init__(self, fields: Mapping[str, str]) -> None:
         self._fields = fields
@@ -78,14 +78,14 @@ class _Reader:
             self.reasons.append("tenant is empty")
         priority = self._whole("priority") if self._fields.get("priority", "").strip() else 0
         if abs(priority) > _MOST_PRIORITY:
-            self.reasons.append(f"priority {priority:g} is not within {_MOST_PRIORITY:,} of 0")
+            self.reasons.append(f"priority {priority:g} is outside of -{_MOST_PRIORITY:,} to {_MOST_PRIORITY:,}")
         return TraceJob(submit_s, duration_s, self._gpus(most_gpus), tenant, priority)
 
     def _time(self, name: str) -> float:
         value = self._number(name)
         least = "at least 0" if name == "submit_s" else "above 0"
         if value < 0:
-            self.reasons.append(f"{name} must be {least}, and is {value:g}")
+            self.reasons.append(f"{name} must be {least}, but is {value:g}")
         if value > _MOST_S[name]:
             self.reasons.append(f"{name} {value:g} is more than {_MOST_S[name]:g} s; are these milliseconds?")
         return value
@@ -94,7 +94,7 @@ class _Reader:
         gpus = self._whole("num_gpus", least=1)
         if most_gpus is not None and gpus > most_gpus:
             asked = grouped(gpus) if gpus < 10**15 else f"{gpus:g}"
-            self.reasons.append(f"asks for {asked} GPUs, the cluster has {most_gpus:,}")
+            self.reasons.append(f"needs {asked} GPUs, but the cluster has {most_gpus:,}")
         return gpus
 
     def _whole(self, name: str, least: int | None = None) -> int:
@@ -104,7 +104,7 @@ class _Reader:
         if value.is_integer() and (least is None or value >= least):
             return int(value)
         wanted = "a whole number" if least is None else f"a whole number of at least {least}"
-        self.reasons.append(f"{name} must be {wanted}, and is {value:g}")
+        self.reasons.append(f"{name} must be {wanted}, but is {value:g}")
         return 0
 
     def _number(self, name: str) -> float:
@@ -115,7 +115,7 @@ class _Reader:
             value = math.nan
         if math.isfinite(value):
             return value
-        self.reasons.append(f"{name} is {f'no number: {shortened(text, _CELL)}' if text else 'empty'}")
+        self.reasons.append(f"{name} is {f'not a number: {shortened(text, _CELL)}' if text else 'empty'}")
         return math.nan
 
 
@@ -133,7 +133,7 @@ def _rows(path: str) -> Iterator[_Row]:
             else:
                 yield reader.line_num, dict(zip(names, cells, strict=True))
     except csv.Error as error:
-        raise TraceError(f"{path} is no CSV file: line {reader.line_num}: {error}. {_FORMAT}") from error
+        raise TraceError(f"{path} is not a CSV file: line {reader.line_num}: {error}. {_FORMAT}") from error
 
 
 def _check_header(path: str, names: Sequence[str]) -> None:
@@ -144,7 +144,7 @@ def _check_header(path: str, names: Sequence[str]) -> None:
         column = "column" if len(missing) == 1 else "columns"
         raise TraceError(f"{path} lacks the {column} {', '.join(missing)}; found: {found}. {_FORMAT}")
     if twice := [name for name in (*COLUMNS, "priority") if names.count(name) > 1]:
-        raise TraceError(f"{path} has more than one column {twice[0]}: leave one of them")
+        raise TraceError(f"{path} has more than one column {twice[0]}: keep one of them")
 
 
 def _text(path: str) -> str:
@@ -154,11 +154,11 @@ def _text(path: str) -> str:
             content = gzip.decompress(content)
         text = content.decode("utf-8-sig")
     except StorageError as error:
-        raise TraceError(f"no trace to simulate: {error}. Give the path or URL of one. {_FORMAT}") from error
+        raise TraceError(f"the trace cannot be read: {error}. Give the path or URL of a trace. {_FORMAT}") from error
     except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-        raise TraceError(f"{path} is no text file: {error}. {_FORMAT}") from error
+        raise TraceError(f"{path} is not a text file: {error}. {_FORMAT}") from error
     if "\0" in text:
-        raise TraceError(f"{path} is no text file: it holds zero bytes. {_FORMAT}")
+        raise TraceError(f"{path} is not a text file: it contains zero bytes. {_FORMAT}")
     return text
 
 
@@ -168,5 +168,5 @@ def _bad_rows(path: str, bad: Sequence[str], is_unsorted: bool) -> str:
     if len(bad) > _TOLD:
         lines.append(f"  and {len(bad) - _TOLD:,} more")
     if is_unsorted:
-        lines.append("Sorting the rows by submit_s mends their order.")
+        lines.append("To correct their order, sort the rows by submit_s.")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Input and output of a simulation. Values only; times are in seconds from the trace's zero."""
+"""Input and output of a simulation. Times are in seconds from the zero of the trace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TraceJob:
     duration_s: float
     num_gpus: int
     tenant: str
-    priority: int = 0  # higher goes first
+    priority: int = 0  # jobs with a higher priority start first
 
 
 class Ended(StrEnum):
@@ -30,8 +30,8 @@ class Ended(StrEnum):
 class Stretch:
     """One uninterrupted run of a job.
 
-    `lost_s` is the work that the interruption at its end added: the cost of an interruption and, if a node failed, the
-    work since the newest checkpoint. 0 if the job finished.
+    `lost_s` is the work that the interruption at its end added: the cost of an interruption and, if a node failed, also
+    the work since the newest checkpoint. It is 0 if the job finished.
     """
 
     job: int  # row of the trace, counted from 0
@@ -50,12 +50,12 @@ class Setup:
     gpus_per_node: int = 8
     policy: str = "default"
     preemption_cost_s: float = 60.0  # seconds that each interruption adds to the remaining work
-    jitter: int = 0  # random seed: each submission comes up to 10 s later; 0: unchanged
-    measured_after_s: float = 600.0  # running time after which a run knows its remaining time
+    jitter: int = 0  # seed of random delays of up to 10 s for each submission; 0: no delays
+    measured_after_s: float = 600.0  # seconds of running after which the remaining time of a job is measured
     noise: float = 0.2  # standard deviation of log(measured / true remaining time)
     failures_per_node_day: float = 0.0
-    repair_s: float = 3600.0  # how long a failed node stays away
-    checkpoint_every_s: float = 1800.0  # most work that a failing node can cost
+    repair_s: float = 3600.0  # seconds until a failed node is back
+    checkpoint_every_s: float = 1800.0  # seconds between checkpoints; a failing node costs at most this much work
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,6 @@ from jobs.spec.load import load_marked, training
 from orchestrator.cli.edge import Json, Price, Set, SpecFile, edge, progress_of
 from orchestrator.pages.plan import RATE_OF_LORA, advice_json, advice_page
 
-EPILOG = "Example:  fleetune advise job.yaml --on 8xH100-80  |  fleetune advise job.yaml --on 1xA10-24 --tasks 5"
-
 
 def advise(
     spec: SpecFile,

@@ -10,7 +10,7 @@ import typer
 from orchestrator.cli.completion import ANY, node_ids, tenant_names
 from orchestrator.cli.edge import Json, edge, json_list
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import PATIENCE_S, OneTenant, Url, width
+from orchestrator.cli.options import OneTenant, Url, connected, width
 
 NodeIds = Annotated[
     list[str],
@@ -20,18 +20,16 @@ NodeIds = Annotated[
 ]
 WhyNode = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Text to show beside the node.")]
 Quotas = list[str] | None
-FOLLOW_S = 1.0
+FOLLOW_S = 1.0  # seconds between requests for new events
 
 
 def nodes(json_: Json = False, url: Url = None) -> None:
     """List the nodes, and the jobs on them."""
-    with edge():
+    with edge(), connected(url) as server:
         from orchestrator.api import Nodes
-        from orchestrator.client.discovery import connected
         from orchestrator.pages.cluster import nodes_page
 
-        with connected(url, PATIENCE_S) as server:
-            told = server.get("/v1/nodes", Nodes)
+        told = server.get("/v1/nodes", Nodes)
         typer.echo(json_list(told.nodes) if json_ else nodes_page(told.nodes, width(), told.growth))
 
 
@@ -75,21 +73,19 @@ def _order(
     url: str | None,
     deadline: str | None = None,
 ) -> None:
-    with edge():
+    with edge(), connected(url) as server:
         from urllib.parse import quote
 
         from orchestrator.api import NodeOrderSent, Nodes, NodeView
-        from orchestrator.cli.durations import duration_s
-        from orchestrator.client.discovery import connected
+        from orchestrator.cli.quantities import duration_s
         from orchestrator.client.lookup import find_node
         from orchestrator.pages.cluster import nodes_page
 
-        with connected(url, PATIENCE_S) as server:
-            known = server.get("/v1/nodes", Nodes)
-            meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all are looked up before any is changed
-            deadline_s = None if deadline is None else duration_s("--deadline", deadline, or_zero=True)
-            sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
-            done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
+        deadline_s = None if deadline is None else duration_s("--deadline", deadline, or_zero=True)
+        sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
+        known = server.get("/v1/nodes", Nodes)
+        meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all are looked up before any is changed
+        done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
         typer.echo(json_list(done) if as_json else nodes_page(done, width()))
 
 
@@ -110,13 +106,11 @@ def _tenants(context: typer.Context, json_: Json = False, url: Url = None) -> No
 @tenants.command("list", epilog="Example:  fleetune tenants list --json")
 def tenants_list(json_: Json = False, url: Url = None) -> None:
     """List tenants: shares, limits, GPUs in use."""
-    with edge():
+    with edge(), connected(url) as server:
         from orchestrator.api import Tenants
-        from orchestrator.client.discovery import connected
         from orchestrator.pages.cluster import tenants_page
 
-        with connected(url, PATIENCE_S) as server:
-            told = server.get("/v1/tenants", Tenants)
+        told = server.get("/v1/tenants", Tenants)
         typer.echo(json_list(told.tenants) if json_ else tenants_page(told.tenants, width()))
 
 
@@ -161,32 +155,33 @@ def tenants_set(
     ] = None,
     root: Annotated[
         list[str] | None,
-        typer.Option("--root", metavar="PATH", help="Path or URL that must contain its files; repeatable, or none."),
+        typer.Option(
+            "--root", metavar="PATH", help="Directory or URL that must contain the tenant's files; repeatable, or none."
+        ),
     ] = None,
     secret: Annotated[
         list[str] | None,
         typer.Option(
-            "--secret", metavar="NAME", help="Secret of the server that its jobs may use; repeatable, or none."
+            "--secret", metavar="NAME", help="Secret of the server that the tenant's jobs may use; repeatable, or none."
         ),
     ] = None,
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """Create a tenant, or change those of its settings that are given."""
-    with edge():
+    """Create a tenant, or change the given settings of a tenant."""
+    with edge(), connected(url) as server:
         from urllib.parse import quote
 
         from orchestrator.api import Tenants, TenantView
-        from orchestrator.cli.tenant_settings import Asked, check_name, settings
-        from orchestrator.client.discovery import connected
+        from orchestrator.cli.tenant_settings import LimitOptions, settings
         from orchestrator.pages.cluster import tenants_page
+        from orchestrator.queue.tenants import check_name
 
         check_name(name)
-        with connected(url, PATIENCE_S) as server:
-            known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
-            asked = Asked(max_priority, max_queued, max_runtime, max_gpu_hours, root, secret)
-            sent = settings(known.get(name), weight, guaranteed, limit, asked)
-            told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
+        known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
+        limits = LimitOptions(max_priority, max_queued, max_runtime, max_gpu_hours, root, secret)
+        sent = settings(known.get(name), weight, guaranteed, limit, limits)
+        told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
         typer.echo(told.model_dump_json() if json_ else tenants_page([told], width()))
 
 
@@ -199,20 +194,18 @@ def usage(
     url: Url = None,
 ) -> None:
     """Show the GPU-hours of tenants, by month."""
-    with edge():
+    with edge(), connected(url) as server:
         import re
 
         from jobs.errors import InputError
         from orchestrator.api import Usage
-        from orchestrator.client.discovery import connected
         from orchestrator.client.lookup import find_tenant
         from orchestrator.pages.cluster import usage_page
 
         if month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", month):
             raise InputError(f"--month {month!r} is not a month: write it as in 2026-11")
-        with connected(url, PATIENCE_S) as server:
-            whose = None if tenant is None else find_tenant(server, tenant)
-            told = server.get("/v1/usage", Usage, {"month": month, "tenant": whose})
+        whose = None if tenant is None else find_tenant(server, tenant)
+        told = server.get("/v1/usage", Usage, {"month": month, "tenant": whose})
         typer.echo(json_list(told.rows) if json_ else usage_page(told.rows, width()))
 
 
@@ -231,20 +224,18 @@ def events(
 
     With --json, each line is one JSON object.
     """
-    with edge(0 if follow else None):
-        from orchestrator.client.discovery import connected
+    with edge(0 if follow else None), connected(url) as server:
         from orchestrator.client.event_reader import EventReader
         from orchestrator.client.lookup import find_job, job_path
         from orchestrator.pages.events import event_lines
 
-        with connected(url, PATIENCE_S) as server:
-            path = "/v1/events" if job is None else f"{job_path(find_job(server, job).job_id)}/events"
-            reader = EventReader(server, path)
-            shown = reader.newest(limit)
-            while True:
-                for line in (one.model_dump_json() for one in shown) if json_ else event_lines(shown):
-                    typer.echo(line)
-                if not follow:
-                    return
-                time.sleep(FOLLOW_S)
-                shown = reader.new()
+        path = "/v1/events" if job is None else f"{job_path(find_job(server, job).job_id)}/events"
+        reader = EventReader(server, path)
+        shown = reader.newest(limit)
+        while True:
+            for line in (one.model_dump_json() for one in shown) if json_ else event_lines(shown):
+                typer.echo(line)
+            if not follow:
+                return
+            time.sleep(FOLLOW_S)
+            shown = reader.new()

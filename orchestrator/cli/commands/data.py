@@ -13,6 +13,7 @@ from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
 from orchestrator.cli.help_groups import command_group
+from orchestrator.cli.options import width
 from orchestrator.pages import show as text
 from orchestrator.pages.data import page
 
@@ -50,7 +51,7 @@ def check(
         where = html or storage.join(checked.folder, "report.html")
         storage.write_bytes(where, html_page(report).encode())
         storage.write_bytes(storage.join(checked.folder, "report.json"), report.model_dump_json(indent=1).encode())
-        typer.echo(report.model_dump_json() if json_ else page(report, html=where, width=text.terminal_width()))
+        typer.echo(report.model_dump_json() if json_ else page(report, html=where, width=width() or 100))
         raise typer.Exit(2 if report.verdict == "errors" else 0)
 
 
@@ -91,8 +92,8 @@ def show(
 ) -> None:
     """Print rows as the model will see them.
 
-    Shows text and tokens, which tokens are targets, and where samples meet in a packed row. The data need not be
-    prepared.
+    It shows text and tokens, which tokens are targets, and where the samples of a packed row begin. The data need not
+    be prepared.
     """
     with edge():
         loaded = load_spec(spec, set_ or [])
@@ -100,4 +101,4 @@ def show(
         rows = show_data(loaded, n, split, start)
         from orchestrator.pages.rows import rows_json, rows_page
 
-        typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=text.is_terminal()))
+        typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=width() is not None))

@@ -10,12 +10,7 @@ import typer
 from jobs.errors import InputError
 from jobs.run.find import storage_root
 from orchestrator.cli.edge import Json, Storage, edge
-from orchestrator.gc.values import Bounds, Found, Held
-
-EPILOG = (
-    "Example:  fleetune gc --storage s3://bucket/runs --older-than 30d --keep-last 20 --dry-run  |  "
-    "fleetune gc --max-size 500GB --checkpoints-only"
-)
+from orchestrator.gc.values import Bounds, Held
 
 
 def gc(
@@ -42,14 +37,16 @@ def gc(
     """Remove old runs and checkpoints, by age and size.
 
     Without --older-than and --max-size, the command lists what exists and removes nothing. With both, it removes
-    what exceeds either of them. It keeps runs that are active, that have no end and wrote something within a day, or
-    that a job of the queue needs.
+    what exceeds either of them. It keeps runs that are active, that have not ended and wrote something within a day,
+    or that a job of the queue needs.
 
     --max-size removes the checkpoints of succeeded runs first, then those of other runs, then whole runs. A model is
     removed only together with its run.
     """
     with edge():
-        from orchestrator.cli.durations import duration_s
+        from orchestrator.cli.quantities import duration_s, size_bytes
+        from orchestrator.client.discovery import recorded_url
+        from orchestrator.gc.needed import needed_by_queue
         from orchestrator.gc.plan import plan_gc
         from orchestrator.gc.remove import carry_out
         from orchestrator.gc.scan import look
@@ -57,16 +54,18 @@ def gc(
 
         bounds = Bounds(
             duration_s("--older-than", older_than, or_zero=True) if older_than is not None else None,
-            gcpage.size_bytes(max_size) if max_size is not None else None,
+            size_bytes(max_size) if max_size is not None else None,
             keep_last,
             checkpoints_only,
             prepared,
         )
         if storage == "":
-            raise InputError("--storage is empty: is a variable not set?")
+            raise InputError("--storage is empty: is a shell variable not set?")
         root, now_s = storage_root(storage), time.time()
         found = look(root, now_s)
-        plan = plan_gc(found, bounds, now_s, _held(found) if bounds.any and not no_server else Held())
+        url = recorded_url() if bounds.any and not no_server else None
+        held = Held() if url is None else needed_by_queue(url, {run.name for run in found.runs})
+        plan = plan_gc(found, bounds, now_s, held)
         if not json_:
             typer.echo(gcpage.page(plan, found, bounds, now_s))
         acts = bounds.any and not dry_run
@@ -78,10 +77,3 @@ def gc(
         else:
             typer.echo("dry run: nothing was removed" if bounds.any else gcpage.OPTIONS)
         raise typer.Exit(1 if any(one.problem for one in removed or ()) else 0)
-
-
-def _held(found: Found) -> Held:
-    from orchestrator.gc.needed import expected_server, needed_by_queue
-
-    url = expected_server()
-    return needed_by_queue(url, {run.name for run in found.runs}) if url else Held()

@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli import completion as completing
 from orchestrator.cli.edge import Json, edge, json_list
-from orchestrator.cli.options import PATIENCE_S, Url, job_ids
+from orchestrator.cli.options import Url, connected, job_ids
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -34,7 +34,7 @@ def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json 
     """
 
     def said(view: JobView) -> str:
-        again = "; resumed, a command begins anew" if view.kind == "command" and view.attempt else ""
+        again = "; after resume, a command starts from the beginning" if view.kind == "command" and view.attempt else ""
         return f"{_said(view)}{again}"
 
     _ask_all(jobs, _posted("pause"), json_, url, said)
@@ -70,8 +70,8 @@ def release(
             from jobs.errors import InputError
 
             raise InputError(
-                "release gives nodes free although nobody has seen the driver end. Make sure that its machine is off, "
-                "and then give --force"
+                "release frees nodes although the driver was not seen to end. Make sure that its machine is off, then "
+                "give --force"
             )
     _ask_all(jobs, _posted("release"), json_, url)
 
@@ -111,9 +111,9 @@ def _ask_all(
     given: list[str], order: Order, as_json: bool, url: str | None, said: Callable[[JobView], str] | None = None
 ) -> None:
     """Request a change of each job, and print a line for each. A refusal does not stop the others."""
-    with edge():
+    with edge(), connected(url) as server:
         from jobs.errors import FleetuneError
-        from orchestrator.client.discovery import connected
+        from orchestrator.client.connection import NoServer, NotAServer, TokenRefused
         from orchestrator.client.lookup import find_job
 
         codes = [0]
@@ -121,18 +121,17 @@ def _ask_all(
         def tried(ask: Callable[[], JobView]) -> JobView | None:
             try:
                 return ask()
+            except (NoServer, NotAServer, TokenRefused):  # each other job would meet the same error
+                raise
             except FleetuneError as error:
-                if _concerns_all(error):
-                    raise
                 typer.echo(f"error: {error}", err=True)
                 codes.append(error.exit_code)
                 return None
 
-        with connected(url, PATIENCE_S) as server:
-            found = [tried(partial(find_job, server, one)) for one in given]
-            meant = {view.number: view for view in found if view is not None}
-            # Parents have lower numbers: a child that is retried before its parent would fail again.
-            views = [tried(partial(order, server, meant[number])) for number in sorted(meant)]
+        found = [tried(partial(find_job, server, one)) for one in given]
+        meant = {view.number: view for view in found if view is not None}
+        # Parents have lower numbers: a child that is retried before its parent would fail again.
+        views = [tried(partial(order, server, meant[number])) for number in sorted(meant)]
         done = [view for view in views if view is not None]
         if as_json:
             typer.echo(json_list(done))
@@ -140,12 +139,6 @@ def _ask_all(
             for view in done:
                 typer.echo(f"{view.job_id}  {(said or _said)(view)}")
         raise typer.Exit(max(codes))
-
-
-def _concerns_all(error: Exception) -> bool:
-    from orchestrator.client.connection import NoServer, NotAServer, TokenRefused
-
-    return isinstance(error, NoServer | NotAServer | TokenRefused)
 
 
 def _said(view: JobView) -> str:

@@ -28,8 +28,6 @@ from orchestrator.client.spec_names import Named, about
 from orchestrator.pages.plan import cost_words, plan_json, plan_page
 from orchestrator.pages.plan_accuracy import accuracy_json, accuracy_page
 
-EPILOG = "Example:  fleetune plan job.yaml --on 8xH100-80  |  fleetune plan job.yaml --on 2x8xA100-80 --json"
-
 
 def plan(
     spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")] = None,
@@ -61,7 +59,10 @@ def plan(
     """
     with edge():
         if accuracy:
-            _print_accuracy(spec, set_ or [], storage, json_)
+            if spec is not None and storage is None:
+                storage = training(load_marked(spec, set_ or []).spec, spec).storage_path
+            checks = plan_checks(storage_root(storage))
+            typer.echo(json.dumps(accuracy_json(checks)) if json_ else accuracy_page(checks))
             return
         if spec is None:
             raise InputError("give the spec of a job, or --accuracy for past runs")
@@ -133,10 +134,3 @@ def _cost(sweep: SweepSpec, plan: JobPlan, gangs: int) -> Cost | None:
     tokens = option.batching.rows * plan.seq_len
     devices = plan.machines.gpus * (sweep.base.resources.cpus_per_worker if plan.machines.is_cpu else 1)
     return cost_of(sweep, plan.total_steps, gangs, devices, option.time.seconds, tokens)
-
-
-def _print_accuracy(spec: str | None, overrides: list[str], storage: str | None, as_json: bool) -> None:
-    if spec is not None and storage is None:
-        storage = training(load_marked(spec, overrides).spec, spec).storage_path
-    checks = plan_checks(storage_root(storage))
-    typer.echo(json.dumps(accuracy_json(checks)) if as_json else accuracy_page(checks))

@@ -10,7 +10,7 @@ import typer
 
 from orchestrator.cli import completion as completing
 from orchestrator.cli.edge import Json, edge, json_list
-from orchestrator.cli.options import PATIENCE_S, JobId, OneTenant, Url, width
+from orchestrator.cli.options import JobId, OneTenant, Url, connected, width
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView, WhyView
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from orchestrator.queue.states import State
 
 EXPLAINED: Final = 3  # number of waiting jobs, from the first, whose expected start is requested
-MOST_SHOWN: Final = 10_000
+LOGS_PATIENCE_S: Final = 60.0  # seconds; `logs --follow` outlasts a longer restart of the server than other commands
 LAST_EVENTS: Final = 10
 LOG_LINES: Final = 10
 
@@ -35,7 +35,7 @@ def queue(
         ),
     ] = None,
     tenant: OneTenant = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=MOST_SHOWN, help="List at most this many jobs.")] = 50,
+    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="List at most this many jobs.")] = 50,
     json_: Json = False,
     url: Url = None,
 ) -> None:
@@ -44,8 +44,7 @@ def queue(
     TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end, or
     how it ended.
     """
-    with edge():
-        from orchestrator.client.discovery import connected
+    with edge(), connected(url) as server:
         from orchestrator.client.lookup import find_tenant, removed_jobs
         from orchestrator.client.queue_reader import QueueReader
         from orchestrator.pages.queue import in_order, queue_page
@@ -53,38 +52,34 @@ def queue(
 
         asked = _states(state)
         states = asked or [one for one in State if all_ or one not in ENDED]
-        with connected(url, PATIENCE_S) as server:
-            reader = QueueReader(server, tenant if tenant is None else find_tenant(server, tenant))
-            counts = reader.counts()
-            jobs = in_order(reader.jobs(states, limit))[:limit]
-            if json_:
-                typer.echo(json_list(jobs))
-                return
-            told = {one: count for one, count in counts.items() if one in asked} if asked else counts
-            whys = _whys(server, jobs)
-            typer.echo(queue_page(jobs, told, whys, time.time(), width(), asked, reader.set_aside))
-            if all_ and (old := removed_jobs(server)):
-                typer.echo(old)
+        reader = QueueReader(server, tenant if tenant is None else find_tenant(server, tenant))
+        counts = reader.counts()
+        jobs = in_order(reader.jobs(states, limit))[:limit]
+        if json_:
+            typer.echo(json_list(jobs))
+            return
+        told = {one: count for one, count in counts.items() if one in asked} if asked else counts
+        whys = _whys(server, jobs)
+        typer.echo(queue_page(jobs, told, whys, time.time(), width(), asked, reader.set_aside))
+        if all_ and (old := removed_jobs(server)):
+            typer.echo(old)
 
 
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Show one job: state and reason, step, metrics, events."""
-    with edge():
-        from orchestrator.client.discovery import connected
+    with edge(), connected(url) as server:
         from orchestrator.client.event_reader import EventReader
         from orchestrator.client.lookup import find_job, job_path
         from orchestrator.pages.queue import status_page
-        from orchestrator.queue.states import State
 
-        with connected(url, PATIENCE_S) as server:
-            found = find_job(server, job)
-            events = EventReader(server, f"{job_path(found.job_id)}/events").newest(LAST_EVENTS)
-            if json_:
-                told = found.model_dump(mode="json") | {"events": [one.model_dump(mode="json") for one in events]}
-                typer.echo(json.dumps(told))
-                return
-            why = _whys(server, [found]).get(found.job_id) if found.state is State.QUEUED else None
-            typer.echo(status_page(found, why, events, time.time(), _log_end(server, found)))
+        found = find_job(server, job)
+        events = EventReader(server, f"{job_path(found.job_id)}/events").newest(LAST_EVENTS)
+        if json_:
+            told = found.model_dump(mode="json") | {"events": [one.model_dump(mode="json") for one in events]}
+            typer.echo(json.dumps(told))
+            return
+        why = _whys(server, [found]).get(found.job_id)
+        typer.echo(status_page(found, why, events, time.time(), _log_end(server, found)))
 
 
 def logs(
@@ -111,26 +106,21 @@ def logs(
     driver and of all ranks, one after another. Each line begins with the name of its log, unless --source names one.
     With -f, the command follows all attempts until the job has ended.
     """
-    with edge(130 if follow else None):
+    with edge(130 if follow else None), connected(url, LOGS_PATIENCE_S) as server:
         from orchestrator.cli.log_printing import print_logs
-        from orchestrator.client.discovery import connected
         from orchestrator.client.lookup import find_job
 
-        with connected(url) as server:
-            print_logs(server, find_job(server, job), follow=follow, source=source, tail=tail, as_json=json_)
+        print_logs(server, find_job(server, job), follow=follow, source=source, tail=tail, as_json=json_)
 
 
 def why(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Explain why a job waits, and when it may start."""
-    with edge():
+    with edge(), connected(url) as server:
         from orchestrator.api import WhyView
-        from orchestrator.client.discovery import connected
         from orchestrator.client.lookup import find_job, job_path
 
-        with connected(url, PATIENCE_S) as server:
-            found = find_job(server, job)
-            told = server.get(f"{job_path(found.job_id)}/why", WhyView)
-            typer.echo(told.model_dump_json() if json_ else told.text)
+        told = server.get(f"{job_path(find_job(server, job).job_id)}/why", WhyView)
+        typer.echo(told.model_dump_json() if json_ else told.text)
 
 
 def _states(given: list[str] | None) -> list[State]:

@@ -16,6 +16,7 @@ from jobs.errors import InputError
 from orchestrator.cli import completion as completing
 from orchestrator.cli.edge import Json, edge, json_list
 from orchestrator.cli.help_groups import command_group
+from orchestrator.cli.options import Url, connected
 
 if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView
@@ -25,17 +26,13 @@ StoreUrl = Annotated[
     str | None,
     typer.Option("--store", metavar="URL", help="Path or URL of the queue's store, to change it without a server."),
 ]
-ServerUrl = Annotated[
-    str | None,
-    typer.Option("--url", metavar="URL", help="URL of the server [FLEETUNE_URL, else the server on this machine]."),
-]
 TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Name of its owner, shown in lists and events.")]
 
-_LONGEST_S = 1e10
-_BESIDE = "somebody with access to the store (--store)"
+_LONGEST_S = 1e10  # seconds; longest lifetime of a token
+_BY = "somebody with access to the store (--store)"
 _FIRST = (
     "This is the first token: from now on, every command needs a token, also in this shell.\n"
-    "To continue here, keep the token that follows. Running jobs are not affected."
+    "To continue here, use the token below. Running jobs are not affected."
 )
 
 tokens = command_group(
@@ -119,16 +116,14 @@ def serve(
     ] = None,
     take_over: Annotated[
         bool,
-        typer.Option(
-            "--take-over", help="After restoring the store from a backup: make the nodes obey this store again."
-        ),
+        typer.Option("--take-over", help="Accept a store restored from a backup: the nodes obey this store again."),
     ] = False,
     embedded: Annotated[
         bool, typer.Option("--embedded", hidden=True, help="End when the last client has gone.")
     ] = False,
     tls_cert: Annotated[
         str | None,
-        typer.Option("--tls-cert", metavar="FILE", help="Certificate (PEM), with which the server speaks https."),
+        typer.Option("--tls-cert", metavar="FILE", help="Certificate (PEM) for https."),
     ] = None,
     tls_key: Annotated[
         str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate (PEM).")
@@ -180,13 +175,13 @@ def add(
         str | None, typer.Option("--expires", metavar="TIME", help="Time until it expires, e.g. 90d or 12h [never].")
     ] = None,
     store: StoreUrl = None,
-    url: ServerUrl = None,
+    url: Url = None,
     json_: Json = False,
 ) -> None:
     """Add a token. It is printed once; the server stores only a digest."""
     with edge():
         from orchestrator.api import NewToken, TokenSent
-        from orchestrator.cli.durations import duration_s
+        from orchestrator.cli.quantities import duration_s
 
         lifetime_s = None if expires is None else duration_s("--expires", expires)
         try:
@@ -214,7 +209,7 @@ def add(
 
 
 @tokens.command(name="list", epilog="Example:  fleetune tokens list --json")
-def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) -> None:
+def list_(store: StoreUrl = None, url: Url = None, json_: Json = False) -> None:
     """List all tokens, including revoked ones."""
     with edge():
         found = _listed(store, url)
@@ -227,17 +222,16 @@ def list_(store: StoreUrl = None, url: ServerUrl = None, json_: Json = False) ->
 
 
 @tokens.command(epilog="Example:  fleetune tokens revoke anna")
-def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> None:
+def revoke(name: TokenName, store: StoreUrl = None, url: Url = None) -> None:
     """Revoke a token, within two seconds. Its name cannot be used again."""
     with edge():
         if store is not None:
             with _opened(store) as opened:
                 from orchestrator.service.tokens import revoke as revoke_token
 
-                revoke_token(opened, name, time.time(), _BESIDE)
+                revoke_token(opened, name, time.time(), _BY)
         else:
             from orchestrator.api import TokenView
-            from orchestrator.client.discovery import connected
 
             with connected(url) as connection:
                 connection.delete(f"/v1/tokens/{name}", TokenView)
@@ -247,7 +241,6 @@ def revoke(name: TokenName, store: StoreUrl = None, url: ServerUrl = None) -> No
 def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
     if store is None:
         from orchestrator.api import NewToken
-        from orchestrator.client.discovery import connected
 
         with connected(url) as connection:
             return connection.post("/v1/tokens", NewToken, sent).token
@@ -255,13 +248,12 @@ def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
         from orchestrator.queue.records import Role
         from orchestrator.service.tokens import add
 
-        return add(opened, sent.name, Role(sent.role), sent.tenant, time.time(), _BESIDE, sent.lifetime_s)
+        return add(opened, sent.name, Role(sent.role), sent.tenant, time.time(), _BY, sent.lifetime_s)
 
 
 def _listed(store: str | None, url: str | None, new: bool = False) -> list[TokenView]:
     if store is None:
         from orchestrator.api import Tokens
-        from orchestrator.client.discovery import connected
 
         with connected(url) as connection:
             return list(connection.get("/v1/tokens", Tokens).tokens)

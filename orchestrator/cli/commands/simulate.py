@@ -21,11 +21,6 @@ Report = Callable[[float], None]
 
 _MOST_NODES, _MOST_GPUS_OF_A_NODE = 100_000, 1024
 
-EPILOG = (
-    "Example:  fleetune simulate trace.csv --nodes 64 --what-if-nodes 48 --report page.html  |  "
-    "fleetune simulate trace.csv --nodes 64 --policy easy --schedule schedule.csv"
-)
-
 
 def simulate(
     trace: Annotated[str, typer.Argument(metavar="TRACE", help="CSV: submit_s, duration_s, num_gpus, tenant.")],
@@ -73,7 +68,11 @@ def simulate(
         check_targets(trace, schedule, report)
         simulations = _simulations(trace, setup, what_if_nodes, quiet or json_)
         if not json_:
-            typer.echo(_page(simulations))
+            from orchestrator.simulate.figures import figures
+            from orchestrator.simulate.page import headline, page
+
+            typer.echo(headline(simulations[0][1]))
+            typer.echo(page([(name, figures(one)) for name, one in simulations]))
         for what, where in _write(simulations, schedule, report):
             if not (json_ or quiet):
                 typer.echo(f"{what} {where}")
@@ -91,15 +90,15 @@ def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
             raise InputError(f"{name} must be at least 1: a cluster without {without} runs nothing")
         most = _MOST_GPUS_OF_A_NODE if name == "--gpus-per-node" else _MOST_NODES
         if value > most:
-            raise InputError(f"{name} must be at most {most:,}, and is {value:,}")
+            raise InputError(f"{name} must be at most {most:,}, but is {value:,}")
     amounts = (
-        ("--jitter", float(setup.jitter), "it is a seed, and 0 leaves the trace as it is"),
-        ("--preemption-cost-s", setup.preemption_cost_s, "an interruption saves no work"),
+        ("--jitter", float(setup.jitter), "it is a seed, and 0 leaves the trace unchanged"),
+        ("--preemption-cost-s", setup.preemption_cost_s, "an interruption cannot save work"),
         ("--failures-per-node-day", setup.failures_per_node_day, "0 means that no node fails"),
     )
     for name, amount, why in amounts:
         if not (math.isfinite(amount) and amount >= 0):
-            raise InputError(f"{name} must be a number of at least 0, and is {amount:g}: {why}")
+            raise InputError(f"{name} must be a number of at least 0, but is {amount:g}: {why}")
     from orchestrator.scheduling.policy import policy_named
 
     policy_named(setup.policy)
@@ -125,7 +124,7 @@ def as_json(simulations: Sequence[tuple[str, Simulated]]) -> str:
     """Format as one JSON object: the figures of the first simulation, and those of the second under `what_if`."""
     from orchestrator.simulate.figures import figures
 
-    first, *others = (figures(simulated).as_dict() for _, simulated in simulations)
+    first, *others = (dataclasses.asdict(figures(simulated)) for _, simulated in simulations)
     return json.dumps({**first, **({"what_if": others[0]} if others else {})}, allow_nan=False)
 
 
@@ -151,14 +150,14 @@ def _check_gangs(jobs: Sequence[TraceJob], what_if_nodes: int, gpus_per_node: in
     least = math.ceil(largest / gpus_per_node)
     if what_if_nodes < least:
         raise InputError(
-            f"--what-if-nodes {what_if_nodes} has {what_if_nodes * gpus_per_node:,} GPUs, and a job of the trace asks "
-            f"for {largest:,}: give at least {least} nodes"
+            f"--what-if-nodes {what_if_nodes} has {what_if_nodes * gpus_per_node:,} GPUs, but a job of the trace needs "
+            f"{largest:,}: give at least {least} nodes"
         )
 
 
 @contextlib.contextmanager
 def shown_progress(title: str, silent: bool) -> Iterator[Report | None]:
-    """Show a progress bar on a terminal, which moves even while nothing is reported; nothing elsewhere."""
+    """Show a progress bar on a terminal; its elapsed time also moves without reports. Show nothing elsewhere."""
     if silent or not sys.stdout.isatty():
         yield None
         return
@@ -189,10 +188,3 @@ def _write(
         storage.write_bytes(report, html_page(simulations).encode())
         written.append(("report", report))
     return written
-
-
-def _page(simulations: Sequence[tuple[str, Simulated]]) -> str:
-    from orchestrator.simulate.figures import figures
-    from orchestrator.simulate.page import headline, page
-
-    return f"{headline(simulations[0][1])}\n{page([(name, figures(one)) for name, one in simulations])}"

@@ -9,16 +9,10 @@ import typer
 
 from orchestrator.cli import completion as completing
 from orchestrator.cli.edge import Json, Set, edge, json_list
-from orchestrator.cli.options import PATIENCE_S, Url
+from orchestrator.cli.options import Url, connected
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
-
-EPILOG = (
-    "Example:  fleetune submit job.yaml --set train.learning_rate=1e-5 --follow  |  "
-    "fleetune submit job.yaml --sweep train.learning_rate=1e-5,3e-5 --sweep train.warmup_ratio=0,0.1  |  "
-    "fleetune submit evaluate.yaml --after $(fleetune submit job.yaml)"
-)
 
 
 def submit(
@@ -67,15 +61,14 @@ def submit(
     again; 130 a job was cancelled.
     """
     with edge():
-        from orchestrator.cli.submission import Asked, submit_all, wait_for
-        from orchestrator.client.discovery import connected
+        from orchestrator.cli.submission import SubmitOptions, submit_all, wait_for
 
         overrides = (*(set_ or ()), *((f"name={json.dumps(name)}",) if name is not None else ()))
-        asked = Asked(
+        options = SubmitOptions(
             tuple(specs), overrides, tuple(sweep or ()), tenant, priority, tuple(after or ()), key, check, follow
         )
-        with connected(url, PATIENCE_S) as server:
-            jobs = submit_all(server, asked, _say)
+        with connected(url) as server:
+            jobs = submit_all(server, options, _say)
             _show(jobs, json_ and not (wait or follow))
             if wait or follow:
                 ended = wait_for(server, jobs, follow=follow, as_json=json_, say=_say)

@@ -1,27 +1,31 @@
-"""The commands `fleetune sweep ...`: show a sweep, and stop one of its trials."""
+"""The commands `fleetune sweep ...`: show a sweep, change its budget or ranges, and stop one of its trials."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Annotated
 
 import typer
 
+from jobs.drivers.finetune.begin import load_work
 from jobs.errors import InputError
-from jobs.run import requests as orders
 from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
+from jobs.run.record import resume_command
+from jobs.run.requests import ask_to_stop
 from jobs.run.summary import summarise, utc_now
-from jobs.search.report.standing import Heard, heard_of, look
-from jobs.search.report.standing import facts as standing_facts
-from jobs.search.report.trial_text import leaderboard as leaderboard_page
-from jobs.search.report.trial_text import leaderboard_facts, trial_words
+from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
+from jobs.search.report import standing as sweep_standing
+from jobs.search.report import trial_text
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
+from jobs.spec.sweep import SweepSpec
 from jobs.storage.files import write_bytes
-from orchestrator.cli.edge import Json, Storage, edge
+from orchestrator.cli.edge import Address, Json, Quiet, Storage, edge, refuse_dashboard
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.meant import run_meant
+from orchestrator.cli.run_argument import run_meant, unfinished_job
+from orchestrator.cli.run_here import run_sweep_here
 
 app = command_group(
     name="sweep",
@@ -49,23 +53,23 @@ def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = Fal
     """List all trials of a running or ended sweep, the best first."""
     with edge():
         trials = trials_of(sweep, storage)
-        typer.echo(json.dumps(leaderboard_facts(trials)) if json_ else leaderboard_page(trials))
+        typer.echo(json.dumps(trial_text.leaderboard_facts(trials)) if json_ else trial_text.leaderboard(trials))
 
 
 @app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
 def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
-    """Show progress: trials by state, best trial, budget, time left."""
+    """Show progress: trials by state, best trial, budget."""
     with edge():
         from orchestrator.pages.sweep import status_page
 
         trials = trials_of(sweep, storage)
         paths = JobPaths(trials.root)
         run = summarise(paths)
-        heard = heard_of(paths) if run.status == "running" else Heard()
-        standing = look(trials, heard, utc_now())
+        heard = sweep_standing.heard_of(paths) if run.status == "running" else sweep_standing.Heard()
+        standing = sweep_standing.look(trials, heard, utc_now())
         if json_:
             known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
-            typer.echo(json.dumps(known | standing_facts(standing)))
+            typer.echo(json.dumps(known | sweep_standing.facts(standing)))
         else:
             typer.echo(status_page(run, standing))
 
@@ -92,7 +96,11 @@ def report(
             typer.echo(json.dumps(facts(trials)))
             return
         best = trials.best
-        typer.echo(f"best: {trial_words(best)}, {best.score:.4f}" if best is not None else "no trial has finished yet")
+        typer.echo(
+            f"best: {trial_text.trial_words(best)}, {best.score:.4f}"
+            if best is not None
+            else "no trial has finished yet"
+        )
         for line in summary_lines(trials):
             typer.echo(line)
 
@@ -113,4 +121,68 @@ def stop(
             raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
         if found.trials[trial].is_over:
             raise InputError(f"trial {trial} has ended: {found.trials[trial].state}")
-        typer.echo(orders.ask_to_stop(found.trials[trial].paths.root))
+        typer.echo(ask_to_stop(found.trials[trial].paths.root))
+
+
+def _is_active(trials: Trials) -> bool:
+    """Whether a driver runs the sweep, or the queue will start one."""
+    return is_driven(JobPaths(trials.root)) or unfinished_job(trials.root) is not None
+
+
+@app.command(epilog="Example:  fleetune sweep extend reviews-lr-20261127 --runs 4")
+def extend(
+    sweep: SweepArgument,
+    runs: Annotated[float | None, typer.Option("--runs", metavar="N", min=0.0, help="Runs to add.")] = None,
+    trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="Trials to add.")] = None,
+    tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", min=1, help="Tokens to add.")] = None,
+    minutes: Annotated[float | None, typer.Option("--minutes", metavar="N", min=0.0, help="Minutes to add.")] = None,
+    gpu_hours: Annotated[
+        float | None, typer.Option("--gpu-hours", metavar="N", min=0.0, help="GPU-hours to add.")
+    ] = None,
+    address: Address = None,
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
+    """Add to the budget of a sweep. A sweep that has ended is resumed here.
+
+    A running sweep uses the larger budget at once. Paused trials may continue from their checkpoints.
+    """
+    with edge():
+        found = trials_of(sweep, storage)
+        asked = {"runs": runs, "trials": trials, "tokens": tokens, "minutes": minutes, "gpu_hours": gpu_hours}
+        change = larger(found, asked)
+        if _is_active(found):
+            _ask(found, change)
+            return
+        refuse_dashboard(address, ["--resume", found.root])
+        loaded, root = load_work(None, [], found.root)
+        assert isinstance(loaded, SweepSpec)
+        raise typer.Exit(run_sweep_here(changed(loaded, change), root, address, quiet))
+
+
+@app.command(epilog="Example:  fleetune sweep narrow reviews-lr-20261127 --set learning_rate.max=5e-4")
+def narrow(
+    sweep: SweepArgument,
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="New end of a range, e.g. learning_rate.max=5e-4.")
+    ],
+    storage: Storage = None,
+) -> None:
+    """Narrow or widen the ranges of a running sweep. Earlier trials still count."""
+    with edge():
+        found = trials_of(sweep, storage)
+        change = narrower(found.sweep, set_)
+        if not _is_active(found):
+            settings = [f"space.{one.removeprefix('space.')}" for one in set_]
+            given = " ".join(f"--set {shlex.quote(one)}" for one in settings)
+            raise InputError(
+                "the sweep is not running. To resume it with other ranges: "
+                f"{resume_command(JobPaths(found.root))} {given}. If it has ended, give a larger budget too"
+            )
+        _ask(found, change)
+
+
+def _ask(trials: Trials, change: Change) -> None:
+    """Request a change from the sweep's driver. Raises SpecError: the change is impossible."""
+    Changes(JobPaths(trials.root)).ask(change)
+    typer.echo(f"asked the sweep for {change}. Its output says when the change is applied")

@@ -1,4 +1,4 @@
-"""The command `fleetune upload`: copies files from this machine to storage that workers can read."""
+"""The command `fleetune upload`: copies files of this machine to storage that workers can read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ import typer
 
 from cluster.text import byte_size
 from orchestrator.cli.edge import Json, Quiet, edge
-
-EPILOG = "Example:  fleetune upload ./llama s3://bucket/models/llama  |  fleetune upload train.jsonl /shared/data/"
 
 DATA: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".txt")
 LOGGED_EVERY_S: Final = 5.0  # seconds between lines of progress without a terminal
@@ -36,7 +34,7 @@ def upload(
     """Upload a model or data to where workers can read it.
 
     A file appears at its destination only when it is complete, and config.json is uploaded last. To continue an
-    interrupted upload, repeat the command. At the end it prints the line for the spec.
+    interrupted upload, repeat the command. At the end, the command prints the line for the spec.
     """
     with edge():
         from jobs.storage import upload as uploading

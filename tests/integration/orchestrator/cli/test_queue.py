@@ -242,7 +242,7 @@ def test_a_member_is_told_the_same_of_tenants_that_are_others_and_that_are_not_t
 def test_usage_and_events_tell_what_has_been(fleetune: Shell) -> None:
     job = fleetune.good("submit", fleetune.command("true"), "--wait").strip()
     assert any(row["jobs"] for row in json.loads(fleetune.good("usage", "--json")))
-    assert "TENANT" in fleetune.good("usage") and "nothing was used" in fleetune.good("usage", "--month", "1999-01")
+    assert "TENANT" in fleetune.good("usage") and "no usage" in fleetune.good("usage", "--month", "1999-01")
     code, _, errors = fleetune("usage", "--month", "May")
     assert code == 2 and "as in 2026-11" in errors
     lines = fleetune.good("events", "--limit", "3").splitlines()

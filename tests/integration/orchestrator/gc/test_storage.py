@@ -32,7 +32,7 @@ from orchestrator.gc import remove as act
 from orchestrator.gc.plan import plan_gc
 from orchestrator.gc.remove import carry_out
 from orchestrator.gc.scan import look
-from orchestrator.gc.values import Bounds, Goes
+from orchestrator.gc.values import Bounds, ToRemove
 from orchestrator.queue.states import State
 from tests.support.cutstorage import Cut, changes
 from tests.support.jobviews import job as job_view
@@ -188,13 +188,13 @@ def test_data_that_is_being_prepared_stays(root: str) -> None:
     assert fleetune_gc(root, "--older-than", "1d", "--prepared").exit_code == 0 and not storage.exists(folder)
 
 
-@pytest.mark.parametrize("goes", [Goes.RUN, Goes.CHECKPOINTS])
+@pytest.mark.parametrize("goes", [ToRemove.RUN, ToRemove.CHECKPOINTS])
 def test_wherever_it_is_cut_off_nothing_half_looks_whole_and_the_next_one_ends_it(
-    tmp_path: pathlib.Path, goes: Goes
+    tmp_path: pathlib.Path, goes: ToRemove
 ) -> None:
     """Every change of the storage is the last one once."""
     root = str(tmp_path)
-    bounds = Bounds(older_than_s=30 * DAY, checkpoints_only=goes is Goes.CHECKPOINTS)
+    bounds = Bounds(older_than_s=30 * DAY, checkpoints_only=goes is ToRemove.CHECKPOINTS)
     for allowed in range(100):
         paths = make_run(root, "a", 40)
         with changes(allowed):
@@ -209,7 +209,7 @@ def test_wherever_it_is_cut_off_nothing_half_looks_whole_and_the_next_one_ends_i
             assert all(f"checkpoints/step-{step:08d}/rank-0.safetensors" in names for step in committed_steps(paths))
             assert {"model/model.safetensors", "outcome.json"} <= names
         if not cut:
-            assert allowed >= 4 and not storage.exists(paths.root if goes is Goes.RUN else paths.checkpoints)
+            assert allowed >= 4 and not storage.exists(paths.root if goes is ToRemove.RUN else paths.checkpoints)
             return
         _age(root, time.time() - 40 * DAY)
         again = fleetune_gc(root, "--older-than", "30d")
@@ -222,7 +222,7 @@ def test_a_run_that_is_written_to_between_look_and_removal_stays(root: str) -> N
     plan = plan_gc(look(root, time.time()), Bounds(older_than_s=DAY), time.time())
     storage.write_bytes(storage.join(paths.root, "attempts/0001.json"), b"{}")
     (removed,) = carry_out(root, plan)
-    assert removed.problem == "somebody wrote to it meanwhile" and storage.exists(paths.spec)
+    assert removed.problem == "it was written to in the meantime" and storage.exists(paths.spec)
     assert not storage.exists(paths.removing)
 
 
@@ -265,15 +265,15 @@ def test_no_link_in_a_run_leads_to_the_files_of_others(tmp_path: pathlib.Path, w
     assert listing(str(tmp_path / "others")) == before
 
 
-@pytest.mark.parametrize("goes", [Goes.RUN, Goes.CHECKPOINTS])
+@pytest.mark.parametrize("goes", [ToRemove.RUN, ToRemove.CHECKPOINTS])
 @pytest.mark.parametrize("where", ["", "checkpoints", "checkpoints/step-00000010"])
 def test_a_link_that_comes_after_the_look_is_not_followed_either(
-    tmp_path: pathlib.Path, goes: Goes, where: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: pathlib.Path, goes: ToRemove, where: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A directory is replaced by a link once its content has been checked, and nothing behind the link is changed."""
     others, mine = make_run(str(tmp_path / "others"), "theirs", 40), make_run(str(tmp_path / "runs"), "mine", 50)
     root = str(tmp_path / "runs")
-    plan = plan_gc(look(root, time.time()), Bounds(DAY, checkpoints_only=goes is Goes.CHECKPOINTS), time.time())
+    plan = plan_gc(look(root, time.time()), Bounds(DAY, checkpoints_only=goes is ToRemove.CHECKPOINTS), time.time())
     before = listing(others.root)
 
     def swapped(*_: object) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from jobs.errors import InputError
 from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantView
-from orchestrator.cli.tenant_settings import Asked, check_name, quotas, settings
+from orchestrator.cli.tenant_settings import LimitOptions, quotas, settings
 from orchestrator.pages.cluster import restriction_words
+from orchestrator.queue.tenants import check_name
 
 NOW = TenantView(
     name="vision",
@@ -52,7 +53,7 @@ def test_what_is_no_share_is_refused(weight: float) -> None:
         settings(NOW, weight, None, None)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "-x", "a/b", "x" * 101])
+@pytest.mark.parametrize("name", ["", "a b", "-x", "a/b", "a@b", "x" * 101])
 def test_what_cannot_be_a_name_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="tenant's name"):
         check_name(name)
@@ -63,7 +64,7 @@ def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
     now = NOW.model_copy(update={"restrictions": known})
     assert settings(now, 2.0, None, None).restrictions is None
     sent = settings(
-        now, None, None, None, Asked(max_runtime="12h", max_queued="none", max_gpu_hours="1.5")
+        now, None, None, None, LimitOptions(max_runtime="12h", max_queued="none", max_gpu_hours="1.5")
     ).restrictions
     assert sent is not None
     assert sent.model_dump() == {
@@ -74,29 +75,29 @@ def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
         "roots": ("/a",),
         "secrets": ("K",),
     }
-    nothing = settings(now, None, None, None, Asked("none", None, "none", None, ["none"], ["none"])).restrictions
+    nothing = settings(now, None, None, None, LimitOptions("none", None, "none", None, ["none"], ["none"])).restrictions
     assert nothing == RestrictionsSent(max_priority=1000, max_queued_jobs=10)
 
 
 @pytest.mark.parametrize(
-    ("asked", "words"),
+    ("limits", "words"),
     [
-        (Asked(max_priority="1001"), "--max-priority '1001' is not allowed"),
-        (Asked(max_priority="high"), "--max-priority 'high' is neither a whole number nor none"),
-        (Asked(max_queued="-1"), "--max-queued '-1' is not allowed"),
-        (Asked(max_queued="1.5"), "--max-queued '1.5' is neither"),
-        (Asked(max_gpu_hours="nan"), "--max-gpu-hours 'nan' is not allowed"),
-        (Asked(max_gpu_hours="inf"), "--max-gpu-hours 'inf' is not allowed"),
-        (Asked(max_runtime="0h"), "--max-runtime '0h' is not a duration"),
-        (Asked(max_runtime="12"), "--max-runtime '12' is not a duration"),
-        (Asked(max_runtime="9999999999d"), "--max-runtime"),
-        (Asked(secret=["A B"]), "--secret 'A B' is not allowed"),
-        (Asked(root=["x" * 2001]), "--root"),
+        (LimitOptions(max_priority="1001"), "--max-priority '1001' is not allowed"),
+        (LimitOptions(max_priority="high"), "--max-priority 'high' is neither a whole number nor none"),
+        (LimitOptions(max_queued="-1"), "--max-queued '-1' is not allowed"),
+        (LimitOptions(max_queued="1.5"), "--max-queued '1.5' is neither"),
+        (LimitOptions(max_gpu_hours="nan"), "--max-gpu-hours 'nan' is not allowed"),
+        (LimitOptions(max_gpu_hours="inf"), "--max-gpu-hours 'inf' is not allowed"),
+        (LimitOptions(max_runtime="0h"), "--max-runtime '0h' is not a duration"),
+        (LimitOptions(max_runtime="12"), "--max-runtime '12' is not a duration"),
+        (LimitOptions(max_runtime="9999999999d"), "--max-runtime"),
+        (LimitOptions(secret=["A B"]), "--secret 'A B' is not allowed"),
+        (LimitOptions(root=["x" * 2001]), "--root"),
     ],
 )
-def test_what_is_no_limit_is_refused_in_plain_words(asked: Asked, words: str) -> None:
+def test_what_is_no_limit_is_refused_in_plain_words(limits: LimitOptions, words: str) -> None:
     with pytest.raises(InputError, match=words):
-        settings(NOW, None, None, None, asked)
+        settings(NOW, None, None, None, limits)
 
 
 def test_what_limits_a_tenant_is_shown() -> None:

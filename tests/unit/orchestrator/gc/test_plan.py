@@ -10,10 +10,9 @@ from hypothesis import strategies as st
 
 from cluster.text import byte_size
 from jobs.errors import InputError
-from orchestrator.cli.durations import duration_s
+from orchestrator.cli.quantities import duration_s, size_bytes
 from orchestrator.gc.plan import plan_gc
-from orchestrator.gc.values import Bounds, Found, GcPlan, Goes, Held, Leftover, PreparedFacts, RunFacts
-from orchestrator.pages.gc import size_bytes
+from orchestrator.gc.values import Bounds, Found, GcPlan, Held, Leftover, PreparedFacts, RunFacts, ToRemove
 
 DAY, NOW = 86_400.0, 1_000 * 86_400.0
 
@@ -30,8 +29,8 @@ def data(name: str, days: float, size: int = 10, **more: object) -> PreparedFact
 
 def gone(plan: GcPlan) -> dict[str, str]:
     """What goes, by name."""
-    runs = {one.run.name: str(one.goes) for one in plan.runs if one.goes is not Goes.NOTHING}
-    return {**runs, **{one.prepared.name: "prepared" for one in plan.prepared if one.goes}}
+    runs = {one.run.name: str(one.to_remove) for one in plan.runs if one.to_remove is not ToRemove.NOTHING}
+    return {**runs, **{one.prepared.name: "prepared" for one in plan.prepared if one.to_remove}}
 
 
 def why(plan: GcPlan, name: str) -> str:
@@ -229,9 +228,9 @@ def after(found: Found, plan: GcPlan) -> Found:
             one.run, size=one.run.size - one.freed, checkpoint_size=0 if one.freed else one.run.checkpoint_size
         )
         for one in plan.runs
-        if one.goes is not Goes.RUN
+        if one.to_remove is not ToRemove.RUN
     )  # fmt: skip
-    sets = tuple(one.prepared for one in plan.prepared if not one.goes)
+    sets = tuple(one.prepared for one in plan.prepared if not one.to_remove)
     return Found(runs, sets, () if plan.leftovers else found.leftovers)
 
 
@@ -243,17 +242,17 @@ def test_whatever_is_asked_for_the_living_and_the_held_stay(found: Found, bounds
     assert sorted(by_name) == sorted(one.name for one in found.runs) and len(plan.prepared) == len(found.prepared)
     for one in plan.runs:
         if one.run.status in ("running", "unreadable") or one.run.name in held.wholly:
-            assert one.goes is Goes.NOTHING and one.why
+            assert one.to_remove is ToRemove.NOTHING and one.why
         if one.run.name in held.models or bounds.checkpoints_only:
-            assert one.goes is not Goes.RUN
-        assert one.why or not bounds.any or one.goes is Goes.NOTHING
+            assert one.to_remove is not ToRemove.RUN
+        assert one.why or not bounds.any or one.to_remove is ToRemove.NOTHING
     newest = (
         sorted(found.runs, key=lambda run: (run.since_s, run.name))[-bounds.keep_last :] if bounds.keep_last else []
     )
-    assert all(by_name[run.name].goes is Goes.NOTHING for run in newest)
-    needed = {data for one in plan.runs if one.goes is not Goes.RUN for data in one.run.prepared}
-    assert not needed & {one.prepared.name for one in plan.prepared if one.goes}
-    assert bounds.prepared or not any(one.goes for one in plan.prepared)
+    assert all(by_name[run.name].to_remove is ToRemove.NOTHING for run in newest)
+    needed = {data for one in plan.runs if one.to_remove is not ToRemove.RUN for data in one.run.prepared}
+    assert not needed & {one.prepared.name for one in plan.prepared if one.to_remove}
+    assert bounds.prepared or not any(one.to_remove for one in plan.prepared)
 
 
 @settings(max_examples=100, deadline=None)

@@ -15,7 +15,7 @@ from cluster.text import compact, many, percent
 from jobs.data.quality import report as values
 from jobs.data.quality.report import DataReport, Example, Finding, Histogram, LongSample, Packing, SourceReport
 from orchestrator.pages import data as datapage
-from orchestrator.pages import svg
+from orchestrator.pages import svg, tables
 from orchestrator.pages.data import page
 from orchestrator.pages.data_html import html
 
@@ -136,7 +136,7 @@ every_report = pytest.mark.parametrize("make", REPORTS.values(), ids=REPORTS.key
 @every_report
 def test_no_line_is_wider_than_asked(make: Any, width: int) -> None:
     shown = page(make().model_copy(update={"bad_rows_file": None}), width)
-    assert [line for line in shown.splitlines() if max(cell_len(line), datapage.cells(line)) > width] == []
+    assert [line for line in shown.splitlines() if max(cell_len(line), tables.cells(line)) > width] == []
 
 
 @every_report
@@ -281,15 +281,15 @@ def test_paths_to_copy_come_last_and_whole() -> None:
 
 
 def test_newlines_are_visible_and_escapes_spelled_out() -> None:
-    assert datapage.shown("a\nb\r\nc\td\x1b[0m\u202e\ud800") == "a↵b↵c d\\x1b[0m\\u202e\\ud800"
-    assert datapage.shown("é 漢字 👩‍👧 \u0915\u094d\u200d") == "é 漢字 👩‍👧 \u0915\u094d\u200d"
+    assert tables.shown("a\nb\r\nc\td\x1b[0m\u202e\ud800") == "a↵b↵c d\\x1b[0m\\u202e\\ud800"
+    assert tables.shown("é 漢字 👩‍👧 \u0915\u094d\u200d") == "é 漢字 👩‍👧 \u0915\u094d\u200d"
 
 
 def test_what_is_shortened_has_an_ellipsis_and_fits() -> None:
-    assert datapage.shortened("abcdef", 6) == "abcdef"
-    assert datapage.shortened("abcdefg", 6) == "abcde…"
-    assert datapage.shortened("漢字漢字", 6) == "漢字…"
-    assert datapage.shortened_within("/data/some/where/train.jsonl:17", 20) == "/data/s…ain.jsonl:17"
+    assert tables.shortened("abcdef", 6) == "abcdef"
+    assert tables.shortened("abcdefg", 6) == "abcde…"
+    assert tables.shortened("漢字漢字", 6) == "漢字…"
+    assert tables.shortened_within("/data/some/where/train.jsonl:17", 20) == "/data/s…ain.jsonl:17"
 
 
 def test_long_words_are_broken_and_a_percent_sign_stays_with_its_number() -> None:

@@ -119,13 +119,15 @@ def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
         assert part in page
     assert "attempt" not in page and "ended" not in page
     page = status_page(running("a-1", placement=(("n1", 4),), interruptions=2, attempt=3), None, (), NOW_S)
-    for part in ("state       running\n", "n1 (4)", "3, interrupted 2 times", "fleetune logs a-1 -f", "3m20s"):
+    for part in ("state      running\n", "n1 (4)", "3, interrupted 2 times", "fleetune logs a-1 -f", "3m20s"):
         assert part in page
     starting = job("a-1", State.STARTING, reason=Reason.GRANTED, message="on n1", attempt=1)
     assert "state      starting: on n1\n" in status_page(starting, None, (), NOW_S)
     paused = job("a-1", wanted=DesiredState.PAUSE, reason=Reason.PAUSED, message="paused")
     page = status_page(paused, None, (), NOW_S)
-    assert "state      paused\n" in page and "go on      fleetune resume a-1" in page
+    assert "state      paused\n" in page and "to resume  fleetune resume a-1" in page
+    stopping = job("a-1", State.STOPPING, reason=Reason.PAUSED, message="paused")
+    assert "stopping (paused)\n" in status_page(stopping, None, (), NOW_S)
     failed = job("a-1", State.FAILED, reason=Reason.TIMED_OUT, message="ran for too long", ended_s=NOW_S)
     assert "failed (timed-out): ran for too long" in status_page(failed, None, (), NOW_S)
 
@@ -164,8 +166,8 @@ def test_tenants_usage_and_events_are_lines() -> None:
         UsageRow(month=month, tenant="vision", gpu_hours=1234.5, cpu_hours=0.25, jobs=3)
         for month in ("2026-10", "2026-11")
     ]
-    assert usage_page(rows, None).splitlines()[-1].split() == ["together", "2,469.00", "0.50"]
-    assert usage_page([], None) == "nothing was used"
+    assert usage_page(rows, None).splitlines()[-1].split() == ["total", "2,469.00", "0.50"]
+    assert usage_page([], None) == "no usage"
     event = EventView(number=1, at_s=NOW_S, kind="moved", message="running", job_id=None)
     assert event_lines([event]) == ["2027-01-15 08:00:00Z  cluster  running"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def test_three_jobs_of_two_tenants_one_of_them_preempted() -> None:
 
 
 def test_keys_come_in_their_order_and_every_number_is_one_of_json() -> None:
-    facts = figures(THREE).as_dict()
+    facts = asdict(figures(THREE))
     assert list(facts) == KEYS and json.loads(json.dumps(facts, allow_nan=False)) == facts
     assert {type(value) for value in facts.values()} == {str, float, int}
 

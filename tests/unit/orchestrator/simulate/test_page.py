@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -66,7 +66,13 @@ def test_figure_that_one_simulation_lacks_is_a_dash() -> None:
 def test_headline_says_what_was_simulated() -> None:
     setup = Setup(nodes=4, policy="easy", jitter=3, failures_per_node_day=0.1)
     text = headline(replace(simulated(), setup=setup))
-    for part in ("3 jobs of 3 tenants", "policy easy", "interruption costs: 60 s", "seed 3", "0.1 per node and day"):
+    for part in (
+        "3 jobs of 3 tenants",
+        "policy easy",
+        "an interruption: 60 s",
+        "seed 3",
+        "0.1 per node and day",
+    ):
         assert part in text
     assert "seed" not in headline(simulated())
 
@@ -75,7 +81,7 @@ def test_html_page_parses_and_has_two_plots_and_no_script() -> None:
     html = report([("4 nodes", simulated())])
     root = parsed(html)
     assert [plot.get("aria-label") for plot in root.iter(f"{SVG}svg")] == ["GPUs in use", "GPUs that jobs wait for"]
-    assert "default-src 'none'" in html and "<script" not in html and "32 GPUs in all" in html
+    assert "default-src 'none'" in html and "<script" not in html and "32 GPUs in total" in html
     assert "4 nodes x 8 GPUs" in (root.findtext(".//h1") or "")
 
 
@@ -117,7 +123,7 @@ def test_layers_lie_on_each_other_and_the_limit_across() -> None:
 
 def test_json_has_the_figures_and_those_of_the_second_simulation() -> None:
     alone, both = json.loads(as_json([("a", simulated())])), as_json([("a", simulated()), ("b", simulated(2))])
-    assert list(alone) == list(figures(simulated()).as_dict()) and "\n" not in both
+    assert list(alone) == list(asdict(figures(simulated()))) and "\n" not in both
     assert list(json.loads(both)) == [*alone, "what_if"] and list(json.loads(both)["what_if"]) == list(alone)
 
 
@@ -129,7 +135,7 @@ def test_json_has_the_figures_and_those_of_the_second_simulation() -> None:
         ({}, 0, "--what-if-nodes must be at least 1"),
         ({"jitter": -1}, None, "--jitter must be a number of at least 0"),
         ({"preemption_cost_s": -1.0}, None, "--preemption-cost-s must be a number of at least 0"),
-        ({"preemption_cost_s": float("nan")}, None, "and is nan"),
+        ({"preemption_cost_s": float("nan")}, None, "but is nan"),
         ({"failures_per_node_day": float("inf")}, None, "--failures-per-node-day must be"),
         ({"policy": "eazy"}, None, "did you mean 'easy'?"),
     ],

@@ -51,24 +51,24 @@ def test_gzipped_trace_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ("-1,5,1,a", "submit_s must be at least 0, and is -1"),
-        ("nan,5,1,a", "submit_s is no number: nan"),
-        ("soon,5,1,a", "submit_s is no number: soon"),
+        ("-1,5,1,a", "submit_s must be at least 0, but is -1"),
+        ("nan,5,1,a", "submit_s is not a number: nan"),
+        ("soon,5,1,a", "submit_s is not a number: soon"),
         (",5,1,a", "submit_s is empty"),
-        ("1_0,5,1,a", "submit_s is no number: 1_0"),
+        ("1_0,5,1,a", "submit_s is not a number: 1_0"),
         ("17e11,5,1,a", "submit_s 1.7e+12 is more than 1e+11 s; are these milliseconds?"),
-        ("1,-5,1,a", "duration_s must be above 0, and is -5"),
+        ("1,-5,1,a", "duration_s must be above 0, but is -5"),
         ("1,0,1,a", "duration_s must be above 0"),
-        ("1,inf,1,a", "duration_s is no number: inf"),
-        ("1,5,0,a", "num_gpus must be a whole number of at least 1, and is 0"),
-        ("1,5,1.5,a", "num_gpus must be a whole number of at least 1, and is 1.5"),
-        ("1,5,two,a", "num_gpus is no number: two"),
-        ("1,5,40,a", "asks for 40 GPUs, the cluster has 32"),
+        ("1,inf,1,a", "duration_s is not a number: inf"),
+        ("1,5,0,a", "num_gpus must be a whole number of at least 1, but is 0"),
+        ("1,5,1.5,a", "num_gpus must be a whole number of at least 1, but is 1.5"),
+        ("1,5,two,a", "num_gpus is not a number: two"),
+        ("1,5,40,a", "needs 40 GPUs, but the cluster has 32"),
         ("1,5,1,  ", "tenant is empty"),
         ("1,5,1", "has 3 fields, the first line has 4"),
         ("1,5,1,a,b", "has 5 fields, the first line has 4"),
         ("0.2,5,1,a", "submitted at 0.2 s, before line 2 (0.5 s)"),
-        ("x,-1,1,", "submit_s is no number: x; duration_s must be above 0, and is -1; tenant is empty"),
+        ("x,-1,1,", "submit_s is not a number: x; duration_s must be above 0, but is -1; tenant is empty"),
     ],
 )
 def test_bad_row_is_told_by_line_and_reason(tmp_path: Path, row: str, reason: str) -> None:
@@ -78,7 +78,7 @@ def test_bad_row_is_told_by_line_and_reason(tmp_path: Path, row: str, reason: st
 
 def test_bad_priority_is_told(tmp_path: Path) -> None:
     text = "priority,submit_s,duration_s,num_gpus,tenant\n0.5,0,1,1,a\n"
-    assert "line 2: priority must be a whole number, and is 0.5" in refusal(tmp_path, text)
+    assert "line 2: priority must be a whole number, but is 0.5" in refusal(tmp_path, text)
 
 
 def test_five_bad_rows_are_told_and_the_others_counted(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_five_bad_rows_are_told_and_the_others_counted(tmp_path: Path) -> None:
 
 
 def test_order_of_rows_is_mended_by_sorting(tmp_path: Path) -> None:
-    assert "Sorting the rows by submit_s mends" in refusal(tmp_path, f"{HEAD}5,1,1,a\n4,1,1,a\n")
+    assert "To correct their order, sort the rows" in refusal(tmp_path, f"{HEAD}5,1,1,a\n4,1,1,a\n")
     assert "Sorting" not in refusal(tmp_path, f"{HEAD}5,1,1,\n")
 
 
@@ -100,9 +100,9 @@ def test_order_of_rows_is_mended_by_sorting(tmp_path: Path) -> None:
         ("submit_s,num_gpus\n0,1\n", ["lacks the columns duration_s, tenant", "found: submit_s, num_gpus"]),
         ("submit_s;duration_s;num_gpus;tenant\n", ["lacks", "found: submit_s;duration_s;num_gpus;tenant"]),
         ("submit_s,submit_s,duration_s,num_gpus,tenant\n", ["more than one column submit_s"]),
-        (b"\x93\xfa\x00\x01\x02", ["no text file"]),
-        (b"\x00\x01\x02\x03", ["no text file", "zero bytes"]),
-        (b"\x1f\x8brubbish", ["no text file"]),
+        (b"\x93\xfa\x00\x01\x02", ["not a text file"]),
+        (b"\x00\x01\x02\x03", ["not a text file", "zero bytes"]),
+        (b"\x1f\x8brubbish", ["not a text file"]),
     ],
 )
 def test_file_that_is_no_trace_is_told_what_one_is(tmp_path: Path, content: str | bytes, parts: list[str]) -> None:
@@ -113,11 +113,11 @@ def test_file_that_is_no_trace_is_told_what_one_is(tmp_path: Path, content: str 
 def test_field_without_end_is_told(tmp_path: Path) -> None:
     limit = csv.field_size_limit(1000)
     try:
-        assert "no CSV file: line 2" in refusal(tmp_path, HEAD + "9" * 2000)
+        assert "not a CSV file: line 2" in refusal(tmp_path, HEAD + "9" * 2000)
     finally:
         csv.field_size_limit(limit)
 
 
 def test_missing_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match=r"no trace to simulate: .*gone\.csv: no such file"):
+    with pytest.raises(TraceError, match=r"the trace cannot be read: .*gone\.csv: no such file"):
         read_trace(str(tmp_path / "gone.csv"), None)

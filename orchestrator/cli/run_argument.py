@@ -1,4 +1,4 @@
-"""Finds the run that an argument means: its name or path, or a job of the queue that writes it."""
+"""The argument RUN of commands: a run's name or path, or a job of the queue that writes a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jobs.run.find import find_run
 if TYPE_CHECKING:
     from orchestrator.api import JobView
 
-ANSWER_S: Final = 5.0  # seconds; short, since the server is only asked for additional help
+ANSWER_S: Final = 5.0  # seconds; short, since most runs are found without the server
 
 
 def run_meant(given: str, storage_path: str) -> str:
@@ -41,7 +41,7 @@ def run_to_stop(given: str, storage_path: str) -> str:
     """Return the root of the run, unless the queue would start it again.
 
     Raises:
-        InputError: as for `run_meant`; or the run belongs to a job that has not ended.
+        InputError: as for `run_meant`; or the argument is a job id, or the run is that of an unfinished job.
     """
     try:
         root = find_run(given, storage_path)
@@ -50,17 +50,24 @@ def run_to_stop(given: str, storage_path: str) -> str:
         if job is None:
             raise
     else:
-        job = job_that_goes_on(root)
+        job = unfinished_job(root)
         if job is None:
             return root
-    raise InputError(
+    raise InputError(not_stopped(job))
+
+
+def not_stopped(job: JobView) -> str:
+    """Say why `fleetune stop` does not stop the run of a job, and what to do instead."""
+    if job.ended_s is not None:
+        return f"{job.job_id} has ended: {job.state}"
+    return (
         f"{job.job_id} is a job of the queue, which would start it again. fleetune pause {job.job_id} saves a "
         f"checkpoint and frees its GPUs; fleetune cancel {job.job_id} ends it"
     )
 
 
-def job_that_goes_on(root: str) -> JobView | None:
-    """Return the job that writes this run; None: there is no such job, or it has ended."""
+def unfinished_job(root: str) -> JobView | None:
+    """Return the job that writes this run and has not ended; None: there is none."""
     job = _job_meant(root.rstrip("/").rpartition("/")[2])
     return job if job is not None and job.run == root and job.ended_s is None else None
 

@@ -1,4 +1,4 @@
-"""Running a sweep or a comparison in this process, for commands that start or resume one."""
+"""Runs a sweep or a comparison in this process, for commands that start or resume one."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def test_what_lives_stays(root: str) -> None:
     storage.write_bytes(resumed.spec, b"{}")  # somebody has just begun to go on with it
     done = fleetune_gc(root, "--older-than", "0s", "--max-size", "0B")
     assert run_names(root) == sorted([running.name, resumed.name]), done.output
-    assert not storage.exists(lost.root) and "the rest exceeds --max-size" in done.output
+    assert not storage.exists(lost.root) and "what is kept exceeds --max-size" in done.output
 
 
 def test_files_that_are_no_runs_are_never_touched(root: str) -> None:

@@ -18,22 +18,28 @@ def ask_nodes(
     *arguments: Any,
     timeout_s: float = 30.0,
     wanted: Callable[[], bool] = lambda: True,
-) -> list[Any]:
-    """Run a function on several nodes at once, and return the results that come in time, while they are `wanted`."""
+) -> dict[str, Any]:
+    """Run a function on several nodes at once.
+
+    Returns:
+        The results by node: those that come in time, while they are `wanted`.
+    """
     import ray
 
-    where = [{NODE_LABEL: node_id} for node_id in node_ids]
-    tasks = [ray.remote(num_cpus=0, max_retries=0, label_selector=label)(question) for label in where]
-    silent, answered = [task.remote(*arguments) for task in tasks], list[Any]()
+    def on(node_id: str) -> Any:
+        return ray.remote(num_cpus=0, max_retries=0, label_selector={NODE_LABEL: node_id})(question)
+
+    asked = {on(node_id).remote(*arguments): node_id for node_id in dict.fromkeys(node_ids)}
+    silent, answered = list(asked), list[Any]()
     deadline = time.monotonic() + timeout_s
     while silent and wanted() and time.monotonic() < deadline:
         ready, silent = ray.wait(silent, num_returns=len(silent), timeout=_ASK_AGAIN_S)
         answered += ready
-    results = []
+    results = {}
     for reference in silent:
         with contextlib.suppress(ray.exceptions.RayError):
             ray.cancel(reference, force=True)
     for reference in answered:
         with contextlib.suppress(ray.exceptions.RayError):  # the node has died, or the function has failed
-            results.append(ray.get(reference))
+            results[asked[reference]] = ray.get(reference)
     return results

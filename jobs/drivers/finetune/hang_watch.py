@@ -10,7 +10,8 @@ from __future__ import annotations
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -36,6 +37,7 @@ _WORDS = {
     Doing.DATA: "in the wait for rows after",
     Doing.OTHER: "after",
 }
+_FAULTY_AFTER = 2  # hangs of ranks on one node
 _BLOCKED = "D"  # a process in a system call that no signal ends
 
 
@@ -43,12 +45,13 @@ class HangWatch:
     """Watches the worker groups of one driver. Call `begin` before each group starts, and `look` while it runs."""
 
     def __init__(
-        self, announce: Announcer, places: Sequence[str] | None, ask: Callable[..., list[Any]] = ask_nodes
+        self, announce: Announcer, places: Sequence[str] | None, ask: Callable[..., dict[str, Any]] = ask_nodes
     ) -> None:
         """`places`: ids of the nodes that a queue has assigned; None: any node may run workers."""
         self._announce, self._places, self._ask = announce, places, ask
         self._group: _Group | None = None
         self._hung_at_s: float | None = None  # until training goes on
+        self._hangs: Counter[str] = Counter()  # by node, over all groups
 
     def begin(self, job: Job, newest: Record | None) -> None:
         """Watch a new group. `newest`: the last step of earlier groups."""
@@ -84,16 +87,17 @@ class HangWatch:
             nodes = self._places or [node.node_id for node in snapshot().nodes]
             key = group.job.driver
             answers = self._ask(nodes, rank_states, key, group.apart_s, wanted=lambda: not group.left.is_set())
-            looks = [looks for answer in answers for looks in answer]
-            hang = hang_of(looks, group.job.spec.resources.num_workers)
+            looks = {looks: node for node, answer in answers.items() for looks in answer}
+            hang = hang_of(list(looks), group.job.spec.resources.num_workers)
             if hang is not None and not group.left.is_set():
                 self._end(group, hang, looks, nodes)
+                self._count(next(node for one, node in looks.items() if one.second is hang.rank), hang)
         except Exception:  # Ray has been left meanwhile; without an answer nothing is killed
             traceback.print_exc()
         finally:
             group.answered()
 
-    def _end(self, group: _Group, hang: Hang, looks: Sequence[Looks], nodes: Sequence[str]) -> None:
+    def _end(self, group: _Group, hang: Hang, looks: Iterable[Looks], nodes: Sequence[str]) -> None:
         group.hang, self._hung_at_s = hang, time.monotonic()
         rank, cause = hang.rank, _cause(hang)
         action = f"rank {rank.pulse.rank} is killed (pid {rank.pulse.pid})"
@@ -105,6 +109,14 @@ class HangWatch:
         blocked = rank.state == _BLOCKED
         victims = {one.second.pulse.pid for one in looks if blocked} | {rank.pulse.pid}
         self._ask(nodes, end_ranks, group.job.driver, stacks, victims, timeout_s=_END_WITHIN_S)
+
+    def _count(self, node: str, hang: Hang) -> None:
+        """Name a node on which ranks hang again and again. A queue hears of it (`Telling`)."""
+        self._hangs[node] += 1
+        if self._hangs[node] == _FAULTY_AFTER:
+            said = f"ranks on host {hang.rank.host} have hung {_FAULTY_AFTER} times in this run. Look at that machine"
+            more = ": the queue is told" if self._places is not None else ""
+            self._announce("faulty", said + more, nodes=[node], host=hang.rank.host)
 
     def _went_on(self, seconds: float) -> None:
         self._hung_at_s = None

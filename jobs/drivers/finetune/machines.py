@@ -32,7 +32,7 @@ def places_under_ray(spec: Spec, assigned: Sequence[str] | None, alone: bool, ga
     places = assigned or _likely_places(spec, gangs * spec.resources.num_workers, free_now())
     asked = list(dict.fromkeys(places))[:_MOST_ASKED]
     found = ask_nodes(asked, hardware_here, timeout_s=_PATIENCE_S)
-    return places_of(spec, found, places) if places and len(found) == len(asked) else None
+    return places_of(spec, list(found.values()), places) if places and len(found) == len(asked) else None
 
 
 def places_here(spec: Spec, gangs: int = 1) -> Places | None:

@@ -282,4 +282,4 @@ def _examined(crash: Crash, nodes: Inventory, driver: str) -> Crash:
     if crash.node is None or crash.node not in {node.node_id for node in nodes.nodes}:
         return crash
     left = ask_nodes([crash.node], remains, driver)
-    return examined(crash, left[0]) if left else crash
+    return examined(crash, left[crash.node]) if left else crash

@@ -53,6 +53,8 @@ class Telling:
             self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=cost_s)
         elif event.kind == "draining":
             self._link.tell(draining=tuple(data.get("nodes", ())))
+        elif event.kind == "faulty":
+            self._link.tell(faulty=tuple(data.get("nodes", ())))
         elif event.kind == "evaluated":
             self._link.tell(metrics=data.get("metrics", {}))
         elif event.kind == "trial" and "step" in data:

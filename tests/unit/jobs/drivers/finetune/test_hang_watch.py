@@ -51,17 +51,17 @@ class Driver:
 
     def ask(
         self, nodes: Sequence[str], question: Any, key: str, *more: Any, wanted: Any = None, timeout_s: float = 0.0
-    ) -> list[Any]:
+    ) -> dict[str, Any]:
         assert (list(nodes), key) == (["n1", "n2"], "d1")
         if question is rank_states:
             self.asked.append(self.now_s)
             if self.ends_meanwhile:
                 threading.Thread(target=self.watch.leave).start()
                 wait_for(lambda: not wanted(), "the answer is no longer wanted")
-            return [[one] for one in self.answers]
+            return {f"n{1 + one.second.pulse.rank}": [one] for one in self.answers}
         assert question is end_ranks
         self.ended.append(more)  # type: ignore[arg-type]
-        return []
+        return {}
 
     def trains(self, *steps: int) -> None:
         for step in steps:
@@ -102,6 +102,18 @@ def test_a_stopped_rank_is_killed_once_and_the_crash_and_the_next_step_say_so(dr
     assert len(driver.asked) == 1, "a group that has made no step yet may take any time"
     driver.trains(3)
     assert driver.told[1]["effect"].startswith("training goes on 1")
+
+
+def test_a_node_on_which_a_rank_hangs_twice_is_named_once(driver: Driver) -> None:
+    for group in range(3):
+        driver.answers = HEALTHY
+        driver.trains(10 * group + 1, 10 * group + 2)
+        driver.answers = STOPPED
+        driver.passes(11.0)
+        assert len(driver.ended) == group + 1
+        driver.watch.begin(driver.job, driver.newest)
+    (told,) = [one for one in driver.told if one["kind"] == "faulty"]
+    assert told["nodes"] == ["n2"] and "ranks on host host-1 have hung 2 times" in told["message"]
 
 
 def test_all_ranks_are_killed_if_a_signal_cannot_reach_the_one_that_hangs(driver: Driver) -> None:

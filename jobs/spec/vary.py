@@ -16,13 +16,13 @@ from cluster.errors import Mistake
 from cluster.text import did_you_mean
 from jobs.errors import SpecError
 from jobs.frozen import Frozen
+from jobs.spec.bounds import LONGEST_NAME
 from jobs.spec.checking.check import check, valid_spec
 from jobs.spec.checking.fields import homes_of, kind_of, other_kind, section_model, spec_fields, unknown_key
 from jobs.spec.checking.lines import Document, Mark, parse_value
 from jobs.spec.queue import Queue
 
 MOST_SPECS: Final = 10_000
-LONGEST_NAME: Final = 63
 # Pairs of fields that set the same thing: giving one of a pair clears the other.
 _EITHER: Final = (
     ("train.warmup_ratio", "train.warmup_steps"),
@@ -39,7 +39,7 @@ _SWEEP: Final = "--sweep"
 class JobSpec(Frozen):
     """The base of all kinds of specs: the fields and methods that they have in common."""
 
-    if TYPE_CHECKING:  # declared in each kind, which thus decides their place and their description
+    if TYPE_CHECKING:  # each kind declares these fields itself, with its own description and at its own place
         name: str
         queue: Queue
 
@@ -98,10 +98,9 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
         if key in fields:
             problems.append(Mistake(f"{key} is given twice: give all its values in one option", place=_SWEEP))
             continue
-        parts = [text] if text.lstrip().startswith("[") else text.split(",")
-        if key.startswith("env.") and not text.lstrip().startswith(
-            "["
-        ):  # variables are text, even if they look like numbers
+        is_list = text.lstrip().startswith("[")
+        parts = [text] if is_list else text.split(",")
+        if key.startswith("env.") and not is_list:  # variables are text, even if they look like numbers
             fields[key] = [part.strip() for part in parts]
             continue
         try:

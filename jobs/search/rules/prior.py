@@ -14,7 +14,7 @@ from jobs.search.rules.varying import field_meant
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.spec.space import Range
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import SweepSpec, default_space
 from jobs.storage import files as storage
 
 RATE: Final = "train.learning_rate"
@@ -22,7 +22,7 @@ _WARMUP: Final = "train.warmup_ratio"
 PROMPT_RATE: Final = 0.02  # between 0.001 and 0.5, where the best rates of prompt tuning mostly are
 _USUAL_WARMUP: Final = 0.06  # of RoBERTa (arXiv 1907.11692); recipes for instructions warm up for 0.03
 _MOST_LOOKED_AT = 30  # earlier sweeps
-_AROUND: Final = 10.0  # the range reaches from a tenth of the prior to ten times it
+
 _DATE = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 
 
@@ -38,10 +38,7 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
         return sweep, None
     given = {field_meant(name, "prior"): value for name, value in sweep.prior.items()}
     rate, said = (checked_rate(given[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
-    space = dict(sweep.space) or {
-        "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
-        "warmup_ratio": Range(min=0.0, max=0.2),
-    }
+    space = dict(sweep.space) or default_space(rate)
     fields = {field_meant(name): name for name in space}
     if strangers := sorted(given.keys() - fields):
         what = f"the space has no such field: it has {', '.join(sorted(fields))}"

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from jobs.errors import SpecError
 from jobs.search.rules.auto import LATER
 from jobs.search.rules.budget import BudgetPlan, budget_plan, compared_steps, runs_of, too_little
-from jobs.search.rules.rungs import cooldown_of, stops_of
 from jobs.search.trials import Trials, most_repeats
 from jobs.spec.sweep import SweepSpec
 
@@ -18,31 +17,31 @@ class Shares:
     """The trials and runs that the budget pays for.
 
     Attributes:
-        runs: whole runs of the base; infinite if tokens do not bound the search.
+        runs: whole runs of the base; infinite if tokens do not limit the search.
     """
 
     plan: BudgetPlan
-    tokens_per_run: float
     runs: float
 
     @classmethod
     def of(cls, sweep: SweepSpec, total_steps: int, per_run: float, probe_steps: float) -> Shares:
-        """Compute what the budget pays for. Raises SpecError: it does not pay for one trial.
+        """Compute what the budget pays for.
 
         Args:
-            per_run: tokens of one whole run of the base.
+            total_steps, per_run: optimizer steps and tokens of one whole run of the base.
             probe_steps: cost of the probe.
+
+        Raises:
+            SpecError: the budget does not pay for one trial.
         """
-        stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
-        plan = budget_plan(sweep, stops, cooldown, per_run, probe_steps)
         runs = runs_of(sweep.budget, per_run)
         if (wrong := too_little(sweep, total_steps, runs)) is not None:
             raise SpecError.at("budget", wrong)
-        return cls(plan, per_run, runs)
+        return cls(budget_plan(sweep, total_steps, per_run, probe_steps), runs)
 
     @classmethod
     def if_later(cls, trials: Trials) -> Shares | None:
-        """What the budget pays for with the later rung. None: it does not pay for the trials that have begun."""
+        """Compute what the budget pays for with the later rung; None if more trials have begun than that."""
         try:
             later = trials.sweep.model_copy(update={"rungs": LATER})
             shares = cls.of(later, trials.total_steps, trials.tokens_per_run, trials.probe_steps)
@@ -50,17 +49,20 @@ class Shares:
             return None
         return shares if len(trials.searched) <= shares.plan.compared else None
 
-    def steps(self, ledger: Trials) -> int | None:
-        """Optimizer steps of all planned trials, each as long as the base; None if the budget does not say."""
-        stops = stops_of(ledger.sweep, ledger.total_steps)
-        if ledger.sweep.scheduler == "halving" and self.plan.compared < math.inf:
-            compared = compared_steps(ledger.sweep, int(self.plan.compared), stops, 0)
-            return compared + (self.plan.straight + most_repeats(ledger.sweep)) * ledger.total_steps
-        trials = min(self.plan.compared, self.runs)
-        return None if math.isinf(trials) else int((trials + most_repeats(ledger.sweep)) * ledger.total_steps)
+    def steps(self, trials: Trials) -> int | None:
+        """Return the optimizer steps of all planned trials, without cool-downs; None if only time limits the search.
+
+        Each trial is counted with the steps of the base.
+        """
+        total, repeats = trials.total_steps, most_repeats(trials.sweep)
+        if trials.sweep.scheduler == "halving" and self.plan.compared < math.inf:
+            without = trials.sweep.model_copy(update={"cooldown": 0.0})
+            return compared_steps(without, int(self.plan.compared), total) + (self.plan.whole_runs + repeats) * total
+        count = min(self.plan.compared, self.runs)
+        return None if math.isinf(count) else int((count + repeats) * total)
 
 
 def steps_done(trials: Trials) -> int:
-    """Return the optimizer steps that all trials have done. Steps of longer or shorter trials count in proportion."""
+    """Return the optimizer steps of all trials so far. With other batches, a trial counts by its share of a run."""
     every = list(trials.trials.values())
     return round(sum(trial.step / trial.total_steps * trials.total_steps for trial in every if trial.total_steps))

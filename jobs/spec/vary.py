@@ -23,14 +23,14 @@ from jobs.spec.checking.lines import Document, Mark, parse_value
 from jobs.spec.queue import Queue
 
 MOST_SPECS: Final = 10_000
-# Pairs of fields that set the same thing: giving one of a pair clears the other.
+# Pairs of fields that set the same thing: a change of one of them clears the other.
 _EITHER: Final = (
     ("train.warmup_ratio", "train.warmup_steps"),
     ("train.num_train_epochs", "train.max_steps"),
     ("train.global_batch_size", "train.global_batch_tokens"),
     ("data.eval", "data.eval_fraction"),
 )
-_INSTEAD: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}
+SAME_SETTING: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}  # by field: the other one of its pair
 _PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "eval.general", "storage_path", "working_dir"})
 _LONGEST_VALUE = 20
 _SWEEP: Final = "--sweep"
@@ -176,7 +176,7 @@ def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str,
     """Return the spec with these changes. Raises SpecError."""
     value = json.loads(json.dumps(base))
     for name, new in changes.items():
-        other = _INSTEAD.get(name)
+        other = SAME_SETTING.get(name)
         if other is not None and new is not None and other not in changes:
             _set(value, other, None)
         _set(value, name, new)

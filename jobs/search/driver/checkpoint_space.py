@@ -7,7 +7,7 @@ import threading
 from jobs.errors import StorageError
 from jobs.run.events import Announcer
 from jobs.search.ledger import Ledger
-from jobs.search.rules.rungs import given_up
+from jobs.search.rules.rungs import trials_to_clear
 from jobs.search.trial import Trial
 from jobs.storage import files as storage
 
@@ -33,7 +33,7 @@ class CheckpointSpace:
             wanted = {*ledger.going_on, *(one.number for one in ledger.finalists if ledger.sweep.seeds > 1)}
             ranked = [trial for trial in ledger.ranked() if trial.number not in wanted and not self._comes_back(trial)]
             ranked.sort(key=lambda trial: trial.repeats is not None)  # their checkpoints go first
-            for number in given_up(ranked, sizes, most * 1e9):
+            for number in trials_to_clear(ranked, sizes, most * 1e9):
                 trial = ledger.trials[number]
                 ledger.stopped(trial, "its checkpoint made room for those of better trials")
                 storage.remove_dir(trial.paths.checkpoints)

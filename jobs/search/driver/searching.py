@@ -30,9 +30,9 @@ from jobs.search.driver.spending import Spending
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.report.trial_text import trial_line, trial_words
-from jobs.search.rules.auto import aims, greatest_rate, prior_of, probed_rates
+from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.rules.budget import Next, check_lengths, most_to_train, next_kind
-from jobs.search.rules.rungs import cooldown_of, stops_of
+from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import space_words
 from jobs.search.rules.varying import trial_spec
 from jobs.search.shares import Shares, steps_done
@@ -144,12 +144,12 @@ class Search:
 
     def _tune(self, done: dict[str, Any]) -> None:
         try:
-            from jobs.search.tuning.tuner import Asks, make_tuner
+            from jobs.search.tuning.tuner import Callbacks, make_tuner
 
             self._bound_rate()
-            asks = Asks(lambda: len(self.gangs), self.next_kind, self._finish, self._lost, self._left.is_set)
+            driver = Callbacks(lambda: len(self.gangs), self.next_kind, self._finish, self._lost, self._left.is_set)
             self._tuner_runs.set()
-            make_tuner(self.ledger, self.paths.root, self._own, asks).fit()
+            make_tuner(self.ledger, self.paths.root, self._own, driver).fit()
         except FleetuneError as error:
             done["error"] = error
         except Exception as error:
@@ -184,8 +184,8 @@ class Search:
         )
         if kind == "done" and any(trial.repeats and not trial.is_over for trial in list(ledger.trials.values())):
             return "wait"
-        compared = [trial for trial in searched if not trial.straight]
-        if kind == "straight" and compared and not any(trial.scores for trial in compared):
+        compared = [trial for trial in searched if not trial.without_rungs]
+        if kind == "whole" and compared and not any(trial.scores for trial in compared):
             return "done"  # all have failed
         return kind
 
@@ -232,7 +232,7 @@ class Search:
         """Train as requested, and record the answer. Raises FleetuneError: no gang is left, or the storage fails."""
         request = self._desk.requests.read(name, Request)
         trial = self.ledger.trials[request.trial]
-        answer = self._train(trial, request.until)
+        answer = self._train(trial)
         self._check_metric(answer)
         self.ledger.answered(trial, answer, self._spending.so_far())
         self._look_at_rung()
@@ -241,7 +241,7 @@ class Search:
         self._space.keep_within()
         said = trial_line(self.ledger, trial)
         self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
-        judged = {self.ledger.sweep.judged: self.ledger.told_as(trial)}
+        judged = {self.ledger.sweep.judged: self.ledger.finite_score(trial)}
         status = "failed" if trial.state == "failed" else answer.status
         self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
 
@@ -265,12 +265,9 @@ class Search:
         if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
             raise SpecError.at("metric", f"the job reports no {judged}; it reports {', '.join(sorted(known))}")
 
-    def _train(self, trial: Trial, until: int | None) -> Answer:
-        """Raises FleetuneError: no gang is left."""
-        ledger, total = self.ledger, trial.total_steps
-        if aims(ledger.sweep):  # Tune knows the first rung only
-            stops = stops_of(ledger.sweep, total, trial.straight)
-            until = next((stop for stop in stops if stop > trial.step), total)
+    def _train(self, trial: Trial) -> Answer:
+        """Train a trial up to its next score. Raises FleetuneError: no gang is left."""
+        ledger, until = self.ledger, next_stop(self.ledger.sweep, trial)
         if trial.impossible is not None:
             return Answer(status="failed", reason=trial.impossible)
         if not trial.driver:
@@ -282,13 +279,13 @@ class Search:
             run=trial.paths.root,
             spec=trial.spec,
             until=until,
-            cooldown_steps=cooldown_of(ledger.sweep, total) if until is not None and until < total else 0,
+            cooldown_steps=cooldown_of(ledger.sweep, trial.total_steps) if until < trial.total_steps else 0,
             metric=ledger.sweep.judged,
             driver=trial.driver,
         )
         ledger.began(trial)
-        said = f"training {trial_words(trial)} to step {until or total}"
-        self.announce("phase", said, phase="train", trial=trial.number, until=until or total)
+        said = f"training {trial_words(trial)} to step {until}"
+        self.announce("phase", said, phase="train", trial=trial.number, until=until)
         return self.carried_out(order)
 
     def carried_out(self, order: Order) -> Answer:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from jobs.search.rules.auto import aims, rate_for_a_whole_run, rate_name
+from jobs.search.rules.auto import extrapolates, rate_for_a_whole_run, rate_name
 from jobs.search.trials import Trials
 from jobs.spec.space import Range
 from jobs.spec.sweep import GRID_POINTS
@@ -121,8 +121,8 @@ def at_an_end(trials: Trials) -> str | None:
 
 def says_little(trials: Trials) -> str | None:
     """Return a warning if the scores at the rung of `auto` are so near each other that their order may be noise."""
-    compared = [trial for trial in trials.searched if not trial.straight and trial.scores]
-    if not aims(trials.sweep) or trials.sweep.rung_shares[0] >= 0.5 or len(compared) < FEWEST_FITTED:
+    compared = [trial for trial in trials.searched if not trial.without_rungs and trial.scores]
+    if not extrapolates(trials.sweep) or trials.sweep.rung_shares[0] >= 0.5 or len(compared) < FEWEST_FITTED:
         return None
     scores = [trial.scores[0][1] for trial in compared]
     spread = (max(scores) - min(scores)) / max(abs(score) for score in scores)

@@ -55,7 +55,7 @@ def test_a_single_trial_needs_time_for_its_own_repeats_only(tmp_path: Path) -> N
 
 def test_a_repeat_that_has_begun_makes_no_room_for_trials(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, 8)
-    finish(ledger, ledger.add({RATE: 1e-4, WARMUP: 0.06}, straight=True, repeats=1))
+    finish(ledger, ledger.add({RATE: 1e-4, WARMUP: 0.06}, without_rungs=True, repeats=1))
     assert kind(ledger, 8.9) == "repeat"
 
 
@@ -75,7 +75,7 @@ def test_gpu_hours_must_pay_for_the_repeats_that_run_too(tmp_path: Path, running
     """Of two gangs, one is free: a repeat takes one of the 1.5 GPU-minutes that are left."""
     ledger = ledger_of(tmp_path, 5, budget={"gpu_hours": 10 / 60}, seeds=4)
     if running:
-        ledger.began(ledger.add({RATE: 1e-4, WARMUP: 0.06}, straight=True, repeats=1))
+        ledger.began(ledger.add({RATE: 1e-4, WARMUP: 0.06}, without_rungs=True, repeats=1))
     assert kind(ledger, 8.5 / 2, gangs=2) == then
 
 

@@ -31,13 +31,15 @@ def test_where_nothing_is_learned_at_the_first_rung_trials_are_compared_at_the_l
     at_rung(ledger, second, 0.690)
     assert ledger.is_too_early and ledger.going_on == []
     ledger.set_later()
-    assert not ledger.is_too_early and ledger.on_their_way == [1, 2]
+    assert not ledger.is_too_early and ledger.moved_to_later_rung == [1, 2]
     at_rung(ledger, third, 0.685)  # was on its way to the first rung
-    assert ledger.on_their_way == [1, 2, 3] and ledger.going_on == []
+    assert ledger.moved_to_later_rung == [1, 2, 3] and ledger.going_on == []
     for trial, loss in ((first, 0.615), (second, 0.569), (third, 0.629)):
         at_rung(ledger, trial, loss, step=50)
     target = 1.71e-4 * 0.5**0.32  # of the parabola through the three
-    assert ledger.on_their_way == [] and ledger.target == pytest.approx(target, rel=0.01) and ledger.going_on == []
+    assert (
+        ledger.moved_to_later_rung == [] and ledger.target == pytest.approx(target, rel=0.01) and ledger.going_on == []
+    )
     ledger.close()
     next_driver = Ledger(scored_sweep(ledger), ledger.root, lambda spec: 100, 1000.0)
     for again in (ledger, Trials(scored_sweep(ledger), ledger.root), next_driver):

@@ -15,7 +15,7 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
-from jobs.storage.journal import JournalWriter
+from jobs.storage.journal import JournalWriter, Record
 from jobs.training.mailbox import Answer
 
 
@@ -107,7 +107,7 @@ class Ledger(Trials):
 
                     self._conclude(trial)
 
-    def _write(self, record: Mapping[str, Any]) -> None:
+    def _write(self, record: Record) -> None:
         self._journal.append(record)
         self._journal.flush()
 
@@ -121,7 +121,7 @@ class Ledger(Trials):
                 reason=trial.reason,
                 step=trial.step,
                 metrics={**trial.metrics, **({} if trial.loss is None else {"loss": trial.loss})},
-                evaluated_step=trial.scores[-1][0] if trial.scores and trial.metrics else None,
+                evaluated_step=trial.scored_step if trial.metrics else None,
                 ended_at=datetime.datetime.now(datetime.UTC),
             ),
         )

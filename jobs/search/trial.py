@@ -39,6 +39,11 @@ class Trial:
         return self.scores[-1][1] if self.scores else None
 
     @property
+    def scored_step(self) -> int | None:
+        """The step after which the newest score was taken."""
+        return self.scores[-1][0] if self.scores else None
+
+    @property
     def is_over(self) -> bool:
         return self.state in ("finished", "stopped", "failed")
 

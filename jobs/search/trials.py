@@ -228,7 +228,7 @@ class Trials:
         score = statistics.fmean(seeds) if len(seeds) > 1 else trial.score or 0.0
         return (
             trial.state == "failed" or trial.score is None,
-            -(trial.scores[-1][0] / trial.total_steps if trial.scores and trial.total_steps else 0.0),
+            -((trial.scored_step or 0) / trial.total_steps if trial.total_steps else 0.0),
             len(seeds) < 2,
             sign * score,
             first.number,

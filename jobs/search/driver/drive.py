@@ -201,7 +201,7 @@ def concluded_sweep(search: Search) -> Outcome:
         status=Status.SUCCEEDED,
         step=best.step,
         metrics=best.metrics,
-        evaluated_step=best.scores[-1][0],
+        evaluated_step=best.scored_step,
         model_path=model,
         ended_at=now,
     )

@@ -12,8 +12,8 @@ from jobs.run import requests as orders
 from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.summary import summarise, utc_now
-from jobs.search.report.standing import Heard, heard_of, look
-from jobs.search.report.standing import facts as standing_facts
+from jobs.search.report.status import DriverState, read_driver_state, read_status
+from jobs.search.report.status import facts as status_facts
 from jobs.search.report.trial_text import leaderboard as leaderboard_page
 from jobs.search.report.trial_text import leaderboard_facts, trial_words
 from jobs.search.trials import Trials
@@ -61,13 +61,13 @@ def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -
         trials = trials_of(sweep, storage)
         paths = JobPaths(trials.root)
         run = summarise(paths)
-        heard = heard_of(paths) if run.status == "running" else Heard()
-        standing = look(trials, heard, utc_now())
+        driver = read_driver_state(paths) if run.status == "running" else DriverState()
+        found = read_status(trials, driver, utc_now())
         if json_:
             known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
-            typer.echo(json.dumps(known | standing_facts(standing)))
+            typer.echo(json.dumps(known | status_facts(found)))
         else:
-            typer.echo(status_page(run, standing))
+            typer.echo(status_page(run, found))
 
 
 @app.command(epilog="Example:  fleetune sweep report reviews-lr-20261127 --html report.html")

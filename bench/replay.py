@@ -35,11 +35,11 @@ from typing import Any, Final
 import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
+from jobs.search.planned import plan_if_later
 from jobs.search.rules.auto import probed_rates
 from jobs.search.rules.budget import budget_plan, next_kind
 from jobs.search.rules.prior import with_prior
 from jobs.search.rules.rungs import cooldown_of, next_stop
-from jobs.search.shares import Shares
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.search.tuning.proposing import Proposer
@@ -141,9 +141,9 @@ class Replay:
             asha.set_search_properties(self.sweep.judged, "min")
         self.known.base_score = self.table.base
         while True:
-            if self.known.is_too_early and (later := Shares.if_later(self.known)) is not None:
+            if self.known.is_too_early and (later := plan_if_later(self.known)) is not None:
                 self.known.compare_later()
-                plan = later.plan
+                plan = later
             used = 0.0 if halving else (self.taken + 0.5 * self.table.run_tokens) / self.tokens
             trials = list(self.known.trials.values())
             going = self.known.going_on

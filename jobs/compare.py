@@ -14,7 +14,7 @@ from jobs.comparison.checking import about_method, checked_methods
 from jobs.comparison.page import comparison_page
 from jobs.console import redirected_output
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import CapacityError, InputError, Interrupted, RunFailed, StorageError
+from jobs.errors import CapacityError, InputError, Interrupted, RunFailed
 from jobs.preflight.devices import no_gpu_here
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status, read_outcome
@@ -161,9 +161,7 @@ def _stop_file(paths: JobPaths, stop: StopRequest) -> Iterator[None]:
 
     def look() -> None:
         while not ended.wait(_LOOK_EVERY_S) and not stop.asked:
-            with contextlib.suppress(StorageError):  # looked at again a second later
-                if storage.exists(paths.stop_request):
-                    stop.ask("file", "fleetune stop")
+            stop.look_for_file(paths)
 
     thread = threading.Thread(target=look, name="stop-file", daemon=True)
     thread.start()

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 
 from jobs.search.rules.auto import probe_steps
-from jobs.search.rules.budget import compared_steps, most_gangs
-from jobs.search.shares import Shares
+from jobs.search.rules.budget import checked_plan, compared_steps, most_gangs
 from jobs.search.trials import most_repeats
 from jobs.spec.sweep import SweepSpec
 
@@ -59,8 +58,8 @@ def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s
 def _steps(sweep: SweepSpec, total: int, tokens_per_run: float) -> float:
     """Return the optimizer steps that the budget pays for; infinite if only time limits it."""
     probe = probe_steps(sweep)
-    shares = Shares.of(sweep, total, tokens_per_run, probe)
+    plan = checked_plan(sweep, total, tokens_per_run, probe)
     repeats = most_repeats(sweep) * total
-    if sweep.scheduler != "halving" or math.isinf(shares.plan.compared):
-        return min(shares.plan.compared, shares.runs) * total + repeats
-    return compared_steps(sweep, int(shares.plan.compared), total) + shares.plan.whole_runs * total + repeats + probe
+    if sweep.scheduler != "halving" or math.isinf(plan.compared):
+        return min(plan.compared, plan.runs) * total + repeats
+    return compared_steps(sweep, int(plan.compared), total) + plan.whole_runs * total + repeats + probe

@@ -40,11 +40,11 @@ from jobs.search.driver.planned_base import planned_base
 from jobs.search.driver.searching import Search
 from jobs.search.driver.spending import is_spent
 from jobs.search.ledger import Ledger
+from jobs.search.planned import planned_steps
 from jobs.search.report.summary import summary_lines
 from jobs.search.report.trial_text import leaderboard
-from jobs.search.rules.budget import check_lengths, most_gangs
+from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
 from jobs.search.rules.varying import engines
-from jobs.search.shares import Shares
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
@@ -93,21 +93,21 @@ def drive_sweep(
         prepared = ready_data(base, "ray", announce)
         write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
         split = prepared.split("train")
-        plan = step_plan(base, split)
+        steps = step_plan(base, split)
         check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
-        per_run = tokens_per_run(split, plan)
-        Shares.of(sweep, plan.total_steps, per_run, 0.0)  # raises before anything is written
+        per_run = tokens_per_run(split, steps)
+        checked_plan(sweep, steps.total_steps, per_run, 0.0)  # raises before anything is written
         count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
         find_places = functools.partial(places_under_ray, base, given.places, is_own(address), count)
         base = planned_base(sweep, prepared, find_places, paths, announce)
         sweep = sweep.model_copy(update={"base": base})
         ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
-        shares = Shares.of(ledger.sweep, plan.total_steps, per_run, ledger.probe_steps)
+        plan = checked_plan(ledger.sweep, steps.total_steps, per_run, ledger.probe_steps)
         # Orders of earlier drivers are not to be read.
         own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
         job = Job(base, own, prepared.root, base.model.path)
-        known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
-        goes_on = not is_spent(ledger, shares)
+        known = {"driver": own.rpartition("/")[2], "planned_steps": planned_steps(ledger, plan)}
+        goes_on = not is_spent(ledger, plan)
         if goes_on:
             announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
         gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}], goes_on)
@@ -116,7 +116,7 @@ def drive_sweep(
         draining = Draining(paths, announce, given.places, stop)
         relay = StopRelay(stop, paths, announce)
         try:
-            search = Search(ledger, paths, own, gangs, announce, relay, shares, draining, gives_back)
+            search = Search(ledger, paths, own, gangs, announce, relay, plan, draining, gives_back)
             search.run()
             outcome = concluded_sweep(search)
         except Interrupted:  # the second signal: Ray ends what it runs

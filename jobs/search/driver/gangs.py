@@ -1,4 +1,4 @@
-"""All warm gangs of a sweep: which of them are free, and which one gets an order."""
+"""All warm gangs of a sweep, and the choice of a free gang for each order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORDS = 40  # characters of a reason that are looked for in logs
 
 
 class Gangs:
-    """All gangs of a sweep, and which of them are free. Its methods may be called by any thread."""
+    """All warm gangs of a sweep. Its methods may be called by any thread."""
 
     def __init__(
         self,
@@ -40,11 +40,12 @@ class Gangs:
         """
         Args:
             job: the base job; the gangs' directories are inside its run.
-            most: most gangs at once.
+            most: largest number of gangs at once.
+            alone: this process has started Ray, which ends with it.
             places: node of each worker of all gangs, as a queue assigned it; None lets Ray choose.
             engines_vary: start each gang at its first order, with the engine of that order, and again for an order with
-                another engine. A gang that cannot be started then fails its trial, and not the sweep.
-            at_once: start all gangs now, and not each at its first order.
+                another engine. If a gang cannot be started, only the trial fails, and not the sweep.
+            at_once: start all gangs now, instead of each at its first order.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._engines_vary = engines_vary
@@ -54,8 +55,8 @@ class Gangs:
         self._all: list[WarmGang | None] = [self._started(place) if at_once else None for place in range(most)]
         self._free = list(range(most))  # places in `_all`
         self._held = dict[int, str]()  # by place: the run whose state its gang holds
-        self._over = set[int]()  # places whose gangs get no other order
-        self._given_back = set[int]()  # those of them whose workers have ended
+        self._over = set[int]()  # places whose gangs get no more orders
+        self._given_back = set[int]()  # places of them whose workers have ended
 
     def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
         """Start a gang for this place, with an engine for `spec`; None means the base."""
@@ -71,7 +72,7 @@ class Gangs:
         return len(self._usable())
 
     def _usable(self) -> list[int]:
-        """Places whose gangs may get an order. A gang that waits for room gets none while another one has room."""
+        """Return the places whose gangs may get an order. One that waits for room gets none while another has room."""
         usable = [place for place in range(len(self._all)) if self._is_usable(place)]
         return [place for place in usable if not self._waits(place)] or usable
 
@@ -88,10 +89,11 @@ class Gangs:
     @property
     def failure(self) -> FleetuneError | None:
         """Why no gang is left; None while there is one."""
+
         return None if len(self) else next((gang.dead for gang in self._all if gang is not None and gang.dead), None)
 
     def carry_out(self, order: Order) -> Answer:
-        """Carry out an order on a free gang: the one with the run's state, else one with its engine, else any. Waits.
+        """Wait for a free gang, and carry out an order on it: the gang with the run's state, else with its engine.
 
         Raises:
             GangLost: the order may be given again.
@@ -148,7 +150,7 @@ class Gangs:
                 self._changed.notify_all()
 
     def give_back(self, most: int) -> int:
-        """End free gangs for good until `most` are left. False: no more than these are left, or none is free."""
+        """End free gangs for good until `most` are left, and return the number of gangs that have ended."""
         with self._changed:
             over = len(self) - most
             places = [place for place in reversed(self._free) if self._is_usable(place)][: max(over, 0)]
@@ -165,7 +167,7 @@ class Gangs:
         return tuple(worker for place in kept for worker in range(place * size, (place + 1) * size))
 
     def log_of(self, reason: str) -> tuple[str, str] | None:
-        """Return path and last lines of a log that has the reason, or else of any log; None if all are empty."""
+        """Return path and last lines of a log that contains the reason, or else of any log; None if all are empty."""
         found: tuple[str, str] | None = None
         home = storage.join(self._job.run_root, "gangs")
         with contextlib.suppress(StorageError):
@@ -178,7 +180,7 @@ class Gangs:
         return found
 
     def end(self) -> bool:
-        """End all of them at once. False: the workers of some had not ended after half a minute."""
+        """End all gangs at once. Return False if workers have not ended after half a minute."""
         ended = list[bool]()
         gangs = [gang for gang in self._all if gang is not None]
         threads = [threading.Thread(target=lambda gang=gang: ended.append(gang.end()), daemon=True) for gang in gangs]
@@ -196,10 +198,10 @@ def _engine_of(spec: Spec | None) -> str | None:
 def end_earlier_gangs(drivers: str) -> None:
     """Make the gangs of earlier drivers end.
 
-    Only a gang that is cut off from Ray still lives. Its rank 0 sees in its directory that another driver has come.
+    Such a gang still lives only if it is cut off from Ray. Its rank 0 sees the new driver id in its directory.
 
     Args:
-        drivers: the directory with those of the sweep's drivers.
+        drivers: the directory that has one directory for each driver of the sweep.
     """
     for attempt in storage.list_names(drivers):
         gangs = storage.join(drivers, attempt, "gangs")
@@ -211,7 +213,7 @@ def gangs_that_fit(gang: Gang, most: int, cpus: int | None = None) -> int:
     """Count the gangs that have room now on the connected cluster: at least 1, at most `most`.
 
     Args:
-        cpus: upper bound of a node's CPUs, for a Ray that counts more than there are.
+        cpus: most CPUs of a node to count, for a Ray cluster that reports more than there are.
     """
     free = free_now()
     each = [

@@ -31,12 +31,14 @@ class BudgetPlan:
         whole_runs: most whole runs; they begin after the compared trials.
         first_share: once this share of the time is used, no more trials are begun for comparison.
         extrapolates: see `jobs.search.rules.auto.extrapolates`; a compared trial that continues is then a whole run.
+        runs: tokens of all trials, in whole runs of the base; infinite if tokens do not limit the search.
     """
 
     compared: float = math.inf
     whole_runs: int = 0
     first_share: float = 1.0
     extrapolates: bool = False
+    runs: float = math.inf
 
 
 # "repeat": a finalist with another seed. "stopped": the sweep was asked to stop.
@@ -50,10 +52,9 @@ def budget_plan(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe
         total_steps, tokens_per_run: of one whole run of the base.
         probe_steps: cost of the probe. At least one compared trial remains.
     """
-    most = most_trials(sweep)
+    most, runs, one_is_whole = most_trials(sweep), runs_of(sweep.budget, tokens_per_run), extrapolates(sweep)
     if sweep.scheduler != "halving":
-        return BudgetPlan(most)
-    runs, one_is_whole = runs_of(sweep.budget, tokens_per_run), extrapolates(sweep)
+        return BudgetPlan(most, runs=runs)
     whole = int(min(runs, most, _MOST_WHOLE_RUNS * _RUNS_PER_WHOLE_RUN) // _RUNS_PER_WHOLE_RUN)
     whole = int(min(max(whole, int(one_is_whole)), most_whole_runs(sweep)))
     compared = most - whole
@@ -63,7 +64,14 @@ def budget_plan(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe
     usual = _USUAL_COMPARED if one_is_whole else _MANY
     usual_steps = compared_steps(sweep, usual, total_steps) + (total_steps if one_is_whole else 0)
     to_first_rung = stops_of(sweep, total_steps)[0] + cooldown_of(sweep, total_steps)
-    return BudgetPlan(compared, whole, usual * to_first_rung / usual_steps, one_is_whole)
+    return BudgetPlan(compared, whole, usual * to_first_rung / usual_steps, one_is_whole, runs)
+
+
+def checked_plan(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float) -> BudgetPlan:
+    """Return `budget_plan`. Raises SpecError: the budget does not pay for one trial."""
+    if (wrong := too_little(sweep, total_steps, runs_of(sweep.budget, tokens_per_run))) is not None:
+        raise SpecError.at("budget", wrong)
+    return budget_plan(sweep, total_steps, tokens_per_run, probe_steps)
 
 
 def most_trials(sweep: SweepSpec) -> float:
@@ -91,7 +99,7 @@ def runs_of(budget: Budget, tokens_per_run: float) -> float:
 
 
 def check_budget(sweep: SweepSpec) -> None:
-    """Raise SpecError if a budget in runs does not pay for one trial. `Shares.of` checks a budget in tokens."""
+    """Raise SpecError if a budget in runs does not pay for one trial. `checked_plan` checks a budget in tokens."""
     if (wrong := too_little(sweep, _MANY, sweep.budget.runs or math.inf)) is not None:
         raise SpecError.at("budget", wrong)
 

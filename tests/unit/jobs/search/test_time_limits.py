@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.search.ledger import Ledger
-from jobs.search.rules.budget import next_kind
-from jobs.search.shares import Shares
+from jobs.search.rules.budget import checked_plan, next_kind
 from jobs.search.time_limits import leaves_a_repeat, seconds_of_a_run, time_limits
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.rules.test_auto import RATE, WARMUP, sweep_with
@@ -36,7 +35,7 @@ def kind(ledger: Ledger, minutes: float, gangs: int = 1) -> str:
     spent = {"01": (minutes * 60, minutes * 60 * gangs)}
     used = max(one.share for one in time_limits(ledger, spent))
     to_repeat = ledger.to_repeat() is not None and leaves_a_repeat(ledger, spent)
-    plan = Shares.of(ledger.sweep, 100, 1000.0, 0.0).plan
+    plan = checked_plan(ledger.sweep, 100, 1000.0, 0.0)
     return next_kind(ledger.searched, plan, used, bool(ledger.going_on), to_repeat)
 
 

@@ -351,6 +351,7 @@ def test_a_budget_of_one_trial_is_a_whole_run_and_one_of_a_run_is_too_little(tmp
 
 def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:
     sweep = sweep_with(tmp_path, algorithm="random", budget={"runs": 3})
-    assert budget_plan(sweep, 100, 1000) == BudgetPlan(math.inf, 0, 1.0)
+    assert budget_plan(sweep, 100, 1000) == BudgetPlan(math.inf, 0, 1.0, runs=3)
+
     grid = sweep_with(tmp_path, algorithm="grid", space={"learning_rate": [1e-4, 1e-3]})
     assert budget_plan(grid, 100, 1000).compared == 2

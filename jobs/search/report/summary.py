@@ -12,7 +12,6 @@ import numpy as np
 from jobs.search.rules.auto import extrapolates, rate_for_a_whole_run, rate_name
 from jobs.search.trials import Trials
 from jobs.spec.space import Range
-from jobs.spec.sweep import GRID_POINTS
 
 FEWEST_FITTED: Final = 4
 _NEAREST: Final = 6  # trials that are fitted: farther away, the loss is flat on one side and a cliff on the other
@@ -94,13 +93,6 @@ def _vertex(x: Any, y: Any) -> tuple[float, Any] | None:
     return (place, coefficients) if x.min() <= place <= x.max() else None
 
 
-def grid_trials(trials: Trials) -> int:
-    """Trials of a grid over the same space, of GRID_POINTS values in each range."""
-    return math.prod(
-        len(values) if isinstance(values, tuple) else GRID_POINTS for values in trials.sweep.dimensions.values()
-    )
-
-
 def at_an_end(trials: Trials) -> str | None:
     """Return a warning if the best learning rate lies at an end of its range."""
     name, best = rate_name(trials.sweep), trials.best
@@ -148,7 +140,7 @@ def facts(trials: Trials) -> dict[str, Any]:
         "tokens": trials.tokens,
         "runs": trials.tokens / trials.tokens_per_run if trials.tokens_per_run else None,
         "device_hours": trials.device_hours,
-        "grid_trials": grid_trials(trials),
+        "grid_trials": trials.sweep.grid_size,
     }
 
 
@@ -167,6 +159,6 @@ def summary_lines(trials: Trials) -> list[str]:
         kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"
         lines.append(
             f"{trials.tokens:,} tokens were trained on in {trials.device_hours:.2g} {kind}-hours, as many as "
-            f"{trials.tokens / trials.tokens_per_run:.1f} runs take; a grid would have taken {grid_trials(trials)} runs"
+            f"{trials.tokens / trials.tokens_per_run:.1f} runs; a grid would have taken {trials.sweep.grid_size} runs"
         )
     return lines

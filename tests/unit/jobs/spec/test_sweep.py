@@ -10,6 +10,7 @@ import pytest
 
 from jobs.errors import InputError, SpecError
 from jobs.run.paths import JobPaths
+from jobs.run.record import open_run
 from jobs.search.rules.budget import check_lengths
 from jobs.search.rules.resuming import check_sweep_resumable
 from jobs.search.rules.spec_text import space_words
@@ -18,7 +19,6 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec, load_sweep
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
-from jobs.sweep import open_sweep
 
 BASE: dict[str, Any] = {
     "model": {"path": "./model", "task": "sequence-classification", "num_labels": 2},
@@ -211,7 +211,7 @@ def test_a_sweep_goes_on_with_another_budget_and_not_as_another_search(
     tmp_path: Path, changes: dict[str, Any], said: str | None
 ) -> None:
     fields: dict[str, Any] = {"base": BASE, "space": {"learning_rate": RATES}}
-    paths = open_sweep(sweep_of(tmp_path, **fields))
+    paths = open_run(sweep_of(tmp_path, **fields))
     now = sweep_of(tmp_path, **{**fields, **changes})
     if said is None:
         check_sweep_resumable(paths, now)

@@ -91,7 +91,7 @@ def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
     found = facts(again)
     assert (found["best_trial"], found["runs"], found["grid_trials"], found["trials"]) == (2, 4.5, 25, 3)
     assert summary_lines(again)[-1] == (
-        "450 tokens were trained on in 0.05 GPU-hours, as many as 4.5 runs take; a grid would have taken 25 runs"
+        "450 tokens were trained on in 0.05 GPU-hours, as many as 4.5 runs; a grid would have taken 25 runs"
     )
 
 

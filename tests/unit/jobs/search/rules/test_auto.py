@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.errors import SpecError
+from jobs.run.record import open_run
 from jobs.search.ledger import Ledger
 from jobs.search.rules.auto import (
     compared_point,
@@ -36,7 +37,6 @@ from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec, load_sweep
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
-from jobs.sweep import open_sweep
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.rules.test_rungs import One
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
@@ -288,7 +288,7 @@ def test_a_grid_is_no_larger_than_its_points_also_with_halving(tmp_path: Path) -
 def test_a_sweep_of_the_queue_goes_on_with_the_spec_that_was_submitted(tmp_path: Path, prior: dict[str, Any]) -> None:
     """It has the part of the prior that somebody has given; what is in the sweep's directory has all of it."""
     submitted = sweep_with(tmp_path, prior=prior)
-    paths = open_sweep(with_prior(submitted)[0], str(tmp_path / "found"))
+    paths = open_run(with_prior(submitted)[0], str(tmp_path / "found"))
     again = begun_like(submitted, paths)
     check_sweep_resumable(paths, again, alone=True)
     assert again.prior == with_prior(submitted)[0].prior

@@ -21,7 +21,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, open_run, reopen_run
 from jobs.search.rules.checking import checked_sweep
-from jobs.search.rules.resuming import begun_like, check_sweep_resumable
+from jobs.search.rules.resuming import check_sweep_resumable, with_stored_values
 from jobs.search.rules.spec_text import prior_words, space_words
 from jobs.search.rules.varying import check_space
 from jobs.spec.load import load_sweep
@@ -57,7 +57,7 @@ def run_sweep(
     sweep = sweep.model_copy(update={"base": found.spec})
     prior_from = None
     if resume is not None:
-        sweep = begun_like(sweep, JobPaths(resume), by_hand=by_hand)
+        sweep = with_stored_values(sweep, JobPaths(resume), by_hand=by_hand)
     if not sweep.prior or resume is None:
         sweep, prior_from = checked_sweep(sweep)
     check_space(sweep)

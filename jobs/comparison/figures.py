@@ -1,4 +1,4 @@
-"""The figures of a comparison: what each method has reached, and what it has cost. Values and pure functions."""
+"""The figures of a comparison: the scores and the cost of each method. Values and pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.storage.journal import Record
 COMPARISON_VERSION: Final = 1
 # Student's t, 97.5 %, by degrees of freedom from 1 to 9.
 _T: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_SLOW_START: Final = 5  # the first fifth of the steps does not count for tokens/s, because it is slower
+_SLOW_START: Final = 5  # one step in this many, at the start, is slower and does not count for tokens/s
 
 
 class Mean(Frozen):
@@ -97,12 +97,12 @@ def quantile_of_t(degrees: int) -> float:
 
 
 def reached(runs: Sequence[RunFigures]) -> dict[str, Any]:
-    """Return the fields of `MethodFigures` that come from the runs with the best values; the first has the base's seed.
+    """Return the fields of `MethodFigures` that come from the runs with the best values.
 
     A metric that is not finite in one of the runs, as a user's function may return it, is left out.
 
     Args:
-        runs: at least one.
+        runs: at least one; the first has the base's seed.
     """
     first = runs[0]
     common = [
@@ -135,7 +135,7 @@ def rate_of(figures: MethodFigures) -> float | None:
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """Return what the figures say, a sentence each."""
+    """Return the conclusions from the figures, one a sentence."""
     ranked, metric = comparison.ranked, comparison.metric
     said = []
     if len(ranked) > 1:

@@ -1,4 +1,4 @@
-"""Reads the figures of a comparison from the directories of its sweeps. Never writes trials; needs no cluster."""
+"""Reads the figures of a comparison from the directories of its sweeps. Needs no cluster."""
 
 from __future__ import annotations
 
@@ -20,19 +20,14 @@ from jobs.storage.journal import Record, read_journal
 
 
 def measure(spec: CompareSpec, paths: JobPaths) -> Comparison:
-    """Return what the methods have reached so far. Raises StorageError."""
+    """Return the figures of all methods so far. Raises StorageError."""
     methods = tuple(figures_of(one.name, JobPaths(paths.method(one.name))) for one in spec.methods)
-    any_sweep = spec.sweep_of(spec.methods[0])
-    return Comparison(
-        metric=any_sweep.judged,
-        lower_is_better=any_sweep.lower_is_better,
-        device="GPU" if spec.base.resources.gpus_per_worker else "CPU",
-        methods=methods,
-    )
+    device = "GPU" if spec.base.resources.gpus_per_worker else "CPU"
+    return Comparison(metric=spec.judged, lower_is_better=spec.lower_is_better, device=device, methods=methods)
 
 
 def figures_of(name: str, paths: JobPaths) -> MethodFigures:
-    """Return what one method has reached so far. Raises StorageError."""
+    """Return the figures of one method so far. Raises StorageError."""
     sweep = load_sweep(paths.spec)
     if sweep is None:
         raise StorageError(f"{paths.spec} is not the spec of a sweep: start a new comparison")

@@ -178,8 +178,8 @@ def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str,
     for name, new in changes.items():
         other = SAME_SETTING.get(name)
         if other is not None and new is not None and other not in changes:
-            _set(value, other, None)
-        _set(value, name, new)
+            set_value(value, other, None)
+        set_value(value, name, new)
     spec = valid_spec(value, model) or check(Document(value, {(): Mark()}), model)
     if not _PATHS.intersection(changes):
         return spec
@@ -189,10 +189,11 @@ def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str,
     return absolute.model_copy(update=model_path_is_final)
 
 
-def _set(value: dict[str, Any], name: str, new: Any) -> None:
+def set_value(value: Any, name: str, new: Any) -> None:
+    """Set the field with this dotted name in a dumped spec, as `train.learning_rate` or `data.train.0.weight`."""
     *sections, key = name.split(".")
     for section in sections:
-        value = value.setdefault(section, {})
+        value = value[int(section)] if isinstance(value, list) else value.setdefault(section, {})
     value[key] = new
 
 

@@ -13,18 +13,12 @@ from cluster.ray.connection import leaving_nodes
 from cluster.text import many
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.stop_relay import StopRelay
-from jobs.errors import (
-    FleetuneError,
-    MachinesFailed,
-    RunFailed,
-    SpecError,
-    StorageError,
-)
+from jobs.errors import FleetuneError, MachinesFailed, RunFailed, SpecError, StorageError
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
-from jobs.search.changes import Change, Changes, changed, spec_in
-from jobs.search.driver.checkpoint_space import CheckpointSpace
+from jobs.search.changes import Change, Changes, changed
+from jobs.search.driver.checkpoint_space import limit_checkpoints
 from jobs.search.driver.final import pass_on_save_request
 from jobs.search.driver.gangs import Gangs
 from jobs.search.driver.spending import Spending
@@ -33,7 +27,8 @@ from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_if_later, planned_steps, steps_done
 from jobs.search.report.trial_text import trial_line, trial_words
 from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
-from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, checked_plan, most_to_train, next_kind
+from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, checked_plan, most_to_train
+from jobs.search.rules.resuming import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import space_words
 from jobs.search.rules.varying import trial_spec
@@ -77,7 +72,7 @@ class Search:
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
         self._answered_lock = threading.Lock()
-        self._space = CheckpointSpace(ledger, announce)
+
         self._began_s = self._looked_s = self._looked_for_stop_s = time.monotonic()
         self._looks = 0
         self._steps_before = steps_done(ledger)
@@ -190,18 +185,7 @@ class Search:
         """Decide what kind of trial may start now."""
         if self._failed is not None or self.asked_to_stop():
             return "stopped"
-        ledger = self.ledger
-        if self._finished:
-            return "done"
-        to_repeat = ledger.to_repeat() is not None and self._spending.leaves_a_repeat()
-        searched = ledger.searched
-        kind = next_kind(searched, self._plan, self._spending.used(self._plan), bool(ledger.going_on), to_repeat)
-        if kind == "done" and any(trial.repeats and not trial.is_over for trial in list(ledger.trials.values())):
-            return "wait"
-        compared = [trial for trial in searched if not trial.without_rungs]
-        if kind == "whole" and compared and not any(trial.scores for trial in compared):
-            return "done"  # all have failed
-        return kind
+        return "done" if self._finished else self._spending.next_kind(self._plan)
 
     def _finish(self) -> None:
         """Record that Ray Tune will ask for no more trials."""
@@ -249,7 +233,8 @@ class Search:
         self._look_at_rung()
         if answer.status == "stopped" and self._failed is None and not self.asked_to_stop():
             self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
-        self._space.keep_within()
+        with self._answered_lock:
+            limit_checkpoints(self.ledger, self.announce)
         said = trial_line(self.ledger, trial)
         self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
         judged = {self.ledger.sweep.judged: self.ledger.finite_score(trial)}
@@ -341,7 +326,7 @@ class Search:
         """Apply a change. Raises StorageError: the spec cannot be written, and nothing has changed."""
         ledger = self.ledger
         try:
-            sweep = changed(spec_in(self.paths), change)
+            sweep = changed(stored_sweep(self.paths), change)
             check_lengths(sweep, ledger.steps_of)
             # The base of the ledger has what the plan chose.
             planned = sweep.model_copy(update={"base": ledger.sweep.base})

@@ -7,7 +7,7 @@ import time
 
 from jobs.planning import gang_of
 from jobs.search.driver.gangs import Gangs
-from jobs.search.rules.budget import BudgetPlan, next_kind
+from jobs.search.rules.budget import BudgetPlan, Next, next_kind
 from jobs.search.time_limits import Spent, leaves_a_repeat, time_limits
 from jobs.search.trials import Trials
 
@@ -35,17 +35,10 @@ class Spending:
             self._counted_s = now_s
             return self._driver, now_s - self._began_s, self._device_s
 
-    def used(self, plan: BudgetPlan) -> float:
-        """Return `used_share` up to now."""
-        return used_share(self._trials, self._spent(), plan)
-
-    def leaves_a_repeat(self) -> bool:
-        """Whether the budget has time for one more repeat of a finalist."""
-        return leaves_a_repeat(self._trials, self._spent())
-
-    def _spent(self) -> Spent:
+    def next_kind(self, plan: BudgetPlan) -> Next:
+        """Decide what kind of trial may begin now."""
         driver, seconds, device_seconds = self.so_far()
-        return {**self._trials.spent, driver: (seconds, device_seconds)}
+        return kind_within(self._trials, plan, {**self._trials.spent, driver: (seconds, device_seconds)})
 
 
 def used_share(trials: Trials, spent: Spent, plan: BudgetPlan) -> float:
@@ -59,9 +52,9 @@ def used_share(trials: Trials, spent: Spent, plan: BudgetPlan) -> float:
     return max(used)
 
 
-def is_spent(trials: Trials, plan: BudgetPlan) -> bool:
-    """Whether earlier drivers have ended the search: no trial is left to start or to continue. Pure."""
-    used = used_share(trials, trials.spent, plan)
-    to_repeat = trials.to_repeat() is not None and leaves_a_repeat(trials, trials.spent)
-    kind = next_kind(trials.searched, plan, used, bool(trials.going_on), to_repeat)
-    return kind == "done" and all(trial.is_over for trial in trials.trials.values() if trial.repeats)
+def kind_within(trials: Trials, plan: BudgetPlan, spent: Spent) -> Next:
+    """Decide what kind of trial may begin, given what all drivers have used so far. Pure."""
+    used, goes_on = used_share(trials, spent, plan), bool(trials.going_on)
+    to_repeat = trials.to_repeat() is not None and leaves_a_repeat(trials, spent)
+    is_repeating = any(trial.repeats and not trial.is_over for trial in list(trials.trials.values()))
+    return next_kind(trials.searched, plan, used, goes_on, to_repeat, is_repeating)

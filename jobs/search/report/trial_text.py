@@ -25,13 +25,16 @@ def values_words(values: Mapping[str, Any]) -> str:
 
 
 def trial_words(trial: Trial) -> str:
-    """`trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`; a repeat has its seed too."""
+    """Describe a trial: `trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`; a repeat also with its seed."""
     seed = "" if trial.repeats is None else f", seed {trial.spec.seed}"
     return f"trial {trial.number} ({values_words(trial.values)}{seed})"
 
 
 def seeds_words(trials: Trials, trial: Trial) -> str:
-    """`mean of 3 seeds 0.4628 ± 0.0110`, or `seed 43 of trial 5`; empty for a trial that is not repeated."""
+    """Describe the seeds of a finalist, `mean of 3 seeds 0.4628 ± 0.0110`, or of a repeat, `seed 43 of trial 5`.
+
+    Empty for any other trial. The number after ± is the standard deviation.
+    """
     if trial.repeats is not None:
         return f"seed {trial.spec.seed} of trial {trial.repeats}"
     scores = trials.scores_of_seeds(trial)

@@ -145,7 +145,12 @@ def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
 
 
 def next_kind(
-    trials: Sequence[Trial], plan: BudgetPlan, used: float, any_goes_on: bool, to_repeat: bool = False
+    trials: Sequence[Trial],
+    plan: BudgetPlan,
+    used: float,
+    any_goes_on: bool,
+    to_repeat: bool = False,
+    is_repeating: bool = False,
 ) -> Next:
     """Decide what kind of trial may begin now.
 
@@ -154,19 +159,20 @@ def next_kind(
         used: the largest used share of the limits in minutes, in GPU-hours and, without halving, in tokens. With
             halving, `plan` limits the tokens.
         any_goes_on: whether a trial that is paused at a rung continues.
-        to_repeat: whether a finalist has fewer seeds than the sweep asks for.
+        to_repeat: whether a finalist has fewer seeds than the sweep asks for, and the budget has time for a repeat.
+        is_repeating: whether a repeat is being trained, or waits for a gang.
     """
-    compared, whole = sum(not trial.without_rungs for trial in trials), _whole_runs(trials, plan)
-    if used < plan.first_share and compared < plan.compared:
+    compared, whole = [trial for trial in trials if not trial.without_rungs], _whole_runs(trials, plan)
+    if used < plan.first_share and len(compared) < plan.compared:
         return "compared"
-    unfinished = [trial for trial in trials if _is_unfinished(trial)]
-    if any_goes_on or any(not trial.without_rungs for trial in unfinished):
+    if any_goes_on or any(_is_unfinished(trial) for trial in compared):
         return "wait"
-    if whole < plan.whole_runs and (used < 1 or (plan.extrapolates and whole == 0)):
+    all_failed = bool(compared) and not any(trial.scores for trial in compared)
+    if whole < plan.whole_runs and (used < 1 or (plan.extrapolates and whole == 0)) and not all_failed:
         return "whole"
-    if unfinished:
+    if any(_is_unfinished(trial) for trial in trials):
         return "wait"
-    return "repeat" if to_repeat else "done"
+    return "repeat" if to_repeat else "wait" if is_repeating else "done"
 
 
 def _whole_runs(trials: Sequence[Trial], plan: BudgetPlan) -> int:

@@ -22,7 +22,7 @@ from jobs.spec.checking.mistakes import reworded
 from jobs.spec.finetune import NotWhole, Spec
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
-from jobs.spec.vary import SAME_SETTING
+from jobs.spec.vary import SAME_SETTING, set_value
 
 # Fields that a warm gang can change from trial to trial, beside the weights of the sources.
 VARYING: Final = frozenset(
@@ -206,11 +206,11 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
     for given, value in values.items():
         name = field_meant(given)
         if (other := SAME_SETTING.get(name)) is not None:
-            _set(raw, other, None)
+            set_value(raw, other, None)
         if (weight := _WEIGHT.fullmatch(name)) and int(weight[1]) >= len(base.data.train):
             what = f"base.data.train has {many(len(base.data.train), 'source')}, counted from 0"
             raise SpecError.at(f"space.{given}", what)
-        _set(raw, name, value)
+        set_value(raw, name, value)
     try:
         return Spec.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
@@ -219,14 +219,3 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
         said = reworded(Spec, place, first["type"], first.get("ctx", {}), first["input"])
         not_whole = first["type"] in _NOT_WHOLE or isinstance(first.get("ctx", {}).get("error"), NotWhole)
         raise SpecError.at(f"space.{next(iter(values))}", f"{said}{_GIVE_A_LIST if not_whole else ''}") from error
-
-
-def _get(value: Any, name: str) -> Any:
-    for key in name.split("."):
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    return value
-
-
-def _set(value: dict[str, Any], name: str, new: Any) -> None:
-    home, _, key = name.rpartition(".")
-    (_get(value, home) if home else value)[key] = new

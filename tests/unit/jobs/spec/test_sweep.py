@@ -201,7 +201,10 @@ def test_who_wants_one_job_is_told_that_this_is_a_sweep(tmp_path: Path) -> None:
     [
         ({"budget": {"trials": 99}, "num_gangs": 3, "then": "nothing"}, None),
         ({"space": {"learning_rate": {"min": 1e-6, "max": 1e-4}}}, None),
-        ({"space": {"learning_rate": RATES, "warmup_ratio": [0.1]}}, "space: not both have warmup_ratio"),
+        (
+            {"space": {"learning_rate": RATES, "warmup_ratio": [0.1]}},
+            "space: only one of the two specs has warmup_ratio",
+        ),
         ({"space": {"learning_rate": [1e-4]}, "algorithm": "grid"}, "algorithm: auto -> grid"),
         ({"metric": "loss", "mode": "max"}, "mode: None -> max"),
         ({"base": {**BASE, "seed": 7}}, "base.seed: 42 -> 7"),
@@ -225,5 +228,5 @@ def test_one_run_is_no_sweep_to_go_on_with(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, BASE)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/spec.json").write_bytes(dump_spec(sweep.base))
-    with pytest.raises(InputError, match="is no sweep"):
+    with pytest.raises(InputError, match="is not a sweep"):
         check_sweep_resumable(JobPaths(str(tmp_path / "run")), sweep)

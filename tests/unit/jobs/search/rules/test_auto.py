@@ -31,7 +31,7 @@ from jobs.search.rules.budget import (
     too_little,
 )
 from jobs.search.rules.prior import rate_by_size, with_prior
-from jobs.search.rules.resuming import begun_like, check_sweep_resumable
+from jobs.search.rules.resuming import check_sweep_resumable, with_stored_values
 from jobs.search.rules.rungs import ETA, going_on, halving_steps, next_stop
 from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec, load_sweep
@@ -289,11 +289,13 @@ def test_a_sweep_of_the_queue_goes_on_with_the_spec_that_was_submitted(tmp_path:
     """It has the part of the prior that somebody has given; what is in the sweep's directory has all of it."""
     submitted = sweep_with(tmp_path, prior=prior)
     paths = open_run(with_prior(submitted)[0], str(tmp_path / "found"))
-    again = begun_like(submitted, paths)
+    again = with_stored_values(submitted, paths)
     check_sweep_resumable(paths, again, alone=True)
     assert again.prior == with_prior(submitted)[0].prior
-    assert begun_like(submitted, paths, by_hand=False) == load_sweep(paths.spec)  # with what was changed on the way
-    other = begun_like(sweep_with(tmp_path, prior={"learning_rate": 2e-4}), paths)
+    assert with_stored_values(submitted, paths, by_hand=False) == load_sweep(
+        paths.spec
+    )  # with what was changed on the way
+    other = with_stored_values(sweep_with(tmp_path, prior={"learning_rate": 2e-4}), paths)
     with pytest.raises(SpecError, match="prior: "):
         check_sweep_resumable(paths, other, alone=True)
 

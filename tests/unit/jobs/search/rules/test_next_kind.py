@@ -38,6 +38,14 @@ def test_finalists_are_repeated_when_all_else_is_done() -> None:
     assert next_kind([done, running], plan, 0.5, False, to_repeat=True) == "wait"
     assert next_kind([done], plan, 1.2, False, to_repeat=True) == "repeat"  # beyond the budget
     assert next_kind([], plan, 0.0, False, to_repeat=False) == "compared"
+    assert next_kind([done], plan, 0.5, False, is_repeating=True) == "wait"
+
+
+def test_no_whole_run_begins_if_all_compared_trials_have_failed() -> None:
+    plan = BudgetPlan(compared=2, whole_runs=1, extrapolates=True)
+    failed = [Begun(state="failed", scores=()), Begun(state="failed", scores=())]
+    assert next_kind(failed, plan, 0.9, False) == "done"
+    assert next_kind([failed[0], Begun(state="paused")], plan, 0.9, False) == "whole"
 
 
 def test_no_more_gangs_are_needed_than_trials_can_still_be_trained_at_once() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, reached
 from jobs.errors import StorageError
 from jobs.run.checkpoints import committed_steps, read_commit
@@ -84,9 +82,5 @@ def write_comparison(paths: JobPaths, comparison: Comparison) -> None:
 
 def read_comparison(paths: JobPaths) -> Comparison | None:
     """Read comparison.json; None if it does not exist. Raises StorageError if a newer release wrote it."""
-    if not storage.exists(paths.comparison):
-        return None
-    raw = json.loads(storage.read_bytes(paths.comparison))
-    if raw.get("version", 0) > COMPARISON_VERSION:
-        raise StorageError(f"{paths.comparison} was written by a newer release: upgrade Fleetune to read it")
-    return Comparison.model_validate(raw)
+    raw = storage.read_versioned(paths.comparison, COMPARISON_VERSION)
+    return None if raw is None else Comparison.model_validate(raw)

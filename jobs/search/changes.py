@@ -22,7 +22,7 @@ from jobs.search.rules.budget import check_budget
 from jobs.search.rules.resuming import check_same_search, stored_sweep
 from jobs.search.rules.varying import check_space, field_meant
 from jobs.search.trials import Trials
-from jobs.spec.checking.lines import parse_value
+from jobs.spec.checking.overrides import override_value
 from jobs.spec.load import spec_of
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
@@ -78,11 +78,8 @@ def narrower(sweep: SweepSpec, settings: list[str]) -> Change:
     """
     space: dict[str, Any] = {}
     for setting in settings:
-        key, equals, text = setting.removeprefix("space.").partition("=")
+        key, value = override_value(setting.removeprefix("space."))
         home, _, part = key.rpartition(".")
-        if not equals:
-            raise SpecError(f"--set {setting}: write KEY=VALUE, as learning_rate.max=5e-4")
-        value = parse_value(text, key)
         if (name := _dimension(sweep, key)) is not None:
             space[name] = value
         elif part in ("min", "max", "log", "points") and (name := _dimension(sweep, home)) is not None:

@@ -85,19 +85,19 @@ def leaderboard(trials: Trials) -> str:
     names = list(trials.sweep.dimensions)
     metric = trials.sweep.judged.removeprefix("eval_")
     head = ["trial", *(short_name(name) for name in names), metric, "step", "tokens", "state", "why"]
-    rows = [head]
-    for trial in trials.ranked():
-        rows.append(
-            [
-                f"{trial.number}",
-                *(value_words(trial.values.get(name)) for name in names),
-                "-" if trial.score is None else f"{trial.score:.4f}",
-                f"{trial.step}",
-                f"{trial.tokens:,}",
-                trial.state,
-                trial.reason or seeds_words(trials, trial),
-            ]
-        )
+    cells = [
+        [
+            f"{trial.number}",
+            *(value_words(trial.values.get(name)) for name in names),
+            "-" if trial.score is None else f"{trial.score:.4f}",
+            f"{trial.step}",
+            f"{trial.tokens:,}",
+            trial.state,
+            trial.reason or seeds_words(trials, trial),
+        ]
+        for trial in trials.ranked()
+    ]
+    rows = [head, *cells]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     last = len(head) - 1
     return "\n".join(

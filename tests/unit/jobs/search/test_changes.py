@@ -67,7 +67,7 @@ def test_a_weight_of_a_source_is_narrowed_by_its_dotted_name(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("learning_rate.max", "write KEY=VALUE"),
+        ("learning_rate.max", "must be KEY=VALUE"),
         ("learning_rat.max=1e-4", "the space has learning_rate; of a range, min and max"),
         ("learning_rate.mxa=1e-4", "the space has learning_rate; of a range, min and max"),
         ("learning_rate=[1e-4, 2e-4]", "a range cannot become a list"),

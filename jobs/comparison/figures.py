@@ -26,9 +26,9 @@ class Mean(Frozen):
     interval: float | None = Field(None, description="Half of the 95 % confidence interval; None for one seed.")
     values: tuple[float, ...] = Field(description="One for each seed.")
 
-    @property
-    def reach(self) -> float:
-        return self.interval or 0.0
+    def overlaps(self, other: Mean) -> bool:
+        """Whether the confidence intervals of two means overlap."""
+        return abs(self.mean - other.mean) <= (self.interval or 0.0) + (other.interval or 0.0)
 
 
 class MethodFigures(Frozen):
@@ -141,7 +141,7 @@ def findings(comparison: Comparison) -> list[str]:
     if len(ranked) > 1:
         best, *others = ranked
         said.append(f"{metric.removeprefix('eval_')} is best with {best.name}")
-        near = [one.name for one in others if _overlap(best.metrics[metric], one.metrics[metric])]
+        near = [one.name for one in others if best.metrics[metric].overlaps(one.metrics[metric])]
         if any(len(one.metrics[metric].values) < 2 for one in ranked):
             said.append("a method with one seed has no interval, so the differences may be noise: give seeds: 3")
         elif near:
@@ -155,7 +155,3 @@ def findings(comparison: Comparison) -> list[str]:
         if one.reason is not None:
             said.append(f"{one.name} {'did not finish' if metric in one.metrics else 'has no result'}: {one.reason}")
     return said
-
-
-def _overlap(one: Mean, other: Mean) -> bool:
-    return abs(one.mean - other.mean) <= one.reach + other.reach

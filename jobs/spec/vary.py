@@ -216,11 +216,8 @@ def _fitting(base: str, suffix: str, taken: set[str]) -> str:
         endings = (f"-{number}" for number in itertools.count(1))
     elif suffix or base not in taken:
         endings = itertools.chain([suffix], endings)
-    for ending in endings:
-        name = f"{base[: LONGEST_NAME - len(ending)].rstrip('.-_') or base[:1]}{ending}"
-        if name not in taken:
-            return name
-    raise AssertionError("unreachable: the loop tries numbers without end")
+    names = (f"{base[: LONGEST_NAME - len(ending)].rstrip('.-_') or base[:1]}{ending}" for ending in endings)
+    return next(name for name in names if name not in taken)
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:

@@ -93,7 +93,10 @@ def drive_sweep(
         check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
         per_run = tokens_per_run(split, steps)
         checked_plan(sweep, steps.total_steps, per_run, 0.0)  # raises before anything is written
-        count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
+        if given.num_workers is not None:
+            count = given.num_workers // gang.num_workers
+        else:
+            count = gangs_that_fit(gang, most_gangs(sweep), os.cpu_count() if is_own(address) else None)
         find_places = functools.partial(places_under_ray, base, given.places, is_own(address), count)
         base = planned_base(sweep, prepared, find_places, paths, announce)
         sweep = sweep.model_copy(update={"base": base})
@@ -144,14 +147,6 @@ def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
     with contextlib.suppress(StorageError):
         for _, change in Changes(paths).waiting():
             announce("warning", f"{change} came too late. To apply it: {resume_command(paths)}")
-
-
-def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:
-    """Return the number of gangs to start."""
-    gang = gang_of(sweep.base)
-    if given.num_workers is not None:
-        return given.num_workers // gang.num_workers
-    return gangs_that_fit(gang, most_gangs(sweep), cpus)
 
 
 def tokens_per_run(split: Split, plan: StepPlan) -> float:

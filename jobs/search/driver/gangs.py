@@ -74,17 +74,11 @@ class Gangs:
     def _usable(self) -> list[int]:
         """Return the places whose gangs may get an order. One that waits for room gets none while another has room."""
         usable = [place for place in range(len(self._all)) if self._is_usable(place)]
-        return [place for place in usable if not self._waits(place)] or usable
-
-    def _waits(self, place: int) -> bool:
-        gang = self._all[place]
-        return gang is not None and gang.waits_for_room
+        return [place for place in usable if not ((gang := self._all[place]) and gang.waits_for_room)] or usable
 
     def _is_usable(self, place: int) -> bool:
-        if place in self._over:
-            return False
         gang = self._all[place]
-        return self._engines_vary or gang is None or gang.dead is None
+        return place not in self._over and (self._engines_vary or gang is None or gang.dead is None)
 
     @property
     def failure(self) -> FleetuneError | None:

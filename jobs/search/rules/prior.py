@@ -52,8 +52,8 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
 
 def checked_rate(value: Any) -> float:
     """Return the learning rate that a prior gives. Raises SpecError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise SpecError(f"prior.{RATE} is {value}: give a number above 0, at most 1")
+    if not _is_number(value) or not 0 < value <= 1:
+        raise SpecError.at(f"prior.{RATE}", f"must be a number above 0, at most 1, but is {value}")
     return float(value)
 
 

@@ -72,9 +72,8 @@ class Search:
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
         self._answered_lock = threading.Lock()
-
-        self._began_s = self._looked_s = self._looked_for_stop_s = time.monotonic()
-        self._looks = 0
+        self._began_s = self._looked_for_stop_s = time.monotonic()
+        self._looked_s, self._looks = -math.inf, 0  # looks at once: Tune must not end before a change that waits
         self._steps_before = steps_done(ledger)
         self._changes = Changes(paths)
         self._gives_back = gives_back

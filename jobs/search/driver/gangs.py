@@ -52,33 +52,33 @@ class Gangs:
         self._changed = threading.Condition()
         self._starts = 0
         at_once = at_once and not engines_vary
-        self._all: list[WarmGang | None] = [self._started(place) if at_once else None for place in range(most)]
-        self._free = list(range(most))  # places in `_all`
-        self._held = dict[int, str]()  # by place: the run whose state its gang holds
-        self._over = set[int]()  # places whose gangs get no more orders
-        self._given_back = set[int]()  # places of them whose workers have ended
+        self._all: list[WarmGang | None] = [self._started(number) if at_once else None for number in range(most)]
+        self._free = list(range(most))  # numbers of gangs: their places in `_all`
+        self._held = dict[int, str]()  # by number: the run whose state its gang holds
+        self._over = set[int]()  # numbers of gangs that get no more orders
+        self._given_back = set[int]()  # numbers of those of them whose workers have ended
 
-    def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
-        """Start a gang for this place, with an engine for `spec`; None means the base."""
+    def _started(self, number: int, spec: Spec | None = None) -> WarmGang:
+        """Start the gang of this number, with an engine for `spec`; None means the base."""
         self._starts += 1
         root = storage.join(self._job.run_root, "gangs", str(self._starts))
         spec = spec or self._job.spec
         own = replace(self._job, spec=spec, run_root=root, driver=take_run(JobPaths(root)))
         size = self._job.spec.resources.num_workers
-        places = None if self._places is None else self._places[place * size : (place + 1) * size]
+        places = None if self._places is None else self._places[number * size : (number + 1) * size]
         return WarmGang(own, self._alone, self._announce, places)
 
     def __len__(self) -> int:
         return len(self._usable())
 
     def _usable(self) -> list[int]:
-        """Return the places whose gangs may get an order. One that waits for room gets none while another has room."""
-        usable = [place for place in range(len(self._all)) if self._is_usable(place)]
-        return [place for place in usable if not ((gang := self._all[place]) and gang.waits_for_room)] or usable
+        """Return the numbers of gangs that may get an order. One that waits for room gets none while another has room."""
+        usable = [number for number in range(len(self._all)) if self._is_usable(number)]
+        return [number for number in usable if not ((gang := self._all[number]) and gang.waits_for_room)] or usable
 
-    def _is_usable(self, place: int) -> bool:
-        gang = self._all[place]
-        return place not in self._over and (self._engines_vary or gang is None or gang.dead is None)
+    def _is_usable(self, number: int) -> bool:
+        gang = self._all[number]
+        return number not in self._over and (self._engines_vary or gang is None or gang.dead is None)
 
     @property
     def failure(self) -> FleetuneError | None:
@@ -93,10 +93,10 @@ class Gangs:
             GangLost: the order may be given again.
             FleetuneError: no gang is left; or a node that the queue has assigned is gone.
         """
-        with self._taken(order) as place:
-            self._held[place] = order.run
+        with self._taken(order) as number:
+            self._held[number] = order.run
             try:
-                return self._gang_for(place, order.spec).carry_out(order)
+                return self._gang_for(number, order.spec).carry_out(order)
             except (GangLost, StorageError):
                 raise
             except FleetuneError as error:
@@ -108,48 +108,48 @@ class Gangs:
                     raise GangLost(str(error)) from error
                 raise
 
-    def _gang_for(self, place: int, spec: Spec | None) -> WarmGang:
-        """Return the gang of this place. Start a new one if there is none yet, or if it has another engine."""
-        gang = self._all[place]
+    def _gang_for(self, number: int, spec: Spec | None) -> WarmGang:
+        """Return the gang of this number. Start a new one if there is none yet, or if it has another engine."""
+        gang = self._all[number]
         if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == _engine_of(spec))):
             return gang
         if gang is not None:
             self._announce("phase", "starting a gang anew, for a trial with another engine", phase="workers")
             gang.end()
         with self._changed:
-            new = self._all[place] = self._started(place, spec)
+            new = self._all[number] = self._started(number, spec)
         return new
 
     @contextlib.contextmanager
     def _taken(self, order: Order) -> Iterator[int]:
-        """Reserve the place of a free gang."""
+        """Reserve a free gang, and yield its number."""
         engine = _engine_of(order.spec)
 
-        def fits(place: int) -> tuple[bool, bool, bool]:
-            gang = self._all[place]
-            return self._held.get(place) == order.run, gang is not None and gang.engine == engine, gang is None
+        def fits(number: int) -> tuple[bool, bool, bool]:
+            gang = self._all[number]
+            return self._held.get(number) == order.run, gang is not None and gang.engine == engine, gang is None
 
         with self._changed:
-            while not (usable := [place for place in self._usable() if place in self._free]):
+            while not (usable := [number for number in self._usable() if number in self._free]):
                 if (failure := self.failure) is not None:
                     raise failure
                 self._changed.wait(1.0)
-            place = max(usable, key=fits)
-            self._free.remove(place)
+            number = max(usable, key=fits)
+            self._free.remove(number)
         try:
-            yield place
+            yield number
         finally:
             with self._changed:
-                self._free.append(place)
+                self._free.append(number)
                 self._changed.notify_all()
 
     def give_back(self, most: int) -> int:
         """End free gangs for good until `most` are left, and return the number of gangs that have ended."""
         with self._changed:
             over = len(self) - most
-            places = [place for place in reversed(self._free) if self._is_usable(place)][: max(over, 0)]
-            self._over.update(places)
-        ended = [place for place in places if (gang := self._all[place]) is None or gang.end()]
+            unneeded = [number for number in reversed(self._free) if self._is_usable(number)][: max(over, 0)]
+            self._over.update(unneeded)
+        ended = [number for number in unneeded if (gang := self._all[number]) is None or gang.end()]
         self._given_back.update(ended)
         return len(ended)
 
@@ -157,8 +157,8 @@ class Gangs:
     def workers_kept(self) -> tuple[int, ...]:
         """Numbers of the workers whose gangs have not been given back, of all workers of the sweep."""
         size = self._job.spec.resources.num_workers
-        kept = [place for place in range(len(self._all)) if place not in self._given_back]
-        return tuple(worker for place in kept for worker in range(place * size, (place + 1) * size))
+        kept = [number for number in range(len(self._all)) if number not in self._given_back]
+        return tuple(worker for number in kept for worker in range(number * size, (number + 1) * size))
 
     def log_of(self, reason: str) -> tuple[str, str] | None:
         """Return path and last lines of a log that contains the reason, or else of any log; None if all are empty."""

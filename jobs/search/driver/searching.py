@@ -231,7 +231,7 @@ class Search:
         self.ledger.answered(trial, answer, self._spending.so_far())
         self._look_at_rung()
         if answer.status == "stopped" and self._failed is None and not self.asked_to_stop():
-            self.ledger.stopped(trial, f"stopped by hand after step {answer.step}")
+            self.ledger.stopped(trial, f"stopped on request after step {answer.step}")
         with self._answered_lock:
             limit_checkpoints(self.ledger, self.announce)
         said = trial_line(self.ledger, trial)

@@ -72,7 +72,7 @@ class Gangs:
         return len(self._usable())
 
     def _usable(self) -> list[int]:
-        """Return the numbers of gangs that may get an order. One that waits for room gets none while another has room."""
+        """Return the numbers of gangs that may get an order; those that wait for room only if all others do."""
         usable = [number for number in range(len(self._all)) if self._is_usable(number)]
         return [number for number in usable if not ((gang := self._all[number]) and gang.waits_for_room)] or usable
 

@@ -28,23 +28,18 @@ from jobs.spec.vary import SAME_SETTING, set_value
 VARYING: Final = frozenset(
     {
         "seed",
-        *(
-            f"train.{name}"
-            for name in (
-                "learning_rate",
-                "lr_scheduler_type",
-                "warmup_ratio",
-                "warmup_steps",
-                "decay_ratio",
-                "num_train_epochs",
-                "max_steps",
-                "weight_decay",
-                "adam_beta1",
-                "adam_beta2",
-                "adam_epsilon",
-                "max_grad_norm",
-            )
-        ),
+        "train.learning_rate",
+        "train.lr_scheduler_type",
+        "train.warmup_ratio",
+        "train.warmup_steps",
+        "train.decay_ratio",
+        "train.num_train_epochs",
+        "train.max_steps",
+        "train.weight_decay",
+        "train.adam_beta1",
+        "train.adam_beta2",
+        "train.adam_epsilon",
+        "train.max_grad_norm",
     }
 )
 # Fields from which an engine is built. A trial with other values needs a gang with another engine.
@@ -54,20 +49,15 @@ ENGINE: Final = frozenset(
         "lora.rank",
         "lora.alpha",
         "lora.dropout",
-        *(
-            f"train.{name}"
-            for name in (
-                "global_batch_size",
-                "global_batch_tokens",
-                "per_device_train_batch_size",
-                "gradient_accumulation_steps",
-                "bf16",
-                "fp16",
-                "gradient_checkpointing",
-                "group_by_length",
-                "zero.stage",
-            )
-        ),
+        "train.global_batch_size",
+        "train.global_batch_tokens",
+        "train.per_device_train_batch_size",
+        "train.gradient_accumulation_steps",
+        "train.bf16",
+        "train.fp16",
+        "train.gradient_checkpointing",
+        "train.group_by_length",
+        "train.zero.stage",
     }
 )
 MOST_ENGINES: Final = 8  # combinations of these fields; each change from one to another starts a gang

@@ -129,9 +129,8 @@ def reached(runs: Sequence[RunFigures]) -> dict[str, Any]:
 
 def rate_of(figures: MethodFigures) -> float | None:
     """Return the best learning rate; None if the search did not vary it, or has no best trial yet."""
-    found = (value for name, value in figures.values.items() if name.rpartition(".")[2] == "learning_rate")
-    value = next(found, None)
-    return value if isinstance(value, float) else None
+    rates = (value for name, value in figures.values.items() if name.rpartition(".")[2] == "learning_rate")
+    return next((rate for rate in rates if isinstance(rate, float)), None)
 
 
 def findings(comparison: Comparison) -> list[str]:

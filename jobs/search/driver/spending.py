@@ -1,4 +1,4 @@
-"""Counts how much of its budget a search has used: time, devices and tokens."""
+"""Counts how much of its budget a search has used, and decides by it what kind of trial may begin."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from jobs.spec.load import load_sweep
 from jobs.spec.sweep import Budget, SweepSpec
 from jobs.storage.journal import Record, newest_record, read_journal
 
-_MOMENTARY: Final = ("room", "search", "changed", "given-back", "rung")  # phases that are over when they are told
+_MOMENTARY: Final = ("room", "search", "changed", "given-back", "rung")  # phases that are over once they are announced
 STOPPING: Final = "stopping"
 
 
@@ -34,8 +34,8 @@ class DriverState:
 
     Attributes:
         phase: activity other than the training of trials, in words, and its start; None while trials are trained.
-        driver: the driver's name, as in `Trials.spent`; None before it starts its gangs, and after the search.
-        began_at: when it started its gangs.
+        name: the name of the driver, as in `Trials.spent`; None before it starts its gangs, and after the search.
+        began_at: the time at which it started its gangs.
         running: numbers of the trials that are being trained.
         planned_steps: optimizer steps of all trials that the budget pays for; None if unknown.
         progress: facts of the newest answer of a trial: step, total_steps and remaining_s of the whole search.
@@ -48,7 +48,7 @@ class DriverState:
 
     def _forget(self) -> None:
         self.phase: tuple[str, datetime.datetime] | None = None
-        self.driver: str | None = None
+        self.name: str | None = None
         self.began_at: datetime.datetime | None = None
         self.running: frozenset[int] = frozenset()
         self.planned_steps: int | None = None
@@ -61,7 +61,7 @@ class DriverState:
             self._forget()
         self._update_phase(event)
         if phase == "workers" and "driver" in data:
-            self.driver, self.began_at, self.planned_steps = data["driver"], event.at, data.get("planned_steps")
+            self.name, self.began_at, self.planned_steps = data["driver"], event.at, data.get("planned_steps")
         elif phase == "train" and "until" in data:
             self.running |= {data["trial"]}
         elif phase == "changed":
@@ -142,13 +142,12 @@ def read_status(trials: Trials, driver: DriverState, now: datetime.datetime) -> 
     Raises:
         StorageError: the sweep's directory cannot be read.
     """
-    running = driver.running  # read before the ledger: a trial that ends in between counts as ended
     if driver.is_changed and (sweep := load_sweep(JobPaths(trials.root).spec)) is not None:
         driver.is_changed = False
         trials.change(sweep)
     trials.catch_up()
     newest = dict[int, Record]()
-    for trial in [trials.trials[number] for number in running if number in trials.trials]:
+    for trial in [trials.trials[number] for number in driver.running if number in trials.trials]:
         with contextlib.suppress(StorageError):  # shown at the next look
             if (record := newest_record(trial.paths.metrics)) is not None:
                 newest[trial.number] = record
@@ -193,9 +192,9 @@ def _at_present(trials: Trials, trial: Trial, running: frozenset[int], newest: M
 
 def _used_s(trials: Trials, driver: DriverState, now: datetime.datetime) -> float:
     """Return the seconds searched, including those since the driver's newest answer, which are not recorded yet."""
-    if driver.driver is None or driver.began_at is None:
+    if driver.name is None or driver.began_at is None:
         return trials.seconds
-    earlier = sum(seconds for name, (seconds, _) in trials.spent.items() if name != driver.driver)
+    earlier = sum(seconds for name, (seconds, _) in trials.spent.items() if name != driver.name)
     return earlier + max((now - driver.began_at).total_seconds(), 0.0)
 
 
@@ -203,7 +202,7 @@ def _remaining_s(
     budget: Budget, driver: DriverState, done: float, newest: Mapping[int, Record], used_s: float
 ) -> float | None:
     """Estimate the remaining seconds from the driver's estimate, or at first from step times of running trials."""
-    if driver.driver is None:
+    if driver.name is None:
         return None
     left_s = budget.minutes * 60 - used_s if budget.minutes is not None else math.inf
     planned, seconds_per_step = driver.progress.get("total_steps", driver.planned_steps), None

@@ -9,7 +9,6 @@ from types import NoneType
 from typing import Any, get_args
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from cluster.text import did_you_mean
 from jobs.spec.checking.fields import ABSENT, SEARCHES, item_model, keys_of, kind_of, spec_fields
@@ -72,7 +71,7 @@ def must_be(mistake: str, context: Mapping[str, Any]) -> str | None:
 
 def _about(model: type[BaseModel], name: str) -> str:
     """Return the description of the field, or of the nearest section around it."""
-    fields: dict[str, FieldInfo] = {**spec_fields(model)}
+    fields = spec_fields(model)
     inner = _model_within(model, name).model_fields.get(name.rpartition(".")[2])
     if name not in fields and inner is not None:
         return inner.description or ""

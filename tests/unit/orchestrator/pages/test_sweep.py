@@ -91,12 +91,12 @@ def going_on(tmp_path: Path) -> SweepStatus:
 
 def test_the_events_tell_which_trials_are_trained() -> None:
     told = heard(1, 2)
-    assert told.running == {1, 2} and (told.driver, told.began_at) == ("01", BEGAN)
+    assert told.running == {1, 2} and (told.name, told.began_at) == ("01", BEGAN)
     told.update(said("phase", phase="train", trial=3))  # how far a trial is, which may be told after its end
     told.update(said("trial", trial=1, step=25, state="paused"))
     assert told.running == {2} and told.progress["step"] == 25
     told.update(said("ended"))
-    assert not told.running and told.driver is None and not told.progress
+    assert not told.running and told.name is None and not told.progress
     told.update(said("phase", phase="train", trial=3, until=10))
     told.update(said("phase", phase="start"))  # the next driver
     assert not told.running

@@ -78,13 +78,10 @@ def final_paths(sweep: JobPaths, spec: Spec) -> tuple[JobPaths, bool]:
     Raises:
         StorageError: the sweep's directory cannot be read.
     """
-    for number in itertools.count(1):
-        paths = JobPaths(storage.join(sweep.root, FINAL if number == 1 else f"{FINAL}-{number}"))
-        if not storage.exists(paths.spec):
-            return paths, False
-        if not differences(load_spec(paths.spec), spec):
-            return paths, True
-    raise AssertionError("unreachable")
+    names = itertools.chain([FINAL], (f"{FINAL}-{number}" for number in itertools.count(2)))
+    found = (JobPaths(storage.join(sweep.root, name)) for name in names)
+    paths = next(one for one in found if not storage.exists(one.spec) or not differences(load_spec(one.spec), spec))
+    return paths, storage.exists(paths.spec)
 
 
 def end_earlier_final_runs(sweep: JobPaths) -> None:

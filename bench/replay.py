@@ -35,11 +35,11 @@ from typing import Any, Final
 import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
+from jobs.search.planned import plan_if_later
 from jobs.search.rules.auto import probed_rates
 from jobs.search.rules.budget import budget_plan, next_kind
 from jobs.search.rules.prior import with_prior
-from jobs.search.rules.rungs import cooldown_of, stops_of
-from jobs.search.shares import Shares
+from jobs.search.rules.rungs import cooldown_of, next_stop
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.search.tuning.proposing import Proposer
@@ -135,21 +135,20 @@ class Replay:
         self._proposer = Proposer(self.known)
         self._total = self.known.total_steps = self.table.total_steps
         self.known.tokens_per_run = self.table.run_tokens
-        stops, cooldown = stops_of(self.sweep, self._total), cooldown_of(self.sweep, self._total)
-        plan = budget_plan(self.sweep, stops, cooldown, self.table.run_tokens)
+        plan = budget_plan(self.sweep, self._total, self.table.run_tokens)
         halving, asha = self.sweep.scheduler == "halving", scheduler_of(self.sweep)
         if asha is not None:
             asha.set_search_properties(self.sweep.judged, "min")
         self.known.base_score = self.table.base
         while True:
-            if self.known.is_too_early and (later := Shares.if_later(self.known)) is not None:
+            if self.known.is_too_early and (later := plan_if_later(self.known)) is not None:
                 self.known.compare_later()
-                plan = later.plan
+                plan = later
             used = 0.0 if halving else (self.taken + 0.5 * self.table.run_tokens) / self.tokens
             trials = list(self.known.trials.values())
             going = self.known.going_on
             kind = next_kind(trials, plan, used, bool(going))
-            for number in self.known.on_their_way:
+            for number in self.known.moved_to_later_rung:
                 self._to_next_stop(self.known.trials[number])
             if kind == "done":
                 return self.known
@@ -157,16 +156,15 @@ class Replay:
                 for number in going:
                     self._to_next_stop(self.known.trials[number])
                 continue
-            values = self._proposer.next_values(kind == "straight")
-            trial = self.known.new_trial(len(self.known.trials) + 1, values, kind == "straight")
+            values = self._proposer.next_values(kind == "whole")
+            trial = self.known.new_trial(len(self.known.trials) + 1, values, kind == "whole")
             self.known.trials[trial.number] = trial
             self._to_next_stop(trial)
             while not halving and not trial.is_over:
                 self._compare(asha, trial)
 
     def _to_next_stop(self, trial: Trial) -> None:
-        stops = stops_of(self.known.sweep, self._total, trial.straight)
-        until = next(stop for stop in stops if stop > trial.step)
+        until = next_stop(self.known.sweep, trial)
         cooldown = cooldown_of(self.sweep, self._total) if until < self._total else 0
         values = {name.rpartition(".")[2]: value for name, value in trial.values.items()}
         loss = self.table.loss(
@@ -181,7 +179,7 @@ class Replay:
         else:
             answer = Answer(status="failed", step=until, tokens=tokens, reason="diverged")
         self.known.take(trial, answer)
-        self._proposer.told(trial)
+        self._proposer.tell(trial)
 
     def _compare(self, asha: Any, trial: Trial) -> None:
         """Let Ray's ASHA decide."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import shlex
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,13 +13,13 @@ from jobs.comparison.checking import about_method, checked_methods
 from jobs.comparison.page import comparison_page
 from jobs.console import redirected_output
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import CapacityError, InputError, Interrupted, RunFailed, StorageError
+from jobs.errors import CapacityError, InputError, Interrupted, RunFailed
 from jobs.preflight.devices import no_gpu_here
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.run.progress import Progress
-from jobs.run.record import concluded, how_to_go_on, reopen_run
+from jobs.run.record import concluded, ending_of, reopen_run
 from jobs.run.resume import check_not_driven
 from jobs.spec.compare import CompareSpec
 from jobs.spec.load import dump_spec, load_sweep
@@ -63,7 +62,7 @@ def run_comparison(
 def open_comparison(spec: CompareSpec, progress: Progress) -> JobPaths:
     """Check all methods, and make the comparison's directory with the spec of each sweep. Raises InputError.
 
-    The prior of each search is fixed here, so that no method begins where another one has ended.
+    The prior of each search is fixed here, so that no search begins at the result of an earlier method's search.
     """
     from jobs.preflight.ready import try_model  # imports numpy
 
@@ -115,14 +114,15 @@ def _compared(
 
     failed, bad_input = [], 0
     for number, method in enumerate(spec.methods, 1):
-        arm = JobPaths(paths.method(method.name))
-        stop.defer(False)  # the sweep before has deferred it
-        if _has_succeeded(arm):
-            announce("phase", f"{method.name} has ended before", phase="method", method=method.name)
+        sweep = JobPaths(paths.method(method.name))
+        stop.defer(False)  # the sweep of the previous method has deferred it
+        before = read_outcome(sweep)
+        if before is not None and before.status is Status.SUCCEEDED:
+            announce("phase", f"{method.name} has succeeded before", phase="method", method=method.name)
             continue
         said = f"method {number} of {len(spec.methods)}: {method.name}"
         announce("phase", said, phase="method", method=method.name)
-        outcome = _searched(arm, address, display, stop)
+        outcome = _searched(sweep, address, display, stop)
         comparison = measure(spec, paths)
         write_comparison(paths, comparison)
         if outcome.status is Status.INTERRUPTED:
@@ -140,18 +140,13 @@ def _compared(
     return Outcome(status=Status.SUCCEEDED, metrics=metrics, ended_at=datetime.datetime.now(datetime.UTC))
 
 
-def _has_succeeded(arm: JobPaths) -> bool:
-    outcome = read_outcome(arm)
-    return outcome is not None and outcome.status is Status.SUCCEEDED
-
-
-def _searched(arm: JobPaths, address: str | None, display: Callable[[], Progress], stop: StopRequest) -> Outcome:
-    """Run or resume the sweep of a method."""
-    sweep = load_sweep(arm.spec)
+def _searched(paths: JobPaths, address: str | None, display: Callable[[], Progress], stop: StopRequest) -> Outcome:
+    """Run or resume the sweep of a method, whose directory has the spec."""
+    sweep = load_sweep(paths.spec)
     assert sweep is not None
-    begun = arm.root if storage.list_names(arm.events) else None
+    begun = paths.root if storage.list_names(paths.events) else None
     with contextlib.closing(display()) as progress:
-        return run_sweep(sweep, address=address, progress=progress, resume=begun, root=arm.root, stop=stop)
+        return run_sweep(sweep, address=address, progress=progress, resume=begun, root=paths.root, stop=stop)
 
 
 @contextlib.contextmanager
@@ -161,9 +156,7 @@ def _stop_file(paths: JobPaths, stop: StopRequest) -> Iterator[None]:
 
     def look() -> None:
         while not ended.wait(_LOOK_EVERY_S) and not stop.asked:
-            with contextlib.suppress(StorageError):  # looked at again a second later
-                if storage.exists(paths.stop_request):
-                    stop.ask("file", "fleetune stop")
+            stop.look_for_file(paths)
 
     thread = threading.Thread(target=look, name="stop-file", daemon=True)
     thread.start()
@@ -175,8 +168,4 @@ def _stop_file(paths: JobPaths, stop: StopRequest) -> Iterator[None]:
 
 def ending_of_comparison(paths: JobPaths, outcome: Outcome) -> str:
     """Describe the end of a comparison."""
-    if outcome.reason is not None:
-        resume = how_to_go_on(paths, outcome, is_search=True)
-        how = f"\nresume: {resume}" if resume else ""
-        return f"{outcome.status}: {outcome.reason}\nlogs: {shlex.quote(paths.logs)}{how}"
-    return f"succeeded; figures: {paths.comparison}\npage: {paths.comparison_page}"
+    return ending_of(paths, outcome, f"succeeded; figures: {paths.comparison}\npage: {paths.comparison_page}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import sys
 from collections.abc import Sequence
 
@@ -18,16 +17,15 @@ from jobs.preflight.devices import no_gpu_here
 from jobs.preflight.validate import validate
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome
-from jobs.run.paths import JobPaths, new_run_name
+from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
-from jobs.run.record import concluded, how_to_go_on, reopen_run
+from jobs.run.record import concluded, ending_of, open_run, reopen_run
 from jobs.search.rules.checking import checked_sweep
-from jobs.search.rules.resuming import begun_like, check_sweep_resumable
+from jobs.search.rules.resuming import check_sweep_resumable, with_stored_values
 from jobs.search.rules.spec_text import prior_words, space_words
 from jobs.search.rules.varying import check_space
-from jobs.spec.load import dump_spec, load_sweep
+from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
-from jobs.storage import files as storage
 from jobs.teller import Teller
 
 
@@ -41,13 +39,13 @@ def run_sweep(
     root: str | None = None,
     stop: StopRequest | None = None,
 ) -> Outcome:
-    """Search on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine; return the best trial's outcome.
+    """Search on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine. Returns the best trial's outcome.
 
     Args:
         resume: root of an earlier sweep to continue.
         assignment: slots that a queue has given to this sweep; None for a sweep outside of a queue.
         root: root of a new sweep; None: the assignment's, or a new name.
-        stop: the request to stop of this process, if it has one already.
+        stop: the process's request to stop, if it has one already.
 
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
@@ -59,7 +57,7 @@ def run_sweep(
     sweep = sweep.model_copy(update={"base": found.spec})
     prior_from = None
     if resume is not None:
-        sweep = begun_like(sweep, JobPaths(resume), by_hand=by_hand)
+        sweep = with_stored_values(sweep, JobPaths(resume), by_hand=by_hand)
     if not sweep.prior or resume is None:
         sweep, prior_from = checked_sweep(sweep)
     check_space(sweep)
@@ -68,11 +66,11 @@ def run_sweep(
         check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)
         paths = reopen_run(resume, sweep)
     else:
-        if by_hand and root is None:  # a comparison has tried the model, and a job in a queue keeps its failure
+        if by_hand and root is None:  # a comparison has tried the model; a job of a queue must record the failure
             from jobs.preflight.ready import try_model  # imports numpy
 
             try_model(sweep.base, progress)
-        paths = open_sweep(sweep, assignment.run if assignment is not None else root)
+        paths = open_run(sweep, assignment.run if assignment is not None else root)
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
@@ -91,22 +89,10 @@ def run_sweep(
     return outcome
 
 
-def open_sweep(sweep: SweepSpec, root: str | None = None) -> JobPaths:
-    """Make the sweep's directory, with its spec in it, under a new name unless `root` is given."""
-    name = new_run_name(sweep.name, datetime.datetime.now(datetime.UTC))
-    paths = JobPaths.of(sweep.base.storage_path, name) if root is None else JobPaths(root)
-    storage.write_bytes(paths.spec, dump_spec(sweep))
-    return paths
-
-
 def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:
     """Describe the end of a sweep in its last lines of output."""
-    if outcome.reason is not None:
-        resume = how_to_go_on(paths, outcome, is_search=True)
-        how = f"\nresume: {resume}" if resume else ""
-        return f"{outcome.status}: {outcome.reason}\nlogs: {paths.logs}{how}"
     model = f"\nmodel: {outcome.model_path}" if outcome.model_path else ""
-    return f"succeeded; the best trial's spec, which runs as it is: {paths.best}{model}"
+    return ending_of(paths, outcome, f"succeeded; the best trial's spec, which runs as it is: {paths.best}{model}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """Chooses between full fine-tuning and LoRA by rules of thumb, and lists what would change the choice. Pure.
 
-The bounds for examples are rules of thumb: with few examples, LoRA is about as accurate as full fine-tuning and costs
-less memory and compute; the more data there is, the further a low rank falls behind (2405.09673). An adapter is small,
-so many tasks can share one base model.
+With few examples, LoRA is about as accurate as full fine-tuning and costs less memory and compute. The more data there
+is, the further a low rank falls behind (arXiv 2405.09673). An adapter is small, so many tasks can share one base model.
+
 """
 
 from __future__ import annotations

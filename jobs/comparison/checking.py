@@ -13,7 +13,6 @@ from jobs.run.find import with_model_of_run
 from jobs.search.rules.checking import checked_sweep
 from jobs.search.rules.prior import rate_to_begin_with
 from jobs.spec.compare import ComparedMethod, CompareSpec
-from jobs.spec.finetune import Spec
 from jobs.spec.sweep import SweepSpec
 
 
@@ -22,8 +21,9 @@ class CheckedMethod:
     """The search of one method.
 
     Attributes:
-        sweep: with the prior of this method, and the default space if the spec gives none.
-        prior_from: where the prior's learning rate comes from; None: it is given, or there is none.
+        sweep: the search, with the method's prior, and with the default space if the spec gives none.
+        prior_from: the source of the prior's learning rate in words; None: the spec gives it, or there is no prior.
+        found: the result of the checks.
     """
 
     name: str
@@ -51,10 +51,10 @@ def checked_methods(spec: CompareSpec) -> list[CheckedMethod]:
 
 
 def sweeps_to_plan(spec: CompareSpec) -> dict[str, SweepSpec]:
-    """Return the search of each method that a plan knows, with its prior, by its name.
+    """Return the search of each method that can be planned, with its prior, by the method's name.
 
     Raises:
-        InputError: the search of a method is unsuitable, or all methods tune prompts.
+        InputError: the search of a method is not possible, or all methods tune prompts.
     """
     found = {}
     for method in spec.methods:
@@ -62,30 +62,22 @@ def sweeps_to_plan(spec: CompareSpec) -> dict[str, SweepSpec]:
             with about_method(method.name):
                 found[method.name] = checked_sweep(_sweep_of(spec, method)[0])[0]
     if not found:
-        raise SpecError.at("methods", "a plan does not know prompt tuning yet, and there is no other method")
+        raise SpecError.at("methods", "prompt tuning cannot be planned yet, and there is no other method")
     return found
 
 
 def _sweep_of(spec: CompareSpec, method: ComparedMethod) -> tuple[SweepSpec, str | None]:
-    """Return the search of a method, and where its learning rate comes from; None: it is given."""
+    """Return the search of a method, and the source of its learning rate in words; None: the spec gives the rate."""
     sweep = spec.sweep_of(method)
-    job, source = _with_rate(with_model_of_run(sweep.base))
+    job, source = with_model_of_run(sweep.base), None
+    if "learning_rate" not in job.train.model_fields_set:  # also the middle of the default space
+        rate, source = rate_to_begin_with(job)
+        job = job.model_copy(update={"train": job.train.model_copy(update={"learning_rate": rate})})
     return sweep.model_copy(update={"base": job}), source
 
 
-def _with_rate(base: Spec) -> tuple[Spec, str | None]:
-    """Give the job a learning rate for its method if the spec has none. Also return the source of that rate.
-
-    Without a space, every search is laid around this rate.
-    """
-    if "learning_rate" in base.train.model_fields_set:
-        return base, None
-    rate, source = rate_to_begin_with(base)
-    return base.model_copy(update={"train": base.train.model_copy(update={"learning_rate": rate})}), source
-
-
 def _once(mistakes: list[Mistake], methods: int) -> Iterator[Mistake]:
-    """Yield each mistake; one that all methods have is yielded once, without the name of a method."""
+    """Yield each mistake. A mistake of all methods is yielded once, without the name of a method."""
     same = [replace(one, place="") for one in mistakes]
     for one, nameless in zip(mistakes, same, strict=True):
         if same.count(nameless) < methods:

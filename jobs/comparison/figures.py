@@ -1,4 +1,4 @@
-"""The figures of a comparison: what each method has reached, and what it has cost. Values and pure functions."""
+"""The figures of a comparison: the scores and the cost of each method. Values and pure functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jobs.storage.journal import Record
 COMPARISON_VERSION: Final = 1
 # Student's t, 97.5 %, by degrees of freedom from 1 to 9.
 _T: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_SLOW_START: Final = 5  # the first fifth of the steps does not count for tokens/s, because it is slower
+_SLOW_START: Final = 5  # one step in this many, at the start, is slower and does not count for tokens/s
 
 
 class Mean(Frozen):
@@ -26,9 +26,9 @@ class Mean(Frozen):
     interval: float | None = Field(None, description="Half of the 95 % confidence interval; None for one seed.")
     values: tuple[float, ...] = Field(description="One for each seed.")
 
-    @property
-    def reach(self) -> float:
-        return self.interval or 0.0
+    def overlaps(self, other: Mean) -> bool:
+        """Whether the confidence intervals of two means overlap."""
+        return abs(self.mean - other.mean) <= (self.interval or 0.0) + (other.interval or 0.0)
 
 
 class MethodFigures(Frozen):
@@ -97,12 +97,12 @@ def quantile_of_t(degrees: int) -> float:
 
 
 def reached(runs: Sequence[RunFigures]) -> dict[str, Any]:
-    """Return the fields of `MethodFigures` that come from the runs with the best values; the first has the base's seed.
+    """Return the fields of `MethodFigures` that come from the runs with the best values.
 
     A metric that is not finite in one of the runs, as a user's function may return it, is left out.
 
     Args:
-        runs: at least one.
+        runs: at least one; the first has the base's seed.
     """
     first = runs[0]
     common = [
@@ -129,19 +129,18 @@ def reached(runs: Sequence[RunFigures]) -> dict[str, Any]:
 
 def rate_of(figures: MethodFigures) -> float | None:
     """Return the best learning rate; None if the search did not vary it, or has no best trial yet."""
-    found = (value for name, value in figures.values.items() if name.rpartition(".")[2] == "learning_rate")
-    value = next(found, None)
-    return value if isinstance(value, float) else None
+    rates = (value for name, value in figures.values.items() if name.rpartition(".")[2] == "learning_rate")
+    return next((rate for rate in rates if isinstance(rate, float)), None)
 
 
 def findings(comparison: Comparison) -> list[str]:
-    """Return what the figures say, a sentence each."""
+    """Return the conclusions from the figures, one a sentence."""
     ranked, metric = comparison.ranked, comparison.metric
     said = []
     if len(ranked) > 1:
         best, *others = ranked
         said.append(f"{metric.removeprefix('eval_')} is best with {best.name}")
-        near = [one.name for one in others if _overlap(best.metrics[metric], one.metrics[metric])]
+        near = [one.name for one in others if best.metrics[metric].overlaps(one.metrics[metric])]
         if any(len(one.metrics[metric].values) < 2 for one in ranked):
             said.append("a method with one seed has no interval, so the differences may be noise: give seeds: 3")
         elif near:
@@ -155,7 +154,3 @@ def findings(comparison: Comparison) -> list[str]:
         if one.reason is not None:
             said.append(f"{one.name} {'did not finish' if metric in one.metrics else 'has no result'}: {one.reason}")
     return said
-
-
-def _overlap(one: Mean, other: Mean) -> bool:
-    return abs(one.mean - other.mean) <= one.reach + other.reach

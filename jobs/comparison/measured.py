@@ -1,8 +1,6 @@
-"""Reads the figures of a comparison from the directories of its sweeps. Never writes trials; needs no cluster."""
+"""Reads the figures of a comparison from the directories of its sweeps. Needs no cluster."""
 
 from __future__ import annotations
-
-import json
 
 from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, reached
 from jobs.errors import StorageError
@@ -20,19 +18,14 @@ from jobs.storage.journal import Record, read_journal
 
 
 def measure(spec: CompareSpec, paths: JobPaths) -> Comparison:
-    """Return what the methods have reached so far. Raises StorageError."""
+    """Return the figures of all methods so far. Raises StorageError."""
     methods = tuple(figures_of(one.name, JobPaths(paths.method(one.name))) for one in spec.methods)
-    any_sweep = spec.sweep_of(spec.methods[0])
-    return Comparison(
-        metric=any_sweep.judged,
-        lower_is_better=any_sweep.lower_is_better,
-        device="GPU" if spec.base.resources.gpus_per_worker else "CPU",
-        methods=methods,
-    )
+    device = "GPU" if spec.base.resources.gpus_per_worker else "CPU"
+    return Comparison(metric=spec.judged, lower_is_better=spec.lower_is_better, device=device, methods=methods)
 
 
 def figures_of(name: str, paths: JobPaths) -> MethodFigures:
-    """Return what one method has reached so far. Raises StorageError."""
+    """Return the figures of one method so far. Raises StorageError."""
     sweep = load_sweep(paths.spec)
     if sweep is None:
         raise StorageError(f"{paths.spec} is not the spec of a sweep: start a new comparison")
@@ -89,9 +82,5 @@ def write_comparison(paths: JobPaths, comparison: Comparison) -> None:
 
 def read_comparison(paths: JobPaths) -> Comparison | None:
     """Read comparison.json; None if it does not exist. Raises StorageError if a newer release wrote it."""
-    if not storage.exists(paths.comparison):
-        return None
-    raw = json.loads(storage.read_bytes(paths.comparison))
-    if raw.get("version", 0) > COMPARISON_VERSION:
-        raise StorageError(f"{paths.comparison} was written by a newer release: upgrade Fleetune to read it")
-    return Comparison.model_validate(raw)
+    raw = storage.read_versioned(paths.comparison, COMPARISON_VERSION)
+    return None if raw is None else Comparison.model_validate(raw)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from typing import Final
 
-from cluster.text import compact, duration, many
+from cluster.text import byte_size, compact, duration, many
 from jobs.comparison.figures import Comparison, Mean, MethodFigures, findings, rate_of
 from jobs.run.metric_names import GENERAL_LOSS, MAJORITY, is_general
 from jobs.search.report.trial_text import value_words
@@ -32,10 +32,10 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
             _NONE if (rate := rate_of(one)) is None else value_words(rate),
             *(_mean(one.metrics.get(name)) for name in names),
             *([_general(one)] if has_general else []),
-            _size(one.peak_memory_bytes),
+            _NONE if one.peak_memory_bytes is None else byte_size(one.peak_memory_bytes),
             _NONE if one.run_s is None else duration(one.run_s),
             _NONE if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}",
-            _size(one.checkpoint_bytes),
+            _NONE if one.checkpoint_bytes is None else byte_size(one.checkpoint_bytes),
             f"{one.device_hours:.2g} {comparison.device}-hours, {many(one.trials, 'trial')}",
         ]
         for one in comparison.methods
@@ -69,14 +69,8 @@ def _general(one: MethodFigures) -> str:
     return f"{one.metrics[GENERAL_LOSS].mean:.4f} ({one.general_change.mean:+.1%}{between})"
 
 
-def _size(size: int | None) -> str:
-    if size is None:
-        return _NONE
-    return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size / 1e3:,.1f} kB"
-
-
 def comparison_text(comparison: Comparison) -> str:
-    """Format the table and what it says, for a terminal."""
+    """Format the table and the findings for a terminal."""
     heads, rows = comparison_table(comparison)
     widths = [max(len(row[at]) for row in (heads, *rows)) for at in range(len(heads))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
@@ -84,7 +78,7 @@ def comparison_text(comparison: Comparison) -> str:
 
 
 def comparison_page(comparison: Comparison, name: str) -> str:
-    """Format the table and what it says, as a page."""
+    """Format the table and the findings as an HTML page."""
     heads, rows = comparison_table(comparison)
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)

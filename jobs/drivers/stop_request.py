@@ -6,6 +6,7 @@ heartbeat, nodes that leave, and the file of `fleetune stop`. Light to import.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -15,7 +16,9 @@ from types import FrameType
 from typing import Any, Literal
 
 from cluster.local.supervisor import descendants, kill, process_lives
-from jobs.errors import Interrupted
+from jobs.errors import Interrupted, StorageError
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
 
 StopSource = Literal["signal", "heartbeat", "node", "file"]
 
@@ -71,6 +74,12 @@ class StopRequest:
         if any(self._kept) and not self.deferred and threading.current_thread() is not threading.main_thread():
             # Only a signal interrupts a waiting main thread. Ray replaces the handler of SIGTERM, but not of SIGINT.
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    def look_for_file(self, paths: JobPaths) -> None:
+        """Request a stop if the file of `fleetune stop` is there. If the storage fails, the next look may find it."""
+        with contextlib.suppress(StorageError):
+            if storage.exists(paths.stop_request):
+                self.ask("file", "fleetune stop")
 
     def defer(self, deferred: bool = True) -> None:
         """Only record requests from now on, or raise for them again. Raises Stopped if there was one already."""

@@ -15,7 +15,7 @@ from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths, made_from
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import load_marked, trained
+from jobs.spec.load import load_marked, trained_job
 from jobs.spec.references import run_named
 from jobs.storage import files as storage
 
@@ -112,7 +112,7 @@ def _no_model(paths: JobPaths) -> str:
             f"run {paths.name} is a comparison, which has a model for each method. "
             f"Set model.path to one of them: they lie in {paths.method('NAME')}/TRIAL/model"
         )
-    spec = trained(found)
+    spec = trained_job(found)
     method = "full" if spec is None else spec.method.kind
     if spec is not None and method == "prompt":
         return (

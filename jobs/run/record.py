@@ -37,10 +37,11 @@ from jobs.storage.journal import Record, part_names, read_journal, read_part
 _MOST_PARTS = 200  # of the metrics, that a comparison with the plan reads
 
 
-def open_run(spec: Spec, root: str | None = None) -> JobPaths:
-    """Make the run's directory, with the resolved spec in it, under a new name unless `root` is given."""
+def open_run(spec: Spec | SweepSpec | CompareSpec, root: str | None = None) -> JobPaths:
+    """Make the directory of a run, sweep or comparison, with the spec in it; under a new name if `root` is None."""
     if root is None:
-        paths = JobPaths.of(spec.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
+        job = spec if isinstance(spec, Spec) else spec.base
+        paths = JobPaths.of(job.storage_path, new_run_name(spec.name, datetime.datetime.now(datetime.UTC)))
     else:
         paths = JobPaths(root)
     storage.write_bytes(paths.spec, dump_spec(spec))
@@ -179,15 +180,19 @@ def outcome_of_error(error: Exception) -> Outcome:
     )
 
 
-def ending_of(paths: JobPaths, outcome: Outcome) -> str:
-    """Describe the end of a run in its last lines of output."""
+def ending_of(paths: JobPaths, outcome: Outcome, search_succeeded: str | None = None) -> str:
+    """Describe the end of a run, sweep or comparison in its last lines of output.
+
+    Args:
+        search_succeeded: text about a sweep or comparison that has succeeded; None for a run.
+    """
     lines = [f"remedy: {remedy_words(one)}" for one in outcome.remedies]
     if (change := next_time(outcome.remedies)) is not None:
         lines.append(f"next time: {change}")
     if outcome.status is Status.SUCCEEDED:
         said = f"succeeded after {many(outcome.step, 'step')}; the model is in {outcome.model_path}"
-        return "\n".join([said, *lines])
-    how = how_to_go_on(paths, outcome)
+        return "\n".join([search_succeeded or said, *lines])
+    how = how_to_go_on(paths, outcome, is_search=search_succeeded is not None)
     lines = [f"{outcome.status}: {outcome.reason}", *lines, f"logs: {paths.logs}"]
     return "\n".join([*lines, f"resume: {how}"] if how else lines)
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 from pydantic import Field
 
 from cluster.text import many
-from jobs.errors import StorageError
 from jobs.frozen import Frozen
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
@@ -47,12 +46,8 @@ def read_remedies(paths: JobPaths) -> tuple[Remedy, ...]:
     Raises:
         StorageError: the file cannot be read, or a newer release wrote it.
     """
-    if not storage.exists(paths.remedies):
-        return ()
-    raw = json.loads(storage.read_bytes(paths.remedies))
-    if raw["version"] > REMEDIES_VERSION:
-        raise StorageError(f"{paths.remedies} was written by a newer release: upgrade Fleetune to read it")
-    return tuple(Remedy.model_validate(one) for one in raw["remedies"])
+    raw = storage.read_versioned(paths.remedies, REMEDIES_VERSION)
+    return () if raw is None else tuple(Remedy.model_validate(one) for one in raw["remedies"])
 
 
 def write_remedies(paths: JobPaths, remedies: Sequence[Remedy]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from typing import Any, Final
 
 from pydantic import Field
 
-from jobs.errors import StorageError
 from jobs.frozen import Frozen
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
@@ -59,12 +57,8 @@ def read_plan(paths: JobPaths) -> RunPlan | None:
     Raises:
         StorageError: the file cannot be read, or a newer release wrote it.
     """
-    if not storage.exists(paths.plan):
-        return None
-    raw = json.loads(storage.read_bytes(paths.plan))
-    if raw["version"] > PLAN_VERSION:
-        raise StorageError(f"{paths.plan} was written by a newer release: upgrade Fleetune to read it")
-    return RunPlan.model_validate(raw)
+    raw = storage.read_versioned(paths.plan, PLAN_VERSION)
+    return None if raw is None else RunPlan.model_validate(raw)
 
 
 def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:

@@ -7,7 +7,6 @@ Light to import.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,10 +19,10 @@ from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven
 from jobs.search.rules.budget import check_budget
-from jobs.search.rules.resuming import check_same_search
+from jobs.search.rules.resuming import check_same_search, stored_sweep
 from jobs.search.rules.varying import check_space, field_meant
 from jobs.search.trials import Trials
-from jobs.spec.checking.lines import parse_value
+from jobs.spec.checking.overrides import override_value
 from jobs.spec.load import spec_of
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
@@ -54,7 +53,7 @@ def changed(sweep: SweepSpec, change: Change) -> SweepSpec:
     """Return the sweep with a change. Pure.
 
     Raises:
-        SpecError: the new spec is wrong, or its trials could not be compared with the old ones.
+        SpecError: the new spec is wrong, or new trials could not be compared with earlier ones.
     """
     raw = sweep.model_copy(update={"space": sweep.dimensions}).model_dump(mode="json")
     for name, added in change.more.items():
@@ -72,18 +71,15 @@ def changed(sweep: SweepSpec, change: Change) -> SweepSpec:
 
 
 def narrower(sweep: SweepSpec, settings: list[str]) -> Change:
-    """Return the change that settings such as `learning_rate.max=5e-4` stand for.
+    """Return the change that settings such as `learning_rate.max=5e-4` describe.
 
     Raises:
         SpecError: a setting names no dimension of the space, or no part of a range.
     """
     space: dict[str, Any] = {}
     for setting in settings:
-        key, equals, text = setting.removeprefix("space.").partition("=")
+        key, value = override_value(setting.removeprefix("space."))
         home, _, part = key.rpartition(".")
-        if not equals:
-            raise SpecError(f"--set {setting}: write KEY=VALUE, as learning_rate.max=5e-4")
-        value = parse_value(text, key)
         if (name := _dimension(sweep, key)) is not None:
             space[name] = value
         elif part in ("min", "max", "log", "points") and (name := _dimension(sweep, home)) is not None:
@@ -106,11 +102,11 @@ def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
     """Return the change that adds to the budget of a sweep.
 
     Args:
-        asked: amounts by the names of the budget's fields. Tokens are converted into runs, and runs into tokens, if
-            the budget has only the other one.
+        asked: amounts to add, by the names of the budget's fields. Tokens are converted into runs, and runs into
+            tokens, if the budget has only the other one.
 
     Raises:
-        SpecError: nothing is asked, or the budget does not have the field.
+        SpecError: no amount is given, or the budget does not have the field.
     """
     budget, more = trials.sweep.budget, {name: value for name, value in asked.items() if value is not None}
     if (per_run := trials.tokens_per_run) and (budget.runs is None) != (budget.tokens is None):
@@ -127,16 +123,8 @@ def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
     return Change(more=more)
 
 
-def spec_in(paths: JobPaths) -> SweepSpec:
-    """Read the spec of a sweep. Raises StorageError: it cannot be read; InputError: the run is not a sweep."""
-    spec = spec_of(json.loads(storage.read_bytes(paths.spec)))
-    if not isinstance(spec, SweepSpec):
-        raise InputError(f"{paths.root} is no sweep")
-    return spec
-
-
 def is_driven(paths: JobPaths) -> bool:
-    """Return whether a driver is at work on the sweep."""
+    """Return whether the sweep has a driver now."""
     if read_outcome(paths) is not None:
         return False
     try:
@@ -147,14 +135,14 @@ def is_driven(paths: JobPaths) -> bool:
 
 
 class Changes:
-    """The changes of a sweep that its driver has not applied yet. Each one is a file."""
+    """The changes that users have asked for and that the driver has not applied yet. Each one is a file."""
 
     def __init__(self, paths: JobPaths) -> None:
         self._paths, self._root = paths, storage.join(paths.root, _CHANGES)
 
     def ask(self, change: Change) -> None:
-        """Ask the driver for a change. Raises SpecError: it is impossible, after the changes that wait already."""
-        sweep = spec_in(self._paths)
+        """Ask the driver for a change. Raises SpecError: the change is impossible after those that wait already."""
+        sweep = stored_sweep(self._paths)
         for _, before in self.waiting():
             sweep = changed(sweep, before)
         changed(sweep, change)

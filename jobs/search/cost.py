@@ -1,4 +1,4 @@
-"""What the whole budget of a sweep takes, by the plan of one gang. Pure; light to import."""
+"""Predicts the cost of a sweep's whole budget from the plan of one gang. Pure; light to import."""
 
 from __future__ import annotations
 
@@ -6,23 +6,21 @@ import math
 from dataclasses import dataclass
 
 from jobs.search.rules.auto import probe_steps
-from jobs.search.rules.budget import compared_steps, most_gangs
-from jobs.search.rules.rungs import cooldown_of, stops_of
-from jobs.search.shares import Shares
+from jobs.search.rules.budget import checked_plan, compared_steps, most_gangs
 from jobs.search.trials import most_repeats
 from jobs.spec.sweep import SweepSpec
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a sweep takes without evaluations, checkpoints and the start of its gangs.
+    """The cost of a sweep without evaluations, checkpoints and the start of its gangs.
 
     Attributes:
-        gangs: at once.
+        gangs: number of gangs at once.
         steps: optimizer steps of all trials, cool-downs and repeats, and of the probe.
-        tokens: of these steps, padding included.
-        device_hours: of GPUs; of CPUs if the workers have no GPU.
-        least_hours: on these gangs, if all of them are busy to the end.
+        tokens: tokens of these steps, padding included.
+        device_hours: hours of GPUs; of CPUs if the workers have no GPU.
+        least_hours: hours on these gangs, if all of them are busy to the end.
     """
 
     gangs: int
@@ -33,12 +31,12 @@ class Cost:
 
 
 def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s: float, step_tokens: float) -> Cost:
-    """Compute what the budget pays for.
+    """Predict the cost of the whole budget.
 
     Args:
-        sweep: with its prior.
-        total_steps: of one whole run.
-        gangs: that fit on the machines.
+        sweep: a sweep that has its prior.
+        total_steps: optimizer steps of one whole run.
+        gangs: number of gangs that fit on the machines.
         devices: GPUs of one gang; its CPUs if it has no GPU.
         step_s: seconds of a step.
         step_tokens: tokens of a step, padding included.
@@ -58,12 +56,10 @@ def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s
 
 
 def _steps(sweep: SweepSpec, total: int, tokens_per_run: float) -> float:
-    """Return the optimizer steps that the budget pays for; infinite if only time bounds it."""
+    """Return the optimizer steps that the budget pays for; infinite if only time limits it."""
     probe = probe_steps(sweep)
-    shares = Shares.of(sweep, total, tokens_per_run, probe)
+    plan = checked_plan(sweep, total, tokens_per_run, probe)
     repeats = most_repeats(sweep) * total
-    if sweep.scheduler != "halving" or math.isinf(shares.plan.compared):
-        return min(shares.plan.compared, shares.runs) * total + repeats
-    stops, cooldown = stops_of(sweep, total), cooldown_of(sweep, total)
-    compared = compared_steps(sweep, int(shares.plan.compared), stops, cooldown)
-    return compared + shares.plan.straight * total + repeats + probe
+    if sweep.scheduler != "halving" or math.isinf(plan.compared):
+        return min(plan.compared, plan.runs) * total + repeats
+    return compared_steps(sweep, int(plan.compared), total) + plan.whole_runs * total + repeats + probe

@@ -1,4 +1,4 @@
-"""The ledger of a sweep, which its driver writes: each trial and each answer, before anything follows from them."""
+"""The ledger of a sweep, which its driver writes: each trial and each answer, before the driver acts on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
-from jobs.storage.journal import JournalWriter
+from jobs.storage.journal import JournalWriter, Record
 from jobs.training.mailbox import Answer
 
 
@@ -26,8 +26,8 @@ class Ledger(Trials):
         """Read what earlier drivers have written.
 
         Args:
-            steps_of: returns the optimizer steps of a job.
-            tokens_per_run: tokens of the base job.
+            steps_of: returns the optimizer steps of a job. Raises SpecError.
+            tokens_per_run: tokens of one whole run of the base.
         """
         super().__init__(sweep, root)
         self.steps_of = steps_of
@@ -41,35 +41,33 @@ class Ledger(Trials):
         """Call `bound` and record it. `tokens`: tokens of the probe."""
         with self._lock:
             self.bound(greatest, tokens)
-            self._journal.append({"trial": 0, "greatest_rate": greatest, "tokens": tokens})
-            self._journal.flush()
+            self._write({"trial": 0, "greatest_rate": greatest, "tokens": tokens})
 
     def set_later(self) -> None:
         """Call `compare_later` and record it."""
         with self._lock:
             self.compare_later()
-            self._journal.append({"trial": 0, "later": True})
-            self._journal.flush()
+            self._write({"trial": 0, "later": True})
 
-    def add(self, values: Mapping[str, Any], straight: bool = False, repeats: int | None = None) -> Trial:
+    def add(self, values: Mapping[str, Any], without_rungs: bool = False, repeats: int | None = None) -> Trial:
         """Add a trial: make its run's directory and store its values.
 
         Args:
-            straight, repeats: see `Trial`.
+            without_rungs, repeats: see `Trial`.
         """
         with self._lock:
             number = len(self.trials) + 1
-            trial = self.new_trial(number, values, straight, repeats=repeats)
+            trial = self.new_trial(number, values, without_rungs, repeats=repeats)
             try:
                 trial.total_steps = self.steps_of(trial.spec)
             except SpecError as error:  # each value is possible, but not their combination
                 trial.impossible = str(error)
             self.trials[number] = trial
             storage.write_bytes(trial.paths.spec, dump_spec(trial.spec))
-            record = {"trial": number, "values": trial.values, "straight": straight, "total_steps": trial.total_steps}
+            facts = {"values": trial.values, "straight": without_rungs, "total_steps": trial.total_steps}
             rare = {"repeats": trial.repeats, "impossible": trial.impossible}
-            self._journal.append(record | {name: value for name, value in rare.items() if value is not None})
-            self._journal.flush()
+            given = {name: value for name, value in rare.items() if value is not None}
+            self._write({"trial": number, **facts, **given})
             return trial
 
     def began(self, trial: Trial) -> None:
@@ -77,10 +75,10 @@ class Ledger(Trials):
             trial.state = "running"
 
     def answered(self, trial: Trial, answer: Answer, spent: tuple[str, float, float] | None = None) -> None:
-        """Record a gang's answer, and store it.
+        """Update a trial by a gang's answer, and store the answer.
 
         Args:
-            spent: use of this driver so far: its name, seconds, and seconds times GPUs (or CPUs).
+            spent: what this driver has used so far: its name, seconds, and seconds times GPUs (without GPUs, CPUs).
         """
         with self._lock:
             self.take(trial, answer)
@@ -88,27 +86,30 @@ class Ledger(Trials):
             if spent is not None:
                 self.spent[spent[0]] = spent[1:]
                 record["spent"] = list(spent)
-            self._journal.append(record)
-            self._journal.flush()
+            self._write(record)
             if trial.is_over:
                 self._conclude(trial)
 
     def stopped(self, trial: Trial, reason: str) -> None:
-        """Record that the search does not continue a trial; its checkpoints stay."""
+        """Record that the search stops a trial for good. Its checkpoints stay."""
         with self._lock:
             if not trial.is_over:
                 trial.state, trial.reason = "stopped", reason
                 self._conclude(trial)
-                self._journal.append({"trial": trial.number, "stopped": reason})
-                self._journal.flush()
+                self._write({"trial": trial.number, "stopped": reason})
 
     def search_has_ended(self) -> None:
         """Write the outcomes of paused trials. They stay paused: with a larger budget, the search may continue them."""
         with self._lock:
             for trial in self.trials.values():
                 if trial.state == "paused":
-                    trial.reason = f"others went on after step {trial.step}"
+                    trial.reason = f"only other trials continued after step {trial.step}"
+
                     self._conclude(trial)
+
+    def _write(self, record: Record) -> None:
+        self._journal.append(record)
+        self._journal.flush()
 
     def _conclude(self, trial: Trial) -> None:
         """Write the outcome of a trial's run."""
@@ -120,7 +121,7 @@ class Ledger(Trials):
                 reason=trial.reason,
                 step=trial.step,
                 metrics={**trial.metrics, **({} if trial.loss is None else {"loss": trial.loss})},
-                evaluated_step=trial.scores[-1][0] if trial.scores and trial.metrics else None,
+                evaluated_step=trial.scored_step if trial.metrics else None,
                 ended_at=datetime.datetime.now(datetime.UTC),
             ),
         )

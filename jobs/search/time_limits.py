@@ -1,4 +1,4 @@
-"""The limits of a sweep's budget in minutes and GPU-hours, and the time that repeats of finalists need. Pure; light."""
+"""The limits of a sweep's budget in minutes and GPU-hours, and the time that repeats of finalists need. Pure."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from jobs.planning import gang_of
 from jobs.search.trials import Trials, most_repeats
 from jobs.spec.finetune import Spec
 
-_MOST_REPEATED = 0.5  # of a limit
+_MOST_REPEATED = 0.5  # largest share of a limit that is kept for repeats
 
 Spent = Mapping[str, tuple[float, float]]  # seconds, and seconds times GPUs (or CPUs), by driver
 
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """A limit in time, in seconds or in seconds times GPUs (or CPUs).
+    """A limit in time. All values are seconds, or seconds times GPUs (without GPUs, CPUs).
 
     Attributes:
-        used: by the search, its repeats included.
-        repeats: what all repeats take, whether they have begun or not (otherwise, the first one would make room for
-            trials), and the trials that still run when the search has used its part.
-        next: what must be left for one more repeat: it, and the running ones, in full.
+        limit: the limit of the budget.
+        used: the time that search and repeats have used.
+        repeats: the time that is kept for all repeats, begun or not, and for trials that still run when the search has
+            used its share.
+        next: the time that must be left to begin one more repeat: its own, and the whole time of the running ones.
     """
 
     limit: float
@@ -33,12 +34,12 @@ class TimeLimit:
 
     @property
     def share(self) -> float:
-        """The used share of what is for the search. At most half of the limit is kept for repeats."""
+        """The used share of the time for the search, which is the limit without the time that is kept for repeats."""
         return self.used / (self.limit - min(self.repeats, self.limit * _MOST_REPEATED))
 
 
 def time_limits(trials: Trials, spent: Spent) -> list[TimeLimit]:
-    """Return the limits in minutes and GPU-hours. What a repeat takes is measured on the trials so far. Pure."""
+    """Return the limits in minutes and GPU-hours. The time of a repeat is estimated from the trials so far. Pure."""
     budget, per_gang = trials.sweep.budget, _devices(trials.sweep.base)
     seconds, device_seconds = (sum(each[place] for each in spent.values()) for place in (0, 1))
     whole_s = seconds_of_a_run(trials)
@@ -62,13 +63,13 @@ def time_limits(trials: Trials, spent: Spent) -> list[TimeLimit]:
 
 
 def _devices(base: Spec) -> int:
-    """GPUs of one gang; without GPUs, CPUs."""
+    """Return the GPUs of one gang; without GPUs, its CPUs."""
     gang = gang_of(base)
     return gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
 
 
 def seconds_of_a_run(trials: Trials) -> float:
-    """Seconds of a whole run on one gang, from the trials so far; 0 while no trial has been trained. Pure."""
+    """Estimate the seconds of a whole run on one gang from the trials so far; 0 before the first answer. Pure."""
     trained = [trial for trial in list(trials.trials.values()) if trial.seconds and trial.step]
     runs = sum(trial.step / trial.total_steps for trial in trained)
     return sum(trial.seconds for trial in trained) / runs if runs else 0.0

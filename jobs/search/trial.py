@@ -19,8 +19,8 @@ class Trial:
     values: dict[str, Any]  # by the names of the sweep's space
     spec: Spec
     paths: JobPaths
-    total_steps: int = 0  # of this trial when it is trained to its end
-    straight: bool = False  # trained to its end without rungs: a whole run of auto, or a repeat
+    total_steps: int = 0  # optimizer steps of the whole trial
+    without_rungs: bool = False  # begun as a whole run of auto, or as a repeat
     repeats: int | None = None  # number of the finalist that it repeats with another seed
     impossible: str | None = None  # why its values cannot be trained
     driver: str = ""  # see `JobPaths.driver`
@@ -28,7 +28,7 @@ class Trial:
     scores: list[tuple[int, float]] = field(default_factory=list)  # (step, judged metric), finite ones
     step: int = 0
     tokens: int = 0
-    seconds: float = 0.0  # that gangs trained it
+    seconds: float = 0.0  # for which gangs have trained it
     loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str | None = None  # why it ended before its last step
@@ -39,13 +39,18 @@ class Trial:
         return self.scores[-1][1] if self.scores else None
 
     @property
+    def scored_step(self) -> int | None:
+        """The step after which the newest score was taken."""
+        return self.scores[-1][0] if self.scores else None
+
+    @property
     def is_over(self) -> bool:
         return self.state in ("finished", "stopped", "failed")
 
     @property
     def is_whole(self) -> bool:
-        """Whether it counts as a whole run of a sweep with one rung: begun as one, or continued from the rung."""
-        return self.straight or len(self.scores) > 1
+        """Whether it counts as a whole run: it was begun as one, or it has continued from the only rung."""
+        return self.without_rungs or len(self.scores) > 1
 
     @property
     def rung(self) -> int:

@@ -1,4 +1,4 @@
-"""The record of the trials of a sweep: values, runs, scores and outcomes. Light to import."""
+"""All trials of a sweep, as its ledger describes them: values, runs, scores and outcomes. Light to import."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from jobs.run.paths import JobPaths
 from jobs.search.rules.auto import (
     LATER,
     PROBE_STEPS,
-    aims,
     bounded,
+    extrapolates,
     is_near,
     is_too_early,
     prior_of,
     probe_steps,
-    rate_name,
+    varied_rate,
     whole_run_rate,
 )
 from jobs.search.rules.budget import most_trials
@@ -34,11 +34,11 @@ from jobs.training.mailbox import Answer
 
 LEDGER = "ledger"
 FINALISTS: Final = 2  # trials that are repeated with other seeds
-_NO_SCORE = 1e9  # told of a failed trial while no other one has a score
+_NO_SCORE = 1e9  # stands for the score of a failed trial while no other trial has a score
 
 
 def most_repeats(sweep: SweepSpec) -> int:
-    """Return the largest number of runs that repeat finalists with other seeds."""
+    """Return the largest number of repeats, which train finalists with other seeds."""
     return int(min(FINALISTS, most_trials(sweep))) * (sweep.seeds - 1)
 
 
@@ -46,13 +46,13 @@ class Trials:
     """All trials of a sweep, read from the ledger in its directory."""
 
     def __init__(self, sweep: SweepSpec, root: str) -> None:
-        """`root`: of the sweep's directory. Raises StorageError: the ledger cannot be read."""
+        """Read the ledger in the sweep's directory `root`. Raises StorageError."""
         self.sweep, self.root = sweep, root
         self.trials: dict[int, Trial] = {}
-        self.total_steps, self.tokens_per_run = 0, 0.0  # of a whole trial; 0 before the first driver has looked
-        self.is_bounded, self.probe_tokens = False, 0
-        self._greatest: float | None = None  # learning rate, as the probe has found
-        self.base_score: float | None = None  # of the model before training
+        self.total_steps, self.tokens_per_run = 0, 0.0  # of one whole run of the base; 0 before the first driver
+        self.is_bounded, self.probe_tokens = False, 0  # whether the probe has ended, and its tokens
+        self._greatest: float | None = None  # the greatest learning rate, by the probe
+        self.base_score: float | None = None  # score of the model before training
         self.is_later = False  # trials are compared at the later rung: nothing had been learned at the first one
         self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times GPUs (or CPUs)
         self._lock = threading.RLock()
@@ -60,7 +60,11 @@ class Trials:
         self.catch_up()
 
     def catch_up(self) -> None:
-        """Take over what the driver has written since the last call; not for the driver. Raises StorageError."""
+        """Read what the driver has written since the last call. The driver itself never calls this.
+
+        Raises:
+            StorageError: the ledger cannot be read.
+        """
         for record in self._records.new():
             self._replay(record)
 
@@ -95,7 +99,7 @@ class Trials:
             trial.state, trial.reason = "stopped", record["stopped"]
 
     def bound(self, greatest: float | None, tokens: int) -> None:
-        """Take over the result of the probe: no proposal has a higher learning rate. None: the probe found no bound."""
+        """Limit the learning rates of later proposals by the probe's result. None: the probe found no limit."""
         with self._lock:
             self.is_bounded, self.probe_tokens, self._greatest = True, tokens, greatest
             self.change(self.sweep)
@@ -106,14 +110,14 @@ class Trials:
             self.sweep = self.as_searched(sweep)
 
     def as_searched(self, sweep: SweepSpec) -> SweepSpec:
-        """Return a spec with what the search has found: the greatest learning rate, and whether the rung is later."""
+        """Return a spec with the results of the search so far: the greatest learning rate, and the later rung."""
         if self.is_later and sweep.rungs is None:
             sweep = sweep.model_copy(update={"rungs": LATER})
         return sweep if self._greatest is None else bounded(sweep, self._greatest)
 
     @property
     def probe_steps(self) -> float:
-        """Cost of the probe, in optimizer steps; 0 if there is none."""
+        """The cost of the probe, in optimizer steps; 0 if there is none."""
         return (PROBE_STEPS if self.probe_tokens else 0.0) if self.is_bounded else probe_steps(self.sweep)
 
     @property
@@ -132,29 +136,30 @@ class Trials:
                 trial.scores = [one for one in trial.scores if not self._is_before_the_rung(trial, one[0])]
 
     @property
-    def on_their_way(self) -> list[int]:
-        """Numbers of the trials that pause at the first rung and continue to the later one."""
-        paused = [trial for trial in self.searched if trial.state == "paused" and not trial.scores]
-        return [trial.number for trial in paused] if self.is_later else []
+    def moved_to_later_rung(self) -> list[int]:
+        """Numbers of the trials that are paused at the first rung and will continue to the later one."""
+        paused = [trial.number for trial in self.searched if trial.state == "paused" and not trial.scores]
+        return paused if self.is_later else []
 
     def _is_before_the_rung(self, trial: Trial, step: int) -> bool:
-        """Whether the trial stops at the first rung only because it began before the later one replaced it."""
-        return self.is_later and step < stops_of(self.sweep, trial.total_steps, trial.straight)[0]
+        """Whether `step` is before the trial's present first stop, since the later rung has replaced the first one."""
+        return self.is_later and step < stops_of(self.sweep, trial.total_steps, trial.without_rungs)[0]
 
     def new_trial(
         self,
         number: int,
         values: Mapping[str, Any],
-        straight: bool,
+        without_rungs: bool,
         *,
         total_steps: int | None = None,
         repeats: int | None = None,
         impossible: str | None = None,
     ) -> Trial:
-        """
+        """Make a trial, without adding it.
+
         Args:
             total_steps: optimizer steps of the trial; None: those of the base.
-            repeats, impossible: see `Trial`.
+            without_rungs, repeats, impossible: see `Trial`.
         """
         try:
             spec = trial_spec(self.sweep.base, values)
@@ -165,9 +170,10 @@ class Trials:
         spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
         paths = JobPaths(storage.join(self.root, f"{number:04d}"))
         steps = total_steps or self.total_steps
-        return Trial(number, dict(values), spec, paths, steps, straight, repeats, impossible)
+        return Trial(number, dict(values), spec, paths, steps, without_rungs, repeats, impossible)
 
     def take(self, trial: Trial, answer: Answer) -> None:
+        """Update a trial by a gang's answer."""
         trial.step, trial.tokens = max(trial.step, answer.step), trial.tokens + answer.tokens
         trial.seconds += answer.seconds
         if answer.status == "stopped":  # the sweep was stopped: the trial continues with it
@@ -194,22 +200,23 @@ class Trials:
 
     @property
     def searched(self) -> list[Trial]:
-        """All trials but repeats, which train a finalist with another seed."""
+        """All trials except repeats, which train a finalist with another seed."""
         return [trial for trial in list(self.trials.values()) if trial.repeats is None]
 
     def repeats_of(self, trial: Trial) -> list[Trial]:
         return [one for one in list(self.trials.values()) if one.repeats == trial.number]
 
     def scores_of_seeds(self, trial: Trial) -> list[float]:
-        """Final scores of a finished trial and of its repeats."""
+        """Return the final scores of a trial and of its repeats, of those that are finished."""
         every = [trial, *self.repeats_of(trial)]
         return [one.score for one in every if one.state == "finished" and one.score is not None]
 
     def ranked(self) -> list[Trial]:
-        """The best first: those that are finished, then by how far they came; what has no score comes last.
+        """Return all trials, the best first.
 
-        A finalist is ranked by the mean over its seeds, before trials that have one seed only: the best of many single
-        scores is partly luck. It is followed by its repeats.
+        Trials that were scored later in their run come first, and trials without a score last. Among those with the
+        same number of steps, a finalist is ranked by the mean over its seeds and before trials with one seed, because
+        the best of many single scores is partly luck. Its repeats follow it.
         """
         with self._lock:
             return sorted(self.trials.values(), key=self._rank)
@@ -221,7 +228,7 @@ class Trials:
         score = statistics.fmean(seeds) if len(seeds) > 1 else trial.score or 0.0
         return (
             trial.state == "failed" or trial.score is None,
-            -(trial.scores[-1][0] / trial.total_steps if trial.scores and trial.total_steps else 0.0),
+            -((trial.scored_step or 0) / trial.total_steps if trial.total_steps else 0.0),
             len(seeds) < 2,
             sign * score,
             first.number,
@@ -236,48 +243,48 @@ class Trials:
         return sorted(finished, key=lambda trial: sign * (trial.score or 0.0))[:FINALISTS]
 
     def to_repeat(self) -> Trial | None:
-        """The finalist that is repeated next; None if each has the number of seeds that the sweep asks for."""
+        """Return the finalist that is repeated next; None if each has the number of seeds that the sweep asks for."""
         short = [trial for trial in self.finalists if len(self.repeats_of(trial)) + 1 < self.sweep.seeds]
         return min(short, key=lambda trial: len(self.repeats_of(trial)), default=None)
 
     @property
     def repeats_to_begin(self) -> int:
-        """How many repeats of the present finalists have not begun."""
+        """The number of repeats of the present finalists that have not begun."""
         return sum(max(self.sweep.seeds - 1 - len(self.repeats_of(trial)), 0) for trial in self.finalists)
 
     @property
     def repeats_left(self) -> int:
-        """The largest number of repeats that have not ended or are still to begin."""
+        """The largest number of repeats that still run or have not begun."""
         ended = sum(trial.is_over for trial in list(self.trials.values()) if trial.repeats is not None)
         return max(most_repeats(self.sweep) - ended, 0)
 
     @property
     def going_on(self) -> list[int]:
-        """Numbers of the trials that continue from a rung once all have begun: see `rules.rungs.going_on`."""
-        if self.sweep.scheduler != "halving":  # Ray Tune decides which continue
+        """Numbers of the trials that continue from a rung, once all have begun: see `rules.rungs.going_on`."""
+        if self.sweep.scheduler != "halving":  # Ray Tune decides which ones continue
             return [trial.number for trial in self.searched if trial.state == "paused" and trial.scores]
-        compared = [trial for trial in list(self.trials.values()) if not trial.straight]
-        if aims(self.sweep):
+        compared = [trial for trial in list(self.trials.values()) if not trial.without_rungs]
+        if extrapolates(self.sweep):
             return self._nearest_to_target(compared)
         return going_on(compared, len(self.sweep.rung_shares), ETA, self.sweep.lower_is_better)
 
     @property
     def target(self) -> float:
         """The learning rate for a whole run, from the scores at the rung; the prior's rate if there are no scores."""
-        name, sign = str(rate_name(self.sweep)), 1.0 if self.sweep.lower_is_better else -1.0
-        scored = [trial for trial in self.searched if not trial.straight and trial.scores]
-        if not scored:
-            return float(prior_of(self.sweep)[name])
-        return whole_run_rate(
-            self.sweep, best_rate({trial.values[name]: sign * trial.scores[0][1] for trial in scored})
-        )
+        name, sign = varied_rate(self.sweep), 1.0 if self.sweep.lower_is_better else -1.0
+        scored = [trial for trial in self.searched if not trial.without_rungs and trial.scores]
+        scores = {trial.values[name]: sign * trial.scores[0][1] for trial in scored}
+        return whole_run_rate(self.sweep, best_rate(scores)) if scores else float(prior_of(self.sweep)[name])
 
     def _nearest_to_target(self, compared: list[Trial]) -> list[int]:
-        """The number of the paused trial near the target, if all have reached the rung and no whole run is near it."""
+        """Return the number of the paused trial nearest to the target, as a list; empty if none continues now.
+
+        One continues if it is near the target, all have reached the rung, and no whole run is near the target yet.
+        """
         paused = [trial for trial in compared if not trial.is_over]
         if not paused or any(not trial.scores for trial in paused):
             return []
-        name, target = str(rate_name(self.sweep)), self.target
+        name, target = varied_rate(self.sweep), self.target
         if any(trial.is_whole and is_near(trial.values[name], target) for trial in self.searched):
             return []
         nearest = min(paused, key=lambda trial: abs(math.log(trial.values[name] / target)))
@@ -289,16 +296,12 @@ class Trials:
         first = next((trial for trial in self.ranked() if trial.repeats is None), None)
         return first if first is not None and first.state == "finished" else None
 
-    def told_as(self, trial: Trial) -> float:
-        """The value that the sampler gets for a trial: its score, or the worst known score if it failed.
-
-        Optuna takes no NaN, and a number far from all others would spoil a Gaussian process.
-        """
-        worst = max if self.sweep.lower_is_better else min
-        scores = [score for one in list(self.trials.values()) for _, score in one.scores]
-        if trial.state == "failed" or trial.score is None:
-            return worst(scores, default=_NO_SCORE if self.sweep.lower_is_better else -_NO_SCORE)
-        return trial.score
+    def finite_score(self, trial: Trial) -> float:
+        """Return the score of a trial for Ray Tune, which compares numbers only: the worst known score if it failed."""
+        if trial.state != "failed" and trial.score is not None:
+            return trial.score
+        worst, none = (max, _NO_SCORE) if self.sweep.lower_is_better else (min, -_NO_SCORE)
+        return worst((score for one in list(self.trials.values()) for _, score in one.scores), default=none)
 
     @property
     def seconds(self) -> float:
@@ -307,7 +310,7 @@ class Trials:
 
     @property
     def device_hours(self) -> float:
-        """Hours of GPUs that its gangs have held; of CPUs where none is used."""
+        """Hours for which gangs have held GPUs; without GPUs, CPUs."""
         return sum(each for _, each in self.spent.values()) / 3600
 
     @property

@@ -8,6 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
+from jobs.spec.bounds import NAME_PATTERN
 from jobs.spec.finetune import SCHEMA_VERSION
 from jobs.spec.queue import MOST_KEYS, Queue, VariableName
 from jobs.spec.references import absolute_working_dir, folder_of
@@ -25,19 +26,19 @@ class CommandResources(Frozen):
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
 
     @model_validator(mode="after")
-    def _a_cluster_could_hold_it(self) -> CommandResources:
+    def _gang_has_a_possible_size(self) -> CommandResources:
         Gang(self.num_workers, self.cpus_per_worker, self.gpus_per_worker).check_size()
         return self
 
 
 class CommandSpec(JobSpec):
-    """A program on a gang. Each process of several gets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR."""
+    """A program on a gang. If there are several processes, each gets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR."""
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
     kind: Literal["command"] = Field(description="command.")
     name: str = Field(
         "command",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        pattern=NAME_PATTERN,
         description="Start of the job's name: lower-case letters, digits, '.', '_' and '-'.",
     )
     command: tuple[Word, ...] = Field(

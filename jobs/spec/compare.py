@@ -9,13 +9,13 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from jobs.frozen import Frozen
+from jobs.spec.bounds import LONGEST_NAME, NAME_PATTERN
 from jobs.spec.finetune import Spec
 from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
-from jobs.spec.sweep import NAME_PATTERN, Search, SweepSpec
+from jobs.spec.sweep import Search, SweepSpec
 
-MOST_METHODS: Final = 16
-METHODS: Final = get_args(ChosenMethod.model_fields["kind"].annotation)
-_LONGEST_NAME: Final = 63
+_MOST_METHODS: Final = 16
+_METHODS: Final = get_args(ChosenMethod.model_fields["kind"].annotation)
 
 
 class ComparedMethod(Frozen):
@@ -32,10 +32,10 @@ class ComparedMethod(Frozen):
 
 
 def _from_name(value: object) -> object:
-    """A name alone stands for the method of that name."""
+    """Accept the name of a method in place of a mapping, and a mapping whose name is also its method."""
     if isinstance(value, str):
         return {"method": value}
-    if isinstance(value, dict) and "method" not in value and value.get("name") in METHODS:
+    if isinstance(value, dict) and "method" not in value and value.get("name") in _METHODS:
         return {**value, "method": value["name"]}
     return value
 
@@ -51,7 +51,7 @@ class CompareSpec(Search):
     )
     methods: tuple[Annotated[ComparedMethod, BeforeValidator(_from_name)], ...] = Field(
         min_length=2,
-        max_length=MOST_METHODS,
+        max_length=_MOST_METHODS,
         description="What is compared: full, lora or prompt; or {name, method, lora, prompt}, to compare ranks.",
     )
     then: Literal["export", "nothing"] = Field(
@@ -59,11 +59,11 @@ class CompareSpec(Search):
     )
 
     @model_validator(mode="after")
-    def _can_be_compared(self) -> Self:
-        twice = [name for name, count in Counter(one.name for one in self.methods).items() if count > 1]
-        if twice:
+    def _methods_are_possible_and_have_different_names(self) -> Self:
+        (name, count), *_ = Counter(one.name for one in self.methods).most_common(1)
+        if count > 1:
             raise ValueError(
-                f"methods has two with the name {twice[0]}: give each a name, as {{name: lora-r4, method: lora, "
+                f"methods has {count} with the name {name}: give each a name, as {{name: lora-r4, method: lora, "
                 "lora: {rank: 4}}"
             )
         for one in self.methods:
@@ -76,8 +76,8 @@ class CompareSpec(Search):
     def job_of(self, method: ComparedMethod) -> Spec:
         """Return the base with this method. Raises ValidationError.
 
-        A learning rate of the base is kept for its own method only: the best rates of methods differ tenfold, and
-        each search begins where its own method usually has them.
+        The base's learning rate is kept only for the base's method: the best rates of the methods differ tenfold, so
+        the search of any other method starts at a usual rate of that method.
         """
         values = self.base.model_dump(mode="json", exclude_unset=True)
         same = self.base.method.kind == method.method.kind
@@ -95,7 +95,7 @@ class CompareSpec(Search):
     def sweep_of(self, method: ComparedMethod) -> SweepSpec:
         """Return the search of this method."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in Search.model_fields}
-        name = f"{self.name[: _LONGEST_NAME - 1 - len(method.name)] or self.name[:1]}-{method.name}"[:_LONGEST_NAME]
+        name = f"{self.name[: LONGEST_NAME - 1 - len(method.name)] or self.name[:1]}-{method.name}"[:LONGEST_NAME]
         own = {"kind": "sweep", "name": name, "base": self.job_of(method), "then": self.then}
         return SweepSpec(**fields | own)
 

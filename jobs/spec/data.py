@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -10,6 +9,7 @@ from typing import Annotated, Final, Literal, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from cluster.text import did_you_mean
 from jobs.frozen import Frozen
 from jobs.spec.references import absolute
 from jobs.storage import locations as location
@@ -22,8 +22,7 @@ OWN_FUNCTION: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z
 
 def _known_format(name: str) -> str:
     if name not in BUILTIN_FORMATS and not OWN_FUNCTION.match(name):
-        near = difflib.get_close_matches(name.lower().replace("_", "-"), BUILTIN_FORMATS, n=1, cutoff=0.6)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name.replace("_", "-"), BUILTIN_FORMATS)
         raise ValueError(
             f"must be one of {', '.join(BUILTIN_FORMATS)}, or package.module:function, but is {name!r}{hint}"
         )
@@ -34,7 +33,7 @@ Format = Annotated[str, AfterValidator(_known_format)]
 
 
 def checked_path(path: str) -> str:
-    """Return the path. Raises ValueError if it is neither a path nor a URL; each process checks protocols later."""
+    """Return the path. Raises ValueError if it is neither a path nor a URL. The URL's protocol is not checked here."""
     if (wrong := location.form_problem(path)) is not None:
         raise ValueError(wrong)
     return path
@@ -124,7 +123,7 @@ class Data(Frozen):
     )
 
     @model_validator(mode="after")
-    def _one_source_of_held_out_samples(self) -> Data:
+    def _held_out_samples_and_labels_are_given_once(self) -> Data:
         if self.eval is not None and self.eval_fraction is not None:
             raise ValueError("eval and eval_fraction are both given: drop one of them")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
@@ -136,7 +135,8 @@ class Data(Frozen):
         weighed = [source.weight is not None for source in self.train]
         if any(weighed) and not all(weighed):
             without = next(source.path for source in self.train if source.weight is None)
-            raise ValueError(f"train: {without} has no weight, but others have: give every source a weight, or none")
+            raise ValueError(f"train: {without} has no weight, but others do: give every source a weight, or none")
+
         if not self.mixed and any(source.max_epochs for source in self.train):
             raise ValueError("train: max_epochs needs a weight for every source. Without weights, use num_train_epochs")
         if any(source.weight or source.max_epochs for source in self.eval or ()):

@@ -11,8 +11,18 @@ from jobs.spec.bounds import MOST_COUNT, MOST_ROWS
 from jobs.spec.data import Source, Sources
 
 
+def full_name(metric: str) -> str:
+    """Return the name of a held-out metric as evaluations report it: `eval_loss` for `loss` and for `eval_loss`."""
+    return f"eval_{metric.removeprefix('eval_')}"
+
+
+def is_loss(metric: str) -> bool:
+    """Whether lower values of a metric are better, by its name."""
+    return metric.endswith(("loss", "perplexity"))
+
+
 def _as_text(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    """Give format text to sources without a format: data.format is that of the task, such as chat."""
+    """Give sources without a format the format text. The default, data.format, is for the task, such as chat."""
     if any(source.weight or source.max_epochs for source in sources):
         raise ValueError("weight and max_epochs are for data.train: every row of general text is scored once")
     return tuple(source.model_copy(update={"format": source.format or "text"}) for source in sources)
@@ -52,12 +62,17 @@ class Eval(Frozen):
     )
 
     @model_validator(mode="after")
-    def _threshold_of_patience(self) -> Eval:
+    def _no_threshold_without_patience(self) -> Eval:
         if self.early_stopping_threshold and self.early_stopping_patience is None:
             raise ValueError(
                 "early_stopping_threshold needs early_stopping_patience: give it, or leave the threshold out"
             )
         return self
+
+    def may_report(self, metric: str) -> bool:
+        """Whether evaluations may report a metric. A user's function may return metrics of any name."""
+        has_own = any(":" in name for name in self.metrics)
+        return has_own or metric.removeprefix("eval_") in {"loss", *self.metrics}
 
 
 class Checkpoint(Frozen):
@@ -81,7 +96,7 @@ class Checkpoint(Frozen):
     load_best_model_at_end: bool = Field(False, description="Export the best checkpoint instead of the last state.")
 
     @model_validator(mode="after")
-    def _best_by_some_metric(self) -> Checkpoint:
+    def _the_best_has_a_metric(self) -> Checkpoint:
         if self.metric_for_best_model is None:
             for name in ("greater_is_better", "load_best_model_at_end"):
                 if getattr(self, name):
@@ -91,12 +106,9 @@ class Checkpoint(Frozen):
     @property
     def best_metric(self) -> str | None:
         """Full name of the metric, eval_*."""
-        name = self.metric_for_best_model
-        return None if name is None else f"eval_{name.removeprefix('eval_')}"
+        return None if self.metric_for_best_model is None else full_name(self.metric_for_best_model)
 
     @property
     def greater_is_best(self) -> bool:
         """`greater_is_better`, or, if it is left out, the default for the metric's name."""
-        if self.greater_is_better is not None:
-            return self.greater_is_better
-        return not str(self.best_metric).endswith(("loss", "perplexity"))
+        return self.greater_is_better if self.greater_is_better is not None else not is_loss(str(self.best_metric))

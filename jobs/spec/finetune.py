@@ -14,7 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
-from jobs.spec.bounds import MOST_COUNT, MOST_ROWS
+from jobs.spec.bounds import MOST_COUNT, MOST_ROWS, NAME_PATTERN
 from jobs.spec.data import MOST_EPOCHS, Data, Source, StoragePath, absolute_sources, checked_path
 from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
@@ -34,7 +34,7 @@ SchedulerType = Literal["linear", "cosine", "constant_with_warmup", "warmup_stab
 
 
 class NotWhole(ValueError):
-    """Raised for a number that must be whole, but is not."""
+    """Raised for a number that must be a whole number, but is not."""
 
 
 class Model(Frozen):
@@ -121,13 +121,13 @@ class Train(Frozen):
     zero: Zero = Field(default_factory=Zero, description="DeepSpeed ZeRO.")
 
     @model_serializer(mode="wrap")
-    def _without_what_a_plan_may_choose(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the fields that the user left out, so that a spec read from a dump shows them as left out, too."""
+    def _without_defaults_that_a_plan_may_choose(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Do not dump a field of PLANNED that the user left out: a plan may also choose it after the dump is read."""
         values: dict[str, Any] = dumped(self)
         return {name: value for name, value in values.items() if name not in PLANNED - self.model_fields_set}
 
     @model_validator(mode="after")
-    def _nothing_is_said_twice(self) -> Train:
+    def _no_two_fields_for_one_setting(self) -> Train:
         for one, other in (
             ("warmup_ratio", "warmup_steps"),
             ("num_train_epochs", "max_steps"),
@@ -210,7 +210,7 @@ class Spec(JobSpec):
     )
     name: str = Field(
         "run",
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        pattern=NAME_PATTERN,
         description="Start of the run's name: lower-case letters, digits, '.', '_' and '-'.",
     )
     model: Model = Field(description="The model to start from.")
@@ -270,30 +270,29 @@ class Spec(JobSpec):
         return self
 
     @model_validator(mode="after")
-    def _the_best_can_be_told(self) -> Spec:
-        wanted, metrics = self.checkpoint.metric_for_best_model, self.eval.metrics
+    def _the_best_checkpoint_is_defined(self) -> Spec:
+        wanted = self.checkpoint.metric_for_best_model
         needed = {"checkpoint.metric_for_best_model": wanted, "eval.eval_steps": self.eval.eval_steps}
-        if self.eval.early_stopping_patience is not None:
-            for name, value in needed.items():
-                if value is None:
-                    raise ValueError(f"eval.early_stopping_patience needs {name}: give it, or leave the patience out")
-        if self.remedies.forgetting.max_general_loss_increase is not None:
-            if self.eval.general is None:
-                raise ValueError("remedies.forgetting needs eval.general: give it, or leave the bound out")
-            for name, value in needed.items():
-                if value is None:
-                    raise ValueError(f"remedies.forgetting needs {name}: give it, or leave the bound out")
+        patience, bound = self.eval.early_stopping_patience, self.remedies.forgetting.max_general_loss_increase
+        for field, part, value, needs in (
+            ("eval.early_stopping_patience", "the patience", patience, needed),
+            ("remedies.forgetting", "the bound", bound, {"eval.general": self.eval.general, **needed}),
+        ):
+            missing = [name for name, given in needs.items() if given is None]
+            if value is not None and missing:
+                raise ValueError(f"{field} needs {missing[0]}: give it, or leave {part} out")
         if wanted is None:
             return self
         if not self.data.has_eval:
             raise ValueError("checkpoint.metric_for_best_model needs held-out samples: data.eval or data.eval_fraction")
-        own = any(":" in name for name in metrics)  # a user's function may return metrics of any name
-        if wanted.removeprefix("eval_") not in {"loss", *metrics} and not own:
-            raise ValueError(f"checkpoint.metric_for_best_model is {wanted}, but eval.metrics has {list(metrics)}")
+        if not self.eval.may_report(wanted):
+            raise ValueError(
+                f"checkpoint.metric_for_best_model is {wanted}, but eval.metrics has {list(self.eval.metrics)}"
+            )
         return self
 
     @model_validator(mode="after")
-    def _what_needs_gpus_has_them(self) -> Spec:
+    def _gpus_for_fp16_and_flash_attention(self) -> Spec:
         """Reject fp16 and flash attention on CPUs: DeepSpeed's loss scaling and the kernels need GPUs."""
         if self.resources.gpus_per_worker > 0:
             return self

@@ -48,17 +48,17 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
     Raises:
         SpecError: all mistakes, one a line as `file:line: key: what is wrong`; or the spec is of another kind.
     """
-    return training(load_marked(path, overrides).spec, path)
+    return finetune_spec(load_marked(path, overrides).spec, path)
 
 
-def trained(spec: AnySpec) -> Spec | None:
+def trained_job(spec: AnySpec) -> Spec | None:
     """Return the job that a spec trains: the spec, or a sweep's base job; None for a command."""
     if isinstance(spec, SweepSpec):
         return spec.base
     return spec if isinstance(spec, Spec) else None
 
 
-def training(spec: OfAnyKind, path: str) -> Spec:
+def finetune_spec(spec: OfAnyKind, path: str) -> Spec:
     """Return the spec, which was read from `path`, if it is of kind finetune. Raises SpecError."""
     if isinstance(spec, CommandSpec):
         raise SpecError(
@@ -98,7 +98,7 @@ class Loaded:
 def load_to_run(path: str, overrides: Sequence[str] = ()) -> Spec | SweepSpec | CompareSpec:
     """Read the spec of a job, sweep or comparison. Raises SpecError, also for a command, which only the queue runs."""
     spec = load_marked(path, overrides).spec
-    return spec if isinstance(spec, Search) else training(spec, path)
+    return spec if isinstance(spec, Search) else finetune_spec(spec, path)
 
 
 def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:

@@ -34,7 +34,7 @@ OWN: Final = "FLEETUNE_"
 _OF_FOLLOWERS: Final = ("FLEETUNE_ENDED_", "FLEETUNE_WEBHOOK_")  # set in the specs that the queue makes for `on_end`
 
 
-def _is_free(name: str) -> str:
+def _not_reserved(name: str) -> str:
     if name in SET_FOR_PROGRAMS or (name.startswith(OWN) and not name.startswith(_OF_FOLLOWERS)):
         raise ValueError(
             f"Fleetune sets {name} itself: take another name. Reserved are {', '.join(SET_FOR_PROGRAMS)}, and all "
@@ -43,9 +43,7 @@ def _is_free(name: str) -> str:
     return name
 
 
-VariableName = Annotated[str, Field(pattern=VARIABLE), AfterValidator(_is_free)]
-
-
+VariableName = Annotated[str, Field(pattern=VARIABLE), AfterValidator(_not_reserved)]
 LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,99}$")]
 LabelValue = Annotated[str, Field(max_length=LONGEST_LABEL)]
 
@@ -64,7 +62,7 @@ class OnEnd(Frozen):
     )
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> OnEnd:
+    def _webhook_or_command(self) -> OnEnd:
         if (self.webhook is None) == (self.command is None):
             raise ValueError("on_end needs either webhook or command")
         return self

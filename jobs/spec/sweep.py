@@ -11,25 +11,23 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from jobs.frozen import Frozen
-from jobs.spec.bounds import MOST_COUNT
+from jobs.spec.bounds import MOST_COUNT, NAME_PATTERN
+from jobs.spec.evaluation import full_name, is_loss
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import Queue
 from jobs.spec.space import Range, Space
 from jobs.spec.vary import JobSpec
 
-NAME_PATTERN: Final = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 MOST_FIELDS: Final = 16
 MOST_TRIALS: Final = 10_000
 GRID_POINTS: Final = 5  # values that a grid takes from a range without `points`
-_AROUND: Final = 10.0  # the default range goes from a tenth of the base's learning rate to ten times that rate
+FIRST_RUNGS: Final = (0.25,)  # if the spec gives none
+_AROUND: Final = 10.0  # the default range goes from a tenth of a learning rate to ten times that rate
 _MOST_WARMUP: Final = 0.2  # end of the default range of warmup_ratio
 
 Algorithm = Literal["auto", "grid", "random", "tpe", "gp"]
 Scheduler = Literal["none", "asha", "halving"]
 Then = Literal["export", "final", "nothing"]
-
-
-FIRST_RUNGS: Final = (0.25,)  # where the spec gives none
 
 
 class Budget(Frozen):
@@ -46,6 +44,14 @@ class Budget(Frozen):
         if all(getattr(self, name) is None for name in type(self).model_fields):
             raise ValueError(f"needs one of {', '.join(type(self).model_fields)}")
         return self
+
+
+def default_space(rate: float) -> dict[str, Range | tuple[Any, ...]]:
+    """Return the space of a sweep that gives none: learning rates around `rate`, and warmup."""
+    return {
+        "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
+        "warmup_ratio": Range(min=0.0, max=_MOST_WARMUP),
+    }
 
 
 def _is_auto(data: dict[str, Any]) -> bool:
@@ -134,10 +140,9 @@ class Search(Frozen):
             raise ValueError(
                 f"scheduler is {self.scheduler}, but rungs is empty: give some, as [0.25], or scheduler: none"
             )
-        names = {"loss", *self.base.eval.metrics}
-        own = any(":" in name for name in names)  # a user's function may return metrics of any name
-        if self.metric.removeprefix("eval_") not in names and not own:
-            raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {', '.join(sorted(names))}")
+        if not self.base.eval.may_report(self.metric):
+            names = ", ".join(sorted({"loss", *self.base.eval.metrics}))
+            raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {names}")
         if self.seeds > 1 and any(name.rpartition(".")[2] == "seed" for name in self.space):
             raise ValueError("seeds trains the best trials with other seeds, and space has seed too: drop one of them")
         return self
@@ -156,14 +161,8 @@ class Search(Frozen):
 
     @property
     def dimensions(self) -> dict[str, Range | tuple[Any, ...]]:
-        """The space; if it is empty, the default one: learning rate around the base's, and warmup."""
-        if self.space:
-            return dict(self.space)
-        rate = self.base.train.learning_rate
-        return {
-            "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
-            "warmup_ratio": Range(min=0.0, max=_MOST_WARMUP),
-        }
+        """The space; if it is empty, the default one around the base's learning rate."""
+        return dict(self.space) or default_space(self.base.train.learning_rate)
 
     @property
     def grid_size(self) -> int:
@@ -177,11 +176,11 @@ class Search(Frozen):
     @property
     def judged(self) -> str:
         """Full name of the metric, eval_*."""
-        return f"eval_{self.metric.removeprefix('eval_')}"
+        return full_name(self.metric)
 
     @property
     def lower_is_better(self) -> bool:
-        return self.mode == "min" if self.mode else self.judged.endswith(("loss", "perplexity"))
+        return self.mode == "min" if self.mode else is_loss(self.metric)
 
 
 class SweepSpec(Search, JobSpec):

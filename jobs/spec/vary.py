@@ -16,21 +16,21 @@ from cluster.errors import Mistake
 from cluster.text import did_you_mean
 from jobs.errors import SpecError
 from jobs.frozen import Frozen
+from jobs.spec.bounds import LONGEST_NAME
 from jobs.spec.checking.check import check, valid_spec
 from jobs.spec.checking.fields import homes_of, kind_of, other_kind, section_model, spec_fields, unknown_key
 from jobs.spec.checking.lines import Document, Mark, parse_value
 from jobs.spec.queue import Queue
 
 MOST_SPECS: Final = 10_000
-LONGEST_NAME: Final = 63
-# Pairs of fields that set the same thing: giving one of a pair clears the other.
+# Pairs of fields that set the same thing: a change of one of them clears the other.
 _EITHER: Final = (
     ("train.warmup_ratio", "train.warmup_steps"),
     ("train.num_train_epochs", "train.max_steps"),
     ("train.global_batch_size", "train.global_batch_tokens"),
     ("data.eval", "data.eval_fraction"),
 )
-_INSTEAD: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}
+SAME_SETTING: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}  # by field: the other one of its pair
 _PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "eval.general", "storage_path", "working_dir"})
 _LONGEST_VALUE = 20
 _SWEEP: Final = "--sweep"
@@ -39,7 +39,7 @@ _SWEEP: Final = "--sweep"
 class JobSpec(Frozen):
     """The base of all kinds of specs: the fields and methods that they have in common."""
 
-    if TYPE_CHECKING:  # declared in each kind, which thus decides their place and their description
+    if TYPE_CHECKING:  # each kind declares these fields itself, with its own description and at its own place
         name: str
         queue: Queue
 
@@ -98,10 +98,9 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
         if key in fields:
             problems.append(Mistake(f"{key} is given twice: give all its values in one option", place=_SWEEP))
             continue
-        parts = [text] if text.lstrip().startswith("[") else text.split(",")
-        if key.startswith("env.") and not text.lstrip().startswith(
-            "["
-        ):  # variables are text, even if they look like numbers
+        is_list = text.lstrip().startswith("[")
+        parts = [text] if is_list else text.split(",")
+        if key.startswith("env.") and not is_list:  # variables are text, even if they look like numbers
             fields[key] = [part.strip() for part in parts]
             continue
         try:
@@ -177,10 +176,10 @@ def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str,
     """Return the spec with these changes. Raises SpecError."""
     value = json.loads(json.dumps(base))
     for name, new in changes.items():
-        other = _INSTEAD.get(name)
+        other = SAME_SETTING.get(name)
         if other is not None and new is not None and other not in changes:
-            _set(value, other, None)
-        _set(value, name, new)
+            set_value(value, other, None)
+        set_value(value, name, new)
     spec = valid_spec(value, model) or check(Document(value, {(): Mark()}), model)
     if not _PATHS.intersection(changes):
         return spec
@@ -190,10 +189,11 @@ def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str,
     return absolute.model_copy(update=model_path_is_final)
 
 
-def _set(value: dict[str, Any], name: str, new: Any) -> None:
+def set_value(value: Any, name: str, new: Any) -> None:
+    """Set the field with this dotted name in a dumped spec, as `train.learning_rate` or `data.train.0.weight`."""
     *sections, key = name.split(".")
     for section in sections:
-        value = value.setdefault(section, {})
+        value = value[int(section)] if isinstance(value, list) else value.setdefault(section, {})
     value[key] = new
 
 
@@ -216,11 +216,8 @@ def _fitting(base: str, suffix: str, taken: set[str]) -> str:
         endings = (f"-{number}" for number in itertools.count(1))
     elif suffix or base not in taken:
         endings = itertools.chain([suffix], endings)
-    for ending in endings:
-        name = f"{base[: LONGEST_NAME - len(ending)].rstrip('.-_') or base[:1]}{ending}"
-        if name not in taken:
-            return name
-    raise AssertionError("unreachable: the loop tries numbers without end")
+    names = (f"{base[: LONGEST_NAME - len(ending)].rstrip('.-_') or base[:1]}{ending}" for ending in endings)
+    return next(name for name in names if name not in taken)
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ that `jobs.storage.locations` does not allow raise StorageError before anything 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import posixpath
 import shutil
@@ -104,6 +105,20 @@ def read_bytes(path: str) -> bytes:
         fs, inner = filesystem(path)
         with fs.open(inner, "rb") as file:
             return cast(bytes, file.read())
+
+
+def read_versioned(path: str, version: int) -> Any:
+    """Read a JSON object with a `version`; None: there is no such file.
+
+    Raises:
+        StorageError: the file cannot be read, or a newer release wrote it, with a version above `version`.
+    """
+    if not exists(path):
+        return None
+    raw = json.loads(read_bytes(path))
+    if raw.get("version", 0) > version:
+        raise StorageError(f"{path} was written by a newer release: upgrade Fleetune to read it")
+    return raw
 
 
 def exists(path: str) -> bool:

@@ -26,10 +26,9 @@ Message = TypeVar("Message", bound=Frozen)
 
 
 class Request(Frozen):
-    """A trial's request to be trained further."""
+    """A trial's request to be trained up to its next score."""
 
     trial: int = Field(ge=1, description="Number of the trial.")
-    until: int | None = Field(None, ge=1, description="Train to this step and pause; default: to the end.")
 
 
 class Order(Frozen):

@@ -23,7 +23,7 @@ from jobs.run.requests import ask_to_save, ask_to_stop
 from jobs.search.rules.checking import check_sweep, checked_sweep
 from jobs.search.rules.spec_text import prior_words, space_words, sweep_words, varied_words
 from jobs.spec.compare import CompareSpec
-from jobs.spec.load import SPEC_MODELS, Loaded, load_marked, training
+from jobs.spec.load import SPEC_MODELS, Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli import completion as completing
 from orchestrator.cli.commands import advise as advisecli
@@ -160,7 +160,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
                 name.removeprefix("base."): mark for name, mark in marked.marks.items() if name.startswith("base.")
             }
             marked = Loaded(sweep.base, of_base)
-        loaded = training(marked.spec, spec)
+        loaded = finetune_spec(marked.spec, spec)
         with about(Named(loaded, spec, marked.marks)):
             found = check(loaded)
         facts = text.plan(loaded, varied)

@@ -13,7 +13,7 @@ from jobs.errors import FleetuneError, InputError
 from jobs.preflight.validate import validate
 from jobs.search.rules.checking import checked_sweep
 from jobs.spec.finetune import Spec
-from jobs.spec.load import trained
+from jobs.spec.load import trained_job
 from jobs.spec.queue import MOST_PRIORITY
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
@@ -104,7 +104,7 @@ def _check(specs: Sequence[Named], say: Say) -> None:
     """Validate specs as `fleetune validate` does, if model and data are on this machine. Raises InputError."""
     several = len(specs) > 1
     for one in specs:
-        spec, path = trained(one.spec), one.name
+        spec, path = trained_job(one.spec), one.name
         if isinstance(one.spec, SweepSpec):
             with about(one):
                 checked_sweep(one.spec)

@@ -19,7 +19,7 @@ from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Pace, PlainProgress, Progress, step_line
 from jobs.run.summary import utc_now
-from jobs.search.report.standing import Heard, Standing, look
+from jobs.search.report.status import DriverState, SweepStatus, read_status
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from orchestrator.pages.sweep import screen, time_words
@@ -45,8 +45,8 @@ class SweepTable:
 
     def __init__(self, stream: TextIO, *, look_every_s: float = _LOOK_EVERY_S) -> None:
         self._console = Console(file=stream, highlight=False)
-        self._heard, self._lock = Heard(), threading.Lock()
-        self._standing: Standing | None = None  # replaced as a whole, since the drawing thread takes no lock
+        self._driver, self._lock = DriverState(), threading.Lock()
+        self._status: SweepStatus | None = None  # replaced as a whole, since the drawing thread takes no lock
         self._pace = Pace()  # pace of the final run
         self._step: tuple[dict[str, Any], float | None] | None = None  # of the final run: newest record, seconds to go
         self._is_over = False  # whether the search has ended
@@ -65,9 +65,9 @@ class SweepTable:
     def event(self, event: Event) -> None:
         phase = event.data.get("phase")
         with self._lock:
-            self._heard.hear(event)
+            self._driver.update(event)
             if event.kind == "leaderboard":  # it says the same as the table
-                self._is_over, self._standing = True, None
+                self._is_over, self._status = True, None
             if event.kind == "plan":
                 self._pace.total = event.data.get("total_steps", self._pace.total)
             if phase == "start" and "root" in event.data and self._looker is None:
@@ -82,7 +82,7 @@ class SweepTable:
     def step(self, record: dict[str, Any]) -> None:
         """Note a step of the final run, which follows the search. Trials do not report steps here."""
         with self._lock:
-            self._heard.phase = None
+            self._driver.phase = None
             self._step = record, self._pace.eta_s(record)
 
     def _print_step(self) -> None:
@@ -106,23 +106,23 @@ class SweepTable:
                 if trials is None and (sweep := load_sweep(JobPaths(root).spec)) is not None:
                     trials = Trials(sweep, root)
                 if trials is not None:
-                    standing = look(trials, self._heard, utc_now())
+                    status = read_status(trials, self._driver, utc_now())
                     with self._lock:
-                        self._standing = None if self._is_over else standing
+                        self._status = None if self._is_over else status
 
     def _drawn(self) -> Group:
         with contextlib.suppress(OSError, ValueError):  # rich measures stdin and stdout, which may not be the terminal
             size = os.get_terminal_size(self._console.file.fileno())
             if size.columns and size.lines:
                 self._console.size = ConsoleDimensions(size.columns, size.lines)
-        standing, (width, height) = self._standing, self._console.size
-        lines = screen(standing, width - 1, height - _SPARE_LINES) if standing is not None else []
+        status, (width, height) = self._status, self._console.size
+        lines = screen(status, width - 1, height - _SPARE_LINES) if status is not None else []
         said = []
-        if (phase := self._heard.phase) is not None:
+        if (phase := self._driver.phase) is not None:
             said.append(f"{phase[0]} ({duration(max((utc_now() - phase[1]).total_seconds(), 0.0))})")
         if (step := self._step) is not None:
             said.append(step_line(step[0], self._pace.total, step[1]))
-        if standing is not None and standing.trials:
-            said.append(time_words(standing))
+        if status is not None and status.trials:
+            said.append(time_words(status))
         self._spinner.update(text=Text("; ".join(said) or "starting", no_wrap=True, overflow="ellipsis"))
         return Group(*(Text(text, style=_LINES[kind], no_wrap=True) for text, kind in lines), self._spinner)

@@ -10,9 +10,10 @@ from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
 from jobs.run.summary import RunSummary
-from jobs.search.report.standing import Standing, TrialNow, counts_of
+from jobs.search.report.status import SweepStatus, counts_of
 from jobs.search.report.trial_text import value_words, values_words
 from jobs.search.rules.varying import short_name
+from jobs.search.trial import Trial
 from orchestrator.pages.show import status_words, table
 from orchestrator.pages.tables import GAP, cut, plain
 
@@ -32,58 +33,58 @@ class Line(NamedTuple):
     kind: Kind
 
 
-def shown_trials(standing: Standing, most: int) -> tuple[TrialNow, ...]:
+def shown_trials(status: SweepStatus, most: int) -> tuple[Trial, ...]:
     """Return the trials to show: ended and waiting trials, the best first, and then running trials.
 
     If there are more than `most`, running trials are kept first, and then the best.
     """
-    running = standing.running[:most]
-    others = [trial for trial in standing.trials if trial.state != "running"]
+    running = status.running[:most]
+    others = [trial for trial in status.trials if trial.state != "running"]
     return (*others[: most - len(running)], *running)
 
 
-def screen(standing: Standing, width: int, height: int) -> list[Line]:
+def screen(status: SweepStatus, width: int, height: int) -> list[Line]:
     """Make the live table, without its last line.
 
     Args:
         width: columns of the terminal. Less important columns are left out if they do not fit.
         height: most lines; but at least FEWEST_ROWS trials are shown.
     """
-    if not standing.trials:
+    if not status.trials:
         return []
-    depth = max(len(_head_words(name)) for name in _heads(standing))
+    depth = max(len(_head_words(name)) for name in _heads(status))
     notes = 3  # lines below the rows: the best trial, the trials not shown, and the counts
-    rows = shown_trials(standing, max(min(MOST_ROWS, height - depth - notes), FEWEST_ROWS))
-    texts = _columns(standing, rows, width)
+    rows = shown_trials(status, max(min(MOST_ROWS, height - depth - notes), FEWEST_ROWS))
+    texts = _columns(status, rows, width)
     lines = [Line(text, "head") for text in texts[: -len(rows)]]
-    lines += [Line(text, _kind(trial, standing)) for text, trial in zip(texts[-len(rows) :], rows, strict=True)]
+    lines += [Line(text, _kind(trial, status)) for text, trial in zip(texts[-len(rows) :], rows, strict=True)]
     shown = {trial.number for trial in rows}
-    if hidden := tuple(trial for trial in standing.trials if trial.number not in shown):
+    if hidden := tuple(trial for trial in status.trials if trial.number not in shown):
         lines.append(Line(f"not shown: {counts_words(counts_of(hidden))}", "note"))
-    if standing.best is not None:
-        lines.append(Line(f"best so far: {best_words(standing.best, standing)}", "note"))
-    every = f"{many(len(standing.trials), 'trial')}: {counts_words(standing.counts)}"
-    lines.append(Line(f"{every}; {'; '.join(budget_words(standing))}", "note"))
+    if status.best is not None:
+        lines.append(Line(f"best so far: {best_words(status.best, status)}", "note"))
+    every = f"{many(len(status.trials), 'trial')}: {counts_words(counts_of(status.trials))}"
+    lines.append(Line(f"{every}; {'; '.join(budget_words(status))}", "note"))
     return [line._replace(text=cut(line.text, width)) for line in lines]
 
 
-def time_words(standing: Standing) -> str:
+def time_words(status: SweepStatus) -> str:
     """Format the time: `3m20s passed, about 5m00s to go`."""
-    left = "" if standing.remaining_s is None else f", about {duration(standing.remaining_s)} to go"
-    return f"{duration(standing.used_s)} passed{left}"
+    left = "" if status.remaining_s is None else f", about {duration(status.remaining_s)} to go"
+    return f"{duration(status.used_s)} passed{left}"
 
 
-def budget_words(standing: Standing) -> list[str]:
+def budget_words(status: SweepStatus) -> list[str]:
     """Describe the used budget: `12,345 tokens, 1.2 of 3.5 runs`, and each other bound."""
-    budget, runs = standing.budget, standing.runs or 0.0
-    tokens = f"{standing.tokens:,}{f' of {budget.tokens:,}' if budget.tokens is not None else ''} tokens"
+    budget, runs = status.sweep.budget, status.runs or 0.0
+    tokens = f"{status.tokens:,}{f' of {budget.tokens:,}' if budget.tokens is not None else ''} tokens"
     words = [f"{tokens}, {runs:.1f}{f' of {budget.runs:g}' if budget.runs is not None else ''} runs"]
     if budget.trials is not None:
-        words.append(f"{len(standing.searched)} of {many(budget.trials, 'trial')} begun")
+        words.append(f"{len(status.searched)} of {many(budget.trials, 'trial')} begun")
     if budget.gpu_hours is not None:
-        words.append(f"{standing.device_hours:.2g} of {budget.gpu_hours:g} GPU-hours")
+        words.append(f"{status.device_hours:.2g} of {budget.gpu_hours:g} GPU-hours")
     if budget.minutes is not None:
-        words.append(f"{standing.used_s / 60:.1f} of {budget.minutes:g} minutes")
+        words.append(f"{status.used_s / 60:.1f} of {budget.minutes:g} minutes")
     return words
 
 
@@ -92,47 +93,47 @@ def counts_words(counts: dict[str, int]) -> str:
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
-def best_words(trial: TrialNow, standing: Standing) -> str:
+def best_words(trial: Trial, status: SweepStatus) -> str:
     """Describe a trial: `trial 3, loss 0.4312 after step 12 of 12 (learning_rate 3.2e-04)`."""
-    metric = standing.judged.removeprefix("eval_")
+    metric = status.sweep.judged.removeprefix("eval_")
     where = f"{metric} {trial.score:.4f} after step {trial.scored_step} of {trial.total_steps}"
     return f"trial {trial.number}, {where} ({values_words(trial.values)})"
 
 
-def status_page(run: RunSummary, standing: Standing) -> str:
+def status_page(run: RunSummary, status: SweepStatus) -> str:
     """Format the page of `fleetune sweep status`. `run`: the sweep's entry in `fleetune runs`."""
-    counts = f": {counts_words(standing.counts)}" if standing.trials else ""
+    counts = f": {counts_words(counts_of(status.trials))}" if status.trials else ""
     rows = [("sweep", run.name), ("status", status_words(run)), *([("reason", run.reason)] if run.reason else [])]
-    if standing.phase is not None:
-        rows.append(("phase", f"{standing.phase[0]} ({duration(standing.phase[1])})"))
-    rows.append(("trials", f"{len(standing.trials)}{counts}"))
-    running = [_running_words(trial) for trial in standing.running]
+    if status.phase is not None:
+        rows.append(("phase", f"{status.phase[0]} ({duration(status.phase[1])})"))
+    rows.append(("trials", f"{len(status.trials)}{counts}"))
+    running = [_running_words(trial) for trial in status.running]
     rows += [("running" if not place else "", words) for place, words in enumerate(running)]
-    rows.append(("best so far", best_words(standing.best, standing) if standing.best else "no trial has a score yet"))
-    rows += [("used" if not place else "", words) for place, words in enumerate(budget_words(standing))]
-    rows += [("time", time_words(standing)), ("sweep at", run.root)]
+    rows.append(("best so far", best_words(status.best, status) if status.best else "no trial has a score yet"))
+    rows += [("used" if not place else "", words) for place, words in enumerate(budget_words(status))]
+    rows += [("time", time_words(status)), ("sweep at", run.root)]
     if run.status not in ("running", Status.SUCCEEDED):
         rows.append(("resume", resume_command(JobPaths(run.root))))
     return table(rows)
 
 
-def _running_words(trial: TrialNow) -> str:
+def _running_words(trial: Trial) -> str:
     loss = "" if trial.loss is None else f", training loss {trial.loss:.4f}"
     return f"trial {trial.number}, step {trial.step} of {trial.total_steps}{loss} ({values_words(trial.values)})"
 
 
-def _kind(trial: TrialNow, standing: Standing) -> Kind:
-    if standing.best is not None and trial.number == standing.best.number:
+def _kind(trial: Trial, status: SweepStatus) -> Kind:
+    if status.best is not None and trial.number == status.best.number:
         return "best"
     if trial.state in ("running", "failed"):
         return "running" if trial.state == "running" else "failed"
     return "other"
 
 
-def _heads(standing: Standing) -> list[str]:
+def _heads(status: SweepStatus) -> list[str]:
     """Return the heads of all columns. The last column is aligned to the left."""
-    metric = standing.judged.removeprefix("eval_").rpartition(":")[2]
-    values = [short_name(name) for name in standing.names]
+    metric = status.sweep.judged.removeprefix("eval_").rpartition(":")[2]
+    values = [short_name(name) for name in status.sweep.dimensions]
     return ["trial", *values, f"held-out {metric}", _LOSS, "step", _TOKENS, "state"]
 
 
@@ -141,28 +142,28 @@ def _head_words(head: str) -> list[str]:
     return [cut(word, _MOST_CELL) for word in head.replace("_", " ").split()]
 
 
-def _cells(trial: TrialNow, standing: Standing) -> list[str]:
+def _cells(trial: Trial, status: SweepStatus) -> list[str]:
     return [
         f"{trial.number}",
-        *(cut(value_words(trial.values.get(name)), _MOST_CELL) for name in standing.names),
+        *(cut(value_words(trial.values.get(name)), _MOST_CELL) for name in status.sweep.dimensions),
         "-" if trial.score is None else f"{trial.score:.4f}",
         "-" if trial.loss is None else f"{trial.loss:.4f}",
         f"{trial.step}/{trial.total_steps}" if trial.total_steps else f"{trial.step}",
         compact(trial.tokens),
-        f"{trial.state}: {plain(trial.why)}" if trial.why else trial.state,
+        f"{trial.state}: {plain(trial.reason)}" if trial.reason else trial.state,
     ]
 
 
-def _columns(standing: Standing, trials: Sequence[TrialNow], width: int) -> list[str]:
+def _columns(status: SweepStatus, trials: Sequence[Trial], width: int) -> list[str]:
     """Return lines of heads and trials.
 
     If they are too wide, tokens, training losses and the last values are dropped.
     """
-    heads, rows = _heads(standing), [_cells(trial, standing) for trial in trials]
+    heads, rows = _heads(status), [_cells(trial, status) for trial in trials]
     words = [_head_words(head) for head in heads]
     widths = [max(map(len, [*words[at], *(row[at] for row in rows)])) for at in range(len(heads))]
     kept, last = list(range(len(heads))), len(heads) - 1
-    values = list(range(len(standing.names), 1, -1))
+    values = list(range(len(status.sweep.dimensions), 1, -1))
     for at in [heads.index(_TOKENS), heads.index(_LOSS), *values]:
         if sum(widths[one] + len(GAP) for one in kept[:-1]) + min(widths[last], _LEAST_STATE) <= width:
             break

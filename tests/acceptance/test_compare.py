@@ -70,7 +70,7 @@ def test_an_interrupted_comparison_goes_on_with_the_methods_that_have_not_ended(
     before = files_of(root / "methods/full")
     done = fleetune("run", "--resume", root)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "full has ended before" in done.stdout and "method 2 of 2: lora-r2" in done.stdout
+    assert "full has succeeded before" in done.stdout and "method 2 of 2: lora-r2" in done.stdout
     assert files_of(root / "methods/full") == before
 
     found: dict[str, Any] = json.loads((root / "comparison.json").read_text())

@@ -1,16 +1,17 @@
-"""Finds out on which machines the workers of a run will be, for its plan."""
+"""Finds out on which machines the workers of a run will be, for its plan, and waits for room there."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cluster.capacity.inventory import Inventory
 from cluster.local.machine import Hardware, hardware_here
-from cluster.ray.connection import free_now
+from cluster.ray.connection import free_now, held_places, wait_for_room
 from cluster.ray.node_tasks import ask_nodes
+from jobs.planning import gang_of
 from jobs.planning.accelerators import accelerator_with
-from jobs.preflight.run_plan import Places
+from jobs.preflight.run_plan import Announce, Places
 from jobs.spec.finetune import Spec
 
 # Share of a machine's memory above which Ray kills workers (RAY_memory_usage_threshold).
@@ -33,6 +34,26 @@ def places_under_ray(spec: Spec, assigned: Sequence[str] | None, alone: bool, ga
     asked = list(dict.fromkeys(places))[:_MOST_ASKED]
     found = ask_nodes(asked, hardware_here, timeout_s=_PATIENCE_S)
     return places_of(spec, list(found.values()), places) if places and len(found) == len(asked) else None
+
+
+def find_room(
+    spec: Spec, places: Sequence[str] | None, announce: Announce, check: Callable[[], None] = lambda: None
+) -> None:
+    """Wait for free slots for a gang. Ray Train would wait forever for a lost node, and too briefly for a busy one.
+
+    Args:
+        places: node of each worker, as a queue assigned it; None lets Ray choose.
+        check: called while this waits; an exception from it ends the wait.
+
+    Raises:
+        MachinesFailed: one of these nodes is gone, or has no room.
+    """
+    gang = gang_of(spec)
+    if places is None:
+        wait_for_room(gang, lambda text: announce("phase", text, phase="workers"), check)
+        return
+    with held_places(gang, places, check):
+        pass
 
 
 def places_here(spec: Spec, gangs: int = 1) -> Places | None:

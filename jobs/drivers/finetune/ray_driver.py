@@ -17,17 +17,15 @@ from cluster.ray.connection import (
     check_alive,
     connected,
     free_now,
-    held_places,
     is_own,
     keep_actors_here,
     leaving_nodes,
     snapshot,
-    wait_for_room,
 )
 from cluster.ray.node_tasks import ask_nodes
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.hang_watch import HangWatch
-from jobs.drivers.finetune.machines import places_under_ray
+from jobs.drivers.finetune.machines import find_room, places_under_ray
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.stop_relay import StopRelay
@@ -198,7 +196,7 @@ class Training:
         paths = self.job.paths
         healing = Healing(lambda: max(committed_steps(paths), default=0))
         while True:
-            self._find_room()
+            find_room(self.job.spec, self.driver.places, self.driver.announce)
             self.driver.stop.defer()
             self.memory.begin()
             try:
@@ -222,15 +220,6 @@ class Training:
             return fit(self.job, self.driver.places, self.driver.alone, self._look, woken=self.driver.stop.woken)
         finally:
             self.hangs.leave()
-
-    def _find_room(self) -> None:
-        """Wait for free slots. Ray Train would wait forever for a lost node, and too briefly for a busy one."""
-        gang = gang_of(self.job.spec)
-        if self.driver.places is None:
-            wait_for_room(gang, lambda text: self.driver.announce("phase", text, phase="workers"))
-            return
-        with held_places(gang, self.driver.places, lambda: None):
-            pass
 
     def _look(self) -> None:
         self.driver.watch.look()

@@ -1,4 +1,4 @@
-"""One sweep on a Ray cluster, seen from its driver: prepare, start the gangs, search, export the best."""
+"""Drives one sweep on a Ray cluster: prepares the data, starts the gangs, searches, and exports the best model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.ray_driver import connected_as_given
 from jobs.drivers.finetune.stop_relay import StopRelay
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import (
-    Interrupted,
-    RunFailed,
-    StorageError,
-)
+from jobs.errors import Interrupted, RunFailed, StorageError
 from jobs.planning import gang_of
 from jobs.preflight.ready import ready_data
 from jobs.run.events import Announcer
@@ -38,20 +34,20 @@ from jobs.search.driver.final import SweepDriver, end_earlier_final_runs, with_f
 from jobs.search.driver.gangs import Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.driver.planned_base import planned_base
 from jobs.search.driver.searching import Search
-from jobs.search.driver.spending import is_spent
+from jobs.search.driver.spending import kind_within
 from jobs.search.ledger import Ledger
+from jobs.search.planned import planned_steps
 from jobs.search.report.summary import summary_lines
 from jobs.search.report.trial_text import leaderboard
-from jobs.search.rules.budget import check_lengths, most_gangs
+from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
 from jobs.search.rules.varying import engines
-from jobs.search.shares import Shares
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 from jobs.training.mailbox import Order
 from jobs.training.worker_input import Job
 
-_NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # in this process
+_NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # modules that this process needs
 ATTEMPTS = "drivers"
 
 
@@ -64,18 +60,18 @@ def drive_sweep(
     stop: StopRequest,
     assignment: Assignment | None = None,
 ) -> Outcome:
-    """Run the search until its budget is spent; returns the outcome of the best trial.
+    """Search until the budget is spent, and return the outcome of the best trial.
 
-    With `then: final`, the model is that of the final run.
+    With `then: final`, the outcome has the model of the final run.
 
     Args:
-        assignment: of a queue: the workers of all gangs together.
+        assignment: slots of a queue for the workers of all gangs.
 
     Raises:
-        InputError: the data, or a gang, cannot be.
-        RunFailed: every trial failed, or the gangs did.
-        OutOfMemory: the plan shows that trials cannot fit.
-        MachinesFailed: a node of the assignment is gone, or its cluster.
+        InputError: the data or the gang is impossible.
+        RunFailed: every trial failed, or the gangs failed.
+        OutOfMemory: according to the plan, trials do not fit.
+        MachinesFailed: an assigned node or its cluster is gone.
         Interrupted: a second Ctrl-C.
         Stopped: a request to stop before a gang was started.
     """
@@ -93,21 +89,24 @@ def drive_sweep(
         prepared = ready_data(base, "ray", announce)
         write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
         split = prepared.split("train")
-        plan = step_plan(base, split)
+        steps = step_plan(base, split)
         check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
-        per_run = tokens_per_run(split, plan)
-        Shares.of(sweep, plan.total_steps, per_run, 0.0)  # raises before anything is written
-        count = _gangs_of(sweep, given, os.cpu_count() if is_own(address) else None)
+        per_run = tokens_per_run(split, steps)
+        checked_plan(sweep, steps.total_steps, per_run, 0.0)  # raises before anything is written
+        if given.num_workers is not None:
+            count = given.num_workers // gang.num_workers
+        else:
+            count = gangs_that_fit(gang, most_gangs(sweep), os.cpu_count() if is_own(address) else None)
         find_places = functools.partial(places_under_ray, base, given.places, is_own(address), count)
         base = planned_base(sweep, prepared, find_places, paths, announce)
         sweep = sweep.model_copy(update={"base": base})
         ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
-        shares = Shares.of(ledger.sweep, plan.total_steps, per_run, ledger.probe_steps)
-        # Orders of earlier drivers are not to be read.
+        plan = checked_plan(ledger.sweep, steps.total_steps, per_run, ledger.probe_steps)
+        # A directory for this driver, so that its gangs do not read the orders of earlier drivers.
         own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
         job = Job(base, own, prepared.root, base.model.path)
-        known = {"driver": own.rpartition("/")[2], "planned_steps": shares.steps(ledger)}
-        goes_on = not is_spent(ledger, shares)
+        known = {"driver": own.rpartition("/")[2], "planned_steps": planned_steps(ledger, plan)}
+        goes_on = kind_within(ledger, plan, ledger.spent) != "done"  # else earlier drivers have ended the search
         if goes_on:
             announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
         gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}], goes_on)
@@ -116,10 +115,10 @@ def drive_sweep(
         draining = Draining(paths, announce, given.places, stop)
         relay = StopRelay(stop, paths, announce)
         try:
-            search = Search(ledger, paths, own, gangs, announce, relay, shares, draining, gives_back)
+            search = Search(ledger, paths, own, gangs, announce, relay, plan, draining, gives_back)
             search.run()
             outcome = concluded_sweep(search)
-        except Interrupted:  # the second signal: Ray ends what it runs
+        except Interrupted:  # a second signal: Ray ends the gangs, without a wait for them
             raise
         except BaseException:
             gangs.end()
@@ -150,24 +149,16 @@ def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
             announce("warning", f"{change} came too late. To apply it: {resume_command(paths)}")
 
 
-def _gangs_of(sweep: SweepSpec, given: Assignment, cpus: int | None) -> int:
-    """Return the number of gangs to start."""
-    gang = gang_of(sweep.base)
-    if given.num_workers is not None:
-        return given.num_workers // gang.num_workers
-    return gangs_that_fit(gang, most_gangs(sweep), cpus)
-
-
 def tokens_per_run(split: Split, plan: StepPlan) -> float:
-    """Estimate the tokens of a run."""
+    """Estimate the tokens of a run from the mean length of a row."""
     return int(split.index.num_tokens.sum()) * plan.total_rows / max(len(split), 1)
 
 
 def concluded_sweep(search: Search) -> Outcome:
-    """The outcome of a search that has ended, its best trial exported if the sweep says so.
+    """Return the outcome of a search that has ended. Export the model of its best trial if the sweep says so.
 
     Raises:
-        RunFailed: every trial failed.
+        RunFailed: every trial failed, or the export did.
     """
     ledger, now = search.ledger, datetime.datetime.now(datetime.UTC)
     if search.asked_to_stop():
@@ -177,7 +168,7 @@ def concluded_sweep(search: Search) -> Outcome:
     ledger.search_has_ended()
     if left := ledger.repeats_to_begin:
         said = f"the budget has no time for {many(left, 'repeat')} of the best trials with other seeds"
-        search.announce("warning", f"{said}. `fleetune sweep extend` gives more")
+        search.announce("warning", f"{said}. To extend the budget: fleetune sweep extend")
     best = ledger.best
     if best is None:
         reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)
@@ -201,7 +192,7 @@ def concluded_sweep(search: Search) -> Outcome:
         status=Status.SUCCEEDED,
         step=best.step,
         metrics=best.metrics,
-        evaluated_step=best.scores[-1][0],
+        evaluated_step=best.scored_step,
         model_path=model,
         ended_at=now,
     )

@@ -1,7 +1,6 @@
 """The final run of a sweep: the best values are trained once more, on all samples, the held-out ones included.
 
-`drive` calls `with_final_run` after the gangs have ended. The run lies in the sweep's directory, and has its own
- spec, metrics, checkpoints and outcome.
+`drive` calls `with_final_run` after the gangs have ended. The run has its own directory inside that of the sweep.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,8 +23,8 @@ from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
 from jobs.run.record import concluded, open_run, reopen_run
 from jobs.run.resume import differences
+from jobs.search.planned import steps_done
 from jobs.search.report.trial_text import values_words
-from jobs.search.shares import steps_done
 from jobs.search.trials import Trials
 from jobs.spec.evaluation import Eval
 from jobs.spec.finetune import Spec
@@ -72,31 +71,28 @@ def final_spec(best: Spec, sweep_name: str) -> Spec:
 
 
 def final_paths(sweep: JobPaths, spec: Spec) -> tuple[JobPaths, bool]:
-    """The directory of the final run with this spec, and whether there is such a run already.
+    """Return the directory of the final run with this spec, and whether there is such a run already.
 
-    It is `final`. If an earlier final run had other values, its directory stays, and the next one is `final-2`.
+    The directory is `final`; or `final-2` and so on, if earlier final runs had other values.
 
     Raises:
         StorageError: the sweep's directory cannot be read.
     """
-    for number in itertools.count(1):
-        paths = JobPaths(storage.join(sweep.root, FINAL if number == 1 else f"{FINAL}-{number}"))
-        if not storage.exists(paths.spec):
-            return paths, False
-        if not differences(load_spec(paths.spec), spec):
-            return paths, True
-    raise AssertionError("unreachable")
+    names = itertools.chain([FINAL], (f"{FINAL}-{number}" for number in itertools.count(2)))
+    found = (JobPaths(storage.join(sweep.root, name)) for name in names)
+    paths = next(one for one in found if not storage.exists(one.spec) or not differences(load_spec(one.spec), spec))
+    return paths, storage.exists(paths.spec)
 
 
 def end_earlier_final_runs(sweep: JobPaths) -> None:
-    """Make the workers of earlier drivers' final runs end, in case they live on without Ray."""
+    """Make the workers of earlier drivers' final runs end, in case they have survived their Ray cluster."""
     for name in storage.list_names(sweep.root):
         if name == FINAL or name.startswith(f"{FINAL}-"):
             take_run(JobPaths(storage.join(sweep.root, name)))
 
 
 def with_final_run(trials: Trials, found: Outcome, driver: SweepDriver) -> Outcome:
-    """Train the best values on all samples, unless that is done; the sweep's outcome.
+    """Train the best values on all samples, unless that is done, and return the sweep's outcome.
 
     Args:
         found: the outcome of the search, which has succeeded.
@@ -123,7 +119,7 @@ def with_final_run(trials: Trials, found: Outcome, driver: SweepDriver) -> Outco
 
 
 def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriver) -> Outcome:
-    """Raises FleetuneError: see `trained`."""
+    """Train the final run, or raise any error of `trained`."""
     word, size = take_run(paths), spec.resources.num_workers
     places = None if driver.places is None else driver.places[:size]
     watch, stop = _FinalWatch(driver.paths, paths, driver.progress, driver.stop), driver.stop
@@ -149,17 +145,17 @@ class _FinalWatch(Watch):
         super().look()
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
-            pass_on_requests(self._sweep, self._final, self._stop)
+            self._stop.look_for_file(self._sweep)
+            pass_on_save_request(self._sweep, [self._final])
 
 
-def pass_on_requests(sweep: JobPaths, final: JobPaths, stop: StopRequest) -> None:
-    """Pass a request to stop, or to save a checkpoint, on from the sweep's files to its final run."""
-    with contextlib.suppress(StorageError):  # tried again at the next look
-        if storage.exists(sweep.stop_request):
-            stop.ask("file", "fleetune stop")
+def pass_on_save_request(sweep: JobPaths, runs: Sequence[JobPaths]) -> None:
+    """Pass a request for a checkpoint from the sweep to these runs of it."""
+    with contextlib.suppress(StorageError):  # the next look tries again
         if storage.exists(sweep.save_request):
             storage.remove_file(sweep.save_request)
-            storage.write_bytes(final.save_request, b"of the sweep")
+            for run in runs:
+                storage.write_bytes(run.save_request, b"of the sweep")
 
 
 def with_outcome_of_final_run(found: Outcome, final: Outcome, paths: JobPaths) -> Outcome:

@@ -1,4 +1,4 @@
-"""All warm gangs of a sweep: which of them are free, and which one gets an order."""
+"""All warm gangs of a sweep, and the choice of a free gang for each order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WORDS = 40  # characters of a reason that are looked for in logs
 
 
 class Gangs:
-    """All gangs of a sweep, and which of them are free. Its methods may be called by any thread."""
+    """All warm gangs of a sweep. Its methods may be called by any thread."""
 
     def __init__(
         self,
@@ -40,67 +40,63 @@ class Gangs:
         """
         Args:
             job: the base job; the gangs' directories are inside its run.
-            most: most gangs at once.
+            most: largest number of gangs at once.
+            alone: this process has started Ray, which ends with it.
             places: node of each worker of all gangs, as a queue assigned it; None lets Ray choose.
             engines_vary: start each gang at its first order, with the engine of that order, and again for an order with
-                another engine. A gang that cannot be started then fails its trial, and not the sweep.
-            at_once: start all gangs now, and not each at its first order.
+                another engine. If a gang cannot be started, only the trial fails, and not the sweep.
+            at_once: start all gangs now, instead of each at its first order.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._engines_vary = engines_vary
         self._changed = threading.Condition()
         self._starts = 0
         at_once = at_once and not engines_vary
-        self._all: list[WarmGang | None] = [self._started(place) if at_once else None for place in range(most)]
-        self._free = list(range(most))  # places in `_all`
-        self._held = dict[int, str]()  # by place: the run whose state its gang holds
-        self._over = set[int]()  # places whose gangs get no other order
-        self._given_back = set[int]()  # those of them whose workers have ended
+        self._all: list[WarmGang | None] = [self._started(number) if at_once else None for number in range(most)]
+        self._free = list(range(most))  # numbers of gangs: their places in `_all`
+        self._held = dict[int, str]()  # by number: the run whose state its gang holds
+        self._over = set[int]()  # numbers of gangs that get no more orders
+        self._given_back = set[int]()  # numbers of those of them whose workers have ended
 
-    def _started(self, place: int, spec: Spec | None = None) -> WarmGang:
-        """Start a gang for this place, with an engine for `spec`; None means the base."""
+    def _started(self, number: int, spec: Spec | None = None) -> WarmGang:
+        """Start the gang of this number, with an engine for `spec`; None means the base."""
         self._starts += 1
         root = storage.join(self._job.run_root, "gangs", str(self._starts))
         spec = spec or self._job.spec
         own = replace(self._job, spec=spec, run_root=root, driver=take_run(JobPaths(root)))
         size = self._job.spec.resources.num_workers
-        places = None if self._places is None else self._places[place * size : (place + 1) * size]
+        places = None if self._places is None else self._places[number * size : (number + 1) * size]
         return WarmGang(own, self._alone, self._announce, places)
 
     def __len__(self) -> int:
         return len(self._usable())
 
     def _usable(self) -> list[int]:
-        """Places whose gangs may get an order. A gang that waits for room gets none while another one has room."""
-        usable = [place for place in range(len(self._all)) if self._is_usable(place)]
-        return [place for place in usable if not self._waits(place)] or usable
+        """Return the numbers of gangs that may get an order; those that wait for room only if all others do."""
+        usable = [number for number in range(len(self._all)) if self._is_usable(number)]
+        return [number for number in usable if not ((gang := self._all[number]) and gang.waits_for_room)] or usable
 
-    def _waits(self, place: int) -> bool:
-        gang = self._all[place]
-        return gang is not None and gang.waits_for_room
-
-    def _is_usable(self, place: int) -> bool:
-        if place in self._over:
-            return False
-        gang = self._all[place]
-        return self._engines_vary or gang is None or gang.dead is None
+    def _is_usable(self, number: int) -> bool:
+        gang = self._all[number]
+        return number not in self._over and (self._engines_vary or gang is None or gang.dead is None)
 
     @property
     def failure(self) -> FleetuneError | None:
         """Why no gang is left; None while there is one."""
+
         return None if len(self) else next((gang.dead for gang in self._all if gang is not None and gang.dead), None)
 
     def carry_out(self, order: Order) -> Answer:
-        """Carry out an order on a free gang: the one with the run's state, else one with its engine, else any. Waits.
+        """Wait for a free gang, and carry out an order on it: the gang with the run's state, else with its engine.
 
         Raises:
             GangLost: the order may be given again.
             FleetuneError: no gang is left; or a node that the queue has assigned is gone.
         """
-        with self._taken(order) as place:
-            self._held[place] = order.run
+        with self._taken(order) as number:
+            self._held[number] = order.run
             try:
-                return self._gang_for(place, order.spec).carry_out(order)
+                return self._gang_for(number, order.spec).carry_out(order)
             except (GangLost, StorageError):
                 raise
             except FleetuneError as error:
@@ -112,48 +108,48 @@ class Gangs:
                     raise GangLost(str(error)) from error
                 raise
 
-    def _gang_for(self, place: int, spec: Spec | None) -> WarmGang:
-        """Return the gang of this place. Start a new one if there is none yet, or if it has another engine."""
-        gang = self._all[place]
+    def _gang_for(self, number: int, spec: Spec | None) -> WarmGang:
+        """Return the gang of this number. Start a new one if there is none yet, or if it has another engine."""
+        gang = self._all[number]
         if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == _engine_of(spec))):
             return gang
         if gang is not None:
             self._announce("phase", "starting a gang anew, for a trial with another engine", phase="workers")
             gang.end()
         with self._changed:
-            new = self._all[place] = self._started(place, spec)
+            new = self._all[number] = self._started(number, spec)
         return new
 
     @contextlib.contextmanager
     def _taken(self, order: Order) -> Iterator[int]:
-        """Reserve the place of a free gang."""
+        """Reserve a free gang, and yield its number."""
         engine = _engine_of(order.spec)
 
-        def fits(place: int) -> tuple[bool, bool, bool]:
-            gang = self._all[place]
-            return self._held.get(place) == order.run, gang is not None and gang.engine == engine, gang is None
+        def fits(number: int) -> tuple[bool, bool, bool]:
+            gang = self._all[number]
+            return self._held.get(number) == order.run, gang is not None and gang.engine == engine, gang is None
 
         with self._changed:
-            while not (usable := [place for place in self._usable() if place in self._free]):
+            while not (usable := [number for number in self._usable() if number in self._free]):
                 if (failure := self.failure) is not None:
                     raise failure
                 self._changed.wait(1.0)
-            place = max(usable, key=fits)
-            self._free.remove(place)
+            number = max(usable, key=fits)
+            self._free.remove(number)
         try:
-            yield place
+            yield number
         finally:
             with self._changed:
-                self._free.append(place)
+                self._free.append(number)
                 self._changed.notify_all()
 
     def give_back(self, most: int) -> int:
-        """End free gangs for good until `most` are left. False: no more than these are left, or none is free."""
+        """End free gangs for good until `most` are left, and return the number of gangs that have ended."""
         with self._changed:
             over = len(self) - most
-            places = [place for place in reversed(self._free) if self._is_usable(place)][: max(over, 0)]
-            self._over.update(places)
-        ended = [place for place in places if (gang := self._all[place]) is None or gang.end()]
+            unneeded = [number for number in reversed(self._free) if self._is_usable(number)][: max(over, 0)]
+            self._over.update(unneeded)
+        ended = [number for number in unneeded if (gang := self._all[number]) is None or gang.end()]
         self._given_back.update(ended)
         return len(ended)
 
@@ -161,11 +157,11 @@ class Gangs:
     def workers_kept(self) -> tuple[int, ...]:
         """Numbers of the workers whose gangs have not been given back, of all workers of the sweep."""
         size = self._job.spec.resources.num_workers
-        kept = [place for place in range(len(self._all)) if place not in self._given_back]
-        return tuple(worker for place in kept for worker in range(place * size, (place + 1) * size))
+        kept = [number for number in range(len(self._all)) if number not in self._given_back]
+        return tuple(worker for number in kept for worker in range(number * size, (number + 1) * size))
 
     def log_of(self, reason: str) -> tuple[str, str] | None:
-        """Return path and last lines of a log that has the reason, or else of any log; None if all are empty."""
+        """Return path and last lines of a log that contains the reason, or else of any log; None if all are empty."""
         found: tuple[str, str] | None = None
         home = storage.join(self._job.run_root, "gangs")
         with contextlib.suppress(StorageError):
@@ -178,7 +174,7 @@ class Gangs:
         return found
 
     def end(self) -> bool:
-        """End all of them at once. False: the workers of some had not ended after half a minute."""
+        """End all gangs at once. Return False if workers have not ended after half a minute."""
         ended = list[bool]()
         gangs = [gang for gang in self._all if gang is not None]
         threads = [threading.Thread(target=lambda gang=gang: ended.append(gang.end()), daemon=True) for gang in gangs]
@@ -196,10 +192,10 @@ def _engine_of(spec: Spec | None) -> str | None:
 def end_earlier_gangs(drivers: str) -> None:
     """Make the gangs of earlier drivers end.
 
-    Only a gang that is cut off from Ray still lives. Its rank 0 sees in its directory that another driver has come.
+    Such a gang still lives only if it is cut off from Ray. Its rank 0 sees the new driver id in its directory.
 
     Args:
-        drivers: the directory with those of the sweep's drivers.
+        drivers: the directory that has one directory for each driver of the sweep.
     """
     for attempt in storage.list_names(drivers):
         gangs = storage.join(drivers, attempt, "gangs")
@@ -211,7 +207,7 @@ def gangs_that_fit(gang: Gang, most: int, cpus: int | None = None) -> int:
     """Count the gangs that have room now on the connected cluster: at least 1, at most `most`.
 
     Args:
-        cpus: upper bound of a node's CPUs, for a Ray that counts more than there are.
+        cpus: most CPUs of a node to count, for a Ray cluster that reports more than there are.
     """
     free = free_now()
     each = [

@@ -1,4 +1,4 @@
-"""Plans the gangs of a sweep once, before they start: what the base leaves out is chosen for all trials."""
+"""Plans the gangs of a sweep once, before they start, and so chooses the fields that the base leaves out."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def planned_base(
 ) -> Spec:
     """Plan a gang, and return the base with the fields of `train` that the plan chose. Later drivers keep the choice.
 
-    If the engine varies, nothing is chosen: each of the engines must fit as it is written.
+    If trials have different engines, nothing is chosen: each engine must fit with the values of the spec.
 
     Raises:
         OutOfMemory: the trials, or those with one of the engines, cannot fit.
     """
     base, each = sweep.base, engines(sweep)
-    # A trial never changes itself after a lack of memory, so the plan may not change what is written either.
+    # A trial is not changed after it ran out of memory, so the plan may not change values of the spec either.
     fixed = base.model_copy(update={"remedies": base.remedies.model_copy(update={"out_of_memory": False})})
 
     def tell(kind: str, message: str, **data: Any) -> None:

@@ -1,4 +1,4 @@
-"""Counts how much of its budget a search has used: time, devices and tokens."""
+"""Counts how much of its budget a search has used, and decides by it what kind of trial may begin."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import time
 
 from jobs.planning import gang_of
 from jobs.search.driver.gangs import Gangs
-from jobs.search.rules.budget import next_kind
-from jobs.search.shares import Shares
+from jobs.search.rules.budget import BudgetPlan, Next, next_kind
 from jobs.search.time_limits import Spent, leaves_a_repeat, time_limits
 from jobs.search.trials import Trials
 
 
 class Spending:
-    """Counts the use of this driver and of earlier ones. Its methods may be called by any thread."""
+    """Counts what this driver and earlier ones have used. Its methods may be called by any thread."""
 
     def __init__(self, trials: Trials, gangs: Gangs, driver: str) -> None:
         """`driver` is the name of this driver, as in `Trials.spent`."""
@@ -36,41 +35,26 @@ class Spending:
             self._counted_s = now_s
             return self._driver, now_s - self._began_s, self._device_s
 
-    def used(self, runs: float) -> float:
-        """Return the used share of the limit that is nearest to its end. With halving, the plan limits the trials.
-
-        Args:
-            runs: whole runs that the budget pays for.
-        """
-        return used_share(self._trials, self._spent(), runs)
-
-    def leaves_a_repeat(self) -> bool:
-        """Whether the budget has time for one more repeat of a finalist."""
-        return leaves_a_repeat(self._trials, self._spent())
-
-    def _spent(self) -> Spent:
+    def next_kind(self, plan: BudgetPlan) -> Next:
+        """Decide what kind of trial may begin now."""
         driver, seconds, device_seconds = self.so_far()
-        return {**self._trials.spent, driver: (seconds, device_seconds)}
+        return kind_within(self._trials, plan, {**self._trials.spent, driver: (seconds, device_seconds)})
 
 
-def used_share(trials: Trials, spent: Spent, runs: float) -> float:
-    """Return the used share of the budget. Pure.
-
-    Args:
-        runs: whole runs that the budget pays for.
-    """
+def used_share(trials: Trials, spent: Spent, plan: BudgetPlan) -> float:
+    """Return the largest used share of the budget's limits in time and, without halving, in tokens. Pure."""
     used = [0.0, *(one.share for one in time_limits(trials, spent))]
     if trials.sweep.scheduler != "halving":
         begun = [trial for trial in trials.searched if not trial.is_over]
         to_come = sum(1 - trial.step / trial.total_steps for trial in begun)
         tokens = trials.probe_tokens + sum(trial.tokens for trial in trials.searched)
-        used.append((tokens / trials.tokens_per_run + to_come) / runs)
+        used.append((tokens / trials.tokens_per_run + to_come) / plan.runs)
     return max(used)
 
 
-def is_spent(trials: Trials, shares: Shares) -> bool:
-    """Whether earlier drivers have ended the search: no trial is left to start or to continue. Pure."""
-    used = used_share(trials, trials.spent, shares.runs)
-    to_repeat = trials.to_repeat() is not None and leaves_a_repeat(trials, trials.spent)
-    kind = next_kind(trials.searched, shares.plan, used, bool(trials.going_on), to_repeat)
-    return kind == "done" and all(trial.is_over for trial in trials.trials.values() if trial.repeats)
+def kind_within(trials: Trials, plan: BudgetPlan, spent: Spent) -> Next:
+    """Decide what kind of trial may begin, given what all drivers have used so far. Pure."""
+    used, goes_on = used_share(trials, spent, plan), bool(trials.going_on)
+    to_repeat = trials.to_repeat() is not None and leaves_a_repeat(trials, spent)
+    is_repeating = any(trial.repeats and not trial.is_over for trial in list(trials.trials.values()))
+    return next_kind(trials.searched, plan, used, goes_on, to_repeat, is_repeating)

@@ -1,4 +1,4 @@
-"""One warm gang, seen from the driver of a sweep: started, given orders, started again after a loss, ended."""
+"""One warm gang of a sweep's driver: starts its workers, gives them orders, and starts them again after a loss."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cluster.ray.connection import held_places, wait_for_room
+from jobs.drivers.finetune.machines import find_room
 from jobs.drivers.finetune.ray_driver import crash_of
 from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
-from jobs.planning import gang_of
 from jobs.planning.out_of_memory import advice
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
@@ -35,71 +34,74 @@ class GangLost(FleetuneError):
     """The gang was lost while it carried out an order. The order may be given again, to this gang or another one."""
 
 
+class _OrderFailed(FleetuneError):
+    """The workers ended because of the order. The driver answers it in their place."""
+
+
 class WarmGang:
-    """Workers that stay, and the orders that they carry out one at a time. Its methods may be called by any thread."""
+    """A gang that stays from trial to trial, and carries out one order at a time.
+
+    Its methods may be called by any thread.
+
+    Attributes:
+        engine: see `engine_of`.
+        dead: why it will not carry out any more orders; None while it may.
+        waits_for_room: its workers were lost, and the cluster has no room for others.
+    """
 
     def __init__(self, job: Job, alone: bool, announce: Announcer, places: Sequence[str] | None = None) -> None:
         """
         Args:
             job: the base job; its run's directory is the gang's.
-            alone: on a Ray that ends with this process.
-            places: the node of each worker, given by a queue; None: wherever there is room.
+            alone: this process has started Ray, which ends with it.
+            places: node of each worker, as a queue assigned it; None lets Ray choose.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self.engine = engine_of(job.spec)
+        self.dead: FleetuneError | None = None
+        self.waits_for_room = False
         self._mailbox = Mailbox(job.run_root)
         self._lock = threading.Lock()
         self._next = 1  # number of the next order
-        self._open: int | None = None  # the order that is being carried out
-        self._given_up: dict[int, Answer | FleetuneError] = {}  # by number of an order that will not be answered
-        self._dead: FleetuneError | None = None
+        self._open: int | None = None  # number of the order that is being carried out
+        self._given_up: dict[int, FleetuneError] = {}  # by number: why the workers will not answer an order
         self._ending = False
-        self.waits_for_room = False  # its workers were lost, and the cluster has no room for others
         storage.write_bytes(job.paths.spec, dump_spec(job.spec))
         self._thread = threading.Thread(target=self._run, name="gang", daemon=True)
         self._thread.start()
 
-    @property
-    def dead(self) -> FleetuneError | None:
-        """Why it will not carry out any more orders; None while it may."""
-        return self._dead
-
     def carry_out(self, order: Order) -> Answer:
-        """Wait until it is done.
+        """Give an order to the workers, and wait for the answer.
 
         Raises:
-            GangLost: see there.
+            GangLost: the workers were lost.
             FleetuneError: the gang cannot be started (again).
         """
         with self._lock:
-            if self._dead is not None:
-                raise self._dead
+            if self.dead is not None:
+                raise self.dead
             assert self._open is None, "one order at a time"
             number = self._open = self._next
             self._next += 1
 
         def look() -> None:
             with self._lock:
-                given_up = self._given_up.pop(number, None)
-                if given_up is None and self._dead is not None:
-                    given_up = self._dead
-            if isinstance(given_up, FleetuneError):
-                raise given_up
-            if given_up is not None:
-                raise _Instead(given_up)
+                error = self._given_up.pop(number, self.dead)
+            if error is not None:
+                raise error
 
         try:
             self._mailbox.send(number, order)
             return self._mailbox.await_answer(number, look)
-        except _Instead as instead:
-            return instead.answer
+        except _OrderFailed as error:
+            return Answer(status="failed", reason=str(error))
         finally:
             with self._lock:
                 if self._open == number:
                     self._open = None
 
     def end(self) -> bool:
-        """Have its workers end, and wait for that. False: they had not ended after half a minute."""
+        """Make its workers end, and wait for that. Return False if they have not ended after half a minute."""
         with self._lock:
             self._ending = True
             number = self._next
@@ -118,17 +120,17 @@ class WarmGang:
                     return
                 self._go_on_after(outcome, healing)
         except FleetuneError as error:
-            self._dead = error
+            self.dead = error
         except Exception as error:
             traceback.print_exc()
-            self._dead = RunFailed(f"the gang failed: {type(error).__name__}: {error}")
+            self.dead = RunFailed(f"the gang failed: {type(error).__name__}: {error}")
 
     def _served(self) -> Outcome:
-        """Start the workers; once they have ended, what came of them."""
+        """Start the workers, and return their outcome once they have ended."""
         paths = self._job.paths
         storage.remove_dir(paths.failures)
         self._mailbox.close()
-        # Workers of an earlier start that wait for a rank that has failed see that another driver has come, and end.
+        # Workers of an earlier start, which may still wait for a failed rank, see the new driver id and end.
         self._job = replace(self._job, driver=take_run(paths))
         self._find_room()
         with self._lock:
@@ -147,17 +149,12 @@ class WarmGang:
         return outcome_of(paths, result, failures_of(paths))
 
     def _find_room(self) -> None:
-        """Wait for room. Raises MachinesFailed: a node that the queue has assigned is gone."""
-        gang = gang_of(self._job.spec)
-        if self._places is None:
-            self.waits_for_room = True
-            try:
-                wait_for_room(gang, lambda text: self._announce("phase", text, phase="workers"), self._check_ending)
-            finally:
-                self.waits_for_room = False
-            return
-        with held_places(gang, self._places, lambda: None):
-            pass
+        """Wait for room. Raises MachinesFailed: an assigned node is gone, or the gang was ended."""
+        self.waits_for_room = self._places is None
+        try:
+            find_room(self._job.spec, self._places, self._announce, self._check_ending)
+        finally:
+            self.waits_for_room = False
 
     def _check_ending(self) -> None:
         """Raise MachinesFailed if the gang was ended, so that it stops waiting for room."""
@@ -176,25 +173,16 @@ class WarmGang:
         return lost.model_copy(update={"reason": reason, **facts})
 
     def _go_on_after(self, outcome: Outcome, healing: Healing) -> None:
-        """Give the open order up. Raises FleetuneError where the workers are not worth another start."""
+        """Give up the open order. Raises FleetuneError if the workers should not be started again."""
         reason = str(outcome.reason)
         if outcome.status is not Status.FAILED:
-            raise RunFailed("the workers of the gang ended without being asked to")
+            raise RunFailed("the workers of the gang ended without an order to end")
         if not outcome.lost and not self._mailbox.is_open:
             raise RunFailed(reason, outcome.rank)
         if not healing.may_go_on():
             raise MachinesFailed(f"the workers of a gang were lost {healing.losses} times; the last time {reason}")
         self._announce("warning", f"{reason}: starting the workers of the gang again", losses=healing.losses)
-        given_up: Answer | FleetuneError = GangLost(reason) if outcome.lost else Answer(status="failed", reason=reason)
         with self._lock:
             if self._open is not None:
-                self._given_up[self._open] = given_up
-                self._open = None  # the workers are not to begin with it again
-
-
-class _Instead(Exception):
-    """An order is answered by the driver in the gang's place."""
-
-    def __init__(self, answer: Answer) -> None:
-        super().__init__(answer.reason)
-        self.answer = answer
+                self._given_up[self._open] = GangLost(reason) if outcome.lost else _OrderFailed(reason)
+                self._open = None  # the new workers must not begin with it again

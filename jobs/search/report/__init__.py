@@ -1,4 +1,4 @@
-"""Reports about a search for people: standing, leaderboard, summary and the HTML page.
+"""Reports about a search for people: status, leaderboard, summary and the HTML page.
 
-May import `ledger`, `rules`, `tuning` and what these may import. Start with `standing`.
+May import `ledger`, `rules`, `tuning` and what these may import. Start with `status`.
 """

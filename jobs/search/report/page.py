@@ -1,4 +1,4 @@
-"""A sweep as one HTML page that needs no network: plots by plotly, and the leaderboard."""
+"""Makes an HTML page of a sweep, with plots by plotly and the leaderboard. The page loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 from jobs.errors import InputError
 from jobs.search.report.summary import fitted_rate, summary_lines
 from jobs.search.report.trial_text import leaderboard, values_words
-from jobs.search.rules.auto import rate_name
+from jobs.search.rules.auto import rate_name, rate_range, varied_rate
 from jobs.search.rules.spec_text import space_words, sweep_words
 from jobs.search.rules.varying import short_name
 from jobs.search.trials import Trials
-from jobs.spec.space import Range
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -29,7 +28,7 @@ _STYLE = (
 
 
 def sweep_page(trials: Trials) -> str:
-    """The whole page.
+    """Return the whole page.
 
     Raises:
         InputError: plotly is not installed, or no trial was scored yet.
@@ -73,10 +72,10 @@ def _hover(trials: Trials, numbers: list[int]) -> list[str]:
 
 
 def over_rate(trials: Trials) -> Figure | None:
-    """Scores over the learning rate, in one colour for each step of scoring, with the fitted parabola."""
-    name, judged = rate_name(trials.sweep), trials.sweep.judged
-    if name is None or not isinstance(trials.sweep.dimensions[name], Range):
+    """Plot the scores over the learning rate, in one colour for each scored step, with the fitted parabola."""
+    if rate_range(trials.sweep) is None:
         return None
+    name, judged = varied_rate(trials.sweep), trials.sweep.judged
     figure = _figure(f"{judged} over the learning rate", "learning rate", judged, xaxis_type="log")
     for step in sorted({step for trial in trials.trials.values() for step, _ in trial.scores}):
         found = [(trial.values[name], score, trial.number) for trial in trials.trials.values()
@@ -97,7 +96,7 @@ def over_rate(trials: Trials) -> Figure | None:
 
 
 def over_rate_and_warmup(trials: Trials) -> Figure | None:
-    """The newest score of each trial as a colour, over the learning rate and one other field, such as the warmup."""
+    """Plot the newest score of each trial as a colour, over the learning rate and one other field, such as warmup."""
     name, sweep = rate_name(trials.sweep), trials.sweep
     others = [other for other in sweep.dimensions if other != name]
     if name is None or not others:
@@ -121,7 +120,7 @@ def over_rate_and_warmup(trials: Trials) -> Figure | None:
 
 
 def best_so_far(trials: Trials) -> Figure:
-    """The best final score so far, over the tokens of the trials in their order."""
+    """Plot the best final score so far over the tokens of all trials, in the order of their numbers."""
     judged, pick = trials.sweep.judged, min if trials.sweep.lower_is_better else max
     tokens, taken, best = 0, list[int](), list[float]()
     for trial in trials.trials.values():
@@ -135,7 +134,7 @@ def best_so_far(trials: Trials) -> Figure:
 
 
 def by_step(trials: Trials) -> Figure:
-    """The scores of each trial over its steps."""
+    """Plot the scores of each trial over its steps."""
     figure = _figure(f"{trials.sweep.judged} of each trial", "optimizer steps", trials.sweep.judged)
     for trial in trials.trials.values():
         if trial.scores:
@@ -147,7 +146,7 @@ def by_step(trials: Trials) -> Figure:
 
 
 def importance(trials: Trials) -> Figure | None:
-    """The importance of each field, by Optuna; None if there are too few trials."""
+    """Plot the importance of each field, by Optuna; None if there are too few trials."""
     scored = [trial for trial in trials.trials.values() if trial.scores]
     if len(scored) < FEWEST_FOR_IMPORTANCE or len(trials.sweep.dimensions) < 2:
         return None
@@ -158,7 +157,7 @@ def importance(trials: Trials) -> Figure | None:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize" if trials.sweep.lower_is_better else "maximize")
     space = {name: distribution_of(values) for name, values in trials.sweep.dimensions.items()}
-    for trial in [one for one in scored if holds(trials.sweep, one.values)]:  # at the first rung, where all were scored
+    for trial in [one for one in scored if holds(trials.sweep, one.values)]:  # all have a score at the first rung
         study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=trial.scores[0][1]))
     found = optuna.importance.get_param_importances(study)
     names = [short_name(name) for name in found]

@@ -9,15 +9,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from jobs.search.rules.auto import aims, rate_for_a_whole_run, rate_name
+from jobs.search.rules.auto import extrapolates, rate_for_a_whole_run, rate_range, varied_rate
 from jobs.search.trials import Trials
-from jobs.spec.space import Range
-from jobs.spec.sweep import GRID_POINTS
 
 FEWEST_FITTED: Final = 4
-_NEAREST: Final = 6  # trials that are fitted: farther away, the loss is flat on one side and a cliff on the other
+_NEAREST: Final = 6  # trials that are fitted; farther away, the loss is no parabola: flat below and steep above
 _DRAWS: Final = 400
-_LEAST_SPREAD: Final = 0.03  # measured with MiniLM: 16 % at a useful rung, 2.3 % at a rung where nothing was learned
+_LEAST_SPREAD: Final = 0.03  # share of the score. Measured with MiniLM: 0.16 at a useful rung, 0.023 without learning
 _QUANTILES: Final = (0.1, 0.9)
 
 
@@ -28,9 +26,9 @@ class RateFit:
     Attributes:
         optimum: learning rate of the parabola's best point.
         low, high: interval of the optimum, by bootstrapping the residuals (10 % and 90 % quantiles).
-        coefficients: of the parabola in log(rate), highest power first.
-        step: the scores were taken after this step.
-        share: of a run, at that step.
+        coefficients: coefficients of the parabola in log(rate), highest power first.
+        step: the step after which the scores were taken.
+        share: this step as a share of a whole run.
     """
 
     optimum: float
@@ -42,14 +40,13 @@ class RateFit:
 
 
 def fitted_rate(trials: Trials) -> RateFit | None:
-    """The fit; None if too few trials were scored at one step, or if the parabola has no optimum between them."""
-    name = rate_name(trials.sweep)
-    if name is None or not isinstance(trials.sweep.dimensions[name], Range):
-        return None
-    by_step: dict[int, list[tuple[float, float]]] = {}
+    """Fit the scores of one step; None if too few trials have one, or if the parabola has no optimum between them."""
     first = next(iter(trials.ranked()), None)
+    if first is None or rate_range(trials.sweep) is None:
+        return None
+    name, by_step = varied_rate(trials.sweep), dict[int, list[tuple[float, float]]]()
     # Trials with another batch have another number of steps, and another best rate.
-    for trial in [one for one in trials.searched if first is not None and one.total_steps == first.total_steps]:
+    for trial in [one for one in trials.searched if one.total_steps == first.total_steps]:
         for step, score in trial.scores:
             by_step.setdefault(step, []).append((math.log(trial.values[name]), score))
     enough = {step: points for step, points in by_step.items() if len({x for x, _ in points}) >= FEWEST_FITTED}
@@ -58,16 +55,19 @@ def fitted_rate(trials: Trials) -> RateFit | None:
     step = max(enough)
     sign = 1.0 if trials.sweep.lower_is_better else -1.0
     found = parabola(enough[step], sign)
-    return None if found is None else RateFit(*found, step, step / first.total_steps if first is not None else 1.0)
+    return None if found is None else RateFit(*found, step, step / first.total_steps)
 
 
 def parabola(
     points: Sequence[tuple[float, float]], sign: float
 ) -> tuple[float, float, float, tuple[float, float, float]] | None:
-    """(optimum, low, high, coefficients) of points (log rate, score).
+    """Fit a parabola to the points nearest to the best one, and return the first four fields of `RateFit`.
+
+    None if it has no optimum between these points.
 
     Args:
-        sign: 1 where lower scores are better, -1 where higher ones are.
+        points: pairs of log(rate) and score.
+        sign: 1 if lower scores are better, -1 if higher ones are.
     """
     best_x = min(points, key=lambda point: sign * point[1])[0]
     near = sorted(points, key=lambda point: abs(point[0] - best_x))[:_NEAREST]
@@ -86,7 +86,7 @@ def parabola(
 
 
 def _vertex(x: Any, y: Any) -> tuple[float, Any] | None:
-    """The minimum of the fitted parabola and its coefficients; None if there is no minimum between the points."""
+    """Return the minimum of the fitted parabola and its coefficients; None if it has no minimum between the points."""
     coefficients = np.polyfit(x, y, 2)
     if coefficients[0] <= 0:
         return None
@@ -94,23 +94,14 @@ def _vertex(x: Any, y: Any) -> tuple[float, Any] | None:
     return (place, coefficients) if x.min() <= place <= x.max() else None
 
 
-def grid_trials(trials: Trials) -> int:
-    """Trials of a grid over the same space, of GRID_POINTS values in each range."""
-    return math.prod(
-        len(values) if isinstance(values, tuple) else GRID_POINTS for values in trials.sweep.dimensions.values()
-    )
-
-
-def at_an_end(trials: Trials) -> str | None:
+def end_warning(trials: Trials) -> str | None:
     """Return a warning if the best learning rate lies at an end of its range."""
-    name, best = rate_name(trials.sweep), trials.best
-    if name is None or best is None:
+    rates, best = rate_range(trials.sweep), trials.best
+    if rates is None or best is None:
         return None
-    values = trials.sweep.dimensions[name]
-    if not isinstance(values, Range):
-        return None
-    value, width = best.values[name], math.log(values.max / values.min) if values.min > 0 else math.inf
-    for end, words in ((values.min, "lower"), (values.max, "upper")):
+    value = best.values[varied_rate(trials.sweep)]
+    width = math.log(rates.max / rates.min) if rates.min > 0 else math.inf
+    for end, words in ((rates.min, "lower"), (rates.max, "upper")):
         if end > 0 and abs(math.log(value / end)) < 0.02 * width:
             return (
                 f"the best learning rate lies at the {words} end of its range ({end:.2g}): a wider space may have a "
@@ -119,10 +110,10 @@ def at_an_end(trials: Trials) -> str | None:
     return None
 
 
-def says_little(trials: Trials) -> str | None:
-    """Return a warning if the scores at the rung of `auto` are so near each other that their order may be noise."""
-    compared = [trial for trial in trials.searched if not trial.straight and trial.scores]
-    if not aims(trials.sweep) or trials.sweep.rung_shares[0] >= 0.5 or len(compared) < FEWEST_FITTED:
+def noise_warning(trials: Trials) -> str | None:
+    """Return a warning if the scores at the rung of `auto` differ so little that their order may be noise."""
+    compared = [trial for trial in trials.searched if not trial.without_rungs and trial.scores]
+    if not extrapolates(trials.sweep) or trials.sweep.rung_shares[0] >= 0.5 or len(compared) < FEWEST_FITTED:
         return None
     scores = [trial.scores[0][1] for trial in compared]
     spread = (max(scores) - min(scores)) / max(abs(score) for score in scores)
@@ -148,7 +139,7 @@ def facts(trials: Trials) -> dict[str, Any]:
         "tokens": trials.tokens,
         "runs": trials.tokens / trials.tokens_per_run if trials.tokens_per_run else None,
         "device_hours": trials.device_hours,
-        "grid_trials": grid_trials(trials),
+        "grid_trials": trials.sweep.grid_size,
     }
 
 
@@ -162,11 +153,11 @@ def summary_lines(trials: Trials) -> list[str]:
             f"a parabola through the scores after step {fit.step} has its optimum at learning_rate {fit.optimum:.2g} "
             f"(probably {fit.low:.2g} to {fit.high:.2g}){whole}"
         )
-    lines += [warning for warning in (at_an_end(trials), says_little(trials)) if warning is not None]
+    lines += [warning for warning in (end_warning(trials), noise_warning(trials)) if warning is not None]
     if trials.tokens_per_run:
         kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"
         lines.append(
             f"{trials.tokens:,} tokens were trained on in {trials.device_hours:.2g} {kind}-hours, as many as "
-            f"{trials.tokens / trials.tokens_per_run:.1f} runs take; a grid would have taken {grid_trials(trials)} runs"
+            f"{trials.tokens / trials.tokens_per_run:.1f} runs; a grid would have taken {trials.sweep.grid_size} runs"
         )
     return lines

@@ -25,13 +25,16 @@ def values_words(values: Mapping[str, Any]) -> str:
 
 
 def trial_words(trial: Trial) -> str:
-    """`trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`; a repeat has its seed too."""
+    """Describe a trial: `trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`; a repeat also with its seed."""
     seed = "" if trial.repeats is None else f", seed {trial.spec.seed}"
     return f"trial {trial.number} ({values_words(trial.values)}{seed})"
 
 
 def seeds_words(trials: Trials, trial: Trial) -> str:
-    """`mean of 3 seeds 0.4628 ± 0.0110`, or `seed 43 of trial 5`; empty for a trial that is not repeated."""
+    """Describe the seeds of a finalist, `mean of 3 seeds 0.4628 ± 0.0110`, or of a repeat, `seed 43 of trial 5`.
+
+    Empty for any other trial. The number after ± is the standard deviation.
+    """
     if trial.repeats is not None:
         return f"seed {trial.spec.seed} of trial {trial.repeats}"
     scores = trials.scores_of_seeds(trial)
@@ -82,19 +85,19 @@ def leaderboard(trials: Trials) -> str:
     names = list(trials.sweep.dimensions)
     metric = trials.sweep.judged.removeprefix("eval_")
     head = ["trial", *(short_name(name) for name in names), metric, "step", "tokens", "state", "why"]
-    rows = [head]
-    for trial in trials.ranked():
-        rows.append(
-            [
-                f"{trial.number}",
-                *(value_words(trial.values.get(name)) for name in names),
-                "-" if trial.score is None else f"{trial.score:.4f}",
-                f"{trial.step}",
-                f"{trial.tokens:,}",
-                trial.state,
-                trial.reason or seeds_words(trials, trial),
-            ]
-        )
+    cells = [
+        [
+            f"{trial.number}",
+            *(value_words(trial.values.get(name)) for name in names),
+            "-" if trial.score is None else f"{trial.score:.4f}",
+            f"{trial.step}",
+            f"{trial.tokens:,}",
+            trial.state,
+            trial.reason or seeds_words(trials, trial),
+        ]
+        for trial in trials.ranked()
+    ]
+    rows = [head, *cells]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     last = len(head) - 1
     return "\n".join(

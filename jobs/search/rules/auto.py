@@ -1,4 +1,4 @@
-"""The decisions of `auto`: it searches the learning rate first, and the other fields at the best rate. Pure."""
+"""The decisions of `auto`, which searches the learning rate first and then the other fields at the best rate. Pure."""
 
 from __future__ import annotations
 
@@ -8,66 +8,78 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from jobs.errors import SpecError
-from jobs.search.rules.prior import RATE, inside
+from jobs.search.rules.prior import RATE, nearest_in
 from jobs.search.rules.rates import next_rate
 from jobs.search.rules.varying import field_meant
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
 
 _PROBED = 8  # learning rates at which the loss after one step is measured
-# The probe takes one step, and at each rate forward passes over the rows of two steps, each a third of a step.
+# One step, and at each rate forward passes over the rows of two steps. A forward pass costs a third of a step.
 PROBE_STEPS: Final = 1 + _PROBED * 2 / 3
-# Share of the loss. Even at the best rate, a step on a few rows can raise the loss on other rows by some percent.
+# Increase as a share of the loss. Even at the best rate, one step can raise the loss on other rows by a few percent.
 _EXCESSIVE: Final = 0.2
 BRACKETED: Final = 8  # compared trials whose rates bracket the best one; after them, a Gaussian process proposes
 LATER: Final = (0.5,)  # the rung, as a share of a run, if nothing has been learned at the first one
-_LEAST_GAIN: Final = 0.05  # share of the base model's score. At a useful rung, MiniLM has gained 15 %
+_LEAST_GAIN: Final = 0.05  # share of the base model's score; at a rung that was late enough, MiniLM had gained 15 %
 _NEAR: Final = 1.15  # factor between two rates; a whole run with one of them stands for the other
 _FURTHER: Final = 1.5  # factor from the target to the rate of a further whole run
 
 
 def rate_name(sweep: SweepSpec) -> str | None:
-    """The name of the learning rate in the space; None: it does not vary."""
+    """Return the name of the learning rate in the space; None: it does not vary."""
     for name in sweep.dimensions:
-        with contextlib.suppress(SpecError):  # a name of no field, which `check_space` reports
+        with contextlib.suppress(SpecError):  # not the name of a field, which `check_space` reports
             if field_meant(name) == RATE:
                 return name
     return None
 
 
-def drawn_in(sweep: SweepSpec, values: Mapping[str, Any]) -> dict[str, Any]:
+def varied_rate(sweep: SweepSpec) -> str:
+    """Return `rate_name` of a sweep whose learning rate is known to vary."""
+    name = rate_name(sweep)
+    assert name is not None
+    return name
+
+
+def rate_range(sweep: SweepSpec) -> Range | None:
+    """Return the range of the learning rate in the space; None: it does not vary, or it has a list of values."""
+    rates = sweep.dimensions.get(rate_name(sweep) or "")
+    return rates if isinstance(rates, Range) else None
+
+
+def in_space(sweep: SweepSpec, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values, each moved to the nearest value of the space, which may have been narrowed."""
-    return {name: inside(value, sweep.dimensions[name]) for name, value in values.items()}
+    return {name: nearest_in(sweep.dimensions[name], value) for name, value in values.items()}
 
 
 def prior_of(sweep: SweepSpec) -> dict[str, Any]:
-    """The prior, moved into the space."""
-    return drawn_in(sweep, sweep.prior)
+    """Return the prior, moved into the space."""
+    return in_space(sweep, sweep.prior)
 
 
 def brackets_rate(sweep: SweepSpec) -> bool:
-    """Return whether the rates of the first trials are chosen by `jobs.search.rules.rates`."""
-    name = rate_name(sweep)
-    rates = sweep.dimensions[name] if name is not None else ()
-    return sweep.algorithm == "auto" and isinstance(rates, Range) and rates.min > 0
+    """Whether the rates of the first trials are chosen by `jobs.search.rules.rates`."""
+    rates = rate_range(sweep)
+    return sweep.algorithm == "auto" and rates is not None and rates.min > 0
 
 
-def aims(sweep: SweepSpec) -> bool:
-    """Return whether compared trials pause at one rung, and the rates of whole runs follow from their scores."""
+def extrapolates(sweep: SweepSpec) -> bool:
+    """Whether the best rate of a whole run is computed from the scores of the compared trials at a single rung."""
     return brackets_rate(sweep) and sweep.scheduler == "halving" and len(sweep.rung_shares) == 1
 
 
 def is_too_early(sweep: SweepSpec, base: float | None, scores: Sequence[float]) -> bool:
     """Return whether nothing has been learned at the rung: no score is clearly better than the base model's.
 
-    The order of such scores is noise. Two scores are enough to tell, since their rates differ by a factor of 1.7 at
-    least. A rung that the spec gives is never too early.
+    The order of such scores is noise. Two scores are enough to decide this, because their rates differ by a factor of
+    at least 1.7. A rung that the spec gives is never too early.
 
     Args:
         base: score of the model before training; None: not known.
         scores: of the compared trials, at the rung.
     """
-    if not aims(sweep) or sweep.rungs is not None or base is None or len(scores) < 2:
+    if not extrapolates(sweep) or sweep.rungs is not None or base is None or len(scores) < 2:
         return False
     gains = (base - score if sweep.lower_is_better else score - base for score in scores)
     return max(gains) < _LEAST_GAIN * abs(base)
@@ -77,15 +89,13 @@ def compared_point(sweep: SweepSpec, scores: Mapping[float, float | None]) -> di
     """Return the values of the next compared trial: the prior, with a rate that follows from earlier scores.
 
     Args:
-        scores: see `next_rate`. Rates outside the range, which may have been narrowed, are left out. Without any, the
-            trial has the prior's rate.
+        scores: see `next_rate`. Rates outside the range, which may have been narrowed, are ignored. If no rate is left,
+            the trial has the prior's rate.
     """
-    name, prior = rate_name(sweep), prior_of(sweep)
-    assert name is not None
-    rates = sweep.dimensions[name]
-    assert isinstance(rates, Range)
-    inside_range = {rate: score for rate, score in scores.items() if rates.min <= rate <= rates.max}
-    return {**prior, name: next_rate(inside_range, rates.min, rates.max)} if inside_range else prior
+    prior, rates = prior_of(sweep), rate_range(sweep)
+    assert rates is not None
+    inside = {rate: score for rate, score in scores.items() if rates.min <= rate <= rates.max}
+    return {**prior, varied_rate(sweep): next_rate(inside, rates.min, rates.max)} if inside else prior
 
 
 def rate_for_a_whole_run(rate: float, share: float) -> float:
@@ -98,9 +108,7 @@ def rate_for_a_whole_run(rate: float, share: float) -> float:
 
 def whole_run_rate(sweep: SweepSpec, best: float) -> float:
     """Return the rate of a whole run, inside the range. `best`: the best rate at the rung."""
-    name = rate_name(sweep)
-    assert name is not None
-    return float(inside(rate_for_a_whole_run(best, sweep.rung_shares[0]), sweep.dimensions[name]))
+    return float(nearest_in(sweep.dimensions[varied_rate(sweep)], rate_for_a_whole_run(best, sweep.rung_shares[0])))
 
 
 def is_near(rate: float, other: float) -> bool:
@@ -108,61 +116,61 @@ def is_near(rate: float, other: float) -> bool:
     return abs(math.log(rate / other)) < math.log(_NEAR)
 
 
-def last_points(sweep: SweepSpec, best: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the values of the first whole run of a sweep with several rungs, from those of its best trial."""
+def first_whole_run(sweep: SweepSpec, best: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the values of the first whole run of a halving with several rungs, from the values of its best trial.
+
+    None for any other sweep.
+    """
     if not brackets_rate(sweep) or sweep.scheduler != "halving":
-        return []
-    name = rate_name(sweep)
-    assert name is not None
-    return [drawn_in(sweep, {**best, name: whole_run_rate(sweep, best[name])})]
+        return None
+    name = varied_rate(sweep)
+    return in_space(sweep, {**best, name: whole_run_rate(sweep, best[name])})
 
 
 def further_rate(sweep: SweepSpec, target: float, tried: Sequence[float]) -> float:
     """Return the rate of one more whole run: near `target`, and not near a rate in `tried`."""
-    name = rate_name(sweep)
-    assert name is not None
     for power in (-1, 1, -2, 2):
-        rate = float(inside(target * _FURTHER**power, sweep.dimensions[name]))
+        rate = float(nearest_in(sweep.dimensions[varied_rate(sweep)], target * _FURTHER**power))
         if not any(is_near(rate, other) for other in tried):
             return rate
     return target
 
 
-def fixed_values(sweep: SweepSpec, straight: bool, best: dict[str, Any]) -> dict[str, Any]:
-    """Values that the sampler may not change in its next proposal.
+def fixed_values(sweep: SweepSpec, best: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the values that the sampler may not change in its next proposal.
 
     Args:
-        straight: the proposal is for a whole run, at the learning rate of `best`.
+        best: values of the best trial, whose learning rate a whole run has; None for a compared trial.
     """
     name = rate_name(sweep)
     if name is None:
         return {}
-    if straight:
-        return {name: inside(best[name], sweep.dimensions[name])}
+    if best is not None:
+        return in_space(sweep, {name: best[name]})
     return {other: value for other, value in prior_of(sweep).items() if other != name}
 
 
 def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
-    """Learning rates at which the loss after one step is measured; empty if the space leaves none above the prior."""
-    name = rate_name(sweep)
-    rates = sweep.dimensions[name] if name is not None else ()
-    if sweep.algorithm != "auto" or name is None or not isinstance(rates, Range) or rates.min <= 0:
+    """Return the learning rates at which the loss after one step is measured, all above the prior; empty: none is."""
+    rates = rate_range(sweep)
+    if rates is None or not brackets_rate(sweep):
         return ()
-    first = prior_of(sweep)[name]
+    first = prior_of(sweep)[varied_rate(sweep)]
     if first >= rates.max:
         return ()
     return tuple(rate for rate in Range(min=first, max=rates.max, log=True).values(_PROBED) if rate > first)
 
 
 def probe_steps(sweep: SweepSpec) -> float:
-    """Cost of the measurement at `probed_rates`, in optimizer steps; 0 if there is none."""
+    """Return the cost of the measurement at `probed_rates`, in optimizer steps; 0 if there is none."""
     return PROBE_STEPS if probed_rates(sweep) else 0.0
 
 
 def greatest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """The lowest rate from which on one step clearly raises the loss, at every higher one too; None if there is none.
+    """Return the lowest rate at which, and above which, one step clearly raises the loss; None if there is none.
 
     Args:
+        rates: in ascending order.
         losses: before the step, and after it at each rate.
     """
     before, *after = losses
@@ -171,10 +179,9 @@ def greatest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | No
 
 
 def bounded(sweep: SweepSpec, greatest: float) -> SweepSpec:
-    """The sweep with this upper end of the range of learning rates."""
-    name = rate_name(sweep)
-    assert name is not None
-    rates = sweep.dimensions[name]
-    if not isinstance(rates, Range) or not rates.min < greatest < rates.max:
+    """Return the sweep with this upper end of the range of learning rates, if it lies inside the range."""
+    rates = rate_range(sweep)
+    if rates is None or not rates.min < greatest < rates.max:
         return sweep
-    return sweep.model_copy(update={"space": {**sweep.dimensions, name: rates.model_copy(update={"max": greatest})}})
+    narrowed = {varied_rate(sweep): rates.model_copy(update={"max": greatest})}
+    return sweep.model_copy(update={"space": {**sweep.dimensions, **narrowed}})

@@ -5,34 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from jobs.errors import SpecError
-from jobs.search.rules.auto import aims, rate_name
-from jobs.search.rules.rungs import ETA, cooldown_of, halving_steps, stops_of
+from jobs.search.rules.auto import extrapolates, rate_name, rate_range
+from jobs.search.rules.rungs import cooldown_of, halving_steps, stops_of
 from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, tried
+from jobs.search.trial import Trial
 from jobs.spec.finetune import Spec
-from jobs.spec.space import Range
 from jobs.spec.sweep import MOST_TRIALS, Budget, SweepSpec
 
 _RUNS_PER_WHOLE_RUN = 3  # auto: one whole run without a comparison for this many runs of the budget
-_MOST_STRAIGHT = 16
-_DEFAULT_MAX_GANGS = 8  # at once, if num_gangs is left out
+_MOST_WHOLE_RUNS = 16
+_DEFAULT_MAX_GANGS = 8  # if num_gangs is left out. With more, more trials begin before the scores of others are known
 _USUAL_COMPARED = 6  # by auto, before one whole run
 _MANY = 1000  # trials, or steps: enough that rounding does not matter
-
-
-class Begun(Protocol):
-    """The facts of a trial on which these rules depend."""
-
-    @property
-    def straight(self) -> bool: ...
-
-    @property
-    def state(self) -> str: ...
-
-    @property
-    def scores(self) -> Sequence[object]: ...
 
 
 @dataclass(frozen=True)
@@ -41,47 +28,50 @@ class BudgetPlan:
 
     Attributes:
         compared: most trials that are compared at rungs. Without rungs: most trials.
-        straight: most whole runs without a comparison; they begin after the others.
+        whole_runs: most whole runs; they begin after the compared trials.
         first_share: once this share of the time is used, no more trials are begun for comparison.
-        aims: a compared trial that continues counts as a whole run; see `jobs.search.rules.auto.aims`.
+        extrapolates: see `jobs.search.rules.auto.extrapolates`; a compared trial that continues is then a whole run.
+        runs: tokens of all trials, in whole runs of the base; infinite if tokens do not limit the search.
     """
 
     compared: float = math.inf
-    straight: int = 0
+    whole_runs: int = 0
     first_share: float = 1.0
-    aims: bool = False
+    extrapolates: bool = False
+    runs: float = math.inf
 
 
 # "repeat": a finalist with another seed. "stopped": the sweep was asked to stop.
-Next = Literal["compared", "straight", "repeat", "wait", "done", "stopped"]
+Next = Literal["compared", "whole", "repeat", "wait", "done", "stopped"]
 
 
-def budget_plan(
-    sweep: SweepSpec, stops: Sequence[int], cooldown: int, tokens_per_run: float, probe_steps: float = 0.0
-) -> BudgetPlan:
+def budget_plan(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float = 0.0) -> BudgetPlan:
     """Decide how many trials of each kind the budget pays for.
 
     Args:
-        stops: steps at which a trial is scored, and the last one.
-        cooldown: optimizer steps of a cool-down.
-        tokens_per_run: tokens of one whole run of the base.
-        probe_steps: cost of the probe. It leaves at least one trial.
+        total_steps, tokens_per_run: of one whole run of the base.
+        probe_steps: cost of the probe. At least one compared trial remains.
     """
-    budget, total = sweep.budget, stops[-1]
-    most = most_trials(sweep)
+    most, runs, one_is_whole = most_trials(sweep), runs_of(sweep.budget, tokens_per_run), extrapolates(sweep)
     if sweep.scheduler != "halving":
-        return BudgetPlan(most)
-    runs = runs_of(budget, tokens_per_run)
-    aimed = aims(sweep)
-    straight = int(min(runs, most, _MOST_STRAIGHT * _RUNS_PER_WHOLE_RUN) // _RUNS_PER_WHOLE_RUN)
-    straight = int(min(max(straight, int(aimed)), most_straight(sweep)))
-    compared = most - straight
+        return BudgetPlan(most, runs=runs)
+    whole = int(min(runs, most, _MOST_WHOLE_RUNS * _RUNS_PER_WHOLE_RUN) // _RUNS_PER_WHOLE_RUN)
+    whole = int(min(max(whole, int(one_is_whole)), most_whole_runs(sweep)))
+    compared = most - whole
     if runs < math.inf:
-        left = (runs - straight) * total - probe_steps
-        compared = min(compared, max(_trials_within(sweep, left, stops, cooldown), 1))
-    usual = _USUAL_COMPARED if aimed else _MANY
-    usual_steps = compared_steps(sweep, usual, stops, cooldown) + (total if aimed else 0)
-    return BudgetPlan(compared, straight, usual * (stops[0] + cooldown) / usual_steps, aimed)
+        left = (runs - whole) * total_steps - probe_steps
+        compared = min(compared, max(_trials_within(sweep, left, total_steps), 1))
+    usual = _USUAL_COMPARED if one_is_whole else _MANY
+    usual_steps = compared_steps(sweep, usual, total_steps) + (total_steps if one_is_whole else 0)
+    to_first_rung = stops_of(sweep, total_steps)[0] + cooldown_of(sweep, total_steps)
+    return BudgetPlan(compared, whole, usual * to_first_rung / usual_steps, one_is_whole, runs)
+
+
+def checked_plan(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float) -> BudgetPlan:
+    """Return `budget_plan`. Raises SpecError: the budget does not pay for one trial."""
+    if (wrong := too_little(sweep, total_steps, runs_of(sweep.budget, tokens_per_run))) is not None:
+        raise SpecError.at("budget", wrong)
+    return budget_plan(sweep, total_steps, tokens_per_run, probe_steps)
 
 
 def most_trials(sweep: SweepSpec) -> float:
@@ -89,22 +79,16 @@ def most_trials(sweep: SweepSpec) -> float:
     return min(sweep.budget.trials or math.inf, sweep.grid_size if sweep.algorithm == "grid" else math.inf)
 
 
-def compared_steps(sweep: SweepSpec, trials: int, stops: Sequence[int], cooldown: int) -> int:
-    """Return the optimizer steps of `trials` compared trials, without whole runs.
-
-    Args:
-        stops: steps of the rungs, and the last step.
-        cooldown: optimizer steps of a cool-down.
-    """
-    if aims(sweep):
-        return trials * (stops[0] + cooldown)
-    return halving_steps(trials, stops, ETA, cooldown)
+def compared_steps(sweep: SweepSpec, trials: int, total_steps: int) -> int:
+    """Return the optimizer steps of `trials` compared trials with their cool-downs, without whole runs."""
+    stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
+    return trials * (stops[0] + cooldown) if extrapolates(sweep) else halving_steps(trials, stops, cooldown)
 
 
-def _trials_within(sweep: SweepSpec, steps: float, stops: Sequence[int], cooldown: int) -> int:
+def _trials_within(sweep: SweepSpec, steps: float, total_steps: int) -> int:
     """Return the largest number of compared trials that fits into `steps` optimizer steps."""
     trials = 0
-    while compared_steps(sweep, trials + 1, stops, cooldown) <= steps:
+    while compared_steps(sweep, trials + 1, total_steps) <= steps:
         trials += 1
     return trials
 
@@ -115,17 +99,16 @@ def runs_of(budget: Budget, tokens_per_run: float) -> float:
 
 
 def check_budget(sweep: SweepSpec) -> None:
-    """Raises SpecError if a budget in runs does not pay for one trial. `Shares.of` checks a budget in tokens."""
+    """Raise SpecError if a budget in runs does not pay for one trial. `checked_plan` checks a budget in tokens."""
     if (wrong := too_little(sweep, _MANY, sweep.budget.runs or math.inf)) is not None:
         raise SpecError.at("budget", wrong)
 
 
 def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
-    """The message for `budget` if its `runs` whole runs do not pay for one trial; None if they do."""
+    """Return a message if a budget of `runs` whole runs does not pay for one trial; None if it does."""
     if sweep.scheduler != "halving":
         return None
-    stops, cooldown = stops_of(sweep, total_steps), cooldown_of(sweep, total_steps)
-    needed = (compared_steps(sweep, 1, stops, cooldown) + (total_steps if aims(sweep) else 0)) / total_steps
+    needed = (compared_steps(sweep, 1, total_steps) + (total_steps if extrapolates(sweep) else 0)) / total_steps
     if runs >= needed:
         return None
     return (
@@ -162,37 +145,43 @@ def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
 
 
 def next_kind(
-    trials: Sequence[Begun], plan: BudgetPlan, used: float, any_goes_on: bool, to_repeat: bool = False
+    trials: Sequence[Trial],
+    plan: BudgetPlan,
+    used: float,
+    any_goes_on: bool,
+    to_repeat: bool = False,
+    is_repeating: bool = False,
 ) -> Next:
     """Decide what kind of trial may begin now.
 
     Args:
         trials: all trials except repeats.
-        used: the used share of the limit that is nearest to its end: minutes, GPU-hours and, without halving, tokens.
-            With halving, `plan` limits the tokens.
+        used: the largest used share of the limits in minutes, in GPU-hours and, without halving, in tokens. With
+            halving, `plan` limits the tokens.
         any_goes_on: whether a trial that is paused at a rung continues.
-        to_repeat: whether a finalist has fewer seeds than the sweep asks for.
+        to_repeat: whether a finalist has fewer seeds than the sweep asks for, and the budget has time for a repeat.
+        is_repeating: whether a repeat is being trained, or waits for a gang.
     """
-    straight, whole = sum(trial.straight for trial in trials), _whole_runs(trials, plan)
-    if used < plan.first_share and len(trials) - straight < plan.compared:
+    compared, whole = [trial for trial in trials if not trial.without_rungs], _whole_runs(trials, plan)
+    if used < plan.first_share and len(compared) < plan.compared:
         return "compared"
-    unfinished = [trial for trial in trials if _is_unfinished(trial)]
-    if any_goes_on or any(not trial.straight for trial in unfinished):
+    if any_goes_on or any(_is_unfinished(trial) for trial in compared):
         return "wait"
-    if whole < plan.straight and (used < 1 or (plan.aims and whole == 0)):
-        return "straight"
-    if unfinished:
+    all_failed = bool(compared) and not any(trial.scores for trial in compared)
+    if whole < plan.whole_runs and (used < 1 or (plan.extrapolates and whole == 0)) and not all_failed:
+        return "whole"
+    if any(_is_unfinished(trial) for trial in trials):
         return "wait"
-    return "repeat" if to_repeat else "done"
+    return "repeat" if to_repeat else "wait" if is_repeating else "done"
 
 
-def _whole_runs(trials: Sequence[Begun], plan: BudgetPlan) -> int:
+def _whole_runs(trials: Sequence[Trial], plan: BudgetPlan) -> int:
     """Count the whole runs that have begun."""
-    gone_on = sum(len(trial.scores) > 1 for trial in trials if not trial.straight)
-    return sum(trial.straight for trial in trials) + (gone_on if plan.aims else 0)
+    continued = sum(len(trial.scores) > 1 for trial in trials if not trial.without_rungs)
+    return sum(trial.without_rungs for trial in trials) + (continued if plan.extrapolates else 0)
 
 
-def _is_unfinished(trial: Begun) -> bool:
+def _is_unfinished(trial: Trial) -> bool:
     """Whether the trial is being trained, or waits for a gang.
 
     A paused trial without a score has not reached its rung (it was interrupted, or the rung was moved), so it waits.
@@ -200,8 +189,8 @@ def _is_unfinished(trial: Begun) -> bool:
     return trial.state in ("waiting", "running") or (trial.state == "paused" and not trial.scores)
 
 
-def most_to_train(trials: Sequence[Begun], plan: BudgetPlan, kind: Next, going_on: int, repeats: int) -> float:
-    """Return how many trials will be trained at once from now on, at most: no more gangs are of use.
+def most_to_train(trials: Sequence[Trial], plan: BudgetPlan, kind: Next, going_on: int, repeats: int) -> float:
+    """Return the largest number of trials that can be trained at once from now on. More gangs have no use.
 
     Args:
         trials: all trials except repeats.
@@ -211,33 +200,32 @@ def most_to_train(trials: Sequence[Begun], plan: BudgetPlan, kind: Next, going_o
     """
     if kind == "compared":
         return math.inf
-    compared = [trial for trial in trials if not trial.straight]
+    compared = [trial for trial in trials if not trial.without_rungs]
     trained = sum(_is_unfinished(trial) for trial in trials)
-    whole = _whole_runs(trials, plan)
-    later = max(plan.straight - whole, 0)
-    if plan.aims:
+    later = max(plan.whole_runs - _whole_runs(trials, plan), 0)
+    if plan.extrapolates:
         later = max(later, going_on)
     elif going_on or any(_is_unfinished(trial) for trial in compared):
         later += sum(trial.state == "paused" and bool(trial.scores) for trial in compared)
     return max(trained + later, repeats)
 
 
-def most_straight(sweep: SweepSpec) -> float:
+def most_whole_runs(sweep: SweepSpec) -> float:
     """Return the largest number of whole runs that differ from each other."""
-    name = rate_name(sweep)
-    if sweep.algorithm != "auto" or name is None:
+    if sweep.algorithm != "auto" or rate_name(sweep) is None:
         return 0
-    if len(sweep.dimensions) > 1 or aims(sweep):
+
+    if len(sweep.dimensions) > 1 or extrapolates(sweep):
         return math.inf
-    return 1 if isinstance(sweep.dimensions[name], Range) else 0
+    return 0 if rate_range(sweep) is None else 1
 
 
 def most_gangs(sweep: SweepSpec) -> int:
-    """Most gangs at once. With more of them, more trials begin before the results of others are known.
+    """Return the largest number of gangs at once, without regard to the machines.
 
     A budget in tokens is not considered: the tokens of a run are not known before the data is prepared.
     """
     known = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"tokens": None})})
-    plan = budget_plan(known, stops_of(known, _MANY), cooldown_of(known, _MANY), 1.0)
+    plan = budget_plan(known, _MANY, 1.0)
     runs = math.ceil(min(known.budget.runs or math.inf, MOST_TRIALS)) if known.scheduler != "halving" else MOST_TRIALS
     return max(1, int(min(known.num_gangs or _DEFAULT_MAX_GANGS, plan.compared, runs)))

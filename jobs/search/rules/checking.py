@@ -23,12 +23,12 @@ def check_sweep(sweep: SweepSpec) -> None:
 
 
 def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
-    """The sweep with its prior, and where the prior's learning rate comes from (see `with_prior`).
+    """Check a sweep, and return it with its prior and the source of the prior's learning rate (see `with_prior`).
 
     Raises:
-        SpecError: with all mistakes in space, budget and prior, one a line.
+        SpecError: all mistakes in space and budget, one a line; or a mistake in the prior.
     """
     check_sweep(sweep)
     found, source = with_prior(sweep)
-    check_space(found)  # also the default space, which is laid around the prior
+    check_space(found)  # again, because the default space depends on the prior
     return found, source

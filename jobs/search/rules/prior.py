@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import statistics
 from typing import Any, Final
 
 from jobs.errors import SpecError, StorageError
 from jobs.run.paths import JobPaths
+from jobs.run.summary import started_at
 from jobs.search.rules.varying import field_meant
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.spec.space import Range
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import SweepSpec, default_space
 from jobs.storage import files as storage
 
 RATE: Final = "train.learning_rate"
@@ -22,12 +22,10 @@ _WARMUP: Final = "train.warmup_ratio"
 PROMPT_RATE: Final = 0.02  # between 0.001 and 0.5, where the best rates of prompt tuning mostly are
 _USUAL_WARMUP: Final = 0.06  # of RoBERTa (arXiv 1907.11692); recipes for instructions warm up for 0.03
 _MOST_LOOKED_AT = 30  # earlier sweeps
-_AROUND: Final = 10.0  # the range reaches from a tenth of the prior to ten times it
-_DATE = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 
 
 def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
-    """Fill in the prior for each field of the space, and say where the prior of the learning rate comes from.
+    """Fill in the prior for each field of the space, and return where the prior of the learning rate comes from.
 
     A sweep without a space gets the default one, around the prior. Algorithms other than auto have no prior.
 
@@ -38,36 +36,33 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
         return sweep, None
     given = {field_meant(name, "prior"): value for name, value in sweep.prior.items()}
     rate, said = (checked_rate(given[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
-    space = dict(sweep.space) or {
-        "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
-        "warmup_ratio": Range(min=0.0, max=0.2),
-    }
+    space = dict(sweep.space) or default_space(rate)
     fields = {field_meant(name): name for name in space}
-    if strangers := sorted(given.keys() - fields):
+    if unknown := sorted(given.keys() - fields):
         what = f"the space has no such field: it has {', '.join(sorted(fields))}"
-        raise SpecError.at(f"prior.{strangers[0]}", what)
+        raise SpecError.at(f"prior.{unknown[0]}", what)
     prior = {}
     for field, name in fields.items():
         value = rate if field == RATE else given.get(field, _value_of(sweep.base, field))
-        prior[name] = inside(value, space[name])
+        prior[name] = nearest_in(space[name], value)
         if field in given and prior[name] != value:
             raise SpecError.at(f"prior.{field}", f"{value} is outside of space.{name}")
     return sweep.model_copy(update={"space": space, "prior": prior}), said if RATE in fields else None
 
 
 def checked_rate(value: Any) -> float:
-    """The learning rate that a prior gives. Raises SpecError."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise SpecError(f"prior.{RATE} is {value}: give a number above 0, at most 1")
+    """Return the learning rate that a prior gives. Raises SpecError."""
+    if not _is_number(value) or not 0 < value <= 1:
+        raise SpecError.at(f"prior.{RATE}", f"must be a number above 0, at most 1, but is {value}")
     return float(value)
 
 
-def inside(value: Any, values: Range | tuple[Any, ...]) -> Any:
-    """The nearest value of the space. Choices that are not numbers have no nearest one: the first stands for it."""
+def nearest_in(values: Range | tuple[Any, ...], value: Any) -> Any:
+    """Return the nearest value of a dimension; the first choice if the choices are not numbers."""
     if isinstance(values, tuple):
-        if value in values or not all(_is_number(one) for one in (value, *values)):
-            return value if value in values else values[0]
-        return min(values, key=lambda one: abs(one - value))
+        if value in values:
+            return value
+        return min(values, key=lambda one: abs(one - value)) if all(map(_is_number, (value, *values))) else values[0]
     number = value if isinstance(value, int | float) else values.between
     return min(max(float(number), values.min), values.max)
 
@@ -84,7 +79,7 @@ def _value_of(base: Spec, field: str) -> Any:
 
 
 def rate_to_begin_with(base: Spec) -> tuple[float, str]:
-    """The prior of the learning rate, and its source in words."""
+    """Return the prior of the learning rate, and its source in words."""
     if earlier := earlier_rates(base):
         count = "an earlier sweep" if len(earlier) == 1 else f"{len(earlier)} earlier sweeps"
         return statistics.geometric_mean(earlier), f"{count} of this model"
@@ -101,16 +96,16 @@ def rate_to_begin_with(base: Spec) -> tuple[float, str]:
 
 
 def rate_by_size(hidden_size: int, is_lora: bool = False) -> float:
-    """5e-5 (2000 / hidden_size)^0.43, and ten times that for LoRA.
+    """Return 5e-5 (2000 / hidden_size)^0.43, and ten times that for LoRA.
 
-    A geometric mean of the two fits for full fine-tuning that the cookbook of Tinker published in 2025: the exponent
-    was 0.78 for Llama and 0.08 for Qwen. It found the factor of ten between LoRA and full fine-tuning, too.
+    Source: Tinker's cookbook (2025). Its two fits for full fine-tuning, with the exponents 0.78 for Llama and 0.08 for
+    Qwen, are averaged geometrically. It also found the factor of ten between LoRA and full fine-tuning.
     """
     return float(f"{(5e-4 if is_lora else 5e-5) * (2000 / hidden_size) ** 0.43:.2g}")
 
 
 def hidden_size(model: str) -> int | None:
-    """The hidden size of a model (of its text part); None if its config.json cannot be read here."""
+    """Return the hidden size of a model (of its text part); None if its config.json cannot be read here."""
     with contextlib.suppress(StorageError, ValueError, AttributeError):
         config = json.loads(storage.read_bytes(storage.join(model, "config.json")))
         text = config.get("text_config") or config
@@ -120,11 +115,11 @@ def hidden_size(model: str) -> int | None:
 
 
 def earlier_rates(base: Spec) -> list[float]:
-    """The best learning rates of earlier sweeps with the same model, task, method and storage_path."""
+    """Return the best learning rates of earlier sweeps with the same model, task, method and storage_path."""
     with contextlib.suppress(StorageError):
-        names = storage.list_names(base.storage_path)
-        dated = sorted((match[1], name) for name in names if (match := _DATE.search(name)))
-        found = [_best_of(JobPaths.of(base.storage_path, name).best) for _, name in dated[-_MOST_LOOKED_AT:]]
+        runs = [JobPaths.of(base.storage_path, name) for name in storage.list_names(base.storage_path)]
+        dated = sorted((at, run.root) for run in runs if (at := started_at(run)) is not None)
+        found = [_best_of(JobPaths(root).best) for _, root in dated[-_MOST_LOOKED_AT:]]
         return [best.train.learning_rate for best in found if best is not None and _kind_of(best) == _kind_of(base)]
     return []
 

@@ -1,7 +1,7 @@
-"""The next learning rate of a search, from earlier scores: a bracket around the best rate. Pure.
+"""Chooses the next learning rate of a search by bracketing the best rate so far. Pure.
 
-A Gaussian process with three points tries the ends of its range; in a bracket, six trials at a rung find the best rate
-within a factor of 1.3 (tests/unit/jobs/search/rules/test_rates.py; bench/RESULTS.md has the gain).
+A Gaussian process that knows three points would try the ends of its range. With a bracket, six trials at a rung find
+the best rate within a factor of 1.3 (tests/unit/jobs/search/rules/test_rates.py). For the gain, see bench/RESULTS.md.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from collections.abc import Mapping
 from typing import Final
 
 CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
-UP: Final = 1.75  # factor to the next rate above the best one: a rate that is much too high diverges
-DOWN: Final = 3.0  # factor to the next rate below it: a rate that is too low only learns less
-_FEW: Final = 4  # scores whose rates lie far apart
-_APART: Final = 1.2  # factor; a new rate that is nearer to the best one tells little
+UP: Final = 1.75  # factor to the next rate above the best one; a small one, because much too high rates diverge
+DOWN: Final = 3.0  # factor to the next rate below the best one, where the loss changes slowly
+_FEW: Final = 4  # number of scores up to which the rates lie far apart
+_APART: Final = 1.2  # least factor between the best rate and a new one; with less, the scores would hardly differ
 
 
 def next_rate(scores: Mapping[float, float | None], least: float, greatest: float) -> float:
     """Return the rate of the next trial.
 
     Args:
-        scores: of all trials that were begun, by rate; lower is better. None: not known yet. Infinite: it has failed.
+        scores: scores of all trials that were begun, by rate; lower is better. None: not known yet. Infinite: failed.
         least, greatest: ends of the range.
     """
     known = {math.log(rate): score for rate, score in scores.items() if score is not None}
@@ -37,9 +37,9 @@ def next_rate(scores: Mapping[float, float | None], least: float, greatest: floa
 def best_rate(scores: Mapping[float, float]) -> float:
     """Estimate the best rate from scores.
 
-    Of many scores, it is the lowest rate whose score is at most 1 % worse than the best one. The lowest one is the
-    safest: at rates above the best one, trainings diverge. A few scores lie far apart: there it is the minimum of the
-    parabola through the best one and its neighbours, if it has both.
+    With few scores, whose rates lie far apart, it is the minimum of the parabola through the best point and its two
+    neighbours. With many scores, or without a neighbour on each side, it is the lowest rate whose score is at most 1 %
+    worse than the best one: lower rates are safer, because training diverges at rates above the best one.
 
     Args:
         scores: by rate; lower is better.
@@ -52,11 +52,11 @@ def best_rate(scores: Mapping[float, float]) -> float:
 
 
 def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float | None:
-    """Return a place beside the best one, or between it and a neighbour; None if there is no room.
+    """Return a place (the logarithm of a rate) beside the best one, or between it and a neighbour; None: no room.
 
     Args:
-        known: scores by place, the logarithm of a rate.
-        low, high: ends of the range.
+        known: scores by place.
+        low, high: ends of the range, as places.
     """
     left, best, right = _around_best(known)
     if right is None and high - best > math.log(_APART):
@@ -74,7 +74,7 @@ def _in_bracket(known: Mapping[float, float], low: float, high: float) -> float 
 
 
 def _vertex_at_best(known: Mapping[float, float]) -> float | None:
-    """Return the minimum of the parabola through the best place and its neighbours; None if the best one is an end."""
+    """Return the minimum of the parabola through the best place and its neighbours; None if there is none."""
     left, best, right = _around_best(known)
     if left is None or right is None:
         return None
@@ -83,7 +83,7 @@ def _vertex_at_best(known: Mapping[float, float]) -> float | None:
 
 
 def _around_best(known: Mapping[float, float]) -> tuple[float | None, float, float | None]:
-    """Return the place with the best score between its neighbours; None: it is an end."""
+    """Return the place with the best score, and its neighbours on the left and right; None: there is no neighbour."""
     places = sorted(known)
     at = places.index(min(places, key=lambda place: known[place]))
     return places[at - 1] if at else None, places[at], places[at + 1] if at + 1 < len(places) else None
@@ -100,7 +100,8 @@ def vertex_of(scores: Mapping[float, float]) -> float | None:
 
 
 def _widest_gap(begun: list[float], low: float, high: float) -> float:
-    """Return the middle of the widest gap between the places that were begun, or just outside of them."""
+    """Return the middle of the widest gap between the tried places, with one more place beyond each end."""
+
     edges = [max(begun[0] - math.log(DOWN), low), *begun, min(begun[-1] + math.log(DOWN), high)]
     gaps = [(right - left, (left + right) / 2) for left, right in itertools.pairwise(edges)]
     return max(gaps)[1]

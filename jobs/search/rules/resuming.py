@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Final
 
@@ -10,20 +11,31 @@ from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven, differences
 from jobs.search.rules.varying import field_meant
-from jobs.spec.load import load_sweep
+from jobs.spec.load import spec_of
 from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
 
 _FIXED: Final = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
 
 
-def begun_like(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = True) -> SweepSpec:
-    """Fill in space and prior from the earlier sweep where the given spec leaves them out.
+def stored_sweep(paths: JobPaths) -> SweepSpec:
+    """Read the spec in a sweep's directory. Raises StorageError: it cannot be read; InputError: it is not a sweep."""
+    spec = spec_of(json.loads(storage.read_bytes(paths.spec)))
+    if not isinstance(spec, SweepSpec):
+        raise InputError(f"{paths.root} is not a sweep")
+    return spec
 
-    A later attempt of the queue uses the sweep's stored spec, which may have been changed while it ran.
+
+def with_stored_values(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = True) -> SweepSpec:
+    """Fill in space and prior from the stored spec of a sweep if the given spec leaves them out.
+
+    Args:
+        by_hand: a user resumes the sweep. A queue (False) submits the original spec, so the stored one is used, which
+            may have been changed while the sweep ran.
     """
-    before = load_sweep(paths.spec)
-    if before is None or not by_hand:
-        return before or sweep
+    before = stored_sweep(paths)
+    if not by_hand:
+        return before
     known = {field_meant(name): value for name, value in before.prior.items()}
     same = all(known.get(field_meant(name)) == value for name, value in sweep.prior.items())
     update = {"space": sweep.space or before.space, "prior": before.prior if same else sweep.prior}
@@ -34,11 +46,9 @@ def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = Fals
     """Raise SpecError if the spec is of another search, or InputError if the sweep still has a driver.
 
     Args:
-        alone: the caller knows that no driver has the sweep any more.
+        alone: the caller knows that the sweep has no driver any more.
     """
-    before = load_sweep(paths.spec)
-    if before is None:
-        raise InputError(f"{paths.root} is no sweep")
+    before = stored_sweep(paths)
     if read_outcome(paths) is None and not alone:
         check_not_driven(paths, time.time())
     check_same_search(before, now)
@@ -49,11 +59,11 @@ def check_same_search(before: SweepSpec, now: SweepSpec) -> None:
     changed = [f"base.{line}" for line in differences(before.base, now.base)]
     if before.algorithm == "grid" and before.space != now.space:
         changed.append("space: the trials of a grid are numbered by it")
-    if strangers := set(before.dimensions) ^ set(now.dimensions):
-        changed.append(f"space: not both have {', '.join(sorted(strangers))}")
+    if only_one := set(before.dimensions) ^ set(now.dimensions):
+        changed.append(f"space: only one of the two specs has {', '.join(sorted(only_one))}")
     for name in before.dimensions.keys() & now.dimensions.keys():
         if isinstance(before.dimensions[name], tuple) != isinstance(now.dimensions[name], tuple):
-            changed.append(f"space.{name}: a range stays a range, and a list a list")
+            changed.append(f"space.{name}: a range cannot become a list, nor a list a range")
     for name in _FIXED:
         if (old := getattr(before, name)) != (new := getattr(now, name)):
             changed.append(f"{name}: {old} -> {new}")

@@ -10,18 +10,22 @@ from jobs.spec.sweep import SweepSpec
 
 
 def sweep_words(sweep: SweepSpec) -> str:
-    """`tpe, halving at 25% and 50% of a run, at most 16 trials; the least eval_loss is best`."""
+    """Describe a sweep: `tpe, halving at 25% and 50% of a run, at most 16 trials; the least eval_loss is best`."""
     judged = f"the {'least' if sweep.lower_is_better else 'greatest'} {sweep.judged} is best"
     rungs = " and ".join(f"{rung:.0%}" for rung in sweep.rung_shares)
-    halts = "" if sweep.scheduler == "none" else f", {sweep.scheduler} at {rungs} of a run"
+    scheduler = "" if sweep.scheduler == "none" else f", {sweep.scheduler} at {rungs} of a run"
     given = sweep.budget.model_dump(exclude_none=True)
     bounds = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items())
     seeds = f"; then the two best with {sweep.seeds} seeds each" if sweep.seeds > 1 else ""
-    return f"{sweep.algorithm}{halts}, at most {bounds}{seeds}; {judged}"
+    return f"{sweep.algorithm}{scheduler}, at most {bounds}{seeds}; {judged}"
 
 
 def prior_words(sweep: SweepSpec, source: str | None) -> str:
-    """`, beginning at learning_rate 0.0001 (2 earlier sweeps of this model), warmup_ratio 0.1`."""
+    """Describe the prior: `, beginning at learning_rate 0.0001, warmup_ratio 0.1 (the rate from ...)`; empty: none.
+
+    Args:
+        source: where the learning rate comes from, in words; None: the spec gives it.
+    """
     if not sweep.prior:
         return ""
     said = [f"{short_name(name)} {_number(value)}" for name, value in sweep.prior.items()]
@@ -29,12 +33,12 @@ def prior_words(sweep: SweepSpec, source: str | None) -> str:
 
 
 def space_words(sweep: SweepSpec) -> str:
-    """`learning_rate 1e-05..0.001 (log), warmup_ratio 0..0.2, lr_scheduler_type linear|cosine`."""
+    """Describe the space: `learning_rate 1e-05..0.001 (log), lr_scheduler_type linear|cosine`."""
     return ", ".join(f"{short_name(name)} {_values(values)}" for name, values in sweep.dimensions.items())
 
 
 def varied_words(sweep: SweepSpec) -> dict[str, str]:
-    """The values of each field of the space, by its full dotted name."""
+    """Describe the values of each field of the space, by the field's full dotted name."""
     return {field_meant(name): _values(values) for name, values in sweep.dimensions.items()}
 
 

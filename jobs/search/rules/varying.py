@@ -22,70 +22,59 @@ from jobs.spec.checking.mistakes import reworded
 from jobs.spec.finetune import NotWhole, Spec
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
+from jobs.spec.vary import SAME_SETTING, set_value
 
-# What a warm gang changes from trial to trial. It also changes the weights of the sources.
+# Fields that a warm gang can change from trial to trial, beside the weights of the sources.
 VARYING: Final = frozenset(
     {
         "seed",
-        *(
-            f"train.{name}"
-            for name in (
-                "learning_rate",
-                "lr_scheduler_type",
-                "warmup_ratio",
-                "warmup_steps",
-                "decay_ratio",
-                "num_train_epochs",
-                "max_steps",
-                "weight_decay",
-                "adam_beta1",
-                "adam_beta2",
-                "adam_epsilon",
-                "max_grad_norm",
-            )
-        ),
+        "train.learning_rate",
+        "train.lr_scheduler_type",
+        "train.warmup_ratio",
+        "train.warmup_steps",
+        "train.decay_ratio",
+        "train.num_train_epochs",
+        "train.max_steps",
+        "train.weight_decay",
+        "train.adam_beta1",
+        "train.adam_beta2",
+        "train.adam_epsilon",
+        "train.max_grad_norm",
     }
 )
-# What an engine is built from. A gang is started again for a trial with other values.
+# Fields from which an engine is built. A trial with other values needs a gang with another engine.
 ENGINE: Final = frozenset(
     {
         "model.attn_implementation",
         "lora.rank",
         "lora.alpha",
         "lora.dropout",
-        *(
-            f"train.{name}"
-            for name in (
-                "global_batch_size",
-                "global_batch_tokens",
-                "per_device_train_batch_size",
-                "gradient_accumulation_steps",
-                "bf16",
-                "fp16",
-                "gradient_checkpointing",
-                "group_by_length",
-                "zero.stage",
-            )
-        ),
+        "train.global_batch_size",
+        "train.global_batch_tokens",
+        "train.per_device_train_batch_size",
+        "train.gradient_accumulation_steps",
+        "train.bf16",
+        "train.fp16",
+        "train.gradient_checkpointing",
+        "train.group_by_length",
+        "train.zero.stage",
     }
 )
-MOST_ENGINES: Final = 8  # combinations of these fields: each change from one to another starts a gang
+MOST_ENGINES: Final = 8  # combinations of these fields; each change from one to another starts a gang
 _WEIGHT = re.compile(r"data\.train\.(\d+)\.weight")
 _LENGTHS: Final = frozenset({"train.max_steps", "train.num_train_epochs"})
-_EITHER: Final = {"train.warmup_ratio": "train.warmup_steps", "train.num_train_epochs": "train.max_steps"}
-_LIST: Final = ". A range draws any number between its ends: give a list of values"
-_WHOLE_WANTED: Final = frozenset({"int_type", "int_from_float"})  # pydantic's names of mistakes
-_INSTEAD: Final = {**_EITHER, **{other: one for one, other in _EITHER.items()}}
+_GIVE_A_LIST: Final = ". A range draws any number between its ends: give a list of values"
+_NOT_WHOLE: Final = frozenset({"int_type", "int_from_float"})  # pydantic's names of mistakes
 
 
 def field_meant(name: str, section: str = "space") -> str:
-    """The dotted name of a field that may vary; the last part alone is enough.
+    """Return the dotted name of a field that may vary, given this name or its last part.
 
     Args:
-        section: of the sweep, in which the name stands.
+        section: section of the sweep that has the name, for the error.
 
     Raises:
-        SpecError: no field that may vary has this name.
+        SpecError: there is no field of this name, or it may not vary.
     """
     full = [known for known in sorted(VARYING | ENGINE) if name in (known, known.rpartition(".")[2])]
     if full or is_weight(name):
@@ -104,18 +93,17 @@ def check_space(sweep: SweepSpec) -> None:
     """Try the ends of every range, a value between them, and every choice.
 
     Raises:
-        SpecError: with the first mistake of each field.
+        SpecError: the first mistake of each field.
     """
     problems, meant = list[Mistake](), dict[str, str]()
     for name, values in sweep.dimensions.items():
         try:
             full = field_meant(name)
-            if full in meant or _INSTEAD.get(full) in meant:
-                other = meant.get(full) or meant[_INSTEAD[full]]
-                raise SpecError.at(f"space.{name}", f"{other} says the same: drop one of them")
+            if (other := meant.get(full) or meant.get(SAME_SETTING.get(full, ""))) is not None:
+                raise SpecError.at(f"space.{name}", f"{other} sets the same: drop one of them")
             meant[full] = name
             if full in _LENGTHS:
-                what = "trials of unlike lengths cannot be compared: give it in the base"
+                what = "trials of different lengths cannot be compared: give it in the base"
                 raise SpecError.at(f"space.{name}", what)
             _check_kind(sweep, name, full)
             for value in tried(values):
@@ -157,7 +145,7 @@ def engines(sweep: SweepSpec) -> list[dict[str, Any]]:
 
 
 def _engine_choices(sweep: SweepSpec) -> dict[str, tuple[Any, ...]]:
-    """The values of the fields in the space that an engine is built from; ranges, which are refused, are left out."""
+    """Return the values of the fields of ENGINE in the space, without ranges, which `_check_kind` refuses."""
     return {
         name: values
         for name, values in sweep.dimensions.items()
@@ -171,19 +159,19 @@ def tried(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _check_kind(sweep: SweepSpec, name: str, full: str) -> None:
-    """Raises SpecError: the field makes trials of unlike lengths, or an engine is built from it and it has a range."""
+    """Raise SpecError if a weight varies and the base has no max_steps, or if a field of ENGINE has a range."""
     if is_weight(full) and sweep.base.train.max_steps is None:
         raise SpecError.at(
             f"space.{name}",
-            "the number of rows in an epoch depends on the weights, and trials of unlike lengths cannot be compared: "
-            "give base.train.max_steps",
+            "the number of rows in an epoch depends on the weights, and trials of different lengths cannot be "
+            "compared: give base.train.max_steps",
         )
     if full in ENGINE and not isinstance(sweep.dimensions[name], tuple):
         raise SpecError.at(f"space.{name}", "each value needs an engine: give a list of a few values")
 
 
 def engine_of(spec: Spec) -> str:
-    """Return a text of the fields that the engine is built from. Specs with the same text can share a gang."""
+    """Return the values of ENGINE as a text. Specs with the same text can share a gang."""
     return repr([operator.attrgetter(name)(spec) for name in sorted(ENGINE)])
 
 
@@ -198,7 +186,7 @@ def short_name(name: str) -> str:
 
 
 def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
-    """The base with these values, and without early stopping: the sweep decides how far a trial goes.
+    """Return the base with these values, without early stopping: the sweep decides how long a trial is trained.
 
     Raises:
         SpecError: a value is not allowed.
@@ -207,28 +195,17 @@ def trial_spec(base: Spec, values: Mapping[str, Any]) -> Spec:
     raw["eval"] |= {"early_stopping_patience": None, "early_stopping_threshold": 0.0}
     for given, value in values.items():
         name = field_meant(given)
-        if (other := _INSTEAD.get(name)) is not None:
-            _set(raw, other, None)
+        if (other := SAME_SETTING.get(name)) is not None:
+            set_value(raw, other, None)
         if (weight := _WEIGHT.fullmatch(name)) and int(weight[1]) >= len(base.data.train):
-            what = f"base.data.train has {many(len(base.data.train), 'source')}, from 0 on"
+            what = f"base.data.train has {many(len(base.data.train), 'source')}, counted from 0"
             raise SpecError.at(f"space.{given}", what)
-        _set(raw, name, value)
+        set_value(raw, name, value)
     try:
         return Spec.model_validate_json(json.dumps(raw), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or next(iter(values))
         said = reworded(Spec, place, first["type"], first.get("ctx", {}), first["input"])
-        whole = first["type"] in _WHOLE_WANTED or isinstance(first.get("ctx", {}).get("error"), NotWhole)
-        raise SpecError.at(f"space.{next(iter(values))}", f"{said}{_LIST if whole else ''}") from error
-
-
-def _get(value: Any, name: str) -> Any:
-    for key in name.split("."):
-        value = value[int(key)] if isinstance(value, list) else value[key]
-    return value
-
-
-def _set(value: dict[str, Any], name: str, new: Any) -> None:
-    home, _, key = name.rpartition(".")
-    (_get(value, home) if home else value)[key] = new
+        not_whole = first["type"] in _NOT_WHOLE or isinstance(first.get("ctx", {}).get("error"), NotWhole)
+        raise SpecError.at(f"space.{next(iter(values))}", f"{said}{_GIVE_A_LIST if not_whole else ''}") from error

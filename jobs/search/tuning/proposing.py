@@ -1,7 +1,7 @@
-"""The values of the next trial, from Optuna's samplers through Ray Tune's `OptunaSearch`.
+"""Proposes the values of the next trial, by Optuna's samplers through Ray Tune's `OptunaSearch`.
 
 Each proposal has a separate sampler, seeded by the proposal's number. The samplers know each trial's score at the
-first rung (its final score if there are no rungs). So a proposal depends on nothing but the trials before it.
+first rung (its final score if there are no rungs). So a proposal depends only on the trials before it.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 from jobs.search.rules.auto import (
     BRACKETED,
-    aims,
     brackets_rate,
     compared_point,
+    extrapolates,
+    first_whole_run,
     fixed_values,
     further_rate,
     is_near,
-    last_points,
     prior_of,
-    rate_name,
+    varied_rate,
 )
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
@@ -42,101 +42,101 @@ class Proposer:
     """Proposes the trials of a sweep, and takes their scores. A new one continues from the trials in the ledger."""
 
     def __init__(self, known: Trials, study: Any = None) -> None:
-        """`study`: where Optuna stores its studies; None for memory."""
+        """`study`: the storage of Optuna's studies; None for memory."""
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of PartialFixedSampler
         self._known, self._sweep = known, known.sweep
         self._compared = _Study(self._sweep, self._sweep.name, study)
         self._storage = study
-        self._straight: _Study | None = None
+        self._whole_runs: _Study | None = None
         for trial in known.searched:
-            if not trial.straight:
+            if not trial.without_rungs:
                 self._recall(self._compared, trial)
-        if any(trial.straight for trial in known.searched):
-            self._study_of_straight()
+        if any(trial.without_rungs for trial in known.searched):
+            self._study_of_whole_runs()
 
     def _recall(self, study: _Study, trial: Trial) -> None:
         """Tell Optuna of an earlier trial, unless its values are outside the space, which may have been narrowed."""
         if not holds(self._sweep, trial.values):
             return
-        study.begin(trial.number, trial.values, None)
+        study.begin(trial.number, trial.values)
         if trial.is_over or trial.scores:
-            self.told(trial)
+            self.tell(trial)
 
-    def _study_of_straight(self) -> _Study:
-        """The study of the whole runs. It also holds the final scores of the compared trials."""
-        if self._straight is None:
-            self._straight = _Study(self._sweep, f"{self._sweep.name}-straight", self._storage)
+    def _study_of_whole_runs(self) -> _Study:
+        """Return the study of the whole runs, which also has the final scores of the compared trials."""
+        if self._whole_runs is None:
+            self._whole_runs = _Study(self._sweep, f"{self._sweep.name}-whole-runs", self._storage)
             for trial in self._known.searched:
-                if trial.straight:
-                    self._recall(self._straight, trial)
-                elif trial.state == "finished" and holds(self._sweep, trial.values):
-                    self._straight.add(trial.values, self._known.told_as(trial))
-        return self._straight
+                if trial.without_rungs:
+                    self._recall(self._whole_runs, trial)
+                elif trial.state == "finished" and holds(self._sweep, trial.values) and trial.score is not None:
+                    self._whole_runs.add(trial.values, trial.score)
+        return self._whole_runs
 
-    def next_values(self, straight: bool = False) -> dict[str, Any]:
-        """The values of the next trial; `straight`: it is a whole run without a comparison."""
+    def next_values(self, is_whole: bool = False) -> dict[str, Any]:
+        """Propose the values of the next trial: of a whole run, or of a compared trial."""
         known, sweep = self._known, self._sweep
         number, place = len(known.trials) + 1, len(known.searched) + 1
-        if straight:
+        if is_whole:
             return self._whole_run(number)
         if brackets_rate(sweep) and place <= BRACKETED:
-            return self._compared.begin(number, compared_point(sweep, self._rates()), None)
+            return self._compared.begin(number, compared_point(sweep, self._rates()))
         if sweep.algorithm == "auto" and place == 1:
-            return self._compared.begin(number, prior_of(sweep), None)
+            return self._compared.begin(number, prior_of(sweep))
         if sweep.algorithm == "grid":
-            return self._compared.begin(number, grid_values(sweep, place), None)
-        fixed = fixed_values(sweep, False, {}) if sweep.algorithm == "auto" else {}
-        return self._compared.begin(number, None, sampler_of(sweep, number, fixed))
+            return self._compared.begin(number, grid_values(sweep, place))
+        fixed = fixed_values(sweep) if sweep.algorithm == "auto" else {}
+        return self._compared.begin(number, sampler=sampler_of(sweep, number, fixed))
 
     def _rates(self) -> dict[float, float | None]:
-        """Scores of the compared trials by their rates, for `next_rate`."""
-        name, sign = rate_name(self._sweep), 1.0 if self._sweep.lower_is_better else -1.0
+        """Return the scores of the compared trials by their rates, for `next_rate`."""
+        name, sign = varied_rate(self._sweep), 1.0 if self._sweep.lower_is_better else -1.0
         found: dict[float, float | None] = {}
-        for trial in [one for one in self._known.searched if not one.straight]:
+        for trial in [one for one in self._known.searched if not one.without_rungs]:
             score = sign * trial.scores[0][1] if trial.scores else None
-            found[trial.values[str(name)]] = math.inf if trial.state == "failed" else score
+            found[trial.values[name]] = math.inf if trial.state == "failed" else score
         return found
 
     def _whole_run(self, number: int) -> dict[str, Any]:
-        """The values of a whole run."""
-        study, point = self._study_of_straight(), self._whole_point()
+        """Propose the values of a whole run."""
+        study, point = self._study_of_whole_runs(), self._whole_point()
         if point is not None:
-            return study.begin(number, point, None)
+            return study.begin(number, point)
         assert self._known.best is not None
-        fixed = fixed_values(self._sweep, True, self._known.best.values)
-        return study.begin(number, None, sampler_of(self._sweep, number, fixed))
+        fixed = fixed_values(self._sweep, self._known.best.values)
+        return study.begin(number, sampler=sampler_of(self._sweep, number, fixed))
 
     def _whole_point(self) -> dict[str, Any] | None:
-        """The values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
-        known, sweep, name = self._known, self._sweep, str(rate_name(self._sweep))
-        if not aims(sweep):
+        """Return the values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
+        known, sweep, name = self._known, self._sweep, varied_rate(self._sweep)
+        if not extrapolates(sweep):
             assert known.best is not None
-            begun = sum(trial.straight for trial in known.searched)
-            return next(iter(last_points(sweep, known.best.values)[begun:]), None)
+            is_first = not any(trial.without_rungs for trial in known.searched)
+            return first_whole_run(sweep, known.best.values) if is_first else None
         tried = [trial.values[name] for trial in known.searched if trial.is_whole]
         if known.best is None or not any(is_near(rate, known.target) for rate in tried):
             return {**prior_of(sweep), name: known.target}
         return {name: further_rate(sweep, known.target, tried)} if len(sweep.dimensions) == 1 else None
 
-    def told(self, trial: Trial) -> None:
-        """Tell Optuna a trial's score, or that it failed. A second call for the same score does nothing."""
+    def tell(self, trial: Trial) -> None:
+        """Tell Optuna a trial's score, or that it failed. A second call for the same score changes nothing."""
         if trial.repeats is not None or not holds(self._sweep, trial.values):
             return
-        study = self._study_of_straight() if trial.straight else self._compared
+        study = self._study_of_whole_runs() if trial.without_rungs else self._compared
         worst = self._worst(trial) if trial.state == "failed" else None
         study.tell(trial.number, trial.values, trial.scores[0][1] if trial.scores else None, worst)
         if trial.scores:
             for other in [one for one in self._known.searched if one.state == "failed" and not one.scores]:
                 if other.number in study.untold:
-                    self.told(other)
+                    self.tell(other)
 
     def _worst(self, failed: Trial) -> float | None:
-        """The score that stands for a failed trial: the worst one of the trials before it, else the first one there is.
+        """Return the score that stands for a failed trial: the worst of the trials before it, else the oldest score.
 
         None while no trial has a score. A score far from all others would spoil the Gaussian process.
         """
-        scored = [one for one in self._known.searched if one.scores and one.straight == failed.straight]
+        scored = [one for one in self._known.searched if one.scores and one.without_rungs == failed.without_rungs]
         before = [one.scores[0][1] for one in scored if one.number < failed.number]
         if before:
             return max(before) if self._sweep.lower_is_better else min(before)
@@ -165,9 +165,10 @@ class _Study:
         return self._begun - self._told
 
     def begin(
-        self, number: int, values: Mapping[str, Any] | None, sampler: optuna.samplers.BaseSampler | None
+        self, number: int, values: Mapping[str, Any] | None = None, sampler: optuna.samplers.BaseSampler | None = None
     ) -> dict[str, Any]:
-        """Begin a trial with the given values, or with values from the sampler."""
+        """Begin a trial with the given values, or with values from the sampler, and return its values."""
+
         if values is not None:
             self._study.enqueue_trial(dict(values))
         if sampler is not None:
@@ -181,7 +182,11 @@ class _Study:
         self._search.add_evaluated_point(dict(values), score)
 
     def tell(self, number: int, values: Mapping[str, Any], score: float | None, worst: float | None) -> None:
-        """Tell a score. `worst` stands for a failed trial; if that trial had a score before, its values get both."""
+        """Tell a score.
+
+        Args:
+            worst: the score that stands for a failed trial. If the trial also has a score, its values get both.
+        """
         told = score if score is not None else worst
         if number not in self._told and told is not None:
             self._told.add(number)
@@ -192,7 +197,7 @@ class _Study:
 
 
 def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optuna.samplers.BaseSampler:
-    """The sampler of one proposal.
+    """Make the sampler of one proposal.
 
     Args:
         fixed: values that the sampler may not change.
@@ -231,14 +236,14 @@ def holds(sweep: SweepSpec, values: Mapping[str, Any]) -> bool:
 
 
 def grid_values(sweep: SweepSpec, number: int) -> dict[str, Any]:
-    """The values of one trial of a grid, by its number from 1 on."""
+    """Return the values of one trial of a grid, by its number from 1 on."""
     lines = [values if isinstance(values, tuple) else values.values(values.points or GRID_POINTS)
              for values in sweep.dimensions.values()]  # fmt: skip
     return dict(zip(sweep.dimensions, next(itertools.islice(itertools.product(*lines), number - 1, None)), strict=True))
 
 
 def new_study(root: str) -> Any:
-    """A file that optuna-dashboard opens; None, and so in memory, where the sweep is on an object store.
+    """Make the file of a new study, which optuna-dashboard opens; None (in memory) for a sweep on an object store.
 
     It replaces the file of an earlier driver, because a search continues from the ledger.
     """

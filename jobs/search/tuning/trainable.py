@@ -1,4 +1,4 @@
-"""A trial as Ray Tune runs it: an actor that asks the sweep's driver for training, and waits for the score."""
+"""The actor that stands for a trial in Ray Tune: it asks the sweep's driver for training, and waits for the score."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from jobs.training.mailbox import Answer, Desk, Request
 
 
 class GangTrial(tune.Trainable):  # type: ignore[misc]  # ray carries no types
-    """Each Tune step is one rung. All of the trial's state is in its run's directory and on its gang."""
+    """A trial. One step of Tune is the training to the next score. The model's state is on the gang and in the run."""
 
     def setup(self, config: dict[str, Any]) -> None:
         self._desk, self._trial = Desk(config["desk"]), int(config["trial"])
-        self._stops: list[int | None] = list(config["stops"])
         self._metric, self._rung = str(config["metric"]), int(config["rung"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -24,15 +23,14 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]  # ray carries no types
 
     def step(self) -> dict[str, Any]:
         name = f"{self._trial:04d}-{self._rung:02d}-{secrets.token_hex(4)}"
-        until = self._stops[min(self._rung, len(self._stops) - 1)]  # of auto, the driver decides
-        self._desk.requests.put(name, Request(trial=self._trial, until=until))
+        self._desk.requests.put(name, Request(trial=self._trial))
         answer = self._desk.answers.wait(name, Answer)
         self._rung += 1
         return {
             "rung": self._rung,
             "step": answer.step,
             "tokens": answer.tokens,
-            "done": answer.status not in ("paused",),
+            "done": answer.status != "paused",
             self._metric: answer.metrics.get(self._metric, 0.0),
         }
 

@@ -1,6 +1,6 @@
 """Runs a sweep with Ray Tune: Optuna's samplers propose trials, and Tune's schedulers compare them.
 
-What Tune does not save (rungs, proposals, which trial ended why), the ledger does.
+Nothing is resumed from Tune's own files: the ledger stores every trial, its scores and why it ended.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ray.tune.search import Searcher
 from cluster.settings import set_default
 from jobs.search.ledger import Ledger
 from jobs.search.rules.budget import Next
-from jobs.search.rules.rungs import ETA, stops_of
+from jobs.search.rules.rungs import ETA
 from jobs.search.trial import Trial
 from jobs.search.tuning.proposing import Proposer, new_study
 from jobs.search.tuning.trainable import GangTrial
@@ -31,41 +31,41 @@ _FOLDER = "tune"
 
 
 @dataclass(frozen=True)
-class Asks:
-    """Callbacks from Ray Tune's thread into the driver.
+class Callbacks:
+    """Functions of the driver that Ray Tune's thread calls.
 
     Attributes:
-        room: the number of gangs.
-        next_kind: the kind of trial that may begin now.
-        finish: called when no other trial will be asked for.
+        num_gangs: returns the number of gangs.
+        next_kind: returns the kind of trial that may begin now.
+        finish: called when Tune will ask for no other trial.
         lost: called with a trial whose Tune actor has died.
-        left: whether the driver has left the search.
+        left: returns whether the driver has left the search.
     """
 
-    room: Callable[[], int]
+    num_gangs: Callable[[], int]
     next_kind: Callable[[], Next]
     finish: Callable[[], None]
     lost: Callable[[Trial], None]
     left: Callable[[], bool]
 
 
-def make_tuner(ledger: Ledger, root: str, own: str, asks: Asks) -> Any:
+def make_tuner(ledger: Ledger, root: str, own: str, driver: Callbacks) -> Any:
     """Make the tuner of a sweep, which continues from the trials in the ledger.
 
     Args:
-        root: the sweep's directory; Optuna's study lies there.
-        own: this driver's directory, where trials leave their requests (see `Desk`), and Tune what it writes.
+        root: the sweep's directory, which will hold Optuna's study.
+        own: this driver's directory, for the requests of trials (see `Desk`) and for Tune's files.
     """
     sweep = ledger.sweep
     set_default("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    proposals = Proposals(ledger, lambda: Proposer(ledger, new_study(root)), own, asks)
+    proposals = Proposals(ledger, lambda: Proposer(ledger, new_study(root)), own, driver)
     return tune.Tuner(
         tune.with_resources(GangTrial, PlacementGroupFactory([_ON_THE_HEAD])),
         tune_config=tune.TuneConfig(
             metric=sweep.judged,
             mode="min" if sweep.lower_is_better else "max",
             search_alg=proposals,
-            scheduler=Judge(ledger, scheduler_of(sweep), asks),
+            scheduler=SweepScheduler(ledger, scheduler_of(sweep), driver),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config.get('trial', 0):04d}",
@@ -77,7 +77,7 @@ def make_tuner(ledger: Ledger, root: str, own: str, asks: Asks) -> Any:
 
 
 def scheduler_of(sweep: SweepSpec) -> TrialScheduler | None:
-    """Tune's own for asha; None: no trial is stopped by comparison, or `Judge` does it (halving)."""
+    """Return Tune's scheduler for asha. None: trials are not compared (none), or `SweepScheduler` does it (halving)."""
     if sweep.scheduler != "asha":
         return None
     return AsyncHyperBandScheduler(
@@ -90,27 +90,27 @@ def scheduler_of(sweep: SweepSpec) -> TrialScheduler | None:
 
 
 def with_resource(result: Mapping[str, Any]) -> dict[str, Any]:
-    """A result with what Tune's ASHA counts: ETA**k at rung k, so that it compares at each and lets one in ETA pass."""
+    """Add what Tune's ASHA counts: ETA**k at rung k, so that it compares at each rung and lets one in ETA continue."""
     return {**result, "resource": ETA ** (result.get("rung", 1) - 1)}
 
 
-def _of_an_ended_search() -> None:
-    """Stands in Tune's own file for objects of this process. Nothing resumes from that file."""
+def _nothing() -> None:
+    """Replace an object in Tune's file about the search, which cannot be pickled and from which nothing resumes."""
 
 
 class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
-    """A trial of the ledger whenever a gang is free: one that an earlier driver has begun, or a new one."""
+    """Gives Tune a trial whenever a gang is free: one that an earlier driver has begun, or a new one."""
 
-    def __init__(self, ledger: Ledger, make_proposer: Callable[[], Proposer], desk: str, asks: Asks) -> None:
+    def __init__(self, ledger: Ledger, make_proposer: Callable[[], Proposer], desk: str, driver: Callbacks) -> None:
         super().__init__(metric=ledger.sweep.judged, mode="min" if ledger.sweep.lower_is_better else "max")
         self._ledger, self._make_proposer, self._desk = ledger, make_proposer, desk
         self._of, self._made = ledger.sweep, make_proposer()
-        self._asks = asks
+        self._driver = driver
         self._trials: dict[str, Trial] = {}  # by Tune's name
-        self._open: set[str] = set()  # Tune's names of trials that run, or whose result is not told yet
+        self._open: set[str] = set()  # Tune's names of trials that run, or whose result Tune has not passed on yet
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _of_an_ended_search, ()
+        return _nothing, ()
 
     @property
     def _proposer(self) -> Proposer:
@@ -120,17 +120,16 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         return self._made
 
     def suggest(self, trial_id: str) -> Any:
-        kind = self._asks.next_kind()
-        if len(self._open) >= self._asks.room() or kind == "stopped":
+        kind = self._driver.next_kind()
+        if len(self._open) >= self._driver.num_gangs() or kind == "stopped":
             return None
         trial = self._waiting(kind)
-        if trial is None:
-            if kind in ("wait", "done"):
-                if kind == "wait":
-                    return None
-                self._asks.finish()
-                return Searcher.FINISHED
-            trial = self._begun(kind)
+        if trial is None and kind == "wait":
+            return None
+        if trial is None and kind == "done":
+            self._driver.finish()
+            return Searcher.FINISHED
+        trial = trial or self._begun(kind)
         self._trials[trial_id] = trial
         self._open.add(trial_id)
         trial.state = "running"
@@ -138,21 +137,24 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
             "trial": trial.number,
             "desk": self._desk,
             "metric": self.metric,
-            "stops": stops_of(self._ledger.sweep, trial.total_steps, trial.straight),
             "rung": trial.rung,
             **trial.values,
         }
 
     def _begun(self, kind: Next) -> Trial:
-        """A new trial of this kind."""
+        """Begin a new trial of this kind."""
         first = self._ledger.to_repeat() if kind == "repeat" else None
         if first is not None:
-            return self._ledger.add(first.values, straight=True, repeats=first.number)
-        straight = kind == "straight"
-        return self._ledger.add(self._proposer.next_values(straight), straight)
+            return self._ledger.add(first.values, without_rungs=True, repeats=first.number)
+        is_whole = kind == "whole"
+        return self._ledger.add(self._proposer.next_values(is_whole), without_rungs=is_whole)
 
     def _waiting(self, kind: Next) -> Trial | None:
-        """The next trial of an earlier driver that Tune does not know yet, if it may continue; `kind`: see `halved`."""
+        """Return the next trial of an earlier driver that may continue and that Tune does not know yet.
+
+        Args:
+            kind: the kind of trial that may begin next.
+        """
         known = {trial.number for trial in self._trials.values()}
         waiting = [trial for trial in self._ledger.trials.values() if not trial.is_over and trial.number not in known]
         if self._ledger.sweep.scheduler == "halving":
@@ -161,40 +163,38 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         return next(iter(waiting), None)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        if self._ledger.sweep.scheduler == "halving":  # it rests until the others have come as far
+        if self._ledger.sweep.scheduler == "halving":  # it is paused, and leaves its gang to other trials
             self._open.discard(trial_id)
-        self._proposer.told(self._trials[trial_id])
+        self._proposer.tell(self._trials[trial_id])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         self._open.discard(trial_id)
-        self._proposer.told(self._trials[trial_id])
+        self._proposer.tell(self._trials[trial_id])
         if error:
-            self._asks.lost(self._trials[trial_id])
+            self._driver.lost(self._trials[trial_id])
 
     def save(self, checkpoint_path: str) -> None:
-        """Do nothing: the ledger keeps all state."""
+        """Write an empty file: the ledger stores all state."""
         open(checkpoint_path, "wb").close()
 
     def restore(self, checkpoint_path: str) -> None: ...
 
 
 def halved(ledger: Ledger, kind: Next) -> list[int]:
-    """Numbers of the trials that continue from a rung; empty until all trials have begun.
+    """Return the numbers of the trials that continue from a rung; empty until all trials have begun.
 
     Args:
         kind: the kind of trial that may begin next.
     """
-    if kind in ("compared", "stopped"):
-        return []
-    return ledger.going_on
+    return [] if kind in ("compared", "stopped") else ledger.going_on
 
 
-class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
+class SweepScheduler(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
     """Decides which trials continue: by Tune's scheduler if there is one; in halving, by `rules.rungs`."""
 
-    def __init__(self, ledger: Ledger, inner: TrialScheduler | None, asks: Asks) -> None:
+    def __init__(self, ledger: Ledger, inner: TrialScheduler | None, driver: Callbacks) -> None:
         super().__init__()
-        self._ledger, self._inner, self._asks = ledger, inner, asks
+        self._ledger, self._inner, self._driver = ledger, inner, driver
         self._halving = ledger.sweep.scheduler == "halving"
         if inner is not None:
             inner.set_search_properties(ledger.sweep.judged, "min" if ledger.sweep.lower_is_better else "max")
@@ -202,7 +202,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
                 self._recall(trial)
 
     def _recall(self, trial: Trial) -> None:
-        """Show Tune's scheduler, which nothing saves, the scores that a trial had under an earlier driver."""
+        """Give the scores of an earlier driver's trial to Tune's scheduler, whose state is not stored."""
         assert self._inner is not None
         stand_in = SimpleNamespace(trial_id=f"recalled-{trial.number}")
         self._inner.on_trial_add(None, stand_in)
@@ -211,7 +211,7 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
             self._inner.on_trial_result(None, stand_in, with_resource(shown))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _of_an_ended_search, ()
+        return _nothing, ()
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
         if self._inner is not None:
@@ -233,21 +233,21 @@ class Judge(FIFOScheduler):  # type: ignore[misc]  # ray carries no types
             self._inner.on_trial_complete(tune_controller, trial, with_resource(result))
 
     def choose_trial_to_run(self, tune_controller: Any) -> TuneTrial | None:
-        """Choose a trial, or end Tune's thread, which asks in each of its steps."""
-        if self._asks.left():
-            raise SystemExit  # unlike other exceptions, it makes Tune do nothing more
+        """Choose a trial. Tune's thread calls this in each of its steps, so it also ends the thread here."""
+        if self._driver.left():
+            raise SystemExit  # after any other exception, Tune would go on
         if not self._halving:
             return super().choose_trial_to_run(tune_controller)
         by_number = {trial.config["trial"]: trial for trial in tune_controller.get_trials()}
-        kind = self._asks.next_kind()
+        kind = self._driver.next_kind()
         if kind == "done":  # Tune ends once no trial is paused
             for trial in by_number.values():
                 if trial.status == TuneTrial.PAUSED:
                     tune_controller.stop_trial(trial)
             return None
-        going = [*self._ledger.on_their_way, *halved(self._ledger, kind)]
+        going = [*self._ledger.moved_to_later_rung, *halved(self._ledger, kind)]
         running = sum(trial.status == TuneTrial.RUNNING for trial in by_number.values())
         paused = [by_number[one] for one in going if one in by_number and by_number[one].status == TuneTrial.PAUSED]
-        if paused and running < self._asks.room():
+        if paused and running < self._driver.num_gangs():
             return paused[0]
         return next((trial for trial in by_number.values() if trial.status == TuneTrial.PENDING), None)

@@ -24,12 +24,13 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def valid_spec(value: Mapping[str, Any], model: type[Model]) -> Model | None:
-    """Return the spec if it has no mistakes, in half the time of `check`; None: it has some."""
+    """Return the spec if it has no mistakes, else None. Takes half the time of `check`, which describes mistakes."""
+
     if too_large(value) is not None:
         return None
     try:
         return model.model_validate_json(json.dumps(value), strict=True)
-    except (ValidationError, ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, RecursionError):  # pydantic's ValidationError is a ValueError
         return None
 
 

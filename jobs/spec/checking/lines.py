@@ -175,7 +175,7 @@ class _Builder:
 def _parse_json(text: str, source: str) -> Document:
     document = Document(None, {(): Mark(source)})
     try:
-        json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         raise _not_readable(f"{source}:{error.lineno}:{error.colno}", f"not JSON: {error.msg}") from error
     except RecursionError as error:
@@ -183,7 +183,7 @@ def _parse_json(text: str, source: str) -> Document:
     # JSON is YAML except for tabs and escaped surrogates; a document with these has no line numbers.
     with contextlib.suppress(SpecError):
         _Builder(document, source).build(_compose(text, source), ())
-    document.value = json.loads(text)
+    document.value = value
     return document
 
 

@@ -9,7 +9,6 @@ from types import NoneType
 from typing import Any, get_args
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from cluster.text import did_you_mean
 from jobs.spec.checking.fields import ABSENT, SEARCHES, item_model, keys_of, kind_of, spec_fields
@@ -34,10 +33,8 @@ def reworded(model: type[BaseModel], name: str, mistake: str, context: Mapping[s
     """
     kind, about = kind_of(model), _about(model, name)
     if mistake == "extra_forbidden":
-        in_space = kind in SEARCHES and name.startswith("space.")
-        if in_space:
-            return f"unknown key; a range has {', '.join(Range.model_fields)}"
-        return _unknown_key_within(model, name)
+        is_range = kind in SEARCHES and name.startswith("space.")
+        return f"unknown key; a range has {', '.join(Range.model_fields)}" if is_range else _unknown_key(model, name)
     if mistake == "missing":
         needs = [key for key in keys_of(name, model) if spec_fields(model)[f"{name}.{key}"].is_required()]
         return f"is missing. {about}" + (f" It needs {' and '.join(needs)}." if needs else "")
@@ -74,7 +71,7 @@ def must_be(mistake: str, context: Mapping[str, Any]) -> str | None:
 
 def _about(model: type[BaseModel], name: str) -> str:
     """Return the description of the field, or of the nearest section around it."""
-    fields: dict[str, FieldInfo] = {**spec_fields(model)}
+    fields = spec_fields(model)
     inner = _model_within(model, name).model_fields.get(name.rpartition(".")[2])
     if name not in fields and inner is not None:
         return inner.description or ""
@@ -95,7 +92,8 @@ def _model_within(model: type[BaseModel], name: str) -> type[BaseModel]:
     return Columns if _A_SOURCE.match(name) and section.endswith("columns") else Source
 
 
-def _unknown_key_within(model: type[BaseModel], name: str) -> str:
+def _unknown_key(model: type[BaseModel], name: str) -> str:
+    """Return the message about a key of a value that has keys but is not a section."""
     key, keys = name.rpartition(".")[2], _model_within(model, name).model_fields
     if name.startswith("methods."):
         own = did_you_mean(key, keys) or f"; it has {', '.join(keys)}."

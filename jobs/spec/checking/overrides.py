@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from cluster.errors import Mistake
 from jobs.errors import SpecError
 from jobs.spec.checking.lines import Document, Mark, Path, dotted, parse_value
 
@@ -11,23 +12,23 @@ _SET = "--set"
 
 
 def override_value(text: str) -> tuple[str, Any]:
-    """Return the dotted name and the value of one `--set`. Raises SpecError."""
-    key, _, raw = text.partition("=")
-    return ".".join(part.strip() for part in key.split(".")), parse_value(raw, f"{_SET} {text}")
+    """Return the dotted name and the value of one `--set KEY=VALUE`. Raises SpecError."""
+    key, equals, raw = text.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        what = f"{text!r} must be KEY=VALUE, such as train.learning_rate=1e-5"
+        raise SpecError.of([Mistake(what, place=_SET)])
+    return ".".join(parts), parse_value(raw, f"{_SET}: {text}")
 
 
 def override(document: Document, text: str) -> None:
     """Set one field of a document, or add the mistake to its problems."""
-    key, equals, raw = text.partition("=")
-    path: Path = tuple(part.strip() for part in key.split("."))
-    if not equals or not all(path):
-        document.add_problem(Mark(_SET), f"{text!r} must be KEY=VALUE, such as train.learning_rate=1e-5")
-        return
     try:
-        value = parse_value(raw, text)
+        name, value = override_value(text)
     except SpecError as error:
-        document.add_problem(Mark(_SET), str(error))
+        document.problems += [(Mark(_SET), mistake) for mistake in error.mistakes]
         return
+    path: Path = tuple(name.split("."))
     section = document.value
     for depth, part in enumerate(path[:-1], 1):
         section[part] = section.get(part) or {}

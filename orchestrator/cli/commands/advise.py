@@ -14,7 +14,7 @@ from jobs.planning.job_plan import JobPlan
 from jobs.preflight.data_commands import prepare_data
 from jobs.run.outcome import event
 from jobs.spec.finetune import Spec
-from jobs.spec.load import load_marked, training
+from jobs.spec.load import finetune_spec, load_marked
 from orchestrator.cli.edge import Json, Price, Set, SpecFile, edge, progress_of
 from orchestrator.pages.plan import RATE_OF_LORA, advice_json, advice_page
 
@@ -35,7 +35,7 @@ def advise(
     The command prepares the data (like `fleetune data prepare`) to count the examples, and plans both methods.
     """
     with edge():
-        loaded = training(load_marked(spec, set_ or []).spec, spec)
+        loaded = finetune_spec(load_marked(spec, set_ or []).spec, spec)
         machines = None if on is None else machines_of(on)
         plans: dict[Method, JobPlan] = {}
         with closing(progress_of(json_)) as progress:

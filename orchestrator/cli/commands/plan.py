@@ -21,7 +21,7 @@ from jobs.search.cost import Cost, cost_of
 from jobs.search.rules.checking import checked_sweep
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import Loaded, load_marked, training
+from jobs.spec.load import Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.edge import Json, Price, Set, edge, progress_of
 from orchestrator.client.spec_names import Named, about
@@ -60,7 +60,7 @@ def plan(
     with edge():
         if accuracy:
             if spec is not None and storage is None:
-                storage = training(load_marked(spec, set_ or []).spec, spec).storage_path
+                storage = finetune_spec(load_marked(spec, set_ or []).spec, spec).storage_path
             checks = plan_checks(storage_root(storage))
             typer.echo(json.dumps(accuracy_json(checks)) if json_ else accuracy_page(checks))
             return
@@ -112,7 +112,7 @@ def _jobs_of(marked: Loaded, path: str) -> dict[str, tuple[Spec, SweepSpec | Non
         with about(Named(spec, path, marked.marks)):
             sweeps = {"": checked_sweep(spec)[0]}
     else:
-        return {"": (training(spec, path), None)}
+        return {"": (finetune_spec(spec, path), None)}
     return {name: (sweep.base, sweep) for name, sweep in sweeps.items()}
 
 

@@ -16,8 +16,9 @@ from jobs.run.record import resume_command
 from jobs.run.requests import ask_to_stop
 from jobs.run.summary import summarise, utc_now
 from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
-from jobs.search.report import standing as sweep_standing
 from jobs.search.report import trial_text
+from jobs.search.report.status import DriverState, read_driver_state, read_status
+from jobs.search.report.status import facts as status_facts
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
@@ -65,13 +66,13 @@ def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -
         trials = trials_of(sweep, storage)
         paths = JobPaths(trials.root)
         run = summarise(paths)
-        heard = sweep_standing.heard_of(paths) if run.status == "running" else sweep_standing.Heard()
-        standing = sweep_standing.look(trials, heard, utc_now())
+        driver = read_driver_state(paths) if run.status == "running" else DriverState()
+        found = read_status(trials, driver, utc_now())
         if json_:
             known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
-            typer.echo(json.dumps(known | sweep_standing.facts(standing)))
+            typer.echo(json.dumps(known | status_facts(found)))
         else:
-            typer.echo(status_page(run, standing))
+            typer.echo(status_page(run, found))
 
 
 @app.command(epilog="Example:  fleetune sweep report reviews-lr-20261127 --html report.html")

@@ -17,7 +17,7 @@ from jobs.search.rules.checking import check_sweep
 from jobs.spec.checking.check import MOST_MISTAKES
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import AnySpec, spec_of, trained
+from jobs.spec.load import AnySpec, spec_of, trained_job
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
@@ -224,7 +224,7 @@ class _Admission:
 
     def _source(self, spec: AnySpec) -> Job | None:
         """Return the job whose model is trained on; None: the spec names no job. Raises QueueError."""
-        job = trained(spec)
+        job = trained_job(spec)
         name = run_named(job.model.path) if job is not None else None
         return None if name is None else self._parents.find(name, "model.path", spec.name)
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from cluster.errors import InputError
 from jobs.spec.data import numbered
-from jobs.spec.load import AnySpec, trained
+from jobs.spec.load import AnySpec, trained_job
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
@@ -124,7 +124,7 @@ def named_paths(asked: AnySpec) -> Iterator[tuple[str, str, bool]]:
     """
     if asked.working_dir is not None:
         yield "working_dir", asked.working_dir, False
-    spec = trained(asked)
+    spec = trained_job(asked)
     if spec is None:
         return
     yield "storage_path", spec.storage_path, True

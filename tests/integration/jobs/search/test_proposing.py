@@ -33,7 +33,7 @@ def test_a_failed_trial_counts_as_the_worst_of_those_before_it_and_never_as_a_nu
         if loss is not None:
             end = Answer(status="finished", step=10, metrics={"eval_loss": loss})
         ledger.answered(trial, end)
-        proposer.told(trial)
+        proposer.tell(trial)
         if trial is trials[0]:
             assert told_to(proposer) == [], "there is nothing to compare it with"
     worst = 0.7 if mode == "min" else 0.5
@@ -49,4 +49,4 @@ def test_with_several_rungs_the_first_whole_run_has_the_rate_that_the_best_trial
     for status, step in (("paused", 25), ("paused", 50), ("finished", 100)):
         answer = Answer.model_validate({"status": status, "step": step, "metrics": {"eval_loss": 0.5}})
         ledger.answered(trial, answer)
-    assert Proposer(ledger).next_values(straight=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}
+    assert Proposer(ledger).next_values(without_rungs=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}

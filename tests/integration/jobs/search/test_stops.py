@@ -45,9 +45,9 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> se
     monkeypatch.setattr(searching, "_LOOK_EVERY_S", 0.0)
     ledger = Ledger(sweep, paths.root, lambda spec: 8, 100.0)
     parts: list[Any] = [ledger, paths, str(folder / "own"), NoGangs(), lambda kind, said, **data: print(kind, said)]
-    shares, nodes = searching.Shares.of(sweep, 8, 100.0, 0.0), SimpleNamespace(look=lambda leaving: None)
+    plan, nodes = searching.checked_plan(sweep, 8, 100.0, 0.0), SimpleNamespace(look=lambda leaving: None)
     relay = StopRelay(StopRequest(), paths, parts[-1])
-    return searching.Search(*parts, relay, shares, nodes)  # type: ignore[call-arg]
+    return searching.Search(*parts, relay, plan, nodes)  # type: ignore[call-arg]
 
 
 def test_what_fleetune_stop_leaves_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_a_change_on_the_way_makes_the_budget_larger(tmp_path: Path, monkeypatch
     assert kept is not None and kept.budget.trials == 5 and not list(changes.waiting())
     search._finish()  # Ray Tune asks for no trial any more
     changes.ask(Change(more={"trials": 1}))
-    search._saw_changes_s = 0.0
+
     search._look_at_changes()
     assert search.next_kind() == "done" and len(list(changes.waiting())) == 1
 

@@ -116,7 +116,7 @@ def test_the_table_has_a_row_for_each_method_with_what_it_took() -> None:
     cells = dict(zip(heads, row, strict=True))
     assert cells["method"] == "lora (rank 4)" and cells["trained"] == "50 (5.00%)" and cells["rate"] == "1.0e-03"
     assert cells["loss"].startswith("0.6000 ± 1.2706") and cells["accuracy"].startswith("0.4000")
-    assert cells["tokens/s"] == "100" and cells["checkpoint"] == "0.6 kB" and cells["one run"] == "27 s"
+    assert cells["tokens/s"] == "100" and cells["checkpoint"] == "600 B" and cells["one run"] == "27 s"
     assert cells["search"] == "0.25 GPU-hours, 9 trials" and cells["peak memory"] == "-"
     assert "general loss" not in heads
 

@@ -67,10 +67,10 @@ def test_a_weight_of_a_source_is_narrowed_by_its_dotted_name(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
-        ("learning_rate.max", "write KEY=VALUE"),
+        ("learning_rate.max", "must be KEY=VALUE"),
         ("learning_rat.max=1e-4", "the space has learning_rate; of a range, min and max"),
         ("learning_rate.mxa=1e-4", "the space has learning_rate; of a range, min and max"),
-        ("learning_rate=[1e-4, 2e-4]", "a range stays a range"),
+        ("learning_rate=[1e-4, 2e-4]", "a range cannot become a list"),
         ("learning_rate.max=1e-6", "must be less than max"),
         ("learning_rate.max=high", "space.learning_rate.max: must be a number"),
     ],
@@ -93,7 +93,7 @@ def test_one_run_is_not_changed(tmp_path: Path) -> None:
     sweep = load_sweep(paths.spec)
     assert sweep is not None
     Path(paths.spec).write_bytes(dump_spec(sweep.base))
-    with pytest.raises(InputError, match="is no sweep"):
+    with pytest.raises(InputError, match="is not a sweep"):
         Changes(paths).ask(Change(more={"trials": 1}))
 
 

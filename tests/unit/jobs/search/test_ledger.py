@@ -87,11 +87,11 @@ def test_the_next_driver_knows_what_the_last_one_knew(sweep: SweepSpec, root: st
 def test_without_a_finite_score_a_trial_has_failed(sweep: SweepSpec, root: str, answer: Answer, reason: str) -> None:
     ledger = ledger_of(sweep, root)
     good, bad = add(ledger, 1e-5), add(ledger, 2e-5)
-    assert ledger.told_as(bad) > 1e6, "while nothing is known"
+    assert ledger.finite_score(bad) > 1e6, "while nothing is known"
     ledger.answered(good, scored("finished", STEPS, 0.4))
     ledger.answered(bad, answer)
     assert (bad.state, bad.reason) == ("failed", reason)
-    assert ledger.told_as(bad) == 0.4, "the worst score that there is: a finite one"
+    assert ledger.finite_score(bad) == 0.4, "the worst score that there is: a finite one"
     assert ledger.best is good and Trials(sweep, root).trials[2].state == "failed"
     assert reason in trial_line(ledger, bad) and reason in leaderboard(ledger)
 
@@ -133,8 +133,8 @@ def test_whole_runs_without_a_comparison_take_nobodys_place_at_a_rung(sweep: Swe
         ledger.answered(add(ledger, rate * 1e-5), scored("paused", 2, 0.1 * rate))
     assert ledger.going_on == [1, 2]
     ledger.answered(ledger.trials[1], scored("finished", STEPS, 0.05))
-    straight = ledger.add({"learning_rate": 1e-5, "warmup_ratio": 0.2}, straight=True)
-    ledger.answered(straight, scored("finished", STEPS, 0.04))
+    whole_run = ledger.add({"learning_rate": 1e-5, "warmup_ratio": 0.2}, without_rungs=True)
+    ledger.answered(whole_run, scored("finished", STEPS, 0.04))
     assert ledger.going_on == [2]
 
 
@@ -146,7 +146,7 @@ def test_the_finalists_are_repeated_with_other_seeds_and_ranked_by_their_mean(sw
     for loss in (0.60, 0.46, 0.62, 0.47):
         first = ledger.to_repeat()
         assert first is not None
-        repeat = ledger.add(first.values, straight=True, repeats=first.number)
+        repeat = ledger.add(first.values, without_rungs=True, repeats=first.number)
         ledger.answered(repeat, scored("finished", STEPS, loss))
     assert ledger.to_repeat() is None
     assert [(trial.repeats, trial.spec.seed) for trial in ledger.trials.values()][3:] == [

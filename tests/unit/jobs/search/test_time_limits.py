@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.search.ledger import Ledger
-from jobs.search.rules.budget import next_kind
-from jobs.search.shares import Shares
+from jobs.search.rules.budget import checked_plan, next_kind
 from jobs.search.time_limits import leaves_a_repeat, seconds_of_a_run, time_limits
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.rules.test_auto import RATE, WARMUP, sweep_with
@@ -36,7 +35,7 @@ def kind(ledger: Ledger, minutes: float, gangs: int = 1) -> str:
     spent = {"01": (minutes * 60, minutes * 60 * gangs)}
     used = max(one.share for one in time_limits(ledger, spent))
     to_repeat = ledger.to_repeat() is not None and leaves_a_repeat(ledger, spent)
-    plan = Shares.of(ledger.sweep, 100, 1000.0, 0.0).plan
+    plan = checked_plan(ledger.sweep, 100, 1000.0, 0.0)
     return next_kind(ledger.searched, plan, used, bool(ledger.going_on), to_repeat)
 
 
@@ -55,7 +54,7 @@ def test_a_single_trial_needs_time_for_its_own_repeats_only(tmp_path: Path) -> N
 
 def test_a_repeat_that_has_begun_makes_no_room_for_trials(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, 8)
-    finish(ledger, ledger.add({RATE: 1e-4, WARMUP: 0.06}, straight=True, repeats=1))
+    finish(ledger, ledger.add({RATE: 1e-4, WARMUP: 0.06}, without_rungs=True, repeats=1))
     assert kind(ledger, 8.9) == "repeat"
 
 
@@ -75,7 +74,7 @@ def test_gpu_hours_must_pay_for_the_repeats_that_run_too(tmp_path: Path, running
     """Of two gangs, one is free: a repeat takes one of the 1.5 GPU-minutes that are left."""
     ledger = ledger_of(tmp_path, 5, budget={"gpu_hours": 10 / 60}, seeds=4)
     if running:
-        ledger.began(ledger.add({RATE: 1e-4, WARMUP: 0.06}, straight=True, repeats=1))
+        ledger.began(ledger.add({RATE: 1e-4, WARMUP: 0.06}, without_rungs=True, repeats=1))
     assert kind(ledger, 8.5 / 2, gangs=2) == then
 
 

@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from jobs.errors import SpecError
-from jobs.spec.checking.fields import COMMAND_ALIASES, section_model, spec_fields
+from jobs.spec.checking.fields import OTHER_NAMES_OF_COMMAND, section_model, spec_fields
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_job_spec, load_spec, spec_of
@@ -176,8 +176,9 @@ def test_sections_are_frozen_and_refuse_unknown_keys() -> None:
 
 
 def test_every_alias_of_a_command_leads_to_a_field() -> None:
-    assert set(COMMAND_ALIASES.values()) <= set(spec_fields(CommandSpec))
-    assert not set(COMMAND_ALIASES) & set(spec_fields(CommandSpec))
+    others = {name for names in OTHER_NAMES_OF_COMMAND.values() for name in names}
+    assert set(OTHER_NAMES_OF_COMMAND) <= set(spec_fields(CommandSpec))
+    assert not others & set(spec_fields(CommandSpec))
 
 
 def test_every_field_of_a_command_is_printed_with_its_type() -> None:

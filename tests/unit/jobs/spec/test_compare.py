@@ -75,7 +75,7 @@ def test_it_is_what_it_was_after_it_was_written_and_read(tmp_path: Path) -> None
     ("fields", "said"),
     [
         ({"methods": ["full"]}, "methods: must be a list of 2 or more"),
-        ({"methods": ["lora", "lora"]}, "methods has two with the name lora: give each a name"),
+        ({"methods": ["lora", "lora"]}, "methods has 2 with the name lora: give each a name"),
         ({"methods": ["full", "lorra"]}, 'must be full, lora or prompt, but is "lorra"; did you mean lora?'),
         ({"methods": ["full", {"name": "mine"}]}, "methods.1.method: is missing"),
         ({"methods": ["full", {"method": "lora", "data": {"train": "other.jsonl"}}]}, "unknown key; it has method"),

@@ -84,7 +84,7 @@ def test_a_list_of_lines_is_a_list_of_sources(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ("  train: [{path: a, weight: 1}, b]\n", "train: b has no weight, but others have: give every source a weight"),
+        ("  train: [{path: a, weight: 1}, b]\n", "train: b has no weight, but others do: give every source a weight"),
         ("  train: [a, {path: b, weight: 1}]\n", "train: a has no weight"),
         ("  train: [{path: a, max_epochs: 2}]\n", "train: max_epochs needs a weight for every source"),
         ("  train: [{path: a, max_epochs: 2}, b]\n", "train: max_epochs needs a weight for every source"),

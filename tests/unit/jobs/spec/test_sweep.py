@@ -10,6 +10,7 @@ import pytest
 
 from jobs.errors import InputError, SpecError
 from jobs.run.paths import JobPaths
+from jobs.run.record import open_run
 from jobs.search.rules.budget import check_lengths
 from jobs.search.rules.resuming import check_sweep_resumable
 from jobs.search.rules.spec_text import space_words
@@ -18,7 +19,6 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec, load_sweep
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
-from jobs.sweep import open_sweep
 
 BASE: dict[str, Any] = {
     "model": {"path": "./model", "task": "sequence-classification", "num_labels": 2},
@@ -99,6 +99,13 @@ def test_values_that_fit_only_together_are_taken(tmp_path: Path) -> None:
     assert engines(sweep_of(tmp_path, base, space=fields)) == [dict.fromkeys(fields, 16)]
 
 
+def test_a_batch_in_rows_replaces_the_bases_batch_in_tokens(tmp_path: Path) -> None:
+    base = {**BASE, "train": {"global_batch_tokens": 8192}}
+    sweep = sweep_of(tmp_path, base, space={"global_batch_size": [8, 16]})
+    train = trial_spec(sweep.base, {"global_batch_size": 16}).train
+    assert (train.global_batch_size, train.global_batch_tokens) == (16, None)
+
+
 def test_a_value_that_leaves_too_few_steps_for_the_rungs_is_refused(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, BASE, algorithm="random", scheduler="halving", space={"global_batch_size": [8, 64]})
 
@@ -133,15 +140,15 @@ RATES = {"min": 1e-5, "max": 1e-3}
         ({"space": {"learning_rate": 3}}, "must be a list of values, or a range"),
         ({"space": {"learning_rate": []}}, "must be a list of 1 or more"),
         ({"space": {"lr_scheduler_type": ["linear", "cosin"]}}, "did you mean cosine?"),
-        ({"space": {"train.learning_rate": RATES, "learning_rate": RATES}}, "says the same: drop one of them"),
-        ({"space": {"warmup_ratio": [0.1], "warmup_steps": [5]}}, "says the same: drop one of them"),
+        ({"space": {"train.learning_rate": RATES, "learning_rate": RATES}}, "sets the same: drop one of them"),
+        ({"space": {"warmup_ratio": [0.1], "warmup_steps": [5]}}, "sets the same: drop one of them"),
         ({"space": {"seq_len": [64, 128]}}, "so this field cannot vary"),
         ({"space": {"global_batch_size": {"min": 8, "max": 64}}}, "needs an engine: give a list"),
         ({"space": {"bf16": [True, False], "global_batch_size": [1, 2, 3, 4, 5]}}, "have 10 combinations"),
         ({"space": {"global_batch_size": [0, 2]}}, "space.train.global_batch_size: must be 1 or more"),
         (
             {"base": {**BASE, "train": {"max_steps": 9}}, "space": {"data.train.1.weight": [1, 2]}},
-            "base.data.train has 1 source, from 0 on",
+            "base.data.train has 1 source, counted from 0",
         ),
         ({"space": {"data.train.0.weight": [1, 2]}}, "give base.train.max_steps"),
         ({"space": {"bf16": [True, False], "fp16": [True, False]}}, "bf16 True, fp16 True: "),
@@ -154,7 +161,7 @@ RATES = {"min": 1e-5, "max": 1e-3}
             "give num_train_epochs instead of max_steps",
         ),
         ({"space": {"seed": [1, 2]}, "seeds": 3}, "space has seed too: drop one of them"),
-        ({"space": {"max_steps": [10, 20]}}, "trials of unlike lengths cannot be compared"),
+        ({"space": {"max_steps": [10, 20]}}, "trials of different lengths cannot be compared"),
         ({"metric": "accuracy"}, "metric is accuracy, but base.eval.metrics has loss"),
         ({"scheduler": "pbt"}, "population-based training changes values within a run"),
         ({"budget": {}}, "needs one of trials, runs, tokens, gpu_hours, minutes"),
@@ -194,7 +201,10 @@ def test_who_wants_one_job_is_told_that_this_is_a_sweep(tmp_path: Path) -> None:
     [
         ({"budget": {"trials": 99}, "num_gangs": 3, "then": "nothing"}, None),
         ({"space": {"learning_rate": {"min": 1e-6, "max": 1e-4}}}, None),
-        ({"space": {"learning_rate": RATES, "warmup_ratio": [0.1]}}, "space: not both have warmup_ratio"),
+        (
+            {"space": {"learning_rate": RATES, "warmup_ratio": [0.1]}},
+            "space: only one of the two specs has warmup_ratio",
+        ),
         ({"space": {"learning_rate": [1e-4]}, "algorithm": "grid"}, "algorithm: auto -> grid"),
         ({"metric": "loss", "mode": "max"}, "mode: None -> max"),
         ({"base": {**BASE, "seed": 7}}, "base.seed: 42 -> 7"),
@@ -204,7 +214,7 @@ def test_a_sweep_goes_on_with_another_budget_and_not_as_another_search(
     tmp_path: Path, changes: dict[str, Any], said: str | None
 ) -> None:
     fields: dict[str, Any] = {"base": BASE, "space": {"learning_rate": RATES}}
-    paths = open_sweep(sweep_of(tmp_path, **fields))
+    paths = open_run(sweep_of(tmp_path, **fields))
     now = sweep_of(tmp_path, **{**fields, **changes})
     if said is None:
         check_sweep_resumable(paths, now)
@@ -218,5 +228,5 @@ def test_one_run_is_no_sweep_to_go_on_with(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, BASE)
     (tmp_path / "run").mkdir()
     (tmp_path / "run/spec.json").write_bytes(dump_spec(sweep.base))
-    with pytest.raises(InputError, match="is no sweep"):
+    with pytest.raises(InputError, match="is not a sweep"):
         check_sweep_resumable(JobPaths(str(tmp_path / "run")), sweep)

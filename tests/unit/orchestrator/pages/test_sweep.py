@@ -17,7 +17,7 @@ from jobs.run.outcome import Event, Outcome, Status, event, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.summary import RunSummary
 from jobs.search.ledger import Ledger
-from jobs.search.report.standing import Heard, Standing, facts, look, standing_of
+from jobs.search.report.status import DriverState, SweepStatus, counts_of, facts, read_status, status_of
 from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import Budget
@@ -51,15 +51,15 @@ def after(seconds: float) -> datetime.datetime:
     return BEGAN + datetime.timedelta(seconds=seconds)
 
 
-def heard(*running: int, planned_steps: int | None = 800, progress: dict[str, Any] | None = None) -> Heard:
+def heard(*running: int, planned_steps: int | None = 800, progress: dict[str, Any] | None = None) -> DriverState:
     """From a driver that has begun `BEGAN` and trains these trials."""
-    told = Heard()
-    told.hear(said("phase", phase="start"))
-    told.hear(said("phase", phase="workers", driver="01", planned_steps=planned_steps))
+    told = DriverState()
+    told.update(said("phase", phase="start"))
+    told.update(said("phase", phase="workers", driver="01", planned_steps=planned_steps))
     for number in running:
-        told.hear(said("phase", phase="train", trial=number, until=STEPS))
+        told.update(said("phase", phase="train", trial=number, until=STEPS))
     if progress is not None:
-        told.hear(said("trial", trial=999, **progress))
+        told.update(said("trial", trial=999, **progress))
     return told
 
 
@@ -67,16 +67,18 @@ def record(step: int, loss: float = 0.9) -> dict[str, Any]:
     return {"step": step, "loss": loss, "step_time_s": 2.0}
 
 
-def standing_with(ledger: Ledger, told: Heard, newest: dict[int, Any] | None = None, at_s: float = 90.0) -> Standing:
-    return standing_of(ledger, told, newest or {}, after(at_s))
+def status_with(
+    ledger: Ledger, told: DriverState, newest: dict[int, Any] | None = None, at_s: float = 90.0
+) -> SweepStatus:
+    return status_of(ledger, told, newest or {}, after(at_s))
 
 
-def texts(standing: Standing, width: int, height: int = 40) -> list[str]:
-    return [line.text for line in screen(standing, width, height)]
+def texts(status: SweepStatus, width: int, height: int = 40) -> list[str]:
+    return [line.text for line in screen(status, width, height)]
 
 
 @pytest.fixture
-def going_on(tmp_path: Path) -> Standing:
+def going_on(tmp_path: Path) -> SweepStatus:
     """Two trials have ended, one has failed, one is paused, and the fifth is being trained."""
     ledger = ledger_of(tmp_path, algorithm="random")
     for loss, status, step in ((0.5, "finished", STEPS), (0.4312, "finished", STEPS), (0.7, "paused", 25)):
@@ -84,33 +86,33 @@ def going_on(tmp_path: Path) -> Standing:
     failed = ledger.add({"learning_rate": 1e-2, "warmup_ratio": 0.1})
     ledger.answered(failed, Answer(status="failed", reason="its loss was nan after step 3", step=3, tokens=150))
     ledger.add({"learning_rate": 3.16e-4, "warmup_ratio": 0.0512})
-    return standing_with(ledger, heard(5), {5: record(40)})
+    return status_with(ledger, heard(5), {5: record(40)})
 
 
 def test_the_events_tell_which_trials_are_trained() -> None:
     told = heard(1, 2)
-    assert told.running == {1, 2} and (told.driver, told.began_at) == ("01", BEGAN)
-    told.hear(said("phase", phase="train", trial=3))  # how far a trial is, which may be told after its end
-    told.hear(said("trial", trial=1, step=25, state="paused"))
+    assert told.running == {1, 2} and (told.name, told.began_at) == ("01", BEGAN)
+    told.update(said("phase", phase="train", trial=3))  # how far a trial is, which may be told after its end
+    told.update(said("trial", trial=1, step=25, state="paused"))
     assert told.running == {2} and told.progress["step"] == 25
-    told.hear(said("ended"))
-    assert not told.running and told.driver is None and not told.progress
-    told.hear(said("phase", phase="train", trial=3, until=10))
-    told.hear(said("phase", phase="start"))  # the next driver
+    told.update(said("ended"))
+    assert not told.running and told.name is None and not told.progress
+    told.update(said("phase", phase="train", trial=3, until=10))
+    told.update(said("phase", phase="start"))  # the next driver
     assert not told.running
 
 
-def words_of(told: Heard, *events: Event) -> list[str | None]:
+def words_of(told: DriverState, *events: Event) -> list[str | None]:
     """What goes on after each of these events."""
     found = list[str | None]()
     for one in events:
-        told.hear(one)
+        told.update(one)
         found.append(told.phase[0] if told.phase else None)
     return found
 
 
 def test_what_goes_on_beside_the_training_is_known() -> None:
-    told = Heard()
+    told = DriverState()
     connecting, probing = event("phase", "connecting", phase="connect"), event("phase", "probing", phase="probe")
     assert words_of(
         told, event("phase", "sweep x in y", phase="start"), event("phase", "searching x", phase="search"), connecting,
@@ -122,14 +124,19 @@ def test_what_goes_on_beside_the_training_is_known() -> None:
     ) == ["stopping", "stopping", "ending", "training the best values"]  # fmt: skip
 
 
-def test_a_row_has_the_newest_of_a_trial(going_on: Standing) -> None:
+def test_a_row_has_the_newest_of_a_trial(going_on: SweepStatus) -> None:
     (running,) = going_on.running
     assert (running.number, running.step, running.loss, running.score) == (5, 40, 0.9, None)
     assert running.tokens == 40 * TOKENS / STEPS
     by_number = {trial.number: trial for trial in going_on.trials}
     assert (by_number[3].state, by_number[3].step, by_number[3].scored_step) == ("paused", 25, 25)
-    assert by_number[4].why == "its loss was nan after step 3"
-    assert going_on.best == by_number[2] and going_on.counts == {"running": 1, "paused": 1, "finished": 2, "failed": 1}
+    assert by_number[4].reason == "its loss was nan after step 3"
+    assert going_on.best == by_number[2] and counts_of(going_on.trials) == {
+        "running": 1,
+        "paused": 1,
+        "finished": 2,
+        "failed": 1,
+    }
     assert going_on.tokens == 50 * (100 + 100 + 25 + 40 + 3)
 
 
@@ -137,14 +144,14 @@ def test_the_best_so_far_need_not_be_finished_and_a_failed_trial_is_never_the_be
     ledger = ledger_of(tmp_path)
     failed = ledger.add({"learning_rate": 1e-2, "warmup_ratio": 0.1})
     ledger.answered(failed, Answer(status="failed", reason="out of memory"))
-    assert standing_with(ledger, heard()).best is None
+    assert status_with(ledger, heard()).best is None
     first = answered(ledger, 0.7, status="paused", step=25)
     answered(ledger, 0.8, status="paused", step=25)
-    best = standing_with(ledger, heard(first)).best
+    best = status_with(ledger, heard(first)).best
     assert best is not None and (best.number, best.state) == (first, "running")
 
 
-def test_the_table_reads_well_on_a_wide_terminal(going_on: Standing) -> None:
+def test_the_table_reads_well_on_a_wide_terminal(going_on: SweepStatus) -> None:
     assert texts(going_on, 120) == [
         "       learning  warmup  held-out  training",
         "trial      rate   ratio      loss      loss     step  tokens  state",
@@ -161,7 +168,7 @@ def test_the_table_reads_well_on_a_wide_terminal(going_on: Standing) -> None:
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_no_line_is_wider_than_the_terminal(going_on: Standing, width: int) -> None:
+def test_no_line_is_wider_than_the_terminal(going_on: SweepStatus, width: int) -> None:
     lines = texts(going_on, width)
     assert max(map(len, lines)) <= width
     assert any(line.split()[0] == "5" and "running" in line for line in lines)
@@ -173,8 +180,8 @@ def test_a_narrow_terminal_shows_fewer_columns_of_many_values(tmp_path: Path) ->
     space = {name: {"min": 0.1, "max": 0.2} for name in names}
     ledger = ledger_of(tmp_path, algorithm="random", space=space)
     ledger.add(dict.fromkeys(names, 0.123456))
-    standing = standing_with(ledger, heard(1), {1: record(1)})
-    narrow, wide = texts(standing, 60), texts(standing, 140)
+    status = status_with(ledger, heard(1), {1: record(1)})
+    narrow, wide = texts(status, 60), texts(status, 140)
     assert "tokens" in wide[2] and "norm" in wide[2] and wide[3].count("0.123") == 6
     assert "tokens" not in narrow[1] and "norm" not in narrow[1] and "running" in narrow[2]
 
@@ -185,20 +192,20 @@ def test_of_many_trials_the_running_and_the_best_ones_are_shown(tmp_path: Path) 
         answered(ledger, 1 + (number * 7 % 40) / 100, status="paused", step=25)
     for _ in range(3):
         ledger.add({"learning_rate": 1e-4, "warmup_ratio": 0.1})
-    standing = standing_with(ledger, heard(41, 42, 43))
-    shown = shown_trials(standing, MOST_ROWS)
+    status = status_with(ledger, heard(41, 42, 43))
+    shown = shown_trials(status, MOST_ROWS)
     assert [trial.number for trial in shown[-3:]] == [41, 42, 43] and len(shown) == MOST_ROWS
-    best = sorted((trial for trial in standing.trials if trial.score), key=lambda trial: trial.score or math.inf)
+    best = sorted((trial for trial in status.trials if trial.score), key=lambda trial: trial.score or math.inf)
     assert list(shown[:-3]) == best[: MOST_ROWS - 3]
-    lines = texts(standing, 100, 60)
+    lines = texts(status, 100, 60)
     assert lines[2 + MOST_ROWS] == "not shown: 23 paused" and lines[2].split()[0] == str(best[0].number)
-    low = texts(standing, 100, 15)
+    low = texts(status, 100, 15)
     assert len(low) == 15 and low[-3] == "not shown: 33 paused" and "43 trials: 3 running, 40 paused" in low[-1]
-    assert len(texts(standing, 100, 1)) == 2 + FEWEST_ROWS + 3
+    assert len(texts(status, 100, 1)) == 2 + FEWEST_ROWS + 3
 
 
 def test_before_the_first_trial_there_is_no_table(tmp_path: Path) -> None:
-    assert screen(standing_with(ledger_of(tmp_path), heard()), 100, 40) == []
+    assert screen(status_with(ledger_of(tmp_path), heard()), 100, 40) == []
 
 
 def test_the_time_to_go_is_the_driver_s_estimate_less_the_steps_since(tmp_path: Path) -> None:
@@ -206,26 +213,26 @@ def test_the_time_to_go_is_the_driver_s_estimate_less_the_steps_since(tmp_path: 
     answered(ledger, 0.5)
     ledger.add({"learning_rate": 1e-4, "warmup_ratio": 0.1})
     told = heard(2, progress={"step": 100, "total_steps": 800, "remaining_s": 1400.0})
-    standing = standing_with(ledger, told, {2: record(50)}, at_s=200.0)
-    assert standing.remaining_s == pytest.approx(1300.0)
-    assert time_words(standing) == "3m20s passed, about 21m40s to go"
+    status = status_with(ledger, told, {2: record(50)}, at_s=200.0)
+    assert status.remaining_s == pytest.approx(1300.0)
+    assert time_words(status) == "3m20s passed, about 21m40s to go"
 
 
 def test_before_the_first_answer_it_comes_from_the_step_times(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path)
     for _ in range(2):
         ledger.add({"learning_rate": 1e-4, "warmup_ratio": 0.1})
-    assert standing_with(ledger, heard(1, 2)).remaining_s is None
-    assert standing_with(ledger, heard(1, 2), {1: record(10), 2: record(30)}).remaining_s == pytest.approx(760.0)
-    assert standing_with(ledger, heard(1, planned_steps=None), {1: record(10)}).remaining_s is None
+    assert status_with(ledger, heard(1, 2)).remaining_s is None
+    assert status_with(ledger, heard(1, 2), {1: record(10), 2: record(30)}).remaining_s == pytest.approx(760.0)
+    assert status_with(ledger, heard(1, planned_steps=None), {1: record(10)}).remaining_s is None
 
 
 def test_a_bound_in_minutes_bounds_the_time_to_go(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, budget={"minutes": 10, "gpu_hours": 2, "tokens": 20_000, "trials": 4})
     ledger.add({"learning_rate": 1e-4, "warmup_ratio": 0.1})
-    standing = standing_with(ledger, heard(1), {1: record(10)})
-    assert standing.remaining_s == pytest.approx(510.0)
-    assert budget_words(standing) == [
+    status = status_with(ledger, heard(1), {1: record(10)})
+    assert status.remaining_s == pytest.approx(510.0)
+    assert budget_words(status) == [
         "500 of 20,000 tokens, 0.1 runs", "1 of 4 trials begun", "0 of 2 GPU-hours", "1.5 of 10 minutes"
     ]  # fmt: skip
 
@@ -234,11 +241,11 @@ def test_the_time_of_earlier_drivers_counts_and_that_of_a_dead_one_ends_with_its
     ledger = ledger_of(tmp_path)
     answered(ledger, 0.5)  # driver 01, after 60 seconds
     told = heard()
-    assert standing_with(ledger, told, at_s=90.0).used_s == 90.0
-    told.hear(said("phase", 1000.0, phase="start"))
-    told.hear(said("phase", 1000.0, phase="workers", driver="02"))
-    assert standing_with(ledger, told, at_s=1030.0).used_s == 90.0
-    dead = standing_with(ledger, Heard(), at_s=5000.0)
+    assert status_with(ledger, told, at_s=90.0).used_s == 90.0
+    told.update(said("phase", 1000.0, phase="start"))
+    told.update(said("phase", 1000.0, phase="workers", driver="02"))
+    assert status_with(ledger, told, at_s=1030.0).used_s == 90.0
+    dead = status_with(ledger, DriverState(), at_s=5000.0)
     assert (dead.used_s, dead.remaining_s) == (60.0, None)
 
 
@@ -250,12 +257,12 @@ def test_what_is_read_from_the_directory_follows_the_driver(tmp_path: Path) -> N
     for step in (1, 2):
         metrics.append(record(step, 1.5 / step))
     metrics.close()
-    (running,) = look(watched, heard(1), after(5)).running
+    (running,) = read_status(watched, heard(1), after(5)).running
     assert (running.step, running.loss, running.total_steps) == (2, 0.75, STEPS)
     answer = Answer(status="finished", step=STEPS, tokens=10, metrics={"eval_loss": 0.3})
     ledger.answered(ledger.trials[1], answer)
-    standing = look(watched, heard(1), after(6))  # the event comes after the record
-    assert standing.counts == {"finished": 1} and standing.best is not None and standing.tokens == 10
+    status = read_status(watched, heard(1), after(6))  # the event comes after the record
+    assert counts_of(status.trials) == {"finished": 1} and status.best is not None and status.tokens == 10
     ledger.close()
 
 
@@ -265,12 +272,12 @@ def test_a_larger_budget_is_seen_once_the_driver_has_taken_it_over(tmp_path: Pat
     watched, told = Trials(ledger.sweep, ledger.root), heard()
     larger = ledger.sweep.model_copy(update={"budget": Budget(trials=9)})
     write_bytes(JobPaths(ledger.root).spec, dump_spec(larger))
-    assert look(watched, told, after(5)).budget.trials == 4
-    told.hear(said("phase", phase="changed"))
-    assert look(watched, told, after(6)).budget.trials == 9 and not told.is_changed
+    assert read_status(watched, told, after(5)).sweep.budget.trials == 4
+    told.update(said("phase", phase="changed"))
+    assert read_status(watched, told, after(6)).sweep.budget.trials == 9 and not told.is_changed
 
 
-def test_the_page_of_the_status(going_on: Standing) -> None:
+def test_the_page_of_the_status(going_on: SweepStatus) -> None:
     run = RunSummary(
         name="found-1", root="/runs/found-1", status="running", started_at=None, silent_s=1.0, step=0, metrics={},
         reason=None,
@@ -293,7 +300,7 @@ def test_the_page_of_the_status(going_on: Standing) -> None:
     assert status_page(lost, going_on).endswith("resume       fleetune run --resume /runs/found-1")
 
 
-def test_the_same_for_programs(going_on: Standing) -> None:
+def test_the_same_for_programs(going_on: SweepStatus) -> None:
     found = facts(going_on)
     assert found["trials"] == {"running": 1, "paused": 1, "finished": 2, "failed": 1}
     (running,) = found["running"]

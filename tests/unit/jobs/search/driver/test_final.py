@@ -19,7 +19,7 @@ from jobs.search.driver.final import (
     SweepDriver,
     final_paths,
     final_spec,
-    pass_on_requests,
+    pass_on_save_request,
     with_final_run,
     with_outcome_of_final_run,
 )
@@ -133,10 +133,15 @@ def test_one_that_was_stopped_interrupts_the_sweep() -> None:
 
 def test_what_is_asked_of_the_sweep_is_asked_of_it(tmp_path: Path) -> None:
     sweep, final, stop = JobPaths(str(tmp_path)), JobPaths(str(tmp_path / "final")), StopRequest()
-    pass_on_requests(sweep, final, stop)
+
+    def look() -> None:
+        stop.look_for_file(sweep)
+        pass_on_save_request(sweep, [final])
+
+    look()
     assert not (tmp_path / "final").exists() and not stop.asked
     for request in ("stop", "save"):
         (tmp_path / request).write_text("somebody")
-    pass_on_requests(sweep, final, stop)
+    look()
     assert stop.asked and (tmp_path / "final/save").exists()
     assert not (tmp_path / "save").exists()

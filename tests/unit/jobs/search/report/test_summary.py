@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jobs.search.ledger import Ledger
-from jobs.search.report.summary import at_an_end, facts, fitted_rate, parabola, summary_lines
+from jobs.search.report.summary import end_warning, facts, fitted_rate, parabola, summary_lines
 from jobs.search.rules.prior import with_prior
 from jobs.search.trials import Trials
 from jobs.training.mailbox import Answer
@@ -74,11 +74,11 @@ def test_no_optimum_is_made_up(tmp_path: Path, losses: dict[float, float]) -> No
 
 
 def test_the_best_at_an_end_of_the_range_is_told(tmp_path: Path) -> None:
-    assert at_an_end(ledger_with(tmp_path, {1e-4: 0.5, 9.9e-4: 0.4})) == (
+    assert end_warning(ledger_with(tmp_path, {1e-4: 0.5, 9.9e-4: 0.4})) == (
         "the best learning rate lies at the upper end of its range (0.001): a wider space may have a better one"
     )
     (tmp_path / "other").mkdir()
-    assert at_an_end(ledger_with(tmp_path / "other", {1e-4: 0.4, 9.9e-4: 0.5})) is None
+    assert end_warning(ledger_with(tmp_path / "other", {1e-4: 0.4, 9.9e-4: 0.5})) is None
 
 
 def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
     found = facts(again)
     assert (found["best_trial"], found["runs"], found["grid_trials"], found["trials"]) == (2, 4.5, 25, 3)
     assert summary_lines(again)[-1] == (
-        "450 tokens were trained on in 0.05 GPU-hours, as many as 4.5 runs take; a grid would have taken 25 runs"
+        "450 tokens were trained on in 0.05 GPU-hours, as many as 4.5 runs; a grid would have taken 25 runs"
     )
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.errors import SpecError
+from jobs.run.record import open_run
 from jobs.search.ledger import Ledger
 from jobs.search.rules.auto import (
-    aims,
     compared_point,
+    extrapolates,
+    first_whole_run,
     fixed_values,
     further_rate,
     greatest_rate,
-    last_points,
     probed_rates,
     whole_run_rate,
 )
@@ -27,18 +27,16 @@ from jobs.search.rules.budget import (
     budget_plan,
     compared_steps,
     most_gangs,
-    most_to_train,
     next_kind,
     too_little,
 )
 from jobs.search.rules.prior import rate_by_size, with_prior
-from jobs.search.rules.resuming import begun_like, check_sweep_resumable
-from jobs.search.rules.rungs import ETA, going_on, halving_steps, stops_of
+from jobs.search.rules.resuming import check_sweep_resumable, with_stored_values
+from jobs.search.rules.rungs import ETA, going_on, halving_steps, next_stop
 from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec, load_sweep
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
-from jobs.sweep import open_sweep
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.rules.test_rungs import One
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
@@ -111,8 +109,8 @@ def test_the_prior_is_drawn_into_a_given_space(tmp_path: Path) -> None:
     ("prior", "said"),
     [
         ({"learning_rate": 0.5}, "prior.train.learning_rate: 0.5 is outside of space.learning_rate"),
-        ({"learning_rate": "fast"}, "prior.train.learning_rate is fast: give a number above 0, at most 1"),
-        ({"learning_rate": [1e-4]}, "prior.train.learning_rate is [0.0001]: give a number above 0, at most 1"),
+        ({"learning_rate": "fast"}, "prior.train.learning_rate: must be a number above 0, at most 1, but is fast"),
+        ({"learning_rate": [1e-4]}, "prior.train.learning_rate: must be a number above 0, at most 1, but is [0.0001]"),
         ({"weight_decay": 0.1}, "prior.train.weight_decay: the space has no such field"),
         ({"lr": 1e-4}, "prior.lr: unknown key; use train.learning_rate"),
         ({"model.path": "x"}, "prior.model.path: the model and the rows are prepared once for all trials"),
@@ -148,20 +146,21 @@ def test_rates_outside_of_a_range_that_was_narrowed_are_left_out(tmp_path: Path)
 
 def test_the_rate_is_searched_first_and_the_rest_at_the_best_rate(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path))
-    assert fixed_values(sweep, False, {}) == {WARMUP: 0.06}
-    assert fixed_values(sweep, True, {RATE: 7e-4, WARMUP: 0.06}) == {RATE: 7e-4}
+    assert fixed_values(sweep) == {WARMUP: 0.06}
+    assert fixed_values(sweep, {RATE: 7e-4, WARMUP: 0.06}) == {RATE: 7e-4}
 
 
 def test_a_whole_run_has_the_rate_that_the_best_one_at_the_rung_leads_to(tmp_path: Path) -> None:
     sweep, _ = with_prior(sweep_with(tmp_path))
-    assert aims(sweep) and whole_run_rate(sweep, 1e-3) == pytest.approx(1e-3 * 0.25**0.32)
+    assert extrapolates(sweep) and whole_run_rate(sweep, 1e-3) == pytest.approx(1e-3 * 0.25**0.32)
     at_the_end, _ = with_prior(sweep_with(tmp_path, space={"learning_rate": {"min": 9e-4, "max": 2e-3, "log": True}}))
     assert whole_run_rate(at_the_end, 1e-3) == 9e-4
     assert further_rate(sweep, 3e-4, [3e-4]) == pytest.approx(2e-4)
     assert further_rate(sweep, 3e-4, [3e-4, 2.1e-4]) == pytest.approx(4.5e-4)
     rungs, _ = with_prior(sweep_with(tmp_path, rungs=[0.25, 0.5]))
-    assert not aims(rungs)
-    assert last_points(rungs, {RATE: 1e-3, WARMUP: 0.06}) == [{RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.06}]
+    assert not extrapolates(rungs)
+    whole = {RATE: pytest.approx(1e-3 * 0.25**0.32), WARMUP: 0.06}
+    assert first_whole_run(rungs, {RATE: 1e-3, WARMUP: 0.06}) == whole
 
 
 def scored_at(folder: Path, losses: dict[float, float], **fields: Any) -> Ledger:
@@ -186,18 +185,28 @@ def test_the_trial_that_goes_on_is_the_one_near_the_target(tmp_path: Path) -> No
     assert ledger.going_on == [] and ledger.best is ledger.trials[3]
 
 
+def test_a_trial_that_was_interrupted_exactly_at_its_rung_is_scored_there(tmp_path: Path) -> None:
+    ledger = scored_at(tmp_path, {1e-4: 0.6})
+    trial = ledger.add({RATE: 3e-4, WARMUP: 0.06})
+    assert next_stop(ledger.sweep, trial) == 25
+    ledger.answered(trial, Answer(status="stopped", step=25))
+    assert next_stop(ledger.sweep, trial) == 25
+    ledger.answered(trial, Answer(status="paused", step=25, metrics={"eval_loss": 0.5}))
+    assert next_stop(ledger.sweep, trial) == 100
+
+
 def test_without_a_trial_near_the_target_a_whole_run_begins_there(tmp_path: Path) -> None:
     ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 9e-4: 0.55})
     assert ledger.going_on == []
-    plan = BudgetPlan(compared=3, straight=1, aims=True)
-    assert next_kind(ledger.searched, plan, 0.9, False) == "straight"
-    ledger.add({RATE: ledger.target, WARMUP: 0.06}, straight=True)
+    plan = BudgetPlan(compared=3, whole_runs=1, extrapolates=True)
+    assert next_kind(ledger.searched, plan, 0.9, False) == "whole"
+    ledger.add({RATE: ledger.target, WARMUP: 0.06}, without_rungs=True)
     assert next_kind(ledger.searched, plan, 0.9, False) == "wait"
 
 
 def test_a_trial_that_went_on_is_one_of_the_whole_runs(tmp_path: Path) -> None:
     ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 1.9e-4: 0.55})
-    plan = BudgetPlan(compared=3, straight=1, aims=True)
+    plan = BudgetPlan(compared=3, whole_runs=1, extrapolates=True)
     ledger.answered(ledger.trials[3], Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
     assert next_kind(ledger.searched, plan, 0.9, False) == "done"
     ledger.answered(ledger.add({RATE: 9e-5, WARMUP: 0.06}), Answer(status="failed", reason="diverged"))
@@ -206,8 +215,8 @@ def test_a_trial_that_went_on_is_one_of_the_whole_runs(tmp_path: Path) -> None:
 
 def test_one_whole_run_is_trained_even_when_time_is_up(tmp_path: Path) -> None:
     ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5}, budget={"minutes": 5})
-    plan = BudgetPlan(straight=16, first_share=0.6, aims=True)
-    assert next_kind(ledger.searched, plan, 1.5, False) == "straight"
+    plan = BudgetPlan(whole_runs=16, first_share=0.6, extrapolates=True)
+    assert next_kind(ledger.searched, plan, 1.5, False) == "whole"
 
 
 def test_rates_above_the_prior_are_probed_and_those_above_the_bound_are_never_proposed(tmp_path: Path) -> None:
@@ -235,12 +244,12 @@ def test_what_was_best_is_drawn_into_a_space_that_was_narrowed_since(tmp_path: P
     space = {"learning_rate": {"min": 1e-5, "max": 5e-4, "log": True}, "lr_scheduler_type": ["cosine"]}
     sweep, _ = with_prior(sweep_with(tmp_path, space=space, prior={"learning_rate": 1e-4}))
     best = {"learning_rate": 8e-4, "lr_scheduler_type": "linear"}
-    assert fixed_values(sweep, True, best) == {"learning_rate": 5e-4}
+    assert fixed_values(sweep, best) == {"learning_rate": 5e-4}
     assert whole_run_rate(sweep, 8e-4) == 5e-4
 
 
 @pytest.mark.parametrize(
-    ("space", "straight"),
+    ("space", "whole_runs"),
     [
         ({"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}, 3),
         ({"learning_rate": [1e-4, 1e-3]}, 0),
@@ -248,9 +257,9 @@ def test_what_was_best_is_drawn_into_a_space_that_was_narrowed_since(tmp_path: P
         ({"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}, "weight_decay": [0.0, 0.1]}, 3),
     ],
 )
-def test_no_whole_run_is_the_copy_of_another(tmp_path: Path, space: dict[str, Any], straight: int) -> None:
+def test_no_whole_run_is_the_copy_of_another(tmp_path: Path, space: dict[str, Any], whole_runs: int) -> None:
     sweep = sweep_with(tmp_path, space=space, budget={"runs": 10})
-    assert budget_plan(sweep, [25, 100], COOLDOWN, 1000).straight == straight
+    assert budget_plan(sweep, 100, 1000).whole_runs == whole_runs
 
 
 @pytest.mark.parametrize(
@@ -272,19 +281,21 @@ def test_no_more_gangs_are_asked_for_than_have_work(tmp_path: Path, fields: dict
 def test_a_grid_is_no_larger_than_its_points_also_with_halving(tmp_path: Path) -> None:
     space = {"learning_rate": [1e-5, 1e-4, 1e-3]}
     grid = sweep_with(tmp_path, algorithm="grid", scheduler="halving", space=space)
-    assert budget_plan(grid, STOPS, 0, 1000).compared == 3
+    assert budget_plan(grid, 100, 1000).compared == 3
 
 
 @pytest.mark.parametrize("prior", [{"learning_rate": 1e-4}, {"train.learning_rate": 1e-4}, {}])
 def test_a_sweep_of_the_queue_goes_on_with_the_spec_that_was_submitted(tmp_path: Path, prior: dict[str, Any]) -> None:
     """It has the part of the prior that somebody has given; what is in the sweep's directory has all of it."""
     submitted = sweep_with(tmp_path, prior=prior)
-    paths = open_sweep(with_prior(submitted)[0], str(tmp_path / "found"))
-    again = begun_like(submitted, paths)
+    paths = open_run(with_prior(submitted)[0], str(tmp_path / "found"))
+    again = with_stored_values(submitted, paths)
     check_sweep_resumable(paths, again, alone=True)
     assert again.prior == with_prior(submitted)[0].prior
-    assert begun_like(submitted, paths, by_hand=False) == load_sweep(paths.spec)  # with what was changed on the way
-    other = begun_like(sweep_with(tmp_path, prior={"learning_rate": 2e-4}), paths)
+    assert with_stored_values(submitted, paths, by_hand=False) == load_sweep(
+        paths.spec
+    )  # with what was changed on the way
+    other = with_stored_values(sweep_with(tmp_path, prior={"learning_rate": 2e-4}), paths)
     with pytest.raises(SpecError, match="prior: "):
         check_sweep_resumable(paths, other, alone=True)
 
@@ -318,82 +329,31 @@ def test_the_steps_of_halving_are_those_that_its_rule_lets_trials_take(trials: i
             one.scores.append((after, float(one.number)))
             steps += after - before + (COOLDOWN if after < STOPS[-1] else 0)
             one.is_over = after == STOPS[-1]
-    assert steps == halving_steps(trials, STOPS, ETA, COOLDOWN)
+    assert steps == halving_steps(trials, STOPS, COOLDOWN)
 
 
 @pytest.mark.parametrize("budget", [{"runs": 4}, {"tokens": 4000}, {"runs": 2}, {"runs": 16}, {"trials": 8}])
 def test_a_budget_pays_for_the_trials_that_it_plans(tmp_path: Path, budget: dict[str, Any]) -> None:
     sweep = sweep_with(tmp_path, budget=budget)
-    plan = budget_plan(sweep, stops_of(sweep, 100), COOLDOWN, tokens_per_run=1000)
+    plan = budget_plan(sweep, 100, tokens_per_run=1000)
     if "trials" in budget:
-        assert plan.compared + plan.straight == budget["trials"] and plan.straight == 2
+        assert plan.compared + plan.whole_runs == budget["trials"] and plan.whole_runs == 2
         return
     runs, compared = budget.get("runs", 4), int(plan.compared)
-    used, more = (compared_steps(sweep, count, [25, 100], COOLDOWN) / 100 for count in (compared, compared + 1))
-    assert used + plan.straight <= runs < more + plan.straight and plan.straight == max(runs // 3, 1)
+    used, more = (compared_steps(sweep, count, 100) / 100 for count in (compared, compared + 1))
+    assert used + plan.whole_runs <= runs < more + plan.whole_runs and plan.whole_runs == max(runs // 3, 1)
 
 
 def test_a_budget_of_one_trial_is_a_whole_run_and_one_of_a_run_is_too_little(tmp_path: Path) -> None:
     sweep = sweep_with(tmp_path, budget={"trials": 1})
-    assert budget_plan(sweep, [25, 100], COOLDOWN, 1000).compared == 0
+    assert budget_plan(sweep, 100, 1000).compared == 0
     assert "it pays for 1.2 runs, but one trial with its cool-downs takes 1.4" in str(too_little(sweep, 100, 1.2))
     assert too_little(sweep, 100, 1.36) is None
 
 
 def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:
     sweep = sweep_with(tmp_path, algorithm="random", budget={"runs": 3})
-    assert budget_plan(sweep, [100], 0, 1000) == BudgetPlan(math.inf, 0, 1.0)
+    assert budget_plan(sweep, 100, 1000) == BudgetPlan(math.inf, 0, 1.0, runs=3)
+
     grid = sweep_with(tmp_path, algorithm="grid", space={"learning_rate": [1e-4, 1e-3]})
-    assert budget_plan(grid, [100], 0, 1000).compared == 2
-
-
-@dataclass
-class Begun:
-    straight: bool = False
-    state: str = "running"
-    scores: tuple[object, ...] = ((5, 0.5),)
-
-
-def test_what_kind_of_trial_is_next() -> None:
-    plan = BudgetPlan(compared=2, straight=1, first_share=0.5)
-    one, two = Begun(), Begun()
-    assert next_kind([], plan, 0.0, False) == next_kind([one], plan, 0.4, False) == "compared"
-    assert next_kind([one], plan, 0.5, False) == next_kind([one, two], plan, 0.0, False) == "wait"
-    one.state, two.state = "paused", "finished"
-    assert next_kind([one, two], plan, 0.9, True) == "wait"
-    assert next_kind([one, two], plan, 0.9, False) == "straight"
-    assert next_kind([one, two], plan, 1.0, False) == "done"
-    interrupted = Begun(state="paused", scores=())  # before its first rung: it goes on when a gang is free
-    assert next_kind([one, interrupted], plan, 0.9, False) == "wait"
-    last = Begun(straight=True)
-    assert next_kind([one, two, last], plan, 0.9, False) == "wait"
-    last.state = "finished"
-    assert next_kind([one, two, last], plan, 0.9, False) == "done"
-
-
-def test_finalists_are_repeated_when_all_else_is_done() -> None:
-    done, running, plan = Begun(state="finished"), Begun(), BudgetPlan(compared=1)
-    assert next_kind([done], plan, 0.5, False, to_repeat=True) == "repeat"
-    assert next_kind([done, running], plan, 0.5, False, to_repeat=True) == "wait"
-    assert next_kind([done], plan, 1.2, False, to_repeat=True) == "repeat"  # beyond the budget
-    assert next_kind([], plan, 0.0, False, to_repeat=False) == "compared"
-
-
-def test_no_more_gangs_are_needed_than_trials_can_still_be_trained_at_once() -> None:
-    paused, running = Begun(state="paused", scores=[(5, 0.5)]), Begun()
-    plan = BudgetPlan(compared=4, straight=1)
-    assert most_to_train([running], plan, "compared", 0, 0) == math.inf
-    assert most_to_train([paused, paused, running, running], plan, "wait", 0, 0) == 5  # all may go on, and a whole run
-    assert most_to_train([paused, paused, running], plan, "wait", 1, 0) == 4
-    assert most_to_train([paused, paused], plan, "straight", 0, 0) == 1
-    whole = Begun(straight=True)
-    assert most_to_train([paused, paused, whole], plan, "wait", 0, 0) == 1
-    assert most_to_train([paused, paused], plan, "done", 0, 3) == 3
-    finished = Begun(state="finished", scores=[(9, 0.4)], straight=True)
-    assert most_to_train([paused, finished], plan, "repeat", 0, 3) == 3
-    aimed = BudgetPlan(compared=4, straight=2, aims=True)
-    gone_on = Begun(state="running", scores=[(5, 0.5), (9, 0.4)])
-    assert most_to_train([paused, paused, running], aimed, "wait", 0, 0) == 3
-    assert most_to_train([paused, paused], aimed, "wait", 1, 0) == 2
-    assert most_to_train([paused, gone_on, whole], aimed, "wait", 0, 0) == 2
-    assert most_to_train([paused, finished, finished], aimed, "done", 0, 0) == 0
+    assert budget_plan(grid, 100, 1000).compared == 2

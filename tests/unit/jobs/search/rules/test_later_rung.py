@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.search.ledger import Ledger
+from jobs.search.planned import plan_if_later
 from jobs.search.rules.auto import LATER, is_too_early
-from jobs.search.shares import Shares
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.sweep import SweepSpec
@@ -27,17 +27,19 @@ def test_where_nothing_is_learned_at_the_first_rung_trials_are_compared_at_the_l
     ledger = scored_at(tmp_path, {}, budget={"runs": 3.2})
     first, second, third = (ledger.add({RATE: rate, WARMUP: 0.06}) for rate in (1e-4, 1.78e-4, 3.16e-4))
     at_rung(ledger, first, 0.674)
-    assert not ledger.is_too_early and Shares.if_later(ledger) is not None
+    assert not ledger.is_too_early and plan_if_later(ledger) is not None
     at_rung(ledger, second, 0.690)
     assert ledger.is_too_early and ledger.going_on == []
     ledger.set_later()
-    assert not ledger.is_too_early and ledger.on_their_way == [1, 2]
+    assert not ledger.is_too_early and ledger.moved_to_later_rung == [1, 2]
     at_rung(ledger, third, 0.685)  # was on its way to the first rung
-    assert ledger.on_their_way == [1, 2, 3] and ledger.going_on == []
+    assert ledger.moved_to_later_rung == [1, 2, 3] and ledger.going_on == []
     for trial, loss in ((first, 0.615), (second, 0.569), (third, 0.629)):
         at_rung(ledger, trial, loss, step=50)
     target = 1.71e-4 * 0.5**0.32  # of the parabola through the three
-    assert ledger.on_their_way == [] and ledger.target == pytest.approx(target, rel=0.01) and ledger.going_on == []
+    assert (
+        ledger.moved_to_later_rung == [] and ledger.target == pytest.approx(target, rel=0.01) and ledger.going_on == []
+    )
     ledger.close()
     next_driver = Ledger(scored_sweep(ledger), ledger.root, lambda spec: 100, 1000.0)
     for again in (ledger, Trials(scored_sweep(ledger), ledger.root), next_driver):
@@ -69,7 +71,7 @@ def test_the_later_rung_is_for_default_rungs_and_for_what_the_budget_pays(
     ledger = scored_at(tmp_path, {}, **fields)
     for number, loss in enumerate(losses):
         at_rung(ledger, ledger.add({RATE: 1e-4 * 1.5**number, WARMUP: 0.06}), loss)
-    assert (ledger.is_too_early and Shares.if_later(ledger) is not None) == later
+    assert (ledger.is_too_early and plan_if_later(ledger) is not None) == later
 
 
 def test_a_metric_of_which_more_is_better_is_too_early_if_it_has_not_grown(tmp_path: Path) -> None:

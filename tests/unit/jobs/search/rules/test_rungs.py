@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from jobs.search.rules.rungs import given_up, going_on
+from jobs.search.rules.rungs import going_on, trials_to_clear
 
 STOPS = [10, 20, 40]
 
@@ -82,8 +82,10 @@ SIZES = {1: 10.0, 2: 10.0, 3: 10.0, 4: 10.0, 5: 10.0, 6: 10.0}
 )
 def test_checkpoints_of_failed_and_stopped_trials_go_first_and_the_best_stays(most: float, removed: list[int]) -> None:
     """Trial 3 is being trained, and trial 2 is the best: theirs stay, whatever room there is."""
-    assert given_up([*RANKED, Stored(4, "failed")], SIZES, most) == removed
+    assert trials_to_clear([*RANKED, Stored(4, "failed")], SIZES, most) == removed
 
 
 def test_a_trial_without_checkpoints_gives_no_room() -> None:
-    assert given_up([Stored(1, "finished"), Stored(2, "failed"), Stored(3, "paused")], {1: 5, 2: 0, 3: 5}, 7) == [3]
+    assert trials_to_clear(
+        [Stored(1, "finished"), Stored(2, "failed"), Stored(3, "paused")], {1: 5, 2: 0, 3: 5}, 7
+    ) == [3]

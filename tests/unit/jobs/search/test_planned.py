@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from jobs.search.ledger import Ledger
+from jobs.search.rules.budget import checked_plan
 from jobs.search.rules.prior import with_prior
-from jobs.search.shares import Shares
 from tests.unit.jobs.search.rules.test_auto import RATE, sweep_with
 
 
@@ -19,7 +19,7 @@ def compared_of(folder: Path, steps: int, probe_tokens: int | None, **fields: An
     ledger = Ledger(sweep, str(folder / "found"), lambda spec: steps, 1000.0)
     if probe_tokens is not None:
         ledger.set_bound(None, probe_tokens)
-    return Shares.of(ledger.sweep, steps, 1000.0, ledger.probe_steps).plan.compared
+    return checked_plan(ledger.sweep, steps, 1000.0, ledger.probe_steps).compared
 
 
 @pytest.mark.parametrize("budget", [{"runs": 3.2}, {"tokens": 3200}])

@@ -49,4 +49,4 @@ def test_with_several_rungs_the_first_whole_run_has_the_rate_that_the_best_trial
     for status, step in (("paused", 25), ("paused", 50), ("finished", 100)):
         answer = Answer.model_validate({"status": status, "step": step, "metrics": {"eval_loss": 0.5}})
         ledger.answered(trial, answer)
-    assert Proposer(ledger).next_values(without_rungs=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}
+    assert Proposer(ledger).next_values(is_whole=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}

@@ -104,5 +104,5 @@ def loaded(text: str) -> list[Incident]:
 def _evidence(times: Sequence[float], broken: bool) -> str:
     """Describe incidents without the jobs, which only their tenants may see."""
     told = [f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%H:%MZ}" for at_s in times[-_TOLD:]]
-    what = "was gone or had broken hardware" if broken else "was gone"
+    what = "was gone or reported as faulty" if broken else "was gone"
     return f"{what} under jobs {len(times)} times within a day: at {', '.join(told)}"

@@ -118,7 +118,7 @@ def _note_draining(context: ServiceContext, job: Job, draining: Sequence[str]) -
 
 
 def _note_faulty(context: ServiceContext, job: Job, faulty: Sequence[str]) -> None:
-    """Record broken hardware for the leader, which suspects a node after several jobs have reported it."""
+    """Record faulty nodes for the leader, which suspects a node after several jobs have reported it."""
     store, now_s = context.store, context.clock.now_s()
     nodes = {node for node, _ in job.placement}.intersection(faulty)
     if not nodes:
@@ -128,7 +128,7 @@ def _note_faulty(context: ServiceContext, job: Job, faulty: Sequence[str]) -> No
     kept = added(known, [Incident(now_s, names, job.submission)], now_s)
     if kept != known:
         store.put_facts({REPORTED: dumped(kept)})
-        said = f"reports that the hardware of {', '.join(names)} failed"
+        said = f"reports {', '.join(names)} as faulty"
         data = {"nodes": list(names), "attempt": job.submission}
         store.add_events([QueueEvent(now_s, FAULTY, said, job.job_id, data)])
 

@@ -97,7 +97,7 @@ class Beat(Message):
         metrics: newest values by name.
         draining: nodes of its placement that Ray is about to take away.
         keeps: node of each worker that it still uses; it has given back the rest of its placement for good.
-        faulty: nodes of its placement whose hardware failed, such as a GPU with an ECC error.
+        faulty: nodes of its placement whose hardware failed, or on which ranks hang again and again.
         last: the driver is about to end; the answer comes once everything it has said is stored.
         queue: see Register.
     """

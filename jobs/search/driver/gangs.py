@@ -83,7 +83,6 @@ class Gangs:
     @property
     def failure(self) -> FleetuneError | None:
         """Why no gang is left; None while there is one."""
-
         return None if len(self) else next((gang.dead for gang in self._all if gang is not None and gang.dead), None)
 
     def carry_out(self, order: Order) -> Answer:

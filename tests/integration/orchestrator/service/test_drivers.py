@@ -374,7 +374,7 @@ def test_a_node_whose_hardware_three_jobs_call_broken_gets_nothing_new(world: Se
     world.passes(2, 60.0)
     (rule,) = world.store.node_rules()
     assert (rule.node_id, rule.order) == (mine.nodes[0], NodeOrder.CORDON)
-    assert "had broken hardware under jobs 3 times" in rule.reason
+    assert "reported as faulty under jobs 3 times" in rule.reason
     assert loaded(world.store.facts()[REPORTED]) == []
 
 

@@ -39,7 +39,7 @@ def test_hardware_that_drivers_of_several_jobs_call_broken_counts_once_for_each_
     assert suspects([gone("n1", NOW_S)], NOW_S + 5 * HOUR_S, by_one[1:]) == {}
     by_three = [gone("n1", NOW_S + hour * HOUR_S, f"{name}-1") for hour, name in enumerate("abc")]
     assert suspects([], NOW_S + 5 * HOUR_S, by_three)["n1"].startswith(
-        "was gone or had broken hardware under jobs 3 times"
+        "was gone or reported as faulty under jobs 3 times"
     )
 
 

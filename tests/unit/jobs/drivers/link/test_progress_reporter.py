@@ -52,6 +52,13 @@ def test_the_workers_that_are_kept_are_told_by_their_nodes() -> None:
     assert heard.known == {"keeps": ("a", "b")}, "one of a single machine holds what it has"
 
 
+def test_nodes_that_leave_and_faulty_ones_are_told() -> None:
+    told, heard, _ = telling()
+    told.event(event("draining", "it leaves", nodes=["a"]))
+    told.event(event("faulty", "ranks on host x have hung 2 times in this run", nodes=["b"], host="x"))
+    assert heard.known == {"draining": ("a",), "faulty": ("b",)}
+
+
 def test_what_is_left_is_measured_and_metrics_are_those_for_people() -> None:
     told, heard, clock = telling()
     told.event(event("plan", "", total_steps=10))

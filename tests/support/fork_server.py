@@ -265,9 +265,8 @@ def become(request: dict[str, Any], path: list[str]) -> None:
     sys.path_importer_cache.clear()
     sys.modules["numpy"].random.seed()
     if FORKED in first:
-        import sitecustomize
-
-        sitecustomize.run_the_next()
+        sys.modules.pop("sitecustomize", None)
+        importlib.import_module("sitecustomize")  # it runs the one that it hides
 
 
 def _show(environment: dict[str, str]) -> None:

@@ -30,6 +30,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from tests.support.forked import fork_request
 from tests.support.forked.fork_request import SERVER, read_by_imports
 
 FORKED = str(pathlib.Path(__file__).with_name("forked"))
@@ -166,6 +167,8 @@ class Parent:
             return {**json.loads(content), "handles": handles}
         for handle in handles:
             os.close(handle)
+        with contextlib.suppress(OSError):
+            asker.sendall(fork_request.FORKED)
         self._askers[pid] = asker
         self._events.register(asker, selectors.EVENT_READ, pid)
         self._workers.add(worker := os.pidfd_open(pid))

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Collection, Mapping
 
 SERVER = "FLEETUNE_TESTS_FORK_SERVER"  # variable with the place of its socket
+FORKED = b"+"  # the answer once the worker lives; its exit code follows
 LOG = "FLEETUNE_TESTS_FORK_LOG"  # variable with a file for a line about each worker
 SAME, ENTERED = ("pid", "user", "ipc"), ("net", "uts", "mnt")  # namespaces
 _OF_SETUP = re.compile("--(language|serialized-runtime-env-context)=")
@@ -34,7 +35,7 @@ def hand_over(started: list[str]) -> None:
 
 def _ask(started: list[str]) -> str:
     """Return the exit code of the forked worker as text, or the reason why none was forked."""
-    place = os.environ.get(SERVER)
+    place = os.environ.get(SERVER, "")
     try:
         with open(f"{place}.json") as file:
             server = json.load(file)
@@ -76,11 +77,14 @@ def _ask(started: list[str]) -> str:
             end.connect(place)
         except OSError as error:
             return f"no server: {error}"
-        socket.send_fds(end, [len(content).to_bytes(8, "little")], handles)
-        end.sendall(content)
-        return (
-            end.recv(64).decode() or "1"
-        )  # without an answer the server has ended; its worker may live, so do not start another
+        try:
+            socket.send_fds(end, [len(content).to_bytes(8, "little")], handles)
+            end.sendall(content)
+            if end.recv(1) != FORKED:
+                return "the server has failed"
+        except OSError as error:
+            return f"the server has failed: {error}"
+        return end.recv(64).decode() or "1"  # without a code the server has ended; its worker may live
 
 
 def read_by_imports(

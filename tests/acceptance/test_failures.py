@@ -116,9 +116,7 @@ def starved(job: pathlib.Path, workshop: pathlib.Path, hold: Hold) -> Starved:
     with begun(job, workshop, hold) as (process, paths):
         wait_for_step(process, paths, 6)
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
-        if by_the_kernel := kill_for_memory(workers_of(process)[0]):
-            hold.release()
-        else:
+        if not (by_the_kernel := kill_for_memory(workers_of(process)[0], hold.release)):
             process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=300)
     reached = max(record["step"] for record in read_journal(paths.metrics))

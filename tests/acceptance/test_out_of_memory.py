@@ -150,9 +150,8 @@ def test_a_run_whose_worker_was_killed_for_memory_goes_on_with_a_smaller_micro_b
         paths = JobPaths(str(root))
         wait_for_step(process, paths, SAVED + 1)
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
-        if not kill_for_memory(workers_of(process)[1]):
+        if not kill_for_memory(workers_of(process)[1], hold.release):
             pytest.skip("no control group may be made here")
-        hold.release()
         output, _ = process.communicate(timeout=BEGINS_WITHIN_S)
     assert process.returncode == 0, output
     (remedy,) = outcome_of(paths).remedies

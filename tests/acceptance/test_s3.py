@@ -21,9 +21,9 @@ import pytest
 from jobs.spec.load import load_spec
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune, started
 from tests.support import tiny
-from tests.support.gangs import ROOT
+from tests.support.gangs import ROOT, STOPPING
 from tests.support.hold import Hold
-from tests.support.processes import free_port
+from tests.support.processes import free_port, process_is_stopped, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -214,14 +214,13 @@ def undisturbed(
 
 @contextlib.contextmanager
 def preparing(env: dict[str, str], spec: pathlib.Path, prefix: str) -> Iterator[subprocess.Popen[str]]:
-    """`fleetune data prepare` going on, with a part stored already. Killed at the end of the context."""
+    """`fleetune data prepare` that has stopped itself with a part stored. Killed at the end of the context."""
     command = [str(FLEETUNE), "data", "prepare", str(spec), "--json"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, text=True) as process:
+    own = environment(**env, PYTHONPATH=STOPPING)
+    with subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True) as process:
         try:
-            deadline = time.monotonic() + 120
-            while not any("/parts/" in name for name in objects(env, prefix)):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_for(lambda: process.poll() is not None or process_is_stopped(process.pid), "it has stopped", 240.0)
+            assert any("/parts/" in name for name in objects(env, prefix))
             yield process
         finally:
             process.kill()
@@ -274,7 +273,6 @@ def test_prepare_that_stood_still_undoes_nothing_of_the_one_that_took_over(
 ) -> None:
     spec = text_spec(tmp_path / "job.json", workshop, sources, "s3://lake/stood")
     with preparing(store, spec, "stood/") as process:
-        process.send_signal(signal.SIGSTOP)
         (lease,) = [name for name in objects(store, "stood/") if name.endswith("preparing.json")]
         _python(store, f"import fsspec; fsspec.filesystem('s3').rm('lake/{lease}')")  # as if nobody had it any more
         other = prepared(store, spec)

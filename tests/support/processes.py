@@ -63,10 +63,19 @@ def originals(pids: Iterable[int]) -> list[int]:
 
 def process_lives(pid: int) -> bool:
     """Whether there is such a process, and it has not ended."""
+    return _state_of(pid) not in (b"", b"Z", b"X")
+
+
+def process_is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it."""
+    return _state_of(pid) == b"T"
+
+
+def _state_of(pid: int) -> bytes:
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+        return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return b""
 
 
 def pause() -> None:

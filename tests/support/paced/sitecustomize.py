@@ -14,7 +14,7 @@ import os
 import time
 from typing import Any
 
-from tests.support.changed_loop import when_loaded
+from tests.support.changed_module import LOOP, when_loaded
 
 _STEP_S, _LOOK_S = 0.5, 0.05
 _HOLD = os.environ.get("FLEETUNE_TESTS_HOLD")
@@ -58,4 +58,4 @@ def _is_held(hold: str, run: Any, steps: int) -> bool:
     return steps >= wanted["step"] and any(part in run.job.run_root for part in wanted["runs"])
 
 
-when_loaded(_pace)
+when_loaded(LOOP, _pace)

@@ -14,7 +14,7 @@ import os
 import time
 from typing import Any
 
-from tests.support.changed_loop import when_loaded
+from tests.support.changed_module import LOOP, when_loaded
 
 _FAILING_RANK = 1
 
@@ -63,4 +63,4 @@ def _check(logits: Any, limit: int | None) -> None:
 
 
 if "SCARCE" in os.environ:
-    when_loaded(_limit)
+    when_loaded(LOOP, _limit)

@@ -89,19 +89,16 @@ class Shared:
             found: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
         return found
 
-    def story(self, job_id: str) -> list[str]:
+    def events(self, job_id: str) -> list[dict[str, Any]]:
         with self.queue.client() as client:
-            return [one["message"] for one in client.get(f"/v1/jobs/{job_id}/events").json()["events"]]
+            return list(client.get(f"/v1/jobs/{job_id}/events").json()["events"])
 
-    def reasons(self, job_id: str) -> list[str | None]:
-        """Of its events."""
-        with self.queue.client() as client:
-            return [one["data"].get("reason") for one in client.get(f"/v1/jobs/{job_id}/events").json()["events"]]
+    def story(self, job_id: str) -> list[str]:
+        return [one["message"] for one in self.events(job_id)]
 
     def numbers(self, job_id: str) -> dict[str, int]:
         """Of its last event of each kind."""
-        with self.queue.client() as client:
-            return {one["kind"]: one["number"] for one in client.get(f"/v1/jobs/{job_id}/events").json()["events"]}
+        return {one["kind"]: one["number"] for one in self.events(job_id)}
 
     def ended(self, *job_ids: str, within_s: float = 600.0) -> None:
         def all_have() -> bool:
@@ -282,7 +279,7 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     )
     by_the_kernel = kill_for_memory(driver)
     wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 240.0, _rest)
-    assert "driver-killed" in shared.reasons(starved)
+    assert "driver-killed" in [one["data"].get("reason") for one in shared.events(starved)]
     shared.reaches(starved, shared.steps(starved) + FURTHER)
     shared.ended(wrong)
     shared.cancelled(starved)

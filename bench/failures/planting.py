@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.changed_loop import when_loaded
+from tests.support.changed_module import LOOP, when_loaded
 
 _WAIT_S = 120.0
 _PAUSE_S = 2.0  # for a write in the background to fail before the storage is well again
@@ -57,7 +57,7 @@ def plant_all(variable: str) -> None:
         from tests.support.faulty import register
 
         register(folder)
-    when_loaded(lambda loop: _change(loop, plants, folder))
+    when_loaded(LOOP, lambda loop: _change(loop, plants, folder))
 
 
 def _change(loop: Any, plants: Sequence[Plant], folder: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune
 from tests.support import tiny
+from tests.support.hold import Hold
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -48,11 +49,15 @@ def files_of(folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def interrupted(compare: pathlib.Path, at: str) -> tuple[int, str]:
-    """Run until a line has this text, press Ctrl-C, and return the exit code and the output."""
-    lines = []
+    """Run until a line has this text, press Ctrl-C, and return the exit code and the output.
+
+    The second method is held before its first step until it is asked to stop.
+    """
+    lines, hold = [], Hold(compare.parent)
+    hold.at(0, "methods/lora-r2")
     command = [str(FLEETUNE), "run", str(compare)]
     with subprocess.Popen(
-        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=environment(**hold.environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as run:
         assert run.stdout is not None
         for line in run.stdout:

@@ -46,7 +46,7 @@ def queue(head: RayHead, tmp_path: Path) -> Iterator[Server]:
     found = Server(tmp_path, ("--address", head.dashboard, "--protected-s", str(PROTECTED_S)), environment)
     found.start()
     try:
-        wait_for(lambda: "`ray job submit` queues from now on" in found.log, "drivers find it", 60.0)
+        wait_for(lambda: "`ray job submit` queues from now on" in found.log, "drivers find it", 120.0)
         yield found
     finally:
         found.kill()
@@ -105,7 +105,7 @@ def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.temp / "token"))
     elsewhere = Raylet(head.temp, head.gcs, is_head=False)  # another node has no record of its own
-    wait_for(lambda: (found := read_record(elsewhere)) is not None and found.url == queue.url, "it is copied", 60.0)
+    wait_for(lambda: (found := read_record(elsewhere)) is not None and found.url == queue.url, "it is copied", 120.0)
 
     first = submit("patient")
     first.says("step 1/", 180.0)
@@ -145,7 +145,7 @@ def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
             (node,) = client.get("/v1/nodes").json()["nodes"]
             return (node["cpus"], node["foreign_cpus"], node["held"]) == (3, 0, [])
 
-        wait_for(free, "Ray says that all is free again", 60.0)
+        wait_for(free, "Ray says that all is free again", 120.0)
     assert "Traceback" not in queue.log
 
 

@@ -17,6 +17,7 @@ from jobs.run.record import read_steps
 from jobs.run.remedies import read_remedies
 from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import (
+    BEGINS_WITHIN_S,
     fleetune,
     newest_run,
     outcome_of,
@@ -26,7 +27,8 @@ from tests.acceptance.conftest import (
     wait_for_step,
     workers_of,
 )
-from tests.support.gangs import PACED, SCARCE
+from tests.support.gangs import SCARCE
+from tests.support.hold import Hold
 from tests.support.memorylimit import kill_for_memory
 from tests.support.processes import wait_for
 
@@ -133,23 +135,24 @@ def test_an_evaluation_is_made_smaller_and_a_later_attempt_begins_with_that(
 
 @pytest.mark.slow
 def test_a_run_whose_worker_was_killed_for_memory_goes_on_with_a_smaller_micro_batch(
-    write_spec: WriteSpec, workshop: pathlib.Path
+    write_spec: WriteSpec, workshop: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """The kernel kills the process, so no exception is reported."""
     spec = write_spec(
         train__max_steps=20, train__per_device_train_batch_size=2, train__global_batch_size=8,
         checkpoint__save_steps=SAVED,
     )  # fmt: skip
-    before = runs_in(workshop)
-    with started(spec, PYTHONPATH=PACED) as process:
-        wait_for(lambda: runs_in(workshop) - before, "the run has begun", 150.0)
+    before, hold = runs_in(workshop), Hold(tmp_path)
+    hold.at(SAVED + 1)
+    with started(spec, **hold.environment) as process:
+        wait_for(lambda: runs_in(workshop) - before, "the run has begun", BEGINS_WITHIN_S)
         (root,) = runs_in(workshop) - before
         paths = JobPaths(str(root))
         wait_for_step(process, paths, SAVED + 1)
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
-        if not kill_for_memory(workers_of(process)[1]):
+        if not kill_for_memory(workers_of(process)[1], hold.release):
             pytest.skip("no control group may be made here")
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=BEGINS_WITHIN_S)
     assert process.returncode == 0, output
     (remedy,) = outcome_of(paths).remedies
     assert "was killed for memory by the kernel" in remedy.cause and remedy.where == "training"

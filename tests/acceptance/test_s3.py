@@ -21,8 +21,9 @@ import pytest
 from jobs.spec.load import load_spec
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune, started
 from tests.support import tiny
-from tests.support.gangs import PACED, ROOT
-from tests.support.processes import free_port
+from tests.support.gangs import ROOT, STOPPING
+from tests.support.hold import Hold
+from tests.support.processes import free_port, process_is_stopped, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def store() -> Iterator[dict[str, str]]:
         "AWS_DEFAULT_REGION": "us-east-1", "AWS_REGION": "us-east-1",
     }  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while True:
             try:
                 urllib.request.urlopen(urllib.request.Request(f"{url}/lake", method="PUT"), timeout=5)
@@ -78,12 +79,12 @@ def digests(env: dict[str, str], prefix: str) -> dict[str, str]:
 
 def _python(env: dict[str, str], code: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(**env), capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", code], env=environment(**env), capture_output=True, text=True, timeout=300, check=True
     )
     return done.stdout
 
 
-STEPS = 24  # of which a paced run that is interrupted after two does a few
+STEPS, HELD_AT = 24, 3  # held until it is interrupted
 
 
 @pytest.mark.slow
@@ -108,7 +109,9 @@ def test_a_run_lives_wholly_on_an_object_store(
     file = tmp_path / "job.json"
     file.write_text(json.dumps(spec))
     store = {**store, "HOME": str(tmp_path)}  # nothing of another run lies in the cache of models
-    with started(file, **store, PYTHONPATH=PACED) as process:
+    hold = Hold(tmp_path)
+    hold.at(HELD_AT)
+    with started(file, **store, **hold.environment) as process:
         seen = ""
         assert process.stdout is not None
         for line in process.stdout:
@@ -116,7 +119,7 @@ def test_a_run_lives_wholly_on_an_object_store(
             if "checkpoint of step 2:" in line:
                 process.send_signal(signal.SIGINT)
                 break
-        seen += process.communicate(timeout=120)[0]
+        seen += process.communicate(timeout=300)[0]
     assert process.returncode == 130, seen
     (command,) = {line.split("fleetune ", 1)[1] for line in seen.splitlines() if line.strip().startswith("resume: ")}
     done = fleetune(*shlex.split(command), "--set", "resources.num_workers=1", **store)
@@ -154,7 +157,7 @@ def test_an_unreadable_url_is_told_before_anything_starts(store: dict[str, str],
     }
     file = workshop / "unreadable.json"
     file.write_text(json.dumps(spec))
-    done = fleetune("validate", file, timeout=60, **store)
+    done = fleetune("validate", file, **store)
     assert done.returncode == 2
     assert "s3://no-such-bucket/text.jsonl" in done.stderr and "Traceback" not in done.stderr
 
@@ -211,14 +214,13 @@ def undisturbed(
 
 @contextlib.contextmanager
 def preparing(env: dict[str, str], spec: pathlib.Path, prefix: str) -> Iterator[subprocess.Popen[str]]:
-    """`fleetune data prepare` going on, with a part stored already. Killed at the end of the context."""
+    """`fleetune data prepare` that has stopped itself with a part stored. Killed at the end of the context."""
     command = [str(FLEETUNE), "data", "prepare", str(spec), "--json"]
-    with subprocess.Popen(command, cwd=ROOT, env=environment(**env), stdout=subprocess.PIPE, text=True) as process:
+    own = environment(**env, PYTHONPATH=STOPPING)
+    with subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, text=True) as process:
         try:
-            deadline = time.monotonic() + 120
-            while not any("/parts/" in name for name in objects(env, prefix)):
-                assert process.poll() is None and time.monotonic() < deadline
-                time.sleep(0.02)
+            wait_for(lambda: process.poll() is not None or process_is_stopped(process.pid), "it has stopped", 240.0)
+            assert any("/parts/" in name for name in objects(env, prefix))
             yield process
         finally:
             process.kill()
@@ -271,13 +273,12 @@ def test_prepare_that_stood_still_undoes_nothing_of_the_one_that_took_over(
 ) -> None:
     spec = text_spec(tmp_path / "job.json", workshop, sources, "s3://lake/stood")
     with preparing(store, spec, "stood/") as process:
-        process.send_signal(signal.SIGSTOP)
         (lease,) = [name for name in objects(store, "stood/") if name.endswith("preparing.json")]
         _python(store, f"import fsspec; fsspec.filesystem('s3').rm('lake/{lease}')")  # as if nobody had it any more
         other = prepared(store, spec)
         assert other | {"root": undisturbed["root"]} == undisturbed
         process.send_signal(signal.SIGCONT)
-        said = process.communicate(timeout=120)[0]
+        said = process.communicate(timeout=300)[0]
     assert process.returncode == 0 and json.loads(said) == other
     finished = {name: digest for name, digest in digests(store, "stood/").items() if "/parts/" not in name}
     assert finished == digests(store, "calm/")

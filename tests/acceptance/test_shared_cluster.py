@@ -19,12 +19,13 @@ import pytest
 
 from cluster.capacity.inventory import Inventory
 from cluster.ray.backend import RayJobsBackend
+from jobs.run.checkpoints import committed_steps
 from jobs.run.paths import JobPaths
 from jobs.storage.journal import read_journal
 from orchestrator.queue.records import Job
 from orchestrator.store import open_store
 from tests.support import tiny
-from tests.support.gangs import FORKED
+from tests.support.hold import Hold
 from tests.support.memorylimit import kill_for_memory
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.queuereplay import starts_and_plans
@@ -39,7 +40,6 @@ LONG_S, SHORT_S = "600", "5"  # for how long no attempt is interrupted
 ENDED = ("succeeded", "failed", "cancelled")
 STEPS, FURTHER, SAVED_EVERY = 100_000, 30, 20
 SWEEP_STEPS = 100
-LONGER_STEPS = 200  # so that a trial still goes on when a server was killed and is there again
 HOLDS = """
 import sys, time, ray
 ray.init()
@@ -54,8 +54,8 @@ ray.get(hold.remote())
 class Shared:
     """The cluster, its server, and what tests do with them."""
 
-    def __init__(self, head: RayHead, folder: Path) -> None:
-        self.head, self.folder = head, folder
+    def __init__(self, head: RayHead, folder: Path, hold: Hold) -> None:
+        self.head, self.folder, self.hold = head, folder, hold
         environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.temp / "token")}
         (folder / "server").mkdir()
         self.queue = Server(folder / "server", (), environment)
@@ -89,14 +89,16 @@ class Shared:
             found: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
         return found
 
-    def story(self, job_id: str) -> list[str]:
+    def events(self, job_id: str) -> list[dict[str, Any]]:
         with self.queue.client() as client:
-            return [one["message"] for one in client.get(f"/v1/jobs/{job_id}/events").json()["events"]]
+            return list(client.get(f"/v1/jobs/{job_id}/events").json()["events"])
+
+    def story(self, job_id: str) -> list[str]:
+        return [one["message"] for one in self.events(job_id)]
 
     def numbers(self, job_id: str) -> dict[str, int]:
         """Of its last event of each kind."""
-        with self.queue.client() as client:
-            return {one["kind"]: one["number"] for one in client.get(f"/v1/jobs/{job_id}/events").json()["events"]}
+        return {one["kind"]: one["number"] for one in self.events(job_id)}
 
     def ended(self, *job_ids: str, within_s: float = 600.0) -> None:
         def all_have() -> bool:
@@ -164,9 +166,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
     tiny.save_model(folder / "bert", "bert")
     tiny.write_text(folder / "text.jsonl", 300)
     tiny.write_labelled(folder / "labelled.jsonl", 100, 3)
-    calls = str(folder / "calls")
-    with ray_head(num_cpus=SLOTS, PYTHONPATH=FORKED, BROKEN_METRIC_CALLS=calls) as head:
-        found = Shared(head, folder)
+    calls, hold = str(folder / "calls"), Hold(folder)
+    with ray_head(num_cpus=SLOTS, **hold.environment, BROKEN_METRIC_CALLS=calls) as head:
+        found = Shared(head, folder, hold)
         found.serve(LONG_S)
         try:
             with found.queue.client() as client:
@@ -269,13 +271,15 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     )  # fmt: skip
     killed = shared.training("killed", 2, STEPS, {"tenant": "vision"}, checkpoint__save_steps=SAVED_EVERY)
     wrong, starved = shared.submit(mistaken.model_dump(mode="json"), killed)
-    shared.reaches(starved, 2 * SAVED_EVERY)
+    shared.reaches(starved, SAVED_EVERY)
+    run = JobPaths(shared.job(starved)["run"])
+    wait_for(lambda: committed_steps(run), "it has a checkpoint", 120.0, _rest)
     (driver,) = originals(
         pid for pid in processes_with(f"FLEETUNE_JOB={starved}") if b"jobs.drivers.attempt" in command_of(pid)
     )
     by_the_kernel = kill_for_memory(driver)
-    wait_for(lambda: shared.job(starved)["reason"] == "driver-killed", "it is said so", 60.0, _rest)
-    wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 120.0, _rest)
+    wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 240.0, _rest)
+    assert "driver-killed" in [one["data"].get("reason") for one in shared.events(starved)]
     shared.reaches(starved, shared.steps(starved) + FURTHER)
     shared.ended(wrong)
     shared.cancelled(starved)
@@ -294,10 +298,10 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     shared.nothing_is_left()
 
 
-def sweep_of(shared: Shared, name: str, tenant: str, steps: int = SWEEP_STEPS, **rules: Any) -> dict[str, Any]:
+def sweep_of(shared: Shared, name: str, tenant: str, **rules: Any) -> dict[str, Any]:
     base = tiny.spec_of(
         shared.folder / "runs", shared.folder / "bert", shared.folder / "labelled.jsonl", classify=True, name=name,
-        train__max_steps=steps, resources__num_workers=1, data__eval_fraction=0.3,
+        train__max_steps=SWEEP_STEPS, resources__num_workers=1, data__eval_fraction=0.3,
     )  # fmt: skip
     rate = {"min": 1e-4, "max": 1e-2, "log": True}
     return {
@@ -318,7 +322,7 @@ def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
         sweep_of(shared, "by-auto", "vision"),
         sweep_of(shared, "by-chance", "speech", algorithm="random", scheduler="asha", budget={"trials": 6}),
     )
-    wait_for(lambda: [workers_of(shared, one) for one in sweeps] == [2, 2], "both have two gangs", 120.0, _rest)
+    wait_for(lambda: [workers_of(shared, one) for one in sweeps] == [2, 2], "both have two gangs", 240.0, _rest)
     (single,) = shared.submit(shared.training("single", 2, 4, {"tenant": "search"}))
     leased: list[int] = []  # slots, at each look until the first of both sweeps has ended
 
@@ -356,8 +360,9 @@ def test_a_sweep_outlives_its_server_and_a_pause_and_gives_back_what_its_final_r
     shared.serve(SHORT_S)
     rules = {"algorithm": "random", "scheduler": "none", "budget": {"trials": 3}, "then": "final"}
     queue = {"tenant": "vision", "preemptible": False}
-    (sweep,) = shared.submit(sweep_of(shared, "steady", "vision", LONGER_STEPS, **rules, queue=queue))
-    wait_for(lambda: workers_of(shared, sweep) == 2, "it has two gangs", 120.0, _rest)
+    shared.hold.at(1, "/0002", "/0003")  # so that it is not over before it is paused, nor needs less than two gangs
+    (sweep,) = shared.submit(sweep_of(shared, "steady", "vision", **rules, queue=queue))
+    wait_for(lambda: workers_of(shared, sweep) == 2, "it has two gangs", 240.0, _rest)
 
     def ended_trials() -> set[int]:
         run = shared.job(sweep)["run"]
@@ -368,12 +373,15 @@ def test_a_sweep_outlives_its_server_and_a_pause_and_gives_back_what_its_final_r
     shared.queue.kill()
     shared.queue.start()
     assert shared.queue.run("pause", sweep).returncode == 0
-    wait_for(lambda: shared.job(sweep)["state"] == "queued", "it is paused", 120.0, _rest)
+    wait_for(lambda: shared.job(sweep)["state"] == "queued", "it is paused", 240.0, _rest)
     before = ended_trials()
     assert shared.job(sweep)["attempt"] == 1 and 1 <= len(before) <= 3
     assert shared.queue.run("resume", sweep).returncode == 0
-    wait_for(lambda: workers_of(shared, sweep) == 2, "it goes on with two gangs", 120.0, _rest)
+    wait_for(lambda: workers_of(shared, sweep) == 2, "it goes on with two gangs", 240.0, _rest)
+    shared.hold.at(1, "/final")
     (single,) = shared.submit(shared.training("single", 3, 4, {"tenant": "search"}))
+    wait_for(lambda: shared.job(single)["attempt"] >= 1, "the job of three slots has started", 300.0, _rest)
+    shared.hold.release()
     shared.ended(sweep, single)
     jobs = [shared.job(job_id) for job_id in (sweep, single)]
     assert [job["state"] for job in jobs] == ["succeeded"] * 2, (jobs, shared.story(sweep))

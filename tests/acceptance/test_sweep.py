@@ -15,15 +15,17 @@ from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
 from jobs.search.rules.rates import best_rate
 from jobs.storage.journal import read_journal
-from tests.acceptance.conftest import FLEETUNE, environment, fleetune
+from tests.acceptance.conftest import BEGINS_WITHIN_S, FLEETUNE, environment, fleetune
 from tests.acceptance.test_failures import workers_of
 from tests.support import tiny
-from tests.support.gangs import PACED, torchrun
+from tests.support.gangs import torchrun
+from tests.support.hold import Hold
 from tests.support.processes import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS, TRIALS = 12, 6
+LAST_CHANGE = "changed (budget.trials +1)"
 
 
 @pytest.fixture(scope="module")
@@ -129,21 +131,23 @@ def test_a_worker_and_the_driver_are_killed_and_it_ends_as_the_undisturbed_one(
     sweep: pathlib.Path, undisturbed: tuple[pathlib.Path, str]
 ) -> None:
     """The search and the scores of all trials are the same, though a gang was replaced and the sweep was resumed."""
-    log = sweep.parent / "disturbed.log"
+    log, hold = sweep.parent / "disturbed.log", Hold(sweep.parent)
+    hold.at(3, "/0002", "/0003")
     with open(log, "w") as file:
         command = [str(FLEETUNE), "run", str(sweep)]
-        driver = subprocess.Popen(command, env=environment(PYTHONPATH=PACED), stdout=file, stderr=file)
+        driver = subprocess.Popen(command, env=environment(**hold.environment), stdout=file, stderr=file)
     try:
-        wait_for(lambda: len(sweeps_in(sweep)) == 2, "it has begun", 60.0)
+        wait_for(lambda: len(sweeps_in(sweep)) == 2, "it has begun", BEGINS_WITHIN_S)
         root = sweeps_in(sweep)[-1]
 
         def is_at(trial: int, step: int) -> bool:
             assert driver.poll() is None, log.read_text()
             return any(record["step"] >= step for record in read_steps(JobPaths(str(root / f"{trial:04d}"))))
 
-        wait_for(lambda: is_at(2, 3), "trial 2 is trained", 200.0)
+        wait_for(lambda: is_at(2, 3), "trial 2 is trained", BEGINS_WITHIN_S)
         os.kill(workers_of(driver)[1], signal.SIGKILL)  # type: ignore[arg-type]  # of bytes or of text
-        wait_for(lambda: is_at(3, 3), "trial 3 is trained", 200.0)
+        hold.at(3, "/0003")
+        wait_for(lambda: is_at(3, 3), "trial 3 is trained", BEGINS_WITHIN_S)
     finally:
         driver.kill()
         driver.wait()
@@ -161,21 +165,27 @@ def extended(undisturbed: tuple[pathlib.Path, str]) -> tuple[dict[int, Any], str
     all samples.
     """
     root, _ = undisturbed
-    before, log = known_of(root), root.parent.parent / "extended.log"
+    before, log, hold = known_of(root), root.parent.parent / "extended.log", Hold(root.parent.parent)
+    added = f"{len(before) + 1:04d}"
+    hold.at(2, f"/{added}")
     with open(log, "w") as file:
         settings = ("--set", f"budget.trials={TRIALS + 1}", "--set", "then=final")
         command = [str(FLEETUNE), "run", "--resume", str(root), *settings]
-        driver = subprocess.Popen(command, env=environment(PYTHONPATH=PACED), stdout=file, stderr=file)
+        driver = subprocess.Popen(command, env=environment(**hold.environment), stdout=file, stderr=file)
     try:
-        added = JobPaths(str(root / f"{len(before) + 1:04d}"))
-        wait_for(lambda: driver.poll() is not None or len(read_steps(added)) > 1, "another trial is trained", 200.0)
+        trial = JobPaths(str(root / added))
+        wait_for(
+            lambda: driver.poll() is not None or len(read_steps(trial)) > 1, "another trial is trained", BEGINS_WITHIN_S
+        )
         narrower = ("--set", "learning_rate.min=2e-4", "--set", "space.learning_rate.max=2e-3")
         for change in (("narrow", root, *narrower), ("extend", root, "--trials", "1")):
             asked = fleetune("sweep", *change)
             assert asked.returncode == 0 and "asked the sweep for " in asked.stdout, asked.stderr
         refused = fleetune("sweep", "narrow", root, "--set", "learning_rate.max=1e-5")
         assert refused.returncode == 2 and "must be less than max" in refused.stderr
-        assert driver.wait(300) == 0, log.read_text()
+        wait_for(lambda: driver.poll() is not None or LAST_CHANGE in log.read_text(), "it has taken both changes")
+        hold.release()
+        assert driver.wait(BEGINS_WITHIN_S) == 0, log.read_text()
     finally:
         driver.kill()
     return before, log.read_text()
@@ -189,7 +199,7 @@ def test_with_a_larger_budget_it_goes_on_and_takes_changes_on_the_way(
     after = known_of(root)
     assert {trial: after[trial] for trial in before} == before and len(after) == len(before) + 2
     assert 2e-4 <= after[max(after)][0]["learning_rate"] <= 2e-3
-    assert "changed (budget.trials +1): searching learning_rate 0.0002..0.002 (log)" in output
+    assert f"{LAST_CHANGE}: searching learning_rate 0.0002..0.002 (log)" in output
     assert "Traceback" not in output and "looking for the greatest" not in output
 
 

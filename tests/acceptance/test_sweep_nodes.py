@@ -12,40 +12,38 @@ import pytest
 from jobs.run.checkpoints import committed_steps
 from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
-from tests.acceptance.conftest import FLEETUNE, environment
+from tests.acceptance.conftest import BEGINS_WITHIN_S, FLEETUNE, environment
 from tests.acceptance.test_sweep import answers_of
 from tests.support import tiny
-from tests.support.gangs import PACED
+from tests.support.hold import Hold
 from tests.support.processes import wait_for
 from tests.support.raycluster import ray_head
 from tests.support.raynodes import Nodes, left_on_ray, ray_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STEPS, SAVED_EVERY = 16, 2
 
 
 @pytest.fixture
-def hold(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
-    """As long as this file is there, no trial gets past its fourth step: one that begins first does not end before
-    another one has a checkpoint."""
-    file = tmp_path / "hold"
-    file.touch()
-    monkeypatch.setenv("FLEETUNE_TESTS_HOLD", str(file))
-    return file
+def hold(tmp_path: pathlib.Path) -> Hold:
+    """No trial gets past its fourth step: one that begins first does not end before another one has a checkpoint."""
+    hold = Hold(tmp_path)
+    hold.at(4)
+    return hold
 
 
 @pytest.fixture
-def nodes(hold: pathlib.Path) -> Iterator[Nodes]:
+def nodes(hold: Hold) -> Iterator[Nodes]:
     with (
-        ray_head(num_cpus=0, PYTHONPATH=PACED) as head,
-        ray_nodes(head, "one", "two", num_cpus=1, PYTHONPATH=PACED) as nodes,
+        ray_head(num_cpus=0, **hold.environment) as head,
+        ray_nodes(head, "one", "two", num_cpus=1, **hold.environment) as nodes,
     ):
         yield nodes
 
 
 def test_the_trial_of_a_lost_node_goes_on_from_its_checkpoint_on_another_gang(
-    nodes: Nodes, hold: pathlib.Path, tmp_path: pathlib.Path
+    nodes: Nodes, hold: Hold, tmp_path: pathlib.Path
 ) -> None:
     """The lost gang waits for a node that does not come back; meanwhile the other one trains every trial."""
     tiny.save_model(tmp_path / "encoder", "encoder")
@@ -65,7 +63,7 @@ def test_the_trial_of_a_lost_node_goes_on_from_its_checkpoint_on_another_gang(
     with open(log, "w") as file:
         driver = subprocess.Popen(
             [str(FLEETUNE), "run", str(tmp_path / "sweep.json")],
-            env=environment(**nodes.environment(), PYTHONPATH=PACED), stdout=file, stderr=file, cwd=tmp_path,
+            env=environment(**nodes.environment(), **hold.environment), stdout=file, stderr=file, cwd=tmp_path,
         )  # fmt: skip
     try:
 
@@ -79,10 +77,12 @@ def test_the_trial_of_a_lost_node_goes_on_from_its_checkpoint_on_another_gang(
             return any(committed_steps(JobPaths(str(run))) for run in runs)
 
         # A checkpoint is written behind the training, so a step after it proves nothing.
-        wait_for(lambda: all(steps_of(one) and is_saved(one) for one in (1, 2)), "both have a checkpoint", 120.0)
+        wait_for(
+            lambda: all(steps_of(one) and is_saved(one) for one in (1, 2)), "both have a checkpoint", BEGINS_WITHIN_S
+        )
         nodes.take_away("two")
-        hold.unlink()
-        assert driver.wait(240) == 0, log.read_text()
+        hold.release()
+        assert driver.wait(BEGINS_WITHIN_S) == 0, log.read_text()
     finally:
         driver.kill()
         driver.wait()
@@ -95,4 +95,4 @@ def test_the_trial_of_a_lost_node_goes_on_from_its_checkpoint_on_another_gang(
     assert tokens[moved] <= (1 - SAVED_EVERY / STEPS) * whole * 1.1, tokens
     said = log.read_text()
     assert "starting the workers of the gang again" in said and "Traceback" not in said
-    wait_for(lambda: not left_on_ray(nodes.head), "nothing is left on Ray", 30.0)
+    wait_for(lambda: not left_on_ray(nodes.head), "nothing is left on Ray", 120.0)

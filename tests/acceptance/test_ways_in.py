@@ -20,7 +20,8 @@ from jobs.spec.load import dump_spec, load_spec
 from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import fleetune, newest_run, outcome_of, runs_in, started
 from tests.support import tiny
-from tests.support.gangs import PACED, torchrun
+from tests.support.gangs import torchrun
+from tests.support.hold import Hold
 
 WriteSpec = Callable[..., pathlib.Path]
 
@@ -99,7 +100,7 @@ STEPS, EPOCH = 40, 15
 
 @pytest.mark.slow
 def test_a_run_that_ray_began_goes_on_under_torchrun_and_saves_when_asked(
-    write_spec: WriteSpec, workshop: pathlib.Path
+    write_spec: WriteSpec, workshop: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """Over the ends of two epochs."""
     tiny.write_text(workshop / "epoch.jsonl", EPOCH * 8)
@@ -107,8 +108,9 @@ def test_a_run_that_ray_began_goes_on_under_torchrun_and_saves_when_asked(
         "gpt2", "epoch.jsonl", data__packing=False, train__global_batch_size=8, train__max_steps=STEPS,
         train__max_grad_norm=0.5,
     )  # fmt: skip
-    before = runs_in(workshop)
-    with started(spec, PYTHONPATH=PACED) as process:
+    before, hold = runs_in(workshop), Hold(tmp_path)
+    hold.at(4)  # each request ends it for a step
+    with started(spec, **hold.environment) as process:
         seen, saved_once = "", False
         assert process.stdout is not None
         for line in process.stdout:
@@ -120,7 +122,7 @@ def test_a_run_that_ray_began_goes_on_under_torchrun_and_saves_when_asked(
             if "checkpoint of step" in line:
                 assert fleetune("stop", root).returncode == 0
                 break
-        seen += process.communicate(timeout=120)[0]
+        seen += process.communicate(timeout=300)[0]
     assert process.returncode == 130, seen
     paths = newest_run(workshop)
     saved, stopped = committed_steps(paths)

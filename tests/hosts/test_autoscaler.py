@@ -22,7 +22,7 @@ from tests.support.processes import wait_for
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(not available(), reason="needs root, iproute2 and util-linux to make hosts"),
 ]
 
@@ -47,8 +47,8 @@ class Queue:
     def __init__(self, host: Host, dashboard: str) -> None:
         self._host = host
         host.start(str(BIN / "fleetune"), "serve", "--address", dashboard, "--shared", str(host.private.parent))
-        wait_for((self._home / "server.json").exists, "the server says where it is", 120.0, a_second)
-        wait_for(lambda: self.fleetune("queue").returncode == 0, "the server is up", 120.0, a_second)
+        wait_for((self._home / "server.json").exists, "the server says where it is", 240.0, a_second)
+        wait_for(lambda: self.fleetune("queue").returncode == 0, "the server is up", 240.0, a_second)
 
     @property
     def log(self) -> str:
@@ -94,6 +94,6 @@ def test_nodes_come_for_a_gang_that_waits_and_go_when_nobody_does(host: Host, ve
     done = json.loads(queue.fleetune("status", job_id, "--json").stdout)
     assert done["state"] == "succeeded", queue.fleetune("logs", job_id).stdout
     assert f"{job_id}: Ray's autoscaler is asked for room, 2 x (2 CPU) in all" in queue.log
-    wait_for(lambda: "is asked for nothing from now on" in queue.log, "the wish is withdrawn", 60.0)
-    wait_for(lambda: len(cluster.nodes()) == 1, "the nodes are gone again", 120.0, a_second)
+    wait_for(lambda: "is asked for nothing from now on" in queue.log, "the wish is withdrawn", 240.0)
+    wait_for(lambda: len(cluster.nodes()) == 1, "the nodes are gone again", 240.0, a_second)
     assert "Traceback" not in queue.log

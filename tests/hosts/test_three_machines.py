@@ -86,7 +86,7 @@ class Machines:
     def stop_server(self) -> None:
         assert self.server is not None
         self.server.send_signal(signal.SIGINT)
-        assert self.server.wait(60) == 0, self.server_output()
+        assert self.server.wait(120) == 0, self.server_output()
 
     def server_output(self) -> str:
         out = self.by_name["head"].private / "out"
@@ -127,7 +127,7 @@ def machines() -> Iterator[Machines]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def awaited(condition: Callable[[], bool], what: Callable[[], str], within_s: float = 180.0) -> None:
+def awaited(condition: Callable[[], bool], what: Callable[[], str], within_s: float = 240.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline, what()

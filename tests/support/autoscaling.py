@@ -19,7 +19,7 @@ from tests.support.raycluster import WITHOUT_LOG_MONITOR
 HEAD_ID = f"{0:056x}".replace("0", "f", 51)  # as the provider knows it, and its type
 HEAD_TYPE = "ray.head.default"
 PORT, DASHBOARD_PORT = 6379, 8265
-COMES_UP_S = 120.0
+COMES_UP_S = 240.0
 
 
 @dataclass(frozen=True)

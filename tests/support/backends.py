@@ -94,7 +94,7 @@ class World(Protocol):
 class FakeWorld:
     backend: FakeBackend
     socket: pathlib.Path | None = None
-    within_s: float = 10.0
+    within_s: float = 60.0
 
     def open(self) -> Backend:
         return FakeBackend(ServedCluster(self.socket)) if self.socket else self.backend
@@ -132,7 +132,7 @@ class FakeWorld:
 @dataclass
 class LocalWorld:
     folder: pathlib.Path
-    within_s: float = 20.0
+    within_s: float = 60.0
 
     def open(self) -> LocalBackend:
         return LocalBackend(self.folder)
@@ -165,7 +165,7 @@ class LocalWorld:
 @dataclass
 class RayWorld(LocalWorld):
     head: RayHead | None = None
-    within_s: float = 90.0
+    within_s: float = 240.0
 
     def open(self) -> RayJobsBackend:
         assert self.head is not None

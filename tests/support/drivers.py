@@ -40,11 +40,11 @@ class Driver:
 
     def ended(self, within_s: float = 400.0) -> int:
         code = self.process.wait(within_s)
-        self._reader.join(10)
+        self._reader.join(60)
         return code
 
     def close(self) -> None:
-        self.ended(10)
+        self.ended()
         assert self.process.stdout is not None
         self.process.stdout.close()
 

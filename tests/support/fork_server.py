@@ -27,6 +27,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -49,6 +50,7 @@ ALSO_IMPORTED = (
 )  # fmt: skip
 READ_BY_RAY = ("RAY_", "TUNE_", "TRAIN_", "GRPC_")  # prefixes of variables
 RAY_MODULES = ("ray", "ray.data", "ray.train.torch", "ray.train.v2.api.data_parallel_trainer", "ray.tune")
+MOST_IDS, MOST_THREADS = 2000, 1024  # that a worker draws in its main thread, and that draw some in it
 # A worker's title and variables are written over the arguments and variables of the server, which need room for them.
 ROOM_FOR_TITLES, ROOM_FOR_VARIABLES = "-" * 400, {"ROOM": "-" * 30_000}
 CLONE_FLAGS = {"net": 0x40000000, "uts": 0x04000000, "mnt": 0x00020000}  # of setns(2)
@@ -79,7 +81,7 @@ def running() -> Iterator[None]:
 class ForkServer:
     """Forks a parent of workers for each job of a Ray, and passes requests on to it.
 
-    Neither uses threads, because a forked process has only one.
+    Neither has threads while it forks, because a forked process has only one.
     """
 
     def __init__(self, place: str) -> None:
@@ -173,6 +175,7 @@ class Parent:
         self._events.register(asker, selectors.EVENT_READ, pid)
         self._workers.add(worker := os.pidfd_open(pid))
         self._events.register(worker, selectors.EVENT_READ, pid)
+        pass_over_ids()
         return None
 
     def _has_ended(self, pid: int, handle: int) -> None:
@@ -233,6 +236,22 @@ def import_ray(variables: Mapping[str, str]) -> None:
     _forget("jobs", "cluster")
     gc.collect()
     gc.freeze()
+
+
+def pass_over_ids() -> None:
+    """Draw the random ids of Ray that the worker just forked may draw, so that the next one draws others.
+
+    A fork copies Ray's generators, which no seed changes: one of the main thread, and one from which each new thread
+    gets its own. Two workers with the same ids read each other's objects.
+    """
+    from ray._raylet import NodeID
+
+    for _ in range(MOST_IDS):
+        NodeID.from_random()
+    for _ in range(MOST_THREADS):
+        thread = threading.Thread(target=NodeID.from_random)
+        thread.start()
+        thread.join()
 
 
 def _forget(*packages: str) -> None:

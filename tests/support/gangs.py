@@ -30,6 +30,7 @@ _SUPPORT = ROOT / "tests/support"
 FORKED = f"{_SUPPORT / 'forked'}:{ROOT}"
 PACED = f"{_SUPPORT / 'forked'}:{_SUPPORT / 'paced'}:{ROOT}"
 SCARCE = f"{_SUPPORT / 'forked'}:{_SUPPORT / 'scarce'}:{ROOT}"
+STOPPING = f"{_SUPPORT / 'stopping'}:{ROOT}"  # a preparation stops itself after its first part
 GANG_WITHIN_S = 500
 
 

@@ -110,7 +110,7 @@ class HostCluster:
             if pid != spared:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-        self.rays[name].wait(30)
+        self.rays[name].wait(120)
 
     def drain(self, name: str) -> None:
         """As Ray does itself when a machine is about to be taken away."""
@@ -132,7 +132,7 @@ class HostCluster:
     def kill_server(self) -> None:
         assert self.server is not None
         self.server.send_signal(signal.SIGKILL)
-        self.server.wait(20)
+        self.server.wait(120)
 
     def fleetune(self, *words: str) -> str:
         done = self.head.run(str(BIN / "fleetune"), *words)

@@ -7,23 +7,27 @@ import os
 import secrets
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests.support.processes import process_lives, wait_for
 
 LEAST_BYTES = 64 << 10
-_ENDS_WITHIN_S = 30.0
+_ENDS_WITHIN_S = 60.0
 _ROOTS = {  # where groups are made, and what the limit is called there
     Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",
     Path("/sys/fs/cgroup"): "memory.max",
 }
 
 
-def kill_for_memory(pid: int) -> bool:
-    """Whether the kernel did it; where a test may make no control groups, a SIGKILL stands in for it."""
+def kill_for_memory(pid: int, limited: Callable[[], None] = lambda: None) -> bool:
+    """Whether the kernel did it; where a test may make no control groups, a SIGKILL stands in for it.
+
+    `limited`: called once the process may take no more memory. One that waits is to go on then: it takes none before.
+    """
     with contextlib.suppress(OSError), _group() as group:
         (group / "cgroup.procs").write_text(str(pid))
+        limited()
         deadline = time.monotonic() + _ENDS_WITHIN_S
         while process_lives(pid) and time.monotonic() < deadline:
             time.sleep(0.05)

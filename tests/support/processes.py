@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import random
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 POLL_S = 0.05  # what is asked at each look, a server or all processes, takes milliseconds of a core
+# Neither the kernel for connections (from 32768 on) nor Ray for its workers (up to 19999) takes these ports.
+PORTS = range(20_000, 32_000)
 
 
 def processes_with(variable: str) -> list[int]:
@@ -60,10 +63,19 @@ def originals(pids: Iterable[int]) -> list[int]:
 
 def process_lives(pid: int) -> bool:
     """Whether there is such a process, and it has not ended."""
+    return _state_of(pid) not in (b"", b"Z", b"X")
+
+
+def process_is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped it."""
+    return _state_of(pid) == b"T"
+
+
+def _state_of(pid: int) -> bytes:
     try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+        return pathlib.Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return b""
 
 
 def pause() -> None:
@@ -71,7 +83,7 @@ def pause() -> None:
 
 
 def wait_for(
-    true: Callable[[], object], what: str, within_s: float = 20.0, between: Callable[[], None] = pause
+    true: Callable[[], object], what: str, within_s: float = 60.0, between: Callable[[], None] = pause
 ) -> None:
     """Returns once it is true. `between`: done between two looks, where waiting alone would not help."""
     deadline = time.monotonic() + within_s
@@ -81,9 +93,22 @@ def wait_for(
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port that is free, and that nothing takes by chance before it is used, or used again."""
+    chance = random.SystemRandom()
+    while True:
+        port = chance.choice(PORTS)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
+
+
+@contextlib.contextmanager
+def closed_port() -> Iterator[int]:
+    """A port at which nobody answers. A server may take it meanwhile, and nothing else does."""
+    with socket.socket() as holder:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.bind(("127.0.0.1", free_port()))
+        yield int(holder.getsockname()[1])
 
 
 class Talker:

@@ -24,7 +24,7 @@ RAY = pathlib.Path(sys.executable).with_name("ray")
 # needs one, and measure its host every few seconds. Each costs seconds of a core.
 WITHOUT_LOG_MONITOR = ("--include-log-monitor", "false")
 LEAN = {"RAY_prestart_worker_first_driver": "0", "REPORTER_UPDATE_INTERVAL_MS": "60000"}
-COMES_UP_S, ASKED_S, ENDS_S = 90.0, 3.0, 30.0  # `ray start --block` takes half a minute to end when asked
+COMES_UP_S, ASKED_S, ENDS_S = 240.0, 3.0, 120.0  # `ray start --block` takes half a minute to end when asked
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ import httpx
 
 from cluster.testing import FakeBackend, served
 from tests.support.gangs import ROOT
-from tests.support.processes import wait_for
+from tests.support.processes import free_port, wait_for
 
-UP_WITHIN_S, ENDS_WITHIN_S = 60.0, 20.0
+UP_WITHIN_S, ENDS_WITHIN_S = 120.0, 60.0
 _ADDRESS = re.compile(r"^ +address +(https?://\S+)", re.MULTILINE)
 COMMAND: Mapping[str, Any] = {
     "kind": "command",
@@ -49,7 +49,7 @@ class Server:
     options: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     machines: FakeBackend | None = None
-    port: int = 0
+    port: int = field(default_factory=free_port)  # the same after each start
     process: subprocess.Popen[bytes] | None = None
     url: str = ""
     trusts: ssl.SSLContext | None = None  # of a server with a certificate

@@ -45,6 +45,7 @@ class WireServer:
     hangs: threading.Event = field(default_factory=threading.Event)
     port: int = 0
     pages: int = 0  # answers that were such a page
+    held: int = 0  # connections that were kept without an answer
     requests: list[Register | Beat] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -60,7 +61,7 @@ class WireServer:
     def newest(self) -> Beat:
         return self.beats[-1] if self.beats else Beat(job_id=JOB, attempt=ATTEMPT)
 
-    def wait_for_beats(self, more: int = 1, within_s: float = 30.0) -> None:
+    def wait_for_beats(self, more: int = 1, within_s: float = 60.0) -> None:
         have = len(self.beats)
         wait_for(lambda: len(self.beats) >= have + more, f"{more} more beats have come", within_s)
 
@@ -72,6 +73,7 @@ def wire_server(registered: Registered, port: int = 0) -> Iterator[WireServer]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            server.held += server.hangs.is_set()
             while server.hangs.is_set() and not server.ended.wait(0.02):
                 pass
             if server.silent:

@@ -3,41 +3,59 @@
 A test that needs a training that goes on for minutes does not need it to keep every core busy meanwhile: what the test
 is about, processes that start, then takes half as long.
 
-With FLEETUNE_TESTS_HOLD, the path of a file, nothing is slowed down. As long as the file is there, the rank ends no
-more steps than HELD_AFTER: whichever gang begins first waits there for the test.
+With FLEETUNE_TESTS_HOLD, the path of a file, nothing is slowed down. As long as the file is there, rank 0 waits where
+`tests.support.hold` says. What it does meanwhile is marked as a wait for rows, which may take any time.
 """
 
 from __future__ import annotations
 
-import itertools
+import json
 import os
 import time
 from typing import Any
 
-from tests.support.changed_loop import when_loaded
+from tests.support.changed_module import LOOP, when_loaded
 
-_STEP_S = 0.5
-HELD_AFTER = 4
+_STEP_S, _LOOK_S = 0.5, 0.05
 _HOLD = os.environ.get("FLEETUNE_TESTS_HOLD")
 
 
 def _pace(loop: Any) -> None:
-    step, begun = loop.train_step, itertools.count()
+    step = loop.train_step
 
-    def paced(run: Any, *rest: Any) -> Any:
+    def paced(run: Any, rows: Any, *rest: Any) -> Any:
         if run.gang.rank == 0:
-            _wait(next(begun))
-        return step(run, *rest)
+            time.sleep(_STEP_S) if _HOLD is None else _wait(_HOLD, run, rows.step)
+        return step(run, rows, *rest)
 
     loop.train_step = paced
 
 
-def _wait(steps: int) -> None:
-    """`steps`: that this process has ended, of all its runs."""
-    if _HOLD is None:
-        time.sleep(_STEP_S)
-    while _HOLD is not None and steps >= HELD_AFTER and os.path.exists(_HOLD):
-        time.sleep(0.05)
+def _wait(hold: str, run: Any, steps: int) -> None:
+    """`steps`: that the run has ended."""
+    from jobs.remedies.hang import Doing
+
+    waited = False
+    while _is_held(hold, run, steps):
+        if not waited:
+            run.gang.mark(Doing.DATA)
+            open(f"{hold}.reached", "w").close()
+        waited = True
+        time.sleep(_LOOK_S)
+    if waited:
+        run.gang.mark(Doing.STEP)
 
 
-when_loaded(_pace)
+def _is_held(hold: str, run: Any, steps: int) -> bool:
+    try:
+        with open(hold) as file:
+            wanted = json.load(file)
+    except FileNotFoundError:
+        return False
+    watch = getattr(run.gang, "_watch", None)
+    if wanted["heeds"] and watch is not None and (watch._stop or watch._save):
+        return False
+    return steps >= wanted["step"] and any(part in run.job.run_root for part in wanted["runs"])
+
+
+when_loaded(LOOP, _pace)

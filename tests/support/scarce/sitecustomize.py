@@ -2,15 +2,19 @@
 
 The variable SCARCE holds a JSON object with these limits, each in elements of the logits of one forward pass:
 `training` from step `from_step` on, `plain` for a training without gradient checkpointing, and `evaluation`.
+
+A checkpoint is complete before the next step, so that the one that a run goes on from does not depend on how fast the
+machine writes.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from typing import Any
 
-from tests.support.changed_loop import when_loaded
+from tests.support.changed_module import LOOP, when_loaded
 
 _FAILING_RANK = 1
 
@@ -22,6 +26,7 @@ def _limit(loop: Any) -> None:
     step, logits_of, now = loop.train_step, loop.model_logits, dict[str, int]()
 
     def counted_step(run: Any, rows: Any, *given: Any) -> Any:
+        _wait_for_checkpoint(run)
         now.update(step=rows.step, plain=not run.job.spec.train.gradient_checkpointing)
         return step(run, rows, *given)
 
@@ -41,6 +46,14 @@ def _limit(loop: Any) -> None:
     loop.train_step, loop.model_logits, evaluation.model_logits = counted_step, in_training, in_evaluation
 
 
+def _wait_for_checkpoint(run: Any) -> None:
+    import torch.distributed as dist
+
+    while run.checkpoints.busy:
+        time.sleep(0.01)
+    dist.barrier()  # only rank 0 knows that the checkpoint is complete
+
+
 def _check(logits: Any, limit: int | None) -> None:
     import torch
     import torch.distributed as dist
@@ -50,4 +63,4 @@ def _check(logits: Any, limit: int | None) -> None:
 
 
 if "SCARCE" in os.environ:
-    when_loaded(_limit)
+    when_loaded(LOOP, _limit)

@@ -31,13 +31,24 @@ print("key", os.environ["KEY"], "token", os.environ.get("FLEETUNE_DRIVER_TOKEN")
 """
 FAILS = """
 import os, sys, time
-print("up", flush=True)
-time.sleep(1.0 if os.environ["RANK"] == "1" else 1000)
+open("up" + os.environ["RANK"], "w").close()
+while os.environ["RANK"] != "1" or not all(os.path.exists("up" + rank) for rank in "02"):
+    time.sleep(0.05)
 sys.exit(7)
 """
 IGNORES = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(1000)"
 )
+FAILS_BESIDE_ONE_THAT_IGNORES = """
+import os, signal, sys, time
+if os.environ["RANK"] == "1":
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    open("ignores", "w").close()
+    time.sleep(1000)
+while not os.path.exists("ignores"):
+    time.sleep(0.05)
+sys.exit(3)
+"""
 LISTENS = """
 import os, signal, sys, time
 def stop(number, frame):
@@ -88,13 +99,13 @@ def test_two_processes_are_told_their_places_and_their_lines_are_told_apart(
     assert SECRET not in running.output and TOKEN not in running.output
 
 
-def test_when_one_fails_the_others_are_ended_and_the_driver_ends_as_it_did(server: WireServer) -> None:
-    server.registered = registered(command(FAILS, 3))
-    began = time.monotonic()
+def test_when_one_fails_the_others_are_ended_and_the_driver_ends_as_it_did(
+    server: WireServer, tmp_path: pathlib.Path
+) -> None:
+    server.registered = registered(command(FAILS, 3, working_dir=str(tmp_path)))
     with driver(server) as running:
         assert running.ended() == 7, running.output
         assert nothing_is_left()
-    assert time.monotonic() - began < 60
     assert "process 1 ended with exit code 7; SIGTERM to 2 processes" in running.output
 
 
@@ -143,7 +154,7 @@ def test_sigterm_reaches_the_programs_once_and_they_may_save(server: WireServer)
         running.wait_for("[1] up")
         server.order = Order.STOP
         running.process.send_signal(signal.SIGTERM)
-        assert running.ended(120) == 130, running.output
+        assert running.ended() == 130, running.output
     assert running.output.count("saved") == 2 and nothing_is_left()
 
 
@@ -152,8 +163,8 @@ def test_leave_ends_everything_at_once(server: WireServer) -> None:
     with driver(server) as running:
         running.wait_for("[1] up")
         server.order = Order.LEAVE
-        assert running.ended(30) == 130
-        wait_for(nothing_is_left, "all have ended", 30)
+        assert running.ended() == 130
+        wait_for(nothing_is_left, "all have ended")
 
 
 def test_a_driver_that_is_killed_takes_everything_with_it(server: WireServer) -> None:
@@ -161,15 +172,14 @@ def test_a_driver_that_is_killed_takes_everything_with_it(server: WireServer) ->
     with driver(server) as running:
         running.wait_for("[1] up")
         running.process.kill()
-        wait_for(nothing_is_left, "all have ended", 30)
+        wait_for(nothing_is_left, "all have ended")
 
 
 @pytest.mark.slow
-def test_a_program_that_does_not_listen_is_killed_after_its_grace(server: WireServer) -> None:
-    program = f"import os, sys, time\nif os.environ['RANK'] == '0':\n    time.sleep(1)\n    sys.exit(3)\n{IGNORES}"
-    server.registered = registered(command(program, 2))
+def test_a_program_that_does_not_listen_is_killed_after_its_grace(server: WireServer, tmp_path: pathlib.Path) -> None:
+    server.registered = registered(command(FAILS_BESIDE_ONE_THAT_IGNORES, 2, working_dir=str(tmp_path)))
     with driver(server) as running:
-        assert running.ended(120) == 3, running.output
+        assert running.ended() == 3, running.output
         assert nothing_is_left()
     assert "SIGKILL to the process" in running.output
 
@@ -177,7 +187,7 @@ def test_a_program_that_does_not_listen_is_killed_after_its_grace(server: WireSe
 def test_what_a_program_leaves_behind_ends_with_it(server: WireServer) -> None:
     server.registered = registered(command(LEAVES_ORPHANS))
     with driver(server) as running:
-        assert running.ended(120) == 0, running.output
+        assert running.ended() == 0, running.output
         assert nothing_is_left()
 
 
@@ -237,6 +247,6 @@ def test_a_program_whose_guard_is_killed_is_killed_too(tmp_path: pathlib.Path) -
     assert member.start(["sleep", "1000"], environment, None) is None
     (guard,) = originals(pid for pid in processes_with(mark) if b"guard.py" in command_of(pid))
     os.kill(guard, signal.SIGKILL)
-    assert member.read(10.0) == (b"", -signal.SIGKILL)
+    assert member.read(60.0) == (b"", -signal.SIGKILL)
     member.close()
-    wait_for(lambda: not processes_with(mark), "it has ended", 5)
+    wait_for(lambda: not processes_with(mark), "it has ended")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from cluster.settings import DriverPlace
 from jobs.drivers.link.messages import Order, Registered
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
@@ -19,8 +18,10 @@ from jobs.run.record import read_steps
 from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import Driver, driver, registered, rss_mb
-from tests.support.processes import free_port, processes_with, wait_for
-from tests.support.wireserver import ATTEMPT, JOB, TOKEN, WireServer, wire_server
+from tests.support.gangs import ROOT
+from tests.support.hold import Hold
+from tests.support.processes import closed_port, processes_with, wait_for
+from tests.support.wireserver import JOB, TOKEN, WireServer, wire_server
 
 NOTHING = Registered(kind="finetune", spec={}, placement=(("n1", 1),), engine="local")
 SECRET = "a-planted-value-9c1"
@@ -61,12 +62,11 @@ def trains(server: WireServer, driving: Driver, step: int = 2) -> None:
 
 
 def test_a_driver_that_waits_for_its_server_is_small_and_ends_when_it_is_told_to() -> None:
-    place = DriverPlace(f"http://127.0.0.1:{free_port()}", JOB, ATTEMPT, TOKEN)
-    with driver(WireServer(NOTHING, port=int(place.url.rpartition(":")[2]))) as waiting:
+    with closed_port() as port, driver(WireServer(NOTHING, port=port)) as waiting:
         waiting.wait_for("waiting for the server")
         assert rss_mb(waiting.process.pid) < 60
         waiting.process.send_signal(signal.SIGTERM)
-        assert waiting.ended(10) == 130
+        assert waiting.ended() == 130
     assert TOKEN not in waiting.output
 
 
@@ -97,19 +97,24 @@ def test_a_spec_that_is_none_and_an_order_that_comes_first_end_the_driver(server
 
 @pytest.mark.slow
 def test_a_job_trains_and_its_server_hears_of_it_through_a_long_silence(
-    server: WireServer, workshop: pathlib.Path
+    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """What the driver of a training reports, that it goes on without a server, and that no file has a secret."""
     wanted = spec(workshop, train__max_steps=40, data__eval_fraction=0.2, queue__secrets=["PLANTED"])
     server.registered = registered(wanted, secrets={"PLANTED": SECRET})
-    with driver(server) as training:
+    hold = Hold(tmp_path)
+    hold.at(2)
+    with driver(server, **hold.environment) as training:
         trains(server, training)
-        paths, before = run_of(server), len(server.beats)
+        paths = run_of(server)
         server.silent = True
         training.wait_for("goes on without it")
+        before = len(server.beats)
+        hold.at(20)
         wait_for(lambda: len(read_steps(paths)) >= 20, "it trains on", 240)
         assert len(server.beats) == before
         server.silent = False
+        hold.release()
         assert training.ended() == 0, training.output
     beat = server.newest
     assert (beat.step, beat.total_steps, beat.run) == (40, 40, paths.root)
@@ -140,11 +145,12 @@ def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at
     }  # fmt: skip
     small, large = (("n1", 1),), (("n1", 2),)
     server.registered = registered(spec(workshop, checkpoint__save_steps=1, **elastic), placement=small)
-    with driver(server) as first:
+    # Not forked: a forked worker outlives the process that Ray has started for it, for a moment.
+    with driver(server, PYTHONPATH=str(ROOT)) as first:
         trains(server, first, 3)
         paths = run_of(server)
         server.order = Order.LEAVE
-        assert first.ended(60) == 130
+        assert first.ended() == 130
         assert read_outcome(paths) is None
         assert not [pid for pid in processes_with(f"FLEETUNE_JOB={JOB}") if pid != os.getpid()]
     server.order = Order.GO_ON

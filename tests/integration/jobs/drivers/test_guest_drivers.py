@@ -123,7 +123,7 @@ def test_when_it_is_stopped_its_job_is_cancelled(queue: Server, start: Start) ->
     guest = start("raysubmit_a")
     wait_for(lambda: jobs(queue) and only(queue)["state"] == "running", "it runs")
     guest.process.send_signal(signal.SIGTERM)
-    assert guest.ends(5.0) == 130
+    assert guest.ends() == 130
     wait_for(lambda: only(queue)["state"] == "cancelled", "it is cancelled")
     assert "its job is cancelled" in guest.output and "Traceback" not in guest.output
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gangs import ROOT
-from tests.support.processes import free_port, wait_for
+from tests.support.processes import closed_port, wait_for
 from tests.support.server import Server, server
 from tests.support.shell import SLEEPS, Shell
 
@@ -31,7 +31,7 @@ def fleetune(here: Server, tmp_path: Path) -> Iterator[Shell]:
     left = [job["job_id"] for job in json.loads(shell.good("queue", "--json"))]
     if left:
         shell("cancel", *left)
-        wait_for(lambda: json.loads(shell.good("queue", "--json")) == [], "nothing is left", 40.0)
+        wait_for(lambda: json.loads(shell.good("queue", "--json")) == [], "nothing is left", 120.0)
 
 
 def test_submit_prints_the_id_and_says_on_stderr_what_becomes_of_it(fleetune: Shell) -> None:
@@ -76,14 +76,18 @@ def test_a_cancelled_job_ends_the_wait_with_130(fleetune: Shell, here: Server) -
     job = waits.stdout.readline().strip()
     wait_for(lambda: fleetune.state(job) == "running", "it runs")
     assert "asked to end" in fleetune.good("cancel", job)
-    _, errors = waits.communicate(timeout=40)
+    _, errors = waits.communicate(timeout=120)
     assert waits.returncode == 130 and "was cancelled" in errors
 
 
 def test_a_chain_runs_in_order_and_a_failed_parent_takes_its_children_along(fleetune: Shell) -> None:
-    first = fleetune.good("submit", fleetune.command("sleep 1; exit 4", "first")).strip()
+    may_fail = fleetune.folder / "may-fail"
+    waits = f"until [ -e {may_fail} ]; do sleep 0.1; done; exit 4"
+    first = fleetune.good("submit", fleetune.command(waits, "first")).strip()
     second = fleetune.good("submit", fleetune.command("true", "second"), "--after", first[:7]).strip()
-    assert f"after {first}" in fleetune.good("queue") or fleetune.state(second) == "failed"
+    assert f"after {first}" in fleetune.good("queue")
+    wait_for(lambda: fleetune.state(first) == "running", "the parent runs")
+    may_fail.touch()
     wait_for(lambda: fleetune.state(second) == "failed", "the child fails too")
     assert "parent-failed" in fleetune.good("status", second)
     code, _, errors = fleetune("submit", fleetune.command("true", "third"), "--after", first)
@@ -266,7 +270,7 @@ def test_ctrl_c_ends_what_is_followed_without_a_word(fleetune: Shell, command: s
         try:
             assert follows.stdout is not None and follows.stdout.readline()
             follows.send_signal(signal.SIGINT)
-            _, errors = follows.communicate(timeout=20)
+            _, errors = follows.communicate(timeout=120)
         finally:
             follows.kill()
     assert (follows.returncode, errors) == (code, "")
@@ -328,10 +332,11 @@ def test_bad_input_is_one_clear_message_and_exit_code_2(
 
 
 def test_a_server_that_is_not_there_is_said_with_its_url_and_what_to_start(fleetune: Shell) -> None:
-    url = f"http://127.0.0.1:{free_port()}"
-    for command in (["queue"], ["submit", fleetune.file(SLEEPS)], ["cancel", "a-1"], ["nodes"], ["events"]):
-        code, _, errors = fleetune(*command, "--url", url)
-        assert code == 1 and url in errors and "fleetune serve" in errors and len(errors.splitlines()) == 1
+    with closed_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        for command in (["queue"], ["submit", fleetune.file(SLEEPS)], ["cancel", "a-1"], ["nodes"], ["events"]):
+            code, _, errors = fleetune(*command, "--url", url)
+            assert code == 1 and url in errors and "fleetune serve" in errors and len(errors.splitlines()) == 1
 
 
 def test_completion_offers_what_a_command_can_act_on_and_is_silent_without_a_server(fleetune: Shell) -> None:
@@ -362,6 +367,7 @@ def test_completion_offers_what_a_command_can_act_on_and_is_silent_without_a_ser
     assert offered("queue --state run") == {"running"} and offered("queue --state failed,can") == {"failed,cancelled"}
     assert offered("usage --tenant def") == {"default"}
     assert offered(f"logs {runs} --source out") == {"output"} and offered("logs gone --source out") == set()
-    assert offered("status compl", f"http://127.0.0.1:{free_port()}") == set()
+    with closed_port() as port:
+        assert offered("status compl", f"http://127.0.0.1:{port}") == set()
     for shell in ("bash", "zsh", "fish"):
         assert "_FLEETUNE_COMPLETE" in fleetune.good("completion", shell)

@@ -78,9 +78,13 @@ class Terminal:
         lines = iter(" ".join(line.split()) for line in self.screen)
         return all(any(line.startswith(text) for line in lines) for text in texts)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Have all of it that was written."""
         self.stream.close()
         self._thread.join()
+
+    def close(self) -> None:
+        self.end()
         os.close(self._master)
 
 
@@ -132,7 +136,7 @@ def test_the_table_is_drawn_in_place_and_leaves_only_the_lines(terminal: Termina
     table.event(event("ended", "succeeded"))
     table.close()
     table.close()
-    wait_for(lambda: terminal.sent.endswith("\x1b[0m") or "\x1b[?25h" in terminal.sent, "the cursor is shown")
+    terminal.end()
     said = ["sweep found-1", "starting 1 gang", "careful [bold]here[/bold]", "trial 1: loss 0.4000"]
     assert [line.rstrip() for line in terminal.screen if line.strip()] == [
         *said, "trial  loss", "    1  0.4", "succeeded"
@@ -147,7 +151,8 @@ def test_the_table_goes_when_it_is_closed_in_the_middle(terminal: Terminal, ledg
     table.event(event("stopping", "stopping after a checkpoint of the next step"))
     wait_for(lambda: any(re.search(r"stopping \(.+\); .+ passed", line) for line in terminal.screen), "it is stopping")
     table.close()
-    wait_for(lambda: "\x1b[?25h" in terminal.sent, "the cursor is shown")
+    terminal.end()
+    assert "\x1b[?25h" in terminal.sent, "the cursor is shown"
     left = [line for line in terminal.screen if line.strip()]
     assert left == ["sweep found-1", "starting 1 gang", "stopping after a checkpoint of the next step"]
 
@@ -165,7 +170,8 @@ def test_the_steps_of_a_final_run_are_shown_after_the_table(terminal: Terminal, 
     assert not terminal.shows("1 1.0e-04") and not any("passed" in line for line in terminal.screen)
     table.event(event("ended", "succeeded"))
     table.close()
-    wait_for(lambda: "\x1b[?25h" in terminal.sent, "the cursor is shown")
+    terminal.end()
+    assert "\x1b[?25h" in terminal.sent, "the cursor is shown"
     *_, before, _, step, last = [line for line in terminal.screen if line.strip()]
     assert (before, step, last) == ("training the best values once more", "step 7/100  loss 0.2500", "succeeded")
 
@@ -177,6 +183,7 @@ def test_no_color_is_respected(terminal: Terminal, ledger: Ledger, monkeypatch: 
     table.event(event("warning", "careful"))
     wait_for(lambda: terminal.shows("careful", "1 1.0e-04"), "a row")
     table.close()
+    terminal.end()
     assert not re.findall(r"\x1b\[[0-9;]*(?:3|4|9)[0-9][0-9;]*m", terminal.sent)
 
 

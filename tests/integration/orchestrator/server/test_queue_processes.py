@@ -46,7 +46,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(store, backend, found)
 
 
-def until(condition: Callable[[], bool], within_s: float = 60.0) -> None:
+def until(condition: Callable[[], bool], within_s: float = 120.0) -> None:
     deadline = time.monotonic() + within_s
     while not condition():
         assert time.monotonic() < deadline
@@ -72,7 +72,7 @@ def test_a_server_killed_a_hundred_times_in_a_run_of_200_jobs_loses_none_and_run
         time.sleep(TERM_S + chance.uniform(0.0, 0.25))  # it leads after a term, and is killed anywhere in a pass
         world.servers.send(pid, signal.SIGKILL)
     world.servers.start()
-    until(lambda: all(world.store.job(job_id).state in ENDED for job_id in ids), 120.0)
+    until(lambda: all(world.store.job(job_id).state in ENDED for job_id in ids), 400.0)
     history = world.backend.history()
     assert not double_runs(history) and max(most_gpus(history).values()) <= 8
     assert not world.store.leases(held=True)
@@ -86,7 +86,7 @@ def test_a_server_killed_a_hundred_times_in_a_run_of_200_jobs_loses_none_and_run
 
 
 def test_a_server_frozen_for_longer_than_its_term_is_refused_when_it_wakes_up(world: World) -> None:
-    world.backend.script("*", runs_s=0.5)
+    world.backend.script("*", runs_s=1e6)
     first = world.servers.start()
     until(lambda: world.store.leader() is not None)
     leader = world.store.leader()
@@ -96,6 +96,8 @@ def test_a_server_frozen_for_longer_than_its_term_is_refused_when_it_wakes_up(wo
     world.servers.send(first, signal.SIGSTOP)
     world.servers.start()
     until(lambda: getattr(world.store.leader(), "holder", "").startswith("server-2-"))
+    world.backend.script("*", runs_s=0.5)
+    world.backend.advance(1e6)  # what the first one has started ends, so that the second one starts the others
     world.servers.send(first, signal.SIGCONT)
     until(lambda: all(world.store.job(job_id).state in ENDED for job_id in ids))
     history = world.backend.history()

@@ -34,7 +34,7 @@ def test_clients_and_drivers_use_https_and_trust_the_ca_of_the_environment(tmp_p
             sent = client.post("/v1/jobs", json={"specs": [spec("hello", gpus=0, command=["echo", "hello"])]})
             job_id = sent.raise_for_status().json()["jobs"][0]["job_id"]
             ended = ("succeeded", "failed", "cancelled")
-            wait_for(lambda: client.get(f"/v1/jobs/{job_id}").json()["state"] in ended, "the job ends", 60.0)
+            wait_for(lambda: client.get(f"/v1/jobs/{job_id}").json()["state"] in ended, "the job ends", 120.0)
             told = client.get(f"/v1/jobs/{job_id}").json()
         assert (told["state"], told["heard_s"] is not None) == ("succeeded", True)
         listed = found.run("queue", "--all")  # the command finds the server by its record

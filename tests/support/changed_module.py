@@ -1,4 +1,4 @@
-"""Changes the training loop of processes that a test starts, out of a `sitecustomize` on their PYTHONPATH."""
+"""Changes a module in the processes that a test starts, out of a `sitecustomize` on their PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-_LOOP = "jobs.training.loop.loop"
+LOOP = "jobs.training.loop.loop"
 
 
 class _Finder:
-    """Finds the module of the loop as others would, once, and changes it when it is loaded."""
+    """Finds a module as others would, once, and changes it when it is loaded."""
 
-    def __init__(self, change: Callable[[ModuleType], None]) -> None:
-        self._change = change
+    def __init__(self, name: str, change: Callable[[ModuleType], None]) -> None:
+        self._name, self._change = name, change
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        if name != _LOOP:
+        if name != self._name:
             return None
         sys.meta_path.remove(self)  # type: ignore[arg-type]
         spec = importlib.util.find_spec(name)
@@ -33,6 +33,6 @@ class _Finder:
         return spec
 
 
-def when_loaded(change: Callable[[ModuleType], None]) -> None:
-    """Call `change` with the module of the loop as soon as this process has loaded it."""
-    sys.meta_path.insert(0, _Finder(change))  # type: ignore[arg-type]
+def when_loaded(name: str, change: Callable[[ModuleType], None]) -> None:
+    """Call `change` with the module of that name as soon as this process has loaded it."""
+    sys.meta_path.insert(0, _Finder(name, change))  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from cluster.local import supervisor as files
 from cluster.local.machine import this_machine
 from cluster.settings import with_environment
 
-_LAST_BREATH_S = 2.0  # longest wait for the end of killed processes
+_DIES_WITHIN_S = 2.0  # longest wait for the end of killed processes
 
 
 class LocalBackend:
@@ -263,7 +263,7 @@ def _is_held(lock: Path) -> bool:
 def _bury(folder: Path) -> dict[str, Any] | None:
     """Kill the processes of a submission without a supervisor, and record that it is lost; None: some still run."""
     token = json.loads((folder / files.LAUNCH).read_text())["token"]
-    deadline = time.monotonic() + _LAST_BREATH_S
+    deadline = time.monotonic() + _DIES_WITHIN_S
     while files.kill(files.marked(token)):
         if time.monotonic() > deadline:
             return None

@@ -96,9 +96,14 @@ def percent(part: float, whole: float = 1.0) -> str:
 
 
 def did_you_mean(word: str, choices: Iterable[str], before: str = "; ") -> str:
-    """Return "; did you mean x?" for the nearest choice; empty: none is near. `before`: beginning of the text."""
-    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], sorted(choices), n=1, cutoff=0.6)
-    return f"{before}did you mean {near[0]}?" if near else ""
+    """Return "; did you mean x?" for the nearest choice, whatever its case; empty: none is near.
+
+    Args:
+        before: beginning of the text.
+    """
+    by_lower = {choice.lower(): choice for choice in sorted(choices)}
+    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], by_lower, n=1, cutoff=0.6)
+    return f"{before}did you mean {by_lower[near[0]]}?" if near else ""
 
 
 def first_line(text: str) -> str:

@@ -151,7 +151,7 @@ def accelerator_of(name: str) -> Accelerator:
         return ACCELERATORS[sizes[0]]
     if sizes:
         raise InputError(f"{name} is made with several sizes of memory: give {' or '.join(sizes)}")
-    hint = did_you_mean(wanted, map(str.lower, ACCELERATORS)) or "."
+    hint = did_you_mean(wanted, ACCELERATORS) or "."
     raise InputError(f"the accelerator {name!r} is not known{hint} Known are {', '.join(ACCELERATORS)}")
 
 

@@ -103,7 +103,7 @@ def test_a_type_without_a_class_for_the_task_is_one_message(spec: pathlib.Path, 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--on", "8xH10-80"], "did you mean h100-80?"),
+        (["--on", "8xH10-80"], "did you mean H100-80?"),
         (["--on", "8xA100"], "give A100-80 or A100-40"),
         ([], "give --on, such as --on 1xH100-80"),
         (["--host-memory", "100"], "give --on too"),

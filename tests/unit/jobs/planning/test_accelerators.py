@@ -29,7 +29,7 @@ def test_machines_are_read_as_people_write_them(text: str, nodes: int, each: int
     [
         ("H100", "such as 8xH100-80"),
         ("", "such as 8xH100-80"),
-        ("8xH10-80", "did you mean h100-80?"),
+        ("8xH10-80", "did you mean H100-80?"),
         ("8xA100", "give A100-80 or A100-40"),
         ("0xH100-80", "from 1 to"),
         ("99999999x8xH100-80", "from 1 to"),

@@ -39,7 +39,9 @@ _LEAST_BLOCK_BYTES, _MOST_BLOCK_BYTES = 4 * 2**20, 128 * 2**20
 _LEAST_AHEAD_BYTES, _LEAST_AHEAD_BLOCKS = 32 * 2**20, 4
 _BYTES_PER_TOKEN = 8  # its id and its label
 _JOIN_S = 10.0  # wait for the thread that reads ahead
-_LOOP_S = 0.05  # sleep between two turns of Ray Data's scheduling loop; one turn may handle several blocks
+# Sleep between two turns of Ray Data's scheduling loop, while blocks are ready and while the worker waits for one. One
+# turn may handle several blocks.
+_READY_S, _WAITING_S = 0.05, 0.01
 
 
 @dataclass(frozen=True)
@@ -326,17 +328,16 @@ def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None
 
 
 def _resting() -> type[Any]:
-    """Make a callback that lets Ray Data's scheduling loop sleep after a turn, as long as blocks are ready.
+    """Make a callback that lets Ray Data's scheduling loop sleep after a turn.
 
-    While blocks are ready and the worker takes none, the loop never waits. It would use up to one core beside the
-    thread that trains.
+    The loop waits only while no task has a block to give. If a task has one but may not give it yet, because enough is
+    read ahead, the loop would use up to one core beside the thread that trains.
     """
     from ray.data._internal.execution.execution_callback import ExecutionCallback
 
     class Resting(ExecutionCallback):  # type: ignore[misc]  # ray carries no types
         def on_execution_step(self, executor: Any) -> None:
-            if not executor._consumer_idling():  # blocks are ready
-                time.sleep(_LOOP_S)
+            time.sleep(_WAITING_S if executor._consumer_idling() else _READY_S)
 
     return Resting
 

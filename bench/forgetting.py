@@ -3,8 +3,8 @@
     python -m bench.forgetting [--steps 12] [--rate 2e-4] [--only unguarded guarded replay-5 ...] [--work DIR]
 
 Every run tunes all of SmolLM2-135M on short dialogues, on two workers with one thread each, and measures its loss on
-pages of the Brown corpus. `replay-N` trains on N % of other pages of that corpus. `mixed` takes the model of
-`unguarded` and mixes it with its base. With --work, runs that have succeeded are not repeated, so that the cases may be
+pages of the Brown corpus. `replay-N` trains on N % of other pages of that corpus. `raised` begins with 1 % and may raise
+it. `mixed` takes the model of `unguarded` and mixes it with its base. With --work, runs that have succeeded are not repeated, so that the cases may be
 computed one at a time. One JSON line for each case goes to stdout.
 """
 
@@ -44,7 +44,8 @@ LENGTH: Final = 128  # tokens of a row
 BOUND: Final = 0.02
 RATE: Final = 2e-4
 EVALUATIONS: Final = 6
-CASES: Final = ("unguarded", "guarded", "replay-1", "replay-5", "mixed")
+CASES: Final = ("unguarded", "guarded", "replay-1", "replay-5", "raised", "mixed")
+ACTIONS: Final = {"guarded": "lower_learning_rate", "raised": "raise_replay"}
 BASE_WEIGHTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5)
 _HELD_OUT = 48  # dialogues
 _PROBE = 16  # pieces of general text
@@ -84,10 +85,13 @@ def write_texts(folder: pathlib.Path) -> None:
 
 
 def spec_of(folder: pathlib.Path, case: str, options: argparse.Namespace) -> Spec:
-    share = int(case.removeprefix("replay-")) / 100 if case.startswith("replay-") else None
+    share = (
+        int(case.removeprefix("replay-")) / 100 if case.startswith("replay-") else 0.01 if case == "raised" else None
+    )
+    bounded = {"max_general_loss_increase": BOUND, "action": ACTIONS[case]} if case in ACTIONS else {}
     train: list[dict[str, Any]] = [{"path": str(folder / "train.jsonl"), "weight": 1 - share if share else None}]
     if share:
-        train.append({"path": str(folder / "replay.jsonl"), "weight": share, "format": "text"})
+        train.append({"path": str(folder / "replay.jsonl"), "weight": share, "format": "text", "replay": True})
     return Spec.model_validate(
         {
             "name": case,
@@ -108,7 +112,7 @@ def spec_of(folder: pathlib.Path, case: str, options: argparse.Namespace) -> Spe
             },
             "eval": {"general": str(folder / "probe.jsonl"), "eval_steps": max(options.steps // EVALUATIONS, 1)},
             "checkpoint": {"metric_for_best_model": "loss", "save_total_limit": 1},
-            "remedies": {"forgetting": {"max_general_loss_increase": BOUND if case == "guarded" else None}},
+            "remedies": {"forgetting": bounded},
             "resources": {"num_workers": WORKERS, "gpus_per_worker": 0},
             "storage_path": str(folder / "runs"),
             "seed": 1,

@@ -6,16 +6,17 @@ All functions are pure, and their inputs are equal on all ranks, so all ranks de
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from cluster.text import many
+from jobs.planning.replay import ReplayRaise, times_raised
 from jobs.run.checkpoints import Best
 from jobs.run.metric_names import GENERAL_LOSS, general_increase
 from jobs.spec.remedies import Forgetting
 
-MOST_CUTS: Final = 3
+MOST_TIMES: Final = 3  # that the rate is lowered, or the share of replay raised
 _RATE_CUT: Final = 0.5
 _USED: Final = 0.5  # share of the bound; a state that has used more of it passes the bound again soon, at any rate
 
@@ -24,7 +25,11 @@ Metrics = Mapping[str, float]
 
 class Act(StrEnum):
     LOWER_RATE = "lower the rate"  # go back to the best checkpoint, or to the start, and continue with a lower rate
+    RAISE_REPLAY = "raise replay"  # the same, but train more often on the sources for replay
     STOP = "stop"  # end the run with the best checkpoint within the bound
+
+
+_ACTS: Final = {"lower_learning_rate": Act.LOWER_RATE, "raise_replay": Act.RAISE_REPLAY}
 
 
 def is_past(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
@@ -37,15 +42,20 @@ def is_past(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
     )
 
 
-def act_of(rule: Forgetting, before: Metrics, after: Metrics, cuts: int) -> Act | None:
+def act_of(rule: Forgetting, before: Metrics, after: Metrics, times: int) -> Act | None:
     """Decide after an evaluation; None if it is within the bound.
 
     Args:
-        cuts: how often the rate was lowered before.
+        times: how often the run has done before what the rule says (see `times_done`).
     """
     if not is_past(rule, before, after):
         return None
-    return Act.LOWER_RATE if rule.action == "lower_learning_rate" and cuts < MOST_CUTS else Act.STOP
+    return _ACTS.get(rule.action, Act.STOP) if times < MOST_TIMES else Act.STOP
+
+
+def times_done(rule: Forgetting, rate_cuts: int, raises: Sequence[ReplayRaise]) -> int:
+    """Return how often a run has done what the rule says."""
+    return times_raised(raises) if rule.action == "raise_replay" else rate_cuts
 
 
 def has_room(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
@@ -71,10 +81,20 @@ class Told(NamedTuple):
         return f"{self.cause}; {self.action}, and {self.effect}"
 
 
-def lowered(rule: Forgetting, before: Metrics, after: Metrics, step: int, target: int, rate: float) -> Told:
-    """Describe the return to step `target` with a lower rate. `rate`: its new maximum."""
+def rate_text(rate: float) -> str:
+    """Describe how the run continues with a lower rate. `rate`: its new maximum."""
+    return f"a learning rate of at most {rate:.3g}"
+
+
+def replay_text(share_before: float, share: float) -> str:
+    """Describe how the run continues with another share of replay, from 0 to 1."""
+    return f"{share:.1%} of the training rows from sources for replay, instead of {share_before:.1%}"
+
+
+def gone_back(rule: Forgetting, before: Metrics, after: Metrics, step: int, target: int, how: str) -> Told:
+    """Describe the return to step `target`. `how`: what differs from then on."""
     state = f"the checkpoint of step {target}" if target else "the start"
-    action = f"the run goes back to {state} and continues with a learning rate of at most {rate:.3g}"
+    action = f"the run goes back to {state} and continues with {how}"
     return Told(_cause(rule, before, after, step), action, f"{many(step - target, 'step')} are computed again")
 
 

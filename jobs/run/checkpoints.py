@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, ValidationError
 
 from jobs.errors import StorageError, StorageOutage
 from jobs.frozen import Frozen
+from jobs.planning.replay import ReplayRaise
 from jobs.run.paths import JobPaths, checkpoint_step
 from jobs.storage import files as storage
 from jobs.storage.tensor_file import Bytes, Damaged, ShardFile, Want, read_ranges
@@ -119,6 +120,7 @@ class Commit(Frozen):
     best: Best | None = None
     history: StepHistory = Field(default_factory=StepHistory, description="See `jobs.remedies.outliers`.")
     rate_cuts: int = Field(0, description="How often forgetting has lowered the learning rate.")
+    replay_raises: tuple[ReplayRaise, ...] = Field((), description="When forgetting has raised the weights of replay.")
     chain: str = Field(description="Hash chain over the samples of all steps so far; 16 hex digits.")
     data_fingerprint: str
 

@@ -71,6 +71,10 @@ class Source(Frozen):
         le=MOST_EPOCHS,
         description="Most passes over this source in the whole run; after them, only the other sources are used.",
     )
+    replay: bool = Field(
+        False,
+        description="General text against forgetting: action raise_replay of `remedies.forgetting` raises its weight.",
+    )
     format: Format | None = Field(None, description="How records of this source are read; default: data.format.")
     columns: Columns | None = Field(None, description="Names of this source's columns; default: data.columns.")
 
@@ -92,7 +96,7 @@ class Data(Frozen):
 
     train: Sources = Field(
         description="The training samples: file, directory, glob or URL (JSONL, CSV, Parquet, Arrow), or a list of "
-        "sources, each a path or {path, weight, max_epochs, format, columns}."
+        "sources, each a path or {path, weight, max_epochs, replay, format, columns}."
     )
     eval: Sources | None = Field(None, description="The held-out samples; takes the same values as `train`.")
     eval_fraction: float | None = Field(
@@ -141,6 +145,10 @@ class Data(Frozen):
             raise ValueError("train: max_epochs needs a weight for every source. Without weights, use num_train_epochs")
         if any(source.weight or source.max_epochs for source in self.eval or ()):
             raise ValueError("eval: weight and max_epochs are for train: every held-out sample is scored once")
+        if any(source.replay for source in self.eval or ()):
+            raise ValueError("eval: replay is for train: it is about how often a source is trained on")
+        if not self.mixed and any(source.replay for source in self.train):
+            raise ValueError("train: replay needs a weight for every source")
         return self
 
     @property
@@ -170,8 +178,9 @@ def numbered(sources: Sequence[tuple[str, Source]]) -> Iterator[tuple[str, Sourc
 
 def source_words(source: Source) -> str:
     """Format a source for people: `general.jsonl (weight 0.2, max_epochs 2)`."""
-    said = source.model_dump(exclude_none=True, exclude={"path", "columns"})
+    said = source.model_dump(exclude_none=True, exclude={"path", "columns", "replay"})
     changed = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in said.items()]
+    changed += ["replay"] if source.replay else []
     columns = source.columns.model_dump(exclude_defaults=True) if source.columns else {}
     changed += [f"columns.{role} {column}" for role, column in columns.items()]
     return source.path + (f" ({', '.join(changed)})" if changed else "")

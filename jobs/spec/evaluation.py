@@ -25,6 +25,8 @@ def _as_text(sources: tuple[Source, ...]) -> tuple[Source, ...]:
     """Give sources without a format the format text. The default, data.format, is for the task, such as chat."""
     if any(source.weight or source.max_epochs for source in sources):
         raise ValueError("weight and max_epochs are for data.train: every row of general text is scored once")
+    if any(source.replay for source in sources):
+        raise ValueError("replay is for data.train: general text that is scored is never trained on")
     return tuple(source.model_copy(update={"format": source.format or "text"}) for source in sources)
 
 

@@ -281,6 +281,8 @@ class Spec(JobSpec):
             missing = [name for name, given in needs.items() if given is None]
             if value is not None and missing:
                 raise ValueError(f"{field} needs {missing[0]}: give it, or leave {part} out")
+        if bound is not None and self.remedies.forgetting.action == "raise_replay":
+            self._check_replay()
         if wanted is None:
             return self
         if not self.data.has_eval:
@@ -290,6 +292,20 @@ class Spec(JobSpec):
                 f"checkpoint.metric_for_best_model is {wanted}, but eval.metrics has {list(self.eval.metrics)}"
             )
         return self
+
+    def _check_replay(self) -> None:
+        """Raise ValueError if no source for replay can be used more often."""
+        replayed = [source for source in self.data.train if source.replay]
+        if not replayed or len(replayed) == len(self.data.train):
+            raise ValueError(
+                "remedies.forgetting.action raise_replay needs a source with `replay: true` in data.train, and one "
+                "without. Give general text such a source, or set action: lower_learning_rate"
+            )
+        if limited := [source.path for source in replayed if source.max_epochs is not None]:
+            raise ValueError(
+                f"data.train: {limited[0]} has max_epochs, so remedies.forgetting cannot raise its share. Leave "
+                "max_epochs out for sources with `replay: true`"
+            )
 
     @model_validator(mode="after")
     def _gpus_for_fp16_and_flash_attention(self) -> Spec:

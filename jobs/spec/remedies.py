@@ -18,11 +18,12 @@ class Forgetting(Frozen):
         le=100.0,
         description="Largest increase of eval_general_loss, as a share of its value before training; none: no bound.",
     )
-    action: Literal["lower_learning_rate", "stop"] = Field(
+    action: Literal["lower_learning_rate", "raise_replay", "stop"] = Field(
         "lower_learning_rate",
         description="lower_learning_rate: go back to the best checkpoint that leaves half of the bound, or to the "
-        "start, with half the rate, at most three times, and then stop. stop: end the run. The best checkpoint within "
-        "the bound that is left is exported.",
+        "start, with half the rate, at most three times, and then stop. raise_replay: the same with three times the "
+        "weight of data.train's sources with `replay`. stop: end the run. The best checkpoint within the bound that "
+        "is left is exported.",
     )
 
 

@@ -9,6 +9,9 @@ The positions are divided into short cycles. Each cycle has as many rows of ever
 that errors never accumulate (often none, if a share is tiny). A keyed permutation scatters the rows over the cycle.
 Cycles are short so that rows that are read in succession lie together: a section's uses are out of order only within a
 cycle. Each section goes through an endless sequence of permuted epochs.
+
+The weights may change at a position. The cycle there is cut short, and a new one begins with the new shares. All rows
+before that position stay what they were.
 """
 
 from __future__ import annotations
@@ -16,11 +19,12 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -62,23 +66,31 @@ class MixedSection:
         return None if self.max_epochs is None else math.floor(_exact(self.max_epochs) * self.rows)
 
 
+class Weights(NamedTuple):
+    """The weights of all sections from a position on."""
+
+    position: int
+    values: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class _Phase:
-    """A range of the mixture in which the same sections take part from start to end.
+    """A range of the mixture in which the same sections take part with the same shares from start to end.
 
     Within a phase, sections are numbered anew, and positions and cycles are counted from its start.
     """
 
     start: int  # position in the mixture
-    cycles: int | None  # None if it never ends
+    stop: int | None  # None if it never ends; the last cycle is cut short if weights change within it
     sections: tuple[int, ...]  # numbers of its sections in the mixture
     used: tuple[int, ...]  # uses of each section before the phase
     shares: tuple[int, ...]  # share of each section, in multiples of 2**-20
     seed: int
 
     @property
-    def stop(self) -> int | None:
-        return None if self.cycles is None else self.start + self.cycles * self.cycle
+    def cycles(self) -> int | None:
+        """Number of cycles, with one that is cut short; None if the phase never ends."""
+        return None if self.stop is None else -(-(self.stop - self.start) // self.cycle)
 
     @cached_property
     def cycle(self) -> int:
@@ -162,11 +174,16 @@ class Mixture:
     has too few uses left for its share of another cycle, it drops out, and these uses stay unused. The other sections
     continue where they are, with their shares recomputed without it. A section whose limit is below its share of the
     first cycle never takes part (see `left_out`). If all sections have limits, the mixture ends.
+
+    Attributes:
+        changes: weights that replace those of the sections, ascending by position. Rows of a cycle that is cut short
+            there count as used, also those that come after the position, at most 63 with up to 64 sections.
     """
 
     sections: tuple[MixedSection, ...]
     rows_per_block: int
     seed: int
+    changes: tuple[Weights, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.sections) <= _MAX_SECTIONS:
@@ -229,26 +246,39 @@ class Mixture:
 
     @cached_property
     def _phases(self) -> tuple[_Phase, ...]:
-        """The phases in order. Each except the last ends, has at least one cycle, and is followed by fewer sections."""
+        """The phases in order.
+
+        Each except the last ends, has at least one position, and is followed by fewer sections or by other weights.
+        """
         phases: list[_Phase] = []
         limits = [section.max_uses for section in self.sections]
         used = [0] * len(self.sections)
         numbers, start = tuple(range(len(self.sections))), 0
         while numbers:
-            shares = _quantised([self.sections[number].weight for number in numbers])
+            weights = self._weights_at(start)
+            shares = _quantised([weights[number] for number in numbers])
             before = tuple(used[number] for number in numbers)
-            phase = _Phase(start, None, numbers, before, shares, key(self.seed, _MIX, len(phases)))
-            fitting = [_cycles_that_fit(phase, place, limits[number]) for place, number in enumerate(numbers)]
+            endless = _Phase(start, None, numbers, before, shares, key(self.seed, _MIX, len(phases)))
+            fitting = [_cycles_that_fit(endless, place, limits[number]) for place, number in enumerate(numbers)]
             cycles = min((count for count in fitting if count is not None), default=None)
-            if cycles is None:
+            ends = [] if cycles is None else [start + cycles * endless.cycle]
+            stop = min([*ends, *(change.position for change in self.changes if change.position > start)], default=None)
+            phase = replace(endless, stop=stop)
+            if stop is None:
                 return (*phases, phase)
-            if cycles:
-                phases.append(_Phase(start, cycles, numbers, before, shares, phase.seed))
-            start += cycles * phase.cycle
-            for number, count in zip(numbers, phase.counts(cycles), strict=True):
+            if stop > start:
+                phases.append(phase)
+            start = stop
+            for number, count in zip(numbers, phase.counts(phase.cycles or 0), strict=True):
                 used[number] += count
-            numbers = tuple(number for number, count in zip(numbers, fitting, strict=True) if count != cycles)
+            if stop in ends:
+                numbers = tuple(number for number, count in zip(numbers, fitting, strict=True) if count != cycles)
         return tuple(phases)
+
+    def _weights_at(self, position: int) -> tuple[float, ...]:
+        """Return the weights of all sections from a position on."""
+        initial = tuple(section.weight for section in self.sections)
+        return next((change.values for change in reversed(self.changes) if change.position <= position), initial)
 
     def _rows_of_uses(self, phase: _Phase, numbers: Rows, uses: Rows) -> Rows:
         """Return the rows (n,) of uses (n,) of sections, which are given by their numbers (n,) in the phase."""

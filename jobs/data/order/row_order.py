@@ -1,9 +1,11 @@
 """The row order: which rows each step trains on, as a pure function of (prepared data, seed, step).
 
 It never depends on the number of workers, on restarts or on timing. With grouping by length it also depends on the end
-of the run, which shortens the last group. Nothing is stored: an epoch visits the blocks of the data in a permuted
-order, and permutes the rows of every window of consecutive blocks. Both permutations are keyed (see `permutation`), so
-any position can be computed directly. A reader that follows the order goes through the blocks window by window.
+of the run, which shortens the last group. If a run has raised the weight of replay, it depends on the steps where that
+happened, which checkpoints hold (see `jobs.planning.replay`). Nothing else is stored: an epoch visits the blocks of the
+data in a permuted order, and permutes the rows of every window of consecutive blocks. Both permutations are keyed (see
+`permutation`), so any position can be computed directly. A reader that follows the order goes through the blocks window
+by window.
 """
 
 from __future__ import annotations
@@ -167,7 +169,7 @@ class StepPlan:
     total_rows: int  # positions that the whole run uses
     lengths: npt.NDArray[np.int32] | None = field(default=None, compare=False)
     # Rows of recently requested spans of steps, by first step. Two threads may use it, so entries never change.
-    _cache: dict[int, Rows] = field(default_factory=dict, compare=False, repr=False)
+    _cache: dict[int, Rows] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def rows_of_step(self, step: int) -> Rows:
         """Return the rows of step `step` (0-based) over all workers; (rows_per_step,) int64, fewer at the end."""
@@ -204,6 +206,16 @@ class StepPlan:
             places = ((firsts[some] - low) * self.rows_per_step)[:, None] + np.arange(size * self.rows_per_step)
             rows[places] = self._by_length(rows[places], firsts[some], size)
         return rows[(start - low) * self.rows_per_step : (stop - low) * self.rows_per_step]
+
+    def next_change(self, step: int) -> int:
+        """Return the first step from `step` on before which the order may change without an effect on earlier steps.
+
+        With grouping by length, that is the beginning of a group.
+        """
+        if self.lengths is None or step >= self.total_steps:
+            return step
+        firsts, sizes = self._groups(step, step + 1)
+        return step if len(firsts) == 0 or firsts[0] == step else int(firsts[0] + sizes[0])
 
     def epoch_of_step(self, step: int) -> float:
         """Return the passes over the data that are complete after `step` steps."""

@@ -10,20 +10,21 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from jobs.data.order.mixture import MixedSection, Mixture
+from jobs.data.order.mixture import MixedSection, Mixture, Weights
 from jobs.data.order.permutation import Rows
 from jobs.data.order.row_order import GROUP_STEPS, WINDOW_BLOCKS, Order, RowOrder, StepPlan, micro_batches
 from jobs.data.prepared import ROW_SCHEMA, ROWS_PER_BLOCK, Prepared, Split
 from jobs.errors import SpecError
 from jobs.planning.batching import Batching, plan_batching
+from jobs.planning.replay import ReplayRaise, raised_weights
 from jobs.planning.steps import total_rows, total_steps, warmup_steps
 from jobs.spec.finetune import Spec
 
@@ -59,6 +60,7 @@ class Stream:
     prepared_root: str
     spec: Spec  # its number of workers is that of the gang
     worker: int
+    raises: tuple[ReplayRaise, ...] = ()
 
     def open(self) -> OpenStream:
         # The cache holds all blocks that a group of steps may touch, so that no block is read twice.
@@ -66,11 +68,15 @@ class Stream:
         prepared = Prepared.open(self.prepared_root)
         split = prepared.split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
         longest = max((part.longest_row for part in prepared.manifest.splits["train"]), default=0)
-        return OpenStream(split, step_plan(self.spec, split), plan_batching(self.spec), self.worker, longest)
+        plan = step_plan(self.spec, split, self.raises)
+        return OpenStream(split, plan, plan_batching(self.spec), self.worker, longest)
 
 
-def step_plan(spec: Spec, split: Split) -> StepPlan:
+def step_plan(spec: Spec, split: Split, raises: Sequence[ReplayRaise] = ()) -> StepPlan:
     """Make the run's plan: its steps, and the rows of each step.
+
+    Args:
+        raises: steps from which on sources for replay have more weight, ascending. The number of steps stays.
 
     Raises:
         SpecError: the warmup is longer than the run, or sources are used up before its end. Both are known only when
@@ -83,13 +89,18 @@ def step_plan(spec: Spec, split: Split) -> StepPlan:
     taken = total_rows(spec, order.num_rows, rows)
     if isinstance(order, Mixture):
         _check_mixture(spec, order, taken)
-    return StepPlan(
+    plan = StepPlan(
         order=order,
         rows_per_step=rows,
         total_steps=steps,
         total_rows=taken,
         lengths=split.index.num_tokens if by_length else None,
     )
+    if not raises:
+        return plan
+    assert isinstance(order, Mixture)
+    changes = (Weights(plan.next_change(one.step) * rows, raised_weights(spec, one.times)) for one in raises)
+    return replace(plan, order=replace(order, changes=tuple(changes)))
 
 
 def row_order(spec: Spec, split: Split) -> RowOrder:

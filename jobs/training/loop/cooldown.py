@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from jobs.planning import learning_rate_at
-from jobs.training.loop.loop import stream_of, train_step
+from jobs.training.loop.loop import train_step
 from jobs.training.loop.state import LoopState, Run
 
 
@@ -23,7 +23,7 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
     last = min(state.step + steps, run.plan.total_steps)
     rate = learning_rate_at(state.step, run.job.spec.train, run.plan.total_steps)
     tokens = 0
-    for rows in run.gang.steps(stream_of(run), state.step):
+    for rows in run.gang.steps(run.stream(), state.step):
         left = (last - rows.step) / (last - state.step)
         train_step(run, rows, rate * left)
         tokens += int(run.num_tokens[run.plan.rows_of_step(rows.step)].sum())

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+from jobs.planning.replay import raised_again, replay_share
 from jobs.remedies import forgetting
 from jobs.remedies.forgetting import Act, Told
 from jobs.run.checkpoints import Best
@@ -17,23 +18,40 @@ from jobs.training.loop.state import LoopState, Run
 
 def act_of(run: Run, state: LoopState) -> Act | None:
     """Decide what the newest evaluation requires; None if its loss is within the bound, or if there is no bound."""
-    return forgetting.act_of(run.job.spec.remedies.forgetting, state.metrics_before, state.metrics, state.rate_cuts)
+    return forgetting.act_of(run.job.spec.remedies.forgetting, state.metrics_before, state.metrics, _times(run, state))
 
 
-def rate_lowered(run: Run, state: LoopState) -> LoopState:
-    """Load the best state within the bound, or the first one, with a lower learning rate. Every rank must call it."""
-    spec, best, cuts = run.job.spec, best_score(run.job.spec, state), state.rate_cuts + 1
+def _times(run: Run, state: LoopState) -> int:
+    return forgetting.times_done(run.job.spec.remedies.forgetting, state.rate_cuts, state.replay_raises)
+
+
+def remedied(run: Run, state: LoopState) -> LoopState:
+    """Load the best state within the bound, or the first one, and change what the spec's rule says.
+
+    Every rank must call it.
+    """
+    spec, best, times = run.job.spec, best_score(run.job.spec, state), _times(run, state) + 1
     rule, before = spec.remedies.forgetting, state.metrics_before
-    last = cuts == forgetting.MOST_CUTS  # then keep the best state: from the start, none as good might follow
+    last = times == forgetting.MOST_TIMES  # then keep the best state: from the start, none as good might follow
     if best is not None and not last and not forgetting.has_room(rule, before, best.metrics):
         best = None
     earlier = gone_back(run, state, lambda: _up_to(best, run.reader.candidates()))
-    rate = spec.train.learning_rate * state.history.rate_factor * forgetting.rate_factor(cuts)
-    told = forgetting.lowered(rule, before, state.metrics, state.step, earlier.step, rate)
-    _report(run, state, told, stage="lower_learning_rate", number=cuts, to_step=earlier.step, learning_rate=rate)
     kept = {**state.history.counts(), "barred": state.history.barred}
-    # Save soon: if the process ended before the next checkpoint, the number of cuts would be lost.
-    return replace(earlier, rate_cuts=cuts, history=earlier.history.model_copy(update=kept), save_due=True)
+    # Save soon: if the process ended before the next checkpoint, the number of times would be lost.
+    earlier = replace(earlier, history=earlier.history.model_copy(update=kept), save_due=True)
+    if rule.action == "raise_replay":
+        raises = raised_again(state.replay_raises, earlier.step)
+        share_before, share = (replay_share(spec, number) for number in (times - 1, times))
+        earlier = replace(earlier, replay_raises=raises, expected_loss=None)  # the next step has other rows
+        how = forgetting.replay_text(share_before, share)
+        changed = {"replay_share": share}
+    else:
+        rate = spec.train.learning_rate * state.history.rate_factor * forgetting.rate_factor(times)
+        earlier, how = replace(earlier, rate_cuts=times), forgetting.rate_text(rate)
+        changed = {"learning_rate": rate}
+    told = forgetting.gone_back(rule, before, state.metrics, state.step, earlier.step, how)
+    _report(run, state, told, stage=rule.action, number=times, to_step=earlier.step, **changed)
+    return earlier
 
 
 def _up_to(best: Best | None, saved: Iterable[int]) -> list[int]:

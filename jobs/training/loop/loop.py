@@ -19,7 +19,7 @@ from cluster.text import compact, many
 from jobs.data.order.digest_chain import row_digests, to_hex
 from jobs.data.order.permutation import key
 from jobs.data.order.row_order import MICRO_BATCH
-from jobs.data.order.stream import StepRows, Stream, step_plan
+from jobs.data.order.stream import StepRows, step_plan
 from jobs.data.prepared import Prepared
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
@@ -35,7 +35,7 @@ from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
-from jobs.training.loop.forgetting import act_of, rate_lowered, tell_stop
+from jobs.training.loop.forgetting import act_of, remedied, tell_stop
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
@@ -93,10 +93,11 @@ def train_steps(
         score_pause: evaluate before the pause.
         rewound: the run has just gone back to the state.
     """
+    run = run.with_raises(state.replay_raises)
     spec, plan = run.job.spec, run.plan
     if ends_early(run, state):  # the run was interrupted between its last step and its export
         return state
-    rows_of_steps = timed(run.gang.steps(stream_of(run), state.step, rewound))
+    rows_of_steps = timed(run.gang.steps(run.stream(), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
         factor = state.history.rate_factor * rate_factor(state.rate_cuts)
@@ -116,10 +117,10 @@ def train_steps(
         run.reporter.step(record)
         check_skips(run, state, signals, last)
         act = act_of(run, state)
-        if rollback is not None or act is Act.LOWER_RATE:
+        if rollback is not None or act in (Act.LOWER_RATE, Act.RAISE_REPLAY):
             rows_of_steps.close()
             state = replace(state, save_due=state.save_due or signals.save)
-            earlier = rate_lowered(run, state) if rollback is None else rolled_back(run, state, rollback)
+            earlier = remedied(run, state) if rollback is None else rolled_back(run, state, rollback)
             return train_steps(run, earlier, until, score_pause, rewound=True)
         if act is Act.STOP:
             tell_stop(run, state)
@@ -272,7 +273,9 @@ def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> 
             job.paths, engine.partitions, host, gang, job.spec.checkpoint.save_total_limit, reporter
         ),
         reader=CheckpointReader(job.paths, engine.partitions, engine.buffers, host, gang.rank, reporter.event),
+        split=split,
         plan=plan,
+        replay_raises=(),
         batching=plan_batching(job.spec),
         evaluator=evaluator("eval", job.spec.eval.metrics),
         general=evaluator("general", ("loss", "perplexity")),
@@ -284,10 +287,6 @@ def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> 
         unpack=loaded.unpack,
         data_fingerprint=prepared.manifest.fingerprint,
     )
-
-
-def stream_of(run: Run) -> Stream:
-    return Stream(run.job.prepared_root, run.job.spec, run.gang.rank)
 
 
 def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopState:

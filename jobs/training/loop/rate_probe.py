@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from jobs.data.order.stream import StepRows
 from jobs.training.loop.cooldown import on_host
-from jobs.training.loop.loop import stream_of, train_step
+from jobs.training.loop.loop import train_step
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.state import Run
 from jobs.training.model.batch import collate, model_logits
@@ -28,7 +28,7 @@ def losses_along_first_step(run: Run, rates: Sequence[float]) -> tuple[list[floa
 
     Every rank must call it. Afterwards the weights differ, and the optimizer's state is empty.
     """
-    rows, *scored = list(islice(run.gang.steps(stream_of(run), 0), 1 + _SCORED_STEPS))
+    rows, *scored = list(islice(run.gang.steps(run.stream(), 0), 1 + _SCORED_STEPS))
     before = tuple(on_host(flat) for flat in run.engine.partitions.flats)
     losses = [_loss(run, scored)]
     train_step(run, rows, _LENGTH)

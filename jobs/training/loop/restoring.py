@@ -11,7 +11,7 @@ import numpy as np
 import torch.distributed as dist
 
 from cluster.text import many
-from jobs.data.order.digest_chain import chain_of, from_hex, step_digest
+from jobs.data.order.digest_chain import chain_of, extended, from_hex, step_digest, to_hex
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
 from jobs.model_files.directory import local_model_dir
 from jobs.remedies.outliers import Rollback, after_rollback, rollback_message, targets_of
@@ -54,7 +54,7 @@ def _state_at(run: Run, commit: Commit) -> LoopState:
     run.engine.check_groups(commit.optimizer_step)
     if commit.per_device_train_batch_size != run.batching.per_device:
         return state_of(commit)  # other micro-batches have other dropout masks, so the loss may differ
-    return state_of(commit, expected_loss(run, commit.step + 1))
+    return state_of(commit, expected_loss(run.with_raises(commit.replay_raises), commit.step + 1, commit.chain))
 
 
 def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
@@ -64,6 +64,7 @@ def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
         metrics={} if commit.evaluated_at is None else commit.metrics,
         metrics_before=commit.metrics_before,
         rate_cuts=commit.rate_cuts,
+        replay_raises=commit.replay_raises,
         evaluated_at=commit.evaluated_at,
         best=commit.best,
         history=commit.history,
@@ -89,7 +90,7 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
     else:
         earlier = _state_at(run, commit)
     run.checkpoints.remove_after(earlier.step)
-    return replace(earlier, rate_cuts=state.rate_cuts, save_due=state.save_due)
+    return replace(earlier, rate_cuts=state.rate_cuts, replay_raises=state.replay_raises, save_due=state.save_due)
 
 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
@@ -138,7 +139,8 @@ def check_data(run: Run, commit: Commit) -> None:
         )
     verdict = [True]
     if run.gang.rank == 0:
-        verdict[0] = chain_of(run.plan, run.row_digests, commit.step) == from_hex(commit.chain)
+        plan = run.with_raises(commit.replay_raises).plan
+        verdict[0] = chain_of(plan, run.row_digests, commit.step) == from_hex(commit.chain)
     dist.broadcast_object_list(verdict, src=0)
     if not verdict[0]:
         raise RunFailed(
@@ -147,12 +149,17 @@ def check_data(run: Run, commit: Commit) -> None:
         )
 
 
-def expected_loss(run: Run, step: int) -> float | None:
-    """Return the loss that an earlier attempt has logged for a step, or None. Rank 0 reads and broadcasts it."""
+def expected_loss(run: Run, step: int, chain: str) -> float | None:
+    """Return the loss that an earlier attempt has logged for a step, or None. Rank 0 reads and broadcasts it.
+
+    Args:
+        chain: digest chain before the step, in hexadecimal digits.
+    """
     told: list[Any] = [None]
-    if run.gang.rank == 0:
+    if run.gang.rank == 0 and step <= run.plan.total_steps:
+        after = to_hex(extended(from_hex(chain), _planned_digest(run, step - 1)))
         with contextlib.suppress(StorageError):
-            told[0] = logged_loss(run.job.paths, step, run.batching.per_device)
+            told[0] = logged_loss(run.job.paths, step, run.batching.per_device, after)
     dist.broadcast_object_list(told, src=0)
     loss: float | None = told[0]
     return loss
@@ -165,8 +172,7 @@ def check_step(run: Run, state: LoopState, signals: StepSignals) -> None:
         RunFailed: the rows are not those of the plan; or the loss is not the logged one, so the checkpoint did not
             restore the whole state.
     """
-    rows = run.plan.rows_of_step(state.step)
-    if signals.digest != step_digest(run.row_digests[rows], np.arange(len(rows))):
+    if signals.digest != _planned_digest(run, state.step):
         raise RunFailed(f"step {state.step + 1} had other rows than the row order says: the reader is faulty")
     expected, tolerance = state.expected_loss, _TOLERANCE[run.engine.precision]
     if expected is not None and abs(signals.loss - expected) > tolerance * max(abs(expected), 1.0):
@@ -175,6 +181,12 @@ def check_step(run: Run, state: LoopState, signals: StepSignals) -> None:
             f"{expected:.6f}. The checkpoint did not restore the state that was saved. To resume from the one before "
             f"it, remove {run.job.paths.checkpoint(state.step)}"
         )
+
+
+def _planned_digest(run: Run, step: int) -> int:
+    """Return the digest of the rows that the plan has for a step, counted from 0."""
+    rows = run.plan.rows_of_step(step)
+    return step_digest(run.row_digests[rows], np.arange(len(rows)))
 
 
 def load_best(run: Run, state: LoopState) -> LoopState:

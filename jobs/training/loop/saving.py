@@ -145,6 +145,7 @@ def save(run: Run, state: LoopState) -> None:
         "best": state.best,
         "history": state.history,
         "rate_cuts": state.rate_cuts,
+        "replay_raises": state.replay_raises,
         "chain": to_hex(state.chain),
         "data_fingerprint": run.data_fingerprint,
     }

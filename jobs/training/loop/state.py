@@ -10,8 +10,10 @@ import numpy.typing as npt
 
 from jobs.data.order.digest_chain import EMPTY_CHAIN, extended
 from jobs.data.order.row_order import StepPlan
-from jobs.data.prepared import Prepared
+from jobs.data.order.stream import Stream, step_plan
+from jobs.data.prepared import Prepared, Split
 from jobs.planning import Batching
+from jobs.planning.replay import ReplayRaise
 from jobs.run.checkpoints import Best, StepHistory
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
@@ -41,6 +43,7 @@ class LoopState:
     stopped: bool = False
     history: StepHistory = field(default_factory=StepHistory)
     rate_cuts: int = 0  # how often forgetting has lowered the rate (see `jobs.remedies.forgetting`)
+    replay_raises: tuple[ReplayRaise, ...] = ()  # when forgetting has raised the weights of replay
     exported: Best | None = None  # the earlier state that was exported in place of the last
     facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
 
@@ -69,7 +72,9 @@ class Run:
     engine: Engine
     checkpoints: Checkpointer
     reader: CheckpointReader
+    split: Split  # the training rows
     plan: StepPlan
+    replay_raises: tuple[ReplayRaise, ...]  # those of `plan`
     batching: Batching
     evaluator: Evaluator | None  # of held-out rows
     general: Evaluator | None  # of general text
@@ -80,3 +85,13 @@ class Run:
     pad_token_id: int
     unpack: bool  # see `Loaded`
     data_fingerprint: str
+
+    def with_raises(self, raises: tuple[ReplayRaise, ...]) -> Run:
+        """Return the run with the row order in which sources for replay have more weight."""
+        if raises == self.replay_raises:
+            return self
+        return replace(self, plan=step_plan(self.job.spec, self.split, raises), replay_raises=raises)
+
+    def stream(self) -> Stream:
+        """Return this rank's rows."""
+        return Stream(self.job.prepared_root, self.job.spec, self.gang.rank, self.replay_raises)

@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 
+from jobs.data.order.digest_chain import chain_of, from_hex, row_digests
+from jobs.data.order.stream import step_plan
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.storage.journal import Record, read_journal
 from tests.integration.jobs.training.test_checkpoint_faults import assert_exported
@@ -28,12 +30,16 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     folder = tmp_path_factory.mktemp("forgetting")
     model, text = tiny.save_model(folder / "llama", "llama"), tiny.write_text(folder / "text.jsonl", 400)
     draw, numbers = random.Random(0), folder / "numbers.jsonl"
-    lines = ["".join(draw.choices("0123456789", k=draw.randrange(20, 60))) for _ in range(30)]
-    numbers.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    replay = folder / "replay.jsonl"
+    for file, count in ((numbers, 30), (replay, 200)):
+        lines = ["".join(draw.choices("0123456789", k=draw.randrange(20, 60))) for _ in range(count)]
+        file.write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
 
     def case(name: str, bound: float | None = None, action: str = "lower_learning_rate") -> Case:
+        sources = [{"path": str(text), "weight": 0.99}, {"path": str(replay), "weight": 0.01, "replay": True}]
         spec = tiny.spec_of(
-            folder, model, text, train__max_steps=STEPS, train__learning_rate=1e-2, train__warmup_ratio=0.5,
+            folder, model, text, data__train=sources if action == "raise_replay" else str(text),
+            train__max_steps=STEPS, train__learning_rate=1e-2, train__warmup_ratio=0.5,
             train__global_batch_size=8, train__per_device_train_batch_size=4, data__eval_fraction=0.1,
             eval={"general": str(numbers), "eval_steps": EVERY, "eval_on_start": False},
             checkpoint__metric_for_best_model="loss",
@@ -43,12 +49,14 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
 
     every = [
         case("unbounded"), case("bounded", BOUND), case("interrupted", BOUND), case("stopped", BOUND, "stop"),
-        case("nothing within", 1e-6, "stop"),
+        case("nothing within", 1e-6, "stop"), case("replayed", BOUND, "raise_replay"),
+        case("replay interrupted", BOUND, "raise_replay"),
     ]  # fmt: skip
-    unbounded, bounded, interrupted, *stopped = every
-    first_half = dataclasses.replace(interrupted, stop_at=INTERRUPTED_AT)
-    exported = frozenset(one.name for one in [bounded, *stopped])
-    run_gang(folder, 2, [unbounded, bounded, first_half, *stopped, interrupted], with_export=exported)
+    unbounded, bounded, interrupted, *stopped, replayed, replay_interrupted = every
+    first_halves = [dataclasses.replace(one, stop_at=INTERRUPTED_AT) for one in (interrupted, replay_interrupted)]
+    exported = frozenset(one.name for one in [bounded, *stopped, replayed])
+    cases = [unbounded, bounded, *stopped, replayed, *first_halves, interrupted, replay_interrupted]
+    run_gang(folder, 2, cases, with_export=exported)
     return {one.name: one for one in every}
 
 
@@ -145,12 +153,33 @@ def test_if_nothing_is_within_the_bound_the_last_state_is_exported_and_the_run_s
     assert_exported(case, act["step"])
 
 
-def test_an_interrupted_run_makes_the_same_decisions_and_has_the_same_losses(cases: dict[str, Case]) -> None:
-    interrupted, undisturbed = cases["interrupted"], cases["bounded"]
+def test_past_the_bound_the_run_trains_more_often_on_the_sources_for_replay(cases: dict[str, Case]) -> None:
+    case = cases["replayed"]
+    raised = [act for act in acts(case) if act["stage"] == "raise_replay"]
+    shares = [3 / 102, 9 / 108, 27 / 126]
+    assert raised and [act["replay_share"] for act in raised] == pytest.approx(shares[: len(raised)])
+    assert [act["number"] for act in raised] == list(range(1, len(raised) + 1))
+    commit = read_commit(case.paths, committed_steps(case.paths)[-1])
+    assert commit.replay_raises[-1].times == len(raised) and commit.rate_cuts == 0
+    assert commit.replay_raises[-1].step == raised[-1]["to_step"]
+    split = case.prepared.split("train")
+    plan = step_plan(case.spec, split, commit.replay_raises)
+    assert from_hex(commit.chain) == chain_of(plan, row_digests(split.index.sample_ids), commit.step)
+    last = plan.rows_of_steps(raised[-1]["to_step"], STEPS)
+    assert np.mean(last >= split.rows_of_sources[0]) == pytest.approx(shares[len(raised) - 1], abs=4 / len(last))
+    assert commit.best is not None and commit.best.metrics["eval_general_loss"] <= (1 + BOUND) * base_of(case)
+    assert_exported(case, commit.best.step)
+
+
+@pytest.mark.parametrize(("name", "like"), [("interrupted", "bounded"), ("replay interrupted", "replayed")])
+def test_an_interrupted_run_makes_the_same_decisions_and_has_the_same_losses(
+    cases: dict[str, Case], name: str, like: str
+) -> None:
+    interrupted, undisturbed = cases[name], cases[like]
     events = read_journal(interrupted.paths.events)
     resumed = [event["data"]["step"] for event in events if event["data"].get("phase") == "resumed"]
     assert resumed == [INTERRUPTED_AT]
-    assert acts(interrupted)[0]["step"] < INTERRUPTED_AT < acts(interrupted)[1]["step"], "after the first cut"
+    assert acts(interrupted)[0]["step"] < INTERRUPTED_AT < acts(interrupted)[1]["step"], "after the first act"
     assert acts(interrupted) == acts(undisturbed)
     for column in ("loss", "learning_rate", "chain"):
         assert list(newest(interrupted, column).values()) == pytest.approx(

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from jobs.data.order.digest_chain import chain_of, step_digest, to_hex
 from jobs.data.order.row_order import Order, StepPlan
 from jobs.errors import DataError, RunFailed, SpecError
+from jobs.planning.replay import ReplayRaise
 from jobs.run.checkpoints import Best, Commit, Part
 from jobs.run.paths import JobPaths
 from jobs.spec.evaluation import Checkpoint
@@ -34,6 +35,7 @@ from tests.support import tiny
 
 PLAN = StepPlan(Order(100, 64, 7), 8, 30, 240)
 DIGESTS = np.random.default_rng(0).integers(2**63, size=100, dtype=np.uint64)
+CHAIN = to_hex(7)  # of steps that were logged without one
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,8 +46,16 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     dist.destroy_process_group()
 
 
+class FakeRun(SimpleNamespace):
+    """The parts of a run that are compared with a checkpoint."""
+
+    def with_raises(self, raises: tuple[ReplayRaise, ...]) -> FakeRun:
+        assert not raises
+        return self
+
+
 def run_of(root: pathlib.Path, precision: str = "fp32", **changes: Any) -> Any:
-    return SimpleNamespace(
+    return FakeRun(
         **{
             "gang": SimpleNamespace(rank=0), "job": SimpleNamespace(paths=JobPaths(str(root))), "plan": PLAN,
             "row_digests": DIGESTS, "data_fingerprint": "f", "engine": SimpleNamespace(precision=precision),
@@ -119,10 +129,10 @@ def test_the_first_loss_after_a_resume_is_held_against_the_log(
     paths = JobPaths(str(tmp_path))
     journal = JournalWriter(paths.metrics)
     for step, logged in ((20, 3.0), (21, 9.0), (21, 2.0)):  # an attempt that went back has logged step 21 twice
-        journal.append({"step": step, "loss": logged})
+        journal.append({"step": step, "loss": logged, "chain": to_hex(chain_of(PLAN, DIGESTS, step))})
     journal.close()
-    run = run_of(tmp_path, precision)
-    state = restoring.state_of(commit(), restoring.expected_loss(run, 21))
+    run, chain = run_of(tmp_path, precision), commit().chain
+    state = restoring.state_of(commit(), restoring.expected_loss(run, 21, chain))
     assert state.expected_loss == 2.0 and state.step == 20
     if good:
         restoring.check_step(run, state, signals(loss, planned_digest(20)))
@@ -130,7 +140,9 @@ def test_the_first_loss_after_a_resume_is_held_against_the_log(
     else:
         with pytest.raises(RunFailed, match=r"the log of the run has 2\.000000"):
             restoring.check_step(run, state, signals(loss, planned_digest(20)))
-    assert restoring.expected_loss(run, 22) is None
+    assert restoring.expected_loss(run, 22, chain) is None
+    other = dataclasses.replace(PLAN, order=Order(100, 64, 8))
+    assert restoring.expected_loss(run_of(tmp_path, plan=other), 21, chain) is None, "the next step has other rows"
 
 
 def test_a_loss_that_was_logged_with_another_micro_batch_is_not_compared(tmp_path: pathlib.Path) -> None:
@@ -140,7 +152,7 @@ def test_a_loss_that_was_logged_with_another_micro_batch_is_not_compared(tmp_pat
         journal.append({"step": step, "loss": 2.0, "micro_batch": micro_batch})
     journal.close()
     run = run_of(tmp_path)
-    assert restoring.expected_loss(run, 21) is None and restoring.expected_loss(run, 22) == 2.0
+    assert restoring.expected_loss(run, 21, CHAIN) is None and restoring.expected_loss(run, 22, CHAIN) == 2.0
 
 
 @pytest.mark.parametrize(("setting", "value"), [("weight_decay", 0.0), ("betas", [0.9, 0.9]), ("step", 19)])
@@ -285,9 +297,9 @@ def test_the_log_is_read_from_its_end_only_as_far_as_needed(
         return real(folder, name)
 
     monkeypatch.setattr(record, "read_part", counting)
-    assert record.logged_loss(paths, 101, 1) is None and len(read) == 1
-    assert record.logged_loss(paths, 95, 1) == 95.0 and len(read) == 2
-    assert record.logged_loss(paths, 75, 1) == 75.0 and len(read) == 5
+    assert record.logged_loss(paths, 101, 1, CHAIN) is None and len(read) == 1
+    assert record.logged_loss(paths, 95, 1, CHAIN) == 95.0 and len(read) == 2
+    assert record.logged_loss(paths, 75, 1, CHAIN) == 75.0 and len(read) == 5
 
 
 def test_a_metric_that_is_no_number_does_not_cost_the_checkpoint() -> None:
@@ -304,5 +316,5 @@ def test_a_loss_from_before_a_rollback_is_not_expected(tmp_path: pathlib.Path) -
     for step in (19, 20, 21, 22, 20):
         journal.append({"step": step, "loss": float(step)})
     journal.close()
-    assert restoring.expected_loss(run_of(tmp_path), 21) is None
-    assert restoring.expected_loss(run_of(tmp_path), 20) == 20.0
+    assert restoring.expected_loss(run_of(tmp_path), 21, CHAIN) is None
+    assert restoring.expected_loss(run_of(tmp_path), 20, CHAIN) == 20.0

@@ -111,7 +111,7 @@ def test_weights_are_for_all_sources_of_train_or_for_none(tmp_path: Path, data: 
         ),
         (
             "  train: x\n  eval:\n  - path: a\n    split: test\n",
-            [(8, "data.eval.0.split: unknown key; a source has path, weight, max_epochs, format, columns")],
+            [(8, "data.eval.0.split: unknown key; a source has path, weight, max_epochs, replay, format, columns")],
         ),
         ("  train: x\n  eval:\n    path: a\n    split: test\n", [(8, "split: unknown key; a source has path, weight")]),
         (
@@ -323,6 +323,7 @@ def test_run_does_not_go_on_with_another_reading(field: str, value: Any, line: s
 def test_source_is_said_in_one_line() -> None:
     source = Source(path="general.jsonl", weight=0.2, max_epochs=2, format="chat", columns=Columns(messages="talk"))
     assert source_words(source).startswith("general.jsonl (weight 0.2, max_epochs 2, format chat, ")
+    assert source_words(Source(path="general.txt", weight=0.2, replay=True)) == "general.txt (weight 0.2, replay)"
     assert source_words(Source(path="a")) == "a"
 
 

@@ -10,6 +10,13 @@ from pydantic import BaseModel, ValidationError
 from jobs.spec.checking.fields import section_model, spec_fields
 from jobs.spec.finetune import Spec
 
+# Everything that the action needs but for the sources.
+RAISE_REPLAY: dict[str, Any] = {
+    "eval": {"general": "/g", "eval_steps": 5},
+    "checkpoint": {"metric_for_best_model": "loss"},
+    "remedies": {"forgetting": {"max_general_loss_increase": 0.1, "action": "raise_replay"}},
+}
+
 
 def values(**sections: Any) -> dict[str, Any]:
     base: dict[str, Any] = {"model": {"path": "/m", "task": "causal-lm"}, "data": {"train": "/d", "format": "text"}}
@@ -71,6 +78,29 @@ def test_nothing_can_be_assigned() -> None:
             "remedies.forgetting needs checkpoint.metric_for_best_model",
         ),
         ({"remedies": {"forgetting": {"max_general_loss_increase": 0}}}, "greater than 0"),
+        ({"data": {"train": [{"path": "/t", "replay": True}]}}, "replay needs a weight for every source"),
+        ({"data": {"eval": [{"path": "/t", "replay": True}]}}, "eval: replay is for train"),
+        ({"eval": {"general": {"path": "/g", "replay": True}}}, "replay is for data.train"),
+        (
+            {"data": {"train": [{"path": "/t", "weight": 9}, {"path": "/u", "weight": 1}]}, **RAISE_REPLAY},
+            "raise_replay needs a source with `replay: true` in data.train, and one without",
+        ),
+        (
+            {"data": {"train": [{"path": "/t", "weight": 9, "replay": True}]}, **RAISE_REPLAY},
+            "raise_replay needs a source with `replay: true` in data.train, and one without",
+        ),
+        (
+            {
+                "data": {
+                    "train": [
+                        {"path": "/t", "weight": 9},
+                        {"path": "/u", "weight": 1, "replay": True, "max_epochs": 2},
+                    ]
+                },
+                **RAISE_REPLAY,
+            },
+            "data.train: /u has max_epochs, so remedies.forgetting cannot raise its share",
+        ),
         ({"eval": {"general": {"path": "/g", "format": "classification"}}}, "format of /g in eval.general is class"),
         ({"train": {"warmup_steps": 1.5}}, "must be a whole number, or a share below 1"),
         ({"train": {"zero": {"stage": 2, "offload_param": "cpu"}}}, "offload_param needs stage 3, but stage is 2"),

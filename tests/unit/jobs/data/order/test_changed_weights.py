@@ -1,0 +1,68 @@
+"""A mixture whose weights change at a position: rows before it stay, and each section continues where it is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.data.order.mixture import MixedSection, Mixture, Weights
+from jobs.data.order.permutation import key
+from jobs.data.order.row_order import GROUP_STEPS, Order
+from tests.support.roworders import counts_of, rows_at
+from tests.unit.jobs.data.order.test_mixture import LIMITED, SEEDS, WEIGHTS, end_of, mixture_of, plan_of
+
+
+def test_other_weights_from_a_position_on_leave_the_rows_before_it_and_the_epochs_of_each_section() -> None:
+    plain = mixture_of((6000, 19), (900, 1))
+    changed = replace(plain, changes=(Weights(1000, (19.0, 3.0)), Weights(1009, (19.0, 9.0))))
+    stop = 1009 + 64 * 40
+    before, after = plain.rows_between(0, stop), changed.rows_between(0, stop)
+    assert np.array_equal(before[:1000], after[:1000]) and not np.array_equal(before, after)
+    counts = counts_of(changed, after[1009:])
+    assert counts[1] == pytest.approx(64 * 40 * 9 / 28, abs=2)
+    assert len(np.unique(after)) == stop, "no row comes twice in its first epoch"
+    assert after.min() >= 0 and counts_of(changed, after)[0] <= 6000
+    gaps = sorted(set(rows_at(Order(900, 64, key(1, 6, 1)), range(counts_of(changed, after)[1]))) - {*(after - 6000)})
+    assert 0 < len(gaps) <= 2 * (1 + round(64 * 3 / 22)), "of cycles that were cut short"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sections=LIMITED,
+    seed=SEEDS,
+    positions=st.lists(st.integers(0, 2500), max_size=3, unique=True).map(sorted),
+    data=st.data(),
+)
+def test_with_other_weights_any_piece_is_that_of_a_long_stretch_and_limits_hold(
+    sections: list[MixedSection], seed: int, positions: list[int], data: st.DataObject
+) -> None:
+    weights = [tuple(data.draw(WEIGHTS) for _ in sections) for _ in positions]
+    plain = Mixture(tuple(sections), 64, seed)
+    changed = replace(plain, changes=tuple(map(Weights, positions, map(tuple, weights))))
+    stop = end_of(changed, 3000)
+    whole = changed.rows_between(0, stop)
+    first = min([*positions, stop, end_of(plain, 3000)])
+    assert np.array_equal(whole[:first], plain.rows_between(0, first))
+    cuts = [0, *sorted(data.draw(st.lists(st.integers(0, stop), max_size=5))), stop]
+    pieces = [changed.rows_between(low, high) for low, high in pairwise(cuts)]
+    assert np.array_equal(np.concatenate(pieces), whole)
+    for section, uses in zip(sections, counts_of(changed, whole), strict=True):
+        assert section.max_uses is None or uses <= section.max_uses
+
+
+@pytest.mark.parametrize("step", [0, 1, 31, 32, 40, 63, 117])
+def test_with_grouping_by_length_a_change_waits_for_the_next_group(step: int) -> None:
+    mixture = mixture_of((3000, 19), (500, 1))
+    plain, grouped = plan_of(mixture, 8, 8 * 120), plan_of(mixture, 8, 8 * 120, grouped=True)
+    assert plain.next_change(step) == step
+    at = grouped.next_change(step)
+    assert step <= at < step + GROUP_STEPS
+    changed = replace(mixture, changes=(Weights(at * 8, (1.0, 1.0)),))
+    after = replace(grouped, order=changed)
+    for other in range(120):
+        assert np.array_equal(after.rows_of_step(other), grouped.rows_of_step(other)) == (other < at)

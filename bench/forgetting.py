@@ -4,9 +4,9 @@
 
 Every run tunes all of SmolLM2-135M on short dialogues, on two workers with one thread each, and measures its loss on
 pages of the Brown corpus. `guarded` has a bound and lowers its rate. `replay-N` trains on N % of other pages of that
-corpus, and `raised` has a bound, begins with 1 % and raises that share. `mixed` takes the model of `unguarded` and mixes
-it with its base. With --work, runs that have succeeded are not repeated, so that the cases may be computed one at a
-time. One JSON line for each case goes to stdout.
+corpus, and `raised` has a bound, begins with 1 % and raises that share. `mixed` takes the model of `unguarded` and
+mixes it with its base. With --work, runs that have succeeded are not repeated, so that the cases may be computed one at
+a time. One JSON line for each case goes to stdout.
 """
 
 from __future__ import annotations

@@ -68,6 +68,42 @@ def show_data(spec: Spec, count: int, split: Literal["train", "eval"], start: in
         return shown_rows(spec, _model_dir(spec), count, split, start)
 
 
+def generate_text(
+    spec: Spec, to: str, samples: int, max_tokens: int, temperature: float, progress: Progress
+) -> tuple[int, str]:
+    """Let the spec's base model write a file of texts, or find it written.
+
+    Returns:
+        The number of samples that were drawn now, and the absolute path of the file.
+
+    Raises:
+        InputError: the spec, the model or the file is unsuitable.
+    """
+    if spec.model.task != "causal-lm":
+        raise SpecError(f"model.task is {spec.model.task}: only a language model (causal-lm) writes text")
+
+    def say(text: str) -> None:
+        progress.event(event("phase", text, phase="generate"))
+
+    to = os.path.abspath(to) if not storage.is_url(to) else to
+    with _quietly():
+        from jobs.data.sources.generated import Settings, check_target, generate, model_digest
+        from jobs.model_files.directory import check_model_files, local_model_dir
+
+        check_target(to)
+        say("reading the model's files for their hash")
+        model_dir = local_model_dir(with_model_of_run(spec).model.path)
+        check_model_files(model_dir, spec)
+        settings = Settings(
+            model=model_digest(model_dir),
+            samples=samples,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            seed=spec.seed,
+        )
+        return generate(model_dir, to, settings, say), to
+
+
 def _check_functions(spec: Spec) -> None:
     enter_working_dir(spec)
     problems = [own_function_problem(name) for name in sorted(spec.formats) if OWN_FUNCTION.match(name)]

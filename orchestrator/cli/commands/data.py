@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jobs.preflight.data_commands import check_data, prepare_data, show_data
+from cluster.text import many
+from jobs.preflight.data_commands import check_data, generate_text, prepare_data, show_data
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
@@ -19,7 +20,7 @@ from orchestrator.pages.data import page
 
 app = command_group(
     name="data",
-    help="Check, prepare and show the data of a spec.",
+    help="Check, prepare, show and generate the data of a spec.",
     epilog="Start here:  fleetune data check job.yaml  |  fleetune data show job.yaml --n 3",
     no_args_is_help=True,
 )
@@ -102,3 +103,31 @@ def show(
         from orchestrator.pages.rows import rows_json, rows_page
 
         typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=width() is not None))
+
+
+@app.command(epilog="Example:  fleetune data generate job.yaml --to replay.jsonl --samples 2000")
+def generate(
+    spec: SpecFile,
+    to: Annotated[str, typer.Option("--to", metavar="FILE", help="File to write, with a name that ends in .jsonl.")],
+    set_: Set = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, max=10_000_000, help="Number of texts.")] = 1000,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=8, max=1_000_000, help="Longest text.")] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0.05, max=5.0, help="Below 1: more likely texts.")
+    ] = 1.0,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Let the base model write text, which a run can train on so that it forgets less.
+
+    Use the file as a source of data.train with `format: text` and `replay: true`. The command uses a GPU if this
+    machine has one. To continue an interrupted generation, repeat the command.
+    """
+    with edge():
+        loaded = load_spec(spec, set_ or [])
+        with closing(progress_of(quiet or json_)) as progress:
+            drawn, path = generate_text(loaded, to, samples, max_tokens, temperature, progress)
+        if json_:
+            typer.echo(json.dumps({"path": path, "samples": samples, "drawn": drawn}))
+        else:
+            typer.echo(f"{many(samples, 'text')} in {path}" + ("" if drawn else ", generated before"))

@@ -87,6 +87,9 @@ COMMANDS = {
         "TRACE", "--nodes", "--gpus-per-node", "--policy", "--what-if-nodes", "--jitter", "--preemption-cost-s",
         "--failures-per-node-day", "--schedule", "--report", "--json", "--quiet",
     },
+    "data generate": {
+        "SPEC", "--to", "--set", "--samples", "--max-tokens", "--temperature", "--json", "--quiet",
+    },
     "data check": {"SPEC", "--set", "--address", "--html", "--json", "--quiet"},
     "data prepare": {"SPEC", "--set", "--address", "--json", "--quiet"},
     "data show": {"SPEC", "--set", "--n", "--from", "--split", "--json"},

@@ -47,7 +47,7 @@ Answer = TypeVar("Answer")
 Say = Callable[[str], None]
 
 
-class Uninvited(InputError):
+class JobRefused(InputError):
     """The orchestrator does not accept this job."""
 
 
@@ -71,7 +71,7 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
         return None
     check_url(record.url)
     if not raylet.is_head and urllib.parse.urlsplit(record.url).hostname in _HERE:
-        raise Uninvited(
+        raise JobRefused(
             "this program does not run on the head, but the orchestrator of this cluster listens only for its own "
             f"machine ({record.url}). Submit without --entrypoint-num-cpus and similar options, which put a driver on "
             "any node. Or have the orchestrator started with --host 0.0.0.0, or with --url and a proxy"
@@ -87,7 +87,7 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
         Interrupted: this program was asked to end, and has cancelled the job.
     """
     if not re.fullmatch(SUBMISSION, job.submission):
-        raise Uninvited(
+        raise JobRefused(
             f"Ray's job {job.submission!r} cannot be queued: give it a --submission-id of letters, digits, '.', '_' "
             "and '-', at most 200 characters"
         )
@@ -165,7 +165,7 @@ class _Guest:
         return self._server.url
 
     def join(self, message: Join) -> Joined:
-        """Ask for the job to be queued, without a time limit. Raises Uninvited."""
+        """Ask for the job to be queued, without a time limit. Raises JobRefused."""
 
         def once() -> Joined:
             try:
@@ -173,14 +173,14 @@ class _Guest:
             except Refused as error:
                 if error.error in ("", _OTHER):  # a proxy answered, or the server of another queue
                     raise NoAnswer(f"status {error.answered}: {error}") from error
-                raise Uninvited(
+                raise JobRefused(
                     f"the orchestrator of this cluster, {self.url}, does not accept this job: {error}"
                 ) from error
 
         return self._patiently(once, "nothing is started before it does")
 
     def stay(self, joined: Joined) -> int:
-        """Show the job's output until it has ended, and return its exit code. Raises Uninvited."""
+        """Show the job's output until it has ended, and return its exit code. Raises JobRefused."""
         look, words = Look(job_id=joined.job_id, queue=self._record.queue), ""
         while True:
             told = self._patiently(lambda at=look: self._look(at), "the job goes on meanwhile")  # type: ignore[misc]
@@ -212,7 +212,7 @@ class _Guest:
             return self._server.post("/v1/guest/look", look, Looked)
         except Refused as error:
             if error.error == _UNKNOWN:
-                raise Uninvited(f"the orchestrator no longer knows {look.job_id}: {error}") from error
+                raise JobRefused(f"the orchestrator no longer knows {look.job_id}: {error}") from error
             raise NoAnswer(f"status {error.answered}: {error}") from error
 
     def _patiently(self, ask: Callable[[], Answer], meanwhile: str) -> Answer:

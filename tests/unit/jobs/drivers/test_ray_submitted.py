@@ -81,7 +81,7 @@ def test_an_orchestrator_that_only_the_head_can_reach_is_said_to_be_one(monkeypa
     found = {"record": SessionRecord("http://127.0.0.1:8400", "q"), "raylet": Raylet(Path("/tmp"), "gcs", False)}
     monkeypatch.setattr(guest, "raylet_above", lambda pid: found["raylet"])
     monkeypatch.setattr(guest, "read_record", lambda raylet: found["record"])
-    with pytest.raises(guest.Uninvited, match=r"does not run on the head.*--host 0\.0\.0\.0"):
+    with pytest.raises(guest.JobRefused, match=r"does not run on the head.*--host 0\.0\.0\.0"):
         host_of_this_program()
     found["raylet"] = Raylet(Path("/tmp"), "gcs", True)
     assert host_of_this_program() == (RayJob("raysubmit_1", {"job_submission_id": "raysubmit_1"}), found["record"])

@@ -38,20 +38,20 @@ from orchestrator.cli.commands import simulate as simulatecli
 from orchestrator.cli.commands import submit as submitcli
 from orchestrator.cli.commands import sweep as sweepcli
 from orchestrator.cli.commands import upload as uploadcli
-from orchestrator.cli.edge import (
+from orchestrator.cli.help_groups import Grouped, command_group
+from orchestrator.cli.options import (
+    CLUSTER,
+    QUEUE,
+    YOURS,
     Address,
     Json,
     Quiet,
     Set,
     SpecFile,
     Storage,
-    edge,
-    json_list,
-    progress_of,
     refuse_dashboard,
 )
-from orchestrator.cli.help_groups import Grouped, command_group
-from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
+from orchestrator.cli.output import exit_on_error, json_list, progress_of
 from orchestrator.cli.run_argument import run_meant, run_to_stop
 from orchestrator.cli.run_here import Rooted, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, about
@@ -118,7 +118,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train here, and show the progress. Paths are relative to the spec's file, also in --set."""
-    with edge():
+    with exit_on_error():
         refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
         loaded, root = load_work(spec, overrides, resume)
@@ -146,7 +146,7 @@ def run(
 @_command(YOURS, "validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a spec without starting workers, and show its plan."""
-    with edge():
+    with exit_on_error():
         marked = load_marked(spec, set_ or [])
         if isinstance(marked.spec, CompareSpec):
             _validate_comparison(marked.spec, json_)
@@ -202,7 +202,7 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
 @_command(YOURS, "runs --storage s3://bucket/runs")
 def runs(storage: Storage = None, json_: Json = False) -> None:
     """List the runs, newest last."""
-    with edge():
+    with exit_on_error():
         found = run_list.list_runs(storage_root(storage))
         if json_:
             typer.echo(json_list(found))
@@ -218,7 +218,7 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 
     If the run failed, the end of its log follows.
     """
-    with edge():
+    with exit_on_error():
         details = run_list.describe_run(run_meant(run, storage_root(storage)))
         typer.echo(details.model_dump_json() if json_ else text.run_page(details))
         if not json_ and details.spec.get("kind") == "compare":
@@ -232,14 +232,14 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 @_command(YOURS, "stop rotten-20261124")
 def stop(run: RunArgument, storage: Storage = None) -> None:
     """Make a run save a checkpoint and end."""
-    with edge():
+    with exit_on_error():
         typer.echo(ask_to_stop(run_to_stop(run, storage_root(storage))))
 
 
 @_command(YOURS, "save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
     """Make a run save a checkpoint and continue."""
-    with edge():
+    with exit_on_error():
         typer.echo(ask_to_save(run_meant(run, storage_root(storage))))
 
 
@@ -268,7 +268,7 @@ def export(
     (1 - W) x trained weight + W x weight of the model that the run started from. A run with method lora or prompt
     gives an adapter, which peft.PeftModel.from_pretrained reads.
     """
-    with edge():
+    with exit_on_error():
         root = run_meant(run, storage_root(storage))
         if base_weight is not None and merged:
             raise InputError("--base-weight and --merged exclude each other: give one of them")
@@ -294,7 +294,7 @@ def spec(
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
     """Print all fields of a spec: type, bounds, default, meaning."""
-    with edge():
+    with exit_on_error():
         schema = SPEC_MODELS[kind].model_json_schema()
         typer.echo(json.dumps(schema, indent=1) if json_schema else text.reference(kind))
 

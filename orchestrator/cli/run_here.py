@@ -11,7 +11,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
 from jobs.spec.compare import CompareSpec
 from jobs.spec.sweep import SweepSpec
-from orchestrator.cli.edge import progress_of, users_output
+from orchestrator.cli.output import progress_of, users_output
 
 
 class Rooted:

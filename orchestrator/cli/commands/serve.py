@@ -14,9 +14,9 @@ from cluster.settings import fleetune_home
 from cluster.text import day
 from jobs.errors import InputError
 from orchestrator.cli import completion as completing
-from orchestrator.cli.edge import Json, edge, json_list
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Url, connected
+from orchestrator.cli.options import Json, Url, connected
+from orchestrator.cli.output import exit_on_error, json_list
 
 if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView
@@ -131,7 +131,7 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", help="Also print a line for each request.")] = False,
 ) -> None:
     """Run the queue's server, which starts and watches jobs."""
-    with edge():
+    with exit_on_error():
         typer.echo("fleetune serve: starting ...", err=True)  # the imports that follow take seconds
         try:
             from orchestrator.server.process import Options, serve
@@ -179,7 +179,7 @@ def add(
     json_: Json = False,
 ) -> None:
     """Add a token. It is printed once; the server stores only a digest."""
-    with edge():
+    with exit_on_error():
         from orchestrator.api import NewToken, TokenSent
         from orchestrator.cli.quantities import duration_s
 
@@ -211,7 +211,7 @@ def add(
 @tokens.command(name="list", epilog="Example:  fleetune tokens list --json")
 def list_(store: StoreUrl = None, url: Url = None, json_: Json = False) -> None:
     """List all tokens, including revoked ones."""
-    with edge():
+    with exit_on_error():
         found = _listed(store, url)
         if json_:
             typer.echo(json_list(found))
@@ -224,7 +224,7 @@ def list_(store: StoreUrl = None, url: Url = None, json_: Json = False) -> None:
 @tokens.command(epilog="Example:  fleetune tokens revoke anna")
 def revoke(name: TokenName, store: StoreUrl = None, url: Url = None) -> None:
     """Revoke a token, within two seconds. Its name cannot be used again."""
-    with edge():
+    with exit_on_error():
         if store is not None:
             with _opened(store) as opened:
                 from orchestrator.service.tokens import revoke as revoke_token

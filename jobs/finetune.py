@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
-from jobs.console import redirected_output, user_stream
+from jobs.console import Console, redirected_output, user_stream
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.begin import begin_run, load_job
 from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, run_as_guest
@@ -31,7 +31,6 @@ from jobs.run.outcome import Outcome
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of
 from jobs.spec.finetune import Spec
-from jobs.teller import Teller
 
 
 def run_on_ray(
@@ -127,7 +126,7 @@ def _as_guest(spec: Spec, resume: str | None, job: RayJob, record: SessionRecord
             "it. To use what the run has learnt, start a new run with model.path: run:NAME, or the path of its model. "
             f"To bypass the queue and use free slots, submit with the variable FLEETUNE_URL={WITHOUT}"
         )
-    return run_as_guest(spec, job, record, Teller())
+    return run_as_guest(spec, job, record, Console())
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from cluster.settings import ray_address
-from jobs.console import redirected_output, user_stream
+from jobs.console import Console, redirected_output, user_stream
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.ray_submitted import host_of_this_program, run_as_guest
 from jobs.drivers.stop_request import StopRequest
@@ -26,7 +26,6 @@ from jobs.search.rules.spec_text import prior_words, space_words
 from jobs.search.rules.varying import check_space
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
-from jobs.teller import Teller
 
 
 def run_sweep(
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sweep is None:
             raise SpecError(f"{options.spec} is not of kind sweep: python -m jobs.finetune {options.spec} trains it")
         if (host := host_of_this_program()) is not None:
-            return run_as_guest(sweep, *host, say=Teller())
+            return run_as_guest(sweep, *host, say=Console())
         return run_sweep(sweep, progress=PlainProgress(user_stream())).exit_code
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -25,7 +25,7 @@ class DemandUpdates:
         self._announced: tuple[tuple[str, ...], bool] = ((), False)
         self._session = self._trouble = self._failure = ""  # the last two: as last reported
         self._wait_s, self._not_before_s = _FIRST_WAIT_S, 0.0
-        self._telling: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
 
     def __call__(self) -> None:
         """Tell Ray if the demand has changed. Raises BackendUnreachable."""
@@ -34,14 +34,14 @@ class DemandUpdates:
             self._trouble = trouble
             if trouble:
                 self._say(f"the nodes that Ray's autoscaler may add cannot be read now; the last ones count: {trouble}")
-        if self._telling is not None and self._telling.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             return
         if time.monotonic() < self._not_before_s or not (grows or self._session):
             return
         demand = self._demand()  # empty if the cluster does not grow any more
         if self._told is None or demand.bundles != self._told.bundles or self._autoscaler.session() != self._session:
-            self._telling = threading.Thread(target=self._tell, args=(demand,), name="autoscaler", daemon=True)
-            self._telling.start()
+            self._thread = threading.Thread(target=self._tell, args=(demand,), name="autoscaler", daemon=True)
+            self._thread.start()
         else:
             self._announce(demand)
 

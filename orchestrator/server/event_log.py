@@ -17,14 +17,14 @@ _MOST_LINES = 10  # most lines of one kind at a time; more are summed up in one 
 _TOLD = frozenset({State.RUNNING, *ENDED, FAULTY})
 
 
-class News:
-    """New events of a store, from the creation of this object on. Not thread-safe."""
+class EventLog:
+    """Prints and counts events of a store, from the creation of this object on. Not thread-safe."""
 
     def __init__(self, store: Store, meters: Meters, say: Callable[[str], None]) -> None:
         self._store, self._meters, self._say = store, meters, say
         self._seen = store.last_event()
 
-    def tell(self) -> None:
+    def write_new(self) -> None:
         """Print and count new events. Raises StoreBroken."""
         for _ in range(_MOST_PAGES):
             events = self._store.events(after=self._seen, limit=_PAGE)

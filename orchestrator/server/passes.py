@@ -15,7 +15,7 @@ from orchestrator.controller.keeping import Keeper
 from orchestrator.controller.leadership import Leading
 from orchestrator.http.metrics import Meters
 from orchestrator.queue.errors import NotLeader, StoreBroken
-from orchestrator.server.event_log import News
+from orchestrator.server.event_log import EventLog
 
 NEWEST = "newest_s"  # fact in the store: the newest time, for the clock of a restarted server
 _EVERY_S = 1.0
@@ -71,14 +71,14 @@ class ControlLoop:
         self,
         controller: Controller,
         leading: Leading,
-        news: News,
+        event_log: EventLog,
         meters: Meters,
         say: Callable[[str], None],
         after: Sequence[Follow],
         begins: Follow,
     ) -> None:
         """`after`: actions of the leader after each pass. `begins`: called each time this server becomes the leader."""
-        self._controller, self._leading, self._news = controller, leading, news
+        self._controller, self._leading, self._event_log = controller, leading, event_log
         self._meters, self._say, self._after, self._begins = meters, say, after, begins
         self._stop, self._wake = threading.Event(), threading.Event()
         self._keeper = Keeper(leading)
@@ -146,7 +146,7 @@ class ControlLoop:
         self._fenced = False
         self._note(leads)
         with contextlib.suppress(StoreBroken):  # the next pass reports it
-            self._news.tell()
+            self._event_log.write_new()
         failed: Exception | None = None
         for follow in self._after if leads else ():
             try:
@@ -176,7 +176,7 @@ class ControlLoop:
         run_passes(self, self._stop, self._wake, self._say)
 
 
-class Minute:
+class Throttled:
     """Calls a function at most once in an interval, a minute by default."""
 
     def __init__(self, act: Follow, every_s: float = _NOTE_EVERY_S) -> None:

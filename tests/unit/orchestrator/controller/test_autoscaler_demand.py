@@ -293,8 +293,8 @@ def test_a_wish_is_told_until_it_was_heard_and_withdrawn_when_nobody_waits() -> 
     def tell() -> None:
         updates._not_before_s = 0.0
         updates()
-        if updates._telling is not None:
-            updates._telling.join()
+        if updates._thread is not None:
+            updates._thread.join()
 
     tell()
     demands.append(Demand())  # nobody waits any more; that nothing was heard is not known

@@ -27,7 +27,7 @@ class Observer:
     def __init__(self, store: Store, backend: Backend, clock: Clock, timing: Timing, cache: JobCache) -> None:
         self._backend, self._clock, self._timing, self._cache = backend, clock, timing, cache
         self._labels: dict[str, str] = {}
-        self._hearing = Hearing(store) if timing.silent_s is not None else None
+        self._driver_silence = DriverSilence(store) if timing.silent_s is not None else None
         # node -> when it was seen last; nodes with workers count as seen at the start of a leadership
         self._nodes = {node: clock.steady_s() for job in cache.jobs for node, _ in job.placement}
 
@@ -79,17 +79,17 @@ class Observer:
 
     def _silence(self, submissions: Mapping[str, Submission], steady_s: float) -> dict[str, Any]:
         """Return the part of `Seen` that is about silent drivers."""
-        if self._hearing is None or self._timing.silent_s is None:
+        if self._driver_silence is None or self._timing.silent_s is None:
             return {}
         running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
         return {
-            "silent_s": self._hearing.look(self._cache.jobs, running, steady_s),
+            "silent_s": self._driver_silence.look(self._cache.jobs, running, steady_s),
             "most_unregistered_s": self._timing.register_s,
             "most_silent_s": self._timing.silent_s,
         }
 
 
-class Hearing:
+class DriverSilence:
     """The silence of drivers during one leadership.
 
     Time counts only while this server leads, its store answers and its passes go on, so an outage of the server does

@@ -23,7 +23,7 @@ from cluster.ray.session_record import SessionRecord
 from cluster.settings import extra_protocols, fleetune_home, retention_days, server_secrets
 from cluster.tls import check_own
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
 from orchestrator.http.app import make_app
 from orchestrator.http.auth import Tokens, is_loopback
 from orchestrator.http.metrics import Cluster, Meters
@@ -199,7 +199,7 @@ class _Server:
         self._sock, self._home, self._output = sock, home, output
         self._meters = Meters()
         self._tokens = Tokens(context.store, not is_loopback(options.host), context.clock.now_s)
-        self._leading = Leading(context.store, context.clock, socket.gethostname(), context.url)
+        self._election = LeaderElection(context.store, context.clock, socket.gethostname(), context.url)
         self._loop = self._make_loop()
         self._http = self._make_http()
 
@@ -219,7 +219,7 @@ class _Server:
             with contextlib.suppress(StoreBroken):
                 if self._loop.leads():
                     self._note(taking_over.stops)
-                self._leading.resign()
+                self._election.resign()
             self._output.say("stopped; jobs go on")
 
     @property
@@ -235,7 +235,7 @@ class _Server:
             context.store,
             context.backend,
             context.clock,
-            self._leading,
+            self._election,
             launch_of(context),
             context.policy,
             timing=self._timing(),
@@ -244,7 +244,7 @@ class _Server:
         event_log = EventLog(context.store, self._meters, say)
         begins = partial(self._note, taking_over.begins_to_lead)
         return ControlLoop(
-            controller, self._leading, event_log, self._meters, say, self._after_each_pass(controller), begins
+            controller, self._election, event_log, self._meters, say, self._after_each_pass(controller), begins
         )
 
     def _note(self, what: Callable[[Store, float, str], None]) -> None:
@@ -263,7 +263,7 @@ class _Server:
             Throttled(context.machines.last_known),  # so that nodes that disappear are remembered
         ]
         # Even without --embedded: a script may use a server that was already running.
-        after.append(Retention(context, lambda: self._leading.epoch))
+        after.append(Retention(context, lambda: self._election.epoch))
         after.append(partial(clients.cancel_what_the_gone_left, context, self._home))
         after.append(Throttled(partial(clients.forget_the_gone, context, self._home)))
         if self._place.session is not None:

@@ -28,9 +28,9 @@ class _EventLog:
 def test_the_queue_counts_as_stuck_after_three_failures_in_a_row_and_moves_again_after_one_success() -> None:
     controller: Any = _Controller()
     event_log: Any = _EventLog()
-    leading: Any = None
+    election: Any = None
     meters = Meters()
-    passes = ControlLoop(controller, leading, event_log, meters, lambda text: None, (), lambda: None)
+    passes = ControlLoop(controller, election, event_log, meters, lambda text: None, (), lambda: None)
 
     def pass_over() -> tuple[str, float]:
         with contextlib.suppress(Exception):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from cluster.settings import ray_address
 from jobs.console import Console, redirected_output, user_stream
 from jobs.drivers.finetune.allocation import Assignment
-from jobs.drivers.ray_submitted import host_of_this_program, run_as_guest
+from jobs.drivers.ray_submitted import host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.devices import no_gpu_here
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sweep is None:
             raise SpecError(f"{options.spec} is not of kind sweep: python -m jobs.finetune {options.spec} trains it")
         if (host := host_of_this_program()) is not None:
-            return run_as_guest(sweep, *host, say=Console())
+            return queue_and_wait(sweep, *host, say=Console())
         return run_sweep(sweep, progress=PlainProgress(user_stream())).exit_code
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)

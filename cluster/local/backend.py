@@ -208,7 +208,7 @@ def _state(folder: Path) -> Submission:
     if end is None and _is_held(folder / files.LOCK):
         return Submission(name, Phase.RUNNING if (folder / files.PROGRAM).exists() else Phase.PENDING)
     # Read again, because it may have ended between the two checks.
-    end = end or _read(folder / files.END) or _bury(folder)
+    end = end or _read(folder / files.END) or _record_loss(folder)
     if end is None:
         return Submission(name, Phase.RUNNING, message="its supervisor is gone, and its processes do not end")
     phase, message = _ended(end), end["message"]
@@ -260,7 +260,7 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def _bury(folder: Path) -> dict[str, Any] | None:
+def _record_loss(folder: Path) -> dict[str, Any] | None:
     """Kill the processes of a submission without a supervisor, and record that it is lost; None: some still run."""
     token = json.loads((folder / files.LAUNCH).read_text())["token"]
     deadline = time.monotonic() + _DIES_WITHIN_S

@@ -26,7 +26,7 @@ from cluster.settings import add_to_environment, protocols_environment, ray_addr
 SPARE_CPUS = 2
 # How many CPU workers may share a core of the local machine: enough to try out a gang, without overloading it.
 MOST_WORKERS_PER_CORE = 4
-KNOCK_TIMEOUT_S = 10.0
+LISTENING_TIMEOUT_S = 10.0
 PLACED_WITHIN_S = 300.0  # most seconds that previous users of the nodes may take to leave
 _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
@@ -88,7 +88,7 @@ def connected(
     handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         try:
-            _knock(where)
+            _check_listening(where)
             if where is None:
                 _start_local(options)
             else:
@@ -337,7 +337,7 @@ def _node(entry: dict[str, Any]) -> Node:
     )
 
 
-def _knock(address: str | None) -> None:
+def _check_listening(address: str | None) -> None:
     """Check that something listens at an address: Ray itself would wait for minutes.
 
     Raises:
@@ -347,7 +347,7 @@ def _knock(address: str | None) -> None:
     if not colon or not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S).close()
+        socket.create_connection((host, int(port)), timeout=LISTENING_TIMEOUT_S).close()
     except OSError as error:
         raise ConnectionError(str(error)) from error
 

@@ -79,7 +79,7 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
     return job, record
 
 
-def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
+def queue_and_wait(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
     """Queue the job and stay until it ends. Returns its exit code.
 
     Raises:
@@ -96,7 +96,7 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
     if run_named(trains.model.path) is None:  # the model of a run may not exist yet
         for warning in _validated_apart(trains).warnings:
             say(f"warning: {warning}")
-    guest = _Guest(record, say)
+    queued_job = _QueuedJob(record, say)
     message = Join(
         key=uuid.uuid4().hex,
         queue=record.queue,
@@ -108,13 +108,14 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
     stop, joined = StopRequest(), None
     stop.hold()
     try:
-        joined = guest.join(message)
-        say(f"queued as {joined.job_id} by the orchestrator of this cluster, {guest.url}: fleetune why {joined.job_id}")
-        return guest.stay(joined)
+        joined = queued_job.join(message)
+        where = f"the orchestrator of this cluster, {queued_job.url}"
+        say(f"queued as {joined.job_id} by {where}: fleetune why {joined.job_id}")
+        return queued_job.stay(joined)
     except KeyboardInterrupt:
         stop.deferred = True
         if joined is not None:
-            guest.leave(joined.job_id)
+            queued_job.leave(joined.job_id)
         raise Interrupted("this program was asked to end: its job is cancelled") from None
 
 
@@ -153,7 +154,9 @@ def package_of(folder: str) -> str | None:
     return f"{before}{found}{name.partition('/')[0]}" if found else None
 
 
-class _Guest:
+class _QueuedJob:
+    """The job in the queue that this program has submitted, as the server shows it."""
+
     def __init__(self, record: SessionRecord, say: Say) -> None:
         self._record, self._say = record, say
         self._server = Server(record.url, server_token())

@@ -53,7 +53,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.output import exit_on_error, json_list, progress_of
 from orchestrator.cli.run_argument import run_meant, run_to_stop
-from orchestrator.cli.run_here import Rooted, run_comparison_here, run_sweep_here
+from orchestrator.cli.run_here import ProgressWithRoot, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, about
 from orchestrator.pages import show as text
 
@@ -129,7 +129,7 @@ def run(
             raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
         if isinstance(loaded, CompareSpec):
             raise typer.Exit(run_comparison_here(loaded, root, address, quiet))
-        progress = Rooted(progress_of(quiet))
+        progress = ProgressWithRoot(progress_of(quiet))
         from jobs.finetune import run_on_ray
 
         try:

@@ -124,7 +124,7 @@ def _locked(descriptor: int) -> bool:
     return True
 
 
-class Presence:
+class ClientLock:
     """Shows the server that this process lives: a lock on a file in FLEETUNE_HOME/clients, which its end releases.
 
     The server cancels the jobs of a client whose lock is free, and removes files that killed processes have left.

@@ -11,7 +11,7 @@ from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
 from orchestrator.pages.tables import columns, cut, plain
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
-from orchestrator.queue.wording import telling
+from orchestrator.queue.wording import detail_of
 
 LONGEST_NEXT: Final = 100  # characters; `status` shows the whole text
 LONGEST_SET: Final = 60
@@ -163,8 +163,8 @@ def metrics_words(job: JobView) -> str:
 def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float, log_end: str = "") -> str:
     """Format the page of `fleetune status`. `events`: the last ones; `log_end`: for a job that has failed."""
     state = _state(job)
-    message = "\n".join(map(plain, telling(job.reason, telling(state, job.message)).splitlines()))
-    named = f"{state} ({job.reason})" if telling(state, job.reason) else state
+    message = "\n".join(map(plain, detail_of(job.reason, detail_of(state, job.message)).splitlines()))
+    named = f"{state} ({job.reason})" if detail_of(state, job.reason) else state
     rows = [
         ("job", job.job_id),
         ("state", f"{named}{f': {message}' if message else ''}"),

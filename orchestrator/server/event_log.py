@@ -10,7 +10,7 @@ from orchestrator.http.metrics import Meters
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Store
-from orchestrator.queue.wording import telling
+from orchestrator.queue.wording import detail_of
 
 _PAGE, _MOST_PAGES = 1000, 20
 _MOST_LINES = 10  # most lines of one kind at a time; more are summed up in one line
@@ -55,5 +55,5 @@ def lines_of(events: Sequence[QueueEvent]) -> list[str]:
 def _line(event: QueueEvent) -> str:
     if event.job_id is None:
         return event.message
-    message = telling(event.kind, event.message)
+    message = detail_of(event.kind, event.message)
     return f"{event.job_id}: {event.kind}{f' ({message})' if message else ''}"

@@ -155,13 +155,13 @@ def _log_end(server: Connection, job: JobView) -> str:
     """Return the end of a failed job's log, if it can be read; else ''."""
     from jobs.errors import FleetuneError
     from orchestrator.cli.log_printing import printable
-    from orchestrator.client.log_reader import telling_end
+    from orchestrator.client.log_reader import log_of_end
     from orchestrator.queue.states import State
 
     if job.state is not State.FAILED or not job.attempt:
         return ""
     try:
-        source, text = telling_end(server, job, LOG_LINES)
+        source, text = log_of_end(server, job, LOG_LINES)
     except FleetuneError as error:
         return f"the log cannot be read: {error}"
     return "\n".join([f"end of {source}:", *(f"  {printable(line)}" for line in text.splitlines())]) if text else ""

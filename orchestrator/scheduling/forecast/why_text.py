@@ -44,7 +44,7 @@ def why_lines(
         lines.append(f"it has waited for {span(found.waited_s)}")
     lines.append(_free_words(found))
     called = snapshot.cluster.names if nodes is None else nodes
-    lines += [_node_words(node, snapshot, names, called) for node in _telling(found)[:_SHOWN]]
+    lines += [_node_words(node, snapshot, names, called) for node in _nodes_to_show(found)[:_SHOWN]]
     if found.before:
         lines.append(_before_words(found, names))
     if found.room_on:
@@ -120,7 +120,7 @@ def _free_words(found: Why) -> str:
     return f"{found.free} {unit} are free on {where} that it could use{most}{outside}"
 
 
-def _telling(found: Why) -> list[NodeUse]:
+def _nodes_to_show(found: Why) -> list[NodeUse]:
     """Return the nodes that the job will start on, then the others, those with most free slots first."""
     rest = sorted((node for node in found.nodes if node.node not in found.room_on), key=lambda node: -node.free)
     return [node for node in found.nodes if node.node in found.room_on] + rest

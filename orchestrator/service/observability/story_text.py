@@ -13,7 +13,7 @@ from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.retry import BUDGETS
 from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
-from orchestrator.queue.wording import does, telling
+from orchestrator.queue.wording import detail_of, does
 from orchestrator.scheduling.forecast.why import Obstacle, Why
 
 _SHOWN = 10
@@ -45,7 +45,7 @@ class Story:
 
 def ended(job: Job, now_s: float) -> Story:
     ago = "" if job.ended_s is None else f" {span(max(now_s - job.ended_s, 0.0))} ago"
-    more = telling(job.state, job.message)
+    more = detail_of(job.state, job.message)
     lines = ["it was never started"]
     if job.attempt:
         times = "once" if job.attempt == 1 else f"{job.attempt} times"

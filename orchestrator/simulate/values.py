@@ -18,7 +18,7 @@ class TraceJob:
 
 
 class Ended(StrEnum):
-    """Why a attempt ended."""
+    """Why an attempt ended."""
 
     FINISHED = "finished"
     PREEMPTED = "preempted"

@@ -37,6 +37,7 @@ from orchestrator.cli.commands import serve as servecli
 from orchestrator.cli.commands import simulate as simulatecli
 from orchestrator.cli.commands import submit as submitcli
 from orchestrator.cli.commands import sweep as sweepcli
+from orchestrator.cli.commands import tokens as tokenscli
 from orchestrator.cli.commands import upload as uploadcli
 from orchestrator.cli.help_groups import Grouped, command_group
 from orchestrator.cli.options import (
@@ -328,7 +329,7 @@ _command(QUEUE, "priority rotten-k3f9 --to 10")(actioncli.priority)
 _command(CLUSTER, "serve", "serve --address auto", "serve --host 0.0.0.0 --store postgresql://queue@db/queue")(
     servecli.serve
 )
-app.add_typer(servecli.tokens, rich_help_panel=CLUSTER)
+app.add_typer(tokenscli.app, rich_help_panel=CLUSTER)
 _command(CLUSTER, "nodes")(clustercli.nodes)
 _command(CLUSTER, 'cordon 3f9a --reason "fan is loud"')(clustercli.cordon)
 _command(CLUSTER, "uncordon 3f9a")(clustercli.uncordon)

@@ -36,6 +36,7 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
         model_dir,
         engine=engine,
         say=lambda text: announce("phase", text, phase="prepare"),
+        warn=lambda text: announce("warning", text),
         plain_up_to=LITTLE_BYTES,
     )
     step_plan(spec, prepared.split("train"))

@@ -87,7 +87,7 @@ class PlainProgress:
                 self._pace.total = event.data.get("total_steps", self._pace.total)
             if event.kind in ("ended", "failed") or event.data.get("phase") == "evaluate":
                 self._print_pending()
-            self._print(event.message, event.at)
+            self._print(event_text(event), event.at)
 
     def step(self, record: dict[str, Any]) -> None:
         with self._lock:
@@ -134,6 +134,11 @@ class PlainProgress:
     def _keep_alive(self) -> None:
         while not self._closed.wait(1.0):
             self.sign_of_life()
+
+
+def event_text(event: Event) -> str:
+    """Return the text of an event for people. Warnings are marked: not every display has colours."""
+    return f"warning: {event.message}" if event.kind == "warning" else event.message
 
 
 def phase_words(event: Event) -> str:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cluster.text import duration
 from jobs.run.outcome import Event
-from jobs.run.progress import Pace, phase_words, step_line
+from jobs.run.progress import Pace, event_text, phase_words, step_line
 
 _STYLES = {
     "warning": "yellow",
@@ -49,7 +49,7 @@ class BarProgress:
                 self._pace.total = event.data.get("total_steps", self._pace.total)
             if event.kind in ("failed", "ended") or event.data.get("phase") == "evaluate":
                 self._print_step()
-            self._console.print(escape(event.message), style=_STYLES.get(event.kind, ""), soft_wrap=True)
+            self._console.print(escape(event_text(event)), style=_STYLES.get(event.kind, ""), soft_wrap=True)
 
     def _print_step(self) -> None:
         """Print the newest step as a permanent line, once."""

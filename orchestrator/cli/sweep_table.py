@@ -17,7 +17,7 @@ from cluster.text import duration
 from jobs.errors import FleetuneError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
-from jobs.run.progress import Pace, PlainProgress, Progress, step_line
+from jobs.run.progress import Pace, PlainProgress, Progress, event_text, step_line
 from jobs.run.summary import utc_now
 from jobs.search.report.status import DriverState, SweepStatus, read_status
 from jobs.search.trials import Trials
@@ -77,7 +77,7 @@ class SweepTable:
         if phase == "export" or event.kind in ("failed", "ended"):
             self._print_step()
         if phase != _IN_THE_TABLE:
-            self._console.print(escape(event.message), style=_EVENTS.get(event.kind, ""), soft_wrap=True)
+            self._console.print(escape(event_text(event)), style=_EVENTS.get(event.kind, ""), soft_wrap=True)
 
     def step(self, record: dict[str, Any]) -> None:
         """Note a step of the final run, which follows the search. Trials do not report steps here."""

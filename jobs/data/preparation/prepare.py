@@ -14,7 +14,9 @@ from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec
 
 
-def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to: int = 0) -> Prepared:
+def prepare(
+    spec: Spec, model_dir: str, *, engine: Engine, say: Say, warn: Say | None = None, plain_up_to: int = 0
+) -> Prepared:
     """Prepare the data of a spec, or find it prepared.
 
     Args:
@@ -23,6 +25,7 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
         plain_up_to: bytes of text that this process tokenises with either engine, if none of the job's data is prepared
             yet and no function of the user reads it.
         say: receives progress, one line at a time.
+        warn: receives warnings; None: `say` does.
 
     Raises:
         DataError: a file, column or label is wrong, too many rows are bad, or a split would be empty.
@@ -45,7 +48,10 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     del workers
     cuts = [cut_words(where, source.manifest.cut, spec.data.seq_len) for where, source in sources.items()]
     for words in filter(None, cuts):
-        say(f"warning: {words}")
+        if warn is None:
+            say(f"warning: {words}")
+        else:
+            warn(words)
     if found is not None and not new:
         say(f"data is prepared already: {root}")
         return found

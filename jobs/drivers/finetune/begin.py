@@ -102,6 +102,6 @@ def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False, roo
     """
     if resume is not None:
         check_resumable(JobPaths(resume), spec, alone=alone)
-    found = validate(spec)
+    found = validate(spec, estimates=False)
     paths = open_run(found.spec, root) if resume is None else reopen_run(resume, found.spec)
     return Begun(found.spec, paths, found.warnings, resume is not None)

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from cluster.text import compact, duration, many
-from jobs.run.outcome import Status
-from jobs.run.paths import JobPaths
-from jobs.run.record import resume_command
 from jobs.run.summary import RunSummary
 from jobs.search.report.status import SweepStatus, counts_of
 from jobs.search.report.trial_text import value_words, values_words
@@ -100,8 +97,13 @@ def best_words(trial: Trial, status: SweepStatus) -> str:
     return f"trial {trial.number}, {where} ({values_words(trial.values)})"
 
 
-def status_page(run: RunSummary, status: SweepStatus) -> str:
-    """Format the page of `fleetune sweep status`. `run`: the sweep's entry in `fleetune runs`."""
+def status_page(run: RunSummary, status: SweepStatus, resume: str | None = None) -> str:
+    """Format the page of `fleetune sweep status`.
+
+    Args:
+        run: the sweep's entry in `fleetune runs`.
+        resume: the command that resumes the sweep, if it ended early.
+    """
     counts = f": {counts_words(counts_of(status.trials))}" if status.trials else ""
     rows = [("sweep", run.name), ("status", status_words(run)), *([("reason", run.reason)] if run.reason else [])]
     if status.phase is not None:
@@ -112,8 +114,8 @@ def status_page(run: RunSummary, status: SweepStatus) -> str:
     rows.append(("best so far", best_words(status.best, status) if status.best else "no trial has a score yet"))
     rows += [("used" if not place else "", words) for place, words in enumerate(budget_words(status))]
     rows += [("time", time_words(status)), ("sweep at", run.root)]
-    if run.status not in ("running", Status.SUCCEEDED):
-        rows.append(("resume", resume_command(JobPaths(run.root))))
+    if resume is not None:
+        rows.append(("resume", resume))
     return table(rows)
 
 

@@ -14,7 +14,7 @@ from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
 from jobs.run.requests import ask_to_stop
-from jobs.run.summary import summarise, utc_now
+from jobs.run.summary import resume_of, summarise, utc_now
 from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
 from jobs.search.report import trial_text
 from jobs.search.report.status import DriverState, read_driver_state, read_status
@@ -73,7 +73,7 @@ def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -
             known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
             typer.echo(json.dumps(known | status_facts(found)))
         else:
-            typer.echo(status_page(run, found))
+            typer.echo(status_page(run, found, resume_of(run, is_search=True)))
 
 
 @app.command(epilog="Example:  fleetune sweep report reviews-lr-20261127 --html report.html")

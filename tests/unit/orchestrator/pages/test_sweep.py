@@ -297,7 +297,8 @@ def test_the_page_of_the_status(going_on: SweepStatus) -> None:
     assert "phase        exporting the model of trial 2 (12 s)" in status_page(run, exporting)
     lost = run.model_copy(update={"status": "lost", "silent_s": 720.0})
     assert "status       lost (12m00s silent)" in status_page(lost, going_on)
-    assert status_page(lost, going_on).endswith("resume       fleetune run --resume /runs/found-1")
+    again = "fleetune run --resume /runs/found-1"
+    assert status_page(lost, going_on, again).endswith(f"resume       {again}")
 
 
 def test_the_same_for_programs(going_on: SweepStatus) -> None:
@@ -335,3 +336,17 @@ def call(*arguments: str) -> str:
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
+
+
+def test_no_command_to_resume_is_shown_for_a_sweep_that_would_fail_again(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path)
+    paths = JobPaths(ledger.root)
+    write_bytes(paths.spec, dump_spec(ledger.sweep))
+
+    def shown() -> str:
+        return CliRunner().invoke(cli.app, ["sweep", "status", ledger.root]).stdout
+
+    assert shown().splitlines()[-1].split() == ["resume", "fleetune", "run", "--resume", ledger.root]
+    for bad_input, offered in ((False, True), (True, False)):
+        write_outcome(paths, Outcome(status=Status.FAILED, reason="because", bad_input=bad_input, ended_at=after(0)))
+        assert "failed" in shown() and ("fleetune run --resume" in shown()) is offered

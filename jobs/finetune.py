@@ -54,8 +54,10 @@ def run_on_ray(
     """
     if assignment is None and address is None and ray_address() is None and (problem := no_gpu_here(spec)):
         raise CapacityError(problem)
-    root = assignment.run if assignment is not None else None
-    begun = begin_run(spec, resume, alone=assignment is not None, root=root)
+    if assignment is None:
+        begun = begin_run(spec, resume, progress=progress)
+    else:  # a job of a queue must record each failure
+        begun = begin_run(spec, resume, alone=True, root=assignment.run)
     paths = begun.paths
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         begun.tell(announce)

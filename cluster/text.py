@@ -101,9 +101,19 @@ def did_you_mean(word: str, choices: Iterable[str], before: str = "; ") -> str:
     Args:
         before: beginning of the text.
     """
+    near = nearest(word, choices)
+    return "" if near is None else f"{before}did you mean {near}?"
+
+
+def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the choice that is nearest to a word, whatever its case; None: none is near.
+
+    Args:
+        cutoff: least similarity, from 0 to 1, as difflib computes it.
+    """
     by_lower = {choice.lower(): choice for choice in sorted(choices)}
-    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], by_lower, n=1, cutoff=0.6)
-    return f"{before}did you mean {by_lower[near[0]]}?" if near else ""
+    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], by_lower, n=1, cutoff=cutoff)
+    return by_lower[near[0]] if near else None
 
 
 def first_line(text: str) -> str:

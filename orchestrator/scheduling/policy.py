@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.errors import InputError
+from cluster.text import nearest
 
 
 class Order(StrEnum):
@@ -107,6 +107,6 @@ def policy_named(name: str) -> Policy:
     """
     if name in POLICIES:
         return POLICIES[name]
-    near = difflib.get_close_matches(name.lower(), POLICIES, n=1, cutoff=0.4)
-    guess = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, POLICIES, cutoff=0.4)
+    guess = "" if near is None else f"did you mean {near!r}? "
     raise InputError(f"there is no policy {name!r}: {guess}the policies are {', '.join(POLICIES)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.text import many
+from cluster.text import many, nearest
 from jobs.data.cutting import cut_of, cut_words
 from jobs.data.sources.bad_rows import BadRow
 from jobs.data.sources.formats import (
@@ -158,18 +157,13 @@ def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
     present = tuple(dict.fromkeys(itertools.chain.from_iterable(record.value for record in records)))
     for role, column in reading.required:
         if column not in present:
+            meant = f" Did you mean {near!r}?" if (near := nearest(column, present)) else ""
             raise DataError.at(
                 f"data.columns.{role}",
-                f"{file} has no column {column!r}; it has {column_names(present)}."
-                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role}. If the "
-                "columns of files differ, make each file a separate source in data.train, with its columns.",
+                f"{file} has no column {column!r}; it has {column_names(present)}.{meant} "
+                f"Set data.columns.{role} to the column with the {role}. If the columns of files differ, make "
+                "each file a separate source in data.train, with its columns.",
             )
-
-
-def _did_you_mean(column: str, present: Iterable[str]) -> str:
-    lower = {name.lower().strip(): name for name in present}
-    close = difflib.get_close_matches(column.lower(), lower, n=1)
-    return f" Did you mean {lower[close[0]]!r}?" if close else ""
 
 
 def _check_rows(path: str, bad: Sequence[BadRow], rows: int) -> None:

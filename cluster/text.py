@@ -16,7 +16,7 @@ def many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def at_words(at_s: float | None) -> str:
+def format_time(at_s: float | None) -> str:
     """Format seconds since 1970: `2026-11-25 14:21:03Z`; empty for None."""
     return "" if at_s is None else when(datetime.datetime.fromtimestamp(at_s, datetime.UTC))
 
@@ -37,7 +37,7 @@ def when_written(text: str) -> str:
 
 def day(at_s: float | None) -> str:
     """Format the day of seconds since 1970, in UTC; empty for None."""
-    return at_words(at_s).partition(" ")[0]
+    return format_time(at_s).partition(" ")[0]
 
 
 def byte_size(count: int) -> str:

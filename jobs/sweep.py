@@ -22,7 +22,7 @@ from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, open_run, reopen_run
 from jobs.search.rules.checking import checked_sweep
 from jobs.search.rules.resuming import check_sweep_resumable, with_stored_values
-from jobs.search.rules.spec_text import prior_words, space_words
+from jobs.search.rules.spec_text import format_prior, format_space
 from jobs.search.rules.varying import check_space
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
@@ -75,7 +75,7 @@ def run_sweep(
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
         for warning in found.warnings:
             announce("warning", warning)
-        announce("phase", f"searching {space_words(sweep)}{prior_words(sweep, prior_from)}", phase="search")
+        announce("phase", f"searching {format_space(sweep)}{format_prior(sweep, prior_from)}", phase="search")
 
         def drive() -> Outcome:
             from jobs.search.driver.drive import drive_sweep

@@ -24,7 +24,7 @@ from typing import Any
 
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, Other, Phase, Submission, check_launch
 from cluster.capacity.inventory import Inventory
-from cluster.error_line import TAIL_BYTES, last_words
+from cluster.error_line import TAIL_BYTES, error_line
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.local import supervisor as files
 from cluster.local.machine import this_machine
@@ -213,14 +213,14 @@ def _state(folder: Path) -> Submission:
         return Submission(name, Phase.RUNNING, message="its supervisor is gone, and its processes do not end")
     phase, message = _ended(end), end["message"]
     if phase is Phase.FAILED and not message:
-        message = _last_words(folder / files.OUTPUT)
+        message = _error_line(folder / files.OUTPUT)
     return Submission(name, phase, end["exit_code"], message)
 
 
-def _last_words(output: Path) -> str:
+def _error_line(output: Path) -> str:
     with contextlib.suppress(OSError), open(output, "rb") as file:
         file.seek(max(os.fstat(file.fileno()).st_size - TAIL_BYTES, 0))
-        return last_words(file.read(TAIL_BYTES).decode("utf-8", "replace"))
+        return error_line(file.read(TAIL_BYTES).decode("utf-8", "replace"))
     return ""
 
 

@@ -253,13 +253,13 @@ def wait_for_room(gang: Gang, say: Callable[[str], None], check: Callable[[], No
             waited_s = time.monotonic() - began
             if waited_s > say_after_s:
                 say_after_s += SAY_AGAIN_S
-                say(_waiting_words(gang, snapshot(), free_now(), waited_s))
+                say(_format_waiting(gang, snapshot(), free_now(), waited_s))
     finally:
         remove_placement_group(group)
         _wait_until_removed(group)
 
 
-def _waiting_words(gang: Gang, nodes: Inventory, free: Inventory, waited_s: float) -> str:
+def _format_waiting(gang: Gang, nodes: Inventory, free: Inventory, waited_s: float) -> str:
     kind, there = ("GPU", free.gpus) if gang.gpus_per_worker else ("CPU", free.cpus)
     total = nodes.gpus if gang.gpus_per_worker else nodes.cpus
     return (

@@ -80,7 +80,7 @@ class PlainProgress:
     def event(self, event: Event) -> None:
         with self._lock:
             if event.kind == "phase":
-                self._enter(phase_words(event))
+                self._enter(format_phase(event))
             if event.kind == "evaluated":
                 self._enter("training")
             if event.kind == "plan":
@@ -141,7 +141,7 @@ def event_text(event: Event) -> str:
     return f"warning: {event.message}" if event.kind == "warning" else event.message
 
 
-def phase_words(event: Event) -> str:
+def format_phase(event: Event) -> str:
     """Describe the phase, as it reads after "still"."""
     return "starting" if event.data.get("phase") == "start" else event.message
 

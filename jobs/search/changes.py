@@ -42,10 +42,10 @@ class Change(Frozen):
     def __str__(self) -> str:
         """`budget.trials +3, learning_rate max 0.0005`."""
         added = [f"budget.{name} +{value:,.10g}" for name, value in self.more.items()]
-        return ", ".join([*added, *(f"{name} {_dimension_words(value)}" for name, value in self.space.items())])
+        return ", ".join([*added, *(f"{name} {_format_dimension(value)}" for name, value in self.space.items())])
 
 
-def _dimension_words(value: JsonValue) -> str:
+def _format_dimension(value: JsonValue) -> str:
     return " ".join(f"{part} {end}" for part, end in value.items()) if isinstance(value, dict) else f"{value}"
 
 

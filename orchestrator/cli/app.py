@@ -21,7 +21,7 @@ from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.requests import ask_to_save, ask_to_stop
 from jobs.search.rules.checking import check_sweep, checked_sweep
-from jobs.search.rules.spec_text import prior_words, space_words, sweep_words, varied_words
+from jobs.search.rules.spec_text import format_prior, format_space, format_sweep, format_varied
 from jobs.spec.compare import CompareSpec
 from jobs.spec.load import SPEC_MODELS, Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
@@ -156,7 +156,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
         if isinstance(marked.spec, SweepSpec):
             with about(Named(marked.spec, spec, marked.marks)):
                 sweep, source = checked_sweep(marked.spec)
-            varied = varied_words(sweep)
+            varied = format_varied(sweep)
             of_base = {
                 name.removeprefix("base."): mark for name, mark in marked.marks.items() if name.startswith("base.")
             }
@@ -166,8 +166,8 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
             found = check(loaded)
         facts = text.plan(loaded, varied)
         if sweep is not None:
-            space = f"{space_words(sweep)}{prior_words(sweep, source)}"
-            facts = {"sweep": sweep_words(sweep), "space": space, **facts}
+            space = f"{format_space(sweep)}{format_prior(sweep, source)}"
+            facts = {"sweep": format_sweep(sweep), "space": space, **facts}
         if json_:
             report = {**dataclasses.asdict(found), "plan": facts, "spec": loaded.model_dump(mode="json")}
             typer.echo(json.dumps(report))
@@ -190,9 +190,9 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
         }
         typer.echo(json.dumps({"methods": methods}))
         return
-    facts = {"sweeps": sweep_words(checked[0].sweep)}
+    facts = {"sweeps": format_sweep(checked[0].sweep)}
     for one in checked:
-        searched = f"{space_words(one.sweep)}{prior_words(one.sweep, one.prior_from)}"
+        searched = f"{format_space(one.sweep)}{format_prior(one.sweep, one.prior_from)}"
         facts[one.name] = f"{plans[one.name]['method']}; {searched}"
     facts |= {name: said for name, said in plans[checked[0].name].items() if name not in ("method", "rate")}
     warnings = dict.fromkeys(warning for one in checked for warning in one.found.warnings)

@@ -22,7 +22,7 @@ from jobs.run.summary import utc_now
 from jobs.search.report.status import DriverState, SweepStatus, read_status
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
-from orchestrator.pages.sweep import screen, time_words
+from orchestrator.pages.sweep import format_elapsed, screen
 
 _LOOK_EVERY_S: Final = 1.0
 _END_S: Final = 2.0  # most time to wait for a read that storage holds up
@@ -123,6 +123,6 @@ class SweepTable:
         if (step := self._step) is not None:
             said.append(step_line(step[0], self._pace.total, step[1]))
         if status is not None and status.trials:
-            said.append(time_words(status))
+            said.append(format_elapsed(status))
         self._spinner.update(text=Text("; ".join(said) or "starting", no_wrap=True, overflow="ellipsis"))
         return Group(*(Text(text, style=_LINES[kind], no_wrap=True) for text, kind in lines), self._spinner)

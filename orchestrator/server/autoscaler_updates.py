@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cluster.errors import FleetuneError
 from cluster.ray.autoscaler import Autoscaler
-from cluster.ray.bundles import in_words
+from cluster.ray.bundles import format_bundles
 from orchestrator.controller.autoscaler_demand import Demand
 
 _SHOWN = 3
@@ -67,6 +67,8 @@ class DemandUpdates:
         if demand.waiting:
             more = len(demand.waiting) - _SHOWN
             names = ", ".join(demand.waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-            self._say(f"{names}: Ray's autoscaler is asked for room, {in_words(demand.bundles)} in all")
+            self._say(f"{names}: Ray's autoscaler is asked for room, {format_bundles(demand.bundles)} in all")
         else:
-            self._say(f"nobody waits for room: Ray's autoscaler is asked for {in_words(demand.bundles)} from now on")
+            self._say(
+                f"nobody waits for room: Ray's autoscaler is asked for {format_bundles(demand.bundles)} from now on"
+            )

@@ -9,6 +9,7 @@ cut out of these. Texts of libraries, which nobody can change, are read in the p
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from collections.abc import Iterator
 
@@ -35,6 +36,7 @@ _PROSE = {  # names of texts for people: of variables, and of attributes
 _ERRORS = {"err", "error", "exc", "exception", "failure", "problem", "refused", "reason", "wrong"}  # in `str(error)`
 _TEXTS = {*_PROSE, "text"}  # of attributes: a variable of that name is mostly a file's content
 _MAKERS = ("_words", "_text", "did_you_mean")  # ends of the names of functions that write sentences
+_FORMATS = re.compile(r"_?format_(?!of$)")  # what other names of such functions begin with; `format_of` is that of data
 _METHODS = {
     *("endswith", "find", "index", "partition", "removeprefix", "removesuffix", "rpartition", "rsplit", "split"),
     *("splitlines", "startswith"),
@@ -108,7 +110,7 @@ class _Function(ast.NodeVisitor):
             name = ast.unparse(node.func).rpartition(".")[2]
             if name == "str":
                 return any(ast.unparse(one).rpartition(".")[2] in _ERRORS | self._names for one in node.args)
-            return name.strip("_").endswith(_MAKERS) or self._is_cut(node)
+            return name.strip("_").endswith(_MAKERS) or bool(_FORMATS.match(name)) or self._is_cut(node)
         return False
 
     def visit_Call(self, node: ast.Call) -> None:

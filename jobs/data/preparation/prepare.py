@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.text import duration, many
-from jobs.data.cutting import cut_words
+from jobs.data.cutting import format_cut
 from jobs.data.preparation.engines import Engine, is_little, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.prepare_source import HELD_OUT, ROWS, prepare_source
@@ -46,7 +46,7 @@ def prepare(
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers
-    cuts = [cut_words(where, source.manifest.cut, spec.data.seq_len) for where, source in sources.items()]
+    cuts = [format_cut(where, source.manifest.cut, spec.data.seq_len) for where, source in sources.items()]
     for words in filter(None, cuts):
         if warn is None:
             say(f"warning: {words}")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.text import many, nearest
-from jobs.data.cutting import cut_of, cut_words
+from jobs.data.cutting import cut_of, format_cut
 from jobs.data.sources.bad_rows import BadRow
 from jobs.data.sources.formats import (
     PairSample,
@@ -45,10 +45,10 @@ class Looked:
     @property
     def words(self) -> str:
         """Describe the rows that were read: `all 43 rows`, `the first 1,000 rows` or `1,000 rows of 8 of 12 files`."""
-        return f"all {many(self.rows, 'row')}" if self.whole else self.rows_words
+        return f"all {many(self.rows, 'row')}" if self.whole else self.rows_text
 
     @property
-    def rows_words(self) -> str:
+    def rows_text(self) -> str:
         """Describe the rows that were read as `words` does, but without the word `all`."""
         rows = many(self.rows, "row")
         if self.whole:
@@ -105,7 +105,7 @@ def _of_nothing(readers: dict[str, RecordReader]) -> str:
     return " below its header" if tables and len(readers) == 1 else ""
 
 
-def bad_rows_words(looked: Looked, most: float) -> tuple[str | None, str | None]:
+def format_bad_rows(looked: Looked, most: float) -> tuple[str | None, str | None]:
     """Judge the bad rows of a source: return an error, or a warning, or (None, None) if there are none.
 
     A source that was read only in part is rejected only if its share of bad rows is clearly too high.
@@ -116,7 +116,7 @@ def bad_rows_words(looked: Looked, most: float) -> tuple[str | None, str | None]
     bad = len(looked.bad)
     if not bad:
         return None, None
-    what = f"{bad:,} of {looked.rows_words} cannot be used"
+    what = f"{bad:,} of {looked.rows_text} cannot be used"
     allowed = f"at most {most:g} of all rows may be set aside (data.max_bad_fraction)"
     if bad > most * looked.expected_rows * (1 if looked.whole else 2):
         advice = "Correct the data, data.format or data.columns. The first ones:\n"
@@ -143,7 +143,7 @@ def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where
         lengths = Counter(len(found.ids) for found in tokenizer.encode_batch(some))
     except Exception:  # tokenizers raises a bare Exception; preparing the data reports what is wrong with a tokenizer
         return None
-    words = cut_words(where, cut_of(lengths, seq_len), seq_len)
+    words = format_cut(where, cut_of(lengths, seq_len), seq_len)
     return words and f"{words} (counted on {len(some):,} samples)"
 
 

@@ -25,12 +25,12 @@ from jobs.search.driver.spending import Spending
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_if_later, planned_steps, steps_done
-from jobs.search.report.trial_text import trial_line, trial_words
+from jobs.search.report.trial_text import format_trial, trial_line
 from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, checked_plan, most_to_train
 from jobs.search.rules.resuming import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
-from jobs.search.rules.spec_text import space_words
+from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import trial_spec
 from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
@@ -279,7 +279,7 @@ class Search:
             driver=trial.driver,
         )
         ledger.began(trial)
-        said = f"training {trial_words(trial)} to step {until}"
+        said = f"training {format_trial(trial)} to step {until}"
         self.announce("phase", said, phase="train", trial=trial.number, until=until)
         return self.carried_out(order)
 
@@ -337,7 +337,7 @@ class Search:
         storage.write_bytes(self.paths.spec, dump_spec(sweep))
         ledger.change(planned)
         self._plan = plan
-        self.announce("phase", f"changed ({change}): searching {space_words(ledger.sweep)}", phase="changed")
+        self.announce("phase", f"changed ({change}): searching {format_space(ledger.sweep)}", phase="changed")
 
     def _progress(self) -> dict[str, Any]:
         """Return facts of the search so far, for the queue."""

@@ -26,7 +26,7 @@ from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.options import Json, Price, Set
 from orchestrator.cli.output import exit_on_error, progress_of
 from orchestrator.client.spec_names import Named, about
-from orchestrator.pages.plan import cost_words, plan_json, plan_page
+from orchestrator.pages.plan import format_cost, plan_json, plan_page
 from orchestrator.pages.plan_accuracy import accuracy_json, accuracy_page
 
 
@@ -101,7 +101,7 @@ class _Planned:
         page = plan_page(self.plan, price)
         if self.sweep is None or self.cost is None:
             return page
-        return f"{page}\n\n{cost_words(self.sweep, self.plan, self.cost, price)}"
+        return f"{page}\n\n{format_cost(self.sweep, self.plan, self.cost, price)}"
 
 
 def _jobs_of(marked: Loaded, path: str) -> dict[str, tuple[Spec, SweepSpec | None]]:

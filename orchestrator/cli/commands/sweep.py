@@ -99,7 +99,7 @@ def report(
             return
         best = trials.best
         typer.echo(
-            f"best: {trial_text.trial_words(best)}, {best.score:.4f}"
+            f"best: {trial_text.format_trial(best)}, {best.score:.4f}"
             if best is not None
             else "no trial has finished yet"
         )

@@ -13,7 +13,7 @@ from cluster.backend import Other
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.errors import BackendUnreachable, CapacityError
 from orchestrator.api import WhyView
-from orchestrator.controller.autoscaler_demand import growth_words
+from orchestrator.controller.autoscaler_demand import format_growth
 from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.ledger import Cluster, snapshot
@@ -25,7 +25,7 @@ from orchestrator.queue.store import Filter
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts, rough_start
 from orchestrator.scheduling.forecast.why import Obstacle, Why, why
-from orchestrator.scheduling.forecast.why_text import ends_are_known, expected_words, to_do, why_lines, why_reason
+from orchestrator.scheduling.forecast.why_text import ends_are_known, format_expected, to_do, why_lines, why_reason
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.service.context.caller import ANYBODY, Caller
 from orchestrator.service.context.context import ServiceContext
@@ -141,7 +141,7 @@ class Explainer:
         labels = moment.cluster.inventory.labels
         called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
         expected, known, ran = found.expected, ends_are_known(found), bool(moment.ran_s)
-        expects = "" if expected is None else expected_words(expected, known, ran)
+        expects = "" if expected is None else format_expected(expected, known, ran)
         lines = [
             *why_lines(found, moment.snapshot, names, called, expects),
             storytext.put_back(job),
@@ -149,7 +149,7 @@ class Explainer:
             *storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
             storytext.outside(found, self._others(moment) if any(node.foreign for node in found.nodes) else ()),
             storytext.limit(found, tenant),
-            growth_words(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
+            format_growth(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
         ]
         reason = why_reason(found, moment.snapshot, names)
         said = _said(Story(reason, more=tuple(filter(None, lines)), next_step=to_do(found, job.job_id)))

@@ -26,7 +26,7 @@ from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule, Transition, UnreadableRow
 from orchestrator.queue.store import Store
 from orchestrator.queue.timing import USUAL, Timing
-from orchestrator.queue.transitions import Seen, next_transition
+from orchestrator.queue.transitions import Observation, next_transition
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
 # Most rounds of settling in a pass. A job that started and ended since the last pass needs three (running, stopping,
@@ -167,7 +167,7 @@ class _Term:
         self._aside.tell(rows, now_s)
         return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._cache.jobs))
 
-    def _settle(self, seen: Seen) -> None:
+    def _settle(self, seen: Observation) -> None:
         """Make all transitions that follow from what was seen."""
         self._aside.look_again(self._cache.jobs)
         for _ in range(_ROUNDS):
@@ -178,7 +178,7 @@ class _Term:
             self._watch.note(self._cache.jobs, transitions, seen)
             self._write(transitions, seen.now_s)
 
-    def _next_transition(self, job: Job, seen: Seen) -> Transition | None:
+    def _next_transition(self, job: Job, seen: Observation) -> Transition | None:
         if job in self._aside:
             return None
         try:

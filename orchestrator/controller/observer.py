@@ -1,4 +1,4 @@
-"""Observes the machines, the drivers and the newest states of jobs in each pass, as one `Seen` value."""
+"""Observes the machines, the drivers and the newest states of jobs in each pass, as one `Observation`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.queue.records import Job, NodeRule
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
 from orchestrator.queue.timing import Timing
-from orchestrator.queue.transitions import Seen
+from orchestrator.queue.transitions import Observation
 
 _LABELS_KEPT: Final = 1000  # number of labels of former nodes to keep, for messages to jobs
 _READ_EVERY_S: Final = 30.0
@@ -37,13 +37,13 @@ class Observer:
         rules: Mapping[str, NodeRule],
         doubtful: frozenset[str],
         refused: Mapping[str, str],
-    ) -> Seen:
+    ) -> Observation:
         """Read the submissions and then the jobs.
 
         In this order: a driver sends its last report before it is seen to have ended.
 
         Args:
-            doubtful, refused: see `Seen`.
+            doubtful, refused: see `Observation`.
 
         Raises:
             StoreBroken, BackendUnreachable: a part cannot be read.
@@ -54,7 +54,7 @@ class Observer:
         self._cache.read()
         now_s = self._clock.now_s()
         draining, overdue = to_be_left(rules, now_s)
-        return Seen(
+        return Observation(
             now_s,
             submissions,
             doubtful=doubtful,
@@ -78,7 +78,7 @@ class Observer:
             self._labels = dict(inventory.labels)
 
     def _silence(self, submissions: Mapping[str, Submission], steady_s: float) -> dict[str, Any]:
-        """Return the part of `Seen` that is about silent drivers."""
+        """Return the part of `Observation` that is about silent drivers."""
         if self._driver_silence is None or self._timing.silent_s is None:
             return {}
         running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}

@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import MAX_OUTPUT_BYTES, Launch, Other, Phase, Submission, check_launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, OtherProgram, Phase, Submission, check_launch
 from cluster.capacity.inventory import Inventory
 from cluster.error_line import TAIL_BYTES, error_line
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
@@ -128,7 +128,7 @@ class LocalBackend:
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset()
 
-    def others(self) -> Sequence[Other]:
+    def others(self) -> Sequence[OtherProgram]:
         return ()
 
     def close(self) -> None:

@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, check_launch
+from cluster.backend import ENDED_PHASES, Launch, OtherProgram, Phase, Submission, check_launch
 from cluster.capacity.inventory import Growth, Inventory
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.ray.answers import PHASES, environment_like, one_line, submission_of
 from cluster.ray.client import job_named, json_of, ray_client
-from cluster.ray.job_list import Keeping, entries_to_delete
+from cluster.ray.job_list import OutputRetention, entries_to_delete
 from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray.output import WRITE_MARK, program_output
 from cluster.ray.runtime_env import digest_of_environment
@@ -44,7 +44,7 @@ _LONGEST_ENTRY = 80
 _PYTHONS = frozenset({"pip", "uv", "conda"})  # parts of a runtime environment that give a job a separate `python`
 _FRESH_S = 3.0  # accepted age of the list of jobs, for questions about programs of other users
 _DELETES_FOR_S = 0.3  # longest time for deletions in one pass
-KEEPING = Keeping()
+KEEPING = OutputRetention()
 _MOST_NODES = 10_000  # the limit of Ray's state API; its default is 100
 _LOG_S = 600  # longest time in which Ray sends a log; its default is 30
 
@@ -72,7 +72,7 @@ class RayJobsBackend:
         growth: Callable[[], Growth] = _as_it_is,
         grace_s: int = 3600,
         timeout_s: float = 20.0,
-        keeping: Keeping = KEEPING,
+        keeping: OutputRetention = KEEPING,
     ) -> None:
         """
         Args:
@@ -205,12 +205,12 @@ class RayJobsBackend:
             known = {job.submission_id: PHASES[job.status.value] for job in jobs if job.submission_id}
         return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
 
-    def others(self) -> Sequence[Other]:
+    def others(self) -> Sequence[OtherProgram]:
         """Return the cluster's running jobs that are not this package's. Drivers without a submission have a job id."""
         with self._asking() as client:
             jobs = [job for job in self._list(client, _FRESH_S) if PHASES[job.status.value] is Phase.RUNNING]
         return [
-            Other(job.submission_id or f"job {job.job_id}", one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
+            OtherProgram(job.submission_id or f"job {job.job_id}", one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
             for job in jobs
             if QUEUE_KEY not in (job.metadata or {})
         ]

@@ -26,7 +26,7 @@ from orchestrator.controller.controller import Controller
 from orchestrator.controller.leadership import LeaderElection
 from orchestrator.http.app import make_app
 from orchestrator.http.auth import Tokens, is_loopback
-from orchestrator.http.metrics import Cluster, Meters
+from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.http.scrub import Scrubber
 from orchestrator.local_server import Record, locked, make_home, write_record
@@ -281,7 +281,7 @@ class _Server:
     def _make_http(self) -> uvicorn.Server:
         context, meters, output = self._context, self._meters, self._output
         meters.heartbeat_faults.set_function(lambda: context.heartbeats.faults)
-        meters.registry.register(Cluster(context.store, context.machines.inventory, context.clock.now_s))
+        meters.registry.register(ClusterCollector(context.store, context.machines.inventory, context.clock.now_s))
         meters.set_aside.set_function(lambda: len(context.store.unreadable()) + len(self._controller.set_aside()))
         serving = Serving(
             context=context,

@@ -18,7 +18,7 @@ from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import SubmissionKey
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.context.identity import queue_id, tokens_of
-from orchestrator.service.observability.story_text import ended
+from orchestrator.service.observability.state_text import ended
 from orchestrator.service.ray_submitted import check_room, look
 
 

@@ -57,32 +57,11 @@ def connected(
         CapacityError: the gang can never fit, or nothing answers at the address.
         KeyboardInterrupt: SIGTERM has arrived while Ray started. Its handler was called.
     """
-    # Otherwise, a thread that calls Ray after `ray.shutdown` would start a new Ray.
-    set_default("RAY_ENABLE_AUTO_CONNECT", "0")
+    _set_defaults()
     import ray
 
-    set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    set_default("RAY_TRAIN_V2_ENABLED", "1")
-    set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise each printed line is written to a worker's log twice
-    # The driver looks for leaving nodes itself (`leaving_nodes`). Ray's watcher would add an actor process to each
-    # gang, whose imports take seconds of a core.
-    set_default("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the directory of the job's own modules
     where = _where(address)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    if where is None:
-        if gang is not None:
-            _check_local(gang)
-        for name, value in QUIET_LOCAL_RAY.items():
-            if gang is not None or name != "RAY_num_workers_soft_limit":  # tasks need idle workers
-                set_default(name, value)
-        cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS if gang is not None else 0
-        options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-    else:
-        options["address"] = where
-    protocols = protocols_environment()
-    if protocols or (job_environment is not None and not job_environment.is_anywhere):
-        options["runtime_env"] = {"worker_process_setup_hook": _entering(job_environment, protocols)}
+    options = _init_options(where, gang, job_environment)
     imports = threading.Thread(target=_import_all, args=(ahead,), name="imports")
     imports.start()
     handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
@@ -109,6 +88,42 @@ def connected(
         ending = threading.Thread(target=ray.shutdown, name="shutdown")
         ending.start()
         _join(ending, handler)
+
+
+def _set_defaults() -> None:
+    """Set what Ray reads from the environment, unless it is set already. Called before Ray is imported."""
+    # Otherwise, a thread that calls Ray after `ray.shutdown` would start a new Ray.
+    set_default("RAY_ENABLE_AUTO_CONNECT", "0")
+    set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    set_default("RAY_TRAIN_V2_ENABLED", "1")
+    set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise each printed line is written to a worker's log twice
+    # The driver looks for leaving nodes itself (`leaving_nodes`). Ray's watcher would add an actor process to each
+    # gang, whose imports take seconds of a core.
+    set_default("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the directory of the job's own modules
+
+
+def _init_options(where: str | None, gang: Gang | None, job_environment: JobEnvironment | None) -> dict[str, Any]:
+    """Return the options of `ray.init`. Also sets defaults in the environment of a Ray that starts on this machine.
+
+    Raises:
+        CapacityError: this machine is too small for the gang.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if where is None:
+        if gang is not None:
+            _check_local(gang)
+        for name, value in QUIET_LOCAL_RAY.items():
+            if gang is not None or name != "RAY_num_workers_soft_limit":  # tasks need idle workers
+                set_default(name, value)
+        cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS if gang is not None else 0
+        options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+    else:
+        options["address"] = where
+    protocols = protocols_environment()
+    if protocols or (job_environment is not None and not job_environment.is_anywhere):
+        options["runtime_env"] = {"worker_process_setup_hook": _entering(job_environment, protocols)}
+    return options
 
 
 def _join(thread: threading.Thread, handler: Any) -> None:

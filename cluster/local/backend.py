@@ -27,6 +27,7 @@ from cluster.capacity.inventory import Inventory
 from cluster.error_line import TAIL_BYTES, error_line
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.local import supervisor as files
+from cluster.local.locks import try_lock
 from cluster.local.machine import this_machine
 from cluster.settings import with_environment
 
@@ -253,11 +254,7 @@ def _supervise(folder: Path, lock: int, environment: dict[str, str]) -> None:
 def _is_held(lock: Path) -> bool:
     """Whether the starter or the supervisor lives. The lock is shared, so that readers do not block each other."""
     with open(lock, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_lock(file.fileno(), shared=True)
 
 
 def _record_loss(folder: Path) -> dict[str, Any] | None:

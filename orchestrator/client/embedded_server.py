@@ -17,6 +17,7 @@ from typing import Final
 import httpx
 
 from cluster.errors import FleetuneError
+from cluster.local.locks import try_lock
 from orchestrator.client.discovery import local_server
 
 READY_S: Final = 120.0
@@ -105,7 +106,7 @@ def _tail(log: Path, begin: int) -> str:
 def _alone(path: Path, until_s: float) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        while not _locked(descriptor):
+        while not try_lock(descriptor):
             if time.monotonic() > until_s:
                 raise NotStarted(
                     f"another script has been starting the embedded server for too long ({path} is locked)"
@@ -114,14 +115,6 @@ def _alone(path: Path, until_s: float) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 class ClientLock:

@@ -143,7 +143,7 @@ def _reason(ranks: Ranking, other: int, row: int) -> Before:
     if ranks.priority_class[other] > ranks.priority_class[row]:
         return Before.PRIORITY
     if ranks.score[other] < ranks.score[row]:
-        return Before.WAITED if ranks.lane is not None and ranks.lane[other] else Before.INDEX
+        return Before.WAITED if ranks.guarded is not None and ranks.guarded[other] else Before.INDEX
     return Before.SUBMITTED
 
 

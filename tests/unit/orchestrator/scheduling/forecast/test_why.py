@@ -69,7 +69,7 @@ def test_each_of_those_before_it_has_its_reason() -> None:
         "owner": Before.GUARANTEE,
         "urgent": Before.PRIORITY,
         "patient": Before.WAITED,
-        "quick": Before.INDEX,
+        "quick": Before.SCORE,
         "earlier": Before.SUBMITTED,
     }
     assert "5 jobs go before it (1: within its tenant's guarantee, 1: a higher priority" in text

@@ -36,7 +36,7 @@ from cluster.testing import FakeBackend, FakeClock, FakeCluster, served
 from jobs.spec.command import CommandSpec
 from orchestrator import Client
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
 from orchestrator.queue.records import Job, NewJob
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
@@ -249,8 +249,8 @@ def world(url: str) -> Iterator[tuple[Store, FakeClock, Controller]]:
     backend = FakeBackend(FakeCluster(nodes, clock))
     backend.script("*", runs_s=2.0)
     with contextlib.closing(opened(url)) as store:
-        leading = Leading(store, clock, "bench", "http://bench", 3600.0)
-        yield store, clock, Controller(store, backend, clock, leading, launch_of)
+        election = LeaderElection(store, clock, "bench", "http://bench", 3600.0)
+        yield store, clock, Controller(store, backend, clock, election, launch_of)
 
 
 def launch_of(job: Job) -> Launch:

@@ -206,7 +206,7 @@ class Past:
     def __init__(self, simulated: Simulated, waited: Mapping[int, float]) -> None:
         self.start_s: dict[int, float] = {}  # the first of each job
         ends = dict[int, float]()
-        for one in sorted(simulated.stretches, key=lambda stretch: stretch.start_s):
+        for one in sorted(simulated.attempts, key=lambda attempt: attempt.start_s):
             self.start_s.setdefault(one.job, one.start_s)
             ends[one.job] = one.end_s
         self._ends_s = np.array(list(ends.values()))
@@ -241,7 +241,7 @@ def forecast(setup: Setup, about: int, jobs: Sequence[TraceJob] = ()) -> Answer:
             expected = expected_starts(simulation.snapshot(), simulation.policy, [row], ran_s)[row]
             said[job] = Said(expected, past.last_waits_s(simulation.now_s), time.perf_counter() - began)
 
-    if simulate(jobs, setup, on_wait=ask).stretches != before.stretches:
+    if simulate(jobs, setup, on_wait=ask).attempts != before.attempts:
         raise SystemExit("asking for forecasts has changed the simulation")
     facts = {"result": "forecast", "nodes": setup.nodes, "had_to_wait": len(waited), "every": every}
     return facts | errors(said, {job: past.start_s[job] - waited[job] for job in said})

@@ -78,7 +78,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Other:
+class OtherProgram:
     """A program that another user runs on these machines: its name, and a description."""
 
     name: str
@@ -130,7 +130,7 @@ class Backend(Protocol):
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         """Return those of these programs, which others have started, that are known to have ended."""
 
-    def others(self) -> Sequence[Other]:
+    def others(self) -> Sequence[OtherProgram]:
         """Return the programs that others run on these machines, as far as the backend knows them."""
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ LONGEST = 500
 _ERROR = re.compile(r"^(?:\S+ \S+Z )?(?:error|failed): (?P<said>\S.*)$", re.MULTILINE)
 
 
-def last_words(tail: str) -> str:
+def error_line(tail: str) -> str:
     """Return the text of the last line that begins with `error: ` or `failed: `; empty: there is no such line."""
     said = [match["said"].strip() for match in _ERROR.finditer(tail)]
     return said[-1][:LONGEST] if said else ""

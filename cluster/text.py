@@ -16,7 +16,7 @@ def many(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-def at_words(at_s: float | None) -> str:
+def format_time(at_s: float | None) -> str:
     """Format seconds since 1970: `2026-11-25 14:21:03Z`; empty for None."""
     return "" if at_s is None else when(datetime.datetime.fromtimestamp(at_s, datetime.UTC))
 
@@ -37,7 +37,7 @@ def when_written(text: str) -> str:
 
 def day(at_s: float | None) -> str:
     """Format the day of seconds since 1970, in UTC; empty for None."""
-    return at_words(at_s).partition(" ")[0]
+    return format_time(at_s).partition(" ")[0]
 
 
 def byte_size(count: int) -> str:
@@ -101,9 +101,19 @@ def did_you_mean(word: str, choices: Iterable[str], before: str = "; ") -> str:
     Args:
         before: beginning of the text.
     """
+    near = nearest(word, choices)
+    return "" if near is None else f"{before}did you mean {near}?"
+
+
+def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """Return the choice that is nearest to a word, whatever its case; None: none is near.
+
+    Args:
+        cutoff: least similarity, from 0 to 1, as difflib computes it.
+    """
     by_lower = {choice.lower(): choice for choice in sorted(choices)}
-    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], by_lower, n=1, cutoff=0.6)
-    return f"{before}did you mean {by_lower[near[0]]}?" if near else ""
+    near = difflib.get_close_matches(word.lower()[:_LONGEST_WORD], by_lower, n=1, cutoff=cutoff)
+    return by_lower[near[0]] if near else None
 
 
 def first_line(text: str) -> str:

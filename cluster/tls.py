@@ -19,7 +19,7 @@ def trusted() -> ssl.SSLContext:
         return ssl.create_default_context(cafile=path)
     except OSError as error:  # also ssl.SSLError
         raise InputError(
-            f"the CA certificates of {path} cannot be read: {_words(error)}. Set FLEETUNE_CA_FILE"
+            f"the CA certificates of {path} cannot be read: {_format_error(error)}. Set FLEETUNE_CA_FILE"
         ) from error
 
 
@@ -42,11 +42,11 @@ def check_own(certificate: str, key: str) -> None:
     except OSError as error:
         raise InputError(
             f"--tls-cert {certificate} and --tls-key {key} are no certificate with its private key in PEM: "
-            f"{_words(error)}"
+            f"{_format_error(error)}"
         ) from error
 
 
-def _words(error: OSError) -> str:
+def _format_error(error: OSError) -> str:
     if isinstance(error, ssl.SSLError):
         return (error.reason or "no certificate in it").lower().replace("_", " ")
     return error.strerror or str(error)

@@ -1,8 +1,12 @@
-"""Redirects the output of this process, native libraries included, to a log, at the level of file descriptors."""
+"""The output of this process: lines for the user, and everything else, native libraries included, to a log.
+
+Output is redirected at the level of file descriptors.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 import sys
 import tempfile
@@ -15,6 +19,16 @@ from jobs.storage import files as storage
 def user_stream() -> TextIO:
     """Open a separate stream to the user's terminal, which stays open while `redirected_output` is in force."""
     return os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8", errors="replace")
+
+
+class Console:
+    """Prints lines with a time stamp to the present stdout, even if stdout is redirected later."""
+
+    def __init__(self) -> None:
+        self.stream = user_stream()
+
+    def __call__(self, text: str) -> None:
+        print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=self.stream, flush=True)
 
 
 @contextlib.contextmanager

@@ -19,10 +19,10 @@ from typing import NoReturn
 
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
-from jobs.console import redirected_output, user_stream
+from jobs.console import Console, redirected_output, user_stream
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.begin import begin_run, load_job
-from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, run_as_guest
+from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.devices import no_gpu_here
@@ -31,7 +31,6 @@ from jobs.run.outcome import Outcome
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of
 from jobs.spec.finetune import Spec
-from jobs.teller import Teller
 
 
 def run_on_ray(
@@ -55,8 +54,10 @@ def run_on_ray(
     """
     if assignment is None and address is None and ray_address() is None and (problem := no_gpu_here(spec)):
         raise CapacityError(problem)
-    root = assignment.run if assignment is not None else None
-    begun = begin_run(spec, resume, alone=assignment is not None, root=root)
+    if assignment is None:
+        begun = begin_run(spec, resume, progress=progress)
+    else:  # a job of a queue must record each failure
+        begun = begin_run(spec, resume, alone=True, root=assignment.run)
     paths = begun.paths
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         begun.tell(announce)
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         world = torchrun_world()
         if world is None:
             if (host := host_of_this_program()) is not None:
-                return _as_guest(spec, resume, *host)
+                return _through_the_queue(spec, resume, *host)
             return run_on_ray(spec, progress=PlainProgress(user_stream()), resume=resume).exit_code
         if problem := no_gpu_here(spec):
             raise CapacityError(problem)
@@ -119,7 +120,7 @@ def _end_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None) ->
     end_process(code)
 
 
-def _as_guest(spec: Spec, resume: str | None, job: RayJob, record: SessionRecord) -> int:
+def _through_the_queue(spec: Spec, resume: str | None, job: RayJob, record: SessionRecord) -> int:
     """Queue the run with the cluster's orchestrator, and return its exit code. Raises FleetuneError."""
     if resume is not None:
         raise SpecError(
@@ -127,7 +128,7 @@ def _as_guest(spec: Spec, resume: str | None, job: RayJob, record: SessionRecord
             "it. To use what the run has learnt, start a new run with model.path: run:NAME, or the path of its model. "
             f"To bypass the queue and use free slots, submit with the variable FLEETUNE_URL={WITHOUT}"
         )
-    return run_as_guest(spec, job, record, Teller())
+    return queue_and_wait(spec, job, record, Console())
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 
 from cluster.settings import ray_address
-from jobs.console import redirected_output, user_stream
+from jobs.console import Console, redirected_output, user_stream
 from jobs.drivers.finetune.allocation import Assignment
-from jobs.drivers.ray_submitted import host_of_this_program, run_as_guest
+from jobs.drivers.ray_submitted import host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.devices import no_gpu_here
@@ -22,11 +22,10 @@ from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, open_run, reopen_run
 from jobs.search.rules.checking import checked_sweep
 from jobs.search.rules.resuming import check_sweep_resumable, with_stored_values
-from jobs.search.rules.spec_text import prior_words, space_words
+from jobs.search.rules.spec_text import format_prior, format_space
 from jobs.search.rules.varying import check_space
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
-from jobs.teller import Teller
 
 
 def run_sweep(
@@ -53,7 +52,7 @@ def run_sweep(
     by_hand = assignment is None
     if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
         raise CapacityError(problem)
-    found = validate(sweep.base)
+    found = validate(sweep.base, estimates=False)
     sweep = sweep.model_copy(update={"base": found.spec})
     prior_from = None
     if resume is not None:
@@ -76,7 +75,7 @@ def run_sweep(
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
         for warning in found.warnings:
             announce("warning", warning)
-        announce("phase", f"searching {space_words(sweep)}{prior_words(sweep, prior_from)}", phase="search")
+        announce("phase", f"searching {format_space(sweep)}{format_prior(sweep, prior_from)}", phase="search")
 
         def drive() -> Outcome:
             from jobs.search.driver.drive import drive_sweep
@@ -106,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if sweep is None:
             raise SpecError(f"{options.spec} is not of kind sweep: python -m jobs.finetune {options.spec} trains it")
         if (host := host_of_this_program()) is not None:
-            return run_as_guest(sweep, *host, say=Teller())
+            return queue_and_wait(sweep, *host, say=Console())
         return run_sweep(sweep, progress=PlainProgress(user_stream())).exit_code
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)

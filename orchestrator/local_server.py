@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cluster.errors import InputError, StorageError
+from cluster.local.locks import try_lock
 from orchestrator.client.discovery import local_server
 
 _LOCK, _RECORD = "server.lock", "server.json"
@@ -45,16 +45,14 @@ def locked(home: Path) -> Iterator[None]:
         lock = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StorageError(f"{home / _LOCK} cannot be opened: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not try_lock(lock):
         os.close(lock)
         other = local_server(home)
         where = f" at {other.url} (process {other.pid})" if other else ""
         raise HomeTaken(
             f"a server runs already{where} on the store in {home}: use that one, or give this one a store of its own "
             "with --store"
-        ) from None
+        )
     try:
         yield
     finally:

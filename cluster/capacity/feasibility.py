@@ -69,11 +69,11 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
         advice = f"its accelerator types are: {', '.join(types) or 'none'}"
     raise CapacityError(
         f"the spec asks for {gang}, but the cluster has {len(inventory.nodes)} node(s) with {inventory.cpus} CPUs and "
-        f"{inventory.gpus} GPUs in all{_growth_words(inventory)}; {advice}"
+        f"{inventory.gpus} GPUs in all{_format_growth(inventory)}; {advice}"
     )
 
 
-def _growth_words(inventory: Inventory) -> str:
+def _format_growth(inventory: Inventory) -> str:
     """Format the possible growth: `, and may get 3 more (2 of gpu, 1 of cpu)`; '' without an autoscaler."""
     if not inventory.growth.types:
         return ""

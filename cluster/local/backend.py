@@ -22,11 +22,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import MAX_OUTPUT_BYTES, Launch, Other, Phase, Submission, check_launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, OtherProgram, Phase, Submission, check_launch
 from cluster.capacity.inventory import Inventory
-from cluster.error_line import TAIL_BYTES, last_words
+from cluster.error_line import TAIL_BYTES, error_line
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.local import supervisor as files
+from cluster.local.locks import try_lock
 from cluster.local.machine import this_machine
 from cluster.settings import with_environment
 
@@ -128,7 +129,7 @@ class LocalBackend:
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset()
 
-    def others(self) -> Sequence[Other]:
+    def others(self) -> Sequence[OtherProgram]:
         return ()
 
     def close(self) -> None:
@@ -208,19 +209,19 @@ def _state(folder: Path) -> Submission:
     if end is None and _is_held(folder / files.LOCK):
         return Submission(name, Phase.RUNNING if (folder / files.PROGRAM).exists() else Phase.PENDING)
     # Read again, because it may have ended between the two checks.
-    end = end or _read(folder / files.END) or _bury(folder)
+    end = end or _read(folder / files.END) or _record_loss(folder)
     if end is None:
         return Submission(name, Phase.RUNNING, message="its supervisor is gone, and its processes do not end")
     phase, message = _ended(end), end["message"]
     if phase is Phase.FAILED and not message:
-        message = _last_words(folder / files.OUTPUT)
+        message = _error_line(folder / files.OUTPUT)
     return Submission(name, phase, end["exit_code"], message)
 
 
-def _last_words(output: Path) -> str:
+def _error_line(output: Path) -> str:
     with contextlib.suppress(OSError), open(output, "rb") as file:
         file.seek(max(os.fstat(file.fileno()).st_size - TAIL_BYTES, 0))
-        return last_words(file.read(TAIL_BYTES).decode("utf-8", "replace"))
+        return error_line(file.read(TAIL_BYTES).decode("utf-8", "replace"))
     return ""
 
 
@@ -253,14 +254,10 @@ def _supervise(folder: Path, lock: int, environment: dict[str, str]) -> None:
 def _is_held(lock: Path) -> bool:
     """Whether the starter or the supervisor lives. The lock is shared, so that readers do not block each other."""
     with open(lock, "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not try_lock(file.fileno(), shared=True)
 
 
-def _bury(folder: Path) -> dict[str, Any] | None:
+def _record_loss(folder: Path) -> dict[str, Any] | None:
     """Kill the processes of a submission without a supervisor, and record that it is lost; None: some still run."""
     token = json.loads((folder / files.LAUNCH).read_text())["token"]
     deadline = time.monotonic() + _DIES_WITHIN_S

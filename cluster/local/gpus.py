@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import tempfile
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from cluster.errors import MachinesFailed
+from cluster.local.locks import try_lock
 
 _WAIT_S, _POLL_S = 60.0, 0.2
 
@@ -65,13 +65,11 @@ def _take(count: int, gpus: Sequence[str], folder: Path, held: contextlib.ExitSt
         if len(taken) == count:
             break
         lock = _open(folder / f"{gpu}.lock")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if try_lock(lock):
+            held.callback(os.close, lock)
+            taken.append(gpu)
+        else:
             os.close(lock)
-            continue
-        held.callback(os.close, lock)
-        taken.append(gpu)
     return tuple(taken)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cluster.backend import Phase, Submission
-from cluster.error_line import TAIL_BYTES, last_words
+from cluster.error_line import TAIL_BYTES, error_line
 
 _OURS = "FLEETUNE_"
 PHASES = {
@@ -39,7 +39,7 @@ def submission_of(job: Any) -> Submission:
         return Submission(name, Phase.LOST, message=one_line(job.message or ""))
     # If the program ran, Ray's message is the end of its output.
     text = job.message or ""
-    message = last_words(text[-TAIL_BYTES:]) if job.driver_exit_code is not None else one_line(text)
+    message = error_line(text[-TAIL_BYTES:]) if job.driver_exit_code is not None else one_line(text)
     return Submission(name, phase, job.driver_exit_code, message)
 
 

@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.backend import ENDED_PHASES, Launch, Other, Phase, Submission, check_launch
+from cluster.backend import ENDED_PHASES, Launch, OtherProgram, Phase, Submission, check_launch
 from cluster.capacity.inventory import Growth, Inventory
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.ray.answers import PHASES, environment_like, one_line, submission_of
 from cluster.ray.client import job_named, json_of, ray_client
-from cluster.ray.job_list import Keeping, entries_to_delete
+from cluster.ray.job_list import OutputRetention, entries_to_delete
 from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
 from cluster.ray.output import WRITE_MARK, program_output
 from cluster.ray.runtime_env import digest_of_environment
@@ -44,19 +44,13 @@ _LONGEST_ENTRY = 80
 _PYTHONS = frozenset({"pip", "uv", "conda"})  # parts of a runtime environment that give a job a separate `python`
 _FRESH_S = 3.0  # accepted age of the list of jobs, for questions about programs of other users
 _DELETES_FOR_S = 0.3  # longest time for deletions in one pass
-KEEPING = Keeping()
+KEEPING = OutputRetention()
 _MOST_NODES = 10_000  # the limit of Ray's state API; its default is 100
+_GRACE_S = 3600  # time after a soft stop after which Ray kills the program
+_TIMEOUT_S = 20.0  # of one request to the dashboard
 _LOG_S = 600  # longest time in which Ray sends a log; its default is 30
 
 Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
-
-
-def _nothing() -> Use:
-    return {}
-
-
-def _as_it_is() -> Growth:
-    return Growth()
 
 
 class RayJobsBackend:
@@ -68,11 +62,9 @@ class RayJobsBackend:
         *,
         token: str | None = None,
         queue: str = "",
-        own_use: Callable[[], Use] = _nothing,
-        growth: Callable[[], Growth] = _as_it_is,
-        grace_s: int = 3600,
-        timeout_s: float = 20.0,
-        keeping: Keeping = KEEPING,
+        own_use: Callable[[], Use] = dict,
+        growth: Callable[[], Growth] = Growth,
+        keeping: OutputRetention = KEEPING,
     ) -> None:
         """
         Args:
@@ -81,13 +73,11 @@ class RayJobsBackend:
             queue: id of the queue. Programs and callers of other queues on the cluster are ignored.
             own_use: returns what Fleetune holds on each node; all other use that Ray reports is foreign.
             growth: returns how far the cluster's autoscaler may extend it.
-            grace_s: time after a soft stop after which Ray kills the program.
-            timeout_s: timeout of one request to the dashboard.
             keeping: how long entries of attempts that are over stay in Ray's list.
         """
-        self._dashboard, self._token, self._timeout_s = dashboard.rstrip("/"), token, timeout_s
+        self._dashboard, self._token = dashboard.rstrip("/"), token
         self._queue = queue
-        self._own_use, self._growth, self._grace_s = own_use, growth, grace_s
+        self._own_use, self._growth = own_use, growth
         self._keeping = keeping
         self._forgotten: set[str] = set()
         self._listed: tuple[float, list[Any]] = (-math.inf, [])  # time of the newest list, and all jobs in it
@@ -205,12 +195,12 @@ class RayJobsBackend:
             known = {job.submission_id: PHASES[job.status.value] for job in jobs if job.submission_id}
         return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
 
-    def others(self) -> Sequence[Other]:
+    def others(self) -> Sequence[OtherProgram]:
         """Return the cluster's running jobs that are not this package's. Drivers without a submission have a job id."""
         with self._asking() as client:
             jobs = [job for job in self._list(client, _FRESH_S) if PHASES[job.status.value] is Phase.RUNNING]
         return [
-            Other(job.submission_id or f"job {job.job_id}", one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
+            OtherProgram(job.submission_id or f"job {job.job_id}", one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
             for job in jobs
             if QUEUE_KEY not in (job.metadata or {})
         ]
@@ -231,7 +221,7 @@ class RayJobsBackend:
         """Provide the client. Errors of the dashboard and of the connection become BackendUnreachable."""
         try:
             if self._connected is None:
-                self._connected = ray_client(self._dashboard, self._token, self._timeout_s)
+                self._connected = ray_client(self._dashboard, self._token, _TIMEOUT_S)
             yield self._connected
         except (OSError, RuntimeError) as error:  # requests' own errors are OSErrors, Ray's are RuntimeErrors
             raise BackendUnreachable(
@@ -267,7 +257,7 @@ class RayJobsBackend:
 
     def _submit(self, client: Any, launch: Launch, fence: int) -> None:
         runtime_env = self._like(client, launch)
-        own = {**launch.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(self._grace_s)}
+        own = {**launch.environment, "RAY_JOB_STOP_WAIT_TIME_S": str(_GRACE_S)}
         runtime_env["env_vars"] = runtime_env.get("env_vars", {}) | own
         if launch.working_dir is not None:
             runtime_env["working_dir"] = launch.working_dir

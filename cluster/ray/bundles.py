@@ -16,7 +16,7 @@ def bundle(cpus: int, gpus: int, accelerator_type: str | None = None) -> Bundle:
     return found | {f"{TYPE_RESOURCE}{accelerator_type}": _LEAST} if gpus and accelerator_type else found
 
 
-def in_words(bundles: Iterable[Bundle]) -> str:
+def format_bundles(bundles: Iterable[Bundle]) -> str:
     """Format bundles: `2 x (4 CPU, 1 GPU), 1 x (2 CPU)`; `nothing` if there are none."""
     counts: dict[str, int] = {}
     for one in bundles:

@@ -26,7 +26,7 @@ from cluster.settings import add_to_environment, protocols_environment, ray_addr
 SPARE_CPUS = 2
 # How many CPU workers may share a core of the local machine: enough to try out a gang, without overloading it.
 MOST_WORKERS_PER_CORE = 4
-KNOCK_TIMEOUT_S = 10.0
+LISTENING_TIMEOUT_S = 10.0
 PLACED_WITHIN_S = 300.0  # most seconds that previous users of the nodes may take to leave
 _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
@@ -57,38 +57,17 @@ def connected(
         CapacityError: the gang can never fit, or nothing answers at the address.
         KeyboardInterrupt: SIGTERM has arrived while Ray started. Its handler was called.
     """
-    # Otherwise, a thread that calls Ray after `ray.shutdown` would start a new Ray.
-    set_default("RAY_ENABLE_AUTO_CONNECT", "0")
+    _set_defaults()
     import ray
 
-    set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    set_default("RAY_TRAIN_V2_ENABLED", "1")
-    set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise each printed line is written to a worker's log twice
-    # The driver looks for leaving nodes itself (`leaving_nodes`). Ray's watcher would add an actor process to each
-    # gang, whose imports take seconds of a core.
-    set_default("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the directory of the job's own modules
     where = _where(address)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
-    if where is None:
-        if gang is not None:
-            _check_local(gang)
-        for name, value in QUIET_LOCAL_RAY.items():
-            if gang is not None or name != "RAY_num_workers_soft_limit":  # tasks need idle workers
-                set_default(name, value)
-        cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS if gang is not None else 0
-        options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
-    else:
-        options["address"] = where
-    protocols = protocols_environment()
-    if protocols or (job_environment is not None and not job_environment.is_anywhere):
-        options["runtime_env"] = {"worker_process_setup_hook": _entering(job_environment, protocols)}
+    options = _init_options(where, gang, job_environment)
     imports = threading.Thread(target=_import_all, args=(ahead,), name="imports")
     imports.start()
     handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
         try:
-            _knock(where)
+            _check_listening(where)
             if where is None:
                 _start_local(options)
             else:
@@ -109,6 +88,42 @@ def connected(
         ending = threading.Thread(target=ray.shutdown, name="shutdown")
         ending.start()
         _join(ending, handler)
+
+
+def _set_defaults() -> None:
+    """Set what Ray reads from the environment, unless it is set already. Called before Ray is imported."""
+    # Otherwise, a thread that calls Ray after `ray.shutdown` would start a new Ray.
+    set_default("RAY_ENABLE_AUTO_CONNECT", "0")
+    set_default("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    set_default("RAY_TRAIN_V2_ENABLED", "1")
+    set_default("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # otherwise each printed line is written to a worker's log twice
+    # The driver looks for leaving nodes itself (`leaving_nodes`). Ray's watcher would add an actor process to each
+    # gang, whose imports take seconds of a core.
+    set_default("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the directory of the job's own modules
+
+
+def _init_options(where: str | None, gang: Gang | None, job_environment: JobEnvironment | None) -> dict[str, Any]:
+    """Return the options of `ray.init`. Also sets defaults in the environment of a Ray that starts on this machine.
+
+    Raises:
+        CapacityError: this machine is too small for the gang.
+    """
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
+    if where is None:
+        if gang is not None:
+            _check_local(gang)
+        for name, value in QUIET_LOCAL_RAY.items():
+            if gang is not None or name != "RAY_num_workers_soft_limit":  # tasks need idle workers
+                set_default(name, value)
+        cpus = gang.num_workers * gang.cpus_per_worker + SPARE_CPUS if gang is not None else 0
+        options |= {"address": "local", "num_cpus": max(cpus, os.cpu_count() or 1), "include_dashboard": False}
+    else:
+        options["address"] = where
+    protocols = protocols_environment()
+    if protocols or (job_environment is not None and not job_environment.is_anywhere):
+        options["runtime_env"] = {"worker_process_setup_hook": _entering(job_environment, protocols)}
+    return options
 
 
 def _join(thread: threading.Thread, handler: Any) -> None:
@@ -253,13 +268,13 @@ def wait_for_room(gang: Gang, say: Callable[[str], None], check: Callable[[], No
             waited_s = time.monotonic() - began
             if waited_s > say_after_s:
                 say_after_s += SAY_AGAIN_S
-                say(_waiting_words(gang, snapshot(), free_now(), waited_s))
+                say(_format_waiting(gang, snapshot(), free_now(), waited_s))
     finally:
         remove_placement_group(group)
         _wait_until_removed(group)
 
 
-def _waiting_words(gang: Gang, nodes: Inventory, free: Inventory, waited_s: float) -> str:
+def _format_waiting(gang: Gang, nodes: Inventory, free: Inventory, waited_s: float) -> str:
     kind, there = ("GPU", free.gpus) if gang.gpus_per_worker else ("CPU", free.cpus)
     total = nodes.gpus if gang.gpus_per_worker else nodes.cpus
     return (
@@ -337,7 +352,7 @@ def _node(entry: dict[str, Any]) -> Node:
     )
 
 
-def _knock(address: str | None) -> None:
+def _check_listening(address: str | None) -> None:
     """Check that something listens at an address: Ray itself would wait for minutes.
 
     Raises:
@@ -347,7 +362,7 @@ def _knock(address: str | None) -> None:
     if not colon or not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=KNOCK_TIMEOUT_S).close()
+        socket.create_connection((host, int(port)), timeout=LISTENING_TIMEOUT_S).close()
     except OSError as error:
         raise ConnectionError(str(error)) from error
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Keeping:
+class OutputRetention:
     """How long entries of ended attempts stay in Ray's list. Their output can be read for the same time.
 
     Attributes:
@@ -23,7 +23,7 @@ class Keeping:
 
 
 def entries_to_delete(
-    ended_s: Mapping[str, float], over: Iterable[str], helpers: Collection[str], now_s: float, keeping: Keeping
+    ended_s: Mapping[str, float], over: Iterable[str], helpers: Collection[str], now_s: float, keeping: OutputRetention
 ) -> list[str]:
     """Return the names of entries that can be deleted, the oldest first.
 

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
-from cluster.backend import Launch, Other, Submission
+from cluster.backend import Launch, OtherProgram, Submission
 from cluster.capacity.inventory import Inventory, Node
 from cluster.testing.fake_cluster import FakeCluster
 from cluster.testing.history import Run
@@ -56,8 +56,8 @@ class FakeBackend:
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset(self._cluster.ask("ended_elsewhere", tuple(programs)))
 
-    def others(self) -> Sequence[Other]:
-        return [Other(*one) for one in self._cluster.ask("others")]
+    def others(self) -> Sequence[OtherProgram]:
+        return [OtherProgram(*one) for one in self._cluster.ask("others")]
 
     def close(self) -> None:
         pass

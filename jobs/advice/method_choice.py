@@ -55,7 +55,7 @@ def choose(situation: Situation) -> Choice:
     """Choose the method for a situation, and list what would change the choice."""
     found = _decided(situation)
     changes = tuple(
-        f"{said}: {_words(other.method)}"
+        f"{said}: {_format_method(other.method)}"
         for said, changed in _others(situation)
         if (other := _decided(changed)).method != found.method
     )
@@ -93,5 +93,5 @@ def _others(now: Situation) -> Iterator[tuple[str, Situation]]:
     yield "on machines with too little memory for full fine-tuning", replace(now, full_fits=False)
 
 
-def _words(method: Method | None) -> str:
+def _format_method(method: Method | None) -> str:
     return "full fine-tuning" if method == "full" else "LoRA" if method == "lora" else "neither"

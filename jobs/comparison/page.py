@@ -8,7 +8,7 @@ from typing import Final
 from cluster.text import byte_size, compact, duration, many
 from jobs.comparison.figures import Comparison, Mean, MethodFigures, findings, rate_of
 from jobs.run.metric_names import GENERAL_LOSS, MAJORITY, is_general
-from jobs.search.report.trial_text import value_words
+from jobs.search.report.trial_text import format_value
 
 _STYLE: Final = (
     "body { font: 15px/1.5 system-ui, sans-serif; max-width: 1200px; margin: 24px auto; padding: 0 20px; } "
@@ -29,7 +29,7 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
         [
             f"{one.name} ({one.settings})" if one.settings else one.name,
             _trained(one),
-            _NONE if (rate := rate_of(one)) is None else value_words(rate),
+            _NONE if (rate := rate_of(one)) is None else format_value(rate),
             *(_mean(one.metrics.get(name)) for name in names),
             *([_general(one)] if has_general else []),
             _NONE if one.peak_memory_bytes is None else byte_size(one.peak_memory_bytes),

@@ -50,7 +50,7 @@ def _keeping(lengths: Mapping[int, int], share: float) -> int:
     return last
 
 
-def cut_words(where: str, cut: Cut | None, seq_len: int) -> str | None:
+def format_cut(where: str, cut: Cut | None, seq_len: int) -> str | None:
     """Describe a source that loses at least 1 % of its tokens; None for any other source.
 
     Args:

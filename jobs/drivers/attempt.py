@@ -11,11 +11,11 @@ import sys
 import traceback
 
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
+from jobs.console import Console
 from jobs.drivers.link.link import HttpLink
 from jobs.drivers.link.messages import Order, Registered
 from jobs.drivers.stop_request import StopKind, StopRequest
 from jobs.errors import FleetuneError, InputError, Interrupted
-from jobs.teller import Teller
 
 _KINDS = {Order.STOP: StopKind.AFTER_CHECKPOINT, Order.LEAVE: StopKind.LEAVE}
 
@@ -31,7 +31,7 @@ def main() -> int:
         )
         return InputError.exit_code
     take_out(DRIVER_TOKEN)
-    say = Teller()
+    say = Console()
     link, stop = HttpLink(place, say), StopRequest(patient=True)
     stop.hold()
     try:
@@ -54,7 +54,7 @@ def main() -> int:
         link.close()
 
 
-def run(registered: Registered, place: DriverPlace, link: HttpLink, stop: StopRequest, say: Teller) -> int:
+def run(registered: Registered, place: DriverPlace, link: HttpLink, stop: StopRequest, say: Console) -> int:
     """Import what this kind of job needs, and run it. Raises FleetuneError."""
     if registered.kind == "command":
         from jobs.drivers.command.attempt import drive_command

@@ -47,7 +47,7 @@ Answer = TypeVar("Answer")
 Say = Callable[[str], None]
 
 
-class Uninvited(InputError):
+class JobRefused(InputError):
     """The orchestrator does not accept this job."""
 
 
@@ -71,7 +71,7 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
         return None
     check_url(record.url)
     if not raylet.is_head and urllib.parse.urlsplit(record.url).hostname in _HERE:
-        raise Uninvited(
+        raise JobRefused(
             "this program does not run on the head, but the orchestrator of this cluster listens only for its own "
             f"machine ({record.url}). Submit without --entrypoint-num-cpus and similar options, which put a driver on "
             "any node. Or have the orchestrator started with --host 0.0.0.0, or with --url and a proxy"
@@ -79,7 +79,7 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
     return job, record
 
 
-def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
+def queue_and_wait(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
     """Queue the job and stay until it ends. Returns its exit code.
 
     Raises:
@@ -87,7 +87,7 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
         Interrupted: this program was asked to end, and has cancelled the job.
     """
     if not re.fullmatch(SUBMISSION, job.submission):
-        raise Uninvited(
+        raise JobRefused(
             f"Ray's job {job.submission!r} cannot be queued: give it a --submission-id of letters, digits, '.', '_' "
             "and '-', at most 200 characters"
         )
@@ -96,7 +96,7 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
     if run_named(trains.model.path) is None:  # the model of a run may not exist yet
         for warning in _validated_apart(trains).warnings:
             say(f"warning: {warning}")
-    guest = _Guest(record, say)
+    queued_job = _QueuedJob(record, say)
     message = Join(
         key=uuid.uuid4().hex,
         queue=record.queue,
@@ -108,13 +108,14 @@ def run_as_guest(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say
     stop, joined = StopRequest(), None
     stop.hold()
     try:
-        joined = guest.join(message)
-        say(f"queued as {joined.job_id} by the orchestrator of this cluster, {guest.url}: fleetune why {joined.job_id}")
-        return guest.stay(joined)
+        joined = queued_job.join(message)
+        where = f"the orchestrator of this cluster, {queued_job.url}"
+        say(f"queued as {joined.job_id} by {where}: fleetune why {joined.job_id}")
+        return queued_job.stay(joined)
     except KeyboardInterrupt:
         stop.deferred = True
         if joined is not None:
-            guest.leave(joined.job_id)
+            queued_job.leave(joined.job_id)
         raise Interrupted("this program was asked to end: its job is cancelled") from None
 
 
@@ -153,7 +154,9 @@ def package_of(folder: str) -> str | None:
     return f"{before}{found}{name.partition('/')[0]}" if found else None
 
 
-class _Guest:
+class _QueuedJob:
+    """The job in the queue that this program has submitted, as the server shows it."""
+
     def __init__(self, record: SessionRecord, say: Say) -> None:
         self._record, self._say = record, say
         self._server = Server(record.url, server_token())
@@ -165,7 +168,7 @@ class _Guest:
         return self._server.url
 
     def join(self, message: Join) -> Joined:
-        """Ask for the job to be queued, without a time limit. Raises Uninvited."""
+        """Ask for the job to be queued, without a time limit. Raises JobRefused."""
 
         def once() -> Joined:
             try:
@@ -173,14 +176,14 @@ class _Guest:
             except Refused as error:
                 if error.error in ("", _OTHER):  # a proxy answered, or the server of another queue
                     raise NoAnswer(f"status {error.answered}: {error}") from error
-                raise Uninvited(
+                raise JobRefused(
                     f"the orchestrator of this cluster, {self.url}, does not accept this job: {error}"
                 ) from error
 
         return self._patiently(once, "nothing is started before it does")
 
     def stay(self, joined: Joined) -> int:
-        """Show the job's output until it has ended, and return its exit code. Raises Uninvited."""
+        """Show the job's output until it has ended, and return its exit code. Raises JobRefused."""
         look, words = Look(job_id=joined.job_id, queue=self._record.queue), ""
         while True:
             told = self._patiently(lambda at=look: self._look(at), "the job goes on meanwhile")  # type: ignore[misc]
@@ -212,7 +215,7 @@ class _Guest:
             return self._server.post("/v1/guest/look", look, Looked)
         except Refused as error:
             if error.error == _UNKNOWN:
-                raise Uninvited(f"the orchestrator no longer knows {look.job_id}: {error}") from error
+                raise JobRefused(f"the orchestrator no longer knows {look.job_id}: {error}") from error
             raise NoAnswer(f"status {error.answered}: {error}") from error
 
     def _patiently(self, ask: Callable[[], Answer], meanwhile: str) -> Answer:

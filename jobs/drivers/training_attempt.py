@@ -15,7 +15,7 @@ from cluster.settings import add_to_environment, ray_address, visible_gpus
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.link.link import Link, Say
 from jobs.drivers.link.messages import Registered
-from jobs.drivers.link.progress_reporter import Telling
+from jobs.drivers.link.progress_reporter import ProgressReporter
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import MachinesFailed, SpecError, StorageError
 from jobs.finetune import run_on_ray
@@ -50,7 +50,7 @@ def drive_training(registered: Registered, link: Link, stop: StopRequest, stream
     elastic = isinstance(spec, SweepSpec) or resources.min_workers is not None
     num_workers = workers_in(registered.placement) if elastic else resources.num_workers
     places = None if local else places_of(registered, num_workers)
-    progress = Telling(PlainProgress(stream), link, _places_to_give_back(registered, spec, num_workers))
+    progress = ProgressReporter(PlainProgress(stream), link, _places_to_give_back(registered, spec, num_workers))
     with contextlib.closing(progress), local_gpus(num_workers * resources.gpus_per_worker if local else 0, say):
         address = THIS_MACHINE if local else ray_address() or "auto"
         given = Assignment(places, num_workers, registered.secrets, registered.run)

@@ -36,6 +36,7 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
         model_dir,
         engine=engine,
         say=lambda text: announce("phase", text, phase="prepare"),
+        warn=lambda text: announce("warning", text),
         plain_up_to=LITTLE_BYTES,
     )
     step_plan(spec, prepared.split("train"))
@@ -44,7 +45,7 @@ def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer)
 
 
 def try_model(spec: Spec, progress: Progress) -> None:
-    """Check the model before a search has a directory, and so a log: what libraries print is dropped.
+    """Check the model before a run or a search has a directory, and so a log: what libraries print is dropped.
 
     Raises InputError, such as for LoRA targets that match no module.
     """

@@ -25,7 +25,7 @@ from jobs.planning.precision import precision_of
 from jobs.planning.strategies import Option
 from jobs.preflight.kept import is_kept
 from jobs.preflight.plan import config_of, cpu_worker, free_fields, plan_on
-from jobs.preflight.plan_words import chosen_fields, fields_words, gib, no_way_words, strategy_words
+from jobs.preflight.plan_text import chosen_fields, format_fields, format_refusal, format_strategy, gib
 from jobs.preflight.rough_memory import rough_bytes
 from jobs.remedies.out_of_memory import with_global_batch
 from jobs.run.checkpoints import committed_steps
@@ -137,14 +137,14 @@ def with_planned_fields(
         return spec
     option = decided(plan)
     if option is None:
-        near, said = plan.nearest, no_way_words(plan)
+        near, said = plan.nearest, format_refusal(plan)
         if near.missing > _UNCERTAIN * near.memory.total or near.missing_on_host > _UNCERTAIN * near.memory.host:
             raise OutOfMemory(f"the job {said}. To try it anyway, set resources.plan: false")
         announce("warning", f"the job may not fit: according to the plan, it {said}")
         option = near
     elif not fits_as_written:
         said = f"the values of the spec do not fit {plan.machines}, so remedies.out_of_memory changes them"
-        announce("warning", f"{said}: {fields_words(chosen_fields(option))}")
+        announce("warning", f"{said}: {format_fields(chosen_fields(option))}")
     _keep(plan, option, {**kept, **chosen_fields(option)}, paths, announce)
     return with_fields(spec, chosen_fields(option))
 
@@ -202,9 +202,9 @@ def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths
     left = (plan.total_steps or 0) - max(committed_steps(paths), default=0)
     said = (
         f"plan: {gib(memory.total)} of {gib(option.room)} GiB for each {plan.device} "
-        f"({strategy_words(option.strategy)}), about {long_duration(left * time.seconds)} for {many(left, 'step')}"
+        f"({format_strategy(option.strategy)}), about {long_duration(left * time.seconds)} for {many(left, 'step')}"
     )
-    chosen = f"; chosen: {fields_words(fields)}" if fields else ""
+    chosen = f"; chosen: {format_fields(fields)}" if fields else ""
     announce(
         "planned",
         said + chosen,

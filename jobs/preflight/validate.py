@@ -57,8 +57,12 @@ class Validated:
     not_looked_at: tuple[str, ...]
 
 
-def validate(spec: Spec) -> Validated:
+def validate(spec: Spec, *, estimates: bool = True) -> Validated:
     """Check batch, warmup, metrics, model directory, data and storage. Changes to the spec's working_dir.
+
+    Args:
+        estimates: also warn of what `data.seq_len` truncates, which is estimated on some samples. A run does without:
+            it prepares all of the data, and then warns with exact numbers.
 
     Raises:
         InputError: all problems, one a line; the error has the type of the first problem.
@@ -71,7 +75,7 @@ def validate(spec: Spec) -> Validated:
     warnings = list(_warnings(spec))
     for where, source in sources.items():
         seen.append(f"{where}: {source.words}")
-        warnings += _source_warnings(spec, where, source)
+        warnings += _source_warnings(spec, where, source, estimates)
         if not source.samples and not source.bad:
             unseen.append(f"{where}: the samples that your function makes (it runs when the data is prepared)")
     return Validated(spec, tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
@@ -166,14 +170,14 @@ def _top_level_names(module: ModuleSpec) -> set[str] | None:
 
 def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Looked]:
     """Check each source, and add problems to `problems` under its name in the spec."""
-    from jobs.data.sources.first_records import bad_rows_words, look_at
+    from jobs.data.sources.first_records import format_bad_rows, look_at
     from jobs.data.sources.formats import Reading
 
     found: dict[str, Looked] = {}
     for where, source in numbered(spec.sources):
         try:
             found[where] = look_at(Reading.of(spec, source), source.path)
-            wrong, _ = bad_rows_words(found[where], spec.data.max_bad_fraction)
+            wrong, _ = format_bad_rows(found[where], spec.data.max_bad_fraction)
             if wrong:
                 raise DataError.at(where, wrong)
         except InputError as error:
@@ -182,14 +186,15 @@ def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Look
     return found
 
 
-def _source_warnings(spec: Spec, where: str, source: Looked) -> Iterator[str]:
-    from jobs.data.sources.first_records import bad_rows_words, cut_in_sample
+def _source_warnings(spec: Spec, where: str, source: Looked, estimates: bool) -> Iterator[str]:
+    from jobs.data.sources.first_records import cut_in_sample, format_bad_rows
 
-    _, warning = bad_rows_words(source, spec.data.max_bad_fraction)
+    _, warning = format_bad_rows(source, spec.data.max_bad_fraction)
     if warning:
         yield f"{where}: {warning}"
     model = spec.model.path
-    if storage.is_local(model) and (cut := cut_in_sample(source.samples, model, spec.data.seq_len, where)):
+    sampled = estimates and storage.is_local(model)
+    if sampled and (cut := cut_in_sample(source.samples, model, spec.data.seq_len, where)):
         yield cut
 
 

@@ -30,7 +30,7 @@ def general_increase(before: Mapping[str, float], after: Mapping[str, float]) ->
     return after[GENERAL_LOSS] / before[GENERAL_LOSS] - 1
 
 
-def trade_words(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
+def format_trade(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
     """State the gain of the task against the change on general text; None without the latter.
 
     The text is `held-out loss 3.1 -> 1.92 (-38.1%), general loss 3.21 -> 3.4 (+5.9%)`.

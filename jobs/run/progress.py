@@ -80,14 +80,14 @@ class PlainProgress:
     def event(self, event: Event) -> None:
         with self._lock:
             if event.kind == "phase":
-                self._enter(phase_words(event))
+                self._enter(format_phase(event))
             if event.kind == "evaluated":
                 self._enter("training")
             if event.kind == "plan":
                 self._pace.total = event.data.get("total_steps", self._pace.total)
             if event.kind in ("ended", "failed") or event.data.get("phase") == "evaluate":
                 self._print_pending()
-            self._print(event.message, event.at)
+            self._print(event_text(event), event.at)
 
     def step(self, record: dict[str, Any]) -> None:
         with self._lock:
@@ -136,7 +136,12 @@ class PlainProgress:
             self.sign_of_life()
 
 
-def phase_words(event: Event) -> str:
+def event_text(event: Event) -> str:
+    """Return the text of an event for people. Warnings are marked: not every display has colours."""
+    return f"warning: {event.message}" if event.kind == "warning" else event.message
+
+
+def format_phase(event: Event) -> str:
     """Describe the phase, as it reads after "still"."""
     return "starting" if event.data.get("phase") == "start" else event.message
 

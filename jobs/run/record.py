@@ -25,7 +25,7 @@ from jobs.errors import (
 from jobs.run.attempts import newest_start
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths, new_run_name
-from jobs.run.remedies import next_time, read_remedies, remedy_words
+from jobs.run.remedies import format_remedy, next_time, read_remedies
 from jobs.run.run_plan import FIRST_STEPS, PlanCheck, check_of, read_plan
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
@@ -190,7 +190,7 @@ def ending_of(paths: JobPaths, outcome: Outcome, search_succeeded: str | None = 
     Args:
         search_succeeded: text about a sweep or comparison that has succeeded; None for a run.
     """
-    lines = [f"remedy: {remedy_words(one)}" for one in outcome.remedies]
+    lines = [f"remedy: {format_remedy(one)}" for one in outcome.remedies]
     if (change := next_time(outcome.remedies)) is not None:
         lines.append(f"next time: {change}")
     if outcome.status is Status.SUCCEEDED:

@@ -55,7 +55,7 @@ def write_remedies(paths: JobPaths, remedies: Sequence[Remedy]) -> None:
     storage.write_bytes(paths.remedies, json.dumps(content, indent=1).encode())
 
 
-def remedy_words(remedy: Remedy) -> str:
+def format_remedy(remedy: Remedy) -> str:
     """Describe a change in one line: its cause, the change, and its cost."""
     cost = [] if remedy.seconds is None else [f"{remedy.seconds:.0f} s"]
     if remedy.steps_again:

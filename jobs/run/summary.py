@@ -192,12 +192,20 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         confusion=outcome.confusion if outcome else None,
         last_step=newest_record(paths.metrics),
         paths=_paths_of(paths, outcome, is_search),
-        resume=None if ended_well else how_to_go_on(paths, outcome, is_search=is_search),
+        resume=resume_of(summary, is_search=is_search),
         remedies=_remedies(paths),
         plan=_plan(paths, outcome),
         events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
         log_tail=None if ended_well else log_tail(paths),
     )
+
+
+def resume_of(run: RunSummary, *, is_search: bool) -> str | None:
+    """Return the command that resumes a run that ended early; None if it runs, succeeded, or would fail again."""
+    if run.status in ("running", Status.SUCCEEDED):
+        return None
+    paths = JobPaths(run.root)
+    return how_to_go_on(paths, _outcome(paths), is_search=is_search)
 
 
 def _outcome(paths: JobPaths) -> Outcome | None:

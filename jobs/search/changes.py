@@ -26,7 +26,7 @@ from jobs.spec.checking.overrides import override_value
 from jobs.spec.load import spec_of
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
-from jobs.training.mailbox import Tray
+from jobs.training.mailbox import MessageFolder
 
 _CHANGES = "changes"
 
@@ -42,10 +42,10 @@ class Change(Frozen):
     def __str__(self) -> str:
         """`budget.trials +3, learning_rate max 0.0005`."""
         added = [f"budget.{name} +{value:,.10g}" for name, value in self.more.items()]
-        return ", ".join([*added, *(f"{name} {_dimension_words(value)}" for name, value in self.space.items())])
+        return ", ".join([*added, *(f"{name} {_format_dimension(value)}" for name, value in self.space.items())])
 
 
-def _dimension_words(value: JsonValue) -> str:
+def _format_dimension(value: JsonValue) -> str:
     return " ".join(f"{part} {end}" for part, end in value.items()) if isinstance(value, dict) else f"{value}"
 
 
@@ -146,13 +146,13 @@ class Changes:
         for _, before in self.waiting():
             sweep = changed(sweep, before)
         changed(sweep, change)
-        Tray(self._root).put(f"{time.time_ns():020d}", change)
+        MessageFolder(self._root).put(f"{time.time_ns():020d}", change)
 
     def waiting(self) -> Iterator[tuple[str, Change]]:
         """Yield each waiting change with its name, the oldest first. Raises StorageError."""
-        tray = Tray(self._root)
-        for name in tray.names():
-            yield name, tray.read(name, Change)
+        folder = MessageFolder(self._root)
+        for name in folder.names():
+            yield name, folder.read(name, Change)
 
     def done_with(self, name: str) -> None:
         """Remove a change that was applied or refused."""

@@ -73,7 +73,7 @@ class Answer(Frozen):
         return self.cooled or self.metrics
 
 
-class Tray:
+class MessageFolder:
     """A folder of messages by name."""
 
     def __init__(self, root: str) -> None:
@@ -110,19 +110,22 @@ class Tray:
         return storage.join(self._root, f"{name}.json")
 
 
-class Desk:
-    """The folders in which the trials of a sweep put requests and find answers."""
+class TrialMailbox:
+    """Requests of the trials of a sweep, and the driver's answers. Both have the same names."""
 
     def __init__(self, root: str) -> None:
-        self.requests = Tray(storage.join(root, "requests"))
-        self.answers = Tray(storage.join(root, "answers"))
+        self.requests = MessageFolder(storage.join(root, "requests"))
+        self.answers = MessageFolder(storage.join(root, "answers"))
 
 
 class Mailbox:
     """The orders and answers of one gang, numbered from 1."""
 
     def __init__(self, root: str) -> None:
-        self._orders, self._answers = Tray(storage.join(root, "orders")), Tray(storage.join(root, "answers"))
+        self._orders, self._answers = (
+            MessageFolder(storage.join(root, "orders")),
+            MessageFolder(storage.join(root, "answers")),
+        )
         self._opened = storage.join(root, "open")
 
     def open(self) -> None:

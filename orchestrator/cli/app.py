@@ -21,7 +21,7 @@ from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.requests import ask_to_save, ask_to_stop
 from jobs.search.rules.checking import check_sweep, checked_sweep
-from jobs.search.rules.spec_text import prior_words, space_words, sweep_words, varied_words
+from jobs.search.rules.spec_text import format_prior, format_space, format_sweep, format_varied
 from jobs.spec.compare import CompareSpec
 from jobs.spec.load import SPEC_MODELS, Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
@@ -37,23 +37,24 @@ from orchestrator.cli.commands import serve as servecli
 from orchestrator.cli.commands import simulate as simulatecli
 from orchestrator.cli.commands import submit as submitcli
 from orchestrator.cli.commands import sweep as sweepcli
+from orchestrator.cli.commands import tokens as tokenscli
 from orchestrator.cli.commands import upload as uploadcli
-from orchestrator.cli.edge import (
+from orchestrator.cli.help_groups import Grouped, command_group
+from orchestrator.cli.options import (
+    CLUSTER,
+    QUEUE,
+    YOURS,
     Address,
     Json,
     Quiet,
     Set,
     SpecFile,
     Storage,
-    edge,
-    json_list,
-    progress_of,
     refuse_dashboard,
 )
-from orchestrator.cli.help_groups import Grouped, command_group
-from orchestrator.cli.options import CLUSTER, QUEUE, YOURS
+from orchestrator.cli.output import exit_on_error, json_list, progress_of
 from orchestrator.cli.run_argument import run_meant, run_to_stop
-from orchestrator.cli.run_here import Rooted, run_comparison_here, run_sweep_here
+from orchestrator.cli.run_here import ProgressWithRoot, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, about
 from orchestrator.pages import show as text
 
@@ -118,7 +119,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train here, and show the progress. Paths are relative to the spec's file, also in --set."""
-    with edge():
+    with exit_on_error():
         refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
         overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
         loaded, root = load_work(spec, overrides, resume)
@@ -129,7 +130,7 @@ def run(
             raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
         if isinstance(loaded, CompareSpec):
             raise typer.Exit(run_comparison_here(loaded, root, address, quiet))
-        progress = Rooted(progress_of(quiet))
+        progress = ProgressWithRoot(progress_of(quiet))
         from jobs.finetune import run_on_ray
 
         try:
@@ -146,7 +147,7 @@ def run(
 @_command(YOURS, "validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a spec without starting workers, and show its plan."""
-    with edge():
+    with exit_on_error():
         marked = load_marked(spec, set_ or [])
         if isinstance(marked.spec, CompareSpec):
             _validate_comparison(marked.spec, json_)
@@ -155,7 +156,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
         if isinstance(marked.spec, SweepSpec):
             with about(Named(marked.spec, spec, marked.marks)):
                 sweep, source = checked_sweep(marked.spec)
-            varied = varied_words(sweep)
+            varied = format_varied(sweep)
             of_base = {
                 name.removeprefix("base."): mark for name, mark in marked.marks.items() if name.startswith("base.")
             }
@@ -165,8 +166,8 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
             found = check(loaded)
         facts = text.plan(loaded, varied)
         if sweep is not None:
-            space = f"{space_words(sweep)}{prior_words(sweep, source)}"
-            facts = {"sweep": sweep_words(sweep), "space": space, **facts}
+            space = f"{format_space(sweep)}{format_prior(sweep, source)}"
+            facts = {"sweep": format_sweep(sweep), "space": space, **facts}
         if json_:
             report = {**dataclasses.asdict(found), "plan": facts, "spec": loaded.model_dump(mode="json")}
             typer.echo(json.dumps(report))
@@ -189,9 +190,9 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
         }
         typer.echo(json.dumps({"methods": methods}))
         return
-    facts = {"sweeps": sweep_words(checked[0].sweep)}
+    facts = {"sweeps": format_sweep(checked[0].sweep)}
     for one in checked:
-        searched = f"{space_words(one.sweep)}{prior_words(one.sweep, one.prior_from)}"
+        searched = f"{format_space(one.sweep)}{format_prior(one.sweep, one.prior_from)}"
         facts[one.name] = f"{plans[one.name]['method']}; {searched}"
     facts |= {name: said for name, said in plans[checked[0].name].items() if name not in ("method", "rate")}
     warnings = dict.fromkeys(warning for one in checked for warning in one.found.warnings)
@@ -202,7 +203,7 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
 @_command(YOURS, "runs --storage s3://bucket/runs")
 def runs(storage: Storage = None, json_: Json = False) -> None:
     """List the runs, newest last."""
-    with edge():
+    with exit_on_error():
         found = run_list.list_runs(storage_root(storage))
         if json_:
             typer.echo(json_list(found))
@@ -218,7 +219,7 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 
     If the run failed, the end of its log follows.
     """
-    with edge():
+    with exit_on_error():
         details = run_list.describe_run(run_meant(run, storage_root(storage)))
         typer.echo(details.model_dump_json() if json_ else text.run_page(details))
         if not json_ and details.spec.get("kind") == "compare":
@@ -232,14 +233,14 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 @_command(YOURS, "stop rotten-20261124")
 def stop(run: RunArgument, storage: Storage = None) -> None:
     """Make a run save a checkpoint and end."""
-    with edge():
+    with exit_on_error():
         typer.echo(ask_to_stop(run_to_stop(run, storage_root(storage))))
 
 
 @_command(YOURS, "save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
     """Make a run save a checkpoint and continue."""
-    with edge():
+    with exit_on_error():
         typer.echo(ask_to_save(run_meant(run, storage_root(storage))))
 
 
@@ -268,7 +269,7 @@ def export(
     (1 - W) x trained weight + W x weight of the model that the run started from. A run with method lora or prompt
     gives an adapter, which peft.PeftModel.from_pretrained reads.
     """
-    with edge():
+    with exit_on_error():
         root = run_meant(run, storage_root(storage))
         if base_weight is not None and merged:
             raise InputError("--base-weight and --merged exclude each other: give one of them")
@@ -294,7 +295,7 @@ def spec(
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
     """Print all fields of a spec: type, bounds, default, meaning."""
-    with edge():
+    with exit_on_error():
         schema = SPEC_MODELS[kind].model_json_schema()
         typer.echo(json.dumps(schema, indent=1) if json_schema else text.reference(kind))
 
@@ -328,7 +329,7 @@ _command(QUEUE, "priority rotten-k3f9 --to 10")(actioncli.priority)
 _command(CLUSTER, "serve", "serve --address auto", "serve --host 0.0.0.0 --store postgresql://queue@db/queue")(
     servecli.serve
 )
-app.add_typer(servecli.tokens, rich_help_panel=CLUSTER)
+app.add_typer(tokenscli.app, rich_help_panel=CLUSTER)
 _command(CLUSTER, "nodes")(clustercli.nodes)
 _command(CLUSTER, 'cordon 3f9a --reason "fan is loud"')(clustercli.cordon)
 _command(CLUSTER, "uncordon 3f9a")(clustercli.uncordon)

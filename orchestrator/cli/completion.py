@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.cli.edge import edge
+from orchestrator.cli.output import exit_on_error
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -113,7 +113,7 @@ def completion(
     To enable it in every shell: `fleetune completion bash >> ~/.bashrc`, or `fleetune completion zsh > DIR/_fleetune`
     with a DIR of fpath, or `fleetune completion fish > ~/.config/fish/completions/fleetune.fish`.
     """
-    with edge():
+    with exit_on_error():
         from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
         typer.echo(get_completion_script(prog_name="fleetune", complete_var="_FLEETUNE_COMPLETE", shell=shell))

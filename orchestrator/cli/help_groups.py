@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any, Final
 
 import typer
 import typer.core
+
+from cluster.text import nearest
 
 
 def command_group(**options: Any) -> typer.Typer:
@@ -70,8 +71,8 @@ class Grouped(typer.core.TyperGroup):
             return meanings[word]
         if len(longer := [name for name in names if name.startswith(word)]) == 1:
             return longer[0]
-        near = difflib.get_close_matches(word.lower(), meanings, n=1)
-        return meanings[near[0]] if near else None
+        near = nearest(word, meanings)
+        return None if near is None else meanings[near]
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, Any]]] = {}

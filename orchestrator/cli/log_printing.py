@@ -12,7 +12,7 @@ import typer
 
 from jobs.errors import FleetuneError
 from orchestrator.api import JobView
-from orchestrator.cli.waiting import WaitingNews
+from orchestrator.cli.waiting import WaitReport
 from orchestrator.client.connection import Connection
 from orchestrator.client.log_reader import ALL, TAIL_LINES, LogLine, LogReader, followed, last_lines, run_logs
 from orchestrator.client.lookup import job_path
@@ -38,12 +38,12 @@ def print_logs(
         InputError: the job has no such log.
     """
     last, printed = job, False
-    news = WaitingNews(connection, lambda text: typer.echo(text, err=True))
+    report = WaitReport(connection, lambda text: typer.echo(text, err=True))
 
     def look() -> JobView:
         nonlocal last
         last = connection.get(job_path(job.job_id), JobView)
-        news.look(last)
+        report.look(last)
         return last
 
     reader = LogReader(connection, job.job_id, source)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from jobs.errors import SpecError
 from orchestrator.cli import completion as completing
 
 if TYPE_CHECKING:
@@ -21,6 +22,22 @@ CLUSTER: Final = "The cluster"
 
 PATIENCE_S: Final = 20.0  # seconds; commands wait less than scripts for a server that restarts
 
+SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. train.learning_rate=1e-5; repeatable."),
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", metavar="ADDR", help="Address of a Ray cluster: auto, or HOST:6379 [RAY_ADDRESS]."),
+]
+Storage = Annotated[
+    str | None,
+    typer.Option("--storage", metavar="PATH", help="Directory or URL of runs [FLEETUNE_STORAGE_PATH, else ./runs]."),
+]
+Price = Annotated[float | None, typer.Option("--price", min=0.0, metavar="X", help="Price of one GPU for one hour.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Url = Annotated[
     str | None,
     typer.Option("--url", metavar="URL", help="URL of the server [FLEETUNE_URL, else the server on this machine]."),
@@ -45,6 +62,16 @@ def job_ids(offered: completing.Offers) -> Any:
     return typer.Argument(
         metavar="JOB", help="Job ids, or unique starts of them.", autocompletion=offered, show_default=False
     )
+
+
+def refuse_dashboard(address: str | None, arguments: list[str]) -> None:
+    """Raise SpecError if the address is Ray's dashboard. `arguments`: of the same run as a Ray job."""
+    if address is not None and address.startswith(("http://", "https://")):
+        raise SpecError(
+            f"--address {address} is Ray's dashboard, but this command connects to the cluster itself. Give the "
+            "cluster's address (auto, or HOST:6379), or submit the run as a Ray job:\n"
+            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
+        )
 
 
 @contextlib.contextmanager

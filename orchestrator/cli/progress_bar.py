@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cluster.text import duration
 from jobs.run.outcome import Event
-from jobs.run.progress import Pace, phase_words, step_line
+from jobs.run.progress import Pace, event_text, format_phase, step_line
 
 _STYLES = {
     "warning": "yellow",
@@ -42,14 +42,14 @@ class BarProgress:
     def event(self, event: Event) -> None:
         with self._lock:
             if event.kind == "phase":
-                self._bar.update(self._task, description=phase_words(event), since=self._bar.get_time())
+                self._bar.update(self._task, description=format_phase(event), since=self._bar.get_time())
             if event.kind == "evaluated":
                 self._bar.update(self._task, description="training", since=self._bar.get_time())
             if event.kind == "plan":
                 self._pace.total = event.data.get("total_steps", self._pace.total)
             if event.kind in ("failed", "ended") or event.data.get("phase") == "evaluate":
                 self._print_step()
-            self._console.print(escape(event.message), style=_STYLES.get(event.kind, ""), soft_wrap=True)
+            self._console.print(escape(event_text(event)), style=_STYLES.get(event.kind, ""), soft_wrap=True)
 
     def _print_step(self) -> None:
         """Print the newest step as a permanent line, once."""

@@ -11,10 +11,10 @@ from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
 from jobs.spec.compare import CompareSpec
 from jobs.spec.sweep import SweepSpec
-from orchestrator.cli.edge import progress_of, users_output
+from orchestrator.cli.output import progress_of, users_output
 
 
-class Rooted:
+class ProgressWithRoot:
     """Passes events on, and remembers the run's root."""
 
     def __init__(self, inner: Progress) -> None:
@@ -37,7 +37,7 @@ def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, qu
     progress = progress_of(quiet, sweep=True)
     from jobs.sweep import ending_of_sweep, run_sweep
 
-    rooted = Rooted(progress)
+    rooted = ProgressWithRoot(progress)
     try:
         outcome = run_sweep(sweep, address=address, progress=rooted, resume=resume)
     finally:

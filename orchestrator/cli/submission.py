@@ -26,7 +26,7 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.handle import JobHandle
 from orchestrator.client.lookup import find_job
 from orchestrator.client.spec_names import Named, about, named
-from orchestrator.pages.queue import label_words, metrics_words, size_words
+from orchestrator.pages.queue import format_labels, format_metrics, format_size
 from orchestrator.queue.states import State
 
 Say = Callable[[str], None]
@@ -65,8 +65,8 @@ def submit_all(server: Connection, options: SubmitOptions, say: Say) -> list[Job
     jobs = list(submitted(server, body, specs))
     for job in jobs:
         after = f", after {', '.join(job.after)}" if job.after else ""
-        labels = f", {label_words(job.labels)}" if job.labels else ""
-        say(f"{job.state} {job.job_id} ({job.kind}, {size_words(job)}, tenant {job.tenant}{after}{labels})")
+        labels = f", {format_labels(job.labels)}" if job.labels else ""
+        say(f"{job.state} {job.job_id} ({job.kind}, {format_size(job)}, tenant {job.tenant}{after}{labels})")
     return jobs
 
 
@@ -179,7 +179,7 @@ def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_js
 
 def _end(job: JobView, server: Connection) -> str:
     if job.state is State.SUCCEEDED:
-        metrics = metrics_words(job)
+        metrics = format_metrics(job)
         return f"{job.job_id} succeeded{f'  {metrics}' if metrics else ''}{f'  run {job.run}' if job.run else ''}"
     if job.state is State.CANCELLED:
         return f"{job.job_id} was cancelled"

@@ -17,12 +17,12 @@ from cluster.text import duration
 from jobs.errors import FleetuneError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
-from jobs.run.progress import Pace, PlainProgress, Progress, step_line
+from jobs.run.progress import Pace, PlainProgress, Progress, event_text, step_line
 from jobs.run.summary import utc_now
 from jobs.search.report.status import DriverState, SweepStatus, read_status
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
-from orchestrator.pages.sweep import screen, time_words
+from orchestrator.pages.sweep import format_elapsed, screen
 
 _LOOK_EVERY_S: Final = 1.0
 _END_S: Final = 2.0  # most time to wait for a read that storage holds up
@@ -77,7 +77,7 @@ class SweepTable:
         if phase == "export" or event.kind in ("failed", "ended"):
             self._print_step()
         if phase != _IN_THE_TABLE:
-            self._console.print(escape(event.message), style=_EVENTS.get(event.kind, ""), soft_wrap=True)
+            self._console.print(escape(event_text(event)), style=_EVENTS.get(event.kind, ""), soft_wrap=True)
 
     def step(self, record: dict[str, Any]) -> None:
         """Note a step of the final run, which follows the search. Trials do not report steps here."""
@@ -123,6 +123,6 @@ class SweepTable:
         if (step := self._step) is not None:
             said.append(step_line(step[0], self._pace.total, step[1]))
         if status is not None and status.trials:
-            said.append(time_words(status))
+            said.append(format_elapsed(status))
         self._spinner.update(text=Text("; ".join(said) or "starting", no_wrap=True, overflow="ellipsis"))
         return Group(*(Text(text, style=_LINES[kind], no_wrap=True) for text, kind in lines), self._spinner)

@@ -16,7 +16,7 @@ from orchestrator.queue.wording import does
 FIRST_S, EVERY_S = 1.5, 15.0
 
 
-class WaitingNews:
+class WaitReport:
     """Reports about one waiting job.
 
     Args:

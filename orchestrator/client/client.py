@@ -45,7 +45,7 @@ from orchestrator.api import (
 from orchestrator.api import Nodes as NodesTold
 from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
-from orchestrator.client.embedded_server import Presence, embedded_url
+from orchestrator.client.embedded_server import ClientLock, embedded_url
 from orchestrator.client.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
 from orchestrator.client.lookup import all_jobs, job_path
 from orchestrator.client.spec_names import Named, about, named, with_names
@@ -76,13 +76,13 @@ class Client:
         where, home = url or server_url(), fleetune_home()
         token, token_from = token_here(token)
         # Before the server is looked up, because it stays as long as a client is present.
-        self._presence = Presence(home) if where is None else None
+        self._client_lock = ClientLock(home) if where is None else None
         self._ends_jobs = not detach
         find = None if where is not None else partial(embedded_url, home)
         try:
             self._connection = Connection(where or embedded_url(home), token, token_from=token_from, find=find)
         except BaseException:
-            self._end_presence()
+            self._end_client_lock()
             raise
 
     @property
@@ -91,12 +91,12 @@ class Client:
 
     def close(self) -> None:
         """Close the client. Jobs that should end with it are cancelled by the server."""
-        self._end_presence()
+        self._end_client_lock()
         self._connection.close()
 
-    def _end_presence(self) -> None:
-        if self._presence is not None:
-            self._presence.end()
+    def _end_client_lock(self) -> None:
+        if self._client_lock is not None:
+            self._client_lock.end()
 
     def __enter__(self) -> Client:
         return self
@@ -163,7 +163,7 @@ class Client:
         return list(zip(found, asking(found, tenant, priority, parents), strict=True))
 
     def _send(self, asked: Sequence[tuple[Named, dict[str, Any]]], key: str) -> list[JobHandle]:
-        client = self._presence.client if self._presence is not None and self._ends_jobs else None
+        client = self._client_lock.client if self._client_lock is not None and self._ends_jobs else None
         body = Submission(specs=tuple(sent for _, sent in asked), key=key, client=client)
         jobs = submitted(self._connection, body, [one for one, _ in asked])
         return [JobHandle(self._connection, view) for view in jobs]

@@ -177,7 +177,7 @@ class Connection:
 
     def _error_of(self, status: int, problem: Problem) -> FleetuneError:
         if status == 401 or problem.error == _TOO_OFTEN:
-            return TokenRefused(f"{problem.message} ({self._token_words()})")
+            return TokenRefused(f"{problem.message} ({self._format_token()})")
         kind = _KINDS.get(problem.error) or (InputError if 400 <= status < 500 else ServerError)
         if status == 403:
             kind = TokenRefused
@@ -188,7 +188,7 @@ class Connection:
             error.meant = problem.meant
         return error
 
-    def _token_words(self) -> str:
+    def _format_token(self) -> str:
         if self._token is None:
             return (
                 f"set FLEETUNE_TOKEN, or write the token to {fleetune_home() / 'token'}; an admin creates one with "

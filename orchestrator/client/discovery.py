@@ -89,19 +89,13 @@ def token_here(given: str | None = None) -> tuple[str | None, str]:
     return token, f"of the file {home / 'token'}" if token == in_file else "of FLEETUNE_TOKEN"
 
 
-def connect(
-    url: str | None = None,
-    token: str | None = None,
-    *,
-    patience_s: float = PATIENCE_S,
-    answer_s: float = ANSWER_S,
-) -> Connection:
+def connect(url: str | None = None, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> Connection:
     """Make a connection to the server. Nothing is sent yet.
 
     Raises:
         InputError: the URL is not valid, or other users can read the file of the token.
     """
-    token, token_from = token_here(token)
+    token, token_from = token_here()
     ended = None if url or server_url() else ended_server(fleetune_home())
     note = f"the server at {ended.url} (process {ended.pid}) has ended without stopping" if ended is not None else ""
     return Connection(url_of(url), token, token_from=token_from, note=note, patience_s=patience_s, answer_s=answer_s)

@@ -17,6 +17,7 @@ from typing import Final
 import httpx
 
 from cluster.errors import FleetuneError
+from cluster.local.locks import try_lock
 from orchestrator.client.discovery import local_server
 
 READY_S: Final = 120.0
@@ -105,7 +106,7 @@ def _tail(log: Path, begin: int) -> str:
 def _alone(path: Path, until_s: float) -> Iterator[None]:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        while not _locked(descriptor):
+        while not try_lock(descriptor):
             if time.monotonic() > until_s:
                 raise NotStarted(
                     f"another script has been starting the embedded server for too long ({path} is locked)"
@@ -116,15 +117,7 @@ def _alone(path: Path, until_s: float) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-class Presence:
+class ClientLock:
     """Shows the server that this process lives: a lock on a file in FLEETUNE_HOME/clients, which its end releases.
 
     The server cancels the jobs of a client whose lock is free, and removes files that killed processes have left.

@@ -16,7 +16,7 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from orchestrator.api import JobView, MetricsPart, WhyView
 from orchestrator.client.connection import Connection
-from orchestrator.client.log_reader import LogLine, LogReader, followed, telling_end
+from orchestrator.client.log_reader import LogLine, LogReader, followed, log_of_end
 from orchestrator.client.lookup import job_path
 from orchestrator.client.result import JobCancelled, JobFailed, Result
 from orchestrator.queue.errors import JobEnded
@@ -127,7 +127,7 @@ class JobHandle:
         source, log = "", ""
         if view.attempt:
             try:
-                source, log = telling_end(self._connection, view)
+                source, log = log_of_end(self._connection, view)
             except FleetuneError as error:
                 source, log = "not readable", str(error)
         return JobFailed(view.job_id, view.reason, view.message, log, source)

@@ -145,7 +145,7 @@ def last_lines(connection: Connection, job: JobView, source: str, count: int = T
     return list(last)
 
 
-def telling_end(connection: Connection, job: JobView, lines: int = TAIL_LINES) -> tuple[str, str]:
+def log_of_end(connection: Connection, job: JobView, lines: int = TAIL_LINES) -> tuple[str, str]:
     """Return the log that says most about the job's end, and its last lines; empty texts if nothing was written.
 
     The driver of a run prints how it ended, and so does a command, whose ranks share one output.

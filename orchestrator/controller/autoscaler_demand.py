@@ -144,17 +144,17 @@ class _Empty:
         return FreeSlots(Occupancy.of(Inventory(tuple(nodes))))
 
 
-def growth_words(inventory: Inventory) -> str:
+def format_growth(inventory: Inventory) -> str:
     """Describe for people which nodes may still be added; '': no autoscaler adds nodes."""
     if not inventory.growth.types:
         return ""
     if not inventory.most_more:
         return "Ray's autoscaler has added all the nodes that it may"
-    kinds = ", ".join(f"{count} x {_words(kind.node)}" for kind, count in inventory.more)
+    kinds = ", ".join(f"{count} x {_format_node(kind.node)}" for kind, count in inventory.more)
     more = "1 more node" if inventory.most_more == 1 else f"{inventory.most_more} more nodes"
     return f"Ray's autoscaler may add {more} ({kinds})"
 
 
-def _words(node: Node) -> str:
+def _format_node(node: Node) -> str:
     gpus = f", {node.gpus} {node.accelerator_type or ''} GPU".replace("  ", " ") if node.gpus else ""
     return f"{node.node_id}: {node.cpus} CPU{gpus}"

@@ -15,7 +15,7 @@ from cluster.errors import Fenced
 from orchestrator.controller.autoscaler_demand import Demand
 from orchestrator.controller.drivers import Drivers, LaunchOf
 from orchestrator.controller.job_cache import JobCache
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
 from orchestrator.controller.node_health import NodeWatch
 from orchestrator.controller.observer import Observer
 from orchestrator.controller.planner import Planner
@@ -26,7 +26,7 @@ from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule, Transition, UnreadableRow
 from orchestrator.queue.store import Store
 from orchestrator.queue.timing import USUAL, Timing
-from orchestrator.queue.transitions import Seen, next_transition
+from orchestrator.queue.transitions import Observation, next_transition
 from orchestrator.scheduling.policy import DEFAULT, Policy
 
 # Most rounds of settling in a pass. A job that started and ended since the last pass needs three (running, stopping,
@@ -42,7 +42,7 @@ class Controller:
         store: Store,
         backend: Backend,
         clock: Clock,
-        leading: Leading,
+        election: LeaderElection,
         launch_of: LaunchOf,
         policy: Policy = DEFAULT,
         timing: Timing = USUAL,
@@ -53,7 +53,7 @@ class Controller:
             takes_over: raise this server's epoch until the machines accept it, although they have obeyed a newer leader
                 than this store knows. Only if that newer store is lost, for example after a backup was restored.
         """
-        self._store, self._backend, self._clock, self._leading = store, backend, clock, leading
+        self._store, self._backend, self._clock, self._election = store, backend, clock, election
         self._launch_of, self._policy, self._timing = launch_of, policy, timing
         self._takes_over = takes_over
         self._term: _Term | None = None
@@ -75,7 +75,7 @@ class Controller:
             StoreBroken, BackendUnreachable: nothing is lost; the next pass goes on.
             Fenced: this server leads by the store, but the machines know a newer leader.
         """
-        if not self._leading.renew():
+        if not self._election.renew():
             self._term = None
             return False
         now_s = self._clock.now_s()
@@ -83,8 +83,8 @@ class Controller:
             self._term = None
         self._newest_s = now_s
         try:
-            if self._term is None or self._term.epoch != self._leading.epoch:
-                self._term = _Term(self, self._leading.epoch)
+            if self._term is None or self._term.epoch != self._election.epoch:
+                self._term = _Term(self, self._election.epoch)
             self._term.step()
         except NotLeader:
             self._term = None
@@ -97,9 +97,9 @@ class Controller:
         """Handle refusal by the machines: give way if another server leads, else raise Fenced."""
         self._term = None
         if self._takes_over:
-            self._leading.resign()  # the next epoch is larger
+            self._election.resign()  # the next epoch is larger
             return False
-        if not self._leading.still_leads():
+        if not self._election.still_leads():
             return False
         raise Fenced(
             "the machines know of a newer leader of this queue than its store does, and start nothing for this server. "
@@ -113,7 +113,7 @@ class _Term:
 
     def __init__(self, of: Controller, epoch: int) -> None:
         self.epoch = epoch
-        self._leading, self._store, self._backend = of._leading, of._store, of._backend
+        self._election, self._store, self._backend = of._election, of._store, of._backend
         self._backend.fence(epoch)  # from now on no earlier leader can start anything
         self._store.pull_back(epoch, of._clock.now_s())
         store, backend, clock, timing = of._store, of._backend, of._clock, of._timing
@@ -157,7 +157,7 @@ class _Term:
 
     def _check_leadership(self) -> None:
         """Check the leadership before an action that only the leader may take. Raises NotLeader."""
-        self._leading.go_on(self.epoch)
+        self._election.go_on(self.epoch)
 
     def _without_unreadable(self, inventory: Inventory, now_s: float) -> Inventory:
         """Count slots of jobs that cannot be read as held, and report these jobs."""
@@ -167,7 +167,7 @@ class _Term:
         self._aside.tell(rows, now_s)
         return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._cache.jobs))
 
-    def _settle(self, seen: Seen) -> None:
+    def _settle(self, seen: Observation) -> None:
         """Make all transitions that follow from what was seen."""
         self._aside.look_again(self._cache.jobs)
         for _ in range(_ROUNDS):
@@ -178,7 +178,7 @@ class _Term:
             self._watch.note(self._cache.jobs, transitions, seen)
             self._write(transitions, seen.now_s)
 
-    def _next_transition(self, job: Job, seen: Seen) -> Transition | None:
+    def _next_transition(self, job: Job, seen: Observation) -> Transition | None:
         if job in self._aside:
             return None
         try:

@@ -14,7 +14,7 @@ from orchestrator.queue.records import Job
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Store
 from orchestrator.queue.timing import Timing
-from orchestrator.queue.transitions import Seen
+from orchestrator.queue.transitions import Observation
 
 LaunchOf = Callable[[Job], Launch]
 
@@ -59,7 +59,7 @@ class Drivers:
             and steady_s - self._stops.asked_s(job.submission, steady_s) > self._timing.slow_s
         )
 
-    def act(self, jobs: Iterable[Job], seen: Seen) -> None:
+    def act(self, jobs: Iterable[Job], seen: Observation) -> None:
         """Stop and start drivers, and end those without a lease. A call that fails does not hold up the others.
 
         Args:
@@ -90,7 +90,7 @@ class Drivers:
     def _stop(self, job: Job) -> None:
         self._stops.stop(job.submission, self._clock.steady_s())
 
-    def _is_to_start(self, job: Job, seen: Seen) -> bool:
+    def _is_to_start(self, job: Job, seen: Observation) -> bool:
         known = job.submission in seen.submissions or job.submission in self.refused
         return job.state is State.STARTING and not known
 
@@ -123,7 +123,7 @@ class Drivers:
                 self._stops.end(one.submission, self._clock.steady_s())
         self._backend.forget([one.submission for one in over if one.ended])
 
-    def _forget_all_but(self, current: set[str], seen: Seen) -> None:
+    def _forget_all_but(self, current: set[str], seen: Observation) -> None:
         """Forget submissions that are over."""
         self._stops.forget_all_but(current | seen.submissions.keys())
         for known in (self.refused, self._doubtful):
@@ -131,7 +131,7 @@ class Drivers:
                 del known[name]
 
 
-def _is_to_stop(job: Job, seen: Seen) -> bool:
+def _is_to_stop(job: Job, seen: Observation) -> bool:
     there = seen.submissions.get(job.submission)
     return job.state is State.STOPPING and there is not None and not there.ended
 

@@ -20,7 +20,7 @@ class _Watched:
     since_s: float
 
 
-class Leading:
+class LeaderElection:
     """Takes the leadership when it is free, and keeps it. Thread-safe.
 
     A leader that has not renewed in time must not act. This is measured by the steady clock, which goes on while a

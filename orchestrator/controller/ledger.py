@@ -68,7 +68,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Orders:
+class PlanResult:
     """The result of a plan: transitions in order, and the nominations from now on."""
 
     transitions: tuple[Transition, ...]
@@ -111,7 +111,7 @@ def _as_held(node: Node, held: int, cluster: Cluster) -> Node:
     return replace(node, usable=usable, cpus=size, foreign_cpus=foreign)
 
 
-def orders(jobs: Sequence[Job], plan: Plan, nominations: Nominations, cluster: Cluster) -> Orders:
+def orders(jobs: Sequence[Job], plan: Plan, nominations: Nominations, cluster: Cluster) -> PlanResult:
     """Translate a plan for the jobs that it was made from, given in the same order."""
     names = [node.node_id for node in cluster.inventory.nodes]
     starts = {one.row: one.placement for one in plan.decisions if isinstance(one, Start)}
@@ -121,7 +121,7 @@ def orders(jobs: Sequence[Job], plan: Plan, nominations: Nominations, cluster: C
         wanted[jobs[row].job_id] = tuple((names[node], workers) for node, workers in placement)
     grants = _grants(jobs, wanted, cluster)
     granted = {transition.job_id for transition in grants}
-    return Orders((*stops, *grants), {job_id: places for job_id, places in wanted.items() if job_id not in granted})
+    return PlanResult((*stops, *grants), {job_id: places for job_id, places in wanted.items() if job_id not in granted})
 
 
 def kept(jobs: Iterable[Job], nominations: Nominations, cluster: Cluster) -> Nominations:

@@ -23,7 +23,7 @@ from orchestrator.controller.node_failures import (
 from orchestrator.queue.node_rules import is_over, rules_by_node
 from orchestrator.queue.records import Job, NodeOrder, NodeRule, QueueEvent, Transition
 from orchestrator.queue.store import Store
-from orchestrator.queue.transitions import Seen
+from orchestrator.queue.transitions import Observation
 
 _READ_EVERY_S = 30.0
 
@@ -51,7 +51,7 @@ class NodeWatch:
                 self._go_on()
                 self._store.put_node_rule(replace(rule, order=NodeOrder.USE))
 
-    def note(self, jobs: Iterable[Job], transitions: Sequence[Transition], seen: Seen) -> None:
+    def note(self, jobs: Iterable[Job], transitions: Sequence[Transition], seen: Observation) -> None:
         """Record the incidents that these transitions imply, before they are made."""
         gone = {node for node in self._gone if node not in self._present}
         if not gone or is_an_outage(len(gone), len(self._present | gone)):

@@ -1,4 +1,4 @@
-"""Observes the machines, the drivers and the newest states of jobs in each pass, as one `Seen` value."""
+"""Observes the machines, the drivers and the newest states of jobs in each pass, as one `Observation`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.queue.records import Job, NodeRule
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
 from orchestrator.queue.timing import Timing
-from orchestrator.queue.transitions import Seen
+from orchestrator.queue.transitions import Observation
 
 _LABELS_KEPT: Final = 1000  # number of labels of former nodes to keep, for messages to jobs
 _READ_EVERY_S: Final = 30.0
@@ -27,7 +27,7 @@ class Observer:
     def __init__(self, store: Store, backend: Backend, clock: Clock, timing: Timing, cache: JobCache) -> None:
         self._backend, self._clock, self._timing, self._cache = backend, clock, timing, cache
         self._labels: dict[str, str] = {}
-        self._hearing = Hearing(store) if timing.silent_s is not None else None
+        self._driver_silence = DriverSilence(store) if timing.silent_s is not None else None
         # node -> when it was seen last; nodes with workers count as seen at the start of a leadership
         self._nodes = {node: clock.steady_s() for job in cache.jobs for node, _ in job.placement}
 
@@ -37,13 +37,13 @@ class Observer:
         rules: Mapping[str, NodeRule],
         doubtful: frozenset[str],
         refused: Mapping[str, str],
-    ) -> Seen:
+    ) -> Observation:
         """Read the submissions and then the jobs.
 
         In this order: a driver sends its last report before it is seen to have ended.
 
         Args:
-            doubtful, refused: see `Seen`.
+            doubtful, refused: see `Observation`.
 
         Raises:
             StoreBroken, BackendUnreachable: a part cannot be read.
@@ -54,7 +54,7 @@ class Observer:
         self._cache.read()
         now_s = self._clock.now_s()
         draining, overdue = to_be_left(rules, now_s)
-        return Seen(
+        return Observation(
             now_s,
             submissions,
             doubtful=doubtful,
@@ -78,18 +78,18 @@ class Observer:
             self._labels = dict(inventory.labels)
 
     def _silence(self, submissions: Mapping[str, Submission], steady_s: float) -> dict[str, Any]:
-        """Return the part of `Seen` that is about silent drivers."""
-        if self._hearing is None or self._timing.silent_s is None:
+        """Return the part of `Observation` that is about silent drivers."""
+        if self._driver_silence is None or self._timing.silent_s is None:
             return {}
         running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
         return {
-            "silent_s": self._hearing.look(self._cache.jobs, running, steady_s),
+            "silent_s": self._driver_silence.look(self._cache.jobs, running, steady_s),
             "most_unregistered_s": self._timing.register_s,
             "most_silent_s": self._timing.silent_s,
         }
 
 
-class Hearing:
+class DriverSilence:
     """The silence of drivers during one leadership.
 
     Time counts only while this server leads, its store answers and its passes go on, so an outage of the server does

@@ -10,7 +10,7 @@ from cluster.capacity.inventory import Inventory
 from orchestrator.controller.autoscaler_demand import Demand, demand
 from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import JobCache
-from orchestrator.controller.ledger import Cluster, Nominations, Orders, kept, orders, snapshot
+from orchestrator.controller.ledger import Cluster, Nominations, PlanResult, kept, orders, snapshot
 from orchestrator.controller.set_aside import SetAside, without_faulty
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.months import MonthUse
@@ -33,7 +33,7 @@ class Planned:
         again_s: time at which to plan again although `of` is the same, in seconds since 1970.
     """
 
-    orders: Orders
+    orders: PlanResult
     of: Any
     again_s: float
 
@@ -132,10 +132,10 @@ class Planner:
             self._month = MonthUse(self._store.month_totals(now_s, now_s, held=False), now_s)
         return self._month.advance(jobs, now_s)
 
-    def _orders(self, jobs: Sequence[Job], cluster: Cluster, policy: Policy, now_s: float) -> Orders:
+    def _orders(self, jobs: Sequence[Job], cluster: Cluster, policy: Policy, now_s: float) -> PlanResult:
         """Plan the jobs. Jobs that make planning fail are set aside."""
 
-        def of(some: Sequence[Job]) -> Orders:
+        def of(some: Sequence[Job]) -> PlanResult:
             ids = {job.job_id for job in some}
             nominations = {job_id: places for job_id, places in self._nominations.items() if job_id in ids}
             return orders(some, plan(snapshot(some, nominations, cluster, now_s), policy), nominations, cluster)

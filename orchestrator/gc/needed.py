@@ -26,7 +26,7 @@ _READERS = 8
 _OTHERWISE = "Unfinished jobs may need runs that have ended. If you know that they do not, give --no-server"
 
 
-class QueueSilent(FleetuneError):
+class QueueUnreachable(FleetuneError):
     """The queue's server cannot tell which runs its jobs need."""
 
 
@@ -38,22 +38,22 @@ def needed_by_queue(url: str, runs: Collection[str]) -> Held:
     """Return which of these runs the queue's jobs still need.
 
     Raises:
-        QueueSilent: the server does not answer, or does not show all jobs.
+        QueueUnreachable: the server does not answer, or does not show all jobs.
     """
     try:
         with contextlib.closing(connect(url, patience_s=PATIENCE_S)) as server:
             me = server.get("/v1/me", Me)
             if me.role != "admin" and me.tenant is not None:
-                raise QueueSilent(
+                raise QueueUnreachable(
                     f"the token of {me.name} shows jobs of tenant {me.tenant} only: give an admin's in FLEETUNE_TOKEN. "
                     + _OTHERWISE
                 )
             jobs = list(all_jobs(server, state=[str(state) for state in State if state not in ENDED]))
             return held_by(jobs, _models(server, jobs), runs)
-    except QueueSilent:
+    except QueueUnreachable:
         raise
     except FleetuneError as error:
-        raise QueueSilent(f"{error}. {_OTHERWISE}") from error
+        raise QueueUnreachable(f"{error}. {_OTHERWISE}") from error
 
 
 def held_by(jobs: Collection[JobView], models: Mapping[str, str], runs: Collection[str]) -> Held:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from orchestrator.http.body import StrictRoute
 from orchestrator.http.errors import handle
 from orchestrator.http.gate import DRIVER, OPEN, Gate
-from orchestrator.http.peer import Neighbours
+from orchestrator.http.peer import LocalPeers
 from orchestrator.http.routes import drivers as driverroutes
 from orchestrator.http.routes import health as healthroutes
 from orchestrator.http.routes import jobs as jobroutes
@@ -38,7 +38,7 @@ def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
     """Make the app. `say`: reports internal errors with their tracebacks."""
     knows_driver = serving.context.driver_key.knows
     routes = make_routes(serving, say)
-    return Gate(routes, serving.tokens, serving.scrub, serving.meters, say, Neighbours().check, knows_driver)
+    return Gate(routes, serving.tokens, serving.scrub, serving.meters, say, LocalPeers().check, knows_driver)
 
 
 def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import urlsplit
 
-from cluster.text import at_words
+from cluster.text import format_time
 from orchestrator.queue.errors import Forbidden, QueueError
 from orchestrator.queue.records import Token
 from orchestrator.queue.store import Store
@@ -88,7 +88,7 @@ class Tokens:
             raise NoToken("the token is not known here, or was revoked: ask an admin for another one")
         if found.has_expired(self._now_s()):
             raise TokenExpired(
-                f"the token {found.name!r} expired at {at_words(found.expires_s)}: ask an admin for another one "
+                f"the token {found.name!r} expired at {format_time(found.expires_s)}: ask an admin for another one "
                 "(fleetune tokens add NAME)"
             )
         return Caller.of(found)

@@ -64,7 +64,7 @@ def of_tenant(text: bytes, tenant: str) -> bytes:
     return b"".join(line for line in text.splitlines(keepends=True) if b'tenant="' not in line or own in line)
 
 
-class Cluster:
+class ClusterCollector:
     """A collector for metrics of the store and the machines. It reads them at most once in a few seconds."""
 
     FRESH_S = 5.0

@@ -27,7 +27,7 @@ class NotYours(FleetuneError):
     status = 403
 
 
-class Neighbours:
+class LocalPeers:
     """Accepts programs of the server's user and of root. Looks up each connection at most once a second."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from cluster.text import at_words, span
+from cluster.text import format_time, span
 from orchestrator.api import NodeView, QuotaView, TenantView, UsageRow
 from orchestrator.pages.tables import columns, cut
 from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
@@ -40,7 +40,7 @@ def _name_of(node: NodeView, width: int | None) -> str:
 
 def node_state(node: NodeView) -> str:
     if node.order == "drain":
-        until = "" if node.deadline_s is None else f", until {at_words(node.deadline_s)}"
+        until = "" if node.deadline_s is None else f", until {format_time(node.deadline_s)}"
         return f"draining{until}" if node.held else "drained"
     if node.order == "cordon":
         return "cordoned"
@@ -59,8 +59,8 @@ def tenants_page(tenants: Sequence[TenantView], width: int | None) -> str:
         (
             one.name,
             f"{one.weight:g}",
-            quota_words(one.guaranteed),
-            quota_words(one.limit),
+            format_quotas(one.guaranteed),
+            format_quotas(one.limit),
             str(one.running),
             str(one.queued),
             str(one.gpus),
@@ -69,11 +69,11 @@ def tenants_page(tenants: Sequence[TenantView], width: int | None) -> str:
     ]
     if not rows:
         return "there are no tenants. To create one: fleetune tenants set NAME"
-    limits = [f"{one.name}: {words}" for one in tenants if (words := restriction_words(one))]
+    limits = [f"{one.name}: {words}" for one in tenants if (words := format_restrictions(one))]
     return "\n".join([columns(head, rows, width), *limits])
 
 
-def restriction_words(tenant: TenantView) -> str:
+def format_restrictions(tenant: TenantView) -> str:
     """Describe the limits of a tenant's jobs, beyond GPUs; '': none are set."""
     one = tenant.restrictions
     found = [f"priority up to {one.max_priority}"] if one.max_priority != MEMBERS_MAX_PRIORITY else []
@@ -86,7 +86,7 @@ def restriction_words(tenant: TenantView) -> str:
     return "; ".join(found)
 
 
-def quota_words(quotas: Sequence[QuotaView]) -> str:
+def format_quotas(quotas: Sequence[QuotaView]) -> str:
     """Format quotas, as in `8 A100, 16`."""
     return ", ".join(f"{one.gpus} {one.accelerator_type}" if one.accelerator_type else str(one.gpus) for one in quotas)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from cluster.text import byte_size, compact, many, percent
 from jobs.data.quality.report import NEARLY_EQUAL, DataReport, Example, Finding, LabelCount, Packing, SourceReport
-from orchestrator.pages.svg import Bins, bin_words
+from orchestrator.pages.svg import Bins, format_bin
 from orchestrator.pages.tables import aligned, cells, padded, shortened, shortened_within, shown, wrapped
 
 NARROWEST = 60
@@ -43,7 +43,7 @@ def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
         _lengths(report, width),
         _labels(report.labels, width),
         _longest(report, names, width),
-        [packing_words(report.packing)] if report.packing else [],
+        [format_packing(report.packing)] if report.packing else [],
     )
     ends = (("bad rows", report.bad_rows_file), ("page", html))
     fitting = [[shortened(line, width) for line in section] for section in sections]
@@ -110,7 +110,7 @@ def _role(source: SourceReport) -> str:
     return source.where.removeprefix("data.").partition("[")[0]
 
 
-def share_words(finding: Finding) -> str:
+def format_share(finding: Finding) -> str:
     """Format a share, as in `1,204 of 80,000 records (1.5 %)`; '': nothing was counted."""
     if not finding.of:
         return many(finding.count, "record") if finding.count else ""
@@ -121,7 +121,7 @@ def by_severity(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def place_words(example: Example, names: Mapping[str, str], kind: str, width: int) -> str:
+def format_place(example: Example, names: Mapping[str, str], kind: str, width: int) -> str:
     """Format a place as `file:line`; for a duplicate as `file:line = other:line`. About `width` cells at most."""
     if example.other_file is None:
         return shortened_within(location(example.file, example.line, names), width)
@@ -134,7 +134,7 @@ def location(file: str, line: int, names: Mapping[str, str]) -> str:
     return f"{names.get(file, file)}:{line}" if line else names.get(file, file)
 
 
-def packing_words(packing: Packing) -> str:
+def format_packing(packing: Packing) -> str:
     full = f"{percent(packing.density)} full"
     if packing.packed:
         return f"packed: {many(packing.rows, 'row')} of {packing.seq_len:,}, {full}"
@@ -182,13 +182,13 @@ def _source_lines(rows: list[list[str]], hidden: tuple[str, ...], width: int) ->
 
 def _finding(finding: Finding, names: Mapping[str, str], width: int) -> list[str]:
     indent = " " * 9
-    share = share_words(finding)
+    share = format_share(finding)
     title = finding.title + (f": {share}" if share else "")
     lines = wrapped(title, width, finding.severity.ljust(9), indent)
     if finding.advice:
         lines += wrapped(finding.advice, width, indent, indent)
     examples = finding.examples[:_EXAMPLES]
-    places = [place_words(one, names, finding.kind, width // 2) for one in examples]
+    places = [format_place(one, names, finding.kind, width // 2) for one in examples]
     room = width - 13 - max(map(cells, places), default=0)
     texts = [shortened(one.text, max(room, 1)) for one in examples]
     return lines + aligned(list(zip(places, texts, strict=True)), 2, indent + "  ")
@@ -212,7 +212,7 @@ def _lengths(report: DataReport, width: int) -> list[str]:
 def _histogram(role: str, bins: Bins, seq_len: int, width: int) -> list[str]:
     bins = bins.merged(_BINS, seq_len)
     edges, counts = bins.edges, bins.counts
-    labels = [bin_words(low, high) for low, high in itertools.pairwise(edges)]
+    labels = [format_bin(low, high) for low, high in itertools.pairwise(edges)]
     highest, label_width = max(counts), max(map(len, labels))
     room = min(width - label_width - 4 - len(f"{highest:,}"), _BAR)
     lines = [

@@ -28,7 +28,7 @@ def html(report: DataReport) -> str:
         htmlpage.section("Longest samples", _longest(report, names)),
         htmlpage.section(
             "In training",
-            htmlpage.card(f"<p>{htmlpage.shown(words.packing_words(report.packing))}</p>" if report.packing else ""),
+            htmlpage.card(f"<p>{htmlpage.shown(words.format_packing(report.packing))}</p>" if report.packing else ""),
         ),
     )
     title = f"Data check: {htmlpage.shown(report.name)}"
@@ -43,7 +43,7 @@ def _head(report: DataReport) -> str:
 
 def _finding(finding: Finding, names: Mapping[str, str]) -> str:
     severity = htmlpage.tag("span", finding.severity, class_="severity")
-    share = htmlpage.tag("span", htmlpage.shown(words.share_words(finding)), class_="share")
+    share = htmlpage.tag("span", htmlpage.shown(words.format_share(finding)), class_="share")
     rows = [_example(one, names, finding.kind) for one in finding.examples]
     details = ""
     if rows:
@@ -56,7 +56,7 @@ def _finding(finding: Finding, names: Mapping[str, str]) -> str:
 
 
 def _example(example: Example, names: Mapping[str, str], kind: str) -> str:
-    place = words.place_words(example, names, kind, 120)
+    place = words.format_place(example, names, kind, 120)
     full = " ".join(filter(None, (example.file, example.other_file)))
     return htmlpage.cell(place, "where", full) + htmlpage.cell(example.text, "text")
 
@@ -68,7 +68,7 @@ def _length_plots(report: DataReport) -> str:
 
 
 def _length_plot(role: str, bins: svg.Bins, seq_len: int) -> str:
-    ranges = [svg.bin_words(low, high) for low, high in itertools.pairwise(bins.edges)]
+    ranges = [svg.format_bin(low, high) for low, high in itertools.pairwise(bins.edges)]
     total = sum(bins.counts)
     plot = svg.histogram(
         bins,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.text import at_words
+from cluster.text import format_time
 from orchestrator.api import EventView
 from orchestrator.pages.tables import plain
 from orchestrator.queue.states import State
@@ -21,7 +21,7 @@ def event_rows(events: Sequence[EventView]) -> list[Row]:
     """
     said = {(one.job_id, one.at_s, one.message) for one in events if one.kind != State.STOPPING}
     shown = [one for one in events if one.kind != State.STOPPING or (one.job_id, one.at_s, one.message) not in said]
-    return [(at_words(one.at_s), one.job_id or "cluster", _what(one)) for one in shown]
+    return [(format_time(one.at_s), one.job_id or "cluster", _what(one)) for one in shown]
 
 
 def _what(event: EventView) -> str:

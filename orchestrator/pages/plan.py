@@ -10,9 +10,9 @@ from jobs.advice.method_choice import Choice, Method, Situation
 from jobs.planning.accelerators import GIB
 from jobs.planning.job_plan import JobPlan
 from jobs.planning.strategies import Option
-from jobs.preflight.plan_words import chosen_fields, fields_words, gib, missing_words, no_way_words, strategy_words
+from jobs.preflight.plan_text import chosen_fields, format_fields, format_missing, format_refusal, format_strategy, gib
 from jobs.search.cost import Cost
-from jobs.search.rules.spec_text import sweep_words
+from jobs.search.rules.spec_text import format_sweep
 from jobs.spec.sweep import SweepSpec
 from orchestrator.pages.show import table
 from orchestrator.pages.tables import columns
@@ -83,13 +83,13 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
     }
 
 
-def cost_words(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None = None) -> str:
+def format_cost(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None = None) -> str:
     """Format what the whole budget of a sweep takes. `plan`: the plan of one gang."""
     money = "" if price is None else f", {cost.device_hours * price:,.2f} at {price:g} each"
     gangs = f"{many(cost.gangs, 'gang')} of {many(plan.machines.gpus, 'worker')} at once"
     hours = f"{cost.device_hours:,.1f} {plan.device}-hours{money}, at least {long_duration(3600 * cost.least_hours)}"
     facts = [
-        ("sweep", sweep_words(sweep)),
+        ("sweep", format_sweep(sweep)),
         ("gangs", gangs),
         ("budget", f"{many(cost.steps, 'step')} of {compact(cost.tokens)} tokens: {hours}, without evaluations"),
     ]
@@ -125,7 +125,7 @@ def _memory(option: Option, is_cpu: bool) -> str:
     rows.append(("total", f"{gib(memory.total)} of {gib(option.room)}"))
     if memory.host:
         rows.append(("host memory", f"{gib(memory.host)} of {gib(option.host_room)}"))
-    return columns((f"GiB for each {where}", strategy_words(option.strategy)), rows)
+    return columns((f"GiB for each {where}", format_strategy(option.strategy)), rows)
 
 
 def _options(plan: JobPlan) -> str:
@@ -146,7 +146,7 @@ def _options(plan: JobPlan) -> str:
         [
             (
                 "*" if option == best else "",
-                strategy_words(option.strategy),
+                format_strategy(option.strategy),
                 str(option.batching.accumulation),
                 gib(option.memory.total),
                 _seconds(option.time.seconds),
@@ -160,7 +160,7 @@ def _options(plan: JobPlan) -> str:
 
 
 def _fits(option: Option) -> str:
-    return "yes" if option.fits else f"{missing_words(option)} too much"
+    return "yes" if option.fits else f"{format_missing(option)} too much"
 
 
 def _way(option: Option) -> object:
@@ -174,10 +174,10 @@ def _rank(option: Option) -> tuple[bool, int, float]:
 
 def _verdict(plan: JobPlan, best: Option | None) -> str:
     if best is None:
-        return no_way_words(plan)
+        return format_refusal(plan)
     if not best.changes:
         return "the spec fits as it is"
-    lines = fields_words(chosen_fields(best), between="\n  ")
+    lines = format_fields(chosen_fields(best), between="\n  ")
     return f"the fastest option that fits; write in the spec:\ntrain:\n  {lines}"
 
 
@@ -226,12 +226,12 @@ def _method_row(method: Method, plan: JobPlan, rate: float, price: float | None)
     if hours is not None:
         cost = "" if price is None else f", {hours * plan.machines.gpus * price:,.2f}"
         length = f"{long_duration(3600 * hours)}, {hours * plan.machines.gpus:,.2f} {plan.device}-hours{cost}"
-    lacks = "" if option.fits else f", {missing_words(option)} too much"
+    lacks = "" if option.fits else f", {format_missing(option)} too much"
     return (
         method,
         f"{compact(plan.trained)} of {compact(plan.parameters)}",
         f"{_CHECKPOINT_BYTES * plan.trained / 1e6:,.1f} MB",
-        strategy_words(option.strategy),
+        format_strategy(option.strategy),
         f"{gib(option.memory.total)} of {gib(option.room)}{lacks}",
         length,
         f"{rate:g}" if method == "full" else f"about {rate * RATE_OF_LORA:g}",

@@ -6,12 +6,12 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.preflight.plan_words import gib
+from jobs.preflight.plan_text import gib
 from jobs.run.run_plan import PlanCheck
 from orchestrator.pages.tables import columns
 
 
-def plan_words(check: PlanCheck) -> str:
+def format_plan(check: PlanCheck) -> str:
     """Describe one run's plan in a line."""
     memory = f"{gib(check.predicted_bytes)} GiB predicted"
     if check.measured_bytes is not None:

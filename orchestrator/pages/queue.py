@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cluster.text import at_words, long_duration
+from cluster.text import format_time, long_duration
 from orchestrator.api import EventView, JobView, WhyView
 from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
 from orchestrator.pages.tables import columns, cut, plain
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
-from orchestrator.queue.wording import telling
+from orchestrator.queue.wording import detail_of
 
 LONGEST_NEXT: Final = 100  # characters; `status` shows the whole text
 LONGEST_SET: Final = 60
@@ -41,10 +41,10 @@ def queue_page(
             _state(job),
             job.tenant if several or width is None else "",
             str(job.priority) if prioritised else "",
-            size_words(job),
+            format_size(job),
             _time(job, now_s),
             steps(job),
-            cut(label_words(job.labels), LONGEST_SET),
+            cut(format_labels(job.labels), LONGEST_SET),
             cut(_next(job, whys.get(job.job_id), now_s), LONGEST_NEXT),
         )
         for job in jobs
@@ -103,7 +103,7 @@ def _state(job: JobView) -> str:
     return str(job.state)
 
 
-def size_words(job: JobView) -> str:
+def format_size(job: JobView) -> str:
     """Format a job's size: `4 x 1 H100`, `2 x 8 GPU`, `1 x 2 CPU`; `2-8 x 1 GPU` if it is elastic and waits."""
     workers = f"{job.sizes[0]}-{job.sizes[-1]}" if job.sizes and job.state is State.QUEUED else str(job.num_workers)
     if job.gpus_per_worker:
@@ -111,7 +111,7 @@ def size_words(job: JobView) -> str:
     return f"{workers} x {job.cpus_per_worker} CPU"
 
 
-def label_words(labels: Mapping[str, str]) -> str:
+def format_labels(labels: Mapping[str, str]) -> str:
     """Format labels: `learning_rate=1e-05 warmup_ratio=0.1`. Sections of fields are left out if names stay unique."""
     last = [name.rpartition(".")[2] for name in labels]
     shown = [part if last.count(part) == 1 else name for name, part in zip(labels, last, strict=True)]
@@ -138,7 +138,7 @@ def steps(job: JobView) -> str:
 def _next(job: JobView, why: WhyView | None, now_s: float) -> str:
     """Say what is expected next for a job, or how it ended."""
     if job.state in ENDED:
-        return job.message if job.state is not State.SUCCEEDED and job.message else metrics_words(job)
+        return job.message if job.state is not State.SUCCEEDED and job.message else format_metrics(job)
     if job.state in HOLDS_A_LEASE:
         if job.state is State.RUNNING and job.remaining_s is not None:
             return f"about {long_duration(job.remaining_s)} left"
@@ -154,7 +154,7 @@ def _next(job: JobView, why: WhyView | None, now_s: float) -> str:
     return f"after {', '.join(job.after)}" if job.after else ""
 
 
-def metrics_words(job: JobView) -> str:
+def format_metrics(job: JobView) -> str:
     known = {name: value for name, value in job.metrics.items() if value is not None}
     main = {name: value for name, value in known.items() if name == "loss" or name.startswith("eval_")}
     return numbers(main or dict(list(known.items())[:6]))
@@ -163,25 +163,25 @@ def metrics_words(job: JobView) -> str:
 def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], now_s: float, log_end: str = "") -> str:
     """Format the page of `fleetune status`. `events`: the last ones; `log_end`: for a job that has failed."""
     state = _state(job)
-    message = "\n".join(map(plain, telling(job.reason, telling(state, job.message)).splitlines()))
-    named = f"{state} ({job.reason})" if telling(state, job.reason) else state
+    message = "\n".join(map(plain, detail_of(job.reason, detail_of(state, job.message)).splitlines()))
+    named = f"{state} ({job.reason})" if detail_of(state, job.reason) else state
     rows = [
         ("job", job.job_id),
         ("state", f"{named}{f': {message}' if message else ''}"),
         ("kind", job.kind),
         ("set", "  ".join(f"{name}={value}" for name, value in job.labels.items())),
-        ("size", size_words(job)),
+        ("size", format_size(job)),
         ("tenant", f"{job.tenant} (submitted by {job.submitted_by})"),
         ("priority", str(job.priority)),
         ("after", ", ".join(job.after)),
-        ("submitted", at_words(job.submitted_s)),
+        ("submitted", format_time(job.submitted_s)),
         ("waited", long_duration(job.waited_s)),
-        ("started", at_words(job.started_s)),
+        ("started", format_time(job.started_s)),
         ("nodes", ", ".join(f"{node} ({workers})" for node, workers in job.on or job.placement)),
         ("attempt", _attempts(job)),
-        ("ended", at_words(job.ended_s)),
+        ("ended", format_time(job.ended_s)),
         ("step", steps(job)),
-        ("metrics", metrics_words(job)),
+        ("metrics", format_metrics(job)),
         ("time left", "" if job.remaining_s is None or job.state in ENDED else long_duration(job.remaining_s)),
         ("limit", "" if job.max_runtime_s is None else f"{long_duration(job.max_runtime_s)} of run time"),
         ("heartbeat", _heard(job, now_s)),

@@ -14,11 +14,11 @@ from pydantic.fields import FieldInfo
 from cluster.text import compact, duration, first_line, long_duration, many, when_written
 from jobs.planning import plan_batching
 from jobs.preflight.validate import Validated
-from jobs.run.metric_names import general_increase, metric_words, trade_words
+from jobs.run.metric_names import format_trade, general_increase, metric_words
 from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
-from jobs.run.remedies import next_time, remedy_words
+from jobs.run.remedies import format_remedy, next_time
 from jobs.run.summary import RunDetails, RunSummary
 from jobs.spec.checking.fields import section_model, spec_fields
 from jobs.spec.compare import ComparedMethod
@@ -27,7 +27,7 @@ from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.load import SPEC_MODELS
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.space import Dimension
-from orchestrator.pages.plan_accuracy import plan_words
+from orchestrator.pages.plan_accuracy import format_plan
 from orchestrator.pages.tables import aligned, columns
 
 Row = tuple[str, str]
@@ -63,19 +63,19 @@ def plan(spec: Spec, varied: Mapping[str, str] = _NOTHING) -> dict[str, str]:
     packed = ", packed" if spec.packed else ""
     held_out = f"{data.eval_fraction:g} of the training samples" if data.eval_fraction else "none"
     if data.eval:
-        held_out = sources_words(data.eval)
+        held_out = format_sources(data.eval)
     device = f"GPU{f' {resources.accelerator_type}' if resources.accelerator_type else ''}"
     number = f"{resources.min_workers}-" if resources.min_workers is not None else ""
     workers = f"{number}{resources.num_workers} x ({'1 ' + device if resources.gpus_per_worker else 'no GPU'}, "
     found = {
         "model": f"{spec.model.path} ({spec.model.task}{f', {spec.num_labels} classes' if spec.num_labels else ''})",
-        "method": f"{_method_words(spec)}, ZeRO stage {train.zero.stage}",
-        "data": f"{sources_words(data.train)} ({data.format}, {data.seq_len} tokens{packed})",
+        "method": f"{_format_method(spec)}, ZeRO stage {train.zero.stage}",
+        "data": f"{format_sources(data.train)} ({data.format}, {data.seq_len} tokens{packed})",
         "held out": held_out,
-        **({"general text": sources_words(spec.eval.general)} if spec.eval.general else {}),
+        **({"general text": format_sources(spec.eval.general)} if spec.eval.general else {}),
         "batch": batch,
-        "length": _length_words(spec),
-        "rate": _rate_words(spec, varied),
+        "length": _format_length(spec),
+        "rate": _format_rate(spec, varied),
         "metrics": ", ".join(spec.eval.metrics),
         "workers": f"{workers}{resources.cpus_per_worker} CPU)",
         "storage": spec.storage_path,
@@ -86,15 +86,15 @@ def plan(spec: Spec, varied: Mapping[str, str] = _NOTHING) -> dict[str, str]:
     return found
 
 
-def _rate_words(spec: Spec, varied: Mapping[str, str]) -> str:
+def _format_rate(spec: Spec, varied: Mapping[str, str]) -> str:
     """Format `0.001, linear, 10% warmup`, or for a sweep `1e-05..0.001 (log), linear, warmup_ratio 0..0.2`."""
     train, warmup = spec.train, next((name for name in _WARMUP if name in varied), None)
     rate = varied.get("train.learning_rate", f"{train.learning_rate:g}")
-    words = _warmup_words(spec) if warmup is None else f", {warmup.removeprefix('train.')} {varied[warmup]}"
+    words = _format_warmup(spec) if warmup is None else f", {warmup.removeprefix('train.')} {varied[warmup]}"
     return f"{rate}, {varied.get('train.lr_scheduler_type', train.lr_scheduler_type)}{words}"
 
 
-def _method_words(spec: Spec) -> str:
+def _format_method(spec: Spec) -> str:
     if spec.method.kind == "lora":
         return f"LoRA of rank {spec.lora.rank} for {', '.join(spec.lora.target_modules)}"
     if spec.method.kind == "prompt":
@@ -116,7 +116,7 @@ def validated_page(facts: Mapping[str, str], found: Validated, gpu_note: str | N
     return "\n".join([*lines, "ok: the checks found no problem"])
 
 
-def sources_words(sources: Iterable[Source]) -> str:
+def format_sources(sources: Iterable[Source]) -> str:
     return ", ".join(map(source_words, sources))
 
 
@@ -135,14 +135,14 @@ def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
     return table(rows)
 
 
-def _length_words(spec: Spec) -> str:
+def _format_length(spec: Spec) -> str:
     steps, epochs = spec.train.max_steps, spec.train.num_train_epochs or 3.0
     if steps is not None:
         return many(steps, "step")
     return "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
 
 
-def _warmup_words(spec: Spec) -> str:
+def _format_warmup(spec: Spec) -> str:
     ratio, steps = spec.train.warmup_ratio, spec.train.warmup_steps
     if ratio is None and steps is not None and steps < 1:
         ratio = steps
@@ -203,7 +203,7 @@ def _before_and_after(of: Outcome | RunDetails, after: Mapping[str, float], step
         rows.append(("train loss", f"{after['loss']:.4g}"))
     if of.exported_step is not None:
         rows.append(("exported", f"the checkpoint of step {of.exported_step}: {numbers(of.exported_metrics)}"))
-    rows.append(("trade-off", trade_words(before, of.exported_metrics or after) or ""))
+    rows.append(("trade-off", format_trade(before, of.exported_metrics or after) or ""))
     return [row for row in rows if row[1]]
 
 
@@ -236,7 +236,7 @@ def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str])
 
 def runs_table(runs: list[RunSummary], now: datetime.datetime) -> str:
     head = ("RUN", "STATUS", "STARTED", "STEP", "METRICS")
-    rows = [(run.name, status_words(run), _ago(run.started_at, now), str(run.step), _metrics_of(run)) for run in runs]
+    rows = [(run.name, format_status(run), _ago(run.started_at, now), str(run.step), _metrics_of(run)) for run in runs]
     return columns(head, rows)
 
 
@@ -246,7 +246,7 @@ def _metrics_of(run: RunSummary) -> str:
     return numbers(run.metrics) + (f"  (evaluated after step {run.evaluated_step})" if earlier else "")
 
 
-def status_words(run: RunSummary) -> str:
+def format_status(run: RunSummary) -> str:
     """Format the status: `running`, `succeeded`, `lost (12m00s silent)`."""
     return f"lost ({duration(run.silent_s)} silent)" if run.status == "lost" and run.silent_s else run.status
 
@@ -261,7 +261,7 @@ def run_page(details: RunDetails) -> str:
     """Format the page of `fleetune show`."""
     run, spec = details.summary, details.spec
     steps = f"{run.step}/{details.total_steps}" if details.total_steps else str(run.step)
-    rows = [("run", run.name), ("status", status_words(run))]
+    rows = [("run", run.name), ("status", format_status(run))]
     if run.reason:
         rows.append(("reason", run.reason))
     job = spec.get("base", spec)  # in a sweep, the base job of its trials
@@ -281,14 +281,14 @@ def run_page(details: RunDetails) -> str:
         rows.append(("step", steps))
     rows += _before_and_after(details, run.metrics, run.evaluated_step)
     rows += class_rows(details.confusion, job.get("data", {}).get("labels") or ())
-    rows += [("remedy", remedy_words(one)) for one in details.remedies]
+    rows += [("remedy", format_remedy(one)) for one in details.remedies]
     if details.summary.status == Status.SUCCEEDED:
         bound = job.get("remedies", {}).get("forgetting", {}).get("max_general_loss_increase")
         rows += _mixing_row(details, run.metrics, bound, details.paths["run"])
     if (change := next_time(details.remedies)) is not None:
         rows.append(("next time", change))
     if details.plan is not None:
-        rows.append(("plan", plan_words(details.plan)))
+        rows.append(("plan", format_plan(details.plan)))
     rows += [(f"{name} at", path) for name, path in details.paths.items()]
     if details.resume:
         rows.append(("resume", details.resume))

@@ -81,7 +81,7 @@ class Bins:
         return Bins(tuple(self.edges[at] for at in bounds), tuple(counts))
 
 
-def bin_words(low: float, high: float) -> str:
+def format_bin(low: float, high: float) -> str:
     """Format the whole numbers in [low, high): `128–255`."""
     first, last = math.ceil(low), math.ceil(high) - 1
     return f"{first:,}–{last:,}" if last > first else f"{first:,}"

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from cluster.text import compact, duration, many
-from jobs.run.outcome import Status
-from jobs.run.paths import JobPaths
-from jobs.run.record import resume_command
 from jobs.run.summary import RunSummary
 from jobs.search.report.status import SweepStatus, counts_of
-from jobs.search.report.trial_text import value_words, values_words
+from jobs.search.report.trial_text import format_value, format_values
 from jobs.search.rules.varying import short_name
 from jobs.search.trial import Trial
-from orchestrator.pages.show import status_words, table
+from orchestrator.pages.show import format_status, table
 from orchestrator.pages.tables import GAP, cut, plain
 
 MOST_ROWS: Final = 20
@@ -52,7 +49,7 @@ def screen(status: SweepStatus, width: int, height: int) -> list[Line]:
     """
     if not status.trials:
         return []
-    depth = max(len(_head_words(name)) for name in _heads(status))
+    depth = max(len(_split_head(name)) for name in _heads(status))
     notes = 3  # lines below the rows: the best trial, the trials not shown, and the counts
     rows = shown_trials(status, max(min(MOST_ROWS, height - depth - notes), FEWEST_ROWS))
     texts = _columns(status, rows, width)
@@ -60,21 +57,21 @@ def screen(status: SweepStatus, width: int, height: int) -> list[Line]:
     lines += [Line(text, _kind(trial, status)) for text, trial in zip(texts[-len(rows) :], rows, strict=True)]
     shown = {trial.number for trial in rows}
     if hidden := tuple(trial for trial in status.trials if trial.number not in shown):
-        lines.append(Line(f"not shown: {counts_words(counts_of(hidden))}", "note"))
+        lines.append(Line(f"not shown: {format_counts(counts_of(hidden))}", "note"))
     if status.best is not None:
-        lines.append(Line(f"best so far: {best_words(status.best, status)}", "note"))
-    every = f"{many(len(status.trials), 'trial')}: {counts_words(counts_of(status.trials))}"
-    lines.append(Line(f"{every}; {'; '.join(budget_words(status))}", "note"))
+        lines.append(Line(f"best so far: {format_best(status.best, status)}", "note"))
+    every = f"{many(len(status.trials), 'trial')}: {format_counts(counts_of(status.trials))}"
+    lines.append(Line(f"{every}; {'; '.join(format_budget(status))}", "note"))
     return [line._replace(text=cut(line.text, width)) for line in lines]
 
 
-def time_words(status: SweepStatus) -> str:
+def format_elapsed(status: SweepStatus) -> str:
     """Format the time: `3m20s passed, about 5m00s to go`."""
     left = "" if status.remaining_s is None else f", about {duration(status.remaining_s)} to go"
     return f"{duration(status.used_s)} passed{left}"
 
 
-def budget_words(status: SweepStatus) -> list[str]:
+def format_budget(status: SweepStatus) -> list[str]:
     """Describe the used budget: `12,345 tokens, 1.2 of 3.5 runs`, and each other bound."""
     budget, runs = status.sweep.budget, status.runs or 0.0
     tokens = f"{status.tokens:,}{f' of {budget.tokens:,}' if budget.tokens is not None else ''} tokens"
@@ -88,38 +85,43 @@ def budget_words(status: SweepStatus) -> list[str]:
     return words
 
 
-def counts_words(counts: dict[str, int]) -> str:
+def format_counts(counts: dict[str, int]) -> str:
     """Format counts by state: `2 running, 4 finished, 1 failed`."""
     return ", ".join(f"{count} {state}" for state, count in counts.items())
 
 
-def best_words(trial: Trial, status: SweepStatus) -> str:
+def format_best(trial: Trial, status: SweepStatus) -> str:
     """Describe a trial: `trial 3, loss 0.4312 after step 12 of 12 (learning_rate 3.2e-04)`."""
     metric = status.sweep.judged.removeprefix("eval_")
     where = f"{metric} {trial.score:.4f} after step {trial.scored_step} of {trial.total_steps}"
-    return f"trial {trial.number}, {where} ({values_words(trial.values)})"
+    return f"trial {trial.number}, {where} ({format_values(trial.values)})"
 
 
-def status_page(run: RunSummary, status: SweepStatus) -> str:
-    """Format the page of `fleetune sweep status`. `run`: the sweep's entry in `fleetune runs`."""
-    counts = f": {counts_words(counts_of(status.trials))}" if status.trials else ""
-    rows = [("sweep", run.name), ("status", status_words(run)), *([("reason", run.reason)] if run.reason else [])]
+def status_page(run: RunSummary, status: SweepStatus, resume: str | None = None) -> str:
+    """Format the page of `fleetune sweep status`.
+
+    Args:
+        run: the sweep's entry in `fleetune runs`.
+        resume: the command that resumes the sweep, if it ended early.
+    """
+    counts = f": {format_counts(counts_of(status.trials))}" if status.trials else ""
+    rows = [("sweep", run.name), ("status", format_status(run)), *([("reason", run.reason)] if run.reason else [])]
     if status.phase is not None:
         rows.append(("phase", f"{status.phase[0]} ({duration(status.phase[1])})"))
     rows.append(("trials", f"{len(status.trials)}{counts}"))
-    running = [_running_words(trial) for trial in status.running]
+    running = [_format_running(trial) for trial in status.running]
     rows += [("running" if not place else "", words) for place, words in enumerate(running)]
-    rows.append(("best so far", best_words(status.best, status) if status.best else "no trial has a score yet"))
-    rows += [("used" if not place else "", words) for place, words in enumerate(budget_words(status))]
-    rows += [("time", time_words(status)), ("sweep at", run.root)]
-    if run.status not in ("running", Status.SUCCEEDED):
-        rows.append(("resume", resume_command(JobPaths(run.root))))
+    rows.append(("best so far", format_best(status.best, status) if status.best else "no trial has a score yet"))
+    rows += [("used" if not place else "", words) for place, words in enumerate(format_budget(status))]
+    rows += [("time", format_elapsed(status)), ("sweep at", run.root)]
+    if resume is not None:
+        rows.append(("resume", resume))
     return table(rows)
 
 
-def _running_words(trial: Trial) -> str:
+def _format_running(trial: Trial) -> str:
     loss = "" if trial.loss is None else f", training loss {trial.loss:.4f}"
-    return f"trial {trial.number}, step {trial.step} of {trial.total_steps}{loss} ({values_words(trial.values)})"
+    return f"trial {trial.number}, step {trial.step} of {trial.total_steps}{loss} ({format_values(trial.values)})"
 
 
 def _kind(trial: Trial, status: SweepStatus) -> Kind:
@@ -137,7 +139,7 @@ def _heads(status: SweepStatus) -> list[str]:
     return ["trial", *values, f"held-out {metric}", _LOSS, "step", _TOKENS, "state"]
 
 
-def _head_words(head: str) -> list[str]:
+def _split_head(head: str) -> list[str]:
     """Split a head into several lines, because names of fields are much longer than their values."""
     return [cut(word, _MOST_CELL) for word in head.replace("_", " ").split()]
 
@@ -145,7 +147,7 @@ def _head_words(head: str) -> list[str]:
 def _cells(trial: Trial, status: SweepStatus) -> list[str]:
     return [
         f"{trial.number}",
-        *(cut(value_words(trial.values.get(name)), _MOST_CELL) for name in status.sweep.dimensions),
+        *(cut(format_value(trial.values.get(name)), _MOST_CELL) for name in status.sweep.dimensions),
         "-" if trial.score is None else f"{trial.score:.4f}",
         "-" if trial.loss is None else f"{trial.loss:.4f}",
         f"{trial.step}/{trial.total_steps}" if trial.total_steps else f"{trial.step}",
@@ -160,7 +162,7 @@ def _columns(status: SweepStatus, trials: Sequence[Trial], width: int) -> list[s
     If they are too wide, tokens, training losses and the last values are dropped.
     """
     heads, rows = _heads(status), [_cells(trial, status) for trial in trials]
-    words = [_head_words(head) for head in heads]
+    words = [_split_head(head) for head in heads]
     widths = [max(map(len, [*words[at], *(row[at] for row in rows)])) for at in range(len(heads))]
     kept, last = list(range(len(heads))), len(heads) - 1
     values = list(range(len(status.sweep.dimensions), 1, -1))

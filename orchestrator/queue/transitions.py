@@ -17,7 +17,7 @@ _STOPS: Mapping[DesiredState, tuple[Reason, str]] = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class Observation:
     """What is known about the machines and other jobs, at one moment.
 
     Attributes:
@@ -56,12 +56,12 @@ class Seen:
         return sorted(self.labels.get(node, node) for node in nodes)
 
 
-def next_transition(job: Job, seen: Seen) -> Transition | None:
+def next_transition(job: Job, seen: Observation) -> Transition | None:
     """Return the next transition of a job, except its start; None: it stays in its state."""
     return _BY_STATE[job.state](job, seen)
 
 
-def _queued(job: Job, seen: Seen) -> Transition | None:
+def _queued(job: Job, seen: Observation) -> Transition | None:
     if job.wanted is DesiredState.CANCEL:
         return _transition(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
     for parent in job.after:
@@ -72,7 +72,7 @@ def _queued(job: Job, seen: Seen) -> Transition | None:
     return None
 
 
-def _starting(job: Job, seen: Seen) -> Transition | None:
+def _starting(job: Job, seen: Observation) -> Transition | None:
     submission = seen.submissions.get(job.submission)
     runs = submission is not None and submission.phase is Phase.RUNNING
     if runs and job.wanted is DesiredState.RUN and (job.heard_s is not None or seen.silent_s is None):
@@ -84,14 +84,14 @@ def _starting(job: Job, seen: Seen) -> Transition | None:
     return _on_lost_nodes(job, seen) or _told_to_stop(job, seen) or _too_late(job, seen)
 
 
-def _too_late(job: Job, seen: Seen) -> Transition | None:
+def _too_late(job: Job, seen: Observation) -> Transition | None:
     pending_s = seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
     if pending_s <= seen.most_pending_s:
         return None
     return _transition(job, State.STOPPING, Reason.NOT_STARTED, f"its driver did not come up in {pending_s:.0f} s")
 
 
-def _running(job: Job, seen: Seen) -> Transition | None:
+def _running(job: Job, seen: Observation) -> Transition | None:
     submission = seen.submissions.get(job.submission)
     if submission is not None and submission.phase is Phase.SUCCEEDED:
         return _transition(job, State.SUCCEEDED, Reason.FINISHED, submission.message)
@@ -108,7 +108,7 @@ def _running(job: Job, seen: Seen) -> Transition | None:
     return _told_to_stop(job, seen) or _too_silent(job, seen)
 
 
-def _too_silent(job: Job, seen: Seen) -> Transition | None:
+def _too_silent(job: Job, seen: Observation) -> Transition | None:
     silent_s = (seen.silent_s or {}).get(job.submission, 0.0)
     if silent_s <= (seen.most_unregistered_s if job.heard_s is None else seen.most_silent_s):
         return None
@@ -118,7 +118,7 @@ def _too_silent(job: Job, seen: Seen) -> Transition | None:
     return _transition(job, State.STOPPING, Reason.SILENT, f"its driver runs, and {said}")
 
 
-def _told_to_stop(job: Job, seen: Seen) -> Transition | None:
+def _told_to_stop(job: Job, seen: Observation) -> Transition | None:
     if job.wanted in _STOPS:
         return _transition(job, State.STOPPING, *_STOPS[job.wanted])
     ran_s = job.attained_s + seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
@@ -132,7 +132,7 @@ def _told_to_stop(job: Job, seen: Seen) -> Transition | None:
     return None
 
 
-def _stopping(job: Job, seen: Seen) -> Transition | None:
+def _stopping(job: Job, seen: Observation) -> Transition | None:
     submission = seen.submissions.get(job.submission)
     if submission is None and job.submission in seen.doubtful:
         return None
@@ -146,11 +146,11 @@ def _stopping(job: Job, seen: Seen) -> Transition | None:
     return _transition(job, state, job.reason, text)
 
 
-def _ended(job: Job, seen: Seen) -> Transition | None:
+def _ended(job: Job, seen: Observation) -> Transition | None:
     return None
 
 
-_BY_STATE: Mapping[State, Callable[[Job, Seen], Transition | None]] = {
+_BY_STATE: Mapping[State, Callable[[Job, Observation], Transition | None]] = {
     State.QUEUED: _queued,
     State.STARTING: _starting,
     State.RUNNING: _running,
@@ -161,7 +161,7 @@ _BY_STATE: Mapping[State, Callable[[Job, Seen], Transition | None]] = {
 }
 
 
-def _on_lost_nodes(job: Job, seen: Seen) -> Transition | None:
+def _on_lost_nodes(job: Job, seen: Observation) -> Transition | None:
     lost = seen.called({node for node, _ in job.placement} - seen.nodes) if seen.nodes is not None else []
     if not lost:
         return None

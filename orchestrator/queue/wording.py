@@ -42,7 +42,7 @@ def does(state: State, wanted: DesiredState = DesiredState.RUN) -> str:
     return _DOES[state]
 
 
-def telling(kind: str, message: str) -> str:
+def detail_of(kind: str, message: str) -> str:
     """Return the message of an event; '': it says no more than the event's kind."""
     return "" if message in _SAY_NOTHING or message == kind else message
 
@@ -58,7 +58,7 @@ def happened(kind: str, message: str, data: Mapping[str, Any]) -> str:
         return _asked(data) if "by" in data else message
     if kind not in list(State):
         return message or kind
-    state, more = State(kind), telling(kind, message)
+    state, more = State(kind), detail_of(kind, message)
     if state is State.QUEUED:
         return _put_into_the_queue(more, data.get("reason"))
     if state is State.STARTING:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from cluster.errors import InputError
+from cluster.text import nearest
 
 
 class Order(StrEnum):
@@ -16,7 +16,7 @@ class Order(StrEnum):
     SUBMITTED = "submitted"
     ATTAINED = "attained"  # jobs with little GPU time so far go before those with much: two levels
     SHARE = "share"  # the tenant that has used least of its share goes first
-    EXPECTED = "expected"  # the least expected remaining time first, weighted by share; with a lane for long waits
+    EXPECTED = "expected"  # the least expected remaining time first, weighted by share; with a starvation guard
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Policy:
         share_exponent: weight of a tenant's use relative to its share.
         share_bound: bound of this relative use, upwards and (inverse) downwards.
         share_half_life_s: half-life of used GPU time.
-        lane_share: the lane (a starvation guard) is this part of the cluster, for the jobs that have waited longest.
-        lane_after_s: least wait of a job in the lane.
-        lane_expected_s: upper bound of the score of a job in the lane: the score of a job of one GPU that is expected
+        guarded_share: part of the cluster for the jobs that have waited longest (a starvation guard).
+        guarded_after_s: least wait of a guarded job.
+        guarded_expected_s: upper bound of the score of a guarded job: the score of a job of one GPU that is expected
             to take this long, of a tenant that has used its share.
-        lane_stay: multiplier on a running job's wait in the lane; stops two jobs from preempting each other in turn.
-        most_wait_s: a job of the lane that has waited longer goes before all classes; guarantees still go first.
+        guarded_stay: multiplier on the wait of a guarded job that runs; stops two from preempting each other in turn.
+        most_wait_s: a guarded job that has waited longer goes before all classes; guarantees still go first.
         margin: a job is interrupted only if its score, less the cost of the interruption, is above this many times the
             score of the waiting job.
         cost_margin: how many times the cost of an interruption is subtracted.
@@ -60,10 +60,10 @@ class Policy:
     share_exponent: float = 0.5
     share_bound: float = 8.0
     share_half_life_s: float = 86_400.0
-    lane_share: float = 0.0
-    lane_after_s: float = 6 * 3600.0
-    lane_expected_s: float = 3.5 * 3600.0
-    lane_stay: float = 1.1
+    guarded_share: float = 0.0
+    guarded_after_s: float = 6 * 3600.0
+    guarded_expected_s: float = 3.5 * 3600.0
+    guarded_stay: float = 1.1
     most_wait_s: float = 7 * 86_400.0
     margin: float = 2.5
     cost_margin: float = 1.0
@@ -76,7 +76,7 @@ class Policy:
     grow_worth: float = 2.0
 
 
-DEFAULT = Policy("default", Order.EXPECTED, preemption=True, lane_share=0.35)
+DEFAULT = Policy("default", Order.EXPECTED, preemption=True, guarded_share=0.35)
 
 POLICIES: Mapping[str, Policy] = {
     policy.name: policy
@@ -107,6 +107,6 @@ def policy_named(name: str) -> Policy:
     """
     if name in POLICIES:
         return POLICIES[name]
-    near = difflib.get_close_matches(name.lower(), POLICIES, n=1, cutoff=0.4)
-    guess = f"did you mean {near[0]!r}? " if near else ""
+    near = nearest(name, POLICIES, cutoff=0.4)
+    guess = "" if near is None else f"did you mean {near!r}? "
     raise InputError(f"there is no policy {name!r}: {guess}the policies are {', '.join(POLICIES)}")

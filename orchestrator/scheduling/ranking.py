@@ -14,7 +14,7 @@ from orchestrator.scheduling.quota import NOT_ENTITLED, Limits, entitlements
 from orchestrator.scheduling.snapshot import Snapshot
 
 _LEAST_S = 60.0  # lower bound of an expected time
-_STEP = 1e-6  # relative difference of scores that keeps the jobs of the lane in order
+_STEP = 1e-6  # relative difference of scores that keeps guarded jobs in order
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Ranking:
         score: within the priority class, the lower goes first; in seconds for Order.EXPECTED.
         priority_class: higher classes go first.
         entitlement: the kind of nodes of its tenant's guarantee (see `quota`); None: no tenant has a guarantee.
-        lane: whether the job is in the lane, among those that have waited longest; None: the lane is empty.
+        guarded: whether the job is among those that have waited longest (a starvation guard); None: there are none.
         waited_s: total time that the job has waited for its gang.
         weight: weight of the gang's size; the score of Order.EXPECTED is time divided by it.
     """
@@ -33,7 +33,7 @@ class Ranking:
     score: Floats
     priority_class: NDArray[np.int32]
     entitlement: NDArray[np.int32] | None
-    lane: NDArray[np.bool_] | None
+    guarded: NDArray[np.bool_] | None
     waited_s: Floats
     weight: Floats
 
@@ -60,15 +60,15 @@ def ranking(snapshot: Snapshot, policy: Policy) -> Ranking:
     waited = jobs.waited_s + (snapshot.now_s - jobs.waiting_since_s) * snapshot.waiting
     weight = jobs.powered_sizes(policy.size_exponent)
     score = _SCORES[policy.order](snapshot, policy, weight)
-    priority_class, lane = jobs.priority, None
-    if policy.lane_share > 0:
+    priority_class, guarded = jobs.priority, None
+    if policy.guarded_share > 0:
         rows = _longest_waiting(snapshot, policy, waited)
         if len(rows):
-            score[rows] = np.minimum(score[rows], policy.lane_expected_s) * (1 + _STEP * np.arange(len(rows)))
-            lane = np.zeros(jobs.rows, bool)
-            lane[rows] = True
+            score[rows] = np.minimum(score[rows], policy.guarded_expected_s) * (1 + _STEP * np.arange(len(rows)))
+            guarded = np.zeros(jobs.rows, bool)
+            guarded[rows] = True
             priority_class = _raised(jobs.priority, rows[waited[rows] > policy.most_wait_s])
-    return Ranking(score, priority_class, entitlements(snapshot, score, priority_class), lane, waited, weight)
+    return Ranking(score, priority_class, entitlements(snapshot, score, priority_class), guarded, waited, weight)
 
 
 def shares(snapshot: Snapshot, policy: Policy) -> Floats:
@@ -102,7 +102,7 @@ def _by_share(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
 
 
 def _by_expected(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
-    """Shortest remaining time first, as runs measure it; docs/decisions/0015 explains the weights and the lane."""
+    """Shortest remaining time first, as runs measure it; docs/decisions/0015 explains the weights and the guard."""
     jobs = snapshot.jobs
     told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, policy.untold_s), jobs.remaining_s)
     weighted: Floats = np.maximum(told, _LEAST_S) * shares(snapshot, policy)[jobs.tenant]
@@ -118,21 +118,21 @@ _SCORES = {
 
 
 def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Rows:
-    """Return the jobs of the lane, longest wait first. The first is included however large it is.
+    """Return the guarded jobs, longest wait first. The first is included however large it is.
 
     A job that waits for its tenant's limit is left out: it cannot start and would only keep others out.
     """
     jobs = snapshot.jobs
     running = snapshot.running
-    rows = ((waited_s > policy.lane_after_s) & (running | snapshot.waiting)).nonzero()[0]
+    rows = ((waited_s > policy.guarded_after_s) & (running | snapshot.waiting)).nonzero()[0]
     if len(rows) and (limits := Limits(snapshot)):
         rows = rows[running[rows] | ~limits.stopped(jobs, rows)]
     if not len(rows):
         return rows
-    counted = waited_s[rows] * np.where(running[rows], policy.lane_stay, 1.0)
+    counted = waited_s[rows] * np.where(running[rows], policy.guarded_stay, 1.0)
     by_wait = rows[np.lexsort((jobs.submitted_s[rows], -counted))]
     sizes = jobs.size[by_wait]
-    first: Rows = by_wait[sizes.cumsum() - sizes < policy.lane_share * snapshot.cluster.total]
+    first: Rows = by_wait[sizes.cumsum() - sizes < policy.guarded_share * snapshot.cluster.total]
     return first
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from cluster.errors import FleetuneError
 from cluster.ray.autoscaler import Autoscaler
-from cluster.ray.bundles import in_words
+from cluster.ray.bundles import format_bundles
 from orchestrator.controller.autoscaler_demand import Demand
 
 _SHOWN = 3
@@ -25,7 +25,7 @@ class DemandUpdates:
         self._announced: tuple[tuple[str, ...], bool] = ((), False)
         self._session = self._trouble = self._failure = ""  # the last two: as last reported
         self._wait_s, self._not_before_s = _FIRST_WAIT_S, 0.0
-        self._telling: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
 
     def __call__(self) -> None:
         """Tell Ray if the demand has changed. Raises BackendUnreachable."""
@@ -34,14 +34,14 @@ class DemandUpdates:
             self._trouble = trouble
             if trouble:
                 self._say(f"the nodes that Ray's autoscaler may add cannot be read now; the last ones count: {trouble}")
-        if self._telling is not None and self._telling.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             return
         if time.monotonic() < self._not_before_s or not (grows or self._session):
             return
         demand = self._demand()  # empty if the cluster does not grow any more
         if self._told is None or demand.bundles != self._told.bundles or self._autoscaler.session() != self._session:
-            self._telling = threading.Thread(target=self._tell, args=(demand,), name="autoscaler", daemon=True)
-            self._telling.start()
+            self._thread = threading.Thread(target=self._tell, args=(demand,), name="autoscaler", daemon=True)
+            self._thread.start()
         else:
             self._announce(demand)
 
@@ -67,6 +67,8 @@ class DemandUpdates:
         if demand.waiting:
             more = len(demand.waiting) - _SHOWN
             names = ", ".join(demand.waiting[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-            self._say(f"{names}: Ray's autoscaler is asked for room, {in_words(demand.bundles)} in all")
+            self._say(f"{names}: Ray's autoscaler is asked for room, {format_bundles(demand.bundles)} in all")
         else:
-            self._say(f"nobody waits for room: Ray's autoscaler is asked for {in_words(demand.bundles)} from now on")
+            self._say(
+                f"nobody waits for room: Ray's autoscaler is asked for {format_bundles(demand.bundles)} from now on"
+            )

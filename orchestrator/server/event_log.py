@@ -10,21 +10,21 @@ from orchestrator.http.metrics import Meters
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import Store
-from orchestrator.queue.wording import telling
+from orchestrator.queue.wording import detail_of
 
 _PAGE, _MOST_PAGES = 1000, 20
 _MOST_LINES = 10  # most lines of one kind at a time; more are summed up in one line
 _TOLD = frozenset({State.RUNNING, *ENDED, FAULTY})
 
 
-class News:
-    """New events of a store, from the creation of this object on. Not thread-safe."""
+class EventLog:
+    """Prints and counts events of a store, from the creation of this object on. Not thread-safe."""
 
     def __init__(self, store: Store, meters: Meters, say: Callable[[str], None]) -> None:
         self._store, self._meters, self._say = store, meters, say
         self._seen = store.last_event()
 
-    def tell(self) -> None:
+    def write_new(self) -> None:
         """Print and count new events. Raises StoreBroken."""
         for _ in range(_MOST_PAGES):
             events = self._store.events(after=self._seen, limit=_PAGE)
@@ -55,5 +55,5 @@ def lines_of(events: Sequence[QueueEvent]) -> list[str]:
 def _line(event: QueueEvent) -> str:
     if event.job_id is None:
         return event.message
-    message = telling(event.kind, event.message)
+    message = detail_of(event.kind, event.message)
     return f"{event.job_id}: {event.kind}{f' ({message})' if message else ''}"

@@ -14,7 +14,7 @@ _IDLE_S = 10.0
 _UNFINISHED = Filter(states=tuple(state for state in State if state not in ENDED))
 
 
-class Embedding:
+class IdleShutdown:
     """Ends the server after a time without living clients and unfinished jobs. Called after each pass."""
 
     def __init__(self, store: Store, home: Path, end: Callable[[], None], idle_s: float = _IDLE_S) -> None:

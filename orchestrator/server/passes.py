@@ -11,11 +11,11 @@ from typing import Protocol
 
 from cluster.errors import BackendUnreachable, Fenced
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.keeping import Keeper
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
+from orchestrator.controller.leadership_renewal import LeadershipRenewal
 from orchestrator.http.metrics import Meters
 from orchestrator.queue.errors import NotLeader, StoreBroken
-from orchestrator.server.event_log import News
+from orchestrator.server.event_log import EventLog
 
 NEWEST = "newest_s"  # fact in the store: the newest time, for the clock of a restarted server
 _EVERY_S = 1.0
@@ -70,25 +70,25 @@ class ControlLoop:
     def __init__(
         self,
         controller: Controller,
-        leading: Leading,
-        news: News,
+        election: LeaderElection,
+        event_log: EventLog,
         meters: Meters,
         say: Callable[[str], None],
         after: Sequence[Follow],
         begins: Follow,
     ) -> None:
         """`after`: actions of the leader after each pass. `begins`: called each time this server becomes the leader."""
-        self._controller, self._leading, self._news = controller, leading, news
+        self._controller, self._election, self._event_log = controller, election, event_log
         self._meters, self._say, self._after, self._begins = meters, say, after, begins
         self._stop, self._wake = threading.Event(), threading.Event()
-        self._keeper = Keeper(leading)
+        self._renewal = LeadershipRenewal(election)
         self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
         self._led = self._fenced = False
         self._failures = 0  # failed passes in a row
         self._rest_until_s = 0.0
 
     def start(self) -> None:
-        self._keeper.start()
+        self._renewal.start()
         self._thread.start()
 
     def end(self) -> bool:
@@ -96,7 +96,7 @@ class ControlLoop:
         self._stop.set()
         self._wake.set()
         self._thread.join(_ENDS_WITHIN_S)
-        self._keeper.end()
+        self._renewal.end()
         return not self._thread.is_alive()
 
     def wake(self) -> None:
@@ -105,7 +105,7 @@ class ControlLoop:
     def leads(self) -> bool:
         """Whether this server leads now. False as soon as its term has run out."""
         try:
-            return self._leading.epoch > 0 and not self._fenced
+            return self._election.epoch > 0 and not self._fenced
         except NotLeader:
             return False
 
@@ -120,7 +120,7 @@ class ControlLoop:
         began_s = time.monotonic()
         failed = True
         try:
-            with self._keeper.working():
+            with self._renewal.working():
                 leads = self._step()
             failed = False
             return leads
@@ -146,7 +146,7 @@ class ControlLoop:
         self._fenced = False
         self._note(leads)
         with contextlib.suppress(StoreBroken):  # the next pass reports it
-            self._news.tell()
+            self._event_log.write_new()
         failed: Exception | None = None
         for follow in self._after if leads else ():
             try:
@@ -176,7 +176,7 @@ class ControlLoop:
         run_passes(self, self._stop, self._wake, self._say)
 
 
-class Minute:
+class Throttled:
     """Calls a function at most once in an interval, a minute by default."""
 
     def __init__(self, act: Follow, every_s: float = _NOTE_EVERY_S) -> None:

@@ -23,10 +23,10 @@ from cluster.ray.session_record import SessionRecord
 from cluster.settings import extra_protocols, fleetune_home, retention_days, server_secrets
 from cluster.tls import check_own
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
 from orchestrator.http.app import make_app
 from orchestrator.http.auth import Tokens, is_loopback
-from orchestrator.http.metrics import Cluster, Meters
+from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.http.scrub import Scrubber
 from orchestrator.local_server import Record, locked, make_home, write_record
@@ -43,10 +43,10 @@ from orchestrator.server.address import listen, url_here, urls_for_drivers
 from orchestrator.server.autoscaler_updates import DemandUpdates
 from orchestrator.server.backends import Place, machines
 from orchestrator.server.console import Output
-from orchestrator.server.event_log import News
-from orchestrator.server.idle_shutdown import Embedding
-from orchestrator.server.passes import NEWEST, ControlLoop, Minute
-from orchestrator.server.session_record import Announcing
+from orchestrator.server.event_log import EventLog
+from orchestrator.server.idle_shutdown import IdleShutdown
+from orchestrator.server.passes import NEWEST, ControlLoop, Throttled
+from orchestrator.server.session_record import SessionRecordUpdates
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
 from orchestrator.service.context.context import MOST_RAY_SUBMITTED, ServiceContext
@@ -199,7 +199,7 @@ class _Server:
         self._sock, self._home, self._output = sock, home, output
         self._meters = Meters()
         self._tokens = Tokens(context.store, not is_loopback(options.host), context.clock.now_s)
-        self._leading = Leading(context.store, context.clock, socket.gethostname(), context.url)
+        self._election = LeaderElection(context.store, context.clock, socket.gethostname(), context.url)
         self._loop = self._make_loop()
         self._http = self._make_http()
 
@@ -219,7 +219,7 @@ class _Server:
             with contextlib.suppress(StoreBroken):
                 if self._loop.leads():
                     self._note(taking_over.stops)
-                self._leading.resign()
+                self._election.resign()
             self._output.say("stopped; jobs go on")
 
     @property
@@ -235,16 +235,16 @@ class _Server:
             context.store,
             context.backend,
             context.clock,
-            self._leading,
+            self._election,
             launch_of(context),
             context.policy,
             timing=self._timing(),
             takes_over=self._options.take_over,
         )
-        news = News(context.store, self._meters, say)
+        event_log = EventLog(context.store, self._meters, say)
         begins = partial(self._note, taking_over.begins_to_lead)
         return ControlLoop(
-            controller, self._leading, news, self._meters, say, self._after_each_pass(controller), begins
+            controller, self._election, event_log, self._meters, say, self._after_each_pass(controller), begins
         )
 
     def _note(self, what: Callable[[Store, float, str], None]) -> None:
@@ -259,28 +259,29 @@ class _Server:
         context, store = self._context, self._context.store
         after: list[Callable[[], object]] = [
             partial(followups.follow_up, context),
-            Minute(lambda: store.put_facts({NEWEST: repr(context.clock.now_s())})),
-            Minute(context.machines.last_known),  # so that nodes that disappear are remembered
+            Throttled(lambda: store.put_facts({NEWEST: repr(context.clock.now_s())})),
+            Throttled(context.machines.last_known),  # so that nodes that disappear are remembered
         ]
         # Even without --embedded: a script may use a server that was already running.
-        after.append(Retention(context, lambda: self._leading.epoch))
+        after.append(Retention(context, lambda: self._election.epoch))
         after.append(partial(clients.cancel_what_the_gone_left, context, self._home))
-        after.append(Minute(partial(clients.forget_the_gone, context, self._home)))
+        after.append(Throttled(partial(clients.forget_the_gone, context, self._home)))
         if self._place.session is not None:
             record = SessionRecord(context.url, context.queue)
-            after.append(Minute(Announcing(self._place.session, record, self._output.say), _RAY_SUBMITTED_EVERY_S))
-        after.append(Minute(partial(clients.cancel_jobs_of_ended_ray_programs, context), _RAY_SUBMITTED_EVERY_S))
+            record_updates = SessionRecordUpdates(self._place.session, record, self._output.say)
+            after.append(Throttled(record_updates, _RAY_SUBMITTED_EVERY_S))
+        after.append(Throttled(partial(clients.cancel_jobs_of_ended_ray_programs, context), _RAY_SUBMITTED_EVERY_S))
         if self._place.autoscaler is not None:
-            updates = DemandUpdates(self._place.autoscaler, controller.demand, self._output.say)
-            after.append(Minute(updates, _DEMAND_EVERY_S))
+            demand_updates = DemandUpdates(self._place.autoscaler, controller.demand, self._output.say)
+            after.append(Throttled(demand_updates, _DEMAND_EVERY_S))
         if self._options.embedded:
-            after.append(Embedding(store, self._home, self._end))
+            after.append(IdleShutdown(store, self._home, self._end))
         return after
 
     def _make_http(self) -> uvicorn.Server:
         context, meters, output = self._context, self._meters, self._output
         meters.heartbeat_faults.set_function(lambda: context.heartbeats.faults)
-        meters.registry.register(Cluster(context.store, context.machines.inventory, context.clock.now_s))
+        meters.registry.register(ClusterCollector(context.store, context.machines.inventory, context.clock.now_s))
         meters.set_aside.set_function(lambda: len(context.store.unreadable()) + len(self._controller.set_aside()))
         serving = Serving(
             context=context,

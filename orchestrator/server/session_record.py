@@ -16,7 +16,7 @@ _AT_ONCE = "programs of `ray job submit` find no queue, and start at once"
 _ANSWERS_S = 2.0
 
 
-class Announcing:
+class SessionRecordUpdates:
     """Keeps the record up to date. Called every few seconds: a restarted head has a new session without the record."""
 
     def __init__(self, session: Callable[[], str], record: SessionRecord, say: Callable[[str], None]) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cluster.capacity.inventory import Node
-from cluster.text import at_words, did_you_mean
+from cluster.text import did_you_mean, format_time
 from orchestrator.api import NodeOrderSent, Nodes, NodeView
-from orchestrator.controller.autoscaler_demand import growth_words
+from orchestrator.controller.autoscaler_demand import format_growth
 from orchestrator.queue.errors import QueueError, UnknownNode
 from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Lease, NodeOrder, NodeRule, QueueEvent
@@ -36,7 +36,7 @@ def nodes(context: ServiceContext, caller: Caller = ANYBODY) -> Nodes:
     names = [*there, *(name for name in rules if name not in there)]
     return Nodes(
         nodes=tuple(_view(name, there.get(name), rules.get(name), held, labels.get(name, name)) for name in names),
-        growth=growth_words(inventory),
+        growth=format_growth(inventory),
     )
 
 
@@ -55,7 +55,7 @@ def order(context: ServiceContext, node_id: str, sent: NodeOrderSent, caller: Ca
     if label != node_id:  # the new rule is by name, and replaces an older one by this machine's id
         context.store.put_node_rule(NodeRule(node_id, NodeOrder.USE, caller.name, sent.reason, now_s))
     context.store.put_node_rule(NodeRule(label, what, caller.name, sent.reason, now_s, deadline_s))
-    last = "" if deadline_s is None else f", from {at_words(deadline_s)} on also what may not be interrupted"
+    last = "" if deadline_s is None else f", from {format_time(deadline_s)} on also what may not be interrupted"
     said = f"{label} {_DONE[what]}{last}, by order of {caller.name}"
     said += f" ({sent.reason})" if sent.reason else ""
     data = {"node": node_id, "by": caller.name, "deadline_s": deadline_s}

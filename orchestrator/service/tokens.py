@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from typing import Final
 
-from cluster.text import at_words, did_you_mean
+from cluster.text import did_you_mean, format_time
 from orchestrator import api
 from orchestrator.queue.errors import NameTaken, QueueError, UnknownTenant
 from orchestrator.queue.records import QueueEvent, Role, Token
@@ -51,7 +51,7 @@ def add(
     expires_s = None if lifetime_s is None else now_s + lifetime_s
     store.add_token(Token(name, digest_of(token), role, tenant, now_s, expires_s=expires_s))
     whose = f" of tenant {tenant}" if tenant is not None else ""
-    until = "" if expires_s is None else f", until {at_words(expires_s)}"
+    until = "" if expires_s is None else f", until {format_time(expires_s)}"
     _tell(store, now_s, f"{by} makes the token {name} ({role}{whose}{until})", name, by)
     return token
 

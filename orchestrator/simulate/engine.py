@@ -18,7 +18,7 @@ from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring
 from orchestrator.scheduling.job_table import WAITING
 from orchestrator.scheduling.plan.decisions import Cause
 from orchestrator.scheduling.policy import Order, Policy, policy_named
-from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
+from orchestrator.simulate.values import Ended, Setup, Simulated, SimulatedAttempt, TraceJob
 
 _JITTER_S = 10.0
 _REPORT_EVERY = 500  # passes between reports of progress
@@ -72,7 +72,7 @@ class _Run:
             random.Random(3 * setup.jitter + number) for number in range(3)
         )
         self._job_of: dict[int, int] = {}  # row of the simulation -> row of the trace
-        self._stretches: list[Stretch] = []
+        self._attempts: list[SimulatedAttempt] = []
         self._finished = 0
         self._failed = Counter[int]()
         self._failures: list[tuple[float, int, bool]] = []  # heap of (time, node, whether it is a repair)
@@ -101,9 +101,7 @@ class _Run:
                         self._on_wait(simulation, row, self._job_of[row])
             if self._progress is not None and simulation.passes % _REPORT_EVERY == 0:
                 self._progress(self._finished / len(self._jobs))
-        return Simulated(
-            self._jobs, tuple(self._stretches), self._setup, time.perf_counter() - began, simulation.passes
-        )
+        return Simulated(self._jobs, tuple(self._attempts), self._setup, time.perf_counter() - began, simulation.passes)
 
     def _arrivals(self) -> list[tuple[float, int]]:
         most_s = _JITTER_S if self._setup.jitter else 0.0
@@ -131,7 +129,9 @@ class _Run:
         job = self._job_of[attempt.row]
         if ended is Ended.NODE_FAILED:
             self._count_failure(job)
-        self._stretches.append(Stretch(job, attempt.start_s, attempt.end_s, attempt.placement, ended, attempt.lost_s))
+        self._attempts.append(
+            SimulatedAttempt(job, attempt.start_s, attempt.end_s, attempt.placement, ended, attempt.lost_s)
+        )
 
     def _count_failure(self, job: int) -> None:
         """Count an interruption by a failing node. Raises InputError if the job may never end."""

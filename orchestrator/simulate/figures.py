@@ -124,7 +124,7 @@ def over_time(simulated: Simulated, spans: int) -> OverTime:
     edges = np.linspace(0.0, arrays.end.max() - zero, spans + 1)
     order = np.lexsort((arrays.start, arrays.job))
     job, start, end = arrays.job[order], arrays.start[order] - zero, arrays.end[order] - zero
-    since = np.empty_like(end)  # begin of the wait before each stretch
+    since = np.empty_like(end)  # begin of the wait before each attempt
     since[1:] = end[:-1]
     first = np.r_[True, job[1:] != job[:-1]]
     since[first] = arrays.submit[job[first]] - zero
@@ -138,10 +138,10 @@ def over_time(simulated: Simulated, spans: int) -> OverTime:
 
 
 class _Arrays:
-    """The columns of a simulation: jobs by row of the trace, and stretches."""
+    """The columns of a simulation: jobs by row of the trace, and attempts."""
 
     def __init__(self, simulated: Simulated) -> None:
-        jobs, stretches = simulated.jobs, simulated.stretches
+        jobs, attempts = simulated.jobs, simulated.attempts
         self.submit: Floats = np.array([job.submit_s for job in jobs], dtype=float)
         self.duration: Floats = np.array([job.duration_s for job in jobs], dtype=float)
         self.gpus: Ints = np.array([job.num_gpus for job in jobs], dtype=np.int64)
@@ -149,13 +149,13 @@ class _Arrays:
         self.tenants = list(numbers)
         self.tenant: Ints = np.array([numbers[job.tenant] for job in jobs], dtype=np.int64)
 
-        self.job: Ints = np.array([one.job for one in stretches], dtype=np.int64)
-        self.start: Floats = np.array([one.start_s for one in stretches], dtype=float)
-        self.end: Floats = np.array([one.end_s for one in stretches], dtype=float)
-        self.lost: Floats = np.array([one.lost_s for one in stretches], dtype=float)
+        self.job: Ints = np.array([one.job for one in attempts], dtype=np.int64)
+        self.start: Floats = np.array([one.start_s for one in attempts], dtype=float)
+        self.end: Floats = np.array([one.end_s for one in attempts], dtype=float)
+        self.lost: Floats = np.array([one.lost_s for one in attempts], dtype=float)
         preempted = (Ended.PREEMPTED, Ended.MOVED)
-        self.preempted = np.array([one.ended in preempted for one in stretches], dtype=bool)
-        self.held: Ints = self.gpus[self.job]  # GPUs held in each stretch
+        self.preempted = np.array([one.ended in preempted for one in attempts], dtype=bool)
+        self.held: Ints = self.gpus[self.job]  # GPUs held in each attempt
 
         completion = np.full(len(jobs), -np.inf)
         np.maximum.at(completion, self.job, self.end)

@@ -36,7 +36,7 @@ def circumstances(simulated: Simulated) -> list[tuple[str, str]]:
     setup, tenants = simulated.setup, len({job.tenant for job in simulated.jobs})
     pairs = [
         ("trace", f"{many(len(simulated.jobs), 'job')} of {many(tenants, 'tenant')}"),
-        ("cluster", cluster_words(setup)),
+        ("cluster", format_cluster(setup)),
         ("policy", setup.policy),
         ("cost of an interruption", f"{setup.preemption_cost_s:g} s"),
     ]
@@ -48,7 +48,7 @@ def circumstances(simulated: Simulated) -> list[tuple[str, str]]:
     return pairs
 
 
-def cluster_words(setup: Setup) -> str:
+def format_cluster(setup: Setup) -> str:
     """Format the cluster, as in `64 nodes x 8 GPUs`."""
     return f"{many(setup.nodes, 'node')} x {many(setup.gpus_per_node, 'GPU')}"
 

@@ -11,7 +11,7 @@ from orchestrator.pages import svg
 from orchestrator.pages import svg_areas as svgarea
 from orchestrator.pages.tables import shortened
 from orchestrator.simulate.figures import Floats, OverTime, figures, over_time, tenant_figures
-from orchestrator.simulate.page import circumstances, cluster_words, figure_rows, three_digits, times
+from orchestrator.simulate.page import circumstances, figure_rows, format_cluster, three_digits, times
 from orchestrator.simulate.values import Simulated
 
 _SPANS = 168  # spans of a plot: an hour each in a week
@@ -35,7 +35,7 @@ _TENANT_HEAD = ("tenant", "jobs", "GPU-hours", "mean wait", "longest wait", "mea
 def report(simulations: Sequence[tuple[str, Simulated]]) -> str:
     """Make the page, for named simulations of one trace. It is also well-formed XML."""
     first = simulations[0][1]
-    clusters = " and ".join(cluster_words(simulated.setup) for _, simulated in simulations)
+    clusters = " and ".join(format_cluster(simulated.setup) for _, simulated in simulations)
     title = f"Simulation: {clusters}, policy {first.setup.policy}"
     colours = {one.tenant: at for at, one in enumerate(tenant_figures(first)[:_NAMED])}
     body = [
@@ -49,7 +49,7 @@ def report(simulations: Sequence[tuple[str, Simulated]]) -> str:
 
 def _facts(simulations: Sequence[tuple[str, Simulated]]) -> list[tuple[str, str]]:
     """Return facts that the simulations have in common, and the cluster of each."""
-    clusters = [("cluster", cluster_words(simulated.setup)) for _, simulated in simulations]
+    clusters = [("cluster", format_cluster(simulated.setup)) for _, simulated in simulations]
     return [pair for one in circumstances(simulations[0][1]) for pair in (clusters if one[0] == "cluster" else [one])]
 
 

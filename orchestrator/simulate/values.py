@@ -18,7 +18,7 @@ class TraceJob:
 
 
 class Ended(StrEnum):
-    """Why a stretch ended."""
+    """Why an attempt ended."""
 
     FINISHED = "finished"
     PREEMPTED = "preempted"
@@ -27,8 +27,8 @@ class Ended(StrEnum):
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """One uninterrupted run of a job.
+class SimulatedAttempt:
+    """One attempt of a job: from a start to an interruption, or to the end.
 
     `lost_s` is the work that the interruption at its end added: the cost of an interruption and, if a node failed, also
     the work since the newest checkpoint. It is 0 if the job finished.
@@ -60,10 +60,10 @@ class Setup:
 
 @dataclass(frozen=True)
 class Simulated:
-    """A finished simulation. All figures follow from `jobs` and `stretches`."""
+    """A finished simulation. All figures follow from `jobs` and `attempts`."""
 
     jobs: tuple[TraceJob, ...]
-    stretches: tuple[Stretch, ...]  # in the order of their ends
+    attempts: tuple[SimulatedAttempt, ...]  # in the order of their ends
     setup: Setup
     wall_s: float  # duration of the simulation itself
     passes: int  # number of passes of the scheduler

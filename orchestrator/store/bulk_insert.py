@@ -19,7 +19,7 @@ def add(connection: Connection, table: Table, rows: Sequence[Values]) -> None:
     if len(rows) < _FEW or not connection.dialect.positional:
         connection.execute(_insert(table), rows)
         return
-    connection.exec_driver_sql(_words(table, connection.dialect), [tuple(row.values()) for row in rows])
+    connection.exec_driver_sql(_sql(table, connection.dialect), [tuple(row.values()) for row in rows])
 
 
 @functools.cache
@@ -28,5 +28,5 @@ def _insert(table: Table) -> Insert:
 
 
 @functools.lru_cache(maxsize=64)
-def _words(table: Table, dialect: Dialect) -> str:
+def _sql(table: Table, dialect: Dialect) -> str:
     return str(insert(table).compile(dialect=dialect))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.client.discovery import local_server
-from orchestrator.client.embedded_server import Presence
+from orchestrator.client.embedded_server import ClientLock
 from tests.support import tiny
 from tests.support.gangs import FORKED, ROOT
 from tests.support.processes import process_lives, wait_for
@@ -66,7 +66,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.slow
 def test_the_script_of_the_page_runs_as_it_stands_and_its_models_are_scored_by_a_command(folder: Path) -> None:
     """The only test of the SDK with real trainings, and of a command that comes after one of them."""
-    presence = Presence(folder / "home")  # the server is not to end between the script and what follows
+    client_lock = ClientLock(folder / "home")  # the server is not to end between the script and what follows
     done = python(folder, "-c", script_of_the_page())
     assert done.returncode == 0, done.stderr
     lines = dict(line.split() for line in done.stdout.splitlines())
@@ -81,6 +81,6 @@ def test_the_script_of_the_page_runs_as_it_stands_and_its_models_are_scored_by_a
         assert scored.returncode == 0, scored.stderr
         assert len(re.findall(r"\d+ of 30 are right", scored.stdout)) == 2
     finally:
-        presence.end()
+        client_lock.end()
         os.kill(found.pid, signal.SIGTERM)
         wait_for(lambda: not process_lives(found.pid), "the server ends")

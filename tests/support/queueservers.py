@@ -22,7 +22,7 @@ from cluster.local.backend import LocalBackend
 from cluster.ray.backend import RayJobsBackend
 from cluster.testing import FakeBackend, ServedCluster
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.records import Job
 from orchestrator.queue.store import Store
@@ -67,7 +67,7 @@ def run(store_path: str, where: str, name: str) -> None:
         store,
         machines(where),
         clock,
-        Leading(store, clock, name, f"http://{name}", TERM_S),
+        LeaderElection(store, clock, name, f"http://{name}", TERM_S),
         functools.partial(launch, store),
         timing=Timing(grace_s=0.5, slow_s=1.0, doubt_s=1.0),
     )

@@ -11,7 +11,7 @@ from cluster.capacity.inventory import Growth, Inventory, Node
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, most_gpus
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.drivers import LaunchOf
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.records import Job, Measured, NewJob
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
@@ -67,10 +67,10 @@ class QueueWorld:
         """A server of its own, on the same store and machines, or on what stands before them."""
         store = store or self.store
         clock = clock or self.clock
-        leading = Leading(store, clock, name, f"http://{name}", TERM_S)
+        election = LeaderElection(store, clock, name, f"http://{name}", TERM_S)
         timing = Timing(grace_s=30.0, slow_s=60.0, absent_s=2.0, doubt_s=20.0, register_s=300.0, silent_s=silent_s)
         machines = backend or self.backend
-        return Controller(store, machines, clock, leading, launch, timing=timing, takes_over=takes_over)
+        return Controller(store, machines, clock, election, launch, timing=timing, takes_over=takes_over)
 
     def submit(self, *jobs: NewJob) -> list[str]:
         return [job.job_id for job in self.store.submit(jobs, self.clock())]

@@ -19,7 +19,7 @@ from tests.support.slow_scheduler import machines_of, place
 
 PATIENT = replace(DEFAULT, name="without preemption", preemption=False)
 PLAIN = [POLICIES["fifo"], POLICIES["easy"], POLICIES["fair"], PATIENT]
-QUICK = replace(DEFAULT, name="quick", margin=1.2, lane_after_s=60.0)
+QUICK = replace(DEFAULT, name="quick", margin=1.2, guarded_after_s=60.0)
 PREEMPTING = [DEFAULT, POLICIES["las"], QUICK]
 
 few = settings(derandomize=True, deadline=None, max_examples=60, database=None)

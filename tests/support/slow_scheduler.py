@@ -44,10 +44,10 @@ class Standings:
         self.waited = {row: self._waited(row) for row in self.rows}
         self.index = {row: self._index(row) for row in self.rows}
         self.level = {row: int(self.jobs.priority[row]) for row in self.rows}
-        self.lane = self._lane() if policy.lane_share > 0 else []
+        self.guarded = self._guarded() if policy.guarded_share > 0 else []
         highest = max(self.level.values(), default=0)
-        for place, row in enumerate(self.lane):
-            self.index[row] = min(self.index[row], policy.lane_expected_s) * (1 + 1e-6 * place)
+        for place, row in enumerate(self.guarded):
+            self.index[row] = min(self.index[row], policy.guarded_expected_s) * (1 + 1e-6 * place)
             if self.waited[row] > policy.most_wait_s:
                 self.level[row] = highest + 1
         self.entitled = self._entitled()
@@ -89,23 +89,23 @@ class Standings:
         ratio = min(max(over[tenant] / (total / len(active)), 1 / bound), bound)
         return float(ratio**self.policy.share_exponent)
 
-    def _lane(self) -> list[int]:
-        """Those who have waited longest, as long as the lane is not full before them."""
+    def _guarded(self) -> list[int]:
+        """Those who have waited longest, as long as the guarded share is not full before them."""
 
         def counts(row: int) -> float:
-            return self.waited[row] * (self.policy.lane_stay if self.jobs.state[row] == RUNNING else 1.0)
+            return self.waited[row] * (self.policy.guarded_stay if self.jobs.state[row] == RUNNING else 1.0)
 
         where = {row: placement_in(self.snapshot, row) for row in self.running}
-        long = [row for row in self.rows if self.waited[row] > self.policy.lane_after_s]
+        long = [row for row in self.rows if self.waited[row] > self.policy.guarded_after_s]
         long = [row for row in long if row in where or not is_stopped_by_its_limit(self.snapshot, where, row)]
-        lane: list[int] = []
+        guarded: list[int] = []
         taken = 0.0
         for row in sorted(long, key=lambda row: (-counts(row), float(self.jobs.submitted_s[row]))):
-            if taken >= self.policy.lane_share * sum(self.snapshot.cluster.sizes.tolist()):
+            if taken >= self.policy.guarded_share * sum(self.snapshot.cluster.sizes.tolist()):
                 break
-            lane.append(row)
+            guarded.append(row)
             taken += float(self.jobs.size[row])
-        return lane
+        return guarded
 
     def _claim(self, row: int) -> tuple[float, float, int]:
         by = self.jobs.started_s[row] if row in self.running else self.index[row]

@@ -9,6 +9,7 @@ cut out of these. Texts of libraries, which nobody can change, are read in the p
 from __future__ import annotations
 
 import ast
+import re
 import textwrap
 from collections.abc import Iterator
 
@@ -35,6 +36,7 @@ _PROSE = {  # names of texts for people: of variables, and of attributes
 _ERRORS = {"err", "error", "exc", "exception", "failure", "problem", "refused", "reason", "wrong"}  # in `str(error)`
 _TEXTS = {*_PROSE, "text"}  # of attributes: a variable of that name is mostly a file's content
 _MAKERS = ("_words", "_text", "did_you_mean")  # ends of the names of functions that write sentences
+_FORMATS = re.compile(r"_?format_(?!of$)")  # what other names of such functions begin with; `format_of` is that of data
 _METHODS = {
     *("endswith", "find", "index", "partition", "removeprefix", "removesuffix", "rpartition", "rsplit", "split"),
     *("splitlines", "startswith"),
@@ -108,7 +110,7 @@ class _Function(ast.NodeVisitor):
             name = ast.unparse(node.func).rpartition(".")[2]
             if name == "str":
                 return any(ast.unparse(one).rpartition(".")[2] in _ERRORS | self._names for one in node.args)
-            return name.strip("_").endswith(_MAKERS) or self._is_cut(node)
+            return name.strip("_").endswith(_MAKERS) or bool(_FORMATS.match(name)) or self._is_cut(node)
         return False
 
     def visit_Call(self, node: ast.Call) -> None:
@@ -175,6 +177,7 @@ def test_no_code_reads_our_own_sentences() -> None:
         "named = str(error) if str(error).startswith('data.') else error",
         "advice = LIST if 'whole' in said else ''",
         'seen = looked.words.removeprefix("all ")',
+        'if format_status(run).startswith("lost"): pass',
         "hint = did_you_mean(a, b).removeprefix('; ')",
         "problems = [line for line in str(error).splitlines() if NUMBERED.fullmatch(line)]",
         'first = reason.strip()\nif first.endswith("gone"): pass',

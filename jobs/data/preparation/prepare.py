@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.text import duration, many
-from jobs.data.cutting import cut_words
+from jobs.data.cutting import format_cut
 from jobs.data.preparation.engines import Engine, is_little, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.prepare_source import HELD_OUT, ROWS, prepare_source
@@ -14,7 +14,9 @@ from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec
 
 
-def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to: int = 0) -> Prepared:
+def prepare(
+    spec: Spec, model_dir: str, *, engine: Engine, say: Say, warn: Say | None = None, plain_up_to: int = 0
+) -> Prepared:
     """Prepare the data of a spec, or find it prepared.
 
     Args:
@@ -23,6 +25,7 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
         plain_up_to: bytes of text that this process tokenises with either engine, if none of the job's data is prepared
             yet and no function of the user reads it.
         say: receives progress, one line at a time.
+        warn: receives warnings; None: `say` does.
 
     Raises:
         DataError: a file, column or label is wrong, too many rows are bad, or a split would be empty.
@@ -43,9 +46,12 @@ def prepare(spec: Spec, model_dir: str, *, engine: Engine, say: Say, plain_up_to
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers
-    cuts = [cut_words(where, source.manifest.cut, spec.data.seq_len) for where, source in sources.items()]
+    cuts = [format_cut(where, source.manifest.cut, spec.data.seq_len) for where, source in sources.items()]
     for words in filter(None, cuts):
-        say(f"warning: {words}")
+        if warn is None:
+            say(f"warning: {words}")
+        else:
+            warn(words)
     if found is not None and not new:
         say(f"data is prepared already: {root}")
         return found

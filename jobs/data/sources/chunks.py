@@ -20,7 +20,7 @@ from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, Sample, TextSample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
 from jobs.data.sources.tokenize import LossOn, Result, TokenRow, tokenise
-from jobs.data.sources.user_code import OwnCode
+from jobs.data.sources.user_code import UserCode
 from jobs.data.sources.user_format import own_samples
 from jobs.errors import DataError
 from jobs.model_files.tokenizer import TokenizerFiles
@@ -54,7 +54,7 @@ class Work:
     seq_len: int
     loss_on: LossOn
     tokenizer: TokenizerFiles
-    code: OwnCode | None = None  # set if a function of the user reads the records
+    code: UserCode | None = None  # set if a function of the user reads the records
 
 
 @dataclass(frozen=True)

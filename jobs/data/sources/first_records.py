@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.text import many
-from jobs.data.cutting import cut_of, cut_words
+from cluster.text import many, nearest
+from jobs.data.cutting import cut_of, format_cut
 from jobs.data.sources.bad_rows import BadRow
 from jobs.data.sources.formats import (
     PairSample,
@@ -46,10 +45,10 @@ class Looked:
     @property
     def words(self) -> str:
         """Describe the rows that were read: `all 43 rows`, `the first 1,000 rows` or `1,000 rows of 8 of 12 files`."""
-        return f"all {many(self.rows, 'row')}" if self.whole else self.rows_words
+        return f"all {many(self.rows, 'row')}" if self.whole else self.rows_text
 
     @property
-    def rows_words(self) -> str:
+    def rows_text(self) -> str:
         """Describe the rows that were read as `words` does, but without the word `all`."""
         rows = many(self.rows, "row")
         if self.whole:
@@ -106,7 +105,7 @@ def _of_nothing(readers: dict[str, RecordReader]) -> str:
     return " below its header" if tables and len(readers) == 1 else ""
 
 
-def bad_rows_words(looked: Looked, most: float) -> tuple[str | None, str | None]:
+def format_bad_rows(looked: Looked, most: float) -> tuple[str | None, str | None]:
     """Judge the bad rows of a source: return an error, or a warning, or (None, None) if there are none.
 
     A source that was read only in part is rejected only if its share of bad rows is clearly too high.
@@ -117,7 +116,7 @@ def bad_rows_words(looked: Looked, most: float) -> tuple[str | None, str | None]
     bad = len(looked.bad)
     if not bad:
         return None, None
-    what = f"{bad:,} of {looked.rows_words} cannot be used"
+    what = f"{bad:,} of {looked.rows_text} cannot be used"
     allowed = f"at most {most:g} of all rows may be set aside (data.max_bad_fraction)"
     if bad > most * looked.expected_rows * (1 if looked.whole else 2):
         advice = "Correct the data, data.format or data.columns. The first ones:\n"
@@ -144,7 +143,7 @@ def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where
         lengths = Counter(len(found.ids) for found in tokenizer.encode_batch(some))
     except Exception:  # tokenizers raises a bare Exception; preparing the data reports what is wrong with a tokenizer
         return None
-    words = cut_words(where, cut_of(lengths, seq_len), seq_len)
+    words = format_cut(where, cut_of(lengths, seq_len), seq_len)
     return words and f"{words} (counted on {len(some):,} samples)"
 
 
@@ -158,18 +157,13 @@ def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
     present = tuple(dict.fromkeys(itertools.chain.from_iterable(record.value for record in records)))
     for role, column in reading.required:
         if column not in present:
+            meant = f" Did you mean {near!r}?" if (near := nearest(column, present)) else ""
             raise DataError.at(
                 f"data.columns.{role}",
-                f"{file} has no column {column!r}; it has {column_names(present)}."
-                f"{_did_you_mean(column, present)} Set data.columns.{role} to the column with the {role}. If the "
-                "columns of files differ, make each file a separate source in data.train, with its columns.",
+                f"{file} has no column {column!r}; it has {column_names(present)}.{meant} "
+                f"Set data.columns.{role} to the column with the {role}. If the columns of files differ, make "
+                "each file a separate source in data.train, with its columns.",
             )
-
-
-def _did_you_mean(column: str, present: Iterable[str]) -> str:
-    lower = {name.lower().strip(): name for name in present}
-    close = difflib.get_close_matches(column.lower(), lower, n=1)
-    return f" Did you mean {lower[close[0]]!r}?" if close else ""
 
 
 def _check_rows(path: str, bad: Sequence[BadRow], rows: int) -> None:

@@ -23,7 +23,7 @@ _MOST_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
-class OwnCode:
+class UserCode:
     """A function package.module:function and its files; small, and can be pickled."""
 
     name: str
@@ -50,12 +50,12 @@ class Unusable(Exception):
         self.reason = Reason(text, kind)
 
 
-def read_code(name: str) -> OwnCode:
+def read_code(name: str) -> UserCode:
     """Read the code of package.module:function as it would be imported from the working directory. Nothing is run.
 
     If the module is not found, the code has no files, and workers report the error.
     """
-    code = OwnCode(name, os.getcwd(), ())
+    code = UserCode(name, os.getcwd(), ())
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
@@ -76,7 +76,7 @@ def read_code(name: str) -> OwnCode:
             files.append((os.path.relpath(path, root), file.read()))
     if sum(len(content) for _, content in files) > _MOST_BYTES:
         files = files[:0]
-    return OwnCode(name, root, tuple(files))
+    return UserCode(name, root, tuple(files))
 
 
 def _python_files(folder: str) -> Iterator[str]:
@@ -85,7 +85,7 @@ def _python_files(folder: str) -> Iterator[str]:
         yield from (os.path.join(root, name) for name in names if name.endswith(".py"))
 
 
-def function_of(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
+def function_of(code: UserCode) -> Callable[[dict[str, Any]], Any]:
     """Return the function, imported once per process. Raises Unusable."""
     key = (code.name, code.digest)
     if key not in _IMPORTED:
@@ -96,7 +96,7 @@ def function_of(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
 _IMPORTED: dict[tuple[str, str], Callable[[dict[str, Any]], Any]] = {}
 
 
-def _import(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
+def _import(code: UserCode) -> Callable[[dict[str, Any]], Any]:
     root = code.root if _lies_in(code, code.root) else _unpacked(code)
     module, _, function = code.name.partition(":")
     _forget_others(code, root)
@@ -119,7 +119,7 @@ def _import(code: OwnCode) -> Callable[[dict[str, Any]], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _lies_in(code: OwnCode, root: str) -> bool:
+def _lies_in(code: UserCode, root: str) -> bool:
     """Whether exactly these files are present, as on the driver's host and on shared storage."""
     for path, content in code.files:
         try:
@@ -131,7 +131,7 @@ def _lies_in(code: OwnCode, root: str) -> bool:
     return True
 
 
-def _unpacked(code: OwnCode) -> str:
+def _unpacked(code: UserCode) -> str:
     root = tempfile.mkdtemp(prefix="fleetune-code-")  # kept until the process ends, because imports may happen later
     for path, content in code.files:
         target = os.path.join(root, path)
@@ -141,7 +141,7 @@ def _unpacked(code: OwnCode) -> str:
     return root
 
 
-def _forget_others(code: OwnCode, root: str) -> None:
+def _forget_others(code: UserCode, root: str) -> None:
     """Unload modules of the same name that this process has imported from elsewhere or in another version."""
     loaded = getattr(sys.modules.get(code.top), "__file__", None)
     if not code.files or loaded is None:

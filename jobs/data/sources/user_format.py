@@ -14,13 +14,13 @@ from typing import Any
 from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading, Sample, sample_of
 from jobs.data.sources.records import Record
-from jobs.data.sources.user_code import OwnCode, Unusable, function_of
+from jobs.data.sources.user_code import Unusable, UserCode, function_of
 from jobs.spec.data import Columns
 
 _FRAMES = 4  # innermost frames of a traceback that are shown
 
 
-def own_samples(record: Record, reading: Reading, code: OwnCode) -> list[Sample | BadRow]:
+def own_samples(record: Record, reading: Reading, code: UserCode) -> list[Sample | BadRow]:
     """Return the samples that the user's function makes of one record.
 
     An exception becomes a BadRow; an unusable function or result becomes a fatal one.

@@ -10,6 +10,7 @@ from jobs.preflight.validate import validate
 from jobs.run.events import Announcer
 from jobs.run.find import find_run, storage_root
 from jobs.run.paths import JobPaths
+from jobs.run.progress import Progress
 from jobs.run.record import open_run, reopen_run
 from jobs.run.resume import check_resumable
 from jobs.spec.compare import CompareSpec
@@ -89,19 +90,32 @@ class Begun:
             announce("warning", warning)
 
 
-def begin_run(spec: Spec, resume: str | None = None, *, alone: bool = False, root: str | None = None) -> Begun:
+def begin_run(
+    spec: Spec,
+    resume: str | None = None,
+    *,
+    alone: bool = False,
+    root: str | None = None,
+    progress: Progress | None = None,
+) -> Begun:
     """Check everything that can be checked before a worker starts, and open the run's directory.
 
     Args:
         resume: root of the run to continue.
         alone: the caller knows that no driver has that run any more.
         root: root of a new run; None makes a new name.
+        progress: shows that the adapter of a new run is tried on its model, which takes seconds the first time. None:
+            the driver tries it later, and a mistake such as a wrong LoRA target is the outcome of a failed run.
 
     Raises:
         InputError: a mistake was found, and nothing was written.
     """
     if resume is not None:
         check_resumable(JobPaths(resume), spec, alone=alone)
-    found = validate(spec)
+    found = validate(spec, estimates=False)
+    if progress is not None and resume is None and found.spec.method.kind != "full":
+        from jobs.preflight.ready import try_model  # imports numpy
+
+        try_model(found.spec, progress)
     paths = open_run(found.spec, root) if resume is None else reopen_run(resume, found.spec)
     return Begun(found.spec, paths, found.warnings, resume is not None)

@@ -111,7 +111,7 @@ class HangWatch:
         self._ask(nodes, end_ranks, group.job.driver, stacks, victims, timeout_s=_END_WITHIN_S)
 
     def _count(self, node: str, hang: Hang) -> None:
-        """Name a node on which ranks hang again and again. A queue hears of it (`Telling`)."""
+        """Name a node on which ranks hang again and again. `ProgressReporter` passes it on to a queue."""
         self._hangs[node] += 1
         if self._hangs[node] == _FAULTY_AFTER:
             said = f"ranks on host {hang.rank.host} have hung {_FAULTY_AFTER} times in this run. Look at that machine"

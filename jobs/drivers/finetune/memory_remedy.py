@@ -202,7 +202,7 @@ class MemoryRemedy:
         return Remedy(
             at=datetime.datetime.now(datetime.UTC),
             cause=cause,
-            action=action_words(spec, changed(spec, change), change),
+            action=format_action(spec, changed(spec, change), change),
             where=group.where,
             rung=change.rung,
             field=change.field,
@@ -215,7 +215,7 @@ class MemoryRemedy:
         )
 
 
-def action_words(before: Spec, after: Spec, change: Change) -> str:
+def format_action(before: Spec, after: Spec, change: Change) -> str:
     """Describe a change with its values, and with the accumulation that follows from a smaller micro-batch."""
     if change.rung is not Rung.MICRO_BATCH:
         return str(change)

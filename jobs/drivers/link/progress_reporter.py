@@ -14,7 +14,7 @@ from jobs.run.progress import Clock, Pace, Progress
 _METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_s")
 
 
-class Telling:
+class ProgressReporter:
     """A Progress that passes everything on to another one, and also reports it to the link."""
 
     def __init__(self, inner: Progress, link: Link, places: Sequence[str] = (), clock: Clock = time.monotonic) -> None:

@@ -7,8 +7,10 @@ import datetime
 import functools
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 
+from cluster.capacity.gang import Gang
 from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
 from jobs.data.order.row_order import StepPlan
@@ -41,6 +43,7 @@ from jobs.search.report.summary import summary_lines
 from jobs.search.report.trial_text import leaderboard
 from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
 from jobs.search.rules.varying import engines
+from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
@@ -75,71 +78,113 @@ def drive_sweep(
         Interrupted: a second Ctrl-C.
         Stopped: a request to stop before a gang was started.
     """
-    given = assignment or Assignment()
-    base, facts, drivers = sweep.base, run_facts(), storage.join(paths.root, ATTEMPTS)
+    given, alone = assignment or Assignment(), is_own(address)
+    gives_back = assignment is not None or not alone  # other jobs can use slots that no trial needs
+    facts, drivers = run_facts(), storage.join(paths.root, ATTEMPTS)
     end_earlier_gangs(drivers)
     end_earlier_final_runs(paths)
     announce("phase", "connecting to Ray", phase="connect")
-    gang = gang_of(base)
-    workers = replace(gang, num_workers=given.num_workers or gang.num_workers)
-    with connected_as_given(base, workers, address, given, _NEEDED) as inventory:
+    with connected_as_given(sweep.base, _all_workers(sweep, given), address, given, _NEEDED) as inventory:
         facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
-        if not is_own(address):
+        if not alone:
             keep_actors_here()
-        prepared = ready_data(base, "ray", announce)
+        prepared = ready_data(sweep.base, "ray", announce)
         write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
         split = prepared.split("train")
-        steps = step_plan(base, split)
-        check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
-        per_run = tokens_per_run(split, steps)
-        checked_plan(sweep, steps.total_steps, per_run, 0.0)  # raises before anything is written
-        if given.num_workers is not None:
-            count = given.num_workers // gang.num_workers
-        else:
-            count = gangs_that_fit(gang, most_gangs(sweep), os.cpu_count() if is_own(address) else None)
-        find_places = functools.partial(places_under_ray, base, given.places, is_own(address), count)
+        _check_lengths_and_budget(sweep, split)  # before the plan and the ledger are written
+        count = _number_of_gangs(sweep, given, alone)
+        find_places = functools.partial(places_under_ray, sweep.base, given.places, alone, count)
         base = planned_base(sweep, prepared, find_places, paths, announce)
-        sweep = sweep.model_copy(update={"base": base})
-        ledger = Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
-        plan = checked_plan(ledger.sweep, steps.total_steps, per_run, ledger.probe_steps)
+        ledger = _opened_ledger(sweep.model_copy(update={"base": base}), split, paths)
+        plan = checked_plan(ledger.sweep, ledger.total_steps, ledger.tokens_per_run, ledger.probe_steps)
         # A directory for this driver, so that its gangs do not read the orders of earlier drivers.
         own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
-        job = Job(base, own, prepared.root, base.model.path)
-        known = {"driver": own.rpartition("/")[2], "planned_steps": planned_steps(ledger, plan)}
         goes_on = kind_within(ledger, plan, ledger.spent) != "done"  # else earlier drivers have ended the search
         if goes_on:
-            announce("phase", f"starting {many(count, 'gang')} of {gang}", phase="workers", **known)
-        gangs = Gangs(job, count, is_own(address), announce, given.places, engines(sweep) != [{}], goes_on)
+            known = {"driver": own.rpartition("/")[2], "planned_steps": planned_steps(ledger, plan)}
+            announce("phase", f"starting {many(count, 'gang')} of {gang_of(base)}", phase="workers", **known)
+        job = Job(base, own, prepared.root, base.model.path)
+        gangs = Gangs(job, count, alone, announce, given.places, engines(sweep) != [{}], goes_on)
         stop.defer()
-        gives_back = assignment is not None or not is_own(address)
         draining = Draining(paths, announce, given.places, stop)
         relay = StopRelay(stop, paths, announce)
-        try:
+        with _announced_results(ledger, announce), _ended_on_error(gangs):
             search = Search(ledger, paths, own, gangs, announce, relay, plan, draining, gives_back)
             search.run()
             outcome = concluded_sweep(search)
-        except Interrupted:  # a second signal: Ray ends the gangs, without a wait for them
-            raise
-        except BaseException:
-            gangs.end()
-            raise
-        finally:
-            if ledger.trials:
-                announce("leaderboard", leaderboard(ledger))
-                for line in summary_lines(ledger):
-                    announce("summary", line)
-            ledger.close()
         have_ended = gangs.end()
         if sweep.then == "final" and outcome.status is Status.SUCCEEDED:
-            kept = gangs.workers_kept[: gang.num_workers]
-            if gives_back and have_ended and len(gangs.workers_kept) > len(kept):
-                said = "the final run needs one gang: the others are given back"
-                announce("phase", said, phase="given-back", workers=list(kept))
-            places = None if given.places is None else tuple(given.places[worker] for worker in kept)
-            driver = SweepDriver(paths, facts, stop, announce, progress, places, is_own(address))
+            places = _places_of_one_gang(gangs, base, given, announce, gives_back and have_ended)
+            driver = SweepDriver(paths, facts, stop, announce, progress, places, alone)
             outcome = with_final_run(ledger, outcome, driver)
     _tell_late_changes(paths, announce)
     return outcome
+
+
+def _all_workers(sweep: SweepSpec, given: Assignment) -> Gang:
+    """Return the workers of all gangs that a queue has assigned, as one gang; without a queue, those of one gang."""
+    gang = gang_of(sweep.base)
+    return replace(gang, num_workers=given.num_workers or gang.num_workers)
+
+
+def _number_of_gangs(sweep: SweepSpec, given: Assignment, alone: bool) -> int:
+    """Return the number of gangs that a queue has assigned; without a queue, those that have room on the cluster.
+
+    Args:
+        alone: this process has started Ray, which ends with it.
+    """
+    gang = gang_of(sweep.base)
+    if given.num_workers is not None:
+        return given.num_workers // gang.num_workers
+    return gangs_that_fit(gang, most_gangs(sweep), os.cpu_count() if alone else None)
+
+
+def _places_of_one_gang(
+    gangs: Gangs, base: Spec, given: Assignment, announce: Announcer, gives_back: bool
+) -> tuple[str, ...] | None:
+    """Return the assigned nodes of one gang, for the final run. `gives_back`: announce that the others are free."""
+    kept = gangs.workers_kept[: gang_of(base).num_workers]
+    if gives_back and len(gangs.workers_kept) > len(kept):
+        said = "the final run needs one gang: the others are given back"
+        announce("phase", said, phase="given-back", workers=list(kept))
+    return None if given.places is None else tuple(given.places[worker] for worker in kept)
+
+
+def _check_lengths_and_budget(sweep: SweepSpec, split: Split) -> None:
+    """Check that all trials are long enough to be compared, and that the budget pays for a search. Raises SpecError."""
+    steps = step_plan(sweep.base, split)
+    check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
+    checked_plan(sweep, steps.total_steps, tokens_per_run(split, steps), 0.0)
+
+
+def _opened_ledger(sweep: SweepSpec, split: Split, paths: JobPaths) -> Ledger:
+    per_run = tokens_per_run(split, step_plan(sweep.base, split))
+    return Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
+
+
+@contextlib.contextmanager
+def _announced_results(ledger: Ledger, announce: Announcer) -> Iterator[None]:
+    """Announce the results of the trials when the search has ended, also after an error, and close the ledger."""
+    try:
+        yield
+    finally:
+        if ledger.trials:
+            announce("leaderboard", leaderboard(ledger))
+            for line in summary_lines(ledger):
+                announce("summary", line)
+        ledger.close()
+
+
+@contextlib.contextmanager
+def _ended_on_error(gangs: Gangs) -> Iterator[None]:
+    """End all gangs if the search fails."""
+    try:
+        yield
+    except Interrupted:  # a second signal: Ray ends the gangs, without a wait for them
+        raise
+    except BaseException:
+        gangs.end()
+        raise
 
 
 def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:

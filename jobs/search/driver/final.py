@@ -24,7 +24,7 @@ from jobs.run.progress import Progress
 from jobs.run.record import concluded, open_run, reopen_run
 from jobs.run.resume import differences
 from jobs.search.planned import steps_done
-from jobs.search.report.trial_text import values_words
+from jobs.search.report.trial_text import format_values
 from jobs.search.trials import Trials
 from jobs.spec.evaluation import Eval
 from jobs.spec.finetune import Spec
@@ -111,7 +111,7 @@ def with_final_run(trials: Trials, found: Outcome, driver: SweepDriver) -> Outco
         return with_outcome_of_final_run(found, before, paths)
     paths = reopen_run(paths.root, spec) if is_there else open_run(spec, paths.root)
     verb = "going on to train" if is_there else "training"
-    said = f"{verb} the best values once more on all samples ({values_words(best.values)}), in {paths.root}"
+    said = f"{verb} the best values once more on all samples ({format_values(best.values)}), in {paths.root}"
     driver.announce("phase", said, phase="final", steps=steps)
     with contextlib.closing(Announcer(paths, driver.progress)) as announce:
         final = concluded(paths, lambda: _trained(spec, paths, announce, driver))

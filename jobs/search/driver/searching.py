@@ -25,18 +25,18 @@ from jobs.search.driver.spending import Spending
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_if_later, planned_steps, steps_done
-from jobs.search.report.trial_text import trial_line, trial_words
+from jobs.search.report.trial_text import format_trial, trial_line
 from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, checked_plan, most_to_train
 from jobs.search.rules.resuming import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
-from jobs.search.rules.spec_text import space_words
+from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import trial_spec
 from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader
-from jobs.training.mailbox import Answer, Desk, Order, Request
+from jobs.training.mailbox import Answer, Order, Request, TrialMailbox
 
 _POLL_S = 0.05
 _LOOK_EVERY_S = 1.0  # for requests and changes; each look asks the storage
@@ -68,7 +68,7 @@ class Search:
         """
         self.ledger, self.paths, self.gangs, self.announce = ledger, paths, gangs, announce
         self._relay, self._plan, self._draining, self._own = relay, plan, draining, own
-        self._desk = Desk(own)
+        self._mailbox = TrialMailbox(own)
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
         self._answered_lock = threading.Lock()
@@ -203,7 +203,7 @@ class Search:
     def _serve_requests(self) -> None:
         names = list[str]()
         with contextlib.suppress(StorageError):  # asked again at the next look
-            names = self._desk.requests.names()
+            names = self._mailbox.requests.names()
         for name in names:
             if name in self._seen:
                 continue
@@ -224,7 +224,7 @@ class Search:
 
     def _answer(self, name: str) -> None:
         """Train as requested, and record the answer. Raises FleetuneError: no gang is left, or the storage fails."""
-        request = self._desk.requests.read(name, Request)
+        request = self._mailbox.requests.read(name, Request)
         trial = self.ledger.trials[request.trial]
         answer = self._train(trial)
         self._check_metric(answer)
@@ -238,7 +238,7 @@ class Search:
         self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
         judged = {self.ledger.sweep.judged: self.ledger.finite_score(trial)}
         status = "failed" if trial.state == "failed" else answer.status
-        self._desk.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
+        self._mailbox.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
 
     def _look_at_rung(self) -> None:
         """Compare trials at the later rung if nothing has been learned at the first one and the budget pays for it."""
@@ -279,7 +279,7 @@ class Search:
             driver=trial.driver,
         )
         ledger.began(trial)
-        said = f"training {trial_words(trial)} to step {until}"
+        said = f"training {format_trial(trial)} to step {until}"
         self.announce("phase", said, phase="train", trial=trial.number, until=until)
         return self.carried_out(order)
 
@@ -337,7 +337,7 @@ class Search:
         storage.write_bytes(self.paths.spec, dump_spec(sweep))
         ledger.change(planned)
         self._plan = plan
-        self.announce("phase", f"changed ({change}): searching {space_words(ledger.sweep)}", phase="changed")
+        self.announce("phase", f"changed ({change}): searching {format_space(ledger.sweep)}", phase="changed")
 
     def _progress(self) -> dict[str, Any]:
         """Return facts of the search so far, for the queue."""

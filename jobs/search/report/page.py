@@ -10,9 +10,9 @@ import numpy as np
 
 from jobs.errors import InputError
 from jobs.search.report.summary import fitted_rate, summary_lines
-from jobs.search.report.trial_text import leaderboard, values_words
+from jobs.search.report.trial_text import format_values, leaderboard
 from jobs.search.rules.auto import rate_name, rate_range, varied_rate
-from jobs.search.rules.spec_text import space_words, sweep_words
+from jobs.search.rules.spec_text import format_space, format_sweep
 from jobs.search.rules.varying import short_name
 from jobs.search.trials import Trials
 
@@ -53,8 +53,8 @@ def sweep_page(trials: Trials) -> str:
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>"
-        f"<body><h1>{title}</h1><p>{html.escape(sweep_words(trials.sweep))}</p>"
-        f"<p>{html.escape(space_words(trials.sweep))}</p>{lines}{''.join(plots)}"
+        f"<body><h1>{title}</h1><p>{html.escape(format_sweep(trials.sweep))}</p>"
+        f"<p>{html.escape(format_space(trials.sweep))}</p>{lines}{''.join(plots)}"
         f"<h2>Trials</h2><pre>{html.escape(leaderboard(trials))}</pre></body></html>\n"
     )
 
@@ -68,7 +68,7 @@ def _figure(title: str, x: str, y: str, **layout: Any) -> Figure:
 
 
 def _hover(trials: Trials, numbers: list[int]) -> list[str]:
-    return [f"trial {number}: {values_words(trials.trials[number].values)}" for number in numbers]
+    return [f"trial {number}: {format_values(trials.trials[number].values)}" for number in numbers]
 
 
 def over_rate(trials: Trials) -> Figure | None:
@@ -140,7 +140,7 @@ def by_step(trials: Trials) -> Figure:
         if trial.scores:
             steps, scores = (list(column) for column in zip(*trial.scores, strict=True))
             figure.add_scatter(
-                x=steps, y=scores, mode="lines+markers", name=f"{trial.number}: {values_words(trial.values)}"
+                x=steps, y=scores, mode="lines+markers", name=f"{trial.number}: {format_values(trial.values)}"
             )
     return figure
 

@@ -17,8 +17,8 @@ from cluster.text import first_line
 from jobs.errors import StorageError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
-from jobs.run.progress import phase_words
-from jobs.search.report.trial_text import seeds_words
+from jobs.run.progress import format_phase
+from jobs.search.report.trial_text import format_seeds
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
@@ -81,7 +81,7 @@ class DriverState:
         elif event.kind == "trial" or phase == "train":
             self.phase = None
         elif event.kind == "phase" and phase not in _MOMENTARY:
-            self.phase = (first_line(phase_words(event)), event.at)
+            self.phase = (first_line(format_phase(event)), event.at)
 
 
 def read_driver_state(paths: JobPaths) -> DriverState:
@@ -180,7 +180,7 @@ def status_of(trials: Trials, driver: DriverState, newest: Mapping[int, Record],
 
 def _at_present(trials: Trials, trial: Trial, running: frozenset[int], newest: Mapping[int, Record]) -> Trial:
     """Return a copy of a trial with its present step, tokens and loss."""
-    trial = replace(trial, reason=trial.reason or seeds_words(trials, trial))
+    trial = replace(trial, reason=trial.reason or format_seeds(trials, trial))
     if trial.number not in running or trial.is_over:
         return trial
     record = newest.get(trial.number, {})

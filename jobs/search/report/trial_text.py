@@ -12,25 +12,25 @@ from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 
 
-def value_words(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value: `3.2e-04`, `0.1`, `cosine`."""
     if isinstance(value, float):
         return f"{value:.1e}" if 0 < abs(value) < 1e-2 else f"{value:.3g}"
     return str(value)
 
 
-def values_words(values: Mapping[str, Any]) -> str:
+def format_values(values: Mapping[str, Any]) -> str:
     """Format the values of a trial: `learning_rate 3.2e-04, warmup_ratio 0.1`."""
-    return ", ".join(f"{short_name(name)} {value_words(value)}" for name, value in values.items())
+    return ", ".join(f"{short_name(name)} {format_value(value)}" for name, value in values.items())
 
 
-def trial_words(trial: Trial) -> str:
+def format_trial(trial: Trial) -> str:
     """Describe a trial: `trial 3 (learning_rate 3.2e-04, warmup_ratio 0.1)`; a repeat also with its seed."""
     seed = "" if trial.repeats is None else f", seed {trial.spec.seed}"
-    return f"trial {trial.number} ({values_words(trial.values)}{seed})"
+    return f"trial {trial.number} ({format_values(trial.values)}{seed})"
 
 
-def seeds_words(trials: Trials, trial: Trial) -> str:
+def format_seeds(trials: Trials, trial: Trial) -> str:
     """Describe the seeds of a finalist, `mean of 3 seeds 0.4628 ± 0.0110`, or of a repeat, `seed 43 of trial 5`.
 
     Empty for any other trial. The number after ± is the standard deviation.
@@ -66,7 +66,7 @@ def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:
 
 def trial_line(ledger: Ledger, trial: Trial) -> str:
     """Describe a trial after a gang's answer, in one line."""
-    what = trial_words(trial)
+    what = format_trial(trial)
     metric = ledger.sweep.judged.removeprefix("eval_")
     if trial.state in ("failed", "stopped"):
         return f"{what}: {trial.state}: {trial.reason}"
@@ -74,7 +74,7 @@ def trial_line(ledger: Ledger, trial: Trial) -> str:
         return f"{what}: saved at step {trial.step} of {trial.total_steps}"
     best, rank = ledger.best, ""
     if trial.repeats is not None:
-        rank = f": trial {trial.repeats} has a {seeds_words(ledger, ledger.trials[trial.repeats])}"
+        rank = f": trial {trial.repeats} has a {format_seeds(ledger, ledger.trials[trial.repeats])}"
     elif trial.state == "finished" and best is not None:
         rank = ", the best so far" if best is trial else f", the best is {best.score:.4f}"
     return f"{what}: {metric} {trial.score:.4f} after step {trial.step} of {trial.total_steps}{rank}"
@@ -88,12 +88,12 @@ def leaderboard(trials: Trials) -> str:
     cells = [
         [
             f"{trial.number}",
-            *(value_words(trial.values.get(name)) for name in names),
+            *(format_value(trial.values.get(name)) for name in names),
             "-" if trial.score is None else f"{trial.score:.4f}",
             f"{trial.step}",
             f"{trial.tokens:,}",
             trial.state,
-            trial.reason or seeds_words(trials, trial),
+            trial.reason or format_seeds(trials, trial),
         ]
         for trial in trials.ranked()
     ]

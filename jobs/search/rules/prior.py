@@ -34,26 +34,28 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
     """
     if sweep.algorithm != "auto":
         return sweep, None
-    given = {field_meant(name, "prior"): value for name, value in sweep.prior.items()}
-    rate, said = (checked_rate(given[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
+    written = {field_meant(name, "prior"): name for name in sweep.prior}
+    keys = {field: f"prior.{name}" for field, name in written.items()}
+    given = {field: sweep.prior[name] for field, name in written.items()}
+    rate, said = (_checked_rate(given[RATE], keys[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
     space = dict(sweep.space) or default_space(rate)
     fields = {field_meant(name): name for name in space}
     if unknown := sorted(given.keys() - fields):
         what = f"the space has no such field: it has {', '.join(sorted(fields))}"
-        raise SpecError.at(f"prior.{unknown[0]}", what)
+        raise SpecError.at(keys[unknown[0]], what)
     prior = {}
     for field, name in fields.items():
         value = rate if field == RATE else given.get(field, _value_of(sweep.base, field))
         prior[name] = nearest_in(space[name], value)
         if field in given and prior[name] != value:
-            raise SpecError.at(f"prior.{field}", f"{value} is outside of space.{name}")
+            raise SpecError.at(keys[field], f"{value} is outside of space.{name}")
     return sweep.model_copy(update={"space": space, "prior": prior}), said if RATE in fields else None
 
 
-def checked_rate(value: Any) -> float:
-    """Return the learning rate that a prior gives. Raises SpecError."""
+def _checked_rate(value: Any, key: str) -> float:
+    """Return the learning rate that a prior gives under this key of the spec. Raises SpecError."""
     if not _is_number(value) or not 0 < value <= 1:
-        raise SpecError.at(f"prior.{RATE}", f"must be a number above 0, at most 1, but is {value}")
+        raise SpecError.at(key, f"must be a number above 0, at most 1, but is {value}")
     return float(value)
 
 

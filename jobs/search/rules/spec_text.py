@@ -9,7 +9,7 @@ from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
 
 
-def sweep_words(sweep: SweepSpec) -> str:
+def format_sweep(sweep: SweepSpec) -> str:
     """Describe a sweep: `tpe, halving at 25% and 50% of a run, at most 16 trials; the least eval_loss is best`."""
     judged = f"the {'least' if sweep.lower_is_better else 'greatest'} {sweep.judged} is best"
     rungs = " and ".join(f"{rung:.0%}" for rung in sweep.rung_shares)
@@ -20,7 +20,7 @@ def sweep_words(sweep: SweepSpec) -> str:
     return f"{sweep.algorithm}{scheduler}, at most {bounds}{seeds}; {judged}"
 
 
-def prior_words(sweep: SweepSpec, source: str | None) -> str:
+def format_prior(sweep: SweepSpec, source: str | None) -> str:
     """Describe the prior: `, beginning at learning_rate 0.0001, warmup_ratio 0.1 (the rate from ...)`; empty: none.
 
     Args:
@@ -32,12 +32,12 @@ def prior_words(sweep: SweepSpec, source: str | None) -> str:
     return f", beginning at {', '.join(said)}{f' (the rate from {source})' if source else ''}"
 
 
-def space_words(sweep: SweepSpec) -> str:
+def format_space(sweep: SweepSpec) -> str:
     """Describe the space: `learning_rate 1e-05..0.001 (log), lr_scheduler_type linear|cosine`."""
     return ", ".join(f"{short_name(name)} {_values(values)}" for name, values in sweep.dimensions.items())
 
 
-def varied_words(sweep: SweepSpec) -> dict[str, str]:
+def format_varied(sweep: SweepSpec) -> dict[str, str]:
     """Describe the values of each field of the space, by the field's full dotted name."""
     return {field_meant(name): _values(values) for name, values in sweep.dimensions.items()}
 

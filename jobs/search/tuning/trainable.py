@@ -7,14 +7,14 @@ from typing import Any
 
 from ray import tune
 
-from jobs.training.mailbox import Answer, Desk, Request
+from jobs.training.mailbox import Answer, Request, TrialMailbox
 
 
 class GangTrial(tune.Trainable):  # type: ignore[misc]  # ray carries no types
     """A trial. One step of Tune is the training to the next score. The model's state is on the gang and in the run."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        self._desk, self._trial = Desk(config["desk"]), int(config["trial"])
+        self._mailbox, self._trial = TrialMailbox(config["mailbox"]), int(config["trial"])
         self._metric, self._rung = str(config["metric"]), int(config["rung"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -23,8 +23,8 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]  # ray carries no types
 
     def step(self) -> dict[str, Any]:
         name = f"{self._trial:04d}-{self._rung:02d}-{secrets.token_hex(4)}"
-        self._desk.requests.put(name, Request(trial=self._trial))
-        answer = self._desk.answers.wait(name, Answer)
+        self._mailbox.requests.put(name, Request(trial=self._trial))
+        answer = self._mailbox.answers.wait(name, Answer)
         self._rung += 1
         return {
             "rung": self._rung,

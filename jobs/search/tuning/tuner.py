@@ -54,7 +54,7 @@ def make_tuner(ledger: Ledger, root: str, own: str, driver: Callbacks) -> Any:
 
     Args:
         root: the sweep's directory, which will hold Optuna's study.
-        own: this driver's directory, for the requests of trials (see `Desk`) and for Tune's files.
+        own: this driver's directory, for the requests of trials (see `TrialMailbox`) and for Tune's files.
     """
     sweep = ledger.sweep
     set_default("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -101,9 +101,9 @@ def _nothing() -> None:
 class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
     """Gives Tune a trial whenever a gang is free: one that an earlier driver has begun, or a new one."""
 
-    def __init__(self, ledger: Ledger, make_proposer: Callable[[], Proposer], desk: str, driver: Callbacks) -> None:
+    def __init__(self, ledger: Ledger, make_proposer: Callable[[], Proposer], mailbox: str, driver: Callbacks) -> None:
         super().__init__(metric=ledger.sweep.judged, mode="min" if ledger.sweep.lower_is_better else "max")
-        self._ledger, self._make_proposer, self._desk = ledger, make_proposer, desk
+        self._ledger, self._make_proposer, self._mailbox = ledger, make_proposer, mailbox
         self._of, self._made = ledger.sweep, make_proposer()
         self._driver = driver
         self._trials: dict[str, Trial] = {}  # by Tune's name
@@ -135,7 +135,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
         trial.state = "running"
         return {
             "trial": trial.number,
-            "desk": self._desk,
+            "mailbox": self._mailbox,
             "metric": self.metric,
             "rung": trial.rung,
             **trial.values,

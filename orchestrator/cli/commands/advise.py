@@ -15,7 +15,8 @@ from jobs.preflight.data_commands import prepare_data
 from jobs.run.outcome import event
 from jobs.spec.finetune import Spec
 from jobs.spec.load import finetune_spec, load_marked
-from orchestrator.cli.edge import Json, Price, Set, SpecFile, edge, progress_of
+from orchestrator.cli.options import Json, Price, Set, SpecFile
+from orchestrator.cli.output import exit_on_error, progress_of
 from orchestrator.pages.plan import RATE_OF_LORA, advice_json, advice_page
 
 
@@ -34,7 +35,7 @@ def advise(
 
     The command prepares the data (like `fleetune data prepare`) to count the examples, and plans both methods.
     """
-    with edge():
+    with exit_on_error():
         loaded = finetune_spec(load_marked(spec, set_ or []).spec, spec)
         machines = None if on is None else machines_of(on)
         plans: dict[Method, JobPlan] = {}

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 import typer
 
 from orchestrator.cli.completion import ANY, node_ids, tenant_names
-from orchestrator.cli.edge import Json, edge, json_list
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import OneTenant, Url, connected, width
+from orchestrator.cli.options import Json, OneTenant, Url, connected, width
+from orchestrator.cli.output import exit_on_error, json_list
 
 NodeIds = Annotated[
     list[str],
@@ -25,7 +25,7 @@ FOLLOW_S = 1.0  # seconds between requests for new events
 
 def nodes(json_: Json = False, url: Url = None) -> None:
     """List the nodes, and the jobs on them."""
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         from orchestrator.api import Nodes
         from orchestrator.pages.cluster import nodes_page
 
@@ -73,7 +73,7 @@ def _order(
     url: str | None,
     deadline: str | None = None,
 ) -> None:
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         from urllib.parse import quote
 
         from orchestrator.api import NodeOrderSent, Nodes, NodeView
@@ -106,7 +106,7 @@ def _tenants(context: typer.Context, json_: Json = False, url: Url = None) -> No
 @tenants.command("list", epilog="Example:  fleetune tenants list --json")
 def tenants_list(json_: Json = False, url: Url = None) -> None:
     """List tenants: shares, limits, GPUs in use."""
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         from orchestrator.api import Tenants
         from orchestrator.pages.cluster import tenants_page
 
@@ -169,7 +169,7 @@ def tenants_set(
     url: Url = None,
 ) -> None:
     """Create a tenant, or change the given settings of a tenant."""
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         from urllib.parse import quote
 
         from orchestrator.api import Tenants, TenantView
@@ -194,7 +194,7 @@ def usage(
     url: Url = None,
 ) -> None:
     """Show the GPU-hours of tenants, by month."""
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         import re
 
         from jobs.errors import InputError
@@ -224,7 +224,7 @@ def events(
 
     With --json, each line is one JSON object.
     """
-    with edge(0 if follow else None), connected(url) as server:
+    with exit_on_error(0 if follow else None), connected(url) as server:
         from orchestrator.client.event_reader import EventReader
         from orchestrator.client.lookup import find_job, job_path
         from orchestrator.pages.events import event_lines

@@ -12,9 +12,9 @@ from cluster.text import many
 from jobs.preflight.data_commands import check_data, generate_text, prepare_data, show_data
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
-from orchestrator.cli.edge import Address, Json, Quiet, Set, SpecFile, edge, progress_of
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import width
+from orchestrator.cli.options import Address, Json, Quiet, Set, SpecFile, width
+from orchestrator.cli.output import exit_on_error, progress_of
 from orchestrator.pages import show as text
 from orchestrator.pages.data import page
 
@@ -42,7 +42,7 @@ def check(
     The exit code is 2 if `prepare` would refuse the data. The page and the list of bad rows are written beside the
     prepared data.
     """
-    with edge():
+    with exit_on_error():
         loaded = load_spec(spec, set_ or [])
         with closing(progress_of(quiet or json_)) as progress:
             checked = check_data(loaded, address, progress)
@@ -64,7 +64,7 @@ def prepare(
 
     To continue an interrupted preparation, repeat the command. A run whose data is not prepared prepares it itself.
     """
-    with edge():
+    with exit_on_error():
         loaded = load_spec(spec, set_ or [])
         with closing(progress_of(quiet or json_)) as progress:
             prepared = prepare_data(loaded, address, progress)
@@ -96,7 +96,7 @@ def show(
     It shows text and tokens, which tokens are targets, and where the samples of a packed row begin. The data need not
     be prepared.
     """
-    with edge():
+    with exit_on_error():
         loaded = load_spec(spec, set_ or [])
         typer.echo("loading the tokenizer", err=True)  # this takes seconds
         rows = show_data(loaded, n, split, start)

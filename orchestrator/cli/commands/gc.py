@@ -9,7 +9,8 @@ import typer
 
 from jobs.errors import InputError
 from jobs.run.find import storage_root
-from orchestrator.cli.edge import Json, Storage, edge
+from orchestrator.cli.options import Json, Storage
+from orchestrator.cli.output import exit_on_error
 from orchestrator.gc.values import Bounds, Held
 
 
@@ -43,7 +44,7 @@ def gc(
     --max-size removes the checkpoints of succeeded runs first, then those of other runs, then whole runs. A model is
     removed only together with its run.
     """
-    with edge():
+    with exit_on_error():
         from orchestrator.cli.quantities import duration_s, size_bytes
         from orchestrator.client.discovery import recorded_url
         from orchestrator.gc.needed import needed_by_queue

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import completion as completing
-from orchestrator.cli.edge import Json, edge, json_list
-from orchestrator.cli.options import Url, connected, job_ids
+from orchestrator.cli.options import Json, Url, connected, job_ids
+from orchestrator.cli.output import exit_on_error, json_list
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -65,7 +65,7 @@ def release(
 
     Only admins may do this, and only once the cluster no longer lists the driver's node as alive.
     """
-    with edge():
+    with exit_on_error():
         if not force:
             from jobs.errors import InputError
 
@@ -111,7 +111,7 @@ def _ask_all(
     given: list[str], order: Order, as_json: bool, url: str | None, said: Callable[[JobView], str] | None = None
 ) -> None:
     """Request a change of each job, and print a line for each. A refusal does not stop the others."""
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         from jobs.errors import FleetuneError
         from orchestrator.client.connection import NoServer, NotAServer, TokenRefused
         from orchestrator.client.lookup import find_job

@@ -23,9 +23,10 @@ from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
-from orchestrator.cli.edge import Json, Price, Set, edge, progress_of
+from orchestrator.cli.options import Json, Price, Set
+from orchestrator.cli.output import exit_on_error, progress_of
 from orchestrator.client.spec_names import Named, about
-from orchestrator.pages.plan import cost_words, plan_json, plan_page
+from orchestrator.pages.plan import format_cost, plan_json, plan_page
 from orchestrator.pages.plan_accuracy import accuracy_json, accuracy_page
 
 
@@ -57,7 +58,7 @@ def plan(
     No weights are read and nothing is started. The plan chooses the fields that the spec leaves out: the micro-batch
     (if the global batch is given), gradient checkpointing, and ZeRO.
     """
-    with edge():
+    with exit_on_error():
         if accuracy:
             if spec is not None and storage is None:
                 storage = finetune_spec(load_marked(spec, set_ or []).spec, spec).storage_path
@@ -100,7 +101,7 @@ class _Planned:
         page = plan_page(self.plan, price)
         if self.sweep is None or self.cost is None:
             return page
-        return f"{page}\n\n{cost_words(self.sweep, self.plan, self.cost, price)}"
+        return f"{page}\n\n{format_cost(self.sweep, self.plan, self.cost, price)}"
 
 
 def _jobs_of(marked: Loaded, path: str) -> dict[str, tuple[Spec, SweepSpec | None]]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from orchestrator.cli import completion as completing
-from orchestrator.cli.edge import Json, edge, json_list
-from orchestrator.cli.options import JobId, OneTenant, Url, connected, width
+from orchestrator.cli.options import JobId, Json, OneTenant, Url, connected, width
+from orchestrator.cli.output import exit_on_error, json_list
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView, WhyView
@@ -44,7 +44,7 @@ def queue(
     TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end, or
     how it ended.
     """
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         from orchestrator.client.lookup import find_tenant, removed_jobs
         from orchestrator.client.queue_reader import QueueReader
         from orchestrator.pages.queue import in_order, queue_page
@@ -67,7 +67,7 @@ def queue(
 
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Show one job: state and reason, step, metrics, events."""
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         from orchestrator.client.event_reader import EventReader
         from orchestrator.client.lookup import find_job, job_path
         from orchestrator.pages.queue import status_page
@@ -106,7 +106,7 @@ def logs(
     driver and of all ranks, one after another. Each line begins with the name of its log, unless --source names one.
     With -f, the command follows all attempts until the job has ended.
     """
-    with edge(130 if follow else None), connected(url, LOGS_PATIENCE_S) as server:
+    with exit_on_error(130 if follow else None), connected(url, LOGS_PATIENCE_S) as server:
         from orchestrator.cli.log_printing import print_logs
         from orchestrator.client.lookup import find_job
 
@@ -115,7 +115,7 @@ def logs(
 
 def why(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Explain why a job waits, and when it may start."""
-    with edge(), connected(url) as server:
+    with exit_on_error(), connected(url) as server:
         from orchestrator.api import WhyView
         from orchestrator.client.lookup import find_job, job_path
 
@@ -155,13 +155,13 @@ def _log_end(server: Connection, job: JobView) -> str:
     """Return the end of a failed job's log, if it can be read; else ''."""
     from jobs.errors import FleetuneError
     from orchestrator.cli.log_printing import printable
-    from orchestrator.client.log_reader import telling_end
+    from orchestrator.client.log_reader import log_of_end
     from orchestrator.queue.states import State
 
     if job.state is not State.FAILED or not job.attempt:
         return ""
     try:
-        source, text = telling_end(server, job, LOG_LINES)
+        source, text = log_of_end(server, job, LOG_LINES)
     except FleetuneError as error:
         return f"the log cannot be read: {error}"
     return "\n".join([f"end of {source}:", *(f"  {printable(line)}" for line in text.splitlines())]) if text else ""

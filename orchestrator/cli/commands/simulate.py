@@ -14,7 +14,8 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
-from orchestrator.cli.edge import Json, Quiet, edge
+from orchestrator.cli.options import Json, Quiet
+from orchestrator.cli.output import exit_on_error
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 Report = Callable[[float], None]
@@ -55,7 +56,7 @@ def simulate(
     The trace is a CSV file with a line for each job: when it was submitted and how long it ran (in seconds), its GPUs,
     its tenant and, optionally, its priority. Nothing is started, and no GPU is needed.
     """
-    with edge():
+    with exit_on_error():
         setup = Setup(
             nodes=nodes,
             gpus_per_node=gpus_per_node,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import completion as completing
-from orchestrator.cli.edge import Json, Set, edge, json_list
-from orchestrator.cli.options import Url, connected
+from orchestrator.cli.options import Json, Set, Url, connected
+from orchestrator.cli.output import exit_on_error, json_list
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -60,7 +60,7 @@ def submit(
     Messages go to stderr. Exit codes with --wait: 0 all jobs succeeded; 1 a job failed; 2 a job failed and would fail
     again; 130 a job was cancelled.
     """
-    with edge():
+    with exit_on_error():
         from orchestrator.cli.submission import SubmitOptions, submit_all, wait_for
 
         overrides = (*(set_ or ()), *((f"name={json.dumps(name)}",) if name is not None else ()))

@@ -14,7 +14,7 @@ from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
 from jobs.run.requests import ask_to_stop
-from jobs.run.summary import summarise, utc_now
+from jobs.run.summary import resume_of, summarise, utc_now
 from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
 from jobs.search.report import trial_text
 from jobs.search.report.status import DriverState, read_driver_state, read_status
@@ -23,8 +23,9 @@ from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
 from jobs.storage.files import write_bytes
-from orchestrator.cli.edge import Address, Json, Quiet, Storage, edge, refuse_dashboard
 from orchestrator.cli.help_groups import command_group
+from orchestrator.cli.options import Address, Json, Quiet, Storage, refuse_dashboard
+from orchestrator.cli.output import exit_on_error
 from orchestrator.cli.run_argument import run_meant, unfinished_job
 from orchestrator.cli.run_here import run_sweep_here
 
@@ -52,7 +53,7 @@ def trials_of(sweep: str, storage: str | None) -> Trials:
 @app.command(epilog="Example:  fleetune sweep leaderboard reviews-lr-20261127")
 def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
     """List all trials of a running or ended sweep, the best first."""
-    with edge():
+    with exit_on_error():
         trials = trials_of(sweep, storage)
         typer.echo(json.dumps(trial_text.leaderboard_facts(trials)) if json_ else trial_text.leaderboard(trials))
 
@@ -60,7 +61,7 @@ def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = Fal
 @app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
 def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
     """Show progress: trials by state, best trial, budget."""
-    with edge():
+    with exit_on_error():
         from orchestrator.pages.sweep import status_page
 
         trials = trials_of(sweep, storage)
@@ -72,7 +73,7 @@ def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -
             known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
             typer.echo(json.dumps(known | status_facts(found)))
         else:
-            typer.echo(status_page(run, found))
+            typer.echo(status_page(run, found, resume_of(run, is_search=True)))
 
 
 @app.command(epilog="Example:  fleetune sweep report reviews-lr-20261127 --html report.html")
@@ -85,7 +86,7 @@ def report(
     json_: Json = False,
 ) -> None:
     """Show results so far: best learning rate, tokens, GPU-hours."""
-    with edge():
+    with exit_on_error():
         from jobs.search.report.summary import facts, summary_lines
 
         trials = trials_of(sweep, storage)
@@ -98,7 +99,7 @@ def report(
             return
         best = trials.best
         typer.echo(
-            f"best: {trial_text.trial_words(best)}, {best.score:.4f}"
+            f"best: {trial_text.format_trial(best)}, {best.score:.4f}"
             if best is not None
             else "no trial has finished yet"
         )
@@ -116,7 +117,7 @@ def stop(
 
     To stop the sweep: fleetune stop SWEEP.
     """
-    with edge():
+    with exit_on_error():
         found = trials_of(sweep, storage)
         if trial not in found.trials:
             raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
@@ -148,7 +149,7 @@ def extend(
 
     A running sweep uses the larger budget at once. Paused trials may continue from their checkpoints.
     """
-    with edge():
+    with exit_on_error():
         found = trials_of(sweep, storage)
         asked = {"runs": runs, "trials": trials, "tokens": tokens, "minutes": minutes, "gpu_hours": gpu_hours}
         change = larger(found, asked)
@@ -170,7 +171,7 @@ def narrow(
     storage: Storage = None,
 ) -> None:
     """Narrow or widen the ranges of a running sweep. Earlier trials still count."""
-    with edge():
+    with exit_on_error():
         found = trials_of(sweep, storage)
         change = narrower(found.sweep, set_)
         if not _is_active(found):

@@ -12,7 +12,8 @@ from typing import Annotated, Final
 import typer
 
 from cluster.text import byte_size
-from orchestrator.cli.edge import Json, Quiet, edge
+from orchestrator.cli.options import Json, Quiet
+from orchestrator.cli.output import exit_on_error
 
 DATA: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".txt")
 LOGGED_EVERY_S: Final = 5.0  # seconds between lines of progress without a terminal
@@ -36,7 +37,7 @@ def upload(
     A file appears at its destination only when it is complete, and config.json is uploaded last. To continue an
     interrupted upload, repeat the command. At the end, the command prints the line for the spec.
     """
-    with edge():
+    with exit_on_error():
         from jobs.storage import upload as uploading
 
         plan = uploading.plan_upload(path, url, replace=replace)

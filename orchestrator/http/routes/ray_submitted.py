@@ -18,7 +18,7 @@ from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import SubmissionKey
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.context.identity import queue_id, tokens_of
-from orchestrator.service.observability.story_text import ended
+from orchestrator.service.observability.state_text import ended
 from orchestrator.service.ray_submitted import check_room, look
 
 
@@ -62,7 +62,7 @@ def routes(serving: Serving) -> APIRouter:
             job = serving.job(sent.job_id, caller)
             told = look(context, job, sent.attempt, sent.after)
             scrub = serving.scrub.and_also(tokens_of(serving.context.driver_key, job))
-            words = _words(serving, job, caller)
+            words = _described(serving, job, caller)
             return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.line(words)})
 
         return answer(await serving.slow.run(read))
@@ -76,7 +76,7 @@ def _check_queue(serving: Serving, queue: str) -> None:
         raise OtherQueue("this server keeps another queue than the one that the request names")
 
 
-def _words(serving: Serving, job: Job, caller: Caller) -> str:
+def _described(serving: Serving, job: Job, caller: Caller) -> str:
     """Describe a waiting or ended job in one line; '' for a running job, which writes output itself."""
     if job.state is State.RUNNING:
         return ""

@@ -27,7 +27,7 @@ class Before(StrEnum):
     GUARANTEE = "within its tenant's guarantee"
     PRIORITY = "a higher priority"
     WAITED = "has waited longest"
-    INDEX = "expected to take less, for its size and its tenant's share"
+    SCORE = "expected to take less, for its size and its tenant's share"
     SUBMITTED = "submitted earlier"
 
 
@@ -143,7 +143,7 @@ def _reason(ranks: Ranking, other: int, row: int) -> Before:
     if ranks.priority_class[other] > ranks.priority_class[row]:
         return Before.PRIORITY
     if ranks.score[other] < ranks.score[row]:
-        return Before.WAITED if ranks.lane is not None and ranks.lane[other] else Before.INDEX
+        return Before.WAITED if ranks.guarded is not None and ranks.guarded[other] else Before.SCORE
     return Before.SUBMITTED
 
 

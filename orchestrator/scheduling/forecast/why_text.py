@@ -42,13 +42,13 @@ def why_lines(
         lines.append(f"it may start in {span(found.not_before_s - snapshot.now_s)}")
     if found.waited_s > 0:
         lines.append(f"it has waited for {span(found.waited_s)}")
-    lines.append(_free_words(found))
+    lines.append(_format_free(found))
     called = snapshot.cluster.names if nodes is None else nodes
-    lines += [_node_words(node, snapshot, names, called) for node in _telling(found)[:_SHOWN]]
+    lines += [_format_node(node, snapshot, names, called) for node in _nodes_to_show(found)[:_SHOWN]]
     if found.before:
-        lines.append(_before_words(found, names))
+        lines.append(_format_before(found, names))
     if found.room_on:
-        lines.append(_room_words(found, snapshot, called))
+        lines.append(_format_room(found, snapshot, called))
     if expected:
         lines.append(f"expected start: {expected}")
     return lines
@@ -82,7 +82,7 @@ _TO_DO: Final[Mapping[Obstacle, str]] = {
 }
 
 
-def expected_words(expected: Expected, known: bool = True, seen_others: bool = True) -> str:
+def format_expected(expected: Expected, known: bool = True, seen_others: bool = True) -> str:
     """Format the expected start with its uncertainty: `in 12 min (from 5 min to 20 min)`.
 
     Args:
@@ -106,7 +106,7 @@ def ends_are_known(found: Why) -> bool:
     return all(ends is not None for node in found.nodes for _, _, ends in node.holders)
 
 
-def _free_words(found: Why) -> str:
+def _format_free(found: Why) -> str:
     usable = sum(node.usable for node in found.nodes)
     if not found.nodes:
         return "there is no node that it could use"
@@ -120,13 +120,13 @@ def _free_words(found: Why) -> str:
     return f"{found.free} {unit} are free on {where} that it could use{most}{outside}"
 
 
-def _telling(found: Why) -> list[NodeUse]:
+def _nodes_to_show(found: Why) -> list[NodeUse]:
     """Return the nodes that the job will start on, then the others, those with most free slots first."""
     rest = sorted((node for node in found.nodes if node.node not in found.room_on), key=lambda node: -node.free)
     return [node for node in found.nodes if node.node in found.room_on] + rest
 
 
-def _node_words(node: NodeUse, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str]) -> str:
+def _format_node(node: NodeUse, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str]) -> str:
     held = [f"{names[row]} has {slots}{_until(ends, snapshot.now_s)}" for row, slots, ends in node.holders[:_SHOWN]]
     more = len(node.holders) - _SHOWN
     held += [f"{more} more jobs"] if more > 0 else []
@@ -139,7 +139,7 @@ def _until(ends: float | None, now_s: float) -> str:
     return " (end unknown)" if ends is None else f" for about {span(max(ends - now_s, 0.0))} more"
 
 
-def _before_words(found: Why, names: Sequence[str]) -> str:
+def _format_before(found: Why, names: Sequence[str]) -> str:
     counts = Counter(reason for _, reason in found.before)
     first = ", ".join(names[row] for row, _ in found.before[:_SHOWN]) + (", ..." if len(found.before) > _SHOWN else "")
     if len(counts) == 1:
@@ -150,7 +150,7 @@ def _before_words(found: Why, names: Sequence[str]) -> str:
     return f"{many} before it ({reasons}): {first}"
 
 
-def _room_words(found: Why, snapshot: Snapshot, called: Sequence[str]) -> str:
+def _format_room(found: Why, snapshot: Snapshot, called: Sequence[str]) -> str:
     nodes = ", ".join(called[node] for node in found.room_on[:_SHOWN])
     nodes += ", ..." if len(found.room_on) > _SHOWN else ""
     others = "if nobody went before it, it" if found.before else "it"

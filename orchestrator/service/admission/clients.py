@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from cluster.local.locks import try_lock
 from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import JobEnded, QueueError
 from orchestrator.queue.records import Job
@@ -100,9 +100,6 @@ def is_alive(home: Path, client: str) -> bool:
     except OSError:
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not try_lock(descriptor, shared=True)
     finally:
         os.close(descriptor)
-    return False

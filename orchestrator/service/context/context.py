@@ -14,7 +14,7 @@ from orchestrator.queue.store import Store
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.service.context.heartbeats import Heartbeats
 from orchestrator.service.context.identity import DriverKey
-from orchestrator.service.context.inventory_cache import Machines
+from orchestrator.service.context.inventory_cache import InventoryCache
 from orchestrator.service.usage import UsageMonths
 
 MOST_RAY_SUBMITTED: Final = 250  # each program and Ray's supervisor of it hold about 130 MB of memory on the head
@@ -64,9 +64,9 @@ class ServiceContext:
         )  # created now, because two threads might both create one later
 
     @cached_property
-    def machines(self) -> Machines:
+    def machines(self) -> InventoryCache:
         """A cache of the inventory, a few seconds old at most."""
-        return Machines(self.backend)
+        return InventoryCache(self.backend)
 
     @property
     def shares_files(self) -> bool:

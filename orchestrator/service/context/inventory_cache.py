@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
-from cluster.backend import Backend, Other
+from cluster.backend import Backend, OtherProgram
 from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import BackendUnreachable
 
@@ -17,7 +17,7 @@ _LATELY_S = 3600.0
 _SILENT_S = 3.0  # seconds after a failure during which the cluster is not asked again
 
 
-class Machines:
+class InventoryCache:
     """The inventory, for many threads: one of them asks the cluster, and the others use its answer."""
 
     def __init__(self, backend: Backend, kept_s: float = _KEPT_S) -> None:
@@ -27,7 +27,7 @@ class Machines:
         self._labels: dict[str, str] = {}
         self._seen: dict[str, tuple[Node, float]] = {}  # by name, since a machine that comes back has another id
         self._until_s = 0.0
-        self._others: tuple[Other, ...] = ()
+        self._others: tuple[OtherProgram, ...] = ()
         self._others_until_s = 0.0
         self._failed: BackendUnreachable | None = None
 
@@ -58,7 +58,7 @@ class Machines:
         """Return the name of a node for people, as far as is known without asking."""
         return self._labels.get(node_id, node_id)
 
-    def others(self) -> tuple[Other, ...]:
+    def others(self) -> tuple[OtherProgram, ...]:
         """Return other programs on the cluster, as of some seconds ago; empty if the cluster does not tell."""
         with self._others_lock:
             if time.monotonic() >= self._others_until_s:

@@ -9,11 +9,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from cluster.backend import Other
+from cluster.backend import OtherProgram
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.errors import BackendUnreachable, CapacityError
 from orchestrator.api import WhyView
-from orchestrator.controller.autoscaler_demand import growth_words
+from orchestrator.controller.autoscaler_demand import format_growth
 from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.ledger import Cluster, snapshot
@@ -25,12 +25,12 @@ from orchestrator.queue.store import Filter
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts, rough_start
 from orchestrator.scheduling.forecast.why import Obstacle, Why, why
-from orchestrator.scheduling.forecast.why_text import ends_are_known, expected_words, to_do, why_lines, why_reason
+from orchestrator.scheduling.forecast.why_text import ends_are_known, format_expected, to_do, why_lines, why_reason
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.service.context.caller import ANYBODY, Caller
 from orchestrator.service.context.context import ServiceContext
-from orchestrator.service.observability import story_text as storytext
-from orchestrator.service.observability.story_text import Story
+from orchestrator.service.observability import state_text as statetext
+from orchestrator.service.observability.state_text import StateExplanation
 
 _KEPT_S = 5.0
 _NEW_KEPT_S = 0.5  # for a job that the kept moment does not contain
@@ -80,16 +80,16 @@ class Explainer:
         store, now_s = self._context.store, self._context.clock.now_s()
         job = store.job(job_id)
         if job.state in ENDED:
-            return _said(storytext.ended(job, now_s))
+            return _said(statetext.ended(job, now_s))
         if job.state is not State.QUEUED:
-            return _said(storytext.holding(job, now_s, self._context.machines.label))
+            return _said(statetext.holding(job, now_s, self._context.machines.label))
         if job.wanted is not DesiredState.RUN:
-            return _said(storytext.not_wanted(job, now_s))
+            return _said(statetext.not_wanted(job, now_s))
         if waits := self._waits_for(job, caller):
             return _said(waits)
         return self._of_the_queue(job, caller)
 
-    def _waits_for(self, job: Job, caller: Caller) -> Story | None:
+    def _waits_for(self, job: Job, caller: Caller) -> StateExplanation | None:
         """Describe the parents that a job waits for; None: it waits for none."""
         if not job.after:
             return None
@@ -100,7 +100,7 @@ class Explainer:
         left = [parent for parent in parents if parent.state is not State.SUCCEEDED]
         if not left:
             return None
-        return storytext.waits_for(job, left, [_name(parent, caller) for parent in left])
+        return statetext.waits_for(job, left, [_name(parent, caller) for parent in left])
 
     def _of_the_queue(self, job: Job, caller: Caller) -> WhyView:
         whose = None if caller.tenant is None or caller.is_admin else caller.tenant
@@ -120,20 +120,24 @@ class Explainer:
     def _explained(self, job: Job, caller: Caller, moment: _Moment | None) -> WhyView:
         if moment is None:
             reason = f"{job.job_id} waits: the machines do not answer, and nothing is started until they do"
-            return _said(Story(reason, next_step="wait; if they do not come back, ask the admin of the cluster"))
+            return _said(
+                StateExplanation(reason, next_step="wait; if they do not come back, ask the admin of the cluster")
+            )
         row = moment.row_of.get(job.job_id)
         if row is None:
-            return _said(Story(f"{job.job_id} is new in the queue: ask again in a few seconds"))
+            return _said(StateExplanation(f"{job.job_id} is new in the queue: ask again in a few seconds"))
         try:
             check_can_ever_fit(job.gang, moment.cluster.inventory)
         except CapacityError as error:
             next_step = (
                 f"wait until such nodes are added; or fleetune cancel {job.job_id}, and submit it with a smaller gang"
             )
-            return _said(Story(f"{job.job_id} waits for machines that are not there: {error}", next_step=next_step))
+            return _said(
+                StateExplanation(f"{job.job_id} waits for machines that are not there: {error}", next_step=next_step)
+            )
         tenant = moment.tenants.get(job.tenant)
         if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
-            return _said(storytext.hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
+            return _said(statetext.hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
         found = why(moment.snapshot, self._context.policy, row, moment.ran_s, expects=False)
         if moment.snapshot.waiting[row]:
             found = replace(found, expected=self._expected(moment, found))
@@ -141,18 +145,18 @@ class Explainer:
         labels = moment.cluster.inventory.labels
         called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
         expected, known, ran = found.expected, ends_are_known(found), bool(moment.ran_s)
-        expects = "" if expected is None else expected_words(expected, known, ran)
+        expects = "" if expected is None else format_expected(expected, known, ran)
         lines = [
             *why_lines(found, moment.snapshot, names, called, expects),
-            storytext.put_back(job),
+            statetext.put_back(job),
             "the machines do not answer now: nothing is started until they do" if moment.silent else "",
-            *storytext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
-            storytext.outside(found, self._others(moment) if any(node.foreign for node in found.nodes) else ()),
-            storytext.limit(found, tenant),
-            growth_words(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
+            *statetext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
+            statetext.outside(found, self._others(moment) if any(node.foreign for node in found.nodes) else ()),
+            statetext.limit(found, tenant),
+            format_growth(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
         ]
         reason = why_reason(found, moment.snapshot, names)
-        said = _said(Story(reason, more=tuple(filter(None, lines)), next_step=to_do(found, job.job_id)))
+        said = _said(StateExplanation(reason, more=tuple(filter(None, lines)), next_step=to_do(found, job.job_id)))
         if expected is None:
             return said
         starts = (expected.start_s, expected.earliest_s, expected.latest_s)
@@ -167,7 +171,7 @@ class Explainer:
             }
         )
 
-    def _others(self, moment: _Moment) -> list[Other]:
+    def _others(self, moment: _Moment) -> list[OtherProgram]:
         """Return programs that may be the external use.
 
         Programs that queued their job here by `ray job submit` are left out: they hold no slots.
@@ -247,12 +251,12 @@ def _name(job: Job, caller: Caller) -> str:
     return job.job_id if caller.may_see(job.tenant) else f"a job of tenant {job.tenant}"
 
 
-def _said(story: Story) -> WhyView:
+def _said(found: StateExplanation) -> WhyView:
     return WhyView(
-        text=story.text,
+        text=found.text,
         expected_start_s=None,
         earliest_start_s=None,
         latest_start_s=None,
-        reason=story.reason,
-        next_step=story.next_step,
+        reason=found.reason,
+        next_step=found.next_step,
     )

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from cluster.backend import Launch, Other, Phase
+from cluster.backend import Launch, OtherProgram, Phase
 from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray.backend import RayJobsBackend
-from cluster.ray.job_list import Keeping
+from cluster.ray.job_list import OutputRetention
 from tests.support.backends import Machines, Program, machines
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.raycluster import RayHead, ray_head
@@ -77,7 +77,7 @@ def test_what_is_used_and_not_ours_is_foreign(opened: Machines, head: RayHead) -
     assert opened.backend.others() == []  # our own program has taken them
     with _rays_own_client(head) as client:
         client.submit_job(entrypoint="sleep 1000", submission_id="somebody")
-        wait_for(lambda: opened.backend.others() == [Other("somebody", "sleep 1000")], "it is named", 60.0)
+        wait_for(lambda: opened.backend.others() == [OtherProgram("somebody", "sleep 1000")], "it is named", 60.0)
         assert opened.backend.ended_elsewhere(["somebody", "nobody"]) == frozenset()
         client.stop_job("somebody")
         wait_for(lambda: opened.backend.ended_elsewhere(["somebody", "nobody"]) == {"somebody"}, "it has ended", 60.0)
@@ -136,7 +136,7 @@ def test_what_strangers_and_other_queues_leave_on_the_cluster_stops_nobody(opene
 def test_entries_of_attempts_that_are_over_are_deleted_and_no_name_is_started_twice_before(
     opened: Machines, head: RayHead
 ) -> None:
-    soon = Keeping(kept_s=0.0, least_s=0.0)
+    soon = OutputRetention(kept_s=0.0, least_s=0.0)
     backend = RayJobsBackend(head.dashboard, token=head.token, keeping=soon)
     launch = opened.started(opened.launch("a"))
     assert opened.ended(launch).exit_code == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.error_line import last_words
+from cluster.error_line import error_line
 
 
 @pytest.mark.parametrize(
@@ -19,4 +19,4 @@ from cluster.error_line import last_words
     ],
 )
 def test_the_last_error_of_the_driver_itself_is_what_it_has_said(tail: str, said: str) -> None:
-    assert last_words(tail) == said
+    assert error_line(tail) == said

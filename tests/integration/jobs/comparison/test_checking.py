@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from jobs.compare import open_comparison, run_comparison
 from jobs.comparison.checking import checked_methods
 from jobs.errors import InputError
+from jobs.finetune import run_on_ray
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.search.rules.prior import PROMPT_RATE, rate_by_size
@@ -102,6 +103,8 @@ def test_targets_that_match_no_module_are_refused_before_anything_is_written(wor
         run_comparison(spec, progress=NoProgress(), display=NoProgress)
     with pytest.raises(InputError, match="no_such_module"):
         run_sweep(spec.sweep_of(spec.methods[1]), progress=NoProgress())
+    with pytest.raises(InputError, match="no_such_module"):
+        run_on_ray(spec.sweep_of(spec.methods[1]).base, progress=NoProgress())
     assert list((workshop / "none").glob("*/spec.json")) == []
 
 

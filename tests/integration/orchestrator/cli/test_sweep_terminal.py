@@ -22,7 +22,7 @@ from jobs.search.ledger import Ledger
 from jobs.spec.load import dump_spec
 from jobs.storage.files import write_bytes
 from jobs.training.mailbox import Answer
-from orchestrator.cli.edge import progress_of
+from orchestrator.cli.output import progress_of
 from orchestrator.cli.sweep_table import SweepTable, table_or_lines
 from tests.support.processes import wait_for
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
@@ -129,7 +129,8 @@ def test_the_table_is_drawn_in_place_and_leaves_only_the_lines(terminal: Termina
     finishes(table, ledger)
     row = "1 1.0e-04 0.1 0.4000 0.5000 100/100 5k finished"
     wait_for(
-        lambda: terminal.shows("careful [bold]here[/bold]", "trial 1: loss", row, "best so far: trial 1"), "its end"
+        lambda: terminal.shows("warning: careful [bold]here[/bold]", "trial 1: loss", row, "best so far: trial 1"),
+        "its end",
     )
     assert not terminal.shows("1 1.0e-04 0.1 - - 0/100 0 running")
     table.event(event("leaderboard", "trial  loss\n    1  0.4"))
@@ -137,7 +138,7 @@ def test_the_table_is_drawn_in_place_and_leaves_only_the_lines(terminal: Termina
     table.close()
     table.close()
     terminal.end()
-    said = ["sweep found-1", "starting 1 gang", "careful [bold]here[/bold]", "trial 1: loss 0.4000"]
+    said = ["sweep found-1", "starting 1 gang", "warning: careful [bold]here[/bold]", "trial 1: loss 0.4000"]
     assert [line.rstrip() for line in terminal.screen if line.strip()] == [
         *said, "trial  loss", "    1  0.4", "succeeded"
     ]  # fmt: skip
@@ -181,7 +182,7 @@ def test_no_color_is_respected(terminal: Terminal, ledger: Ledger, monkeypatch: 
     table = SweepTable(terminal.stream, look_every_s=0.05)
     begins(table, ledger)
     table.event(event("warning", "careful"))
-    wait_for(lambda: terminal.shows("careful", "1 1.0e-04"), "a row")
+    wait_for(lambda: terminal.shows("warning: careful", "1 1.0e-04"), "a row")
     table.close()
     terminal.end()
     assert not re.findall(r"\x1b\[[0-9;]*(?:3|4|9)[0-9][0-9;]*m", terminal.sent)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.client.discovery import local_server
-from orchestrator.client.embedded_server import Presence
+from orchestrator.client.embedded_server import ClientLock
 from orchestrator.queue.states import ENDED
 from orchestrator.store import open_store
 from tests.support.gangs import ROOT
@@ -133,14 +133,14 @@ def test_every_end_of_a_script_ends_its_jobs(home: Home, then: str) -> None:
 
 @pytest.mark.slow
 def test_scripts_that_start_at_once_share_one_server(home: Home) -> None:
-    presence = Presence(home.path)  # so that the server does not end between the first of them and the last
+    client_lock = ClientLock(home.path)  # so that the server does not end between the first of them and the last
     scripts = [home.script(then="run.result(300)", seconds=0.2) for _ in range(4)]
     told = [submitted(script) for script in scripts]
     assert len({url for _, url in told}) == 1 and len({job for job, _ in told}) == 4
     for script in scripts:
         _, errors = script.communicate(timeout=400)
         assert script.returncode == 0, errors
-    presence.end()
+    client_lock.end()
     assert (home.path / "serve.log").read_text().count("Fleetune ") == 1
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from cluster.testing import FakeClock
-from orchestrator.controller.keeping import Keeper
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
+from orchestrator.controller.leadership_renewal import LeadershipRenewal
 from orchestrator.queue.errors import NotLeader
 from orchestrator.queue.store import Store
 from orchestrator.store import open_store
@@ -31,35 +31,35 @@ def clock() -> FakeClock:
     return FakeClock(1000.0)
 
 
-def leading(store: Store, clock: FakeClock, name: str) -> Leading:
-    return Leading(store, clock, name, f"http://{name}", TERM_S)
+def server(store: Store, clock: FakeClock, name: str) -> LeaderElection:
+    return LeaderElection(store, clock, name, f"http://{name}", TERM_S)
 
 
 def test_a_pass_that_takes_longer_than_the_term_keeps_the_leadership(store: Store, clock: FakeClock) -> None:
-    first, second = leading(store, clock, "first"), leading(store, clock, "second")
-    keeper = Keeper(first)
-    keeper.start()
+    first, second = server(store, clock, "first"), server(store, clock, "second")
+    renewal = LeadershipRenewal(first)
+    renewal.start()
     assert first.renew()
     epoch = first.epoch
-    with keeper.working():
+    with renewal.working():
         for _ in range(LOOKS):
             clock.advance(TERM_S / 2)
             wait_for(lambda: getattr(store.leader(), "expires_s", 0.0) > clock() + TERM_S * 0.9, "it is renewed")
             assert not second.renew()
         first.go_on(epoch)
     assert first.epoch == epoch
-    keeper.end()
+    renewal.end()
 
 
 def test_a_pass_that_hangs_does_not_keep_it_for_ever_and_an_idle_server_is_not_kept(
     store: Store, clock: FakeClock
 ) -> None:
-    first, second = leading(store, clock, "first"), leading(store, clock, "second")
-    keeper = Keeper(first, most_s=0.0)
-    keeper.start()
+    first, second = server(store, clock, "first"), server(store, clock, "second")
+    renewal = LeadershipRenewal(first, most_s=0.0)
+    renewal.start()
     assert first.renew()
     epoch = first.epoch
-    with keeper.working():
+    with renewal.working():
         led = False
         for _ in range(LOOKS):
             clock.advance(TERM_S / 2)
@@ -67,4 +67,4 @@ def test_a_pass_that_hangs_does_not_keep_it_for_ever_and_an_idle_server_is_not_k
         assert led
     with pytest.raises(NotLeader):
         first.go_on(epoch)
-    keeper.end()
+    renewal.end()

@@ -38,7 +38,7 @@ def test_every_policy_gives_a_schedule_that_holds(policy: str, tmp_path: Path) -
 
 def test_the_same_seed_gives_the_same_schedule_and_another_seed_another() -> None:
     jobs = read_trace(TRACE, None)
-    first, again, other = (simulate(jobs, Setup(6, jitter=seed)).stretches for seed in (1, 1, 2))
+    first, again, other = (simulate(jobs, Setup(6, jitter=seed)).attempts for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
@@ -55,17 +55,17 @@ def test_the_default_policy_serves_everybody_better_than_first_come_first_served
 def test_without_interruptions_allowed_nobody_is_interrupted() -> None:
     policy = dataclasses.replace(DEFAULT, preemption=False)
     found = simulate(read_trace(TRACE, None), Setup(6), policy=policy)
-    assert {one.ended for one in found.stretches} == {Ended.FINISHED} and len(found.stretches) == 400
+    assert {one.ended for one in found.attempts} == {Ended.FINISHED} and len(found.attempts) == 400
 
 
 def test_a_failing_node_costs_the_work_since_the_newest_checkpoint_and_loses_no_job() -> None:
     jobs = tuple(TraceJob(0.0, 20_000.0, 8, "a") for _ in range(4))
     setup = Setup(nodes=2, policy="fifo", failures_per_node_day=20.0, preemption_cost_s=50.0, checkpoint_every_s=600.0)
     found = simulate(jobs, setup)
-    failed = [one for one in found.stretches if one.ended is Ended.NODE_FAILED]
+    failed = [one for one in found.attempts if one.ended is Ended.NODE_FAILED]
     assert failed and all(one.lost_s == pytest.approx(50.0 + (one.end_s - one.start_s) % 600.0) for one in failed)
     for job in range(4):
-        mine = [one for one in found.stretches if one.job == job]
+        mine = [one for one in found.attempts if one.job == job]
         ran = sum(one.end_s - one.start_s - one.lost_s for one in mine)
         assert ran == pytest.approx(20_000.0) and [one.ended for one in mine].count(Ended.FINISHED) == 1
 

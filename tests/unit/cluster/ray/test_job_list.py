@@ -11,7 +11,7 @@ import pytest
 from cluster.backend import Launch
 from cluster.errors import Fenced
 from cluster.ray.backend import FENCE_KEY, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
-from cluster.ray.job_list import Keeping, entries_to_delete
+from cluster.ray.job_list import OutputRetention, entries_to_delete
 
 DAY_S = 86_400.0
 
@@ -131,7 +131,7 @@ def test_a_caller_is_known_again_after_the_head_was_started_anew() -> None:
 
 def test_entries_of_attempts_that_are_over_are_deleted_and_those_that_may_be_current_are_not() -> None:
     dashboard = Dashboard()
-    keeping = Keeping(kept_s=DAY_S, most=10, least_s=60.0)
+    keeping = OutputRetention(kept_s=DAY_S, most=10, least_s=60.0)
     backend = backend_on(dashboard, keeping=keeping)
     very_old, old = [dashboard.add_ended(number, 2 * DAY_S) for number in (1, 2)], dashboard.add_ended(3, 3600.0)
     backend.submissions()
@@ -147,6 +147,6 @@ def test_entries_of_attempts_that_are_over_are_deleted_and_those_that_may_be_cur
 
 def test_the_oldest_are_deleted_first_and_none_that_has_only_just_ended() -> None:
     ended_s = {f"job{age}": 10_000.0 - age for age in range(0, 1000, 100)} | {"helper": 9_999.0}
-    keeping = Keeping(kept_s=700.0, most=3, least_s=250.0)
+    keeping = OutputRetention(kept_s=700.0, most=3, least_s=250.0)
     found = entries_to_delete(ended_s, [*ended_s, "unknown"], {"helper"}, 10_000.0, keeping)
     assert found == ["helper", *(f"job{age}" for age in range(900, 250, -100))]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.data.cutting import cut_of, cut_words
+from jobs.data.cutting import cut_of, format_cut
 
 
 def test_what_is_cut_is_counted_in_samples_and_tokens() -> None:
     cut = cut_of({10: 6, 100: 3, 700: 1}, seq_len=64)
     assert (cut.samples, cut.cut_samples, cut.tokens, cut.cut_tokens) == (10, 4, 1060, 3 * 36 + 636)
-    words = cut_words("data.train", cut, 64)
+    words = format_cut("data.train", cut, 64)
     assert words is not None
     assert "cuts 40% of the samples of data.train, which loses 70% of the tokens" in words
 
@@ -27,7 +27,7 @@ def test_the_recommended_length_is_the_smallest_that_keeps_the_share(lengths: di
 
 
 def test_little_is_not_worth_a_word() -> None:
-    assert cut_words("data.train", cut_of({10: 1000, 65: 1}, 64), 64) is None
-    assert cut_words("data.train", cut_of({10: 3}, 64), 64) is None
-    assert cut_words("data.train", cut_of({}, 64), 64) is None
-    assert cut_words("data.train", None, 64) is None
+    assert format_cut("data.train", cut_of({10: 1000, 65: 1}, 64), 64) is None
+    assert format_cut("data.train", cut_of({10: 3}, 64), 64) is None
+    assert format_cut("data.train", cut_of({}, 64), 64) is None
+    assert format_cut("data.train", None, 64) is None

@@ -15,7 +15,7 @@ from cluster.ray.raylets import Raylet, raylet_of
 from cluster.ray.runtime_env import digest_of_environment
 from cluster.ray.session_record import FILE, SessionRecord, read_record, write_record
 from cluster.settings import RAY_JOB, RayJob, ray_job
-from jobs.drivers import ray_submitted as guest
+from jobs.drivers import ray_submitted
 from jobs.drivers.ray_submitted import host_of_this_program, package_of, queued
 from jobs.errors import InputError, SpecError
 from jobs.spec.finetune import Spec
@@ -79,9 +79,9 @@ def test_an_orchestrator_that_only_the_head_can_reach_is_said_to_be_one(monkeypa
     monkeypatch.delenv("FLEETUNE_URL", raising=False)
     ray_says(monkeypatch)
     found = {"record": SessionRecord("http://127.0.0.1:8400", "q"), "raylet": Raylet(Path("/tmp"), "gcs", False)}
-    monkeypatch.setattr(guest, "raylet_above", lambda pid: found["raylet"])
-    monkeypatch.setattr(guest, "read_record", lambda raylet: found["record"])
-    with pytest.raises(guest.Uninvited, match=r"does not run on the head.*--host 0\.0\.0\.0"):
+    monkeypatch.setattr(ray_submitted, "raylet_above", lambda pid: found["raylet"])
+    monkeypatch.setattr(ray_submitted, "read_record", lambda raylet: found["record"])
+    with pytest.raises(ray_submitted.JobRefused, match=r"does not run on the head.*--host 0\.0\.0\.0"):
         host_of_this_program()
     found["raylet"] = Raylet(Path("/tmp"), "gcs", True)
     assert host_of_this_program() == (RayJob("raysubmit_1", {"job_submission_id": "raysubmit_1"}), found["record"])

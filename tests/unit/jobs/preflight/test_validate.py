@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from cluster.local.machine import has_gpus
 from jobs.errors import CapacityError, DataError, InputError, SpecError, StorageError
@@ -169,6 +172,24 @@ def test_bad_rows_at_the_start_of_a_large_source_are_a_warning(base: dict[str, A
     found = validate(spec(base, data={"train": str(tmp_path / "large.jsonl")}))
     assert "30 of the first 1,000 rows cannot be used: at most 0.01 of all rows" in found.warnings[0]
     assert "data.train: the first 1,000 rows" in found.looked_at
+
+
+def test_a_run_leaves_the_estimate_of_what_is_cut_to_the_preparation_of_its_data(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    words = Tokenizer(WordLevel({"word": 0}, unk_token="word"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(tmp_path / "m/tokenizer.json"))
+    row = json.dumps({"text": "word " * 100, "label": 0})
+    (tmp_path / "long.jsonl").write_text("\n".join([row] * 4))
+    long = spec(
+        base,
+        model={"task": "sequence-classification", "num_labels": 2},
+        data={"train": str(tmp_path / "long.jsonl"), "format": "classification", "seq_len": 32},
+    )
+    (warning,) = validate(long).warnings
+    assert warning.startswith("data.seq_len (32) cuts 100% of the samples of data.train")
+    assert validate(long, estimates=False).warnings == ()
 
 
 def test_a_model_of_the_hub_is_not_looked_at(base: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.run.metric_names import general_increase, general_name, is_general, trade_words
+from jobs.run.metric_names import format_trade, general_increase, general_name, is_general
 
 BEFORE = {"eval_loss": 3.0, "eval_general_loss": 4.0, "eval_general_perplexity": 54.6}
 
@@ -14,9 +14,9 @@ def test_metrics_of_general_text_are_named_as_hugging_face_names_those_of_severa
 
 def test_the_gain_of_the_task_stands_beside_the_change_on_general_text() -> None:
     after = {"eval_loss": 1.5, "eval_general_loss": 4.2, "loss": 1.4}
-    assert trade_words(BEFORE, after) == "held-out loss 3 -> 1.5 (-50.0%), general loss 4 -> 4.2 (+5.0%)"
+    assert format_trade(BEFORE, after) == "held-out loss 3 -> 1.5 (-50.0%), general loss 4 -> 4.2 (+5.0%)"
     del after["eval_loss"]
-    assert trade_words(BEFORE, after) == "general loss 4 -> 4.2 (+5.0%)", "general text without held-out rows"
+    assert format_trade(BEFORE, after) == "general loss 4 -> 4.2 (+5.0%)", "general text without held-out rows"
 
 
 def test_the_increase_is_a_share_of_the_first_value() -> None:
@@ -25,5 +25,5 @@ def test_the_increase_is_a_share_of_the_first_value() -> None:
 
 
 def test_without_general_text_nothing_is_said_of_it() -> None:
-    assert trade_words({"eval_loss": 3.0}, {"eval_loss": 1.5}) is None
-    assert trade_words(BEFORE, {"eval_loss": 1.5}) is None
+    assert format_trade({"eval_loss": 3.0}, {"eval_loss": 1.5}) is None
+    assert format_trade(BEFORE, {"eval_loss": 1.5}) is None

@@ -70,9 +70,14 @@ def test_evaluated_values_are_part_of_the_line() -> None:
 
 
 def test_events_are_printed_at_once_with_utc_time(watched: Watched) -> None:
-    happened = event("warning", "careful")
+    happened = event("phase", "training")
     watched.progress.event(happened)
-    assert watched.stream.getvalue() == f"{happened.at:%Y-%m-%d %H:%M:%SZ} careful\n"
+    assert watched.stream.getvalue() == f"{happened.at:%Y-%m-%d %H:%M:%SZ} training\n"
+
+
+def test_a_warning_is_marked_as_one(watched: Watched) -> None:
+    watched.progress.event(event("warning", "data.seq_len (64) cuts 40% of the samples"))
+    assert watched.stream.getvalue().endswith("Z warning: data.seq_len (64) cuts 40% of the samples\n")
 
 
 def test_steps_are_printed_every_ten_seconds_and_always_the_first_and_the_last(watched: Watched) -> None:

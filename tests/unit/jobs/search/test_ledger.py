@@ -15,7 +15,7 @@ from jobs.search.report.trial_text import leaderboard, leaderboard_facts, trial_
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
-from jobs.training.mailbox import Answer, Mailbox, Order, Tray
+from jobs.training.mailbox import Answer, Mailbox, MessageFolder, Order
 
 STEPS = 10
 
@@ -112,11 +112,11 @@ def test_the_greatest_is_best_where_the_metric_is_a_share(sweep: SweepSpec, root
 
 
 def test_what_is_half_written_is_no_message(tmp_path: Path) -> None:
-    tray = Tray(str(tmp_path))
-    tray.put("0002", Order(action="end"))
-    tray.put("0001", Order(action="end"))
+    folder = MessageFolder(str(tmp_path))
+    folder.put("0002", Order(action="end"))
+    folder.put("0001", Order(action="end"))
     (tmp_path / ".0003.json.part.json").write_text("")
-    assert tray.names() == ["0001", "0002"] and tray.read("0001", Order) == Order(action="end")
+    assert folder.names() == ["0001", "0002"] and folder.read("0001", Order) == Order(action="end")
 
 
 def test_who_waits_for_an_answer_may_give_up(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from jobs.errors import SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.queue import LONGEST_LABEL, Queue, label_value
 from orchestrator.client.spec_names import named
-from orchestrator.pages.queue import label_words
+from orchestrator.pages.queue import format_labels
 
 
 def command(**more: object) -> CommandSpec:
@@ -53,5 +53,5 @@ def test_labels_that_no_list_could_show_are_refused(tmp_path: Path) -> None:
 
 
 def test_sections_are_left_out_where_the_last_part_of_a_name_tells() -> None:
-    assert label_words({"train.learning_rate": "1e-05", "seed": "1"}) == "learning_rate=1e-05 seed=1"
-    assert label_words({"data.seed": "1", "train.seed": "2"}) == "data.seed=1 train.seed=2"
+    assert format_labels({"train.learning_rate": "1e-05", "seed": "1"}) == "learning_rate=1e-05 seed=1"
+    assert format_labels({"data.seed": "1", "train.seed": "2"}) == "data.seed=1 train.seed=2"

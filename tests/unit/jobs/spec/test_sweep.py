@@ -13,7 +13,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.record import open_run
 from jobs.search.rules.budget import check_lengths
 from jobs.search.rules.resuming import check_sweep_resumable
-from jobs.search.rules.spec_text import space_words
+from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import VARYING, check_space, engine_of, engines, field_meant, trial_spec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec, load_sweep
@@ -90,7 +90,7 @@ def test_fields_of_the_engine_and_weights_of_sources_may_vary(tmp_path: Path) ->
     assert [source.weight for source in spec.data.train] == [1.0, 3.5]
     assert engine_of(spec) != engine_of(sweep.base)
     assert engine_of(trial_spec(sweep.base, {"data.train.1.weight": 3.5, "seed": 9})) == engine_of(sweep.base)
-    assert space_words(sweep) == "bf16 True|False, train.1.weight 1..4"
+    assert format_space(sweep) == "bf16 True|False, train.1.weight 1..4"
 
 
 def test_values_that_fit_only_together_are_taken(tmp_path: Path) -> None:

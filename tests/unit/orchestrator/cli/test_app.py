@@ -21,8 +21,8 @@ from jobs.errors import DataError, RunFailed
 from jobs.run.outcome import Outcome, Status, event
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec
-from orchestrator.cli.edge import edge
 from orchestrator.cli.help_groups import SYNONYMS
+from orchestrator.cli.output import exit_on_error
 
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
@@ -122,7 +122,7 @@ def call(*arguments: str) -> tuple[int, str, str]:
 def test_ctrl_c_is_the_usual_end_of_what_goes_on_until_then(
     code: int | None, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(typer.Exit) as caught, edge(code):
+    with pytest.raises(typer.Exit) as caught, exit_on_error(code):
         raise KeyboardInterrupt
     assert caught.value.exit_code == (130 if code is None else code)
     assert capsys.readouterr().err == said

@@ -7,7 +7,7 @@ import pytest
 from jobs.errors import InputError
 from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantView
 from orchestrator.cli.tenant_settings import LimitOptions, quotas, settings
-from orchestrator.pages.cluster import restriction_words
+from orchestrator.pages.cluster import format_restrictions
 from orchestrator.queue.tenants import check_name
 
 NOW = TenantView(
@@ -102,7 +102,7 @@ def test_what_is_no_limit_is_refused_in_plain_words(limits: LimitOptions, words:
 
 def test_what_limits_a_tenant_is_shown() -> None:
     limits = RestrictionsView(max_queued_jobs=1000, max_gpu_hours_per_month=500.0, roots=("s3://x",), secrets=("K",))
-    assert restriction_words(NOW) == ""
-    assert restriction_words(NOW.model_copy(update={"restrictions": limits, "gpu_hours": 12.5})) == (
+    assert format_restrictions(NOW) == ""
+    assert format_restrictions(NOW.model_copy(update={"restrictions": limits, "gpu_hours": 12.5})) == (
         "at most 1,000 queued; 12.5 of 500.0 GPU-hours this month; files under s3://x; secrets K"
     )

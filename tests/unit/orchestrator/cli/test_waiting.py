@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.api import WhyView
-from orchestrator.cli.waiting import WaitingNews
+from orchestrator.cli.waiting import WaitReport
 from orchestrator.queue.states import State
 from tests.support.jobviews import job
 
@@ -24,9 +24,9 @@ class Server:
 
 def said(*whys: dict[str, Any]) -> list[str]:
     told = list[str]()
-    news = WaitingNews(Server(*whys), told.append, 0.0, 0.0)  # type: ignore[arg-type]
+    report = WaitReport(Server(*whys), told.append, 0.0, 0.0)  # type: ignore[arg-type]
     for _ in whys:
-        news.look(job("a-1", State.QUEUED))
+        report.look(job("a-1", State.QUEUED))
     return told
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.client.discovery import local_server
-from orchestrator.client.embedded_server import NotStarted, Presence, embedded_url
+from orchestrator.client.embedded_server import ClientLock, NotStarted, embedded_url
 
 
 def locks(home: Path) -> set[str]:
@@ -15,7 +15,7 @@ def locks(home: Path) -> set[str]:
 
 
 def test_a_script_takes_its_lock_away(tmp_path: Path) -> None:
-    one, other = Presence(tmp_path), Presence(tmp_path)
+    one, other = ClientLock(tmp_path), ClientLock(tmp_path)
     assert locks(tmp_path) == {one.client, other.client}
     one.end()
     one.end()
@@ -26,7 +26,7 @@ def test_a_script_takes_its_lock_away(tmp_path: Path) -> None:
 def test_a_home_that_is_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "home").touch()
     with pytest.raises(NotStarted, match="Set FLEETUNE_HOME"):
-        Presence(tmp_path / "home")
+        ClientLock(tmp_path / "home")
     with pytest.raises(NotStarted, match="Set FLEETUNE_HOME"):
         embedded_url(tmp_path / "home")
 

@@ -16,7 +16,7 @@ from cluster.capacity.inventory import Growth, Inventory, Node, NodeType
 from cluster.errors import BackendUnreachable, CapacityError, InputError, MachinesFailed
 from cluster.ray.autoscaler import Autoscaler, config_file, growth_of, read_growth
 from cluster.ray.raylets import Process
-from orchestrator.controller.autoscaler_demand import Demand, demand, growth_words
+from orchestrator.controller.autoscaler_demand import Demand, demand, format_growth
 from orchestrator.controller.ledger import Cluster
 from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.tenants import Tenant
@@ -211,12 +211,12 @@ def test_nodes_that_the_autoscaler_did_not_add_are_none_of_its_business() -> Non
 
 def test_without_an_autoscaler_nobody_is_told() -> None:
     assert demand([job("waits", gpus=4)], {}, Cluster(inventory(1), (Tenant("a"),)), DEFAULT, NOW_S).bundles == ()
-    assert growth_words(inventory(1)) == ""
-    assert growth_words(replace(inventory(1), growth=GROWS)) == (
+    assert format_growth(inventory(1)) == ""
+    assert format_growth(replace(inventory(1), growth=GROWS)) == (
         "Ray's autoscaler may add 3 more nodes (3 x gpu: 64 CPU, 4 GPU)"
     )
     full = replace(inventory(4), growth=Growth((NodeType(Node("gpu", 64, 4), 1),), 1))
-    assert "all the nodes that it may" in growth_words(full)
+    assert "all the nodes that it may" in format_growth(full)
 
 
 def test_a_file_that_changes_is_read_again_and_one_that_breaks_is_said(tmp_path: Path) -> None:
@@ -293,8 +293,8 @@ def test_a_wish_is_told_until_it_was_heard_and_withdrawn_when_nobody_waits() -> 
     def tell() -> None:
         updates._not_before_s = 0.0
         updates()
-        if updates._telling is not None:
-            updates._telling.join()
+        if updates._thread is not None:
+            updates._thread.join()
 
     tell()
     demands.append(Demand())  # nobody waits any more; that nothing was heard is not known

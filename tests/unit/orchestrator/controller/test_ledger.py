@@ -9,7 +9,7 @@ import pytest
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
 from orchestrator.controller.fair_share import Shares
-from orchestrator.controller.ledger import Cluster, Nominations, Orders, kept, orders, snapshot
+from orchestrator.controller.ledger import Cluster, Nominations, PlanResult, kept, orders, snapshot
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
@@ -20,11 +20,11 @@ from tests.support.queuereplay import used_of
 A = (Tenant("a"),)
 
 
-def decided(jobs: list[Job], nominations: Nominations, cluster: Cluster) -> Orders:
+def decided(jobs: list[Job], nominations: Nominations, cluster: Cluster) -> PlanResult:
     return orders(jobs, plan(snapshot(jobs, nominations, cluster, NOW_S)), nominations, cluster)
 
 
-def said(found: Orders) -> list[str]:
+def said(found: PlanResult) -> list[str]:
     return [
         f"{move.job_id} {move.expect} -> {move.to} {dict(move.placement) or ''}".strip() for move in found.transitions
     ]
@@ -45,7 +45,7 @@ def test_what_is_to_start_in_the_place_of_others_waits_until_they_have_left() ->
     assert found.nominations == {"high": (("n0", 4),)}
     stopping = job("low", State.STOPPING, 4)
     again = decided([stopping, high], found.nominations, cluster)
-    assert again == Orders((), found.nominations)
+    assert again == PlanResult((), found.nominations)
     back = job("low", reason=Reason.PREEMPTED, gpus=4)
     last = decided([back, high], found.nominations, cluster)
     assert said(last) == ["high queued -> starting {'n0': 4}"] and last.nominations == {}
@@ -95,7 +95,7 @@ def test_a_job_that_is_moved_keeps_its_nomination_while_it_stops() -> None:
     moved = job("small", State.STOPPING, 1, reason=Reason.MOVED)
     nominations = {"small": (("n1", 1),)}
     assert kept([moved], nominations, Cluster(inventory(4, 4), A)) == nominations
-    assert decided([moved], nominations, Cluster(inventory(4, 4), A)) == Orders((), nominations)
+    assert decided([moved], nominations, Cluster(inventory(4, 4), A)) == PlanResult((), nominations)
     back = job("small", reason=Reason.MOVED)
     assert said(decided([back], nominations, Cluster(inventory(4, 4), A))) == ["small queued -> starting {'n1': 1}"]
 
@@ -109,7 +109,7 @@ def test_an_elastic_job_is_nominated_with_fewer_workers_while_it_stops_and_start
     assert found.nominations == {"other": (("n0", 2),), "e": (("n0", 2),)}
     stopping = replace(elastic, state=State.STOPPING, reason=Reason.RESIZED)
     assert kept([stopping, other], found.nominations, cluster) == found.nominations
-    assert decided([stopping, other], found.nominations, cluster) == Orders((), found.nominations)
+    assert decided([stopping, other], found.nominations, cluster) == PlanResult((), found.nominations)
     back = job("e", gpus=1, sizes=(1, 2, 4), reason=Reason.RESIZED)
     last = decided([back, other], found.nominations, cluster)
     assert sorted(said(last)) == ["e queued -> starting {'n0': 2}", "other queued -> starting {'n0': 2}"]
@@ -123,14 +123,14 @@ def test_who_is_preempted_keeps_what_the_same_plan_gives_it_and_nobody_grows_int
     assert said(found) == ["e running -> stopping"] and found.nominations == {"b": (("n0", 4),), "e": (("n0", 2),)}
     stopping = replace(e, state=State.STOPPING, reason=found.transitions[0].reason)
     assert kept([stopping, g, b], found.nominations, cluster) == found.nominations
-    assert decided([stopping, g, b], found.nominations, cluster) == Orders((), found.nominations)
+    assert decided([stopping, g, b], found.nominations, cluster) == PlanResult((), found.nominations)
 
 
 def test_nobody_grows_while_one_stops_or_is_about_to_start() -> None:
     grows, cluster = job("g", State.RUNNING, 2, sizes=(2, 4)), Cluster(inventory(8), A)
     assert said(decided([grows], {}, cluster)) == ["g running -> stopping"]
     for other in (job("x", State.STOPPING, 2, reason=Reason.NODE_LOST), job("x", not_before_s=NOW_S + 60.0)):
-        assert decided([grows, other], {}, cluster) == Orders((), {})
+        assert decided([grows, other], {}, cluster) == PlanResult((), {})
     for other in (job("x", State.STOPPING, 2, reason=Reason.CANCELLED), job("x", not_before_s=NOW_S + 3600.0)):
         assert said(decided([grows, other], {}, cluster)) == ["g running -> stopping"]
 
@@ -151,7 +151,7 @@ def test_what_pauses_or_waits_for_others_or_for_a_time_is_not_started() -> None:
         job("early", not_before_s=NOW_S + 60.0),
         job("failed", reason=Reason.DRIVER_LOST, retries={Reason.DRIVER_LOST: 1}, waiting_since_s=NOW_S - 1.0),
     ]
-    assert decided(jobs, {}, Cluster(inventory(8), A)) == Orders((), {})
+    assert decided(jobs, {}, Cluster(inventory(8), A)) == PlanResult((), {})
     assert said(decided(jobs[1:], {}, Cluster(inventory(8), A))) == ["child queued -> starting {'n0': 1}"]
 
 
@@ -170,7 +170,7 @@ def test_a_limit_holds_also_against_jobs_that_are_still_stopping() -> None:
 
 def test_gpus_held_by_others_are_not_given_away() -> None:
     taken = Inventory((replace(inventory(4).nodes[0], foreign_gpus=3),))
-    assert decided([job("waits", gpus=2)], {}, Cluster(taken, A)) == Orders((), {})
+    assert decided([job("waits", gpus=2)], {}, Cluster(taken, A)) == PlanResult((), {})
     assert said(decided([job("waits", gpus=1)], {}, Cluster(taken, A))) == ["waits queued -> starting {'n0': 1}"]
 
 

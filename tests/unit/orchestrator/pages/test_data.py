@@ -305,7 +305,7 @@ def test_percentages_say_all_and_none_only_where_true() -> None:
 
 def test_one_is_singular() -> None:
     assert [many(count, "row") for count in (0, 1, 2, 1234)] == ["0 rows", "1 row", "2 rows", "1,234 rows"]
-    packing = datapage.packing_words(Packing(packed=False, rows=1, seq_len=8, density=1.0))
+    packing = datapage.format_packing(Packing(packed=False, rows=1, seq_len=8, density=1.0))
     assert packing == "not packed: 1 row of at most 8, padded to the longest of their batch: 100 % full"
 
 

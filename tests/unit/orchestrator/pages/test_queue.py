@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.text import at_words, day, when_written
+from cluster.text import day, format_time, when_written
 from orchestrator.api import EventView, JobView, NodeView, QuotaView, TenantView, UsageRow, WhyView
 from orchestrator.pages.cluster import nodes_page, tenants_page, usage_page
 from orchestrator.pages.events import event_lines
@@ -233,7 +233,7 @@ def test_an_end_that_a_program_came_to_by_itself_is_one_event() -> None:
 
 
 def test_moments_are_in_utc_and_say_so() -> None:
-    assert at_words(NOW_S) == "2027-01-15 08:00:00Z" and at_words(None) == "" and day(NOW_S) == "2027-01-15"
+    assert format_time(NOW_S) == "2027-01-15 08:00:00Z" and format_time(None) == "" and day(NOW_S) == "2027-01-15"
     assert when_written("2026-11-24T13:00:00.25+01:00") == "2026-11-24 12:00:00Z"
     assert when_written("2026-11-24T12:00:00Z") == when_written("2026-11-24T12:00:00") == "2026-11-24 12:00:00Z"
     assert when_written("long ago") == "long ago" and when_written("") == ""

@@ -24,7 +24,15 @@ from jobs.spec.sweep import Budget
 from jobs.storage.files import write_bytes
 from jobs.storage.journal import JournalWriter
 from jobs.training.mailbox import Answer
-from orchestrator.pages.sweep import FEWEST_ROWS, MOST_ROWS, budget_words, screen, shown_trials, status_page, time_words
+from orchestrator.pages.sweep import (
+    FEWEST_ROWS,
+    MOST_ROWS,
+    format_budget,
+    format_elapsed,
+    screen,
+    shown_trials,
+    status_page,
+)
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 
 STEPS, TOKENS = 100, 5000.0
@@ -215,7 +223,7 @@ def test_the_time_to_go_is_the_driver_s_estimate_less_the_steps_since(tmp_path: 
     told = heard(2, progress={"step": 100, "total_steps": 800, "remaining_s": 1400.0})
     status = status_with(ledger, told, {2: record(50)}, at_s=200.0)
     assert status.remaining_s == pytest.approx(1300.0)
-    assert time_words(status) == "3m20s passed, about 21m40s to go"
+    assert format_elapsed(status) == "3m20s passed, about 21m40s to go"
 
 
 def test_before_the_first_answer_it_comes_from_the_step_times(tmp_path: Path) -> None:
@@ -232,7 +240,7 @@ def test_a_bound_in_minutes_bounds_the_time_to_go(tmp_path: Path) -> None:
     ledger.add({"learning_rate": 1e-4, "warmup_ratio": 0.1})
     status = status_with(ledger, heard(1), {1: record(10)})
     assert status.remaining_s == pytest.approx(510.0)
-    assert budget_words(status) == [
+    assert format_budget(status) == [
         "500 of 20,000 tokens, 0.1 runs", "1 of 4 trials begun", "0 of 2 GPU-hours", "1.5 of 10 minutes"
     ]  # fmt: skip
 
@@ -297,7 +305,8 @@ def test_the_page_of_the_status(going_on: SweepStatus) -> None:
     assert "phase        exporting the model of trial 2 (12 s)" in status_page(run, exporting)
     lost = run.model_copy(update={"status": "lost", "silent_s": 720.0})
     assert "status       lost (12m00s silent)" in status_page(lost, going_on)
-    assert status_page(lost, going_on).endswith("resume       fleetune run --resume /runs/found-1")
+    again = "fleetune run --resume /runs/found-1"
+    assert status_page(lost, going_on, again).endswith(f"resume       {again}")
 
 
 def test_the_same_for_programs(going_on: SweepStatus) -> None:
@@ -335,3 +344,17 @@ def call(*arguments: str) -> str:
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.stderr
     return result.stdout
+
+
+def test_no_command_to_resume_is_shown_for_a_sweep_that_would_fail_again(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path)
+    paths = JobPaths(ledger.root)
+    write_bytes(paths.spec, dump_spec(ledger.sweep))
+
+    def shown() -> str:
+        return CliRunner().invoke(cli.app, ["sweep", "status", ledger.root]).stdout
+
+    assert shown().splitlines()[-1].split() == ["resume", "fleetune", "run", "--resume", ledger.root]
+    for bad_input, offered in ((False, True), (True, False)):
+        write_outcome(paths, Outcome(status=Status.FAILED, reason="because", bad_input=bad_input, ended_at=after(0)))
+        assert "failed" in shown() and ("fleetune run --resume" in shown()) is offered

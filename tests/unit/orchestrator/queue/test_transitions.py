@@ -12,20 +12,20 @@ from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
 from orchestrator.queue.states import ENDED, MAY_GO_TO, DesiredState, Reason, State
-from orchestrator.queue.transitions import Seen, next_transition
+from orchestrator.queue.transitions import Observation, next_transition
 from tests.support.queuejobs import NOW_S, job
 
 
-def seen(*submissions: Submission, **more: Any) -> Seen:
+def seen(*submissions: Submission, **more: Any) -> Observation:
     nodes = more.pop("nodes", frozenset({"n0", "n1"}))
-    return Seen(NOW_S, {one.submission: one for one in submissions}, nodes=nodes, **more)
+    return Observation(NOW_S, {one.submission: one for one in submissions}, nodes=nodes, **more)
 
 
 def of(one: Job, phase: Phase, **more: Any) -> Submission:
     return Submission(one.submission, phase, **more)
 
 
-def went(one: Job, by: Seen) -> tuple[State, Reason] | None:
+def went(one: Job, by: Observation) -> tuple[State, Reason] | None:
     move = next_transition(one, by)
     if move is None:
         return None

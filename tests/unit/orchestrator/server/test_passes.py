@@ -20,17 +20,17 @@ class _Controller:
         return True
 
 
-class _News:
-    def tell(self) -> None:
+class _EventLog:
+    def write_new(self) -> None:
         pass
 
 
 def test_the_queue_counts_as_stuck_after_three_failures_in_a_row_and_moves_again_after_one_success() -> None:
     controller: Any = _Controller()
-    news: Any = _News()
-    leading: Any = None
+    event_log: Any = _EventLog()
+    election: Any = None
     meters = Meters()
-    passes = ControlLoop(controller, leading, news, meters, lambda text: None, (), lambda: None)
+    passes = ControlLoop(controller, election, event_log, meters, lambda text: None, (), lambda: None)
 
     def pass_over() -> tuple[str, float]:
         with contextlib.suppress(Exception):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from orchestrator.simulate.figures import figures, over_time, tenant_figures
-from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
+from orchestrator.simulate.values import Ended, Setup, Simulated, SimulatedAttempt, TraceJob
 
 KEYS = [
     "policy", "mean_jct_s", "median_jct_s", "p90_jct_s", "p99_jct_s", "mean_wait_s", "mean_bounded_slowdown",
@@ -20,11 +20,11 @@ KEYS = [
 # Completion after 140, 30 and 230 s; waits of 40, 0 and 30 s; slowdowns of 1.4, 1 and 1.15.
 THREE = Simulated(
     jobs=(TraceJob(0, 100, 8, "a"), TraceJob(20, 30, 1, "b"), TraceJob(120, 200, 2, "b")),
-    stretches=(
-        Stretch(0, 0, 40, ((0, 8),), Ended.PREEMPTED, lost_s=10),
-        Stretch(1, 20, 50, ((1, 1),), Ended.FINISHED),
-        Stretch(0, 70, 140, ((0, 8),), Ended.FINISHED),
-        Stretch(2, 150, 350, ((1, 2),), Ended.FINISHED),
+    attempts=(
+        SimulatedAttempt(0, 0, 40, ((0, 8),), Ended.PREEMPTED, lost_s=10),
+        SimulatedAttempt(1, 20, 50, ((1, 1),), Ended.FINISHED),
+        SimulatedAttempt(0, 70, 140, ((0, 8),), Ended.FINISHED),
+        SimulatedAttempt(2, 150, 350, ((1, 2),), Ended.FINISHED),
     ),
     setup=Setup(nodes=2),
     wall_s=0.25,
@@ -34,8 +34,8 @@ THREE = Simulated(
 
 def alone(duration_s: float, gpus: int = 1, start_s: float = 5.0) -> Simulated:
     """One job, submitted at 5 s."""
-    stretch = Stretch(0, start_s, start_s + duration_s, ((0, gpus),), Ended.FINISHED)
-    return Simulated((TraceJob(5.0, duration_s, gpus, "a"),), (stretch,), Setup(nodes=1), 0.0, 1)
+    attempt = SimulatedAttempt(0, start_s, start_s + duration_s, ((0, gpus),), Ended.FINISHED)
+    return Simulated((TraceJob(5.0, duration_s, gpus, "a"),), (attempt,), Setup(nodes=1), 0.0, 1)
 
 
 def test_three_jobs_of_two_tenants_one_of_them_preempted() -> None:
@@ -58,11 +58,11 @@ def test_keys_come_in_their_order_and_every_number_is_one_of_json() -> None:
 
 
 def test_moves_count_as_preemptions_and_failures_of_nodes_do_not() -> None:
-    stretches = tuple(
-        Stretch(0, at, at + 10, ((at % 20 // 10, 1),), ended)
+    attempts = tuple(
+        SimulatedAttempt(0, at, at + 10, ((at % 20 // 10, 1),), ended)
         for at, ended in ((0, Ended.MOVED), (10, Ended.NODE_FAILED), (20, Ended.PREEMPTED), (30, Ended.FINISHED))
     )
-    found = figures(replace(THREE, jobs=(TraceJob(0, 40, 1, "a"),), stretches=stretches))
+    found = figures(replace(THREE, jobs=(TraceJob(0, 40, 1, "a"),), attempts=attempts))
     assert (found.preemptions, found.most_preemptions_of_a_job) == (2, 2)
 
 

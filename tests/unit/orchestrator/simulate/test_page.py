@@ -18,7 +18,7 @@ from orchestrator.pages import svg_areas as svgarea
 from orchestrator.simulate.figures import figures
 from orchestrator.simulate.page import headline, page
 from orchestrator.simulate.report import report
-from orchestrator.simulate.values import Ended, Setup, Simulated, Stretch, TraceJob
+from orchestrator.simulate.values import Ended, Setup, Simulated, SimulatedAttempt, TraceJob
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "<script>alert('x')</script> & \x1b[31m"
@@ -28,11 +28,11 @@ def simulated(nodes: int = 4, tenants: int = 3, wait_s: float = 600.0, name: str
     """A job of 8 GPUs for each tenant, which waits and then runs for some hours."""
     jobs = tuple(TraceJob(at * 100.0, 3600.0 * (at + 1), 8, f"{name}-{at}") for at in range(tenants))
     starts = (job.submit_s + wait_s for job in jobs)
-    stretches = tuple(
-        Stretch(at, start_s, start_s + jobs[at].duration_s, ((at % nodes, 8),), Ended.FINISHED)
+    attempts = tuple(
+        SimulatedAttempt(at, start_s, start_s + jobs[at].duration_s, ((at % nodes, 8),), Ended.FINISHED)
         for at, start_s in enumerate(starts)
     )
-    return Simulated(jobs, stretches, Setup(nodes=nodes), 0.5, 10)
+    return Simulated(jobs, attempts, Setup(nodes=nodes), 0.5, 10)
 
 
 def parsed(html: str) -> ElementTree.Element:

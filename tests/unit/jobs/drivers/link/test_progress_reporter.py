@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.drivers.link.progress_reporter import Telling
+from jobs.drivers.link.progress_reporter import ProgressReporter
 from jobs.run.outcome import event
 from jobs.run.progress import NoProgress
 
@@ -26,9 +26,9 @@ class Clock:
         return self.now_s
 
 
-def telling() -> tuple[Telling, Heard, Clock]:
+def reporting() -> tuple[ProgressReporter, Heard, Clock]:
     heard, clock = Heard(), Clock()
-    return Telling(NoProgress(), heard, ("a", "b", "b"), clock), heard, clock
+    return ProgressReporter(NoProgress(), heard, ("a", "b", "b"), clock), heard, clock
 
 
 def step(number: int, **more: Any) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def step(number: int, **more: Any) -> dict[str, Any]:
 
 
 def test_the_run_and_its_length_are_told_as_soon_as_they_are_known() -> None:
-    told, heard, _ = telling()
+    told, heard, _ = reporting()
     told.event(event("phase", "run a in /runs/a", phase="start", root="/runs/a", resumed=False))
     assert heard.known == {"run": "/runs/a"}
     told.event(event("plan", "training 9 steps", total_steps=9))
@@ -44,23 +44,23 @@ def test_the_run_and_its_length_are_told_as_soon_as_they_are_known() -> None:
 
 
 def test_the_workers_that_are_kept_are_told_by_their_nodes() -> None:
-    told, heard, _ = telling()
+    told, heard, _ = reporting()
     told.event(event("phase", "given back", phase="given-back", workers=[0, 2]))
     assert heard.known == {"keeps": ("a", "b")}
-    without = Telling(NoProgress(), heard)
+    without = ProgressReporter(NoProgress(), heard)
     without.event(event("phase", "given back", phase="given-back", workers=[0]))
     assert heard.known == {"keeps": ("a", "b")}, "one of a single machine holds what it has"
 
 
 def test_nodes_that_leave_and_faulty_ones_are_told() -> None:
-    told, heard, _ = telling()
+    told, heard, _ = reporting()
     told.event(event("draining", "it leaves", nodes=["a"]))
     told.event(event("faulty", "ranks on host x have hung 2 times in this run", nodes=["b"], host="x"))
     assert heard.known == {"draining": ("a",), "faulty": ("b",)}
 
 
 def test_what_is_left_is_measured_and_metrics_are_those_for_people() -> None:
-    told, heard, clock = telling()
+    told, heard, clock = reporting()
     told.event(event("plan", "", total_steps=10))
     for number in range(1, 5):
         clock.now_s += 2.0
@@ -72,7 +72,7 @@ def test_what_is_left_is_measured_and_metrics_are_those_for_people() -> None:
 
 
 def test_an_interruption_costs_the_start_and_the_steps_that_no_checkpoint_holds() -> None:
-    told, heard, clock = telling()
+    told, heard, clock = reporting()
     clock.now_s = 500.0  # preparing the data, which is done once
     told.event(event("phase", "starting 2 workers", phase="workers"))
     clock.now_s += 20.0
@@ -86,7 +86,7 @@ def test_an_interruption_costs_the_start_and_the_steps_that_no_checkpoint_holds(
 
 
 def test_a_run_that_goes_on_has_lost_nothing_yet() -> None:
-    told, heard, clock = telling()
+    told, heard, clock = reporting()
     told.event(event("phase", "starting", phase="workers"))
     clock.now_s = 7.0
     told.event(event("phase", "resumed", phase="resumed", step=100))
@@ -96,7 +96,7 @@ def test_a_run_that_goes_on_has_lost_nothing_yet() -> None:
 
 
 def test_of_a_sweep_the_steps_of_all_trials_are_told_and_each_has_a_checkpoint() -> None:
-    told, heard, clock = telling()
+    told, heard, clock = reporting()
     told.event(event("phase", "starting 2 gangs", phase="workers"))
     clock.now_s = 30.0
     facts = {"step": 25, "total_steps": 175, "metrics": {"eval_loss": 0.5, "trials": 1.0}, "remaining_s": 90.0}
@@ -108,7 +108,7 @@ def test_of_a_sweep_the_steps_of_all_trials_are_told_and_each_has_a_checkpoint()
 
 
 def test_the_steps_of_a_final_run_come_after_those_of_the_trials() -> None:
-    told, heard, clock = telling()
+    told, heard, clock = reporting()
     told.event(event("trial", "", step=30, total_steps=30, metrics={"eval_loss": 0.5}))
     told.event(event("phase", "", phase="final", steps=30))
     told.event(event("plan", "", total_steps=10))

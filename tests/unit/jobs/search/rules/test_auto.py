@@ -108,10 +108,11 @@ def test_the_prior_is_drawn_into_a_given_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prior", "said"),
     [
-        ({"learning_rate": 0.5}, "prior.train.learning_rate: 0.5 is outside of space.learning_rate"),
-        ({"learning_rate": "fast"}, "prior.train.learning_rate: must be a number above 0, at most 1, but is fast"),
-        ({"learning_rate": [1e-4]}, "prior.train.learning_rate: must be a number above 0, at most 1, but is [0.0001]"),
-        ({"weight_decay": 0.1}, "prior.train.weight_decay: the space has no such field"),
+        ({"learning_rate": 0.5}, "prior.learning_rate: 0.5 is outside of space.learning_rate"),
+        ({"learning_rate": "fast"}, "prior.learning_rate: must be a number above 0, at most 1, but is fast"),
+        ({"learning_rate": [1e-4]}, "prior.learning_rate: must be a number above 0, at most 1, but is [0.0001]"),
+        ({"train.learning_rate": 0.5}, "prior.train.learning_rate: 0.5 is outside of space.learning_rate"),
+        ({"weight_decay": 0.1}, "prior.weight_decay: the space has no such field"),
         ({"lr": 1e-4}, "prior.lr: unknown key; use train.learning_rate"),
         ({"model.path": "x"}, "prior.model.path: the model and the rows are prepared once for all trials"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts
 from orchestrator.scheduling.forecast.why import Before, Obstacle, why
-from orchestrator.scheduling.forecast.why_text import ends_are_known, expected_words, to_do, why_lines, why_reason
+from orchestrator.scheduling.forecast.why_text import ends_are_known, format_expected, to_do, why_lines, why_reason
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.scheduling.snapshot import Window
 from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
@@ -26,7 +26,7 @@ def explain(machines, jobs, policy=NOT_INTERRUPTED, row=-1, **more):  # type: ig
 
 
 def text_of(found, moment, names):  # type: ignore[no-untyped-def]
-    expected = "" if found.expected is None else expected_words(found.expected, ends_are_known(found))
+    expected = "" if found.expected is None else format_expected(found.expected, ends_are_known(found))
     return "\n".join([why_reason(found, moment, names), *why_lines(found, moment, names, expected=expected)])
 
 
@@ -69,7 +69,7 @@ def test_each_of_those_before_it_has_its_reason() -> None:
         "owner": Before.GUARANTEE,
         "urgent": Before.PRIORITY,
         "patient": Before.WAITED,
-        "quick": Before.INDEX,
+        "quick": Before.SCORE,
         "earlier": Before.SUBMITTED,
     }
     assert "5 jobs go before it (1: within its tenant's guarantee, 1: a higher priority" in text
@@ -141,7 +141,7 @@ def test_a_job_that_may_start_later_is_expected_then() -> None:
 
 def test_an_expected_start_says_what_it_goes_by() -> None:
     expected = Expected(600.0, 60.0, None)
-    assert expected_words(expected) == "in 10 min (from 1 min or later)"
-    assert expected_words(expected, known=False).endswith("if the jobs there take as long as others did lately")
-    guess = expected_words(expected, known=False, seen_others=False)
+    assert format_expected(expected) == "in 10 min (from 1 min or later)"
+    assert format_expected(expected, known=False).endswith("if the jobs there take as long as others did lately")
+    guess = format_expected(expected, known=False, seen_others=False)
     assert "This is a guess: no job has ended yet" in guess

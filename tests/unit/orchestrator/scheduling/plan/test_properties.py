@@ -150,7 +150,9 @@ def test_the_order_of_the_queue_is_that_of_the_slow_scheduler(one: Drawn, policy
     slow, fast = Standings(before, policy), ranking(before, policy)
     rows = np.flatnonzero(before.waiting)
     assert fast.order(rows, before.jobs.submitted_s).tolist() == slow.order(rows.tolist())
-    assert np.flatnonzero(fast.lane).tolist() == sorted(slow.lane) if fast.lane is not None else not slow.lane
+    assert (
+        np.flatnonzero(fast.guarded).tolist() == sorted(slow.guarded) if fast.guarded is not None else not slow.guarded
+    )
     np.testing.assert_allclose([fast.score[row] for row in slow.rows], [slow.index[row] for row in slow.rows])
     kinds = {} if fast.entitlement is None else dict(enumerate(fast.entitlement.tolist()))
     entitled = {row: before.cluster.types[kind] if kind >= 0 else None for row, kind in kinds.items() if kind > -2}
@@ -196,14 +198,14 @@ def test_room_is_found_exactly_where_the_rules_allow_it_and_nobody_is_interrupte
         assert (found is not None) == bool(possible)
 
 
-@pytest.mark.parametrize("lane", [True, False])
-def test_of_equals_it_is_not_the_number_of_the_row_that_decides(lane: bool) -> None:
+@pytest.mark.parametrize("guarded", [True, False])
+def test_of_equals_it_is_not_the_number_of_the_row_that_decides(guarded: bool) -> None:
     def first_of(jobs: Sequence[Job]) -> str:
         return said(plan(snapshot(nodes(8), jobs)), jobs)[0]
 
     old = {"gpus": 8, "waiting_s": 10 * HOUR, "left_s": 500 * HOUR}
     jobs = [Job("x", submitted_s=0.0, **old), Job("y", submitted_s=1.0, **old)]  # type: ignore[arg-type]
-    if not lane:
+    if not guarded:
         jobs = [
             Job(name, 3, on={0: 3}, left_s=left, submitted_s=left)
             for name, left in (("x", 500 * HOUR), ("y", 600 * HOUR))

@@ -277,8 +277,8 @@ def test_in_order_of_submission_a_job_waits_for_nothing_but_what_ran_before_it(p
 @of_all_sizes
 @pytest.mark.parametrize("policy", [DEFAULT, PATIENT])
 def test_a_stream_of_jobs_longer_than_the_lane_expects_keeps_nobody_waiting(policy: Policy, case: Case) -> None:
-    """Once in the lane it is the first of the queue, its nodes are reserved, and all that runs there then ends."""
-    bound_s = policy.lane_after_s + TICK_S + 5 * HOUR
+    """Once it is guarded, it is the first of the queue, its nodes are reserved, and all that runs there then ends."""
+    bound_s = policy.guarded_after_s + TICK_S + 5 * HOUR
     assert start_s(policy, case, 5 * HOUR, bound_s) <= bound_s
 
 
@@ -286,19 +286,19 @@ def test_a_stream_of_jobs_longer_than_the_lane_expects_keeps_nobody_waiting(poli
 @pytest.mark.parametrize("policy", [DEFAULT, PATIENT])
 def test_a_stream_of_short_jobs_keeps_nobody_waiting_for_ever(policy: Policy, case: Case) -> None:
     """After most_wait_s it goes before all others, its nodes are reserved, and all that runs there then ends."""
-    policy = replace(policy, lane_after_s=600.0, most_wait_s=5000.0)
+    policy = replace(policy, guarded_after_s=600.0, most_wait_s=5000.0)
     bound_s = policy.most_wait_s + TICK_S + 1000.0
     assert start_s(policy, case, 1000.0, bound_s) <= bound_s
 
 
-def test_who_waits_for_a_limit_keeps_nobody_out_of_the_lane() -> None:
+def test_who_waits_for_a_limit_takes_no_place_among_the_guarded() -> None:
     tenants = (Tenant("a", limit=((None, 2),)), Tenant("b"))
     stopped = [Job(f"stopped {number}", 2, waiting_s=100 * HOUR) for number in range(3)]
     jobs = [Job("holds", 2, {0: 2}), *stopped, Job("long", 1, tenant=1, waiting_s=50 * HOUR, left_s=90 * HOUR)]
     ranks = ranking(snapshot(nodes(8), jobs, tenants=tenants), DEFAULT)
-    assert ranks.lane is not None and ranks.lane.nonzero()[0].tolist() == [4]
+    assert ranks.guarded is not None and ranks.guarded.nonzero()[0].tolist() == [4]
     ranks = ranking(snapshot(nodes(8), jobs, tenants=(Tenant("a"), Tenant("b"))), DEFAULT)
-    assert ranks.lane is not None and ranks.lane.nonzero()[0].tolist() == [1, 2]
+    assert ranks.guarded is not None and ranks.guarded.nonzero()[0].tolist() == [1, 2]
 
 
 def test_weights_of_three_to_one_share_gpu_time_three_to_one() -> None:

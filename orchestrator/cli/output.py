@@ -1,4 +1,4 @@
-"""Options and progress displays that commands share, and `edge`, which turns errors into messages."""
+"""Output of commands: progress displays, JSON lists, and errors as messages with an exit code."""
 
 from __future__ import annotations
 
@@ -8,31 +8,14 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import Annotated, TextIO
+from typing import TextIO
 
 import typer
 from pydantic import BaseModel
 
 from jobs.console import user_stream
-from jobs.errors import FleetuneError, SpecError
+from jobs.errors import FleetuneError
 from jobs.run.progress import NoProgress, PlainProgress, Progress
-
-SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one field, e.g. train.learning_rate=1e-5; repeatable."),
-]
-Address = Annotated[
-    str | None,
-    typer.Option("--address", metavar="ADDR", help="Address of a Ray cluster: auto, or HOST:6379 [RAY_ADDRESS]."),
-]
-Storage = Annotated[
-    str | None,
-    typer.Option("--storage", metavar="PATH", help="Directory or URL of runs [FLEETUNE_STORAGE_PATH, else ./runs]."),
-]
-Price = Annotated[float | None, typer.Option("--price", min=0.0, metavar="X", help="Price of one GPU for one hour.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def progress_of(
@@ -71,7 +54,7 @@ def json_list(values: Iterable[BaseModel]) -> str:
 
 
 @contextlib.contextmanager
-def edge(until_interrupted: int | None = None) -> Iterator[None]:
+def exit_on_error(until_interrupted: int | None = None) -> Iterator[None]:
     """Turn every error into one message and an exit code.
 
     Args:
@@ -101,13 +84,3 @@ def edge(until_interrupted: int | None = None) -> Iterator[None]:
 def _fail(message: str, code: int) -> None:
     typer.echo(f"error:\n{message}" if "\n" in message else f"error: {message}", err=True)
     raise typer.Exit(code)
-
-
-def refuse_dashboard(address: str | None, arguments: list[str]) -> None:
-    """Raise SpecError if the address is Ray's dashboard. `arguments`: of the same run as a Ray job."""
-    if address is not None and address.startswith(("http://", "https://")):
-        raise SpecError(
-            f"--address {address} is Ray's dashboard, but this command connects to the cluster itself. Give the "
-            "cluster's address (auto, or HOST:6379), or submit the run as a Ray job:\n"
-            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
-        )

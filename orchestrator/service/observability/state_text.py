@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.backend import Other
+from cluster.backend import OtherProgram
 from cluster.text import many, span
 from orchestrator.queue.advice import advice
 from orchestrator.queue.months import month_around, utc
@@ -13,7 +13,7 @@ from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.retry import BUDGETS
 from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
-from orchestrator.queue.wording import does, telling
+from orchestrator.queue.wording import detail_of, does
 from orchestrator.scheduling.forecast.why import Obstacle, Why
 
 _SHOWN = 10
@@ -21,7 +21,7 @@ _OUTSIDE_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Story:
+class StateExplanation:
     """Why a job is in its state.
 
     Attributes:
@@ -43,9 +43,9 @@ class Story:
         return "\n".join([first, *self.more, *last])
 
 
-def ended(job: Job, now_s: float) -> Story:
+def ended(job: Job, now_s: float) -> StateExplanation:
     ago = "" if job.ended_s is None else f" {span(max(now_s - job.ended_s, 0.0))} ago"
-    more = telling(job.state, job.message)
+    more = detail_of(job.state, job.message)
     lines = ["it was never started"]
     if job.attempt:
         times = "once" if job.attempt == 1 else f"{job.attempt} times"
@@ -54,13 +54,13 @@ def ended(job: Job, now_s: float) -> Story:
     if job.state is State.SUCCEEDED and job.run is not None:
         lines.append(f"its run is {job.run}")
     reason = f"{job.job_id} {_ENDED[job.state]}{ago}{f': {more}' if more else ''}"
-    return Story(reason, more=lines, next_step=next_step)
+    return StateExplanation(reason, more=lines, next_step=next_step)
 
 
-def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> Story:
+def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> StateExplanation:
     """Describe a job whose tenant has used up its GPU-hours of the month."""
     most, (_, next_s) = tenant.restrictions.max_gpu_hours_per_month or 0.0, month_around(now_s)
-    return Story(
+    return StateExplanation(
         f"{job.job_id} waits: tenant {tenant.name} has used {used.get(tenant.name, 0.0):,.1f} of its {most:,.1f} "
         f"GPU-hours of {utc(now_s):%Y-%m}",
         more=[
@@ -74,7 +74,7 @@ def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: fl
 _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "was cancelled"}
 
 
-def holding(job: Job, now_s: float, label: Callable[[str], str]) -> Story:
+def holding(job: Job, now_s: float, label: Callable[[str], str]) -> StateExplanation:
     """Describe a job that holds a lease."""
     where = ", ".join(f"{label(node)} ({many(count, 'worker')})" for node, count in job.placement)
     for_s = now_s - (job.started_s if job.started_s is not None else now_s)
@@ -96,7 +96,7 @@ def holding(job: Job, now_s: float, label: Callable[[str], str]) -> Story:
     if job.state is State.RUNNING:
         lines.append(f"to watch it: fleetune logs {job.job_id} -f")
     so_far = f"it has been there for {span(max(for_s, 0.0))}"
-    return Story(f"{job.job_id} {does(job.state)} on {where}", so_far, lines)
+    return StateExplanation(f"{job.job_id} {does(job.state)} on {where}", so_far, lines)
 
 
 _ASKED = {DesiredState.CANCEL: "end", DesiredState.PAUSE: "pause"}
@@ -128,16 +128,16 @@ def _after_the_stop(job: Job) -> str:
     return "it ends with that"
 
 
-def not_wanted(job: Job, now_s: float) -> Story:
+def not_wanted(job: Job, now_s: float) -> StateExplanation:
     """Describe a QUEUED job that its owner has paused or cancelled."""
     if job.wanted is DesiredState.PAUSE:
         since = span(max(now_s - job.waiting_since_s, 0.0))
         next_step = f"fleetune resume {job.job_id} lets it go on"
-        return Story(f"{job.job_id} has been paused for {since}, by order", next_step=next_step)
-    return Story(f"{job.job_id} was asked to end, and will be cancelled within seconds")
+        return StateExplanation(f"{job.job_id} has been paused for {since}, by order", next_step=next_step)
+    return StateExplanation(f"{job.job_id} was asked to end, and will be cancelled within seconds")
 
 
-def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> Story:
+def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> StateExplanation:
     """Describe a job that waits for others.
 
     Args:
@@ -159,7 +159,7 @@ def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> Story:
         next_step = f"fleetune resume {' '.join(paused[:_SHOWN])}"
     elif waits:
         next_step = f"nothing; what it waits for in turn: fleetune why {waits[0]}"
-    return Story(reason, more=lines, next_step=next_step)
+    return StateExplanation(reason, more=lines, next_step=next_step)
 
 
 def _how_it_is(parent: Job) -> str:
@@ -176,7 +176,7 @@ def put_back(job: Job) -> str:
     return f"it has run before, and was put back: {job.message or job.reason.value.replace('-', ' ')}"
 
 
-def outside(found: Why, others: Sequence[Other]) -> str:
+def outside(found: Why, others: Sequence[OtherProgram]) -> str:
     """Name programs that may hold slots outside Fleetune; '': there are none, or they are unknown."""
     if not others or not any(node.foreign for node in found.nodes):
         return ""

@@ -12,17 +12,17 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-from orchestrator.controller.leadership import Leading
+from orchestrator.controller.leadership import LeaderElection
 
 _MOST_S: Final = 600.0  # longest time to renew for one pass; far above the time of a pass
 
 
-class Keeper:
+class LeadershipRenewal:
     """Renews the leadership every fifth of a term, between `start` and `end`, while `working` is entered."""
 
-    def __init__(self, leading: Leading, most_s: float = _MOST_S) -> None:
+    def __init__(self, election: LeaderElection, most_s: float = _MOST_S) -> None:
         """`most_s`: longest time to renew for one pass. A longer pass hangs, and another server should lead."""
-        self._leading, self._most_s = leading, most_s
+        self._election, self._most_s = election, most_s
         self._since_s: float | None = None
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="leadership", daemon=True)
@@ -42,8 +42,8 @@ class Keeper:
             self._since_s = None
 
     def _run(self) -> None:
-        while not self._end.wait(self._leading.term_s / 5):
+        while not self._end.wait(self._election.term_s / 5):
             since_s = self._since_s
             if since_s is not None and time.monotonic() - since_s < self._most_s:
                 with contextlib.suppress(Exception):  # the pass meets and reports the same error
-                    self._leading.keep()
+                    self._election.keep()

@@ -15,7 +15,7 @@ def gib(size: int) -> str:
     return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
 
 
-def strategy_words(strategy: Strategy) -> str:
+def format_strategy(strategy: Strategy) -> str:
     words = [f"ZeRO {strategy.stage}"]
     if strategy.offload_optimizer:
         words.append("optimizer and parameters on the host" if strategy.offload_param else "optimizer on the host")
@@ -24,17 +24,17 @@ def strategy_words(strategy: Strategy) -> str:
     return ", ".join([*words, f"micro-batch {strategy.per_device_train_batch_size}"])
 
 
-def missing_words(option: Option) -> str:
+def format_missing(option: Option) -> str:
     parts = [f"{gib(option.missing)} GiB"] if option.missing else []
     parts += [f"{gib(option.missing_on_host)} GiB of host memory"] if option.missing_on_host else []
     return " and ".join(parts)
 
 
-def no_way_words(plan: JobPlan) -> str:
+def format_refusal(plan: JobPlan) -> str:
     """Say that no option fits, how much memory is missing, and what to change."""
     near = plan.nearest
     said = (
-        f"does not fit: the option that needs least ({strategy_words(near.strategy)}) needs {needed_words(near)} "
+        f"does not fit: the option that needs least ({format_strategy(near.strategy)}) needs {format_needed(near)} "
         f"for each {plan.device}. "
     )
     if not near.missing:  # memory of a host depends on neither rows nor tokens
@@ -52,7 +52,7 @@ def no_way_words(plan: JobPlan) -> str:
     return f"{said}These would help: {', '.join(help_)}, more workers, or workers with more memory"
 
 
-def needed_words(option: Option) -> str:
+def format_needed(option: Option) -> str:
     """Format needed and available memory, of the kind (GPU or host) that does not suffice."""
     parts = [f"{gib(option.memory.total)} of {gib(option.room)} GiB"] if option.missing else []
     if option.missing_on_host:
@@ -73,12 +73,12 @@ def chosen_fields(option: Option) -> dict[str, Any]:
     return fields
 
 
-def fields_words(fields: Mapping[str, Any], between: str = ", ") -> str:
+def format_fields(fields: Mapping[str, Any], between: str = ", ") -> str:
     """Format fields as they stand in a spec."""
     return between.join(f"{name}: {_value(value)}" for name, value in fields.items())
 
 
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
-        return f"{{{fields_words(value)}}}"
+        return f"{{{format_fields(value)}}}"
     return str(value).lower()

@@ -72,14 +72,14 @@ class Case:
     packing: bool = False
     rows: int = 4
     accumulation: int = 2
-    lora: bool = False
+    method: str = "full"
 
     def spec(self, model_dir: pathlib.Path) -> Spec:
         classify = self.model == "bert"
         model = {"path": str(model_dir), "task": "sequence-classification" if classify else "causal-lm"}
         return Spec.model_validate({
             "model": {**model, **({"num_labels": 3} if classify else {})},
-            "method": "lora" if self.lora else "full",
+            "method": self.method,
             "data": {
                 "train": str(model_dir), "format": "classification" if classify else "text", "seq_len": TOKENS,
                 "packing": self.packing,
@@ -110,7 +110,12 @@ def cases(models: Sequence[str]) -> list[Case]:
         found += [Case(model, 8, stage, rows=1) for stage in (1, 2, 3)]
         found += [Case(model, 2, 3, packing=True)]
         # With stages 1 and 2, frozen weights stay in the mapped file on CPUs, and are not counted there.
-        found += [Case(model, workers, lora=True, checkpointing=again) for workers in (1, 2) for again in (False, True)]
+        found += [
+            Case(model, workers, method=method, checkpointing=again)
+            for method in ("lora", "prompt")
+            for workers in (1, 2)
+            for again in (False, True)
+        ]
     return list(dict.fromkeys(found))
 
 
@@ -123,7 +128,8 @@ def quick_cases() -> list[Case]:
         Case("gpt2", 1, 2),
         Case("llama", 2, 1, bf16=True),
         Case("llama", 2, 2),
-        Case("llama", 2, lora=True),
+        Case("llama", 2, method="lora"),
+        Case("llama", 2, method="prompt"),
     ]
 
 
@@ -209,7 +215,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, and say on stdout what it found
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="seven cases, a minute")
+    parser.add_argument("--quick", action="store_true", help="eight cases, a minute")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")
     given = parser.parse_args()
     records = []

@@ -55,6 +55,7 @@ def _of_trace(spec: Spec, model_dir: str, precision: Precision, gradient_checkpo
         spec.model.model_dump_json(exclude={"path"}),
         spec.method.model_dump_json(),
         spec.lora.model_dump_json(),
+        spec.prompt.model_dump_json(),
         str((spec.num_labels, spec.data.seq_len, spec.packed, precision, gradient_checkpointing)),
         Path(model_dir, "config.json").read_text(errors="replace"),
         str(sorted((path.name, path.stat().st_size) for path in weights)),

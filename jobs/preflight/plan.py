@@ -34,16 +34,9 @@ def plan_job(spec: Spec, machines: Machines | None = None) -> JobPlan:
     """Plan a job with a worker on each GPU of the machines; None: those of its section `resources`.
 
     Raises:
-        InputError: the spec contradicts itself or the machines, nothing says which accelerators it has, or it tunes a
-            prompt.
+        InputError: the spec contradicts itself or the machines, or nothing says which accelerators it has.
         DataError: the model's configuration cannot be read or built.
     """
-    if spec.method.kind == "prompt":
-        raise SpecError.at(
-            "method",
-            "plans for method: prompt are not supported yet. It needs less memory than method: full"
-            ", which can be planned",
-        )
     found = machines or machines_for(spec)
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)

@@ -105,7 +105,7 @@ def with_planned_fields(
     Raises:
         OutOfMemory: no option fits, and more memory is missing than the plan may be wrong by.
     """
-    if not spec.resources.plan or spec.method.kind == "prompt":
+    if not spec.resources.plan:
         return spec
     model_dir = without_weights(spec.model.path)
     longest = -(-int(prepared.split("train").index.num_tokens.max()) // _ROUNDED_TO) * _ROUNDED_TO

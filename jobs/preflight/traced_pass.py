@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import torch
@@ -100,6 +100,29 @@ def traced_pass(
     return TracedPass(tuple(tracker.events), buffers, shape.numel(), shape[-1], size, flops, operations)
 
 
+class _LinearKeepingInput(torch.autograd.Function):
+    """A linear layer as DeepSpeed computes it under ZeRO-3: its input stays until backward, also if it is frozen."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return cast(torch.Tensor, torch.ops.aten.linear(inputs, weight, bias))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        gradient = gradients[0]
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        of_input = gradient.matmul(weight) if needs_input else None
+        of_weight = rows.t().matmul(inputs.reshape(-1, inputs.shape[-1])) if needs_weight else None
+        return of_input, of_weight, rows.sum(0) if needs_bias else None
+
+
+def _linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return cast(torch.Tensor, _LinearKeepingInput.apply(inputs, weight, bias))  # type: ignore[no-untyped-call]
+
+
 @contextmanager
 def _without_data(spec: Spec) -> Iterator[None]:
     """Replace what transformers decides from data, or what has no shape without data, and shorten the loss.
@@ -107,9 +130,12 @@ def _without_data(spec: Spec) -> Iterator[None]:
     It looks at the positions to see whether a row has several samples. They have no data here, and it would always make
     a mask: it assumes one sample now, unless the spec packs. Experts are multiplied by the operator for old devices, of
     equal sizes, because torch knows the shapes of the new one in bf16 only. The pieces of the loss take the same
-    memory one after another, so only the first few are computed.
+    memory one after another, so only the first few are computed. Frozen linear layers are those of ZeRO-3, so that
+    stages 1 and 2 may take less.
     """
     with ExitStack() as stack:
+        if spec.method.kind != "full":
+            stack.enter_context(mock.patch.object(torch.nn.functional, "linear", _linear))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))
         if not spec.packed:

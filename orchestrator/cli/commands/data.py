@@ -123,7 +123,7 @@ def generate(
     Use the file as a source of data.train with `format: text` and `replay: true`. The command uses a GPU if this
     machine has one. To continue an interrupted generation, repeat the command.
     """
-    with edge():
+    with exit_on_error():
         loaded = load_spec(spec, set_ or [])
         with closing(progress_of(quiet or json_)) as progress:
             drawn, path = generate_text(loaded, to, samples, max_tokens, temperature, progress)

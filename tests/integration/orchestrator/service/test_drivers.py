@@ -218,8 +218,7 @@ def test_an_attempt_that_is_over_is_told_to_leave(world: ServiceWorld) -> None:
 def test_what_drivers_say_is_written_together_and_the_newest_wins() -> None:
     class Counting:
         def __init__(self) -> None:
-            self.calls: list[list[Measured]] = []
-            self.written, self.all_said = threading.Event(), threading.Event()
+            self.calls, self.written, self.all_said = list[list[Measured]](), threading.Event(), threading.Event()
 
         def measure(self, said: list[Measured], now_s: float) -> None:
             self.calls.append(said)

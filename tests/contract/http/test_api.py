@@ -224,7 +224,8 @@ def test_server_me_health_and_metrics(client: httpx.Client) -> None:
     about = client.get("/v1/server").json()
     assert (about["engine"], about["leads"], about["api"]) == ("fake", True, "1")
     assert client.get("/v1/me").json() == {"name": "local", "role": "admin", "tenant": None, "tokens_needed": False}
-    submit(client, spec("counted"))
+    (sent,) = submit(client, spec("counted"))
+    assert job(client, sent.job_id).name == "counted"
     lines = ('fleetune_jobs{state="running",tenant="default"}', 'fleetune_gpus{of="all"} 8.0', "fleetune_leader 1.0")
     wait_for(lambda: all(line in client.get("/metrics").text for line in lines), "a job that runs is counted")
     text = client.get("/metrics").text

@@ -68,7 +68,7 @@ class Submitted(Talker):
 
     def stop(self) -> None:
         done = subprocess.run(
-            self._ray("stop", self._name), env=environment(self._head), capture_output=True, timeout=60
+            self._ray("stop", self._name), env=environment(self._head), capture_output=True, timeout=300
         )
         assert done.returncode == 0, done.stderr
 

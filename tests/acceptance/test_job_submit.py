@@ -106,6 +106,6 @@ def test_fleetune_run_with_an_address_uses_that_cluster(
     assert done.returncode == 0, done.stdout + done.stderr
     assert outcome_of(newest_run(workshop)).step == 2
     nowhere = [*command[:4], "127.0.0.1:1", *command[5:]]
-    refused = subprocess.run(nowhere, env=cluster.env, cwd=project, capture_output=True, text=True, timeout=120)
+    refused = subprocess.run(nowhere, env=cluster.env, cwd=project, capture_output=True, text=True, timeout=400)
     assert refused.returncode == 2
     assert "no Ray cluster answers at 127.0.0.1:1" in refused.stdout + refused.stderr

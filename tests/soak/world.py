@@ -26,6 +26,7 @@ import httpx
 
 from tests.support import tiny
 from tests.support.gangs import ROOT
+from tests.support.hold import Hold
 from tests.support.hosts import BIN, Host, hosts, name_hosts, processes_of
 from tests.support.processes import command_of, originals
 from tests.support.raycluster import WITHOUT_LOG_MONITOR
@@ -70,6 +71,7 @@ class World:
     head: Host
     nodes: list[Node]
     token: str
+    hold: Hold  # of trainings
     server: subprocess.Popen[Any] | None = None
     frozen: bool = False
     starts: int = 0
@@ -210,11 +212,13 @@ def world() -> Iterator[World]:
     (folder / "token").chmod(0o600)
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
     env |= {"FLEETUNE_HOME": str(folder / "server"), "TMPDIR": "/tmp", "OMP_NUM_THREADS": "1"}
+    hold = Hold(folder)
+    env |= hold.environment
     with hosts(len(NAMES), folder, **env) as made:
         by_name = dict(zip(NAMES, made, strict=True))
         name_hosts(by_name, folder)
         nodes = [Node(host, name) for name, host in by_name.items() if name != "head"]
-        found = World(folder, by_name["head"], nodes, token)
+        found = World(folder, by_name["head"], nodes, token, hold)
         try:
             found.start_head()
             until(lambda: "head" in _answered(found), "Ray's head is up", UP_WITHIN_S)

@@ -31,6 +31,8 @@ FORKED = f"{_SUPPORT / 'forked'}:{ROOT}"
 PACED = f"{_SUPPORT / 'forked'}:{_SUPPORT / 'paced'}:{ROOT}"
 SCARCE = f"{_SUPPORT / 'forked'}:{_SUPPORT / 'scarce'}:{ROOT}"
 STOPPING = f"{_SUPPORT / 'stopping'}:{ROOT}"  # a preparation stops itself after its first part
+LINGERING = f"{_SUPPORT / 'lingering'}:{ROOT}"  # a driver waits at the end of a phase until it is stopped
+HOLDING = f"{_SUPPORT / 'holding'}:{ROOT}"  # a preparation waits with as many parts or shards as a file says
 GANG_WITHIN_S = 500
 
 

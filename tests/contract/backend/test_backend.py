@@ -11,9 +11,10 @@ from dataclasses import replace
 import pytest
 
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission
+from cluster.capacity.inventory import Node
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from tests.support.backends import Machines, Program, machines
-from tests.support.processes import process_lives
+from tests.support.processes import process_lives, wait_for
 from tests.support.raycluster import RayHead, ray_head
 
 RAY = pytest.param("ray", marks=pytest.mark.slow)  # a minute in all
@@ -162,6 +163,7 @@ def test_much_output_comes_in_pieces(opened: Machines) -> None:
     launch = opened.command("a", "sh", "-c", "head -c 1500000 /dev/zero; echo end >&2")
     opened.backend.start(launch, opened.fence)
     opened.ended(launch)
+    opened.wait_for(lambda: opened.backend.output(launch.submission, 1_500_000) == b"end\n", "its output is there")
     first = opened.backend.output(launch.submission)
     assert first == b"\0" * MAX_OUTPUT_BYTES
     assert opened.backend.output(launch.submission, len(first)) == b"\0" * (1_500_000 - len(first)) + b"end\n"
@@ -258,10 +260,12 @@ def test_machines_that_do_not_answer_are_told_from_those_that_know_nothing(opene
 
 @on_all
 def test_the_inventory_has_nodes_with_names_and_numbers(opened: Machines) -> None:
-    opened.wait_for(lambda: all(node.usable for node in opened.backend.inventory().nodes), "its nodes are usable")
+    def is_free(node: Node) -> bool:
+        return node.usable and node.foreign_cpus == node.foreign_gpus == 0
+
+    opened.wait_for(lambda: all(map(is_free, opened.backend.inventory().nodes)), "its nodes are usable, and free again")
     inventory = opened.backend.inventory()
     assert inventory.cpus > 0 and len({node.node_id for node in inventory.nodes}) == len(inventory.nodes) > 0
-    assert all(node.foreign_cpus == node.foreign_gpus == 0 for node in inventory.nodes)
 
 
 @on_real
@@ -280,4 +284,4 @@ def test_the_fixture_sees_a_process_that_is_left_over(tmp_path_factory: pytest.T
         launch = opened.started(opened.launch("a", Program(forever=True, escapes=True)))
         escaped = opened.escaped(launch)
         assert process_lives(escaped)
-    assert not process_lives(escaped)
+    wait_for(lambda: not process_lives(escaped), "it has ended")

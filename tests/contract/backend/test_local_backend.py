@@ -19,7 +19,7 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.local import supervisor as files
 from cluster.local.backend import LocalBackend
 from tests.support.backends import Machines, Program, machines
-from tests.support.processes import process_lives, wait_for
+from tests.support.processes import process_lives, processes_with, wait_for
 
 FOREVER = Program(forever=True)
 
@@ -52,6 +52,12 @@ def claim_of(opened: Machines, name: str) -> Launch:
     return claim
 
 
+def has_ended(opened: Machines, pid: int) -> None:
+    """Its memory is gone at once; the kernel may take a moment more to end what was killed."""
+    assert pid not in processes_with(f"FLEETUNE_TEST={opened.mark}")
+    wait_for(lambda: not process_lives(pid), "it has ended")
+
+
 def test_a_name_whose_starter_was_killed_before_it_started_the_program_is_lost_at_once(opened: Machines) -> None:
     claim = claim_of(opened, "claim")
     for _ in range(2):
@@ -79,7 +85,7 @@ def test_with_its_supervisor_a_program_ends_and_all_that_it_has_started_and_is_l
     os.kill(supervisor_of(opened, launch), signal.SIGKILL)
     end = opened.ended(launch)
     assert end.phase is Phase.LOST and "supervisor is gone" in end.message
-    assert not process_lives(escaped)
+    has_ended(opened, escaped)
     opened.backend.start(launch, opened.fence)
     assert opened.starts(launch) == 1
 
@@ -103,7 +109,7 @@ def test_what_a_program_leaves_behind_ends_with_it(opened: Machines) -> None:
     launch = opened.started(opened.launch("a", Program(escapes=True)))
     escaped = opened.escaped(launch)
     assert opened.ended(launch) == Submission(launch.submission, Phase.SUCCEEDED, 0)
-    assert not process_lives(escaped)
+    has_ended(opened, escaped)
 
 
 def test_a_soft_stop_is_one_sigterm_to_the_program_alone(opened: Machines) -> None:

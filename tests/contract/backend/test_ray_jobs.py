@@ -63,9 +63,9 @@ def test_somebody_else_s_job_is_not_listed_not_stopped_and_keeps_its_name(opened
         with pytest.raises(LaunchRefused, match="somebody else has a job of that name"):
             opened.backend.start(mine, opened.fence)
         opened.backend.stop(mine.submission, hard=True)
-        wait_for(lambda: client.get_job_status(mine.submission).value == "RUNNING", "it runs", 60)
+        wait_for(lambda: client.get_job_status(mine.submission).value == "RUNNING", "it runs", 240.0)
         client.stop_job(mine.submission)
-        wait_for(lambda: client.get_job_status(mine.submission).is_terminal(), "it has ended", 60)
+        wait_for(lambda: client.get_job_status(mine.submission).is_terminal(), "it has ended", 240.0)
 
 
 def test_what_is_used_and_not_ours_is_foreign(opened: Machines, head: RayHead) -> None:
@@ -77,10 +77,10 @@ def test_what_is_used_and_not_ours_is_foreign(opened: Machines, head: RayHead) -
     assert opened.backend.others() == []  # our own program has taken them
     with _rays_own_client(head) as client:
         client.submit_job(entrypoint="sleep 1000", submission_id="somebody")
-        wait_for(lambda: opened.backend.others() == [OtherProgram("somebody", "sleep 1000")], "it is named", 60.0)
+        wait_for(lambda: opened.backend.others() == [OtherProgram("somebody", "sleep 1000")], "it is named", 240.0)
         assert opened.backend.ended_elsewhere(["somebody", "nobody"]) == frozenset()
         client.stop_job("somebody")
-        wait_for(lambda: opened.backend.ended_elsewhere(["somebody", "nobody"]) == {"somebody"}, "it has ended", 60.0)
+        wait_for(lambda: opened.backend.ended_elsewhere(["somebody", "nobody"]) == {"somebody"}, "it has ended", 240.0)
         assert opened.backend.others() == []
     for own, foreign in ((1, 1), (2, 0), (3, 0)):
         use = {node.node_id: (own, 0)}

@@ -22,6 +22,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from orchestrator.problem import Problem
 from orchestrator.service.context.identity import attempt_token
 from orchestrator.store import open_store
+from tests.support.processes import wait_for
 from tests.support.server import Server, server, spec
 
 EXAMPLES = 20  # for each route, of what is allowed and of what is not
@@ -48,8 +49,7 @@ def known(fuzzed: Server) -> Known:
     with fuzzed.client() as client:
         job_id = client.post("/v1/jobs", json={"specs": [spec()]}).raise_for_status().json()["jobs"][0]["job_id"]
     store = open_store(fuzzed.store)
-    while "driver_key" not in store.facts():
-        pass
+    wait_for(lambda: "driver_key" in store.facts(), "a driver was started")
     token = attempt_token(store.facts()["driver_key"], job_id, 1)
     store.close()
     return Known(fuzzed.token("root", "admin"), job_id, token)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-START_S = 30.0
+START_S = 120.0
 # What a crash of the machine would do is PostgreSQL's own matter, and tests wait for no disk.
 _SETTINGS = ("fsync=off", "listen_addresses=", "max_connections=60", "shared_buffers=32MB")
 
@@ -104,4 +104,4 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.wait(20)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGQUIT)
-        process.wait(20)
+        process.wait(120)

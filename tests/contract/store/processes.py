@@ -38,6 +38,6 @@ def begin(started: list[Worker]) -> None:
 
 def lines(started: list[Worker]) -> list[list[str]]:
     """What each says until it has ended. Raises AssertionError if one fails."""
-    said = [process.communicate(timeout=60)[0].splitlines() for process in started]
+    said = [process.communicate(timeout=300)[0].splitlines() for process in started]
     assert [process.returncode for process in started] == [0] * len(started)
     return said

@@ -258,10 +258,10 @@ def test_templates_are_compared_in_time_that_grows_with_their_number(tmp_path: P
     """Each is near to all others; compared two by two, 6,000 would take a minute and more."""
     letter = "dear customer we have received your order and will send it to you within three working days number"
     rows = [{"text": f"{letter} {number}."} for number in range(6_000)]
-    began = time.monotonic()
+    began_s = time.thread_time()
     report = report_of(tmp_path, model_dir, "causal-lm", train=jsonl(tmp_path / "t.jsonl", rows), format="text")
     assert found(report, "near-duplicates").count > 5_900
-    assert time.monotonic() - began < 30
+    assert time.thread_time() - began_s < 30
 
 
 def test_those_that_are_compared_are_of_both_sides_of_a_split() -> None:

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -20,10 +19,13 @@ from jobs.errors import DataError, StorageError
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from tests.integration.jobs.data.test_prepare import model_dir, quiet, source_root  # noqa: F401 - a fixture
-from tests.support.gangs import ROOT
+from tests.support.gangs import HOLDING, ROOT
+from tests.support.processes import Talker, wait_for
 from tests.support.textdata import text_spec, write_texts
 
 FLEETUNE = pathlib.Path(sys.executable).with_name("fleetune")
+ALL_PARTS = 15  # of `texts`
+WAITS = "is preparing the same data: waiting for it"
 
 
 def digests(root: str | pathlib.Path) -> dict[str, str]:
@@ -31,18 +33,24 @@ def digests(root: str | pathlib.Path) -> dict[str, str]:
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def started(spec: Spec, folder: pathlib.Path, name: str) -> subprocess.Popen[str]:
-    """`fleetune data prepare`, its output to a pipe; small data, so in its own process."""
+def started(spec: Spec, folder: pathlib.Path, name: str, **most: int) -> Talker:
+    """`fleetune data prepare`; small data, so in its own process.
+
+    Args:
+        most: numbers of `parts` or `shards` with which it waits until it is released.
+    """
     file = folder / f"{name}.json"
     file.write_bytes(dump_spec(spec))
-    return subprocess.Popen(
-        [str(FLEETUNE), "data", "prepare", str(file)],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    if most:
+        hold_of(folder, name).write_text(json.dumps(most))
+    own = {"PYTHONPATH": HOLDING, "FLEETUNE_TESTS_HOLD_DATA": str(hold_of(folder, name))}
+    command = [str(FLEETUNE), "data", "prepare", str(file)]
+    return Talker(command, folder / f"{name}.log", cwd=ROOT, env={**os.environ, **own})
+
+
+def hold_of(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """The file whose removal releases it."""
+    return folder / f"{name}.hold"
 
 
 def written_at(prepared: pathlib.Path) -> dict[str, int]:
@@ -54,20 +62,21 @@ def written_at(prepared: pathlib.Path) -> dict[str, int]:
     return found
 
 
-def killed_once(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def comes_to(process: Talker, condition: Callable[[], bool]) -> None:
+    """Returns once that is so. It is held before its end."""
+    talks = process.process
+    wait_for(lambda: condition() or talks.poll() is not None, "it is so far, or has ended", 240.0)
+    assert talks.poll() is None, process.output
 
 
-def ended(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, out
-    return out
+def killed(process: Talker, condition: Callable[[], bool]) -> None:
+    comes_to(process, condition)
+    process.kill()
+
+
+def ended(process: Talker) -> str:
+    assert process.ends(240.0) == 0, process.output
+    return process.output
 
 
 @pytest.fixture(scope="module")
@@ -100,16 +109,18 @@ def test_killed_while_tokenising_and_started_again_makes_no_part_twice_and_gives
     spec = text_spec(tmp_path / "out", model_dir, texts, eval_fraction=0.05)
     parts = tmp_path / "out" / "prepared"
     kept: dict[str, int] = {}
-    for least in (2, 6, 11):  # killed three times, each time further on
-        process = started(spec, tmp_path, "job")
-        killed_once(process, lambda least=least: len(written_at(parts)) >= least)  # type: ignore[misc]
+    for least in (2, 6, 11):
+        process = started(spec, tmp_path, f"killed-at-{least}", parts=least + 2)  # so that it is killed anywhere
+        killed(process, lambda least=least: len(written_at(parts)) >= least)  # type: ignore[misc]
         assert not list(parts.glob("*/manifest.json"))
         found = written_at(parts)
         assert kept.items() <= found.items()
         kept = found
-    process = started(spec, tmp_path, "job")
-    seen: dict[str, int] = {}
-    while process.poll() is None:
+    process = started(spec, tmp_path, "last", parts=ALL_PARTS - 1)
+    comes_to(process, lambda: len(written_at(parts)) == ALL_PARTS - 1)
+    seen = written_at(parts)
+    hold_of(tmp_path, "last").unlink()
+    while process.process.poll() is None:
         seen |= written_at(parts)
         time.sleep(0.01)
     assert "going on with data.train" in ended(process) and len(kept) >= 11
@@ -126,10 +137,11 @@ def test_killed_while_writing_shards_keeps_those_that_are_whole(
 ) -> None:
     spec = text_spec(tmp_path / "out", model_dir, texts, packing=False, eval_fraction=0.05)
     folder = tmp_path / "out" / "prepared"
-    killed_once(started(spec, tmp_path, "job"), lambda: bool(list(folder.glob("*/rows/shard-00000.json"))))
+    process = started(spec, tmp_path, "killed", shards=2)
+    killed(process, lambda: bool(list(folder.glob("*/rows/shard-00000.json"))))
     (shard,) = folder.glob("*/rows/shard-00000.arrow")
     written = shard.stat().st_mtime_ns
-    ended(started(spec, tmp_path, "job"))
+    ended(started(spec, tmp_path, "last"))
     assert shard.stat().st_mtime_ns == written
     prepared = prepare(spec, model_dir, engine="plain", say=quiet)
     assert digests(source_root(prepared, "train")) == undisturbed[False]
@@ -138,10 +150,14 @@ def test_killed_while_writing_shards_keeps_those_that_are_whole(
 
 def test_two_who_ask_at_once_prepare_once(texts: str, model_dir: str, tmp_path: pathlib.Path) -> None:  # noqa: F811
     spec = text_spec(tmp_path / "out", model_dir, texts)
-    processes = [started(spec, tmp_path, f"job-{number}") for number in range(3)]
+    names = [f"job-{number}" for number in range(3)]
+    processes = [started(spec, tmp_path, name, parts=1) for name in names]
+    wait_for(lambda: sum(WAITS in process.output for process in processes) == 2, "two wait for the third", 240.0)
+    for name in names:
+        hold_of(tmp_path, name).unlink()
     said = [ended(process) for process in processes]
     assert sum("tokenising data.train" in one for one in said) == 1
-    assert sum("is preparing the same data: waiting for it" in one for one in said) == 2
+    assert sum(WAITS in one for one in said) == 2
     assert not list(tmp_path.glob("out/prepared/*/preparing.json"))
 
 
@@ -152,17 +168,13 @@ def test_one_who_waits_goes_on_for_one_who_is_killed(
     tmp_path: pathlib.Path,
 ) -> None:
     spec = text_spec(tmp_path / "out", model_dir, texts, eval_fraction=0.05)
-    first = started(spec, tmp_path, "first")
     folder = tmp_path / "out" / "prepared"
-    second: list[subprocess.Popen[str]] = []
-
-    def both_are_there() -> bool:
-        if len(written_at(folder)) >= 2 and not second:
-            second.append(started(spec, tmp_path, "second"))
-        return len(written_at(folder)) >= 5
-
-    killed_once(first, both_are_there)
-    assert "going on with data.train" in ended(second[0])
+    first = started(spec, tmp_path, "first", parts=7)
+    comes_to(first, lambda: len(written_at(folder)) >= 2)
+    second = started(spec, tmp_path, "second")
+    second.says(WAITS, 240.0)
+    killed(first, lambda: len(written_at(folder)) >= 5)
+    assert "going on with data.train" in ended(second)
     prepared = prepare(spec, model_dir, engine="plain", say=quiet)
     assert digests(source_root(prepared, "train")) == undisturbed[True]
 

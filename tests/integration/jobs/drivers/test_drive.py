@@ -140,7 +140,7 @@ def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at
     begun.
     """
     elastic = {
-        "resources__num_workers": {"min": 1, "max": 2}, "train__global_batch_size": 8, "train__max_steps": 2000,
+        "resources__num_workers": {"min": 1, "max": 2}, "train__global_batch_size": 8, "train__max_steps": 100_000,
         "train__per_device_train_batch_size": 4,
     }  # fmt: skip
     small, large = (("n1", 1),), (("n1", 2),)

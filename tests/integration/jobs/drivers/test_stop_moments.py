@@ -19,7 +19,7 @@ from jobs.run.paths import JobPaths
 from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import driver, registered
-from tests.support.gangs import ROOT
+from tests.support.gangs import LINGERING, ROOT
 from tests.support.hold import Hold
 from tests.support.processes import processes_with, wait_for
 from tests.support.wireserver import JOB, WireServer, wire_server
@@ -102,10 +102,7 @@ def spec(workshop: pathlib.Path, data: pathlib.Path, **changes: Any) -> dict[str
 
 
 def outcome_after_order_at(server: WireServer, moment: str, code: int, **environment: str) -> tuple[JobPaths, Any]:
-    """Order the stop as soon as the driver says this, and see how it ends.
-
-    Workers are not forked, so that an order has the time of their start to reach the driver before they train.
-    """
+    """Order the stop as soon as the driver says this, and see how it ends."""
     with driver(server, **{"PYTHONPATH": str(ROOT), **environment}) as running:
         running.wait_for(moment)
         server.order = Order.STOP
@@ -119,22 +116,23 @@ def outcome_after_order_at(server: WireServer, moment: str, code: int, **environ
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moment", "reason"),
+    ("moment", "phase", "reason"),
     [
-        ("connecting to Ray", "interrupted while no workers were training"),
-        ("preparing", "interrupted while no workers were training"),
-        ("starting 1 worker", "stopped on request after step 1"),
+        ("connecting to Ray", "connect", "interrupted while no workers were training"),
+        ("preparing", "prepare", "interrupted while no workers were training"),
+        ("starting 1 worker", None, "stopped on request after step 1"),
     ],
 )
 def test_an_order_to_stop_is_obeyed_before_the_first_step(
-    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path, moment: str, reason: str
+    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path, moment: str, phase: str | None, reason: str
 ) -> None:
     tiny.write_text(tmp_path / "text.jsonl", 100_000 if moment == "preparing" else 400)
     server.registered = registered(spec(workshop, tmp_path / "text.jsonl"))
     hold = Hold(tmp_path)
     hold.at(0)  # until the workers see the request
-    environment = hold.environment if moment.startswith("starting") else {}
-    paths, outcome = outcome_after_order_at(server, moment, 130, **environment)
+    # Mostly the order comes in the midst of a phase; one that is later finds the driver at the phase's end.
+    lingers = {"PYTHONPATH": LINGERING, "FLEETUNE_TESTS_LINGERS": str(phase)}
+    paths, outcome = outcome_after_order_at(server, moment, 130, **(hold.environment if phase is None else lingers))
     assert outcome.status is Status.INTERRUPTED and outcome.reason.startswith(reason), outcome
     assert committed_steps(paths) == ([1] if moment.startswith("starting") else [])
 
@@ -151,7 +149,7 @@ def test_an_order_to_stop_between_two_trials_ends_the_sweep(server: WireServer, 
     base = spec(workshop, workshop / "text.jsonl", train__max_steps=4, data__eval_fraction=0.2)
     space = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}
     sweep = {
-        "kind": "sweep", "name": "moments", "base": base, "space": space, "budget": {"trials": 50},
+        "kind": "sweep", "name": "moments", "base": base, "space": space, "budget": {"trials": 500},
         "algorithm": "random", "scheduler": "none", "num_gangs": 1,
     }  # fmt: skip
     server.registered = NOTHING.model_copy(update={"kind": "sweep", "spec": sweep, "beat_every_s": 0.2})

@@ -126,7 +126,7 @@ def test_ranks_of_one_node_fetch_an_export_from_a_url_once(
     read, seen = threading.Barrier(ranks), []
 
     def rank() -> None:
-        with on_this_node("counted:///run/model", lambda: read.wait(30)) as local:
+        with on_this_node("counted:///run/model", lambda: read.wait(120)) as local:
             seen.append((pathlib.Path(local) / "model.safetensors").read_bytes() == content)
 
     with counted_bytes() as count:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pathlib
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ import torch
 from jobs.run.checkpoints import KINDS
 from jobs.training.checkpoint.host_copy import HostCopy, mapped_bytes
 from jobs.training.model.host_memory import keeps_all
+from tests.support.gangs import ROOT
 
 NUMEL = 5 * 2**20 + 3
 
@@ -22,8 +25,15 @@ def resident_bytes() -> int:
 
 
 def test_a_host_copy_takes_memory_only_while_it_holds_a_state() -> None:
+    """In a process of its own: others' threads and their memory come and go in this one."""
+    own = "from tests.integration.jobs.training.test_host_memory import take_and_give_back as run; run()"
+    done = subprocess.run([sys.executable, "-c", own], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def take_and_give_back() -> None:
     flat = torch.arange(NUMEL, dtype=torch.float32)
-    state = dict.fromkeys(KINDS, (flat,))
+    state: dict[str, tuple[torch.Tensor, ...]] = dict.fromkeys(KINDS, (flat,))
     size = len(KINDS) * flat.numel() * 4
     before = resident_bytes()
     copy = HostCopy(cast(Any, SimpleNamespace(flats=(flat,), pieces=())))

@@ -122,7 +122,7 @@ def test_exported_model_gives_the_trained_models_logits_in_a_new_process(cases: 
     script = str(ROOT / "tests/support/reload_logits.py")
     arguments = [auto, case.paths.model, case.prepared.root, case.spec.model.task, str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True, timeout=400)
     np.testing.assert_allclose(np.load(out), np.load(case.logits_file), rtol=1e-4, atol=1e-5)
 
 

@@ -200,5 +200,5 @@ def logits_of(case: Case, folder: str, *base: str) -> Any:
     script = str(ROOT / "tests/support/reload_logits.py")
     arguments = [auto, folder, case.prepared.root, case.spec.model.task, str(out), *base]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True, timeout=120)
+    subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True, timeout=400)
     return np.load(out)

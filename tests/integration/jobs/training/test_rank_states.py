@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.remedies.hang import LEAST_S, Doing, hang_of
+from jobs.remedies.hang import LEAST_S, Doing, Looks, hang_of
 from jobs.training.rank_states import end_ranks, frames_of_loop, rank_states, waits_in_collective
 from tests.support.gangs import ROOT
 from tests.support.processes import wait_for
@@ -46,11 +46,16 @@ def stuck(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     with (tmp_path / "log").open("ab") as log:
         process = subprocess.Popen([sys.executable, str(program)], env=environment, stderr=log)
     try:
-        wait_for(lambda: [one for one in rank_states("key", 0.0) if one.second.pulse.step == 4], "it is stuck")
+        wait_for(lambda: any(map(is_in_its_deadlock, rank_states("key", 0.0))), "it is stuck")
         yield process
     finally:
         process.kill()
         process.wait()
+
+
+def is_in_its_deadlock(looks: Looks) -> bool:
+    frames = looks.second.frames
+    return looks.second.pulse.step == 4 and bool(frames) and frames[0].startswith("deadlock (")
 
 
 def test_a_deadlock_is_seen_with_its_place_logged_and_ended(

@@ -147,11 +147,15 @@ def test_scripts_that_start_at_once_share_one_server(home: Home) -> None:
 @pytest.mark.slow
 def test_a_server_ends_in_order_once_no_script_lives_and_no_job_runs(home: Home) -> None:
     """It outlives a script whose job goes on, until that job has succeeded."""
-    submitted(script := home.script(detach=True, then="", seconds=12))  # longer than a server waits for somebody
+    may_end = home.folder / "may-end"
+    submitted(script := home.script(detach=True, then="", until=may_end))
     found = local_server(home.path)
     assert found is not None
     _, errors = script.communicate(timeout=120)
     assert script.returncode == 0, errors
+    time.sleep(12.0)  # longer than a server waits for somebody
+    assert process_lives(found.pid)
+    may_end.touch()
     wait_for(lambda: not process_lives(found.pid), "it ends", 240.0)
     assert local_server(home.path) is None
     with contextlib.closing(open_store(str(home.path / "queue.db"))) as store:

@@ -47,7 +47,7 @@ def client(here: Server) -> Iterator[Client]:
 def test_a_result_has_what_a_future_s_has(client: Client) -> None:
     run = client.submit(does("echo hi"))
     assert repr(run).startswith("JobHandle('does-") and not run.cancelled()
-    result = run.result(timeout_s=60.0)
+    result = run.result(timeout_s=300.0)
     assert (result.state, result.job_id, result.name) == (State.SUCCEEDED, run.id, "does")
     assert result.paths is None and result.metrics == {}
     assert run.done() and not run.running() and run.exception() is None and run.cancel() is False
@@ -58,11 +58,11 @@ def test_a_result_has_what_a_future_s_has(client: Client) -> None:
 def test_a_failure_carries_the_end_of_its_log(client: Client) -> None:
     run = client.submit(does("echo no such luck >&2; exit 3"))
     with pytest.raises(JobFailed, match="no such luck") as caught:
-        run.result(timeout_s=60.0)
+        run.result(timeout_s=300.0)
     assert caught.value.job_id == run.id and f"fleetune logs {run.id}" in str(caught.value)
     assert isinstance(run.exception(), JobFailed)
     run.retry()
-    assert run.exception(timeout_s=60.0) is not None and run.view.attempt >= 2
+    assert run.exception(timeout_s=300.0) is not None and run.view.attempt >= 2
 
 
 def test_waiting_has_an_end_and_the_job_goes_on_until_it_is_cancelled(client: Client) -> None:
@@ -74,7 +74,7 @@ def test_waiting_has_an_end_and_the_job_goes_on_until_it_is_cancelled(client: Cl
     wait_for(run.running, "it runs")
     assert run.cancel() is True
     with pytest.raises(JobCancelled, match=f"fleetune retry {run.id}"):
-        run.result(timeout_s=60.0)
+        run.result(timeout_s=300.0)
     assert run.cancelled() and run.cancel() is True
 
 
@@ -166,7 +166,7 @@ def test_a_job_whose_parents_have_failed_is_not_retried_before_them(client: Clie
     second = client.submit(does("true", "second"), after=[first])
     third = client.submit(does("true", "third"), after=[second])
     first.cancel()
-    client.wait([first, second, third], timeout_s=60.0)
+    client.wait([first, second, third], timeout_s=300.0)
     with pytest.raises(ParentFailed, match=f"fleetune retry {first.id} {second.id} {third.id}$"):
         third.retry()
     assert third.state is State.FAILED
@@ -179,7 +179,7 @@ def test_what_is_not_there_or_too_late_has_its_own_exception(client: Client) -> 
     with pytest.raises(UnknownJob):
         client.job("gone-123456")
     run = client.submit(does("true"))
-    run.result(timeout_s=60.0)
+    run.result(timeout_s=300.0)
     with pytest.raises(JobEnded):
         run.pause()
     with pytest.raises(SpecError, match=r"gone\.yaml"):
@@ -252,7 +252,7 @@ def test_answers_that_are_lost_make_no_second_job(here: Server) -> None:
 def test_a_handle_serves_many_threads(client: Client) -> None:
     run = client.submit(does("sleep 1"))
     results: list[Any] = []
-    threads = [threading.Thread(target=lambda: results.append(run.result(60.0).state)) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(run.result(300.0).state)) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -94,6 +94,7 @@ def test_a_server_frozen_for_longer_than_its_term_is_refused_when_it_wakes_up(wo
     ids = [job.job_id for job in world.store.submit([new("job", 8) for _ in range(12)], time.time())]
     until(lambda: len(world.backend.history()) > 0)
     world.servers.send(first, signal.SIGSTOP)
+    before = max(run.fence for run in world.backend.history())
     world.servers.start()
     until(lambda: getattr(world.store.leader(), "holder", "").startswith("server-2-"))
     world.backend.script("*", runs_s=0.5)
@@ -103,10 +104,11 @@ def test_a_server_frozen_for_longer_than_its_term_is_refused_when_it_wakes_up(wo
     history = world.backend.history()
     assert not double_runs(history) and max(most_gpus(history).values()) <= 8
     assert {world.store.job(job_id).state for job_id in ids} == {State.SUCCEEDED} and len(history) == 12
-    fences = {run.fence for run in history}  # a slow machine may make the second server lead anew, with a third one
-    assert min(fences) == 1 < max(fences)
+    # A server that stands still for a term leads anew, with another fence. Nothing starts with an earlier one.
+    fences = [run.fence for run in sorted(history, key=lambda run: run.started_s)]
+    assert fences == sorted(fences) and before < fences[-1]
     last = world.store.leader()
-    assert last is not None and last.holder.startswith("server-2-") and last.epoch >= max(fences)
+    assert last is not None and last.epoch >= fences[-1]
 
 
 PROGRAM = """
@@ -138,6 +140,7 @@ def test_a_server_killed_ten_times_over_twenty_jobs_of_a_real_ray_loses_none_and
 
 def kill_ten_times(tmp_path: Path, where: Path | str, gpus: int, between_s: tuple[float, float]) -> None:
     """Twenty programs that say when they begin and end, and that two of one name overlap; every fifth of them fails."""
+    kills = 10
     chance, work = random.Random(3), tmp_path / "work"
     work.mkdir()
     store = open_store(str(tmp_path / "queue.db"))
@@ -149,7 +152,7 @@ def kill_ten_times(tmp_path: Path, where: Path | str, gpus: int, between_s: tupl
         jobs.append(NewJob("real", "command", "a", program, Gang(chance.choice((1, 2, 4)), 1, gpus), "test"))
     with contextlib.closing(store), servers(tmp_path / "queue.db", where) as found:
         ids = [job.job_id for job in store.submit(jobs, time.time())]
-        for _ in range(10):
+        for _ in range(kills):
             pid = found.start()
             time.sleep(chance.uniform(*between_s))
             found.send(pid, signal.SIGKILL)
@@ -159,7 +162,7 @@ def kill_ten_times(tmp_path: Path, where: Path | str, gpus: int, between_s: tupl
         assert [store.job(job_id).state for job_id in ids] == [
             State.FAILED if code else State.SUCCEEDED for code in codes
         ]
-        # A server that is killed inside a start may leave a program that never ran, and is tried once more.
-        assert max(store.job(job_id).attempt for job_id in ids) <= 2
+        # A server that is killed inside a start may leave a program that never ran, and is tried again.
+        assert max(store.job(job_id).attempt for job_id in ids) <= 1 + kills
     assert not (work / "twice").exists()
     assert [(work / str(number)).read_text().split() for number in range(20)] == [["begun", "ended"]] * 20

@@ -48,7 +48,8 @@ def test_batch_that_does_not_divide_is_fine() -> None:
 
 
 def test_accumulation_that_agrees_with_the_global_batch_is_accepted() -> None:
-    assert plan_batching(spec(3, per_device_train_batch_size=2, global_batch_size=10, gradient_accumulation_steps=2))
+    found = plan_batching(spec(3, per_device_train_batch_size=2, global_batch_size=10, gradient_accumulation_steps=2))
+    assert (found.rows, found.accumulation, found.places) == (10, 2, 12)
 
 
 def test_contradiction_names_all_numbers() -> None:

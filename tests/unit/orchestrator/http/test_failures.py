@@ -124,10 +124,10 @@ def test_a_drivers_body_is_read_only_with_the_token_of_an_attempt(asked: Asked) 
     right = attempt_token(asked.key, "job-abc", 3)
     three = b"[" + b"0," * (3 << 19) + b"0]"
     wrong = (None, "x.y", right[:-1] + ("0" if right[-1] != "0" else "1"), attempt_token(asked.key + "x", "job-abc", 3))
-    began_s = time.process_time()
+    began_s = time.thread_time()
     for token in (*wrong, right.replace("abc-3", "abc-4")):
         assert asked("/v1/driver/beat", token, three)[0] == 401
-    assert time.process_time() - began_s < 0.5
+    assert time.thread_time() - began_s < 0.5
     assert asked.read == [] and asked.reached == []
     assert asked("/v1/driver/beat", right)[0] == 200
     old = signature_of(right)  # of a driver that an older release has started

@@ -177,9 +177,9 @@ def test_nobody_grows_while_others_are_about_to_wait() -> None:
 
 def test_thousands_start_at_once() -> None:
     jobs = [elastic(str(number), 1, 2, left_s=HOUR) for number in range(4000)]
-    started_s = time.process_time()
+    started_s = time.thread_time()
     made = plan(snapshot(nodes(*[8] * 700), jobs), DEFAULT)
-    assert len(made.decisions) == 4000 and time.process_time() - started_s < 5.0
+    assert len(made.decisions) == 4000 and time.thread_time() - started_s < 5.0
     assert sum(workers for one in made.decisions for _, workers in one.placement) == 5600  # type: ignore[union-attr]
 
 

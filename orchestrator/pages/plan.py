@@ -73,6 +73,7 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
         "machines": str(plan.machines),
         "precision": plan.precision,
         "parameters": plan.parameters,
+        "trained": plan.trained,
         "total_steps": plan.total_steps,
         "device_bytes": plan.written.room,
         "host_bytes": plan.written.host_room,
@@ -215,7 +216,7 @@ def advice_json(
         "changes": choice.changes,
         "examples": situation.examples,
         "tasks": situation.tasks,
-        "plans": {method: {"trained": plan.trained, **plan_json(plan, price)} for method, plan in plans.items()},
+        "plans": {method: plan_json(plan, price) for method, plan in plans.items()},
     }
 
 

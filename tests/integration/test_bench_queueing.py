@@ -15,6 +15,7 @@ TRIES = 3  # a machine that stands still for a second is slow once
 RESULTS = ["submitting", "submitting_over_http", "admissions", "pages", "restart", "memory", "machine"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_the_queue_prints_a_line_for_each_result() -> None:
     """One short round says little of the rates. A server that waits for a lock, or a plan for each job, would show."""
     for _ in range(TRIES):

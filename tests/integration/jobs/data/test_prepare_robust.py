@@ -99,6 +99,7 @@ def undisturbed(texts: str, model_dir: str, tmp_path_factory: pytest.TempPathFac
     return found
 
 
+@pytest.mark.slow
 def test_killed_while_tokenising_and_started_again_makes_no_part_twice_and_gives_the_same_bytes(
     texts: str,
     model_dir: str,  # noqa: F811
@@ -129,6 +130,7 @@ def test_killed_while_tokenising_and_started_again_makes_no_part_twice_and_gives
     assert digests(source_root(prepared, "train")) == undisturbed[True]
 
 
+@pytest.mark.slow
 def test_killed_while_writing_shards_keeps_those_that_are_whole(
     texts: str,
     model_dir: str,  # noqa: F811
@@ -148,6 +150,7 @@ def test_killed_while_writing_shards_keeps_those_that_are_whole(
     assert len([name for name in undisturbed[False] if name.endswith(".arrow")]) > 4
 
 
+@pytest.mark.slow
 def test_two_who_ask_at_once_prepare_once(texts: str, model_dir: str, tmp_path: pathlib.Path) -> None:  # noqa: F811
     spec = text_spec(tmp_path / "out", model_dir, texts)
     names = [f"job-{number}" for number in range(3)]
@@ -161,6 +164,7 @@ def test_two_who_ask_at_once_prepare_once(texts: str, model_dir: str, tmp_path: 
     assert not list(tmp_path.glob("out/prepared/*/preparing.json"))
 
 
+@pytest.mark.slow
 def test_one_who_waits_goes_on_for_one_who_is_killed(
     texts: str,
     model_dir: str,  # noqa: F811

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pathlib
 import threading
 
+import pytest
+
 from jobs.data.preparation.prepare import prepare
 from jobs.drivers.finetune.torchrun_watch import FailureWatch
 from jobs.run.outcome import Status, read_outcome
@@ -23,6 +25,7 @@ def test_a_process_ends_once_a_rank_has_reported_a_failure(tmp_path: pathlib.Pat
         assert ended.wait(60)
 
 
+@pytest.mark.slow
 def test_a_rank_that_fails_ends_the_others_within_seconds_and_the_outcome_is_written(tmp_path: pathlib.Path) -> None:
     """Under torchrun, where no driver looks on, and rank 0 waits in a collective."""
     tiny.save_model(tmp_path / "bert", "bert")

@@ -57,6 +57,16 @@ def test_it_says_what_a_job_takes_and_keeps_the_global_batch(spec: pathlib.Path)
         assert memory.pop("total") == sum(memory.values())
 
 
+def test_a_prompt_is_planned_with_its_tokens_before_every_sample(spec: pathlib.Path) -> None:
+    full, few, many = (
+        planned(spec, "--on", "2xH100-80", *(f"--set={one}" for one in changes))
+        for changes in ([], ["method=prompt"], ["method=prompt", "prompt.num_virtual_tokens=100"])
+    )
+    assert full["trained"] == full["parameters"] and (few["trained"], many["trained"]) == (20 * 256, 100 * 256)
+    like = [next(one for one in plan["options"] if one["fits"])["memory"] for plan in (full, few)]
+    assert like[1]["gradients"] < like[0]["gradients"] / 100 and like[1]["total"] < like[0]["total"]
+
+
 def test_what_the_spec_gives_is_not_changed(spec: pathlib.Path) -> None:
     given = ("train.per_device_train_batch_size=4", "train.zero.stage=2", "train.gradient_checkpointing=true")
     sets = [part for one in given for part in ("--set", one)]

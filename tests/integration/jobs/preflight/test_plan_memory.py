@@ -23,6 +23,7 @@ ROOT = pathlib.Path(__file__).parents[4]
 MEDIAN, WORST = 0.03, 0.05  # of the real peak
 
 
+@pytest.mark.slow
 def test_predicted_peaks_are_those_of_real_steps() -> None:
     command = [sys.executable, "-m", "bench.planning", "--quick"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -16,6 +16,8 @@ from jobs.storage.journal import Record, read_journal
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 
+pytestmark = pytest.mark.slow
+
 STEPS, BAD = 40, 25  # steps are counted from 1
 
 

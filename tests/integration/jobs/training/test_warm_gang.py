@@ -35,10 +35,14 @@ class Trials:
     resident_mb: list[float]
 
 
-KINDS = {"gpt2": ("gpt2", 2, "full"), "bert": ("encoder", 3, "full"), "lora": ("encoder", 3, "lora")}
+KINDS = [
+    pytest.param(("gpt2", 2, "full"), id="gpt2"),
+    pytest.param(("encoder", 3, "full"), id="bert"),
+    pytest.param(("encoder", 3, "lora"), id="lora", marks=pytest.mark.slow),
+]
 
 
-@pytest.fixture(scope="module", params=KINDS.values(), ids=KINDS.keys())
+@pytest.fixture(scope="module", params=KINDS)
 def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trials:
     """One trial is paused and goes on while the gang holds it, another from its checkpoint after others.
 

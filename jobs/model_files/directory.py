@@ -159,13 +159,10 @@ def _needs_own_code(config: dict[str, Any]) -> list[str]:
 
 
 def _too_few_positions(config: dict[str, Any], spec: Spec) -> list[str]:
-    """Compare data.seq_len with a table of learned positions. Rotary positions have no limit."""
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    rotary = any(key.startswith("rope_") for key in config)
-    if rotary or not isinstance(positions, int):
+    """Compare data.seq_len with a table of learned positions."""
+    positions = _learned_positions(config)
+    if positions is None:
         return []
-    if config.get("model_type") in _POSITIONS_START_BEHIND_PADDING:
-        positions -= int(config.get("pad_token_id") or 1) + 1
     prompt = spec.prompt.num_virtual_tokens if spec.method.kind == "prompt" else 0
     if spec.data.seq_len + prompt <= positions:
         return []
@@ -175,6 +172,22 @@ def _too_few_positions(config: dict[str, Any], spec: Spec) -> list[str]:
         f"the model has {positions} positions, but data.seq_len is {spec.data.seq_len}{before}: set data.seq_len to "
         f"{most} or less"
     ]
+
+
+def _learned_positions(config: dict[str, Any]) -> int | None:
+    """Return the tokens that a table of learned positions has room for; None without one, as with rotary positions."""
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    rotary = any(key.startswith("rope_") for key in config)
+    if rotary or not isinstance(positions, int):
+        return None
+    if config.get("model_type") in _POSITIONS_START_BEHIND_PADDING:
+        positions -= int(config.get("pad_token_id") or 1) + 1
+    return positions
+
+
+def longest_text(folder: str) -> int | None:
+    """Return the most tokens that the model in a local directory can read; None if nothing limits them."""
+    return _learned_positions(_read_config(folder)[0])
 
 
 def _is_known_to_transformers(model_type: str) -> bool:

@@ -12,7 +12,7 @@ from cluster.errors import Mistake
 from cluster.ray.connection import connected
 from cluster.settings import set_default
 from jobs.console import redirected_output
-from jobs.errors import FleetuneError, SpecError
+from jobs.errors import DataError, FleetuneError, SpecError
 from jobs.preflight.validate import enter_working_dir, own_function_problem
 from jobs.run.find import with_model_of_run
 from jobs.run.outcome import event
@@ -88,11 +88,14 @@ def generate_text(
     to = os.path.abspath(to) if not storage.is_url(to) else to
     with _quietly():
         from jobs.data.sources.generated import Settings, check_target, generate, model_digest
-        from jobs.model_files.directory import check_model_files, local_model_dir
+        from jobs.model_files.directory import check_model_files, local_model_dir, longest_text
 
         check_target(to)
         say("reading the model's files for their hash")
         model_dir = local_model_dir(with_model_of_run(spec).model.path)
+        most = longest_text(model_dir)
+        if most is not None and max_tokens > most:
+            raise DataError(f"the model in {model_dir} has {most} positions: use --max-tokens {most} or less")
         check_model_files(model_dir, spec)
         settings = Settings(
             model=model_digest(model_dir),

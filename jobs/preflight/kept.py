@@ -47,11 +47,13 @@ def is_kept(spec: Spec, model_dir: str, precision: Precision, gradient_checkpoin
 
 
 def _of_trace(spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool) -> tuple[str, ...]:
-    peft = () if spec.method.kind == "full" else ("peft",)
+    # The stage decides what frozen layers keep.
+    of_adapter = () if spec.method.kind == "full" else (version("peft"), str(spec.train.zero.stage))
     # An adapter also trains the parameters that the weights lack.
     weights = [] if spec.method.kind == "full" else Path(model_dir).glob("*.safetensors")
     return (
-        *map(version, (*_VERSIONS, *peft)),
+        *map(version, _VERSIONS),
+        *of_adapter,
         spec.model.model_dump_json(exclude={"path"}),
         spec.method.model_dump_json(),
         spec.lora.model_dump_json(),

@@ -130,11 +130,10 @@ def _without_data(spec: Spec) -> Iterator[None]:
     It looks at the positions to see whether a row has several samples. They have no data here, and it would always make
     a mask: it assumes one sample now, unless the spec packs. Experts are multiplied by the operator for old devices, of
     equal sizes, because torch knows the shapes of the new one in bf16 only. The pieces of the loss take the same
-    memory one after another, so only the first few are computed. Frozen linear layers are those of ZeRO-3, so that
-    stages 1 and 2 may take less.
+    memory one after another, so only the first few are computed.
     """
     with ExitStack() as stack:
-        if spec.method.kind != "full":
+        if spec.method.kind != "full" and spec.train.zero.stage == 3:
             stack.enter_context(mock.patch.object(torch.nn.functional, "linear", _linear))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))

@@ -104,7 +104,8 @@ def stopped(rule: Forgetting, before: Metrics, after: Metrics, step: int, total:
         effect = f"the checkpoint of step {best.step} is exported, the best one within the bound"
     else:
         effect = "the last state is exported, because no evaluation was within the bound"
-    advice = "Next time, lower train.learning_rate, or give general text a share of data.train"
+    share = "the sources with replay a larger weight" if rule.action == "raise_replay" else "general text a share"
+    advice = f"Next time, lower train.learning_rate, or give {share} in data.train"
     action = f"training ends after step {step} of {total}"
     return Told(_cause(rule, before, after, step), action, f"{effect}. {advice}")
 

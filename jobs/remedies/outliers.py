@@ -199,6 +199,11 @@ def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollbac
     )
 
 
+def without_window(history: StepHistory) -> StepHistory:
+    """Return the history without the losses that later steps are compared with, because those have other rows."""
+    return history.model_copy(update={"losses": (), "norms": ()})
+
+
 def failure(history: StepHistory, step: int, learning_rate: float) -> str | None:
     """Return why the run fails after `step` steps and what to do; None while it may continue."""
     if in_trouble(history, step) and history.rollbacks >= MOST_ROLLBACKS:

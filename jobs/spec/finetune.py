@@ -374,3 +374,11 @@ class Spec(JobSpec):
         Classification pools one token a row, and a trained prompt precedes each row: such rows hold one sample.
         """
         return self.data.packing and self.model.task == "causal-lm" and self.method.kind != "prompt"
+
+    @property
+    def grouped_by_length(self) -> bool:
+        """Whether the rows of a group of steps are sorted by length.
+
+        A source for replay may get more weight from any step on, and a step inside a group would change earlier ones.
+        """
+        return self.train.group_by_length and not self.packed and not any(one.replay for one in self.data.train)

@@ -207,16 +207,6 @@ class StepPlan:
             rows[places] = self._by_length(rows[places], firsts[some], size)
         return rows[(start - low) * self.rows_per_step : (stop - low) * self.rows_per_step]
 
-    def next_change(self, step: int) -> int:
-        """Return the first step from `step` on before which the order may change without an effect on earlier steps.
-
-        With grouping by length, that is the beginning of a group.
-        """
-        if self.lengths is None or step >= self.total_steps:
-            return step
-        firsts, sizes = self._groups(step, step + 1)
-        return step if len(firsts) == 0 or firsts[0] == step else int(firsts[0] + sizes[0])
-
     def epoch_of_step(self, step: int) -> float:
         """Return the passes over the data that are complete after `step` steps."""
         return min(step * self.rows_per_step, self.total_rows) / self.order.num_rows

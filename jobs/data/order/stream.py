@@ -64,7 +64,7 @@ class Stream:
 
     def open(self) -> OpenStream:
         # The cache holds all blocks that a group of steps may touch, so that no block is read twice.
-        rows_at_once = plan_batching(self.spec).rows * (1 if self.spec.packed else GROUP_STEPS)
+        rows_at_once = plan_batching(self.spec).rows * (GROUP_STEPS if self.spec.grouped_by_length else 1)
         prepared = Prepared.open(self.prepared_root)
         split = prepared.split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
         longest = max((part.longest_row for part in prepared.manifest.splits["train"]), default=0)
@@ -85,7 +85,6 @@ def step_plan(spec: Spec, split: Split, raises: Sequence[ReplayRaise] = ()) -> S
     rows, order = plan_batching(spec).rows, row_order(spec, split)
     steps = total_steps(spec, order.num_rows, rows)
     warmup_steps(spec.train, steps)
-    by_length = spec.train.group_by_length and not spec.packed
     taken = total_rows(spec, order.num_rows, rows)
     if isinstance(order, Mixture):
         _check_mixture(spec, order, taken)
@@ -94,12 +93,12 @@ def step_plan(spec: Spec, split: Split, raises: Sequence[ReplayRaise] = ()) -> S
         rows_per_step=rows,
         total_steps=steps,
         total_rows=taken,
-        lengths=split.index.num_tokens if by_length else None,
+        lengths=split.index.num_tokens if spec.grouped_by_length else None,
     )
     if not raises:
         return plan
     assert isinstance(order, Mixture)
-    changes = (Weights(plan.next_change(one.step) * rows, raised_weights(spec, one.times)) for one in raises)
+    changes = (Weights(one.step * rows, raised_weights(spec, one.times)) for one in raises)
     return replace(plan, order=replace(order, changes=tuple(changes)))
 
 

@@ -252,11 +252,11 @@ def _padded(lengths: npt.NDArray[np.int32], spec: Spec) -> int:
     """Count the tokens, with padding, of all forward passes of an epoch; approximates how training groups rows."""
     batching = plan_batching(spec)
     shuffled = lengths[shuffle(len(lengths), "padding")]
-    group = batching.rows * (GROUP_STEPS if spec.train.group_by_length else 1)
+    group = batching.rows * (GROUP_STEPS if spec.grouped_by_length else 1)
     total = 0
     for start in range(0, len(shuffled), group):
         some = shuffled[start : start + group]
-        some = np.sort(some) if spec.train.group_by_length else some
+        some = np.sort(some) if spec.grouped_by_length else some
         for place in range(0, len(some), batching.per_device):
             rows = some[place : place + batching.per_device]
             total += len(rows) * int(rows.max())

@@ -16,12 +16,12 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from pydantic import Field, ValidationError
 
 from cluster.text import many
-from jobs.errors import DataError
+from jobs.errors import DataError, StorageError
 from jobs.frozen import Frozen
 from jobs.model_files.directory import weight_files
 from jobs.storage.files import is_url
@@ -66,40 +66,57 @@ def generate(model_dir: str, to: str, settings: Settings, say: Say) -> int:
 
     Raises:
         DataError: there is another file; or the model cannot write text.
+        StorageError: the file cannot be written.
     """
     check_target(to)
-    part, record = f"{to}.part", read_record(to)
-    if os.path.exists(to):
-        check_same(to, record, settings)
-        return 0
-    with open(part, "a+", encoding="utf-8") as file:
-        _lock(file, to)
+    part = f"{to}.part"
+    with _locked(part, to) as file:
+        record = read_record(to)
+        if os.path.exists(to):
+            os.unlink(part)
+            check_same(to, record, settings)
+            _write_record(to, settings, _sha256(to))
+            return 0
         drawn = [] if record is None or record.settings != settings else _whole_batches(part)
         if drawn:
             say(f"{many(len(drawn), 'sample')} were drawn before")
-        _write(record_path(to), Generated(settings=settings).model_dump_json())
+        else:
+            file.truncate(0)  # before the record: lines of other settings must never stand beside it
+        _write_record(to, settings, None)
         file.truncate(0)
-        file.writelines(f"{json.dumps(line, ensure_ascii=False)}\n" for line in drawn)
+        file.writelines(_line(line["text"], line["batch"]) for line in drawn)
         file.flush()
-        first = drawn[-1]["batch"] + 1 if drawn else 0
-        count, began, told = len(drawn), time.monotonic(), time.monotonic()
-        batches = _batches(model_dir, settings, first, say) if count < settings.samples else iter(())
-        while count < settings.samples:
-            number, texts = next(batches)
-            for text in texts[: settings.samples - count]:
-                file.write(f"{json.dumps({'text': text, 'batch': number}, ensure_ascii=False)}\n")
-                count += 1
-            file.flush()
-            if number >= 10 + 2 * settings.samples // _BATCH:
-                raise DataError(f"the model in {model_dir} writes hardly anything but empty texts: use other text")
-            if time.monotonic() - told > _SAY_EVERY_S:
-                told = time.monotonic()
-                rate = (count - len(drawn)) / (told - began)
-                say(f"{count:,} of {settings.samples:,} samples, {rate:.2g} in a second")
+        _draw(file, drawn, model_dir, settings, say)
         os.fsync(file.fileno())
-    os.replace(part, to)
-    _write(record_path(to), Generated(settings=settings, sha256=_sha256(to)).model_dump_json())
-    return settings.samples - len(drawn)
+        os.replace(part, to)
+        _write_record(to, settings, _sha256(to))
+        return settings.samples - len(drawn)
+
+
+def _draw(file: TextIO, drawn: list[dict[str, Any]], model_dir: str, settings: Settings, say: Say) -> None:
+    """Append the samples that are missing, batch by batch."""
+    count, began = len(drawn), time.monotonic()
+    told = began
+    if count == settings.samples:
+        return
+    for number, texts in _batches(model_dir, settings, drawn[-1]["batch"] + 1 if drawn else 0, say):
+        some = texts[: settings.samples - count]
+        file.writelines(_line(text, number) for text in some)
+        file.flush()
+        count += len(some)
+        if count == settings.samples:
+            return
+        if number >= 10 + 2 * settings.samples // _BATCH:
+            raise DataError(f"the model in {model_dir} writes hardly anything but empty texts: use other text")
+        if time.monotonic() - told > _SAY_EVERY_S:
+            told = time.monotonic()
+            say(
+                f"{count:,} of {settings.samples:,} samples, {60 * (count - len(drawn)) / (told - began):,.0f} a minute"
+            )
+
+
+def _line(text: str, batch: int) -> str:
+    return f"{json.dumps({'text': text, 'batch': batch}, ensure_ascii=False)}\n"
 
 
 def check_target(to: str) -> None:
@@ -154,18 +171,36 @@ def _seed(seed: int, batch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {batch}".encode()).digest()[:7])
 
 
-def _lock(file: Any, to: str) -> None:
-    """Lock an open file until it is closed. Raises DataError if another process has it."""
+@contextlib.contextmanager
+def _locked(part: str, to: str) -> Iterator[TextIO]:
+    """Open the partial file and lock it.
+
+    Raises:
+        DataError: another process has it.
+        StorageError: it cannot be opened, or written inside of the block.
+    """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise DataError(f"another process is generating {to}") from None
+        with open(part, "a+", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not _is_at(file, part):
+                raise BlockingIOError  # another process has just renamed it
+            yield file
+    except BlockingIOError:
+        raise DataError(f"another process is generating {to}: wait for it, or choose another file") from None
+    except OSError as error:
+        raise StorageError(
+            f"{to} cannot be written: {error.strerror or error}. Mend that and repeat the command: it continues"
+        ) from error
 
 
-def _write(path: str, text: str) -> None:
-    partial = f"{path}.part"
-    Path(partial).write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def _is_at(file: TextIO, path: str) -> bool:
+    return os.path.exists(path) and os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+
+
+def _write_record(to: str, settings: Settings, sha256: str | None) -> None:
+    path = record_path(to)
+    Path(f"{path}.part").write_text(Generated(settings=settings, sha256=sha256).model_dump_json(), encoding="utf-8")
+    os.replace(f"{path}.part", path)
 
 
 def _whole_batches(part: str) -> list[dict[str, Any]]:
@@ -205,6 +240,7 @@ def _batches(model_dir: str, settings: Settings, first: int, say: Say) -> Iterat
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else start,
     )
+    say(f"drawing texts of up to {settings.max_tokens:,} tokens, {_BATCH} at a time")
     begin = torch.full((_BATCH, 1), start, device=device)
     for number in itertools.count(first):
         torch.manual_seed(_seed(settings.seed, number))

@@ -36,10 +36,12 @@ def remedied(run: Run, state: LoopState) -> LoopState:
     if best is not None and not last and not forgetting.has_room(rule, before, best.metrics):
         best = None
     earlier = gone_back(run, state, lambda: _up_to(best, run.reader.candidates()))
-    kept = {**state.history.counts(), "barred": state.history.barred}
+    raises_replay = rule.action == "raise_replay"
+    # The numbers of barred steps mean other rows after a raise.
+    kept = {**state.history.counts(), "barred": None if raises_replay else state.history.barred}
     # Save soon: if the process ended before the next checkpoint, the number of times would be lost.
     earlier = replace(earlier, history=earlier.history.model_copy(update=kept), save_due=True)
-    if rule.action == "raise_replay":
+    if raises_replay:
         raises = raised_again(state.replay_raises, earlier.step)
         share_before, share = (replay_share(spec, number) for number in (times - 1, times))
         earlier = replace(earlier, replay_raises=raises, expected_loss=None)  # the next step has other rows

@@ -100,6 +100,8 @@ def train_steps(
     rows_of_steps = timed(run.gang.steps(run.stream(), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
+        if any(one.step == rows.step for one in state.replay_raises):
+            state = replace(state, history=outliers.without_window(state.history))
         factor = state.history.rate_factor * rate_factor(state.rate_cuts)
         rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * factor
         signals = train_step(run, rows, rate, state.history if spec.remedies.outlier_steps else None)

@@ -89,6 +89,8 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
         earlier = LoopState(metrics_before=state.metrics_before)
     else:
         earlier = _state_at(run, commit)
+        if commit.replay_raises != state.replay_raises:
+            earlier = replace(earlier, expected_loss=None)  # the next step may have other rows
     run.checkpoints.remove_after(earlier.step)
     return replace(earlier, rate_cuts=state.rate_cuts, replay_raises=state.replay_raises, save_due=state.save_due)
 

@@ -10,7 +10,7 @@ import shutil
 import pytest
 
 from jobs.data.sources.generated import Generated, Settings, generate, model_digest, read_record, record_path
-from jobs.errors import DataError
+from jobs.errors import DataError, StorageError
 from tests.support import tiny
 
 SAMPLES, TOKENS = 40, 12
@@ -57,6 +57,21 @@ def test_an_interrupted_generation_continues_after_its_last_whole_batch(
     (tmp_path / "other.jsonl.generated").write_text(Generated(settings=settings).model_dump_json())
     assert generate(model, str(tmp_path / "other.jsonl"), other, said.append) == SAMPLES, "of other settings"
     assert (tmp_path / "other.jsonl").read_bytes() != written.read_bytes()
+
+
+def test_a_generation_that_was_killed_before_it_had_noted_the_hash_is_whole(
+    model: str, settings: Settings, written: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    to = pathlib.Path(shutil.copy(written, tmp_path))
+    pathlib.Path(record_path(str(to))).write_text(Generated(settings=settings).model_dump_json())
+    assert generate(model, str(to), settings, say=lambda text: None) == 0
+    assert read_record(str(to)) == read_record(str(written))
+
+
+def test_what_cannot_be_written_is_told(model: str, settings: Settings, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "replay.jsonl.part").mkdir()
+    with pytest.raises(StorageError, match=r"cannot be written: Is a directory\. Mend that and repeat the command"):
+        generate(model, str(tmp_path / "replay.jsonl"), settings, say=lambda text: None)
 
 
 def test_the_models_own_settings_of_generation_have_no_effect(

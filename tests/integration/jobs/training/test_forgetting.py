@@ -162,6 +162,7 @@ def test_past_the_bound_the_run_trains_more_often_on_the_sources_for_replay(case
     commit = read_commit(case.paths, committed_steps(case.paths)[-1])
     assert commit.replay_raises[-1].times == len(raised) and commit.rate_cuts == 0
     assert commit.replay_raises[-1].step == raised[-1]["to_step"]
+    assert len(commit.history.losses) == STEPS - raised[-1]["to_step"], "none of other rows, with which losses jump"
     split = case.prepared.split("train")
     plan = step_plan(case.spec, split, commit.replay_raises)
     assert from_hex(commit.chain) == chain_of(plan, row_digests(split.index.sample_ids), commit.step)

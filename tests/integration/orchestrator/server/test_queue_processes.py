@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import signal
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class World:
     store: Store
     backend: FakeBackend
     servers: Servers
+    file: Path  # of the store
 
 
 @pytest.fixture
@@ -43,7 +45,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         served(tmp_path, "--nodes", "3", "--rate", "1.0", "--runs-s", "0.2") as backend,
         servers(tmp_path / "queue.db", tmp_path / "cluster") as found,
     ):
-        yield World(store, backend, found)
+        yield World(store, backend, found, tmp_path / "queue.db")
 
 
 def until(condition: Callable[[], bool], within_s: float = 120.0) -> None:
@@ -85,6 +87,19 @@ def test_a_server_killed_a_hundred_times_in_a_run_of_200_jobs_loses_none_and_run
     assert {world.store.job(job_id).state for job_id in ids} == ENDED
 
 
+def freeze(world: World, pid: int) -> None:
+    """Freeze a server outside of a transaction: one that holds the lock of the file would stop all others."""
+    while True:
+        world.servers.send(pid, signal.SIGSTOP)
+        with contextlib.closing(sqlite3.connect(world.file, timeout=1.0, isolation_level=None)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError:
+                world.servers.send(pid, signal.SIGCONT)
+                time.sleep(0.05)
+
+
 def test_a_server_frozen_for_longer_than_its_term_is_refused_when_it_wakes_up(world: World) -> None:
     world.backend.script("*", runs_s=1e6)
     first = world.servers.start()
@@ -93,7 +108,7 @@ def test_a_server_frozen_for_longer_than_its_term_is_refused_when_it_wakes_up(wo
     assert leader is not None and leader.holder.startswith("server-1-")
     ids = [job.job_id for job in world.store.submit([new("job", 8) for _ in range(12)], time.time())]
     until(lambda: len(world.backend.history()) > 0)
-    world.servers.send(first, signal.SIGSTOP)
+    freeze(world, first)
     before = max(run.fence for run in world.backend.history())
     world.servers.start()
     until(lambda: getattr(world.store.leader(), "holder", "").startswith("server-2-"))

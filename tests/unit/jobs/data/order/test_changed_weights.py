@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from jobs.data.order.mixture import MixedSection, Mixture, Weights
 from jobs.data.order.permutation import key
-from jobs.data.order.row_order import GROUP_STEPS, Order
+from jobs.data.order.row_order import Order
 from tests.support.roworders import counts_of, rows_at
-from tests.unit.jobs.data.order.test_mixture import LIMITED, SEEDS, WEIGHTS, end_of, mixture_of, plan_of
+from tests.unit.jobs.data.order.test_mixture import LIMITED, SEEDS, WEIGHTS, end_of, mixture_of
 
 
 def test_other_weights_from_a_position_on_leave_the_rows_before_it_and_the_epochs_of_each_section() -> None:
@@ -53,16 +53,3 @@ def test_with_other_weights_any_piece_is_that_of_a_long_stretch_and_limits_hold(
     assert np.array_equal(np.concatenate(pieces), whole)
     for section, uses in zip(sections, counts_of(changed, whole), strict=True):
         assert section.max_uses is None or uses <= section.max_uses
-
-
-@pytest.mark.parametrize("step", [0, 1, 31, 32, 40, 63, 117])
-def test_with_grouping_by_length_a_change_waits_for_the_next_group(step: int) -> None:
-    mixture = mixture_of((3000, 19), (500, 1))
-    plain, grouped = plan_of(mixture, 8, 8 * 120), plan_of(mixture, 8, 8 * 120, grouped=True)
-    assert plain.next_change(step) == step
-    at = grouped.next_change(step)
-    assert step <= at < step + GROUP_STEPS
-    changed = replace(mixture, changes=(Weights(at * 8, (1.0, 1.0)),))
-    after = replace(grouped, order=changed)
-    for other in range(120):
-        assert np.array_equal(after.rows_of_step(other), grouped.rows_of_step(other)) == (other < at)

@@ -17,7 +17,7 @@ class ReplayRaise(Frozen):
     """A step from which on sources for replay have more weight than in the spec."""
 
     step: int = Field(description="The first step with the raised weights, from 0.")
-    times: int = Field(description=f"The weights are those of the spec times {FACTOR} to this power.")
+    times: int = Field(description=f"How often the weights have been raised, each time by a factor of {FACTOR}.")
 
 
 def times_raised(raises: Sequence[ReplayRaise]) -> int:

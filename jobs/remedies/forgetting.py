@@ -24,12 +24,8 @@ Metrics = Mapping[str, float]
 
 
 class Act(StrEnum):
-    LOWER_RATE = "lower the rate"  # go back to the best checkpoint, or to the start, and continue with a lower rate
-    RAISE_REPLAY = "raise replay"  # the same, but train more often on the sources for replay
+    GO_BACK = "go back"  # to the best checkpoint, or to the start, and change what the rule says
     STOP = "stop"  # end the run with the best checkpoint within the bound
-
-
-_ACTS: Final = {"lower_learning_rate": Act.LOWER_RATE, "raise_replay": Act.RAISE_REPLAY}
 
 
 def is_past(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
@@ -46,15 +42,15 @@ def act_of(rule: Forgetting, before: Metrics, after: Metrics, times: int) -> Act
     """Decide after an evaluation; None if it is within the bound.
 
     Args:
-        times: how often the run has done before what the rule says (see `times_done`).
+        times: how often the run has gone back for this reason before (see `times_done`).
     """
     if not is_past(rule, before, after):
         return None
-    return _ACTS.get(rule.action, Act.STOP) if times < MOST_TIMES else Act.STOP
+    return Act.STOP if rule.action == "stop" or times >= MOST_TIMES else Act.GO_BACK
 
 
 def times_done(rule: Forgetting, rate_cuts: int, raises: Sequence[ReplayRaise]) -> int:
-    """Return how often a run has done what the rule says."""
+    """Return how often a run has gone back and changed what the rule says."""
     return times_raised(raises) if rule.action == "raise_replay" else rate_cuts
 
 
@@ -81,17 +77,17 @@ class Told(NamedTuple):
         return f"{self.cause}; {self.action}, and {self.effect}"
 
 
-def rate_text(rate: float) -> str:
+def format_rate(rate: float) -> str:
     """Describe how the run continues with a lower rate. `rate`: its new maximum."""
     return f"a learning rate of at most {rate:.3g}"
 
 
-def replay_text(share_before: float, share: float) -> str:
+def format_replay(share_before: float, share: float) -> str:
     """Describe how the run continues with another share of replay, from 0 to 1."""
     return f"{share:.1%} of the training rows from sources for replay, instead of {share_before:.1%}"
 
 
-def gone_back(rule: Forgetting, before: Metrics, after: Metrics, step: int, target: int, how: str) -> Told:
+def returned(rule: Forgetting, before: Metrics, after: Metrics, step: int, target: int, how: str) -> Told:
     """Describe the return to step `target`. `how`: what differs from then on."""
     state = f"the checkpoint of step {target}" if target else "the start"
     action = f"the run goes back to {state} and continues with {how}"

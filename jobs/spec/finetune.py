@@ -299,7 +299,7 @@ class Spec(JobSpec):
         if not replayed or len(replayed) == len(self.data.train):
             raise ValueError(
                 "remedies.forgetting.action raise_replay needs a source with `replay: true` in data.train, and one "
-                "without. Give general text such a source, or set action: lower_learning_rate"
+                "without. Mark a source of general text, or set action: lower_learning_rate"
             )
         if limited := [source.path for source in replayed if source.max_epochs is not None]:
             raise ValueError(

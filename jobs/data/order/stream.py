@@ -60,7 +60,7 @@ class Stream:
     prepared_root: str
     spec: Spec  # its number of workers is that of the gang
     worker: int
-    raises: tuple[ReplayRaise, ...] = ()
+    raises: tuple[ReplayRaise, ...] = ()  # see `step_plan`
 
     def open(self) -> OpenStream:
         # The cache holds all blocks that a group of steps may touch, so that no block is read twice.

@@ -1,14 +1,14 @@
 """Text that the base model writes by itself: a source for replay if there is no other general text.
 
-The samples begin with the token that begins a text, and are drawn without top-k or top-p, so they are a sample of what
-the model has learned. Each batch has its own seed, so a generation that was interrupted continues after its last whole
-batch. Beside the file, `<file>.generated` holds the settings and the hash of the model and of the file (`Generated`).
+The samples begin with the token that begins a text. They are drawn without top-k or top-p, so likely and unlikely texts
+come as often as the model predicts. Each batch has its own seed, so a generation that was interrupted continues after
+its last whole batch. Beside the file, `<file>.generated` holds the settings and the hash of the model and of the file
+(`Generated`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import itertools
 import json
@@ -16,11 +16,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final, NamedTuple, TextIO
 
 from pydantic import Field, ValidationError
 
-from cluster.text import many
+from cluster.local.locks import try_lock
 from jobs.errors import DataError, StorageError
 from jobs.frozen import Frozen
 from jobs.model_files.directory import weight_files
@@ -35,7 +35,7 @@ Say = Callable[[str], None]
 
 
 class Settings(Frozen):
-    """What determines the texts, apart from the kind of processor and the release of torch."""
+    """The settings of a generation. Equal settings give equal texts on one kind of processor and release of torch."""
 
     model: str = Field(description="SHA-256 over the names and contents of the model's files.")
     samples: int
@@ -45,7 +45,7 @@ class Settings(Frozen):
 
 
 class Generated(Frozen):
-    """What is known of a file of generated texts."""
+    """The record that stands beside a file of generated texts."""
 
     settings: Settings
     sha256: str | None = Field(None, description="Of the file; null while it is being written.")
@@ -74,34 +74,36 @@ def generate(model_dir: str, to: str, settings: Settings, say: Say) -> int:
         record = read_record(to)
         if os.path.exists(to):
             os.unlink(part)
-            check_same(to, record, settings)
-            _write_record(to, settings, _sha256(to))
+            if check_same(to, record, settings).sha256 is None:
+                _write_record(to, settings, _sha256(to))
             return 0
-        drawn = [] if record is None or record.settings != settings else _whole_batches(part)
-        if drawn:
-            say(f"{many(len(drawn), 'sample')} were drawn before")
-        else:
-            file.truncate(0)  # before the record: lines of other settings must never stand beside it
+        kept = _whole_batches(part) if record is not None and record.settings == settings else _Kept()
+        if kept.samples:
+            say(f"{kept.samples:,} samples were drawn before")
+        file.truncate(kept.size)  # before the record: texts of other settings must never stand beside it
         _write_record(to, settings, None)
-        file.truncate(0)
-        file.writelines(_line(line["text"], line["batch"]) for line in drawn)
-        file.flush()
-        _draw(file, drawn, model_dir, settings, say)
+        _draw(file, kept, model_dir, settings, say)
         os.fsync(file.fileno())
         os.replace(part, to)
         _write_record(to, settings, _sha256(to))
-        return settings.samples - len(drawn)
+        return settings.samples - kept.samples
 
 
-def _draw(file: TextIO, drawn: list[dict[str, Any]], model_dir: str, settings: Settings, say: Say) -> None:
+class _Kept(NamedTuple):
+    """The whole batches of a partial file."""
+
+    batches: int = 0  # number of the next batch
+    samples: int = 0
+    size: int = 0  # bytes
+
+
+def _draw(file: TextIO, kept: _Kept, model_dir: str, settings: Settings, say: Say) -> None:
     """Append the samples that are missing, batch by batch."""
-    count, began = len(drawn), time.monotonic()
+    count, began = kept.samples, time.monotonic()
     told = began
-    if count == settings.samples:
-        return
-    for number, texts in _batches(model_dir, settings, drawn[-1]["batch"] + 1 if drawn else 0, say):
+    for number, texts in _batches(model_dir, settings, kept.batches, say):
         some = texts[: settings.samples - count]
-        file.writelines(_line(text, number) for text in some)
+        file.writelines(f"{json.dumps({'text': text, 'batch': number}, ensure_ascii=False)}\n" for text in some)
         file.flush()
         count += len(some)
         if count == settings.samples:
@@ -110,13 +112,8 @@ def _draw(file: TextIO, drawn: list[dict[str, Any]], model_dir: str, settings: S
             raise DataError(f"the model in {model_dir} writes hardly anything but empty texts: use other text")
         if time.monotonic() - told > _SAY_EVERY_S:
             told = time.monotonic()
-            say(
-                f"{count:,} of {settings.samples:,} samples, {60 * (count - len(drawn)) / (told - began):,.0f} a minute"
-            )
-
-
-def _line(text: str, batch: int) -> str:
-    return f"{json.dumps({'text': text, 'batch': batch}, ensure_ascii=False)}\n"
+            a_minute = 60 * (count - kept.samples) / (told - began)
+            say(f"{count:,} of {settings.samples:,} samples, {a_minute:,.0f} a minute")
 
 
 def check_target(to: str) -> None:
@@ -130,15 +127,19 @@ def check_target(to: str) -> None:
 
 
 def read_record(to: str) -> Generated | None:
-    """Return what is known of a file; None if it was not generated."""
+    """Return the record of a file; None if the file was not generated."""
     try:
         return Generated.model_validate_json(Path(record_path(to)).read_bytes())
     except (OSError, ValidationError):
         return None
 
 
-def check_same(to: str, record: Generated | None, settings: Settings) -> None:
-    """Raise DataError unless the file was generated with these settings, and has not changed since."""
+def check_same(to: str, record: Generated | None, settings: Settings) -> Generated:
+    """Return the record of a file that exists.
+
+    Raises:
+        DataError: the file was not generated with these settings, or has changed since then.
+    """
     remedy = "Choose another file, or remove it"
     if record is None:
         raise DataError(f"{to} exists, and was not generated by this command. {remedy}")
@@ -150,6 +151,7 @@ def check_same(to: str, record: Generated | None, settings: Settings) -> None:
     # The hash is missing if the process ended after it had renamed the file.
     if record.sha256 is not None and _sha256(to) != record.sha256:
         raise DataError(f"{to} was changed after it was generated. {remedy}")
+    return record
 
 
 def model_digest(model_dir: str) -> str:
@@ -181,12 +183,9 @@ def _locked(part: str, to: str) -> Iterator[TextIO]:
     """
     try:
         with open(part, "a+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(file, part):
-                raise BlockingIOError  # another process has just renamed it
+            if not try_lock(file.fileno()) or not _is_at(file, part):  # another process may just have renamed it
+                raise DataError(f"another process is generating {to}: wait for it, or choose another file")
             yield file
-    except BlockingIOError:
-        raise DataError(f"another process is generating {to}: wait for it, or choose another file") from None
     except OSError as error:
         raise StorageError(
             f"{to} cannot be written: {error.strerror or error}. Mend that and repeat the command: it continues"
@@ -203,17 +202,19 @@ def _write_record(to: str, settings: Settings, sha256: str | None) -> None:
     os.replace(f"{path}.part", path)
 
 
-def _whole_batches(part: str) -> list[dict[str, Any]]:
-    """Return the lines of all batches in a partial file but the last, which may be incomplete."""
-    lines: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError), open(part, encoding="utf-8", errors="replace") as file:
+def _whole_batches(part: str) -> _Kept:
+    """Look at all batches in a partial file except the last one, which may be incomplete."""
+    kept, newest, samples, size = _Kept(), None, 0, 0
+    with open(part, "rb") as file:
         for line in file:
             try:
-                lines.append(json.loads(line))
-            except ValueError:
+                batch = json.loads(line)["batch"]
+            except (ValueError, KeyError):  # the end of a write that was cut off
                 break
-    last = lines[-1]["batch"] if lines else 0
-    return [line for line in lines if line["batch"] < last]
+            if batch != newest:
+                kept, newest = _Kept(batch, samples, size), batch
+            samples, size = samples + 1, size + len(line)
+    return kept
 
 
 def _batches(model_dir: str, settings: Settings, first: int, say: Say) -> Iterator[tuple[int, list[str]]]:
@@ -228,7 +229,11 @@ def _batches(model_dir: str, settings: Settings, first: int, say: Say) -> Iterat
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise DataError(f"the tokenizer in {model_dir} has no token that begins a text (bos_token or eos_token)")
-    model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=False).to(device).eval()
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype, trust_remote_code=False)
+    except OSError as error:
+        raise DataError(f"the model in {model_dir} cannot be loaded: {error}") from error
+    model = model.to(device).eval()
     model.generation_config = GenerationConfig(
         do_sample=True,
         temperature=settings.temperature,

@@ -45,13 +45,13 @@ def remedied(run: Run, state: LoopState) -> LoopState:
         raises = raised_again(state.replay_raises, earlier.step)
         share_before, share = (replay_share(spec, number) for number in (times - 1, times))
         earlier = replace(earlier, replay_raises=raises, expected_loss=None)  # the next step has other rows
-        how = forgetting.replay_text(share_before, share)
+        how = forgetting.format_replay(share_before, share)
         changed = {"replay_share": share}
     else:
         rate = spec.train.learning_rate * state.history.rate_factor * forgetting.rate_factor(times)
-        earlier, how = replace(earlier, rate_cuts=times), forgetting.rate_text(rate)
+        earlier, how = replace(earlier, rate_cuts=times), forgetting.format_rate(rate)
         changed = {"learning_rate": rate}
-    told = forgetting.gone_back(rule, before, state.metrics, state.step, earlier.step, how)
+    told = forgetting.returned(rule, before, state.metrics, state.step, earlier.step, how)
     _report(run, state, told, stage=rule.action, number=times, to_step=earlier.step, **changed)
     return earlier
 

@@ -119,7 +119,7 @@ def train_steps(
         run.reporter.step(record)
         check_skips(run, state, signals, last)
         act = act_of(run, state)
-        if rollback is not None or act in (Act.LOWER_RATE, Act.RAISE_REPLAY):
+        if rollback is not None or act is Act.GO_BACK:
             rows_of_steps.close()
             state = replace(state, save_due=state.save_due or signals.save)
             earlier = remedied(run, state) if rollback is None else rolled_back(run, state, rollback)

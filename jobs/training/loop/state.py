@@ -74,7 +74,7 @@ class Run:
     reader: CheckpointReader
     split: Split  # the training rows
     plan: StepPlan
-    replay_raises: tuple[ReplayRaise, ...]  # those of `plan`
+    replay_raises: tuple[ReplayRaise, ...]  # those that `plan` includes
     batching: Batching
     evaluator: Evaluator | None  # of held-out rows
     general: Evaluator | None  # of general text

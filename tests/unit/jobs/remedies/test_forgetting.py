@@ -11,12 +11,12 @@ from jobs.remedies.forgetting import (
     MOST_TIMES,
     Act,
     act_of,
-    gone_back,
+    format_rate,
+    format_replay,
     has_room,
     is_past,
     rate_factor,
-    rate_text,
-    replay_text,
+    returned,
     stopped,
     times_done,
 )
@@ -54,7 +54,7 @@ def test_a_state_has_room_if_it_has_used_at_most_half_of_the_bound() -> None:
 
 
 def test_the_rate_is_halved_three_times_and_then_the_run_stops() -> None:
-    assert [act_of(LOWER, BEFORE, after(5.0), cuts) for cuts in range(5)] == [Act.LOWER_RATE] * 3 + [Act.STOP] * 2
+    assert [act_of(LOWER, BEFORE, after(5.0), cuts) for cuts in range(5)] == [Act.GO_BACK] * 3 + [Act.STOP] * 2
     assert [rate_factor(cuts) for cuts in range(MOST_TIMES + 1)] == [1.0, 0.5, 0.25, 0.125]
     assert act_of(STOP, BEFORE, after(5.0), 0) is Act.STOP
     assert act_of(LOWER, BEFORE, after(4.0), 0) is act_of(STOP, BEFORE, after(4.0), MOST_TIMES) is None
@@ -62,20 +62,20 @@ def test_the_rate_is_halved_three_times_and_then_the_run_stops() -> None:
 
 def test_the_share_of_replay_is_raised_three_times_and_then_the_run_stops() -> None:
     acts = [act_of(REPLAY, BEFORE, after(5.0), times) for times in range(5)]
-    assert acts == [Act.RAISE_REPLAY] * 3 + [Act.STOP] * 2
+    assert acts == [Act.GO_BACK] * 3 + [Act.STOP] * 2
     raises = (ReplayRaise(step=4, times=1), ReplayRaise(step=9, times=3))
     assert [times_done(rule, 2, raises) for rule in (REPLAY, LOWER, STOP)] == [3, 2, 2]
     assert times_done(REPLAY, 2, ()) == 0
 
 
 def test_the_acts_name_their_cause_their_effect_and_what_to_change() -> None:
-    told = gone_back(LOWER, BEFORE, after(4.2), step=30, target=20, how=rate_text(5e-6))
+    told = returned(LOWER, BEFORE, after(4.2), step=30, target=20, how=format_rate(5e-6))
     assert told.message == (
         "the loss on general text is 4.2 after step 30, 5.0% above the 4 before training "
         "(remedies.forgetting.max_general_loss_increase is 0.02); the run goes back to the checkpoint of step 20 and "
         "continues with a learning rate of at most 5e-06, and 10 steps are computed again"
     )
-    restarted = gone_back(REPLAY, BEFORE, after(4.2), step=30, target=0, how=replay_text(0.05, 0.136))
+    restarted = returned(REPLAY, BEFORE, after(4.2), step=30, target=0, how=format_replay(0.05, 0.136))
     assert restarted.action == (
         "the run goes back to the start and continues with 13.6% of the training rows from sources for replay, instead "
         "of 5.0%"

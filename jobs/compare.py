@@ -54,7 +54,7 @@ def run_comparison(
         verb = "comparison" if resume is None else "resuming comparison"
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root)
         with StopRequest() as stop, _stop_file(paths, stop):
-            outcome = concluded(paths, lambda: _compared(spec, paths, address, announce, display, stop))
+            outcome = concluded(paths, lambda: _compared(spec, paths, address, announce, display, stop), announce)
         announce("ended", ending_of_comparison(paths, outcome), status=outcome.status)
     return outcome, paths
 

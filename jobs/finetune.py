@@ -68,7 +68,7 @@ def run_on_ray(
             return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
         with stop or StopRequest() as held:
-            outcome = concluded(paths, drive)
+            outcome = concluded(paths, drive, announce)
         announce("ended", ending_of(paths, outcome), status=outcome.status)
     return outcome
 

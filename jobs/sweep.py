@@ -83,7 +83,7 @@ def run_sweep(
             return drive_sweep(sweep, paths, address, announce, progress, held, assignment)
 
         with stop or StopRequest() as held:
-            outcome = concluded(paths, drive)
+            outcome = concluded(paths, drive, announce)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome
 

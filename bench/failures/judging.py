@@ -70,9 +70,7 @@ class Seen:
     def acts(self) -> tuple[str, ...]:
         """The remedies, without the events about their effect and their sum."""
         told = [event["data"] for event in self.events if event["kind"] == "remedy"]
-        names = [act_of(data) for data in told if data.get("stage") != "summary"]
-        # A remedy for memory or a hang is told twice: when it is made, and when training goes on.
-        once = [name for number, name in enumerate(names) if not _is_repeated(names, told, number)]
+        once = [act_of(data) for data in told if data.get("stage") != "summary" and "seconds" not in data]
         runs = [list(same) for _, same in itertools.groupby(once)]
         return tuple(same[0] + ("*" if len(same) > 1 else "") for same in runs)
 
@@ -80,11 +78,6 @@ class Seen:
 def act_of(data: Mapping[str, Any]) -> str:
     """Name a remedy by its fields, as `out_of_memory train.per_device_train_batch_size` or `outlier_steps skip`."""
     return " ".join(str(data[name]) for name in ("remedy", "stage", "field") if data.get(name))
-
-
-def _is_repeated(names: list[str], told: list[Any], number: int) -> bool:
-    after = str(told[number].get("effect", ""))
-    return number > 0 and names[number] in names[:number] and after.startswith("training goes on")
 
 
 def problems(expected: Expected, seen: Seen) -> list[str]:

@@ -6,7 +6,9 @@ counter. The first one is kept with the best score, in every checkpoint.
 
 from __future__ import annotations
 
+from cluster.text import many
 from jobs.run.checkpoints import Best
+from jobs.run.remedies import RemedyReport
 from jobs.spec.evaluation import Eval
 
 
@@ -20,3 +22,22 @@ def stops_early(rule: Eval, best: Best | None, evaluated_at: int | None) -> bool
     if rule.early_stopping_patience is None or rule.eval_steps is None or best is None or evaluated_at is None:
         return False
     return evaluated_at // rule.eval_steps - best.counted_from // rule.eval_steps >= rule.early_stopping_patience
+
+
+def end_report(rule: Eval, best: Best, score: float, step: int, total: int) -> RemedyReport:
+    """Describe the end of a run after `step` of `total` steps, in which early stopping is on.
+
+    Args:
+        best: the best score, whose checkpoint is exported.
+        score: the newest score.
+    """
+    assert rule.early_stopping_patience is not None
+    by = f" by more than {rule.early_stopping_threshold:g}" if rule.early_stopping_threshold else ""
+    return RemedyReport(
+        "early_stopping",
+        f"{best.metric} has not improved{by} in {many(rule.early_stopping_patience, 'evaluation')}: "
+        f"{best.score:.4g} after step {best.step}, {score:.4g} now",
+        f"training ends after step {step} of {total}",
+        f"the checkpoint of step {best.step} is exported",
+        f"train for about {many(best.step, 'step')}, or with more data",
+    )

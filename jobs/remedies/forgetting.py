@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 from cluster.text import many
 from jobs.planning.replay import ReplayRaise, times_raised
 from jobs.run.checkpoints import Best
 from jobs.run.metric_names import GENERAL_LOSS, general_increase
+from jobs.run.remedies import RemedyReport
 from jobs.spec.remedies import Forgetting
 
+REMEDY: Final = "forgetting"  # as in `jobs.spec.remedies`
 MOST_TIMES: Final = 3  # that the rate is lowered, or the share of replay raised
 _RATE_CUT: Final = 0.5
 _USED: Final = 0.5  # share of the bound; a state that has used more of it passes the bound again soon, at any rate
@@ -65,18 +67,6 @@ def rate_factor(cuts: int) -> float:
     return _RATE_CUT**cuts
 
 
-class Told(NamedTuple):
-    """Three parts of a sentence for people."""
-
-    cause: str
-    action: str
-    effect: str
-
-    @property
-    def message(self) -> str:
-        return f"{self.cause}; {self.action}, and {self.effect}"
-
-
 def format_rate(rate: float) -> str:
     """Describe how the run continues with a lower rate. `rate`: its new maximum."""
     return f"a learning rate of at most {rate:.3g}"
@@ -87,23 +77,28 @@ def format_replay(share_before: float, share: float) -> str:
     return f"{share:.1%} of the training rows from sources for replay, instead of {share_before:.1%}"
 
 
-def returned(rule: Forgetting, before: Metrics, after: Metrics, step: int, target: int, how: str) -> Told:
+def return_report(
+    rule: Forgetting, before: Metrics, after: Metrics, step: int, target: int, how: str, advice: str
+) -> RemedyReport:
     """Describe the return to step `target`. `how`: what differs from then on."""
-    state = f"the checkpoint of step {target}" if target else "the start"
+    state, again = f"the checkpoint of step {target}" if target else "the start", step - target
     action = f"the run goes back to {state} and continues with {how}"
-    return Told(_cause(rule, before, after, step), action, f"{many(step - target, 'step')} are computed again")
+    cause, effect = _cause(rule, before, after, step), f"{many(again, 'step')} are computed again"
+    return RemedyReport(REMEDY, cause, action, effect, advice, again)
 
 
-def stopped(rule: Forgetting, before: Metrics, after: Metrics, step: int, total: int, best: Best | None) -> Told:
+def stop_report(
+    rule: Forgetting, before: Metrics, after: Metrics, step: int, total: int, best: Best | None
+) -> RemedyReport:
     """Describe the end of the run after this step."""
     if best is not None:
         effect = f"the checkpoint of step {best.step} is exported, the best one within the bound"
     else:
         effect = "the last state is exported, because no evaluation was within the bound"
     share = "the sources with replay a larger weight" if rule.action == "raise_replay" else "general text a share"
-    advice = f"Next time, lower train.learning_rate, or give {share} in data.train"
+    advice = f"lower train.learning_rate, or give {share} in data.train"
     action = f"training ends after step {step} of {total}"
-    return Told(_cause(rule, before, after, step), action, f"{effect}. {advice}")
+    return RemedyReport(REMEDY, _cause(rule, before, after, step), action, effect, advice)
 
 
 def _cause(rule: Forgetting, before: Metrics, after: Metrics, step: int) -> str:

@@ -13,11 +13,13 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from cluster.text import many
 from jobs.run.checkpoints import StepHistory
+from jobs.run.remedies import RemedyReport
 
+REMEDY: Final = "outlier_steps"  # as in `jobs.spec.remedies`
 WINDOW: Final = 32  # steps that a step is compared with
 FEWEST: Final = 8  # steps before the first comparison
 # A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it:
@@ -247,23 +249,36 @@ def skip_message(step: int, outlier: Outlier, scale: float | None) -> str:
     return f"step {step} is skipped and changes nothing: {outlier}{scaled}"
 
 
-class Told(NamedTuple):
-    """Two parts of a sentence for people."""
+def skip_report(step: int, outlier: Outlier, history: StepHistory, learning_rate: float) -> RemedyReport:
+    """Describe a skipped step as a remedy. `step` is counted from 1; `learning_rate`: of the spec."""
+    effect = "weights and optimizer stay as they are"
+    return RemedyReport(REMEDY, f"step {step}: {outlier}", "skipped", effect, advice(history, learning_rate))
 
-    cause: str
-    action: str
 
-
-def rollback_message(rollback: Rollback, target: int, learning_rate: float) -> Told:
+def rollback_report(rollback: Rollback, target: int, learning_rate: float) -> RemedyReport:
     """Describe a rollback to step `target`. `learning_rate`: of the spec."""
     state = f"the checkpoint of step {target}" if target else "the start"
     cause = f"steps {rollback.first_outlier + 1} to {rollback.until} were outlying"
-    if not rollback.cuts_rate:
+    again = rollback.until - target
+    if rollback.cuts_rate:
+        cause = f"{cause} again, so train.learning_rate {learning_rate:g} is too high"
+        action = f"the run goes back to {state} and continues with at most {learning_rate * rollback.rate_factor:.3g}"
+        to_change = _lower_rate(learning_rate, rollback.rate_factor)
+    else:
         first, stop = rollback.barred or (0, 0)
-        return Told(cause, f"the run goes back to {state} and skips the batches of steps {first + 1} to {stop}")
-    rate = f"train.learning_rate {learning_rate:g} is too high"
-    now = f"at most {learning_rate * rollback.rate_factor:.3g}"
-    return Told(f"{cause} again, so {rate}", f"the run goes back to {state} and continues with {now}")
+        action = f"the run goes back to {state} and skips the batches of steps {first + 1} to {stop}"
+        to_change = f"check the data of steps {first + 1} to {stop}"
+    return RemedyReport(REMEDY, cause, action, f"{many(again, 'step')} are computed again", to_change, again)
+
+
+def advice(history: StepHistory, learning_rate: float) -> str:
+    """Say what to change in the next run, as a clause. `learning_rate`: of the spec."""
+    cut = history.rate_factor < 1
+    return _lower_rate(learning_rate, history.rate_factor) if cut else "check the data of the skipped steps"
+
+
+def _lower_rate(learning_rate: float, factor: float) -> str:
+    return f"set train.learning_rate to at most {learning_rate * factor:.3g}"
 
 
 def summary(history: StepHistory, learning_rate: float, step: int | None) -> str | None:
@@ -279,11 +294,9 @@ def summary(history: StepHistory, learning_rate: float, step: int | None) -> str
         said += (
             f", {many(history.rollbacks, 'rollback')}, which cost {many(history.steps_again, 'step')} computed again"
         )
-    if history.rate_factor < 1:
-        return f"{said}. Next time, set train.learning_rate to at most {learning_rate * history.rate_factor:.3g}"
-    if step is not None and history.skipped_in_a_row >= TROUBLE:
+    if history.rate_factor == 1 and step is not None and history.skipped_in_a_row >= TROUBLE:
         said += (
             f". The last {history.skipped_in_a_row} steps changed nothing, so the model is that of step "
             f"{step - history.skipped_in_a_row}"
         )
-    return f"{said}. Next time, check the data of the skipped steps"
+    return f"{said}. Next time, {advice(history, learning_rate)}"

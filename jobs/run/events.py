@@ -45,6 +45,10 @@ class Announcer:
         self._journal.append(happened.model_dump(mode="json"))
         self._progress.event(happened)
 
+    def flush(self) -> None:
+        """Write all events to storage now. Raises StorageError."""
+        self._journal.flush()
+
     def close(self) -> None:
         self._closed.set()
         self._journal.close()

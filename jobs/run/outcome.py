@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from jobs.errors import MachinesFailed, StorageError
 from jobs.frozen import Frozen
 from jobs.run.paths import JobPaths
-from jobs.run.remedies import Remedy
+from jobs.run.remedies import Remedy, Trouble
 from jobs.run.run_plan import PlanCheck
 from jobs.storage import files as storage
 
@@ -58,7 +58,8 @@ class Outcome(Frozen):
         None, description="Samples of that evaluation by class: a row for each true class, a column for each predicted."
     )
     model_path: str | None = Field(None, description="The exported model directory.")
-    remedies: tuple[Remedy, ...] = Field((), description="Changes that the run made to itself, over all attempts.")
+    remedies: tuple[Remedy, ...] = Field((), description="Changes of the spec for lack of memory, over all attempts.")
+    troubles: tuple[Trouble, ...] = Field((), description="What went wrong, and what the run did, over all attempts.")
     plan: PlanCheck | None = Field(None, description="What was predicted and what was measured; None: not planned.")
     ended_at: datetime.datetime = Field(description="UTC.")
 

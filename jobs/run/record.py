@@ -23,9 +23,10 @@ from jobs.errors import (
     StorageOutage,
 )
 from jobs.run.attempts import newest_start
+from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths, new_run_name
-from jobs.run.remedies import format_remedy, next_time, read_remedies
+from jobs.run.remedies import read_remedies, trouble_rows, troubles_of
 from jobs.run.run_plan import FIRST_STEPS, PlanCheck, check_of, read_plan
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
@@ -76,7 +77,7 @@ def reopen_run(run_root: str, spec: Spec | SweepSpec | CompareSpec) -> JobPaths:
 _EARLIER = re.compile(r"^(?:spec|manifest|outcome)-(\d+)\.json$")
 
 
-def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
+def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer) -> Outcome:
     """Call `drive` and write its outcome. An error becomes the outcome, and its traceback goes to the log."""
     try:
         outcome = drive()
@@ -90,6 +91,8 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome]) -> Outcome:
     with contextlib.suppress(StorageError):
         outcome = outcome.model_copy(update={"remedies": read_remedies(paths)})
         outcome = outcome.model_copy(update={"plan": read_check(paths)})
+        announce.flush()
+        outcome = outcome.model_copy(update={"troubles": troubles_of(read_journal(paths.events))})
     write_outcome(paths, outcome)
     return outcome
 
@@ -190,9 +193,7 @@ def ending_of(paths: JobPaths, outcome: Outcome, search_succeeded: str | None = 
     Args:
         search_succeeded: text about a sweep or comparison that has succeeded; None for a run.
     """
-    lines = [f"remedy: {format_remedy(one)}" for one in outcome.remedies]
-    if (change := next_time(outcome.remedies)) is not None:
-        lines.append(f"next time: {change}")
+    lines = [f"{name}: {said}" for name, said in trouble_rows(outcome.troubles)]
     if outcome.status is Status.SUCCEEDED:
         said = f"succeeded after {many(outcome.step, 'step')}; the model is in {outcome.model_path}"
         return "\n".join([search_succeeded or said, *lines])

@@ -1,14 +1,15 @@
-"""The changes that a run made to itself after it ran out of memory, as `remedies.json` keeps them. Light to import.
+"""What a run did against its troubles: its events of kind `remedy`, and the changes in `remedies.json`.
 
-A later attempt begins with these changes, so that it does not run out of memory again.
+`remedies.json` has the changes of the spec that were made after the run ran out of memory. A later attempt begins with
+them, so that it does not run out of memory again. Light to import.
 """
 
 from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 from pydantic import Field
 
@@ -18,6 +19,7 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
 REMEDIES_VERSION: Final = 1
+_MOST_SHOWN: Final = 10  # troubles in a text for people
 
 
 class Remedy(Frozen):
@@ -55,18 +57,100 @@ def write_remedies(paths: JobPaths, remedies: Sequence[Remedy]) -> None:
     storage.write_bytes(paths.remedies, json.dumps(content, indent=1).encode())
 
 
-def format_remedy(remedy: Remedy) -> str:
-    """Describe a change in one line: its cause, the change, and its cost."""
-    cost = [] if remedy.seconds is None else [f"{remedy.seconds:.0f} s"]
-    if remedy.steps_again:
-        cost.append(f"{many(remedy.steps_again, 'step')} computed again")
-    said = f"out of memory in {remedy.where} ({remedy.cause}): {remedy.action}"
-    return said + (f" (cost: {', '.join(cost)})" if cost else "")
-
-
 def next_time(remedies: Sequence[Remedy]) -> str | None:
     """Return the change of the spec with which a new run avoids these failures; None without remedies."""
     newest = {one.field: one.after for one in remedies}
     if not newest:
         return None
     return f"set {', '.join(f'{name}: {json.dumps(value)}' for name, value in newest.items())} in the spec"
+
+
+class RemedyReport(NamedTuple):
+    """One act of a remedy, for an event of kind `remedy`.
+
+    Attributes:
+        remedy: its name: out_of_memory, outlier_steps, hang, forgetting or early_stopping.
+        cause, action, effect: clauses that make one sentence for people.
+        advice: a clause that says what to change in the next run.
+        steps_again: steps that are computed again.
+    """
+
+    remedy: str
+    cause: str
+    action: str
+    effect: str
+    advice: str | None = None
+    steps_again: int = 0
+
+    def tell(self, event: Callable[..., None], message: str | None = None, **facts: Any) -> None:
+        """Pass an event on to `event`, which is called as `Announcer` is. `facts`: its data, beside the attributes."""
+        event("remedy", message or self.message, **facts, **self._asdict())
+
+    @property
+    def message(self) -> str:
+        return f"{self.cause}. Remedy: {self.action}; {self.effect}"
+
+
+class Trouble(Frozen):
+    """Something that went wrong in a run, and what the run did about it."""
+
+    remedy: str = Field(
+        description="What acted: out_of_memory, outlier_steps, hang, forgetting or early_stopping of the spec."
+    )
+    at: datetime.datetime = Field(description="UTC.")
+    step: int | None = Field(None, ge=0, description="The step after which the run acted; None: not known.")
+    times: int = Field(1, ge=1, description="How often this happened in a row.")
+    last_step: int | None = Field(None, ge=0, description="The step of the last time.")
+    cause: str = Field(description="What went wrong.")
+    action: str = Field(description="What the run did.")
+    steps_again: int = Field(0, ge=0, description="Steps that were computed again.")
+    seconds: float | None = Field(None, ge=0, description="From the failure to the next step, if it was measured.")
+    advice: str | None = Field(None, description="What to change in the next run.")
+
+
+def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
+    """Return the troubles of a run in the order in which they happened, from its events.
+
+    Steps that were skipped one after another are one trouble.
+    """
+    found: list[Trouble] = []
+    for one in events:
+        data: Mapping[str, Any] = one.get("data", {})
+        if one.get("kind") != "remedy" or data.get("stage") in ("summary", "earlier"):
+            continue
+        if data.get("seconds") is not None:  # training goes on
+            same = [number for number, earlier in enumerate(found) if earlier.remedy == data["remedy"]]
+            for number in same[-1:]:
+                found[number] = found[number].model_copy(update={"seconds": data["seconds"]})
+        elif data.get("stage") == "skip" and found and found[-1].last_step is not None:
+            again = {"times": found[-1].times + 1, "last_step": data["step"]}
+            found[-1] = found[-1].model_copy(update=again)
+        else:
+            found.append(_trouble(one["at"], data))
+    return tuple(found)
+
+
+def _trouble(at: str, data: Mapping[str, Any]) -> Trouble:
+    names = ("remedy", "step", "cause", "action", "steps_again", "advice")
+    known = {name: data[name] for name in names if name in data}
+    last_step = data["step"] if data.get("stage") == "skip" else None
+    return Trouble.model_validate({"at": at, "last_step": last_step, **known})
+
+
+def format_trouble(trouble: Trouble) -> str:
+    """Describe a trouble in one line: its cause, what the run did, and its cost."""
+    cost = [] if trouble.seconds is None else [f"{trouble.seconds:.0f} s"]
+    if trouble.steps_again:
+        cost.append(f"{many(trouble.steps_again, 'step')} computed again")
+    again = f" ({trouble.times} times, until step {trouble.last_step})" if trouble.times > 1 else ""
+    return f"{trouble.cause}: {trouble.action}{again}" + (f" (cost: {', '.join(cost)})" if cost else "")
+
+
+def trouble_rows(troubles: Sequence[Trouble]) -> list[tuple[str, str]]:
+    """Return lines for people, each with its name: the newest troubles, and what to change in the next run."""
+    earlier = len(troubles) - _MOST_SHOWN
+    rows = [("remedy", format_trouble(one)) for one in troubles[-_MOST_SHOWN:]]
+    if earlier > 0:
+        rows.insert(0, ("remedy", f"{many(earlier, 'trouble')} before, see the events"))
+    newest = {one.remedy: one.advice for one in troubles if one.advice is not None}
+    return rows + [("next time", advice) for advice in newest.values()]

@@ -16,7 +16,7 @@ from jobs.run.find import run_names
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
-from jobs.run.remedies import Remedy, read_remedies
+from jobs.run.remedies import Trouble, troubles_of
 from jobs.run.run_plan import PlanCheck, check_of, read_plan
 from jobs.spec.checking.fields import SEARCHES
 from jobs.storage import files as storage
@@ -67,7 +67,7 @@ class RunDetails(_Read):
     last_step: Record | None
     paths: dict[str, str]
     resume: str | None = Field(description="The command that resumes a run that ended early.")
-    remedies: tuple[Remedy, ...] = Field((), description="Changes that the run made to itself after a failure.")
+    troubles: tuple[Trouble, ...] = Field((), description="What went wrong, and what the run did about it.")
     plan: PlanCheck | None = Field(None, description="What was predicted and measured; None: nothing was planned.")
     events: tuple[Record, ...]
     log_tail: str | None = Field(description="End of the most useful log, if the run did not succeed.")
@@ -193,7 +193,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         last_step=newest_record(paths.metrics),
         paths=_paths_of(paths, outcome, is_search),
         resume=resume_of(summary, is_search=is_search),
-        remedies=_remedies(paths),
+        troubles=troubles_of(events),
         plan=_plan(paths, outcome),
         events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
         log_tail=None if ended_well else log_tail(paths),
@@ -213,13 +213,6 @@ def _outcome(paths: JobPaths) -> Outcome | None:
         return read_outcome(paths)
     except (FleetuneError, ValueError):
         return None  # `summarise` reports it
-
-
-def _remedies(paths: JobPaths) -> tuple[Remedy, ...]:
-    try:
-        return read_remedies(paths)
-    except (FleetuneError, ValueError):
-        return ()  # a newer release wrote them, and the rest of the run can still be shown
 
 
 def _plan(paths: JobPaths, outcome: Outcome | None) -> PlanCheck | None:

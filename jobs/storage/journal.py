@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jobs.storage import files as storage
@@ -15,6 +17,7 @@ Record = dict[str, Any]
 
 FIRST_INTERVAL_S = 1.0  # between parts of a new journal
 LAST_INTERVAL_S = 30.0  # between parts after half an hour
+_READERS = 16
 PART_BYTES = 1 << 20  # a part may exceed this by one record
 
 _PART_NAME = re.compile(r"^\d{20}-.*\.jsonl$")
@@ -156,5 +159,10 @@ def newest_record(folder: str) -> Record | None:
 
 
 def read_journal(folder: str) -> list[Record]:
-    """Read all records, in the order of their parts. Raises StorageError."""
-    return list(JournalReader(folder).new())
+    """Read all records, in the order of their parts. Raises StorageError.
+
+    Many parts are read at a time: object storage takes tens of milliseconds for each, and a day of training has 1,500.
+    """
+    with ThreadPoolExecutor(_READERS) as pool:
+        parts = pool.map(functools.partial(read_part, folder), part_names(folder))
+        return [record for records in parts for record in records]

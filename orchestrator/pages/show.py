@@ -18,7 +18,7 @@ from jobs.run.metric_names import format_trade, general_increase, metric_words
 from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
-from jobs.run.remedies import format_remedy, next_time
+from jobs.run.remedies import trouble_rows
 from jobs.run.summary import RunDetails, RunSummary
 from jobs.spec.checking.fields import section_model, spec_fields
 from jobs.spec.compare import ComparedMethod
@@ -281,12 +281,10 @@ def run_page(details: RunDetails) -> str:
         rows.append(("step", steps))
     rows += _before_and_after(details, run.metrics, run.evaluated_step)
     rows += class_rows(details.confusion, job.get("data", {}).get("labels") or ())
-    rows += [("remedy", format_remedy(one)) for one in details.remedies]
     if details.summary.status == Status.SUCCEEDED:
         bound = job.get("remedies", {}).get("forgetting", {}).get("max_general_loss_increase")
         rows += _mixing_row(details, run.metrics, bound, details.paths["run"])
-    if (change := next_time(details.remedies)) is not None:
-        rows.append(("next time", change))
+    rows += trouble_rows(details.troubles)
     if details.plan is not None:
         rows.append(("plan", format_plan(details.plan)))
     rows += [(f"{name} at", path) for name, path in details.paths.items()]

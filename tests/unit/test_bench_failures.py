@@ -25,7 +25,7 @@ def remedy(**data: Any) -> dict[str, Any]:
 
 def seen(**changes: Any) -> Seen:
     outcome = Outcome(status=Status.SUCCEEDED, ended_at=datetime.datetime.now(datetime.UTC))
-    events = (remedy(field="train.x", effect="again"), remedy(field="train.x", effect="training goes on after 3 s"))
+    events = (remedy(field="train.x", effect="again"), remedy(field="train.x", seconds=3.0))
     return Seen(**{"exit": 0, "output": "ok", "outcome": outcome, "events": events, "starts": 2, **changes})
 
 

@@ -21,6 +21,7 @@ from jobs.errors import StorageError
 from jobs.remedies.hang import Doing, Hang, Looks, hang_of, limit_s
 from jobs.run.checkpoints import committed_steps
 from jobs.run.events import Announcer
+from jobs.run.remedies import RemedyReport
 from jobs.storage.journal import Record, interval_s
 from jobs.training.on_ray.crash import Crash, How
 from jobs.training.rank_states import end_ranks, rank_states
@@ -100,9 +101,16 @@ class HangWatch:
     def _end(self, group: _Group, hang: Hang, looks: Iterable[Looks], nodes: Sequence[str]) -> None:
         group.hang, self._hung_at_s = hang, time.monotonic()
         rank, cause = hang.rank, _cause(hang)
-        action = f"rank {rank.pulse.rank} is killed (pid {rank.pulse.pid})"
-        effect = f"the workers start again from step {_newest_checkpoint(group.job)}"
-        self._announce("remedy", f"{cause}. Remedy: {action}; {effect}", **_data(hang), action=action, effect=effect)
+        saved = _newest_checkpoint(group.job)
+        report = RemedyReport(
+            REMEDY,
+            cause,
+            f"rank {rank.pulse.rank} is killed (pid {rank.pulse.pid})",
+            f"the workers start again from step {saved}",
+            f"look at host {rank.host}, and at the stacks in the log of rank {rank.pulse.rank}",
+            max(rank.pulse.step - saved, 0),
+        )
+        report.tell(self._announce, **_data(hang))
         head = f"\nNo rank has made progress for {rank.age_s:.1f} s. The threads of this rank:\n"
         stacks = {one.second.pulse.pid: head + one.second.stack for one in looks if one.second.stack}
         # SIGKILL reaches a blocked process only when its call returns. The end of any other rank ends the group.
@@ -188,7 +196,7 @@ def _who(hang: Hang) -> dict[str, Any]:
 def _data(hang: Hang) -> dict[str, Any]:
     rank = hang.rank
     return {
-        "remedy": REMEDY, "cause": _cause(hang), "state": rank.state, "stack": list(rank.frames),
+        "state": rank.state, "stack": list(rank.frames),
         "doing": rank.pulse.doing, "step": rank.pulse.step, "quiet_s": round(rank.age_s, 1), **_who(hang),
     }  # fmt: skip
 

@@ -32,7 +32,7 @@ from jobs.run.attempts import count_attempts, take_run
 from jobs.run.checkpoints import committed_steps
 from jobs.run.events import DRIVER, Announcer
 from jobs.run.paths import JobPaths
-from jobs.run.remedies import Remedy, next_time, read_remedies, write_remedies
+from jobs.run.remedies import Remedy, RemedyReport, next_time, read_remedies, write_remedies
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader, part_names, read_part
@@ -62,13 +62,7 @@ def with_earlier_changes(spec: Spec, paths: JobPaths, announce: Announcer) -> Sp
 
 
 def facts_of(change: Change) -> dict[str, Any]:
-    return {
-        "remedy": REMEDY,
-        "rung": change.rung,
-        "field": change.field,
-        "before": change.before,
-        "after": change.after,
-    }
+    return {"rung": change.rung, "field": change.field, "before": change.before, "after": change.after}
 
 
 @dataclass
@@ -145,7 +139,8 @@ class MemoryRemedy:
         write_remedies(self._paths, remedies)
         self._made = None
         said = f"training goes on {seconds:.1f} s after it ran out of memory. For a new run, {next_time(remedies)}"
-        self._announce("remedy", said, **_data(done), effect=f"training goes on after {seconds:.1f} s")
+        effect = f"training goes on after {seconds:.1f} s"
+        self._announce("remedy", said, remedy=REMEDY, effect=effect, seconds=done.seconds, field=done.field)
 
     def job_after_failure(self, job: Job) -> Job | None:
         """Return the changed job if a rank reported that it ran out of memory; None if none did.
@@ -187,8 +182,16 @@ class MemoryRemedy:
         write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here
         again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
         effect = f"the workers start again from step {made.from_step}, with the same global batch and order{again}"
-        told = f"out of memory in {where}: {cause}. Remedy: {made.action}; {effect}"
-        self._announce("remedy", told, **_data(made), effect=effect)
+        report = RemedyReport(
+            REMEDY,
+            f"out of memory in {where}: {cause}",
+            made.action,
+            effect,
+            next_time((*earlier, made)),
+            made.steps_again,
+        )
+        facts = {name: getattr(made, name) for name in ("where", "rung", "field", "before", "after", "from_step")}
+        report.tell(self._announce, step=group.step, **facts)
         storage.remove_dir(self._paths.failures)
         begun = count_attempts(self._paths) - group.attempts  # this group was not lost
         # Workers of the old group that still wait for a rank that has left see the new id, and end.
@@ -221,7 +224,3 @@ def format_action(before: Spec, after: Spec, change: Change) -> str:
         return str(change)
     old, new = plan_batching(before), plan_batching(after)
     return f"{change} (accumulation {new.accumulation} instead of {old.accumulation})"
-
-
-def _data(remedy: Remedy) -> dict[str, Any]:
-    return {"remedy": REMEDY, **remedy.model_dump(mode="json", exclude={"at"})}

@@ -85,7 +85,8 @@ def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, pr
         paths = begun.paths
         with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("rank-0")):
             begun.tell(announce)
-            outcome = concluded(paths, lambda: _prepare_and_train(begun.spec, world, paths, announce, progress, tell))
+            drive = functools.partial(_prepare_and_train, begun.spec, world, paths, announce, progress, tell)
+            outcome = concluded(paths, drive, announce)
             announce("ended", ending_of(paths, outcome), status=outcome.status)
         return outcome
     finally:
@@ -107,7 +108,7 @@ def _prepare_and_train(
     tell(job)
 
     def end() -> None:
-        outcome = concluded(paths, lambda: outcome_of(paths, None, failures_of(paths)))
+        outcome = concluded(paths, lambda: outcome_of(paths, None, failures_of(paths)), announce)
         announce("ended", ending_of(paths, outcome), status=outcome.status)
         announce.close()
         end_process(outcome.exit_code)

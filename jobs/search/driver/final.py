@@ -114,7 +114,7 @@ def with_final_run(trials: Trials, found: Outcome, driver: SweepDriver) -> Outco
     said = f"{verb} the best values once more on all samples ({format_values(best.values)}), in {paths.root}"
     driver.announce("phase", said, phase="final", steps=steps)
     with contextlib.closing(Announcer(paths, driver.progress)) as announce:
-        final = concluded(paths, lambda: _trained(spec, paths, announce, driver))
+        final = concluded(paths, lambda: _trained(spec, paths, announce, driver), announce)
     return with_outcome_of_final_run(found, final, paths)
 
 

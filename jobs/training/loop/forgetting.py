@@ -8,9 +8,10 @@ from typing import Any
 
 from jobs.planning.replay import raised_again, replay_share
 from jobs.remedies import forgetting
-from jobs.remedies.forgetting import Act, Told
+from jobs.remedies.forgetting import Act
 from jobs.run.checkpoints import Best
 from jobs.run.metric_names import GENERAL_LOSS
+from jobs.run.remedies import RemedyReport
 from jobs.training.loop.restoring import gone_back
 from jobs.training.loop.saving import best_score
 from jobs.training.loop.state import LoopState, Run
@@ -45,14 +46,14 @@ def remedied(run: Run, state: LoopState) -> LoopState:
         raises = raised_again(state.replay_raises, earlier.step)
         share_before, share = (replay_share(spec, number) for number in (times - 1, times))
         earlier = replace(earlier, replay_raises=raises, expected_loss=None)  # the next step has other rows
-        how = forgetting.format_replay(share_before, share)
-        changed = {"replay_share": share}
+        how, changed = forgetting.format_replay(share_before, share), {"replay_share": share}
+        advice = f"give the sources with replay {share:.1%} of the rows of data.train"
     else:
         rate = spec.train.learning_rate * state.history.rate_factor * forgetting.rate_factor(times)
         earlier, how = replace(earlier, rate_cuts=times), forgetting.format_rate(rate)
-        changed = {"learning_rate": rate}
-    told = forgetting.returned(rule, before, state.metrics, state.step, earlier.step, how)
-    _report(run, state, told, stage=rule.action, number=times, to_step=earlier.step, **changed)
+        changed, advice = {"learning_rate": rate}, f"set train.learning_rate to at most {rate:.3g}"
+    report = forgetting.return_report(rule, before, state.metrics, state.step, earlier.step, how, advice)
+    _tell(run, state, report, stage=rule.action, number=times, to_step=earlier.step, **changed)
     return earlier
 
 
@@ -64,14 +65,13 @@ def _up_to(best: Best | None, saved: Iterable[int]) -> list[int]:
 def tell_stop(run: Run, state: LoopState) -> None:
     """Report that the run ends because its model has forgotten more than the bound allows."""
     rule, best = run.job.spec.remedies.forgetting, best_score(run.job.spec, state)
-    told = forgetting.stopped(rule, state.metrics_before, state.metrics, state.step, run.plan.total_steps, best)
-    _report(run, state, told, stage="stop", to_step=None if best is None else best.step)
+    report = forgetting.stop_report(rule, state.metrics_before, state.metrics, state.step, run.plan.total_steps, best)
+    _tell(run, state, report, stage="stop", to_step=None if best is None else best.step)
 
 
-def _report(run: Run, state: LoopState, told: Told, **facts: Any) -> None:
-    facts |= {"remedy": "forgetting", "step": state.step, **told._asdict(), **_losses(state)}
-    run.reporter.event("remedy", told.message, **facts)
+def _tell(run: Run, state: LoopState, report: RemedyReport, **facts: Any) -> None:
+    report.tell(run.reporter.event, step=state.step, **facts, **_losses(state))
 
 
-def _losses(state: LoopState) -> dict[str, float]:
+def _losses(state: LoopState) -> dict[str, Any]:
     return {"general_loss_before": state.metrics_before[GENERAL_LOSS], "general_loss": state.metrics[GENERAL_LOSS]}

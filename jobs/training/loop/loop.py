@@ -23,8 +23,7 @@ from jobs.data.order.stream import StepRows, step_plan
 from jobs.data.prepared import Prepared
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching
-from jobs.remedies import outliers
-from jobs.remedies.early_stopping import stops_early
+from jobs.remedies import early_stopping, outliers
 from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
@@ -142,22 +141,16 @@ def train_steps(
 def ends_early(run: Run, state: LoopState) -> bool:
     """Whether early stopping, or the bound on forgetting, ends the run after the state's step."""
     spec = run.job.spec
-    return act_of(run, state) is Act.STOP or stops_early(spec.eval, best_score(spec, state), state.evaluated_at)
+    best = best_score(spec, state)
+    return act_of(run, state) is Act.STOP or early_stopping.stops_early(spec.eval, best, state.evaluated_at)
 
 
 def tell_early_end(run: Run, state: LoopState) -> None:
     """Report that early stopping ends the run, with the scores that led to it."""
-    best, rule = state.best, run.job.spec.eval
-    assert best is not None and rule.early_stopping_patience is not None
-    by = f" by more than {rule.early_stopping_threshold:g}" if rule.early_stopping_threshold else ""
-    cause = (
-        f"{best.metric} has not improved{by} in {many(rule.early_stopping_patience, 'evaluation')}: "
-        f"{best.score:.4g} after step {best.step}, {state.metrics.get(best.metric, math.nan):.4g} now"
-    )
-    action = f"training ends after step {state.step} of {run.plan.total_steps}"
-    effect = f"the checkpoint of step {best.step} is exported"
-    facts = {"remedy": "early_stopping", "cause": cause, "action": action, "effect": effect, "step": state.step}
-    run.reporter.event("remedy", f"{cause}; {action}, and {effect}", **facts)
+    assert state.best is not None
+    score = state.metrics.get(state.best.metric, math.nan)
+    report = early_stopping.end_report(run.job.spec.eval, state.best, score, state.step, run.plan.total_steps)
+    report.tell(run.reporter.event, step=state.step)
 
 
 def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | None = None) -> StepSignals:

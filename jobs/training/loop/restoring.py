@@ -14,7 +14,7 @@ from cluster.text import many
 from jobs.data.order.digest_chain import chain_of, extended, from_hex, step_digest, to_hex
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
 from jobs.model_files.directory import local_model_dir
-from jobs.remedies.outliers import Rollback, after_rollback, rollback_message, targets_of
+from jobs.remedies.outliers import Rollback, after_rollback, rollback_report, targets_of
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
 from jobs.training.loop.saving import StepSignals, best_score
@@ -98,15 +98,9 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
     """Go back to an earlier state after outlying steps, and return it. Every rank must call it."""
     earlier = gone_back(run, state, lambda: targets_of(rollback, run.reader.candidates()))
-    message = rollback_message(rollback, earlier.step, run.job.spec.train.learning_rate)
-    run.reporter.event(
-        "remedy",
-        f"{message.cause}: {message.action}",
-        remedy="outlier_steps",
+    rollback_report(rollback, earlier.step, run.job.spec.train.learning_rate).tell(
+        run.reporter.event,
         stage="rollback",
-        cause=message.cause,
-        action=message.action,
-        effect=f"{rollback.until - earlier.step} steps are computed again",
         step=rollback.until,
         number=rollback.number,
         to_step=earlier.step,

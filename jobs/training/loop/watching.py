@@ -52,11 +52,13 @@ def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
     if signals.skipped and signals.outlier is not None:
         outlier = signals.outlier
         facts: dict[str, Any] = {"step": state.step, "skipped": outlier.what, **outlier.numbers()}
-        if is_remedy:
-            facts |= {"remedy": "outlier_steps", "stage": "skip", "cause": str(outlier)}
-            facts |= {"action": "the step is skipped", "effect": "weights and optimizer stay as they are"}
         message = outliers.skip_message(state.step, outlier, scale)
-        run.reporter.event("remedy" if is_remedy else "warning", message, **facts)
+        if is_remedy:
+            rate = run.job.spec.train.learning_rate
+            report = outliers.skip_report(state.step, outlier, state.history, rate)
+            report.tell(run.reporter.event, message, stage="skip", **facts)
+        else:
+            run.reporter.event("warning", message, **facts)
     history = outliers.after_step(
         state.history,
         state.step - 1,
@@ -84,5 +86,5 @@ def tell_summary(run: Run, state: LoopState) -> None:
     """Report how many steps were skipped or repeated, and what to change; nothing if there were none."""
     step = state.step if state.exported is None else None
     if told := outliers.summary(state.history, run.job.spec.train.learning_rate, step):
-        facts = {"remedy": "outlier_steps", "stage": "summary", "step": state.step}
+        facts = {"remedy": outliers.REMEDY, "stage": "summary", "step": state.step}
         run.reporter.event("remedy", told, **facts, **state.history.counts())

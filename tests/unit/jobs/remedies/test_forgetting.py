@@ -16,8 +16,8 @@ from jobs.remedies.forgetting import (
     has_room,
     is_past,
     rate_factor,
-    returned,
-    stopped,
+    return_report,
+    stop_report,
     times_done,
 )
 from jobs.run.checkpoints import Best
@@ -69,18 +69,22 @@ def test_the_share_of_replay_is_raised_three_times_and_then_the_run_stops() -> N
 
 
 def test_the_acts_name_their_cause_their_effect_and_what_to_change() -> None:
-    told = returned(LOWER, BEFORE, after(4.2), step=30, target=20, how=format_rate(5e-6))
+    how = format_rate(5e-6)
+    told = return_report(LOWER, BEFORE, after(4.2), step=30, target=20, how=how, advice="lower the rate")
     assert told.message == (
         "the loss on general text is 4.2 after step 30, 5.0% above the 4 before training "
-        "(remedies.forgetting.max_general_loss_increase is 0.02); the run goes back to the checkpoint of step 20 and "
-        "continues with a learning rate of at most 5e-06, and 10 steps are computed again"
+        "(remedies.forgetting.max_general_loss_increase is 0.02). Remedy: the run goes back to the checkpoint of "
+        "step 20 and continues with a learning rate of at most 5e-06; 10 steps are computed again"
     )
-    restarted = returned(REPLAY, BEFORE, after(4.2), step=30, target=0, how=format_replay(0.05, 0.136))
+    assert (told.remedy, told.advice, told.steps_again) == ("forgetting", "lower the rate", 10)
+    how = format_replay(0.05, 0.136)
+    restarted = return_report(REPLAY, BEFORE, after(4.2), step=30, target=0, how=how, advice="more replay")
     assert restarted.action == (
         "the run goes back to the start and continues with 13.6% of the training rows from sources for replay, instead "
         "of 5.0%"
     )
-    ended = stopped(STOP, BEFORE, after(4.2), step=30, total=100, best=BEST)
+    ended = stop_report(STOP, BEFORE, after(4.2), step=30, total=100, best=BEST)
     assert ended.action == "training ends after step 30 of 100"
-    assert ended.effect.startswith("the checkpoint of step 20 is exported") and "train.learning_rate" in ended.effect
-    assert "no evaluation was within the bound" in stopped(STOP, BEFORE, after(4.2), 30, 100, None).effect
+    assert ended.effect.startswith("the checkpoint of step 20 is exported")
+    assert "train.learning_rate" in str(ended.advice)
+    assert "no evaluation was within the bound" in stop_report(STOP, BEFORE, after(4.2), 30, 100, None).effect

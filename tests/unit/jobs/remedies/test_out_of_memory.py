@@ -22,7 +22,7 @@ from jobs.remedies.out_of_memory import (
     with_remedies,
 )
 from jobs.run.paths import JobPaths
-from jobs.run.remedies import Remedy, format_remedy, next_time, read_remedies, write_remedies
+from jobs.run.remedies import Remedy, next_time, read_remedies, write_remedies
 from jobs.spec.finetune import Spec
 from tests.support import tiny
 
@@ -161,15 +161,11 @@ def test_a_user_who_follows_the_advice_is_not_changed_again() -> None:
     assert with_remedies(written, EARLIER) == (written, ())
 
 
-def test_the_changes_are_kept_in_the_run_and_said_with_their_cost(tmp_path: Path) -> None:
+def test_the_changes_are_kept_in_the_run(tmp_path: Path) -> None:
     paths = JobPaths(str(tmp_path))
     assert read_remedies(paths) == () and next_time(()) is None
     write_remedies(paths, EARLIER)
     assert read_remedies(paths) == EARLIER
-    assert format_remedy(EARLIER[0]) == (
-        "out of memory in training (rank 1 ran out): less (cost: 11 s, 3 steps computed again)"
-    )
-    assert format_remedy(remedy(Rung.MICRO_BATCH, 2, 1, seconds=None, steps_again=0)).endswith(": less")
     assert tried_words(EARLIER) == "train.per_device_train_batch_size 4, 2; train.gradient_checkpointing true"
     (tmp_path / "remedies.json").write_text('{"version": 2, "remedies": []}')
     with pytest.raises(StorageError, match="newer release"):

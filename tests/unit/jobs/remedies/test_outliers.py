@@ -25,8 +25,8 @@ from jobs.remedies.outliers import (
     failure,
     is_barred,
     outlier_of,
-    rollback_message,
     rollback_of,
+    rollback_report,
     skip_message,
     summary,
     targets_of,
@@ -119,7 +119,7 @@ def test_the_second_rollback_halves_the_rate_and_the_fifth_trouble_fails() -> No
     history, step = in_trouble(rollbacks=1)
     second = rollback_of(history, step)
     assert second is not None and second.cuts_rate and second.rate_factor == 0.5
-    assert "train.learning_rate 0.001 is too high" in rollback_message(second, 50, RATE).cause
+    assert "train.learning_rate 0.001 is too high" in rollback_report(second, 50, RATE).cause
     history, step = in_trouble(MOST_ROLLBACKS, 0.125)
     assert rollback_of(history, step) is None
     reason = failure(history, step, RATE)
@@ -210,8 +210,8 @@ def test_messages_have_short_sentences() -> None:
         skip_message(3, Outlier("gradients", math.inf), 2.0),
         skip_message(3, Outlier("loss", math.nan), None),
         skip_message(3, Outlier("loss", 9.0, 3.0), None),
-        ": ".join(rollback_message(Rollback(1, 80, 83, (72, 83), 1.0), 50, RATE)),
-        ". ".join(rollback_message(Rollback(2, 80, 83, None, 0.5), 0, RATE)),
+        rollback_report(Rollback(1, 80, 83, (72, 83), 1.0), 50, RATE).message,
+        rollback_report(Rollback(2, 80, 83, None, 0.5), 0, RATE).message,
         summary(bad, RATE, step),
         summary(spent, RATE, late),
     ]

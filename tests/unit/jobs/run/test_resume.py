@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -313,11 +314,14 @@ def test_watch_passes_over_what_an_earlier_attempt_has_written(paths: JobPaths) 
 
 def test_ending_says_how_to_go_on_where_there_is_a_checkpoint(paths: JobPaths) -> None:
     def stopped() -> Outcome:
+        announce("remedy", "", remedy="hang", cause="rank 1 hung", action="it is killed", effect="")
         raise KeyboardInterrupt
 
-    assert "resume" not in ending_of(paths, concluded(paths, stopped))
-    storage.write_bytes(commit_path(paths, 5), b"{}")
-    outcome = concluded(paths, stopped)
+    with contextlib.closing(Announcer(paths, NoProgress())) as announce:
+        ending = ending_of(paths, concluded(paths, stopped, announce))
+        assert "resume" not in ending and "remedy: rank 1 hung: it is killed" in ending.splitlines()
+        storage.write_bytes(commit_path(paths, 5), b"{}")
+        outcome = concluded(paths, stopped, announce)
     assert ending_of(paths, outcome).splitlines()[-1] == f"resume: fleetune run --resume {paths.root}"
     for other in ({"status": Status.SUCCEEDED}, {"bad_input": True}):
         assert "resume" not in ending_of(paths, outcome.model_copy(update=other))

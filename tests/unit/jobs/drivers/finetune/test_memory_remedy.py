@@ -13,7 +13,7 @@ from jobs.errors import OutOfMemory
 from jobs.run.attempts import write_attempt
 from jobs.run.outcome import Event, event
 from jobs.run.paths import JobPaths
-from jobs.run.remedies import read_remedies
+from jobs.run.remedies import read_remedies, troubles_of
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter
 from jobs.training.on_ray.crash import Crash, How
@@ -113,7 +113,7 @@ def test_a_change_is_stored_and_announced_and_the_effect_follows_with_the_next_s
     assert storage.list_names(gang.paths.failures) == []
     (told,) = gang.told.remedies()
     assert told["action"] == ("train.per_device_train_batch_size: 2 instead of 4 (accumulation 4 instead of 2)")
-    assert (told["cause"], told["where"], told["rung"]) == ("rank 1 ran out", "training", "micro-batch")
+    assert told["cause"] == "out of memory in training: rank 1 ran out" and told["rung"] == "micro-batch"
     assert "start again from step 0" in told["effect"] and "3 steps computed again" in told["effect"]
     gang.remedy.begin()
     gang.remedy.look()
@@ -124,6 +124,9 @@ def test_a_change_is_stored_and_announced_and_the_effect_follows_with_the_next_s
     _, effect = gang.told.remedies()
     assert read_remedies(gang.paths)[0].seconds == effect["seconds"] > 0
     assert "set train.per_device_train_batch_size: 2 in the spec" in gang.told.events[-1].message
+    (trouble,) = troubles_of(one.model_dump(mode="json") for one in gang.told.events)
+    assert trouble.seconds == effect["seconds"] and (trouble.steps_again, trouble.step) == (3, 3)
+    assert trouble.advice == "set train.per_device_train_batch_size: 2 in the spec"
 
 
 def test_the_ladder_ends_with_the_advice_and_the_changes_that_were_tried(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""The troubles of a run, from its events: what is one trouble, what it cost, and what people read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.remedies import outliers
+from jobs.remedies.outliers import Outlier, Rollback
+from jobs.run.checkpoints import StepHistory
+from jobs.run.outcome import event
+from jobs.run.remedies import RemedyReport, trouble_rows, troubles_of
+
+RATE = 1e-3
+
+
+class Journal:
+    """The events of a run."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+
+    def __call__(self, kind: str, message: str, **data: Any) -> None:
+        self.events.append(event(kind, message, **data).model_dump(mode="json"))
+
+    def skips(self, step: int) -> None:
+        outlier = Outlier("loss", 9.0, 3.0)
+        report = outliers.skip_report(step, outlier, StepHistory(), RATE)
+        report.tell(self, outliers.skip_message(step, outlier, None), stage="skip", step=step)
+
+    def rows(self) -> list[tuple[str, str]]:
+        return trouble_rows(troubles_of(self.events))
+
+
+def test_steps_that_are_skipped_in_a_row_are_one_trouble_and_the_newest_advice_counts() -> None:
+    told = Journal()
+    for step in (80, 81, 82):
+        told.skips(step)
+    outliers.rollback_report(Rollback(1, 79, 82, (71, 82), 1.0), 60, RATE).tell(told, stage="rollback", step=82)
+    told("remedy", "outlying steps: 3 steps skipped", remedy="outlier_steps", stage="summary", step=100)
+    assert told.rows() == [
+        ("remedy", "step 80: its loss is 9; the median of the steps before is 3: skipped (3 times, until step 82)"),
+        (
+            "remedy",
+            "steps 80 to 82 were outlying: the run goes back to the checkpoint of step 60 and skips the batches of "
+            "steps 72 to 82 (cost: 22 steps computed again)",
+        ),
+        ("next time", "check the data of steps 72 to 82"),
+    ]
+    outliers.rollback_report(Rollback(2, 90, 93, None, 0.5), 0, RATE).tell(told, stage="rollback", step=93)
+    told.skips(97)
+    assert [one.times for one in troubles_of(told.events)] == [3, 1, 1, 1]
+
+
+def test_the_time_until_training_goes_on_belongs_to_the_newest_trouble_of_the_same_remedy() -> None:
+    told = Journal()
+    for rank in (0, 1):
+        RemedyReport("hang", f"rank {rank} hung", "it is killed", "", "look at it", 2).tell(told, step=7)
+    RemedyReport("forgetting", "the loss rose", "back", "", "lower it").tell(told, step=9)
+    told("remedy", "training goes on", remedy="hang", effect="", seconds=12.3)
+    assert [one.seconds for one in troubles_of(told.events)] == [None, 12.3, None]
+    assert told.rows()[1:] == [
+        ("remedy", "rank 1 hung: it is killed (cost: 12 s, 2 steps computed again)"),
+        ("remedy", "the loss rose: back"),
+        ("next time", "look at it"),
+        ("next time", "lower it"),
+    ]
+
+
+def test_changes_of_earlier_attempts_and_other_events_are_no_troubles() -> None:
+    told = Journal()
+    RemedyReport("out_of_memory", "an earlier attempt ran out", "less", "").tell(told, stage="earlier")
+    told("warning", "step 3 is skipped", step=3)
+    told("remedy", "training goes on", remedy="hang", effect="", seconds=3.0)  # its cause was lost with the driver
+    assert troubles_of(told.events) == () and told.rows() == []
+
+
+def test_only_the_newest_of_many_troubles_are_shown() -> None:
+    told = Journal()
+    for rank in range(30):
+        RemedyReport("hang", f"rank {rank} hung", "it is killed", "").tell(told)
+    rows = told.rows()
+    assert rows[0] == ("remedy", "20 troubles before, see the events") and rows[-1][1].startswith("rank 29")
+    assert len(rows) == 11

@@ -1,7 +1,7 @@
 """Decides whether a worker group hangs, and which rank is to blame. Pure.
 
-The evidence is two looks at every rank, some seconds apart: what the rank does and for how long (`Pulse`), and the
-state of its process. A rank that moves between the looks proves that the group is healthy. `hang_watch` acts.
+The evidence is two observations of every rank, some seconds apart: what the rank does and for how long (`Pulse`), and
+the state of its process. A rank that moves between them proves that the group is healthy. `hang_watch` acts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LEAST_S: Final = 10.0  # no shorter silence is a hang
 _TIMES_LONGEST: Final = 3.0  # a step or an evaluation may take this many times the longest one before
 # For a group in which every rank computes or waits in a collective: a step may be slow because the machine is busy.
 _LEAST_BUSY_S, _TIMES_LONGEST_BUSY = 60.0, 10.0
-_BUSY_SHARE = 0.25  # of one CPU, between the two looks
+_BUSY_SHARE = 0.25  # of one CPU, between the two observations
 _RUNNABLE: Final = "R"  # a thread that computes has this state also where it gets little of the CPU
 _STOPPED: Final = "T"  # state of a process that SIGSTOP has stopped; a debugger's stop is "t"
 
@@ -55,7 +55,7 @@ class Pulse:
 
 @dataclass(frozen=True)
 class RankState:
-    """One look at a rank's process.
+    """One observation of a rank's process.
 
     Attributes:
         age_s: seconds since the pulse's mark.
@@ -77,8 +77,8 @@ class RankState:
 
 
 @dataclass(frozen=True)
-class Looks:
-    """Two looks at one rank."""
+class Observations:
+    """Two observations of one rank."""
 
     first: RankState
     second: RankState
@@ -115,8 +115,8 @@ def limit_s(longest_s: float) -> float:
     return max(LEAST_S, _TIMES_LONGEST * longest_s)
 
 
-def hang_of(ranks: Sequence[Looks], num_ranks: int) -> Hang | None:
-    """Return the hang that the looks prove; None if the group may be healthy.
+def hang_of(ranks: Sequence[Observations], num_ranks: int) -> Hang | None:
+    """Return the hang that the observations prove; None if the group may be healthy.
 
     A rank that waits for rows, writes a checkpoint or exports may take any time, and the others wait for it. Only a
     stopped process is to blame whatever it does.
@@ -125,19 +125,19 @@ def hang_of(ranks: Sequence[Looks], num_ranks: int) -> Hang | None:
         ranks: the ranks that were found. A missing one may have ended, so nothing is decided.
         num_ranks: of the group.
     """
-    if len({looks.second.pulse.rank for looks in ranks}) < num_ranks or any(looks.moved for looks in ranks):
+    if len({observed.second.pulse.rank for observed in ranks}) < num_ranks or any(observed.moved for observed in ranks):
         return None
-    quiet_s = min(looks.second.age_s for looks in ranks)
-    longest_step_s = max((looks.second.pulse.longest_step_s or 0.0 for looks in ranks), default=0.0)
-    stopped = [looks for looks in ranks if looks.is_stopped]
+    quiet_s = min(observed.second.age_s for observed in ranks)
+    longest_step_s = max((observed.second.pulse.longest_step_s or 0.0 for observed in ranks), default=0.0)
+    stopped = [observed for observed in ranks if observed.is_stopped]
     if stopped:
         return _hang(stopped, "is stopped by a signal") if quiet_s >= limit_s(longest_step_s) else None
-    bounds = [looks.second.pulse.longest_s for looks in ranks]
+    bounds = [observed.second.pulse.longest_s for observed in ranks]
     longest_s = max((bound for bound in bounds if bound is not None), default=0.0)
     if None in bounds or quiet_s < limit_s(longest_s):
         return None
-    outside = [looks for looks in ranks if not looks.waits]
-    idle = [looks for looks in outside if looks.is_idle]
+    outside = [observed for observed in ranks if not observed.waits]
+    idle = [observed for observed in outside if observed.is_idle]
     if idle:
         return _hang(idle, "waits, but not for other ranks")
     if quiet_s < max(_LEAST_BUSY_S, _TIMES_LONGEST_BUSY * longest_s):
@@ -147,5 +147,5 @@ def hang_of(ranks: Sequence[Looks], num_ranks: int) -> Hang | None:
     )
 
 
-def _hang(ranks: Sequence[Looks], why: str) -> Hang:
-    return Hang(min((looks.second for looks in ranks), key=lambda one: one.pulse.rank), why)
+def _hang(ranks: Sequence[Observations], why: str) -> Hang:
+    return Hang(min((observed.second for observed in ranks), key=lambda one: one.pulse.rank), why)

@@ -163,7 +163,7 @@ def _value(spec: Spec, field: str) -> Any:
     return functools.reduce(getattr, field.split("."), spec)
 
 
-def tried_words(remedies: Sequence[Remedy]) -> str:
+def format_tried(remedies: Sequence[Remedy]) -> str:
     """List the changes that did not suffice: `train.per_device_train_batch_size 2, 1`; empty if there were none."""
     values: dict[str, list[str]] = {}
     for one in remedies:

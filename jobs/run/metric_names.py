@@ -45,7 +45,7 @@ def format_trade(before: Mapping[str, float], after: Mapping[str, float]) -> str
     )
 
 
-def metric_words(metrics: Mapping[str, Any], shape: str = "{:.4g}", prefix: str = "") -> Iterator[str]:
+def metric_items(metrics: Mapping[str, Any], shape: str = "{:.4g}", prefix: str = "") -> Iterator[str]:
     """Yield a text such as `accuracy 0.822 (majority class 0.5)` for each metric that has a value.
 
     Args:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
 from cluster.text import duration
-from jobs.run.metric_names import metric_words
+from jobs.run.metric_names import metric_items
 from jobs.run.outcome import Event
 
 STEP_LINE_INTERVAL_S = 10.0  # at most one line for a step in this time
@@ -151,7 +151,7 @@ def step_line(record: dict[str, Any], total: int | None, eta_s: float | None) ->
     parts = [f"step {record['step']}" + (f"/{total}" if total else "")]
     parts += [shape.format(record[key]) for key, shape in _SHAPES if record.get(key) is not None]
     held_out = {name: value for name, value in record.items() if name.startswith("eval_")}
-    parts += metric_words(held_out, prefix="eval_")
+    parts += metric_items(held_out, prefix="eval_")
     if eta_s is not None:
         parts.append(f"eta {duration(eta_s)}")
     return "  ".join(parts)

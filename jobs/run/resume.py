@@ -17,7 +17,7 @@ from jobs.run.find import export_command
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.checking.fields import section_model, spec_fields
-from jobs.spec.data import Source, source_words
+from jobs.spec.data import Source, format_source
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
@@ -104,7 +104,7 @@ def _changed_rows(before: Spec, now: Spec) -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple) and all(isinstance(one, Source) for one in value):
-        value = [source_words(one) for one in value]
+        value = [format_source(one) for one in value]
         return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value)
 

@@ -176,7 +176,7 @@ def numbered(sources: Sequence[tuple[str, Source]]) -> Iterator[tuple[str, Sourc
             yield field if len(of_field) == 1 else f"{field}[{number}]", source
 
 
-def source_words(source: Source) -> str:
+def format_source(source: Source) -> str:
     """Format a source for people: `general.jsonl (weight 0.2, max_epochs 2)`."""
     said = source.model_dump(exclude_none=True, exclude={"path", "columns", "replay"})
     changed = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in said.items()]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from jobs.remedies.hang import Doing, Looks, Pulse, RankState
+from jobs.remedies.hang import Doing, Observations, Pulse, RankState
 from jobs.training.pulse import PULSE, STACKS, local_file
 
 _STACK_WITHIN_S, _POLL_S = 3.0, 0.1
@@ -28,7 +28,7 @@ _COLLECTIVES = re.compile(r"/torch/distributed/|/deepspeed/")
 _READS_RESULT = "unpack_signals"
 
 
-def rank_states(key: str, apart_s: float) -> tuple[Looks, ...]:
+def rank_states(key: str, apart_s: float) -> tuple[Observations, ...]:
     """Observe each rank on this machine twice.
 
     Args:
@@ -38,7 +38,7 @@ def rank_states(key: str, apart_s: float) -> tuple[Looks, ...]:
     first, at = _look(key), time.monotonic()
     time.sleep(apart_s)
     second, took_s = _look(key), time.monotonic() - at
-    return tuple(Looks(first[rank], second[rank], took_s) for rank in first.keys() & second.keys())
+    return tuple(Observations(first[rank], second[rank], took_s) for rank in first.keys() & second.keys())
 
 
 def end_ranks(key: str, stacks: Mapping[int, str], victims: Collection[int]) -> None:

@@ -67,7 +67,7 @@ class Vitals:
 
 
 @dataclass(frozen=True)
-class Remains:
+class DeadRanks:
     """The records of a driver's processes that have died on this node, and the node's memory."""
 
     vitals: tuple[Vital, ...]
@@ -80,7 +80,7 @@ class Remains:
         return killed_since(vital.kills, self.memory.kills)
 
 
-def remains(key: str) -> Remains:
+def dead_ranks(key: str) -> DeadRanks:
     """Read the records that processes with this key have left on this machine, and remove all of their files."""
     found = []
     for file in _files(_VITALS, key):
@@ -90,7 +90,7 @@ def remains(key: str) -> Remains:
             file.unlink()
     for file in (*_files(PULSE, key), *_files(STACKS, key)):
         file.unlink(missing_ok=True)
-    return Remains(tuple(found), memory_here())
+    return DeadRanks(tuple(found), memory_here())
 
 
 def resident_bytes() -> int:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from cluster.text import compact, duration, first_line, long_duration, many, when_written
 from jobs.planning import plan_batching
 from jobs.preflight.validate import Validated
-from jobs.run.metric_names import format_trade, general_increase, metric_words
+from jobs.run.metric_names import format_trade, general_increase, metric_items
 from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
@@ -22,7 +22,7 @@ from jobs.run.remedies import trouble_rows
 from jobs.run.summary import RunDetails, RunSummary
 from jobs.spec.checking.fields import section_model, spec_fields
 from jobs.spec.compare import ComparedMethod
-from jobs.spec.data import Source, source_words
+from jobs.spec.data import Source, format_source
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.load import SPEC_MODELS
 from jobs.spec.queue import Kind, OnEnd
@@ -117,7 +117,7 @@ def validated_page(facts: Mapping[str, str], found: Validated, gpu_note: str | N
 
 
 def format_sources(sources: Iterable[Source]) -> str:
-    return ", ".join(map(source_words, sources))
+    return ", ".join(map(format_source, sources))
 
 
 def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
@@ -153,7 +153,7 @@ def _format_warmup(spec: Spec) -> str:
 
 def numbers(metrics: Mapping[str, float]) -> str:
     """Format metrics: `train loss 0.4312  accuracy 0.830 (majority class 0.5)`."""
-    return "  ".join(metric_words(metrics))
+    return "  ".join(metric_items(metrics))
 
 
 def ending(

@@ -18,7 +18,7 @@ from typing import Any
 from cluster.ray.connection import snapshot
 from cluster.ray.node_tasks import ask_nodes
 from jobs.errors import StorageError
-from jobs.remedies.hang import Doing, Hang, Looks, hang_of, limit_s
+from jobs.remedies.hang import Doing, Hang, Observations, hang_of, limit_s
 from jobs.run.checkpoints import committed_steps
 from jobs.run.events import Announcer
 from jobs.run.remedies import RemedyReport
@@ -88,17 +88,17 @@ class HangWatch:
             nodes = self._places or [node.node_id for node in snapshot().nodes]
             key = group.job.driver
             answers = self._ask(nodes, rank_states, key, group.apart_s, wanted=lambda: not group.left.is_set())
-            looks = {looks: node for node, answer in answers.items() for looks in answer}
-            hang = hang_of(list(looks), group.job.spec.resources.num_workers)
+            observed = {observed: node for node, answer in answers.items() for observed in answer}
+            hang = hang_of(list(observed), group.job.spec.resources.num_workers)
             if hang is not None and not group.left.is_set():
-                self._end(group, hang, looks, nodes)
-                self._count(next(node for one, node in looks.items() if one.second is hang.rank), hang)
+                self._end(group, hang, observed, nodes)
+                self._count(next(node for one, node in observed.items() if one.second is hang.rank), hang)
         except Exception:  # Ray has been left meanwhile; without an answer nothing is killed
             traceback.print_exc()
         finally:
             group.answered()
 
-    def _end(self, group: _Group, hang: Hang, looks: Iterable[Looks], nodes: Sequence[str]) -> None:
+    def _end(self, group: _Group, hang: Hang, observed: Iterable[Observations], nodes: Sequence[str]) -> None:
         group.hang, self._hung_at_s = hang, time.monotonic()
         rank, cause = hang.rank, _cause(hang)
         saved = _newest_checkpoint(group.job)
@@ -112,10 +112,10 @@ class HangWatch:
         )
         report.tell(self._announce, **_data(hang))
         head = f"\nNo rank has made progress for {rank.age_s:.1f} s. The threads of this rank:\n"
-        stacks = {one.second.pulse.pid: head + one.second.stack for one in looks if one.second.stack}
+        stacks = {one.second.pulse.pid: head + one.second.stack for one in observed if one.second.stack}
         # SIGKILL reaches a blocked process only when its call returns. The end of any other rank ends the group.
         blocked = rank.state == _BLOCKED
-        victims = {one.second.pulse.pid for one in looks if blocked} | {rank.pulse.pid}
+        victims = {one.second.pulse.pid for one in observed if blocked} | {rank.pulse.pid}
         self._ask(nodes, end_ranks, group.job.driver, stacks, victims, timeout_s=_END_WITHIN_S)
 
     def _count(self, node: str, hang: Hang) -> None:

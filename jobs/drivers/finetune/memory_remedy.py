@@ -23,8 +23,8 @@ from jobs.remedies.out_of_memory import (
     Shortage,
     Where,
     changed,
+    format_tried,
     next_rung,
-    tried_words,
     with_remedies,
     workers_of,
 )
@@ -176,7 +176,7 @@ class MemoryRemedy:
         change = next_rung(job.spec, shortage, checkpointing=group.supports_checkpointing)
         earlier = read_remedies(self._paths)
         if change is None:
-            tried = tried_words([one for one in earlier if one.where == where])
+            tried = format_tried([one for one in earlier if one.where == where])
             raise OutOfMemory(f"{said}{f' These changes did not suffice: {tried}.' if tried else ''}", rank)
         self._made = made = self._remedy(job.spec, change, cause, group)
         write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here

@@ -55,7 +55,7 @@ from jobs.training.faults import first_line
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
 from jobs.training.on_ray.fit import fit
 from jobs.training.on_ray.healing import Healing
-from jobs.training.vitals import remains
+from jobs.training.vitals import dead_ranks
 from jobs.training.worker_input import Job
 
 _LOOK_AT_NODES_S = 5.0
@@ -270,5 +270,5 @@ def crash_of(error: Exception, driver: str, places: Sequence[str] = ()) -> Crash
 def _examined(crash: Crash, nodes: Inventory, driver: str) -> Crash:
     if crash.node is None or crash.node not in {node.node_id for node in nodes.nodes}:
         return crash
-    left = ask_nodes([crash.node], remains, driver)
+    left = ask_nodes([crash.node], dead_ranks, driver)
     return examined(crash, left[crash.node]) if left else crash

@@ -28,7 +28,7 @@ from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
 from jobs.run.checkpoints import StepHistory
-from jobs.run.metric_names import general_name, is_general, metric_words
+from jobs.run.metric_names import general_name, is_general, metric_items
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
@@ -338,7 +338,7 @@ def metric_text(metrics: dict[str, float]) -> str:
     """Format metrics with the loss last, and then those of general text: `accuracy 0.512  loss 0.693`."""
     late = ("eval_loss", "eval_perplexity")
     ordered = sorted(metrics.items(), key=lambda item: 2 if is_general(item[0]) else item[0] in late)
-    return "  ".join(metric_words(dict(ordered), "{:.3f}"))
+    return "  ".join(metric_items(dict(ordered), "{:.3f}"))
 
 
 def finish(run: Run, state: LoopState) -> LoopState:

@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.planning.out_of_memory import gigabytes
 from jobs.training.faults import first_line
-from jobs.training.vitals import Remains
+from jobs.training.vitals import DeadRanks
 
 
 class How(StrEnum):
@@ -113,15 +113,15 @@ def _killed_by_ray(found: Crash, text: str) -> Crash:
     return replace(found, how=How.MEMORY, what=f"was killed for memory by Ray{full}{held}")
 
 
-def examined(crash: Crash, remains: Remains) -> Crash:
+def examined(crash: Crash, dead: DeadRanks) -> Crash:
     """Add to a crash what its node knows about the process."""
-    vital = remains.of(crash.rank, crash.pid)
+    vital = dead.of(crash.rank, crash.pid)
     if vital is None:
         return crash
     crash = replace(crash, rank=vital.rank, pid=vital.pid)
-    if crash.how is not How.DIED or not remains.killed_for_memory(vital):
+    if crash.how is not How.DIED or not dead.killed_for_memory(vital):
         return crash
-    memory = remains.memory
+    memory = dead.memory
     whose = "limit of its container" if memory.contained else "memory of the machine"
     limit = f"; the {whose} is {gigabytes(memory.limit_bytes)}" if memory.limit_bytes else ""
     held = f"it held {gigabytes(vital.resident_bytes)} a few seconds before"

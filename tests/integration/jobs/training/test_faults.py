@@ -12,7 +12,7 @@ from jobs.errors import DataError, RunFailed
 from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
 from jobs.training.on_ray.healing import Healing
-from jobs.training.vitals import Vitals, remains, resident_bytes
+from jobs.training.vitals import Vitals, dead_ranks, resident_bytes
 from tests.support import tiny
 
 CUDA_ADVICE = (
@@ -168,7 +168,7 @@ def test_a_killed_worker_leaves_its_rank_and_what_it_held(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     crash = Crash(How.DIED, "was killed or crashed", pid=1, host="gpu-7")
     with Vitals("key", 3):
-        left = remains("key")
+        left = dead_ranks("key")
         assert [vital.rank for vital in left.vitals] == [3]
         vital = left.vitals[0]
         assert vital.resident_bytes == pytest.approx(resident_bytes(), rel=0.5)
@@ -180,7 +180,7 @@ def test_a_killed_worker_leaves_its_rank_and_what_it_held(
             "rank 3 on node gpu-7 was killed for memory by the kernel: it held 3.0 GiB a few seconds before; the limit "
             "of its container is 8.0 GiB"
         )
-    assert remains("other").vitals == ()
+    assert dead_ranks("other").vitals == ()
     assert not list(tmp_path.iterdir())
 
 

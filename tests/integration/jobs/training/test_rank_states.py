@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.remedies.hang import LEAST_S, Doing, Looks, hang_of
+from jobs.remedies.hang import LEAST_S, Doing, Observations, hang_of
 from jobs.training.rank_states import end_ranks, frames_of_loop, rank_states, waits_in_collective
 from tests.support.gangs import ROOT
 from tests.support.processes import wait_for
@@ -53,19 +53,22 @@ def stuck(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
         process.wait()
 
 
-def is_in_its_deadlock(looks: Looks) -> bool:
-    frames = looks.second.frames
-    return looks.second.pulse.step == 4 and bool(frames) and frames[0].startswith("deadlock (")
+def is_in_its_deadlock(observed: Observations) -> bool:
+    frames = observed.second.frames
+    return observed.second.pulse.step == 4 and bool(frames) and frames[0].startswith("deadlock (")
 
 
 def test_a_deadlock_is_seen_with_its_place_logged_and_ended(
     stuck: subprocess.Popen[bytes], tmp_path: pathlib.Path
 ) -> None:
-    (looks,) = rank_states("key", 0.2)
-    assert looks.second.pulse.doing is Doing.STEP and looks.second.pulse.pid == stuck.pid
-    assert not looks.moved and not looks.waits and looks.is_idle and not looks.is_stopped
-    assert looks.second.frames[0].startswith("deadlock (") and 0.0 < (looks.second.pulse.longest_step_s or 0.0) < 60.0
-    soon = replace(looks, second=replace(looks.second, age_s=LEAST_S / 2))
+    (observed,) = rank_states("key", 0.2)
+    assert observed.second.pulse.doing is Doing.STEP and observed.second.pulse.pid == stuck.pid
+    assert not observed.moved and not observed.waits and observed.is_idle and not observed.is_stopped
+    assert (
+        observed.second.frames[0].startswith("deadlock (")
+        and 0.0 < (observed.second.pulse.longest_step_s or 0.0) < 60.0
+    )
+    soon = replace(observed, second=replace(observed.second, age_s=LEAST_S / 2))
     assert hang_of([soon], 1) is None, "it has stood still for less than the floor"
     assert stuck.poll() is None, "to ask does not end it"
     end_ranks("key", {stuck.pid: "the stacks"}, {stuck.pid})
@@ -77,8 +80,8 @@ def test_a_deadlock_is_seen_with_its_place_logged_and_ended(
 def test_a_stopped_rank_is_seen_and_only_a_victim_is_killed(stuck: subprocess.Popen[bytes]) -> None:
     stuck.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, stuck.pid, os.WSTOPPED | os.WNOWAIT)
-    (looks,) = rank_states("key", 0.0)
-    assert looks.is_stopped and looks.second.stack == ""
+    (observed,) = rank_states("key", 0.0)
+    assert observed.is_stopped and observed.second.stack == ""
     end_ranks("other", {}, {stuck.pid})
     end_ranks("key", {}, {stuck.pid + 1})
     time.sleep(0.1)

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from jobs.remedies.hang import Doing, Looks, Pulse, RankState, hang_of
+from jobs.remedies.hang import Doing, Observations, Pulse, RankState, hang_of
 
 
-def rank(number: int, age_s: float = 12.0, cpu_share: float = 0.0, state: str = "S", **changes: Any) -> Looks:
+def rank(number: int, age_s: float = 12.0, cpu_share: float = 0.0, state: str = "S", **changes: Any) -> Observations:
     """A rank that has been in its fifth step for `age_s`, where the longest step took half a second."""
     waits, moved = changes.pop("waits", True), changes.pop("moved", False)
     pulse = Pulse(
@@ -17,7 +17,7 @@ def rank(number: int, age_s: float = 12.0, cpu_share: float = 0.0, state: str = 
     )
     first = RankState(pulse, "n1", age_s - 2.0, state, 50.0, waits)
     later = Pulse(**{**vars(pulse), "since_s": 1.0}) if moved else pulse
-    return Looks(first, RankState(later, "n1", age_s, state, 50.0 + 2.0 * cpu_share, waits), 2.0)
+    return Observations(first, RankState(later, "n1", age_s, state, 50.0 + 2.0 * cpu_share, waits), 2.0)
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def rank(number: int, age_s: float = 12.0, cpu_share: float = 0.0, state: str = 
         (rank(1, waits=False, doing=Doing.EVALUATION, longest_evaluation_s=3.0), "waits, but not for other ranks"),
     ],
 )
-def test_the_rank_outside_of_the_collective_is_to_blame(other: Looks, why: str) -> None:
+def test_the_rank_outside_of_the_collective_is_to_blame(other: Observations, why: str) -> None:
     found = hang_of([rank(0, age_s=other.second.age_s), other], 2)
     assert found is not None and found.rank.pulse.rank == 1 and found.why == why
 
@@ -52,7 +52,7 @@ def test_the_rank_outside_of_the_collective_is_to_blame(other: Looks, why: str) 
         (rank(1, state="t", doing=Doing.OTHER), "a debugger holds it"),
     ],
 )
-def test_a_group_that_may_be_healthy_is_left_alone(other: Looks, meaning: str) -> None:
+def test_a_group_that_may_be_healthy_is_left_alone(other: Observations, meaning: str) -> None:
     assert hang_of([rank(0, age_s=max(other.second.age_s, 12.0)), other], 2) is None, meaning
 
 

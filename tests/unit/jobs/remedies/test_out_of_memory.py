@@ -17,8 +17,8 @@ from jobs.remedies.out_of_memory import (
     Shortage,
     Where,
     changed,
+    format_tried,
     next_rung,
-    tried_words,
     with_remedies,
 )
 from jobs.run.paths import JobPaths
@@ -166,7 +166,7 @@ def test_the_changes_are_kept_in_the_run(tmp_path: Path) -> None:
     assert read_remedies(paths) == () and next_time(()) is None
     write_remedies(paths, EARLIER)
     assert read_remedies(paths) == EARLIER
-    assert tried_words(EARLIER) == "train.per_device_train_batch_size 4, 2; train.gradient_checkpointing true"
+    assert format_tried(EARLIER) == "train.per_device_train_batch_size 4, 2; train.gradient_checkpointing true"
     (tmp_path / "remedies.json").write_text('{"version": 2, "remedies": []}')
     with pytest.raises(StorageError, match="newer release"):
         read_remedies(paths)

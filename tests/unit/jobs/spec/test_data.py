@@ -13,7 +13,7 @@ import orchestrator.cli.app as cli
 from jobs.errors import SpecError
 from jobs.run.resume import differences
 from jobs.spec.checking.fields import spec_fields
-from jobs.spec.data import BUILTIN_FORMATS, Columns, Source, numbered, source_words
+from jobs.spec.data import BUILTIN_FORMATS, Columns, Source, format_source, numbered
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec
 
@@ -322,9 +322,9 @@ def test_run_does_not_go_on_with_another_reading(field: str, value: Any, line: s
 
 def test_source_is_said_in_one_line() -> None:
     source = Source(path="general.jsonl", weight=0.2, max_epochs=2, format="chat", columns=Columns(messages="talk"))
-    assert source_words(source).startswith("general.jsonl (weight 0.2, max_epochs 2, format chat, ")
-    assert source_words(Source(path="general.txt", weight=0.2, replay=True)) == "general.txt (weight 0.2, replay)"
-    assert source_words(Source(path="a")) == "a"
+    assert format_source(source).startswith("general.jsonl (weight 0.2, max_epochs 2, format chat, ")
+    assert format_source(Source(path="general.txt", weight=0.2, replay=True)) == "general.txt (weight 0.2, replay)"
+    assert format_source(Source(path="a")) == "a"
 
 
 def test_saved_spec_with_sources_is_the_same_again(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from jobs.drivers.finetune import hang_watch
 from jobs.drivers.finetune.hang_watch import HangWatch
-from jobs.remedies.hang import Doing, Looks, Pulse, RankState
+from jobs.remedies.hang import Doing, Observations, Pulse, RankState
 from jobs.training.on_ray.crash import Crash, How
 from jobs.training.rank_states import end_ranks, rank_states
 from jobs.training.worker_input import Job
@@ -19,15 +19,15 @@ from tests.support import tiny
 from tests.support.processes import wait_for
 
 
-def looks(rank: int, state: str = "S", stack: str = "File ...") -> Looks:
+def observed(rank: int, state: str = "S", stack: str = "File ...") -> Observations:
     pulse = Pulse(rank, 100 + rank, Doing.STEP, 3, 0.0, 0.5)
     seen = RankState(pulse, f"host-{rank}", 12.0, state, 1.0, waits=state == "S", stack=stack)
-    return Looks(seen, seen, 2.0)
+    return Observations(seen, seen, 2.0)
 
 
-HEALTHY = [looks(0), looks(1)]
-STOPPED = [looks(0), looks(1, "T", "")]
-BLOCKED = [looks(0), looks(1, "D", "")]
+HEALTHY = [observed(0), observed(1)]
+STOPPED = [observed(0), observed(1, "T", "")]
+BLOCKED = [observed(0), observed(1, "D", "")]
 
 
 class Driver:

@@ -40,23 +40,54 @@ class NoProgress:
 
 
 class Pace:
-    """Estimates the seconds to the end from the wall clock of the steps so far, with evaluations and checkpoints."""
+    """Estimates the seconds to the end of a run from its events and the records of its steps.
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
-        self.total: int | None = None
-        self._clock = clock
-        self._first: tuple[int, float] | None = None
+    The pace is the mean time from the end of a step to that of the next, with the checkpoints between them. The
+    evaluations that are left are added: each takes as long as the newest one, which may be that before training.
+    """
+
+    def __init__(self) -> None:
+        self.total: int | None = None  # steps of the run
+        self._eval_steps: int | None = None
+        self._evaluation_s = 0.0  # seconds of the newest evaluation
+        self._first: dict[str, Any] | None = None  # the first step since training began or went back
+        self._newest = 0
+        self._between_s = 0.0  # seconds of evaluations since that step
+
+    def event(self, event: Event) -> None:
+        """Take what an event tells. Later events count."""
+        if event.kind == "plan":
+            self.total = event.data.get("total_steps", self.total)
+            self._eval_steps, self._first = event.data.get("eval_steps"), None
+        elif event.kind == "evaluated":
+            self._evaluation_s = float(event.data.get("seconds", 0.0))
 
     def eta_s(self, record: dict[str, Any]) -> float | None:
-        """Return the seconds to the end; None while the number of steps is not known."""
+        """Return the seconds from the end of a step to the end of the run; None while its length is not known.
+
+        Call it for every step. A step may come twice: before its evaluation, and with it.
+        """
         step = int(record["step"])
-        if self._first is None or step < self._first[0]:
-            self._first = (step, self._clock())
-        if self.total is None:
-            return None
-        seen = step - self._first[0]
-        step_s = (self._clock() - self._first[1]) / seen if seen else float(record.get("step_time_s", 0.0))
-        return max(self.total - step, 0) * step_s
+        if self._first is None or step < self._newest:
+            self._first, self._between_s = record, 0.0
+        self._newest = step
+        seen, step_s = step - self._first["step"], float(record.get("step_time_s", 0.0))
+        if seen and "at" in record:  # older releases did not write it
+            step_s = max(record["at"] - self._first["at"] - self._between_s, 0.0) / seen
+        due = self._evaluations_after(step)
+        if "eval_time_s" in record:
+            self._evaluation_s = record["eval_time_s"]
+            self._between_s += self._evaluation_s
+        elif due and self._eval_steps and step % self._eval_steps == 0:
+            due += 1
+        return None if self.total is None else max(self.total - step, 0) * step_s + due * self._evaluation_s
+
+    def _evaluations_after(self, step: int) -> int:
+        """Count the evaluations after a later step. The last step always has one."""
+        if self.total is None or step >= self.total:
+            return 0
+        every = self._eval_steps or self.total
+        return -(-self.total // every) - step // every
 
 
 class PlainProgress:
@@ -66,7 +97,7 @@ class PlainProgress:
         self._stream = stream
         self._clock = clock
         self._lock = threading.RLock()
-        self._pace = Pace(clock)
+        self._pace = Pace()
         self._phase, self._phase_at = "starting", clock()
         self._printed_at = clock()
         self._newest_at = datetime.datetime.min.replace(tzinfo=datetime.UTC)  # time stamp of the last line
@@ -83,8 +114,7 @@ class PlainProgress:
                 self._enter(format_phase(event))
             if event.kind == "evaluated":
                 self._enter("training")
-            if event.kind == "plan":
-                self._pace.total = event.data.get("total_steps", self._pace.total)
+            self._pace.event(event)
             if event.kind in ("ended", "failed") or event.data.get("phase") == "evaluate":
                 self._print_pending()
             self._print(event_text(event), event.at)

@@ -45,8 +45,7 @@ class BarProgress:
                 self._bar.update(self._task, description=format_phase(event), since=self._bar.get_time())
             if event.kind == "evaluated":
                 self._bar.update(self._task, description="training", since=self._bar.get_time())
-            if event.kind == "plan":
-                self._pace.total = event.data.get("total_steps", self._pace.total)
+            self._pace.event(event)
             if event.kind in ("failed", "ended") or event.data.get("phase") == "evaluate":
                 self._print_step()
             self._console.print(escape(event_text(event)), style=_STYLES.get(event.kind, ""), soft_wrap=True)

@@ -68,8 +68,7 @@ class SweepTable:
             self._driver.update(event)
             if event.kind == "leaderboard":  # it says the same as the table
                 self._is_over, self._status = True, None
-            if event.kind == "plan":
-                self._pace.total = event.data.get("total_steps", self._pace.total)
+            self._pace.event(event)
             if phase == "start" and "root" in event.data and self._looker is None:
                 self._looker = threading.Thread(target=self._keep_looking, args=(event.data["root"],), daemon=True)
                 self._looker.start()

@@ -21,7 +21,7 @@ class ProgressReporter:
         """`places`: node of each worker of the lease, if part of the lease may be given back."""
         self._places = places
         self._inner, self._link, self._clock = inner, link, clock
-        self._pace = Pace(clock)
+        self._pace = Pace()
         self._began = clock()
         self._startup_s: float | None = None  # from the creation of this object to the end of the first step
         self._saved = 0  # step of the newest checkpoint
@@ -30,6 +30,7 @@ class ProgressReporter:
 
     def event(self, event: Event) -> None:
         self._inner.event(event)
+        self._pace.event(event)
         data = event.data
         if event.kind == "phase" and "root" in data:
             self._link.tell(run=data["root"])
@@ -39,10 +40,9 @@ class ProgressReporter:
             self._link.tell(keeps=tuple(self._places[worker] for worker in data["workers"]))
         elif data.get("phase") == "final":
             self._before = self._step = self._saved = data["steps"]
-            self._pace = Pace(self._clock)
+            self._pace = Pace()
             self._link.tell(step=self._step, saved_step=self._saved)
         elif event.kind == "plan" and "total_steps" in data:
-            self._pace.total = data["total_steps"]
             self._link.tell(total_steps=self._before + data["total_steps"])
         elif event.kind == "planned" and "remaining_s" in data:
             self._link.tell(remaining_s=data["remaining_s"])

@@ -113,8 +113,11 @@ def train_steps(
         rollback = outliers.rollback_of(state.history, state.step)
         scores = last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0)
         if scores and rollback is None:
+            began = time.perf_counter()
             state = evaluated(run, state, record)
             record |= state.metrics
+            if state.evaluated_at == state.step:
+                record["eval_time_s"] = time.perf_counter() - began
         run.reporter.step(record)
         check_skips(run, state, signals, last)
         act = act_of(run, state)
@@ -259,7 +262,7 @@ def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> 
     facts, what = engine.facts(), f"training {many(plan.total_steps, 'step')}"
     if job.spec.method.kind != "full":
         what += f", trainable {compact(facts['trainable'])} of {compact(facts['parameters'])} parameters"
-    reporter.event("plan", what, total_steps=plan.total_steps, **facts)
+    reporter.event("plan", what, total_steps=plan.total_steps, eval_steps=job.spec.eval.eval_steps, **facts)
     return Run(
         job=job,
         gang=gang,
@@ -294,7 +297,7 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
         record: the step before the evaluation. The event carries it, so that a viewer shows the step first.
     """
     metrics: dict[str, float] = {}
-    confusion = None
+    confusion, began = None, time.perf_counter()
     if run.evaluator is not None and (state.step > 0 or run.job.spec.eval.eval_on_start):
         metrics, confusion = scored(run, run.evaluator, "held-out row", record)
     if run.general is not None:
@@ -307,9 +310,10 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
         advice = "Check the held-out samples, and your function if eval.metrics names one"
         run.reporter.event("warning", f"{said}. {advice}", step=state.step, not_finite=wrong)
     if state.step == 0:  # kept apart, so that a run that ends early does not report these as its final metrics
-        return told_before_training(run, replace(state, metrics_before=metrics))
+        return told_before_training(run, replace(state, metrics_before=metrics), time.perf_counter() - began)
     said = f"after step {state.step}: {metric_text(metrics)}"
-    run.reporter.event("evaluated", said, step=state.step, metrics=metrics)
+    seconds = time.perf_counter() - began
+    run.reporter.event("evaluated", said, step=state.step, metrics=metrics, seconds=seconds)
     return replace(state, metrics=metrics, evaluated_at=state.step, confusion=confusion)
 
 
@@ -327,10 +331,11 @@ def scored(
     return found
 
 
-def told_before_training(run: Run, state: LoopState) -> LoopState:
+def told_before_training(run: Run, state: LoopState, seconds: float = 0.0) -> LoopState:
     """Report the metrics before the first step as an event, if there are any, and return the state."""
     if metrics := state.metrics_before:
-        run.reporter.event("evaluated", f"before training: {metric_text(metrics)}", step=0, metrics=metrics)
+        said = f"before training: {metric_text(metrics)}"
+        run.reporter.event("evaluated", said, step=0, metrics=metrics, seconds=seconds)
     return state
 
 

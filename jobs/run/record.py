@@ -88,7 +88,7 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer
         outcome = outcome_of_error(Interrupted(str(error) or "interrupted"))
     if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
         outcome = outcome.model_copy(update=last_record(paths))
-    with contextlib.suppress(StorageError):
+    with contextlib.suppress(StorageError, ValueError):  # a newer release may have written the files
         outcome = outcome.model_copy(update={"remedies": read_remedies(paths)})
         outcome = outcome.model_copy(update={"plan": read_check(paths)})
         announce.flush()

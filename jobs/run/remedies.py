@@ -116,7 +116,7 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
     found: list[Trouble] = []
     for one in events:
         data: Mapping[str, Any] = one.get("data", {})
-        if one.get("kind") != "remedy" or data.get("stage") in ("summary", "earlier"):
+        if one.get("kind") != "remedy" or "earlier" in (data.get("stage"), data.get("cause")):
             continue
         if data.get("seconds") is not None:  # training goes on
             same = [number for number, earlier in enumerate(found) if earlier.remedy == data["remedy"]]
@@ -125,7 +125,7 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
         elif data.get("stage") == "skip" and found and found[-1].last_step is not None:
             again = {"times": found[-1].times + 1, "last_step": data["step"]}
             found[-1] = found[-1].model_copy(update=again)
-        else:
+        elif "cause" in data and "action" in data:  # others tell effects, or sum up
             found.append(_trouble(one["at"], data))
     return tuple(found)
 

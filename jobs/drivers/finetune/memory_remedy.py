@@ -55,7 +55,8 @@ def with_earlier_changes(spec: Spec, paths: JobPaths, announce: Announcer) -> Sp
     for one in changes:
         effect = f"an earlier attempt of this run ran out of memory with {one.before}"
         said = f"{effect}, so this one begins with {one}. Any other value in the spec counts"
-        announce("remedy", said, **facts_of(one), cause="earlier", action=str(one), effect=effect)
+        report = RemedyReport(REMEDY, "an earlier attempt ran out of memory", str(one), effect)
+        report.tell(announce, said, stage="earlier", **facts_of(one))
     if earlier and not changes:
         announce("warning", f"the spec or the kind of workers has changed: {paths.remedies} is not applied")
     return spec

@@ -28,15 +28,30 @@ def override(document: Document, text: str) -> None:
     except SpecError as error:
         document.problems += [(Mark(_SET), mistake) for mistake in error.mistakes]
         return
-    path: Path = tuple(name.split("."))
-    section = document.value
-    for depth, part in enumerate(path[:-1], 1):
-        section[part] = section.get(part) or {}
-        section = section[part]
-        if not isinstance(section, dict):
-            document.add_problem(Mark(_SET), f"{text}: {dotted(path[:depth])} is a value, not a section")
-            return
-    section[path[-1]] = value
+    path: Path = ()
+    section: Any = document.value
+    *sections, last = name.split(".")
+    for part in sections:
+        place = _place_in(section, part)
+        if place is None:
+            break
+        if isinstance(section, dict):
+            section[place] = section.get(place) or {}
+        section, path = section[place], (*path, place)
+    place = _place_in(section, last) if len(path) == len(sections) else None
+    if place is None:
+        what = f"has entries 0 to {len(section) - 1}" if isinstance(section, list) else "is a value, not a section"
+        document.add_problem(Mark(_SET), f"{text}: {dotted(path)} {what}")
+        return
+    section[place], path = value, (*path, place)
     for known in [known for known in document.marks if known[: len(path)] == path]:
         del document.marks[known]
     document.marks[path] = Mark(_SET)
+
+
+def _place_in(section: Any, part: str) -> str | int | None:
+    """Return the key or the index that a part of a dotted name means; None if the section has no such place."""
+    if isinstance(section, dict):
+        return part
+    is_index = isinstance(section, list) and part.isdecimal() and int(part) < len(section)
+    return int(part) if is_index else None

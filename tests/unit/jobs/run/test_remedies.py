@@ -67,8 +67,10 @@ def test_the_time_until_training_goes_on_belongs_to_the_newest_trouble_of_the_sa
 
 
 def test_changes_of_earlier_attempts_and_other_events_are_no_troubles() -> None:
+    """Older releases marked the former by their cause."""
     told = Journal()
     RemedyReport("out_of_memory", "an earlier attempt ran out", "less", "").tell(told, stage="earlier")
+    told("remedy", "begins with 2", remedy="out_of_memory", cause="earlier", action="2 instead of 4", effect="")
     told("warning", "step 3 is skipped", step=3)
     told("remedy", "training goes on", remedy="hang", effect="", seconds=3.0)  # its cause was lost with the driver
     assert troubles_of(told.events) == () and told.rows() == []

@@ -85,6 +85,16 @@ def test_set_below_a_plain_value_is_refused(tmp_path: Path) -> None:
     assert message(write(tmp_path, GOOD), "name.x=1") == "--set: name.x=1: name is a value, not a section"
 
 
+def test_set_reaches_the_entries_of_a_list(tmp_path: Path) -> None:
+    sources = "data.train=[{path: /a.jsonl, weight: 1}, {path: /b.jsonl, weight: 2}]"
+    spec = load_spec(write(tmp_path, GOOD), [sources, "data.train.1.weight=3"])
+    assert [source.weight for source in spec.data.train] == [1, 3]
+    assert message(write(tmp_path, GOOD), sources, "data.train.2.weight=3") == (
+        "--set: data.train.2.weight=3: data.train has entries 0 to 1"
+    )
+    assert "data.train.0.weight: " in message(write(tmp_path, GOOD), sources, "data.train.0.weight=-1")
+
+
 def test_section_with_everything_commented_out_is_an_empty_one(tmp_path: Path) -> None:
     assert load_spec(write(tmp_path, GOOD + "resources:\n  # num_workers: 2\n")).resources.num_workers == 1
 

@@ -173,7 +173,7 @@ def test_a_later_attempt_says_with_what_it_begins_or_why_it_does_not(tmp_path: P
     spec = with_earlier_changes(gang.job.spec, gang.paths, told)  # type: ignore[arg-type]
     assert spec.train.per_device_train_batch_size == 2
     (said,) = told.remedies()
-    assert (said["cause"], said["before"], said["after"]) == ("earlier", 4, 2)
+    assert (said["stage"], said["before"], said["after"]) == ("earlier", 4, 2)
     on_gpus = gang.job.spec.model_copy(
         update={"resources": gang.job.spec.resources.model_copy(update={"gpus_per_worker": 1})}
     )

@@ -5,8 +5,8 @@
 Every run tunes all of SmolLM2-135M on short dialogues, on two workers with one thread each, and measures its loss on
 pages of the Brown corpus. `guarded` has a bound and lowers its rate. `replay-N` trains on N % of other pages of that
 corpus, and `raised` has a bound, begins with 1 % and raises that share. `mixed` takes the model of `unguarded` and
-mixes it with its base. With --work, runs that have succeeded are not repeated, so that the cases may be computed one at
-a time. One JSON line for each case goes to stdout.
+mixes it with its base. `lora` trains an adapter of rank 16 instead, without a bound. With --work, runs that have
+succeeded are not repeated, so that the cases may be computed one at a time. One JSON line for each case goes to stdout.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LENGTH: Final = 128  # tokens of a row
 BOUND: Final = 0.02
 RATE: Final = 2e-4
 EVALUATIONS: Final = 6
-CASES: Final = ("unguarded", "guarded", "replay-1", "replay-5", "raised", "mixed")
+CASES: Final = ("unguarded", "guarded", "replay-1", "replay-5", "raised", "mixed", "lora")
 ACTIONS: Final = {"guarded": "lower_learning_rate", "raised": "raise_replay"}
 BASE_WEIGHTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5)
 _HELD_OUT = 48  # dialogues
@@ -95,6 +95,7 @@ def spec_of(folder: pathlib.Path, case: str, options: argparse.Namespace) -> Spe
         train.append({"path": str(folder / "replay.jsonl"), "weight": share, "format": "text", "replay": True})
     return Spec.model_validate(
         {
+            **({"method": "lora", "lora": {"rank": 16, "alpha": 32}} if case == "lora" else {}),
             "name": case,
             "model": {"path": str(models.smollm2()), "task": "causal-lm"},
             "data": {
@@ -150,6 +151,7 @@ def trained(folder: pathlib.Path, case: str, options: argparse.Namespace) -> dic
     acts = [event["data"] for event in read_journal(paths.events) if event["kind"] == "remedy"]
     return {
         "case": case,
+        "rate": options.rate,
         **_losses(before["eval_loss"], after["eval_loss"], before["eval_general_loss"], after["eval_general_loss"]),
         "steps": outcome.step,
         "exported_step": outcome.exported_step,

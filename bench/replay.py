@@ -36,7 +36,7 @@ import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
 from jobs.search.planned import plan_if_later
-from jobs.search.rules.auto import probed_rates
+from jobs.search.rules.auto import probe_steps, probed_rates
 from jobs.search.rules.budget import budget_plan, next_kind
 from jobs.search.rules.prior import with_prior
 from jobs.search.rules.rungs import cooldown_of, next_stop
@@ -135,7 +135,7 @@ class Replay:
         self._proposer = Proposer(self.known)
         self._total = self.known.total_steps = self.table.total_steps
         self.known.tokens_per_run = self.table.run_tokens
-        plan = budget_plan(self.sweep, self._total, self.table.run_tokens)
+        plan = budget_plan(self.sweep, self._total, self.table.run_tokens, probe_steps(self.sweep))
         halving, asha = self.sweep.scheduler == "halving", scheduler_of(self.sweep)
         if asha is not None:
             asha.set_search_properties(self.sweep.judged, "min")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
@@ -78,6 +78,11 @@ class Best(Frozen):
         return self.step if self.improved_at is None else self.improved_at
 
 
+def better_first(bests: Iterable[Best]) -> list[Best]:
+    """Sort scores of one metric, the best one first."""
+    return sorted(bests, key=lambda best: -best.score if best.greater_is_better else best.score)
+
+
 class StepHistory(Frozen):
     """What a run remembers of its steps to tell outlying ones (see `jobs.remedies.outliers`)."""
 
@@ -118,6 +123,7 @@ class Commit(Frozen):
     evaluated_at: int | None = Field(None, description="The step of `metrics`.")
     metrics_before: dict[str, float]
     best: Best | None = None
+    set_aside: Best | None = Field(None, description="The best score of before the run began again at its start.")
     history: StepHistory = Field(default_factory=StepHistory, description="See `jobs.remedies.outliers`.")
     rate_cuts: int = Field(0, description="How often forgetting has lowered the learning rate.")
     replay_raises: tuple[ReplayRaise, ...] = Field((), description="When forgetting has raised the weights of replay.")

@@ -108,6 +108,11 @@ class JobPaths:
     def checkpoint(self, step: int) -> str:
         return storage.join(self.checkpoints, f"step-{step:08d}")
 
+    @property
+    def set_aside(self) -> JobPaths:
+        """Holds the best checkpoint of before the run began again at its start, in the layout of a run."""
+        return JobPaths(storage.join(self.root, "set-aside"))
+
     def attempt(self, number: int) -> str:
         """The start of one worker group: the step at which it starts, and its number of workers."""
         return storage.join(self.root, "attempts", f"{number:04d}.json")

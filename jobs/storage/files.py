@@ -237,6 +237,20 @@ def _move(source: str, target: str) -> None:
         os.unlink(source)
 
 
+def move_file(source: str, target: str) -> None:
+    """Move a file within one storage. Raises StorageError."""
+    with as_storage_error("move", source):
+        if is_local(source):
+            os.makedirs(os.path.dirname(local_path(target)), exist_ok=True)
+            os.replace(local_path(source), local_path(target))
+            return
+        fs, inner = filesystem(source)
+        to = filesystem(target)[1]
+        if source.partition("://")[0] not in location.PROTOCOLS:  # see `put_file`
+            fs.makedirs(posixpath.dirname(to), exist_ok=True)
+        fs.mv(inner, to)
+
+
 @contextlib.contextmanager
 def open_write(path: str) -> Iterator[Writable]:
     """Open a large file for writing as a stream. It appears whole when the context ends without an error, or never.

@@ -14,7 +14,6 @@ from typing import Final
 CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
 UP: Final = 1.75  # factor to the next rate above the best one; a small one, because much too high rates diverge
 DOWN: Final = 3.0  # factor to the next rate below the best one, where the loss changes slowly
-_FEW: Final = 4  # number of scores up to which the rates lie far apart
 _APART: Final = 1.2  # least factor between the best rate and a new one; with less, the scores would hardly differ
 
 
@@ -37,15 +36,15 @@ def next_rate(scores: Mapping[float, float | None], least: float, greatest: floa
 def best_rate(scores: Mapping[float, float]) -> float:
     """Estimate the best rate from scores.
 
-    With few scores, whose rates lie far apart, it is the minimum of the parabola through the best point and its two
-    neighbours. With many scores, or without a neighbour on each side, it is the lowest rate whose score is at most 1 %
-    worse than the best one: lower rates are safer, because training diverges at rates above the best one.
+    It is the minimum of the parabola through the best point and its two neighbours. Without a neighbour on each side, it
+    is the lowest rate whose score is at most 1 % worse than the best one: lower rates are safer, because training
+    diverges at rates above the best one.
 
     Args:
         scores: by rate; lower is better.
     """
     vertex = _vertex_at_best({math.log(rate): score for rate, score in scores.items()})
-    if len(scores) <= _FEW and vertex is not None:
+    if vertex is not None:
         return math.exp(vertex)
     best = min(scores.values())
     return min(rate for rate, score in scores.items() if score <= best + CLEARLY * abs(best))

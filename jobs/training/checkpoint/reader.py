@@ -31,6 +31,10 @@ class CheckpointReader:
         self._paths, self._partitions, self._buffers, self._host = paths, partitions, buffers, host
         self._rank, self._report = rank, report
 
+    def at(self, paths: JobPaths) -> CheckpointReader:
+        """Return a reader of another run's checkpoints, for the same engine."""
+        return CheckpointReader(paths, self._partitions, self._buffers, self._host, self._rank, self._report)
+
     def restore(self, only: int | None = None) -> Commit | None:
         """Load the newest complete checkpoint, or that of step `only`, into the engine. Every rank must call it.
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from jobs.errors import StorageError
 from jobs.run.checkpoints import (
+    COMMIT_NAME,
     KINDS,
     Commit,
     Part,
@@ -242,6 +243,20 @@ class Checkpointer:
             for later in [one for one in saved_steps(self._paths) if one > step][::-1]:
                 storage.remove_file(commit_path(self._paths, later))
                 storage.remove_dir(self._paths.checkpoint(later))
+
+    def set_aside(self, step: int) -> None:
+        """Move a checkpoint to `JobPaths.set_aside`, in place of the one there. Every rank must call it; none is busy.
+
+        The marker comes last. If the process ends before that, the rest is moved when the run decides again.
+        """
+        assert not self.busy
+        if self._rank != 0:
+            return
+        kept, folder = self._paths.set_aside, self._paths.checkpoint(step)
+        if committed_steps(kept):
+            storage.remove_dir(kept.checkpoints)
+        for name in sorted(storage.list_names(folder), key=lambda name: name == COMMIT_NAME):
+            storage.move_file(storage.join(folder, name), storage.join(kept.checkpoint(step), name))
 
     def _remove_marker(self, step: int) -> None:
         with contextlib.suppress(StorageError):

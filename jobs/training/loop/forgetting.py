@@ -13,7 +13,7 @@ from jobs.run.checkpoints import Best
 from jobs.run.metric_names import GENERAL_LOSS
 from jobs.run.remedies import RemedyReport
 from jobs.training.loop.restoring import gone_back
-from jobs.training.loop.saving import best_score
+from jobs.training.loop.saving import best_score, bests, set_aside
 from jobs.training.loop.state import LoopState, Run
 
 
@@ -35,7 +35,7 @@ def remedied(run: Run, state: LoopState) -> LoopState:
     rule, before = spec.remedies.forgetting, state.metrics_before
     last = times == forgetting.MOST_TIMES  # then keep the best state: from the start, none as good might follow
     if best is not None and not last and not forgetting.has_room(rule, before, best.metrics):
-        best = None
+        state, best = replace(state, set_aside=set_aside(run, state, best)), None
     earlier = gone_back(run, state, lambda: _up_to(best, run.reader.candidates()))
     raises_replay = rule.action == "raise_replay"
     # The numbers of barred steps mean other rows after a raise.
@@ -64,7 +64,7 @@ def _up_to(best: Best | None, saved: Iterable[int]) -> list[int]:
 
 def tell_stop(run: Run, state: LoopState) -> None:
     """Report that the run ends because its model has forgotten more than the bound allows."""
-    rule, best = run.job.spec.remedies.forgetting, best_score(run.job.spec, state)
+    rule, best = run.job.spec.remedies.forgetting, next(iter(bests(run.job.spec, state)), None)
     report = forgetting.stop_report(rule, state.metrics_before, state.metrics, state.step, run.plan.total_steps, best)
     _tell(run, state, report, stage="stop", to_step=None if best is None else best.step)
 

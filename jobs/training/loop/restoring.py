@@ -17,7 +17,7 @@ from jobs.model_files.directory import local_model_dir
 from jobs.remedies.outliers import Rollback, after_rollback, rollback_report, targets_of
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
-from jobs.training.loop.saving import StepSignals, best_score
+from jobs.training.loop.saving import StepSignals, bests
 from jobs.training.loop.state import LoopState, Run
 
 # Relative deviation that the first loss may have from the logged one. In fp32 only the order of sums can change.
@@ -67,6 +67,7 @@ def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
         replay_raises=commit.replay_raises,
         evaluated_at=commit.evaluated_at,
         best=commit.best,
+        set_aside=commit.set_aside,
         history=commit.history,
         chain=from_hex(commit.chain),
         expected_loss=expected_loss,
@@ -92,7 +93,13 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
         if commit.replay_raises != state.replay_raises:
             earlier = replace(earlier, expected_loss=None)  # the next step may have other rows
     run.checkpoints.remove_after(earlier.step)
-    return replace(earlier, rate_cuts=state.rate_cuts, replay_raises=state.replay_raises, save_due=state.save_due)
+    return replace(
+        earlier,
+        rate_cuts=state.rate_cuts,
+        replay_raises=state.replay_raises,
+        set_aside=state.set_aside,
+        save_due=state.save_due,
+    )
 
 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
@@ -186,16 +193,19 @@ def _planned_digest(run: Run, step: int) -> int:
 
 
 def load_best(run: Run, state: LoopState) -> LoopState:
-    """Load the weights with the best score, if it belongs to an earlier step. Every rank must call it.
+    """Load the weights with the best score, if it belongs to an earlier state. Every rank must call it.
 
     Returns:
         The state; if earlier weights were loaded, with their score as `exported`.
     """
-    best = best_score(run.job.spec, state)
-    if best is None or best.step == state.step:
-        return state
-    if run.reader.restore(only=best.step) is None:
-        run.reporter.event("warning", f"the best checkpoint, of step {best.step}, is gone: the last is exported")
-        return state
-    run.reporter.event("phase", f"taking the best checkpoint, of step {best.step}", phase="best")
-    return replace(state, exported=best)
+    for best in bests(run.job.spec, state):
+        aside = best is state.set_aside
+        if best.step == state.step and not aside:
+            return state
+        reader = run.reader.at(run.job.paths.set_aside) if aside else run.reader
+        which = f"of step {best.step}{' before the run began again' if aside else ''}"
+        if reader.restore(only=best.step) is not None:
+            run.reporter.event("phase", f"taking the best checkpoint, {which}", phase="best")
+            return replace(state, exported=best)
+        run.reporter.event("warning", f"the best checkpoint, {which}, is gone: the next best is exported")
+    return state

@@ -13,7 +13,7 @@ import torch
 from jobs.data.order.digest_chain import row_digests, step_digest, to_hex
 from jobs.remedies.forgetting import is_past
 from jobs.remedies.outliers import Outlier
-from jobs.run.checkpoints import Best
+from jobs.run.checkpoints import Best, better_first
 from jobs.spec.evaluation import Checkpoint
 from jobs.spec.finetune import Spec
 from jobs.training.loop.state import LoopState, Run
@@ -105,6 +105,30 @@ def best_score(spec: Spec, state: LoopState) -> Best | None:
     )
 
 
+def set_aside(run: Run, state: LoopState, best: Best) -> Best:
+    """Keep the checkpoint of the best score, unless the one that is kept is better. Every rank must call it.
+
+    Returns:
+        The score whose checkpoint is kept.
+    """
+    if state.set_aside is not None and better_first([state.set_aside, best])[0] is state.set_aside:
+        return state.set_aside
+    run.checkpoints.settle()
+    run.checkpoints.set_aside(best.step)
+    return best
+
+
+def bests(spec: Spec, state: LoopState) -> list[Best]:
+    """Return the best score, and that of before the run began again at its start, better first. Pure."""
+    found, before = [best_score(spec, state), state.set_aside], state.metrics_before
+    metric = spec.checkpoint.best_metric
+    return better_first(
+        one
+        for one in found
+        if one is not None and one.metric == metric and not is_past(spec.remedies.forgetting, before, one.metrics)
+    )
+
+
 def best_of(rule: Checkpoint, state: LoopState, threshold: float = 0.0) -> Best | None:
     """Return the best score so far, including the state's own if it was just measured. Pure.
 
@@ -143,6 +167,7 @@ def save(run: Run, state: LoopState) -> None:
         "evaluated_at": state.evaluated_at,
         "metrics_before": state.metrics_before,
         "best": state.best,
+        "set_aside": state.set_aside,
         "history": state.history,
         "rate_cuts": state.rate_cuts,
         "replay_raises": state.replay_raises,

@@ -179,15 +179,13 @@ def test_early_stopping_ends_a_run_and_exports_the_best_also_after_a_kill(cases:
     assert_exported(again, best)
 
 
-def assert_exported(case: Case, best: int) -> None:
-    """The exported model has the weights of that checkpoint, bit for bit."""
-    exported = load_file(f"{case.paths.model}/model.safetensors")
-    kept = read_commit(case.paths, best)
-    parts = read_parts(case.paths, kept)
+def assert_exported(case: Case, best: int, of: JobPaths | None = None) -> None:
+    """The exported model has the weights of that checkpoint of the run, or of `of`, bit for bit."""
+    exported, of = load_file(f"{case.paths.model}/model.safetensors"), of or case.paths
+    kept = read_commit(of, best)
+    parts = read_parts(of, kept)
     assert set(kept.shapes) <= set(exported)
     for name, shape in kept.shapes.items():
         weights = np.zeros(shape, dtype=np.float32)
-        read_slices(
-            case.paths.checkpoint(best), parts, [Read("weight", Slice(name, 0, weights.size), as_bytes(weights))]
-        )
+        read_slices(of.checkpoint(best), parts, [Read("weight", Slice(name, 0, weights.size), as_bytes(weights))])
         assert np.array_equal(weights, exported[name]), name

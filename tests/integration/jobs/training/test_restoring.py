@@ -27,7 +27,7 @@ from jobs.storage.journal import JournalWriter
 from jobs.storage.tensor_file import write_shard
 from jobs.training.checkpoint.reader import check_same_model
 from jobs.training.loop import restoring
-from jobs.training.loop.saving import StepSignals, best_of, best_score, pack_signals, unpack_signals
+from jobs.training.loop.saving import StepSignals, best_of, best_score, bests, pack_signals, unpack_signals
 from jobs.training.loop.state import LoopState
 from jobs.training.model.engine import Engine
 from jobs.training.model.update_gate import UpdateGate
@@ -228,6 +228,25 @@ def test_a_score_past_the_bound_on_forgetting_is_not_the_best(tmp_path: pathlib.
     better = best_score(unbound, later)
     assert better is not None and better.step == 20
     assert best_score(spec, dataclasses.replace(later, best=better)) is None, "an earlier attempt had no bound"
+
+
+def test_the_best_score_of_before_a_new_beginning_counts_while_it_is_within_the_bound(tmp_path: pathlib.Path) -> None:
+    spec = tiny.spec_of(
+        tmp_path, tmp_path, tmp_path, data__eval_fraction=0.1, eval={"general": "/g", "eval_steps": 10},
+        checkpoint__metric_for_best_model="loss", remedies__forgetting={"max_general_loss_increase": 0.1},
+    )  # fmt: skip
+
+    def scored(step: int, loss: float, general: float = 4.1, metric: str = "eval_loss") -> Best:
+        metrics = {"eval_loss": loss, "eval_general_loss": general}
+        return Best(metric=metric, greater_is_better=False, step=step, score=loss, metrics=metrics)
+
+    now = scored(20, 0.5)
+    state = LoopState(step=30, best=now, metrics_before={"eval_general_loss": 4.0})
+    for aside, first in ((scored(10, 0.4), 10), (scored(10, 0.6), 20), (scored(10, 0.4, general=4.5), 20)):
+        assert bests(spec, dataclasses.replace(state, set_aside=aside))[0].step == first
+    other = scored(10, 0.4, metric="eval_accuracy")
+    assert bests(spec, dataclasses.replace(state, set_aside=other)) == [now], "a resume has chosen another metric"
+    assert bests(spec, dataclasses.replace(state, best=None)) == []
 
 
 def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, **rule: Any) -> torch.Tensor:

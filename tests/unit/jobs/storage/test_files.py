@@ -64,6 +64,18 @@ def test_finished_file_is_brought_to_its_place(root: str, tmp_path: Path) -> Non
     assert storage.read_bytes(storage.join(root, "deep", "there")) == b"content"
 
 
+def test_file_is_moved_into_a_folder_that_did_not_exist(root: str) -> None:
+    source, target = storage.join(root, "a", "file"), storage.join(root, "b", "deep", "file")
+    storage.write_bytes(source, b"new")
+    storage.move_file(source, target)
+    assert storage.read_bytes(target) == b"new" and not storage.exists(source)
+    storage.write_bytes(source, b"newer")
+    storage.move_file(source, target)
+    assert storage.read_bytes(target) == b"newer", "it takes the place of the one there"
+    with pytest.raises(StorageError, match=f"cannot move {source}"):
+        storage.move_file(source, target)
+
+
 def test_directory_is_fetched_with_its_folders(root: str, tmp_path: Path) -> None:
     for name in ("a", "sub/b"):
         storage.write_bytes(storage.join(root, "tree", name), name.encode())

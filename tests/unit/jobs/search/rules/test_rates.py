@@ -76,9 +76,14 @@ def test_after_failures_it_goes_on_between_them_and_the_best() -> None:
     assert next_rate(everything_failed, LEAST, GREATEST) not in everything_failed
 
 
-def test_of_rates_that_score_alike_the_lowest_is_best() -> None:
-    assert best_rate({5e-5: 0.65, 1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.5, 5e-4: 0.503}) == 2e-4
+def test_without_a_neighbour_on_each_side_the_lowest_of_rates_that_score_alike_is_best() -> None:
+    assert best_rate({5e-5: 0.65, 1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.503, 5e-4: 0.5}) == 2e-4
     assert best_rate({1e-4: -0.80, 2e-4: -0.90}) == 2e-4  # of a share, where more is better
+
+
+def test_the_best_rate_is_a_minimum_also_where_the_loss_is_flat() -> None:
+    flat = {4.3e-5: 2.157, 7.4e-5: 2.136, 1.28e-4: 2.15, 2.2e-4: 2.209, 6.7e-4: 2.742}  # SmolLM2 on dialogues
+    assert 7.4e-5 < best_rate(flat) < 1e-4
 
 
 def test_of_a_few_rates_that_lie_far_apart_the_best_one_lies_between_them() -> None:

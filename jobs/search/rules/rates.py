@@ -36,8 +36,8 @@ def next_rate(scores: Mapping[float, float | None], least: float, greatest: floa
 def best_rate(scores: Mapping[float, float]) -> float:
     """Estimate the best rate from scores.
 
-    It is the minimum of the parabola through the best point and its two neighbours. Without a neighbour on each side, it
-    is the lowest rate whose score is at most 1 % worse than the best one: lower rates are safer, because training
+    It is the minimum of the parabola through the best point and its two neighbours. Without a neighbour on each side,
+    it is the lowest rate whose score is at most 1 % worse than the best one: lower rates are safer, because training
     diverges at rates above the best one.
 
     Args:

@@ -181,7 +181,7 @@ def write_merged(
     Returns:
         Logits of the base with its adapter, with which the merged model is compared. The models are freed.
     """
-    adapted_model = with_adapter_of(load_base(spec, base_dir, precision, pad)[0], adapter)
+    adapted_model = with_adapter_of(load_base(spec, base_dir, precision, pad)[0], adapter, in_fp32=True)
     expected, model = _logits(base_of(adapted_model)[0], spec), adapted_model.merge_and_unload()
     weights = Weights(model)
     tensors = dict([*weights.parameters, *weights.buffers])

@@ -242,12 +242,17 @@ def base_of(model: Any) -> tuple[Any, int]:
     return model.get_base_model(), config.num_virtual_tokens if config.is_prompt_learning else 0
 
 
-def with_adapter_of(model: Any, folder: str) -> Any:
-    """Return PEFT's model: an exported adapter around the model that it was trained with."""
+def with_adapter_of(model: Any, folder: str, *, in_fp32: bool) -> Any:
+    """Return PEFT's model: an exported adapter around the model that it was trained with.
+
+    Args:
+        in_fp32: compute a bf16 or fp16 adapter in fp32, as PEFT does by default. In training it is not, and the logits
+            differ by a few percent.
+    """
     import peft
 
     with _without_warnings_for_others():
-        return peft.PeftModel.from_pretrained(model, folder, torch_device="cpu")
+        return peft.PeftModel.from_pretrained(model, folder, torch_device="cpu", autocast_adapter_dtype=in_fp32)
 
 
 def precision_of_adapter(folder: str) -> Precision:

@@ -300,7 +300,7 @@ class _Reload:
 
     def _read(self, folder: str) -> Any:
         model, _ = load_base(self.spec, self.base or folder, self.precision, self.pad_token_id)
-        return model if self.base is None else with_adapter_of(model, folder)
+        return model if self.base is None else with_adapter_of(model, folder, in_fp32=False)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

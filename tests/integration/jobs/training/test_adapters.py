@@ -57,12 +57,34 @@ def test_what_the_model_directory_lacks_is_trained_fully_and_in_the_adapter(
     write_adapter(str(tmp_path / "adapter"), model, trained.items(), str(folder))
     base, missing = load_base(spec.model_copy(update={"seed": 99}), str(folder), "fp32", 0)
     assert missing and all(lacking in name for name in missing)
-    again = with_adapter_of(base, str(tmp_path / "adapter")).eval()
+    again = with_adapter_of(base, str(tmp_path / "adapter"), in_fp32=False).eval()
     row = torch.arange(3, 23)[None]
     batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row)
     with torch.no_grad():
         first, second = (model_logits(one, batch, spec.model.task) for one in (model, again))
     assert torch.equal(first, second)
+
+
+def test_an_adapter_in_bf16_is_read_back_in_bf16(tmp_path: pathlib.Path) -> None:
+    """PEFT would compute it in fp32, and the logits of a far trained one would differ by more than an export allows."""
+    base = tiny.save_model(tmp_path / "base", "llama")
+    spec = tiny.spec_of(tmp_path, base, tmp_path / "rows.jsonl", method="lora")
+    model = load_model(spec, str(base), "bf16", 0).eval()
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.no_grad():
+        for parameter in trained.values():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    write_adapter(str(tmp_path / "adapter"), model, trained.items(), str(base))
+    row = torch.arange(3, 23)[None]
+    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row)
+    logits = []
+    for in_fp32 in (False, True):
+        again = with_adapter_of(load_base(spec, str(base), "bf16", 0)[0], str(tmp_path / "adapter"), in_fp32=in_fp32)
+        with torch.no_grad():
+            logits.append(model_logits(again.eval(), batch, spec.model.task))
+    with torch.no_grad():
+        living = model_logits(model, batch, spec.model.task)
+    assert torch.equal(logits[0], living) and not torch.equal(logits[1], living)
 
 
 def run_with_adapter(folder: pathlib.Path, value: float = 0.1, **changes: Any) -> JobPaths:

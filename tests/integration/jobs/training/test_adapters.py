@@ -76,7 +76,7 @@ def test_an_adapter_in_bf16_is_read_back_in_bf16(tmp_path: pathlib.Path) -> None
             parameter.add_(0.3 * torch.randn_like(parameter))
     write_adapter(str(tmp_path / "adapter"), model, trained.items(), str(base))
     row = torch.arange(3, 23)[None]
-    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row)
+    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row, row[0] - 3)
     logits = []
     for in_fp32 in (False, True):
         again = with_adapter_of(load_base(spec, str(base), "bf16", 0)[0], str(tmp_path / "adapter"), in_fp32=in_fp32)

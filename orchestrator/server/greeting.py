@@ -51,7 +51,9 @@ def lines(context: ServiceContext, facts: Facts) -> Sequence[str]:
         found.append(
             f"  clock     {ahead_s:.0f} s behind what the store has seen: time stands still until it is set right"
         )
-    return [*found, "", *_next(facts)]
+    where = "" if facts.named or facts.url.endswith("127.0.0.1:8400") else f"FLEETUNE_URL={facts.url} "
+    following = f"Next:  {where}fleetune submit job.yaml  |  {where}fleetune queue"
+    return [*found, "", following, "Ctrl-C stops the server; jobs go on.", ""]
 
 
 def _size(inventory: Inventory) -> str:
@@ -67,12 +69,3 @@ def _tokens(facts: Facts) -> str:
         return "none are needed: all of your programs on this machine have full access, and no others"
     clear = "; they are sent unencrypted: keep to a network that you trust, or give --tls-cert and --tls-key"
     return f"needed (FLEETUNE_TOKEN){clear if facts.open_to_others and not facts.encrypted else ''}"
-
-
-def _next(facts: Facts) -> list[str]:
-    where = "" if facts.named or facts.url.endswith("127.0.0.1:8400") else f"FLEETUNE_URL={facts.url} "
-    return [
-        f"Next:  {where}fleetune submit job.yaml  |  {where}fleetune queue",
-        "Ctrl-C stops the server; jobs go on.",
-        "",
-    ]

@@ -1,4 +1,4 @@
-"""The server's side of drivers: what to run, and whether to go on. Messages are in `jobs.drivers.link.messages`."""
+"""The server's side of drivers: start, work, and whether to go on. Messages are in `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.backend import Launch
 from cluster.capacity.occupancy import workers_in
+from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
 from jobs.drivers.link.messages import Answer, Beat, Order, Register, Registered
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.spec.references import run_named
+from orchestrator.controller.drivers import LaunchOf
 from orchestrator.controller.node_failures import FAULTY, REPORTED, Incident, added, dumped, loaded
+from orchestrator.queue.clients import environment_of, ray_submission_of
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken, UnknownJob
 from orchestrator.queue.node_rules import taken_by_ray
 from orchestrator.queue.plausible import plausible
@@ -20,8 +24,35 @@ from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
 from orchestrator.service.admission.limits import wrong_secrets
 from orchestrator.service.context.context import ServiceContext
+from orchestrator.service.context.identity import attempt_token
 
 _ASKED = {DesiredState.CANCEL: "its owner has cancelled it", DesiredState.PAUSE: "its owner has paused it"}
+
+
+def launch_of(context: ServiceContext) -> LaunchOf:
+    """Make the function that describes how to start a driver.
+
+    Every driver is `python -m jobs.drivers.attempt`, and asks the server for the rest. The function raises StoreBroken.
+    """
+
+    def launch(job: Job) -> Launch:
+        token = attempt_token(context.driver_key.value(), job.job_id, job.attempt)
+        place = DriverPlace(context.url, job.job_id, job.attempt, token, context.queue, context.other_urls)
+        return Launch(
+            job.submission,
+            (*context.python, "-m", "jobs.drivers.attempt"),
+            environment={**place.environment(), **protocols_environment(), **ca_for_drivers()},
+            like=ray_submission_of(job),
+            like_digest=environment_of(job),
+            metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},
+        )
+
+    return launch
+
+
+def _gpus(job: Job) -> str:
+    """Format the GPUs on each node, as in `n1=4 n2=4`."""
+    return " ".join(f"{node}={workers * job.gang.gpus_per_worker}" for node, workers in job.placement)
 
 
 def check_attempt(context: ServiceContext, token: str, message: Register | Beat) -> None:

@@ -9,7 +9,7 @@ Three parts of the contract are built from Ray's jobs, because Ray has no equiva
 * Hard stop: Ray sends one SIGTERM, and after RAY_JOB_STOP_WAIT_TIME_S kills the processes that it knew at that time. So
   a second job on the same node kills all processes with the submission's name in their environment.
 * Forgetting: this process remembers which submissions are forgotten, and a new caller forgets them again. Ray's entry
-  is deleted days later (`cluster.ray.job_list`). Then its name is free.
+  is deleted days later (`cluster.ray.client`). Then its name is free.
 
 So a name stays in use for longer than any request to start it can be under way. The caller must not start an attempt
 again later: an attempt that is over never becomes current again, and its number is not used twice. If a started
@@ -29,10 +29,20 @@ from typing import Any
 from cluster.backend import ENDED_PHASES, Launch, OtherProgram, Phase, Submission, check_launch
 from cluster.capacity.inventory import Growth, Inventory
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
-from cluster.ray.client import environment_like, job_named, json_of, one_line, phase_of, ray_client, submission_of
-from cluster.ray.job_list import OutputRetention, entries_to_delete
+from cluster.ray.client import (
+    WRITE_MARK,
+    OutputRetention,
+    entries_to_delete,
+    environment_like,
+    job_named,
+    json_of,
+    one_line,
+    phase_of,
+    program_output,
+    ray_client,
+    submission_of,
+)
 from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
-from cluster.ray.output import WRITE_MARK, program_output
 from cluster.ray.runtime_env import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"

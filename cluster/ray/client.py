@@ -1,11 +1,13 @@
-"""Ray's client of the dashboard, with a time limit; single requests, and submissions from Ray's JobDetails."""
+"""Ray's client of the dashboard, with a time limit; and what is made of its jobs: submissions, output, old entries."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from cluster.backend import Phase, Submission
+from cluster.backend import MAX_OUTPUT_BYTES, Phase, Submission
 from cluster.text import TAIL_BYTES, error_line
 
 _OURS = "FLEETUNE_"
@@ -15,6 +17,10 @@ _LOST_TYPES = frozenset(
     for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
 )
 _LONGEST_MESSAGE = 500
+# Ray keeps one log of a job, with lines of its own. Most come first, but Ray may write the last one after the program
+# has begun. So the shell writes a mark before it starts the program, and Ray's line is removed wherever it is.
+WRITE_MARK = r"printf '\036\n'"  # for a shell
+_MARK = b"\x1e\n"
 
 
 def job_named(client: Any, submission: str) -> Any:
@@ -83,3 +89,76 @@ def one_line(text: str) -> str:
     """Return the first line of an error, or the last line of a traceback."""
     lines = text.strip().splitlines() or [""]
     return lines[-1 if "Traceback" in text else 0][:_LONGEST_MESSAGE]
+
+
+def program_output(log: Iterable[bytes], rays_line: bytes, after: int) -> bytes:
+    """Return the program's bytes from `after` on, up to 1 MiB. Reads the log only as far as needed."""
+    wanted, skip = bytearray(), after
+    for chunk in _behind_mark(_without(log, rays_line)):
+        wanted += chunk[skip:]
+        skip = max(0, skip - len(chunk))
+        if len(wanted) >= MAX_OUTPUT_BYTES:
+            break
+    return bytes(wanted[:MAX_OUTPUT_BYTES])
+
+
+def _without(log: Iterable[bytes], line: bytes) -> Iterable[bytes]:
+    """Yield the log without the first occurrence of a line."""
+    held, found = b"", False
+    for chunk in log:
+        held += chunk
+        if not found and (at := held.find(line)) >= 0:
+            held, found = held[:at] + held[at + len(line) :], True
+        keep = 0 if found else len(line) - 1  # the chunk may end within the line
+        whole, held = held[: max(0, len(held) - keep)], held[max(0, len(held) - keep) :]
+        yield whole
+    yield held
+
+
+def _behind_mark(log: Iterable[bytes]) -> Iterable[bytes]:
+    head, found = b"", False
+    for chunk in log:
+        if found:
+            yield chunk
+            continue
+        head += chunk
+        at = head.find(_MARK)
+        if at >= 0:
+            found = True
+            yield head[at + len(_MARK) :]
+
+
+@dataclass(frozen=True)
+class OutputRetention:
+    """How long entries of ended attempts stay in Ray's list, which Ray never shortens, and their output with them.
+
+    Attributes:
+        kept_s: longest time that an entry stays after its end.
+        most: most entries that stay after `least_s`; the oldest go first. Ray's maintainers call about 1,000 entries
+            fine.
+        least_s: shortest time that an entry stays. It is longer than a request to start the attempt can be under way.
+    """
+
+    kept_s: float = 7 * 86_400.0
+    most: int = 500
+    least_s: float = 3600.0
+
+
+def entries_to_delete(
+    ended_s: Mapping[str, float], over: Iterable[str], helpers: Collection[str], now_s: float, keeping: OutputRetention
+) -> list[str]:
+    """Return the names of entries that can be deleted, the oldest first.
+
+    Args:
+        ended_s: when each entry ended, by name.
+        over: names of attempts that will never hold a lease again.
+        helpers: names of jobs that only stopped another program. They are not needed after their end.
+    """
+    oldest_first = sorted((name for name in over if name in ended_s), key=lambda name: ended_s[name])
+    too_many = max(len(oldest_first) - keeping.most, 0)
+    due = [
+        name
+        for place, name in enumerate(oldest_first)
+        if now_s - ended_s[name] > (keeping.least_s if place < too_many else max(keeping.kept_s, keeping.least_s))
+    ]
+    return [*(name for name in helpers if name in ended_s), *due]

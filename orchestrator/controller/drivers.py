@@ -11,12 +11,11 @@ from typing import Final
 
 from cluster.backend import Backend, Launch, Submission
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
-from orchestrator.queue.clock import Clock
+from orchestrator.queue.clock import Clock, Timing
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Store
-from orchestrator.queue.timing import Timing
 from orchestrator.queue.transitions import Observation
 
 LaunchOf = Callable[[Job], Launch]

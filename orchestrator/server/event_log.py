@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from orchestrator.controller.node_failures import FAULTY
+from orchestrator.controller.node_health import FAULTY
 from orchestrator.http.metrics import Meters
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.states import ENDED, UNFINISHED, State

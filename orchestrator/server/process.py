@@ -30,18 +30,16 @@ from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.http.scrub import Scrubber
 from orchestrator.local_server import Record, locked, make_home, write_record
-from orchestrator.queue.clock import SystemClock
+from orchestrator.queue.clock import SystemClock, Timing
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
-from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.server import greeting
 from orchestrator.server.address import listen, url_here, urls_for_drivers
 from orchestrator.server.autoscaler_updates import DemandUpdates
 from orchestrator.server.backends import Place, machines
-from orchestrator.server.console import Output
+from orchestrator.server.console import Facts, Output, greeting
 from orchestrator.server.event_log import EventLog, begins_to_lead, stops
 from orchestrator.server.passes import NEWEST, ControlLoop, IdleShutdown, Throttled
 from orchestrator.server.session_record import SessionRecordUpdates
@@ -203,7 +201,7 @@ class _Server:
 
     def run(self) -> None:
         self._tokens.read()
-        self._output.greet(greeting.lines(self._context, self._facts()))
+        self._output.greet(greeting(self._context, self._facts()))
         if self._options.store is None:
             write_record(self._home, Record(self._url_here, getpid(), version("fleetune")))
         sys.setswitchinterval(_SWITCH_S)
@@ -312,10 +310,10 @@ class _Server:
     def _end(self) -> None:
         self._http.should_exit = True
 
-    def _facts(self) -> greeting.Facts:
+    def _facts(self) -> Facts:
         options = self._options
         store = options.store if options.store is not None else str(self._home / "queue.db")
-        return greeting.Facts(
+        return Facts(
             store=store,
             machines=self._place.label,
             url=self._url_here,

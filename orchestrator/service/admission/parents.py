@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob, UnreadableJob
-from orchestrator.queue.records import Job
+from orchestrator.queue.records import Job, ray_submission_of
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
 from orchestrator.queue.wording import HAS_ENDED

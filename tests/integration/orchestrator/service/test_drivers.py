@@ -16,7 +16,7 @@ import pytest
 from cluster.settings import driver_place
 from cluster.testing import FakeClock
 from jobs.drivers.link.messages import Beat, Order, Register
-from orchestrator.controller.node_failures import FAULTY, REPORTED, Incident, dumped, loaded
+from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, dumped, loaded
 from orchestrator.queue.errors import (
     AttemptOver,
     NotYourAttempt,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from jobs.data.preparation.parts import PartIndex, missing, read_index, remove_p
 from jobs.data.preparation.prepare_lock import Lease
 from jobs.data.preparation.progress import Progress, Say
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
-from jobs.data.sources.bad_rows import BadRow
+from jobs.data.sources.bad_rows import BadRow, write_bad_rows
 from jobs.data.sources.chunks import held_out
 from jobs.data.sources.formats import first_of
 from jobs.errors import DataError, StorageError
@@ -52,7 +51,7 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
         if not _is_whole(job):  # otherwise another process has finished, and has removed the parts
             raise
     prepared = Prepared.open(job.root)
-    _check_bad(job, prepared.manifest.bad_rows, prepared.manifest.records, ())
+    _check_bad(job, prepared.manifest.bad_rows, prepared.manifest.records)
     return prepared
 
 
@@ -83,9 +82,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
                 "storage on every node. If the parts were removed in the meantime, prepare the data again"
             )
         parts = [read_index(job.root, name) for name in names]
-        bad, records = _bad_rows(job, parts), sum(part.records for part in parts)
-        _write_bad_rows(job, bad)
-        _check_bad(job, len(bad), records, bad)
+        bad, records = _list_bad_rows(job, parts)
         every = Samples.of(parts, job.causal)
         plans = _plans(job, every)
     except _TooManyBad:
@@ -105,7 +102,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
             made_from=job.made_from,
             splits={name: (split,) for name, split in splits.items()},
             records=records,
-            bad_rows=len(bad),
+            bad_rows=bad,
             cut=_cut(parts, job.work.seq_len),
             pad_token_id=pad_token_id(job.work.tokenizer.load()),
             versions={name: importlib.metadata.version(name) for name in _VERSIONS},
@@ -131,7 +128,8 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
     for table in run(functools.partial(store_part, root=job.root), job.work, todo, engine, say):
         for facts in table.to_pylist():
             if facts["fatal"] is not None:
-                raise DataError(_fatal(job, facts["file"], facts["fatal_line"], facts["fatal"]))
+                where = f"{job.work.files[facts['file']]}:{facts['fatal_line']}: " if facts["fatal_line"] else ""
+                raise DataError(where + facts["fatal"])
             if facts["error"] is not None:
                 raise StorageError(f"{facts['error']}. Tokenised parts are kept, and the next preparation uses them")
             progress.add((job.where, facts["file"]), facts["position"], facts["samples"])
@@ -139,10 +137,7 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
             read[facts["file"]] = facts["position"]
         expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if the rest has equally long records
         if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
-            parts = [read_index(job.root, name) for name in stored_parts(job.root)]
-            found = _bad_rows(job, parts)
-            _write_bad_rows(job, found)
-            _check_bad(job, len(found), sum(part.records for part in parts), found)
+            _list_bad_rows(job, [read_index(job.root, name) for name in stored_parts(job.root)])
 
 
 def _largest_token(parts: Iterable[PartIndex]) -> int | None:
@@ -156,17 +151,17 @@ def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:
     return cut_of(dict(zip(values.tolist(), counts.tolist(), strict=True)), seq_len)
 
 
-def _fatal(job: SourceJob, file: int, line: int, reason: str) -> str:
-    return f"{job.work.files[file]}:{line}: {reason}" if line else reason
+def _list_bad_rows(job: SourceJob, parts: Sequence[PartIndex]) -> tuple[int, int]:
+    """Write the list of the records that were set aside. Returns their number, and that of all records.
 
-
-def _bad_rows(job: SourceJob, parts: Iterable[PartIndex]) -> list[BadRow]:
-    return [BadRow(job.work.files[part.name.file], line, reason) for part in parts for line, reason in part.bad]
-
-
-def _write_bad_rows(job: SourceJob, bad: list[BadRow]) -> None:
-    lines = (json.dumps({"file": row.file, "line": row.line, "reason": row.reason}) for row in bad)
-    storage.write_bytes(bad_rows_path(job.root), "".join(f"{line}\n" for line in lines).encode())
+    Raises DataError if too many are bad.
+    """
+    files = job.work.files
+    bad = [BadRow(files[part.name.file], line, reason) for part in parts for line, reason in part.bad]
+    records = sum(part.records for part in parts)
+    write_bad_rows(bad_rows_path(job.root), bad)
+    _check_bad(job, len(bad), records)
+    return len(bad), records
 
 
 def bad_rows_path(root: str) -> str:
@@ -178,22 +173,17 @@ class _TooManyBad(DataError):
     """More records are bad than may be set aside."""
 
 
-def _check_bad(job: SourceJob, bad: int, records: int, rows: Iterable[BadRow]) -> None:
-    """Raise DataError if too many records are bad."""
+def _check_bad(job: SourceJob, bad: int, records: int) -> None:
+    """Raise DataError if too many records are bad, of which there is a list."""
     if bad <= job.max_bad_fraction * records:
         return
     path = bad_rows_path(job.root)
-    shown = list(itertools.islice(rows, BAD_ROWS_SHOWN)) or _read_bad_rows(path)
+    shown = [BadRow(**json.loads(line)) for line in storage.read_bytes(path).splitlines()[:BAD_ROWS_SHOWN]]
     raise _TooManyBad(
         f"{bad:,} of {records:,} rows ({bad / records:.1%}) of {job.where} cannot be used, but at most "
         f"{job.max_bad_fraction:.0%} may be set aside (data.max_bad_fraction). Correct the data, data.format or "
         f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_ROWS_SHOWN)
     )
-
-
-def _read_bad_rows(path: str) -> list[BadRow]:
-    lines = storage.read_bytes(path).splitlines()[:BAD_ROWS_SHOWN]
-    return [BadRow(**json.loads(line)) for line in lines]
 
 
 def _plans(job: SourceJob, every: Samples) -> list[SplitPlan]:

@@ -9,9 +9,8 @@ from typing import Any, Protocol
 
 from cluster.backend import Launch, OtherProgram, Submission
 from cluster.capacity.inventory import Inventory, Node
-from cluster.testing.fake_cluster import FakeCluster
+from cluster.testing.fake_cluster import NEVER, FakeCluster, Script
 from cluster.testing.history import Run
-from cluster.testing.script import NEVER, Script
 
 
 class Asked(Protocol):

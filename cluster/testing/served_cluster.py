@@ -22,9 +22,8 @@ from cluster.backend import Launch, Phase, Submission
 from cluster.capacity.inventory import Growth, Inventory, Node, NodeType
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
 from cluster.testing.fake_backend import FakeBackend
-from cluster.testing.fake_cluster import FakeCluster
+from cluster.testing.fake_cluster import FakeCluster, Script
 from cluster.testing.history import Run
-from cluster.testing.script import Script
 
 _VALUES: Mapping[str, type[Any]] = {
     one.__name__: one for one in (Launch, Submission, Inventory, Growth, NodeType, Node, Run, Script)

@@ -14,10 +14,9 @@ import pyarrow.compute as pc
 
 from cluster.text import first_line
 from jobs.data.order.row_order import GROUP_STEPS
-from jobs.data.preparation.engines import Engine, run, started
+from jobs.data.preparation.engines import Engine, Progress, Say, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.packing import pack, shuffle
-from jobs.data.preparation.progress import Progress, Say
 from jobs.data.quality.facts import FACTS_SCHEMA, facts_of
 from jobs.data.quality.findings import EVAL, ROLES, TRAIN, Facts, findings_of, label_counts, label_name
 from jobs.data.quality.report import DataReport, Histogram, LabelCount, LongSample, Packing, SourceReport

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,7 +195,7 @@ def _histogram(facts: Facts, role: int) -> Histogram:
 
 def _nice(width: float) -> int:
     """Return the smallest of 1, 2 or 5 times a power of ten that is at least `width`."""
-    numbers = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    numbers: Iterator[int] = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
     return next(number for number in numbers if number >= width)
 
 

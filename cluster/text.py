@@ -1,14 +1,18 @@
-"""Text for people: counts, sizes, durations, moments, near names."""
+"""Text for people: counts, sizes, durations, moments, near names, the error line of a program."""
 
 from __future__ import annotations
 
 import datetime
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Final
 
 _BYTES: Final = ("B", "kB", "MB", "GB", "TB", "PB")
 _LONGEST_WORD: Final = 300  # characters that are compared
+TAIL_BYTES = 4096  # end of a program's output in which its error line is looked for
+_LONGEST_ERROR = 500
+_ERROR = re.compile(r"^(?:\S+ \S+Z )?(?:error|failed): (?P<said>\S.*)$", re.MULTILINE)
 
 
 def many(count: int, noun: str) -> str:
@@ -119,3 +123,9 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | Non
 def first_line(text: str) -> str:
     """Cut a text for people for a place that has room for one line."""
     return text.partition("\n")[0]
+
+
+def error_line(tail: str) -> str:
+    """Return the text of the last line that begins with `error: ` or `failed: `; empty: there is no such line."""
+    said = [match["said"].strip() for match in _ERROR.finditer(tail)]
+    return said[-1][:_LONGEST_ERROR] if said else ""

@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from cluster.errors import FleetuneError
     from jobs.spec.load import load_job_spec, load_spec
     from orchestrator.client.client import Client
-    from orchestrator.client.handle import JobHandle
-    from orchestrator.client.result import JobCancelled, JobFailed, Result
+    from orchestrator.client.handle import JobCancelled, JobFailed, JobHandle, Result
 
 __all__ = [
     "Client",
@@ -29,10 +28,10 @@ __all__ = [
 _HOMES = {
     "Client": "orchestrator.client.client",
     "FleetuneError": "cluster.errors",
-    "JobCancelled": "orchestrator.client.result",
-    "JobFailed": "orchestrator.client.result",
+    "JobCancelled": "orchestrator.client.handle",
+    "JobFailed": "orchestrator.client.handle",
     "JobHandle": "orchestrator.client.handle",
-    "Result": "orchestrator.client.result",
+    "Result": "orchestrator.client.handle",
     "load_job_spec": "jobs.spec.load",
     "load_spec": "jobs.spec.load",
 }

@@ -27,8 +27,8 @@ from bench.zoo.tiny import save_tokenizer, tiny_config
 from jobs.data.order.stream import StepRows, Stream, plain_steps
 from jobs.data.prepared import Prepared
 from jobs.errors import InputError
-from jobs.model_files.tried import remember
 from jobs.preflight.dry_run import check_model_runs
+from jobs.preflight.kept import remember
 from jobs.preflight.ready import ready_data
 from jobs.preflight.validate import validate
 from jobs.remedies.hang import Doing

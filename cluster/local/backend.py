@@ -24,12 +24,12 @@ from typing import Any
 
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, OtherProgram, Phase, Submission, check_launch
 from cluster.capacity.inventory import Inventory
-from cluster.error_line import TAIL_BYTES, error_line
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.local import supervisor as files
 from cluster.local.locks import try_lock
 from cluster.local.machine import this_machine
 from cluster.settings import with_environment
+from cluster.text import TAIL_BYTES, error_line
 
 _DIES_WITHIN_S = 2.0  # longest wait for the end of killed processes
 

@@ -11,8 +11,6 @@ import json
 import os
 import pwd
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -21,14 +19,14 @@ from typing import Any
 import yaml
 
 from cluster.capacity.inventory import Growth, Node, NodeType
-from cluster.errors import BackendUnreachable, InputError, MachinesFailed
+from cluster.errors import BackendUnreachable, InputError
 from cluster.ray.bundles import TYPE_RESOURCE, Bundle
 from cluster.ray.raylets import command_lines, raylet_of_session
+from cluster.ray.session_record import ask_ray
 
 TYPE_LABEL = "ray.io/accelerator-type"
 _PROGRAM = "/monitor.py"
 _LOOKED_FOR_EVERY_S = 30.0
-_ANSWERS_S = 60.0
 _USUAL_WORKERS = 2  # Ray's default for max_workers
 _LARGEST_FILE = 1 << 20
 _MOST = 1_000_000
@@ -44,7 +42,7 @@ class Autoscaler:
             gcs: host:port of the head service, in case the head does not run on this machine.
             file: the autoscaler's configuration file; None: as given on the command line of its process.
         """
-        self._session, self._gcs, self._given = session, gcs, file
+        self.session, self._gcs, self._given = session, gcs, file
         self._file = file
         self._look_again_s = 0.0
         self._growth = Growth()
@@ -56,7 +54,7 @@ class Autoscaler:
         if self._given is None and time.monotonic() >= self._look_again_s:
             self._look_again_s = time.monotonic() + _LOOKED_FOR_EVERY_S
             try:
-                self._file = config_file(self._session()) or self._file
+                self._file = config_file(self.session()) or self._file
             except BackendUnreachable:
                 return self._growth
         if self._file is None:
@@ -87,29 +85,16 @@ class Autoscaler:
                 "has"
             )
 
-    def session(self) -> str:
-        """Return the name of the cluster's current session. Raises BackendUnreachable."""
-        return self._session()
-
     def ask(self, bundles: Sequence[Bundle]) -> str:
         """Demand a cluster with room for all bundles at once; an empty demand withdraws it. Returns the session's name.
 
         Raises:
             BackendUnreachable, MachinesFailed: the autoscaler may not have been told.
         """
-        session = self._session()
+        session = self.session()
         raylet = raylet_of_session(session, trusted=True)
         gcs = raylet.gcs if raylet is not None else self._gcs
-        words = [sys.executable, "-m", "cluster.ray.request_resources", gcs]
-        try:
-            done = subprocess.run(
-                words, input=json.dumps(list(bundles)), capture_output=True, text=True, timeout=_ANSWERS_S
-            )
-        except subprocess.TimeoutExpired:
-            raise MachinesFailed(f"Ray at {gcs} has not answered for {_ANSWERS_S:.0f} s") from None
-        if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["?"])[-1][:300]
-            raise MachinesFailed(f"Ray at {gcs} does not answer: {last}")
+        ask_ray("cluster.ray.request_resources", gcs, given=json.dumps(list(bundles)))
         return session
 
 

@@ -9,7 +9,7 @@ Three parts of the contract are built from Ray's jobs, because Ray has no equiva
 * Hard stop: Ray sends one SIGTERM, and after RAY_JOB_STOP_WAIT_TIME_S kills the processes that it knew at that time. So
   a second job on the same node kills all processes with the submission's name in their environment.
 * Forgetting: this process remembers which submissions are forgotten, and a new caller forgets them again. Ray's entry
-  is deleted days later (`cluster.ray.job_list`). Then its name is free.
+  is deleted days later (`cluster.ray.client`). Then its name is free.
 
 So a name stays in use for longer than any request to start it can be under way. The caller must not start an attempt
 again later: an attempt that is over never becomes current again, and its number is not used twice. If a started
@@ -29,11 +29,20 @@ from typing import Any
 from cluster.backend import ENDED_PHASES, Launch, OtherProgram, Phase, Submission, check_launch
 from cluster.capacity.inventory import Growth, Inventory
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
-from cluster.ray.answers import PHASES, environment_like, one_line, submission_of
-from cluster.ray.client import job_named, json_of, ray_client
-from cluster.ray.job_list import OutputRetention, entries_to_delete
+from cluster.ray.client import (
+    WRITE_MARK,
+    OutputRetention,
+    entries_to_delete,
+    environment_like,
+    job_named,
+    json_of,
+    one_line,
+    phase_of,
+    program_output,
+    ray_client,
+    submission_of,
+)
 from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
-from cluster.ray.output import WRITE_MARK, program_output
 from cluster.ray.runtime_env import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
@@ -88,10 +97,10 @@ class RayJobsBackend:
 
     def inventory(self) -> Inventory:
         with self._asking() as client:
-            nodes = json_of(client, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}")["result"]["result"]
-            use = use_from_status(json_of(client, "/api/cluster_status"))
+            nodes = json_of(client, f"/api/v0/nodes?detail=1&limit={_MOST_NODES}")["data"]["result"]["result"]
+            use = use_from_status(json_of(client, "/api/cluster_status")["data"])
             if use is None:  # the newer autoscaler publishes it in this larger answer
-                use = use_from_summary(json_of(client, "/nodes?view=summary"))
+                use = use_from_summary(json_of(client, "/nodes?view=summary")["data"])
         return replace(inventory_of(nodes, use, self._own_use()), growth=self._growth())
 
     def fence(self, fence: int) -> None:
@@ -163,7 +172,7 @@ class RayJobsBackend:
         return {
             job.submission_id: (job.end_time or 0) / 1000.0
             for job in self._listed[1]
-            if self._kind(job) == kind and PHASES[job.status.value] in ENDED_PHASES
+            if self._kind(job) == kind and phase_of(job) in ENDED_PHASES
         }
 
     def _list(self, client: Any, not_older_s: float = 0.0) -> list[Any]:
@@ -192,13 +201,13 @@ class RayJobsBackend:
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         with self._asking() as client:
             jobs = self._list(client, _FRESH_S)
-            known = {job.submission_id: PHASES[job.status.value] for job in jobs if job.submission_id}
+            known = {job.submission_id: phase_of(job) for job in jobs if job.submission_id}
         return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
 
     def others(self) -> Sequence[OtherProgram]:
         """Return the cluster's running jobs that are not this package's. Drivers without a submission have a job id."""
         with self._asking() as client:
-            jobs = [job for job in self._list(client, _FRESH_S) if PHASES[job.status.value] is Phase.RUNNING]
+            jobs = [job for job in self._list(client, _FRESH_S) if phase_of(job) is Phase.RUNNING]
         return [
             OtherProgram(job.submission_id or f"job {job.job_id}", one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
             for job in jobs
@@ -208,10 +217,7 @@ class RayJobsBackend:
     def session(self) -> str:
         """Return the name of the cluster's session. A restarted head has a new one. Raises BackendUnreachable."""
         with self._asking() as client:
-            answer = client._do_request("GET", "/api/version")
-            if answer.status_code != 200:
-                raise RuntimeError(f"status {answer.status_code} for /api/version")
-            return str(answer.json().get("session_name", ""))
+            return str(json_of(client, "/api/version").get("session_name", ""))
 
     def close(self) -> None:
         pass
@@ -313,7 +319,7 @@ class RayJobsBackend:
     def _end_hard(self, client: Any, submission: str, node_id: str) -> None:
         before = self._hard_stops.get(submission)
         job = job_named(client, before) if before is not None else None
-        if job is not None and PHASES[job.status.value] not in ENDED_PHASES:
+        if job is not None and phase_of(job) not in ENDED_PHASES:
             return
         wanted = shlex.quote(f"{NAME_VARIABLE}={submission}")
         # Twice, because a process may start another one during the first search.

@@ -1,9 +1,26 @@
-"""Ray's client of the dashboard, with a time limit, and single requests."""
+"""Ray's client of the dashboard, with a time limit; and what is made of its jobs: submissions, output, old entries."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
+
+from cluster.backend import MAX_OUTPUT_BYTES, Phase, Submission
+from cluster.text import TAIL_BYTES, error_line
+
+_OURS = "FLEETUNE_"
+# Errors by which Ray reports that it has lost a job. Other errors report a job that has failed.
+_LOST_TYPES = frozenset(
+    f"JOB_SUPERVISOR_ACTOR_{what}"
+    for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
+)
+_LONGEST_MESSAGE = 500
+# Ray keeps one log of a job, with lines of its own. Most come first, but Ray may write the last one after the program
+# has begun. So the shell writes a mark before it starts the program, and Ray's line is removed wherever it is.
+WRITE_MARK = r"printf '\036\n'"  # for a shell
+_MARK = b"\x1e\n"
 
 
 def job_named(client: Any, submission: str) -> Any:
@@ -17,10 +34,11 @@ def job_named(client: Any, submission: str) -> Any:
 
 
 def json_of(client: Any, path: str) -> Any:
+    """Return the answer to a request. Raises RuntimeError: Ray reports an error."""
     answer = client._do_request("GET", path)
     if answer.status_code != 200:
         raise RuntimeError(f"status {answer.status_code} for {path}: {answer.text[:500]}")
-    return answer.json()["data"]
+    return answer.json()
 
 
 def ray_client(dashboard: str, token: str | None, timeout_s: float) -> Any:
@@ -41,3 +59,106 @@ def ray_client(dashboard: str, token: str | None, timeout_s: float) -> Any:
                 raise ConnectionError(str(error)) from error
 
     return TimelyClient()
+
+
+def environment_like(job: Any) -> dict[str, Any]:
+    """Return a job's runtime environment for another job, without the variables that name the first one's server."""
+    found = dict((job.runtime_env if job is not None else None) or {})
+    variables = dict(found.get("env_vars") or {})
+    return {**found, "env_vars": {name: value for name, value in variables.items() if not name.startswith(_OURS)}}
+
+
+def phase_of(job: Any) -> Phase:
+    return Phase[job.status.value]
+
+
+def submission_of(job: Any) -> Submission:
+    """Make a submission from JobDetails."""
+    name, phase = job.submission_id, phase_of(job)
+    if phase is not Phase.FAILED:
+        return Submission(name, phase, job.driver_exit_code, node_id=job.driver_node_id)
+    if job.error_type in _LOST_TYPES:
+        return Submission(name, Phase.LOST, message=one_line(job.message or ""))
+    # If the program ran, Ray's message is the end of its output.
+    text = job.message or ""
+    message = error_line(text[-TAIL_BYTES:]) if job.driver_exit_code is not None else one_line(text)
+    return Submission(name, phase, job.driver_exit_code, message)
+
+
+def one_line(text: str) -> str:
+    """Return the first line of an error, or the last line of a traceback."""
+    lines = text.strip().splitlines() or [""]
+    return lines[-1 if "Traceback" in text else 0][:_LONGEST_MESSAGE]
+
+
+def program_output(log: Iterable[bytes], rays_line: bytes, after: int) -> bytes:
+    """Return the program's bytes from `after` on, up to 1 MiB. Reads the log only as far as needed."""
+    wanted, skip = bytearray(), after
+    for chunk in _behind_mark(_without(log, rays_line)):
+        wanted += chunk[skip:]
+        skip = max(0, skip - len(chunk))
+        if len(wanted) >= MAX_OUTPUT_BYTES:
+            break
+    return bytes(wanted[:MAX_OUTPUT_BYTES])
+
+
+def _without(log: Iterable[bytes], line: bytes) -> Iterable[bytes]:
+    """Yield the log without the first occurrence of a line."""
+    held, found = b"", False
+    for chunk in log:
+        held += chunk
+        if not found and (at := held.find(line)) >= 0:
+            held, found = held[:at] + held[at + len(line) :], True
+        keep = 0 if found else len(line) - 1  # the chunk may end within the line
+        whole, held = held[: max(0, len(held) - keep)], held[max(0, len(held) - keep) :]
+        yield whole
+    yield held
+
+
+def _behind_mark(log: Iterable[bytes]) -> Iterable[bytes]:
+    head, found = b"", False
+    for chunk in log:
+        if found:
+            yield chunk
+            continue
+        head += chunk
+        at = head.find(_MARK)
+        if at >= 0:
+            found = True
+            yield head[at + len(_MARK) :]
+
+
+@dataclass(frozen=True)
+class OutputRetention:
+    """How long entries of ended attempts stay in Ray's list, which Ray never shortens, and their output with them.
+
+    Attributes:
+        kept_s: longest time that an entry stays after its end.
+        most: most entries that stay after `least_s`; the oldest go first. Ray's maintainers call about 1,000 entries
+            fine.
+        least_s: shortest time that an entry stays. It is longer than a request to start the attempt can be under way.
+    """
+
+    kept_s: float = 7 * 86_400.0
+    most: int = 500
+    least_s: float = 3600.0
+
+
+def entries_to_delete(
+    ended_s: Mapping[str, float], over: Iterable[str], helpers: Collection[str], now_s: float, keeping: OutputRetention
+) -> list[str]:
+    """Return the names of entries that can be deleted, the oldest first.
+
+    Args:
+        ended_s: when each entry ended, by name.
+        over: names of attempts that will never hold a lease again.
+        helpers: names of jobs that only stopped another program. They are not needed after their end.
+    """
+    oldest_first = sorted((name for name in over if name in ended_s), key=lambda name: ended_s[name])
+    too_many = max(len(oldest_first) - keeping.most, 0)
+    due = [
+        name
+        for place, name in enumerate(oldest_first)
+        if now_s - ended_s[name] > (keeping.least_s if place < too_many else max(keeping.kept_s, keeping.least_s))
+    ]
+    return [*(name for name in helpers if name in ended_s), *due]

@@ -213,12 +213,9 @@ def free_now() -> Inventory:
     """Return the nodes with what is free at the moment, as far as the head knows."""
     from ray._private.state import available_resources_per_node  # there is no public API
 
-    free = available_resources_per_node()
-    return Inventory(tuple(_left(node, free.get(node.node_id, {})) for node in snapshot().nodes))
-
-
-def _left(node: Node, free: Mapping[str, float]) -> Node:
-    return replace(node, cpus=int(free.get("CPU", 0)), gpus=int(free.get("GPU", 0)))
+    free: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    left = ((node, free.get(node.node_id, {})) for node in snapshot().nodes)
+    return Inventory(tuple(replace(node, cpus=int(of.get("CPU", 0)), gpus=int(of.get("GPU", 0))) for node, of in left))
 
 
 @contextlib.contextmanager
@@ -232,43 +229,53 @@ def held_places(gang: Gang, nodes: Sequence[str], check: Callable[[], None]) -> 
     Raises:
         MachinesFailed: a node is gone, or has no room.
     """
-    from ray.util.placement_group import placement_group, remove_placement_group
-
     each = {"CPU": float(gang.cpus_per_worker)} | ({"GPU": float(gang.gpus_per_worker)} if gang.gpus_per_worker else {})
-    selectors = [{NODE_LABEL: node} for node in nodes]
-    group = placement_group([dict(each) for _ in nodes], strategy="PACK", bundle_label_selector=selectors)
-    try:
-        deadline = time.monotonic() + PLACED_WITHIN_S
-        while not group.wait(_LOOK_S):
-            check()
-            check_alive(nodes, snapshot())
-            if time.monotonic() > deadline:
-                raise MachinesFailed(f"the nodes of this attempt had no room for {gang} in {PLACED_WITHIN_S:.0f} s")
+    deadline = time.monotonic() + PLACED_WITHIN_S
+
+    def look() -> None:
+        check()
+        check_alive(nodes, snapshot())
+        if time.monotonic() > deadline:
+            raise MachinesFailed(f"the nodes of this attempt had no room for {gang} in {PLACED_WITHIN_S:.0f} s")
+
+    with _placed([each] * len(nodes), look, [{NODE_LABEL: node} for node in nodes]) as group:
         yield group
-    finally:
-        remove_placement_group(group)
-        _wait_until_removed(group)
 
 
-def wait_for_room(gang: Gang, say: Callable[[str], None], check: Callable[[], None] = lambda: None) -> None:
+def wait_for_room(gang: Gang, say: Callable[[str], None], check: Callable[[], None]) -> None:
     """Wait until the cluster has room for the whole gang. Ray's autoscaler sees the demand meanwhile.
 
     Args:
         say: called with one line after waiting for ten seconds, and then every minute.
         check: called every two seconds; what it raises ends the wait.
     """
+    each = bundle(gang.cpus_per_worker, gang.gpus_per_worker, gang.accelerator_type)
+    began, say_after_s = time.monotonic(), _SAY_FIRST_S
+
+    def look() -> None:
+        nonlocal say_after_s
+        check()
+        waited_s = time.monotonic() - began
+        if waited_s > say_after_s:
+            say_after_s += SAY_AGAIN_S
+            say(_format_waiting(gang, snapshot(), free_now(), waited_s))
+
+    with _placed([each] * gang.num_workers, look):
+        pass
+
+
+@contextlib.contextmanager
+def _placed(
+    bundles: Sequence[Mapping[str, float]], look: Callable[[], None], selectors: list[dict[str, str]] | None = None
+) -> Iterator[Any]:
+    """Hold a placement group until the context ends. `look`: called every two seconds until there is room for it."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    each = bundle(gang.cpus_per_worker, gang.gpus_per_worker, gang.accelerator_type)
-    group = placement_group([dict(each) for _ in range(gang.num_workers)], strategy="PACK")
-    began, say_after_s = time.monotonic(), _SAY_FIRST_S
+    group = placement_group(list(map(dict, bundles)), strategy="PACK", bundle_label_selector=selectors)
     try:
         while not group.wait(_LOOK_S):
-            check()
-            waited_s = time.monotonic() - began
-            if waited_s > say_after_s:
-                say_after_s += SAY_AGAIN_S
-                say(_format_waiting(gang, snapshot(), free_now(), waited_s))
+            look()
+        yield group
     finally:
         remove_placement_group(group)
         _wait_until_removed(group)

@@ -29,7 +29,9 @@ class Raylet:
 def raylet_above(pid: int) -> Raylet | None:
     """Return the raylet among the ancestors of a process; None: there is none. Drivers of submitted jobs have one."""
     while pid > 1:
-        if (found := _raylet(pid)) is not None:
+        arguments = _arguments(pid)
+        found = raylet_of(arguments) if arguments and arguments[0].endswith(_PROGRAM) else None
+        if found is not None:
             return found
         pid = _parent(pid)
     return None
@@ -74,11 +76,6 @@ def _arguments(pid: int) -> list[str]:
     except OSError:
         return []
     return text.decode("utf-8", "replace").removesuffix("\0").split("\0") if text else []
-
-
-def _raylet(pid: int) -> Raylet | None:
-    arguments = _arguments(pid)
-    return raylet_of(arguments) if arguments and arguments[0].endswith(_PROGRAM) else None
 
 
 def raylet_of(arguments: list[str]) -> Raylet | None:

@@ -19,7 +19,7 @@ from cluster.errors import MachinesFailed, StorageError
 from cluster.ray.raylets import Raylet
 
 FILE: Final = "fleetune.json"
-_STORE_ANSWERS_S = 60.0
+_ANSWERS_S = 60.0
 _LONGEST = 10_000
 
 
@@ -69,16 +69,27 @@ def read_record(raylet: Raylet) -> SessionRecord | None:
 def ask_store(gcs: str, write: SessionRecord | None = None) -> str:
     """Return the record in Ray's key-value store, after writing `write` if given; '': there is none.
 
-    It uses a separate process, because importing ray is slow and needs much memory.
-
     Raises:
         MachinesFailed: the store does not answer.
     """
-    words = [sys.executable, "-m", "cluster.ray.key_value_store", gcs, *([json.dumps(asdict(write))] if write else [])]
+    return ask_ray("cluster.ray.key_value_store", gcs, *([json.dumps(asdict(write))] if write else []))
+
+
+def ask_ray(module: str, gcs: str, *words: str, given: str = "") -> str:
+    """Run a module in a separate process, because importing ray is slow and needs much memory. Returns its output.
+
+    Args:
+        gcs: host:port of Ray's global control store, the first argument of the module.
+        given: standard input.
+
+    Raises:
+        MachinesFailed: Ray does not answer.
+    """
+    command = [sys.executable, "-m", module, gcs, *words]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=_STORE_ANSWERS_S, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=_ANSWERS_S)
     except subprocess.TimeoutExpired:
-        raise MachinesFailed(f"Ray at {gcs} has not answered for {_STORE_ANSWERS_S:.0f} s") from None
+        raise MachinesFailed(f"Ray at {gcs} has not answered for {_ANSWERS_S:.0f} s") from None
     if done.returncode != 0:
         raise MachinesFailed(f"Ray at {gcs} does not answer: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}")
     return done.stdout.strip()

@@ -14,11 +14,9 @@ May import `capacity`, `backend` and the ground of `cluster`. Start with `fake_b
 process that uses it. `ServedCluster(PATH)` then replaces `FakeCluster`. `served()` does both.
 """
 
-from cluster.testing.clock import FakeClock
 from cluster.testing.fake_backend import FakeBackend
-from cluster.testing.fake_cluster import FakeCluster, nodes
+from cluster.testing.fake_cluster import FakeClock, FakeCluster, Script, nodes
 from cluster.testing.history import Run, double_runs, most_gpus
-from cluster.testing.script import Script
 from cluster.testing.served_cluster import ServedCluster, served
 
 __all__ = [

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from cluster.testing.clock import FakeClock
-from cluster.testing.fake_cluster import FakeCluster, nodes
-from cluster.testing.script import Script
+from cluster.testing.fake_cluster import FakeClock, FakeCluster, Script, nodes
 from cluster.testing.served_cluster import serve
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from cluster.backend import Launch, OtherProgram, Submission
 from cluster.capacity.inventory import Inventory, Node
-from cluster.testing.fake_cluster import FakeCluster
+from cluster.testing.fake_cluster import NEVER, FakeCluster, Script
 from cluster.testing.history import Run
-from cluster.testing.script import NEVER, Script
 
 
 class Asked(Protocol):
@@ -109,17 +109,13 @@ class FakeBackend:
         """End a program that another user has started."""
         self._cluster.ask("end_elsewhere", program)
 
-    @contextlib.contextmanager
-    def unreachable(self) -> Iterator[None]:
+    def unreachable(self) -> AbstractContextManager[None]:
         """In the context, requests do not reach the machines. Programs go on."""
-        with self._unanswered(hears=False):
-            yield
+        return self._unanswered(hears=False)
 
-    @contextlib.contextmanager
-    def answers_lost(self) -> Iterator[None]:
+    def answers_lost(self) -> AbstractContextManager[None]:
         """In the context, the machines carry out requests, but their answers are lost."""
-        with self._unanswered(hears=True):
-            yield
+        return self._unanswered(hears=True)
 
     def now(self) -> float:
         """Return the time of the cluster's clock."""

@@ -1,9 +1,11 @@
-"""The machines of `FakeBackend`: the programs that were started there, their scripts, and failures."""
+"""The machines of `FakeBackend`: their clock, the programs that were started there, their scripts, and failures."""
 
 from __future__ import annotations
 
 import fnmatch
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,15 +13,60 @@ from typing import Any
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
 from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
-from cluster.testing.clock import FakeClock
 from cluster.testing.history import Run
-from cluster.testing.script import NEVER, Script
 
+NEVER = math.inf
 KILLED = -9
 ASKED_OF_MACHINES = frozenset({"inventory", "fence", "start", "submissions", "stop", "forget", "output", "discard"}) | {
     "ended_elsewhere",
     "others",
 }
+
+
+@dataclass(frozen=True)
+class Script:
+    """What a program does. By default it starts at once, runs for a minute, succeeds, and obeys a soft stop at once.
+
+    Attributes:
+        runs_s: seconds from its start to its end; NEVER: it runs until it is stopped.
+        starts_after_s: seconds from the launch to its start; NEVER: it stays pending.
+        stops_after_s: seconds from a soft stop to its end; NEVER: it ignores soft stops.
+        stopped_exit_code: exit code after a soft stop.
+        output: text that it writes at its start.
+        refused: why the launch is refused; None: it is accepted.
+    """
+
+    runs_s: float = 60.0
+    exit_code: int = 0
+    starts_after_s: float = 0.0
+    stops_after_s: float = 0.0
+    stopped_exit_code: int = 130
+    output: bytes = b""
+    message: str = ""
+    refused: str | None = None
+
+
+class FakeClock:
+    """Returns the time in seconds when it is called. It stands still until `advance`, or runs at a given rate."""
+
+    def __init__(self, now_s: float = 0.0, rate: float = 0.0) -> None:
+        """`rate`: seconds of this clock in one real second."""
+        self._now_s, self._rate, self._began_s = now_s, rate, time.monotonic()
+
+    def __call__(self) -> float:
+        return self._now_s + (time.monotonic() - self._began_s) * self._rate
+
+    def now_s(self) -> float:
+        """Return the time, as the queue's `Clock` does."""
+        return self()
+
+    def steady_s(self) -> float:
+        return self()
+
+    def advance(self, seconds: float) -> None:
+        if seconds < 0:
+            raise ValueError(f"time does not go back: {seconds} s")
+        self._now_s += seconds
 
 
 def nodes(*names: str, cpus: int = 64, gpus: int = 8, accelerator_type: str | None = "H100") -> Inventory:

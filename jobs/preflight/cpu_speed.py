@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import time
+import timeit
 from collections.abc import Callable, Iterator
 
 import torch
@@ -25,13 +25,7 @@ def cpu_speed(cores: int) -> tuple[float, float]:
 
 def _fastest_s(work: Callable[[], object]) -> float:
     work()  # the first round touches new memory
-    return min(_seconds(work) for _ in range(_ROUNDS))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    return min(timeit.repeat(work, number=1, repeat=_ROUNDS))
 
 
 @contextlib.contextmanager

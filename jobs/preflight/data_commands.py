@@ -8,17 +8,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from cluster.errors import Mistake
 from cluster.ray.connection import connected
 from cluster.settings import set_default
 from jobs.console import redirected_output
 from jobs.errors import DataError, FleetuneError, SpecError
-from jobs.preflight.validate import enter_working_dir, own_function_problem
+from jobs.preflight.validate import check_formats, enter_working_dir
 from jobs.run.find import with_model_of_run
 from jobs.run.outcome import event
 from jobs.run.paths import prepared_root
 from jobs.run.progress import Progress
-from jobs.spec.data import OWN_FUNCTION
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
@@ -109,9 +107,7 @@ def generate_text(
 
 def _check_functions(spec: Spec) -> None:
     enter_working_dir(spec)
-    problems = [own_function_problem(name) for name in sorted(spec.formats) if OWN_FUNCTION.match(name)]
-    if found := [problem for problem in problems if problem]:
-        raise SpecError.of(Mistake(problem, "data.format") for problem in found)
+    check_formats(spec)
 
 
 @contextlib.contextmanager
@@ -139,20 +135,18 @@ def _quietly() -> Iterator[None]:
     set_default("DS_ACCELERATOR", "cpu")
     with tempfile.NamedTemporaryFile(prefix="fleetune-data-", suffix=".log", delete=False) as file:
         log = file.name
+    expected = True
     try:
         with redirected_output(log):
             yield
-    except FleetuneError:
-        os.unlink(log)
-        raise
     except Exception as error:
-        error.add_note(f"the output of the libraries is in {log}")
+        expected = isinstance(error, FleetuneError)
+        if not expected:
+            error.add_note(f"the output of the libraries is in {log}")
         raise
-    except BaseException:  # Ctrl-C
-        os.unlink(log)
-        raise
-    else:
-        os.unlink(log)
+    finally:
+        if expected:
+            os.unlink(log)
 
 
 def _model_dir(spec: Spec) -> str:

@@ -1,4 +1,7 @@
-"""Caches traces of models and the speed of the cores on this machine, for later plans. Light to import."""
+"""Caches on this machine, for later runs: traces of models, the speed of the cores, which models passed the dry run.
+
+Light to import.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,18 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from jobs.model_files.directory import WEIGHTS, safetensors_header, weight_files
 from jobs.planning.memory import ModelTrace
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 
 _VERSIONS = ("fleetune", "torch", "transformers")
+_TRIED_WITH = (*_VERSIONS, "tokenizers")
 _HERE = Path(__file__).parent
 # A cached trace is used only if it was made by this code.
 _TRACERS = (
     _HERE / "model_trace.py",
     _HERE / "traced_pass.py",
-    _HERE / "tracker.py",
     _HERE.parent / "training" / "model" / "adapters.py",
 )
 _SPEED = TypeAdapter(tuple[float, float])
@@ -91,3 +95,32 @@ def _kept(
 def _file(kind: str, parts: Iterable[str]) -> Path:
     digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()
     return Path(os.path.expanduser("~/.cache/fleetune")) / kind / f"{digest}.json"
+
+
+def was_tried(spec: Spec, model_dir: str) -> bool:
+    """Whether this model has passed for this task and method, with the same configuration, shapes and libraries."""
+    return _mark(spec, model_dir).exists()
+
+
+def remember(spec: Spec, model_dir: str) -> None:
+    """Note that the model has passed. If the cache cannot be written, the next run takes some seconds longer."""
+    mark = _mark(spec, model_dir)
+    with contextlib.suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+
+
+def _mark(spec: Spec, model_dir: str) -> Path:
+    digest = hashlib.sha256()
+    parts = [*map(version, _TRIED_WITH), spec.model.model_dump_json(exclude={"path"}), str(spec.num_labels)]
+    if spec.method.kind != "full":
+        parts += [version("peft"), spec.method.kind, spec.lora.model_dump_json(), spec.prompt.model_dump_json()]
+    for part in parts:
+        digest.update(f"{part}\n".encode())
+    weights = weight_files(model_dir)
+    for path in sorted(Path(model_dir).iterdir()):
+        if path.is_file() and (path.name in weights or path.suffix not in WEIGHTS):
+            digest.update(f"{path.name}\n".encode())
+            content = safetensors_header(str(path)) if path.name in weights else path.read_bytes()
+            digest.update(hashlib.sha256(content).digest())
+    return Path(os.path.expanduser("~/.cache/fleetune/tried")) / digest.hexdigest()

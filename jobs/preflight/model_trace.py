@@ -16,8 +16,7 @@ import torch
 from jobs.planning.layers import Depth, Line, deepened, period_of
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
-from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter
-from jobs.preflight.tracker import Event
+from jobs.preflight.traced_pass import Event, TracedPass, traced_pass, with_adapter
 from jobs.spec.finetune import Spec
 from jobs.training.loop.loss import piece_length
 from jobs.training.model.adapters import new_modules

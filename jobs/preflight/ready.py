@@ -12,8 +12,8 @@ from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
 from jobs.errors import DataError, SpecError
 from jobs.model_files.directory import check_model_files, vocabulary_of
-from jobs.model_files.tried import remember, was_tried
 from jobs.model_files.without_weights import without_weights
+from jobs.preflight.kept import remember, was_tried
 from jobs.run.events import Announcer
 from jobs.run.outcome import event
 from jobs.run.progress import Progress

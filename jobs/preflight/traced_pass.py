@@ -1,31 +1,96 @@
 """Runs one forward and backward pass of a model without data, and records its events.
 
-The pass is that of the training loop: the same model class, batch, loss and checkpointing.
+The pass is that of the training loop: the same model class, batch, loss and checkpointing. Under torch's FakeTensorMode
+every operator returns tensors with the right shape and no data, so a pass of any model takes milliseconds and no
+memory. A dispatch mode sees every result, and a finalizer sees the end of its storage.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any, cast
+from typing import Any, Final, cast
 from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
-from jobs.preflight.tracker import Event, Tracker
+from jobs.planning.memory import EventKind
 from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
 from jobs.training.model.batch import Batch, collate, model_logits
 from jobs.training.model.load import attention_arguments, model_class, set_pad_token, without_flash_attention
 
+# The registry counts attention of GPUs only. The operator of CPUs has the same first arguments.
+_ON_CPU: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_COUNTED_AS: Final = {_ON_CPU: torch.ops.aten._scaled_dot_product_flash_attention}
 _PIECES, _TRACED_PIECES = loss._pieces, 3
 _PAD = 0  # no size depends on the token that fills a row
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a step, and the bytes of living tensors around it. Parameters and buffers are not counted."""
+
+    kind: EventKind
+    parameters: tuple[str, ...]  # names: those of the module that begins or ends, or that of the gradient
+    live: int
+    peak: int  # most bytes since the event before
+
+
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage that an operator returns, from its first appearance to its end.
+
+    Attributes:
+        flops: number for matrix products and attention so far.
+        operations: number of operators that have returned a new storage; views do not count.
+    """
+
+    def __init__(self, uncounted: Iterable[torch.Tensor]) -> None:
+        """Make a tracker that does not count the storages of the tensors `uncounted`."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events: list[Event] = []
+        self.live = self.peak = self.flops = self.operations = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in uncounted}
+
+    def note(self, kind: EventKind, *parameters: str) -> None:
+        self.events.append(Event(kind, parameters, self.live, self.peak))
+        self.peak = self.live
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        count = flop_registry.get(_COUNTED_AS.get(packet, packet))
+        if count is not None:
+            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
+        elif packet.__name__ == "grouped_mm_fallback":  # experts: (tokens, k) times (experts, k, n)
+            self.flops += 2 * args[0].numel() * args[1].shape[-1]
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._register(tensor.untyped_storage())
+        return out
+
+    def _register(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.operations += 1
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._end, key, size)
+
+    def _end(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
 
 
 @dataclass(frozen=True)
@@ -173,11 +238,11 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
         inside = module.parameters(recurse=name in _leaves(model))
         own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
         if own:
-            module.register_forward_pre_hook(_Begin(tracker, own))
-            module.register_forward_hook(_End(tracker, own))
+            module.register_forward_pre_hook(partial(_begin, tracker, own))
+            module.register_forward_hook(partial(_end, tracker, own))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(partial(_ready, tracker, names[id(parameter)]))  # type: ignore[no-untyped-call]
 
 
 def _leaves(model: torch.nn.Module) -> set[str]:
@@ -191,50 +256,32 @@ def _leaves(model: torch.nn.Module) -> set[str]:
     return found
 
 
-@dataclass(frozen=True)
-class _Begin:
+def _begin(tracker: Tracker, parameters: tuple[str, ...], module: Any, inputs: Any) -> Any:
     """Before a module's forward; its inputs tell when its backward has ended."""
-
-    tracker: Tracker
-    parameters: tuple[str, ...]
-
-    def __call__(self, module: Any, inputs: Any) -> Any:
-        self.tracker.note("enter", *self.parameters)
-        left = iter([True])
-
-        def note() -> None:
-            if next(left, False):
-                self.tracker.note("leave-backward", *self.parameters)
-
-        return _marked(inputs, note)
+    tracker.note("enter", *parameters)
+    return _marked(inputs, _once(tracker, "leave-backward", parameters))
 
 
-@dataclass(frozen=True)
-class _End:
+def _end(tracker: Tracker, parameters: tuple[str, ...], module: Any, inputs: Any, output: Any) -> Any:
     """After a module's forward; its outputs tell when its backward begins."""
-
-    tracker: Tracker
-    parameters: tuple[str, ...]
-
-    def __call__(self, module: Any, inputs: Any, output: Any) -> Any:
-        self.tracker.note("leave", *self.parameters)
-        first = iter([True])
-
-        def note() -> None:
-            if next(first, False):
-                self.tracker.note("enter-backward", *self.parameters)
-
-        return _marked(output, note)
+    tracker.note("leave", *parameters)
+    return _marked(output, _once(tracker, "enter-backward", parameters))
 
 
-@dataclass(frozen=True)
-class _Ready:
-    tracker: Tracker
-    parameter: str
+def _once(tracker: Tracker, kind: EventKind, parameters: tuple[str, ...]) -> Callable[[], None]:
+    """Make a function whose first call notes an event."""
+    first = iter([True])
 
-    def __call__(self, parameter: torch.Tensor) -> None:
-        self.tracker.note("gradient", self.parameter)
-        parameter.grad = None
+    def note() -> None:
+        if next(first, False):
+            tracker.note(kind, *parameters)
+
+    return note
+
+
+def _ready(tracker: Tracker, name: str, parameter: torch.Tensor) -> None:
+    tracker.note("gradient", name)
+    parameter.grad = None
 
 
 def _marked(value: Any, note: Any) -> Any:

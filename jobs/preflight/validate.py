@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import importlib.util
 import os
 import sys
@@ -67,9 +66,11 @@ def validate(spec: Spec, *, estimates: bool = True) -> Validated:
     Raises:
         InputError: all problems, one a line; the error has the type of the first problem.
     """
-    problems = [problem for check in _CHECKS if (problem := _problem(functools.partial(check, spec)))]
+    problems = [problem for check in _CHECKS if (problem := _problem(check, spec))]
     sources = _looked_at_sources(spec, problems)
-    _raise_all(problems)
+    if problems:
+        mistakes = dict.fromkeys(mistake for problem in problems for mistake in problem.mistakes)
+        raise type(problems[0]).of(mistakes) from problems[0]
     spec = with_model_of_run(spec)
     seen, unseen = _model_seen(spec)
     warnings = list(_warnings(spec))
@@ -81,15 +82,9 @@ def validate(spec: Spec, *, estimates: bool = True) -> Validated:
     return Validated(spec, tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
 
 
-def _raise_all(problems: list[InputError]) -> None:
-    if problems:
-        mistakes = dict.fromkeys(mistake for problem in problems for mistake in problem.mistakes)
-        raise type(problems[0]).of(mistakes) from problems[0]
-
-
-def _problem(check: Callable[[], object]) -> InputError | None:
+def _problem(check: Callable[[Spec], object], spec: Spec) -> InputError | None:
     try:
-        check()
+        check(spec)
     except InputError as error:
         return error
     return None
@@ -103,10 +98,6 @@ def enter_working_dir(spec: Spec) -> None:
         raise SpecError(
             f"working_dir {spec.working_dir}: {error.strerror}. Give a directory that every node sees"
         ) from error
-
-
-def _check_model(spec: Spec) -> None:
-    check_model_dir(with_model_of_run(spec))
 
 
 def _check_warmup(spec: Spec) -> None:
@@ -208,16 +199,12 @@ def _model_seen(spec: Spec) -> tuple[list[str], list[str]]:
     return [], [f"model: {path} is not a directory beside the spec; whether the hub has it was not checked"]
 
 
-def _check_formats(spec: Spec) -> None:
-    """Look for functions that the user wrote, without calling them: only workers import them."""
+def check_formats(spec: Spec) -> None:
+    """Look for functions that the user wrote, without calling them: only workers import them. Raises SpecError."""
     own = sorted(name for name in spec.formats if OWN_FUNCTION.match(name))
     problems = [Mistake(problem, "data.format") for name in own if (problem := own_function_problem(name))]
     if problems:
         raise SpecError.of(problems)
-
-
-def _check_storage(spec: Spec) -> None:
-    storage.check_writable(spec.storage_path)
 
 
 _CHECKS: tuple[Callable[[Spec], object], ...] = (
@@ -226,9 +213,9 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
     worker_numbers,
     _check_warmup,
     check_metrics,
-    _check_model,
-    _check_formats,
-    _check_storage,
+    lambda spec: check_model_dir(with_model_of_run(spec)),
+    check_formats,
+    lambda spec: storage.check_writable(spec.storage_path),
 )
 
 

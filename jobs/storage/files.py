@@ -7,6 +7,7 @@ that `jobs.storage.locations` does not allow raise StorageError before anything 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import posixpath
@@ -14,7 +15,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Final, Protocol, cast
 
 import fsspec
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
@@ -24,7 +25,27 @@ from cluster.settings import extra_protocols
 from jobs.errors import StorageError, StorageOutage
 from jobs.storage import locations as location
 from jobs.storage.direct_io import DirectFile
-from jobs.storage.outage import is_outage
+
+_PASSING: Final = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,  # s3fs raises it if the store asks for fewer requests
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,  # the process behind a FUSE mount has ended
+        errno.EPIPE,
+        errno.ESTALE,  # NFS
+        errno.ETIMEDOUT,
+    }
+)
+# Parts of class names, because each client of an object store has its own tree of errors.
+_WORDS: Final = ("Timeout", "Connection", "Connect")
 
 
 class Writable(Protocol):
@@ -227,13 +248,8 @@ def _move(source: str, target: str) -> None:
     try:
         os.replace(source, target)
     except OSError:  # the target is on another file system
-        handle, beside = tempfile.mkstemp(dir=os.path.dirname(target) or ".", prefix=".part.")
-        with os.fdopen(handle, "wb") as file, open(source, "rb") as content:
+        with _replacing(target) as file, open(source, "rb") as content:
             shutil.copyfileobj(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o644)
-        os.replace(beside, target)
         os.unlink(source)
 
 
@@ -346,11 +362,19 @@ def check_writable(path: str) -> None:
         fs.rm(inner)
     except StorageOutage:
         raise
-    except StorageError as error:
-        raise StorageError(
-            f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."
-        ) from error
     except Exception as error:
         raise StorageError(
             f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."
         ) from error
+
+
+def is_outage(error: BaseException, local: bool) -> bool:
+    """Whether the same call may succeed later, because the storage did not answer or is overloaded. Pure.
+
+    Args:
+        local: the file system is mounted. There EIO usually means a broken disk, whereas s3fs raises it for internal
+            errors of the store.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _PASSING or (error.errno == errno.EIO and not local)
+    return any(word in cls.__name__ for cls in type(error).__mro__ for word in _WORDS)

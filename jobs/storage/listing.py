@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.errors import StorageError
 from jobs.storage import files as storage
 
 # Keys under which file systems of fsspec report when a file was written; the first that is present counts.
@@ -38,14 +37,10 @@ def listing(path: str) -> tuple[Listed, ...]:
     Raises:
         StorageError: the directory cannot be listed.
     """
-    try:
+    with storage.as_storage_error("list", path):
         if storage.is_local(path):
             return tuple(sorted(_local(storage.local_path(path).rstrip("/") or "/", "")))
         return tuple(sorted(_remote(path)))
-    except StorageError:
-        raise
-    except Exception as error:  # the client of an object store may raise anything
-        raise StorageError(f"cannot list {path}: {type(error).__name__}: {error}") from error
 
 
 def _local(folder: str, prefix: str) -> Iterator[Listed]:

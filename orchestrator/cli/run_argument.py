@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final
 
 from cluster.settings import fleetune_home, server_url
@@ -80,12 +81,7 @@ def _job_meant(given: str) -> JobView | None:
     if server_url() is None and local_server(fleetune_home()) is None:
         return None
     try:
-        connection = connect(patience_s=0.0, answer_s=ANSWER_S)
+        with contextlib.closing(connect(patience_s=0.0, answer_s=ANSWER_S)) as connection:
+            return find_job(connection, given)
     except FleetuneError:
         return None
-    try:
-        return find_job(connection, given)
-    except FleetuneError:
-        return None
-    finally:
-        connection.close()

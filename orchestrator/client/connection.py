@@ -145,7 +145,7 @@ class Connection:
             try:
                 response = self._http.send(request())
             except httpx.TransportError as error:
-                waits = (again and self._has_answered) or (isinstance(error, _NOT_SENT) and self._has_answered)
+                waits = self._has_answered and (again or isinstance(error, _NOT_SENT))
                 if not waits or self._clock() >= until_s:
                     raise self._no_server(error) from error
                 if self._find is not None and isinstance(error, _NOT_SENT):
@@ -161,19 +161,15 @@ class Connection:
             pause_s = min(pause_s * 2.0, LONGEST_PAUSE_S)
 
     def _read(self, response: httpx.Response, answer: type[ToldT]) -> ToldT:
-        if response.is_success:
-            try:
-                told = answer.model_validate_json(response.content)
-            except ValidationError as error:
-                raise self._strange(response, error) from error
-            self._has_answered = True
-            return told
+        kind: type[ToldT] | type[Problem] = answer if response.is_success else Problem
         try:
-            problem = Problem.model_validate_json(response.content)
+            told = kind.model_validate_json(response.content)
         except ValidationError as error:
             raise self._strange(response, error) from error
         self._has_answered = True
-        raise self._error_of(response.status_code, problem)
+        if isinstance(told, Problem):
+            raise self._error_of(response.status_code, told)
+        return told
 
     def _error_of(self, status: int, problem: Problem) -> FleetuneError:
         if status == 401 or problem.error == _TOO_OFTEN:

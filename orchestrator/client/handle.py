@@ -1,4 +1,4 @@
-"""A handle of one job, for scripts. It resembles `concurrent.futures.Future`."""
+"""A handle of one job, for scripts, which resembles `concurrent.futures.Future`, and the job's result."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import math
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs.errors import FleetuneError
+from jobs.errors import FleetuneError, Interrupted
 from jobs.run.outcome import Outcome, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
@@ -18,9 +19,9 @@ from orchestrator.api import JobView, MetricsPart, WhyView
 from orchestrator.client.connection import Connection
 from orchestrator.client.log_reader import LogLine, LogReader, followed, log_of_end
 from orchestrator.client.lookup import job_path
-from orchestrator.client.result import JobCancelled, JobFailed, Result
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.states import ENDED, Reason, State
+from orchestrator.queue.wording import advice
 
 if TYPE_CHECKING:
     import pandas
@@ -28,6 +29,52 @@ if TYPE_CHECKING:
 FRESH_S: Final = 0.5  # seconds; accepted age of a job's state
 FIRST_POLL_S: Final = 0.5
 LONGEST_POLL_S: Final = 2.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """The result of a job that has succeeded.
+
+    Attributes:
+        metrics: last known values: `loss`, `eval_loss`, ...; values that are not finite are NaN.
+        paths: paths of its run's files; None for a command.
+    """
+
+    job_id: str
+    name: str
+    state: State
+    message: str
+    step: int
+    metrics: Mapping[str, float]
+    paths: JobPaths | None
+
+
+class JobFailed(FleetuneError):
+    """A job has failed.
+
+    Attributes:
+        log: end of the log that says most about the failure.
+        source: name of this log.
+    """
+
+    def __init__(self, job_id: str, reason: Reason, message: str, log: str, source: str) -> None:
+        self.job_id, self.reason, self.log, self.source = job_id, reason, log, source
+        parts = [f"job {job_id} failed ({reason}){f': {message}' if message else ''}"]
+        if log:
+            parts.append(f"The end of its log ({source}):\n{log}")
+        of_run = f" --source {source}" if source != "output" else ""
+        parts.append(f"All of it: fleetune logs {job_id}{of_run}" if log else "")
+        parts.append(f"To do: {advice(reason, job_id)}")
+        super().__init__("\n".join(filter(None, parts)))
+
+
+class JobCancelled(Interrupted):
+    """A job was cancelled."""
+
+    def __init__(self, job_id: str, message: str) -> None:
+        self.job_id = job_id
+        said = f": {message}" if message else ""
+        super().__init__(f"job {job_id} was cancelled{said}. To queue it again: fleetune retry {job_id}")
 
 
 class JobHandle:

@@ -20,12 +20,11 @@ from orchestrator.controller.node_health import NodeWatch
 from orchestrator.controller.observer import Observer
 from orchestrator.controller.planner import Planner
 from orchestrator.controller.set_aside import SetAside, held_aside
-from orchestrator.queue.clock import TOLERANCE_S, Clock
+from orchestrator.queue.clock import TOLERANCE_S, USUAL, Clock, Timing
 from orchestrator.queue.errors import NotLeader, StoreBroken
 from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule, Transition, UnreadableRow
 from orchestrator.queue.store import Store
-from orchestrator.queue.timing import USUAL, Timing
 from orchestrator.queue.transitions import Observation, next_transition
 from orchestrator.scheduling.policy import DEFAULT, Policy
 

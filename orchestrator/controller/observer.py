@@ -8,12 +8,11 @@ from typing import Any, Final
 from cluster.backend import Backend, Phase, Submission
 from cluster.capacity.inventory import Inventory
 from orchestrator.controller.job_cache import JobCache
-from orchestrator.queue.clock import Clock
+from orchestrator.queue.clock import Clock, Timing
 from orchestrator.queue.node_rules import to_be_left
 from orchestrator.queue.records import Job, NodeRule
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
-from orchestrator.queue.timing import Timing
 from orchestrator.queue.transitions import Observation
 
 _LABELS_KEPT: Final = 1000  # number of labels of former nodes to keep, for messages to jobs

@@ -12,14 +12,13 @@ from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.ledger import Cluster, Nominations, PlanResult, kept, orders, snapshot
 from orchestrator.controller.set_aside import SetAside, without_faulty
-from orchestrator.queue.clock import Clock
+from orchestrator.queue.clock import Clock, Timing
 from orchestrator.queue.months import MonthUse
 from orchestrator.queue.records import Job, NodeRule
 from orchestrator.queue.retry import may_start_at_s
 from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
-from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import Policy
 

@@ -18,7 +18,7 @@ from orchestrator.client.discovery import connect
 from orchestrator.client.lookup import all_jobs, job_path
 from orchestrator.gc.scan import model_path, run_named_by
 from orchestrator.gc.values import Held
-from orchestrator.queue.states import ENDED, State
+from orchestrator.queue.states import UNFINISHED
 
 PATIENCE_S: Final = 10.0
 
@@ -48,7 +48,7 @@ def needed_by_queue(url: str, runs: Collection[str]) -> Held:
                     f"the token of {me.name} shows jobs of tenant {me.tenant} only: give an admin's in FLEETUNE_TOKEN. "
                     + _OTHERWISE
                 )
-            jobs = list(all_jobs(server, state=[str(state) for state in State if state not in ENDED]))
+            jobs = list(all_jobs(server, state=list(map(str, UNFINISHED))))
             return held_by(jobs, _models(server, jobs), runs)
     except QueueUnreachable:
         raise

@@ -21,7 +21,7 @@ from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
 
 INSIDE: Final = JobPaths("")  # names of files relative to a run, as in a listing
-MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.preparation.prepare_source`
+MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.preparation.prepare`
 
 _READERS = 8
 _PREPARED = prepared_root("", "").rstrip("/")

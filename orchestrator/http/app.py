@@ -9,7 +9,6 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
-from orchestrator.http.body import StrictRoute
 from orchestrator.http.errors import handle
 from orchestrator.http.gate import DRIVER, OPEN, Gate
 from orchestrator.http.peer import LocalPeers
@@ -21,7 +20,7 @@ from orchestrator.http.routes import nodes as noderoutes
 from orchestrator.http.routes import ray_submitted as raysubmittedroutes
 from orchestrator.http.routes import tenants as tenantroutes
 from orchestrator.http.routes import tokens as tokenroutes
-from orchestrator.http.routing import Serving
+from orchestrator.http.routing import Serving, StrictRoute
 
 _ABOUT = """
 Submit, watch and change the jobs of a shared GPU cluster.

@@ -15,9 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.errors import FleetuneError
 from orchestrator.api import MOST_BYTES
-from orchestrator.http.auth import NoToken, Tokens, bearer, check_at_home
+from orchestrator.http.auth import Failures, NoToken, Tokens, bearer, check_at_home
 from orchestrator.http.errors import TOLD, answer_to, route_of, unexpected
-from orchestrator.http.failures import Failures
 from orchestrator.http.metrics import Meters
 from orchestrator.http.scrub import Scrubber
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import Counter as Counted
@@ -89,10 +90,8 @@ class ClusterCollector:
     def _collected(self) -> list[GaugeMetricFamily]:
         found: list[GaugeMetricFamily] = []
         for part in (self._jobs, self._oldest, self._gpus):
-            try:
+            with contextlib.suppress(FleetuneError):  # metrics that cannot be read are left out
                 found += part()
-            except FleetuneError:  # metrics that cannot be read are left out
-                continue
         return found
 
     def _jobs(self) -> list[GaugeMetricFamily]:

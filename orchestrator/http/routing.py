@@ -1,8 +1,9 @@
-"""What all routes share: their context, their parameters and their answers."""
+"""What all routes share: their context, their parameters, how bodies are read, and their answers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any, Final, TypeVar
@@ -10,13 +11,15 @@ from typing import Annotated, Any, Final, TypeVar
 import anyio
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Query
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from pydantic_core import from_json
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.http.auth import Tokens
-from orchestrator.http.body import StrictRoute
 from orchestrator.http.errors import TooMany
 from orchestrator.http.gate import CALLER
 from orchestrator.http.metrics import Meters
@@ -47,6 +50,7 @@ _WHAT: Final = {
     500: "The server has failed.",
     503: "Store or machines do not answer now.",
 }
+_LARGE = 1 << 18  # bytes; larger bodies are parsed in a thread, so that other requests are not held up
 
 
 def problems(*statuses: int) -> Responses:
@@ -119,13 +123,13 @@ class Serving:
         except UnknownJob:
             if sees_all(caller):
                 raise
-            raise unknown(job_id) from None
+            raise UnknownJob.named(job_id) from None
         except UnreadableJob as error:
             if caller.may_see(error.tenant):
                 raise
-            raise unknown(job_id) from None
+            raise UnknownJob.named(job_id) from None
         if not caller.may_see(job.tenant):
-            raise unknown(job_id)
+            raise UnknownJob.named(job_id)
         return job
 
     def view(self, job: Job) -> api.JobView:
@@ -153,10 +157,6 @@ def named(rows: Iterable[UnreadableRow], caller: Caller) -> Iterator[str]:
             yield f"{row.name}: {row.problem}"
         elif caller.is_admin:
             yield f"{row.table} {row.name}: {row.problem}"
-
-
-def unknown(job_id: str) -> UnknownJob:
-    return UnknownJob.named(job_id)
 
 
 def router(tag: str, prefix: str = "/v1") -> APIRouter:
@@ -193,3 +193,36 @@ Name = Annotated[str, Path(min_length=1, max_length=300)]
 After = Annotated[int, Query(ge=0, le=NEWEST)]
 Before = Annotated[int | None, Query(ge=0, le=NEWEST, description="Newest first: what is below this number.")]
 Limit = Annotated[int, Query(ge=1, le=api.MOST_PAGE)]
+
+
+class StrictRequest(Request):
+    async def json(self) -> Any:
+        """Parse the body. NaN, lone surrogates and more than 200 levels are refused. Raises JSONDecodeError."""
+        body = await self.body()
+        return await to_thread.run_sync(read_json, body) if len(body) > _LARGE else read_json(body)
+
+
+class StrictRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            if request.method in ("POST", "PUT") and self.body_field is not None:
+                _check_type(request)
+            return await handler(StrictRequest(request.scope, request.receive))
+
+        return handle
+
+
+def read_json(body: bytes) -> Any:
+    try:
+        return from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise json.JSONDecodeError(str(error)[:200], "", 0) from None
+
+
+def _check_type(request: Request) -> None:
+    """Require a JSON content type: a page of another site may send other types without a preflight request."""
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != "application/json" and not (given.startswith("application/") and given.endswith("+json")):
+        raise HTTPException(415, "the body must be JSON, and say so: Content-Type: application/json")

@@ -40,10 +40,8 @@ def _row(name: str, status: str, age: str, size: int, checkpoints: str, goes: st
 
 
 def _run_row(verdict: RunVerdict, now_s: float) -> Row:
-    run, goes = (
-        verdict.run,
-        {ToRemove.NOTHING: "", ToRemove.CHECKPOINTS: "checkpoints", ToRemove.RUN: "all of it"}[verdict.to_remove],
-    )
+    run = verdict.run
+    goes = {ToRemove.NOTHING: "", ToRemove.CHECKPOINTS: "checkpoints", ToRemove.RUN: "all of it"}[verdict.to_remove]
     checkpoints = byte_size(run.checkpoint_size) if run.checkpoint_size else ""
     age = long_duration(now_s - run.since_s)
     return _row(run.name, run.status, age, run.size, checkpoints, goes, verdict.freed, verdict.why)

@@ -1,4 +1,4 @@
-"""Output of the commands `queue` and `status`, as text. Makes no requests."""
+"""Output of the commands `queue`, `status` and `events`, as text. Makes no requests."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Final
 
 from cluster.text import format_time, long_duration
 from orchestrator.api import EventView, JobView, WhyView
-from orchestrator.pages.events import event_rows
 from orchestrator.pages.show import numbers, table
 from orchestrator.pages.tables import columns, cut, plain
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
-from orchestrator.queue.wording import detail_of
+from orchestrator.queue.wording import detail_of, happened
 
 LONGEST_NEXT: Final = 100  # characters; `status` shows the whole text
 LONGEST_SET: Final = 60
@@ -212,3 +211,24 @@ def _heard(job: JobView, now_s: float) -> str:
     if job.heard_s is None or job.state not in HOLDS_A_LEASE:
         return ""
     return f"{long_duration(now_s - job.heard_s)} ago"
+
+
+def event_rows(events: Sequence[EventView]) -> list[tuple[str, str, str]]:
+    """Return (time, job or `cluster`, text) for each event.
+
+    If a job's program ends by itself, the events `stopping` and `ended` have the same time and text; only the second is
+    returned.
+    """
+    said = {(one.job_id, one.at_s, one.message) for one in events if one.kind != State.STOPPING}
+    shown = [one for one in events if one.kind != State.STOPPING or (one.job_id, one.at_s, one.message) not in said]
+    return [(format_time(one.at_s), one.job_id or "cluster", _what(one)) for one in shown]
+
+
+def _what(event: EventView) -> str:
+    if event.job_id is None:
+        return plain(event.message or event.kind)
+    return plain(happened(event.kind, event.message, event.data))
+
+
+def event_lines(events: Sequence[EventView]) -> list[str]:
+    return ["  ".join(row) for row in event_rows(events)]

@@ -1,10 +1,11 @@
-"""The clocks that decisions are based on."""
+"""The clocks that decisions are based on, and the timeouts of the leader."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 TOLERANCE_S: Final = 60.0  # tolerated difference from the steady clock or from another server's clock
@@ -81,3 +82,32 @@ class SystemClock:
             return ""
         self._now_s, self._doubted = wall_s, None
         return f"the clock of this machine has been {jump} for two hours, and is followed from now on"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Timeouts in seconds.
+
+    Attributes:
+        grace_s: time between a soft stop and the first hard one. More hard stops follow at growing intervals.
+        slow_s: once a job takes longer than this to stop, its nodes are not expected to be free soon.
+        pending_s: a driver that has not come up within this time is started again.
+        absent_s: a node that has not been seen for this long is lost.
+        replan_s: interval between plans if nothing has changed.
+        doubt_s: how long a start that was not answered may still happen.
+        register_s: a running driver that has not registered within this time is stopped.
+        silent_s: a driver that has not been heard for this long is stopped. None: drivers do not report, for example
+            those of fake machines.
+    """
+
+    grace_s: float = 120.0
+    slow_s: float = 180.0
+    pending_s: float = 600.0
+    absent_s: float = 10.0
+    doubt_s: float = 60.0
+    replan_s: float = 15.0
+    register_s: float = 600.0
+    silent_s: float | None = None
+
+
+USUAL = Timing()

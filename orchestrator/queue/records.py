@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from cluster.capacity.gang import Gang
 from orchestrator.queue.states import DesiredState, Reason, State
 
 NodePlaces = tuple[tuple[str, int], ...]  # (node id, workers) for each node
+_RAY_CLIENT: Final = "ray:"  # no other client's name may begin with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,3 +275,18 @@ class Leadership:
     epoch: int
     url: str
     expires_s: float
+
+
+def client_of(submission: str, environment: str) -> str:
+    """Make the name of the client that is a Ray-submitted program. `environment`: a digest of its environment."""
+    return f"{_RAY_CLIENT}{submission}:{environment}"
+
+
+def ray_submission_of(job: Job) -> str | None:
+    """Return Ray's submission of the program that has queued this job; None: no such program has."""
+    return job.client.split(":")[1] if job.client is not None and job.client.startswith(_RAY_CLIENT) else None
+
+
+def environment_of(job: Job) -> str:
+    """Return the digest of the environment of the Ray-submitted program; '' if none has queued this job."""
+    return job.client.rpartition(":")[2] if job.client is not None and ray_submission_of(job) is not None else ""

@@ -40,6 +40,14 @@ _BACKS_OFF = (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.SILENT, Reason.NOT_STA
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 10.0, 600.0
 
 BAD_INPUT_EXIT, INTERRUPTED_EXIT = 2, 130
+_BY_EXIT_CODE: Mapping[int | None, tuple[Reason, str]] = {
+    BAD_INPUT_EXIT: (Reason.BAD_INPUT, "the driver says that its input is wrong: see the log"),
+    TRY_AGAIN_EXIT: (Reason.DRIVER_LOST, "the driver says that the machines failed it: see the log"),
+    OUT_OF_MEMORY_EXIT: (Reason.OUT_OF_MEMORY, "the driver says that the job ran out of memory: see the log"),
+    INTERRUPTED_EXIT: (Reason.DRIVER_LOST, "the driver was told to end, as when a machine goes down"),
+    # Nothing on the machine tells who sent the signal.
+    -signal.SIGKILL: (Reason.DRIVER_KILLED, "the driver was killed, as happens where a machine runs out of memory"),
+}
 
 
 def landing(job: Job) -> tuple[State, str]:
@@ -80,19 +88,9 @@ def why_ended(submission: Submission) -> tuple[Reason, str]:
     text = submission.message
     if submission.phase is Phase.SUCCEEDED:
         return Reason.FINISHED, text
-    if submission.exit_code == BAD_INPUT_EXIT:
-        return Reason.BAD_INPUT, text or "the driver says that its input is wrong: see the log"
-    if submission.exit_code == TRY_AGAIN_EXIT:
-        return Reason.DRIVER_LOST, text or "the driver says that the machines failed it: see the log"
-    if submission.exit_code == OUT_OF_MEMORY_EXIT:
-        return Reason.OUT_OF_MEMORY, text or "the driver says that the job ran out of memory: see the log"
-    if submission.exit_code == INTERRUPTED_EXIT:
-        return (
-            Reason.DRIVER_LOST,
-            text or "the driver was told to end, as when a machine goes down",
-        )
+    if submission.exit_code in _BY_EXIT_CODE:
+        reason, usual = _BY_EXIT_CODE[submission.exit_code]
+        return reason, text or usual
     if submission.phase is Phase.FAILED and submission.exit_code is not None and submission.exit_code > 0:
         return Reason.RUN_FAILED, text or f"the driver ended with exit code {submission.exit_code}: see the log"
-    if submission.exit_code == -signal.SIGKILL:  # nothing on the machine tells who sent the signal
-        return Reason.DRIVER_KILLED, text or "the driver was killed, as happens where a machine runs out of memory"
     return Reason.DRIVER_LOST, text or "the driver is gone without an outcome"

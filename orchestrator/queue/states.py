@@ -21,6 +21,7 @@ class State(StrEnum):
 
 
 ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED})
+UNFINISHED = tuple(state for state in State if state not in ENDED)
 HOLDS_A_LEASE = frozenset({State.STARTING, State.RUNNING, State.STOPPING})
 
 MAY_GO_TO: Mapping[State, frozenset[State]] = {

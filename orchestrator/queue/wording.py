@@ -1,4 +1,4 @@
-"""Wording of a job's states and events. All interfaces show the same text. Pure functions."""
+"""Wording of a job's states and events, and advice. All interfaces show the same text. Pure functions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ _ASKED_OF_IT: Final[Mapping[str, str]] = {
 }
 _STOPS: Final[Mapping[str, str]] = {"cancelled": "is ending, as it was asked to", "paused": "is pausing"}
 _SAY_NOTHING: Final = frozenset({Reason.ANSWERED.value, Reason.FINISHED.value, Reason.GRANTED.value})
+_USUAL_ADVICE: Final = "see its log (fleetune logs {job}); fleetune retry {job} runs it again"
+_ADVICE: Final[Mapping[Reason, str]] = {
+    Reason.BAD_INPUT: "correct the spec and submit it again",
+    Reason.OUT_OF_MEMORY: "let it use less memory (smaller micro-batches, more workers), or see what else uses the "
+    "memory of its nodes; its log (fleetune logs {job}) has more",
+    Reason.SILENT: "see in its log (fleetune logs {job}) whether it reaches the server: fleetune serve --url says how "
+    "drivers do; then fleetune retry {job}",
+    Reason.TIMED_OUT: "submit it again with a larger max_runtime_s, or go on for as long again: fleetune retry {job}",
+    Reason.PARENT_FAILED: "retry that one first, and then this one (fleetune retry {job})",
+    Reason.CANCELLED: "fleetune retry {job} puts it back into the queue",
+}
 
 
 def removed(retention_days: float | None) -> str:
@@ -81,3 +92,8 @@ def _asked(data: Mapping[str, Any]) -> str:
     if (priority := data.get("priority")) is not None:
         asked.append(f"gave it priority {priority}")
     return f"{data['by']} {' and '.join(asked) or 'asked it for nothing'}"
+
+
+def advice(reason: Reason, job_id: str) -> str:
+    """Say what to do about a job that did not succeed."""
+    return _ADVICE.get(reason, _USUAL_ADVICE).format(job=job_id)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,21 +19,14 @@ def slots_of(gang: Gang) -> int:
     return gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
 
 
-class State(IntEnum):
-    NOBODY = 0  # the row has no job
-    WAITING = 1
-    RUNNING = 2
-    HELD = 3  # waits for something other than slots: another job, or its owner
-
-
+# States of a job. NOBODY: the row has no job. HELD: it waits for something other than slots: another job, or its owner.
+# Plain integers, since looking up a member of an enumeration takes longer than comparing a column.
+NOBODY, WAITING, RUNNING, HELD = range(4)
 _LEAST_ROWS, _LOOK_EVERY = 64, 64
-
-# Plain integers: looking up a member of an enumeration takes longer than comparing a column.
-NOBODY, WAITING, RUNNING, HELD = (int(state) for state in State)
 
 # name -> (type, value in a row without a job)
 _COLUMNS: dict[str, tuple[type, float]] = {
-    "state": (np.int8, State.NOBODY),
+    "state": (np.int8, NOBODY),
     "tenant": (np.int32, 0),
     "priority": (np.int32, 0),
     "gang": (np.int32, 0),
@@ -59,7 +51,7 @@ class JobTable:
 
     Attributes:
         gangs: the distinct gangs; the column `gang` holds indices into this list.
-        state: a State.
+        state: NOBODY, WAITING, RUNNING or HELD.
         tenant: index into the snapshot's tenants.
         priority: the priority class; higher goes first.
         size: slots that the gang holds: its GPUs, or its CPUs if it needs no GPU.

@@ -75,7 +75,7 @@ def shares(snapshot: Snapshot, policy: Policy) -> Floats:
     """[tenants]; use over share, relative to the mean of tenants with jobs, to the power of `share_exponent`."""
     over = snapshot.used_s / snapshot.weights
     jobs = snapshot.jobs
-    active = np.bincount(jobs.tenant, jobs.state, len(over)) > 0  # State.NOBODY is 0, so that free rows do not count
+    active = np.bincount(jobs.tenant, jobs.state, len(over)) > 0  # NOBODY is 0, so that free rows do not count
     total = float(over @ active)
     if not total > 0:
         return np.ones(len(over))

@@ -23,7 +23,7 @@ ROW = (
     "cpus_per_worker",
     "gpus_per_worker",
     "accelerator_type",
-    "state",  # a State
+    "state",  # as in `job_table`
     "submitted_s",
     "waiting_since_s",
     "waited_s",

@@ -1,15 +1,15 @@
-"""The event log: a line for each new event, and counters for metrics."""
+"""The event log: a line for each new event, counters for metrics, and the events about the server itself."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from orchestrator.controller.node_failures import FAULTY
+from orchestrator.controller.node_health import FAULTY
 from orchestrator.http.metrics import Meters
 from orchestrator.queue.records import QueueEvent
-from orchestrator.queue.states import ENDED, State
-from orchestrator.queue.store import Store
+from orchestrator.queue.states import ENDED, UNFINISHED, State
+from orchestrator.queue.store import Filter, Store
 from orchestrator.queue.wording import detail_of
 
 _PAGE, _MOST_PAGES = 1000, 20
@@ -57,3 +57,17 @@ def _line(event: QueueEvent) -> str:
         return event.message
     message = detail_of(event.kind, event.message)
     return f"{event.job_id}: {event.kind}{f' ({message})' if message else ''}"
+
+
+def begins_to_lead(store: Store, now_s: float, url: str) -> None:
+    """Add an event with the number of jobs in each state. Raises StoreBroken."""
+    counts = store.count(Filter(states=UNFINISHED))
+    found = [f"{counts[state]:,} {state}" for state in UNFINISHED if counts.get(state)]
+    message = f"the server at {url} leads the queue: {', '.join(found) or 'no'} jobs found"
+    store.add_events([QueueEvent(now_s, "server-leads", message, data={"url": url})])
+
+
+def stops(store: Store, now_s: float, url: str) -> None:
+    """Add an event about the end of the server. Raises StoreBroken."""
+    message = f"the server at {url} was stopped; jobs go on"
+    store.add_events([QueueEvent(now_s, "server-stopped", message, data={"url": url})])

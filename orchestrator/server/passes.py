@@ -7,15 +7,18 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from cluster.errors import BackendUnreachable, Fenced
 from orchestrator.controller.controller import Controller
-from orchestrator.controller.leadership import LeaderElection
-from orchestrator.controller.leadership_renewal import LeadershipRenewal
+from orchestrator.controller.leadership import LeaderElection, LeadershipRenewal
 from orchestrator.http.metrics import Meters
 from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.queue.states import UNFINISHED
+from orchestrator.queue.store import Filter, Store
 from orchestrator.server.event_log import EventLog
+from orchestrator.service.admission.clients import any_alive
 
 NEWEST = "newest_s"  # fact in the store: the newest time, for the clock of a restarted server
 _EVERY_S = 1.0
@@ -23,6 +26,7 @@ _NOTE_EVERY_S = 60.0
 _SHORTEST_GAP_S = 0.1
 _REST = 9.0  # idle for nine times the duration of the last pass, so that bursts of submissions share one pass
 _ENDS_WITHIN_S = 5.0
+_IDLE_S = 10.0  # time without clients and jobs after which an embedded server ends
 _FAILING = 3  # failed passes in a row before trouble is reported; a single failure may be chance
 
 Follow = Callable[[], object]
@@ -186,3 +190,18 @@ class Throttled:
         if time.monotonic() >= self._next_s:
             self._act()
             self._next_s = time.monotonic() + self._every_s
+
+
+class IdleShutdown:
+    """Ends an embedded server after a time without living clients and unfinished jobs. Called after each pass."""
+
+    def __init__(self, store: Store, home: Path, end: Callable[[], None]) -> None:
+        self._store, self._home, self._end = store, home, end
+        self._needed_s = time.monotonic()
+
+    def __call__(self) -> None:
+        """Check whether the server is needed. Raises StoreBroken."""
+        if any_alive(self._home) or self._store.jobs(Filter(states=UNFINISHED), limit=1):
+            self._needed_s = time.monotonic()
+        elif time.monotonic() - self._needed_s > _IDLE_S:
+            self._end()

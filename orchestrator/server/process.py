@@ -30,28 +30,24 @@ from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.http.scrub import Scrubber
 from orchestrator.local_server import Record, locked, make_home, write_record
-from orchestrator.queue.clock import SystemClock
+from orchestrator.queue.clock import SystemClock, Timing
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
-from orchestrator.queue.timing import Timing
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.server import greeting
-from orchestrator.server import take_over as taking_over
 from orchestrator.server.address import listen, url_here, urls_for_drivers
 from orchestrator.server.autoscaler_updates import DemandUpdates
 from orchestrator.server.backends import Place, machines
-from orchestrator.server.console import Output
-from orchestrator.server.event_log import EventLog
-from orchestrator.server.idle_shutdown import IdleShutdown
-from orchestrator.server.passes import NEWEST, ControlLoop, Throttled
+from orchestrator.server.console import Facts, Output, greeting
+from orchestrator.server.event_log import EventLog, begins_to_lead, stops
+from orchestrator.server.passes import NEWEST, ControlLoop, IdleShutdown, Throttled
 from orchestrator.server.session_record import SessionRecordUpdates
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
 from orchestrator.service.context.context import MOST_RAY_SUBMITTED, ServiceContext
 from orchestrator.service.context.identity import queue_id
-from orchestrator.service.launch import launch_of
+from orchestrator.service.drivers import launch_of
 from orchestrator.service.observability.explain import Explainer
 from orchestrator.service.retention import Retention
 from orchestrator.service.tokens import has_admin
@@ -205,7 +201,7 @@ class _Server:
 
     def run(self) -> None:
         self._tokens.read()
-        self._output.greet(greeting.lines(self._context, self._facts()))
+        self._output.greet(greeting(self._context, self._facts()))
         if self._options.store is None:
             write_record(self._home, Record(self._url_here, getpid(), version("fleetune")))
         sys.setswitchinterval(_SWITCH_S)
@@ -218,7 +214,7 @@ class _Server:
             self._loop.end()
             with contextlib.suppress(StoreBroken):
                 if self._loop.leads():
-                    self._note(taking_over.stops)
+                    self._note(stops)
                 self._election.resign()
             self._output.say("stopped; jobs go on")
 
@@ -242,7 +238,7 @@ class _Server:
             takes_over=self._options.take_over,
         )
         event_log = EventLog(context.store, self._meters, say)
-        begins = partial(self._note, taking_over.begins_to_lead)
+        begins = partial(self._note, begins_to_lead)
         return ControlLoop(
             controller, self._election, event_log, self._meters, say, self._after_each_pass(controller), begins
         )
@@ -314,10 +310,10 @@ class _Server:
     def _end(self) -> None:
         self._http.should_exit = True
 
-    def _facts(self) -> greeting.Facts:
+    def _facts(self) -> Facts:
         options = self._options
         store = options.store if options.store is not None else str(self._home / "queue.db")
-        return greeting.Facts(
+        return Facts(
             store=store,
             machines=self._place.label,
             url=self._url_here,

@@ -1,27 +1,61 @@
-"""The server's side of drivers: what to run, and whether to go on. Messages are in `jobs.drivers.link.messages`."""
+"""The server's side of drivers: start, work, and whether to go on. Messages are in `jobs.drivers.link.messages`."""
 
 from __future__ import annotations
 
 import datetime
 import json
+import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
+from cluster.backend import Launch
 from cluster.capacity.occupancy import workers_in
-from jobs.drivers.link.messages import Answer, Beat, Order, Register, Registered
+from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
+from jobs.drivers.link.messages import MOST_STEPS, Answer, Beat, Order, Register, Registered
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.spec.references import run_named
-from orchestrator.controller.node_failures import FAULTY, REPORTED, Incident, added, dumped, loaded
+from orchestrator.controller.drivers import LaunchOf
+from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, added, dumped, loaded
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken, UnknownJob
 from orchestrator.queue.node_rules import taken_by_ray
-from orchestrator.queue.plausible import plausible
-from orchestrator.queue.records import Job, Measured, QueueEvent
+from orchestrator.queue.records import Job, Measured, QueueEvent, environment_of, ray_submission_of
 from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
 from orchestrator.service.admission.limits import wrong_secrets
 from orchestrator.service.context.context import ServiceContext
+from orchestrator.service.context.identity import attempt_token
 
 _ASKED = {DesiredState.CANCEL: "its owner has cancelled it", DesiredState.PAUSE: "its owner has paused it"}
+LONGEST_S: Final = 10 * 365 * 86_400.0  # seconds; no run takes longer than ten years
+LARGEST_METRIC: Final = 1e30
+RESTART_S: Final = 3_600.0  # seconds; most that saving and starting again cost, beside the lost work
+
+
+def launch_of(context: ServiceContext) -> LaunchOf:
+    """Make the function that describes how to start a driver.
+
+    Every driver is `python -m jobs.drivers.attempt`, and asks the server for the rest. The function raises StoreBroken.
+    """
+
+    def launch(job: Job) -> Launch:
+        token = attempt_token(context.driver_key.value(), job.job_id, job.attempt)
+        place = DriverPlace(context.url, job.job_id, job.attempt, token, context.queue, context.other_urls)
+        return Launch(
+            job.submission,
+            (*context.python, "-m", "jobs.drivers.attempt"),
+            environment={**place.environment(), **protocols_environment(), **ca_for_drivers()},
+            like=ray_submission_of(job),
+            like_digest=environment_of(job),
+            metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},
+        )
+
+    return launch
+
+
+def _gpus(job: Job) -> str:
+    """Format the GPUs on each node, as in `n1=4 n2=4`."""
+    return " ".join(f"{node}={workers * job.gang.gpus_per_worker}" for node, workers in job.placement)
 
 
 def check_attempt(context: ServiceContext, token: str, message: Register | Beat) -> None:
@@ -210,3 +244,33 @@ def _run(context: ServiceContext, job: Job, spec: dict[str, Any]) -> str | None:
     root = JobPaths.of((spec["base"] if job.kind == "sweep" else spec)["storage_path"], name).root
     context.store.measure([Measured(job.job_id, job.attempt, run=root)], now_s)
     return context.store.job(job.job_id).run  # another server may have been faster
+
+
+def plausible(said: Measured, job: Job, now_s: float) -> Measured:
+    """Return the report with every number within its bounds. Numbers that are not finite are dropped.
+
+    The scheduler weighs jobs by these numbers, and a driver may report wrong ones, by mistake or to its own advantage.
+    An interruption costs at most the time of this attempt, plus an allowance for saving and starting again.
+    """
+    held_s = max(now_s - job.started_s, 0.0) if job.started_s is not None else 0.0
+    return replace(
+        said,
+        step=_whole(said.step),
+        total_steps=_whole(said.total_steps),
+        remaining_s=_within(said.remaining_s, LONGEST_S),
+        interruption_cost_s=_within(said.interruption_cost_s, min(held_s + RESTART_S, LONGEST_S)),
+        metrics=None if said.metrics is None else _metrics(said.metrics),
+    )
+
+
+def _within(value: float | None, most: float) -> float | None:
+    return min(max(value, 0.0), most) if value is not None and math.isfinite(value) else None
+
+
+def _whole(value: int | None) -> int | None:
+    return None if value is None else min(max(value, 0), MOST_STEPS)
+
+
+def _metrics(metrics: Mapping[str, float]) -> dict[str, float]:
+    finite = ((name, value) for name, value in metrics.items() if math.isfinite(value))
+    return {name: min(max(value, -LARGEST_METRIC), LARGEST_METRIC) for name, value in finite}

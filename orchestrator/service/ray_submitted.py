@@ -7,9 +7,8 @@ from typing import Final
 
 from cluster.text import many
 from jobs.drivers.link.messages import Looked
-from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import QueueError
-from orchestrator.queue.records import Job
+from orchestrator.queue.records import Job, ray_submission_of
 from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import logs

@@ -107,11 +107,4 @@ def _admins(tokens: list[Token], now_s: float) -> list[Token]:
 
 
 def view(token: Token) -> api.TokenView:
-    return api.TokenView(
-        name=token.name,
-        role=token.role,
-        tenant=token.tenant,
-        created_s=token.created_s,
-        revoked_s=token.revoked_s,
-        expires_s=token.expires_s,
-    )
+    return api.TokenView.model_validate(token, from_attributes=True)

@@ -1,4 +1,4 @@
-"""Traces: CSV files of jobs that were submitted to a cluster. All bad rows are reported together."""
+"""CSV files: traces of jobs that were submitted to a cluster, and schedules. All bad rows are reported together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cluster.errors import StorageError, TraceError
 from cluster.text import grouped
 from jobs.storage import files as storage
 from orchestrator.pages.tables import shortened
-from orchestrator.simulate.values import TraceJob
+from orchestrator.simulate.values import Simulated, SimulatedAttempt, TraceJob
 
 COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # required columns; priority is optional
 
@@ -170,3 +170,19 @@ def _bad_rows(path: str, bad: Sequence[str], is_unsorted: bool) -> str:
     if is_unsorted:
         lines.append("To correct their order, sort the rows by submit_s.")
     return "\n".join(lines)
+
+
+def schedule_csv(simulated: Simulated) -> str:
+    """Format the schedule, one line for each attempt, sorted by job and start.
+
+    `job` is the row of the trace, counted from 0. Times are seconds as in the trace, with all digits, so that the
+    attempts of a job add up to its duration and the cost of interruptions. `placement` is node:GPUs, joined by
+    semicolons.
+    """
+    ordered = sorted(simulated.attempts, key=lambda attempt: (attempt.job, attempt.start_s))
+    return "\n".join(["job,start_s,end_s,placement", *map(_line, ordered), ""])
+
+
+def _line(attempt: SimulatedAttempt) -> str:
+    placement = ";".join(f"{node}:{gpus}" for node, gpus in attempt.placement)
+    return f"{attempt.job},{float(attempt.start_s)!r},{float(attempt.end_s)!r},{placement}"

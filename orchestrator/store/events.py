@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, bindparam, select
 
 from orchestrator.queue.records import QueueEvent
-from orchestrator.store import bulk_insert as bulk
 from orchestrator.store.counters import take
-from orchestrator.store.database.rows import event_of, event_values
+from orchestrator.store.database.rows import add_rows, event_of, event_values
 from orchestrator.store.database.schema import EVENTS
 
 _AFTER = select(EVENTS).where(EVENTS.c.number > bindparam("after")).order_by(EVENTS.c.number).limit(bindparam("limit"))
@@ -25,7 +24,7 @@ _AFTER_OF_JOB, _BEFORE_OF_JOB = _AFTER.where(_OF_JOB), _BEFORE.where(_OF_JOB)
 
 def add(connection: Connection, events: Sequence[QueueEvent], newest: int) -> None:
     """Add events. `newest`: number of the previous event; the transaction has taken the following numbers."""
-    bulk.add(connection, EVENTS, [event_values(event, newest + place) for place, event in enumerate(events, 1)])
+    add_rows(connection, EVENTS, [event_values(event, newest + place) for place, event in enumerate(events, 1)])
 
 
 def add_new(connection: Connection, events: Sequence[QueueEvent]) -> None:

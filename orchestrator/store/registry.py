@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 from sqlalchemy import Connection, delete, insert, select, update
 
@@ -41,9 +42,8 @@ def put_node_rule(connection: Connection, rule: NodeRule) -> None:
     numbers = take(connection, changes=1)
     connection.execute(delete(NODE_RULES).where(NODE_RULES.c.node_id == rule.node_id))
     if rule.order is not NodeOrder.USE:
-        given = {"node_id": rule.node_id, "number": numbers.change + 1, "order": rule.order.value, "by": rule.by}
-        more = {"reason": rule.reason, "since_s": rule.since_s, "deadline_s": rule.deadline_s}
-        connection.execute(insert(NODE_RULES), {**given, **more})
+        values = {**asdict(rule), "number": numbers.change + 1, "order": rule.order.value}
+        connection.execute(insert(NODE_RULES), values)
 
 
 def tokens(connection: Connection) -> list[Token]:
@@ -54,10 +54,8 @@ def add_token(connection: Connection, token: Token) -> None:
     numbers = take(connection, changes=1)
     if connection.execute(select(TOKENS.c.name).where(TOKENS.c.name == token.name)).first():
         raise NameTaken(f"there is, or was, a token {token.name!r}: give this one another name")
-    given = {"name": token.name, "number": numbers.change + 1, "digest": token.digest, "role": token.role.value}
-    more = {"tenant": token.tenant, "created_s": token.created_s, "revoked_s": token.revoked_s}
-    more["expires_s"] = token.expires_s
-    connection.execute(insert(TOKENS), {**given, **more})
+    values = {**asdict(token), "number": numbers.change + 1, "role": token.role.value}
+    connection.execute(insert(TOKENS), values)
 
 
 def revoke_token(connection: Connection, name: str, now_s: float) -> None:

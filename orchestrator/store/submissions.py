@@ -12,14 +12,13 @@ from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, SubmissionKey
 from orchestrator.queue.tenants import check_queued
-from orchestrator.store import bulk_insert as bulk
 from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
 from orchestrator.store import listing as pages
 from orchestrator.store.counters import take
 from orchestrator.store.database.database import Database
-from orchestrator.store.database.rows import JOB_COLUMNS, plain, values_of
+from orchestrator.store.database.rows import JOB_COLUMNS, add_rows, plain, values_of
 from orchestrator.store.database.schema import JOBS, KEYS, SPECS, TENANTS
 from orchestrator.store.database.unreadable import jobs_of
 
@@ -74,9 +73,9 @@ def _add(connection: Connection, drawn: Draw, new: Sequence[NewJob], now_s: floa
         steps.submitted(one, job_id, numbers.job + place, now_s, numbers.change + place)
         for place, (one, job_id) in enumerate(zip(new, _new_ids(connection, new, drawn), strict=True), 1)
     )
-    bulk.add(connection, JOBS, [values_of(job) for job in jobs])
+    add_rows(connection, JOBS, [values_of(job) for job in jobs])
     specs = [{"number": job.number, "spec": one.spec} for job, one in zip(jobs, new, strict=True)]
-    bulk.add(connection, SPECS, specs)
+    add_rows(connection, SPECS, specs)
     history.add(connection, [_event(job) for job in jobs], numbers.event)
     if key is not None:
         given = {"scope": key.scope, "key": key.key, "digest": key.digest}

@@ -13,7 +13,7 @@ from cluster.text import many
 from orchestrator.queue.errors import NotReleasable
 from orchestrator.queue.records import Job, Lease, NodePlaces, QueueEvent, Transition
 from orchestrator.queue.retry import landing
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
+from orchestrator.queue.states import HOLDS_A_LEASE, UNFINISHED, DesiredState, Reason, State
 from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
@@ -27,7 +27,7 @@ _OF_ATTEMPT = and_(LEASES.c.job == bindparam("of_job"), LEASES.c.attempt == bind
 _RELEASE = update(LEASES).where(_OF_ATTEMPT, LEASES.c.released_s.is_(None)).values(released_s=bindparam("at_s"))
 _SHRINK = update(LEASES).where(_OF_ATTEMPT, LEASES.c.released_s.is_(None))
 _LATER = select(*JOB_COLUMNS).where(
-    JOBS.c.state.in_([state.value for state in State if state not in ENDED]),
+    JOBS.c.state.in_([state.value for state in UNFINISHED]),
     or_(JOBS.c.started_s > bindparam("now_s"), JOBS.c.waiting_since_s > bindparam("now_s")),
 )
 _LEASES = select(*LEASE_COLUMNS).join(JOBS, JOBS.c.number == LEASES.c.job).order_by(LEASES.c.number)

@@ -17,7 +17,7 @@ from cluster.backend import Backend, Launch, Submission
 from cluster.local.backend import LocalBackend
 from cluster.ray.backend import RayJobsBackend
 from cluster.testing import FakeBackend, FakeClock, FakeCluster, ServedCluster, nodes, served
-from cluster.testing.script import NEVER
+from cluster.testing.fake_cluster import NEVER
 from tests.support.gangs import ROOT
 from tests.support.processes import free_port, pause, processes_with, wait_for
 from tests.support.raycluster import RayHead

@@ -23,10 +23,9 @@ from cluster.ray.backend import RayJobsBackend
 from cluster.testing import FakeBackend, ServedCluster
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leadership import LeaderElection
-from orchestrator.queue.clock import SystemClock
+from orchestrator.queue.clock import SystemClock, Timing
 from orchestrator.queue.records import Job
 from orchestrator.queue.store import Store
-from orchestrator.queue.timing import Timing
 from orchestrator.server.passes import run_passes
 from orchestrator.store import open_store
 from tests.support.queueworld import launch_of

@@ -12,12 +12,11 @@ from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, mo
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.drivers import LaunchOf
 from orchestrator.controller.leadership import LeaderElection
-from orchestrator.queue.clock import Clock
+from orchestrator.queue.clock import Clock, Timing
 from orchestrator.queue.records import Job, Measured, NewJob
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
-from orchestrator.queue.timing import Timing
 from orchestrator.store import open_store
 
 START_S = 1_000_000.0

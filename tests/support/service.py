@@ -11,7 +11,7 @@ from orchestrator.queue.tenants import Restrictions, Tenant
 from orchestrator.service.admission.admit import admit
 from orchestrator.service.context.caller import ANYBODY, Caller
 from orchestrator.service.context.context import ServiceContext
-from orchestrator.service.launch import launch_of
+from orchestrator.service.drivers import launch_of
 from tests.support.queueworld import NO_GROWTH, QueueWorld
 
 ANNA, BERT, VERA = Caller("anna", Role.MEMBER, "a"), Caller("bert", Role.MEMBER, "b"), Caller("vera", Role.VIEWER, "a")

@@ -89,7 +89,8 @@ def store_part(chunk: Chunk, work: Work, root: str) -> Any:
     error = None
     if not fatal:
         try:
-            storage.write_bytes(storage.join(parts_folder(root), str(_name_of(chunk))), _encoded(table, chunk))
+            name = PartName(chunk.file, chunk.number, chunk.last)
+            storage.write_bytes(storage.join(parts_folder(root), str(name)), _encoded(table, chunk))
         except StorageError as problem:
             error = str(problem)
     facts = {
@@ -107,15 +108,12 @@ def store_part(chunk: Chunk, work: Work, root: str) -> Any:
     return pa.Table.from_pylist([facts], schema=FACTS_SCHEMA)
 
 
-def _name_of(chunk: Chunk) -> PartName:
-    return PartName(chunk.file, chunk.number, chunk.last)
-
-
 def _encoded(table: Any, chunk: Chunk) -> bytes:
     tokens = pc.list_value_length(table["input_ids"])
     whole = table.append_column("num_tokens", tokens.cast(pa.int32()))
     whole = whole.append_column("num_targets", _targets(table["labels"]))
-    facts = {"records": len(chunk.rows), "position": chunk.position, "largest_token": _largest(table["input_ids"])}
+    largest = pc.max(pc.list_flatten(table["input_ids"])).as_py() or 0
+    facts = {"records": len(chunk.rows), "position": chunk.position, "largest_token": largest}
     whole = whole.replace_schema_metadata({name: str(value) for name, value in facts.items()})
     sink = pa.BufferOutputStream()
     # No statistics and no dictionaries, because a part is read once and as a whole.
@@ -124,18 +122,11 @@ def _encoded(table: Any, chunk: Chunk) -> bytes:
     return content
 
 
-def _largest(tokens: Any) -> int:
-    return max((int(chunk.flatten().to_numpy().max(initial=0)) for chunk in tokens.chunks), default=0)
-
-
 def _targets(labels: Any) -> Any:
     """Count the targets of each sample; a class counts as one."""
-    counts = [np.zeros(0, np.int32)]
-    for chunk in labels.chunks:
-        running = np.concatenate([[0], np.cumsum(chunk.flatten().to_numpy() != IGNORE_INDEX, dtype=np.int64)])
-        offsets = chunk.offsets.to_numpy() - chunk.offsets[0].as_py()
-        counts.append(np.diff(running[offsets]).astype(np.int32))
-    return pa.array(np.concatenate(counts))
+    lists = labels.combine_chunks()
+    sample_of_target = pc.list_parent_indices(lists).to_numpy()[lists.flatten().to_numpy() != IGNORE_INDEX]
+    return pa.array(np.bincount(sample_of_target, minlength=len(lists)), pa.int32())
 
 
 @dataclass(frozen=True)
@@ -179,17 +170,12 @@ def read_tokens(root: str, name: PartName) -> tuple[Any, Any]:
     with read_buffer(storage.join(parts_folder(root), str(name))) as source:
         table = pq.read_table(source, columns=["reason", "input_ids", "labels"])
     good, _ = _apart(table)
-    return _flat(good["input_ids"]), _flat(good["labels"])
+    return pc.list_flatten(good["input_ids"]).to_numpy(), pc.list_flatten(good["labels"]).to_numpy()
 
 
 def _apart(table: Any) -> tuple[Any, Any]:
     valid = pc.is_valid(table["reason"])
     return table.filter(pc.invert(valid)), table.filter(valid)
-
-
-def _flat(column: Any) -> Any:
-    pieces = [chunk.flatten().to_numpy() for chunk in column.chunks]
-    return np.concatenate([np.zeros(0, np.int32), *pieces])
 
 
 def remove_parts(root: str) -> None:

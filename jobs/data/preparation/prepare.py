@@ -2,16 +2,213 @@
 
 from __future__ import annotations
 
-from cluster.text import duration, many
-from jobs.data.cutting import format_cut
-from jobs.data.preparation.engines import Engine, is_little, started
+import functools
+import importlib.metadata
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from cluster.text import byte_size, duration, many
+from jobs.data.cutting import Cut, cut_of, format_cut
+from jobs.data.preparation.assemble import Samples, SplitPlan, write_splits
+from jobs.data.preparation.engines import Engine, Progress, Say, is_little, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
-from jobs.data.preparation.prepare_source import HELD_OUT, ROWS, prepare_source
-from jobs.data.preparation.progress import Progress, Say
-from jobs.data.prepared import Manifest, Prepared, SplitManifest, write_manifest
-from jobs.model_files.tokenizer import read_tokenizer
+from jobs.data.preparation.parts import PartIndex, missing, read_index, remove_parts, store_part, stored_parts
+from jobs.data.preparation.prepare_lock import Lease
+from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
+from jobs.data.sources.bad_rows import BadRow, write_bad_rows
+from jobs.data.sources.chunks import held_out
+from jobs.data.sources.formats import first_of
+from jobs.errors import DataError, StorageError
+from jobs.model_files.tokenizer import pad_token_id, read_tokenizer
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
+
+ROWS, HELD_OUT = "rows", "held_out"  # the splits of a source
+BAD_ROWS_SHOWN = 10
+# Bad rows from which on reading may stop early because their share is too high. With fewer, the whole source is read.
+BAD_ROWS_TO_STOP = 1_000
+_VERSIONS = ("fleetune", "transformers", "tokenizers", "pyarrow")
+
+
+def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> Prepared:
+    """Prepare one source, continue an interrupted preparation, or find the source prepared.
+
+    If another process is preparing it, wait for that process.
+
+    Raises:
+        DataError: a file cannot be read, changes during reading, does not fit the spec, or has too many bad rows.
+        StorageError: the storage cannot be written or is full.
+    """
+    lease = Lease(storage.join(job.root, "preparing.json"), say)
+    try:
+        with lease.held_unless(lambda: _is_whole(job)) as held:
+            if held:
+                _set_damaged_aside(job, say)
+                _prepare(job, engine, progress, say)
+    except StorageError:
+        if not _is_whole(job):  # otherwise another process has finished, and has removed the parts
+            raise
+    prepared = Prepared.open(job.root)
+    _check_bad(job, prepared.manifest.bad_rows, prepared.manifest.records)
+    return prepared
+
+
+def _is_whole(job: SourceJob) -> bool:
+    """Whether the source is prepared and all files are complete, since files may have been damaged or removed."""
+    found = Prepared.find(job.root)
+    return found is not None and not found.missing_files()
+
+
+def _set_damaged_aside(job: SourceJob, say: Say) -> None:
+    """Remove prepared data that is incomplete, so that it counts as not prepared. Needs the lock."""
+    found = Prepared.find(job.root)
+    if found is not None:
+        wrong = found.missing_files()
+        say(f"prepared data of {job.where} is damaged ({wrong[0]} is missing or has another size): preparing it again")
+        storage.remove_file(manifest_path(job.root))
+        for split in (ROWS, HELD_OUT):
+            storage.remove_dir(storage.join(job.root, split))
+
+
+def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
+    try:
+        _tokenise(job, engine, progress, say)
+        names = stored_parts(job.root)
+        if missing(names, len(job.work.files)):  # possible also if this process was stopped while another one finished
+            raise StorageError(
+                f"parts of {job.where} that workers have stored are not in {job.root}: storage_path must be the same "
+                "storage on every node. If the parts were removed in the meantime, prepare the data again"
+            )
+        parts = [read_index(job.root, name) for name in names]
+        bad, records = _list_bad_rows(job, parts)
+        every = Samples.of(parts, job.causal)
+        plans = _plans(job, every)
+    except _TooManyBad:
+        raise  # the parts are kept, because a higher max_bad_fraction would accept them
+    except DataError:
+        remove_parts(job.root)  # the same source would fail again
+        raise
+    splits, writers = dict[str, SplitManifest](), []
+    say(f"shuffling and writing {many(len(every), 'sample')}")
+    for plan, (manifest, writer) in zip(plans, write_splits(job.root, parts, every, plans), strict=True):
+        splits[plan.name] = manifest.model_copy(update={"largest_token": _largest_token(parts)})
+        writers.append(writer)
+    write_manifest(
+        job.root,
+        Manifest(
+            fingerprint=job.fingerprint,
+            made_from=job.made_from,
+            splits={name: (split,) for name, split in splits.items()},
+            records=records,
+            bad_rows=bad,
+            cut=_cut(parts, job.work.seq_len),
+            pad_token_id=pad_token_id(job.work.tokenizer.load()),
+            versions={name: importlib.metadata.version(name) for name in _VERSIONS},
+        ),
+    )
+    for writer in writers:
+        writer.forget()
+    remove_parts(job.root)
+
+
+def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
+    """Store every missing chunk as a part."""
+    there = stored_parts(job.root)
+    todo = missing(there, len(job.work.files))
+    if there:
+        kept = [read_index(job.root, name) for name in there]
+        progress.keep(((job.where, part.name.file), part.position) for part in kept)
+        say(f"going on with {job.where}: {sum(len(part.num_tokens) for part in kept):,} samples are tokenised already")
+    if todo:
+        files = many(len(todo), "file")
+        say(f"tokenising {job.where}: {files}, {byte_size(sum(job.sizes[file] for file in todo))}")
+    bad, records, read = 0, 0, dict[int, int]()
+    for table in run(functools.partial(store_part, root=job.root), job.work, todo, engine, say):
+        for facts in table.to_pylist():
+            if facts["fatal"] is not None:
+                where = f"{job.work.files[facts['file']]}:{facts['fatal_line']}: " if facts["fatal_line"] else ""
+                raise DataError(where + facts["fatal"])
+            if facts["error"] is not None:
+                raise StorageError(f"{facts['error']}. Tokenised parts are kept, and the next preparation uses them")
+            progress.add((job.where, facts["file"]), facts["position"], facts["samples"])
+            bad, records = bad + facts["bad"], records + facts["records"]
+            read[facts["file"]] = facts["position"]
+        expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if the rest has equally long records
+        if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
+            _list_bad_rows(job, [read_index(job.root, name) for name in stored_parts(job.root)])
+
+
+def _largest_token(parts: Iterable[PartIndex]) -> int | None:
+    found = [part.largest_token for part in parts]
+    return None if None in found else max(filter(None, found), default=0)
+
+
+def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:
+    lengths = np.concatenate([np.zeros(0, np.int64), *(part.num_tokens + part.cut for part in parts)])
+    values, counts = np.unique(lengths, return_counts=True)
+    return cut_of(dict(zip(values.tolist(), counts.tolist(), strict=True)), seq_len)
+
+
+def _list_bad_rows(job: SourceJob, parts: Sequence[PartIndex]) -> tuple[int, int]:
+    """Write the list of the records that were set aside. Returns their number, and that of all records.
+
+    Raises DataError if too many are bad.
+    """
+    files = job.work.files
+    bad = [BadRow(files[part.name.file], line, reason) for part in parts for line, reason in part.bad]
+    records = sum(part.records for part in parts)
+    write_bad_rows(bad_rows_path(job.root), bad)
+    _check_bad(job, len(bad), records)
+    return len(bad), records
+
+
+def bad_rows_path(root: str) -> str:
+    """Return the path of the list of a source's records that were set aside."""
+    return storage.join(root, "bad_rows.jsonl")
+
+
+class _TooManyBad(DataError):
+    """More records are bad than may be set aside."""
+
+
+def _check_bad(job: SourceJob, bad: int, records: int) -> None:
+    """Raise DataError if too many records are bad, of which there is a list."""
+    if bad <= job.max_bad_fraction * records:
+        return
+    path = bad_rows_path(job.root)
+    shown = [BadRow(**json.loads(line)) for line in storage.read_bytes(path).splitlines()[:BAD_ROWS_SHOWN]]
+    raise _TooManyBad(
+        f"{bad:,} of {records:,} rows ({bad / records:.1%}) of {job.where} cannot be used, but at most "
+        f"{job.max_bad_fraction:.0%} may be set aside (data.max_bad_fraction). Correct the data, data.format or "
+        f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_ROWS_SHOWN)
+    )
+
+
+def _plans(job: SourceJob, every: Samples) -> list[SplitPlan]:
+    members = {ROWS: np.arange(len(every))}
+    if job.eval_fraction is not None:
+        held = held_out(every.content, job.eval_fraction)
+        members = {ROWS: np.flatnonzero(~held), HELD_OUT: np.flatnonzero(held)}
+    for name, numbers in members.items():
+        if not len(numbers):
+            raise DataError(_empty(job, name, len(every)))
+    return [
+        SplitPlan.of(name, numbers, every, f"{job.fingerprint}/{name}", job.pack_to)
+        for name, numbers in members.items()
+    ]
+
+
+def _empty(job: SourceJob, split: str, samples: int) -> str:
+    if job.eval_fraction is None or not samples:
+        return f"no row of {job.where} ({job.path}) can be used: give a file with at least one sample"
+    name = "train" if split == ROWS else "eval"
+    return (
+        f"data.eval_fraction ({job.eval_fraction}) of {samples} samples of {job.path} leaves none for {name} (equal "
+        "samples stay together): choose another fraction, or give data.eval"
+    )
 
 
 def prepare(

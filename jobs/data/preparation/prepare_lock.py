@@ -28,11 +28,8 @@ SAY_EVERY_S = 20.0
 class Lease:
     """The lock of one prepared directory."""
 
-    def __init__(
-        self, path: str, say: Callable[[str], None], *, beat_s: float = BEAT_S, dead_s: float = DEAD_S
-    ) -> None:
+    def __init__(self, path: str, say: Callable[[str], None]) -> None:
         self._path, self._say = path, say
-        self._beat_s, self._dead_s = beat_s, dead_s
         self._token = secrets.token_hex(8)
         self._ended = threading.Event()
 
@@ -55,7 +52,7 @@ class Lease:
             yield True
         finally:
             self._ended.set()
-            thread.join(self._beat_s)
+            thread.join(BEAT_S)
             self._give_back()
 
     def _waited(self, done: Callable[[], bool]) -> bool:
@@ -64,7 +61,7 @@ class Lease:
         while not done():
             found = self._read()
             now = time.monotonic()
-            if found is None or self._is_gone(found) or (found == seen and now - seen_at > self._dead_s):
+            if found is None or self._is_gone(found) or (found == seen and now - seen_at > DEAD_S):
                 self._write()
                 time.sleep(0.05 if storage.is_local(self._path) else 0.5)  # the last process to write gets the lock
                 if self._is_ours():
@@ -75,11 +72,11 @@ class Lease:
             if now - said_at >= SAY_EVERY_S:
                 said_at = now
                 self._say(f"{_who(found)} is preparing the same data: waiting for it")
-            time.sleep(min(self._beat_s, 0.5))
+            time.sleep(min(BEAT_S, 0.5))
         return False
 
     def _keep(self) -> None:
-        while not self._ended.wait(self._beat_s):
+        while not self._ended.wait(BEAT_S):
             with contextlib.suppress(StorageError):  # the next beat tries again
                 if not self._is_ours():
                     return  # this process counted as dead, and another one continues; both write the same bytes

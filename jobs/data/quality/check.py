@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import json
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,13 @@ import pyarrow.compute as pc
 
 from cluster.text import first_line
 from jobs.data.order.row_order import GROUP_STEPS
-from jobs.data.preparation.engines import Engine, run, started
+from jobs.data.preparation.engines import Engine, Progress, Say, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.packing import pack, shuffle
-from jobs.data.preparation.progress import Progress, Say
 from jobs.data.quality.facts import FACTS_SCHEMA, facts_of
 from jobs.data.quality.findings import EVAL, ROLES, TRAIN, Facts, findings_of, label_counts, label_name
 from jobs.data.quality.report import DataReport, Histogram, LabelCount, LongSample, Packing, SourceReport
+from jobs.data.sources.bad_rows import BadRow, write_bad_rows
 from jobs.data.sources.chunks import held_out
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.planning import plan_batching
@@ -61,7 +62,7 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
     facts = _joined(spec, every, tables)
     say(f"comparing {len(facts.good):,} samples")
     folder = check_folder(spec.storage_path, digest)
-    bad_rows = _write_bad_rows(facts, storage.join(folder, "bad_rows.jsonl"))
+    bad_rows = _list_bad_rows(facts, storage.join(folder, "bad_rows.jsonl"))
     return Checked(_report(spec, every, facts, digest, bad_rows), folder)
 
 
@@ -98,15 +99,11 @@ def _joined(spec: Spec, jobs: list[SourceJob], found: list[tuple[Any, int]]) -> 
     )
 
 
-def _write_bad_rows(facts: Facts, path: str) -> str | None:
+def _list_bad_rows(facts: Facts, path: str) -> str | None:
     if not len(facts.bad):
         return None
     reasons = facts.table["reason"]
-    lines = []
-    for row in facts.bad.tolist():
-        where = facts.example(row)
-        lines.append(json.dumps({"file": where.file, "line": where.line, "reason": reasons[row].as_py()}))
-    storage.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
+    write_bad_rows(path, (BadRow(*facts.where(row), reasons[row].as_py()) for row in facts.bad.tolist()))
     return path
 
 
@@ -126,7 +123,7 @@ def _report(spec: Spec, jobs: list[SourceJob], facts: Facts, digest: str, bad_ro
         samples=len(facts.good),
         train_samples=int((role == TRAIN).sum()),
         eval_samples=int((role == EVAL).sum()),
-        tokens=int(_kept(facts).sum()),
+        tokens=int((facts.numbers("tokens") - facts.numbers("cut"))[facts.good].sum()),
         targets=int(facts.numbers("targets")[facts.good].sum()),
         seq_len=spec.data.seq_len,
         max_bad_fraction=spec.data.max_bad_fraction,
@@ -139,12 +136,6 @@ def _report(spec: Spec, jobs: list[SourceJob], facts: Facts, digest: str, bad_ro
         findings=findings,
         bad_rows_file=bad_rows,
     )
-
-
-def _kept(facts: Facts) -> npt.NDArray[np.int64]:
-    """Return the tokens of each sample after truncation."""
-    kept: npt.NDArray[np.int64] = (facts.numbers("tokens") - facts.numbers("cut"))[facts.good]
-    return kept
 
 
 def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
@@ -204,12 +195,8 @@ def _histogram(facts: Facts, role: int) -> Histogram:
 
 def _nice(width: float) -> int:
     """Return the smallest of 1, 2 or 5 times a power of ten that is at least `width`."""
-    power = 1
-    while True:
-        for factor in (1, 2, 5):
-            if factor * power >= width:
-                return factor * power
-        power *= 10
+    numbers: Iterator[int] = (factor * 10**power for power in itertools.count() for factor in (1, 2, 5))
+    return next(number for number in numbers if number >= width)
 
 
 def _quantiles(facts: Facts, role: int) -> dict[str, float]:

@@ -55,12 +55,12 @@ class Facts:
         return values
 
     def example(self, row: int, other: int | None = None, text: str | None = None) -> Example:
-        file, line = self._where(row)
-        other_file, other_line = self._where(other) if other is not None else (None, None)
+        file, line = self.where(row)
+        other_file, other_line = self.where(other) if other is not None else (None, None)
         shown = text if text is not None else self.table["text"][int(row)].as_py() or ""
         return Example(file=file, line=line, text=shown, other_file=other_file, other_line=other_line)
 
-    def _where(self, row: int) -> tuple[str, int]:
+    def where(self, row: int) -> tuple[str, int]:
         file = self.table["file"][int(row)].as_py()
         return self.files[int(self.source[row])][file], self.table["line"][int(row)].as_py()
 
@@ -290,39 +290,34 @@ def _cut(facts: Facts) -> Iterator[Finding]:
 def _classes(facts: Facts) -> Iterator[Finding]:
     if facts.num_labels is None or not len(facts.good):
         return
-    counts = label_counts(facts, TRAIN)
-    names = [label_name(facts, number) for number in range(len(counts))]
-    absent = [name for name, count in zip(names, counts, strict=True) if not count]
-    if absent:
-        yield Finding(
-            kind="absent-classes",
-            severity="warning",
-            title=f"classes without a sample in train: {', '.join(absent[:10])}",
-            count=len(absent),
-            of=len(counts),
-            advice="add samples of them, or take them out of data.labels",
-        )
-    held = label_counts(facts, EVAL)
-    unheld = [name for name, in_all, in_eval in zip(names, counts, held, strict=True) if in_all and not in_eval]
-    if held.sum() and unheld:
-        yield Finding(
-            kind="classes-not-in-eval",
-            severity="warning",
-            title=f"classes without a sample in eval: {', '.join(unheld[:10])}",
-            count=len(unheld),
-            of=len(counts),
-            advice="hold out more (data.eval_fraction): no metric says how well the model does on them",
-        )
-    rare = [name for name, count in zip(names, counts, strict=True) if 0 < count < _RARE * counts.max()]
-    if rare:
-        yield Finding(
-            kind="rare-classes",
-            severity="note",
-            title=f"classes under 2 % of the most frequent one: {', '.join(rare[:10])}",
-            count=len(rare),
-            of=len(counts),
-            advice="use f1 in addition to accuracy, which rare classes hardly change",
-        )
+    counts, held = label_counts(facts, TRAIN), label_counts(facts, EVAL)
+    rules: tuple[tuple[str, Severity, str, npt.NDArray[np.bool_], str], ...] = (
+        (
+            "absent-classes",
+            "warning",
+            "classes without a sample in train",
+            counts == 0,
+            "add samples of them, or take them out of data.labels",
+        ),
+        (
+            "classes-not-in-eval",
+            "warning",
+            "classes without a sample in eval",
+            (counts > 0) & (held == 0) & held.any(),
+            "hold out more (data.eval_fraction): no metric says how well the model does on them",
+        ),
+        (
+            "rare-classes",
+            "note",
+            "classes under 2 % of the most frequent one",
+            (counts > 0) & (counts < _RARE * counts.max()),
+            "use f1 in addition to accuracy, which rare classes hardly change",
+        ),
+    )
+    for kind, severity, title, which, advice in rules:
+        if names := [label_name(facts, int(number)) for number in np.flatnonzero(which)]:
+            title, count, of = f"{title}: {', '.join(names[:10])}", len(names), len(counts)
+            yield Finding(kind=kind, severity=severity, title=title, count=count, of=of, advice=advice)
 
 
 def label_counts(facts: Facts, role: int) -> Numbers:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
+
+from jobs.storage import files as storage
 
 NOT_UTF8: Final = "not UTF-8"
 NOT_JSON: Final = "not JSON"
@@ -43,3 +47,9 @@ class BadRow:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
+
+
+def write_bad_rows(path: str, rows: Iterable[BadRow]) -> None:
+    """Write one JSON object a line, with the file, line and reason of a row. Raises StorageError."""
+    lines = (json.dumps({"file": row.file, "line": row.line, "reason": row.reason}) for row in rows)
+    storage.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())

@@ -20,8 +20,7 @@ from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, Sample, TextSample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
 from jobs.data.sources.tokenize import LossOn, Result, TokenRow, tokenise
-from jobs.data.sources.user_code import UserCode
-from jobs.data.sources.user_format import own_samples
+from jobs.data.sources.user_code import UserCode, own_samples
 from jobs.errors import DataError
 from jobs.model_files.tokenizer import TokenizerFiles
 

@@ -7,9 +7,8 @@ import os
 from collections.abc import Iterator, Sequence
 
 from cluster.settings import DriverPlace, ray_address
-from jobs.drivers.command.gang import Process, watch_gang
-from jobs.drivers.command.local_gang import local_gang
-from jobs.drivers.command.output import Log
+from jobs.drivers.command.gang import Log, Process, watch_gang
+from jobs.drivers.command.member import local_gang
 from jobs.drivers.command.places import Place, places_of, variables_of_job
 from jobs.drivers.link.link import Say
 from jobs.drivers.link.messages import Registered

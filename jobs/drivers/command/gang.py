@@ -1,23 +1,88 @@
-"""Watches a gang of processes until its end; when one process fails, the others are ended."""
+"""Watches a gang of processes until its end, and passes on its output, line by line and without secrets.
+
+When one process fails, the others are ended.
+"""
 
 from __future__ import annotations
 
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from jobs.drivers.command.output import Log
 from jobs.drivers.command.places import exit_code_of, how_it_ended
 from jobs.drivers.link.link import Say
 from jobs.errors import FleetuneError, Interrupted
 
+LONGEST_LINE: Final = 8192  # bytes; longer lines are cut into several
+SHORTEST_SECRET: Final = 4  # shorter secrets occur in ordinary words and are not masked
+_HIDDEN = b"***"
+_LINE_END = re.compile(rb"[\r\n]+")
 FAILURE_GRACE_S: Final = 10.0  # from SIGTERM to SIGKILL after another process has failed
 STOP_GRACE_S: Final = 30.0  # from SIGTERM to SIGKILL after a request to stop
 _KILL_AGAIN_S = 5.0
 _POLL_S = 0.2  # seconds between two checks for a request to stop
 _READ_S = 1.0  # longest wait of one read for output
+
+
+def masker(secrets: Iterable[str]) -> tuple[Callable[[bytes], bytes], int]:
+    """Return a function that replaces secrets by ***, and the length in bytes of the longest secret."""
+    parts = {part for secret in secrets for part in (secret, *secret.splitlines())}
+    words = sorted((part.encode() for part in parts if len(part) >= SHORTEST_SECRET), key=len, reverse=True)
+    if not words:
+        return (lambda text: text), 0
+    pattern = re.compile(b"|".join(map(re.escape, words)))
+    return (lambda text: pattern.sub(_HIDDEN, text)), len(words[0])
+
+
+class Log:
+    """Accepts the output of several processes from several threads, and writes whole lines."""
+
+    def __init__(self, write: Callable[[bytes], object], secrets: Iterable[str]) -> None:
+        self._write, self._lock = write, threading.Lock()
+        self._mask, self._longest_secret = masker(secrets)
+
+    def of(self, rank: int, world_size: int) -> LineWriter:
+        prefix = f"[{rank}] ".encode() if world_size > 1 else b""
+        return LineWriter(self._lines, prefix, self._mask, self._longest_secret)
+
+    def _lines(self, lines: bytes) -> None:
+        with self._lock:
+            self._write(lines)
+
+
+class LineWriter:
+    """Splits the output of one process into lines. Long lines are cut; a carriage return also ends a line."""
+
+    def __init__(
+        self, write: Callable[[bytes], object], prefix: bytes, mask: Callable[[bytes], bytes], longest_secret: int
+    ) -> None:
+        self._write, self._prefix, self._mask = write, prefix, mask
+        self._kept = max(longest_secret - 1, 0)  # bytes held back, because they may be the start of a secret
+        self._rest = b""
+
+    def __call__(self, output: bytes) -> None:
+        *whole, self._rest = _LINE_END.split(self._rest + output)
+        lines = [self._mask(line) for line in whole if line]
+        if len(self._rest) >= LONGEST_LINE + self._kept:
+            masked = self._mask(self._rest)
+            cut = len(masked) - self._kept
+            lines.append(masked[:cut])
+            self._rest = masked[cut:]
+        self._put(lines)
+
+    def end(self) -> None:
+        """Write what is left after the process has ended, even without a final line end."""
+        self._put([self._mask(self._rest)] if self._rest else [])
+        self._rest = b""
+
+    def _put(self, lines: list[bytes]) -> None:
+        pieces = (line[at : at + LONGEST_LINE] for line in lines for at in range(0, len(line), LONGEST_LINE))
+        text = b"".join(self._prefix + piece + b"\n" for piece in pieces)
+        if text:
+            self._write(text)
 
 
 class Process(Protocol):

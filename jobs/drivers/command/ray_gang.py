@@ -48,7 +48,7 @@ class Host:
         self._member = Member()
 
     def free_port(self) -> int:
-        from jobs.drivers.command.local_gang import free_port
+        from jobs.drivers.command.member import free_port
 
         return free_port("")
 

@@ -225,9 +225,9 @@ def events(
     With --json, each line is one JSON object.
     """
     with exit_on_error(0 if follow else None), connected(url) as server:
-        from orchestrator.client.event_reader import EventReader
         from orchestrator.client.lookup import find_job, job_path
-        from orchestrator.pages.events import event_lines
+        from orchestrator.client.readers import EventReader
+        from orchestrator.pages.queue import event_lines
 
         path = "/v1/events" if job is None else f"{job_path(find_job(server, job).job_id)}/events"
         reader = EventReader(server, path)

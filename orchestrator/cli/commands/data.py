@@ -100,7 +100,7 @@ def show(
         loaded = load_spec(spec, set_ or [])
         typer.echo("loading the tokenizer", err=True)  # this takes seconds
         rows = show_data(loaded, n, split, start)
-        from orchestrator.pages.rows import rows_json, rows_page
+        from orchestrator.pages.data import rows_json, rows_page
 
         typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=width() is not None))
 

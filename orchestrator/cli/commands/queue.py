@@ -46,7 +46,7 @@ def queue(
     """
     with exit_on_error(), connected(url) as server:
         from orchestrator.client.lookup import find_tenant, removed_jobs
-        from orchestrator.client.queue_reader import QueueReader
+        from orchestrator.client.readers import QueueReader
         from orchestrator.pages.queue import in_order, queue_page
         from orchestrator.queue.states import ENDED, State
 
@@ -68,8 +68,8 @@ def queue(
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Show one job: state and reason, step, metrics, events."""
     with exit_on_error(), connected(url) as server:
-        from orchestrator.client.event_reader import EventReader
         from orchestrator.client.lookup import find_job, job_path
+        from orchestrator.client.readers import EventReader
         from orchestrator.pages.queue import status_page
 
         found = find_job(server, job)

@@ -9,107 +9,87 @@ import typer
 from jobs.errors import InputError
 from orchestrator.cli.output import exit_on_error
 
-ServedStore = Annotated[
-    str | None,
-    typer.Option(
-        "--store", metavar="URL", help="Path of a SQLite file, or postgresql://... [queue.db in FLEETUNE_HOME]."
-    ),
-]
-RayDashboard = Annotated[
-    str | None,
-    typer.Option(
-        "--address", metavar="RAY", help="Ray's dashboard, e.g. http://head:8265; auto: on this machine [no Ray]."
-    ),
-]
-Host = Annotated[
-    str, typer.Option("--host", metavar="H", help="Address to listen on; beyond loopback, add a token first.")
-]
-Port = Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free port.")]
-ServerUrls = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--url",
-        metavar="URL",
-        help="URL at which drivers reach this server [from --host and --port]; repeat it for more servers.",
-    ),
-]
-SharedFolders = Annotated[
-    list[str] | None,
-    typer.Option("--shared", metavar="PATH", help="Directory that is shared by all machines; repeatable."),
-]
-DriverPython = Annotated[
-    str | None,
-    typer.Option("--python", metavar="PATH", help="Python interpreter that runs drivers, on their nodes."),
-]
-ProtectedS = Annotated[
-    float,
-    typer.Option(
-        "--protected-s",
-        metavar="S",
-        min=0.0,
-        help="Do not preempt an attempt in its first S seconds.",
-    ),
-]
-RegisterS = Annotated[
-    float,
-    typer.Option("--register-s", metavar="S", min=10.0, help="Stop a driver that has not registered after S seconds."),
-]
-SilentS = Annotated[
-    float,
-    typer.Option("--silent-s", metavar="S", min=60.0, help="Stop a driver that has sent nothing for S seconds."),
-]
-RetentionDays = Annotated[
-    float | None,
-    typer.Option(
-        "--retention-days",
-        metavar="D",
-        min=0.0,
-        max=100_000.0,
-        help="Days after which ended jobs are removed; 0: never [FLEETUNE_RETENTION_DAYS, or 90].",
-    ),
-]
-MostRaySubmitted = Annotated[
-    int,
-    typer.Option("--most-guests", metavar="N", min=0, help="Most jobs from `ray job submit` in the queue."),
-]
-AutoscalerFile = Annotated[
-    str | None,
-    typer.Option(
-        "--autoscaler", metavar="FILE", help="Configuration of Ray's autoscaler [of the head on this machine]."
-    ),
-]
-TakeOver = Annotated[
-    bool,
-    typer.Option("--take-over", help="Accept a store restored from a backup: the nodes obey this store again."),
-]
-Embedded = Annotated[bool, typer.Option("--embedded", hidden=True, help="End when the last client has gone.")]
-TlsCertificate = Annotated[
-    str | None,
-    typer.Option("--tls-cert", metavar="FILE", help="Certificate (PEM) for https."),
-]
-TlsKey = Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate (PEM).")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Also print a line for each request.")]
-
 
 def serve(
-    store: ServedStore = None,
-    address: RayDashboard = None,
-    host: Host = "127.0.0.1",
-    port: Port = 8400,
-    url: ServerUrls = None,
-    shared: SharedFolders = None,
-    python: DriverPython = None,
-    protected: ProtectedS = 600.0,
-    register: RegisterS = 600.0,
-    silent: SilentS = 21600.0,
-    retention: RetentionDays = None,
-    most_ray_submitted: MostRaySubmitted = 250,
-    autoscaler: AutoscalerFile = None,
-    take_over: TakeOver = False,
-    embedded: Embedded = False,
-    tls_cert: TlsCertificate = None,
-    tls_key: TlsKey = None,
-    verbose: Verbose = False,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            "--store", metavar="URL", help="Path of a SQLite file, or postgresql://... [queue.db in FLEETUNE_HOME]."
+        ),
+    ] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="RAY", help="Ray's dashboard, e.g. http://head:8265; auto: on this machine [no Ray]."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option("--host", metavar="H", help="Address to listen on; beyond loopback, add a token first.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8400,
+    url: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--url",
+            metavar="URL",
+            help="URL at which drivers reach this server [from --host and --port]; repeat it for more servers.",
+        ),
+    ] = None,
+    shared: Annotated[
+        list[str] | None,
+        typer.Option("--shared", metavar="PATH", help="Directory that is shared by all machines; repeatable."),
+    ] = None,
+    python: Annotated[
+        str | None,
+        typer.Option("--python", metavar="PATH", help="Python interpreter that runs drivers, on their nodes."),
+    ] = None,
+    protected: Annotated[
+        float,
+        typer.Option("--protected-s", metavar="S", min=0.0, help="Do not preempt an attempt in its first S seconds."),
+    ] = 600.0,
+    register: Annotated[
+        float,
+        typer.Option(
+            "--register-s", metavar="S", min=10.0, help="Stop a driver that has not registered after S seconds."
+        ),
+    ] = 600.0,
+    silent: Annotated[
+        float,
+        typer.Option("--silent-s", metavar="S", min=60.0, help="Stop a driver that has sent nothing for S seconds."),
+    ] = 21600.0,
+    retention: Annotated[
+        float | None,
+        typer.Option(
+            "--retention-days",
+            metavar="D",
+            min=0.0,
+            max=100_000.0,
+            help="Days after which ended jobs are removed; 0: never [FLEETUNE_RETENTION_DAYS, or 90].",
+        ),
+    ] = None,
+    most_ray_submitted: Annotated[
+        int, typer.Option("--most-guests", metavar="N", min=0, help="Most jobs from `ray job submit` in the queue.")
+    ] = 250,
+    autoscaler: Annotated[
+        str | None,
+        typer.Option(
+            "--autoscaler", metavar="FILE", help="Configuration of Ray's autoscaler [of the head on this machine]."
+        ),
+    ] = None,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Accept a store restored from a backup: the nodes obey this store again."),
+    ] = False,
+    embedded: Annotated[
+        bool, typer.Option("--embedded", hidden=True, help="End when the last client has gone.")
+    ] = False,
+    tls_cert: Annotated[
+        str | None, typer.Option("--tls-cert", metavar="FILE", help="Certificate (PEM) for https.")
+    ] = None,
+    tls_key: Annotated[
+        str | None, typer.Option("--tls-key", metavar="FILE", help="Private key of the certificate (PEM).")
+    ] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Also print a line for each request.")] = False,
 ) -> None:
     """Run the queue's server, which starts and watches jobs."""
     with exit_on_error():

@@ -176,14 +176,15 @@ def _write(
     simulations: Sequence[tuple[str, Simulated]], schedule: str | None, report: str | None
 ) -> list[tuple[str, str]]:
     """Write the requested files. Returns (kind, path) of each."""
+    from jobs.storage import files as storage
+
     written = []
     if schedule is not None:
-        from orchestrator.simulate.schedule_csv import write_schedule
+        from orchestrator.simulate.trace import schedule_csv
 
-        write_schedule(schedule, simulations[0][1])
+        storage.write_bytes(schedule, schedule_csv(simulations[0][1]).encode())
         written.append(("schedule", schedule))
     if report is not None:
-        from jobs.storage import files as storage
         from orchestrator.simulate.report import report as html_page
 
         storage.write_bytes(report, html_page(simulations).encode())

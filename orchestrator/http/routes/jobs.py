@@ -24,7 +24,7 @@ from orchestrator.queue.tenants import Tenant
 from orchestrator.service.admission import limits
 from orchestrator.service.admission.admit import admit
 from orchestrator.service.admission.clients import check_client
-from orchestrator.service.admission.retry import check_retry
+from orchestrator.service.admission.parents import check_retry
 from orchestrator.service.context.caller import Caller
 
 _MOST_LOOKED_AT = 20  # most pages of changes that are read for one answer

@@ -9,20 +9,50 @@ from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.controller.set_aside import KIND as SET_ASIDE
-from orchestrator.http.ownership import Ownership
-from orchestrator.http.routing import After, Asker, Before, JobId, Limit, Serving, answer, problems
+from orchestrator.http.routing import After, Asker, Before, JobId, Limit, Serving, answer, problems, sees_all
 from orchestrator.http.routing import router as made
+from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import QueueEvent
+from orchestrator.queue.store import Store
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.context.identity import tokens_of
 from orchestrator.service.observability import logs
 from orchestrator.service.tenants import TENANT
 from orchestrator.service.tokens import TOKEN
 
+_MOST_KEPT = 200_000  # tenants of jobs
 _PAGE, _MOST_PAGES = 1000, 50  # pages of events for one answer
 _ADMINS = frozenset({TOKEN, SET_ASIDE})  # kinds of cluster events that only admins see
 
 Source = Annotated[str, Path(max_length=300, description="One of `GET /v1/jobs/{job_id}/logs`.")]
+
+
+class Ownership:
+    """Caches the tenants of jobs, which never change. Thread-safe."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._known: dict[str, str] = {}
+
+    def sees(self, caller: Caller, job_id: str) -> bool:
+        if sees_all(caller):
+            return True
+        tenant = self._tenant(job_id)
+        return tenant is not None and caller.may_see(tenant)
+
+    def _tenant(self, job_id: str) -> str | None:
+        tenant = self._known.get(job_id)
+        if tenant is None:
+            try:
+                tenant = self._store.job(job_id).tenant
+            except UnknownJob:
+                return None
+            except UnreadableJob as error:
+                tenant = error.tenant
+            if len(self._known) >= _MOST_KEPT:
+                self._known = {}
+            self._known[job_id] = tenant
+        return tenant
 
 
 def routes(serving: Serving) -> APIRouter:

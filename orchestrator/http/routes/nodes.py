@@ -9,7 +9,7 @@ from orchestrator import api
 from orchestrator.http.routing import Admin, Asker, JobId, Name, Serving, answer, problems
 from orchestrator.http.routing import router as made
 from orchestrator.service import nodes as service
-from orchestrator.service.releasing import release as released
+from orchestrator.service.nodes import release as released
 
 
 def routes(serving: Serving) -> APIRouter:

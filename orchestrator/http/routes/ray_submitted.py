@@ -11,9 +11,8 @@ from jobs.drivers.link.messages import Join, Joined, Look, Looked
 from orchestrator.http.routes.jobs import digest_of, submitted
 from orchestrator.http.routing import Asker, Serving, Writer, answer, problems
 from orchestrator.http.routing import router as made
-from orchestrator.queue.clients import client_of
 from orchestrator.queue.errors import OtherQueue, QueueError
-from orchestrator.queue.records import Job
+from orchestrator.queue.records import Job, client_of
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import SubmissionKey
 from orchestrator.service.context.caller import Caller

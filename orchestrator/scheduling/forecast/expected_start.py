@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, QueueSimulation
+from orchestrator.scheduling.forecast.queue_simulation import Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import RUNNING, Floats
 from orchestrator.scheduling.plan.decisions import Start
 from orchestrator.scheduling.policy import Policy
@@ -89,7 +89,7 @@ def _left_s(snapshot: Snapshot, ran_s: Sequence[float]) -> Floats:
 
 def _starts(snapshot: Snapshot, policy: Policy, wanted: frozenset[int], left_s: Floats) -> dict[int, float]:
     found: dict[int, float] = {}
-    simulation = QueueSimulation.of(snapshot, policy, left_s, Measuring(), _nothing)
+    simulation = QueueSimulation.of(snapshot, policy, left_s, Measuring(), on_end=lambda attempt: None)
     for _ in range(_MOST_PASSES):
         ahead_s = simulation.now_s - snapshot.now_s
         for decision in simulation.decide().decisions:
@@ -102,16 +102,10 @@ def _starts(snapshot: Snapshot, policy: Policy, wanted: frozenset[int], left_s: 
     return found
 
 
-def _nothing(attempt: Attempt) -> None:
-    pass
-
-
 def _range(early: float | None, likely: float | None, late: float | None) -> Expected:
     """Return the range over all three simulations: longer run times can also bring a job's start forward."""
     seen = [at for at in (early, likely, late) if at is not None]
-    unknown = late is None
-    earliest, latest = (EARLIER * min(seen), LATER * max(seen)) if seen else (None, None)
-    return Expected(likely, earliest, None if unknown else latest)
+    return Expected(likely, EARLIER * min(seen) if seen else None, LATER * max(seen) if late is not None else None)
 
 
 def ends_s(snapshot: Snapshot) -> Floats:

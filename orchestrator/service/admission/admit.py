@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.capacity.gang import Gang
-from cluster.errors import BackendUnreachable, CapacityError, InputError, SpecError
+from cluster.errors import BackendUnreachable, CapacityError, InputError, Mistake, SpecError
 from jobs.planning import gang_of, worker_numbers
 from jobs.search.rules.budget import most_gangs
 from jobs.search.rules.checking import check_sweep
@@ -26,13 +26,13 @@ from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.quota import check_within_limit
 from orchestrator.service.admission import limits
 from orchestrator.service.admission.parents import Parents
-from orchestrator.service.admission.problems import Problems
 from orchestrator.service.admission.shared_paths import Readable
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.roots import outside
 
 DEFAULT_TENANT = "default"
+_MOST_LINES, _LONGEST_LINE, _MOST_CHARACTERS = 20, 1_000, 8_000
 
 
 def admit(
@@ -256,3 +256,51 @@ def with_model(spec: AnySpec, path: str) -> AnySpec:
         return spec.model_copy(update={"base": base})
     assert isinstance(spec, Spec)
     return spec.model_copy(update={"model": spec.model.model_copy(update={"path": path})})
+
+
+class Problems:
+    """Collects the problems of several specs."""
+
+    def __init__(self, specs: int) -> None:
+        self._several = specs > 1
+        self._kinds: set[type[InputError]] = set()
+        self._found: list[Mistake] = []
+        self._errors = self._left_out = 0
+
+    def add(self, number: int, error: InputError) -> None:
+        """Add the mistakes of one spec. `number`: number of the spec, counted from 1."""
+        self._errors += 1
+        self._kinds.add(type(error))
+        self._found += (replace(one, spec=number) if self._several else one for one in error.mistakes)
+
+    @property
+    def full(self) -> bool:
+        """Whether enough problems were found, so that more would not be shown."""
+        return self._errors >= _MOST_LINES
+
+    def leave_out(self, specs: int) -> None:
+        """Record the number of specs that were not checked."""
+        self._left_out = specs
+
+    def check(self) -> None:
+        """Raise the problems, if any: as their common class if they share one, else as QueueError."""
+        if not self._found:
+            return
+        told = _fitting(self._found)
+        if len(self._found) > len(told):
+            told.append(Mistake(f"and {len(self._found) - len(told):,} more"))
+        if self._left_out:
+            told.append(Mistake(f"the {self._left_out:,} specs after that were not looked at"))
+        raise (next(iter(self._kinds)) if len(self._kinds) == 1 else QueueError).of(told)
+
+
+def _fitting(found: Sequence[Mistake]) -> list[Mistake]:
+    """Return the first mistakes, as many as fit the size of a readable message."""
+    told: list[Mistake] = []
+    for one in found[:_MOST_LINES]:
+        if len(one.message) > _LONGEST_LINE:
+            one = replace(one, message=f"{one.message[:_LONGEST_LINE]}...")
+        if told and sum(len(str(other)) for other in told) + len(str(one)) > _MOST_CHARACTERS:
+            break
+        told.append(one)
+    return told

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.local.locks import try_lock
-from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.errors import JobEnded, QueueError
-from orchestrator.queue.records import Job
+from orchestrator.queue.records import Job, ray_submission_of
 from orchestrator.queue.states import DesiredState
 from orchestrator.queue.store import Change
 from orchestrator.service.context.context import ServiceContext

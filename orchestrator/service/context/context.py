@@ -56,12 +56,8 @@ class ServiceContext:
     retention_days: float = 0.0
 
     def __post_init__(self) -> None:
-        _ = (
-            self.machines,
-            self.heartbeats,
-            self.driver_key,
-            self.usage_months,
-        )  # created now, because two threads might both create one later
+        # Created now, because two threads might both create one later.
+        _ = self.machines, self.heartbeats, self.driver_key, self.usage_months
 
     @cached_property
     def machines(self) -> InventoryCache:

@@ -17,9 +17,8 @@ from orchestrator.controller.autoscaler_demand import format_growth
 from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.ledger import Cluster, snapshot
-from orchestrator.queue.clients import ray_submission_of
 from orchestrator.queue.node_rules import rules_by_node
-from orchestrator.queue.records import Job, NodeRule
+from orchestrator.queue.records import Job, NodeRule, ray_submission_of
 from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Filter
 from orchestrator.queue.tenants import Tenant

@@ -14,8 +14,7 @@ from orchestrator.queue.errors import UnknownSource
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.service.context.context import ServiceContext
-from orchestrator.service.observability.run_files import RunFiles
-from orchestrator.service.observability.run_metrics import records
+from orchestrator.service.observability.run_files import RunFiles, records
 
 PART_BYTES = 256 << 10
 _MOST_OUTCOME_BYTES = 16 << 20  # large, because an outcome may contain a confusion matrix

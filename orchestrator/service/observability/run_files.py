@@ -1,16 +1,34 @@
-"""Files of a run, read for users. Any tenant may have written them: see `jobs.storage.without_links`."""
+"""Files of a run, read for users. Any tenant may have written them: see `jobs.storage.without_links`.
+
+Records of metrics are read by number. Sizes of their parts are cached, so that earlier parts are not read again.
+"""
 
 from __future__ import annotations
 
+import math
 import os
+import threading
+from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
+
+from pydantic_core import from_json
 
 from jobs.errors import StorageError
 from jobs.storage import files as storage
+from jobs.storage import journal
 from jobs.storage import without_links as beneath
 from orchestrator.queue.records import Job
 from orchestrator.queue.store import Store
 from orchestrator.service.roots import check_run, root_of
+
+FOLDER = "metrics"
+MOST_RECORDS = 1000
+LARGEST_PART = 4 << 20  # bytes; a run writes parts of 1 MiB, and reading a larger one would hold up other callers
+_PARTS_KEPT = 100_000
+
+_sizes: OrderedDict[tuple[str, str], int] = OrderedDict()  # (run, part) -> number of records; a part never changes
+_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -75,3 +93,49 @@ class RunFiles:
     def _names(self, *inside: str) -> tuple[str, ...]:
         above = os.path.relpath(self.run, self.base).split("/")
         return (*above, *inside)
+
+
+def records(files: RunFiles, after: int, most: int = MOST_RECORDS) -> tuple[dict[str, Any], ...]:
+    """Return records from number `after` on. Numbers that are not finite become None. Raises StorageError."""
+    found: list[dict[str, Any]] = []
+    skip = after
+    for part in filter(journal.is_part, files.names(FOLDER)):
+        size = _known(files.run, part)
+        if size is not None and size <= skip:
+            skip -= size
+            continue
+        content = _read(files, part)
+        found += content[skip:]
+        skip = max(skip - len(content), 0)
+        if len(found) >= most:
+            break
+    return tuple(_finite(one) for one in found[:most])
+
+
+def _read(files: RunFiles, part: str) -> list[dict[str, Any]]:
+    run, content = files.run, files.read(FOLDER, part, 0, LARGEST_PART + 1)
+    if len(content) > LARGEST_PART:
+        raise StorageError(f"{part} of the metrics of {run} is larger than any part that a run writes")
+    try:
+        lines = [from_json(line) for line in content.splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise StorageError(f"{part} of the metrics of {run} is damaged: {error}") from error
+    found = [one for one in lines if isinstance(one, dict)]
+    with _lock:
+        _sizes[run, part] = len(found)
+        while len(_sizes) > _PARTS_KEPT:
+            _sizes.popitem(last=False)
+    return found
+
+
+def _known(run: str, part: str) -> int | None:
+    with _lock:
+        return _sizes.get((run, part))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    return [_finite(one) for one in value] if isinstance(value, list) else value

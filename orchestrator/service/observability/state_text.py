@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from cluster.backend import OtherProgram
 from cluster.text import many, span
-from orchestrator.queue.advice import advice
 from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
 from orchestrator.queue.retry import BUDGETS
 from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
-from orchestrator.queue.wording import detail_of, does
+from orchestrator.queue.wording import advice, detail_of, does
 from orchestrator.scheduling.forecast.why import Obstacle, Why
 
 _SHOWN = 10

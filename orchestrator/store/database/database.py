@@ -1,4 +1,4 @@
-"""Transactions on a database, and the errors when one fails.
+"""The address of a database, transactions on it, and the errors when one fails.
 
 Exceptions of the driver are translated here. IntegrityError passes through, because it answers a question of the
 caller, such as whether a tenant exists. Errors that come from mistakes in our own SQL pass through, too.
@@ -10,18 +10,79 @@ import contextlib
 import sqlite3
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from sqlalchemy import Connection, Engine, exc
+from sqlalchemy import URL, Connection, Engine, exc, make_url
+from sqlalchemy.exc import ArgumentError
 
 from cluster.errors import FleetuneError
 from orchestrator.queue.errors import QueueError, StoreBroken
-from orchestrator.store.database.address import Address
 from orchestrator.store.database.unreadable import OPTION, Unread
 
+_POSTGRES = ("postgresql", "postgres", "postgresql+psycopg")
 BUSY_S = 30.0
 _BROKEN = (exc.OperationalError, exc.InternalError, exc.InterfaceError, exc.TimeoutError, sqlite3.OperationalError)
 _DATABASE = (exc.DatabaseError, sqlite3.DatabaseError)
 _UNFIT = (exc.DataError, OverflowError, UnicodeEncodeError)  # a value that the database cannot hold
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of a store.
+
+    Attributes:
+        label: name of the store for messages.
+        file: path of the SQLite file; None: in memory, or on a database server.
+    """
+
+    url: URL
+    label: str
+    file: Path | None = None
+
+    @property
+    def on_a_server(self) -> bool:
+        return self.url.get_backend_name() == "postgresql"
+
+
+def address_of(text: str) -> Address:
+    """Parse an address. Raises QueueError."""
+    scheme, is_url, rest = text.partition("://")
+    if not is_url:
+        return _file(text)
+    if scheme == "sqlite":
+        return _sqlite(rest)
+    if scheme in _POSTGRES:
+        return _postgres(text, rest)
+    raise QueueError(f"a store is a path, sqlite:///path or postgresql://host/database, not {scheme}://...")
+
+
+def _sqlite(rest: str) -> Address:
+    if rest in ("", "/", "/:memory:"):
+        return Address(URL.create("sqlite+pysqlite"), "the store in memory")
+    if not rest.startswith("/") or "?" in rest:
+        raise QueueError(f"sqlite://{rest}: write sqlite:///PATH, without options; with four slashes from the root")
+    return _file(rest[1:])
+
+
+def _file(text: str) -> Address:
+    if not text:
+        raise QueueError("the store has no path: name a file, as fleetune.db")
+    path = Path(text).absolute()
+    return Address(URL.create("sqlite+pysqlite", database=str(path)), f"the store {path}", path)
+
+
+def _postgres(text: str, rest: str) -> Address:
+    # A part of the password would pass for the host, and be shown.
+    if rest.partition("?")[0].count("@") > 1:
+        raise QueueError("the URL of the store has more than one '@': in a user or password, write %40")
+    try:
+        url = make_url(text).set(drivername="postgresql+psycopg")
+    except (ArgumentError, ValueError):
+        form = "postgresql://USER:PASSWORD@HOST:PORT/DATABASE"
+        raise QueueError(f"the URL of the store cannot be read: write {form}, other characters as %XX") from None
+    shown = URL.create("postgresql", url.username, None, url.host, url.port, url.database)
+    return Address(url, f"the store {shown.render_as_string()}")
 
 
 class Database:

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Column, Double, Integer
+from sqlalchemy import Column, Connection, Dialect, Double, Insert, Integer, Table, insert
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import workers_in
@@ -70,6 +70,7 @@ MOVED = (
 )
 
 _RESTRICTIONS = frozenset(field.name for field in fields(Restrictions))
+_FEW = 8
 
 
 @functools.lru_cache(maxsize=4096)  # most jobs share a few gangs
@@ -247,3 +248,26 @@ def token_of(row: Any) -> Token:
 
 def node_rule_of(row: Any) -> NodeRule:
     return NodeRule(row.node_id, NodeOrder(row.order), row.by, row.reason, row.since_s, row.deadline_s)
+
+
+def add_rows(connection: Connection, table: Table, rows: Sequence[Values]) -> None:
+    """Insert rows. They have all columns, in the table's order, with values of types that the driver accepts.
+
+    SQLAlchemy needs more time to check the values of many rows than SQLite needs to write them.
+    """
+    if not rows:
+        return
+    if len(rows) < _FEW or not connection.dialect.positional:
+        connection.execute(_insert(table), rows)
+        return
+    connection.exec_driver_sql(_sql(table, connection.dialect), [tuple(row.values()) for row in rows])
+
+
+@functools.cache
+def _insert(table: Table) -> Insert:
+    return insert(table)
+
+
+@functools.lru_cache(maxsize=64)
+def _sql(table: Table, dialect: Dialect) -> str:
+    return str(insert(table).compile(dialect=dialect))

@@ -14,7 +14,7 @@ import pytest
 from cluster.backend import Launch, OtherProgram, Phase
 from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray.backend import RayJobsBackend
-from cluster.ray.job_list import OutputRetention
+from cluster.ray.client import OutputRetention
 from tests.support.backends import Machines, Program, machines
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.raycluster import RayHead, ray_head

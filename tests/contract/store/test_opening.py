@@ -20,8 +20,7 @@ from cluster.errors import FleetuneError
 from orchestrator.queue.errors import QueueError, StoreBroken
 from orchestrator.queue.states import State
 from orchestrator.store import open_store
-from orchestrator.store.database.engine import open_database
-from orchestrator.store.database.migrate import SCRIPTS, migrate
+from orchestrator.store.database.engine import SCRIPTS, migrate, open_database
 from orchestrator.store.database.schema import METADATA, REVISION, VERSION_TABLE
 from orchestrator.store.sql_store import SqlStore
 from tests.contract.store import postgres

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.http.ownership import Ownership
+from orchestrator.http.routes.logs import Ownership
 from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Role
 from orchestrator.queue.states import State

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.error_line import error_line
+from cluster.text import error_line
 
 
 @pytest.mark.parametrize(

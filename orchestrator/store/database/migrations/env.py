@@ -1,4 +1,4 @@
-"""Alembic's entry point. It uses the connection and transaction of `orchestrator.store.database.migrate`."""
+"""Alembic's entry point. It uses the connection and transaction of `orchestrator.store.database.engine`."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from cluster.errors import SpecError
 from jobs.spec.command import CommandSpec
 from orchestrator import Client, JobCancelled, JobFailed
 from orchestrator.client.connection import NoServer
-from orchestrator.client.queue_reader import QueueReader
+from orchestrator.client.readers import QueueReader
 from orchestrator.pages.queue import in_order
 from orchestrator.queue.errors import JobEnded, KeyReused, ParentFailed, UnknownJob, UnknownTenant
 from orchestrator.queue.states import State

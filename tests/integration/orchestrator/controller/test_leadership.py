@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.testing import FakeClock
-from orchestrator.controller.leadership import LeaderElection
-from orchestrator.controller.leadership_renewal import LeadershipRenewal
+from orchestrator.controller.leadership import LeaderElection, LeadershipRenewal
 from orchestrator.queue.errors import NotLeader
 from orchestrator.queue.store import Store
 from orchestrator.store import open_store

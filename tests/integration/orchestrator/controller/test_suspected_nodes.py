@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.testing import FakeBackend
 from orchestrator.api import NodeOrderSent
-from orchestrator.controller.node_failures import BY
+from orchestrator.controller.node_health import BY
 from orchestrator.queue.records import NodeOrder
 from orchestrator.queue.states import State
 from orchestrator.service import nodes

@@ -12,7 +12,7 @@ import pytest
 
 from cluster.errors import FleetuneError, StorageError
 from orchestrator.service.admission.admit import admit
-from orchestrator.service.observability import run_metrics as runmetrics
+from orchestrator.service.observability import run_files
 from orchestrator.service.observability.run_files import RunFiles
 from tests.support.service import ANNA, ServiceWorld, command, queue
 
@@ -92,10 +92,10 @@ def test_a_part_of_metrics_that_no_run_writes_is_not_parsed(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     part = folder / f"{1:020d}-rank-0.jsonl"
     line = b'{"step": 1, "loss": 0.5}\n'
-    part.write_bytes(line * (runmetrics.LARGEST_PART // len(line) + 1))
+    part.write_bytes(line * (run_files.LARGEST_PART // len(line) + 1))
 
     def refused() -> None:
         with pytest.raises(StorageError, match="larger than any part"):
-            runmetrics.records(RunFiles.at(str(tmp_path / "run")), 0)
+            run_files.records(RunFiles.at(str(tmp_path / "run")), 0)
 
     assert cpu_s(refused) < MOST_CPU_S

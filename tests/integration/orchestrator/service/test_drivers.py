@@ -16,7 +16,7 @@ import pytest
 from cluster.settings import driver_place
 from cluster.testing import FakeClock
 from jobs.drivers.link.messages import Beat, Order, Register
-from orchestrator.controller.node_failures import FAULTY, REPORTED, Incident, dumped, loaded
+from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, dumped, loaded
 from orchestrator.queue.errors import (
     AttemptOver,
     NotYourAttempt,
@@ -33,7 +33,7 @@ from orchestrator.service.admission import follow_ups as followups
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.context.heartbeats import Heartbeats
 from orchestrator.service.context.identity import DriverKey, attempt_token
-from orchestrator.service.launch import launch_of
+from orchestrator.service.drivers import launch_of
 from orchestrator.store import open_store
 from tests.support.processes import wait_for
 from tests.support.queueworld import START_S, new

@@ -13,8 +13,8 @@ from orchestrator.queue.records import Role
 from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change
 from orchestrator.service.context.caller import Caller
-from orchestrator.service.launch import launch_of
-from orchestrator.service.releasing import release
+from orchestrator.service.drivers import launch_of
+from orchestrator.service.nodes import release
 from tests.support.service import ANNA, ServiceWorld, command
 
 

@@ -9,9 +9,8 @@ import pytest
 
 from cluster.backend import MAX_OUTPUT_BYTES, Phase, Submission
 from cluster.capacity.inventory import Inventory, Node
-from cluster.ray.answers import submission_of
+from cluster.ray.client import program_output, submission_of
 from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
-from cluster.ray.output import program_output
 
 STATUS = {
     "autoscalingError": None,

@@ -11,7 +11,7 @@ import pytest
 from cluster.backend import Launch
 from cluster.errors import Fenced
 from cluster.ray.backend import FENCE_KEY, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
-from cluster.ray.job_list import OutputRetention, entries_to_delete
+from cluster.ray.client import OutputRetention, entries_to_delete
 
 DAY_S = 86_400.0
 

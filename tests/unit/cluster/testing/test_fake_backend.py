@@ -22,7 +22,7 @@ from cluster.testing import (
     nodes,
     served,
 )
-from cluster.testing.messages import dump, load
+from cluster.testing.served_cluster import dump, load
 
 
 def made(*names: str) -> tuple[FakeBackend, FakeClock]:

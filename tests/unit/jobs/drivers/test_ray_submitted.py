@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.ray.answers import environment_like
 from cluster.ray.backend import KIND_KEY
+from cluster.ray.client import environment_like
 from cluster.ray.raylets import Raylet, raylet_of
 from cluster.ray.runtime_env import digest_of_environment
 from cluster.ray.session_record import FILE, SessionRecord, read_record, write_record

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.model_files.tried import remember, was_tried
+from jobs.preflight.kept import remember, was_tried
 from jobs.spec.finetune import Spec
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from jobs.preflight.rough_memory import rough_bytes
+from jobs.preflight.run_plan import rough_bytes
 from jobs.spec.finetune import Spec
 
 # MiniLM with 8 rows of 128 tokens takes 1.32 GiB of a worker, and 0.93 GiB without its program; see bench/RESULTS.md.

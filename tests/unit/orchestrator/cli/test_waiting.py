@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestrator.api import WhyView
-from orchestrator.cli.waiting import WaitReport
+from orchestrator.cli.log_printing import WaitReport
 from orchestrator.queue.states import State
 from tests.support.jobviews import job
 

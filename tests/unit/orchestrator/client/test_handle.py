@@ -11,8 +11,7 @@ import pytest
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
 from orchestrator.client.connection import Connection
-from orchestrator.client.handle import JobHandle
-from orchestrator.client.result import JobCancelled
+from orchestrator.client.handle import JobCancelled, JobHandle
 from orchestrator.queue.states import State
 from tests.support.jobviews import job
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.capacity.inventory import Node
-from orchestrator.controller.node_failures import (
+from orchestrator.controller.node_health import (
     WITHIN_S,
     Incident,
     added,

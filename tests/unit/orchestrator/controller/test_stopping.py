@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.errors import BackendUnreachable
 from cluster.testing import FakeBackend
-from orchestrator.controller.stopping import Stops
+from orchestrator.controller.drivers import Stops
 
 
 class Counts(FakeBackend):

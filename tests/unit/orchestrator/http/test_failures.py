@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.http.auth import Tokens
-from orchestrator.http.failures import MOST, WINDOW_S, Failures, TooManyFailures, address_of
+from orchestrator.http.auth import MOST, WINDOW_S, Failures, Tokens, TooManyFailures, address_of
 from orchestrator.http.gate import MOST_BYTES_ELSEWHERE, MOST_BYTES_OF_DRIVER, Gate
 from orchestrator.http.metrics import Meters
 from orchestrator.http.scrub import Scrubber

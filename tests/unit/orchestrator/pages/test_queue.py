@@ -9,8 +9,7 @@ import pytest
 from cluster.text import day, format_time, when_written
 from orchestrator.api import EventView, JobView, NodeView, QuotaView, TenantView, UsageRow, WhyView
 from orchestrator.pages.cluster import nodes_page, tenants_page, usage_page
-from orchestrator.pages.events import event_lines
-from orchestrator.pages.queue import in_order, queue_page, status_page
+from orchestrator.pages.queue import event_lines, in_order, queue_page, status_page
 from orchestrator.pages.tables import columns
 from orchestrator.queue.states import DesiredState, Reason, State
 from tests.support.jobviews import NOW_S, job

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from jobs.drivers.link.messages import MOST_STEPS, Beat
-from orchestrator.queue.plausible import LARGEST_METRIC, LONGEST_S, RESTART_S, plausible
 from orchestrator.queue.records import Measured
 from orchestrator.queue.states import State
+from orchestrator.service.drivers import LARGEST_METRIC, LONGEST_S, RESTART_S, plausible
 from tests.support.queuejobs import NOW_S, job
 
 RUNS = job("runs", State.RUNNING)  # for an hour

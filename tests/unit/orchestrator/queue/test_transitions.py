@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from cluster.backend import Phase, Submission
-from orchestrator.queue.advice import advice
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
 from orchestrator.queue.states import ENDED, MAY_GO_TO, DesiredState, Reason, State
 from orchestrator.queue.transitions import Observation, next_transition
+from orchestrator.queue.wording import advice
 from tests.support.queuejobs import NOW_S, job
 
 

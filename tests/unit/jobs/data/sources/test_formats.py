@@ -18,7 +18,7 @@ from jobs.data.sources.first_records import look_at
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, TextSample, sample_of
 from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.errors import DataError
-from jobs.model_files.chat_template import has_chat_template
+from jobs.model_files.tokenizer import has_chat_template
 from jobs.spec.data import Columns
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
@@ -43,7 +43,7 @@ CLASSES = {"format": "classification", "labels": ("neg", "pos")}
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, jobs.data.sources.formats, jobs.model_files.chat_template, jobs.data.preparation.packing; "
+        "import sys, jobs.data.sources.formats, jobs.model_files.tokenizer, jobs.data.preparation.packing; "
         "print([m for m in ('torch', 'ray', 'transformers', 'pyarrow') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

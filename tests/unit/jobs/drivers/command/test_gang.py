@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.drivers.command.output import LONGEST_LINE, Log
+from jobs.drivers.command.gang import LONGEST_LINE, Log
 from jobs.drivers.command.places import (
     environment_of_program,
     exit_code_of,

@@ -6,7 +6,7 @@ import pytest
 
 from cluster.errors import CapacityError, InputError, Mistake, SpecError
 from orchestrator.queue.errors import QueueError, UnknownTenant
-from orchestrator.service.admission.problems import Problems
+from orchestrator.service.admission.admit import Problems
 
 WRONG = (Mistake("is missing", "name"), Mistake("is missing", "data"))
 

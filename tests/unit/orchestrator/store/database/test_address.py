@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.queue.errors import QueueError
-from orchestrator.store.database.address import address_of
+from orchestrator.store.database.database import address_of
 
 
 def test_a_path_becomes_absolute() -> None:

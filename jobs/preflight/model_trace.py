@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from jobs.planning.layers import Depth, Line, deepened, period_of
+from jobs.planning.layers import Depth, Line, deepened, depth_of
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
 from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter
@@ -62,14 +62,14 @@ def trace_model(
 
 
 def _depth(model: Any) -> Depth | None:
-    """Find the list of layers and the period with which they repeat; None if it is not as long as the configuration."""
+    """Find the list of layers and how they repeat; None if it is not as long as the configuration."""
     config = model.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
             shapes = [tuple((key, tuple(value.shape)) for key, value in one.named_parameters()) for one in module]
             per_layer = [value for value in vars(config).values() if isinstance(value, list) and len(value) == layers]
-            return Depth(name, layers, period_of(list(zip(shapes, *per_layer, strict=True))))
+            return depth_of(name, list(zip(shapes, *per_layer, strict=True)))
     return None
 
 

@@ -167,10 +167,11 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
     The events are those at which DeepSpeed's hooks act. A gradient that is ready is freed, as DeepSpeed does.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    leaves = _leaves(model)
     for name, module in model.named_modules():
-        if any(name.startswith(f"{leaf}.") for leaf in _leaves(model)):
+        if any(name.startswith(f"{leaf}.") for leaf in leaves):
             continue
-        inside = module.parameters(recurse=name in _leaves(model))
+        inside = module.parameters(recurse=name in leaves)
         own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
         if own:
             module.register_forward_pre_hook(_Begin(tracker, own))

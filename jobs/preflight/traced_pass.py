@@ -6,9 +6,9 @@ The pass is that of the training loop: the same model class, batch, loss and che
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, cast
 from unittest import mock
@@ -25,12 +25,13 @@ from jobs.training.model.batch import Batch, collate, model_logits
 from jobs.training.model.load import attention_arguments, model_class, set_pad_token, without_flash_attention
 
 _PIECES, _TRACED_PIECES = loss._pieces, 3
+_LONG = 256  # tokens; shorter rows take seconds, even one token after another
 _PAD = 0  # no size depends on the token that fills a row
 
 
 @dataclass(frozen=True)
 class TracedPass:
-    """The events of one pass, and facts that the events do not contain."""
+    """The events of one pass, without the temporaries of the loss, and facts that the events do not contain."""
 
     events: tuple[Event, ...]
     buffer_bytes: int
@@ -39,6 +40,7 @@ class TracedPass:
     logits_bytes: int
     flops: int  # of the forward pass
     operations: int  # of the forward pass, without views
+    loss_bytes_per_logit: float  # temporaries of the loss for each logit of a piece
 
 
 def with_adapter(spec: Spec, model: Any, model_dir: str, new: Collection[str]) -> Any:
@@ -62,10 +64,17 @@ def traced_pass(
     config: Any,
     rows: int,
     to_logits: bool = False,
+    limited: bool = False,
+    detailed: bool = False,
 ) -> TracedPass:
     """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits; for `new` see `adapted`.
 
+    Args:
+        limited: whether to give up a model that starts more operators in a layer than a row has tokens.
+        detailed: whether events list their operators.
+
     Raises:
+        TooManyOperationsError: the pass is limited, and has more operators.
         Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
     """
     from transformers.initialization import no_init_weights
@@ -82,12 +91,14 @@ def traced_pass(
             model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
     batch = _batch(spec, mode, rows)
-    tracker = Tracker([*model.parameters(), *model.buffers()])
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    most = layers * spec.data.seq_len if limited and layers and spec.data.seq_len >= _LONG else None
+    tracker = Tracker([*model.parameters(), *model.buffers()], most, detailed)
     _watch(model, tracker)
     with _without_data(spec), mode, tracker:
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
-        flops, operations = tracker.flops, tracker.operations
+        flops, operations, tracker.most_operations = tracker.flops, tracker.operations, None
         shape, size = logits.shape, logits.untyped_storage().nbytes()
         if not to_logits:
             logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
@@ -97,7 +108,18 @@ def traced_pass(
             (total / 2).backward()  # type: ignore[no-untyped-call]
             tracker.note("end")
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    return TracedPass(tuple(tracker.events), buffers, shape.numel(), shape[-1], size, flops, operations)
+    kept = tuple(_without_pieces(tracker.events))
+    loss_bytes = max(event.peak - without.peak for event, without in zip(tracker.events, kept, strict=True))
+    piece = loss.piece_length(shape[-1], shape.numel() // shape[-1]) * shape[-1]
+    return TracedPass(kept, buffers, shape.numel(), shape[-1], size, flops, operations, loss_bytes / piece)
+
+
+def _without_pieces(events: Sequence[Event]) -> Iterator[Event]:
+    """Yield the events without the temporaries of the loss, which do not grow with the rows as the rest does."""
+    before = 0
+    for event in events:
+        yield replace(event, peak=max(before, event.live), details=()) if event.kind == "loss" else event
+        before = event.live
 
 
 class _LinearKeepingInput(torch.autograd.Function):

@@ -31,6 +31,11 @@ class Event:
     parameters: tuple[str, ...]  # names: those of the module that begins or ends, or that of the gradient
     live: int
     peak: int  # most bytes since the event before
+    details: tuple[tuple[str, int], ...] = ()  # of operators since the event before: name, bytes after it
+
+
+class TooManyOperationsError(Exception):
+    """Raised by an operator that goes beyond `Tracker.most_operations`."""
 
 
 class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -39,18 +44,29 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     Attributes:
         flops: number for matrix products and attention so far.
         operations: number of operators that have returned a new storage; views do not count.
+        most_operations: a limit of that number; None: there is none.
     """
 
-    def __init__(self, uncounted: Iterable[torch.Tensor]) -> None:
-        """Make a tracker that does not count the storages of the tensors `uncounted`."""
+    def __init__(
+        self, uncounted: Iterable[torch.Tensor], most_operations: int | None = None, detailed: bool = False
+    ) -> None:
+        """Make a tracker that does not count the storages of the tensors `uncounted`.
+
+        Args:
+            detailed: whether events list their operators.
+        """
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
+        self.most_operations = most_operations
+        self._details: list[tuple[str, int]] | None = [] if detailed else None
         self.live = self.peak = self.flops = self.operations = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in uncounted}
 
     def note(self, kind: EventKind, *parameters: str) -> None:
-        self.events.append(Event(kind, parameters, self.live, self.peak))
+        self.events.append(Event(kind, parameters, self.live, self.peak, tuple(self._details or ())))
         self.peak = self.live
+        if self._details is not None:
+            self._details = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -60,9 +76,14 @@ class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.flops += int(count(*args, **(kwargs or {}), out_val=out))
         elif packet.__name__ == "grouped_mm_fallback":  # experts: (tokens, k) times (experts, k, n)
             self.flops += 2 * args[0].numel() * args[1].shape[-1]
+        before = self.operations
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._register(tensor.untyped_storage())
+        if self._details is not None and self.operations > before:
+            self._details.append((str(packet), self.live))
+        if self.most_operations is not None and self.operations > self.most_operations:
+            raise TooManyOperationsError
         return out
 
     def _register(self, storage: torch.UntypedStorage) -> None:

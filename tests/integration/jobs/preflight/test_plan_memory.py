@@ -52,9 +52,16 @@ MIXED = {
     "layer_types": ["sliding_attention", "full_attention"] * 4,
 }  # fmt: skip
 
+# The first two layers are dense, the others mixtures of experts.
+DENSE_FIRST = {
+    "model_type": "deepseek_v3", "num_key_value_heads": 4, "first_k_dense_replace": 2, "moe_intermediate_size": 32,
+    "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "q_lora_rank": 32,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("changes", [{}, MIXED], ids=["llama", "gemma3"])
+@pytest.mark.parametrize("changes", [{}, MIXED, DENSE_FIRST], ids=["llama", "gemma3", "deepseek_v3"])
 def test_repeated_layers_give_the_trace_of_all_layers(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], checkpointing: bool
 ) -> None:

@@ -1,7 +1,8 @@
 """Traces one training step of a model from its config.json, for `jobs.planning.memory`.
 
 No weights are read and nothing is computed. Passes of two and three rows give the bytes of any larger micro-batch. Deep
-models are traced with few layers (see `jobs.planning.layers`).
+models are traced with few layers (see `jobs.planning.layers`), and models that compute token by token with short rows
+(see `short_rows`).
 """
 
 from __future__ import annotations

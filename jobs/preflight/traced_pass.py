@@ -158,12 +158,18 @@ def _without_data(spec: Spec) -> Iterator[None]:
         if spec.method.kind != "full" and spec.train.zero.stage == 3:
             stack.enter_context(mock.patch.object(torch.nn.functional, "linear", _linear))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
-        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))
+        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", _never))
         if not spec.packed:
-            stack.enter_context(
-                mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
-            )
+            stack.enter_context(mock.patch("transformers.masking_utils.find_packed_sequence_indices", _nothing))
         yield
+
+
+def _never(*_: Any, **__: Any) -> bool:
+    return False  # a mock with this value would keep the tensors with which it is called
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
 
 
 def _batch(spec: Spec, mode: FakeTensorMode, rows: int) -> Batch:

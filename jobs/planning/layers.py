@@ -1,8 +1,9 @@
 """Makes the events of a deep model from those of the same model with few layers. Pure.
 
-Layers repeat with a period: 1 for most types, more for those that alternate kinds of attention. A model with two
-periods and the rest is traced; the second period is repeated. A trace with one period less gives the bytes that a
-period leaves for the backward pass.
+Layers repeat with a period: 1 for most types, more for those that alternate kinds of attention. The first layers may be
+of another kind: many mixtures of experts begin with dense layers. A model with these, two periods and the rest is
+traced; the second period is repeated. A trace with one period less gives the bytes that a period leaves for the
+backward pass.
 """
 
 from __future__ import annotations
@@ -31,19 +32,20 @@ class Depth:
     prefix: str  # name of the list of layers, as `model.layers`
     layers: int
     period: int
+    first: int = 0  # layers before the first period
 
     @property
     def rest(self) -> int:
         """Layers after the last repeated one, at least 1: the top of the model."""
-        return (self.layers - 1) % self.period + 1
+        return (self.layers - self.first - 1) % self.period + 1
 
     @property
     def deep(self) -> int:
-        return 2 * self.period + self.rest
+        return self.first + 2 * self.period + self.rest
 
     @property
     def shallow(self) -> int:
-        return self.period + self.rest
+        return self.first + self.period + self.rest
 
     @property
     def repeats(self) -> int:
@@ -55,13 +57,17 @@ class Depth:
         return int(match[1]) if match else None
 
 
-def period_of(kinds: Sequence[object]) -> int:
-    """Return the shortest period of a sequence; its length if it has none."""
-    return next(
-        period
-        for period in range(1, len(kinds) + 1)
-        if all(kind == kinds[number % period] for number, kind in enumerate(kinds))
+def depth_of(prefix: str, kinds: Sequence[object]) -> Depth:
+    """Return the depth of a model with layers of these kinds, for which the fewest layers have to be traced."""
+    numbers = [list(kinds).index(kind) for kind in kinds]  # cheap to compare
+    layers = len(numbers)
+    found = (
+        Depth(prefix, layers, period, first)
+        for first in range(layers)
+        for period in range(1, layers - first + 1)
+        if numbers[first : layers - period] == numbers[first + period :]
     )
+    return min(found, key=lambda depth: (depth.deep, depth.first))
 
 
 def deepened(shallow: Sequence[Line], deep: Sequence[Line], depth: Depth) -> tuple[Line, ...]:
@@ -86,7 +92,7 @@ def _at_logits(lines: Sequence[Line]) -> Line:
 
 def _is_repeated(line: Line, depth: Depth) -> bool:
     layer = depth.layer_of(line.parameters[0]) if line.parameters else None
-    return layer is not None and depth.period <= layer < 2 * depth.period
+    return layer is not None and depth.first + depth.period <= layer < depth.first + 2 * depth.period
 
 
 def _ends(repeated: Sequence[bool], offset: int) -> tuple[int, int]:
@@ -99,7 +105,7 @@ def _moved(line: Line, depth: Depth, copies: int, left: tuple[int, int]) -> Line
 
     def renamed(name: str) -> str:
         layer = depth.layer_of(name)
-        if layer is None or layer < depth.period:
+        if layer is None or layer < depth.first + depth.period:
             return name
         return name.replace(f"{depth.prefix}.{layer}.", f"{depth.prefix}.{layer + copies * depth.period}.", 1)
 

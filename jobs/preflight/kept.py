@@ -26,6 +26,7 @@ _HERE = Path(__file__).parent
 # A cached trace is used only if it was made by this code.
 _TRACERS = (
     _HERE / "model_trace.py",
+    _HERE / "short_rows.py",
     _HERE / "traced_pass.py",
     _HERE.parent / "training" / "model" / "adapters.py",
 )

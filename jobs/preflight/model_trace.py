@@ -1,24 +1,28 @@
 """Traces one training step of a model from its config.json, for `jobs.planning.memory`.
 
 No weights are read and nothing is computed. Passes of two and three rows give the bytes of any larger micro-batch. Deep
-models are traced with few layers (see `jobs.planning.layers`).
+models are traced with few layers (see `jobs.planning.layers`), and models that compute token by token with short rows
+(see `short_rows`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from jobs.planning.layers import Depth, Line, deepened, period_of
+from jobs.planning.layers import Depth, Line, deepened, depth_of
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
-from jobs.preflight.traced_pass import Event, TracedPass, traced_pass, with_adapter
+from jobs.preflight.short_rows import NotAParabolaError, lengthened, lengths_for
+from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter
+from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
-from jobs.training.loop.loss import piece_length
 from jobs.training.model.adapters import new_modules
 from jobs.training.model.load import DTYPES, empty_model, lacking, model_config
 
@@ -42,16 +46,42 @@ def trace_model(
         spec = spec.model_copy(update={"train": train})
     new = set() if spec.method.kind == "full" else new_modules(lacking(spec, model_dir))
     model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
-    trace = functools.partial(traced_pass, spec, model_dir, new, DTYPES[precision])
     depth = _depth(model)
+    traced = functools.partial(_traced, spec, precision, model, config, depth)
+    passes = functools.partial(traced_pass, model_dir=model_dir, new=new, dtype=DTYPES[precision])
+    with contextlib.suppress(TooManyOperationsError):
+        return traced(functools.partial(passes, spec, limited=True))
+    try:
+        short = traced(functools.partial(_lengthened, passes, spec))
+    except NotAParabolaError:
+        return traced(functools.partial(passes, spec))
+    tokens = lengths_for(spec.data.seq_len)[-1]
+    note = f"rows of up to {tokens} tokens were traced, because this model computes one token after another"
+    return replace(short, note="; ".join(filter(None, (short.note, note))))
+
+
+def _lengthened(
+    passes: Callable[..., TracedPass], spec: Spec, *, config: Any, rows: int, to_logits: bool = False
+) -> TracedPass:
+    def trace(seq_len: int) -> TracedPass:
+        data = spec.data.model_copy(update={"seq_len": seq_len})
+        short = spec.model_copy(update={"data": data})
+        return passes(short, config=config, rows=rows, to_logits=to_logits, detailed=True)
+
+    return lengthened(trace, spec.data.seq_len)
+
+
+def _traced(
+    spec: Spec, precision: Precision, model: Any, config: Any, depth: Depth | None, trace: Callable[..., TracedPass]
+) -> ModelTrace:
     shallow = [] if depth is None or depth.repeats < 1 else _shallow(trace, config, depth)
     if depth is None or not shallow:
         known = depth is not None and depth.repeats < 1
         note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
-        passes = [trace(config, rows) for rows in _ROWS]
+        passes = [trace(config=config, rows=rows) for rows in _ROWS]
         work = passes[0].flops, passes[0].operations
         return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), work, note)
-    deep = [trace(_with_layers(config, depth, depth.deep), rows) for rows in _ROWS]
+    deep = [trace(config=_with_layers(config, depth, depth.deep), rows=rows) for rows in _ROWS]
     lines = deepened(_lines(shallow), _lines(deep), depth)
     single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
     flops = deep[0].flops + depth.repeats * (deep[0].flops - shallow[0].flops)
@@ -61,25 +91,25 @@ def trace_model(
 
 
 def _depth(model: Any) -> Depth | None:
-    """Find the list of layers and the period with which they repeat; None if it is not as long as the configuration."""
+    """Find the list of layers and how they repeat; None if it is not as long as the configuration."""
     config = model.config.get_text_config()
     layers = getattr(config, "num_hidden_layers", None)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
             shapes = [tuple((key, tuple(value.shape)) for key, value in one.named_parameters()) for one in module]
             per_layer = [value for value in vars(config).values() if isinstance(value, list) and len(value) == layers]
-            return Depth(name, layers, period_of(list(zip(shapes, *per_layer, strict=True))))
+            return depth_of(name, list(zip(shapes, *per_layer, strict=True)))
     return None
 
 
 def _shallow(trace: Callable[..., TracedPass], config: Any, depth: Depth) -> list[TracedPass]:
     """Trace the fewest layers up to the logits; empty if another setting than the usual one decides about the depth."""
     config = _with_layers(config, depth, depth.shallow)
-    first = trace(config, _ROWS[0], to_logits=True)
+    first = trace(config=config, rows=_ROWS[0], to_logits=True)
     found = {depth.layer_of(name) for event in first.events for name in event.parameters} - {None}
     if len(found) != depth.shallow:
         return []
-    return [first, *(trace(config, rows, to_logits=True) for rows in _ROWS[1:])]
+    return [first, *(trace(config=config, rows=rows, to_logits=True) for rows in _ROWS[1:])]
 
 
 def _with_layers(config: Any, depth: Depth, layers: int) -> Any:
@@ -97,29 +127,16 @@ def _lines(passes: Sequence[TracedPass]) -> tuple[Line, ...]:
     """Return the events of the first pass, or of all others, split into a fixed part and one for each row."""
     first, *others = passes
     if not others:
-        return tuple(
-            Line(event.kind, event.parameters, (event.live, 0), (event.peak, 0))
-            for event in _without_pieces(first.events)
-        )
+        return tuple(Line(event.kind, event.parameters, (event.live, 0), (event.peak, 0)) for event in first.events)
     two, three = (traced.events for traced in others)
     if [(event.kind, event.parameters) for event in two] != [(event.kind, event.parameters) for event in three]:
         raise RuntimeError("the modules of this model run in an order that depends on the number of rows")
-    return tuple(_line(*pair) for pair in zip(_without_pieces(two), _without_pieces(three), strict=True))
+    return tuple(_line(*pair) for pair in zip(two, three, strict=True))
 
 
 def _line(two: Event, three: Event) -> Line:
     live, peak = three.live - two.live, three.peak - two.peak
     return Line(two.kind, two.parameters, (two.live - 2 * live, live), (two.peak - 2 * peak, peak))
-
-
-def _without_pieces(events: Sequence[Event]) -> list[Event]:
-    """Return the events without the temporaries of the loss, which do not grow with the rows as the rest does."""
-    kept, before = [], 0
-    for event in events:
-        peak = max(before, event.live) if event.kind == "loss" else event.peak
-        kept.append(Event(event.kind, event.parameters, event.live, peak))
-        before = event.live
-    return kept
 
 
 def _trace(
@@ -135,10 +152,6 @@ def _trace(
     named = dict(model.named_parameters())
     number_of = {name: number for number, name in enumerate(named)}
     last = passes[-1]
-    piece = piece_length(last.vocabulary, last.logits // last.vocabulary) * last.vocabulary
-    loss_bytes = max(
-        event.peak - kept.peak for event, kept in zip(last.events, _without_pieces(last.events), strict=True)
-    )
     return ModelTrace(
         parameters=sum(parameter.numel() for parameter in named.values()),
         trained=sum(parameter.numel() for parameter in named.values() if parameter.requires_grad),
@@ -151,7 +164,7 @@ def _trace(
         logits_bytes_per_row=passes[1].logits_bytes - passes[0].logits_bytes,
         logits_per_row=passes[1].logits - passes[0].logits,
         vocabulary=last.vocabulary,
-        loss_bytes_per_logit=loss_bytes / piece,
+        loss_bytes_per_logit=last.loss_bytes_per_logit,
         flops_per_row=work[0],
         operations=work[1],
         gradient_checkpointing=spec.train.gradient_checkpointing,

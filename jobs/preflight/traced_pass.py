@@ -1,101 +1,37 @@
 """Runs one forward and backward pass of a model without data, and records its events.
 
-The pass is that of the training loop: the same model class, batch, loss and checkpointing. Under torch's FakeTensorMode
-every operator returns tensors with the right shape and no data, so a pass of any model takes milliseconds and no
-memory. A dispatch mode sees every result, and a finalizer sees the end of its storage.
+The pass is that of the training loop: the same model class, batch, loss and checkpointing.
 """
 
 from __future__ import annotations
 
 import warnings
-import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, cast
 from unittest import mock
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry
+from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
-from jobs.planning.memory import EventKind
+from jobs.preflight.tracker import Event, Tracker
 from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
 from jobs.training.model.batch import Batch, collate, model_logits
 from jobs.training.model.load import attention_arguments, model_class, set_pad_token, without_flash_attention
 
-# The registry counts attention of GPUs only. The operator of CPUs has the same first arguments.
-_ON_CPU: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_COUNTED_AS: Final = {_ON_CPU: torch.ops.aten._scaled_dot_product_flash_attention}
 _PIECES, _TRACED_PIECES = loss._pieces, 3
+_LONG = 256  # tokens; shorter rows take seconds, even one token after another
 _PAD = 0  # no size depends on the token that fills a row
 
 
 @dataclass(frozen=True)
-class Event:
-    """One event of a step, and the bytes of living tensors around it. Parameters and buffers are not counted."""
-
-    kind: EventKind
-    parameters: tuple[str, ...]  # names: those of the module that begins or ends, or that of the gradient
-    live: int
-    peak: int  # most bytes since the event before
-
-
-class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of every storage that an operator returns, from its first appearance to its end.
-
-    Attributes:
-        flops: number for matrix products and attention so far.
-        operations: number of operators that have returned a new storage; views do not count.
-    """
-
-    def __init__(self, uncounted: Iterable[torch.Tensor]) -> None:
-        """Make a tracker that does not count the storages of the tensors `uncounted`."""
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.events: list[Event] = []
-        self.live = self.peak = self.flops = self.operations = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in uncounted}
-
-    def note(self, kind: EventKind, *parameters: str) -> None:
-        self.events.append(Event(kind, parameters, self.live, self.peak))
-        self.peak = self.live
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        packet = func._overloadpacket
-        count = flop_registry.get(_COUNTED_AS.get(packet, packet))
-        if count is not None:
-            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
-        elif packet.__name__ == "grouped_mm_fallback":  # experts: (tokens, k) times (experts, k, n)
-            self.flops += 2 * args[0].numel() * args[1].shape[-1]
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._register(tensor.untyped_storage())
-        return out
-
-    def _register(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.operations += 1
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._end, key, size)
-
-    def _end(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
-@dataclass(frozen=True)
 class TracedPass:
-    """The events of one pass, and facts that the events do not contain."""
+    """The events of one pass, without the temporaries of the loss, and facts that the events do not contain."""
 
     events: tuple[Event, ...]
     buffer_bytes: int
@@ -104,6 +40,7 @@ class TracedPass:
     logits_bytes: int
     flops: int  # of the forward pass
     operations: int  # of the forward pass, without views
+    loss_bytes_per_logit: float  # temporaries of the loss for each logit of a piece
 
 
 def with_adapter(spec: Spec, model: Any, model_dir: str, new: Collection[str]) -> Any:
@@ -127,10 +64,17 @@ def traced_pass(
     config: Any,
     rows: int,
     to_logits: bool = False,
+    limited: bool = False,
+    detailed: bool = False,
 ) -> TracedPass:
     """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits; for `new` see `adapted`.
 
+    Args:
+        limited: whether to give up a model that starts more operators in a layer than a row has tokens.
+        detailed: whether events list their operators.
+
     Raises:
+        TooManyOperationsError: the pass is limited, and has more operators.
         Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
     """
     from transformers.initialization import no_init_weights
@@ -147,12 +91,14 @@ def traced_pass(
             model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
     batch = _batch(spec, mode, rows)
-    tracker = Tracker([*model.parameters(), *model.buffers()])
+    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    most = layers * spec.data.seq_len if limited and layers and spec.data.seq_len >= _LONG else None
+    tracker = Tracker([*model.parameters(), *model.buffers()], most, detailed)
     _watch(model, tracker)
     with _without_data(spec), mode, tracker:
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
-        flops, operations = tracker.flops, tracker.operations
+        flops, operations, tracker.most_operations = tracker.flops, tracker.operations, None
         shape, size = logits.shape, logits.untyped_storage().nbytes()
         if not to_logits:
             logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
@@ -162,7 +108,18 @@ def traced_pass(
             (total / 2).backward()  # type: ignore[no-untyped-call]
             tracker.note("end")
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
-    return TracedPass(tuple(tracker.events), buffers, shape.numel(), shape[-1], size, flops, operations)
+    kept = tuple(_without_pieces(tracker.events))
+    loss_bytes = max(event.peak - without.peak for event, without in zip(tracker.events, kept, strict=True))
+    piece = loss.piece_length(shape[-1], shape.numel() // shape[-1]) * shape[-1]
+    return TracedPass(kept, buffers, shape.numel(), shape[-1], size, flops, operations, loss_bytes / piece)
+
+
+def _without_pieces(events: Sequence[Event]) -> Iterator[Event]:
+    """Yield the events without the temporaries of the loss, which do not grow with the rows as the rest does."""
+    before = 0
+    for event in events:
+        yield replace(event, peak=max(before, event.live), details=()) if event.kind == "loss" else event
+        before = event.live
 
 
 class _LinearKeepingInput(torch.autograd.Function):
@@ -201,12 +158,18 @@ def _without_data(spec: Spec) -> Iterator[None]:
         if spec.method.kind != "full" and spec.train.zero.stage == 3:
             stack.enter_context(mock.patch.object(torch.nn.functional, "linear", _linear))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
-        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", return_value=False))
+        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", _never))
         if not spec.packed:
-            stack.enter_context(
-                mock.patch("transformers.masking_utils.find_packed_sequence_indices", return_value=None)
-            )
+            stack.enter_context(mock.patch("transformers.masking_utils.find_packed_sequence_indices", _nothing))
         yield
+
+
+def _never(*_: Any, **__: Any) -> bool:
+    return False  # a mock with this value would keep the tensors with which it is called
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
 
 
 def _batch(spec: Spec, mode: FakeTensorMode, rows: int) -> Batch:
@@ -232,17 +195,18 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
     The events are those at which DeepSpeed's hooks act. A gradient that is ready is freed, as DeepSpeed does.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    leaves = _leaves(model)
     for name, module in model.named_modules():
-        if any(name.startswith(f"{leaf}.") for leaf in _leaves(model)):
+        if any(name.startswith(f"{leaf}.") for leaf in leaves):
             continue
-        inside = module.parameters(recurse=name in _leaves(model))
+        inside = module.parameters(recurse=name in leaves)
         own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
         if own:
-            module.register_forward_pre_hook(partial(_begin, tracker, own))
-            module.register_forward_hook(partial(_end, tracker, own))
+            module.register_forward_pre_hook(_Begin(tracker, own))
+            module.register_forward_hook(_End(tracker, own))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(partial(_ready, tracker, names[id(parameter)]))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))  # type: ignore[no-untyped-call]
 
 
 def _leaves(model: torch.nn.Module) -> set[str]:
@@ -256,32 +220,50 @@ def _leaves(model: torch.nn.Module) -> set[str]:
     return found
 
 
-def _begin(tracker: Tracker, parameters: tuple[str, ...], module: Any, inputs: Any) -> Any:
+@dataclass(frozen=True)
+class _Begin:
     """Before a module's forward; its inputs tell when its backward has ended."""
-    tracker.note("enter", *parameters)
-    return _marked(inputs, _once(tracker, "leave-backward", parameters))
+
+    tracker: Tracker
+    parameters: tuple[str, ...]
+
+    def __call__(self, module: Any, inputs: Any) -> Any:
+        self.tracker.note("enter", *self.parameters)
+        left = iter([True])
+
+        def note() -> None:
+            if next(left, False):
+                self.tracker.note("leave-backward", *self.parameters)
+
+        return _marked(inputs, note)
 
 
-def _end(tracker: Tracker, parameters: tuple[str, ...], module: Any, inputs: Any, output: Any) -> Any:
+@dataclass(frozen=True)
+class _End:
     """After a module's forward; its outputs tell when its backward begins."""
-    tracker.note("leave", *parameters)
-    return _marked(output, _once(tracker, "enter-backward", parameters))
+
+    tracker: Tracker
+    parameters: tuple[str, ...]
+
+    def __call__(self, module: Any, inputs: Any, output: Any) -> Any:
+        self.tracker.note("leave", *self.parameters)
+        first = iter([True])
+
+        def note() -> None:
+            if next(first, False):
+                self.tracker.note("enter-backward", *self.parameters)
+
+        return _marked(output, note)
 
 
-def _once(tracker: Tracker, kind: EventKind, parameters: tuple[str, ...]) -> Callable[[], None]:
-    """Make a function whose first call notes an event."""
-    first = iter([True])
+@dataclass(frozen=True)
+class _Ready:
+    tracker: Tracker
+    parameter: str
 
-    def note() -> None:
-        if next(first, False):
-            tracker.note(kind, *parameters)
-
-    return note
-
-
-def _ready(tracker: Tracker, name: str, parameter: torch.Tensor) -> None:
-    tracker.note("gradient", name)
-    parameter.grad = None
+    def __call__(self, parameter: torch.Tensor) -> None:
+        self.tracker.note("gradient", self.parameter)
+        parameter.grad = None
 
 
 def _marked(value: Any, note: Any) -> Any:

@@ -52,9 +52,16 @@ MIXED = {
     "layer_types": ["sliding_attention", "full_attention"] * 4,
 }  # fmt: skip
 
+# The first two layers are dense, the others mixtures of experts.
+DENSE_FIRST = {
+    "model_type": "deepseek_v3", "num_key_value_heads": 4, "first_k_dense_replace": 2, "moe_intermediate_size": 32,
+    "n_routed_experts": 8, "n_group": 2, "topk_group": 1, "num_experts_per_tok": 2, "q_lora_rank": 32,
+    "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 16,
+}  # fmt: skip
+
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("changes", [{}, MIXED], ids=["llama", "gemma3"])
+@pytest.mark.parametrize("changes", [{}, MIXED, DENSE_FIRST], ids=["llama", "gemma3", "deepseek_v3"])
 def test_repeated_layers_give_the_trace_of_all_layers(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], checkpointing: bool
 ) -> None:
@@ -65,6 +72,19 @@ def test_repeated_layers_give_the_trace_of_all_layers(
     monkeypatch.setattr(model_trace, "_depth", lambda model: None)
     every = trace_model(spec, str(folder), "fp32", checkpointing)
     assert replace(few, note=every.note) == every
+
+
+def test_with_checkpointing_a_layer_of_experts_leaves_its_input_alone(tmp_path: pathlib.Path) -> None:
+    experts = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+    left = []
+    for layers in (1, 2):
+        folder = config_dir(tmp_path / "model", **experts, num_hidden_layers=layers)
+        spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", train__gradient_checkpointing=True)
+        config = model_config(spec, str(folder))
+        traced = traced_pass(spec, str(folder), (), DTYPES["fp32"], config, rows=1, to_logits=True)
+        left.append(traced.events[-1].live)
+    tokens, width = spec.data.seq_len, 64
+    assert left[1] - left[0] == pytest.approx(4 * tokens * width, rel=0.1)  # some bytes are numbers of a generator
 
 
 def test_a_model_whose_depth_is_set_in_another_way_is_traced_whole(tmp_path: pathlib.Path) -> None:

@@ -1,0 +1,89 @@
+"""Makes the pass of long rows from passes of short ones, for models that compute one token after another.
+
+Such a model, as Mamba without its kernel, starts several operators for each token, so that the pass of a long row takes
+minutes to trace. What it holds after each operator is a polynomial in the length of the row. Operators are matched from
+the beginning and from the end of each interval between two events; a loop over the tokens lies between them, and holds
+most in its first or in its last turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Final
+
+from jobs.preflight.traced_pass import TracedPass
+from jobs.preflight.tracker import Event
+
+_STEP: Final = 8  # tokens
+_PASSES: Final = 4  # three determine a parabola (attention may have one), and the fourth one must lie on it
+
+
+class NotAParabolaError(Exception):
+    """Raised when short rows do not determine what long ones need."""
+
+
+def lengths_for(seq_len: int) -> tuple[int, ...]:
+    """Return the lengths of the short rows, which are a multiple of the same number of tokens away from `seq_len`."""
+    return tuple(_STEP * number + seq_len % _STEP for number in range(1, _PASSES + 1))
+
+
+def lengthened(trace: Callable[[int], TracedPass], seq_len: int) -> TracedPass:
+    """Return the pass of rows of `seq_len` tokens. `trace` makes the pass of rows of another length, with details.
+
+    Raises:
+        NotAParabolaError: the passes of short rows do not determine that of long ones.
+    """
+    lengths = lengths_for(seq_len)
+    passes = [trace(length) for length in lengths]
+    turns = (seq_len - lengths[0]) // _STEP
+
+    def at_length(values: Sequence[int]) -> int:
+        return _continued(values, turns)
+
+    if len({tuple((event.kind, event.parameters) for event in one.events) for one in passes}) > 1:
+        raise NotAParabolaError("the order of the modules depends on the length of the rows")
+    events, before = list[Event](), 0
+    for several in zip(*(one.events for one in passes), strict=True):
+        live = at_length([event.live for event in several])
+        peak = max(live, before, *map(at_length, _matched([event.details for event in several])))
+        events.append(Event(several[0].kind, several[0].parameters, live, peak))
+        before = live
+    return replace(
+        passes[-1],
+        events=tuple(events),
+        buffer_bytes=at_length([one.buffer_bytes for one in passes]),
+        logits=at_length([one.logits for one in passes]),
+        logits_bytes=at_length([one.logits_bytes for one in passes]),
+        flops=at_length([one.flops for one in passes]),
+        operations=at_length([one.operations for one in passes]),
+    )
+
+
+def _continued(values: Sequence[int], turns: int) -> int:
+    """Return the value at place `turns` of the parabola through the values at places 0, 1 and so on."""
+    first, second = values[1] - values[0], values[2] - 2 * values[1] + values[0]
+    if values[3] != values[0] + 3 * first + 3 * second:
+        raise NotAParabolaError(f"{values} do not lie on a parabola")
+    return values[0] + turns * first + turns * (turns - 1) // 2 * second
+
+
+def _matched(several: Sequence[tuple[tuple[str, int], ...]]) -> list[tuple[int, ...]]:
+    """Return the bytes after each operator of the shortest pass, in all passes."""
+    shortest = min(map(len, several))
+    ahead = _alike(several, shortest)
+    back = _alike([details[::-1] for details in several], shortest)
+    if len(ahead) + len(back) < shortest:
+        raise NotAParabolaError("the operators of short and long rows differ")
+    # Both may go on beyond the loop, where operators match only by chance. The cut is in the middle of the loop.
+    cut = (shortest - len(back) + len(ahead)) // 2
+    return [*ahead[:cut], *back[: shortest - cut]]
+
+
+def _alike(several: Sequence[tuple[tuple[str, int], ...]], shortest: int) -> list[tuple[int, ...]]:
+    found = []
+    for number in range(shortest):
+        if len({details[number][0] for details in several}) > 1:
+            break
+        found.append(tuple(details[number][1] for details in several))
+    return found

@@ -1,0 +1,100 @@
+"""Records how much memory the tensors of one training step use over time, without computing the step.
+
+Under torch's FakeTensorMode every operator returns tensors with the right shape and no data, so a step of any model
+takes milliseconds and no memory. A dispatch mode sees every result, and a finalizer sees the end of its storage.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from jobs.planning.memory import EventKind
+
+# The registry counts attention of GPUs only. The operator of CPUs has the same first arguments.
+_ON_CPU: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_COUNTED_AS: Final = {_ON_CPU: torch.ops.aten._scaled_dot_product_flash_attention}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of a step, and the bytes of living tensors around it. Parameters and buffers are not counted."""
+
+    kind: EventKind
+    parameters: tuple[str, ...]  # names: those of the module that begins or ends, or that of the gradient
+    live: int
+    peak: int  # most bytes since the event before
+    details: tuple[tuple[str, int], ...] = ()  # of operators since the event before: name, bytes after it
+
+
+class TooManyOperationsError(Exception):
+    """Raised by an operator that goes beyond `Tracker.most_operations`."""
+
+
+class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of every storage that an operator returns, from its first appearance to its end.
+
+    Attributes:
+        flops: number for matrix products and attention so far.
+        operations: number of operators that have returned a new storage; views do not count.
+        most_operations: a limit of that number; None: there is none.
+    """
+
+    def __init__(
+        self, uncounted: Iterable[torch.Tensor], most_operations: int | None = None, detailed: bool = False
+    ) -> None:
+        """Make a tracker that does not count the storages of the tensors `uncounted`.
+
+        Args:
+            detailed: whether events list their operators.
+        """
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.events: list[Event] = []
+        self.most_operations = most_operations
+        self._details: list[tuple[str, int]] | None = [] if detailed else None
+        self.live = self.peak = self.flops = self.operations = 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in uncounted}
+
+    def note(self, kind: EventKind, *parameters: str) -> None:
+        self.events.append(Event(kind, parameters, self.live, self.peak, tuple(self._details or ())))
+        self.peak = self.live
+        if self._details is not None:
+            self._details = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        packet = func._overloadpacket
+        count = flop_registry.get(_COUNTED_AS.get(packet, packet))
+        if count is not None:
+            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
+        elif packet.__name__ == "grouped_mm_fallback":  # experts: (tokens, k) times (experts, k, n)
+            self.flops += 2 * args[0].numel() * args[1].shape[-1]
+        before = self.operations
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._register(tensor.untyped_storage())
+        if self._details is not None and self.operations > before:
+            self._details.append((str(packet), self.live))
+        if self.most_operations is not None and self.operations > self.most_operations:
+            raise TooManyOperationsError
+        return out
+
+    def _register(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.operations += 1
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._end, key, size)
+
+    def _end(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size

@@ -105,7 +105,7 @@ class _Numbers(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         in_phase_s = task.get_time() - task.fields.get("since", task.start_time or task.get_time())
-        if task.description != "training":
+        if task.description != "training" or "record" not in task.fields:  # no step has ended yet
             return Text(duration(in_phase_s), style="dim")
         return Text("  ".join(_numbers(task.fields["record"], task.total, task.fields.get("eta_s"))))
 

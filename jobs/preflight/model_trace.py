@@ -84,10 +84,13 @@ def _traced(
     deep = [trace(config=_with_layers(config, depth, depth.deep), rows=rows) for rows in _ROWS]
     lines = deepened(_lines(shallow), _lines(deep), depth)
     single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
-    flops = deep[0].flops + depth.repeats * (deep[0].flops - shallow[0].flops)
-    operations = deep[0].operations + depth.repeats * (deep[0].operations - shallow[0].operations)
+    flops, operations, buffers = (
+        getattr(deep[0], name) + depth.repeats * (getattr(deep[0], name) - getattr(shallow[0], name))
+        for name in ("flops", "operations", "buffer_bytes")
+    )
     note = f"{depth.deep} of {depth.layers} layers were traced"
-    return _trace(spec, precision, model, deep, lines, single, (flops, operations), note)
+    found = _trace(spec, precision, model, deep, lines, single, (flops, operations), note)
+    return replace(found, buffer_bytes=buffers)
 
 
 def _depth(model: Any) -> Depth | None:

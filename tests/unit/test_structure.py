@@ -29,6 +29,7 @@ WITH_TORCH = (
     "jobs/preflight/dry_run.py",
     "jobs/preflight/model_trace.py",
     "jobs/preflight/traced_pass.py",
+    "jobs/preflight/tracker.py",
 )
 TUNING = ("jobs/search/report/page.py", "jobs/search/tuning/")
 SERVING = ("orchestrator/http/", "orchestrator/server/", "orchestrator/store/")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
@@ -14,6 +16,8 @@ from jobs.run.outcome import Event
 
 STEP_LINE_INTERVAL_S = 10.0  # at most one line for a step in this time
 SILENCE_S = 30.0  # without another line for this long, a sign of life is printed
+
+_STEPS = 50  # newest steps from which the time of the others is estimated
 
 Clock = Callable[[], float]
 
@@ -42,25 +46,31 @@ class NoProgress:
 class Pace:
     """Estimates the seconds to the end of a run from its events and the records of its steps.
 
-    The pace is the mean time from the end of a step to that of the next, with the checkpoints between them. The
-    evaluations that are left are added: each takes as long as the newest one, which may be that before training.
+    A step takes the median of the newest ones, because the first ones are slower, and the mean time between steps, in
+    which the run saves. Each evaluation that is left takes as long as the newest one, which may be that before training.
     """
 
     def __init__(self) -> None:
         self.total: int | None = None  # steps of the run
         self._eval_steps: int | None = None
         self._evaluation_s = 0.0  # seconds of the newest evaluation
-        self._first: dict[str, Any] | None = None  # the first step since training began or went back
-        self._newest = 0
-        self._between_s = 0.0  # seconds of evaluations since that step
+        self._last: dict[str, Any] = {}  # the newest step; empty: none since training began or went back
+        self._step_s: deque[float] = deque(maxlen=_STEPS)
+        self._between_s: deque[float] = deque(maxlen=_STEPS)  # seconds between steps without evaluations
 
     def event(self, event: Event) -> None:
         """Take what an event tells. Later events count."""
         if event.kind == "plan":
             self.total = event.data.get("total_steps", self.total)
-            self._eval_steps, self._first = event.data.get("eval_steps"), None
+            self._eval_steps = event.data.get("eval_steps")
+            self._begin()
         elif event.kind == "evaluated":
             self._evaluation_s = float(event.data.get("seconds", 0.0))
+
+    def _begin(self) -> None:
+        self._last = {}
+        self._step_s.clear()
+        self._between_s.clear()
 
     def eta_s(self, record: dict[str, Any]) -> float | None:
         """Return the seconds from the end of a step to the end of the run; None while its length is not known.
@@ -68,26 +78,27 @@ class Pace:
         Call it for every step. A step may come twice: before its evaluation, and with it.
         """
         step = int(record["step"])
-        if self._first is None or step < self._newest:
-            self._first, self._between_s = record, 0.0
-        self._newest = step
-        seen, step_s = step - self._first["step"], float(record.get("step_time_s", 0.0))
-        if seen and "at" in record:  # older releases did not write it
-            step_s = max(record["at"] - self._first["at"] - self._between_s, 0.0) / seen
-        due = self._evaluations_after(step)
-        if "eval_time_s" in record:
-            self._evaluation_s = record["eval_time_s"]
-            self._between_s += self._evaluation_s
-        elif due and self._eval_steps and step % self._eval_steps == 0:
-            due += 1
-        return None if self.total is None else max(self.total - step, 0) * step_s + due * self._evaluation_s
+        if step < self._last.get("step", 0):
+            self._begin()
+        if step != self._last.get("step"):
+            self._step_s.append(float(record.get("step_time_s", 0.0)))
+            if "at" in record and "at" in self._last:  # older releases did not write it
+                before_s = self._step_s[-1] + self._last.get("eval_time_s", 0.0)
+                self._between_s.append(max(record["at"] - self._last["at"] - before_s, 0.0))
+        self._last = record
+        self._evaluation_s = record.get("eval_time_s", self._evaluation_s)
+        if self.total is None:
+            return None
+        step_s = statistics.median(self._step_s) + statistics.mean(self._between_s or [0.0])
+        return max(self.total - step, 0) * step_s + self._evaluations_left(record) * self._evaluation_s
 
-    def _evaluations_after(self, step: int) -> int:
-        """Count the evaluations after a later step. The last step always has one."""
-        if self.total is None or step >= self.total:
-            return 0
-        every = self._eval_steps or self.total
-        return -(-self.total // every) - step // every
+    def _evaluations_left(self, record: dict[str, Any]) -> int:
+        """Count the evaluations after a step, with its own if that is still to come. The last step always has one."""
+        step, total = int(record["step"]), self.total or 0
+        every = self._eval_steps or max(total, 1)
+        is_due = (step % every == 0 or step >= total) and "eval_time_s" not in record
+        later = -(-total // every) - step // every if step < total else 0
+        return later + is_due
 
 
 class PlainProgress:

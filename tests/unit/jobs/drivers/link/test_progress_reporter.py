@@ -64,7 +64,7 @@ def test_what_is_left_is_measured_and_metrics_are_those_for_people() -> None:
     told.event(event("plan", "", total_steps=10))
     for number in range(1, 5):
         clock.now_s += 2.0
-        told.step(step(number, learning_rate=0.5, at=clock.now_s))
+        told.step(step(number, learning_rate=0.5, at=clock.now_s, step_time_s=2.0))
     assert heard.known["step"] == 4 and heard.known["remaining_s"] == 12.0
     assert heard.known["metrics"] == {"loss": 2.0, "learning_rate": 0.5}
     told.event(event("evaluated", "", step=4, metrics={"eval_loss": 1.5}))
@@ -115,6 +115,6 @@ def test_the_steps_of_a_final_run_come_after_those_of_the_trials() -> None:
     assert (heard.known["step"], heard.known["total_steps"]) == (30, 40)
     for number in (1, 2, 3):
         clock.now_s += 2.0
-        told.step(step(number, at=clock.now_s))
+        told.step(step(number, at=clock.now_s, step_time_s=2.0))
     told.event(event("checkpoint", "", step=2))
     assert (heard.known["step"], heard.known["saved_step"], heard.known["remaining_s"]) == (33, 32, 14.0)

@@ -47,7 +47,8 @@ class Pace:
     """Estimates the seconds to the end of a run from its events and the records of its steps.
 
     A step takes the median of the newest ones, because the first ones are slower, and the mean time between steps, in
-    which the run saves. Each evaluation that is left takes as long as the newest one, which may be that before training.
+    which the run saves. Each evaluation that is left takes as long as the newest one, which may be that before the
+    first step.
     """
 
     def __init__(self) -> None:

@@ -165,7 +165,8 @@ def _without_data(spec: Spec) -> Iterator[None]:
 
 
 def _never(*_: Any, **__: Any) -> bool:
-    return False  # a mock with this value would keep the tensors with which it is called
+    """Replace a function. A mock object would keep every tensor that it is called with."""
+    return False
 
 
 def _nothing(*_: Any, **__: Any) -> None:

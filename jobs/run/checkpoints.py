@@ -123,7 +123,7 @@ class Commit(Frozen):
     evaluated_at: int | None = Field(None, description="The step of `metrics`.")
     metrics_before: dict[str, float]
     best: Best | None = None
-    set_aside: Best | None = Field(None, description="The best score of before the run began again at its start.")
+    set_aside: Best | None = Field(None, description="The best score before the run began again at its start.")
     history: StepHistory = Field(default_factory=StepHistory, description="See `jobs.remedies.outliers`.")
     rate_cuts: int = Field(0, description="How often forgetting has lowered the learning rate.")
     replay_raises: tuple[ReplayRaise, ...] = Field((), description="When forgetting has raised the weights of replay.")

@@ -110,8 +110,11 @@ class JobPaths:
 
     @property
     def set_aside(self) -> JobPaths:
-        """Holds the best checkpoint of before the run began again at its start, in the layout of a run."""
-        return JobPaths(storage.join(self.root, "set-aside"))
+        """Holds the best checkpoint from before the run began again at its start, in the layout of a run.
+
+        It lies among the checkpoints, so that it is removed with them.
+        """
+        return JobPaths(storage.join(self.checkpoints, "set-aside"))
 
     def attempt(self, number: int) -> str:
         """The start of one worker group: the step at which it starts, and its number of workers."""

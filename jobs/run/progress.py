@@ -60,7 +60,7 @@ class Pace:
         self._between_s: deque[float] = deque(maxlen=_STEPS)  # seconds between steps without evaluations
 
     def event(self, event: Event) -> None:
-        """Take what an event tells. Later events count."""
+        """Read from an event what the estimate needs."""
         if event.kind == "plan":
             self.total = event.data.get("total_steps", self.total)
             self._eval_steps = event.data.get("eval_steps")

@@ -1,4 +1,4 @@
-"""What a run did against its troubles: its events of kind `remedy`, and the changes in `remedies.json`.
+"""The acts of remedies: their events, the troubles that follow from these, and the changes in `remedies.json`.
 
 `remedies.json` has the changes of the spec that were made after the run ran out of memory. A later attempt begins with
 them, so that it does not run out of memory again. Light to import.

@@ -35,12 +35,14 @@ def override(document: Document, text: str) -> None:
         place = _place_in(section, part)
         if place is None:
             break
-        if isinstance(section, dict):
-            section[place] = section.get(place) or {}
+        if isinstance(section, dict) and section.get(place) is None:
+            section[place] = {}
         section, path = section[place], (*path, place)
     place = _place_in(section, last) if len(path) == len(sections) else None
     if place is None:
-        what = f"has entries 0 to {len(section) - 1}" if isinstance(section, list) else "is a value, not a section"
+        what = "is a value, not a section"
+        if isinstance(section, list):
+            what = f"is a list whose last entry has the number {len(section) - 1}" if section else "is an empty list"
         document.add_problem(Mark(_SET), f"{text}: {dotted(path)} {what}")
         return
     section[place], path = value, (*path, place)

@@ -111,15 +111,16 @@ def set_aside(run: Run, state: LoopState, best: Best) -> Best:
     Returns:
         The score whose checkpoint is kept.
     """
-    if state.set_aside is not None and better_first([state.set_aside, best])[0] is state.set_aside:
-        return state.set_aside
+    kept = state.set_aside
+    if kept is not None and kept.metric == best.metric and better_first([kept, best])[0] is kept:
+        return kept
     run.checkpoints.settle()
     run.checkpoints.set_aside(best.step)
     return best
 
 
 def bests(spec: Spec, state: LoopState) -> list[Best]:
-    """Return the best score, and that of before the run began again at its start, better first. Pure."""
+    """Return the best score now and the one that is set aside, if they may be exported; the better one first. Pure."""
     found, before = [best_score(spec, state), state.set_aside], state.metrics_before
     metric = spec.checkpoint.best_metric
     return better_first(

@@ -36,7 +36,7 @@ class LoopState:
     evaluated_at: int | None = None  # step of `metrics`
     confusion: Confusion | None = None  # matches `metrics`, if this process has measured them
     best: Best | None = None
-    set_aside: Best | None = None  # the best of before the run began again at its start (see `JobPaths.set_aside`)
+    set_aside: Best | None = None  # the best score before the run began again (see `JobPaths.set_aside`)
     chain: int = EMPTY_CHAIN  # digest chain over the rows of all steps (see `jobs.data.order.digest_chain`)
     expected_loss: float | None = None  # loss of the next step, if an earlier attempt has logged it
     save_due: bool = False  # a checkpoint was put off

@@ -90,8 +90,9 @@ def test_set_reaches_the_entries_of_a_list(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, GOOD), [sources, "data.train.1.weight=3"])
     assert [source.weight for source in spec.data.train] == [1, 3]
     assert message(write(tmp_path, GOOD), sources, "data.train.2.weight=3") == (
-        "--set: data.train.2.weight=3: data.train has entries 0 to 1"
+        "--set: data.train.2.weight=3: data.train is a list whose last entry has the number 1"
     )
+    assert "data.train is an empty list" in message(write(tmp_path, GOOD), "data.train=[]", "data.train.0.weight=3")
     assert "data.train.0.weight: " in message(write(tmp_path, GOOD), sources, "data.train.0.weight=-1")
 
 

@@ -1,7 +1,7 @@
 """Predicts the peak memory of a worker, on its device and on its host. Pure functions of a trace of the model.
 
 A step has two times at which memory can be highest: somewhere in the forward and backward pass, where activations meet
-gathered parameters and gradients, and in the optimizer's update, where Adam's temporaries meet the gradients.
+gathered parameters and gradients, and in the optimizer's update, where flat gradients are added to those of the pass.
 `memory_of` follows the trace event by event, adds what DeepSpeed holds at each, and returns the parts at the highest
 total. `jobs.preflight.model_trace` makes the trace; `gathering` and `gradients` describe DeepSpeed.
 """
@@ -115,7 +115,6 @@ class Memory:
     parameters: int = 0
     gradients: int = 0
     optimizer_states: int = 0
-    optimizer_temporaries: int = 0
     activations: int = 0
     logits: int = 0
     gathered_buckets: int = 0  # whole parameters that ZeRO-3 has gathered
@@ -136,7 +135,7 @@ class Memory:
     def used(self) -> int:
         """`total` without the reserve."""
         return (
-            self.parameters + self.gradients + self.optimizer_states + self.optimizer_temporaries + self.activations
+            self.parameters + self.gradients + self.optimizer_states + self.activations
             + self.logits + self.gathered_buckets + self.communication + self.program + self.checkpoint_copy
         )  # fmt: skip
 
@@ -151,7 +150,7 @@ def memory_of(
     static = static_memory(trace, strategy, num_workers, precision)
     peak = max(
         _pass_peak(trace, strategy, num_workers, precision, device, static),
-        _update_peak(trace, strategy, num_workers, precision, device, static),
+        _update_peak(trace, strategy, num_workers, precision, static),
         key=lambda memory: memory.used,
     )
     if device == "cpu":  # what is offloaded is in the same memory
@@ -274,28 +273,20 @@ def _gathering(trace: ModelTrace, strategy: Strategy, num_workers: int, width: i
     )
 
 
-def _update_peak(
-    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device, static: Memory
-) -> Memory:
+def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, static: Memory) -> Memory:
     """Return the moment of the optimizer's update.
 
-    Adam updates one group after another, each a single flat tensor. torch's AdamW needs the group's flat gradient, and
-    one temporary of its size on a GPU (`_multi_tensor_adamw`), two on a CPU (`_single_tensor_adamw`). DeepSpeed's Adam
-    on the host needs none.
+    Adam updates one group after another, each a single flat tensor, and needs the group's flat gradient. Neither
+    torch's fused AdamW nor DeepSpeed's Adam on the host makes temporaries.
     """
     if strategy.offload_optimizer:
         return static
     groups = [sum(size for size, decay in zip(trace.trained_sizes, trace.decays, strict=True) if decay is kind)
               for kind in (True, False)]  # fmt: skip
     largest = -(-max(groups) // num_workers)
-    temporaries = largest * 4 * (2 if device == "cpu" else 1)
     gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, WEIGHT_BYTES[precision])
     flat = 0 if gradients.is_flat else 4 * largest
-    return replace(
-        static,
-        gradients=static.gradients + gradients.at_update + flat,
-        optimizer_temporaries=temporaries,
-    )
+    return replace(static, gradients=static.gradients + gradients.at_update + flat)
 
 
 def piece_of_loss(vocabulary: int, logits: int) -> int:

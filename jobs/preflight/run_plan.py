@@ -41,7 +41,7 @@ _TINY_BYTES: Final = 1 << 30
 _ROUNDED_TO: Final = 64  # tokens to which lengths are rounded, so that runs on similar data share a trace
 _MICRO_BATCH: Final = "per_device_train_batch_size"
 # Bytes of memory for each byte of weights in files: these have 2 bytes for each element or more, and a worker without
-# GPU needs at most 40 for each (weights, gradients, Adam's states and temporaries, buckets, the copy for checkpoints).
+# GPU needs at most 40 for each (weights, gradients, Adam's states, buckets, the copy for checkpoints).
 _FOR_EACH_BYTE = 20
 # Tensors that one token leaves in a layer: of the layer's width, of the inner width, and of the attention matrix.
 _OF_WIDTH, _OF_INNER, _OF_ATTENTION, _OF_LOGITS = 40, 8, 6, 6

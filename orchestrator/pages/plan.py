@@ -21,7 +21,6 @@ _PARTS: Final = {
     "parameters": "parameters",
     "gradients": "gradients",
     "optimizer_states": "optimizer states",
-    "optimizer_temporaries": "optimizer's temporaries",
     "activations": "activations",
     "logits": "logits",
     "gathered_buckets": "gathered parameters",

@@ -15,7 +15,7 @@ def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> di
 
     The learning rate here is the peak; the loop sets the rate of each step. Weight decay is set per group.
     """
-    train = spec.train
+    train, offload = spec.train, spec.train.zero.offload_optimizer
     return {
         "train_micro_batch_size_per_gpu": batching.per_device,
         "gradient_accumulation_steps": batching.accumulation,
@@ -28,8 +28,10 @@ def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> di
                 "betas": [train.adam_beta1, train.adam_beta2],
                 "eps": train.adam_epsilon,
                 "weight_decay": train.weight_decay,
-                # torch's AdamW needs no compiler at the start. Only offload uses DeepSpeed's, which runs on the host.
-                "torch_adam": train.zero.offload_optimizer is None,
+                # torch's AdamW needs no compiler at the start, and fused no temporaries. Only offload uses DeepSpeed's,
+                # which runs on the host.
+                "torch_adam": offload is None,
+                **({"fused": True} if offload is None else {}),
                 "adam_w_mode": True,
             },
         },

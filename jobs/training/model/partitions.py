@@ -99,9 +99,13 @@ class Partitions:
                 if kind not in adam:
                     adam[kind] = torch.zeros_like(flat)
                 adam[kind].copy_(state[kind][number])
-            # DeepSpeed's Adam (offload) counts steps in an int, torch's in a tensor.
+            # DeepSpeed's Adam (offload) counts steps in an int, torch's fused one in a tensor beside the moments.
             own = type(self._adam).__module__.startswith("deepspeed")
-            adam["step"] = optimizer_step if own else torch.tensor(float(optimizer_step), dtype=torch.float32)
+            adam["step"] = (
+                optimizer_step
+                if own
+                else torch.tensor(float(optimizer_step), dtype=torch.float32, device=adam[MOMENTS[0]].device)
+            )
         self._refresh()
 
     @torch.no_grad()

@@ -85,17 +85,11 @@ def test_parts_are_those_of_one_moment_and_sum_to_the_total() -> None:
     )
     trace = trace_of((10,), moments)
     small = memory_of(trace, Strategy(stage=3, reduce_bucket_size=1), 1, "bf16")
-    assert (small.activations, small.optimizer_temporaries) == (700, 0)
+    assert (small.activations, small.gradients) == (700, 40)
     assert small.used == 180 + 2 + 700 and small.total == small.used + int(RESERVE * small.used)
     large = memory_of(trace_of((1000,), moments), Strategy(stage=3, reduce_bucket_size=1), 1, "bf16")
-    assert (large.activations, large.optimizer_temporaries) == (0, 4000)  # the update needs more than the pass
+    assert (large.activations, large.gradients) == (0, 8000)  # the update needs more than the pass
     assert memory_of(trace, Strategy(stage=3, per_device_train_batch_size=30), 1, "bf16").activations == 800
-
-
-def test_adam_on_cpu_needs_a_second_temporary() -> None:
-    trace = trace_of((1000,))
-    on_gpu, on_cpu = (memory_of(trace, Strategy(stage=3), 4, "bf16", device) for device in ("cuda", "cpu"))
-    assert (on_gpu.optimizer_temporaries, on_cpu.optimizer_temporaries) == (1000, 2000)
 
 
 def test_on_cpus_what_is_offloaded_counts_as_the_workers_memory() -> None:

@@ -21,7 +21,10 @@ Device = Literal["cpu", "cuda"]
 WEIGHT_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Share of the total that is added: buffers inside operators, rows of uneven length, and what tensors below 1 KiB take.
 RESERVE: Final = 0.02
-PROGRAM_BYTES: Final = 420_000_000  # resident set of a process that has imported what a worker imports, measured
+PROGRAM_BYTES: Final = 500_000_000  # resident set of a worker's process before it loads a model, measured
+# Elements of this worker's part that ZeRO-3 updates at once. It copies their gradients, so DeepSpeed's default of 1e9
+# would need 4 GB for that.
+SUB_GROUP_SIZE: Final = 100_000_000
 _LARGEST_PIECE: Final = 2**24  # logits; as in jobs.training.loop.loss
 _PIECES: Final = 16
 
@@ -121,6 +124,7 @@ class Memory:
     communication: int = 0  # buckets in which gradients are reduced, and copies for collectives
     reserve: int = 0
     program: int = 0  # of a worker without GPU: Python and its libraries
+    kept: int = 0  # of a worker without GPU: freed memory that glibc keeps, see `_heap`
     checkpoint_copy: int = 0  # of a worker without GPU: see `host`
     # Bytes of host memory for each worker with a GPU, beyond the program: what is offloaded, and the copy of the state
     # from which checkpoints are written. A worker without GPU has all its parts in host memory, and 0 here.
@@ -136,14 +140,14 @@ class Memory:
         """`total` without the reserve."""
         return (
             self.parameters + self.gradients + self.optimizer_states + self.activations
-            + self.logits + self.gathered_buckets + self.communication + self.program + self.checkpoint_copy
+            + self.logits + self.gathered_buckets + self.communication + self.program + self.kept + self.checkpoint_copy
         )  # fmt: skip
 
 
 def memory_of(
     trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device = "cuda"
 ) -> Memory:
-    """Return the peak memory of one worker.
+    """Return the peak of one worker's tensors.
 
     The trace must have been made with the strategy's checkpointing and with this precision.
     """
@@ -158,12 +162,44 @@ def memory_of(
     return replace(peak, reserve=int(RESERVE * peak.used))
 
 
-def in_process(memory: Memory, trace: ModelTrace, num_workers: int, device: Device) -> Memory:
-    """Add the copy for checkpoints (12 bytes an element), and on CPUs the program itself."""
+def memory_of_process(
+    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device
+) -> Memory:
+    """Return `memory_of` with the copy for checkpoints (12 bytes an element), and on CPUs with all of the process."""
+    memory = memory_of(trace, strategy, num_workers, precision, device)
     copied = 12 * -(-trace.trained // num_workers)
     if device == "cuda":
         return replace(memory, host=memory.host + copied)
-    return replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied)
+    kept = max(_heap(trace, strategy, num_workers, precision) - memory.used, 0)
+    return replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied, kept=kept)
+
+
+def _heap(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str) -> int:
+    """Return the bytes to which the tensors of a worker without GPU let glibc's heap grow.
+
+    Freed memory stays in the heap (`jobs.training.model.host_memory`), in gaps that seldom fit what is allocated next.
+    So each kind of tensor counts with its own highest moment, and each gradient with a place of its own. This is no
+    theorem: bench/RESULTS.md compares it with real processes.
+    """
+    static = static_memory(trace, strategy, num_workers, precision)
+    rows, width = strategy.per_device_train_batch_size, WEIGHT_BYTES[precision]
+    gathering = _gathering(trace, strategy, num_workers, width, "cpu")
+    gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, width)
+    activations = gathered = held = buckets = copies = 0
+    for moment in trace.moments_of_one_row if rows == 1 else trace.moments:
+        copied = 0
+        if moment.kind in ("enter", "enter-backward"):
+            copied = gathering.enter(moment.parameters)
+        elif moment.kind in ("leave", "leave-backward"):
+            gathering.leave(moment.parameters)
+        elif moment.kind == "gradient":
+            copied = gradients.add(moment.parameters[0])
+        activations = max(activations, moment.peak_at(rows))
+        gathered, copies = max(gathered, gathering.held), max(copies, copied)
+        held, buckets = max(held, gradients.held), max(buckets, gradients.buckets)
+    whole = width * trace.trained
+    update = _update_peak(trace, strategy, num_workers, precision, static).used - static.used
+    return static.used + static.host + activations + gathered + copies + held + buckets + whole + update
 
 
 def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str) -> Memory:
@@ -276,17 +312,31 @@ def _gathering(trace: ModelTrace, strategy: Strategy, num_workers: int, width: i
 def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, static: Memory) -> Memory:
     """Return the moment of the optimizer's update.
 
-    Adam updates one group after another, each a single flat tensor, and needs the group's flat gradient. Neither
-    torch's fused AdamW nor DeepSpeed's Adam on the host makes temporaries.
+    Adam updates one flat tensor after another, and needs the flat gradient of each. Neither torch's fused AdamW nor
+    DeepSpeed's Adam on the host makes temporaries.
     """
     if strategy.offload_optimizer:
         return static
-    groups = [sum(size for size, decay in zip(trace.trained_sizes, trace.decays, strict=True) if decay is kind)
-              for kind in (True, False)]  # fmt: skip
-    largest = -(-max(groups) // num_workers)
     gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, WEIGHT_BYTES[precision])
-    flat = 0 if gradients.is_flat else 4 * largest
+    flat = 0 if gradients.is_flat else 4 * largest_flat(trace, strategy.stage, num_workers)
     return replace(static, gradients=static.gradients + gradients.at_update + flat)
+
+
+def largest_flat(trace: ModelTrace, stage: int, num_workers: int) -> int:
+    """Return the elements of the largest flat tensor that a worker updates.
+
+    ZeRO-1 and 2 have one for each of the optimizer's groups, with and without weight decay. ZeRO-3 closes one once it
+    has `SUB_GROUP_SIZE` elements (`DeepSpeedZeroOptimizer_Stage3._create_fp16_sub_groups`).
+    """
+    largest = 0
+    for kind in (True, False):
+        filled = 0
+        for size, decays in zip(trace.trained_sizes, trace.decays, strict=True):
+            filled += -(-size // num_workers) if decays is kind else 0
+            largest = max(largest, filled)
+            if stage == 3 and filled >= SUB_GROUP_SIZE:
+                filled = 0
+    return largest
 
 
 def piece_of_loss(vocabulary: int, logits: int) -> int:

@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
-from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, in_process, memory_of
+from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, memory_of_process
 from jobs.planning.precision import Precision
 from jobs.planning.step_time import StepTime, step_time
 from jobs.spec.finetune import Planned
@@ -87,7 +87,7 @@ def options(
             Option(
                 strategy=strategy,
                 batching=passes,
-                memory=in_process(memory_of(traced, strategy, workers, precision, device), traced, workers, device),
+                memory=memory_of_process(traced, strategy, workers, precision, device),
                 time=step_time(traced, strategy, passes, machines, precision),
                 room=machines.accelerator.memory,
                 host_room=machines.host_memory,

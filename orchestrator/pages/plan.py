@@ -27,6 +27,7 @@ _PARTS: Final = {
     "communication": "communication buffers",
     "reserve": "reserve",
     "program": "program",
+    "kept": "freed memory that is kept",
     "checkpoint_copy": "copy for checkpoints",
 }
 _MOST_OPTIONS: Final = 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.planning.batching import Batching
+from jobs.planning.memory import SUB_GROUP_SIZE
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 from jobs.spec.zero import Zero
@@ -59,6 +60,8 @@ def _zero(zero: Zero) -> dict[str, Any]:
         return {**common, "allgather_bucket_size": zero.reduce_bucket_size, "allgather_partitions": True}
     if zero.offload_param is not None:
         common["offload_param"] = {"device": zero.offload_param, "pin_memory": True}
+    if zero.offload_optimizer is None:
+        common["sub_group_size"] = SUB_GROUP_SIZE
     return {
         **common,
         "stage3_prefetch_bucket_size": zero.prefetch_bucket_size,

@@ -21,10 +21,14 @@ import json, sys, types
 import torch
 import torch.distributed as dist
 from jobs.errors import DataError
+from jobs.planning import memory
 from jobs.spec.load import load_spec
+from jobs.training.model import deepspeed_config
 from jobs.training.model.engine import build_engine
 
 spec, store = load_spec(sys.argv[1]), sys.argv[2]
+if len(sys.argv) > 3:
+    memory.SUB_GROUP_SIZE = deepspeed_config.SUB_GROUP_SIZE = int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
 gang = types.SimpleNamespace(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
 try:
@@ -39,7 +43,11 @@ engine.step()
 assert "peft" not in sys.modules, "full fine-tuning would start a second later"
 same = [flat.data_ptr() == weights.data_ptr() for flat, weights in zip(flats, computed, strict=True)]
 equal = [torch.equal(flat.to(weights.dtype), weights) for flat, weights in zip(flats, computed, strict=True)]
-print(json.dumps([same, equal, not engine.overflowed() and not torch.equal(before, computed[0])]))
+changed = not engine.overflowed() and not torch.equal(before, computed[0])
+sizes = [parameter.ds_numel for parameter in engine.module.parameters()]
+decays = [len(parameter.ds_shape) > 1 for parameter in engine.module.parameters()]
+largest = memory.largest_flat(types.SimpleNamespace(trained_sizes=sizes, decays=decays), 3, 1)
+print(json.dumps([same, equal, changed, [flat.numel() for flat in flats], largest, float(sum(map(torch.sum, flats)))]))
 """
 
 
@@ -47,8 +55,17 @@ print(json.dumps([same, equal, not engine.overflowed() and not torch.equal(befor
 def test_the_optimizer_updates_the_weights_that_the_model_computes_with_where_both_are_fp32(
     tmp_path: pathlib.Path, bf16: bool
 ) -> None:
-    same, equal, changed = one_step(tmp_path, tiny.save_model(tmp_path / "gpt2", "gpt2"), train__bf16=bf16)
+    model = tiny.save_model(tmp_path / "gpt2", "gpt2")
+    same, equal, changed, flats, largest, total = one_step(tmp_path, model, train__bf16=bf16)
     assert len(same) == 2 and all(shared is not bf16 for shared in same) and all(equal) and changed
+    assert largest == max(flats)
+    if bf16:
+        return
+    # In pieces, as a part of more than `SUB_GROUP_SIZE` elements is: as large as the plan says, with the same weights.
+    same, equal, changed, pieces, largest, total_of_pieces = one_step(tmp_path, model, 5000)
+    assert len(same) > 2 and all(same) and all(equal) and changed
+    assert sum(pieces) == sum(flats) and largest == max(pieces) < max(flats)
+    assert total_of_pieces == pytest.approx(total, rel=1e-6)
 
 
 @pytest.mark.parametrize("stage", [2, 3])
@@ -61,13 +78,13 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(tmp_path: pathl
     assert "have values that are NaN or infinite; the first is transformer.h.1.mlp.c_fc.weight." in said
 
 
-def one_step(folder: pathlib.Path, model: pathlib.Path, **changes: Any) -> Any:
-    """What STEP prints."""
+def one_step(folder: pathlib.Path, model: pathlib.Path, *piece: int, **changes: Any) -> Any:
+    """What STEP prints. `piece`: elements that are updated at once."""
     spec = tiny.spec_of(folder, model, folder / "none", resources__num_workers=1, **changes)
     (folder / "job.json").write_bytes(dump_spec(spec))
     done = subprocess.run(
-        [sys.executable, "-c", STEP, str(folder / "job.json"), str(folder / "store")], cwd=ROOT,
-        env={**os.environ, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        [sys.executable, "-c", STEP, str(folder / "job.json"), str(folder / f"store{piece}"), *map(str, piece)],
+        cwd=ROOT, env={**os.environ, "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -8,7 +8,19 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.planning.memory import RESERVE, Memory, ModelTrace, Moment, Strategy, memory_of, static_memory
+from jobs.planning.memory import (
+    PROGRAM_BYTES,
+    RESERVE,
+    SUB_GROUP_SIZE,
+    Memory,
+    ModelTrace,
+    Moment,
+    Strategy,
+    largest_flat,
+    memory_of,
+    memory_of_process,
+    static_memory,
+)
 
 LLAMA_2_7B = 6_738_415_616  # elements
 LARGEST = 32_000 * 4_096
@@ -90,6 +102,32 @@ def test_parts_are_those_of_one_moment_and_sum_to_the_total() -> None:
     large = memory_of(trace_of((1000,), moments), Strategy(stage=3, reduce_bucket_size=1), 1, "bf16")
     assert (large.activations, large.gradients) == (0, 8000)  # the update needs more than the pass
     assert memory_of(trace, Strategy(stage=3, per_device_train_batch_size=30), 1, "bf16").activations == 800
+
+
+def test_zero_3_updates_its_part_in_pieces() -> None:
+    sizes = (SUB_GROUP_SIZE // 2,) * 5
+    assert largest_flat(trace_of(sizes), 3, 1) == SUB_GROUP_SIZE
+    assert largest_flat(trace_of(sizes), 2, 1) == sum(sizes)
+    assert largest_flat(trace_of(sizes), 3, 4) == sum(sizes) // 4  # less than a piece
+    assert largest_flat(trace_of((3 * SUB_GROUP_SIZE, 1)), 3, 2) == 3 * SUB_GROUP_SIZE // 2  # one weight is not cut
+
+
+def test_a_worker_without_gpu_keeps_what_its_tensors_have_freed() -> None:
+    moments = (
+        Moment("enter", (0,)),
+        Moment("leave", (0,), live=500, peak=700),
+        Moment("gradient", (0,), live=0, peak=0),
+        Moment("end"),
+    )
+    trace = trace_of((1000,), moments)
+    strategy = Strategy(stage=3, reduce_bucket_size=10_000)
+    tensors = memory_of(trace, strategy, 1, "bf16", "cpu")
+    process = memory_of_process(trace, strategy, 1, "bf16", "cpu")
+    # The update is the highest moment. The activations' place stays, and that of the gradient, 2 bytes an element.
+    assert (tensors.activations, process.kept) == (0, 700 + 2 * 1000)
+    assert process.used == tensors.used + 2700 + PROGRAM_BYTES + 12 * 1000
+    on_gpu = memory_of_process(trace, strategy, 1, "bf16", "cuda")
+    assert (on_gpu.kept, on_gpu.program, on_gpu.host) == (0, 0, 12 * 1000)
 
 
 def test_on_cpus_what_is_offloaded_counts_as_the_workers_memory() -> None:

@@ -52,6 +52,8 @@ def test_nothing_is_left_on_auto_and_the_batch_adds_up(
     assert [config["bf16"]["enabled"], config["fp16"]["enabled"]] == [precision == "bf16", precision == "fp16"]
     assert ("offload_optimizer" in config["zero_optimization"]) == offload
     assert config["optimizer"]["params"]["torch_adam"] != offload
+    assert config["optimizer"]["params"].get("fused", False) != offload
+    assert ("sub_group_size" in config["zero_optimization"]) == (stage == 3 and not offload)
 
 
 def test_what_the_user_sets_arrives() -> None:

@@ -21,6 +21,7 @@ Device = Literal["cpu", "cuda"]
 WEIGHT_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Share of the total that is added: buffers inside operators, rows of uneven length, and what tensors below 1 KiB take.
 RESERVE: Final = 0.02
+RESERVE_OF_PROCESS: Final = 0.05  # the same of a whole process, whose heap is less regular
 PROGRAM_BYTES: Final = 500_000_000  # resident set of a worker's process before it loads a model, measured
 # Elements of this worker's part that ZeRO-3 updates at once. It copies their gradients, so DeepSpeed's default of 1e9
 # would need 4 GB for that.
@@ -171,7 +172,8 @@ def memory_of_process(
     if device == "cuda":
         return replace(memory, host=memory.host + copied)
     kept = max(_heap(trace, strategy, num_workers, precision) - memory.used, 0)
-    return replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied, kept=kept)
+    process = replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied, kept=kept)
+    return replace(process, reserve=int(RESERVE_OF_PROCESS * process.used))
 
 
 def _heap(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str) -> int:

@@ -14,6 +14,9 @@ from typing import Final
 CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
 UP: Final = 1.75  # factor to the next rate above the best one; a small one, because much too high rates diverge
 DOWN: Final = 3.0  # factor to the next rate below the best one, where the loss changes slowly
+_FALLING: Final = (
+    0.05  # share of a loss by which the highest rate is better than the next, if the best one lies above it
+)
 _APART: Final = 1.2  # least factor between the best rate and a new one; with less, the scores would hardly differ
 
 
@@ -36,9 +39,10 @@ def next_rate(scores: Mapping[float, float | None], least: float, greatest: floa
 def best_rate(scores: Mapping[float, float]) -> float:
     """Estimate the best rate from scores.
 
-    It is the minimum of the parabola through the best point and its two neighbours. Without a neighbour on each side,
-    it is the lowest rate whose score is at most 1 % worse than the best one: lower rates are safer, because training
-    diverges at rates above the best one.
+    It is the minimum of the parabola through the best point and its two neighbours. If the highest rate is clearly the
+    best one, the loss still falls there: the estimate is halfway to the rate that would be tried next. Otherwise it is
+    the lowest rate whose score is at most 1 % worse than the best one: lower rates are safer, because training diverges
+    at rates above the best one.
 
     Args:
         scores: by rate; lower is better.
@@ -47,6 +51,9 @@ def best_rate(scores: Mapping[float, float]) -> float:
     if vertex is not None:
         return math.exp(vertex)
     best = min(scores.values())
+    *_, second, last = (-math.inf, *sorted(scores))
+    if scores.get(second, -math.inf) > scores[last] + _FALLING * abs(scores[last]):
+        return last * math.sqrt(UP)
     return min(rate for rate, score in scores.items() if score <= best + CLEARLY * abs(best))
 
 

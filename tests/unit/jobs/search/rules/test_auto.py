@@ -176,7 +176,7 @@ def scored_at(folder: Path, losses: dict[float, float], **fields: Any) -> Ledger
 
 def test_the_trial_that_goes_on_is_the_one_near_the_target(tmp_path: Path) -> None:
     """The best rate at the rung, 3e-4, leads to 1.9e-4 for a whole run."""
-    ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 1.8e-4: 0.55})
+    ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 1.8e-4: 0.51})
     assert ledger.target == pytest.approx(3e-4 * 0.25**0.32) and ledger.going_on == [3]
     running = ledger.add({RATE: 5e-4, WARMUP: 0.06})
     assert ledger.going_on == []  # it may be better

@@ -78,7 +78,7 @@ def test_after_failures_it_goes_on_between_them_and_the_best() -> None:
 
 def test_without_a_neighbour_on_each_side_the_lowest_of_rates_that_score_alike_is_best() -> None:
     assert best_rate({5e-5: 0.65, 1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.503, 5e-4: 0.5}) == 2e-4
-    assert best_rate({1e-4: -0.80, 2e-4: -0.90}) == 2e-4  # of a share, where more is better
+    assert best_rate({1e-4: -0.88, 2e-4: -0.90}) == 2e-4  # of a share, where more is better
 
 
 def test_the_best_rate_is_a_minimum_also_where_the_loss_is_flat() -> None:
@@ -99,3 +99,12 @@ def test_a_line_has_no_vertex() -> None:
     assert vertex_of({0.0: 1.0, 1.0: 2.0, 2.0: 3.0}) is None
     assert vertex_of({0.0: 1.0, 1.0: 0.0, 2.0: 1.0}) == pytest.approx(1.0)
     assert vertex_of({0.0: 1.0, 1.0: 0.0, 2.0: math.inf}) is None
+
+
+def test_where_the_loss_still_falls_at_the_highest_rate_the_best_one_lies_above() -> None:
+    halfway = math.sqrt(1.75)  # to the rate that would be tried next
+    assert best_rate({4.4e-5: 0.684, 7.6e-5: 0.652, 1.3e-4: 0.557}) == pytest.approx(1.3e-4 * halfway)
+    assert best_rate({7.6e-5: 0.58, 1.3e-4: 0.557}) == pytest.approx(1.3e-4)  # by 4 %: it hardly falls any more
+    assert best_rate({7.6e-5: 0.652, 1.3e-4: 0.557, 2e-4: math.inf}) == pytest.approx(1.3e-4)  # that one diverged
+    assert best_rate({1.3e-4: 0.557}) == 1.3e-4
+    assert best_rate({1.3e-4: -0.5, 2e-4: -0.9}) == pytest.approx(2e-4 * halfway)  # an accuracy, negated

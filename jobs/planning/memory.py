@@ -23,6 +23,10 @@ WEIGHT_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 RESERVE: Final = 0.02
 RESERVE_OF_PROCESS: Final = 0.05  # the same of a whole process, whose heap is less regular
 PROGRAM_BYTES: Final = 500_000_000  # resident set of a worker's process before it loads a model, measured
+# Bytes on the host for each element of a worker's part: the copy of weights and moments from which checkpoints are
+# written. A gang of trials also keeps the base weights, and the state before a cool-down.
+COPIED: Final = 12
+COPIED_BY_TRIALS: Final = 12 + 4 + 12
 # Elements of this worker's part that ZeRO-3 updates at once. It copies their gradients, so DeepSpeed's default of 1e9
 # would need 4 GB for that.
 SUB_GROUP_SIZE: Final = 100_000_000
@@ -126,9 +130,9 @@ class Memory:
     reserve: int = 0
     program: int = 0  # of a worker without GPU: Python and its libraries
     kept: int = 0  # of a worker without GPU: freed memory that glibc keeps, see `_heap`
-    checkpoint_copy: int = 0  # of a worker without GPU: see `host`
-    # Bytes of host memory for each worker with a GPU, beyond the program: what is offloaded, and the copy of the state
-    # from which checkpoints are written. A worker without GPU has all its parts in host memory, and 0 here.
+    checkpoint_copy: int = 0  # of a worker without GPU: `COPIED`
+    # Bytes of host memory for each worker with a GPU, beyond the program: what is offloaded, and `COPIED`. A worker
+    # without GPU has all its parts in host memory, and 0 here.
     host: int = 0
 
     @property
@@ -164,11 +168,15 @@ def memory_of(
 
 
 def memory_of_process(
-    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device
+    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device, copied_bytes: int = COPIED
 ) -> Memory:
-    """Return `memory_of` with the copy for checkpoints (12 bytes an element), and on CPUs with all of the process."""
+    """Return `memory_of` with the copies on the host, and on CPUs with all of the process.
+
+    Args:
+        copied_bytes: `COPIED` or `COPIED_BY_TRIALS`.
+    """
     memory = memory_of(trace, strategy, num_workers, precision, device)
-    copied = 12 * -(-trace.trained // num_workers)
+    copied = copied_bytes * -(-trace.trained // num_workers)
     if device == "cuda":
         return replace(memory, host=memory.host + copied)
     kept = max(_heap(trace, strategy, num_workers, precision) - memory.used, 0)

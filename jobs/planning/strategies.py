@@ -8,7 +8,7 @@ from typing import Final, Literal
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
-from jobs.planning.memory import Device, Memory, ModelTrace, Strategy, memory_of_process
+from jobs.planning.memory import COPIED, Device, Memory, ModelTrace, Strategy, memory_of_process
 from jobs.planning.precision import Precision
 from jobs.planning.step_time import StepTime, step_time
 from jobs.spec.finetune import Planned
@@ -67,6 +67,7 @@ def options(
     machines: Machines,
     precision: Precision,
     most_workers: int = 1,
+    copied_bytes: int = COPIED,
 ) -> tuple[Option, ...]:
     """List what can be chosen, the spec's values first.
 
@@ -76,6 +77,7 @@ def options(
         free: the fields that may be chosen.
         trace: makes the model's trace without and with gradient checkpointing.
         most_workers: to which an elastic job may grow; no micro-batch may leave some of them without rows.
+        copied_bytes: see `memory_of_process`.
     """
     found: list[Option] = []
     device: Device = "cpu" if machines.is_cpu else "cuda"
@@ -87,7 +89,7 @@ def options(
             Option(
                 strategy=strategy,
                 batching=passes,
-                memory=memory_of_process(traced, strategy, workers, precision, device),
+                memory=memory_of_process(traced, strategy, workers, precision, device, copied_bytes),
                 time=step_time(traced, strategy, passes, machines, precision),
                 room=machines.accelerator.memory,
                 host_room=machines.host_memory,

@@ -18,7 +18,7 @@ from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, total_steps, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
 from jobs.planning.job_plan import JobPlan
-from jobs.planning.memory import ModelTrace, strategy_of
+from jobs.planning.memory import COPIED, ModelTrace, strategy_of
 from jobs.planning.precision import Precision, precision_of
 from jobs.planning.strategies import options
 from jobs.preflight.kept import kept_cpu_speed, kept_trace
@@ -30,8 +30,11 @@ _LOCAL_GB_S = 1.0  # between workers of one machine through gloo: an assumption
 _MOST_CHARACTERS = 300
 
 
-def plan_job(spec: Spec, machines: Machines | None = None) -> JobPlan:
+def plan_job(spec: Spec, machines: Machines | None = None, copied_bytes: int = COPIED) -> JobPlan:
     """Plan a job with a worker on each GPU of the machines; None: those of its section `resources`.
+
+    Args:
+        copied_bytes: see `jobs.planning.memory.memory_of_process`.
 
     Raises:
         InputError: the spec contradicts itself or the machines, or nothing says which accelerators it has.
@@ -40,7 +43,7 @@ def plan_job(spec: Spec, machines: Machines | None = None) -> JobPlan:
     found = machines or machines_for(spec)
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
-    return plan_on(spec, found, model_dir, _total_steps(spec, model_dir))
+    return plan_on(spec, found, model_dir, _total_steps(spec, model_dir), copied_bytes=copied_bytes)
 
 
 def plan_on(
@@ -51,6 +54,7 @@ def plan_on(
     longest: int | None = None,
     free: frozenset[Planned] | None = None,
     most_workers: int = 1,
+    copied_bytes: int = COPIED,
 ) -> JobPlan:
     """Plan a job with the spec's number of workers.
 
@@ -60,6 +64,7 @@ def plan_on(
         longest: tokens of the longest row, if it is known and shorter than `data.seq_len`.
         free: fields that the plan may choose; None: those that the spec leaves out.
         most_workers: largest number of workers of the job.
+        copied_bytes: see `jobs.planning.memory.memory_of_process`.
 
     Raises:
         DataError: the model's configuration cannot be read or built.
@@ -81,7 +86,7 @@ def plan_on(
     def trace(gradient_checkpointing: bool) -> ModelTrace:
         return _trace(rows, model_dir, precision, gradient_checkpointing)
 
-    ways = options(written, batching, free, trace, machines, precision, most_workers)
+    ways = options(written, batching, free, trace, machines, precision, most_workers, copied_bytes)
     traced = trace(written.gradient_checkpointing)
     return JobPlan(
         machines=machines,

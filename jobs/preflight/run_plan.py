@@ -21,6 +21,7 @@ from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import GIB, Accelerator, Machines
 from jobs.planning.job_plan import JobPlan
+from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
 from jobs.planning.precision import precision_of
 from jobs.planning.strategies import Option
 from jobs.preflight.kept import is_kept
@@ -41,8 +42,9 @@ _TINY_BYTES: Final = 1 << 30
 _ROUNDED_TO: Final = 64  # tokens to which lengths are rounded, so that runs on similar data share a trace
 _MICRO_BATCH: Final = "per_device_train_batch_size"
 # Bytes of memory for each byte of weights in files: these have 2 bytes for each element or more, and a worker without
-# GPU needs at most 40 for each (weights, gradients, Adam's states, buckets, the copy for checkpoints).
-_FOR_EACH_BYTE = 20
+# GPU needs at most 40 for each (weights, gradients, Adam's states, buckets, the copy for checkpoints), and a gang of
+# trials more copies.
+_FOR_EACH_BYTE = 20 + (COPIED_BY_TRIALS - COPIED) // 2
 # Tensors that one token leaves in a layer: of the layer's width, of the inner width, and of the attention matrix.
 _OF_WIDTH, _OF_INNER, _OF_ATTENTION, _OF_LOGITS = 40, 8, 6, 6
 _FP32 = 4
@@ -97,6 +99,7 @@ def with_planned_fields(
     paths: JobPaths,
     announce: Announce,
     most_workers: int = 1,
+    copied_bytes: int = COPIED,
 ) -> Spec:
     """Plan the run, store and announce the plan, and return the spec with the chosen fields.
 
@@ -105,6 +108,7 @@ def with_planned_fields(
         kept: see `kept_choice`. It is chosen anew if nothing fits with it.
         find_places: returns where the workers will be, or None if it is not known; then nothing is planned.
         most_workers: largest number of workers of the job.
+        copied_bytes: see `jobs.planning.memory.memory_of_process`.
 
     Raises:
         OutOfMemory: no option fits, and more memory is missing than the plan may be wrong by.
@@ -125,7 +129,7 @@ def with_planned_fields(
     machines = places.machines(spec.resources.cpus_per_worker)
 
     def plan_with(free: Collection[Planned]) -> JobPlan:
-        return plan_on(spec, machines, model_dir, steps, longest, frozenset(free), most_workers)
+        return plan_on(spec, machines, model_dir, steps, longest, frozenset(free), most_workers, copied_bytes)
 
     left_out = free_fields(spec)
     try:

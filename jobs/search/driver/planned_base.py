@@ -6,6 +6,7 @@ from typing import Any
 
 from jobs.data.prepared import Prepared
 from jobs.errors import OutOfMemory
+from jobs.planning.memory import COPIED_BY_TRIALS
 from jobs.preflight.run_plan import Announce, FindPlaces, kept_choice, with_fields, with_planned_fields
 from jobs.run.paths import JobPaths
 from jobs.search.rules.varying import engines, trial_spec
@@ -33,7 +34,8 @@ def planned_base(
 
     if each == [{}]:
         kept = kept_choice(fixed, paths)
-        planned = with_planned_fields(with_fields(fixed, kept), kept, prepared, find_places, paths, tell)
+        spec = with_fields(fixed, kept)
+        planned = with_planned_fields(spec, kept, prepared, find_places, paths, tell, copied_bytes=COPIED_BY_TRIALS)
         return base.model_copy(update={"train": planned.train})
     places = find_places()
     for engine in each:
@@ -41,7 +43,7 @@ def planned_base(
         written = spec.train.model_copy(update={name: getattr(spec.train, name) for name in PLANNED})
         try:
             spec = spec.model_copy(update={"train": written})
-            with_planned_fields(spec, {}, prepared, lambda: places, paths, tell)
+            with_planned_fields(spec, {}, prepared, lambda: places, paths, tell, copied_bytes=COPIED_BY_TRIALS)
         except OutOfMemory as error:
             said = ", ".join(f"{name} {value}" for name, value in engine.items())
             raise OutOfMemory(f"trials with {said}: {error}") from error

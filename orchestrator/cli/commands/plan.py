@@ -14,6 +14,7 @@ from jobs.comparison.checking import sweeps_to_plan
 from jobs.errors import InputError
 from jobs.planning.accelerators import Machines, gang_machines, machines_of
 from jobs.planning.job_plan import JobPlan
+from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
 from jobs.run.find import storage_root
 from jobs.run.outcome import event
 from jobs.run.summary import plan_checks
@@ -123,7 +124,7 @@ def _planned(job: Spec, sweep: SweepSpec | None, machines: Machines | None) -> _
     gangs = 1
     if sweep is not None and machines is not None:
         machines, gangs = gang_machines(machines, job.resources.num_workers)
-    plan = plan_job(job, machines)
+    plan = plan_job(job, machines, COPIED if sweep is None else COPIED_BY_TRIALS)
     return _Planned(plan, sweep, None if sweep is None else _cost(sweep, plan, gangs))
 
 

@@ -9,9 +9,12 @@ from dataclasses import replace
 import pytest
 
 from jobs.planning.memory import (
+    COPIED,
+    COPIED_BY_TRIALS,
     PROGRAM_BYTES,
     RESERVE,
     SUB_GROUP_SIZE,
+    Device,
     Memory,
     ModelTrace,
     Moment,
@@ -140,3 +143,13 @@ def test_a_trace_is_plain_json() -> None:
     trace = trace_of((10,), (Moment("enter", (0,)),))
     assert json.loads(json.dumps(dataclasses.asdict(trace)))["moments"][0]["parameters"] == [0]
     assert Memory().total == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_gang_of_trials_keeps_more_copies(device: Device) -> None:
+    trace = trace_of((1000,), (Moment("end"),))
+    of_run, of_trials = (
+        memory_of_process(trace, Strategy(stage=3), 4, "bf16", device, copied) for copied in (COPIED, COPIED_BY_TRIALS)
+    )
+    more = (of_trials.checkpoint_copy + of_trials.host) - (of_run.checkpoint_copy + of_run.host)
+    assert more == 250 * (4 + 12)

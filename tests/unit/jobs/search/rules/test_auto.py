@@ -180,7 +180,7 @@ def test_the_trial_that_goes_on_is_the_one_near_the_target(tmp_path: Path) -> No
     assert ledger.target == pytest.approx(3e-4 * 0.25**0.32) and ledger.going_on == [3]
     running = ledger.add({RATE: 5e-4, WARMUP: 0.06})
     assert ledger.going_on == []  # it may be better
-    ledger.answered(running, Answer(status="paused", step=25, metrics={"eval_loss": 0.7}))
+    ledger.answered(running, Answer(status="paused", step=25, metrics={"eval_loss": 0.51}))
     assert ledger.going_on == [3]
     ledger.answered(ledger.trials[3], Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
     assert ledger.going_on == [] and ledger.best is ledger.trials[3]

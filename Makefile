@@ -70,11 +70,11 @@ soak: install
 	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 bench: install
-	$(BIN)/python bench/train.py
+	$(BIN)/python -m bench.train
 
 bench-scheduling: install
-	$(BIN)/python bench/schedule.py
-	$(BIN)/python bench/simulate.py $(or $(TRACE),$(error name a trace: make $@ TRACE=FILE.csv))
+	$(BIN)/python -m bench.schedule
+	$(BIN)/python -m bench.simulate $(or $(TRACE),$(error name a trace: make $@ TRACE=FILE.csv))
 
 clean:
 	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

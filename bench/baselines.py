@@ -143,7 +143,7 @@ def run_trainer(spec: Spec, rows: Rows, metrics: str) -> None:
         deepspeed.init_distributed("gloo")  # after TrainingArguments: on CPUs they leave it undone
         times = StepTimes(metrics, dist.get_rank(), rows)
 
-        class Timer(transformers.TrainerCallback):
+        class Timer(transformers.TrainerCallback):  # type: ignore[misc]  # transformers is not followed
             def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
                 times.step(state.global_step - 1)
 

@@ -1,6 +1,6 @@
 """How long a save holds up the step loop: ours behind the loop, beside DeepSpeed's save_checkpoint with a SYNC report.
 
-    python bench/checkpoint.py [--rounds 3] [--after 8] [--layers 30] [--work DIR]
+    python -m bench.checkpoint [--rounds 3] [--after 8] [--layers 30] [--work DIR]
 
 One gang of Ray Train trains on and saves in turns, each way once a round. What a save costs is the time inside the
 call, and what the steps after it take longer than the median step before it, until the write is over (at least

@@ -72,7 +72,8 @@ def compared(folder: pathlib.Path, reviews: int, steps: int, seeds: int) -> path
 def tensors(path: pathlib.Path) -> dict[str, Array]:
     from safetensors.numpy import load_file
 
-    return load_file(path)
+    found: dict[str, Array] = load_file(path)
+    return found
 
 
 def full_changes(model: pathlib.Path, base: Mapping[str, Array]) -> list[Array]:

@@ -191,7 +191,8 @@ def curve_of(task: Task, gangs: Any, run: JobPaths, spec: Any) -> dict[str, Any]
     from jobs.training.mailbox import Order
 
     driver = take_run(run)
-    raw, cooled, tokens, failed = {}, {}, {}, None
+    raw, cooled, tokens = dict[int, float](), dict[int, float](), dict[int, int]()
+    failed = None
     # At a rung twice: with a cool-down, a gang scores nothing else.
     orders = [(stop, steps) for stop in task.stops for steps in (0, task.cooldown)]
     for until, cooldown in [*orders, (None, 0)]:

@@ -1,6 +1,6 @@
 """How fast a worker gets its rows, how soon the first ones come, and how long training waits for them.
 
-    python bench/data.py [--rounds 2] [--workers 1 2 3] [--seconds 30] [--steps 25] [--no-training] [--smoke]
+    python -m bench.data [--rounds 2] [--workers 1 2 3] [--seconds 30] [--steps 25] [--no-training] [--smoke]
 
 Three things are measured, all of them with the project's own stream and its own data configuration of Ray Train:
 
@@ -33,10 +33,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import train
-from train import emit, say, spread
 
-from jobs.data.order.row_order import Rows
+from bench import train
+from bench.train import emit, say, spread
+from jobs.data.order.permutation import Rows
 from jobs.data.order.stream import StepRows, Stream, plain_steps
 from jobs.data.prepared import (
     INDEX_SCHEMA,

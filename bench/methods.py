@@ -133,7 +133,7 @@ def table(rows: list[Row]) -> str:
 
 def _line(rate: float, rows: list[Row], is_best: bool) -> str:
     def mean(name: str) -> float:
-        return statistics.mean(row[name] for row in rows)
+        return float(statistics.mean(row[name] for row in rows))
 
     first = rows[0]
     cells = [

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from jobs.planning.memory import Memory, ModelTrace, memory_of, strategy_of
+from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 
@@ -137,7 +138,7 @@ def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:
     """Return the predicted peak. `traces` keeps the traces of earlier cases, which other stages and workers share."""
     from jobs.preflight.model_trace import trace_model
 
-    precision = "bf16" if spec.train.bf16 else "fp32"
+    precision: Precision = "bf16" if spec.train.bf16 else "fp32"
     key = (spec.model.path, precision, spec.train.gradient_checkpointing, spec.packed, spec.method.kind)
     if key not in traces:
         traces[key] = trace_model(spec, spec.model.path, precision)

@@ -1,6 +1,6 @@
 """How fast data is prepared, in how much memory, and how full its rows are.
 
-    python bench/prepare.py [--rounds 2] [--rows 80000] [--processes 2] [--rows-file FILE --model DIR] [--smoke]
+    python -m bench.prepare [--rounds 2] [--rows 80000] [--processes 2] [--rows-file FILE --model DIR] [--smoke]
 
 Three things are measured on chat rows, each of them in fresh processes on the same few CPUs:
 
@@ -117,9 +117,10 @@ def datasets_map(task: Task) -> Answer:
 def ray_data(task: Task) -> Answer:
     """The same with Ray Data as its documentation has it, into Parquet files."""
     clock = Clock()
-    import prepare  # this file, by a name under which Ray's workers import it
     import pyarrow.parquet as pq
     import ray
+
+    from bench import prepare  # this file, by a name under which Ray's workers import it
 
     clock.lap("imports")
     ray.init(address="local", num_cpus=task.processes, include_dashboard=False, log_to_driver=False)
@@ -166,7 +167,7 @@ class Clock:
 
 
 def main() -> None:
-    from train import emit, say
+    from bench.train import emit, say
 
     options, results = arguments(), list[Answer]()
     with tempfile.TemporaryDirectory(prefix="fleetune-bench-", dir=options.work) as folder:
@@ -201,8 +202,8 @@ class Bench:
     """The rows, and the processes that prepare them."""
 
     def __init__(self, folder: pathlib.Path, options: argparse.Namespace) -> None:
-        import models
-        from train import say
+        from bench import models
+        from bench.train import say
 
         self.folder, self.options = folder, options
         if not (options.model and options.rows_file):
@@ -247,7 +248,7 @@ class Bench:
             tempfile.TemporaryDirectory(prefix="fb-") as short,  # a path that sockets can have, whatever --work is
         ):
             task = Task(way, str(rows), self.model, seq_len, self.options.processes, folder)
-            command = [sys.executable, str(pathlib.Path(__file__).resolve()), "--work-on", json.dumps(asdict(task))]
+            command = [sys.executable, "-m", "bench.prepare", "--work-on", json.dumps(asdict(task))]
             load, log = os.getloadavg()[0], pathlib.Path(folder, "log")
             with log.open("w") as output:
                 process = subprocess.Popen(command, env=environment(task, short), stdout=output, stderr=output)
@@ -260,7 +261,7 @@ class Bench:
                 raise SystemExit(f"{way} ended with {code}:\n{log.read_text()[-6000:]}")
             if left:
                 raise SystemExit(f"{way} left processes behind, which were killed: {', '.join(map(str, left))}")
-            answer = json.loads(pathlib.Path(folder, "answer.json").read_text())
+            answer: Answer = json.loads(pathlib.Path(folder, "answer.json").read_text())
         ray_s = sum(answer["parts_s"].get(part, 0.0) for part in ("ray_start", "ray_end"))
         count = int(rows.stem)
         rates = {WHOLE: round(count / wall_s, 1), WITHOUT: round(count / (wall_s - ray_s), 1)}
@@ -300,7 +301,7 @@ class Family:
         raise SystemExit(f"it took more than {RUN_TIMEOUT_S:.0f} s")
 
     def _look(self, process: psutil.Process, sizes: dict[str, float]) -> None:
-        from train import name_of
+        from bench.train import name_of
 
         used = process.cpu_times()
         self._cpu_s[process] = used.user + used.system
@@ -341,7 +342,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def summary(results: list[Answer], options: argparse.Namespace) -> Answer:
-    from train import spread
+    from bench.train import spread
 
     ways = {way: [one for one in results if one["result"] == "rate" and one["way"] == way] for way in options.ways}
     whole = [one for one in results if "density" in one and one["rows"] == options.rows]
@@ -366,7 +367,7 @@ def summary(results: list[Answer], options: argparse.Namespace) -> Answer:
 
 def ratios(ways: dict[str, list[Answer]]) -> Answer:
     """Rates over that of `datasets` in the same round."""
-    from train import say, spread
+    from bench.train import say, spread
 
     found: Answer = {}
     for way, of_way in ways.items() if "datasets" in ways else ():
@@ -379,7 +380,7 @@ def ratios(ways: dict[str, list[Answer]]) -> Answer:
 
 def growth(memory: list[Answer]) -> Answer:
     """Peaks by the tokens of a source; and MB for each million tokens that the last has more than the first."""
-    from train import say
+    from bench.train import say
 
     found: Answer = {"peak_mb": {str(one["tokens"]): one["peak_mb"] for one in memory}}
     for name in ("peak_mb", "driver_peak_mb") if len(memory) > 1 else ():

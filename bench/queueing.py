@@ -1,6 +1,6 @@
 """The queue: submitting against raw SQLite, with and without HTTP; admissions, restart, pages, memory.
 
-    python bench/queueing.py [--jobs 100000] [--smoke]
+    python -m bench.queueing [--jobs 100000] [--smoke]
 
 Machines are made up. Lines for people go to stderr, one JSON object for each result to stdout.
 """
@@ -112,8 +112,8 @@ def submitting_over_http(folder: Path, rounds: int) -> Answer:
             http = sender(url)  # the server ends connections that were not used for seconds
             found["http_bulk"].append(BULK * rate(3, partial(post, http, bulk)))
             found["raw_bulk"].append(BULK * rate(3, partial(insert, raw, BULK)))
-    pairs = (("one_by_one", "http", "raw"), ("at_once", "http_at_once", "raw"), ("by_sdk", "sdk", "raw"))
-    pairs += (("in_bulk", "http_bulk", "raw_bulk"),)
+    pairs = [("one_by_one", "http", "raw"), ("at_once", "http_at_once", "raw"), ("by_sdk", "sdk", "raw")]
+    pairs.append(("in_bulk", "http_bulk", "raw_bulk"))
     return {"result": "submitting_over_http", **medians(found), **ratios(found, pairs)}
 
 

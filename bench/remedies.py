@@ -159,8 +159,8 @@ def worker(listing: pathlib.Path) -> int:
         job = Job(spec, case["run"], case["prepared"], spec.model.path)
         gang = Gang(job.paths, 0, world)
 
-        def poisoned(*given: Any, at: int | None = case["poisoned"], gang: Gang = gang) -> Batch:
-            batch = collate(*given)
+        def poisoned(*given: Any, at: int | None = case["poisoned"], gang: Gang = gang, **named: Any) -> Batch:
+            batch = collate(*given, **named)
             if gang.step != at:
                 return batch
             noise = torch.Generator().manual_seed(gang.rank)

@@ -1,6 +1,6 @@
 """Seconds from the start of a resume to the end of its first step, after k steps, for small and for large k.
 
-    python bench/resume.py [--rounds 3] [--steps 20 1000 100000 900000] [--ways ray torchrun] [--smoke] [--work DIR]
+    python -m bench.resume [--rounds 3] [--steps 20 1000 100000 900000] [--ways ray torchrun] [--smoke] [--work DIR]
 
 A tiny model really trains up to a checkpoint, out of which those of the other steps are forged: the same tensors, with
 the step, the chain and the metrics that a run of so many steps would have. Each is then resumed, stopped and resumed
@@ -26,8 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from train import PACKAGES, ROOT, emit, say, spread
-
+from bench.train import PACKAGES, ROOT, emit, say, spread
 from jobs.data.order.digest_chain import chain_of, row_digests, to_hex
 from jobs.data.order.stream import step_plan
 from jobs.data.preparation.prepare import prepare

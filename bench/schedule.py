@@ -1,6 +1,6 @@
 """How long one pass of the scheduler takes, from the store's rows to its decisions, as queue and cluster grow.
 
-    python bench/schedule.py [--queued 1000 3000 10000 30000 100000] [--nodes 100 300 1000] [--rounds 5]
+    python -m bench.schedule [--queued 1000 3000 10000 30000 100000] [--nodes 100 300 1000] [--rounds 5]
                              [--plot FILE.svg] [--smoke]
 
 `steady`: a full cluster at rest, of whose jobs 1 % have just ended. `cold`: an empty cluster. `unsettled`: a full
@@ -18,7 +18,7 @@ import pathlib
 import platform
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,7 +54,7 @@ PACKAGES = ("fleetune", "numpy")
 
 
 def main() -> None:
-    from train import emit, say
+    from bench.train import emit, say
 
     options, results = arguments(), list[Answer]()
     load = os.getloadavg()[0]
@@ -98,8 +98,12 @@ class Bench:
     def __init__(self, queued: int, nodes: int) -> None:
         self.queued, self.nodes = queued, nodes
         self.random = random.Random(f"{queued} {nodes}")
-        sizes = {"cpus": 8 * GPUS_PER_NODE, "gpus": GPUS_PER_NODE, "accelerator_type": "A100"}
-        self.inventory = Inventory(tuple(Node(f"node-{number:04d}", **sizes) for number in range(nodes)))
+        self.inventory = Inventory(
+            tuple(
+                Node(f"node-{number:04d}", cpus=8 * GPUS_PER_NODE, gpus=GPUS_PER_NODE, accelerator_type="A100")
+                for number in range(nodes)
+            )
+        )
 
     def results(self, rounds: int) -> Iterator[Answer]:
         for case, make in (("cold", self.queue), ("unsettled", self.unsettled), ("steady", self.settled)):
@@ -232,7 +236,7 @@ def running(job: Job, placement: Any, seeded: random.Random) -> Job:
     return {**job, **started, "submitted_s": NOW_S - ran_s - DAY_S, "remaining_s": job["left_s"]}
 
 
-def drawn(shares: dict[int, float], seeded: random.Random) -> int:
+def drawn(shares: Mapping[int, float], seeded: random.Random) -> int:
     return seeded.choices(list(shares), list(shares.values()))[0]
 
 

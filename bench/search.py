@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -54,7 +55,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     quick = options.quick
-    parts = {
+    parts: dict[str, Callable[[Path], None]] = {
         "gaps": lambda folder: gaps(written_sweep(folder, 4 if quick else 8)),
         "memory": lambda folder: memory(written_sweep(folder, 10 if quick else 30)),
         "one": lambda folder: one(written_sweep(folder, 1).model_copy(update={"then": "export"}), 1 if quick else 3),

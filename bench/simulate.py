@@ -1,6 +1,6 @@
 """The default policy on a trace, and under harder circumstances; and how near forecasts of first starts come.
 
-    python bench/simulate.py TRACE [--nodes 64 48] [--runs 3] [--variants window forecast ...] [--processes N] [--smoke]
+    python -m bench.simulate TRACE [--nodes 64 48] [--runs 3] [--variants window forecast ...] [--processes N] [--smoke]
 
 Each run moves every submission by up to 10 s, since ties decide a lot. Lines for people go to stderr, one JSON object
 for each cluster and variant to stdout, the summary last.
@@ -14,7 +14,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,7 +38,7 @@ LARGER, GPUS_PER_NODE = 4, 8
 HOUR_S = 3600.0
 BIG = "slowdown_of_big_gangs"  # of 8 GPUs and more
 # name -> (the simulator's own name, in how many of its units, what is made of several runs)
-FIGURES = {
+FIGURES: dict[str, tuple[str, float, Callable[[list[float]], float]]] = {
     "mean_jct_h": ("mean_jct_s", HOUR_S, statistics.mean),
     "p99_jct_h": ("p99_jct_s", HOUR_S, statistics.mean),
     BIG: ("slowdown_of_big_gangs", 1.0, statistics.mean),
@@ -77,7 +77,7 @@ class Line:
 
 
 def main() -> None:
-    from train import emit, say
+    from bench.train import emit, say
 
     options, results = arguments(), list[Answer]()
     load = os.getloadavg()[0]
@@ -197,7 +197,9 @@ class Said:
     took_s: float
 
     def holds(self, wait_s: float) -> bool:
-        return self.expected.earliest_s <= wait_s <= self.expected.latest_s
+        earliest_s, latest_s = self.expected.earliest_s, self.expected.latest_s
+        assert earliest_s is not None and latest_s is not None
+        return earliest_s <= wait_s <= latest_s
 
 
 class Past:
@@ -249,8 +251,9 @@ def forecast(setup: Setup, about: int, jobs: Sequence[TraceJob] = ()) -> Answer:
 
 def errors(said: Mapping[int, Said], waits_s: Mapping[int, float]) -> Answer:
     """Of the forecasts that name a start, beside those of the waits before; minutes."""
-    told = {job: one for job, one in said.items() if one.expected.start_s is not None}
-    off = [(one.expected.start_s - waits_s[job]) / 60 for job, one in told.items()]
+    starts_s = {job: one.expected.start_s for job, one in said.items()}
+    told = {job: said[job] for job, start_s in starts_s.items() if start_s is not None}
+    off = [(start_s - waits_s[job]) / 60 for job, start_s in starts_s.items() if start_s is not None]
     before = [abs(one.as_before_s - waits_s[job]) / 60 for job, one in told.items()]
     closed = [job for job, one in told.items() if one.expected.latest_s is not None]
     return {

@@ -1,6 +1,6 @@
 """Real tokens/s of the training loop under torchrun and under Ray, beside plain DeepSpeed and the Hugging Face Trainer.
 
-    python bench/train.py [--rounds 5] [--steps 30] [--smoke]
+    python -m bench.train [--rounds 5] [--steps 30] [--smoke]
 
 Lines for people go to stderr, one JSON object for each result to stdout; the last one is the summary.
 """
@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import models
 import psutil
 
+from bench import models
 from jobs.data.preparation.prepare import prepare
 from jobs.spec.load import load_spec
 from jobs.storage.journal import Record, read_journal

@@ -59,6 +59,7 @@ class ZooGang:
     stop_at: int | None
     local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    node: str = os.uname().nodename
     _step: int = 0
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
@@ -71,6 +72,12 @@ class ZooGang:
 
     def requests(self) -> Requests:
         return Requests(stop=self.stop_at is not None and self._step >= self.stop_at)
+
+    def for_run(self, paths: JobPaths, driver: str = "") -> ZooGang:
+        return self
+
+    def close(self) -> None:
+        """Do nothing: nobody watched for requests."""
 
 
 def make(order: dict[str, Any]) -> dict[str, Any]:

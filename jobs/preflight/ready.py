@@ -14,7 +14,7 @@ from jobs.errors import DataError, SpecError
 from jobs.model_files.directory import check_model_files, vocabulary_of
 from jobs.model_files.without_weights import without_weights
 from jobs.preflight.kept import remember, was_tried
-from jobs.run.events import Announcer
+from jobs.preflight.run_plan import Announce
 from jobs.run.outcome import event
 from jobs.run.progress import Progress
 from jobs.spec.finetune import Spec
@@ -23,7 +23,7 @@ from jobs.spec.finetune import Spec
 LITTLE_BYTES = 8 * 2**20
 
 
-def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announcer) -> Prepared:
+def ready_data(spec: Spec, engine: Literal["plain", "ray"], announce: Announce) -> Prepared:
     """Return prepared data on which the job can be trained.
 
     Raises:

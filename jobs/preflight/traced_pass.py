@@ -101,11 +101,11 @@ def traced_pass(
         flops, operations, tracker.most_operations = tracker.flops, tracker.operations, None
         shape, size = logits.shape, logits.untyped_storage().nbytes()
         if not to_logits:
-            logits.register_hook(lambda gradient: tracker.note("loss"))  # type: ignore[no-untyped-call]
+            logits.register_hook(lambda gradient: tracker.note("loss"))
             total = loss.loss_sum(logits, batch.targets)
             del logits
             tracker.note("loss")
-            (total / 2).backward()  # type: ignore[no-untyped-call]
+            (total / 2).backward()
             tracker.note("end")
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     kept = tuple(_without_pieces(tracker.events))
@@ -207,7 +207,7 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
             module.register_forward_hook(_End(tracker, own))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))  # type: ignore[no-untyped-call]
+            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))
 
 
 def _leaves(model: torch.nn.Module) -> set[str]:

@@ -38,7 +38,7 @@ class TooManyOperationsError(Exception):
     """Raised by an operator that goes beyond `Tracker.most_operations`."""
 
 
-class Tracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Tracker(TorchDispatchMode):
     """Counts the bytes of every storage that an operator returns, from its first appearance to its end.
 
     Attributes:

@@ -10,7 +10,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import psutil
@@ -58,12 +58,14 @@ def environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": FORKED, **extra}
 
 
-def fleetune(*arguments: str | pathlib.Path, timeout: float = 400, **extra: str) -> Any:
-    """Run the command line; the finished process."""
+def fleetune(
+    *arguments: str | pathlib.Path, timeout: float = 400, env: Mapping[str, str] | None = None, **extra: str
+) -> Any:
+    """Run the command line; the finished process. `env` and `extra`: further environment variables."""
     return subprocess.run(
         [str(FLEETUNE), *map(str, arguments)],
         cwd=ROOT,
-        env=environment(**extra),
+        env=environment(**(env or {}), **extra),
         capture_output=True,
         text=True,
         timeout=timeout,

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -138,6 +139,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[pathlib.P
     return case
 
 
+def has_saved(paths: JobPaths, step: int) -> bool:
+    return committed_steps(paths)[-1:] >= [step]
+
+
 def check_same(paths: JobPaths, case: Case, tolerance: float) -> None:
     """Every step is there, with the undisturbed run's loss, rate and samples."""
     records = read_steps(paths)
@@ -159,7 +164,7 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
     with begun(job, workshop, hold) as (process, paths):
         for step, rank in ((first_kill, 1), (second_kill, 0)):
             wait_for_step(process, paths, step)
-            wait_for(lambda step=step: committed_steps(paths)[-1:] >= [step - 5], "it has saved five steps ago")
+            wait_for(partial(has_saved, paths, step - 5), "it has saved five steps ago")
             wait_for(lambda: len(workers_of(process)) == 2, "there are two")
             os.kill(workers_of(process)[rank], signal.SIGKILL)
             hold.at(second_kill)

@@ -67,8 +67,9 @@ def test_the_ladder_is_climbed_until_a_step_fits_and_the_losses_are_those_of_a_r
     assert last.seconds is not None and last.steps_again == 2
     told = remedies_told(paths)
     assert all({"cause", "action", "effect", "where", "rung"} <= one.keys() for one in told if "seconds" not in one)
-    first, last = outcome_of(paths).troubles
-    assert last.seconds is not None and last.seconds < 60 and (last.remedy, last.steps_again) == ("out_of_memory", 2)
+    _, trouble = outcome_of(paths).troubles
+    assert trouble.seconds is not None and trouble.seconds < 60
+    assert (trouble.remedy, trouble.steps_again) == ("out_of_memory", 2)
     assert "rank 1 on" in told[0]["cause"] and "simulated" not in told[0]["action"]
     assert (
         "next time: set train.per_device_train_batch_size: 1, train.gradient_checkpointing: true in the spec"

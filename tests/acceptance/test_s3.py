@@ -122,10 +122,10 @@ def test_a_run_lives_wholly_on_an_object_store(
         seen += process.communicate(timeout=300)[0]
     assert process.returncode == 130, seen
     (command,) = {line.split("fleetune ", 1)[1] for line in seen.splitlines() if line.strip().startswith("resume: ")}
-    done = fleetune(*shlex.split(command), "--set", "resources.num_workers=1", **store)
+    done = fleetune(*shlex.split(command), "--set", "resources.num_workers=1", env=store)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "written by 2 workers" in done.stdout
-    listed = json.loads(fleetune("runs", "--storage", "s3://lake/runs", "--json", **store).stdout)
+    listed = json.loads(fleetune("runs", "--storage", "s3://lake/runs", "--json", env=store).stdout)
     assert [run["status"] for run in listed] == ["succeeded"]
     root = f"s3://lake/runs/{listed[0]['name']}"
     code = (
@@ -139,9 +139,9 @@ def test_a_run_lives_wholly_on_an_object_store(
     assert "model.safetensors" in model and "config.json" in model
     assert logs == ["driver.log", "rank-0.log", "rank-1.log"]
     assert [name for name in checkpoints if name.startswith("step-")] == [f"step-{STEPS:08d}"]
-    shown = fleetune("show", root, **store)
+    shown = fleetune("show", root, env=store)
     assert shown.returncode == 0 and "succeeded" in shown.stdout
-    exported = fleetune("export", root, "--to", tmp_path / "model", **store)
+    exported = fleetune("export", root, "--to", tmp_path / "model", env=store)
     assert exported.returncode == 0, exported.stdout + exported.stderr
     assert (tmp_path / "model/model.safetensors").exists()
     assert load_spec(str(file)).storage_path == "s3://lake/runs"
@@ -157,7 +157,7 @@ def test_an_unreadable_url_is_told_before_anything_starts(store: dict[str, str],
     }
     file = workshop / "unreadable.json"
     file.write_text(json.dumps(spec))
-    done = fleetune("validate", file, **store)
+    done = fleetune("validate", file, env=store)
     assert done.returncode == 2
     assert "s3://no-such-bucket/text.jsonl" in done.stderr and "Traceback" not in done.stderr
 
@@ -197,7 +197,7 @@ def text_spec(file: pathlib.Path, workshop: pathlib.Path, sources: list[str], st
 
 
 def prepared(env: dict[str, str], spec: pathlib.Path) -> dict[str, Any]:
-    done = fleetune("data", "prepare", spec, "--json", **env)
+    done = fleetune("data", "prepare", spec, "--json", env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     facts: dict[str, Any] = json.loads(done.stdout)
     return facts
@@ -255,7 +255,7 @@ def test_killed_prepare_goes_on_and_ends_as_an_undisturbed_one(
     assert process.returncode == -signal.SIGKILL
     assert 1 <= len([name for name in objects(store, "killed/") if "/parts/" in name]) < 12
     assert not [name for name in objects(store, "killed/") if name.endswith("/manifest.json")]
-    done = fleetune("data", "prepare", spec, **store)
+    done = fleetune("data", "prepare", spec, env=store)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on with data.train[0]: " in done.stderr + done.stdout
     assert digests(store, "killed/") == digests(store, "calm/")

@@ -33,26 +33,28 @@ def test_upload_sends_only_what_differs_also_of_files_sent_in_parts(
     (folder / "config.json").write_text("{}")
     weights = folder / "model.safetensors"
     weights.write_bytes(os.urandom(MIB) * 120)  # more than one part
-    first = told(fleetune("upload", folder, "s3://lake/up/model", "--json", **store))
+    first = told(fleetune("upload", folder, "s3://lake/up/model", "--json", env=store))
     assert (first["sent"], first["bytes"], first["field"]) == (2, 120 * MIB + 2, "model.path")
     assert objects(store, "up/") == ["up/model/config.json", "up/model/model.safetensors"]
-    assert told(fleetune("upload", folder, "s3://lake/up/model", "--json", **store))["sent"] == 0
+    assert told(fleetune("upload", folder, "s3://lake/up/model", "--json", env=store))["sent"] == 0
     with weights.open("r+b") as file:
         file.seek(100 * MIB)
         file.write(b"other")  # of equal size
     os.utime(weights, (time.time() + 5, time.time() + 5))
-    refused = fleetune("upload", folder, "s3://lake/up/model", **store)
+    refused = fleetune("upload", folder, "s3://lake/up/model", env=store)
     assert refused.returncode == 2 and "model.safetensors" in refused.stderr
     os.utime(weights)
-    again = told(fleetune("upload", folder, "s3://lake/up/model", "--replace", "--json", **store))
-    assert again["sent"] == 2 and told(fleetune("upload", folder, "s3://lake/up/model", "--json", **store))["sent"] == 0
+    again = told(fleetune("upload", folder, "s3://lake/up/model", "--replace", "--json", env=store))
+    assert (
+        again["sent"] == 2 and told(fleetune("upload", folder, "s3://lake/up/model", "--json", env=store))["sent"] == 0
+    )
 
 
 def test_upload_to_a_bucket_that_is_not_there_or_not_ours_is_told(
     store: dict[str, str], tmp_path: pathlib.Path
 ) -> None:
     (tmp_path / "rows.jsonl").write_text("{}\n")
-    done = fleetune("upload", tmp_path / "rows.jsonl", "s3://nobody-s/rows.jsonl", **store)
+    done = fleetune("upload", tmp_path / "rows.jsonl", "s3://nobody-s/rows.jsonl", env=store)
     assert done.returncode == 2 and "s3://nobody-s/rows.jsonl" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -69,17 +71,17 @@ def test_gc_removes_runs_of_an_object_store(store: dict[str, str], tmp_path: pat
         (folder / "model/model.safetensors").write_bytes(bytes(100))
         outcome = {"version": 1, "status": "succeeded", "ended_at": ended_at.isoformat()}
         (folder / "outcome.json").write_text(json.dumps(outcome))
-    told(fleetune("upload", tmp_path / "runs", "s3://lake/gc", "--json", **store))
+    told(fleetune("upload", tmp_path / "runs", "s3://lake/gc", "--json", env=store))
     before = objects(store, "gc/")
     store = {**store, "FLEETUNE_HOME": str(tmp_path / "home")}
     gc = ("gc", "--storage", "s3://lake/gc")
-    size = told(fleetune(*gc, "--json", **store))["size"]
+    size = told(fleetune(*gc, "--json", env=store))["size"]
     assert objects(store, "gc/") == before and size > 8200
-    dry = told(fleetune(*gc, "--max-size", f"{size - 4000}B", "--dry-run", "--json", **store))
-    real = told(fleetune(*gc, "--max-size", f"{size - 4000}B", "--json", **store))
+    dry = told(fleetune(*gc, "--max-size", f"{size - 4000}B", "--dry-run", "--json", env=store))
+    real = told(fleetune(*gc, "--max-size", f"{size - 4000}B", "--json", env=store))
     assert dry["runs"] == real["runs"] and [one["goes"] for one in real["runs"]] == ["checkpoints", "nothing"]
     left = objects(store, "gc/")
     assert set(before) - set(left) == {name for name in before if name.startswith("gc/old") and "checkpoints" in name}
-    assert told(fleetune(*gc, "--older-than", "4m", "--json", **store))["removed"] > 0
+    assert told(fleetune(*gc, "--older-than", "4m", "--json", env=store))["removed"] > 0
     assert [name for name in objects(store, "gc/") if name.startswith("gc/old")] == []
     assert [name for name in objects(store, "gc/") if name.startswith("gc/new")] == [n for n in before if "new" in n]

@@ -15,8 +15,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
 from jobs.search.rules.rates import best_rate
 from jobs.storage.journal import read_journal
-from tests.acceptance.conftest import BEGINS_WITHIN_S, FLEETUNE, environment, fleetune
-from tests.acceptance.test_failures import workers_of
+from tests.acceptance.conftest import BEGINS_WITHIN_S, FLEETUNE, environment, fleetune, workers_of
 from tests.support import tiny
 from tests.support.gangs import torchrun
 from tests.support.hold import Hold

@@ -86,6 +86,21 @@ class Training:
     def told(self) -> str:
         return "\n".join([*self.cluster.story(self.job_id), str(self.groups()), self.cluster.told()])
 
+    def begins(self) -> None:
+        """Returns once the server knows its run, and it has computed a step."""
+        awaited(lambda: self.job.run, "the server knows the run", TRAINS_WITHIN_S, self.cluster.told)
+        awaited(lambda: self.groups() and self.steps(), "it trains", TRAINS_WITHIN_S, self.told)
+
+    def is_untouched(self) -> None:
+        """Returns once all nodes are there, and it has gone on and saved since its workers began."""
+        awaited(lambda: set(self.cluster.nodes()) >= set(WORKERS), "all nodes are there", TRAINS_WITHIN_S, self.told)
+        self.goes_on()
+        begun_at = self.groups()[-1]
+        awaited(lambda: self.saved() > begun_at, "it has saved since it began", TRAINS_WITHIN_S, self.told)
+
+    def is_heard_after(self, moment_s: float) -> None:
+        awaited(lambda: (self.job.heard_s or 0.0) > moment_s, "it is heard again", TRAINS_WITHIN_S, self.told)
+
     def goes_on(self, within_s: float = TRAINS_WITHIN_S) -> float:
         """Returns once it has computed steps that it had not when this was called, and how long that took."""
         before = len(self.steps())
@@ -122,8 +137,7 @@ def queued(cluster: HostCluster, name: str, spec: bytes) -> str:
 
 def begun(trainings: Sequence[Training]) -> None:
     for one in trainings:
-        awaited(lambda one=one: one.job.run, "the server knows the run", TRAINS_WITHIN_S, one.cluster.told)
-        awaited(lambda one=one: one.groups() and one.steps(), "it trains", TRAINS_WITHIN_S, one.told)
+        one.begins()
 
 
 def all_run_once(trainings: Sequence[Training]) -> None:
@@ -166,12 +180,7 @@ def running(training: Training) -> list[Training]:
 def untouched(running: list[Training]) -> Iterator[None]:
     """Each fault comes upon a cluster that is whole, and trainings that go on and have a checkpoint."""
     for one in running:
-        awaited(
-            lambda one=one: set(one.cluster.nodes()) >= set(WORKERS), "all nodes are there", TRAINS_WITHIN_S, one.told
-        )
-        one.goes_on()
-        begun_at = one.groups()[-1]
-        awaited(lambda one=one, at=begun_at: one.saved() > at, "it has saved since it began", TRAINS_WITHIN_S, one.told)
+        one.is_untouched()
     all_run_once(running)
     yield
     for one in running:
@@ -203,9 +212,7 @@ class TestTwoTrain:
         killed_at_s = time.time()
         cluster.start_server()
         for one in two:
-            awaited(
-                lambda one=one: (one.job.heard_s or 0.0) > killed_at_s, "it is heard again", TRAINS_WITHIN_S, one.told
-            )
+            one.is_heard_after(killed_at_s)
             one.goes_on()
         assert [one.job.state for one in two] == [State.RUNNING] * 2
         assert [one.job.attempt for one in two] == attempts and [one.groups() for one in two] == groups
@@ -314,7 +321,7 @@ def test_an_elastic_one_shrinks_and_grows_with_what_there_is_and_computes_the_sa
     running.remove(training)
     cluster.fleetune("cancel", training.job_id)
     awaited(lambda: training.job.state is State.CANCELLED, "it has ended", ENDS_WITHIN_S, training.told)
-    size = {"resources__num_workers": {"min": 1, "max": 2}, "resources__cpus_per_worker": WHOLE_NODE}
+    size: dict[str, Any] = {"resources__num_workers": {"min": 1, "max": 2}, "resources__cpus_per_worker": WHOLE_NODE}
     elastic = submitted(cluster, "elastic", **size, train__global_batch_size=8, train__per_device_train_batch_size=4)
     goes_on_with(elastic, 2)
 

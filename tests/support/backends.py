@@ -134,7 +134,7 @@ class LocalWorld:
     folder: pathlib.Path
     within_s: float = 60.0
 
-    def open(self) -> LocalBackend:
+    def open(self) -> Backend:
         return LocalBackend(self.folder)
 
     def opened(self) -> str:
@@ -167,7 +167,7 @@ class RayWorld(LocalWorld):
     head: RayHead | None = None
     within_s: float = 240.0
 
-    def open(self) -> RayJobsBackend:
+    def open(self) -> Backend:
         assert self.head is not None
         return RayJobsBackend(self.head.dashboard, token=self.head.token)
 

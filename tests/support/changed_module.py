@@ -20,7 +20,7 @@ class _Finder:
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name != self._name:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         assert spec is not None and spec.loader is not None
         load = spec.loader.exec_module
@@ -35,4 +35,4 @@ class _Finder:
 
 def when_loaded(name: str, change: Callable[[ModuleType], None]) -> None:
     """Call `change` with the module of that name as soon as this process has loaded it."""
-    sys.meta_path.insert(0, _Finder(name, change))  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _Finder(name, change))

@@ -110,7 +110,8 @@ class ForkServer:
             request = json.loads(stream.read(int.from_bytes(head, "little")))
         pid = os.fork()
         if not pid:
-            for one in (self._listener, self._events, asker, *self._askers.values()):
+            self._events.close()
+            for one in (self._listener, asker, *self._askers.values()):
                 one.close()
             for handle in self._workers:
                 os.close(handle)

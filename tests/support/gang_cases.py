@@ -82,9 +82,7 @@ class ScriptedGang(TorchrunGang):
         return Requests(stop=self._stop_at is not None and self.step >= self._stop_at)
 
 
-def poisoning(
-    gang: ScriptedGang, steps: Sequence[int], poison: str
-) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def poisoning(gang: ScriptedGang, steps: Sequence[int], poison: str) -> Callable[..., torch.Tensor]:
     """A loss that is poisoned in the given steps: see `Case.poison`."""
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -42,7 +42,7 @@ def starts_and_plans(
     by_job = {lease.job_id: lease for lease in leases}
     found = []
     for at_s, granted in groupby(leases, key=lambda lease: lease.granted_s):
-        there = [made for job in jobs if (made := _as_it_was(job, by_job, at_s)) is not None]
+        there = [then for job in jobs if (then := _as_it_was(job, by_job, at_s)) is not None]
         used_s = used_of(leases, at_s, policy.share_half_life_s)
         made = plan(snapshot(there, {}, Cluster(inventory, tuple(tenants), used_s), at_s), policy)
         starts = [there[one.row].job_id for one in made.decisions if isinstance(one, Start)]

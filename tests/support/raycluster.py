@@ -57,7 +57,7 @@ def ray_head(num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
         str(dashboard), "--dashboard-agent-listen-port", str(free_port()), "--num-cpus", str(num_cpus),
         "--temp-dir", str(temp / "ray"), *WITHOUT_LOG_MONITOR, "--block",
     ]  # fmt: skip
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
     head = RayHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", token, temp)
     try:

@@ -10,6 +10,8 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 from tests.support.processes import processes_with, wait_for
 from tests.support.raycluster import COMES_UP_S, LEAN, RAY, WITHOUT_LOG_MONITOR, RayHead
@@ -42,7 +44,7 @@ class Nodes:
 @contextlib.contextmanager
 def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2, **environment: str) -> Iterator[Nodes]:
     nodes, started = Nodes(head), list[subprocess.Popen[bytes]]()
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         for name in names:
             env = {
@@ -55,7 +57,7 @@ def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2, **environment: str)
                 str(num_cpus), "--labels", f"test-node={name}", *WITHOUT_LOG_MONITOR, "--block",
             ]  # fmt: skip
             started.append(subprocess.Popen(command, env=env, start_new_session=True, **quiet))
-            wait_for(lambda name=name: _find(nodes, name), f"node {name} is up", COMES_UP_S)
+            wait_for(partial(_find, nodes, name), f"node {name} is up", COMES_UP_S)
         yield nodes
     finally:
         for process in started:
@@ -72,7 +74,7 @@ def _find(nodes: Nodes, name: str) -> bool:
     return name in nodes.ids
 
 
-def ask(head: RayHead, path: str) -> list[dict[str, object]]:
+def ask(head: RayHead, path: str) -> list[dict[str, Any]]:
     """What Ray's state API lists."""
     request = urllib.request.Request(f"{head.dashboard}{path}", headers={"Authorization": f"Bearer {head.token}"})
     with urllib.request.urlopen(request, timeout=20) as answer:

@@ -167,7 +167,8 @@ def placement_in(before: Snapshot, row: int) -> Placement:
 def type_of(before: Snapshot, row: int) -> str | None:
     """The type of the nodes that a running job is on."""
     of = before.cluster
-    return of.types[of.kinds[placement_in(before, row)[0][0]]]
+    found: str | None = of.types[of.kinds[placement_in(before, row)[0][0]]]
+    return found
 
 
 @dataclass
@@ -381,7 +382,8 @@ class _Checker:
 
     def kind_of(self, placement: Placement) -> str | None:
         of = self.before.cluster
-        return of.types[of.kinds[placement[0][0]]]
+        found: str | None = of.types[of.kinds[placement[0][0]]]
+        return found
 
     def size(self, row: int) -> float:
         return float(self.jobs.size[row])

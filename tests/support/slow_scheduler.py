@@ -76,7 +76,7 @@ class Standings:
         expected = float(jobs.remaining_s[row])
         if math.isnan(expected):
             expected = min(float(jobs.most_left_s[row]), policy.untold_s)
-        return max(expected, 60.0) * self._share(over, tenant) / size**policy.size_exponent
+        return float(max(expected, 60.0) * self._share(over, tenant) / size**policy.size_exponent)
 
     def _share(self, over: dict[int, float], tenant: int) -> float:
         """Use over weight, against the mean of the tenants who have jobs."""
@@ -379,7 +379,7 @@ def may_be_victim(snapshot: Snapshot, policy: Policy, standings: Standings, vict
     if standings.level[victim] != standings.level[row]:
         return standings.level[victim] < standings.level[row]
     cost = policy.cost_margin * float(jobs.interruption_cost_s[victim]) / size**policy.size_exponent
-    return standings.index[victim] - cost > policy.margin * standings.index[row]
+    return bool(standings.index[victim] - cost > policy.margin * standings.index[row])
 
 
 def rooms(snapshot: Snapshot, policy: Policy, standings: Standings, row: int) -> dict[int, list[frozenset[int]]]:

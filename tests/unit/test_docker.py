@@ -55,7 +55,8 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def test_the_linters_have_nothing_to_say() -> None:
-    for command in (["hadolint", DOCKER / "Dockerfile"], ["shellcheck", "--shell=sh", DOCKER / "entrypoint.sh"]):
+    hadolint = ["hadolint", str(DOCKER / "Dockerfile")]
+    for command in (hadolint, ["shellcheck", "--shell=sh", str(DOCKER / "entrypoint.sh")]):
         done = subprocess.run([BIN / command[0], *command[1:]], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
 

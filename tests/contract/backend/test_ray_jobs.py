@@ -8,6 +8,8 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 
@@ -84,7 +86,7 @@ def test_what_is_used_and_not_ours_is_foreign(opened: Machines, head: RayHead) -
         assert opened.backend.others() == []
     for own, foreign in ((1, 1), (2, 0), (3, 0)):
         use = {node.node_id: (own, 0)}
-        backend = RayJobsBackend(head.dashboard, token=head.token, own_use=lambda use=use: use)
+        backend = RayJobsBackend(head.dashboard, token=head.token, own_use=partial(dict, use))
         assert [node.foreign_cpus for node in backend.inventory().nodes] == [foreign]
 
 
@@ -114,7 +116,7 @@ def test_the_given_address_counts_whatever_ray_s_variables_say(head: RayHead, mo
 
 
 @contextlib.contextmanager
-def _rays_own_client(head: RayHead):
+def _rays_own_client(head: RayHead) -> Iterator[Any]:
     from ray.job_submission import JobSubmissionClient
 
     yield JobSubmissionClient(head.dashboard, headers={"Authorization": f"Bearer {head.token}"})

@@ -137,7 +137,7 @@ def test_changes_are_told_from_where_one_began(client: httpx.Client) -> None:
     began = client.get("/v1/changes").json()
     assert began["jobs"] == []
     (sent,) = submit(client, spec("watched"))
-    seen, last = [], began["last"]
+    seen, last = list[str](), began["last"]
 
     def saw_it_run() -> bool:
         nonlocal last

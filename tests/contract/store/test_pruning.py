@@ -95,7 +95,7 @@ def test_nothing_of_a_removed_job_stays_and_its_space_is_used_again(tmp_path: Pa
     database = open_database(str(tmp_path / "queue.db"))
     with contextlib.closing(with_tenants(SqlStore(database))) as store:
         assert isinstance(store, SqlStore)
-        sizes = []
+        sizes = list[int]()
         for round_ in range(4):
             jobs = store.submit(
                 [new(spec="x" * 2000) for _ in range(300)], START_S, SubmissionKey("a", str(round_), "")
@@ -106,7 +106,7 @@ def test_nothing_of_a_removed_job_stays_and_its_space_is_used_again(tmp_path: Pa
             while prune(store):
                 pass
             with database.read() as connection:
-                sizes.append(connection.exec_driver_sql("PRAGMA page_count").scalar())
+                sizes.append(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
                 left = [
                     connection.execute(select(func.count()).select_from(table)).scalar()
                     for table in (JOBS, SPECS, LEASES, EVENTS, KEYS)

@@ -176,8 +176,8 @@ def test_filters_hold_together(store: Store) -> None:
 def test_what_is_asked_is_noted_with_an_event(store: Store) -> None:
     job = submit(store)
     asked = store.ask(job.job_id, Change(wanted=DesiredState.PAUSE), START_S + 1.0, "bert")
-    waited = {"waited_s": 1.0, "waiting_since_s": START_S + 1.0}
-    assert asked == replace(job, wanted=DesiredState.PAUSE, changed=asked.changed, **waited) == store.job(job.job_id)
+    waited = replace(job, waited_s=1.0, waiting_since_s=START_S + 1.0)
+    assert asked == replace(waited, wanted=DesiredState.PAUSE, changed=asked.changed) == store.job(job.job_id)
     assert asked.changed > job.changed
     asked = store.ask(job.job_id, Change(priority=9), START_S + 2.0, "bert")
     assert (asked.wanted, asked.priority, asked.state) == (DesiredState.PAUSE, 9, State.QUEUED)

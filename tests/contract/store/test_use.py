@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,7 @@ def test_the_totals_of_a_month_are_exact(used: Store) -> None:
             totals = totals_of(leases, partial(by_month, now_s=now_s))
             exact = [total for total in totals if total.month == month_of(month_s)]
             found = used.month_totals(month_s + DAY_S, now_s, held=held)
-            assert len(exact) == 2 and found == [
+            expected: list[Any] = [
                 (*one[:2], pytest.approx(one.gpu_s), pytest.approx(one.cpu_s), one.jobs) for one in exact
             ]
+            assert len(exact) == 2 and found == expected

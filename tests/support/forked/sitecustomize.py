@@ -23,7 +23,7 @@ def run_the_next() -> None:
 
 if __name__ == "sitecustomize":
     if os.path.basename((sys.orig_argv[1:] or [""])[0]) in WORKERS:
-        from fork_request import hand_over
+        from fork_request import hand_over  # it lies beside this file, whose folder is on PYTHONPATH
 
         hand_over(sys.orig_argv)
     run_the_next()

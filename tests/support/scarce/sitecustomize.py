@@ -38,8 +38,8 @@ def _limit(loop: Any) -> None:
                 _check(logits, limits.get("plain"))
         return logits
 
-    def in_evaluation(engine: Any, *given: Any) -> Any:
-        logits = logits_of(engine, *given)
+    def in_evaluation(*given: Any, **named: Any) -> Any:
+        logits = logits_of(*given, **named)
         _check(logits, limits.get("evaluation"))
         return logits
 

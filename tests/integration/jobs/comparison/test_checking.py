@@ -19,7 +19,7 @@ from jobs.run.progress import NoProgress
 from jobs.search.rules.prior import PROMPT_RATE, rate_by_size
 from jobs.spec.compare import CompareSpec
 from jobs.spec.load import load_sweep, load_to_run
-from jobs.spec.sweep import Range
+from jobs.spec.space import Range
 from jobs.sweep import run_sweep
 from orchestrator.cli.app import app
 from tests.support import tiny

@@ -15,7 +15,8 @@ from jobs.data.preparation.prepare import prepare
 from jobs.data.quality.check import check
 from jobs.data.quality.duplicates import MOST_COMPARED, chosen_to_compare
 from jobs.data.quality.report import DataReport, Finding
-from jobs.spec.finetune import Eval, Spec
+from jobs.spec.evaluation import Eval
+from jobs.spec.finetune import Spec
 from tests.integration.jobs.data.test_prepare import model_dir, quiet  # noqa: F401 - a fixture
 
 WORDS = (Path(__file__).read_text().replace("_", " ") + Path(__file__).with_name("test_prepare.py").read_text()).split()
@@ -226,7 +227,7 @@ def test_general_text_is_prepared_but_not_checked_with_the_samples(tmp_path: Pat
         jsonl(tmp_path / f"{name}.jsonl", rows[start:]) for name, start in (("train", 0), ("general", 30))
     )
     spec = spec_of(tmp_path, "causal-lm", {"train": train, "format": "text"})
-    with_general = spec.model_copy(update={"eval": Eval(general=general, eval_steps=1)})  # type: ignore[arg-type]
+    with_general = spec.model_copy(update={"eval": Eval(general=general, eval_steps=1)})
     report = check(with_general, model_dir, engine="plain", say=quiet).report
     assert [source.where for source in report.sources] == ["data.train"]
     assert not found_kinds(report), "texts of train that are also in general text are no duplicates of one another"

@@ -152,7 +152,7 @@ def test_both_engines_write_the_same_bytes(local_ray: None, tmp_path: Path, mode
     said: list[str] = []
     for engine in ("plain", "ray"):
         spec = spec_of(tmp_path / engine, train, data_format, eval_fraction=0.1)
-        roots.append(prepare(spec, model_dir, engine=engine, say=said.append).root)  # type: ignore[arg-type]
+        roots.append(prepare(spec, model_dir, engine=engine, say=said.append).root)
     assert not [line for line in said if "in the driver" in line]
     assert digests(roots[0]) == digests(roots[1])
     sources = [source_root(Prepared.open(root), "train") for root in roots]
@@ -298,7 +298,8 @@ def test_second_run_reuses_what_the_first_prepared(tmp_path: Path, model_dir: st
     first = prepare(spec, model_dir, engine="plain", say=said.append)
     moved = tmp_path / "elsewhere"
     moved.mkdir()
-    again = spec_of(tmp_path / "out", shutil.move(tmp_path / "r.csv", moved / "r.csv").as_posix())
+    shutil.move(tmp_path / "r.csv", moved / "r.csv")
+    again = spec_of(tmp_path / "out", (moved / "r.csv").as_posix())
     second = prepare(again.model_copy(update={"seed": 1}), model_dir, engine="plain", say=said.append)
     assert second.root == first.root
     assert said[-1] == f"data is prepared already: {first.root}"

@@ -70,7 +70,9 @@ def test_what_is_read_ahead_is_bounded_and_waits_for_as_long_as_training_takes(
     monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 1.0)
     spec, prepared = job
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"max_steps": 1_000_000})})
-    readers = [ray_steps(Stream(prepared.root, spec, worker), 0) for worker in range(spec.resources.num_workers)]
+    readers: list[Any] = [
+        ray_steps(Stream(prepared.root, spec, worker), 0) for worker in range(spec.resources.num_workers)
+    ]
     with contextlib.ExitStack() as stack:
         for reader in readers:
             stack.callback(reader.close)
@@ -127,7 +129,12 @@ def test_nothing_before_the_start_is_read(job: tuple[Spec, Prepared], monkeypatc
     opened = Stream(prepared.root, spec, 0).open()
     asked: list[np.ndarray[Any, Any]] = []
     real = opened.split.read_rows
-    monkeypatch.setattr(opened.split, "read_rows", lambda rows: (asked.append(rows), real(rows))[1])
+
+    def noting(rows: np.ndarray[Any, Any]) -> Any:
+        asked.append(rows)
+        return real(rows)
+
+    monkeypatch.setattr(opened.split, "read_rows", noting)
     list(opened.chunks(200, 300))
     planned = np.concatenate([opened.plan.rows_of_step(step) for step in range(200, 300)])
     assert set(np.concatenate(asked)) <= set(planned)

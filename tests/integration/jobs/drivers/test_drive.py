@@ -39,7 +39,8 @@ def spec(workshop: pathlib.Path, **changes: Any) -> dict[str, Any]:
     """Of one worker: gangs are shown elsewhere."""
     one = {"resources__num_workers": 1} | changes
     made = tiny.spec_of(workshop / "runs", workshop / "llama", workshop / "text.jsonl", **one)
-    return json.loads(dump_spec(made))
+    found: dict[str, Any] = json.loads(dump_spec(made))
+    return found
 
 
 @pytest.fixture

@@ -98,7 +98,9 @@ def server() -> Iterator[WireServer]:
 
 def spec(workshop: pathlib.Path, data: pathlib.Path, **changes: Any) -> dict[str, Any]:
     one = {"resources__num_workers": 1, "train__max_steps": 5000} | changes
-    return json.loads(dump_spec(tiny.spec_of(workshop / "runs", workshop / "llama", data, **one)))
+    made = tiny.spec_of(workshop / "runs", workshop / "llama", data, **one)
+    found: dict[str, Any] = json.loads(dump_spec(made))
+    return found
 
 
 def outcome_after_order_at(server: WireServer, moment: str, code: int, **environment: str) -> tuple[JobPaths, Any]:

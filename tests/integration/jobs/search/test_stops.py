@@ -18,6 +18,7 @@ from jobs.run.requests import ask_to_stop
 from jobs.search.changes import Change, Changes
 from jobs.search.driver import drive, searching
 from jobs.search.ledger import Ledger
+from jobs.search.rules.budget import checked_plan
 from jobs.search.tuning.tuner import halved
 from jobs.spec.load import load_sweep
 from jobs.training.mailbox import Answer
@@ -45,7 +46,7 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> se
     monkeypatch.setattr(searching, "_LOOK_EVERY_S", 0.0)
     ledger = Ledger(sweep, paths.root, lambda spec: 8, 100.0)
     parts: list[Any] = [ledger, paths, str(folder / "own"), NoGangs(), lambda kind, said, **data: print(kind, said)]
-    plan, nodes = searching.checked_plan(sweep, 8, 100.0, 0.0), SimpleNamespace(look=lambda leaving: None)
+    plan, nodes = checked_plan(sweep, 8, 100.0, 0.0), SimpleNamespace(look=lambda leaving: None)
     relay = StopRelay(StopRequest(), paths, parts[-1])
     return searching.Search(*parts, relay, plan, nodes)  # type: ignore[call-arg]
 

@@ -102,7 +102,7 @@ def run_with_adapter(folder: pathlib.Path, value: float = 0.1, **changes: Any) -
 
 def test_a_merge_needs_no_flash_attention_and_says_what_it_was_made_from(tmp_path: pathlib.Path) -> None:
     assert not transformers.utils.is_flash_attn_2_available(), "this test needs a host without flash attention"
-    kernel = {"model__attn_implementation": "flash_attention_2", "data__packing": False}
+    kernel: dict[str, Any] = {"model__attn_implementation": "flash_attention_2", "data__packing": False}
     paths = run_with_adapter(tmp_path, **kernel, resources__gpus_per_worker=1)
     merged = pathlib.Path(merge_run(paths.root, say=lambda text: None))
     assert (merged / "made_from").read_text() == export_source(paths)

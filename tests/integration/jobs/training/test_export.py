@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -54,7 +55,7 @@ def test_a_model_written_in_many_files_is_read_back_the_same(tmp_path: pathlib.P
     out = str(tmp_path / "out")
     taken: list[str] = []
 
-    def tensors():  # type: ignore[no-untyped-def]
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         for name, tensor in [*weights.parameters, *weights.buffers]:
             taken.append(name)
             yield name, tensor
@@ -78,7 +79,7 @@ def test_at_most_one_file_is_in_memory(tmp_path: pathlib.Path) -> None:
     alive: list[weakref.ref[torch.Tensor]] = []
     most = 0
 
-    def tensors():  # type: ignore[no-untyped-def]
+    def tensors() -> Iterator[tuple[str, torch.Tensor]]:
         nonlocal most
         for number in range(20):
             tensor = torch.full((1000,), float(number))
@@ -125,8 +126,11 @@ def test_ranks_of_one_node_fetch_an_export_from_a_url_once(
     CountedFileSystem().pipe_file("/run/model/model.safetensors", content)
     read, seen = threading.Barrier(ranks), []
 
+    def all_read() -> None:
+        read.wait(120)
+
     def rank() -> None:
-        with on_this_node("counted:///run/model", lambda: read.wait(120)) as local:
+        with on_this_node("counted:///run/model", all_read) as local:
             seen.append((pathlib.Path(local) / "model.safetensors").read_bytes() == content)
 
     with counted_bytes() as count:

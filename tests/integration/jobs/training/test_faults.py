@@ -118,7 +118,8 @@ FULL = (
 def failed_check(rank: int, pid: int, cause: Exception) -> Exception:
     from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
-    return WorkerHealthCheckFailedError(WORKER.format(rank=rank, pid=pid), cause)
+    error: Exception = WorkerHealthCheckFailedError(WORKER.format(rank=rank, pid=pid), cause)
+    return error
 
 
 def test_workers_that_ray_has_killed_for_memory_are_told_in_one_line() -> None:

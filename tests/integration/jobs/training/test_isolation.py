@@ -19,6 +19,7 @@ from transformers import (
 
 from bench.zoo.tiny import tiny_config
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
+from jobs.spec.finetune import Task
 from jobs.training.loop.loss import loss_sum
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.isolation import later_tokens_are_unseen, packed_samples_are_isolated, padding_is_ignored
@@ -296,7 +297,9 @@ def test_unpacking_cuts_tokens_and_targets_along() -> None:
 def test_unpacking_leaves_alone_what_is_not_packed() -> None:
     single = table_of([[5, 6, 7], [8, 9]], [[-100, 6, 7], [-100, 9]], [[3], [2]])
     classes = table_of([[5, 6, 7], [8, 9]], [[1], [0]], [[3], [2]])
-    for rows, task in ((single, "causal-lm"), (single[:0], "causal-lm"), (classes, "sequence-classification")):
+    cases: list[tuple[pa.Table, Task]] = [(single, "causal-lm"), (single[:0], "causal-lm")]
+    cases.append((classes, "sequence-classification"))
+    for rows, task in cases:
         plain, unpacked = (collate(rows, task, PAD, CPU, unpack) for unpack in (False, True))
         assert torch.equal(plain.targets, unpacked.targets)
         assert all(torch.equal(value, unpacked.inputs[name]) for name, value in plain.inputs.items())

@@ -30,7 +30,7 @@ EXPORTED = ("llama", "gpt2", "encoder", "prompt", "prompted encoder")
 LORA = {"method": "lora", "lora__rank": RANK, "lora__alpha": 8.0}
 TUNED = {"method": "prompt", "prompt__num_virtual_tokens": PROMPT, "prompt__init_text": "a good film"}
 # All except the first two compute what "llama" does, in other ways.
-WAYS = {
+WAYS: dict[str, dict[str, Any]] = {
     "stage 1": {"train__zero__stage": 1},
     "stage 2": {"train__zero__stage": 2},
     "recomputed": {"train__gradient_checkpointing": True},

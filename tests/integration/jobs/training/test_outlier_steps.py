@@ -32,12 +32,13 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         rest = {"train__max_steps": STEPS, "train__learning_rate": 1e-2, "eval__eval_on_start": False}
         return tiny.spec_of(folder, model, text, **{**batch, **rest, **changes})
 
-    plain = {name: case_of(folder, name, spec(**changes)) for name, changes in {
+    of_case: dict[str, dict[str, Any]] = {
         "clean": {}, "clean, off": {"remedies__outlier_steps": False}, "poisoned": {}, "poisoned, interrupted": {},
         "poisoned in stage 2": {"train__zero__stage": 2},
         "poisoned in bf16 and stage 1": {"train__bf16": True, "train__zero__stage": 1},
         "nan": {}, "damaged": {"checkpoint__save_steps": 5}, "damaged, from the start": {}, "bad data": {},
-    }.items()}  # fmt: skip
+    }  # fmt: skip
+    plain = {name: case_of(folder, name, spec(**changes)) for name, changes in of_case.items()}
     changes: dict[str, dict[str, Any]] = {
         **{name: {"poisoned": (BAD,), "poison": "logits"} for name in plain if "poisoned" in name},
         "nan": {"poisoned": (12, 15), "poison": "nan"},

@@ -23,7 +23,7 @@ from jobs.run.checkpoints import Best, Commit, Part
 from jobs.run.paths import JobPaths
 from jobs.spec.evaluation import Checkpoint
 from jobs.spec.remedies import Remedies
-from jobs.storage.journal import JournalWriter
+from jobs.storage.journal import JournalWriter, read_part
 from jobs.storage.tensor_file import write_shard
 from jobs.training.checkpoint.reader import check_same_model
 from jobs.training.loop import restoring
@@ -309,11 +309,10 @@ def test_the_log_is_read_from_its_end_only_as_far_as_needed(
             journal.append({"step": step, "loss": float(step)})
         journal.close()
     read: list[str] = []
-    real = record.read_part
 
     def counting(folder: str, name: str) -> Any:
         read.append(name)
-        return real(folder, name)
+        return read_part(folder, name)
 
     monkeypatch.setattr(record, "read_part", counting)
     assert record.logged_loss(paths, 101, 1, CHAIN) is None and len(read) == 1

@@ -65,7 +65,7 @@ class Runs:
     kinds: dict[str, tuple[Case, Case]]  # undisturbed, interrupted
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"train__bf16": True},
     "bf16 in stage 1": {"train__bf16": True, "train__zero__stage": 1},
     "stage 2": {"train__zero__stage": 2},

@@ -13,6 +13,7 @@ from orchestrator.controller import planner
 from orchestrator.controller.set_aside import KIND, without_faulty
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import State
+from orchestrator.scheduling.plan.plan import plan as planned
 from tests.support.queuejobs import job
 from tests.support.queueworld import QueueWorld, new
 
@@ -76,7 +77,7 @@ def test_a_job_after_one_that_cannot_be_read_waits(tmp_path: Path) -> None:
 
 
 def test_a_job_that_no_plan_can_be_made_with_is_set_aside_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    here, planned = QueueWorld(8), planner.plan
+    here = QueueWorld(8)
 
     def plan(snapshot: Any, policy: Any) -> Any:
         if 5.0 in snapshot.jobs.size[snapshot.waiting]:

@@ -96,8 +96,8 @@ class World:
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with server(tmp_path_factory.mktemp("roles")) as found:
         with found.client() as client:
-            for tenant in ("a", "b"):
-                client.put(f"/v1/tenants/{tenant}", json={}).raise_for_status()
+            for team in ("a", "b"):
+                client.put(f"/v1/tenants/{team}", json={}).raise_for_status()
             sent = client.post("/v1/jobs", json={"specs": [running()]}).raise_for_status().json()["jobs"][0]["job_id"]
             wait_for(lambda: client.get(f"/v1/jobs/{sent}").json()["state"] == "running", "it runs")
         tokens: dict[str, str | None] = {"none": None, "wrong": "ft_" + "x" * 43, "admin": found.token("root", "admin")}
@@ -119,7 +119,7 @@ def running() -> dict[str, Any]:
 
 
 def body_of(route: str, job: str) -> dict[str, Any] | None:
-    return {
+    bodies: dict[str, dict[str, Any]] = {
         "POST /v1/jobs": {"specs": [spec("more", gpus=8, queue={"tenant": "a"})]},
         "PUT /v1/jobs/{job_id}/priority": {"priority": -1},
         "PUT /v1/nodes/{node_id}": {"order": "use"},
@@ -134,7 +134,8 @@ def body_of(route: str, job: str) -> dict[str, Any] | None:
         "POST /v1/guest/look": {"job_id": job},
         "POST /v1/driver/register": {"job_id": job, "attempt": 1},
         "POST /v1/driver/beat": {"job_id": job, "attempt": 1},
-    }.get(route)
+    }
+    return bodies.get(route)
 
 
 def ask(world: World, who: str, route: str, job: str) -> httpx.Response:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -126,7 +127,7 @@ def test_a_full_disk_is_503_and_nothing_is_half_done(made_up: Server) -> None:
         (first,) = submit(client, spec("before", gpus=8))
         size = max(path.stat().st_size for path in made_up.home.glob("queue.db*"))
         resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-        bulk = {"specs": [spec(f"full-{number}", gpus=8) for number in range(1000)], "key": "full"}
+        bulk: dict[str, Any] = {"specs": [spec(f"full-{number}", gpus=8) for number in range(1000)], "key": "full"}
 
         def refused() -> bool:
             answer = client.post("/v1/jobs", json=bulk)

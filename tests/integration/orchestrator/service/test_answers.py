@@ -65,6 +65,7 @@ def test_an_expected_start_is_a_time(world: ServiceWorld) -> None:
     waits = submitted(world, gpus(2, "waits"))
     found = Explainer(world.context).why(waits.job_id)
     assert found.expected_start_s == pytest.approx(world.clock() + 600.0, abs=60.0)
+    assert found.expected_start_s is not None
     assert found.earliest_start_s is not None
     assert found.latest_start_s is not None
     assert found.earliest_start_s <= found.expected_start_s <= found.latest_start_s

@@ -51,9 +51,9 @@ def _thread_s(act: Callable[[], object]) -> float:
 @pytest.mark.parametrize(
     ("specs", "words"),
     [
-        ([command(**{f"key{number}": 1 for number in range(4000)})], "and 31 more"),
+        ([command("job", **{f"key{number}": 1 for number in range(4000)})], "and 31 more"),
         ([command(**queue(after=[{}] * 10_000, secrets=["a b"] * 5000))], "queue.after"),
-        ([command(**{"k" * 1_000_000: 1})], "unknown key"),
+        ([command("job", **{"k" * 1_000_000: 1})], "unknown key"),
         ([command(nonsense=1)] * 10_000, "the 9,980 specs after that were not looked at"),
         ([command(**queue(after=[f"gone-{n}"])) for n in range(10_000)], "the 9,980 specs after that"),
         ([command(**queue(after=[f"gone-{n}" for n in range(1000)]))], "there is no job 'gone-0'"),

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,7 +27,7 @@ from orchestrator.service.usage import UsageMonths
 from tests.support.queueworld import START_S
 from tests.support.service import ANNA, ANYBODY, ServiceWorld, command, queue
 
-GPU = {"resources": {"num_workers": 1, "gpus_per_worker": 1}}
+GPU: dict[str, Any] = {"resources": {"num_workers": 1, "gpus_per_worker": 1}}
 
 
 @pytest.fixture

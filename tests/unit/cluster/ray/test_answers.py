@@ -53,7 +53,7 @@ def test_foreign_is_what_is_used_without_our_own_and_part_of_a_gpu_counts_whole(
     nodes = [
         node("bb", CPU=4.0),
         node("cc", "DEAD", CPU=4.0),
-        node("aa", CPU=16.0, GPU=8.0, **{"accelerator_type:H100": 1.0}),
+        node("aa", "ALIVE", CPU=16.0, GPU=8.0, **{"accelerator_type:H100": 1.0}),
     ]
     own = {"aa": (1.0, 1.0), "bb": (3.0, 0.0)}  # on bb more than Ray knows of yet
     assert inventory_of(nodes, USE, own) == Inventory(

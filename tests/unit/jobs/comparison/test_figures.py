@@ -28,7 +28,7 @@ def run_figures(loss: float, general: float | None = None, before: float = 3.0, 
     ]
     if general is not None:
         metrics["eval_general_loss"] = general
-    known = {"before": {"eval_general_loss": before, "eval_loss": 0.7}, "steps": steps}
+    known: dict[str, Any] = {"before": {"eval_general_loss": before, "eval_loss": 0.7}, "steps": steps}
     known |= {"trained": 50, "parameters": 1000, "checkpoint_bytes": 600}
     return RunFigures(metrics=metrics, **known | changes)
 

@@ -66,7 +66,7 @@ def test_a_number_in_its_place_is_that_number(tmp_path: Path) -> None:
     assert nested.model_dump()["resources"]["num_workers"] == {"min": 2, "max": 8}
     saved = tmp_path / "saved.json"
     saved.write_text(nested.model_dump_json())
-    assert worker_numbers(load_spec(str(saved), ["resources.num_workers=1"])) == (1,)  # type: ignore[arg-type]
+    assert worker_numbers(load_spec(str(saved), ["resources.num_workers=1"])) == (1,)
     assert load_spec(str(saved), []) == nested
     with pytest.raises(SpecError, match="and not both"):
         spec(tmp_path, "{min: 2, max: 8}", "global_batch_size: 8", "resources.min_workers=4")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jobs.planning.gathering import Gathering
 
 FORWARD = [(0,), (1,), (2,)]
@@ -9,7 +11,7 @@ BACKWARD = [(2,), (1,), (0,)]
 
 
 def gathering(sizes: tuple[int, ...] = (100, 100, 100), **changes: int) -> Gathering:
-    settings = {"prefetch": 0, "threshold": 10, "max_live": 10**9, "max_reuse": 0} | changes
+    settings: dict[str, Any] = {"prefetch": 0, "threshold": 10, "max_live": 10**9, "max_reuse": 0} | changes
     return Gathering(sizes, [*FORWARD, *BACKWARD], num_workers=2, width=2, gloo=False, **settings)
 
 

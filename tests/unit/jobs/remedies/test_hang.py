@@ -12,9 +12,8 @@ from jobs.remedies.hang import Doing, Observations, Pulse, RankState, hang_of
 def rank(number: int, age_s: float = 12.0, cpu_share: float = 0.0, state: str = "S", **changes: Any) -> Observations:
     """A rank that has been in its fifth step for `age_s`, where the longest step took half a second."""
     waits, moved = changes.pop("waits", True), changes.pop("moved", False)
-    pulse = Pulse(
-        **{"rank": number, "pid": 100 + number, "doing": Doing.STEP, "step": 5, "longest_step_s": 0.5} | changes
-    )
+    given: dict[str, Any] = {"rank": number, "pid": 100 + number, "doing": Doing.STEP, "step": 5, "longest_step_s": 0.5}
+    pulse = Pulse(**given | changes)
     first = RankState(pulse, "n1", age_s - 2.0, state, 50.0, waits)
     later = Pulse(**{**vars(pulse), "since_s": 1.0}) if moved else pulse
     return Observations(first, RankState(later, "n1", age_s, state, 50.0 + 2.0 * cpu_share, waits), 2.0)

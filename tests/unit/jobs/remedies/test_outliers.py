@@ -7,6 +7,7 @@ import math
 import pathlib
 import random
 from collections.abc import Iterable
+from typing import cast
 
 import pytest
 
@@ -60,8 +61,9 @@ def noisy(level: float, count: int, seed: int = 0) -> list[float]:
 def test_a_far_higher_loss_or_gradient_is_outlying_and_a_lower_one_is_not() -> None:
     history, found = trained(noisy(3.0, 40))
     assert not found and len(history.losses) == len(history.norms) == WINDOW
-    assert outlier_of(history, 9.0, 1.0) == Outlier("loss", 9.0, pytest.approx(3.0, rel=0.1))
-    assert outlier_of(history, 3.0, 50.0) == Outlier("gradients", 50.0, pytest.approx(1.0))
+    about_three, about_one = cast(float, pytest.approx(3.0, rel=0.1)), cast(float, pytest.approx(1.0))
+    assert outlier_of(history, 9.0, 1.0) == Outlier("loss", 9.0, about_three)
+    assert outlier_of(history, 3.0, 50.0) == Outlier("gradients", 50.0, about_one)
     assert outlier_of(history, 3.9, 5.0) is None
     assert outlier_of(history, 0.01, 0.01) is None
 

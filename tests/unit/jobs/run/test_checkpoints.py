@@ -29,11 +29,12 @@ from jobs.run.checkpoints import (
     to_remove,
 )
 from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
 from jobs.storage import tensor_file as shardfile
 from jobs.storage.tensor_file import Damaged, ShardFile, Tensor, Want, as_bytes, read_ranges, write_shard
 
 
-def tensor(name: str, values: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def tensor(name: str, values: np.ndarray) -> Tensor:
     return Tensor(name, "F32", values.shape, as_bytes(values))
 
 
@@ -43,7 +44,7 @@ def shares(numel: int, workers: int) -> list[tuple[int, int]]:
     return [(low, max(0, min(share, numel - low))) for low in (share * rank for rank in range(workers))]
 
 
-def write_parts(folder: pathlib.Path, state: dict[str, dict[str, np.ndarray]], workers: int) -> list[Part]:  # type: ignore[type-arg]
+def write_parts(folder: pathlib.Path, state: dict[str, dict[str, np.ndarray]], workers: int) -> list[Part]:
     """`state[kind][parameter]`, cut over workers."""
     parts = []
     for rank in range(workers):
@@ -62,7 +63,7 @@ def write_parts(folder: pathlib.Path, state: dict[str, dict[str, np.ndarray]], w
     return parts
 
 
-def random_state(numels: list[int], seed: int) -> dict[str, dict[str, np.ndarray]]:  # type: ignore[type-arg]
+def random_state(numels: list[int], seed: int) -> dict[str, dict[str, np.ndarray]]:
     draw = np.random.default_rng(seed)
     return {
         kind: {f"p{number}": draw.standard_normal(numel, dtype=np.float32) for number, numel in enumerate(numels)}
@@ -107,13 +108,13 @@ def test_only_what_is_asked_for_is_read(tmp_path: pathlib.Path, monkeypatch: pyt
     values = np.arange(100_000, dtype=np.float32)
     file = write_shard(str(tmp_path), "a.safetensors", [tensor("weight:p", values)])
     read: list[int] = []
-    real = shardfile.storage.read_range
+    real = storage.read_range
 
     def counting(path: str, begin: int, end: int) -> bytes:
         read.append(end - begin)
         return real(path, begin, end)
 
-    monkeypatch.setattr(shardfile.storage, "read_range", counting)
+    monkeypatch.setattr(storage, "read_range", counting)
     into = np.zeros(300, dtype=np.float32)
     read_ranges(str(tmp_path), file, [Want(file.offsets["weight:p"] + 4 * 50_000, as_bytes(into))])
     assert np.array_equal(into, values[50_000:50_300])

@@ -46,8 +46,9 @@ def test_each_kind_of_budget(tmp_path: Path, budget: dict[str, Any], steps: int)
 def test_repeats_are_beyond_a_budget_in_trials_and_gangs_are_bounded(tmp_path: Path) -> None:
     found = cost(tmp_path, gangs=8, algorithm="random", budget={"trials": 3}, seeds=3)
     assert (found.steps, found.gangs) == (300 + 2 * 2 * 100, 3)
-    one_value = {"algorithm": "grid", "space": {RATE: [1e-4]}}
-    for single in ({"algorithm": "random", "budget": {"trials": 1}}, one_value):
+    one_value: dict[str, Any] = {"algorithm": "grid", "space": {RATE: [1e-4]}}
+    one_trial: dict[str, Any] = {"algorithm": "random", "budget": {"trials": 1}}
+    for single in (one_trial, one_value):
         assert cost(tmp_path, seeds=3, **single).steps == 100 + 2 * 100, "a single trial is the only finalist"
 
 

@@ -245,6 +245,7 @@ def test_newer_version_is_refused_by_name_and_alone(tmp_path: Path) -> None:
 def test_relative_paths_are_relative_to_the_file_and_urls_stay(tmp_path: Path) -> None:
     spec = load_spec(write(tmp_path, GOOD), ["data.eval=../e.jsonl", "storage_path=s3://b/runs"])
     assert spec.model.path == str(tmp_path / "m") and spec.data.train[0].path == str(tmp_path / "d.jsonl")
+    assert spec.data.eval is not None
     assert spec.data.eval[0].path == str(tmp_path.parent / "e.jsonl") and spec.storage_path == "s3://b/runs"
     assert load_spec(write(tmp_path, GOOD)).storage_path == str(tmp_path / "runs")
 

@@ -102,7 +102,9 @@ def nasty_report() -> DataReport:
 
 
 def empty_report() -> DataReport:
-    nothing = dict.fromkeys(("records", "samples", "train_samples", "eval_samples", "tokens", "targets"), 0)
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("records", "samples", "train_samples", "eval_samples", "tokens", "targets"), 0
+    )
     nothing |= {"sources": (), "longest": (), "packing": None, "length_quantiles": {}, "near_duplicates_looked_at": 0}
     lengths = {"train": Histogram(edges=(), counts=())}
     return report(verdict="errors", blocked="there are no samples", lengths=lengths, **nothing)
@@ -293,8 +295,8 @@ def test_what_is_shortened_has_an_ellipsis_and_fits() -> None:
 
 
 def test_long_words_are_broken_and_a_percent_sign_stays_with_its_number() -> None:
-    assert datapage.wrapped("aa bbbbbbbb c", 6, "> ", "  ") == ["> aa", "  bbbb", "  bbbb", "  c"]
-    assert datapage.wrapped("only 5 %", 7) == ["only", "5 %"]
+    assert tables.wrapped("aa bbbbbbbb c", 6, "> ", "  ") == ["> aa", "  bbbb", "  bbbb", "  c"]
+    assert tables.wrapped("only 5 %", 7) == ["only", "5 %"]
 
 
 def test_percentages_say_all_and_none_only_where_true() -> None:

@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -111,7 +112,7 @@ def test_page_of_a_lone_job_that_never_waits_parses() -> None:
 
 def test_layers_lie_on_each_other_and_the_limit_across() -> None:
     areas = [svgarea.Area("a", (1.0, 3.0), 0), svgarea.Area("b", (1.0, 1.0), 1), svgarea.Area("none", (0.0, 0.0), 2)]
-    words = {"title": "t", "x_label": "hours", "y_label": "GPUs"}
+    words: dict[str, Any] = {"title": "t", "x_label": "hours", "y_label": "GPUs"}
     plot = svgarea.stacked_area((0, 1, 2), areas, tips=("first", "second"), limit=svg.Mark(4.0, "all"), **words)
     root = ElementTree.fromstring(plot)
     a, b = (path.get("d", "") for path in root.iter(f"{SVG}path"))

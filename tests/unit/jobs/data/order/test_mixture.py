@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import tracemalloc
+from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
 
@@ -54,7 +55,7 @@ def one_by_one(mixture: Mixture, wanted: int) -> list[int]:
 
     For weights whose sum is a power of two in each phase.
     """
-    sections, rows, phase = mixture.sections, [], 0
+    sections, rows, phase = mixture.sections, list[int](), 0
     offsets = np.cumsum([0, *(section.rows for section in sections)]).tolist()
     used = [0] * len(sections)
     active = list(range(len(sections)))
@@ -238,10 +239,11 @@ def test_a_mixture_of_limited_sections_ends() -> None:
     assert end == sum(used(mixture, end))
     assert used(mixture, end)[0] == 200  # the last one is alone, and is used to its end
     assert len(mixture.rows_between(0, end)) == end
-    for ask in (
+    asks: list[Callable[[], object]] = [
         lambda: mixture.rows_between(end - 1, end + 1),
         lambda: plan_of(mixture, 8, end + 8).rows_of_steps(0, end // 8 + 1),
-    ):
+    ]
+    for ask in asks:
         with pytest.raises(ValueError, match=rf"are not inside 0\.\.{end - 1} of the mixture"):
             ask()
     with pytest.raises(ValueError, match=r"positions -1\.\.0 are not inside"):
@@ -323,6 +325,7 @@ def test_grouping_by_length_keeps_the_rows_of_each_group_and_saves_padding() -> 
     mixture = mixture_of((3000, 1), (500, 0.5), (100, 0.1, 2.0))
     plain, grouped = plan_of(mixture, 16, 9600), plan_of(mixture, 16, 9600, grouped=True)
     lengths = grouped.lengths
+    assert lengths is not None
     padding = {False: 0, True: 0}
     for first in range(0, mixture.num_rows // 16 - GROUP_STEPS, GROUP_STEPS):  # of the first epoch
         ours, theirs = (plan.rows_of_steps(first, first + GROUP_STEPS) for plan in (grouped, plain))

@@ -165,7 +165,7 @@ def test_grouping_by_length_saves_padding_and_keeps_epochs_apart() -> None:
 
     def padding(plan: StepPlan) -> float:
         steps = [lengths[plan.rows_of_step(step)] for step in range(plan.total_steps)]
-        return sum(len(step) * step.max() for step in steps) / sum(step.sum() for step in steps)
+        return float(sum(len(step) * step.max() for step in steps) / sum(step.sum() for step in steps))
 
     order = Order(6400, 64, 5)
     plain, grouped = StepPlan(order, 32, 200, 6400), StepPlan(order, 32, 200, 6400, lengths)

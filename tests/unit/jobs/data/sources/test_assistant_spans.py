@@ -1,6 +1,6 @@
 """Where the assistant's characters are in a rendered dialogue. No transformers: templates are functions here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import given
@@ -89,9 +89,10 @@ def test_a_refused_dialogue_is_told_either_way() -> None:
         raise ValueError("roles must alternate")
 
     turns = turns_of([("user", "a"), ("assistant", "b")])
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: assistant_spans(turns, refuses, ENDS),
         lambda: framed_spans(turns, refuses, Frame("h", "e")),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(Unrenderable, match="the chat template refuses it: roles must alternate"):
             call()

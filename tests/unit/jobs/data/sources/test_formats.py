@@ -179,13 +179,14 @@ def test_gzip_is_read_and_damage_is_refused(tmp_path: Path) -> None:
 
 def test_text_must_be_there_and_be_text() -> None:
     assert sample({"text": " a "}) == TextSample(" a ")
-    for value, reason in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"body": "a"}, "no column 'text'; it has 'body'"),
         ({"text": None}, "'text' is null"),
         ({"text": 5}, "'text' is a int, expected text"),
         ({"text": " \n"}, "'text' is empty"),
         ({"text": "\ud800"}, "'text' holds half of a surrogate pair, which is no character"),
-    ]:
+    ]
+    for value, reason in refused:
         assert sample(value) == BadRow("f.jsonl", 7, reason)
 
 

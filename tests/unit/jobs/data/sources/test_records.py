@@ -296,7 +296,7 @@ def test_a_csv_header_may_stand_alone_and_may_leave_one_name_out(tmp_path: Path)
     assert values(write(tmp_path / "y.csv", ",text\n0,a\n")) == [{"": "0", "text": "a"}]  # as pandas writes its index
 
 
-class Dropping(fsspec.AbstractFileSystem):
+class Dropping(fsspec.AbstractFileSystem):  # type: ignore[misc]  # fsspec carries no types
     """A store whose connection breaks after the first block, with an error of its client's own."""
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:

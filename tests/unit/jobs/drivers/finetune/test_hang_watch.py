@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.drivers.finetune import hang_watch
 from jobs.drivers.finetune.hang_watch import HangWatch
 from jobs.remedies.hang import Doing, Observations, Pulse, RankState
 from jobs.training.on_ray.crash import Crash, How
@@ -38,7 +38,7 @@ class Driver:
         self.ended: list[tuple[dict[int, str], set[int]]] = []
         self.told: list[dict[str, Any]] = []
         self.ends_meanwhile = False
-        monkeypatch.setattr(hang_watch.time, "monotonic", lambda: self.now_s)
+        monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
         given = {"remedies__hang": True, **changes}
         spec = tiny.spec_of(folder, folder / "model", folder / "text.jsonl", **given)
         self.job = Job(spec, str(folder / "run"), "prepared", "model", driver="d1")
@@ -60,7 +60,7 @@ class Driver:
                 wait_for(lambda: not wanted(), "the answer is no longer wanted")
             return {f"n{1 + one.second.pulse.rank}": [one] for one in self.answers}
         assert question is end_ranks
-        self.ended.append(more)  # type: ignore[arg-type]
+        self.ended.append(more)
         return {}
 
     def trains(self, *steps: int) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.drivers.finetune import node_draining as draining
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.stop_request import StopRequest
 from jobs.run.paths import JobPaths
@@ -42,7 +42,7 @@ def test_a_run_of_a_queue_says_so_and_leaves_by_itself_only_where_nobody_says_wh
     tmp_path: Path, announced: Announced, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s, stop = [100.0], StopRequest()
-    monkeypatch.setattr(draining.time, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now_s[0])
     run = Draining(JobPaths(str(tmp_path)), announced, ["a", "b"], stop)  # type: ignore[arg-type]
     run.look({"c": math.inf})
     assert announced.found == []  # none of its own

@@ -38,7 +38,7 @@ from jobs.spec.load import dump_spec, load_sweep
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
 from jobs.training.mailbox import Answer
-from tests.unit.jobs.search.rules.test_rungs import One
+from tests.support.trials import trial_of
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 
 STOPS, COOLDOWN = [25, 50, 100], 10
@@ -319,7 +319,7 @@ def test_the_rate_is_bounded_where_one_step_makes_the_loss_clearly_worse(
 
 @pytest.mark.parametrize("trials", [1, 2, 5, 16, 33])
 def test_the_steps_of_halving_are_those_that_its_rule_lets_trials_take(trials: int) -> None:
-    some, steps = [One(number) for number in range(1, trials + 1)], 0
+    some, steps = [trial_of(number, "paused") for number in range(1, trials + 1)], 0
     for one in some:
         one.scores.append((STOPS[0], float(one.number)))
         steps += STOPS[0] + COOLDOWN
@@ -329,7 +329,7 @@ def test_the_steps_of_halving_are_those_that_its_rule_lets_trials_take(trials: i
             after = STOPS[STOPS.index(before) + 1]
             one.scores.append((after, float(one.number)))
             steps += after - before + (COOLDOWN if after < STOPS[-1] else 0)
-            one.is_over = after == STOPS[-1]
+            one.state = "finished" if after == STOPS[-1] else "paused"
     assert steps == halving_steps(trials, STOPS, COOLDOWN)
 
 

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import pytest
 
 from jobs.search.rules.rungs import going_on, trials_to_clear
+from jobs.search.trial import Trial
+from tests.support.trials import trial_of
 
 STOPS = [10, 20, 40]
 
 
-@dataclass
-class One:
-    number: int
-    scores: list[tuple[int, float]] = field(default_factory=list)
-    is_over: bool = False
-
-
-def trials(**scores: list[float]) -> list[One]:
+def trials(**scores: list[float]) -> list[Trial]:
     """`t3=[0.5, 0.4]`: trial 3 has these scores at the first stops."""
     return [
-        One(int(name[1:]), list(zip(STOPS, values, strict=False)), is_over=len(values) == len(STOPS))
+        trial_of(
+            int(name[1:]),
+            "finished" if len(values) == len(STOPS) else "paused",
+            list(zip(STOPS, values, strict=False)),
+        )
         for name, values in scores.items()
     ]
 
@@ -53,13 +50,13 @@ def test_the_last_one_goes_on_alone() -> None:
 def test_those_that_were_passed_over_go_on_once_more_trials_have_come_as_far() -> None:
     first = trials(t1=[0.5], t2=[0.4, 0.3, 0.2], t3=[0.6])
     assert going_on(first, len(STOPS) - 1, 2, True) == []
-    assert going_on([*first, One(4, [(10, 0.7)])], len(STOPS) - 1, 2, True) == [1]
-    assert going_on([*first, One(4, [(10, 0.45)])], len(STOPS) - 1, 2, True) == [4]
+    assert going_on([*first, trial_of(4, "paused", [(10, 0.7)])], len(STOPS) - 1, 2, True) == [1]
+    assert going_on([*first, trial_of(4, "paused", [(10, 0.45)])], len(STOPS) - 1, 2, True) == [4]
 
 
 def test_those_that_failed_leave_their_places_to_nobody() -> None:
     some = trials(t1=[0.5], t2=[0.4], t3=[])
-    some[2].is_over = True
+    some[2].state = "failed"
     assert going_on(some, len(STOPS) - 1, 2, True) == [2]
 
 
@@ -67,13 +64,13 @@ def test_who_is_at_the_last_step_is_left_alone() -> None:
     assert going_on(trials(t1=[0.5, 0.4, 0.3]), len(STOPS) - 1, 2, True) == []
 
 
-@dataclass
-class Stored:
-    number: int
-    state: str
-
-
-RANKED = [Stored(2, "finished"), Stored(5, "finished"), Stored(1, "paused"), Stored(3, "running"), Stored(6, "stopped")]
+RANKED = [
+    trial_of(2, "finished"),
+    trial_of(5, "finished"),
+    trial_of(1, "paused"),
+    trial_of(3, "running"),
+    trial_of(6, "stopped"),
+]
 SIZES = {1: 10.0, 2: 10.0, 3: 10.0, 4: 10.0, 5: 10.0, 6: 10.0}
 
 
@@ -82,10 +79,10 @@ SIZES = {1: 10.0, 2: 10.0, 3: 10.0, 4: 10.0, 5: 10.0, 6: 10.0}
 )
 def test_checkpoints_of_failed_and_stopped_trials_go_first_and_the_best_stays(most: float, removed: list[int]) -> None:
     """Trial 3 is being trained, and trial 2 is the best: theirs stay, whatever room there is."""
-    assert trials_to_clear([*RANKED, Stored(4, "failed")], SIZES, most) == removed
+    assert trials_to_clear([*RANKED, trial_of(4, "failed")], SIZES, most) == removed
 
 
 def test_a_trial_without_checkpoints_gives_no_room() -> None:
     assert trials_to_clear(
-        [Stored(1, "finished"), Stored(2, "failed"), Stored(3, "paused")], {1: 5, 2: 0, 3: 5}, 7
+        [trial_of(1, "finished"), trial_of(2, "failed"), trial_of(3, "paused")], {1: 5, 2: 0, 3: 5}, 7
     ) == [3]

@@ -77,7 +77,7 @@ def test_an_own_function_that_fails_is_named(function: Any, says: str) -> None:
 
 
 def test_own_functions_are_imported_by_name() -> None:
-    found = own_functions(("loss", "math:sqrt"))
-    assert found == {"math:sqrt": math.sqrt}
+    expected: dict[str, Any] = {"math:sqrt": math.sqrt}
+    assert own_functions(("loss", "math:sqrt")) == expected
     with pytest.raises(DataError, match="cannot import math:nothing"):
         own_functions(("math:nothing",))

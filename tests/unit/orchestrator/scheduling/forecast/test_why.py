@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
+from cluster.capacity.inventory import Node
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts
-from orchestrator.scheduling.forecast.why import Before, Obstacle, why
+from orchestrator.scheduling.forecast.why import Before, Obstacle, Why, why
 from orchestrator.scheduling.forecast.why_text import ends_are_known, format_expected, to_do, why_lines, why_reason
-from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.scheduling.snapshot import Window
+from orchestrator.scheduling.policy import DEFAULT, Policy
+from orchestrator.scheduling.snapshot import Snapshot, Window
 from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
 
 RAN_S = (1800.0,)
 NOT_INTERRUPTED = dataclasses.replace(DEFAULT, preemption=False)
 
 
-def explain(machines, jobs, policy=NOT_INTERRUPTED, row=-1, **more):  # type: ignore[no-untyped-def]
+def explain(
+    machines: Sequence[Node], jobs: Sequence[Job], policy: Policy = NOT_INTERRUPTED, row: int = -1, **more: Any
+) -> tuple[Why, str]:
     moment = snapshot(machines, jobs, **more)
     found = why(moment, policy, row % len(jobs), RAN_S)
     return found, text_of(found, moment, [job.name for job in jobs])
 
 
-def text_of(found, moment, names):  # type: ignore[no-untyped-def]
+def text_of(found: Why, moment: Snapshot, names: Sequence[str]) -> str:
     expected = "" if found.expected is None else format_expected(found.expected, ends_are_known(found))
     return "\n".join([why_reason(found, moment, names), *why_lines(found, moment, names, expected=expected)])
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,11 +156,11 @@ def test_the_output_of_an_attempt_is_read_from_the_backend() -> None:
 def test_metrics_are_counted_over_all_parts(tmp_path: Path) -> None:
     folder = tmp_path / "metrics"
     folder.mkdir()
-    for part in range(30):
-        lines = [json.dumps({"step": 100 * part + at, "loss": float("nan")}) for at in range(100)]
-        (folder / f"{part:020d}-0.jsonl").write_text("\n".join(lines) + "\n")
+    for file in range(30):
+        lines = [json.dumps({"step": 100 * file + at, "loss": float("nan")}) for at in range(100)]
+        (folder / f"{file:020d}-0.jsonl").write_text("\n".join(lines) + "\n")
     of = replace(job(state=State.RUNNING), run=str(tmp_path))
-    found, after = [], 0
+    found, after = list[dict[str, Any]](), 0
     while (part := logs.metrics(context(), of, after)).records:
         assert len(part.records) <= 1000
         found += part.records

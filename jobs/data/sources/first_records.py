@@ -23,6 +23,7 @@ from jobs.data.sources.formats import (
 )
 from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.errors import DataError
+from jobs.model_files.directory import longest_text
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
 LOOKED_AT_ROWS = 1000
@@ -143,7 +144,7 @@ def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where
         lengths = Counter(len(found.ids) for found in tokenizer.encode_batch(some))
     except Exception:  # tokenizers raises a bare Exception; preparing the data reports what is wrong with a tokenizer
         return None
-    words = format_cut(where, cut_of(lengths, seq_len), seq_len)
+    words = format_cut(where, cut_of(lengths, seq_len), seq_len, longest_text(model_dir))
     return words and f"{words} (counted on {len(some):,} samples)"
 
 

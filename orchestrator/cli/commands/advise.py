@@ -38,16 +38,16 @@ def advise(
     """
     with exit_on_error():
         loaded = finetune_spec(load_marked(spec, set_ or []).spec, spec)
-        machines = None if on is None else machines_of(on)
+        from jobs.preflight.plan import machines_for, plan_job
+
+        # Before the data is prepared, which may take long.
+        machines = machines_for(loaded) if on is None else machines_of(on)
         plans: dict[Method, JobPlan] = {}
         with closing(progress_of(json_)) as progress:
             prepared = prepare_data(_with(loaded, "full"), None, progress)
-            from jobs.preflight.plan import plan_job
-
             for method in get_args(Method):
                 progress.event(event("phase", f"planning method: {method}", phase="plan"))
                 plans[method] = plan_job(_with(loaded, method), machines)
-        machines = plans["full"].machines
         situation = Situation(
             examples=sum(part.samples for part in prepared.manifest.splits["train"]),
             tasks=tasks,

@@ -6,7 +6,10 @@ from typing import Any
 
 from jobs.spec.finetune import Spec
 
-_POSITIONS_START_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
+_POSITIONS_START_BEHIND_PADDING = (
+    *("roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "mpnet"),
+    *("longformer", "data2vec-text", "ibert", "luke", "markuplm", "esm"),
+)
 _ROTARY = ("rotary_pct", "rotary_emb_base", "global_rope_theta")  # of GPT-NeoX and ModernBERT, as released
 # Types without a table of positions, although configurations on the hub have `n_positions`.
 _WITHOUT_POSITIONS = ("t5", "mt5", "umt5", "longt5")
@@ -35,9 +38,11 @@ def learned_positions(config: dict[str, Any]) -> int | None:
     """
     positions = config.get("max_position_embeddings") or config.get("n_positions")
     rotary = any(key.startswith("rope_") or key in _ROTARY for key in config)
+    rotary = rotary or config.get("position_embedding_type") == "rotary"  # ESM-2
     relative = config.get("position_biased_input") is False  # DeBERTa, as released
     if rotary or relative or config.get("model_type") in _WITHOUT_POSITIONS or not isinstance(positions, int):
         return None
     if config.get("model_type") in _POSITIONS_START_BEHIND_PADDING:
-        positions -= int(config.get("pad_token_id") or 1) + 1
+        pad = None if config["model_type"] == "mpnet" else config.get("pad_token_id")  # MPNet's is always 1
+        positions -= (pad if isinstance(pad, int) else 1) + 1
     return positions

@@ -178,6 +178,6 @@ def _check_rows(path: str, bad: Sequence[BadRow], rows: int) -> None:
 
 def _about_encoding(bad: Sequence[BadRow]) -> str:
     """Say how to convert a file, if one of its bad rows is not UTF-8."""
-    if not any(row.reason.startswith(NOT_UTF8) for row in bad):
+    if all(row.kind != NOT_UTF8 for row in bad):
         return ""
     return "\nConvert a file in another encoding, such as Windows-1252, as: iconv -f WINDOWS-1252 -t UTF-8 old > new"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cluster.errors import Mistake
-from jobs.errors import InputError, SpecError
+from jobs.errors import InputError
 from jobs.preflight.validate import Validated, validate
 from jobs.run.find import with_model_of_run
 from jobs.search.rules.checking import checked_sweep
@@ -51,18 +51,15 @@ def checked_methods(spec: CompareSpec) -> list[CheckedMethod]:
 
 
 def sweeps_to_plan(spec: CompareSpec) -> dict[str, SweepSpec]:
-    """Return the search of each method that can be planned, with its prior, by the method's name.
+    """Return the search of each method, with its prior, by the method's name.
 
     Raises:
-        InputError: the search of a method is not possible, or all methods tune prompts.
+        InputError: the search of a method is not possible.
     """
     found = {}
     for method in spec.methods:
-        if method.method.kind != "prompt":
-            with about_method(method.name):
-                found[method.name] = checked_sweep(_sweep_of(spec, method)[0])[0]
-    if not found:
-        raise SpecError.at("methods", "prompt tuning cannot be planned yet, and there is no other method")
+        with about_method(method.name):
+            found[method.name] = checked_sweep(_sweep_of(spec, method)[0])[0]
     return found
 
 

@@ -50,17 +50,20 @@ def _keeping(lengths: Mapping[int, int], share: float) -> int:
     return last
 
 
-def format_cut(where: str, cut: Cut | None, seq_len: int) -> str | None:
+def format_cut(where: str, cut: Cut | None, seq_len: int, most: int | None = None) -> str | None:
     """Describe a source that loses at least 1 % of its tokens; None for any other source.
 
     Args:
         where: name of the source in the spec, such as data.train.
+        most: number of tokens that the model has positions for; None: nothing limits them.
     """
     if cut is None or cut.cut_tokens < _WORTH_SAYING * cut.tokens or not cut.cut_tokens:
         return None
     samples, tokens = cut.cut_samples / cut.samples, cut.cut_tokens / cut.tokens
+    better = f"data.seq_len: {cut.keeps_95} would keep 95 %, {cut.keeps_99} would keep 99 %"
+    if most is not None and most < cut.keeps_99:
+        better += f", but the model has {most} positions"
     return (
         f"data.seq_len ({seq_len}) cuts {samples:.0%} of the samples of {where}, which loses {tokens:.0%} of the "
-        "tokens. "
-        f"data.seq_len: {cut.keeps_95} would keep 95 %, {cut.keeps_99} would keep 99 %"
+        f"tokens. {better}"
     )

@@ -16,6 +16,7 @@ from typing import Any
 
 from jobs.errors import DataError
 from jobs.model_files.architecture import architecture_problems
+from jobs.model_files.positions import learned_positions, too_few_positions
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
@@ -31,7 +32,6 @@ TOKENIZER_FILES = (
     ("spiece.model",),
     ("sentencepiece.bpe.model",),
 )
-_POSITIONS_START_BEHIND_PADDING = ("roberta", "xlm-roberta", "camembert", "mpnet")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _TOKENIZER = ["*.json", "*.txt", "*.model", "*.jinja"]
 _WANTED = [*_TOKENIZER, "*.safetensors"]
@@ -80,7 +80,7 @@ def model_files_problems(folder: str, spec: Spec) -> list[str]:
 def _config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
     if problems := _needs_own_code(config):
         return problems
-    found = _quantised(config) + _too_few_positions(config, spec) + _other_classes(config, spec)
+    found = _quantised(config) + too_few_positions(config, spec) + _other_classes(config, spec)
     return found + architecture_problems(config, spec)
 
 
@@ -158,36 +158,9 @@ def _needs_own_code(config: dict[str, Any]) -> list[str]:
     ]
 
 
-def _too_few_positions(config: dict[str, Any], spec: Spec) -> list[str]:
-    """Compare data.seq_len with a table of learned positions."""
-    positions = _learned_positions(config)
-    if positions is None:
-        return []
-    prompt = spec.prompt.num_virtual_tokens if spec.method.kind == "prompt" else 0
-    if spec.data.seq_len + prompt <= positions:
-        return []
-    before = f" and prompt.num_virtual_tokens is {prompt}" if prompt else ""
-    most = max(positions - prompt, 1)
-    return [
-        f"the model has {positions} positions, but data.seq_len is {spec.data.seq_len}{before}: set data.seq_len to "
-        f"{most} or less"
-    ]
-
-
-def _learned_positions(config: dict[str, Any]) -> int | None:
-    """Return the tokens that a table of learned positions has room for; None without one, as with rotary positions."""
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    rotary = any(key.startswith("rope_") for key in config)
-    if rotary or not isinstance(positions, int):
-        return None
-    if config.get("model_type") in _POSITIONS_START_BEHIND_PADDING:
-        positions -= int(config.get("pad_token_id") or 1) + 1
-    return positions
-
-
 def longest_text(folder: str) -> int | None:
     """Return the most tokens that the model in a local directory can read; None if nothing limits them."""
-    return _learned_positions(_read_config(folder)[0])
+    return learned_positions(_read_config(folder)[0])
 
 
 def _is_known_to_transformers(model_type: str) -> bool:

@@ -14,6 +14,7 @@ from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.prepared import Prepared
 from jobs.errors import DataError, InputError, SpecError
 from jobs.model_files.architecture import architecture_problems
+from jobs.model_files.positions import too_few_positions
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, total_steps, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
@@ -70,7 +71,7 @@ def plan_on(
         DataError: the model's configuration cannot be read or built.
     """
     config = config_of(spec, model_dir)
-    if problems := architecture_problems(config, spec):
+    if problems := architecture_problems(config, spec) + too_few_positions(config, spec):
         raise DataError(f"model.path {spec.model.path}: {'; '.join(problems)}")
     precision = precision_of(spec.train, machines.accelerator.has_bf16 and not machines.is_cpu)
     rows = _with_seq_len(spec, longest or spec.data.seq_len)

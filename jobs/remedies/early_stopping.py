@@ -32,12 +32,19 @@ def end_report(rule: Eval, best: Best, score: float, step: int, total: int) -> R
         score: the newest score.
     """
     assert rule.early_stopping_patience is not None
-    by = f" by more than {rule.early_stopping_threshold:g}" if rule.early_stopping_threshold else ""
+    evaluations = many(rule.early_stopping_patience, "evaluation")
+    scores = f"{best.score:.4g} after step {best.step}, {score:.4g} now"
+    cause = f"{best.metric} has not improved in {evaluations}: {scores}"
+    advice = f"train for about {many(best.step, 'step')}, or with more data"
+    if best.counted_from != best.step:  # later scores were better, but by too little
+        by = f"{rule.early_stopping_threshold:g} (eval.early_stopping_threshold)"
+        scores = f"the best is {scores}" if best.step != step else f"{score:.4g} now is the best"
+        cause = f"{best.metric} has improved by {by} or less in each of {evaluations}: {scores}"
+        advice = "lower eval.early_stopping_threshold to continue while the score improves slowly"
     return RemedyReport(
         "early_stopping",
-        f"{best.metric} has not improved{by} in {many(rule.early_stopping_patience, 'evaluation')}: "
-        f"{best.score:.4g} after step {best.step}, {score:.4g} now",
+        cause,
         f"training ends after step {step} of {total}",
         f"the checkpoint of step {best.step} is exported",
-        f"train for about {many(best.step, 'step')}, or with more data",
+        advice,
     )

@@ -70,7 +70,7 @@ class RunDetails(_Read):
     troubles: tuple[Trouble, ...] = Field((), description="What went wrong, and what the run did about it.")
     plan: PlanCheck | None = Field(None, description="What was predicted and measured; None: nothing was planned.")
     events: tuple[Record, ...]
-    log_tail: str | None = Field(description="End of the most useful log, if the run did not succeed.")
+    log_tail: str | None = Field(description="End of the most useful log, if the run failed or was lost.")
 
 
 def utc_now() -> datetime.datetime:
@@ -177,7 +177,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
     events = read_journal(paths.events)
     plan: Record = next((one.get("data", {}) for one in reversed(events) if one.get("kind") == "plan"), {})
     outcome = _outcome(paths)
-    ended_well = summary.status in ("running", Status.SUCCEEDED)
+    tells_enough = summary.status in ("running", Status.SUCCEEDED, Status.INTERRUPTED)  # without the log
     spec = json.loads(storage.read_bytes(paths.spec))
     is_search = spec.get("kind") in SEARCHES
     return RunDetails(
@@ -196,7 +196,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         troubles=troubles_of(events),
         plan=_plan(paths, outcome),
         events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
-        log_tail=None if ended_well else log_tail(paths),
+        log_tail=None if tells_enough else log_tail(paths),
     )
 
 

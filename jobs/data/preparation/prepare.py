@@ -21,6 +21,7 @@ from jobs.data.sources.bad_rows import BadRow, write_bad_rows
 from jobs.data.sources.chunks import held_out
 from jobs.data.sources.formats import first_of
 from jobs.errors import DataError, StorageError
+from jobs.model_files.directory import longest_text
 from jobs.model_files.tokenizer import pad_token_id, read_tokenizer
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec
@@ -243,7 +244,8 @@ def prepare(
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers
-    cuts = [format_cut(where, source.manifest.cut, spec.data.seq_len) for where, source in sources.items()]
+    most = longest_text(model_dir)
+    cuts = [format_cut(where, source.manifest.cut, spec.data.seq_len, most) for where, source in sources.items()]
     for words in filter(None, cuts):
         if warn is None:
             say(f"warning: {words}")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cluster.text import many, nearest
 from jobs.data.cutting import cut_of, format_cut
-from jobs.data.sources.bad_rows import BadRow
+from jobs.data.sources.bad_rows import NOT_UTF8, BadRow
 from jobs.data.sources.formats import (
     PairSample,
     Reading,
@@ -23,6 +23,7 @@ from jobs.data.sources.formats import (
 )
 from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.errors import DataError
+from jobs.model_files.directory import longest_text
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
 LOOKED_AT_ROWS = 1000
@@ -120,7 +121,7 @@ def format_bad_rows(looked: Looked, most: float) -> tuple[str | None, str | None
     allowed = f"at most {most:g} of all rows may be set aside (data.max_bad_fraction)"
     if bad > most * looked.expected_rows * (1 if looked.whole else 2):
         advice = "Correct the data, data.format or data.columns. The first ones:\n"
-        return f"{what}, and {allowed}. {advice}{first_of(list(looked.bad), 3)}", None
+        return f"{what}, and {allowed}. {advice}{first_of(list(looked.bad), 3)}{_about_encoding(looked.bad)}", None
     rest = "they will be set aside" if looked.whole else f"{allowed}; `fleetune data check` reads all rows"
     return None, f"{what}: {rest}. The first one: {looked.bad[0]}"
 
@@ -143,7 +144,7 @@ def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where
         lengths = Counter(len(found.ids) for found in tokenizer.encode_batch(some))
     except Exception:  # tokenizers raises a bare Exception; preparing the data reports what is wrong with a tokenizer
         return None
-    words = format_cut(where, cut_of(lengths, seq_len), seq_len)
+    words = format_cut(where, cut_of(lengths, seq_len), seq_len, longest_text(model_dir))
     return words and f"{words} (counted on {len(some):,} samples)"
 
 
@@ -171,4 +172,12 @@ def _check_rows(path: str, bad: Sequence[BadRow], rows: int) -> None:
         if row.fatal:
             raise DataError(str(row))
     if len(bad) == rows:
-        raise DataError(f"none of the first {rows:,} rows of {path} can be used:\n{first_of(list(bad), 3)}")
+        listed = f"{first_of(list(bad), 3)}{_about_encoding(bad)}"
+        raise DataError(f"none of the first {rows:,} rows of {path} can be used:\n{listed}")
+
+
+def _about_encoding(bad: Sequence[BadRow]) -> str:
+    """Say how to convert a file, if one of its bad rows is not UTF-8."""
+    if all(row.kind != NOT_UTF8 for row in bad):
+        return ""
+    return "\nConvert a file in another encoding, such as Windows-1252, as: iconv -f WINDOWS-1252 -t UTF-8 old > new"

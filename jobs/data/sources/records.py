@@ -339,7 +339,7 @@ def _csv_record(file: str, line: int, header: list[str], fields: list[str]) -> R
 
 def _not_text(fields: list[str]) -> Reason | None:
     if not all(map(is_unicode, fields)):
-        return Reason(NOT_UTF8)
+        return Reason(NOT_UTF8, NOT_UTF8)
     if any("\0" in one for one in fields):  # left by a crash in blocks that were allocated but not written
         return Reason("not text: it holds NUL bytes", "not text")
     return None

@@ -13,6 +13,7 @@ from jobs.planning.accelerators import machines_of
 from jobs.planning.job_plan import JobPlan
 from jobs.preflight.data_commands import prepare_data
 from jobs.run.outcome import event
+from jobs.search.rules.prior import hidden_size, rate_by_size
 from jobs.spec.finetune import Spec
 from jobs.spec.load import finetune_spec, load_marked
 from orchestrator.cli.options import Json, Price, Set, SpecFile
@@ -37,16 +38,16 @@ def advise(
     """
     with exit_on_error():
         loaded = finetune_spec(load_marked(spec, set_ or []).spec, spec)
-        machines = None if on is None else machines_of(on)
+        from jobs.preflight.plan import machines_for, plan_job
+
+        # Before the data is prepared, which may take long.
+        machines = machines_for(loaded) if on is None else machines_of(on)
         plans: dict[Method, JobPlan] = {}
         with closing(progress_of(json_)) as progress:
             prepared = prepare_data(_with(loaded, "full"), None, progress)
-            from jobs.preflight.plan import plan_job
-
             for method in get_args(Method):
                 progress.event(event("phase", f"planning method: {method}", phase="plan"))
                 plans[method] = plan_job(_with(loaded, method), machines)
-        machines = plans["full"].machines
         situation = Situation(
             examples=sum(part.samples for part in prepared.manifest.splits["train"]),
             tasks=tasks,
@@ -56,12 +57,22 @@ def advise(
             goal=goal,
         )
         choice = choose(situation)
-        rate = loaded.train.learning_rate / (RATE_OF_LORA if loaded.method.kind == "lora" else 1)
         if json_:
             typer.echo(json.dumps(advice_json(choice, situation, plans, price)))
         else:
-            typer.echo(advice_page(choice, situation, plans, rate, price))
+            typer.echo(advice_page(choice, situation, plans, rate_for_full(loaded), price))
         raise typer.Exit(0 if choice.method is not None else 2)
+
+
+def rate_for_full(spec: Spec) -> float:
+    """Return a learning rate for full fine-tuning: that of the spec, if its method tells something about it."""
+    rate = spec.train.learning_rate
+    if spec.method.kind == "full":
+        return rate
+    if spec.method.kind == "lora" and "learning_rate" in spec.train.model_fields_set:
+        return float(f"{rate / RATE_OF_LORA:.3g}")
+    hidden = hidden_size(spec.model.path)  # a prompt's rate, or the default, is not ten times that of full fine-tuning
+    return rate_by_size(hidden) if hidden else float(type(spec.train)().learning_rate)
 
 
 def _with(spec: Spec, method: Method) -> Spec:

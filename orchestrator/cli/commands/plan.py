@@ -82,8 +82,6 @@ def plan(
         else:
             pages = [(f"method {name}\n\n" if name else "") + one.page(price) for name, one in planned.items()]
             typer.echo("\n\n".join(pages))
-        if isinstance(marked.spec, CompareSpec) and len(jobs) < len(marked.spec.methods):
-            typer.echo("note: a plan does not know prompt tuning yet", err=True)
         raise typer.Exit(0 if all(one.plan.chosen is not None for one in planned.values()) else 2)
 
 

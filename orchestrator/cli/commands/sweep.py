@@ -46,7 +46,10 @@ def trials_of(sweep: str, storage: str | None) -> Trials:
     root = run_meant(sweep, storage_root(storage))
     spec = load_sweep(JobPaths(root).spec)
     if spec is None:
-        raise InputError(f"{root} is a run, not a sweep: fleetune show {root}")
+        raise InputError(
+            f"{root} is a run or a comparison, not a sweep: fleetune show {shlex.quote(root)}. A comparison has a "
+            "sweep for each method in methods/"
+        )
     return Trials(spec, root)
 
 

@@ -127,5 +127,5 @@ def test_plan_predicts_each_method(workshop: Path) -> None:
     shown = CliRunner().invoke(app, ["plan", "--on", "1xH100-80", "--json", str(workshop / "compare.json")])
     assert shown.exit_code == 0, shown.output
     plans = json.loads(shown.stdout)
-    assert list(plans) == ["full", "lora"] and plans["lora"]["parameters"] > plans["full"]["parameters"]
-    assert "a plan does not know prompt tuning" in shown.stderr
+    assert list(plans) == ["full", "lora", "prompt"] and plans["lora"]["parameters"] > plans["full"]["parameters"]
+    assert plans["prompt"]["trained"] < plans["lora"]["trained"]

@@ -26,6 +26,13 @@ def test_the_recommended_length_is_the_smallest_that_keeps_the_share(lengths: di
         assert kept(recommended) >= share > kept(recommended - 1)
 
 
+def test_a_length_that_the_model_cannot_read_is_not_recommended_without_a_word() -> None:
+    cut = cut_of({100: 9, 700: 1}, 64)
+    assert str(format_cut("data.train", cut, 64, most=512)).endswith("99 %, but the model has 512 positions")
+    for enough in (None, 1024):
+        assert "positions" not in str(format_cut("data.train", cut, 64, most=enough))
+
+
 def test_little_is_not_worth_a_word() -> None:
     assert format_cut("data.train", cut_of({10: 1000, 65: 1}, 64), 64) is None
     assert format_cut("data.train", cut_of({10: 3}, 64), 64) is None

@@ -135,6 +135,36 @@ def test_rows_longer_than_learned_positions_are_refused(folder: Path) -> None:
     check(folder, seq_len=1024)
 
 
+@pytest.mark.parametrize(
+    ("config", "most"),
+    [
+        ({"model_type": "longformer", "pad_token_id": 1}, 510),
+        ({"model_type": "roberta-prelayernorm"}, 510),
+        ({"model_type": "xlm-roberta", "pad_token_id": 0}, 511),
+        ({"model_type": "mpnet", "pad_token_id": 0}, 510),
+    ],
+)
+def test_positions_behind_the_padding_are_counted(folder: Path, config: dict[str, Any], most: int) -> None:
+    change_config(folder, max_position_embeddings=512, **config)
+    check(folder, task="sequence-classification", seq_len=most)
+    assert f"set data.seq_len to {most}" in problem(folder, task="sequence-classification", seq_len=most + 1)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "deberta-v2", "max_position_embeddings": 512, "position_biased_input": False},
+        {"model_type": "t5", "n_positions": 512},
+        {"model_type": "esm", "max_position_embeddings": 512, "position_embedding_type": "rotary"},
+        {"model_type": "gpt_neox", "max_position_embeddings": 512, "rotary_pct": 0.25, "rotary_emb_base": 10000},
+        {"model_type": "modernbert", "max_position_embeddings": 512, "global_rope_theta": 160000.0},
+    ],
+)
+def test_models_without_a_table_of_positions_take_longer_rows(folder: Path, config: dict[str, Any]) -> None:
+    change_config(folder, **config)
+    check(folder, task="sequence-classification", seq_len=1024)
+
+
 def test_quantised_weights_are_refused_with_what_to_do(folder: Path) -> None:
     change_config(folder, model_type="llama", quantization_config={"quant_method": "fp8"})
     assert "quantised (fp8)" in problem(folder) and "release that is not quantised" in problem(folder)

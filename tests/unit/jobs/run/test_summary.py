@@ -219,14 +219,21 @@ def test_run_that_goes_on_is_where_its_newest_attempt_is(root: str) -> None:
     assert (summarise(paths, now).step, describe_run(paths.root, now).last_step) == (6, {"step": 6, "loss": 1.5})
 
 
-def test_an_interrupted_run_s_page_has_no_paths_among_the_events_and_no_empty_log(root: str) -> None:
+def test_an_interrupted_run_s_page_has_no_paths_among_the_events_and_no_log(root: str) -> None:
     paths = make_run(root)
     put_part(paths.events, NOW, {"kind": "ended", "message": "interrupted: on request\nlogs: here\nresume: so"})
-    storage.write_bytes(paths.log("rank-0"), b"")
+    storage.write_bytes(paths.log("driver"), b"a warning of Ray")
     end(paths, Status.INTERRUPTED, reason="on request", step=4)
     page = run_page(describe_run(paths.root, now))
     assert "ended: interrupted: on request" in page
     assert "logs: here" not in page and "end of" not in page
+
+
+def test_an_empty_log_is_not_shown(root: str) -> None:
+    paths = make_run(root)
+    storage.write_bytes(paths.log("rank-0"), b"")
+    end(paths, Status.FAILED, reason="a defect", step=4)
+    assert "end of" not in run_page(describe_run(paths.root, now))
 
 
 def test_a_run_with_an_adapter_says_how_much_of_the_model_is_trained(root: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.data.sources.bad_rows import BadRow
-from jobs.data.sources.first_records import look_at
+from jobs.data.sources.first_records import format_bad_rows, look_at
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, TextSample, sample_of
 from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.errors import DataError
@@ -277,6 +277,17 @@ def test_check_refuses_a_source_without_a_usable_row(tmp_path: Path) -> None:
     useless = write(tmp_path / "u.jsonl", '{"text": ""}\n' * 3)
     with pytest.raises(DataError, match=r"none of the first 3 rows .*\n  .*u\.jsonl:1: 'text' is empty"):
         look_at(reading(), useless)
+
+
+@pytest.mark.parametrize(("name", "head"), [("x.csv", b"text\n"), ("x.txt", b"")])
+def test_a_file_in_another_encoding_comes_with_the_command_that_converts_it(
+    tmp_path: Path, name: str, head: bytes
+) -> None:
+    useless = write(tmp_path / name, head + b"caf\xe9\n" * 3)
+    with pytest.raises(DataError, match=r"not UTF-8(.|\n)*iconv -f WINDOWS-1252 -t UTF-8 old > new"):
+        look_at(reading(), useless)
+    looked = look_at(reading(), write(tmp_path / name, head + b"caf\xe9\ntext\n"))
+    assert "iconv" in str(format_bad_rows(looked, 0.01)[0])
 
 
 def test_check_reads_no_further_than_asked(tmp_path: Path) -> None:

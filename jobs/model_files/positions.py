@@ -1,0 +1,48 @@
+"""How many tokens a model has positions for, according to its config.json. Light and pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jobs.spec.finetune import Spec
+
+_POSITIONS_START_BEHIND_PADDING = (
+    *("roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "mpnet"),
+    *("longformer", "data2vec-text", "ibert", "luke", "markuplm", "esm"),
+)
+_ROTARY = ("rotary_pct", "rotary_emb_base", "global_rope_theta")  # of GPT-NeoX and ModernBERT, as released
+# Types without a table of positions, although configurations on the hub have `n_positions`.
+_WITHOUT_POSITIONS = ("t5", "mt5", "umt5", "longt5")
+
+
+def too_few_positions(config: dict[str, Any], spec: Spec) -> list[str]:
+    """Compare data.seq_len with a table of learned positions."""
+    positions = learned_positions(config)
+    if positions is None:
+        return []
+    prompt = spec.prompt.num_virtual_tokens if spec.method.kind == "prompt" else 0
+    if spec.data.seq_len + prompt <= positions:
+        return []
+    before = f" and prompt.num_virtual_tokens is {prompt}" if prompt else ""
+    most = max(positions - prompt, 1)
+    return [
+        f"the model has {positions} positions, but data.seq_len is {spec.data.seq_len}{before}: set data.seq_len to "
+        f"{most} or less"
+    ]
+
+
+def learned_positions(config: dict[str, Any]) -> int | None:
+    """Return the tokens that a table of positions has room for; None without one, as with rotary positions.
+
+    GPT-J, CodeGen and RoFormer have rotary positions and a table, so the names of their fields do not count here.
+    """
+    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    rotary = any(key.startswith("rope_") or key in _ROTARY for key in config)
+    rotary = rotary or config.get("position_embedding_type") == "rotary"  # ESM-2
+    relative = config.get("position_biased_input") is False  # DeBERTa, as released
+    if rotary or relative or config.get("model_type") in _WITHOUT_POSITIONS or not isinstance(positions, int):
+        return None
+    if config.get("model_type") in _POSITIONS_START_BEHIND_PADDING:
+        pad = None if config["model_type"] == "mpnet" else config.get("pad_token_id")  # MPNet's is always 1
+        positions -= (pad if isinstance(pad, int) else 1) + 1
+    return positions

@@ -82,7 +82,7 @@ def options(
     found: list[Option] = []
     device: Device = "cpu" if machines.is_cpu else "cuda"
     workers = batching.num_workers
-    for strategy in dict.fromkeys((written, *_strategies(written, batching, free, most_workers))):
+    for strategy in dict.fromkeys((written, *_strategies(written, batching, free, device, most_workers))):
         traced = trace(strategy.gradient_checkpointing)
         passes = _passes(batching, strategy.per_device_train_batch_size)
         found.append(
@@ -132,10 +132,12 @@ def _zero(strategy: Strategy) -> tuple[Literal[1, 2, 3], bool, bool]:
 
 
 def _strategies(
-    written: Strategy, batching: Batching, free: frozenset[Planned], most_workers: int
+    written: Strategy, batching: Batching, free: frozenset[Planned], device: Device, most_workers: int
 ) -> Iterator[Strategy]:
     checkpointing = (False, True) if "gradient_checkpointing" in free else (written.gradient_checkpointing,)
-    zeros = _ZEROS if "zero" in free else (_zero(written),)
+    # The host's memory is the one that a worker without GPU has anyway.
+    all_zeros = [zero for zero in _ZEROS if device == "cuda" or not zero[1]]
+    zeros = all_zeros if "zero" in free else [_zero(written)]
     sizes = _micro_batches(batching, most_workers) if "per_device_train_batch_size" in free else (batching.per_device,)
     for stage, offload_optimizer, offload_param in zeros:
         for again in checkpointing:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.planning.accelerators import GIB, Machines, accelerator_of
+from jobs.planning.accelerators import CPU, GIB, Machines, accelerator_of
 from jobs.planning.batching import Batching
 from jobs.planning.memory import ModelTrace, Moment, Strategy
 from jobs.planning.step_time import step_time
@@ -53,6 +53,12 @@ def test_a_small_gpu_gets_offload_and_checkpointing() -> None:
     best = chosen(found(replace(on(1, "A100-40"), node_gib=256)))
     assert best is not None
     assert best.strategy.offload_optimizer and best.fits, "84 GB of Adam's states do not fit"
+
+
+def test_a_worker_without_gpu_is_offered_no_offload() -> None:
+    cpu = Machines(1, 2, replace(accelerator_of("A100-40"), name=CPU), 64)
+    assert not any(option.strategy.offload_optimizer for option in found(cpu))
+    assert {option.strategy.stage for option in found(cpu)} == {1, 2, 3}
 
 
 def test_the_global_batch_is_kept() -> None:

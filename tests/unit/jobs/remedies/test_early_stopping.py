@@ -31,7 +31,8 @@ def test_a_run_that_ends_while_it_improves_slowly_says_so() -> None:
     slow = BEST.model_copy(update={"improved_at": 0})
     report = end_report(rule, slow, score=0.5, step=20, total=90)
     assert "improved by 0.1 (eval.early_stopping_threshold) or less in each of 2 evaluations" in report.cause
-    assert report.cause.endswith("0.5 now is the best") and "early_stopping_threshold" in report.advice
+    assert report.cause.endswith("0.5 now is the best")
+    assert report.advice is not None and "early_stopping_threshold" in report.advice
     still = end_report(rule, BEST, score=0.6, step=40, total=90)
     assert still.cause == "eval_loss has not improved in 2 evaluations: 0.5 after step 20, 0.6 now"
     assert still.advice == "train for about 20 steps, or with more data"

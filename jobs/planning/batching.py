@@ -36,7 +36,7 @@ def plan_batching(spec: Spec) -> Batching:
     """
     train, workers = spec.train, spec.resources.num_workers
     per_device, accumulation = train.per_device_train_batch_size, train.gradient_accumulation_steps
-    asked = _global_rows(spec)
+    asked = global_rows(spec)
     if asked is None:
         accumulation = accumulation or 1
         return Batching(per_device * accumulation * workers, per_device, accumulation, workers)
@@ -55,7 +55,7 @@ def plan_batching(spec: Spec) -> Batching:
     return Batching(rows, per_device, derived, workers)
 
 
-def _global_rows(spec: Spec) -> tuple[int, str] | None:
+def global_rows(spec: Spec) -> tuple[int, str] | None:
     """Return the global batch in rows, with a phrase that names the field; None if the spec gives none."""
     train, seq_len = spec.train, spec.data.seq_len
     if train.global_batch_size is not None:

@@ -18,6 +18,7 @@ from jobs.model_files.positions import too_few_positions
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, total_steps, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
+from jobs.planning.batching import global_rows
 from jobs.planning.job_plan import JobPlan
 from jobs.planning.memory import COPIED, ModelTrace, strategy_of
 from jobs.planning.precision import Precision, precision_of
@@ -42,6 +43,11 @@ def plan_job(spec: Spec, machines: Machines | None = None, copied_bytes: int = C
         DataError: the model's configuration cannot be read or built.
     """
     found = machines or machines_for(spec)
+    if machines is not None and (batch := global_rows(spec)) is not None and batch[0] < machines.gpus:
+        raise SpecError(
+            f"{batch[1]}, fewer rows than {machines} has GPUs: every GPU needs a row of each step. Plan for "
+            f"{max(batch[0], 1)} GPUs or fewer, or raise the global batch to {machines.gpus} or more"
+        )
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
     return plan_on(spec, found, model_dir, _total_steps(spec, model_dir), copied_bytes=copied_bytes)

@@ -119,7 +119,9 @@ class Store(Protocol):
         """
 
     def retry(self, job_id: str, now_s: float, by: str) -> Job:
-        """Put a job that has FAILED or was CANCELLED back into the queue, with fresh retry budgets and its whole `max_runtime_s`.
+        """Put a job that has FAILED or was CANCELLED back into the queue.
+
+        Its retry budgets and its `max_runtime_s` begin anew.
 
         Raises:
             UnknownJob: the job does not exist.

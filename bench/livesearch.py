@@ -51,7 +51,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="fleetune-live-") as folder, contextlib.redirect_stdout(sys.stderr):
             found.append(searched(table, options.task, Path(folder), seed, prior, options.runs))
         print(json.dumps(found[-1]), flush=True)
-    allowed = max(0.002, table.seed_deviation / table.reference[0])
+    allowed = table.allowed_regret
     regrets = [one["regret"] for one in found]
     summary = {
         "task": options.task,

@@ -77,7 +77,7 @@ class ZooGang:
         return self
 
     def close(self) -> None:
-        """Do nothing: nobody watched for requests."""
+        """Do nothing: this gang has no thread that watches for requests."""
 
 
 def make(order: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ total. `jobs.preflight.model_trace` makes the trace; `gathering` and `gradients`
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
@@ -188,28 +189,18 @@ def _heap(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: st
     """Return the bytes to which the tensors of a worker without GPU let glibc's heap grow.
 
     Freed memory stays in the heap (`jobs.training.model.host_memory`), in gaps that seldom fit what is allocated next.
-    So each kind of tensor counts with its own highest moment, and each gradient with a place of its own. This is no
-    theorem: bench/RESULTS.md compares it with real processes.
+    So each kind of tensor counts with its own highest moment, and each gradient with a place of its own. This is an
+    estimate: docs/planning.md compares it with real processes.
     """
     static = static_memory(trace, strategy, num_workers, precision)
-    rows, width = strategy.per_device_train_batch_size, WEIGHT_BYTES[precision]
-    gathering = _gathering(trace, strategy, num_workers, width, "cpu")
-    gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, width)
-    activations = gathered = held = buckets = copies = 0
-    for moment in trace.moments_of_one_row if rows == 1 else trace.moments:
-        copied = 0
-        if moment.kind in ("enter", "enter-backward"):
-            copied = gathering.enter(moment.parameters)
-        elif moment.kind in ("leave", "leave-backward"):
-            gathering.leave(moment.parameters)
-        elif moment.kind == "gradient":
-            copied = gradients.add(moment.parameters[0])
-        activations = max(activations, moment.peak_at(rows))
-        gathered, copies = max(gathered, gathering.held), max(copies, copied)
-        held, buckets = max(held, gradients.held), max(buckets, gradients.buckets)
-    whole = width * trace.trained
+    most, activations, copies = _Added(), 0, 0
+    for moment, before, copied, after in _pass(trace, strategy, num_workers, precision, "cpu"):
+        most = _Added(*map(max, most, before, after))
+        activations = max(activations, moment.peak_at(strategy.per_device_train_batch_size))
+        copies = max(copies, copied)
+    gradients = WEIGHT_BYTES[precision] * trace.trained
     update = _update_peak(trace, strategy, num_workers, precision, static).used - static.used
-    return static.used + static.host + activations + gathered + copies + held + buckets + whole + update
+    return static.used + static.host + sum(most) + activations + copies + gradients + update
 
 
 def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str) -> Memory:
@@ -251,29 +242,17 @@ def _pass_peak(
     trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device, static: Memory
 ) -> Memory:
     """Return the highest moment of the forward and backward pass."""
-    rows, width = strategy.per_device_train_batch_size, WEIGHT_BYTES[precision]
-    gathering = _gathering(trace, strategy, num_workers, width, device)
-    gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, width)
+    rows = strategy.per_device_train_batch_size
     piece = int(trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows))
     best, logits = _Added(), 0
-    for moment in trace.moments_of_one_row if rows == 1 else trace.moments:
-        before = _Added(gradients.held, gathering.held, gradients.buckets)
+    for moment, before, copied, after in _pass(trace, strategy, num_workers, precision, device):
         best = _higher(best, before, moment.peak_at(rows), logits, piece if moment.kind == "loss" else 0)
-        gathered = reduced = 0
-        if moment.kind in ("enter", "enter-backward"):
-            gathered = gathering.enter(moment.parameters)
-        elif moment.kind in ("leave", "leave-backward"):
-            gathering.leave(moment.parameters)
-        elif moment.kind == "gradient":
-            reduced = gradients.add(moment.parameters[0])
-        elif moment.kind == "end":
-            reduced = gradients.reduced_at_the_end
-        elif moment.kind == "logits":
+        if moment.kind == "logits":
             logits = trace.logits_bytes_per_row * rows
-        if gathered or reduced:
-            during = before._replace(communication=before.communication + gathered + reduced)
+        if copied:
+            during = before._replace(communication=before.communication + copied)
             best = _higher(best, during, moment.live_at(rows), logits)
-        best = _higher(best, _Added(gradients.held, gathering.held, gradients.buckets), 0, 0)
+        best = _higher(best, after, 0, 0)
         logits = 0 if moment.kind == "gradient" else logits
     return replace(
         static,
@@ -293,6 +272,32 @@ class _Added(NamedTuple):
     communication: int = 0
     activations: int = 0
     logits: int = 0
+
+
+def _pass(
+    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device
+) -> Iterator[tuple[Moment, _Added, int, _Added]]:
+    """Yield each moment of a forward and backward pass, with what DeepSpeed holds around it.
+
+    Beside the moment: bytes that are held before it, bytes of copies that are needed only during it, and bytes that
+    are held after it. Activations and logits are not counted here.
+    """
+    width = WEIGHT_BYTES[precision]
+    gathering = _gathering(trace, strategy, num_workers, width, device)
+    gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, width)
+    after = _Added(gradients.held, gathering.held, gradients.buckets)
+    for moment in trace.moments_of_one_row if strategy.per_device_train_batch_size == 1 else trace.moments:
+        before, copied = after, 0
+        if moment.kind in ("enter", "enter-backward"):
+            copied = gathering.enter(moment.parameters)
+        elif moment.kind in ("leave", "leave-backward"):
+            gathering.leave(moment.parameters)
+        elif moment.kind == "gradient":
+            copied = gradients.add(moment.parameters[0])
+        elif moment.kind == "end":
+            copied = gradients.reduced_at_the_end
+        after = _Added(gradients.held, gathering.held, gradients.buckets)
+        yield moment, before, copied, after
 
 
 def _higher(best: _Added, held: _Added, activations: int, logits: int, piece: int = 0) -> _Added:

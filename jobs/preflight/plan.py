@@ -43,10 +43,10 @@ def plan_job(spec: Spec, machines: Machines | None = None, copied_bytes: int = C
         DataError: the model's configuration cannot be read or built.
     """
     found = machines or machines_for(spec)
-    if machines is not None and (batch := global_rows(spec)) is not None and batch[0] < machines.gpus:
+    if (batch := global_rows(spec)) is not None and spec.resources.num_workers <= batch[0] < found.gpus:
         raise SpecError(
-            f"{batch[1]}, fewer rows than {machines} has GPUs: every GPU needs a row of each step. Plan for "
-            f"{max(batch[0], 1)} GPUs or fewer, or raise the global batch to {machines.gpus} or more"
+            f"{batch[1]}, fewer rows than {found} has GPUs: every GPU needs a row of each step. Plan for "
+            f"{batch[0]} GPUs or fewer, or raise the global batch to {found.gpus} or more"
         )
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)

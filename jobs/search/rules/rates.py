@@ -14,9 +14,8 @@ from typing import Final
 CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
 UP: Final = 1.75  # factor to the next rate above the best one; a small one, because much too high rates diverge
 DOWN: Final = 3.0  # factor to the next rate below the best one, where the loss changes slowly
-_FALLING: Final = (
-    0.05  # share of a loss by which the highest rate is better than the next, if the best one lies above it
-)
+# Share of a loss. If the highest rate is better than the next lower one by more, the loss still falls at it.
+_FALLING: Final = 0.05
 _APART: Final = 1.2  # least factor between the best rate and a new one; with less, the scores would hardly differ
 
 
@@ -47,13 +46,13 @@ def best_rate(scores: Mapping[float, float]) -> float:
     Args:
         scores: by rate; lower is better.
     """
-    vertex = _vertex_at_best({math.log(rate): score for rate, score in scores.items()})
-    if vertex is not None:
+    known = {math.log(rate): score for rate, score in scores.items()}
+    if (vertex := _vertex_at_best(known)) is not None:
         return math.exp(vertex)
-    best = min(scores.values())
-    *_, second, last = (-math.inf, *sorted(scores))
-    if scores.get(second, -math.inf) > scores[last] + _FALLING * abs(scores[last]):
-        return last * math.sqrt(UP)
+    left, place, right = _around_best(known)
+    best = known[place]
+    if right is None and left is not None and known[left] > best + _FALLING * abs(best):
+        return math.exp(place) * math.sqrt(UP)
     return min(rate for rate, score in scores.items() if score <= best + CLEARLY * abs(best))
 
 

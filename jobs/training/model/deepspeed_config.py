@@ -16,7 +16,11 @@ def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> di
 
     The learning rate here is the peak; the loop sets the rate of each step. Weight decay is set per group.
     """
-    train, offload = spec.train, spec.train.zero.offload_optimizer
+    train = spec.train
+    # torch's AdamW needs no compiler at the start, and no temporaries if it is fused. An offloaded optimizer is
+    # DeepSpeed's, which runs on the host.
+    on_device = train.zero.offload_optimizer is None
+    adam = {"torch_adam": True, "fused": True} if on_device else {"torch_adam": False}
     return {
         "train_micro_batch_size_per_gpu": batching.per_device,
         "gradient_accumulation_steps": batching.accumulation,
@@ -29,11 +33,8 @@ def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> di
                 "betas": [train.adam_beta1, train.adam_beta2],
                 "eps": train.adam_epsilon,
                 "weight_decay": train.weight_decay,
-                # torch's AdamW needs no compiler at the start, and fused no temporaries. Only offload uses DeepSpeed's,
-                # which runs on the host.
-                "torch_adam": offload is None,
-                **({"fused": True} if offload is None else {}),
                 "adam_w_mode": True,
+                **adam,
             },
         },
         "bf16": {"enabled": precision == "bf16"},

@@ -101,11 +101,8 @@ class Partitions:
                 adam[kind].copy_(state[kind][number])
             # DeepSpeed's Adam (offload) counts steps in an int, torch's fused one in a tensor beside the moments.
             own = type(self._adam).__module__.startswith("deepspeed")
-            adam["step"] = (
-                optimizer_step
-                if own
-                else torch.tensor(float(optimizer_step), dtype=torch.float32, device=adam[MOMENTS[0]].device)
-            )
+            in_tensor = torch.tensor(optimizer_step, dtype=torch.float32, device=flat.device)
+            adam["step"] = optimizer_step if own else in_tensor
         self._refresh()
 
     @torch.no_grad()

@@ -65,13 +65,17 @@ def advise(
 
 
 def rate_for_full(spec: Spec) -> float:
-    """Return a learning rate for full fine-tuning: that of the spec, if its method tells something about it."""
+    """Return a learning rate for full fine-tuning.
+
+    It is the spec's own rate for `method: full`, a tenth of a rate that was written for LoRA, and otherwise the rate
+    that a search would begin with for a model of this size.
+    """
     rate = spec.train.learning_rate
     if spec.method.kind == "full":
         return rate
     if spec.method.kind == "lora" and "learning_rate" in spec.train.model_fields_set:
         return float(f"{rate / RATE_OF_LORA:.3g}")
-    hidden = hidden_size(spec.model.path)  # a prompt's rate, or the default, is not ten times that of full fine-tuning
+    hidden = hidden_size(spec.model.path)
     return rate_by_size(hidden) if hidden else float(type(spec.train)().learning_rate)
 
 

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from cluster.local.memory import memory_here
+from cluster.text import many
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.prepared import Prepared
 from jobs.errors import DataError, InputError, SpecError
@@ -43,10 +44,10 @@ def plan_job(spec: Spec, machines: Machines | None = None, copied_bytes: int = C
         DataError: the model's configuration cannot be read or built.
     """
     found = machines or machines_for(spec)
-    if (batch := global_rows(spec)) is not None and spec.resources.num_workers <= batch[0] < found.gpus:
+    if (batch := global_rows(spec)) is not None and batch[0] < found.gpus != spec.resources.num_workers:
         raise SpecError(
             f"{batch[1]}, fewer rows than {found} has GPUs: every GPU needs a row of each step. Plan for "
-            f"{batch[0]} GPUs or fewer, or raise the global batch to {found.gpus} or more"
+            f"{many(max(batch[0], 1), 'GPU')} or fewer, or raise the global batch to {found.gpus} or more"
         )
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)

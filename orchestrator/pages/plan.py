@@ -28,7 +28,7 @@ _PARTS: Final = {
     "reserve": "reserve",
     "program": "program",
     "kept": "freed memory that is kept",
-    "checkpoint_copy": "copy for checkpoints",
+    "checkpoint_copy": "copies of the state",
 }
 _MOST_OPTIONS: Final = 12
 _CHECKPOINT_BYTES: Final = 12  # for each trained parameter: its weight and two moments of AdamW in fp32

@@ -82,7 +82,7 @@ def test_the_page_names_the_fields_to_write_and_workers_without_gpu_are_planned_
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("machines   2xCPU (")
-    assert any(line.startswith("copy for checkpoints") for line in lines)
+    assert any(line.startswith("copies of the state") for line in lines)
     assert any(line.startswith("* ") for line in lines)
     assert "Warning" not in result.output and "use_cache" not in result.output
 

@@ -21,7 +21,7 @@ from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import GIB, Accelerator, Machines
 from jobs.planning.job_plan import JobPlan
-from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
+from jobs.planning.memory import COPIED
 from jobs.planning.precision import precision_of
 from jobs.planning.strategies import Option
 from jobs.preflight.kept import is_kept
@@ -42,9 +42,8 @@ _TINY_BYTES: Final = 1 << 30
 _ROUNDED_TO: Final = 64  # tokens to which lengths are rounded, so that runs on similar data share a trace
 _MICRO_BATCH: Final = "per_device_train_batch_size"
 # Bytes of memory for each byte of weights in files: these have 2 bytes for each element or more, and a worker without
-# GPU needs at most 40 for each (weights, gradients, Adam's states, buckets, the copy for checkpoints), and a gang of
-# trials more copies.
-_FOR_EACH_BYTE = 20 + (COPIED_BY_TRIALS - COPIED) // 2
+# GPU needs at most 28 for each (weights, gradients, Adam's states, buckets), beside the copies of the state.
+_FOR_EACH_BYTE, _LEAST_WIDTH = 14, 2
 # Tensors that one token leaves in a layer: of the layer's width, of the inner width, and of the attention matrix.
 _OF_WIDTH, _OF_INNER, _OF_ATTENTION, _OF_LOGITS = 40, 8, 6, 6
 _FP32 = 4
@@ -118,7 +117,7 @@ def with_planned_fields(
     model_dir = without_weights(spec.model.path)
     longest = -(-int(prepared.split("train").index.num_tokens.max()) // _ROUNDED_TO) * _ROUNDED_TO
     longest = min(longest, spec.data.seq_len)
-    bound = None if spec.resources.gpus_per_worker else _bound(spec, model_dir, longest)
+    bound = None if spec.resources.gpus_per_worker else _bound(spec, model_dir, longest, copied_bytes)
     if bound is not None and bound < _TINY_BYTES:
         return spec
     places = find_places()
@@ -181,13 +180,13 @@ def _value(spec: Spec, name: str) -> Any:
     return {"stage": value.stage, **value.model_dump(include={"offload_optimizer", "offload_param"}, exclude_none=True)}
 
 
-def _bound(spec: Spec, model_dir: str, longest: int) -> int | None:
+def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int | None:
     """Bound the memory of a worker without GPU beside its program; None: unknown, or a cached trace is more exact."""
     rows = spec.model_copy(update={"data": spec.data.model_copy(update={"seq_len": longest})})
     if is_kept(rows, model_dir, precision_of(spec.train, False), spec.train.gradient_checkpointing):
         return None
     sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
-    return rough_bytes(spec, config_of(spec, model_dir), sum(sizes), longest)
+    return rough_bytes(spec, config_of(spec, model_dir), sum(sizes), longest, copied_bytes)
 
 
 def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths, announce: Announce) -> None:
@@ -224,7 +223,9 @@ def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths
     )
 
 
-def rough_bytes(spec: Spec, config: Mapping[str, Any], weights_bytes: int, seq_len: int) -> int | None:
+def rough_bytes(
+    spec: Spec, config: Mapping[str, Any], weights_bytes: int, seq_len: int, copied_bytes: int = COPIED
+) -> int | None:
     """Return an upper bound of the bytes that a worker without GPU needs beside its program; None: unknown.
 
     The model need not be traced for it.
@@ -232,6 +233,7 @@ def rough_bytes(spec: Spec, config: Mapping[str, Any], weights_bytes: int, seq_l
     Args:
         config: the content of the model's config.json.
         weights_bytes: size of the files with the model's weights.
+        copied_bytes: see `jobs.planning.memory.memory_of_process`.
     """
     inner = config.get("text_config")
     text = inner if isinstance(inner, Mapping) else config
@@ -243,7 +245,8 @@ def rough_bytes(spec: Spec, config: Mapping[str, Any], weights_bytes: int, seq_l
     per_token = layers * (width * _OF_WIDTH + experts * feed_forward * _OF_INNER + heads * seq_len * _OF_ATTENTION)
     logits = (_number(text, "vocab_size") or 0) * _OF_LOGITS if spec.model.task == "causal-lm" else 0
     rows = spec.train.per_device_train_batch_size
-    return _FOR_EACH_BYTE * weights_bytes + rows * seq_len * (per_token + logits) * _FP32
+    for_each_byte = _FOR_EACH_BYTE + copied_bytes // _LEAST_WIDTH
+    return for_each_byte * weights_bytes + rows * seq_len * (per_token + logits) * _FP32
 
 
 _NAMES = (

@@ -9,8 +9,8 @@ trials of one replay have the same recorded seed, as those of a sweep have.
 All search from a tenth of a prior to ten times it. The prior is off by up to a factor of three from the middle of the
 recorded rates, another one in each replay; beyond the recorded rates, the nearest one's loss is taken.
 
-Every algorithm may take a share of the tokens of a 5x5 grid of plain runs. Counted are the tokens of training, of
-cool-downs, of the probe that bounds the rate, and of held-out samples whenever they are scored: in a plain run before
+All may take the same share of the tokens of a 5x5 grid of plain runs: what `auto` takes with its budget. An algorithm
+without rungs takes the number of whole runs that is nearest to it. Counted are the tokens of training, of cool-downs, of the probe that bounds the rate, and of held-out samples whenever they are scored: in a plain run before
 its first and after its last step; in a sweep once before all trials, at each rung and at the end of each trial.
 
 Regret: how much worse the chosen values are than the best recorded ones, both as the mean over the recorded seeds at
@@ -51,7 +51,7 @@ from jobs.training.mailbox import Answer
 GRID: Final = 25  # trials of a 5x5 grid
 _PROBE_STEPS: Final = 19  # whose rows are taken: one step, and two that are scored nine times
 MIDDLE, PRIOR_OFF = 1e-4, 3.0
-SHARE: Final = 0.16  # of its tokens
+SHARE: Final = 0.145  # of its tokens: what `auto` takes with its budget of 3.2 runs
 WAYS: Final[dict[str, dict[str, Any]]] = {
     "auto": {"algorithm": "auto"},
     "random": {"algorithm": "random"},

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.capacity.gang import Gang
@@ -39,6 +40,7 @@ QUIET_LOCAL_RAY = {
     "RAY_num_workers_soft_limit": "0",  # start no idle workers in advance
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # there is no dashboard to report to
 }
+_NEEDLESS = ("start_api_server", "start_monitor", "start_log_monitor")  # methods of Ray's Node
 
 
 @contextlib.contextmanager
@@ -146,28 +148,35 @@ def _start_local(options: Mapping[str, Any]) -> None:
 
     for _ in range(_LOCAL_STARTS):
         try:
-            ray.init(**options)
+            with _without_needless_processes():
+                ray.init(**options)
         except Exception as error:
             if type(error) is not Exception:
                 raise
             failed = error
             continue
-        _end_needless_processes()
         return
     said = f"Ray did not come up on this machine, in {_LOCAL_STARTS} tries of 30 s"
     raise CapacityError(f"{said}: the machine may be overloaded. Look at its load, and try again later") from failed
 
 
-def _end_needless_processes() -> None:
-    """End two processes of a local Ray: the autoscaler, and the one that forwards logs.
+@contextlib.contextmanager
+def _without_needless_processes() -> Iterator[None]:
+    """Let a local Ray start without dashboard, autoscaler and forwarding of logs.
 
-    Otherwise `ray.shutdown` would wait one second for the autoscaler.
+    Each would take about a second of a core, and Ray waits for the dashboard. There is no public option for this: what
+    a later version of Ray has no more is started.
     """
-    from ray._private.worker import _global_node as node  # there is no public API; if it fails, both keep running
+    from ray._private import node, utils
 
-    with contextlib.suppress(Exception):
-        node.kill_monitor(check_alive=False)
-        node.kill_log_monitor(check_alive=False)
+    needless = [name for name in _NEEDLESS if hasattr(node.Node, name)]
+    # Ray asks whether the dashboard's packages can be imported, by importing them into this process.
+    absent = ImportError("not needed")
+    with (
+        mock.patch.multiple(node.Node, **dict.fromkeys(needless, mock.DEFAULT)),
+        mock.patch.object(utils, "get_dashboard_dependency_error", create=True, return_value=absent),
+    ):
+        yield
 
 
 def is_own(address: str | None) -> bool:

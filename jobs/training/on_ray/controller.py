@@ -15,7 +15,7 @@ import ray
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
-from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+from ray.train.v2._internal.execution.worker_group import state, worker_group
 
 # Callbacks that each start a process. The trainer has no data sets, and its placement group ends with this process.
 _NEEDLESS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
@@ -47,13 +47,13 @@ class DriverTrainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
         return controller.get_result()
 
 
-class _Group(WorkerGroup):  # type: ignore[misc]
+class _Group(worker_group.WorkerGroup):  # type: ignore[misc]
     def _init_train_context_on_workers(self, workers: list[Any], sync_actor: Any, arguments: dict[str, Any]) -> None:
-        """Pass no handle of the controller: a worker would need it only to list Ray Train's own checkpoints."""
+        """Pass no handles of actors: a worker would need them only for Ray Train's own checkpoints."""
         common = {
             "train_run_context": self._train_run_context,
             "storage_context": self._storage_context,
-            "synchronization_actor": sync_actor,
+            "synchronization_actor": None,
             "worker_callbacks": self._worker_callbacks_to_propagate,
             "controller_actor": None,
         }
@@ -74,6 +74,23 @@ class _UnaskedPolicy(FixedScalingPolicy):  # type: ignore[misc]
 
     def _maybe_send_resource_request(self) -> None:
         pass
+
+
+class _NoActor:
+    """Takes the place of the actor behind `ray.train.report`, which no worker calls: it would be one more process."""
+
+    @classmethod
+    def options(cls, **_: Any) -> type[_NoActor]:
+        return cls
+
+    @classmethod
+    def remote(cls, **_: Any) -> _NoActor:
+        return cls()
+
+
+# Set for good, because the gangs of a sweep start and end in threads.
+worker_group.SynchronizationActor = _NoActor
+state._shutdown_sync_actor = lambda actor: None
 
 
 class _Controller(TrainController):  # type: ignore[misc]

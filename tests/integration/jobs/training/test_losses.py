@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +10,9 @@ import pytest
 
 from jobs.storage.journal import read_journal
 from tests.support import tiny
-from tests.support.gangs import ROOT, Case, case_of, run_gang
+from tests.support.gangs import Case, case_of, run_gang
 from tests.support.reference import plain_losses
+from tests.support.reload_logits import reloaded_logits
 
 STEPS = 20
 
@@ -117,13 +115,8 @@ def test_bf16_stays_near_fp32(cases: dict[str, Case]) -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_exported_model_gives_the_trained_models_logits_in_a_new_process(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
-    auto = "AutoModelForSequenceClassification" if name == "bert" else "AutoModelForCausalLM"
-    out = case.folder / f"{name}-reloaded.npy"
-    script = str(ROOT / "tests/support/reload_logits.py")
-    arguments = [auto, case.paths.model, case.prepared.root, case.spec.model.task, str(out)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True, timeout=400)
-    np.testing.assert_allclose(np.load(out), np.load(case.logits_file), rtol=1e-4, atol=1e-5)
+    reloaded = reloaded_logits(case, case.paths.model)
+    np.testing.assert_allclose(reloaded, np.load(case.logits_file), rtol=1e-4, atol=1e-5)
 
 
 def test_steps_with_gradients_that_are_not_finite_are_skipped_and_told(cases: dict[str, Case]) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -21,8 +18,9 @@ from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal
 from jobs.training.checkpoint.to_model import export_run, merge_run
 from tests.support import tiny
-from tests.support.gangs import ROOT, Case, case_of, run_gang
+from tests.support.gangs import Case, case_of, run_gang
 from tests.support.reference import plain_losses
+from tests.support.reload_logits import reloaded_logits
 
 STEPS, STOP = 6, 3
 RANK, PROMPT = 4, 5
@@ -151,7 +149,7 @@ def test_peft_reads_the_exported_adapter_and_computes_the_trained_models_logits(
     config = json.loads(pathlib.Path(case.paths.model, "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == case.spec.model.path and config["inference_mode"]
     assert not pathlib.Path(case.paths.model, "config.json").exists()
-    reloaded = logits_of(case, case.paths.model, case.spec.model.path)
+    reloaded = reloaded_logits(case, case.paths.model, case.spec.model.path)
     np.testing.assert_allclose(reloaded, np.load(case.logits_file), rtol=1e-4, atol=1e-5)
 
 
@@ -176,7 +174,7 @@ def test_a_merged_adapter_is_a_whole_model_with_the_same_logits(cases: dict[str,
     case = with_spec_file(cases[name])
     folder = merge_run(case.paths.root, say=lambda text: None)
     assert folder == case.paths.merged
-    np.testing.assert_allclose(logits_of(case, folder), np.load(case.logits_file), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reloaded_logits(case, folder), np.load(case.logits_file), rtol=1e-4, atol=1e-5)
     base = load_file(f"{case.spec.model.path}/model.safetensors")
     merged = load_file(f"{folder}/model.safetensors")
     assert len(merged) == len(base) + (2 if name == "encoder" else 0)
@@ -191,14 +189,3 @@ def with_spec_file(case: Case) -> Case:
     pathlib.Path(case.paths.spec).write_bytes(dump_spec(case.spec))
     pathlib.Path(case.paths.logs).mkdir(exist_ok=True)
     return case
-
-
-def logits_of(case: Case, folder: str, *base: str) -> Any:
-    """Logits of an exported model, computed by a new process without Fleetune's model code."""
-    auto = "AutoModelForSequenceClassification" if case.spec.num_labels else "AutoModelForCausalLM"
-    out = case.folder / f"{case.name}-reloaded.npy"
-    script = str(ROOT / "tests/support/reload_logits.py")
-    arguments = [auto, folder, case.prepared.root, case.spec.model.task, str(out), *base]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, script, *arguments], env=environment, check=True, capture_output=True, timeout=400)
-    return np.load(out)

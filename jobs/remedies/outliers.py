@@ -4,6 +4,10 @@ A step is outlying if its loss or the norm of its gradient is far above those of
 The loop leaves out the update of such a step. If that does not end the outliers, the weights are at fault: the run goes
 back to an earlier checkpoint, first without the batches before the trouble, and then with half the learning rate.
 
+A learning rate that is far too high may raise the loss step by step, without an outlier. So the median of the newest
+losses is compared with the lowest one so far. If it is far above, the run goes back, with at most half of the rate at
+which the loss was lowest.
+
 All functions are pure, and their inputs are equal on all ranks, so all ranks decide alike.
 """
 
@@ -38,6 +42,7 @@ TROUBLE: Final = 3  # outlying steps in a row after which the weights are suspec
 SUSPECTED: Final = 8  # steps before the first outlier whose batches may have done the damage
 MOST_ROLLBACKS: Final = 4
 _RATE_CUT = 0.5  # the range of good rates is about a factor of two wide, with a cliff above it
+_LARGEST_CUT = 1 / 16  # of one rollback: the first steps of a long warmup say little
 
 # fp16 needs at most 17 skips in a row to find its loss scale: 16 halvings from 2^16 to 1, the first after two.
 MOST_IN_A_ROW: Final = 20
@@ -73,14 +78,15 @@ class Rollback:
     """A decision to go back to an earlier state."""
 
     number: int  # of this run's rollbacks, from 1
-    first_outlier: int  # number of the step, from 0
+    begins: int  # the first outlying step, or the first one after the lowest losses; from 0
     until: int  # steps that were done
     barred: tuple[int, int] | None
     rate_factor: float
+    rise: str | None = None  # how the loss rose; None: steps were outlying
 
     @property
     def cuts_rate(self) -> bool:
-        return self.number > 1
+        return self.number > 1 or self.rise is not None
 
 
 def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None:
@@ -90,7 +96,7 @@ def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None
     if not math.isfinite(norm):
         return Outlier("gradients", norm)
     middle, high = _middle_and_bound(history.losses)
-    if loss > high and (loss > max(LOSS_FACTOR * middle, middle + LEAST_EXCESS) or loss > middle + LOSS_EXCESS):
+    if loss > high and _far_above(loss, middle):
         return Outlier("loss", loss, middle)
     middle, high = _middle_and_bound(history.norms)
     if norm > high and norm > max(NORM_FACTOR * middle, LEAST_NORM):
@@ -138,11 +144,15 @@ def after_step(
     counted = not applied and not scaling and not barred
     in_a_row = history.outliers_in_a_row + 1 if outlier is not None else 0
     kept = applied and norm is not None and math.isfinite(loss)
+    losses = (*history.losses, loss)[-WINDOW:] if kept else history.losses
+    lowest, as_low = _lowest(history.lowest_losses, losses[-FEWEST:])
     ends_bar = history.barred is not None and step + 1 == history.barred[1]
     return history.model_copy(
         update={
-            "losses": (*history.losses, loss)[-WINDOW:] if kept else history.losses,
+            "losses": losses,
             "norms": (*history.norms, norm)[-WINDOW:] if kept else history.norms,
+            "lowest_losses": lowest,
+            "lowest_at": step + 1 if as_low else history.lowest_at,
             "skipped": history.skipped + counted,
             "skipped_in_a_row": 0 if applied or (barred and outlier is None) else history.skipped_in_a_row + 1,
             "outliers": history.outliers + (outlier is not None and counted),
@@ -152,26 +162,64 @@ def after_step(
     )
 
 
+def _lowest(lowest: tuple[float, ...], newest: tuple[float, ...]) -> tuple[tuple[float, ...], bool]:
+    """Return the window of losses with the lower median, and whether the newest one is as low, but for noise."""
+    if len(newest) < FEWEST:
+        return lowest, False
+    if not lowest or statistics.median(newest) < statistics.median(lowest):
+        return newest, True
+    _, _, upper_quartile = statistics.quantiles(lowest, n=4)
+    return lowest, statistics.median(newest) <= upper_quartile
+
+
+def rise_of(history: StepHistory) -> str | None:
+    """Say how far the newest losses are above the lowest ones of the run; None unless it is far.
+
+    All newest ones must be above all lowest ones, because the losses of small batches differ much.
+    """
+    newest, lowest = history.losses[-FEWEST:], history.lowest_losses
+    if not lowest or len(newest) < FEWEST or min(newest) <= max(lowest):
+        return None
+    now, least = statistics.median(newest), statistics.median(lowest)
+    if not _far_above(now, least):
+        return None
+    return f"the median of {FEWEST} losses rose from {least:.4g} at step {history.lowest_at} to {now:.4g}"
+
+
+def _far_above(loss: float, middle: float) -> bool:
+    return loss > max(LOSS_FACTOR * middle, middle + LEAST_EXCESS) or loss > middle + LOSS_EXCESS
+
+
 def in_trouble(history: StepHistory, step: int) -> bool:
-    """Whether the weights are suspected after `step` steps: outliers continue, and no batch is known to be at fault.
+    """Whether the weights are suspected after `step` steps: the loss has risen, or outliers continue and no batch is
+    known to be at fault.
 
     Before the first update there is no earlier state to go back to.
     """
-    was_barred = is_barred(history, step - 1)
-    return history.outliers_in_a_row >= TROUBLE and not (history.bad_data or was_barred) and bool(history.losses)
+    data_is_suspected = history.bad_data or is_barred(history, step - 1)
+    outlying = history.outliers_in_a_row >= TROUBLE and not data_is_suspected and bool(history.losses)
+    return outlying or rise_of(history) is not None
 
 
-def rollback_of(history: StepHistory, step: int) -> Rollback | None:
+def rollback_of(history: StepHistory, step: int, warmup_steps: int) -> Rollback | None:
     """Decide after `step` steps whether to go back; None if there is no trouble, or no rollback is left.
 
-    The first rollback leaves out the batches before and in the trouble. Each further rollback cuts the learning rate.
-    If the outliers have come again soon, the batches were not the cause and are used again.
+    If steps were outlying, the first rollback leaves out the batches before and in the trouble, and each further one
+    cuts the learning rate. If the outliers have come again soon, the batches were not the cause and are used again.
+    If the loss has risen, the rate is cut at once. If the loss was lowest in the warmup, the rate was still a part of
+    its peak then, because it rises linearly.
     """
     if not in_trouble(history, step) or history.rollbacks >= MOST_ROLLBACKS:
         return None
-    number, first = history.rollbacks + 1, step - history.outliers_in_a_row
-    barred = (max(first - SUSPECTED, 0), step) if number == 1 else history.barred
-    if number > 1 and barred is not None and step <= barred[1] + WINDOW:
+    number, barred = history.rollbacks + 1, history.barred
+    if (rise := rise_of(history)) is not None:
+        part_of_peak = min((history.lowest_at - FEWEST // 2) / max(warmup_steps, 1), 1.0)
+        factor = history.rate_factor * max(_RATE_CUT * part_of_peak, _LARGEST_CUT)
+        return Rollback(number, history.lowest_at, step, barred, factor, rise)
+    first = step - history.outliers_in_a_row
+    if number == 1:
+        barred = (max(first - SUSPECTED, 0), step)
+    elif barred is not None and step <= barred[1] + WINDOW:
         barred = None
     factor = history.rate_factor * (1.0 if number == 1 else _RATE_CUT)
     return Rollback(number, first, step, barred, factor)
@@ -180,12 +228,12 @@ def rollback_of(history: StepHistory, step: int) -> Rollback | None:
 def targets_of(rollback: Rollback, saved: Sequence[int]) -> list[int]:
     """List the checkpoints to go back to, in order of preference. After the last one follows the start of the run.
 
-    The newest one before all suspected batches is preferred. If there is none, the oldest one before the first
-    outlier is still better than the start.
+    The newest one before all suspected batches is preferred. If there is none, the oldest one before the trouble is
+    still better than the start.
     """
-    safe = rollback.first_outlier - SUSPECTED
+    safe = rollback.begins - SUSPECTED
     before = sorted((step for step in saved if step <= safe), reverse=True)
-    return before or sorted(step for step in saved if safe < step <= rollback.first_outlier)
+    return before or sorted(step for step in saved if safe < step <= rollback.begins)
 
 
 def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollback, target: int) -> StepHistory:
@@ -203,16 +251,15 @@ def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollbac
 
 def without_window(history: StepHistory) -> StepHistory:
     """Return the history without the losses that later steps are compared with, because those have other rows."""
-    return history.model_copy(update={"losses": (), "norms": ()})
+    return history.model_copy(update={"losses": (), "norms": (), "lowest_losses": ()})
 
 
 def failure(history: StepHistory, step: int, learning_rate: float) -> str | None:
     """Return why the run fails after `step` steps and what to do; None while it may continue."""
     if in_trouble(history, step) and history.rollbacks >= MOST_ROLLBACKS:
-        return (
-            f"the last {history.outliers_in_a_row} steps were outlying again, after {history.rollbacks} rollbacks. "
-            f"{_excessive(learning_rate, history.rate_factor)}"
-        )
+        cause = rise_of(history) or f"the last {history.outliers_in_a_row} steps were outlying"
+        excessive = _excessive(learning_rate, history.rate_factor)
+        return f"{cause} again, after {history.rollbacks} rollbacks. {excessive}"
     if history.skipped_in_a_row >= MOST_IN_A_ROW:
         what = f"the last {history.skipped_in_a_row} steps changed nothing"
         if history.bad_data:
@@ -258,10 +305,11 @@ def skip_report(step: int, outlier: Outlier, history: StepHistory, learning_rate
 def rollback_report(rollback: Rollback, target: int, learning_rate: float) -> RemedyReport:
     """Describe a rollback to step `target`. `learning_rate`: of the spec."""
     state = f"the checkpoint of step {target}" if target else "the start"
-    cause = f"steps {rollback.first_outlier + 1} to {rollback.until} were outlying"
+    cause = rollback.rise or f"steps {rollback.begins + 1} to {rollback.until} were outlying"
     again = rollback.until - target
     if rollback.cuts_rate:
-        cause = f"{cause} again, so train.learning_rate {learning_rate:g} is too high"
+        cause += " again" if rollback.number > 1 else ""
+        cause += f", so train.learning_rate {learning_rate:g} is too high"
         action = f"the run goes back to {state} and continues with at most {learning_rate * rollback.rate_factor:.3g}"
         to_change = _lower_rate(learning_rate, rollback.rate_factor)
     else:

@@ -37,7 +37,9 @@ class Remedies(Frozen):
         False, description="A rank that stops responding: kill it, and go on from the newest checkpoint."
     )
     outlier_steps: bool = Field(
-        True, description="Skip steps of outlying loss or gradient; if they go on, roll back and lower the rate."
+        True,
+        description="Skip steps of outlying loss or gradient; if they go on, or the loss rises for good, roll back and "
+        "lower the rate.",
     )
     forgetting: Forgetting = Field(
         default_factory=Forgetting, description="What a run does when its loss on eval.general rises too much."

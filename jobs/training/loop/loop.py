@@ -22,7 +22,7 @@ from jobs.data.order.row_order import MICRO_BATCH
 from jobs.data.order.stream import StepRows, step_plan
 from jobs.data.prepared import Prepared
 from jobs.model_files.directory import local_model_dir
-from jobs.planning import learning_rate_at, plan_batching
+from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
 from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
@@ -110,7 +110,7 @@ def train_steps(
         last = state.step == plan.total_steps
         ends = last or state.step == until
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
-        rollback = outliers.rollback_of(state.history, state.step)
+        rollback = outliers.rollback_of(state.history, state.step, warmup_steps(spec.train, plan.total_steps))
         scores = last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0)
         if scores and rollback is None:
             began = time.perf_counter()

@@ -26,17 +26,19 @@ from jobs.remedies.outliers import (
     failure,
     is_barred,
     outlier_of,
+    rise_of,
     rollback_of,
     rollback_report,
     skip_message,
     summary,
     targets_of,
     untrained,
+    without_window,
 )
 from jobs.run.checkpoints import StepHistory
 
 CURVES = pathlib.Path(__file__).resolve().parents[4] / "bench" / "data"
-RATE = 1e-3
+RATE, WARMUP = 1e-3, 10
 
 
 def trained(
@@ -98,11 +100,16 @@ def test_wide_losses_of_a_run_that_knows_its_samples_are_normal() -> None:
     assert outlier_of(history, 0.1, 0.9) is None and outlier_of(history, 3.0, 0.9) is not None
 
 
-def test_no_step_of_81_real_runs_is_outlying() -> None:
-    """MiniLM at rates from 1e-5 to 1e-3, losses of 50 steps each; some of the runs learn nothing."""
-    runs = [json.loads(line) for line in (CURVES / "minilm.jsonl").read_text().splitlines()]
-    assert len(runs) == 81
-    assert not [run["learning_rate"] for run in runs if trained(run["training_loss"])[1]]
+@pytest.mark.parametrize(("table", "least"), [("minilm", 81), ("smollm2", 27)])
+def test_no_recorded_run_is_in_trouble(table: str, least: int) -> None:
+    """Rates from 1e-5 to 1e-3. MiniLM: 50 steps; some of the runs learn nothing. SmolLM2: 20 steps of four rows."""
+    runs = [json.loads(line) for line in (CURVES / f"{table}.jsonl").read_text().splitlines()]
+    assert len(runs) >= least
+    for run in runs:
+        losses = run["training_loss"]
+        assert not trained(losses)[1]
+        histories = [trained(losses[: steps + 1])[0] for steps in range(len(losses))]
+        assert not any(map(rise_of, histories)), run["learning_rate"]
 
 
 def in_trouble(rollbacks: int = 0, rate_factor: float = 1.0, done: int = 80) -> tuple[StepHistory, int]:
@@ -112,25 +119,52 @@ def in_trouble(rollbacks: int = 0, rate_factor: float = 1.0, done: int = 80) -> 
 
 def test_two_outliers_are_skipped_and_the_third_in_a_row_goes_back() -> None:
     history, _ = trained([*noisy(3.0, 80), 9.0, 9.1])
-    assert rollback_of(history, 82) is None
+    assert rollback_of(history, 82, WARMUP) is None
     history, step = in_trouble()
-    assert rollback_of(history, step) == Rollback(1, 80, 83, (80 - SUSPECTED, 83), 1.0)
+    assert rollback_of(history, step, WARMUP) == Rollback(1, 80, 83, (80 - SUSPECTED, 83), 1.0)
 
 
 def test_the_second_rollback_halves_the_rate_and_the_fifth_trouble_fails() -> None:
     history, step = in_trouble(rollbacks=1)
-    second = rollback_of(history, step)
+    second = rollback_of(history, step, WARMUP)
     assert second is not None and second.cuts_rate and second.rate_factor == 0.5
     assert "train.learning_rate 0.001 is too high" in rollback_report(second, 50, RATE).cause
     history, step = in_trouble(MOST_ROLLBACKS, 0.125)
-    assert rollback_of(history, step) is None
+    assert rollback_of(history, step, WARMUP) is None
     reason = failure(history, step, RATE)
     assert reason is not None and "train.learning_rate 0.001 is too high" in reason and "6.25e-05" in reason
 
 
+def test_a_loss_that_rises_step_by_step_goes_back_with_a_lower_rate() -> None:
+    """No step is far above the 32 before it, and the loss ends at more than twice its lowest level."""
+    losses = [*noisy(3.0, 40), *(3.0 * 1.02**step for step in range(40))]
+    history, found = trained(losses)
+    assert not found
+    begun = next(step for step in range(len(losses)) if rollback_of(trained(losses[:step])[0], step, WARMUP))
+    history, _ = trained(losses[:begun])
+    rollback = rollback_of(history, begun, WARMUP)
+    assert rollback is not None and rollback.cuts_rate and rollback.rate_factor == 0.5 and rollback.barred is None
+    assert 55 < begun < 65 and 30 <= rollback.begins == history.lowest_at <= 48
+    assert "so train.learning_rate 0.001 is too high" in rollback_report(rollback, 20, RATE).cause
+    factors = [rollback_of(history, begun, warmup).rate_factor for warmup in (0, 100, 10_000)]  # type: ignore[union-attr]
+    assert factors == [0.5, 0.5 * (history.lowest_at - 4) / 100, 1 / 16]
+    again = after_rollback(trained(losses[:20])[0], history, rollback, 20)
+    assert rise_of(again) is None and again.rollbacks == 1
+    spent = history.model_copy(update={"rollbacks": MOST_ROLLBACKS, "rate_factor": 0.5**4})
+    reason = failure(spent, begun, RATE)
+    assert reason is not None and "rose from" in reason and "train.learning_rate 0.001 is too high" in reason
+    assert rise_of(without_window(history)) is None
+
+
+def test_a_loss_that_differs_from_batch_to_batch_has_not_risen() -> None:
+    """Small losses that double, and single high ones, are no rise."""
+    assert rise_of(trained([*noisy(0.02, 40), *noisy(0.1, 40)])[0]) is None
+    assert rise_of(trained([*noisy(2.0, 40), *[1.4, 3.6] * 10])[0]) is None
+
+
 def test_a_run_that_has_changed_nothing_has_nothing_to_go_back_to() -> None:
     history, found = trained([math.nan] * 5)
-    assert found == [0, 1, 2, 3, 4] and rollback_of(history, 5) is None
+    assert found == [0, 1, 2, 3, 4] and rollback_of(history, 5, WARMUP) is None
 
 
 def test_a_checkpoint_older_than_the_suspected_batches_is_preferred() -> None:
@@ -144,7 +178,7 @@ def gone_back(after: list[float]) -> tuple[StepHistory, int]:
     """A run that goes back from step 83 to 60, and then has these losses from step 80 on."""
     losses = noisy(3.0, 80)
     history, step = in_trouble()
-    rollback = rollback_of(history, step)
+    rollback = rollback_of(history, step, WARMUP)
     assert rollback is not None
     earlier, _ = trained(losses[:60])
     history = after_rollback(earlier, history, rollback, 60)
@@ -156,7 +190,7 @@ def gone_back(after: list[float]) -> tuple[StepHistory, int]:
 def test_batches_that_are_outlying_with_earlier_weights_too_are_at_fault() -> None:
     """They are skipped without another rollback, and after 20 in a row the data is blamed."""
     history, step = gone_back([9.0, 9.1, 9.2, 9.3])
-    assert history.bad_data and rollback_of(history, step) is None and failure(history, step, RATE) is None
+    assert history.bad_data and rollback_of(history, step, WARMUP) is None and failure(history, step, RATE) is None
     recovered, _ = gone_back([9.0, 9.1, 9.2, 9.3, 3.0])
     assert not recovered.bad_data and recovered.outliers_in_a_row == 0
     history, step = gone_back([9.0] * MOST_IN_A_ROW)
@@ -166,7 +200,7 @@ def test_batches_that_are_outlying_with_earlier_weights_too_are_at_fault() -> No
 
 def test_batches_that_are_normal_with_earlier_weights_clear_the_data() -> None:
     history, step = gone_back([3.0, 3.1, 2.9, 9.0, 9.0, 9.0])
-    again = rollback_of(history, step)
+    again = rollback_of(history, step, WARMUP)
     assert again is not None and again.number == 2 and again.barred is None
 
 

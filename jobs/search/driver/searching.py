@@ -36,7 +36,7 @@ from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader
-from jobs.training.mailbox import Answer, Order, Request, TrialMailbox
+from jobs.training.mailbox import Answer, Order, TrialMailbox
 
 _POLL_S = 0.05
 _LOOK_EVERY_S = 1.0  # for requests and changes; each look asks the storage
@@ -224,7 +224,7 @@ class Search:
 
     def _answer(self, name: str) -> None:
         """Train as requested, and record the answer. Raises FleetuneError: no gang is left, or the storage fails."""
-        request = self._mailbox.requests.read(name, Request)
+        request = self._mailbox.requests.read(name)
         trial = self.ledger.trials[request.trial]
         answer = self._train(trial)
         self._check_metric(answer)

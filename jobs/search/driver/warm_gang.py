@@ -91,8 +91,8 @@ class WarmGang:
                 raise error
 
         try:
-            self._mailbox.send(number, order)
-            return self._mailbox.await_answer(number, look)
+            self._mailbox.orders.put(number, order)
+            return self._mailbox.answers.wait(number, look)
         except _OrderFailed as error:
             return Answer(status="failed", reason=str(error))
         finally:
@@ -107,7 +107,7 @@ class WarmGang:
             number = self._next
             self._next += 1
         with contextlib.suppress(StorageError):
-            self._mailbox.send(number, Order(action="end"))
+            self._mailbox.orders.put(number, Order(action="end"))
         self._thread.join(_END_S)
         return not self._thread.is_alive()
 

@@ -77,11 +77,11 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
     if gang.rank == 0:
         mailbox.open()
     number = first
-    while (order := mailbox.await_order(number)).action != "end":
+    while (order := mailbox.orders.wait(number)).action != "end":
         began_s = time.monotonic()
         answer = runner.carry_out(order)
         if gang.rank == 0:
-            mailbox.answer(number, answer.model_copy(update={"seconds": time.monotonic() - began_s}))
+            mailbox.answers.put(number, answer.model_copy(update={"seconds": time.monotonic() - began_s}))
         number += 1
     return LoopState(step=number - first)
 

@@ -356,7 +356,7 @@ def finish(run: Run, state: LoopState) -> LoopState:
     run.reporter.event("phase", "exporting the model", phase="export")
     run.engine.partitions.release()  # frees the memory that reading the model back needs
     give_back_freed_memory()
-    difference = run.engine.export(run.job, run.gang, fixed_rows(run), run.pad_token_id)
+    difference = run.engine.export(run.job, run.gang, fixed_rows(run))
     run.reporter.event(
         "exported",
         f"model exported and read back: logits differ by at most {difference:.1e} of their largest",

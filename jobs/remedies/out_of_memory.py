@@ -84,30 +84,24 @@ def next_rung(spec: Spec, shortage: Shortage, *, checkpointing: bool = True) -> 
         spec: with the changes so far.
         checkpointing: the model type supports gradient checkpointing.
     """
-    on_gpus = spec.resources.gpus_per_worker > 0
+    return next(_changes(spec, shortage, checkpointing), None)
+
+
+def _changes(spec: Spec, shortage: Shortage, checkpointing: bool) -> Iterator[Change]:
+    """Yield the changes that can help, the next one first. On CPU workers there is nothing to offload from."""
+    on_gpus, train, zero = spec.resources.gpus_per_worker > 0, spec.train, spec.train.zero
     if on_gpus and shortage.of_host:
-        return None
+        return
     if shortage.where is Where.EVALUATION:
-        return _smaller_evaluation(spec, shortage.eval_rows)
-    changes = _later_rungs(spec, on_gpus)
+        allowed = spec.eval.per_device_eval_batch_size
+        if smaller := min(allowed, shortage.eval_rows or allowed) // 2:
+            yield Change(Rung.EVAL_BATCH, allowed, smaller)
+        return
     if shortage.where is Where.TRAINING:
-        micro_batch = spec.train.per_device_train_batch_size
-        if micro_batch > 1:
-            return Change(Rung.MICRO_BATCH, micro_batch, micro_batch // 2)
-        if checkpointing and not spec.train.gradient_checkpointing:
-            return Change(Rung.CHECKPOINTING, False, True)
-    return next(changes, None)
-
-
-def _smaller_evaluation(spec: Spec, rows: int | None) -> Change | None:
-    allowed = spec.eval.per_device_eval_batch_size
-    smaller = min(allowed, rows or allowed) // 2
-    return Change(Rung.EVAL_BATCH, allowed, smaller) if smaller else None
-
-
-def _later_rungs(spec: Spec, on_gpus: bool) -> Iterator[Change]:
-    """Yield the offloads that are not set yet. On CPU workers there is nothing to offload from."""
-    zero = spec.train.zero
+        if (rows := train.per_device_train_batch_size) > 1:
+            yield Change(Rung.MICRO_BATCH, rows, rows // 2)
+        if checkpointing and not train.gradient_checkpointing:
+            yield Change(Rung.CHECKPOINTING, False, True)
     if on_gpus and zero.offload_optimizer is None:
         yield Change(Rung.OFFLOAD_OPTIMIZER, None, "cpu")
     if on_gpus and zero.stage == 3 and zero.offload_param is None:

@@ -79,7 +79,7 @@ class Search:
         self._gives_back = gives_back
         self._ending: threading.Thread | None = None  # ends gangs for which no trial is left
         self._spending = Spending(ledger, gangs, own.rpartition("/")[2])
-        self._finished = False
+        self._finished = threading.Event()  # Ray Tune will ask for no more trials
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # why the search must end, such as that no gang is left
         self._tuner_runs, self._left = threading.Event(), threading.Event()
@@ -124,8 +124,7 @@ class Search:
         self._give_back()
         if self._looks % _NODES_EVERY == 0:
             self._draining.look(leaving_nodes())
-            running = [trial for trial in list(self.ledger.trials.values()) if trial.state == "running"]
-            pass_on_save_request(self.paths, [trial.paths for trial in running])
+            pass_on_save_request(self.paths, [trial.paths for trial in self._running()])
         if self._looks % _STEPS_EVERY == 0:
             self._tell_steps()
 
@@ -159,7 +158,9 @@ class Search:
             from jobs.search.tuning.tuner import Callbacks, make_tuner
 
             self._bound_rate()
-            driver = Callbacks(lambda: len(self.gangs), self.next_kind, self._finish, self._lost, self._left.is_set)
+            driver = Callbacks(
+                lambda: len(self.gangs), self.next_kind, self._finished.set, self._lost, self._left.is_set
+            )
             self._tuner_runs.set()
             make_tuner(self.ledger, self.paths.root, self._own, driver).fit()
         except FleetuneError as error:
@@ -184,15 +185,14 @@ class Search:
         """Decide what kind of trial may start now."""
         if self._failed is not None or self.asked_to_stop():
             return "stopped"
-        return "done" if self._finished else self._spending.next_kind(self._plan)
+        return "done" if self._finished.is_set() else self._spending.next_kind(self._plan)
 
-    def _finish(self) -> None:
-        """Record that Ray Tune will ask for no more trials."""
-        self._finished = True
+    def _running(self) -> list[Trial]:
+        return [trial for trial in list(self.ledger.trials.values()) if trial.state == "running"]
 
     def _tell_steps(self) -> None:
         """Announce the step of each running trial."""
-        for trial in [trial for trial in list(self.ledger.trials.values()) if trial.state == "running"]:
+        for trial in self._running():
             reader = self._readers.setdefault(trial.number, JournalReader(trial.paths.metrics))
             with contextlib.suppress(StorageError):  # asked again at the next look
                 if steps := list(reader.new()):
@@ -314,7 +314,7 @@ class Search:
 
     def _look_at_changes(self) -> None:
         """Apply the changes that users have asked for."""
-        if self._finished:
+        if self._finished.is_set():
             return
         with contextlib.suppress(StorageError):  # the next look tries again
             for name, change in self._changes.waiting():
@@ -356,9 +356,8 @@ class Search:
         """Stop the running trials with a checkpoint, and wait for them."""
         until_s = time.monotonic() + within_s
         while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
-            for trial in list(self.ledger.trials.values()):
-                if trial.state == "running":
-                    with contextlib.suppress(StorageError):  # the next turn tries again
-                        storage.write_bytes(trial.paths.stop_request, b"the sweep is stopped")
+            for trial in self._running():
+                with contextlib.suppress(StorageError):  # the next turn tries again
+                    storage.write_bytes(trial.paths.stop_request, b"the sweep is stopped")
             time.sleep(4 * _POLL_S)
             self._relay.check()

@@ -6,8 +6,8 @@ the ladder is finite. `jobs.drivers.finetune.memory_remedy` acts on the decision
 
 from __future__ import annotations
 
-import functools
 import json
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -140,7 +140,7 @@ def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[C
     for one in remedies:
         same_workers = (one.gpus_per_worker, one.accelerator_type) == workers_of(spec)
         rung = next((rung for rung, field in FIELDS.items() if field == one.field), None)
-        if rung is None or not same_workers or _value(spec, one.field) != one.before:
+        if rung is None or not same_workers or operator.attrgetter(one.field)(spec) != one.before:
             continue
         spec = changed(spec, Change(rung, one.before, one.after))
         first = applied.get(rung)
@@ -151,10 +151,6 @@ def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[C
 def workers_of(spec: Spec) -> tuple[int, str | None]:
     """Return the kind of the workers, which decides how much memory each has."""
     return spec.resources.gpus_per_worker, spec.resources.accelerator_type
-
-
-def _value(spec: Spec, field: str) -> Any:
-    return functools.reduce(getattr, field.split("."), spec)
 
 
 def format_tried(remedies: Sequence[Remedy]) -> str:

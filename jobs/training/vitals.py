@@ -33,9 +33,9 @@ class Vital:
 class Vitals:
     """Maintains the file of this process inside of a `with` block. Errors of the disk are ignored."""
 
-    def __init__(self, key: str, rank: int, every_s: float = EVERY_S) -> None:
+    def __init__(self, key: str, rank: int) -> None:
         """`key` identifies the driver and cannot be guessed."""
-        self._file, self._rank, self._every_s = local_file(_VITALS, key, rank), rank, every_s
+        self._file, self._rank = local_file(_VITALS, key, rank), rank
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vitals", daemon=True)
 
@@ -51,7 +51,7 @@ class Vitals:
             self._file.unlink()
 
     def _run(self) -> None:
-        while not self._closed.wait(self._every_s):
+        while not self._closed.wait(EVERY_S):
             self._write()
 
     def _write(self) -> None:

@@ -32,23 +32,18 @@ class WorkerContext(Protocol):
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         """Yield this worker's rows from step `start` on. `rewound`: the same worker group goes back to that step."""
-        ...
 
     def requests(self) -> Requests:
         """Return the requests since the last call. Called at every step, so it must be cheap."""
-        ...
 
     def mark(self, doing: Doing) -> None:
         """Record what the loop does from now on. `steps` itself marks the wait for rows and the start of a step."""
-        ...
 
     def for_run(self, paths: JobPaths, driver: str = "") -> WorkerContext:
         """Return this worker's context for another run, with that run's requests. Close it after that run."""
-        ...
 
     def close(self) -> None:
         """Stop watching for requests."""
-        ...
 
 
 @dataclass(frozen=True)

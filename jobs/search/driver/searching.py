@@ -158,9 +158,8 @@ class Search:
             from jobs.search.tuning.tuner import Callbacks, make_tuner
 
             self._bound_rate()
-            driver = Callbacks(
-                lambda: len(self.gangs), self.next_kind, self._finished.set, self._lost, self._left.is_set
-            )
+            finish, left = self._finished.set, self._left.is_set
+            driver = Callbacks(lambda: len(self.gangs), self.next_kind, finish, self._lost, left)
             self._tuner_runs.set()
             make_tuner(self.ledger, self.paths.root, self._own, driver).fit()
         except FleetuneError as error:

@@ -51,7 +51,7 @@ from jobs.training.loop.watching import check_skips, counted, tell_summary, upda
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
-from jobs.training.model.packing import rows_are_unpacked
+from jobs.training.model.isolation import rows_are_unpacked
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job

@@ -83,8 +83,7 @@ def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
         if not state.save_due:
             run.reporter.event(
                 "warning",
-                f"the checkpoint of step {state.step} is put off: that of step {run.checkpoints.writing_step} is "
-                f"still being written ({run.checkpoints.writing_for_s:.0f} s)",
+                f"the checkpoint of step {state.step} is put off: {run.checkpoints.under_way}",
                 step=state.step,
             )
         return replace(state, save_due=True)

@@ -1,6 +1,6 @@
 """The DeepSpeed engine.
 
-Only this module, `partitions`, `sharding`, `update_gate` and `export` depend on DeepSpeed's internals.
+Only this module, `partitions`, `sharding` and `export` depend on DeepSpeed's internals.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_m
 from jobs.training.model.load import DTYPES, load_base, parameter_groups, weight_decay_of
 from jobs.training.model.partitions import Partitions
 from jobs.training.model.sharding import gather_data_dependent_modules, sharded_loading
-from jobs.training.model.update_gate import UpdateGate
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
@@ -98,6 +97,30 @@ def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:
     config: Any = model.config
     vocabulary = int(config.get_text_config().vocab_size) if spec.model.task == "causal-lm" else 0
     return 4 * max(parameter, spec.train.per_device_train_batch_size * spec.data.seq_len * vocabulary)
+
+
+class UpdateGate:
+    """Replaces the optimizer's `step`, which DeepSpeed calls for each flat partition, and may skip an update.
+
+    At this call every ZeRO stage has computed the norm of the gradient over all ranks, and has not changed anything.
+    After a skipped update DeepSpeed copies the unchanged weights and frees the gradients as after any step. The loss
+    scale of fp16 stays, because DeepSpeed does not see a skipped update as an overflow.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._zero = engine.optimizer
+        adam = self._zero.optimizer
+        self._update, adam.step = adam.step, self
+        self._veto: Callable[[float], bool] | None = None
+        self._open: bool | None = None  # None: not decided yet
+
+    def begin(self, veto: Callable[[float], bool] | None) -> None:
+        self._veto, self._open = veto, None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self._open is None:
+            self._open = self._veto is None or not self._veto(float(self._zero._global_grad_norm))
+        return self._update(*arguments, **named) if self._open else None
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven
 from jobs.search.rules.budget import check_budget
-from jobs.search.rules.resuming import check_same_search, stored_sweep
+from jobs.search.rules.checking import check_same_search, stored_sweep
 from jobs.search.rules.varying import check_space, field_meant
 from jobs.search.trials import Trials
 from jobs.spec.checking.overrides import override_value

@@ -36,13 +36,13 @@ from jobs.search.changes import Changes
 from jobs.search.driver.final import SweepDriver, end_earlier_final_runs, with_final_run
 from jobs.search.driver.gangs import Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.driver.searching import Search
-from jobs.search.driver.spending import kind_within
 from jobs.search.ledger import Ledger
 from jobs.search.planned import planned_steps
 from jobs.search.report.summary import summary_lines
 from jobs.search.report.trial_text import leaderboard
 from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
 from jobs.search.rules.varying import engines, trial_spec
+from jobs.search.spending import kind_within
 from jobs.spec.finetune import PLANNED, Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec

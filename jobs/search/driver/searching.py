@@ -21,17 +21,17 @@ from jobs.search.changes import Change, Changes, changed
 from jobs.search.driver.checkpoint_space import limit_checkpoints
 from jobs.search.driver.final import pass_on_save_request
 from jobs.search.driver.gangs import Gangs
-from jobs.search.driver.spending import Spending
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_if_later, planned_steps, steps_done
 from jobs.search.report.trial_text import format_trial, trial_line
 from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, checked_plan, most_to_train
-from jobs.search.rules.resuming import stored_sweep
+from jobs.search.rules.checking import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import trial_spec
+from jobs.search.spending import Spending
 from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
@@ -78,7 +78,7 @@ class Search:
         self._changes = Changes(paths)
         self._gives_back = gives_back
         self._ending: threading.Thread | None = None  # ends gangs for which no trial is left
-        self._spending = Spending(ledger, gangs, own.rpartition("/")[2])
+        self._spending = Spending(ledger, lambda: len(gangs.workers_kept), own.rpartition("/")[2])
         self._finished = threading.Event()  # Ray Tune will ask for no more trials
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # why the search must end, such as that no gang is left
@@ -200,16 +200,12 @@ class Search:
                     self.announce("phase", said, phase="train", trial=trial.number)
 
     def _serve_requests(self) -> None:
-        names = list[str]()
         with contextlib.suppress(StorageError):  # asked again at the next look
-            names = self._mailbox.requests.names()
-        for name in names:
-            if name in self._seen:
-                continue
-            self._seen.add(name)
-            thread = threading.Thread(target=self._serve, args=(name,), daemon=True)
-            self._serving.append(thread)
-            thread.start()
+            for name in [one for one in self._mailbox.requests.names() if one not in self._seen]:
+                self._seen.add(name)
+                thread = threading.Thread(target=self._serve, args=(name,), daemon=True)
+                self._serving.append(thread)
+                thread.start()
 
     def _serve(self, name: str) -> None:
         """Carry out a request and answer it. An error ends the search: Tune would wait forever for the answer."""

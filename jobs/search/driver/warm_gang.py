@@ -22,8 +22,7 @@ from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
 from jobs.training.mailbox import Answer, Mailbox, Order
 from jobs.training.on_ray.crash import How
-from jobs.training.on_ray.fit import fit
-from jobs.training.on_ray.healing import Healing
+from jobs.training.on_ray.fit import Healing, fit
 from jobs.training.on_ray.worker import warm_ray_worker
 from jobs.training.worker_input import Job
 

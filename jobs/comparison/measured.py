@@ -14,7 +14,7 @@ from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_sweep
 from jobs.storage import files as storage
-from jobs.storage.journal import read_journal
+from jobs.storage.journal import Record, read_journal
 
 
 def measure(spec: CompareSpec, paths: JobPaths) -> Comparison:
@@ -59,7 +59,7 @@ def _settings(job: Spec) -> str:
 def _run_of(trial: Trial) -> RunFigures:
     """Read the run of a trial. Raises StorageError."""
     events = read_journal(trial.paths.events)
-    plan = next((one["data"] for one in reversed(events) if one["kind"] == "plan"), {})
+    plan: Record = next((one["data"] for one in reversed(events) if one["kind"] == "plan"), {})
     before = [one["data"]["metrics"] for one in events if one["kind"] == "evaluated" and one["data"].get("step") == 0]
     steps = committed_steps(trial.paths)
     return RunFigures(

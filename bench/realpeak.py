@@ -56,7 +56,7 @@ def steps_of(spec: Spec, store: str, rank: int) -> dict[str, Any]:
     counter.live_bytes.restype = counter.peak_bytes.restype = ctypes.c_int64
     workers = spec.resources.num_workers
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=workers)
-    gang: Any = types.SimpleNamespace(rank=rank, world_size=workers, local_rank=rank, device=torch.device("cpu"))
+    gang: Any = types.SimpleNamespace(rank=rank, world_size=workers, device=torch.device("cpu"))
     before = counter.live_bytes()
     engine = build_engine(spec, spec.model.path, gang, pad_token_id=0)
     built = counter.live_bytes() - before

@@ -20,8 +20,7 @@ from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, open_run, reopen_run
-from jobs.search.rules.checking import checked_sweep
-from jobs.search.rules.resuming import check_sweep_resumable, with_stored_values
+from jobs.search.rules.checking import check_sweep_resumable, checked_sweep, with_stored_values
 from jobs.search.rules.spec_text import format_prior, format_space
 from jobs.search.rules.varying import check_space
 from jobs.spec.load import load_sweep

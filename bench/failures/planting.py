@@ -62,8 +62,7 @@ def plant_all(variable: str) -> None:
 
 def _change(loop: Any, plants: Sequence[Plant], folder: Path) -> None:
     from jobs.training.loop import evaluation
-    from jobs.training.model.engine import Engine
-    from jobs.training.model.update_gate import UpdateGate
+    from jobs.training.model.engine import Engine, UpdateGate
 
     train_step = loop.train_step
     now: dict[str, Any] = {"step": 0, "run": None}

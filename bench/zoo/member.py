@@ -57,7 +57,6 @@ class ZooGang:
     rank: int
     world_size: int
     stop_at: int | None
-    local_rank: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     node: str = os.uname().nodename
     _step: int = 0

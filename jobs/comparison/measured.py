@@ -59,7 +59,7 @@ def _settings(job: Spec) -> str:
 def _run_of(trial: Trial) -> RunFigures:
     """Read the run of a trial. Raises StorageError."""
     events = read_journal(trial.paths.events)
-    plan = _newest(events, "plan")
+    plan: Record = next((one["data"] for one in reversed(events) if one["kind"] == "plan"), {})
     before = [one["data"]["metrics"] for one in events if one["kind"] == "evaluated" and one["data"].get("step") == 0]
     steps = committed_steps(trial.paths)
     return RunFigures(
@@ -70,10 +70,6 @@ def _run_of(trial: Trial) -> RunFigures:
         parameters=plan.get("parameters"),
         checkpoint_bytes=read_commit(trial.paths, steps[-1]).bytes if steps else None,
     )
-
-
-def _newest(events: list[Record], kind: str) -> Record:
-    return next((one["data"] for one in reversed(events) if one["kind"] == kind), {})
 
 
 def write_comparison(paths: JobPaths, comparison: Comparison) -> None:

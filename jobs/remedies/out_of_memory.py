@@ -6,8 +6,8 @@ the ladder is finite. `jobs.drivers.finetune.memory_remedy` acts on the decision
 
 from __future__ import annotations
 
-import functools
 import json
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -84,30 +84,24 @@ def next_rung(spec: Spec, shortage: Shortage, *, checkpointing: bool = True) -> 
         spec: with the changes so far.
         checkpointing: the model type supports gradient checkpointing.
     """
-    on_gpus = spec.resources.gpus_per_worker > 0
+    return next(_changes(spec, shortage, checkpointing), None)
+
+
+def _changes(spec: Spec, shortage: Shortage, checkpointing: bool) -> Iterator[Change]:
+    """Yield the changes that can help, the next one first. On CPU workers there is nothing to offload from."""
+    on_gpus, train, zero = spec.resources.gpus_per_worker > 0, spec.train, spec.train.zero
     if on_gpus and shortage.of_host:
-        return None
+        return
     if shortage.where is Where.EVALUATION:
-        return _smaller_evaluation(spec, shortage.eval_rows)
-    changes = _later_rungs(spec, on_gpus)
+        allowed = spec.eval.per_device_eval_batch_size
+        if smaller := min(allowed, shortage.eval_rows or allowed) // 2:
+            yield Change(Rung.EVAL_BATCH, allowed, smaller)
+        return
     if shortage.where is Where.TRAINING:
-        micro_batch = spec.train.per_device_train_batch_size
-        if micro_batch > 1:
-            return Change(Rung.MICRO_BATCH, micro_batch, micro_batch // 2)
-        if checkpointing and not spec.train.gradient_checkpointing:
-            return Change(Rung.CHECKPOINTING, False, True)
-    return next(changes, None)
-
-
-def _smaller_evaluation(spec: Spec, rows: int | None) -> Change | None:
-    allowed = spec.eval.per_device_eval_batch_size
-    smaller = min(allowed, rows or allowed) // 2
-    return Change(Rung.EVAL_BATCH, allowed, smaller) if smaller else None
-
-
-def _later_rungs(spec: Spec, on_gpus: bool) -> Iterator[Change]:
-    """Yield the offloads that are not set yet. On CPU workers there is nothing to offload from."""
-    zero = spec.train.zero
+        if (rows := train.per_device_train_batch_size) > 1:
+            yield Change(Rung.MICRO_BATCH, rows, rows // 2)
+        if checkpointing and not train.gradient_checkpointing:
+            yield Change(Rung.CHECKPOINTING, False, True)
     if on_gpus and zero.offload_optimizer is None:
         yield Change(Rung.OFFLOAD_OPTIMIZER, None, "cpu")
     if on_gpus and zero.stage == 3 and zero.offload_param is None:
@@ -146,7 +140,7 @@ def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[C
     for one in remedies:
         same_workers = (one.gpus_per_worker, one.accelerator_type) == workers_of(spec)
         rung = next((rung for rung, field in FIELDS.items() if field == one.field), None)
-        if rung is None or not same_workers or _value(spec, one.field) != one.before:
+        if rung is None or not same_workers or operator.attrgetter(one.field)(spec) != one.before:
             continue
         spec = changed(spec, Change(rung, one.before, one.after))
         first = applied.get(rung)
@@ -157,10 +151,6 @@ def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[C
 def workers_of(spec: Spec) -> tuple[int, str | None]:
     """Return the kind of the workers, which decides how much memory each has."""
     return spec.resources.gpus_per_worker, spec.resources.accelerator_type
-
-
-def _value(spec: Spec, field: str) -> Any:
-    return functools.reduce(getattr, field.split("."), spec)
 
 
 def format_tried(remedies: Sequence[Remedy]) -> str:

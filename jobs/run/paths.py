@@ -6,6 +6,7 @@ import datetime
 import re
 import secrets
 from dataclasses import dataclass
+from typing import Literal
 
 from jobs.storage import files as storage
 
@@ -15,11 +16,43 @@ def new_run_name(name: str, now: datetime.datetime) -> str:
     return f"{name}-{now.astimezone(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
+class _Path:
+    """A path inside a run's directory, as an attribute of `JobPaths`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, paths: JobPaths, kind: type[JobPaths]) -> str:
+        return storage.join(paths.root, self._name)
+
+
 @dataclass(frozen=True)
 class JobPaths:
     """Names inside one run's directory (a local path or an fsspec URL)."""
 
     root: str
+
+    spec = _Path("spec.json")  # the resolved spec of the newest attempt, as JSON; running it repeats the run
+    best = _Path("best.json")  # the spec of the best trial; only in a sweep
+    comparison = _Path("comparison.json")  # the figures of all methods; only in a comparison
+    comparison_page = _Path("comparison.html")
+    manifest = _Path("manifest.json")  # versions, git revision, hosts, devices, data fingerprint and peak memory
+    outcome = _Path("outcome.json")  # absent while the run goes on
+    events = _Path("events")  # folder of numbered parts with one event a line, as JSON
+    metrics = _Path("metrics")  # folder of numbered parts with one step a line, as JSON
+    checkpoints = _Path("checkpoints")
+    model = _Path("model")  # the exported Hugging Face model directory
+    merged = _Path("merged")  # the whole model that `fleetune export --merged` makes from an adapter and its base
+    logs = _Path("logs")
+    failures = _Path("failures")
+    stop_request = _Path("stop")  # a file that asks the run to stop; its content is the reason
+    save_request = _Path("save")  # a file that asks for a checkpoint; the run removes it when it has seen it
+    remedies = _Path("remedies.json")  # the changes that the run made after it ran out of memory; absent without any
+    plan = _Path("plan.json")  # the newest plan: memory, time, and the fields that it chose; absent if none was made
+    # A random id of the driver that has the run. Workers of an earlier driver see it change, and end.
+    driver = _Path("driver")
+    # A marker written before the whole run is removed, and removed last: leftovers can then be recognised.
+    removing = _Path("removing.json")
 
     @classmethod
     def of(cls, storage_path: str, run_name: str) -> JobPaths:
@@ -29,77 +62,16 @@ class JobPaths:
     def name(self) -> str:
         return self.root.rstrip("/").rsplit("/", 1)[-1]
 
-    @property
-    def spec(self) -> str:
-        """The resolved spec of the newest attempt, as JSON. Running it repeats the run."""
-        return storage.join(self.root, "spec.json")
-
-    @property
-    def best(self) -> str:
-        """The spec of the best trial; only in a sweep."""
-        return storage.join(self.root, "best.json")
-
     def method(self, name: str) -> str:
         """The sweep of one method; only in a comparison."""
         return storage.join(self.root, "methods", name)
 
-    @property
-    def comparison(self) -> str:
-        """The figures of all methods; only in a comparison."""
-        return storage.join(self.root, "comparison.json")
+    def earlier(self, kind: Literal["spec", "manifest", "outcome"], number: int) -> str:
+        """A file of the driver's attempt `number`, counted from 1, kept when the run is resumed.
 
-    @property
-    def comparison_page(self) -> str:
-        return storage.join(self.root, "comparison.html")
-
-    @property
-    def manifest(self) -> str:
-        """Versions, git revision, hosts, devices, data fingerprint and peak memory of the run."""
-        return storage.join(self.root, "manifest.json")
-
-    @property
-    def outcome(self) -> str:
-        """The outcome; absent while the run goes on."""
-        return storage.join(self.root, "outcome.json")
-
-    def earlier_spec(self, number: int) -> str:
-        """The spec of the driver's attempt `number`, counted from 1, kept when the run is resumed."""
-        return storage.join(self.root, f"spec-{number}.json")
-
-    def earlier_manifest(self, number: int) -> str:
-        return storage.join(self.root, f"manifest-{number}.json")
-
-    def earlier_outcome(self, number: int) -> str:
-        """The outcome of that attempt; absent if the attempt was killed."""
-        return storage.join(self.root, f"outcome-{number}.json")
-
-    @property
-    def events(self) -> str:
-        """Folder of numbered parts with one event a line, as JSON."""
-        return storage.join(self.root, "events")
-
-    @property
-    def metrics(self) -> str:
-        """Folder of numbered parts with one step a line, as JSON."""
-        return storage.join(self.root, "metrics")
-
-    @property
-    def checkpoints(self) -> str:
-        return storage.join(self.root, "checkpoints")
-
-    @property
-    def model(self) -> str:
-        """The exported Hugging Face model directory."""
-        return storage.join(self.root, "model")
-
-    @property
-    def merged(self) -> str:
-        """The whole model that `fleetune export --merged` makes from an adapter and its base."""
-        return storage.join(self.root, "merged")
-
-    @property
-    def logs(self) -> str:
-        return storage.join(self.root, "logs")
+        An attempt that was killed has no outcome.
+        """
+        return storage.join(self.root, f"{kind}-{number}.json")
 
     def log(self, who: str) -> str:
         """The log of `driver` or of `rank-0`, `rank-1` and so on."""
@@ -122,41 +94,7 @@ class JobPaths:
 
     def failure(self, rank: int) -> str:
         """The failure of one rank, which the driver and the other ranks read."""
-        return storage.join(self.root, "failures", f"rank-{rank}.json")
-
-    @property
-    def failures(self) -> str:
-        return storage.join(self.root, "failures")
-
-    @property
-    def stop_request(self) -> str:
-        """A file that asks the run to stop; its content is the reason."""
-        return storage.join(self.root, "stop")
-
-    @property
-    def save_request(self) -> str:
-        """A file that asks for a checkpoint; the run removes the file when it has seen it."""
-        return storage.join(self.root, "save")
-
-    @property
-    def remedies(self) -> str:
-        """The changes that the run made to itself after it ran out of memory; absent if there were none."""
-        return storage.join(self.root, "remedies.json")
-
-    @property
-    def plan(self) -> str:
-        """The newest plan of the run: its memory and time, and the fields that it chose; absent if none was made."""
-        return storage.join(self.root, "plan.json")
-
-    @property
-    def driver(self) -> str:
-        """A random id of the driver that has the run. Workers of an earlier driver see it change, and end."""
-        return storage.join(self.root, "driver")
-
-    @property
-    def removing(self) -> str:
-        """A marker written before the whole run is removed, and removed last: leftovers can then be recognised."""
-        return storage.join(self.root, "removing.json")
+        return storage.join(self.failures, f"rank-{rank}.json")
 
 
 def made_from(model: str) -> str:

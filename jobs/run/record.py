@@ -60,9 +60,9 @@ def reopen_run(run_root: str, spec: Spec | SweepSpec | CompareSpec) -> JobPaths:
         (int(match[1]) for name in storage.list_names(run_root) if (match := _EARLIER.match(name))), default=0
     )
     kept = (
-        (paths.spec, paths.earlier_spec(number)),
-        (paths.manifest, paths.earlier_manifest(number)),
-        (paths.outcome, paths.earlier_outcome(number)),
+        (paths.spec, paths.earlier("spec", number)),
+        (paths.manifest, paths.earlier("manifest", number)),
+        (paths.outcome, paths.earlier("outcome", number)),
     )
     for newest, earlier in kept:
         if storage.exists(newest):

@@ -8,7 +8,7 @@ from cluster.text import duration, many
 from jobs.errors import InputError
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
-from jobs.run.summary import Now, RunSummary, summarise, utc_now
+from jobs.run.summary import Now, summarise, utc_now
 from jobs.storage import files as storage
 
 
@@ -41,14 +41,12 @@ def ask_to_save(root: str, now: Now = utc_now) -> str:
 def _ask(paths: JobPaths, request: str, then: str, now: Now) -> str:
     """Write the request. Returns a message, with a warning if the run may be dead. Raises InputError."""
     run = summarise(paths, now)
+    if run.status == "unreadable":
+        raise InputError(f"run {run.name}: {run.reason}")
     if run.status not in ("running", "lost"):
-        raise InputError(_has_ended(run))
+        raise InputError(
+            f"run {run.name} has ended: {run.status} after {many(run.step, 'step')}. It can no longer be asked"
+        )
     storage.write_bytes(request, b"fleetune")
     silent = f", if it is alive: it has been silent for {duration(run.silent_s or 0.0)}" if run.status == "lost" else ""
     return f"run {paths.name} will save a checkpoint at its next step, and {then}{silent}"
-
-
-def _has_ended(run: RunSummary) -> str:
-    if run.status == "unreadable":
-        return f"run {run.name}: {run.reason}"
-    return f"run {run.name} has ended: {run.status} after {many(run.step, 'step')}. It can no longer be asked"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import re
@@ -28,6 +29,8 @@ LAST_EVENTS = 10  # shown by `fleetune show`
 
 _RUN_NAME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 Now = Callable[[], datetime.datetime]
+# Fields of an outcome that a summary has too.
+_OF_OUTCOME = {"status", "step", "metrics", "evaluated_step", "reason"}
 
 
 class _Read(Frozen):
@@ -111,48 +114,30 @@ def plan_checks(storage_path: str) -> dict[str, PlanCheck]:
 
 def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
     """Summarise one run with a few small reads. A run with an unreadable outcome has the status `unreadable`."""
+    known: dict[str, Any] = {"name": paths.name, "root": paths.root, "started_at": started_at(paths), "silent_s": None}
     try:
         outcome = read_outcome(paths)
     except (FleetuneError, ValueError) as error:
-        return _summary(paths, "unreadable", None, 0, {}, str(error))
+        return RunSummary(**known, status="unreadable", step=0, metrics={}, reason=str(error))
     if outcome is not None:
-        ended = _summary(paths, outcome.status, None, outcome.step, outcome.metrics, outcome.reason)
-        return ended.model_copy(update={"evaluated_step": outcome.evaluated_step})
+        return RunSummary(**known, **outcome.model_dump(include=_OF_OUTCOME))
     last = newest_record(paths.metrics) or {}
-    written_at = max(
-        (at for at in (_newest(paths.events), _newest(paths.metrics), started_at(paths)) if at), default=None
-    )
+    times = (_newest(paths.events), _newest(paths.metrics), known["started_at"])
+    written_at = max((at for at in times if at), default=None)
     silent_s = max((now() - written_at).total_seconds(), 0.0) if written_at else None
     status = "running" if silent_s is not None and silent_s <= SILENT_AFTER_S else "lost"
-    running = _summary(paths, status, silent_s, int(last.get("step", 0)), _metrics_of(last), None)
-    evaluated = any(name.startswith("eval_") for name in running.metrics)
-    return running.model_copy(update={"evaluated_step": running.step if evaluated else None})
-
-
-def _summary(
-    paths: JobPaths, status: str, silent_s: float | None, step: int, metrics: dict[str, float], reason: str | None
-) -> RunSummary:
-    return RunSummary(
-        name=paths.name,
-        root=paths.root,
-        status=status,
-        started_at=started_at(paths),
-        silent_s=silent_s,
-        step=step,
-        metrics=metrics,
-        reason=reason,
-    )
+    step, metrics = int(last.get("step", 0)), _metrics_of(last)
+    evaluated_step = step if any(name.startswith("eval_") for name in metrics) else None
+    known |= {"silent_s": silent_s, "evaluated_step": evaluated_step}
+    return RunSummary(**known, status=status, step=step, metrics=metrics, reason=None)
 
 
 def started_at(paths: JobPaths) -> datetime.datetime | None:
     """Return the time in the run's name; None if the run was renamed."""
     match = _RUN_NAME.search(paths.name)
-    if not match:
-        return None
-    try:
-        return datetime.datetime.strptime(match.group(1), "%Y%m%d-%H%M%S").replace(tzinfo=datetime.UTC)
-    except ValueError:
-        return None
+    with contextlib.suppress(ValueError):
+        return match and datetime.datetime.strptime(match[1], "%Y%m%d-%H%M%S").replace(tzinfo=datetime.UTC)
+    return None
 
 
 def _newest(folder: str) -> datetime.datetime | None:

@@ -19,7 +19,7 @@ from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven
 from jobs.search.rules.budget import check_budget
-from jobs.search.rules.resuming import check_same_search, stored_sweep
+from jobs.search.rules.checking import check_same_search, stored_sweep
 from jobs.search.rules.varying import check_space, field_meant
 from jobs.search.trials import Trials
 from jobs.spec.checking.overrides import override_value
@@ -138,7 +138,7 @@ class Changes:
     """The changes that users have asked for and that the driver has not applied yet. Each one is a file."""
 
     def __init__(self, paths: JobPaths) -> None:
-        self._paths, self._root = paths, storage.join(paths.root, _CHANGES)
+        self._paths, self._folder = paths, MessageFolder(storage.join(paths.root, _CHANGES), Change)
 
     def ask(self, change: Change) -> None:
         """Ask the driver for a change. Raises SpecError: the change is impossible after those that wait already."""
@@ -146,14 +146,13 @@ class Changes:
         for _, before in self.waiting():
             sweep = changed(sweep, before)
         changed(sweep, change)
-        MessageFolder(self._root).put(f"{time.time_ns():020d}", change)
+        self._folder.put(f"{time.time_ns():020d}", change)
 
     def waiting(self) -> Iterator[tuple[str, Change]]:
         """Yield each waiting change with its name, the oldest first. Raises StorageError."""
-        folder = MessageFolder(self._root)
-        for name in folder.names():
-            yield name, folder.read(name, Change)
+        for name in self._folder.names():
+            yield name, self._folder.read(name)
 
     def done_with(self, name: str) -> None:
         """Remove a change that was applied or refused."""
-        storage.remove_file(storage.join(self._root, f"{name}.json"))
+        self._folder.remove(name)

@@ -38,16 +38,12 @@ class Ledger(Trials):
             self._journal.append({"trial": 0, "total_steps": total_steps, "tokens_per_run": tokens_per_run})
 
     def set_bound(self, greatest: float | None, tokens: int) -> None:
-        """Call `bound` and record it. `tokens`: tokens of the probe."""
-        with self._lock:
-            self.bound(greatest, tokens)
-            self._write({"trial": 0, "greatest_rate": greatest, "tokens": tokens})
+        """Limit the learning rates of later proposals by the probe's result. `tokens`: tokens of the probe."""
+        self._record({"trial": 0, "greatest_rate": greatest, "tokens": tokens})
 
     def set_later(self) -> None:
-        """Call `compare_later` and record it."""
-        with self._lock:
-            self.compare_later()
-            self._write({"trial": 0, "later": True})
+        """Compare trials at the later rung: see `compare_later`."""
+        self._record({"trial": 0, "later": True})
 
     def add(self, values: Mapping[str, Any], without_rungs: bool = False, repeats: int | None = None) -> Trial:
         """Add a trial: make its run's directory and store its values.
@@ -80,13 +76,9 @@ class Ledger(Trials):
         Args:
             spent: what this driver has used so far: its name, seconds, and seconds times GPUs (without GPUs, CPUs).
         """
+        record = {"trial": trial.number, "answer": answer.model_dump(mode="json")}
         with self._lock:
-            self.take(trial, answer)
-            record = {"trial": trial.number, "answer": answer.model_dump(mode="json")}
-            if spent is not None:
-                self.spent[spent[0]] = spent[1:]
-                record["spent"] = list(spent)
-            self._write(record)
+            self._record(record if spent is None else {**record, "spent": list(spent)})
             if trial.is_over:
                 self._conclude(trial)
 
@@ -94,9 +86,8 @@ class Ledger(Trials):
         """Record that the search stops a trial for good. Its checkpoints stay."""
         with self._lock:
             if not trial.is_over:
-                trial.state, trial.reason = "stopped", reason
+                self._record({"trial": trial.number, "stopped": reason})
                 self._conclude(trial)
-                self._write({"trial": trial.number, "stopped": reason})
 
     def search_has_ended(self) -> None:
         """Write the outcomes of paused trials. They stay paused: with a larger budget, the search may continue them."""
@@ -104,8 +95,13 @@ class Ledger(Trials):
             for trial in self.trials.values():
                 if trial.state == "paused":
                     trial.reason = f"only other trials continued after step {trial.step}"
-
                     self._conclude(trial)
+
+    def _record(self, record: Record) -> None:
+        """Apply a record, as a later driver will, and store it."""
+        with self._lock:
+            self.apply(record)
+            self._write(record)
 
     def _write(self, record: Record) -> None:
         self._journal.append(record)

@@ -1,13 +1,15 @@
-"""The trials and steps that the budget of a sweep pays for, and the steps done so far. Pure; light to import."""
+"""What the budget of a sweep pays for: trials, steps and cost; and the steps done so far. Pure; light to import."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from jobs.errors import SpecError
-from jobs.search.rules.auto import LATER
-from jobs.search.rules.budget import BudgetPlan, checked_plan, compared_steps
+from jobs.search.rules.auto import LATER, probe_steps
+from jobs.search.rules.budget import BudgetPlan, checked_plan, compared_steps, most_gangs
 from jobs.search.trials import Trials, most_repeats
+from jobs.spec.sweep import SweepSpec
 
 
 def plan_if_later(trials: Trials) -> BudgetPlan | None:
@@ -25,15 +27,63 @@ def planned_steps(trials: Trials, plan: BudgetPlan) -> int | None:
 
     Each trial is counted with the steps of the base.
     """
-    total, repeats = trials.total_steps, most_repeats(trials.sweep)
-    if trials.sweep.scheduler == "halving" and plan.compared < math.inf:
-        without = trials.sweep.model_copy(update={"cooldown": 0.0})
-        return compared_steps(without, int(plan.compared), total) + (plan.whole_runs + repeats) * total
-    count = min(plan.compared, plan.runs)
-    return None if math.isinf(count) else int((count + repeats) * total)
+    steps = _steps(trials.sweep.model_copy(update={"cooldown": 0.0}), plan, trials.total_steps)
+    return None if math.isinf(steps) else int(steps)
+
+
+def _steps(sweep: SweepSpec, plan: BudgetPlan, total: int) -> float:
+    """Return the optimizer steps of all planned trials and repeats; infinite if only time limits them."""
+    repeats = most_repeats(sweep)
+    if sweep.scheduler == "halving" and plan.compared < math.inf:
+        return compared_steps(sweep, int(plan.compared), total) + (plan.whole_runs + repeats) * total
+    return (min(plan.compared, plan.runs) + repeats) * total
 
 
 def steps_done(trials: Trials) -> int:
     """Return the optimizer steps of all trials so far. With other batches, a trial counts by its share of a run."""
     every = list(trials.trials.values())
     return round(sum(trial.step / trial.total_steps * trials.total_steps for trial in every if trial.total_steps))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a sweep without evaluations, checkpoints and the start of its gangs.
+
+    Attributes:
+        gangs: number of gangs at once.
+        steps: optimizer steps of all trials, cool-downs and repeats, and of the probe.
+        tokens: tokens of these steps, padding included.
+        device_hours: hours of GPUs; of CPUs if the workers have no GPU.
+        least_hours: hours on these gangs, if all of them are busy to the end.
+    """
+
+    gangs: int
+    steps: int
+    tokens: float
+    device_hours: float
+    least_hours: float
+
+
+def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s: float, step_tokens: float) -> Cost:
+    """Predict the cost of the whole budget.
+
+    Args:
+        sweep: a sweep that has its prior.
+        total_steps: optimizer steps of one whole run.
+        gangs: number of gangs that fit on the machines.
+        devices: GPUs of one gang; its CPUs if it has no GPU.
+        step_s: seconds of a step.
+        step_tokens: tokens of a step, padding included.
+
+    Raises:
+        SpecError: the budget does not pay for one trial.
+    """
+    gangs, budget, probe = max(min(gangs, most_gangs(sweep)), 1), sweep.budget, probe_steps(sweep)
+    plan = checked_plan(sweep, total_steps, total_steps * step_tokens, probe)
+    steps = _steps(sweep, plan, total_steps) + (probe if sweep.scheduler == "halving" else 0)
+    if budget.minutes is not None:
+        steps = min(steps, budget.minutes * 60 * gangs / step_s)
+    if budget.gpu_hours is not None:
+        steps = min(steps, budget.gpu_hours * 3600 / (devices * step_s))
+    gang_s = steps * step_s
+    return Cost(gangs, round(steps), steps * step_tokens, gang_s * devices / 3600, gang_s / gangs / 3600)

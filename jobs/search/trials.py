@@ -66,15 +66,18 @@ class Trials:
             StorageError: the ledger cannot be read.
         """
         for record in self._records.new():
-            self._replay(record)
+            self.apply(record)
 
-    def _replay(self, record: Mapping[str, Any]) -> None:
+    def apply(self, record: Mapping[str, Any]) -> None:
+        """Apply one record of the ledger."""
         number = int(record["trial"])
         if "tokens_per_run" in record:
             self.total_steps, self.tokens_per_run = int(record["total_steps"]), float(record["tokens_per_run"])
             return
-        if "greatest_rate" in record:
-            self.bound(record["greatest_rate"], int(record["tokens"]))
+        if "greatest_rate" in record:  # the probe has ended; None: it found no limit
+            self.is_bounded, self.probe_tokens = True, int(record["tokens"])
+            self._greatest = record["greatest_rate"]
+            self.change(self.sweep)
             return
         if "later" in record:
             self.compare_later()
@@ -97,12 +100,6 @@ class Trials:
             self.take(trial, Answer.model_validate(record["answer"]))
         elif "stopped" in record:
             trial.state, trial.reason = "stopped", record["stopped"]
-
-    def bound(self, greatest: float | None, tokens: int) -> None:
-        """Limit the learning rates of later proposals by the probe's result. None: the probe found no limit."""
-        with self._lock:
-            self.is_bounded, self.probe_tokens, self._greatest = True, tokens, greatest
-            self.change(self.sweep)
 
     def change(self, sweep: SweepSpec) -> None:
         """Continue with another spec of the same search."""

@@ -48,13 +48,7 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
     return Outcome(
         status=Status.INTERRUPTED if stopped else Status.SUCCEEDED,
         reason=f"stopped on request after step {result['step']}, {rest}" if stopped else None,
-        step=result["step"],
-        metrics=result["metrics"],
-        evaluated_step=result["evaluated_step"],
-        metrics_before=result["metrics_before"],
-        exported_step=result["exported_step"],
-        exported_metrics=result["exported_metrics"],
-        confusion=result["confusion"],
         model_path=None if stopped else paths.model,
         ended_at=now,
+        **{name: value for name, value in result.items() if name in Outcome.model_fields},
     )

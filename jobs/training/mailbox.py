@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -73,11 +73,11 @@ class Answer(Frozen):
         return self.cooled or self.metrics
 
 
-class MessageFolder:
-    """A folder of messages by name."""
+class MessageFolder(Generic[Message]):
+    """A folder of messages of one kind, by name or number."""
 
-    def __init__(self, root: str) -> None:
-        self._root = root
+    def __init__(self, root: str, kind: type[Message]) -> None:
+        self._root, self._kind = root, kind
         self._poll_s = _POLL_LOCAL_S if storage.is_local(root) else _POLL_REMOTE_S
 
     def names(self) -> list[str]:
@@ -85,47 +85,45 @@ class MessageFolder:
         found = storage.list_names(self._root)
         return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and name[0] != ".")
 
-    def put(self, name: str, message: Frozen) -> None:
+    def put(self, name: str | int, message: Message) -> None:
         storage.write_bytes(self._path(name), message.model_dump_json().encode())
 
-    def has(self, name: str) -> bool:
-        return storage.exists(self._path(name))
+    def read(self, name: str | int) -> Message:
+        return self._kind.model_validate_json(storage.read_bytes(self._path(name)))
 
-    def read(self, name: str, kind: type[Message]) -> Message:
-        return kind.model_validate_json(storage.read_bytes(self._path(name)))
+    def remove(self, name: str) -> None:
+        storage.remove_file(self._path(name))
 
-    def wait(self, name: str, kind: type[Message], look: Callable[[], None] = lambda: None) -> Message:
+    def wait(self, name: str | int, look: Callable[[], None] = lambda: None) -> Message:
         """Wait for a message without a time limit, even while the storage is down.
 
         `look` is called at each poll; an exception from it ends the wait.
         """
         while True:
             with contextlib.suppress(StorageOutage):
-                if self.has(name):
-                    return self.read(name, kind)
+                if storage.exists(self._path(name)):
+                    return self.read(name)
             look()
             time.sleep(self._poll_s)
 
-    def _path(self, name: str) -> str:
-        return storage.join(self._root, f"{name}.json")
+    def _path(self, name: str | int) -> str:
+        return storage.join(self._root, f"{name if isinstance(name, str) else f'{name:06d}'}.json")
 
 
 class TrialMailbox:
     """Requests of the trials of a sweep, and the driver's answers. Both have the same names."""
 
     def __init__(self, root: str) -> None:
-        self.requests = MessageFolder(storage.join(root, "requests"))
-        self.answers = MessageFolder(storage.join(root, "answers"))
+        self.requests = MessageFolder(storage.join(root, "requests"), Request)
+        self.answers = MessageFolder(storage.join(root, "answers"), Answer)
 
 
 class Mailbox:
     """The orders and answers of one gang, numbered from 1."""
 
     def __init__(self, root: str) -> None:
-        self._orders, self._answers = (
-            MessageFolder(storage.join(root, "orders")),
-            MessageFolder(storage.join(root, "answers")),
-        )
+        self.orders = MessageFolder(storage.join(root, "orders"), Order)
+        self.answers = MessageFolder(storage.join(root, "answers"), Answer)
         self._opened = storage.join(root, "open")
 
     def open(self) -> None:
@@ -138,19 +136,3 @@ class Mailbox:
     @property
     def is_open(self) -> bool:
         return storage.exists(self._opened)
-
-    def send(self, number: int, order: Order) -> None:
-        self._orders.put(_name(number), order)
-
-    def answer(self, number: int, answer: Answer) -> None:
-        self._answers.put(_name(number), answer)
-
-    def await_order(self, number: int) -> Order:
-        return self._orders.wait(_name(number), Order)
-
-    def await_answer(self, number: int, look: Callable[[], None]) -> Answer:
-        return self._answers.wait(_name(number), Answer, look)
-
-
-def _name(number: int) -> str:
-    return f"{number:06d}"

@@ -13,6 +13,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from jobs.remedies.hang import Doing, Pulse
@@ -70,6 +71,12 @@ class PulseWriter:
                 os.pwrite(self._handle, json.dumps(vars(self._pulse)).ljust(_BYTES).encode(), 0)
 
 
+def local_files(kind: str, key: str) -> Iterator[Path]:
+    """Yield the files of all workers on this machine's disk."""
+    pattern = local_file(kind, key, "*")
+    return pattern.parent.glob(pattern.name)
+
+
 def local_file(kind: str, key: str, rank: int | str) -> Path:
-    """Return the path of a worker's file on this machine's disk. `rank` may be a pattern."""
+    """Return the path of a worker's file on this machine's disk."""
     return Path(tempfile.gettempdir()) / f"fleetune-{kind}-{key}-{rank}.json"

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from jobs.remedies.hang import Doing, Observations, Pulse, RankState
-from jobs.training.pulse import PULSE, STACKS, local_file
+from jobs.training.pulse import PULSE, STACKS, local_file, local_files
 
 _STACK_WITHIN_S, _POLL_S = 3.0, 0.1
 _LOG_WITHIN_S = 1.0  # a log's storage may block
@@ -83,8 +83,7 @@ def _look(key: str) -> dict[int, RankState]:
 
 def _pulses(key: str) -> list[Pulse]:
     found = []
-    pattern = local_file(PULSE, key, "*")
-    for file in pattern.parent.glob(pattern.name):
+    for file in local_files(PULSE, key):
         with contextlib.suppress(OSError, ValueError, TypeError):
             said = json.loads(file.read_text())
             pulse = Pulse(**said | {"doing": Doing(said["doing"])})

@@ -10,12 +10,10 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from cluster.local.memory import Memory, killed_since, memory_here
-from jobs.training.pulse import PULSE, STACKS, local_file
+from jobs.training.pulse import PULSE, STACKS, local_file, local_files
 
 # Seconds between two records. If the kernel kills another process in this time, this one may seem killed for memory.
 EVERY_S = 5.0
@@ -35,9 +33,9 @@ class Vital:
 class Vitals:
     """Maintains the file of this process inside of a `with` block. Errors of the disk are ignored."""
 
-    def __init__(self, key: str, rank: int, every_s: float = EVERY_S) -> None:
+    def __init__(self, key: str, rank: int) -> None:
         """`key` identifies the driver and cannot be guessed."""
-        self._file, self._rank, self._every_s = local_file(_VITALS, key, rank), rank, every_s
+        self._file, self._rank = local_file(_VITALS, key, rank), rank
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vitals", daemon=True)
 
@@ -53,7 +51,7 @@ class Vitals:
             self._file.unlink()
 
     def _run(self) -> None:
-        while not self._closed.wait(self._every_s):
+        while not self._closed.wait(EVERY_S):
             self._write()
 
     def _write(self) -> None:
@@ -83,12 +81,12 @@ class DeadRanks:
 def dead_ranks(key: str) -> DeadRanks:
     """Read the records that processes with this key have left on this machine, and remove all of their files."""
     found = []
-    for file in _files(_VITALS, key):
+    for file in local_files(_VITALS, key):
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
             said = json.loads(file.read_text())
             found.append(Vital(said["rank"], said["pid"], said["resident_bytes"], tuple(said["kills"])))
             file.unlink()
-    for file in (*_files(PULSE, key), *_files(STACKS, key)):
+    for file in (*local_files(PULSE, key), *local_files(STACKS, key)):
         file.unlink(missing_ok=True)
     return DeadRanks(tuple(found), memory_here())
 
@@ -97,8 +95,3 @@ def resident_bytes() -> int:
     """Return the memory that this process holds now."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _files(kind: str, key: str) -> Iterator[Path]:
-    pattern = local_file(kind, key, "*")
-    return pattern.parent.glob(pattern.name)

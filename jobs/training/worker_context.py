@@ -27,29 +27,23 @@ class WorkerContext(Protocol):
 
     rank: int
     world_size: int
-    local_rank: int
     device: torch.device
     node: str  # Ray's id of the node; without Ray, the host's name
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         """Yield this worker's rows from step `start` on. `rewound`: the same worker group goes back to that step."""
-        ...
 
     def requests(self) -> Requests:
         """Return the requests since the last call. Called at every step, so it must be cheap."""
-        ...
 
     def mark(self, doing: Doing) -> None:
         """Record what the loop does from now on. `steps` itself marks the wait for rows and the start of a step."""
-        ...
 
     def for_run(self, paths: JobPaths, driver: str = "") -> WorkerContext:
         """Return this worker's context for another run, with that run's requests. Close it after that run."""
-        ...
 
     def close(self) -> None:
         """Stop watching for requests."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -81,16 +75,15 @@ class RayGang:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
-        self.local_rank = context.get_local_rank()
         self.node = ray.get_runtime_context().get_node_id()
         self.device = ray.train.torch.get_device() if gpus_per_worker else torch.device("cpu")
         self._paths = paths
-        self._watch = OrderWatch(paths, driver) if self.rank == 0 else None
+        self._watch = OrderWatch(paths, driver, self.rank)
         self._pulse = pulse or PulseWriter("", self.rank)
 
     def for_run(self, paths: JobPaths, driver: str = "") -> RayGang:
         other = copy.copy(self)
-        other._paths, other._watch = paths, OrderWatch(paths, driver) if self.rank == 0 else None
+        other._paths, other._watch = paths, OrderWatch(paths, driver, self.rank)
         return other
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
@@ -111,11 +104,10 @@ class RayGang:
         self._pulse.mark(doing)
 
     def requests(self) -> Requests:
-        return self._watch.requests() if self._watch is not None else Requests()
+        return self._watch.requests()
 
     def close(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
+        self._watch.close()
 
 
 class TorchrunGang:
@@ -129,15 +121,15 @@ class TorchrunGang:
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """`asked_to_stop` returns whether this process got a stop request; the next all-reduce tells other ranks."""
-        self.rank, self.world_size, self.local_rank = world.rank, world.world_size, world.local_rank
+        self.rank, self.world_size = world.rank, world.world_size
         self.node = os.uname().nodename
-        self.device = gang_device(gpus_per_worker, self.local_rank)
-        self._watch = OrderWatch(paths) if self.rank == 0 else None
+        self.device = gang_device(gpus_per_worker, world.local_rank)
+        self._watch = OrderWatch(paths, "", self.rank)
         self._asked_to_stop = asked_to_stop
 
     def for_run(self, paths: JobPaths, driver: str = "") -> TorchrunGang:
         other = copy.copy(self)
-        other._watch = OrderWatch(paths, driver) if self.rank == 0 else None
+        other._watch = OrderWatch(paths, driver, self.rank)
         return other
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
@@ -147,12 +139,11 @@ class TorchrunGang:
         """Do nothing: under torchrun there is no detection of hangs."""
 
     def requests(self) -> Requests:
-        heard = self._watch.requests() if self._watch is not None else Requests()
+        heard = self._watch.requests()
         return replace(heard, stop=heard.stop or self._asked_to_stop())
 
     def close(self) -> None:
-        if self._watch is not None:
-            self._watch.close()
+        self._watch.close()
 
 
 def end_superseded() -> None:
@@ -162,20 +153,21 @@ def end_superseded() -> None:
 
 
 class OrderWatch:
-    """Looks, in a thread of rank 0, for requests in the run's directory and for another driver that has taken the run.
+    """Looks, in a thread on rank 0, for requests in the run's directory and for another driver that has taken the run.
 
     Workers that are cut off from Ray and from their driver may still reach the storage. Another driver that resumes the
     run on other nodes takes much longer to its first step than these workers need to see its id.
     """
 
     def __init__(
-        self, paths: JobPaths, driver: str = "", every_s: float = 1.0, leave: Callable[[], None] = end_superseded
+        self, paths: JobPaths, driver: str, rank: int, every_s: float = 1.0, leave: Callable[[], None] = end_superseded
     ) -> None:
         """For `driver`, see `Job`."""
         self._paths, self._driver, self._every_s, self._leave = paths, driver, every_s, leave
         self._stop = self._save = False
         self._closed = threading.Event()
-        threading.Thread(target=self._run, name="orders", daemon=True).start()
+        if rank == 0:
+            threading.Thread(target=self._run, name="orders", daemon=True).start()
 
     def requests(self) -> Requests:
         save = self._save
@@ -184,7 +176,6 @@ class OrderWatch:
         return Requests(self._stop, save)
 
     def close(self) -> None:
-        """Stop looking."""
         self._closed.set()
 
     def _run(self) -> None:

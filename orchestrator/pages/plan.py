@@ -11,7 +11,7 @@ from jobs.planning.accelerators import GIB
 from jobs.planning.job_plan import JobPlan
 from jobs.planning.strategies import Option
 from jobs.preflight.plan_text import chosen_fields, format_fields, format_missing, format_refusal, format_strategy, gib
-from jobs.search.cost import Cost
+from jobs.search.planned import Cost
 from jobs.search.rules.spec_text import format_sweep
 from jobs.spec.sweep import SweepSpec
 from orchestrator.pages.show import table

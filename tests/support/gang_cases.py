@@ -35,7 +35,7 @@ from jobs.spec.load import load_spec
 from jobs.training.loop import loop
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.warm import serve
-from jobs.training.mailbox import Answer, Mailbox, Order
+from jobs.training.mailbox import Answer, MessageFolder, Order
 from jobs.training.model import export
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.worker_context import Requests, TorchrunGang
@@ -149,18 +149,18 @@ def run_warm(case: dict[str, Any], world: TorchrunWorld) -> None:
     job = Job(spec, case["gang_root"], case["prepared_root"], spec.model.path)
     gang = TorchrunGang(job.paths, 0, world)
     resident: list[float] = []
-    answered, awaited, loss = Mailbox.answer, Mailbox.await_order, loop.loss_sum
+    answered, awaited, loss = MessageFolder.put, MessageFolder.wait, loop.loss_sum
 
-    def noting(self: Mailbox, number: int, answer: Answer) -> None:
+    def noting(self: MessageFolder[Answer], number: int, answer: Answer) -> None:
         resident.append(psutil.Process().memory_info().rss / 1e6)
         answered(self, number, answer)
 
-    def poisoned(self: Mailbox, number: int) -> Order:
+    def poisoned(self: MessageFolder[Order], number: int) -> Order:
         order = awaited(self, number)
         loop.loss_sum = (lambda *of: loss(*of) * float("nan")) if order.run in case["poisoned"] else loss
         return order
 
-    Mailbox.answer, Mailbox.await_order = noting, poisoned  # type: ignore[method-assign]
+    MessageFolder.put, MessageFolder.wait = noting, poisoned  # type: ignore[method-assign,assignment]
     serve(job, gang, 1)
     if gang.rank == 0:
         pathlib.Path(case["memory"]).write_text(json.dumps(resident))

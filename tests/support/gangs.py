@@ -128,7 +128,7 @@ def run_warm_gang(
     mailbox, spec_file = Mailbox(base.paths.root), folder / f"{base.name}.json"
     spec_file.write_bytes(dump_spec(base.spec))
     for number, order in enumerate([*orders, Order(action="end")], 1):
-        mailbox.send(number, order)
+        mailbox.orders.put(number, order)
     case = {
         "spec": str(spec_file),
         "gang_root": base.paths.root,
@@ -144,7 +144,7 @@ def run_warm_gang(
     def missing() -> None:
         raise AssertionError("the gang has ended without this answer")
 
-    return [mailbox.await_answer(number, missing) for number in range(1, len(orders) + 1)]
+    return [mailbox.answers.wait(number, missing) for number in range(1, len(orders) + 1)]
 
 
 def _ask(request: dict[str, Any], output: pathlib.Path) -> None:

@@ -53,8 +53,7 @@ from jobs.storage.journal import Record
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
-from jobs.training.on_ray.fit import fit
-from jobs.training.on_ray.healing import Healing
+from jobs.training.on_ray.fit import Healing, fit
 from jobs.training.vitals import dead_ranks
 from jobs.training.worker_input import Job
 

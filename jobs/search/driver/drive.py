@@ -9,22 +9,23 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
-from cluster.capacity.gang import Gang
 from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
-from jobs.data.order.row_order import StepPlan
 from jobs.data.order.stream import step_plan
-from jobs.data.prepared import Split
+from jobs.data.prepared import Prepared, Split
 from jobs.drivers.finetune.allocation import Assignment
 from jobs.drivers.finetune.machines import places_under_ray
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.ray_driver import connected_as_given
 from jobs.drivers.finetune.stop_relay import StopRelay
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import Interrupted, RunFailed, StorageError
+from jobs.errors import Interrupted, OutOfMemory, RunFailed, StorageError
 from jobs.planning import gang_of
+from jobs.planning.memory import COPIED_BY_TRIALS
 from jobs.preflight.ready import ready_data
+from jobs.preflight.run_plan import Announce, FindPlaces, kept_choice, with_fields, with_planned_fields
 from jobs.run.events import Announcer
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome, Status, read_outcome, write_outcome
@@ -34,16 +35,15 @@ from jobs.run.record import resume_command, write_manifest
 from jobs.search.changes import Changes
 from jobs.search.driver.final import SweepDriver, end_earlier_final_runs, with_final_run
 from jobs.search.driver.gangs import Gangs, end_earlier_gangs, gangs_that_fit
-from jobs.search.driver.planned_base import planned_base
 from jobs.search.driver.searching import Search
-from jobs.search.driver.spending import kind_within
 from jobs.search.ledger import Ledger
 from jobs.search.planned import planned_steps
 from jobs.search.report.summary import summary_lines
 from jobs.search.report.trial_text import leaderboard
 from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
-from jobs.search.rules.varying import engines
-from jobs.spec.finetune import Spec
+from jobs.search.rules.varying import engines, trial_spec
+from jobs.search.spending import kind_within
+from jobs.spec.finetune import PLANNED, Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
@@ -84,18 +84,27 @@ def drive_sweep(
     end_earlier_gangs(drivers)
     end_earlier_final_runs(paths)
     announce("phase", "connecting to Ray", phase="connect")
-    with connected_as_given(sweep.base, _all_workers(sweep, given), address, given, _NEEDED) as inventory:
+    gang = gang_of(sweep.base)  # below, the workers of all gangs that a queue has assigned; without a queue, of one
+    all_workers = replace(gang, num_workers=given.num_workers or gang.num_workers)
+    with connected_as_given(sweep.base, all_workers, address, given, _NEEDED) as inventory:
         facts |= {"nodes": len(inventory.nodes), "cluster_cpus": inventory.cpus, "cluster_gpus": inventory.gpus}
         if not alone:
             keep_actors_here()
         prepared = ready_data(sweep.base, "ray", announce)
         write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
         split = prepared.split("train")
-        _check_lengths_and_budget(sweep, split)  # before the plan and the ledger are written
+
+        def steps_of(job: Spec) -> int:
+            return step_plan(job, split).total_steps
+
+        total_steps = steps_of(sweep.base)  # all checks come before the plan and the ledger are written
+        check_lengths(sweep, steps_of)
+        checked_plan(sweep, total_steps, tokens_per_run(split, sweep.base), 0.0)
         count = _number_of_gangs(sweep, given, alone)
         find_places = functools.partial(places_under_ray, sweep.base, given.places, alone, count)
         base = planned_base(sweep, prepared, find_places, paths, announce)
-        ledger = _opened_ledger(sweep.model_copy(update={"base": base}), split, paths)
+        planned = sweep.model_copy(update={"base": base})
+        ledger = Ledger(planned, paths.root, steps_of, tokens_per_run(split, base))
         plan = checked_plan(ledger.sweep, ledger.total_steps, ledger.tokens_per_run, ledger.probe_steps)
         # A directory for this driver, so that its gangs do not read the orders of earlier drivers.
         own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
@@ -108,7 +117,7 @@ def drive_sweep(
         stop.defer()
         draining = Draining(paths, announce, given.places, stop)
         relay = StopRelay(stop, paths, announce)
-        with _announced_results(ledger, announce), _ended_on_error(gangs):
+        with _concluded(ledger, gangs, announce):
             search = Search(ledger, paths, own, gangs, announce, relay, plan, draining, gives_back)
             search.run()
             outcome = concluded_sweep(search)
@@ -119,12 +128,6 @@ def drive_sweep(
             outcome = with_final_run(ledger, outcome, driver)
     _tell_late_changes(paths, announce)
     return outcome
-
-
-def _all_workers(sweep: SweepSpec, given: Assignment) -> Gang:
-    """Return the workers of all gangs that a queue has assigned, as one gang; without a queue, those of one gang."""
-    gang = gang_of(sweep.base)
-    return replace(gang, num_workers=given.num_workers or gang.num_workers)
 
 
 def _number_of_gangs(sweep: SweepSpec, given: Assignment, alone: bool) -> int:
@@ -150,23 +153,19 @@ def _places_of_one_gang(
     return None if given.places is None else tuple(given.places[worker] for worker in kept)
 
 
-def _check_lengths_and_budget(sweep: SweepSpec, split: Split) -> None:
-    """Check that all trials are long enough to be compared, and that the budget pays for a search. Raises SpecError."""
-    steps = step_plan(sweep.base, split)
-    check_lengths(sweep, lambda spec: step_plan(spec, split).total_steps)
-    checked_plan(sweep, steps.total_steps, tokens_per_run(split, steps), 0.0)
-
-
-def _opened_ledger(sweep: SweepSpec, split: Split, paths: JobPaths) -> Ledger:
-    per_run = tokens_per_run(split, step_plan(sweep.base, split))
-    return Ledger(sweep, paths.root, lambda spec: step_plan(spec, split).total_steps, per_run)
-
-
 @contextlib.contextmanager
-def _announced_results(ledger: Ledger, announce: Announcer) -> Iterator[None]:
-    """Announce the results of the trials when the search has ended, also after an error, and close the ledger."""
+def _concluded(ledger: Ledger, gangs: Gangs, announce: Announcer) -> Iterator[None]:
+    """Announce the results of the trials when the search has ended, also after an error, and close the ledger.
+
+    After an error, end all gangs first.
+    """
     try:
         yield
+    except Interrupted:  # a second signal: Ray ends the gangs, without a wait for them
+        raise
+    except BaseException:
+        gangs.end()
+        raise
     finally:
         if ledger.trials:
             announce("leaderboard", leaderboard(ledger))
@@ -175,16 +174,40 @@ def _announced_results(ledger: Ledger, announce: Announcer) -> Iterator[None]:
         ledger.close()
 
 
-@contextlib.contextmanager
-def _ended_on_error(gangs: Gangs) -> Iterator[None]:
-    """End all gangs if the search fails."""
-    try:
-        yield
-    except Interrupted:  # a second signal: Ray ends the gangs, without a wait for them
-        raise
-    except BaseException:
-        gangs.end()
-        raise
+def planned_base(
+    sweep: SweepSpec, prepared: Prepared, find_places: FindPlaces, paths: JobPaths, announce: Announce
+) -> Spec:
+    """Plan a gang, and return the base with the fields of `train` that the plan chose. Later drivers keep the choice.
+
+    If trials have different engines, nothing is chosen: each engine must fit with the values of the spec.
+
+    Raises:
+        OutOfMemory: the trials, or those with one of the engines, cannot fit.
+    """
+    base, each = sweep.base, engines(sweep)
+    # A trial is not changed after it ran out of memory, so the plan may not change values of the spec either.
+    fixed = base.model_copy(update={"remedies": base.remedies.model_copy(update={"out_of_memory": False})})
+
+    def tell(kind: str, message: str, **data: Any) -> None:
+        data.pop("remaining_s", None)  # of one trial
+        announce(kind, message, **data)
+
+    if each == [{}]:
+        kept = kept_choice(fixed, paths)
+        spec = with_fields(fixed, kept)
+        planned = with_planned_fields(spec, kept, prepared, find_places, paths, tell, copied_bytes=COPIED_BY_TRIALS)
+        return base.model_copy(update={"train": planned.train})
+    places = find_places()
+    for engine in each:
+        spec = trial_spec(fixed, engine)
+        written = spec.train.model_copy(update={name: getattr(spec.train, name) for name in PLANNED})
+        try:
+            spec = spec.model_copy(update={"train": written})
+            with_planned_fields(spec, {}, prepared, lambda: places, paths, tell, copied_bytes=COPIED_BY_TRIALS)
+        except OutOfMemory as error:
+            said = ", ".join(f"{name} {value}" for name, value in engine.items())
+            raise OutOfMemory(f"trials with {said}: {error}") from error
+    return base
 
 
 def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
@@ -194,9 +217,9 @@ def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
             announce("warning", f"{change} came too late. To apply it: {resume_command(paths)}")
 
 
-def tokens_per_run(split: Split, plan: StepPlan) -> float:
+def tokens_per_run(split: Split, job: Spec) -> float:
     """Estimate the tokens of a run from the mean length of a row."""
-    return int(split.index.num_tokens.sum()) * plan.total_rows / max(len(split), 1)
+    return int(split.index.num_tokens.sum()) * step_plan(job, split).total_rows / max(len(split), 1)
 
 
 def concluded_sweep(search: Search) -> Outcome:

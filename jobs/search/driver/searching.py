@@ -21,22 +21,22 @@ from jobs.search.changes import Change, Changes, changed
 from jobs.search.driver.checkpoint_space import limit_checkpoints
 from jobs.search.driver.final import pass_on_save_request
 from jobs.search.driver.gangs import Gangs
-from jobs.search.driver.spending import Spending
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_if_later, planned_steps, steps_done
 from jobs.search.report.trial_text import format_trial, trial_line
 from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, checked_plan, most_to_train
-from jobs.search.rules.resuming import stored_sweep
+from jobs.search.rules.checking import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import trial_spec
+from jobs.search.spending import Spending
 from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader
-from jobs.training.mailbox import Answer, Order, Request, TrialMailbox
+from jobs.training.mailbox import Answer, Order, TrialMailbox
 
 _POLL_S = 0.05
 _LOOK_EVERY_S = 1.0  # for requests and changes; each look asks the storage
@@ -78,8 +78,8 @@ class Search:
         self._changes = Changes(paths)
         self._gives_back = gives_back
         self._ending: threading.Thread | None = None  # ends gangs for which no trial is left
-        self._spending = Spending(ledger, gangs, own.rpartition("/")[2])
-        self._finished = False
+        self._spending = Spending(ledger, lambda: len(gangs.workers_kept), own.rpartition("/")[2])
+        self._finished = threading.Event()  # Ray Tune will ask for no more trials
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # why the search must end, such as that no gang is left
         self._tuner_runs, self._left = threading.Event(), threading.Event()
@@ -124,8 +124,7 @@ class Search:
         self._give_back()
         if self._looks % _NODES_EVERY == 0:
             self._draining.look(leaving_nodes())
-            running = [trial for trial in list(self.ledger.trials.values()) if trial.state == "running"]
-            pass_on_save_request(self.paths, [trial.paths for trial in running])
+            pass_on_save_request(self.paths, [trial.paths for trial in self._running()])
         if self._looks % _STEPS_EVERY == 0:
             self._tell_steps()
 
@@ -159,7 +158,8 @@ class Search:
             from jobs.search.tuning.tuner import Callbacks, make_tuner
 
             self._bound_rate()
-            driver = Callbacks(lambda: len(self.gangs), self.next_kind, self._finish, self._lost, self._left.is_set)
+            finish, left = self._finished.set, self._left.is_set
+            driver = Callbacks(lambda: len(self.gangs), self.next_kind, finish, self._lost, left)
             self._tuner_runs.set()
             make_tuner(self.ledger, self.paths.root, self._own, driver).fit()
         except FleetuneError as error:
@@ -184,15 +184,14 @@ class Search:
         """Decide what kind of trial may start now."""
         if self._failed is not None or self.asked_to_stop():
             return "stopped"
-        return "done" if self._finished else self._spending.next_kind(self._plan)
+        return "done" if self._finished.is_set() else self._spending.next_kind(self._plan)
 
-    def _finish(self) -> None:
-        """Record that Ray Tune will ask for no more trials."""
-        self._finished = True
+    def _running(self) -> list[Trial]:
+        return [trial for trial in list(self.ledger.trials.values()) if trial.state == "running"]
 
     def _tell_steps(self) -> None:
         """Announce the step of each running trial."""
-        for trial in [trial for trial in list(self.ledger.trials.values()) if trial.state == "running"]:
+        for trial in self._running():
             reader = self._readers.setdefault(trial.number, JournalReader(trial.paths.metrics))
             with contextlib.suppress(StorageError):  # asked again at the next look
                 if steps := list(reader.new()):
@@ -201,16 +200,12 @@ class Search:
                     self.announce("phase", said, phase="train", trial=trial.number)
 
     def _serve_requests(self) -> None:
-        names = list[str]()
         with contextlib.suppress(StorageError):  # asked again at the next look
-            names = self._mailbox.requests.names()
-        for name in names:
-            if name in self._seen:
-                continue
-            self._seen.add(name)
-            thread = threading.Thread(target=self._serve, args=(name,), daemon=True)
-            self._serving.append(thread)
-            thread.start()
+            for name in [one for one in self._mailbox.requests.names() if one not in self._seen]:
+                self._seen.add(name)
+                thread = threading.Thread(target=self._serve, args=(name,), daemon=True)
+                self._serving.append(thread)
+                thread.start()
 
     def _serve(self, name: str) -> None:
         """Carry out a request and answer it. An error ends the search: Tune would wait forever for the answer."""
@@ -224,7 +219,7 @@ class Search:
 
     def _answer(self, name: str) -> None:
         """Train as requested, and record the answer. Raises FleetuneError: no gang is left, or the storage fails."""
-        request = self._mailbox.requests.read(name, Request)
+        request = self._mailbox.requests.read(name)
         trial = self.ledger.trials[request.trial]
         answer = self._train(trial)
         self._check_metric(answer)
@@ -314,7 +309,7 @@ class Search:
 
     def _look_at_changes(self) -> None:
         """Apply the changes that users have asked for."""
-        if self._finished:
+        if self._finished.is_set():
             return
         with contextlib.suppress(StorageError):  # the next look tries again
             for name, change in self._changes.waiting():
@@ -356,9 +351,8 @@ class Search:
         """Stop the running trials with a checkpoint, and wait for them."""
         until_s = time.monotonic() + within_s
         while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
-            for trial in list(self.ledger.trials.values()):
-                if trial.state == "running":
-                    with contextlib.suppress(StorageError):  # the next turn tries again
-                        storage.write_bytes(trial.paths.stop_request, b"the sweep is stopped")
+            for trial in self._running():
+                with contextlib.suppress(StorageError):  # the next turn tries again
+                    storage.write_bytes(trial.paths.stop_request, b"the sweep is stopped")
             time.sleep(4 * _POLL_S)
             self._relay.check()

@@ -22,8 +22,7 @@ from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
 from jobs.training.mailbox import Answer, Mailbox, Order
 from jobs.training.on_ray.crash import How
-from jobs.training.on_ray.fit import fit
-from jobs.training.on_ray.healing import Healing
+from jobs.training.on_ray.fit import Healing, fit
 from jobs.training.on_ray.worker import warm_ray_worker
 from jobs.training.worker_input import Job
 
@@ -91,8 +90,8 @@ class WarmGang:
                 raise error
 
         try:
-            self._mailbox.send(number, order)
-            return self._mailbox.await_answer(number, look)
+            self._mailbox.orders.put(number, order)
+            return self._mailbox.answers.wait(number, look)
         except _OrderFailed as error:
             return Answer(status="failed", reason=str(error))
         finally:
@@ -107,7 +106,7 @@ class WarmGang:
             number = self._next
             self._next += 1
         with contextlib.suppress(StorageError):
-            self._mailbox.send(number, Order(action="end"))
+            self._mailbox.orders.put(number, Order(action="end"))
         self._thread.join(_END_S)
         return not self._thread.is_alive()
 

@@ -1,13 +1,24 @@
-"""Checks a sweep before anything is started. Light to import."""
+"""Checks a sweep before anything is started, and completes the spec of a resume. Light to import."""
 
 from __future__ import annotations
 
+import json
+import time
+from typing import Final
+
 from cluster.errors import Mistake
-from jobs.errors import SpecError
+from jobs.errors import InputError, SpecError
+from jobs.run.outcome import read_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.resume import check_not_driven, differences
 from jobs.search.rules.budget import check_budget
 from jobs.search.rules.prior import with_prior
-from jobs.search.rules.varying import check_space
+from jobs.search.rules.varying import check_space, field_meant
+from jobs.spec.load import spec_of
 from jobs.spec.sweep import SweepSpec
+from jobs.storage import files as storage
+
+_FIXED: Final = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
 
 
 def check_sweep(sweep: SweepSpec) -> None:
@@ -32,3 +43,61 @@ def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
     found, source = with_prior(sweep)
     check_space(found)  # again, because the default space depends on the prior
     return found, source
+
+
+def stored_sweep(paths: JobPaths) -> SweepSpec:
+    """Read the spec in a sweep's directory. Raises StorageError: it cannot be read; InputError: it is not a sweep."""
+    spec = spec_of(json.loads(storage.read_bytes(paths.spec)))
+    if not isinstance(spec, SweepSpec):
+        raise InputError(f"{paths.root} is not a sweep")
+    return spec
+
+
+def with_stored_values(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = True) -> SweepSpec:
+    """Fill in space and prior from the stored spec of a sweep if the given spec leaves them out.
+
+    Args:
+        by_hand: a user resumes the sweep. A queue (False) submits the original spec, so the stored one is used, which
+            may have been changed while the sweep ran.
+    """
+    before = stored_sweep(paths)
+    if not by_hand:
+        return before
+    known = {field_meant(name): value for name, value in before.prior.items()}
+    same = all(known.get(field_meant(name)) == value for name, value in sweep.prior.items())
+    update = {"space": sweep.space or before.space, "prior": before.prior if same else sweep.prior}
+    return sweep.model_copy(update=update)
+
+
+def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = False) -> None:
+    """Raise SpecError if the spec is of another search, or InputError if the sweep still has a driver.
+
+    Args:
+        alone: the caller knows that the sweep has no driver any more.
+    """
+    before = stored_sweep(paths)
+    if read_outcome(paths) is None and not alone:
+        check_not_driven(paths, time.time())
+    check_same_search(before, now)
+
+
+def check_same_search(before: SweepSpec, now: SweepSpec) -> None:
+    """Raise SpecError if trials of the two specs could not be compared."""
+    changed = [f"base.{line}" for line in differences(before.base, now.base)]
+    if before.algorithm == "grid" and before.space != now.space:
+        changed.append("space: the trials of a grid are numbered by it")
+    if only_one := set(before.dimensions) ^ set(now.dimensions):
+        changed.append(f"space: only one of the two specs has {', '.join(sorted(only_one))}")
+    for name in before.dimensions.keys() & now.dimensions.keys():
+        if isinstance(before.dimensions[name], tuple) != isinstance(now.dimensions[name], tuple):
+            changed.append(f"space.{name}: a range cannot become a list, nor a list a range")
+    for name in _FIXED:
+        if (old := getattr(before, name)) != (new := getattr(now, name)):
+            changed.append(f"{name}: {old} -> {new}")
+    if changed:
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise SpecError(
+            "the sweep cannot be resumed with this spec, because its trials could not be compared (before -> now):\n"
+            f"{lines}\nThe budget, seeds, num_gangs, then, checkpoints_gb and the ends of ranges may change. Take "
+            "these back, or start a new sweep"
+        )

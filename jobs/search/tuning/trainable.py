@@ -7,7 +7,7 @@ from typing import Any
 
 from ray import tune
 
-from jobs.training.mailbox import Answer, Request, TrialMailbox
+from jobs.training.mailbox import Request, TrialMailbox
 
 
 class GangTrial(tune.Trainable):  # type: ignore[misc]  # ray carries no types
@@ -24,7 +24,7 @@ class GangTrial(tune.Trainable):  # type: ignore[misc]  # ray carries no types
     def step(self) -> dict[str, Any]:
         name = f"{self._trial:04d}-{self._rung:02d}-{secrets.token_hex(4)}"
         self._mailbox.requests.put(name, Request(trial=self._trial))
-        answer = self._mailbox.answers.wait(name, Answer)
+        answer = self._mailbox.answers.wait(name)
         self._rung += 1
         return {
             "rung": self._rung,

@@ -100,12 +100,11 @@ class Checkpointer:
         return self._writing is not None and self._writing.error is not None
 
     @property
-    def writing_for_s(self) -> float:
-        return time.monotonic() - self._writing.began_at if self._writing is not None else 0.0
-
-    @property
-    def writing_step(self) -> int | None:
-        return self._writing.step if self._writing is not None else None
+    def under_way(self) -> str:
+        """The newest write, as a clause for people."""
+        assert self._writing is not None
+        seconds = time.monotonic() - self._writing.began_at
+        return f"that of step {self._writing.step} is still being written ({seconds:.0f} s)"
 
     def save(self, step: int, fields: dict[str, Any], buffers: dict[str, torch.Tensor]) -> None:
         """Copy the state of `step` and write it in a thread. Every rank must call it, and none may be busy.

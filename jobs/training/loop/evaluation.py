@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
@@ -27,6 +28,7 @@ from jobs.training.loop.metrics import (
 from jobs.training.model.batch import Batch, collate, model_logits
 from jobs.training.worker_context import WorkerContext
 
+Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # see `EvalPrediction`
 _MOST_LOGITS = 2**26  # logits of one forward pass: 256 MiB in fp32
 
 
@@ -55,7 +57,7 @@ class Evaluator:
             MetricFailed: a metric function of the user failed; raised on all ranks.
         """
         own = own_functions(self.metrics)
-        tally, kept = _Tally(self.spec.num_labels or 0), _Predictions(bool(own))
+        tally, pairs = _Tally(self.spec.num_labels or 0), list[Pair]()
         engine.eval()
         try:
             rounds = list(shares(len(self.split), self.rows_at_once(engine), gang.world_size))
@@ -64,12 +66,13 @@ class Evaluator:
                 batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device, self.unpack)
                 logits = model_logits(engine, batch, self.spec.model.task)
                 tally.add(logits, batch)
-                kept.add(logits, batch)
+                if own:
+                    pairs.append(_pair_of(logits, batch))
         finally:
             engine.train()
         sums = tally.over_all_ranks(gang.device)
         metrics = metrics_of(self.metrics, sums)
-        return metrics | (kept.judged_by(own) if own else {}), confusion_of(sums)
+        return metrics | (_judged(pairs, own) if own else {}), confusion_of(sums)
 
     def rows_at_once(self, engine: torch.nn.Module) -> int:
         """Return the rows of a forward pass. It must be equal on all ranks, which gather the weights together."""
@@ -122,44 +125,36 @@ class _Tally:
         return Sums(loss, targets, correct, rows, exact, confusion)
 
 
-class _Predictions:
-    """Keeps the predictions for the user's metric functions."""
+def _pair_of(logits: torch.Tensor, batch: Batch) -> Pair:
+    """Return what the user's metric functions get of a batch: predictions and targets of its rows with a target."""
+    targets = batch.targets
+    predicted = logits.argmax(-1) if targets.dim() == 2 else logits.float()  # (rows, columns) of a language model
+    real = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1)
+    return predicted[real].cpu().numpy(), targets[real].cpu().numpy()
 
-    def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted
-        self._pairs: list[tuple[Any, Any]] = []
 
-    def add(self, logits: torch.Tensor, batch: Batch) -> None:
-        if not self._wanted:
-            return
-        causal = batch.targets.dim() == 2
-        predicted = logits.argmax(-1) if causal else logits.float()
-        targets = batch.targets
-        real = (targets != IGNORE_INDEX).reshape(len(targets), -1).any(-1)
-        self._pairs.append((predicted[real].cpu().numpy(), targets[real].cpu().numpy()))
+def _judged(pairs: list[Pair], functions: dict[str, Callable[[EvalPrediction], Any]]) -> dict[str, float]:
+    """Gather all predictions on rank 0, call the user's functions there once, and send the result to every rank.
 
-    def judged_by(self, functions: dict[str, Callable[[EvalPrediction], Any]]) -> dict[str, float]:
-        """Gather all predictions on rank 0, call the functions there once, and send the result to every rank.
-
-        Raises:
-            MetricFailed: a function failed; raised on all ranks.
-        """
-        rank = dist.get_rank()
-        gathered: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
-        dist.gather_object(self._pairs, gathered)
-        answer: list[Any] = [None]
-        if gathered is not None:
-            try:
-                given = _in_order(gathered)
-                answer[0] = {}
-                for name, function in functions.items():
-                    answer[0] |= apply_own(name, function, given)
-            except DataError as error:
-                answer[0] = str(error)
-        dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], str):
-            raise MetricFailed(answer[0])
-        return cast(dict[str, float], answer[0])
+    Raises:
+        MetricFailed: a function failed; raised on all ranks.
+    """
+    rank = dist.get_rank()
+    gathered: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
+    dist.gather_object(pairs, gathered)
+    answer: list[Any] = [None]
+    if gathered is not None:
+        try:
+            given = _in_order(gathered)
+            answer[0] = {}
+            for name, function in functions.items():
+                answer[0] |= apply_own(name, function, given)
+        except DataError as error:
+            answer[0] = str(error)
+    dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], str):
+        raise MetricFailed(answer[0])
+    return cast(dict[str, float], answer[0])
 
 
 def _in_order(gathered: list[Any]) -> EvalPrediction:

@@ -70,8 +70,5 @@ def tell_stop(run: Run, state: LoopState) -> None:
 
 
 def _tell(run: Run, state: LoopState, report: RemedyReport, **facts: Any) -> None:
-    report.tell(run.reporter.event, step=state.step, **facts, **_losses(state))
-
-
-def _losses(state: LoopState) -> dict[str, Any]:
-    return {"general_loss_before": state.metrics_before[GENERAL_LOSS], "general_loss": state.metrics[GENERAL_LOSS]}
+    losses = {"general_loss_before": state.metrics_before[GENERAL_LOSS], "general_loss": state.metrics[GENERAL_LOSS]}
+    report.tell(run.reporter.event, step=state.step, **facts, **losses)

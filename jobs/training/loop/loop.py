@@ -51,7 +51,7 @@ from jobs.training.loop.watching import check_skips, counted, tell_summary, upda
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
-from jobs.training.model.packing import rows_are_unpacked
+from jobs.training.model.isolation import rows_are_unpacked
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
@@ -356,7 +356,7 @@ def finish(run: Run, state: LoopState) -> LoopState:
     run.reporter.event("phase", "exporting the model", phase="export")
     run.engine.partitions.release()  # frees the memory that reading the model back needs
     give_back_freed_memory()
-    difference = run.engine.export(run.job, run.gang, fixed_rows(run), run.pad_token_id)
+    difference = run.engine.export(run.job, run.gang, fixed_rows(run))
     run.reporter.event(
         "exported",
         f"model exported and read back: logits differ by at most {difference:.1e} of their largest",

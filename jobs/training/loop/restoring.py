@@ -18,7 +18,7 @@ from jobs.remedies.outliers import Rollback, after_rollback, rollback_report, ta
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
 from jobs.training.loop.saving import StepSignals, bests
-from jobs.training.loop.state import LoopState, Run
+from jobs.training.loop.state import SAVED, LoopState, Run
 
 # Relative deviation that the first loss may have from the logged one. In fp32 only the order of sums can change.
 _TOLERANCE = {"fp32": 1e-3, "bf16": 5e-2, "fp16": 5e-2}
@@ -58,20 +58,10 @@ def _state_at(run: Run, commit: Commit) -> LoopState:
 
 
 def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
-    return LoopState(
-        step=commit.step,
-        loss=commit.loss,
-        metrics={} if commit.evaluated_at is None else commit.metrics,
-        metrics_before=commit.metrics_before,
-        rate_cuts=commit.rate_cuts,
-        replay_raises=commit.replay_raises,
-        evaluated_at=commit.evaluated_at,
-        best=commit.best,
-        set_aside=commit.set_aside,
-        history=commit.history,
-        chain=from_hex(commit.chain),
-        expected_loss=expected_loss,
-    )
+    saved: dict[str, Any] = {name: getattr(commit, name) for name in SAVED}
+    if commit.evaluated_at is None:
+        saved["metrics"] = {}
+    return LoopState(step=commit.step, chain=from_hex(commit.chain), expected_loss=expected_loss, **saved)
 
 
 def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) -> LoopState:

@@ -16,7 +16,7 @@ from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import Best, better_first
 from jobs.spec.evaluation import Checkpoint
 from jobs.spec.finetune import Spec
-from jobs.training.loop.state import LoopState, Run
+from jobs.training.loop.state import SAVED, LoopState, Run
 
 _HALF = 2**32  # a 64-bit sum is sent as two halves, which float64 adds exactly
 
@@ -83,8 +83,7 @@ def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
         if not state.save_due:
             run.reporter.event(
                 "warning",
-                f"the checkpoint of step {state.step} is put off: that of step {run.checkpoints.writing_step} is "
-                f"still being written ({run.checkpoints.writing_for_s:.0f} s)",
+                f"the checkpoint of step {state.step} is put off: {run.checkpoints.under_way}",
                 step=state.step,
             )
         return replace(state, save_due=True)
@@ -163,16 +162,8 @@ def save(run: Run, state: LoopState) -> None:
         "per_device_train_batch_size": run.batching.per_device,
         "precision": run.engine.precision,
         "loss_scaler": run.engine.loss_scaler(),
-        "loss": state.loss,
-        "metrics": state.metrics,
-        "evaluated_at": state.evaluated_at,
-        "metrics_before": state.metrics_before,
-        "best": state.best,
-        "set_aside": state.set_aside,
-        "history": state.history,
-        "rate_cuts": state.rate_cuts,
-        "replay_raises": state.replay_raises,
         "chain": to_hex(state.chain),
         "data_fingerprint": run.data_fingerprint,
+        **{name: getattr(state, name) for name in SAVED},
     }
     run.checkpoints.save(state.step, fields, run.engine.buffers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,11 @@ from jobs.training.model.engine import Engine
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
+
+# Fields of `LoopState` that a checkpoint's `Commit` has under the same names.
+SAVED: Final = (
+    "loss", "metrics", "metrics_before", "evaluated_at", "best", "set_aside", "history", "rate_cuts", "replay_raises",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,8 @@ from jobs.errors import Diverged, MetricFailed
 from jobs.model_files.directory import local_model_dir
 from jobs.spec.finetune import Spec
 from jobs.spec.remedies import Forgetting
-from jobs.training.loop.cooldown import cooled_down, on_host
 from jobs.training.loop.loop import begun, finish, load, ready, told_before_training, train_steps
-from jobs.training.loop.rate_probe import losses_along_first_step
+from jobs.training.loop.measuring import cooled_down, losses_along_first_step, on_host
 from jobs.training.loop.restoring import restored
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.mailbox import Answer, Mailbox, Order, Status
@@ -77,11 +76,11 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
     if gang.rank == 0:
         mailbox.open()
     number = first
-    while (order := mailbox.await_order(number)).action != "end":
+    while (order := mailbox.orders.wait(number)).action != "end":
         began_s = time.monotonic()
         answer = runner.carry_out(order)
         if gang.rank == 0:
-            mailbox.answer(number, answer.model_copy(update={"seconds": time.monotonic() - began_s}))
+            mailbox.answers.put(number, answer.model_copy(update={"seconds": time.monotonic() - began_s}))
         number += 1
     return LoopState(step=number - first)
 

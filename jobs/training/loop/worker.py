@@ -52,6 +52,7 @@ def guarded(job: Job, gang: WorkerContext, loop: Callable[[Job, WorkerContext], 
 
 
 def result_of(state: LoopState) -> Record:
+    """Return fields of `Outcome`, and `stopped`, `kept` and `facts`: what `jobs.training.ending.outcome_of` reads."""
     return {
         "step": state.step,
         "stopped": state.stopped,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.planning.batching import Batching
+from jobs.planning import plan_batching
 from jobs.planning.memory import SUB_GROUP_SIZE
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 from jobs.spec.zero import Zero
 
 
-def deepspeed_config(spec: Spec, batching: Batching, precision: Precision) -> dict[str, Any]:
+def deepspeed_config(spec: Spec, precision: Precision) -> dict[str, Any]:
     """The configuration of the engine.
 
     The learning rate here is the peak; the loop sets the rate of each step. Weight decay is set per group.
     """
-    train = spec.train
+    train, batching = spec.train, plan_batching(spec)
     # torch's AdamW needs no compiler at the start, and no temporaries if it is fused. An offloaded optimizer is
     # DeepSpeed's, which runs on the host.
     on_device = train.zero.offload_optimizer is None

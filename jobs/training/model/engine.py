@@ -1,15 +1,15 @@
 """The DeepSpeed engine.
 
-Only this module, `partitions`, `sharding`, `update_gate` and `export` depend on DeepSpeed's internals.
+Only this module, `partitions`, `sharding` and `export` depend on DeepSpeed's internals.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,19 +18,17 @@ import torch.distributed as dist
 from cluster.text import many
 from jobs.errors import DataError, RunFailed
 from jobs.model_files.directory import local_model_dir
-from jobs.planning import plan_batching
 from jobs.planning.precision import Precision, precision_of
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.training.model.adapters import load_model, with_adapter_of
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.deepspeed_config import deepspeed_config
-from jobs.training.model.export import Weights, export_adapter, export_model, verify_export
+from jobs.training.model.export import Weights, export_model, verify_export
 from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_memory
 from jobs.training.model.load import DTYPES, load_base, parameter_groups, weight_decay_of
 from jobs.training.model.partitions import Partitions
-from jobs.training.model.sharding import gather_data_dependent_modules, loads_in_shards
-from jobs.training.model.update_gate import UpdateGate
+from jobs.training.model.sharding import gather_data_dependent_modules, sharded_loading
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
@@ -41,17 +39,11 @@ _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 def build_engine(spec: Spec, model_dir: str, gang: WorkerContext, pad_token_id: int) -> Engine:
     """Load the model and wrap it in an engine. Every rank must call it, inside a joined process group."""
     deepspeed = import_deepspeed(gang.device)
-    from transformers.integrations import HfDeepSpeedConfig
-    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
     deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", verbose=False)
     has_bf16 = gang.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = precision_of(spec.train, has_bf16)
-    config = deepspeed_config(spec, plan_batching(spec), precision)
-    unset_hf_deepspeed_config()  # may be set by an earlier run in this process
-    # As long as this object exists, transformers shards weights while it reads them.
-    in_shards = spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir)
-    sharding = HfDeepSpeedConfig(config) if in_shards else None
+    config = deepspeed_config(spec, precision)
+    sharding = sharded_loading(spec, model_dir, config)
     model = load_model(spec, model_dir, precision, pad_token_id)
     if spec.train.zero.stage == 3:
         gather_data_dependent_modules(model)
@@ -107,6 +99,30 @@ def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:
     return 4 * max(parameter, spec.train.per_device_train_batch_size * spec.data.seq_len * vocabulary)
 
 
+class UpdateGate:
+    """Replaces the optimizer's `step`, which DeepSpeed calls for each flat partition, and may skip an update.
+
+    At this call every ZeRO stage has computed the norm of the gradient over all ranks, and has not changed anything.
+    After a skipped update DeepSpeed copies the unchanged weights and frees the gradients as after any step. The loss
+    scale of fp16 stays, because DeepSpeed does not see a skipped update as an overflow.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._zero = engine.optimizer
+        adam = self._zero.optimizer
+        self._update, adam.step = adam.step, self
+        self._veto: Callable[[float], bool] | None = None
+        self._open: bool | None = None  # None: not decided yet
+
+    def begin(self, veto: Callable[[float], bool] | None) -> None:
+        self._veto, self._open = veto, None
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        if self._open is None:
+            self._open = self._veto is None or not self._veto(float(self._zero._global_grad_norm))
+        return self._update(*arguments, **named) if self._open else None
+
+
 @dataclass(frozen=True)
 class Engine:
     """A model in training."""
@@ -153,13 +169,9 @@ class Engine:
 
         Every rank must call it. The model is loaded again, because the seed decides weights that its directory lacks.
         """
-        from transformers.integrations import HfDeepSpeedConfig
         from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-        unset_hf_deepspeed_config()
-        config = deepspeed_config(spec, plan_batching(spec), self.precision)
-        in_shards = spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir)
-        sharding = HfDeepSpeedConfig(config) if in_shards else None
+        sharding = sharded_loading(spec, model_dir, deepspeed_config(spec, self.precision))
         named = dict(load_model(spec, model_dir, self.precision, self.pad_token_id).named_parameters())
         del sharding
         unset_hf_deepspeed_config()
@@ -203,7 +215,7 @@ class Engine:
         norm = self.module.get_global_grad_norm()
         return None if norm is None else float(norm)
 
-    @cached_property
+    @functools.cached_property
     def partitions(self) -> Partitions:
         """This rank's part of the training state, which a checkpoint stores."""
         return Partitions.of(self.module)
@@ -239,13 +251,12 @@ class Engine:
             if found != expected:
                 raise RunFailed(f"after the checkpoint was read, the optimizer has {found} for {name}, not {expected}")
 
-    def export(self, job: Job, gang: WorkerContext, rows: Any, pad_token_id: int) -> float:
+    def export(self, job: Job, gang: WorkerContext, rows: Any) -> float:
         """Write job.paths.model and read it back. Returns the largest difference of logits (see `verify_export`)."""
-        dtype = DTYPES[self.precision]
-        task = self.spec.model.task
+        dtype, task = DTYPES[self.precision], self.spec.model.task
         # One row at a time, with few targets: beside the training state, whole rows of logits do not fit into memory.
         batches = [
-            collate(rows.slice(number, 1), task, pad_token_id, gang.device).with_few_columns(_COMPARED_TARGETS)
+            collate(rows.slice(number, 1), task, self.pad_token_id, gang.device).with_few_columns(_COMPARED_TARGETS)
             for number in range(rows.num_rows)
         ]
 
@@ -259,48 +270,33 @@ class Engine:
         model_dir, is_full = local_model_dir(job.model), self.spec.method.kind == "full"
         if gang.rank == 0:  # an export that was interrupted, or an older one, may have other files
             storage.remove_dir(job.paths.model)
-        if is_full:
-            export_model(self.module, job.paths.model, model_dir, gang.rank, dtype)
-        else:
-            export_adapter(self.module, job.paths.model, model_dir, gang.rank)
+        export_model(self.module, job.paths.model, model_dir, gang.rank, dtype, is_full)
         size = sum(size for _, size in Weights(self.module.module).sizes)
-        load = _Reload(self.spec, self.precision, gang.device, pad_token_id, None if is_full else model_dir)
+        load = functools.partial(self._reloaded, None if is_full else model_dir, gang.device)
         difference = verify_export(job.paths.model, dtype, size, living, run, load, gang.rank)
         self.module.train()
         return difference
 
+    def _reloaded(self, base: str | None, device: torch.device, folder: str, sharded: bool) -> Any:
+        """Read an exported directory back, sharded over the gang or whole in this process.
 
-@dataclass(frozen=True)
-class _Reload:
-    """Reads an exported directory back, sharded over the gang or whole in this process."""
-
-    spec: Spec
-    precision: Precision
-    device: torch.device
-    pad_token_id: int
-    base: str | None  # directory of the frozen model, if the exported directory holds an adapter
-
-    def __call__(self, folder: str, sharded: bool) -> Any:
+        Args:
+            base: directory of the frozen model, if the exported directory holds an adapter.
+        """
         import deepspeed
-        from transformers.integrations import HfDeepSpeedConfig
-        from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
+        config = deepspeed_config(self.spec, self.precision)
+        del config["optimizer"]
+        sharding = sharded_loading(self.spec, base or folder, config) if sharded else None
+        model, _ = load_base(self.spec, base or folder, self.precision, self.pad_token_id)
+        model = model if base is None else with_adapter_of(model, folder, in_fp32=False)
         if not sharded:
-            return self._read(folder).to(self.device)
-        config = deepspeed_config(self.spec, plan_batching(self.spec), self.precision)
-        config = {key: value for key, value in config.items() if key != "optimizer"}
-        sharding = HfDeepSpeedConfig(config)
-        unset_hf_deepspeed_config()
-        if loads_in_shards(self.spec, self.base or folder):
-            set_hf_deepspeed_config(sharding)
-        engine, *_ = deepspeed.initialize(model=self._read(folder), config=config)
+            return model.to(device)
+        engine, *_ = deepspeed.initialize(model=model, config=config)
         engine.kept_alive = sharding
         return engine
-
-    def _read(self, folder: str) -> Any:
-        model, _ = load_base(self.spec, self.base or folder, self.precision, self.pad_token_id)
-        return model if self.base is None else with_adapter_of(model, folder, in_fp32=False)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

@@ -153,27 +153,19 @@ class Weights:
                 yield name, parameters[name].data
 
 
-def export_adapter(engine: Any, folder: str, model_dir: str, rank: int) -> None:
-    """Write the adapter in training to `folder`. Every rank must call it; rank 0 writes."""
-    tensors = Weights(engine.module).gathered(trained_names(engine.module))
-    if rank == 0:
-        write_adapter(folder, engine.module, tensors, model_dir)
-    else:
+def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: torch.dtype, is_full: bool) -> None:
+    """Write the model in training, or only its adapter, to `folder`. Every rank must call it; rank 0 writes."""
+    model, weights = engine.module, Weights(engine.module)
+    naming = naming_of(model, weights.empty, tensor_names(model_dir)) if is_full else None
+    tensors = weights.gathered(trained_names(model) if naming is None else naming.order)
+    if rank != 0:
         for _ in tensors:
             pass
-    dist.barrier()
-
-
-def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: torch.dtype) -> None:
-    """Write the model in training to `folder`. Every rank must call it; rank 0 writes."""
-    weights = Weights(engine.module)
-    naming = naming_of(engine.module, weights.empty, tensor_names(model_dir))
-    if rank == 0:
-        write_weights(folder, naming.sizes, naming.converted(weights.gathered(naming.order)))
-        write_config(folder, engine.module, model_dir, dtype)
+    elif naming is None:
+        write_adapter(folder, model, tensors, model_dir)
     else:
-        for _ in weights.gathered(naming.order):
-            pass
+        write_weights(folder, naming.sizes, naming.converted(tensors))
+        write_config(folder, model, model_dir, dtype)
     dist.barrier()
 
 

@@ -22,6 +22,24 @@ def loads_in_shards(spec: Spec, model_dir: str) -> bool:
     return not _looks_at_shapes(empty_model(spec, model_dir))
 
 
+def sharded_loading(spec: Spec, model_dir: str, config: dict[str, Any]) -> Any:
+    """Make transformers shard the weights of a model while it reads them, if it can and ZeRO-3 is on.
+
+    An earlier call has no effect any more.
+
+    Args:
+        config: as `deepspeed_config` returns it.
+
+    Returns:
+        An object to keep: transformers shards as long as it exists. None: models are loaded whole.
+    """
+    from transformers.integrations import HfDeepSpeedConfig
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    return HfDeepSpeedConfig(config) if spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir) else None
+
+
 def gather_data_dependent_modules(model: torch.nn.Module) -> None:
     """Make ZeRO-3 gather the experts of a layer together, and also the indexer of sparse attention.
 

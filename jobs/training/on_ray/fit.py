@@ -1,4 +1,4 @@
-"""Runs one worker group on Ray, from its start to its end: the settings of Ray Train, and its result.
+"""Runs one worker group on Ray, from its start to its end: the settings of Ray Train, its result, and its replacement.
 
 Ray Train restarts nothing here. `ray_driver` decides whether to start another group, because it knows the checkpoints
 and the nodes that a queue has assigned.
@@ -35,6 +35,9 @@ _FAILURE_GRACE_S = 10.0
 _MEMORY_GRACE_S = 2.0  # the same if a rank ran out of memory, which explains any error that the others would report
 _OF_ARROW = ("file", "s3", "gs", "gcs", "abfs", "abfss")  # protocols that Ray Train opens by itself
 _LEAVES_WITHIN_S = 2.0  # for Ray Train's thread to end the workers, before the driver shuts Ray down
+
+# Workers are replaced after this many losses without a newer checkpoint. After one more, the queue tries other nodes.
+MOST_LOSSES = 3
 
 
 def fit(
@@ -169,3 +172,20 @@ def _storage_of(root: str) -> dict[str, Any]:
 
     fs, inner = storage.filesystem(root)
     return {"storage_path": inner, "storage_filesystem": PyFileSystem(FSSpecHandler(fs))}
+
+
+class Healing:
+    """Counts how often this driver has lost workers."""
+
+    def __init__(self, newest: Callable[[], int], most: int = MOST_LOSSES) -> None:
+        """`newest` returns the step of the newest checkpoint, or 0."""
+        self._newest, self._most = newest, most
+        self._step, self.losses = newest(), 0
+
+    def may_go_on(self) -> bool:
+        """Count one more loss. Returns whether the workers may be started again."""
+        step = self._newest()
+        if step > self._step:
+            self._step, self.losses = step, 0
+        self.losses += 1
+        return self.losses <= self._most

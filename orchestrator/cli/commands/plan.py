@@ -18,7 +18,7 @@ from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
 from jobs.run.find import storage_root
 from jobs.run.outcome import event
 from jobs.run.summary import plan_checks
-from jobs.search.cost import Cost, cost_of
+from jobs.search.planned import Cost, cost_of
 from jobs.search.rules.checking import checked_sweep
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec

@@ -19,7 +19,7 @@ from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.run.run_plan import read_plan
-from jobs.search.driver.planned_base import planned_base
+from jobs.search.driver.drive import planned_base
 from jobs.search.rules.varying import trial_spec
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec

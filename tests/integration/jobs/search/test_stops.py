@@ -111,7 +111,7 @@ def test_a_change_on_the_way_makes_the_budget_larger(tmp_path: Path, monkeypatch
     assert search.next_kind() == "compared" and search.ledger.sweep.budget.trials == 5
     kept = load_sweep(search.paths.spec)
     assert kept is not None and kept.budget.trials == 5 and not list(changes.waiting())
-    search._finish()  # Ray Tune asks for no trial any more
+    search._finished.set()  # Ray Tune asks for no trial any more
     changes.ask(Change(more={"trials": 1}))
 
     search._look_at_changes()

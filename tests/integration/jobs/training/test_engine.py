@@ -30,7 +30,7 @@ spec, store = load_spec(sys.argv[1]), sys.argv[2]
 if len(sys.argv) > 3:
     memory.SUB_GROUP_SIZE = deepspeed_config.SUB_GROUP_SIZE = int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-gang = types.SimpleNamespace(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
+gang = types.SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"))
 try:
     engine = build_engine(spec, spec.model.path, gang, pad_token_id=0)
 except DataError as error:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from jobs.errors import DataError, RunFailed
 from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
-from jobs.training.on_ray.healing import Healing
+from jobs.training.on_ray.fit import Healing
 from jobs.training.vitals import Vitals, dead_ranks, resident_bytes
 from tests.support import tiny
 

@@ -29,8 +29,7 @@ from jobs.training.checkpoint.reader import check_same_model
 from jobs.training.loop import restoring
 from jobs.training.loop.saving import StepSignals, best_of, best_score, bests, pack_signals, unpack_signals
 from jobs.training.loop.state import LoopState
-from jobs.training.model.engine import Engine
-from jobs.training.model.update_gate import UpdateGate
+from jobs.training.model.engine import Engine, UpdateGate
 from tests.support import tiny
 
 PLAN = StepPlan(Order(100, 64, 7), 8, 30, 240)

@@ -155,7 +155,7 @@ def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
 
 def test_workers_end_once_another_driver_has_taken_their_run(job: Job) -> None:
     ended = threading.Event()
-    OrderWatch(job.paths, take_run(job.paths), every_s=0.01, leave=ended.set)
+    OrderWatch(job.paths, take_run(job.paths), 0, every_s=0.01, leave=ended.set)
     assert not ended.wait(0.2)
     take_run(job.paths)
     assert ended.wait(60.0)

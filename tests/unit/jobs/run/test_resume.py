@@ -248,8 +248,8 @@ def test_reopened_run_keeps_what_was_and_is_rid_of_what_would_stop_it(spec: Spec
         spec = changed(spec, name=f"{spec.name}-again")
         assert reopen_run(paths.root, spec) == paths
     assert load_spec(paths.spec).name == "run-again-again"
-    assert [load_spec(paths.earlier_spec(number)).name for number in (1, 2)] == ["run", "run-again"]
-    assert json.loads(storage.read_bytes(paths.earlier_outcome(2)))["reason"] == "Ctrl-C"
+    assert [load_spec(paths.earlier("spec", number)).name for number in (1, 2)] == ["run", "run-again"]
+    assert json.loads(storage.read_bytes(paths.earlier("outcome", 2)))["reason"] == "Ctrl-C"
     assert storage.list_names(paths.root) == [
         *("manifest-1.json", "manifest-2.json", "manifest.json", "outcome-1.json", "outcome-2.json"),
         *("spec-1.json", "spec-2.json", "spec.json"),

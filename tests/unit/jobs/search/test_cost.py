@@ -9,7 +9,7 @@ import pytest
 
 from jobs.errors import InputError
 from jobs.planning.accelerators import gang_machines, machines_of
-from jobs.search.cost import Cost, cost_of
+from jobs.search.planned import Cost, cost_of
 from jobs.search.rules.prior import with_prior
 from tests.unit.jobs.search.rules.test_auto import RATE, sweep_with
 

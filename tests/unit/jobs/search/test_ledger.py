@@ -112,11 +112,11 @@ def test_the_greatest_is_best_where_the_metric_is_a_share(sweep: SweepSpec, root
 
 
 def test_what_is_half_written_is_no_message(tmp_path: Path) -> None:
-    folder = MessageFolder(str(tmp_path))
+    folder = MessageFolder(str(tmp_path), Order)
     folder.put("0002", Order(action="end"))
     folder.put("0001", Order(action="end"))
     (tmp_path / ".0003.json.part.json").write_text("")
-    assert folder.names() == ["0001", "0002"] and folder.read("0001", Order) == Order(action="end")
+    assert folder.names() == ["0001", "0002"] and folder.read("0001") == Order(action="end")
 
 
 def test_who_waits_for_an_answer_may_give_up(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_who_waits_for_an_answer_may_give_up(tmp_path: Path) -> None:
         raise RuntimeError("the gang is lost")
 
     with pytest.raises(RuntimeError, match="lost"):
-        Mailbox(str(tmp_path)).await_answer(1, look)
+        Mailbox(str(tmp_path)).answers.wait(1, look)
 
 
 def test_whole_runs_without_a_comparison_take_nobodys_place_at_a_rung(sweep: SweepSpec, root: str) -> None:

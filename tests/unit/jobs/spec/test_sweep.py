@@ -12,7 +12,7 @@ from jobs.errors import InputError, SpecError
 from jobs.run.paths import JobPaths
 from jobs.run.record import open_run
 from jobs.search.rules.budget import check_lengths
-from jobs.search.rules.resuming import check_sweep_resumable
+from jobs.search.rules.checking import check_sweep_resumable
 from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import VARYING, check_space, engine_of, engines, field_meant, trial_spec
 from jobs.spec.finetune import Spec

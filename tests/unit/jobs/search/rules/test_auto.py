@@ -30,8 +30,8 @@ from jobs.search.rules.budget import (
     next_kind,
     too_little,
 )
+from jobs.search.rules.checking import check_sweep_resumable, with_stored_values
 from jobs.search.rules.prior import rate_by_size, with_prior
-from jobs.search.rules.resuming import check_sweep_resumable, with_stored_values
 from jobs.search.rules.rungs import ETA, going_on, halving_steps, next_stop
 from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec, load_sweep

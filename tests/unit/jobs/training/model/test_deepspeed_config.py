@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.planning import plan_batching
 from jobs.planning.precision import precision_of
 from jobs.spec.finetune import Spec, Train
 from jobs.training.model.deepspeed_config import deepspeed_config
@@ -42,7 +41,7 @@ def test_nothing_is_left_on_auto_and_the_batch_adds_up(
 ) -> None:
     zero = {"stage": stage, "offload_optimizer": "cpu" if offload else None}
     spec = spec_of(zero=zero, global_batch_size=batch, per_device_train_batch_size=per_device)
-    config = deepspeed_config(spec, plan_batching(spec), precision)
+    config = deepspeed_config(spec, precision)
     assert "auto" not in values(config) and None not in values(config)
     assert config["train_batch_size"] == (
         config["train_micro_batch_size_per_gpu"] * config["gradient_accumulation_steps"] * 4
@@ -63,7 +62,7 @@ def test_what_the_user_sets_arrives() -> None:
         max_grad_norm=0.5,
         zero={"param_persistence_threshold": 7, "offload_param": "cpu"},
     )
-    config = deepspeed_config(spec, plan_batching(spec), "bf16")
+    config = deepspeed_config(spec, "bf16")
     assert config["optimizer"]["params"]["lr"] == 3e-5
     assert config["optimizer"]["params"]["betas"] == [0.9, 0.95]
     assert config["gradient_clipping"] == 0.5

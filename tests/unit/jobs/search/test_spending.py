@@ -9,7 +9,7 @@ import pytest
 
 from jobs.search.ledger import Ledger
 from jobs.search.rules.budget import checked_plan, next_kind
-from jobs.search.time_limits import leaves_a_repeat, seconds_of_a_run, time_limits
+from jobs.search.spending import leaves_a_repeat, seconds_of_a_run, time_limits
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.rules.test_auto import RATE, WARMUP, sweep_with
 

@@ -1,0 +1,107 @@
+"""What a search measures of a trial before its end: a score after a cool-down, and losses along the first step.
+
+A cool-down estimates the final score: the rate falls to zero within a few steps, then the earlier state is restored.
+The held-out loss in the middle of a run says little about the end of the run: a high rate keeps the loss high, and
+progress shows only once the rate falls.
+
+Adam's first step, weight decay included, has the same direction at every learning rate, and its length is proportional
+to the rate. So one backward pass is enough to compare rates; then the weights are moved along that direction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+
+import torch
+import torch.distributed as dist
+
+from jobs.data.order.stream import StepRows
+from jobs.planning import learning_rate_at
+from jobs.training.loop.loop import train_step
+from jobs.training.loop.loss import loss_sum
+from jobs.training.loop.state import LoopState, Run
+from jobs.training.model.batch import collate, model_logits
+
+_LENGTH = 1e-5  # learning rate of the step that is computed; other rates are scaled from it
+_SCORED_STEPS = 2  # the losses are measured on the rows of this many following steps
+
+
+def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float], int]:
+    """Return eval_* after `steps` more steps, in which the rate falls linearly to zero, and the tokens of these steps.
+
+    Every rank must call it. Afterwards weights, optimizer, buffers and loss scale are as they were before.
+    """
+    assert run.evaluator is not None
+    kept = _SavedState(run)
+    last = min(state.step + steps, run.plan.total_steps)
+    rate = learning_rate_at(state.step, run.job.spec.train, run.plan.total_steps)
+    tokens = 0
+    for rows in run.gang.steps(run.stream(), state.step):
+        left = (last - rows.step) / (last - state.step)
+        train_step(run, rows, rate * left)
+        tokens += int(run.num_tokens[run.plan.rows_of_step(rows.step)].sum())
+        if rows.step + 1 == last:
+            break
+    metrics, _ = run.evaluator.score(run.engine.module, run.gang)
+    kept.put_back(run)
+    return metrics, tokens
+
+
+def on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy a tensor to host memory, because a GPU may not have enough memory for a second training state."""
+    return tensor.detach().to("cpu", copy=True)
+
+
+class _SavedState:
+    """A copy of this rank's training state in host memory."""
+
+    def __init__(self, run: Run) -> None:
+        partitions = run.engine.partitions
+        self._state = {kind: tuple(on_host(flat) for flat in flats) for kind, flats in partitions.state().items()}
+        self._step = partitions.optimizer_step()
+        self._buffers = {name: on_host(buffer) for name, buffer in run.engine.buffers.items()}
+        self._scaler = run.engine.loss_scaler()
+
+    @torch.no_grad()
+    def put_back(self, run: Run) -> None:
+        run.engine.partitions.load(self._state, self._step)
+        for name, buffer in run.engine.buffers.items():
+            buffer.copy_(self._buffers[name])
+        run.engine.load_loss_scaler(self._scaler)
+
+
+def losses_along_first_step(run: Run, rates: Sequence[float]) -> tuple[list[float], int]:
+    """Return the mean loss before the step, and after it at each rate, and the tokens of all passes.
+
+    Every rank must call it. Afterwards the weights differ, and the optimizer's state is empty.
+    """
+    rows, *scored = list(islice(run.gang.steps(run.stream(), 0), 1 + _SCORED_STEPS))
+    before = tuple(on_host(flat) for flat in run.engine.partitions.flats)
+    losses = [_loss(run, scored)]
+    train_step(run, rows, _LENGTH)
+    way = tuple(on_host(flat) - start for flat, start in zip(run.engine.partitions.flats, before, strict=True))
+    for rate in rates:
+        there = tuple(start + rate / _LENGTH * part for start, part in zip(before, way, strict=True))
+        run.engine.partitions.restart(there)
+        losses.append(_loss(run, scored))
+    tokens = [int(run.num_tokens[run.plan.rows_of_step(step.step)].sum()) for step in (rows, *scored)]
+    return losses, tokens[0] + len(losses) * sum(tokens[1:])
+
+
+@torch.no_grad()
+def _loss(run: Run, steps: Sequence[StepRows]) -> float:
+    """Return the mean loss over the targets of these rows, without dropout."""
+    gang, task = run.gang, run.job.spec.model.task
+    targets = sum(int(run.num_targets[run.plan.rows_of_step(one.step)].sum()) for one in steps)
+    total = torch.zeros((), dtype=torch.float64, device=gang.device)
+    run.engine.module.eval()
+    try:
+        for one in steps:
+            for table in one.micros:
+                batch = collate(table, task, run.pad_token_id, gang.device, run.unpack)
+                total += loss_sum(model_logits(run.engine.module, batch, task), batch.targets).double()
+    finally:
+        run.engine.module.train()
+    dist.all_reduce(total)
+    return float(total) / max(targets, 1)

@@ -48,13 +48,7 @@ class StepTime:
         return max(self.compute_s, self.communication_s) + self.optimizer_s
 
 
-def step_time(
-    trace: ModelTrace,
-    strategy: Strategy,
-    batching: Batching,
-    machines: Machines,
-    efficiency: float = EFFICIENCY,
-) -> StepTime:
+def step_time(trace: ModelTrace, strategy: Strategy, batching: Batching, machines: Machines) -> StepTime:
     """Estimate a step of `batching.rows` rows.
 
     FLOPs of a backward pass are twice those of the forward pass (2001.08361, section 2.1): once for the gradients of
@@ -69,7 +63,7 @@ def step_time(
     # Every pass reads all weights at least once, in the forward pass and twice in the backward pass.
     reading = batching.accumulation * 3 * trace.width * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
     passes = batching.accumulation * (4 if strategy.gradient_checkpointing else 3)
-    compute = max(executed / (peak * efficiency), reading, passes * trace.operations * _START_S)
+    compute = max(executed / (peak * EFFICIENCY), reading, passes * trace.operations * _START_S)
     communication = _communication_s(trace, strategy, batching, machines)
     optimizer = _optimizer_s(trace, strategy, batching.num_workers, gpu)
     seconds = max(compute, communication) + optimizer

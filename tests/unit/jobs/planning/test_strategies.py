@@ -9,7 +9,7 @@ import pytest
 from jobs.planning.accelerators import CPU, GIB, Machines, accelerator_of
 from jobs.planning.batching import Batching
 from jobs.planning.memory import ModelTrace, Moment
-from jobs.planning.step_time import step_time
+from jobs.planning.step_time import EFFICIENCY, step_time
 from jobs.planning.strategies import JobPlan, options
 from jobs.planning.strategy import Strategy
 from jobs.spec.finetune import PLANNED, Planned
@@ -80,14 +80,12 @@ def test_only_free_fields_are_changed() -> None:
 
 def test_a_step_takes_what_its_flops_take() -> None:
     machines = on(8, "H100-80")
-    time = step_time(trace(False), Strategy(), Batching(64, 1, 8, 8), machines, efficiency=0.5)
+    time = step_time(trace(False), Strategy(), Batching(64, 1, 8, 8), machines)
     flops = 6 * 7 * B * 64 * 4096
-    assert time.compute_s == pytest.approx(flops / 8 / (0.5 * 989e12))
+    assert time.compute_s == pytest.approx(flops / 8 / (EFFICIENCY * 989e12))
     assert time.seconds > time.compute_s, "the optimizer's update comes after"
     assert time.mfu == pytest.approx(flops / time.seconds / (8 * 989e12))
-    again = step_time(
-        trace(True), replace(Strategy(), gradient_checkpointing=True), Batching(64, 1, 8, 8), machines, 0.5
-    )
+    again = step_time(trace(True), Strategy(gradient_checkpointing=True), Batching(64, 1, 8, 8), machines)
     assert again.compute_s == pytest.approx(4 / 3 * time.compute_s)
 
 

@@ -67,7 +67,7 @@ def test_repeated_layers_give_the_trace_of_all_layers(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], checkpointing: bool
 ) -> None:
     folder = config_dir(tmp_path / "model", **changes)
-    given = {"data__packing": False, "train__gradient_checkpointing": checkpointing}
+    given: dict[str, Any] = {"data__packing": False, "train__gradient_checkpointing": checkpointing}
     spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", **given)
     few = trace_model(spec, str(folder), "fp32")
     assert few.note is not None and few.note.endswith("of 8 layers were traced")

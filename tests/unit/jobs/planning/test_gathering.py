@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from jobs.planning.gathering import Gathering
 from jobs.planning.strategy import Strategy
 
@@ -10,7 +12,11 @@ BACKWARD = [(2,), (1,), (0,)]
 
 
 def gathering(sizes: tuple[int, ...] = (100, 100, 100), **changes: int) -> Gathering:
-    settings = {"prefetch_bucket_size": 0, "param_persistence_threshold": 10, "max_reuse_distance": 0} | changes
+    settings: dict[str, Any] = {
+        "prefetch_bucket_size": 0,
+        "param_persistence_threshold": 10,
+        "max_reuse_distance": 0,
+    } | changes
     return Gathering(sizes, [*FORWARD, *BACKWARD], Strategy(**settings), num_workers=2, width=2, gloo=False)
 
 

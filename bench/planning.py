@@ -18,8 +18,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from jobs.planning.memory import Memory, ModelTrace, memory_of, strategy_of
+from jobs.planning.memory import Memory, ModelTrace, memory_of
 from jobs.planning.precision import Precision
+from jobs.planning.strategy import strategy_of
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 
@@ -142,7 +143,7 @@ def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:
     key = (spec.model.path, precision, spec.train.gradient_checkpointing, spec.packed, spec.method.kind)
     if key not in traces:
         traces[key] = trace_model(spec, spec.model.path, precision)
-    return memory_of(traces[key], strategy_of(spec), spec.resources.num_workers, precision, "cpu")
+    return memory_of(traces[key], strategy_of(spec), spec.resources.num_workers, "cpu")
 
 
 def real(specs: Sequence[Spec], folder: pathlib.Path) -> Iterator[list[dict[str, Any]]]:

@@ -16,8 +16,7 @@ from typing import Any, Final
 
 from cluster.text import compact, many
 from jobs.planning.accelerators import GIB, Machines, accelerator_of
-from jobs.planning.job_plan import JobPlan
-from jobs.planning.strategies import Option
+from jobs.planning.strategies import JobPlan, Option
 from jobs.preflight.plan import plan_job
 from jobs.spec.finetune import Spec
 

@@ -14,7 +14,7 @@ from jobs.comparison.page import comparison_page
 from jobs.console import redirected_output
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import CapacityError, InputError, Interrupted, RunFailed
-from jobs.preflight.devices import no_gpu_here
+from jobs.preflight.validate import no_gpu_here
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths, new_run_name

@@ -15,17 +15,15 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
 
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
-from jobs.console import Console, redirected_output, user_stream
-from jobs.drivers.finetune.allocation import Assignment
-from jobs.drivers.finetune.begin import begin_run, load_job
+from jobs.console import Console, end_process, redirected_output, user_stream
+from jobs.drivers.finetune.begin import Assignment, begin_run, load_job
 from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
-from jobs.preflight.devices import no_gpu_here
+from jobs.preflight.validate import no_gpu_here
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome
 from jobs.run.progress import PlainProgress, Progress
@@ -80,35 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the spec")
     parser.add_argument("--resume", metavar="RUN", help="continue an earlier run: its name, path or URL")
     options = parser.parse_args(arguments)
+    world = torchrun_world()
     try:
         spec, resume = load_job(options.spec, options.set, options.resume)
-        world = torchrun_world()
-        if world is None:
-            if (host := host_of_this_program()) is not None:
-                return _through_the_queue(spec, resume, *host)
-            return run_on_ray(spec, progress=PlainProgress(user_stream()), resume=resume).exit_code
-        if problem := no_gpu_here(spec):
-            raise CapacityError(problem)
-        if spec.resources.gpus_per_worker == 0:  # otherwise DeepSpeed warns at its import that it found no GPU
-            set_default("DS_ACCELERATOR", "cpu")
-        _end_under_torchrun(spec, world, resume)
-    except FleetuneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return Interrupted.exit_code
-
-
-def _end_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None) -> NoReturn:
-    """Run under torchrun, and end the process without shutting down the interpreter.
-
-    gloo's threads may still hold tensors. Freeing those during the interpreter's shutdown aborts the process
-    (pytorch#179291), even after the groups were destroyed. NCCL would wait for ranks that have failed.
-    """
-    from jobs.drivers.finetune.torchrun_driver import end_process, run_under_torchrun
-
-    try:
-        code = run_under_torchrun(spec, world, resume).exit_code
+        code = _run(spec, resume) if world is None else _run_under_torchrun(spec, resume, world)
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
@@ -117,7 +90,27 @@ def _end_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None) ->
     except Exception:
         traceback.print_exc()
         code = FleetuneError.exit_code
-    end_process(code)
+    if world is not None:
+        # gloo's threads may still hold tensors. Freeing those during the interpreter's shutdown aborts the process
+        # (pytorch#179291), even after the groups were destroyed. NCCL would wait for ranks that have failed.
+        end_process(code)
+    return code
+
+
+def _run(spec: Spec, resume: str | None) -> int:
+    if (host := host_of_this_program()) is not None:
+        return _through_the_queue(spec, resume, *host)
+    return run_on_ray(spec, progress=PlainProgress(user_stream()), resume=resume).exit_code
+
+
+def _run_under_torchrun(spec: Spec, resume: str | None, world: TorchrunWorld) -> int:
+    if problem := no_gpu_here(spec):
+        raise CapacityError(problem)
+    if spec.resources.gpus_per_worker == 0:  # otherwise DeepSpeed warns at its import that it found no GPU
+        set_default("DS_ACCELERATOR", "cpu")
+    from jobs.drivers.finetune.torchrun_driver import run_under_torchrun
+
+    return run_under_torchrun(spec, world, resume).exit_code
 
 
 def _through_the_queue(spec: Spec, resume: str | None, job: RayJob, record: SessionRecord) -> int:

@@ -14,6 +14,7 @@ sees as one sequence: one sample, or several packed ones. A *block* is an Arrow 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import posixpath
 from collections import OrderedDict
@@ -154,7 +155,7 @@ class Section:
         self._first_id = number << SOURCE_ID_BITS
         self.manifest = manifest
         self._cached_blocks = cached_blocks
-        self._readers: OrderedDict[int, Any] = OrderedDict()
+        self._shard = functools.lru_cache(_OPEN_SHARDS)(functools.partial(_opened_shard, folder, manifest))
         self._blocks: OrderedDict[int, Any] = OrderedDict()
         self._cached_bytes = 0
 
@@ -162,7 +163,7 @@ class Section:
         """Read the index. Raises DataError if it is missing or damaged."""
         name = self.manifest.index.name
         with self._as_data_error(name):
-            table = pa.ipc.open_file(self._open(name, pa.memory_map)).read_all().combine_chunks()
+            table = pa.ipc.open_file(_open(self._folder, name, pa.memory_map)).read_all().combine_chunks()
         ids = table["sample_ids"].chunk(0) if table.num_rows else pa.array([], pa.list_(pa.int64()))
         return SplitIndex(
             num_tokens=table["num_tokens"].to_numpy(),
@@ -226,23 +227,6 @@ class Section:
             self._cached_bytes -= self._blocks.popitem(last=False)[1].nbytes
         return batch
 
-    def _shard(self, shard: int) -> Any:
-        if shard in self._readers:
-            self._readers.move_to_end(shard)
-        else:
-            self._readers[shard] = pa.ipc.open_file(self._open(self.manifest.shards[shard].name, pa.OSFile))
-            if len(self._readers) > _OPEN_SHARDS:
-                self._readers.popitem(last=False)
-        return self._readers[shard]
-
-    def _open(self, name: str, local: Callable[..., Any]) -> Any:
-        """Open a file of the split for pyarrow: with `local` if it is a local file, else through fsspec."""
-        path = storage.join(self._folder, name)
-        if storage.is_local(path):
-            return local(storage.local_path(path), "rb")
-        fs, inner = storage.filesystem(path)
-        return pa.PythonFile(fs.open(inner, "rb"), mode="r")
-
     @contextlib.contextmanager
     def _as_data_error(self, name: str) -> Iterator[None]:
         try:
@@ -253,6 +237,19 @@ class Section:
                 f"prepared data is missing or damaged: {path}: {error}. Remove {posixpath.dirname(self._folder)}, and "
                 "prepare the data again"
             ) from error
+
+
+def _opened_shard(folder: str, manifest: SplitManifest, shard: int) -> Any:
+    return pa.ipc.open_file(_open(folder, manifest.shards[shard].name, pa.OSFile))
+
+
+def _open(folder: str, name: str, local: Callable[..., Any]) -> Any:
+    """Open a file of a split for pyarrow: with `local` if it is a local file, else through fsspec."""
+    path = storage.join(folder, name)
+    if storage.is_local(path):
+        return local(storage.local_path(path), "rb")
+    fs, inner = storage.filesystem(path)
+    return pa.PythonFile(fs.open(inner, "rb"), mode="r")
 
 
 def _in_order(pieces: list[Any], places: list[npt.NDArray[np.int64]]) -> Any:

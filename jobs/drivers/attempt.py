@@ -6,12 +6,11 @@ It imports little until the server has told it what to run. Exit codes: 0 succee
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
-from jobs.console import Console
+from jobs.console import Console, end_process
 from jobs.drivers.link.link import HttpLink
 from jobs.drivers.link.messages import Order, Registered
 from jobs.drivers.stop_request import StopKind, StopRequest
@@ -66,9 +65,6 @@ def run(registered: Registered, place: DriverPlace, link: HttpLink, stop: StopRe
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
     # Everything is closed and reported. A thread that waits in Ray's code for a lost gang would otherwise end the
     # process by a signal during the interpreter's shutdown.
-    os._exit(code)
+    end_process(main())

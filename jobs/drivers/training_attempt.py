@@ -12,7 +12,7 @@ from cluster.local.gpus import held_gpus
 from cluster.local.machine import this_machine
 from cluster.ray.connection import THIS_MACHINE
 from cluster.settings import add_to_environment, ray_address, visible_gpus
-from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.link.link import Link, Say
 from jobs.drivers.link.messages import Registered
 from jobs.drivers.link.progress_reporter import ProgressReporter

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.util
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jobs.errors import DataError
-from jobs.model_files.architecture import architecture_problems
+from jobs.model_files.architecture import architecture_problems, transformers_root
 from jobs.model_files.positions import learned_positions, too_few_positions
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
@@ -164,10 +163,8 @@ def longest_text(folder: str) -> int | None:
 
 
 def _is_known_to_transformers(model_type: str) -> bool:
-    found = importlib.util.find_spec("transformers")  # does not import it
-    roots = found.submodule_search_locations if found else None
-    name = model_type.replace("-", "_")
-    return bool(name) and any(os.path.isdir(os.path.join(root, "models", name)) for root in roots or [])
+    root, name = transformers_root(), model_type.replace("-", "_")
+    return bool(name) and root is not None and os.path.isdir(os.path.join(root, "models", name))
 
 
 def _weights_problems(folder: str) -> list[str]:

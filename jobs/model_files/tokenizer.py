@@ -10,7 +10,7 @@ import os
 import pickle
 import tempfile
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from jobs.errors import DataError
 from jobs.storage import files as storage
@@ -32,14 +32,13 @@ _PATTERNS = (
     "*.tiktoken",
 )
 _NO_WEIGHTS_BYTES = 256 * 2**20  # larger than any tokenizer's file, smaller than most weights
-_TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json")
 
 
 @dataclass(frozen=True)
 class TokenizerFiles:
     """The content of all of a tokenizer's files; small enough to send to workers."""
 
-    source: str  # the model directory, for messages
+    source: str = field(compare=False)  # the model directory, for messages
     files: tuple[tuple[str, bytes], ...]  # (name, content), sorted by name; config.json holds model_type only
     pickled: bytes | None = field(default=None, compare=False, repr=False)  # see `for_workers`
 
@@ -50,18 +49,7 @@ class TokenizerFiles:
 
     def load(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer, once per process. Raises DataError."""
-        key = hashlib.sha256(repr(sorted(self.digests.items())).encode()).hexdigest()
-        if key not in _LOADED and self.pickled is not None:
-            _LOADED[key] = pickle.loads(self.pickled)
-        if key not in _LOADED:
-            with tempfile.TemporaryDirectory(prefix="fleetune-tokenizer-") as folder:
-                for name, content in self.files:
-                    with open(os.path.join(folder, name), "wb") as file:
-                        file.write(content)
-                if len(_LOADED) >= 4:
-                    _LOADED.clear()
-                _LOADED[key] = _from_dir(folder, self.source)
-        return cast("PreTrainedTokenizerBase", _LOADED[key])
+        return _loaded(self)
 
     def for_workers(self) -> TokenizerFiles:
         """Return a copy with the loaded tokenizer inside, which a worker unpacks in a quarter of the time.
@@ -71,7 +59,15 @@ class TokenizerFiles:
         return replace(self, pickled=pickle.dumps(self.load()))
 
 
-_LOADED: dict[str, Any] = {}  # by content, so that a directory that was rewritten gets a new tokenizer
+@functools.lru_cache(maxsize=4)  # by content, so that a directory that was rewritten gets a new tokenizer
+def _loaded(tokenizer: TokenizerFiles) -> PreTrainedTokenizerBase:
+    if tokenizer.pickled is not None:
+        return cast("PreTrainedTokenizerBase", pickle.loads(tokenizer.pickled))
+    with tempfile.TemporaryDirectory(prefix="fleetune-tokenizer-") as folder:
+        for name, content in tokenizer.files:
+            with open(os.path.join(folder, name), "wb") as file:
+                file.write(content)
+        return _from_dir(folder, tokenizer.source)
 
 
 def read_tokenizer(model_dir: str) -> TokenizerFiles:
@@ -137,7 +133,10 @@ def _from_dir(folder: str, source: str) -> PreTrainedTokenizerBase:
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, data_format: str, model_dir: str) -> None:
     """Reject a tokenizer that `tokenise` cannot use for the format. Raises DataError."""
     if data_format == "chat" and not tokenizer.chat_template:
-        raise no_chat_template(model_dir)
+        raise DataError(
+            f"data.format is chat, but the tokenizer in {model_dir} has no chat template. Take an instruct model, put "
+            "a chat_template.jinja beside its tokenizer, or use data.format: text"
+        )
     if data_format not in ("text", "classification") and not tokenizer.is_fast:
         raise DataError(
             f"data.format is {data_format}, but the tokenizer in {model_dir} has no tokenizer.json. Only tokenizers "
@@ -151,31 +150,3 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
         if token is not None:
             return int(cast(int, token))
     return 0
-
-
-def has_chat_template(model_dir: str) -> bool:
-    """Whether the tokenizer of a model directory (a path or fsspec URL) has a chat template.
-
-    Raises:
-        DataError: tokenizer_config.json is not JSON.
-        StorageError: the directory cannot be read.
-    """
-    names = storage.list_names(model_dir)
-    if any(name in names for name in _TEMPLATE_FILES):
-        return True
-    if "tokenizer_config.json" not in names:
-        return False
-    path = storage.join(model_dir, "tokenizer_config.json")
-    try:
-        config = json.loads(storage.read_bytes(path))
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}. Fetch the model again.") from error
-    return isinstance(config, dict) and bool(config.get("chat_template"))
-
-
-def no_chat_template(model_dir: str) -> DataError:
-    """Make the error for chat data with a tokenizer that has no chat template."""
-    return DataError(
-        f"data.format is chat, but the tokenizer in {model_dir} has no chat template. Take an instruct model, put a "
-        "chat_template.jinja beside its tokenizer, or use data.format: text"
-    )

@@ -2,7 +2,8 @@
 
 Source: `PartitionedParameterCoordinator` (runtime/zero/partitioned_param_coordinator.py) and `AllGatherCoalescedHandle`
 (runtime/zero/partition_parameters.py). DeepSpeed learns the order of the modules from its first passes. Then it gathers
-up to `prefetch` elements ahead, and keeps a parameter that is used again within `max_reuse` elements.
+up to `prefetch_bucket_size` elements ahead, and keeps a parameter that is used again within `max_reuse_distance`
+elements.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from jobs.planning.strategy import Strategy
 
 
 @dataclass
@@ -30,12 +33,9 @@ class Gathering:
 
     sizes: Sequence[int]
     visits: Sequence[tuple[int, ...]]  # parameters of every module that runs, forward and backward, in order
+    strategy: Strategy
     num_workers: int
     width: int  # bytes of an element
-    prefetch: int
-    threshold: int
-    max_live: int
-    max_reuse: int
     gloo: bool  # gloo gathers into a copy of the result
     held: int = 0
     _step: int = 0
@@ -52,7 +52,9 @@ class Gathering:
         for step, visit in enumerate(self.visits):
             for number in visit:
                 self._uses[number].append(step)
-        self._persistent = {number for number, size in enumerate(self.sizes) if size <= self.threshold}
+        self._persistent = {
+            number for number, size in enumerate(self.sizes) if size <= self.strategy.param_persistence_threshold
+        }
         self._whole |= self._persistent
         self.held = self.width * sum(self.sizes[number] for number in self._persistent)
         self._queue.extend((number, step) for step, visit in enumerate(self.visits) for number in sorted(visit))
@@ -88,10 +90,10 @@ class Gathering:
                 self.held -= self._bytes(number)
 
     def _is_soon(self, number: int) -> bool:
-        """Whether a parameter is used again before `max_reuse` elements have passed."""
+        """Whether a parameter is used again before `max_reuse_distance` elements have passed."""
         uses = self._uses[number]
         at = bisect.bisect_left(uses, self._step)
-        return at < len(uses) and self._passed[uses[at]] - self._passed[self._step] < self.max_reuse
+        return at < len(uses) and self._passed[uses[at]] - self._passed[self._step] < self.strategy.max_reuse_distance
 
     def _gather(self, numbers: list[int]) -> None:
         self._live += sum(self.sizes[number] for number in numbers)
@@ -114,7 +116,7 @@ class Gathering:
             number, step = self._queue.popleft()
             self._fetched_for[number] = step
             seen.add(number)
-        room = min(self.max_live - self._live, self.prefetch)
+        room = min(self.strategy.max_live_parameters - self._live, self.strategy.prefetch_bucket_size)
         ahead: list[int] = []
         elements = 0
         while self._queue and elements < room:

@@ -12,37 +12,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
+
+from jobs.planning.strategy import Strategy
 
 _ENGINE_BUCKET: Final = 500_000_000  # elements
 
 
-class Buckets(Protocol):
-    """The settings of a strategy that determine how much memory gradients take."""
-
-    @property
-    def stage(self) -> int: ...
-    @property
-    def accumulates(self) -> bool: ...
-    @property
-    def reduce_bucket_size(self) -> int: ...
-    @property
-    def offload_optimizer(self) -> bool: ...
-
-
 @dataclass
 class Gradients:
-    """Gradients of the last backward pass before an update, when most is held. `add` is called as each is ready."""
+    """Gradients of the last backward pass before an update, of the worker that holds most.
 
-    sizes: Sequence[int]
-    own: int  # elements of the parameters of which this worker updates a part
-    part: int  # elements that this worker updates
-    stage: int
+    Most is held then. `add` is called as each is ready.
+    """
+
+    sizes: Sequence[int]  # elements of each parameter; 0 for a frozen one
+    decays: Sequence[bool]
+    strategy: Strategy
     num_workers: int
     width: int  # bytes of an element of the weights
-    bucket_size: int
-    accumulates: bool
-    sums_all: bool  # ZeRO-1 in bf16
     held: int = 0
     buckets: int = 0
     _filled: int = 0  # elements in the bucket
@@ -51,6 +39,10 @@ class Gradients:
     _reduced: bool = False
 
     def __post_init__(self) -> None:
+        self.stage, self.accumulates = self.strategy.stage, self.strategy.accumulates
+        self.sums_all = sums_all_in_fp32(self.strategy, self.width)
+        self.part = -(-sum(self.sizes) // self.num_workers)  # elements that a worker updates
+        self.own = _most_owned(self.sizes, self.decays, self.num_workers)  # of the parameters of which it has a part
         if self.accumulates:
             self.held = self._kept
             if self.stage == 1 and not self.sums_all:  # made in the first pass, and released after the last one only
@@ -95,11 +87,11 @@ class Gradients:
             self.buckets = self._both_buckets
         if self.stage == 1 and self.width < 4:
             needed += 4 * size  # the gradient in fp32
-        if self._filled + size > self.bucket_size and self._filled:
+        if self._filled + size > self.strategy.reduce_bucket_size and self._filled:
             needed += self._reduce()
         if self.stage == 1 and self.accumulates:
             self.held -= 4 * size
-        if size > self.bucket_size - self._filled:
+        if size > self.strategy.reduce_bucket_size - self._filled:
             waiting = size * self._bucket_width
             self._oversized += waiting
             self.held += waiting
@@ -109,7 +101,7 @@ class Gradients:
 
     @property
     def _both_buckets(self) -> int:
-        return 2 * self.bucket_size * self._bucket_width
+        return 2 * self.strategy.reduce_bucket_size * self._bucket_width
 
     @property
     def _bucket_width(self) -> int:
@@ -130,24 +122,7 @@ class Gradients:
         return copies
 
 
-def gradients_of(
-    sizes: Sequence[int], decays: Sequence[bool], strategy: Buckets, num_workers: int, width: int
-) -> Gradients:
-    """Return the gradients of the worker that holds most. A frozen parameter has the size 0."""
-    return Gradients(
-        sizes=sizes,
-        own=_most_owned(sizes, decays, num_workers),
-        part=-(-sum(sizes) // num_workers),
-        stage=strategy.stage,
-        num_workers=num_workers,
-        width=width,
-        bucket_size=strategy.reduce_bucket_size,
-        accumulates=strategy.accumulates,
-        sums_all=sums_all_in_fp32(strategy, width),
-    )
-
-
-def sums_all_in_fp32(strategy: Buckets, width: int) -> bool:
+def sums_all_in_fp32(strategy: Strategy, width: int) -> bool:
     """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine)."""
     return strategy.stage == 1 and width < 4 and not strategy.offload_optimizer
 

@@ -12,14 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
-from jobs.planning.batching import plan_batching
 from jobs.planning.gathering import Gathering
-from jobs.planning.gradients import gradients_of, sums_all_in_fp32
-from jobs.spec.finetune import Spec
+from jobs.planning.gradients import Gradients, sums_all_in_fp32
+from jobs.planning.strategy import Strategy
 
 EventKind = Literal["enter", "leave", "enter-backward", "leave-backward", "gradient", "logits", "loss", "end"]
 Device = Literal["cpu", "cuda"]
-WEIGHT_BYTES: Final = {"fp32": 4, "bf16": 2, "fp16": 2}
 # Share of the total that is added: buffers inside operators, rows of uneven length, and what tensors below 1 KiB take.
 RESERVE: Final = 0.02
 RESERVE_OF_PROCESS: Final = 0.05  # the same of a whole process, whose heap is less regular
@@ -77,44 +75,14 @@ class ModelTrace:
     note: str | None = None
 
     @property
+    def width(self) -> int:
+        """Bytes of an element of the weights."""
+        return 4 if self.precision == "fp32" else 2
+
+    @property
     def trained_sizes(self) -> tuple[int, ...]:
         """[parameters]; elements of each parameter, 0 if it is frozen."""
         return tuple(size if trains else 0 for size, trains in zip(self.sizes, self.trains, strict=True))
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """The part of a spec that a plan may choose: sharding, offload, micro-batch. Sizes are in elements."""
-
-    stage: Literal[1, 2, 3] = 3
-    offload_optimizer: bool = False
-    offload_param: bool = False
-    gradient_checkpointing: bool = False
-    per_device_train_batch_size: int = 1
-    accumulates: bool = True  # whether an optimizer step has several forward passes
-    reduce_bucket_size: int = 50_000_000
-    prefetch_bucket_size: int = 50_000_000
-    param_persistence_threshold: int = 100_000
-    max_live_parameters: int = 1_000_000_000
-    max_reuse_distance: int = 1_000_000_000
-
-
-def strategy_of(spec: Spec) -> Strategy:
-    """Return the part of a spec that decides about memory."""
-    zero = spec.train.zero
-    return Strategy(
-        stage=zero.stage,
-        offload_optimizer=zero.offload_optimizer is not None,
-        offload_param=zero.offload_param is not None,
-        gradient_checkpointing=spec.train.gradient_checkpointing,
-        per_device_train_batch_size=spec.train.per_device_train_batch_size,
-        accumulates=plan_batching(spec).accumulation > 1,
-        reduce_bucket_size=zero.reduce_bucket_size,
-        prefetch_bucket_size=zero.prefetch_bucket_size,
-        param_persistence_threshold=zero.param_persistence_threshold,
-        max_live_parameters=zero.max_live_parameters,
-        max_reuse_distance=zero.max_reuse_distance,
-    )
 
 
 @dataclass(frozen=True)
@@ -150,17 +118,12 @@ class Memory:
         )  # fmt: skip
 
 
-def memory_of(
-    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device = "cuda"
-) -> Memory:
-    """Return the peak of one worker's tensors.
-
-    The trace must have been made with the strategy's checkpointing and with this precision.
-    """
-    static = static_memory(trace, strategy, num_workers, precision)
+def memory_of(trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device = "cuda") -> Memory:
+    """Return the peak of one worker's tensors. The trace must have been made with the strategy's checkpointing."""
+    static = static_memory(trace, strategy, num_workers)
     peak = max(
-        _pass_peak(trace, strategy, num_workers, precision, device, static),
-        _update_peak(trace, strategy, num_workers, precision, static),
+        _pass_peak(trace, strategy, num_workers, device, static),
+        _update_peak(trace, strategy, num_workers, static),
         key=lambda memory: memory.used,
     )
     if device == "cpu":  # what is offloaded is in the same memory
@@ -169,41 +132,41 @@ def memory_of(
 
 
 def memory_of_process(
-    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device, copied_bytes: int = COPIED
+    trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device, copied_bytes: int = COPIED
 ) -> Memory:
     """Return `memory_of` with the copies on the host, and on CPUs with all of the process.
 
     Args:
         copied_bytes: `COPIED` or `COPIED_BY_TRIALS`.
     """
-    memory = memory_of(trace, strategy, num_workers, precision, device)
+    memory = memory_of(trace, strategy, num_workers, device)
     copied = copied_bytes * -(-trace.trained // num_workers)
     if device == "cuda":
         return replace(memory, host=memory.host + copied)
-    kept = max(_heap(trace, strategy, num_workers, precision) - memory.used, 0)
+    kept = max(_heap(trace, strategy, num_workers) - memory.used, 0)
     process = replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied, kept=kept)
     return replace(process, reserve=int(RESERVE_OF_PROCESS * process.used))
 
 
-def _heap(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str) -> int:
+def _heap(trace: ModelTrace, strategy: Strategy, num_workers: int) -> int:
     """Return the bytes to which the tensors of a worker without GPU let glibc's heap grow.
 
     Freed memory stays in the heap (`jobs.training.model.host_memory`), in gaps that seldom fit what is allocated next.
     So each kind of tensor counts with its own highest moment, and each gradient with a place of its own. This is an
     estimate: docs/planning.md compares it with real processes.
     """
-    static = static_memory(trace, strategy, num_workers, precision)
+    static = static_memory(trace, strategy, num_workers)
     most, activations, copies = _Added(), 0, 0
-    for moment, before, copied, after in _pass(trace, strategy, num_workers, precision, "cpu"):
+    for moment, before, copied, after in _pass(trace, strategy, num_workers, "cpu"):
         most = _Added(*map(max, most, before, after))
         activations = max(activations, moment.peak_at(strategy.per_device_train_batch_size))
         copies = max(copies, copied)
-    gradients = WEIGHT_BYTES[precision] * trace.trained
-    update = _update_peak(trace, strategy, num_workers, precision, static).used - static.used
+    gradients = trace.width * trace.trained
+    update = _update_peak(trace, strategy, num_workers, static).used - static.used
     return static.used + static.host + sum(most) + activations + copies + gradients + update
 
 
-def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str) -> Memory:
+def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int) -> Memory:
     """Return what is held for the whole step.
 
     ZeRO-1 and 2 (`DeepSpeedZeroOptimizer.__init__`): flat weights of all parameters, and of this worker's part an fp32
@@ -213,10 +176,10 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, preci
     (`Partitions.share_fp32_weights`). Offload moves the 12 bytes to the host, with 4 bytes for the gradient that Adam
     reads; ZeRO-1 and 2 add buffers for the way back.
     """
-    width = WEIGHT_BYTES[precision]
+    width = trace.width
     part = -(-trace.trained // num_workers)
     frozen = (trace.parameters - trace.trained) * width
-    shared = strategy.stage == 3 and precision == "fp32" and not strategy.offload_optimizer
+    shared = strategy.stage == 3 and trace.precision == "fp32" and not strategy.offload_optimizer
     states = part * (8 if shared else 12)
     if strategy.stage < 3:
         largest = max(trace.trained_sizes) * width
@@ -238,14 +201,12 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, preci
     )
 
 
-def _pass_peak(
-    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device, static: Memory
-) -> Memory:
+def _pass_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device, static: Memory) -> Memory:
     """Return the highest moment of the forward and backward pass."""
     rows = strategy.per_device_train_batch_size
     piece = int(trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows))
     best, logits = _Added(), 0
-    for moment, before, copied, after in _pass(trace, strategy, num_workers, precision, device):
+    for moment, before, copied, after in _pass(trace, strategy, num_workers, device):
         best = _higher(best, before, moment.peak_at(rows), logits, piece if moment.kind == "loss" else 0)
         if moment.kind == "logits":
             logits = trace.logits_bytes_per_row * rows
@@ -275,16 +236,18 @@ class _Added(NamedTuple):
 
 
 def _pass(
-    trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, device: Device
+    trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device
 ) -> Iterator[tuple[Moment, _Added, int, _Added]]:
     """Yield each moment of a forward and backward pass, with what DeepSpeed holds around it.
 
     Beside the moment: bytes that are held before it, bytes of copies that are needed only during it, and bytes that
     are held after it. Activations and logits are not counted here.
     """
-    width = WEIGHT_BYTES[precision]
-    gathering = _gathering(trace, strategy, num_workers, width, device)
-    gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, width)
+    visits = [moment.parameters for moment in trace.moments if moment.kind in ("enter", "enter-backward")]
+    gathers = strategy.offload_param or (strategy.stage == 3 and num_workers > 1)
+    sizes = trace.sizes if gathers else (0,) * len(trace.sizes)
+    gathering = Gathering(sizes, visits, strategy, num_workers, trace.width, gloo=device == "cpu")
+    gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.width)
     after = _Added(gradients.held, gathering.held, gradients.buckets)
     for moment in trace.moments_of_one_row if strategy.per_device_train_batch_size == 1 else trace.moments:
         before, copied = after, 0
@@ -308,23 +271,7 @@ def _higher(best: _Added, held: _Added, activations: int, logits: int, piece: in
     return held._replace(activations=activations - logits, logits=logits + piece)
 
 
-def _gathering(trace: ModelTrace, strategy: Strategy, num_workers: int, width: int, device: Device) -> Gathering:
-    sharded = strategy.stage == 3 and num_workers > 1
-    visits = [moment.parameters for moment in trace.moments if moment.kind in ("enter", "enter-backward")]
-    return Gathering(
-        sizes=trace.sizes if sharded or strategy.offload_param else tuple(0 for _ in trace.sizes),
-        visits=visits,
-        num_workers=num_workers,
-        width=width,
-        prefetch=strategy.prefetch_bucket_size,
-        threshold=strategy.param_persistence_threshold,
-        max_live=strategy.max_live_parameters,
-        max_reuse=strategy.max_reuse_distance,
-        gloo=device == "cpu",
-    )
-
-
-def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, precision: str, static: Memory) -> Memory:
+def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, static: Memory) -> Memory:
     """Return the moment of the optimizer's update.
 
     Adam updates one flat tensor after another, and needs the flat gradient of each. Neither torch's fused AdamW nor
@@ -332,7 +279,7 @@ def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, precis
     """
     if strategy.offload_optimizer:
         return static
-    gradients = gradients_of(trace.trained_sizes, trace.decays, strategy, num_workers, WEIGHT_BYTES[precision])
+    gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.width)
     flat = 0 if gradients.is_flat else 4 * largest_flat(trace, strategy.stage, num_workers)
     return replace(static, gradients=static.gradients + gradients.at_update + flat)
 

@@ -11,8 +11,8 @@ from typing import Final
 
 from jobs.planning.accelerators import Accelerator, Machines
 from jobs.planning.batching import Batching
-from jobs.planning.memory import ModelTrace, Strategy
-from jobs.planning.precision import Precision
+from jobs.planning.memory import ModelTrace
+from jobs.planning.strategy import Strategy
 
 # Share of the dense peak that the executed FLOPs reach. Published figures lie on both sides: an eager Llama 8B of
 # torchtitan on 8 H100 0.33 (5,762 tokens/s), a Llama 8B with full checkpointing on one H200 0.77 (10,471 tokens/s).
@@ -48,14 +48,7 @@ class StepTime:
         return max(self.compute_s, self.communication_s) + self.optimizer_s
 
 
-def step_time(
-    trace: ModelTrace,
-    strategy: Strategy,
-    batching: Batching,
-    machines: Machines,
-    precision: Precision,
-    efficiency: float = EFFICIENCY,
-) -> StepTime:
+def step_time(trace: ModelTrace, strategy: Strategy, batching: Batching, machines: Machines) -> StepTime:
     """Estimate a step of `batching.rows` rows.
 
     FLOPs of a backward pass are twice those of the forward pass (2001.08361, section 2.1): once for the gradients of
@@ -63,17 +56,16 @@ def step_time(
     pass is computed again.
     """
     gpu = machines.accelerator
-    peak = 1e12 * (gpu.fp32_tflops if precision == "fp32" else gpu.tflops)
+    peak = 1e12 * (gpu.fp32_tflops if trace.precision == "fp32" else gpu.tflops)
     forward = trace.flops_per_row * batching.rows
     model_flops = (2.0 + trace.trained / trace.parameters) * forward
     executed = (model_flops + (forward if strategy.gradient_checkpointing else 0.0)) / batching.num_workers
     # Every pass reads all weights at least once, in the forward pass and twice in the backward pass.
-    width = 4 if precision == "fp32" else 2
-    reading = batching.accumulation * 3 * width * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
+    reading = batching.accumulation * 3 * trace.width * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
     passes = batching.accumulation * (4 if strategy.gradient_checkpointing else 3)
-    compute = max(executed / (peak * efficiency), reading, passes * trace.operations * _START_S)
-    communication = _communication_s(trace, strategy, batching, machines, width)
-    optimizer = _optimizer_s(trace, strategy, batching.num_workers, gpu, width)
+    compute = max(executed / (peak * EFFICIENCY), reading, passes * trace.operations * _START_S)
+    communication = _communication_s(trace, strategy, batching, machines)
+    optimizer = _optimizer_s(trace, strategy, batching.num_workers, gpu)
     seconds = max(compute, communication) + optimizer
     return StepTime(
         compute_s=compute,
@@ -84,9 +76,7 @@ def step_time(
     )
 
 
-def _communication_s(
-    trace: ModelTrace, strategy: Strategy, batching: Batching, machines: Machines, width: int
-) -> float:
+def _communication_s(trace: ModelTrace, strategy: Strategy, batching: Batching, machines: Machines) -> float:
     """Seconds in which the slowest link moves a step's parameters and gradients (ZeRO, 1910.02054, section 7).
 
     Stage 3 gathers the parameters for the forward and the backward pass and reduces the gradients, in every pass. Stage
@@ -99,18 +89,18 @@ def _communication_s(
         2: (1 + passes) * trained,
         3: passes * (2 * trace.parameters + trained),
     }[strategy.stage]
-    moved = width * elements * (workers - 1) / workers
+    moved = trace.width * elements * (workers - 1) / workers
     link = gpu.link_gb_s if machines.nodes == 1 else min(gpu.link_gb_s, gpu.network_gb_s)
     seconds = moved / (1e9 * link)
     if strategy.offload_param:  # every worker sends its shard to its GPU for both gatherings
-        shard = width * trace.parameters / workers
+        shard = trace.width * trace.parameters / workers
         seconds = max(seconds, 2 * batching.accumulation * shard / (1e9 * gpu.host_gb_s))
     return seconds
 
 
-def _optimizer_s(trace: ModelTrace, strategy: Strategy, workers: int, gpu: Accelerator, width: int) -> float:
+def _optimizer_s(trace: ModelTrace, strategy: Strategy, workers: int, gpu: Accelerator) -> float:
     shard = trace.trained / workers
     if not strategy.offload_optimizer:
         return shard * _ADAM_BYTES / (1e9 * gpu.bandwidth_gb_s)
-    transfers = shard * (4 + width) / (1e9 * gpu.host_gb_s)  # gradients in fp32 down, weights up
+    transfers = shard * (4 + trace.width) / (1e9 * gpu.host_gb_s)  # gradients in fp32 down, weights up
     return transfers + shard * _ADAM_BYTES / (1e9 * _HOST_ADAM_GB_S)

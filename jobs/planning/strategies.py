@@ -1,4 +1,4 @@
-"""Compares the options for training a job on given machines, and chooses the fastest that fits. Pure."""
+"""Plans a job on given machines: compares the options for training it, and chooses the fastest that fits. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Final, Literal
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
-from jobs.planning.memory import COPIED, Device, Memory, ModelTrace, Strategy, memory_of_process
+from jobs.planning.memory import COPIED, Device, Memory, ModelTrace, memory_of_process
 from jobs.planning.precision import Precision
 from jobs.planning.step_time import StepTime, step_time
+from jobs.planning.strategy import Strategy
 from jobs.spec.finetune import Planned
 
 # Stage, and what is offloaded to the host: the optimizer's states, the parameters.
@@ -59,13 +60,62 @@ class Option:
         return self.missing == self.missing_on_host == 0
 
 
+@dataclass(frozen=True)
+class JobPlan:
+    """The needs of a job on the machines.
+
+    Attributes:
+        options: ways to train; the spec's values first.
+        free: fields that the spec leaves out, which the plan may choose.
+        total_steps: of the whole run; None: not known before the data is prepared.
+        parameters, trained: of the model and of these the trained ones, in elements.
+        note: a limit of the estimate for this model, in words; None: there is none.
+    """
+
+    machines: Machines
+    precision: Precision
+    parameters: int
+    trained: int
+    seq_len: int
+    options: tuple[Option, ...]
+    free: frozenset[Planned]
+    total_steps: int | None
+    note: str | None = None
+
+    @property
+    def device(self) -> str:
+        """The unit of a plan in messages: GPU, or worker if workers have none."""
+        return "worker" if self.machines.is_cpu else "GPU"
+
+    @property
+    def written(self) -> Option:
+        """The spec's values, with the defaults of the fields that it leaves out."""
+        return self.options[0]
+
+    @property
+    def chosen(self) -> Option | None:
+        """The fastest option that fits, or None. Of options with about the same time, the one that changes least."""
+        fitting = [option for option in self.options if option.fits]
+        most = (1 + _ALIKE) * min((option.time.seconds for option in fitting), default=0.0)
+        alike = (option for option in fitting if option.time.seconds <= most)
+        return min(alike, key=lambda option: (len(option.changes), option.time.seconds), default=None)
+
+    @property
+    def nearest(self) -> Option:
+        """The option that lacks least memory."""
+        return min(self.options, key=lambda option: (option.missing + option.missing_on_host, option.time.seconds))
+
+    def hours(self, option: Option) -> float | None:
+        """Hours of training, without the start, evaluations and checkpoints."""
+        return None if self.total_steps is None else self.total_steps * option.time.seconds / 3600
+
+
 def options(
     written: Strategy,
     batching: Batching,
     free: frozenset[Planned],
     trace: Trace,
     machines: Machines,
-    precision: Precision,
     most_workers: int = 1,
     copied_bytes: int = COPIED,
 ) -> tuple[Option, ...]:
@@ -89,31 +139,14 @@ def options(
             Option(
                 strategy=strategy,
                 batching=passes,
-                memory=memory_of_process(traced, strategy, workers, precision, device, copied_bytes),
-                time=step_time(traced, strategy, passes, machines, precision),
+                memory=memory_of_process(traced, strategy, workers, device, copied_bytes),
+                time=step_time(traced, strategy, passes, machines),
                 room=machines.accelerator.memory,
                 host_room=machines.host_memory,
                 changes=changes_of(written, strategy),
             )
         )
     return tuple(found)
-
-
-def chosen(found: tuple[Option, ...]) -> Option | None:
-    """Return the fastest option that fits, or None. Of options with about the same time, the one that changes least."""
-    fitting = [option for option in found if option.fits]
-    if not fitting:
-        return None
-    most = (1 + _ALIKE) * min(option.time.seconds for option in fitting)
-    return min(
-        (option for option in fitting if option.time.seconds <= most),
-        key=lambda option: (len(option.changes), option.time.seconds),
-    )
-
-
-def nearest(found: tuple[Option, ...]) -> Option:
-    """Return the option that lacks least memory."""
-    return min(found, key=lambda option: (option.missing + option.missing_on_host, option.time.seconds))
 
 
 def changes_of(written: Strategy, other: Strategy) -> tuple[Planned, ...]:

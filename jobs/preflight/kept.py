@@ -35,23 +35,17 @@ _TRACE = TypeAdapter(ModelTrace)
 Kept = TypeVar("Kept")
 
 
-def kept_trace(
-    spec: Spec,
-    model_dir: str,
-    precision: Precision,
-    gradient_checkpointing: bool,
-    compute: Callable[[], ModelTrace],
-) -> ModelTrace:
+def kept_trace(spec: Spec, model_dir: str, precision: Precision, compute: Callable[[], ModelTrace]) -> ModelTrace:
     """Return the cached trace of this model for this task, row length, precision and checkpointing, or make it."""
-    return _kept("traces", _of_trace(spec, model_dir, precision, gradient_checkpointing), _TRACE, compute)
+    return _kept("traces", _of_trace(spec, model_dir, precision), _TRACE, compute)
 
 
-def is_kept(spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool) -> bool:
+def is_kept(spec: Spec, model_dir: str, precision: Precision) -> bool:
     """Whether `kept_trace` would find the trace."""
-    return _file("traces", _of_trace(spec, model_dir, precision, gradient_checkpointing)).exists()
+    return _file("traces", _of_trace(spec, model_dir, precision)).exists()
 
 
-def _of_trace(spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool) -> tuple[str, ...]:
+def _of_trace(spec: Spec, model_dir: str, precision: Precision) -> tuple[str, ...]:
     # The stage decides what frozen layers keep.
     of_adapter = () if spec.method.kind == "full" else (version("peft"), str(spec.train.zero.stage))
     # An adapter also trains the parameters that the weights lack.
@@ -63,7 +57,7 @@ def _of_trace(spec: Spec, model_dir: str, precision: Precision, gradient_checkpo
         spec.method.model_dump_json(),
         spec.lora.model_dump_json(),
         spec.prompt.model_dump_json(),
-        str((spec.num_labels, spec.data.seq_len, spec.packed, precision, gradient_checkpointing)),
+        str((spec.num_labels, spec.data.seq_len, spec.packed, precision, spec.train.gradient_checkpointing)),
         Path(model_dir, "config.json").read_text(errors="replace"),
         str(sorted((path.name, path.stat().st_size) for path in weights)),
         *(path.read_text() for path in _TRACERS),
@@ -112,16 +106,12 @@ def remember(spec: Spec, model_dir: str) -> None:
 
 
 def _mark(spec: Spec, model_dir: str) -> Path:
-    digest = hashlib.sha256()
     parts = [*map(version, _TRIED_WITH), spec.model.model_dump_json(exclude={"path"}), str(spec.num_labels)]
     if spec.method.kind != "full":
         parts += [version("peft"), spec.method.kind, spec.lora.model_dump_json(), spec.prompt.model_dump_json()]
-    for part in parts:
-        digest.update(f"{part}\n".encode())
     weights = weight_files(model_dir)
     for path in sorted(Path(model_dir).iterdir()):
         if path.is_file() and (path.name in weights or path.suffix not in WEIGHTS):
-            digest.update(f"{path.name}\n".encode())
             content = safetensors_header(str(path)) if path.name in weights else path.read_bytes()
-            digest.update(hashlib.sha256(content).digest())
-    return Path(os.path.expanduser("~/.cache/fleetune/tried")) / digest.hexdigest()
+            parts += [path.name, hashlib.sha256(content).hexdigest()]
+    return _file("tried", parts)

@@ -29,21 +29,15 @@ from jobs.training.model.load import DTYPES, empty_model, lacking, model_config
 _ROWS = (1, 2, 3)
 
 
-def trace_model(
-    spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool | None = None
-) -> ModelTrace:
+def trace_model(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     """Trace one step of the spec's model with rows of `seq_len` tokens.
 
     Args:
         model_dir: a directory with config.json.
-        gradient_checkpointing: replaces the spec's setting, if given.
 
     Raises:
         Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
     """
-    if gradient_checkpointing is not None:
-        train = spec.train.model_copy(update={"gradient_checkpointing": gradient_checkpointing})
-        spec = spec.model_copy(update={"train": train})
     new = set() if spec.method.kind == "full" else new_modules(lacking(spec, model_dir))
     model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
     depth = _depth(model)

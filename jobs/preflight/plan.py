@@ -20,10 +20,10 @@ from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, total_steps, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
 from jobs.planning.batching import global_rows
-from jobs.planning.job_plan import JobPlan
-from jobs.planning.memory import COPIED, ModelTrace, strategy_of
+from jobs.planning.memory import COPIED, ModelTrace
 from jobs.planning.precision import Precision, precision_of
-from jobs.planning.strategies import options
+from jobs.planning.strategies import JobPlan, options
+from jobs.planning.strategy import strategy_of
 from jobs.preflight.kept import kept_cpu_speed, kept_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
@@ -85,16 +85,16 @@ def plan_on(
     batching = plan_batching(spec)
     written = strategy_of(spec)
     free = free_fields(spec) if free is None else free
-    if architecture_problems(config, with_checkpointing(spec)):
+    if architecture_problems(config, with_checkpointing(spec, True)):
         free -= {"gradient_checkpointing"}
     if spec.packed and spec.model.attn_implementation == "flash_attention_2":
         free -= {"per_device_train_batch_size"}  # with this kernel, samples are kept apart in batches of one row only
 
     @functools.cache
     def trace(gradient_checkpointing: bool) -> ModelTrace:
-        return _trace(rows, model_dir, precision, gradient_checkpointing)
+        return _trace(with_checkpointing(rows, gradient_checkpointing), model_dir, precision)
 
-    ways = options(written, batching, free, trace, machines, precision, most_workers, copied_bytes)
+    ways = options(written, batching, free, trace, machines, most_workers, copied_bytes)
     traced = trace(written.gradient_checkpointing)
     return JobPlan(
         machines=machines,
@@ -109,14 +109,14 @@ def plan_on(
     )
 
 
-def _trace(spec: Spec, model_dir: str, precision: Precision, gradient_checkpointing: bool) -> ModelTrace:
+def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     """Return the trace that this machine keeps, or make it. Raises DataError."""
 
     def compute() -> ModelTrace:
         from jobs.preflight.model_trace import trace_model  # imports torch, which takes seconds
 
         try:
-            return trace_model(spec, model_dir, precision, gradient_checkpointing)
+            return trace_model(spec, model_dir, precision)
         except InputError:
             raise
         except Exception as error:  # configurations and model classes may raise anything
@@ -125,7 +125,7 @@ def _trace(spec: Spec, model_dir: str, precision: Precision, gradient_checkpoint
                 f"{type(error).__name__}: {' '.join(str(error).split())[:_MOST_CHARACTERS]}"
             ) from error
 
-    return kept_trace(spec, model_dir, precision, gradient_checkpointing, compute)
+    return kept_trace(spec, model_dir, precision, compute)
 
 
 def _with_seq_len(spec: Spec, seq_len: int) -> Spec:
@@ -146,8 +146,8 @@ def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
     return config
 
 
-def with_checkpointing(spec: Spec) -> Spec:
-    train = spec.train.model_copy(update={"gradient_checkpointing": True})
+def with_checkpointing(spec: Spec, on: bool) -> Spec:
+    train = spec.train.model_copy(update={"gradient_checkpointing": on})
     return spec.model_copy(update={"train": train})
 
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jobs.planning.accelerators import GIB
-from jobs.planning.job_plan import JobPlan
-from jobs.planning.memory import Strategy
-from jobs.planning.strategies import Option
+from jobs.planning.strategies import JobPlan, Option
+from jobs.planning.strategy import Strategy
 
 
 def gib(size: int) -> str:

@@ -20,10 +20,9 @@ from jobs.model_files.directory import weight_files
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import GIB, Accelerator, Machines
-from jobs.planning.job_plan import JobPlan
 from jobs.planning.memory import COPIED
 from jobs.planning.precision import precision_of
-from jobs.planning.strategies import Option
+from jobs.planning.strategies import JobPlan, Option
 from jobs.preflight.kept import is_kept
 from jobs.preflight.plan import config_of, cpu_worker, free_fields, plan_on
 from jobs.preflight.plan_text import chosen_fields, format_fields, format_refusal, format_strategy, gib
@@ -183,7 +182,7 @@ def _value(spec: Spec, name: str) -> Any:
 def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int | None:
     """Bound the memory of a worker without GPU beside its program; None: unknown, or a cached trace is more exact."""
     rows = spec.model_copy(update={"data": spec.data.model_copy(update={"seq_len": longest})})
-    if is_kept(rows, model_dir, precision_of(spec.train, False), spec.train.gradient_checkpointing):
+    if is_kept(rows, model_dir, precision_of(spec.train, False)):
         return None
     sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
     return rough_bytes(spec, config_of(spec, model_dir), sum(sizes), longest, copied_bytes)

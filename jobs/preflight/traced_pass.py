@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
+from jobs.planning.memory import EventKind
 from jobs.preflight.tracker import Event, Tracker
 from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
@@ -203,8 +204,8 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
         inside = module.parameters(recurse=name in leaves)
         own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
         if own:
-            module.register_forward_pre_hook(_Begin(tracker, own))
-            module.register_forward_hook(_End(tracker, own))
+            module.register_forward_pre_hook(_Noted(tracker, own, "enter", "leave-backward"))
+            module.register_forward_hook(_Noted(tracker, own, "leave", "enter-backward"))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))
@@ -222,39 +223,23 @@ def _leaves(model: torch.nn.Module) -> set[str]:
 
 
 @dataclass(frozen=True)
-class _Begin:
-    """Before a module's forward; its inputs tell when its backward has ended."""
+class _Noted:
+    """A hook before or after a module's forward. The tensors there tell when its backward ends or begins."""
 
     tracker: Tracker
     parameters: tuple[str, ...]
+    now: EventKind
+    backward: EventKind
 
-    def __call__(self, module: Any, inputs: Any) -> Any:
-        self.tracker.note("enter", *self.parameters)
-        left = iter([True])
-
-        def note() -> None:
-            if next(left, False):
-                self.tracker.note("leave-backward", *self.parameters)
-
-        return _marked(inputs, note)
-
-
-@dataclass(frozen=True)
-class _End:
-    """After a module's forward; its outputs tell when its backward begins."""
-
-    tracker: Tracker
-    parameters: tuple[str, ...]
-
-    def __call__(self, module: Any, inputs: Any, output: Any) -> Any:
-        self.tracker.note("leave", *self.parameters)
+    def __call__(self, module: Any, *tensors: Any) -> Any:
+        self.tracker.note(self.now, *self.parameters)
         first = iter([True])
 
         def note() -> None:
             if next(first, False):
-                self.tracker.note("enter-backward", *self.parameters)
+                self.tracker.note(self.backward, *self.parameters)
 
-        return _marked(output, note)
+        return _marked(tensors[-1], note)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args
 
 from cluster.errors import Mistake
 from cluster.job_environment import JobEnvironment
+from cluster.local.machine import has_gpus
 from cluster.text import did_you_mean
 from jobs.errors import DataError, InputError, SpecError
 from jobs.model_files.directory import check_model_dir
@@ -88,6 +89,17 @@ def _problem(check: Callable[[Spec], object], spec: Spec) -> InputError | None:
     except InputError as error:
         return error
     return None
+
+
+def no_gpu_here(spec: Spec) -> str | None:
+    """Explain why the spec cannot train here without a GPU, and what to write; None if it can train."""
+    if not spec.resources.gpus_per_worker or has_gpus():
+        return None
+    return (
+        "this machine has no GPU, and the spec asks for one GPU per worker (resources.gpus_per_worker, 1 if left out). "
+        "To train on its CPUs, write `resources: {gpus_per_worker: 0}` into the spec, or add "
+        "`--set resources.gpus_per_worker=0`. To train on a cluster, give `--address`"
+    )
 
 
 def enter_working_dir(spec: Spec) -> None:

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
-from jobs.spec.bounds import NAME_PATTERN
+from jobs.spec.bounds import name_field
 from jobs.spec.finetune import SCHEMA_VERSION
 from jobs.spec.queue import MOST_KEYS, Queue, VariableName
 from jobs.spec.references import absolute_working_dir, folder_of
@@ -36,11 +36,7 @@ class CommandSpec(JobSpec):
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
     kind: Literal["command"] = Field(description="command.")
-    name: str = Field(
-        "command",
-        pattern=NAME_PATTERN,
-        description="Start of the job's name: lower-case letters, digits, '.', '_' and '-'.",
-    )
+    name: str = name_field("command", "the job's name")
     command: tuple[Word, ...] = Field(
         min_length=1, fail_fast=True, description="Program and arguments, as a list; no shell interprets them."
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from jobs.frozen import Frozen
-from jobs.spec.bounds import LONGEST_NAME, NAME_PATTERN
+from jobs.spec.bounds import LONGEST_NAME, NAME_PATTERN, name_field
 from jobs.spec.finetune import Spec
 from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
 from jobs.spec.sweep import Search, SweepSpec
@@ -44,11 +44,7 @@ class CompareSpec(Search):
     """A comparison of methods on the same data and the same budget. Each is a sweep, which finds its own rate."""
 
     kind: Literal["compare"] = Field(description="compare.")
-    name: str = Field(
-        "compare",
-        pattern=NAME_PATTERN,
-        description="Start of the comparison's name: lower-case letters, digits, '.', '_' and '-'.",
-    )
+    name: str = name_field("compare", "the comparison's name")
     methods: tuple[Annotated[ComparedMethod, BeforeValidator(_from_name)], ...] = Field(
         min_length=2,
         max_length=_MOST_METHODS,

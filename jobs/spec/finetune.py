@@ -14,7 +14,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, field_validator, mode
 
 from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
 from jobs.frozen import Frozen
-from jobs.spec.bounds import MOST_COUNT, MOST_ROWS, NAME_PATTERN
+from jobs.spec.bounds import MOST_COUNT, MOST_ROWS, name_field
 from jobs.spec.data import MOST_EPOCHS, Data, Source, StoragePath, absolute_sources, checked_path
 from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
@@ -208,11 +208,7 @@ class Spec(JobSpec):
     kind: Literal["finetune"] = Field(
         "finetune", description="finetune. The other kinds, command, sweep and compare, have other fields."
     )
-    name: str = Field(
-        "run",
-        pattern=NAME_PATTERN,
-        description="Start of the run's name: lower-case letters, digits, '.', '_' and '-'.",
-    )
+    name: str = name_field("run", "the run's name")
     model: Model = Field(description="The model to start from.")
     method: Method = Field(default_factory=ChosenMethod, description="What is trained: full, lora or prompt.")
     lora: Lora = Field(default_factory=Lora, description="LoRA, for method: lora.")

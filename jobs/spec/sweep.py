@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from jobs.frozen import Frozen
-from jobs.spec.bounds import MOST_COUNT, NAME_PATTERN
+from jobs.spec.bounds import MOST_COUNT, name_field
 from jobs.spec.evaluation import full_name, is_loss
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import Queue
@@ -64,11 +64,7 @@ class Search(Frozen):
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
     kind: Literal["sweep", "compare"] = Field(description="sweep or compare.")
-    name: str = Field(
-        "search",
-        pattern=NAME_PATTERN,
-        description="Start of the name of its directory: lower-case letters, digits, '.', '_' and '-'.",
-    )
+    name: str = name_field("search", "the name of its directory")
     base: Spec = Field(description="The job that every trial changes: a path (relative to this file), or a spec.")
     space: Space = Field(
         default_factory=dict,
@@ -187,11 +183,7 @@ class SweepSpec(Search, JobSpec):
     """A search for the best values of some fields of a job."""
 
     kind: Literal["sweep"] = Field(description="sweep.")
-    name: str = Field(
-        "sweep",
-        pattern=NAME_PATTERN,
-        description="Start of the sweep's name: lower-case letters, digits, '.', '_' and '-'.",
-    )
+    name: str = name_field("sweep", "the sweep's name")
     prior: dict[str, JsonValue] = Field(
         default_factory=dict,
         max_length=MOST_FIELDS,

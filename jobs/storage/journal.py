@@ -57,11 +57,8 @@ class JournalWriter:
     def flush(self) -> None:
         """Write all pending records to storage now. Raises StorageError."""
         with self._writing:
-            self._flush()
-
-    def _flush(self) -> None:
-        while lines := self._taken():
-            self._put(lines)
+            while lines := self._taken():
+                self._put(lines)
 
     def _taken(self) -> list[str]:
         """Remove the records of the next part from those pending. After an outage there may be several parts."""

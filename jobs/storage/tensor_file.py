@@ -24,7 +24,6 @@ from jobs.storage import files as storage
 CHUNK_BYTES = 4 * 2**20
 _CHUNKS_PER_READ = 16
 _READERS = 4
-_DTYPES = {"F32": np.dtype("<f4"), "BF16": np.dtype("<u2"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
 
 Bytes = npt.NDArray[np.uint8]
 

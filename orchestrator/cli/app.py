@@ -14,7 +14,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 from jobs.comparison.checking import checked_methods
 from jobs.drivers.finetune.begin import load_work
 from jobs.errors import InputError
-from jobs.preflight.devices import no_gpu_here
+from jobs.preflight.validate import no_gpu_here
 from jobs.preflight.validate import validate as check
 from jobs.run import summary as run_list
 from jobs.run.find import storage_root

@@ -8,8 +8,7 @@ from typing import Any, Final
 from cluster.text import compact, long_duration, many
 from jobs.advice.method_choice import Choice, Method, Situation
 from jobs.planning.accelerators import GIB
-from jobs.planning.job_plan import JobPlan
-from jobs.planning.strategies import Option
+from jobs.planning.strategies import JobPlan, Option
 from jobs.preflight.plan_text import chosen_fields, format_fields, format_missing, format_refusal, format_strategy, gib
 from jobs.search.planned import Cost
 from jobs.search.rules.spec_text import format_sweep

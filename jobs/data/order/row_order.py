@@ -10,7 +10,7 @@ by window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any, Protocol
@@ -168,22 +168,19 @@ class StepPlan:
     total_steps: int
     total_rows: int  # positions that the whole run uses
     lengths: npt.NDArray[np.int32] | None = field(default=None, compare=False)
-    # Rows of recently requested spans of steps, by first step. Two threads may use it, so entries never change.
-    _cache: dict[int, Rows] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def rows_of_step(self, step: int) -> Rows:
         """Return the rows of step `step` (0-based) over all workers; (rows_per_step,) int64, fewer at the end."""
         if not 0 <= step < self.total_steps:
             raise ValueError(f"step {step} is outside 0..{self.total_steps - 1}")
         first = step // _SPAN_STEPS * _SPAN_STEPS
-        rows = self._cache.get(first)
-        if rows is None:
-            rows = self.rows_of_steps(first, min(first + _SPAN_STEPS, self.total_steps))
-            if len(self._cache) >= _SPANS:
-                self._cache.clear()
-            self._cache[first] = rows
         start = (step - first) * self.rows_per_step
-        return rows[start : start + self.rows_per_step]
+        return self._span(first)[start : start + self.rows_per_step]
+
+    @cached_property
+    def _span(self) -> Callable[[int], Rows]:
+        """Returns the rows of the steps from a first one on. Recent spans are kept; two threads may ask for them."""
+        return lru_cache(_SPANS)(lambda first: self.rows_of_steps(first, min(first + _SPAN_STEPS, self.total_steps)))
 
     def rows_of_steps(self, start: int, stop: int) -> Rows:
         """Return the rows of steps start..stop-1 in sequence, much faster than `rows_of_step` for many steps.

@@ -7,6 +7,7 @@ chunk is a pure function of (prepared data, plan, worker, steps).
 from __future__ import annotations
 
 import contextlib
+import functools
 import queue
 import threading
 import time
@@ -171,12 +172,18 @@ class OpenStream:
         Raises:
             RuntimeError: the reader lost rows, or gave other rows than requested.
         """
-        for rows in split_steps(tables, start, self.plan.total_steps, self.batching.accumulation):
-            expected = [len(piece) for piece in self.dealt(rows.step)]
-            given = [micro.num_rows for micro in rows.micros]
+        source, rest = iter(tables), CHUNK_SCHEMA.empty_table()
+        for step in range(start, self.plan.total_steps):
+            expected = [len(piece) for piece in self.dealt(step)]
+            while rest.num_rows < sum(expected) and (table := next(source, None)) is not None:
+                rest = pa.concat_tables([rest, table])
+            rows, rest = rest.slice(0, sum(expected)), rest.slice(sum(expected))
+            of_step = rows["micro"].to_numpy()[rows["step"].to_numpy() == step]
+            given = np.bincount(of_step, minlength=len(expected)).tolist()
             if given != expected:
-                raise RuntimeError(f"step {rows.step} should have {expected} rows here, but the reader gave {given}")
-            yield rows
+                raise RuntimeError(f"step {step} should have {expected} rows here, but the reader gave {given}")
+            ends, plain = np.cumsum([0, *expected]), rows.select(ROW_SCHEMA.names)
+            yield StepRows(step, tuple(plain.slice(low, high - low) for low, high in pairwise(ends)))
 
     def chunks(self, start: int, stop: int) -> Iterator[Any]:
         for first in range(start, stop, self.steps_per_chunk):
@@ -191,42 +198,6 @@ def block_bytes(batching: Batching, longest_row: int) -> int:
     """Return the size of one of Ray's blocks: a chunk of rows with `longest_row` tokens, within bounds."""
     rows = -(-batching.rows // batching.num_workers) * steps_per_chunk(batching)
     return min(max(rows * longest_row * _BYTES_PER_TOKEN, _LEAST_BLOCK_BYTES), _MOST_BLOCK_BYTES)
-
-
-def split_steps(tables: Iterable[Any], start: int, stop: int, accumulation: int) -> Iterator[StepRows]:
-    """Divide tables with CHUNK_SCHEMA into steps start..stop-1. A step without rows has empty micro-batches.
-
-    Raises:
-        RuntimeError: a row belongs to an earlier step than the plan says.
-    """
-    expected = start
-    pending: list[Any] = []  # tables of the step that is not complete yet
-    for table in tables:
-        if table.num_rows == 0:
-            continue
-        steps = table["step"].to_numpy()
-        borders = np.concatenate([[0], np.flatnonzero(np.diff(steps)) + 1, [len(steps)]])
-        for low, high in pairwise(borders):
-            step = int(steps[low])
-            if step < expected:
-                raise RuntimeError(f"the stream gave a row of step {step} where step {expected} was due")
-            while step > expected:
-                yield _step_rows(expected, pending, accumulation)
-                expected, pending = expected + 1, []
-            pending.append(table.slice(low, high - low))
-    for step in range(expected, stop):
-        yield _step_rows(step, pending, accumulation)
-        pending = []
-
-
-def _step_rows(step: int, tables: list[Any], accumulation: int) -> StepRows:
-    if not tables:
-        return StepRows(step, (ROW_SCHEMA.empty_table(),) * accumulation)
-    table = pa.concat_tables(tables)
-    micros = table["micro"].to_numpy()
-    rows = table.select(ROW_SCHEMA.names)
-    cuts = np.searchsorted(micros, np.arange(accumulation + 1))
-    return StepRows(step, tuple(rows.slice(a, b - a) for a, b in pairwise(cuts)))
 
 
 def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
@@ -293,10 +264,10 @@ def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[S
     """
     opened = stream.open()
     stop = opened.plan.total_steps
-    soon, later = (min(start + steps, stop) for steps in (2, max(opened.steps_per_chunk, 2)))
+    soon, later = (min(start + steps, stop) for steps in (1, opened.steps_per_chunk))
 
     def tables() -> Iterator[Any]:
-        yield opened.read(start, soon)  # two steps, because a step is known to be complete once the next one begins
+        yield opened.read(start, soon)
         if later == stop:
             yield from opened.chunks(soon, stop)
             return
@@ -380,19 +351,12 @@ def _ordered_rows(stream: Stream, opened: OpenStream, start: int) -> Any:
                 meta = BlockMetadata(
                     num_rows=(last - first) * self._rows_per_step, size_bytes=None, input_files=None, exec_stats=None
                 )
-                tasks.append(ReadTask(_Chunks(stream, first, last), meta, schema=CHUNK_SCHEMA))
+                tasks.append(ReadTask(functools.partial(_read, stream, first, last), meta, schema=CHUNK_SCHEMA))
             return tasks
 
     return OrderedRows()
 
 
-@dataclass(frozen=True)
-class _Chunks:
-    """The function of a read task. It opens the shards on the node where it runs."""
-
-    stream: Stream
-    start: int
-    stop: int
-
-    def __call__(self) -> Iterable[Any]:
-        yield from self.stream.open().chunks(self.start, self.stop)
+def _read(stream: Stream, start: int, stop: int) -> Iterator[Any]:
+    """Yield the chunks of a read task. It opens the shards on the node where it runs."""
+    yield from stream.open().chunks(start, stop)

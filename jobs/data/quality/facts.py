@@ -18,7 +18,7 @@ from datasketch import MinHash
 from cluster.text import first_line
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.bad_rows import BadRow, Reason
-from jobs.data.sources.chunks import RECORDS_AT_ONCE, Chunk, Work, content_hash, samples_of, tokenised
+from jobs.data.sources.chunks import Chunk, Work, content_hash, tokenised
 from jobs.data.sources.formats import ChatSample, ClassSample, Sample, TextSample, texts_of
 
 NUM_PERM = 128  # hash functions of a signature: the estimated similarity is off by at most 0.09, usually by 0.03
@@ -58,11 +58,10 @@ _KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "f
 
 def facts_of(chunk: Chunk, work: Work) -> Any:
     """Compute the facts of one chunk, one row per sample or bad record, with FACTS_SCHEMA. Runs in workers."""
-    samples = samples_of(chunk, work)
-    rows: list[dict[str, Any]] = []
-    while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
-        for (line, sample), result in tokenised(some, work):
-            rows.append({"file": chunk.file, "line": line, "position": chunk.position, **_facts(sample, result)})
+    rows: list[dict[str, Any]] = [
+        {"file": chunk.file, "line": line, "position": chunk.position, **_facts(sample, result)}
+        for line, sample, result in itertools.chain.from_iterable(tokenised(chunk, work))
+    ]
     if not rows:  # an empty row, so that the chunk counts as read
         rows.append({"file": chunk.file, "line": -1, "position": chunk.position})
     rows[0]["records"] = len(chunk.rows)

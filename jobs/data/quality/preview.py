@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,7 +12,7 @@ from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerpr
 from jobs.data.preparation.packing import one_a_row, pack
 from jobs.data.prepared import IGNORE_INDEX, SOURCE_ID_BITS, Prepared
 from jobs.data.sources.bad_rows import BadRow, Reason
-from jobs.data.sources.chunks import RECORDS_AT_ONCE, content_hash, held_out, read_chunks, samples_of, tokenised
+from jobs.data.sources.chunks import content_hash, held_out, read_chunks, tokenised
 from jobs.data.sources.formats import first_of
 from jobs.errors import DataError
 from jobs.model_files.tokenizer import read_tokenizer
@@ -90,7 +89,7 @@ def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> lis
 def _first_samples(job: SourceJob, split: str, bad: list[BadRow]) -> list[dict[str, Any]]:
     """Return rows of a source's first samples in the split. Records that cannot be used are added to `bad`."""
     found = list[dict[str, Any]]()
-    for path, (line, sample), result in _tokenised(job):
+    for path, line, sample, result in _tokenised(job):
         if len(found) >= ENOUGH:
             break
         if isinstance(sample, BadRow) or isinstance(result, Reason):
@@ -103,11 +102,11 @@ def _first_samples(job: SourceJob, split: str, bad: list[BadRow]) -> list[dict[s
 
 
 def _tokenised(job: SourceJob) -> Iterator[Any]:
-    """Yield all samples of a source: (file, (line, sample), rows or why there are none)."""
+    """Yield all samples of a source: file, line, sample, and its rows or why there are none."""
     for file, path in enumerate(job.work.files):
-        samples = (sample for chunk in read_chunks(file, job.work) for sample in samples_of(chunk, job.work))
-        while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
-            yield from ((path, *one) for one in tokenised(some, job.work))
+        for chunk in read_chunks(file, job.work):
+            for some in tokenised(chunk, job.work):
+                yield from ((path, *one) for one in some)
 
 
 def _row(samples: list[dict[str, Any]]) -> dict[str, Any]:

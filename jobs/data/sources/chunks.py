@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, Sample, TextSample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
-from jobs.data.sources.tokenize import LossOn, Result, TokenRow, tokenise
+from jobs.data.sources.tokenize import LossOn, Result, tokenise
 from jobs.data.sources.user_code import UserCode, own_samples
 from jobs.errors import DataError
 from jobs.model_files.tokenizer import TokenizerFiles
@@ -147,23 +148,38 @@ def tokens_of(chunk: Chunk, work: Work) -> Any:
     Returns:
         pyarrow.Table with TOKENS_SCHEMA, in the order of the records.
     """
-    samples, lines = samples_of(chunk, work), _Lines()
-    tables = [TOKENS_SCHEMA.empty_table()]
-    while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
-        for (line, sample), result in tokenised(some, work):
-            lines.add(line, sample, result)
-        tables.append(lines.flush())
+    tables, parts = [TOKENS_SCHEMA.empty_table()], Counter[int]()
+    for some in tokenised(chunk, work):
+        rows: list[tuple[Any, ...]] = []
+        for line, sample, result in some:
+            for row in _rows(sample, result):
+                rows.append((line, parts[line], *row))
+                parts[line] += 1
+        *plain, input_ids, labels, cut = zip(*rows, strict=True)
+        columns = [pa.array(values, field.type) for values, field in zip(plain, TOKENS_SCHEMA, strict=False)]
+        columns += [_lists(input_ids), _lists(labels), pa.array(cut, pa.int64())]
+        tables.append(pa.table(columns, schema=TOKENS_SCHEMA))
     return pa.concat_tables(tables)
 
 
-def tokenised(
-    some: Sequence[tuple[int, Sample | BadRow]], work: Work
-) -> Iterator[tuple[tuple[int, Sample | BadRow], Result]]:
-    """Yield each sample with its rows, or with the reason why it has none; a bad row with its own reason."""
-    good = [sample for _, sample in some if not isinstance(sample, BadRow)]
-    results = iter(tokenise(good, work.tokenizer.load(), work.seq_len, work.loss_on))
-    for line, sample in some:
-        yield (line, sample), sample.why if isinstance(sample, BadRow) else next(results)
+def tokenised(chunk: Chunk, work: Work) -> Iterator[list[tuple[int, Sample | BadRow, Result]]]:
+    """Yield the chunk's samples, some at a time: line, sample, and its rows or the reason why it has none."""
+    samples = samples_of(chunk, work)
+    while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
+        good = [sample for _, sample in some if not isinstance(sample, BadRow)]
+        results = iter(tokenise(good, work.tokenizer.load(), work.seq_len, work.loss_on))
+        yield [(line, sample, sample.why if isinstance(sample, BadRow) else next(results)) for line, sample in some]
+
+
+def _rows(sample: Sample | BadRow, result: Result) -> Iterator[tuple[Any, ...]]:
+    """Yield the columns of TOKENS_SCHEMA from `reason` on, for each row of a sample."""
+    if isinstance(result, Reason):
+        yield result.text, isinstance(sample, BadRow) and sample.fatal, 0, _NO_TOKENS, _NO_TOKENS, 0
+        return
+    assert not isinstance(sample, BadRow)
+    content = content_hash(sample)
+    for row in result:
+        yield None, False, content, row["input_ids"], row["labels"], row["cut"]
 
 
 def content_hash(sample: Sample) -> int:
@@ -187,49 +203,7 @@ def said(sample: Sample) -> str:
     return "".join(f"{len(text)}:{text}" for text in texts)
 
 
-class _Lines:
-    """Collects the rows of one table."""
-
-    def __init__(self) -> None:
-        self._lines: list[tuple[int, int, str | None, bool, int]] = []
-        self._rows: list[TokenRow] = []
-        self._parts = (-1, 0)  # the newest line, and the number of its parts so far
-
-    def add(self, line: int, sample: Sample | BadRow, result: Result) -> None:
-        if isinstance(result, Reason):
-            fatal = isinstance(sample, BadRow) and sample.fatal
-            self._lines.append((line, self._part(line), result.text, fatal, 0))
-            self._rows.append(_NO_TOKENS)
-            return
-        assert not isinstance(sample, BadRow)
-        content = content_hash(sample)
-        for row in result:
-            self._lines.append((line, self._part(line), None, False, content))
-            self._rows.append(row)
-
-    def _part(self, line: int) -> int:
-        last, count = self._parts
-        self._parts = (line, count + 1 if line == last else 1)
-        return self._parts[1] - 1
-
-    def flush(self) -> Any:
-        """Return the rows since the last call."""
-        line, part, reason, fatal, content = zip(*self._lines, strict=True)
-        columns = [
-            pa.array(line, pa.int64()),
-            pa.array(part, pa.int32()),
-            pa.array(reason, pa.string()),
-            pa.array(fatal, pa.bool_()),
-            pa.array(content, pa.uint64()),
-            _lists([row["input_ids"] for row in self._rows]),
-            _lists([row["labels"] for row in self._rows]),
-            pa.array([row["cut"] for row in self._rows], pa.int64()),
-        ]
-        self._lines, self._rows = [], []
-        return pa.table(columns, schema=TOKENS_SCHEMA)
-
-
-_NO_TOKENS: TokenRow = {"input_ids": np.zeros(0, np.int32), "labels": np.zeros(0, np.int32), "cut": 0}
+_NO_TOKENS = np.zeros(0, np.int32)
 
 
 def _lists(arrays: Sequence[Any]) -> Any:

@@ -24,7 +24,7 @@ from cluster.local.locks import try_lock
 from jobs.errors import DataError, StorageError
 from jobs.frozen import Frozen
 from jobs.model_files.directory import weight_files
-from jobs.storage.files import is_url
+from jobs.storage import files as storage
 
 _BATCH: Final = 16  # samples that are drawn together; part of what determines them
 _LEAST_TOKENS: Final = 8  # of a sample, so that hardly any is empty
@@ -118,7 +118,7 @@ def _draw(file: TextIO, kept: _Kept, model_dir: str, settings: Settings, say: Sa
 
 def check_target(to: str) -> None:
     """Raise DataError if a source of samples could not have this path."""
-    if is_url(to):
+    if storage.is_url(to):
         raise DataError(f"{to} is a URL: generate into a local file, and copy it with fleetune upload")
     if not to.endswith(".jsonl"):
         raise DataError(f"{to}: the name must end with .jsonl, because the texts are written as JSON lines")
@@ -197,9 +197,7 @@ def _is_at(file: TextIO, path: str) -> bool:
 
 
 def _write_record(to: str, settings: Settings, sha256: str | None) -> None:
-    path = record_path(to)
-    Path(f"{path}.part").write_text(Generated(settings=settings, sha256=sha256).model_dump_json(), encoding="utf-8")
-    os.replace(f"{path}.part", path)
+    storage.write_bytes(record_path(to), Generated(settings=settings, sha256=sha256).model_dump_json().encode())
 
 
 def _whole_batches(part: str) -> _Kept:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from cluster.settings import DriverPlace, ray_address
-from jobs.drivers.command.gang import Log, Process, watch_gang
+from jobs.drivers.command.gang import GangWatch, Log, Process
 from jobs.drivers.command.member import local_gang
 from jobs.drivers.command.places import Place, places_of, variables_of_job
 from jobs.drivers.link.link import Say
@@ -37,7 +37,7 @@ def drive_command(registered: Registered, place: DriverPlace, stop: StopRequest,
     stop.defer()
     with _gang(registered, spec, places, variables, stop, say) as processes:
         _check(stop)
-        return watch_gang(processes, log, lambda: stop.asked, say)
+        return GangWatch(processes, log, lambda: stop.asked, say).until_the_end()
 
 
 @contextlib.contextmanager

@@ -93,21 +93,14 @@ class Process(Protocol):
     def stop(self, *, hard: bool = False) -> None: ...
 
 
-def watch_gang(processes: Sequence[Process], log: Log, asked_to_stop: Callable[[], bool], say: Say) -> int:
-    """Pass on the output of the processes until all have ended. Returns the driver's exit code.
+class GangWatch:
+    """Watches processes, which are running.
 
     Args:
-        processes: all processes, by rank; they are running.
-        asked_to_stop: called regularly, by this thread.
-
-    Raises:
-        MachinesFailed: a process was lost with its machine. The others have ended.
-        Interrupted: the processes were asked to stop, and have ended.
+        processes: all processes, by rank.
+        asked_to_stop: called regularly, by the thread of `until_the_end`.
     """
-    return _Watch(processes, log, asked_to_stop, say).until_the_end()
 
-
-class _Watch:
     def __init__(self, processes: Sequence[Process], log: Log, asked_to_stop: Callable[[], bool], say: Say) -> None:
         self._processes, self._log, self._say = processes, log, say
         self._asked_to_stop = asked_to_stop
@@ -118,6 +111,12 @@ class _Watch:
         self._failure: int | FleetuneError | None = None  # of the first process that failed without being asked to end
 
     def until_the_end(self) -> int:
+        """Pass on the output of the processes until all have ended. Returns the driver's exit code.
+
+        Raises:
+            MachinesFailed: a process was lost with its machine. The others have ended.
+            Interrupted: the processes were asked to stop, and have ended.
+        """
         for rank in self._left:
             threading.Thread(target=self._pass_on, args=(rank,), name=f"process-{rank}", daemon=True).start()
         while self._left:

@@ -70,6 +70,18 @@ class Member:
         self._reader.start()
         return None
 
+    def start_at(
+        self,
+        place: Place,
+        spec: CommandSpec,
+        master: tuple[str, int],
+        variables: Mapping[str, str],
+        gpus: Sequence[str],
+    ) -> str | None:
+        """Start a command's program, with the variables of the job and of its place. Returns what `start` does."""
+        environment = environment_of_program(with_environment({}), {**variables, **variables_of(place, master, gpus)})
+        return self.start(spec.command, environment, spec.working_dir or os.getcwd())
+
     def read(self, wait_s: float) -> tuple[bytes, int | None]:
         """Return the output since the last call and, once it has ended and all is read, the exit code; -N for signal N.
 
@@ -143,9 +155,8 @@ def local_gang(
     each, master = spec.resources.gpus_per_worker, ("127.0.0.1", free_port("127.0.0.1"))
     try:
         for member, place in zip(members, places, strict=True):
-            own = variables_of(place, master, gpus[place.rank * each : (place.rank + 1) * each])
-            environment = environment_of_program(with_environment({}), {**variables, **own})
-            if problem := member.start(spec.command, environment, spec.working_dir or os.getcwd()):
+            own = gpus[place.rank * each : (place.rank + 1) * each]
+            if problem := member.start_at(place, spec, master, variables, own):
                 raise SpecError(problem)
         yield members
     finally:

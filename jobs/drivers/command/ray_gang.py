@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from cluster.ray.connection import address_of, connected, held_places
-from jobs.drivers.command.member import Member
+from jobs.drivers.command.member import Member, free_port
 from jobs.drivers.command.places import Place
 from jobs.errors import CapacityError, MachinesFailed, SpecError
 from jobs.planning import gang_of
@@ -28,56 +28,32 @@ class RayProcess:
         return output
 
     def stop(self, *, hard: bool = False) -> None:
-        self.ask("stop", hard)
+        self.ask("stop", hard=hard)
 
-    def ask(self, method: str, *arguments: Any) -> Any:
+    def ask(self, method: str, *arguments: Any, **named: Any) -> Any:
         """Call a method of the actor and wait for the result. Raises MachinesFailed."""
         import ray
 
         try:
-            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=_ANSWER_S)
+            return ray.get(getattr(self._actor, method).remote(*arguments, **named), timeout=_ANSWER_S)
         except ray.exceptions.RayError as error:
             why = str(error).strip().splitlines() or [type(error).__name__]
             raise MachinesFailed(f"a process on node {self._node} is lost: {why[0]}") from error
 
 
-class Host:
+class Host(Member):
     """Runs the program as a child of a Ray worker. `_actors` makes it an actor."""
 
-    def __init__(self) -> None:
-        self._member = Member()
-
     def free_port(self) -> int:
-        from jobs.drivers.command.member import free_port
-
         return free_port("")
 
-    def start(
-        self,
-        spec: CommandSpec,
-        place: Place,
-        master: tuple[str, int],
-        variables: Mapping[str, str],
+    def start_here(
+        self, place: Place, spec: CommandSpec, master: tuple[str, int], variables: Mapping[str, str]
     ) -> str | None:
-        import os
-
         import ray
 
-        from cluster.settings import with_environment
-        from jobs.drivers.command.places import environment_of_program, variables_of
-
         gpus = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-        environment = environment_of_program(with_environment({}), {**variables, **variables_of(place, master, gpus)})
-        return self._member.start(spec.command, environment, spec.working_dir or os.getcwd())
-
-    def read(self, wait_s: float) -> tuple[bytes, int | None]:
-        return self._member.read(wait_s)
-
-    def stop(self, hard: bool) -> None:
-        self._member.stop(hard=hard)
-
-    def close(self) -> None:
-        self._member.close()
+        return self.start_at(place, spec, master, variables, gpus)
 
 
 @contextlib.contextmanager
@@ -107,7 +83,7 @@ def ray_gang(
         ):
             master = (address_of(places[0].node), processes[0].ask("free_port"))
             for process, place in zip(processes, places, strict=True):
-                if problem := process.ask("start", spec, place, master, variables):
+                if problem := process.ask("start_here", place, spec, master, variables):
                     raise SpecError(problem)
             yield processes
     except CapacityError as error:

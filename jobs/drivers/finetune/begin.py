@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from jobs.errors import SpecError
 from jobs.preflight.validate import validate
@@ -65,6 +65,25 @@ def load_work(
     if overrides and isinstance(spec, CompareSpec):
         raise SpecError(UNCHANGED)
     return spec, root
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a queue assigns to a run in addition to its spec: the slots of one attempt.
+
+    The queue knows that no other attempt drives the run.
+
+    Attributes:
+        places: node id of each worker; None lets Ray choose.
+        num_workers: workers of this attempt; None means the number in the spec.
+        variables: environment variables for every process of the run. They may be secret, and are never shown.
+        run: root of the run if it is new; None makes a new name.
+    """
+
+    places: tuple[str, ...] | None = None
+    num_workers: int | None = None
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    run: str | None = None
 
 
 @dataclass(frozen=True)

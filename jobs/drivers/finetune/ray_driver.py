@@ -23,13 +23,12 @@ from cluster.ray.connection import (
     snapshot,
 )
 from cluster.ray.node_tasks import ask_nodes
-from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.finetune.hang_watch import HangWatch
 from jobs.drivers.finetune.machines import find_room, places_under_ray
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
-from jobs.drivers.finetune.stop_relay import StopRelay
-from jobs.drivers.stop_request import StopRequest
+from jobs.drivers.stop_request import StopRelay, StopRequest
 from jobs.errors import (
     CapacityError,
     FleetuneError,

@@ -6,21 +6,20 @@ import contextlib
 import datetime
 import functools
 import os
-import sys
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
 from cluster.local.memory import killed_since, memory_here
 from cluster.settings import TorchrunWorld, expand_gpu_memory
-from jobs.console import redirected_output, user_stream
+from jobs.console import end_process, redirected_output, user_stream
 from jobs.drivers.finetune.begin import begin_run
 from jobs.drivers.finetune.machines import places_here
 from jobs.drivers.finetune.memory_remedy import with_earlier_changes
-from jobs.drivers.finetune.torchrun_watch import FailureWatch
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import FleetuneError, OutOfMemory, RunFailed
+from jobs.errors import FleetuneError, OutOfMemory, RunFailed, StorageError
 from jobs.planning import with_workers
 from jobs.planning.out_of_memory import advice
 from jobs.preflight.ready import ready_data
@@ -45,6 +44,9 @@ from jobs.training.worker_input import Job
 # Other ranks wait this long for rank 0 to prepare the data. In training, a hanging rank is given up much earlier.
 _PREPARE_TIMEOUT = datetime.timedelta(hours=6)
 _TRAIN_TIMEOUT = datetime.timedelta(minutes=30)
+EVERY_S = 1.0  # seconds between two looks for failures
+# Seconds for the main thread, which may notice the failure too and then ends in the ordinary way.
+GRACE_S = 5.0
 
 
 def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = None) -> Outcome:
@@ -134,11 +136,40 @@ def _lost_peer_error(error: Exception, kills: Sequence[int], spec: Spec) -> Flee
     return RunFailed(f"a process of this run is gone ({first_line(error)}). The output of torchrun says how it ended")
 
 
-def end_process(code: int) -> NoReturn:
-    """End this process now, because its threads may wait forever."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+class FailureWatch:
+    """Ends this process if its gang fails while its context is open and the main thread waits in a collective.
+
+    NCCL waits half an hour for a rank that has left. One process of each node watches `failures/`; once it has ended,
+    torchrun ends the other processes of that node.
+    """
+
+    def __init__(
+        self, paths: JobPaths, end: Callable[[], None], *, every_s: float = EVERY_S, grace_s: float = GRACE_S
+    ) -> None:
+        """`end` is called in a thread and must end the process."""
+        self._paths, self._end, self._every_s, self._grace_s = paths, end, every_s, grace_s
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="failures", daemon=True)
+
+    def __enter__(self) -> FailureWatch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+        self._thread.join()  # if it is about to end the process, it has written the outcome
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._every_s):
+            if self._failed():
+                if not self._closed.wait(self._grace_s):
+                    self._end()
+                return
+
+    def _failed(self) -> bool:
+        with contextlib.suppress(StorageError):  # the next look asks again
+            return bool(storage.list_names(self._paths.failures))
+        return False
 
 
 def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:

@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import json
 import urllib.parse
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
@@ -65,21 +65,26 @@ class Server:
             status, content = self._request(path, message.model_dump_json().encode(), timeout_s)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise NoAnswer(str(error) or type(error).__name__) from error
-        called, queue = _problem_of(content)
-        if status == 422 and called:
-            raise NotUnderstood(f"the server at {self.url} does not understand this program: {_detail(content)}", queue)
-        if 400 <= status < 500 and status not in (408, 425, 429):
-            raise Refused(_detail(content), status, called, queue)
+        value = _object(content)
+        queue = str(value.get("queue", ""))
+        # `error` of an `orchestrator.problem.Problem`; a proxy's answer has none
+        called = str(value.get("error", "")) if isinstance(value.get("message"), str) else ""
         if status // 100 != 2:
-            raise NoAnswer(f"status {status}: {_detail(content)}")
+            said = str(value.get("message") or value.get("detail") or content.decode(errors="replace"))
+            detail = " ".join(said.split())[:300] or "no reason given"
+            if status == 422 and called:
+                raise NotUnderstood(f"the server at {self.url} does not understand this program: {detail}", queue)
+            if 400 <= status < 500 and status not in (408, 425, 429):
+                raise Refused(detail, status, called, queue if called else "")
+            raise NoAnswer(f"status {status}: {detail}")
         try:
             return reply.model_validate_json(content)
         except ValidationError as error:
-            if (named := _queue_of_message(content)) is None:
+            if not isinstance(value.get("version"), int):  # every message of any release has one
                 raise NoAnswer(f"the program that answers at {self.url} is not a Fleetune server") from None
             mistakes = "; ".join(f"{one['loc']}: {one['msg']}" for one in error.errors(include_input=False)[:3])
             said = f"the answer of the server at {self.url} belongs to another release: {mistakes}"
-            raise NotUnderstood(said, named) from None
+            raise NotUnderstood(said, queue) from None
 
     def _request(self, path: str, body: bytes, timeout_s: float) -> tuple[int, bytes]:
         """Use a new connection each time, because a proxy may cut an idle one. No proxy settings, no redirects."""
@@ -110,29 +115,10 @@ def check_url(url: str) -> None:
         raise InputError(f"{url} is not the URL of a server, such as http://head:8400")
 
 
-def _problem_of(content: bytes) -> tuple[str, str]:
-    """Return `error` and `queue` of an `orchestrator.problem.Problem`; both are '' for any other content."""
+def _object(content: bytes) -> dict[str, Any]:
+    """Return the JSON object of an answer; {} for any other content."""
     try:
         value = json.loads(content)
-        return (str(value["error"]), str(value.get("queue", ""))) if isinstance(value["message"], str) else ("", "")
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return "", ""
-
-
-def _queue_of_message(content: bytes) -> str | None:
-    """Return the queue that a message of any release names; None if this is not a message."""
-    try:
-        value = json.loads(content)
-        return str(value.get("queue", "")) if isinstance(value["version"], int) else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def _detail(content: bytes) -> str:
-    """Return the explanation in an answer, in one short line."""
-    try:
-        value = json.loads(content)
-        text = str(value.get("message") or value.get("detail") or value) if isinstance(value, dict) else str(value)
     except ValueError:
-        text = content.decode(errors="replace")
-    return " ".join(text.split())[:300] or "no reason given"
+        return {}
+    return value if isinstance(value, dict) else {}

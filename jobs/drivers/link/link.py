@@ -130,9 +130,12 @@ class HttpLink:
 
     def _beat(self) -> tuple[Order, str]:
         """Send a heartbeat and return the order and its reason; the last order if the server does not answer."""
-        asked = self._servers[0].url
+        asked, place, last = self._servers[0].url, self._place, self._closing.is_set()
         try:
-            answer = self._send()
+            with self._lock:
+                known = dict(self._known)
+            beat = Beat(job_id=place.job_id, queue=place.queue, attempt=place.attempt, last=last, **known)
+            answer = self._post("beat", beat, Answer, _LAST_BEAT_S if last else ANSWER_S)
         except AttemptOver as error:
             return Order.LEAVE, str(error)
         except Exception as error:  # no error of the link may end the training
@@ -144,14 +147,6 @@ class HttpLink:
             self._silent = False
             self._say("the server answers again, and knows how far the job is")
         return answer.order, answer.reason
-
-    def _send(self) -> Answer:
-        with self._lock:
-            known = dict(self._known)
-        last = self._closing.is_set()
-        place = self._place
-        beat = Beat(job_id=place.job_id, queue=place.queue, attempt=place.attempt, last=last, **known)
-        return self._post("beat", beat, Answer, _LAST_BEAT_S if last else ANSWER_S)
 
     def _post(self, what: str, message: Message, reply: type[FromQueue], timeout_s: float = ANSWER_S) -> FromQueue:
         """Send a message to the queue. Raises AttemptOver, NotUnderstood, Refused or NoAnswer."""

@@ -15,12 +15,11 @@ from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
 from jobs.data.order.stream import step_plan
 from jobs.data.prepared import Prepared, Split
-from jobs.drivers.finetune.allocation import Assignment
+from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.finetune.machines import places_under_ray
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.ray_driver import connected_as_given
-from jobs.drivers.finetune.stop_relay import StopRelay
-from jobs.drivers.stop_request import StopRequest
+from jobs.drivers.stop_request import StopRelay, StopRequest
 from jobs.errors import Interrupted, OutOfMemory, RunFailed, StorageError
 from jobs.planning import gang_of
 from jobs.planning.memory import COPIED_BY_TRIALS

@@ -12,7 +12,7 @@ from typing import Any
 from cluster.ray.connection import leaving_nodes
 from cluster.text import many
 from jobs.drivers.finetune.node_draining import Draining
-from jobs.drivers.finetune.stop_relay import StopRelay
+from jobs.drivers.stop_request import StopRelay
 from jobs.errors import FleetuneError, MachinesFailed, RunFailed, SpecError, StorageError
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer

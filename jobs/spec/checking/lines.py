@@ -6,7 +6,6 @@ an error.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 from collections.abc import Callable
@@ -79,18 +78,21 @@ def parse(text: str, source: str) -> Document:
     """
     if source.endswith(".json"):
         return _parse_json(text, source)
-    document = Document(None, {(): Mark(source)})
-    document.value = _Builder(document, source).build(_compose(text, source), ())
-    return document
+    return _built(text, source, source)
 
 
 def parse_value(text: str, source: str) -> Any:
     """Parse the value of one `--set key=value`. Raises SpecError, whose message names `source` as the place."""
-    document = Document(None, {(): Mark(source)})
-    document.value = _Builder(document, None).build(_compose(text, source), ())
+    document = _built(text, source, None)
     if document.problems:
         raise _not_readable(source, document.problems[0][1].message)
     return document.value
+
+
+def _built(text: str, source: str, place: str | None) -> Document:
+    document = Document(None, {(): Mark(source)})
+    document.value = _Builder(document, place).build(_compose(text, source), ())
+    return document
 
 
 def _compose(text: str, source: str) -> yaml.Node | None:
@@ -173,7 +175,6 @@ class _Builder:
 
 
 def _parse_json(text: str, source: str) -> Document:
-    document = Document(None, {(): Mark(source)})
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -181,8 +182,10 @@ def _parse_json(text: str, source: str) -> Document:
     except RecursionError as error:
         raise _not_readable(source, "nested too deeply") from error
     # JSON is YAML except for tabs and escaped surrogates; a document with these has no line numbers.
-    with contextlib.suppress(SpecError):
-        _Builder(document, source).build(_compose(text, source), ())
+    try:
+        document = _built(text, source, source)
+    except SpecError:
+        document = Document(None, {(): Mark(source)})
     document.value = value
     return document
 

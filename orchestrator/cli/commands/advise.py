@@ -10,7 +10,7 @@ import typer
 
 from jobs.advice.method_choice import Goal, Method, Situation, choose
 from jobs.planning.accelerators import machines_of
-from jobs.planning.job_plan import JobPlan
+from jobs.planning.strategies import JobPlan
 from jobs.preflight.data_commands import prepare_data
 from jobs.run.outcome import event
 from jobs.search.rules.prior import hidden_size, rate_by_size

@@ -13,8 +13,8 @@ import typer
 from jobs.comparison.checking import sweeps_to_plan
 from jobs.errors import InputError
 from jobs.planning.accelerators import Machines, gang_machines, machines_of
-from jobs.planning.job_plan import JobPlan
 from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
+from jobs.planning.strategies import JobPlan
 from jobs.run.find import storage_root
 from jobs.run.outcome import event
 from jobs.run.summary import plan_checks

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from jobs.data.preparation.prepare import prepare
-from jobs.drivers.finetune.torchrun_watch import FailureWatch
+from jobs.drivers.finetune.torchrun_driver import FailureWatch
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.load import dump_spec

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from jobs.planning.memory import Strategy, memory_of, piece_of_loss
+from jobs.planning.memory import memory_of, piece_of_loss
+from jobs.planning.strategy import Strategy
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
 from jobs.preflight.traced_pass import traced_pass
@@ -66,11 +67,12 @@ def test_repeated_layers_give_the_trace_of_all_layers(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], checkpointing: bool
 ) -> None:
     folder = config_dir(tmp_path / "model", **changes)
-    spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", data__packing=False)
-    few = trace_model(spec, str(folder), "fp32", checkpointing)
+    given: dict[str, Any] = {"data__packing": False, "train__gradient_checkpointing": checkpointing}
+    spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", **given)
+    few = trace_model(spec, str(folder), "fp32")
     assert few.note is not None and few.note.endswith("of 8 layers were traced")
     monkeypatch.setattr(model_trace, "_depth", lambda model: None)
-    every = trace_model(spec, str(folder), "fp32", checkpointing)
+    every = trace_model(spec, str(folder), "fp32")
     assert replace(few, note=every.note, moments=(), moments_of_one_row=()) == replace(
         every, moments=(), moments_of_one_row=()
     )
@@ -119,7 +121,7 @@ def test_a_few_numbers_of_rows_give_any_other(tmp_path: pathlib.Path) -> None:
         assert [moment.live_at(rows) for moment in moments] == [event.live for event in events]
         peaks = [moment.peak_at(rows) for moment in moments if moment.kind != "loss"]
         assert peaks == [event.peak for event in events if event.kind != "loss"]
-    most = memory_of(trace, Strategy(per_device_train_batch_size=5), 1, "bf16", "cpu")
+    most = memory_of(trace, Strategy(per_device_train_batch_size=5), 1, "cpu")
     assert most.activations + most.logits == pytest.approx(max(event.peak for event in five.events), rel=0.01)
 
 

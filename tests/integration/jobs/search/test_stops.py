@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.drivers.finetune.stop_relay import StopRelay
-from jobs.drivers.stop_request import StopRequest
+from jobs.drivers.stop_request import StopRelay, StopRequest
 from jobs.errors import RunFailed, SpecError
 from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths

@@ -5,14 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.planning.gathering import Gathering
+from jobs.planning.strategy import Strategy
 
 FORWARD = [(0,), (1,), (2,)]
 BACKWARD = [(2,), (1,), (0,)]
 
 
 def gathering(sizes: tuple[int, ...] = (100, 100, 100), **changes: int) -> Gathering:
-    settings: dict[str, Any] = {"prefetch": 0, "threshold": 10, "max_live": 10**9, "max_reuse": 0} | changes
-    return Gathering(sizes, [*FORWARD, *BACKWARD], num_workers=2, width=2, gloo=False, **settings)
+    settings: dict[str, Any] = {
+        "prefetch_bucket_size": 0,
+        "param_persistence_threshold": 10,
+        "max_reuse_distance": 0,
+    } | changes
+    return Gathering(sizes, [*FORWARD, *BACKWARD], Strategy(**settings), num_workers=2, width=2, gloo=False)
 
 
 def highest(held: Gathering) -> int:
@@ -31,19 +36,19 @@ def test_one_module_at_a_time_is_whole_without_prefetch_and_reuse() -> None:
 
 
 def test_prefetch_makes_the_next_modules_whole_too() -> None:
-    held = gathering(prefetch=1)
+    held = gathering(prefetch_bucket_size=1)
     held.enter((0,))
     assert held.held == 400
     # At the turn the last module runs twice: each run fetches one parameter ahead, and none has been used yet.
-    assert highest(gathering(prefetch=1)) == 600
+    assert highest(gathering(prefetch_bucket_size=1)) == 600
 
 
 def test_prefetch_stops_at_the_most_live_elements() -> None:
-    assert highest(gathering(prefetch=1000, max_live=100)) == 200
+    assert highest(gathering(prefetch_bucket_size=1000, max_live_parameters=100)) == 200
 
 
 def test_parameters_that_are_used_again_soon_are_kept() -> None:
-    assert highest(gathering(max_reuse=10**9)) == 600
+    assert highest(gathering(max_reuse_distance=10**9)) == 600
 
 
 def test_small_parameters_are_always_whole() -> None:
@@ -53,7 +58,7 @@ def test_small_parameters_are_always_whole() -> None:
 
 
 def test_parameters_that_are_gathered_together_exist_twice_until_each_was_waited_for() -> None:
-    held = gathering((100, 50, 10), threshold=0)
+    held = gathering((100, 50, 10), param_persistence_threshold=0)
     assert held.enter((0, 1)) == 300
     assert held.held == 300
 

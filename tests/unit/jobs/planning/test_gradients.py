@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.planning.gradients import Gradients, gradients_of
-from jobs.planning.memory import Strategy
+from jobs.planning.gradients import Gradients
+from jobs.planning.strategy import Strategy
 
 SIZES = (100, 100, 40)
 
 
 def gradients(stage: int, width: int = 4, workers: int = 2, bucket: int = 150, accumulates: bool = False) -> Gradients:
     strategy = Strategy(stage=stage, reduce_bucket_size=bucket, accumulates=accumulates)  # type: ignore[arg-type]
-    return gradients_of(SIZES, (True, True, False), strategy, workers, width)
+    return Gradients(SIZES, (True, True, False), strategy, workers, width)
 
 
 def test_a_full_bucket_is_reduced_through_a_copy() -> None:

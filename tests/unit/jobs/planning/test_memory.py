@@ -18,12 +18,12 @@ from jobs.planning.memory import (
     Memory,
     ModelTrace,
     Moment,
-    Strategy,
     largest_flat,
     memory_of,
     memory_of_process,
     static_memory,
 )
+from jobs.planning.strategy import Strategy
 
 LLAMA_2_7B = 6_738_415_616  # elements
 LARGEST = 32_000 * 4_096
@@ -58,11 +58,11 @@ SEVEN_B = trace_of((LARGEST, LLAMA_2_7B - LARGEST))
 def test_frozen_weights_have_neither_gradients_nor_optimizer_states() -> None:
     adapted = replace(trace_of((1000, 20)), trained=20, trains=(False, True))
     for stage in (1, 2, 3):
-        held = static_memory(adapted, Strategy(stage=stage, reduce_bucket_size=0), 1, "bf16")
+        held = static_memory(adapted, Strategy(stage=stage, reduce_bucket_size=0), 1)
         assert (held.parameters, held.optimizer_states) == (2 * 1020, 12 * 20)
-    small, full = (memory_of(trace, Strategy(), 2, "bf16") for trace in (adapted, trace_of((1000, 20))))
+    small, full = (memory_of(trace, Strategy(), 2) for trace in (adapted, trace_of((1000, 20))))
     assert small.gradients < full.gradients and adapted.trained_sizes == (0, 20)
-    offloaded = static_memory(adapted, Strategy(stage=2, offload_optimizer=True), 1, "bf16")
+    offloaded = static_memory(adapted, Strategy(stage=2, offload_optimizer=True), 1)
     assert (offloaded.communication, offloaded.host) == (2 * 20, 20 * 18 + 2 * 20)
 
 
@@ -72,13 +72,13 @@ def test_frozen_weights_have_neither_gradients_nor_optimizer_states() -> None:
     [(1, 1, 18), (2, 8, 2 + 12 / 8), (3, 1, 18), (3, 8, 18 / 8)],
 )
 def test_states_of_a_7b_take_the_bytes_that_zero_promises(stage: int, workers: int, bytes_per_element: float) -> None:
-    held = static_memory(SEVEN_B, Strategy(stage=stage, reduce_bucket_size=1), workers, "bf16")  # type: ignore[arg-type]
+    held = static_memory(SEVEN_B, Strategy(stage=stage, reduce_bucket_size=1), workers)  # type: ignore[arg-type]
     assert held.used == pytest.approx(bytes_per_element * LLAMA_2_7B, rel=1e-6)
 
 
 def test_a_7b_with_both_offloads_leaves_one_gpu_almost_empty_and_fills_the_host() -> None:
     strategy = Strategy(stage=3, offload_optimizer=True, offload_param=True)
-    held = static_memory(SEVEN_B, strategy, 1, "bf16")
+    held = static_memory(SEVEN_B, strategy, 1)
     assert held.used == 2 * strategy.reduce_bucket_size
     assert held.host == 22 * LLAMA_2_7B  # weights; master weights, moments, two of gradients
     assert held.host / GIB == pytest.approx(138, abs=0.1)
@@ -86,8 +86,8 @@ def test_a_7b_with_both_offloads_leaves_one_gpu_almost_empty_and_fills_the_host(
 
 def test_fp32_weights_of_zero_3_are_the_ones_that_adam_updates() -> None:
     trace = trace_of((1000,), precision="fp32")
-    assert static_memory(trace, Strategy(stage=3, reduce_bucket_size=1), 1, "fp32").used == 16 * 1000 + 4
-    assert static_memory(trace, Strategy(stage=2), 1, "fp32").used == 16 * 1000  # a copy, but no buffer for gradients
+    assert static_memory(trace, Strategy(stage=3, reduce_bucket_size=1), 1).used == 16 * 1000 + 4
+    assert static_memory(trace, Strategy(stage=2), 1).used == 16 * 1000  # a copy, but no buffer for gradients
 
 
 def test_parts_are_those_of_one_moment_and_sum_to_the_total() -> None:
@@ -99,12 +99,12 @@ def test_parts_are_those_of_one_moment_and_sum_to_the_total() -> None:
         Moment("end"),
     )
     trace = trace_of((10,), moments)
-    small = memory_of(trace, Strategy(stage=3, reduce_bucket_size=1), 1, "bf16")
+    small = memory_of(trace, Strategy(stage=3, reduce_bucket_size=1), 1)
     assert (small.activations, small.gradients) == (700, 40)
     assert small.used == 180 + 2 + 700 and small.total == small.used + int(RESERVE * small.used)
-    large = memory_of(trace_of((1000,), moments), Strategy(stage=3, reduce_bucket_size=1), 1, "bf16")
+    large = memory_of(trace_of((1000,), moments), Strategy(stage=3, reduce_bucket_size=1), 1)
     assert (large.activations, large.gradients) == (0, 8000)  # the update needs more than the pass
-    assert memory_of(trace, Strategy(stage=3, per_device_train_batch_size=30), 1, "bf16").activations == 800
+    assert memory_of(trace, Strategy(stage=3, per_device_train_batch_size=30), 1).activations == 800
 
 
 def test_zero_3_updates_its_part_in_pieces() -> None:
@@ -124,18 +124,18 @@ def test_a_worker_without_gpu_keeps_what_its_tensors_have_freed() -> None:
     )
     trace = trace_of((1000,), moments)
     strategy = Strategy(stage=3, reduce_bucket_size=10_000)
-    tensors = memory_of(trace, strategy, 1, "bf16", "cpu")
-    process = memory_of_process(trace, strategy, 1, "bf16", "cpu")
+    tensors = memory_of(trace, strategy, 1, "cpu")
+    process = memory_of_process(trace, strategy, 1, "cpu")
     # The update is the highest moment. The activations' place stays, and that of the gradient, 2 bytes an element.
     assert (tensors.activations, process.kept) == (0, 700 + 2 * 1000)
     assert process.used == tensors.used + 2700 + PROGRAM_BYTES + 12 * 1000
-    on_gpu = memory_of_process(trace, strategy, 1, "bf16", "cuda")
+    on_gpu = memory_of_process(trace, strategy, 1, "cuda")
     assert (on_gpu.kept, on_gpu.program, on_gpu.host) == (0, 0, 12 * 1000)
 
 
 def test_on_cpus_what_is_offloaded_counts_as_the_workers_memory() -> None:
     strategy = Strategy(stage=3, offload_optimizer=True)
-    on_gpu, on_cpu = (memory_of(SEVEN_B, strategy, 2, "bf16", device) for device in ("cuda", "cpu"))
+    on_gpu, on_cpu = (memory_of(SEVEN_B, strategy, 2, device) for device in ("cuda", "cpu"))
     assert on_cpu.host == 0 and on_cpu.used == on_gpu.used + on_gpu.host
 
 
@@ -149,7 +149,7 @@ def test_a_trace_is_plain_json() -> None:
 def test_a_gang_of_trials_keeps_more_copies(device: Device) -> None:
     trace = trace_of((1000,), (Moment("end"),))
     of_run, of_trials = (
-        memory_of_process(trace, Strategy(stage=3), 4, "bf16", device, copied) for copied in (COPIED, COPIED_BY_TRIALS)
+        memory_of_process(trace, Strategy(stage=3), 4, device, copied) for copied in (COPIED, COPIED_BY_TRIALS)
     )
     more = (of_trials.checkpoint_copy + of_trials.host) - (of_run.checkpoint_copy + of_run.host)
     assert more == 250 * (4 + 12)

@@ -8,9 +8,10 @@ import pytest
 
 from jobs.planning.accelerators import CPU, GIB, Machines, accelerator_of
 from jobs.planning.batching import Batching
-from jobs.planning.memory import ModelTrace, Moment, Strategy
-from jobs.planning.step_time import step_time
-from jobs.planning.strategies import Option, chosen, nearest, options
+from jobs.planning.memory import ModelTrace, Moment
+from jobs.planning.step_time import EFFICIENCY, step_time
+from jobs.planning.strategies import JobPlan, options
+from jobs.planning.strategy import Strategy
 from jobs.spec.finetune import PLANNED, Planned
 
 B = 10**9
@@ -34,10 +35,11 @@ def trace(gradient_checkpointing: bool, parameters: int = 7 * B) -> ModelTrace:
     )  # fmt: skip
 
 
-def found(machines: Machines, free: frozenset[Planned] = PLANNED, rows: int = 64) -> tuple[Option, ...]:
+def found(machines: Machines, free: frozenset[Planned] = PLANNED, rows: int = 64) -> JobPlan:
     workers = machines.gpus
     batching = Batching(rows, 1, -(-rows // workers), workers)
-    return options(Strategy(), batching, free, trace, machines, "bf16")
+    ways = options(Strategy(), batching, free, trace, machines)
+    return JobPlan(machines, "bf16", 7 * B, 7 * B, 4096, ways, free, None)
 
 
 def on(text_gpus: int, name: str) -> Machines:
@@ -45,24 +47,24 @@ def on(text_gpus: int, name: str) -> Machines:
 
 
 def test_what_is_written_is_chosen_if_nothing_is_faster() -> None:
-    best = chosen(found(on(8, "H100-80")))
+    best = found(on(8, "H100-80")).chosen
     assert best is not None and best.changes == ()
 
 
 def test_a_small_gpu_gets_offload_and_checkpointing() -> None:
-    best = chosen(found(replace(on(1, "A100-40"), node_gib=256)))
+    best = found(replace(on(1, "A100-40"), node_gib=256)).chosen
     assert best is not None
     assert best.strategy.offload_optimizer and best.fits, "84 GB of Adam's states do not fit"
 
 
 def test_a_worker_without_gpu_is_offered_no_offload() -> None:
     cpu = Machines(1, 2, replace(accelerator_of("A100-40"), name=CPU), 64)
-    assert not any(option.strategy.offload_optimizer for option in found(cpu))
-    assert {option.strategy.stage for option in found(cpu)} == {1, 2, 3}
+    assert not any(option.strategy.offload_optimizer for option in found(cpu).options)
+    assert {option.strategy.stage for option in found(cpu).options} == {1, 2, 3}
 
 
 def test_the_global_batch_is_kept() -> None:
-    for option in found(on(8, "H100-80"), rows=60):
+    for option in found(on(8, "H100-80"), rows=60).options:
         batching = option.batching
         assert batching.rows == 60
         assert batching.accumulation * batching.per_device * batching.num_workers >= 60
@@ -71,28 +73,26 @@ def test_the_global_batch_is_kept() -> None:
 
 def test_only_free_fields_are_changed() -> None:
     ways = found(on(1, "T4-16"), free=frozenset({"gradient_checkpointing"}))
-    assert {option.changes for option in ways} == {(), ("gradient_checkpointing",)}
-    assert chosen(ways) is None
-    assert nearest(ways).missing > 100 * GIB, "weights, gradients and Adam's states: 18 bytes for each parameter"
+    assert {option.changes for option in ways.options} == {(), ("gradient_checkpointing",)}
+    assert ways.chosen is None
+    assert ways.nearest.missing > 100 * GIB, "weights, gradients and Adam's states: 18 bytes for each parameter"
 
 
 def test_a_step_takes_what_its_flops_take() -> None:
     machines = on(8, "H100-80")
-    time = step_time(trace(False), Strategy(), Batching(64, 1, 8, 8), machines, "bf16", efficiency=0.5)
+    time = step_time(trace(False), Strategy(), Batching(64, 1, 8, 8), machines)
     flops = 6 * 7 * B * 64 * 4096
-    assert time.compute_s == pytest.approx(flops / 8 / (0.5 * 989e12))
+    assert time.compute_s == pytest.approx(flops / 8 / (EFFICIENCY * 989e12))
     assert time.seconds > time.compute_s, "the optimizer's update comes after"
     assert time.mfu == pytest.approx(flops / time.seconds / (8 * 989e12))
-    again = step_time(
-        trace(True), replace(Strategy(), gradient_checkpointing=True), Batching(64, 1, 8, 8), machines, "bf16", 0.5
-    )
+    again = step_time(trace(True), Strategy(gradient_checkpointing=True), Batching(64, 1, 8, 8), machines)
     assert again.compute_s == pytest.approx(4 / 3 * time.compute_s)
 
 
 def test_a_slow_network_decides_the_step() -> None:
     batching, card = Batching(16, 1, 1, 16), accelerator_of("L4")
-    near = step_time(trace(False), Strategy(), batching, Machines(1, 16, card), "bf16")
-    far = step_time(trace(False), Strategy(), batching, Machines(2, 8, card), "bf16")
+    near = step_time(trace(False), Strategy(), batching, Machines(1, 16, card))
+    far = step_time(trace(False), Strategy(), batching, Machines(2, 8, card))
     assert far.seconds > near.seconds
     assert far.communication_s > far.compute_s
     # Stage 3 moves the weights twice and the gradients once.
@@ -100,17 +100,17 @@ def test_a_slow_network_decides_the_step() -> None:
 
 
 def test_offload_needs_a_host_with_enough_memory() -> None:
-    large = [option for option in found(replace(on(1, "A100-40"), node_gib=256)) if option.fits]
-    small = [option for option in found(replace(on(1, "A100-40"), node_gib=64)) if option.fits]
+    large = [option for option in found(replace(on(1, "A100-40"), node_gib=256)).options if option.fits]
+    small = [option for option in found(replace(on(1, "A100-40"), node_gib=64)).options if option.fits]
     assert large and not small
     offloaded = [
-        option for option in found(replace(on(1, "A100-40"), node_gib=64)) if option.strategy.offload_optimizer
+        option for option in found(replace(on(1, "A100-40"), node_gib=64)).options if option.strategy.offload_optimizer
     ]
     assert min(option.missing_on_host for option in offloaded) > 100 * GIB
 
 
 def test_offload_costs_time_on_the_host() -> None:
     batching, machines = Batching(8, 1, 1, 8), on(8, "A100-80")
-    here = step_time(trace(False), Strategy(), batching, machines, "bf16")
-    there = step_time(trace(False), replace(Strategy(), offload_optimizer=True), batching, machines, "bf16")
+    here = step_time(trace(False), Strategy(), batching, machines)
+    there = step_time(trace(False), replace(Strategy(), offload_optimizer=True), batching, machines)
     assert there.optimizer_s > 10 * here.optimizer_s

@@ -15,8 +15,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from cluster.local.machine import has_gpus
 from jobs.errors import CapacityError, DataError, InputError, SpecError, StorageError
 from jobs.finetune import run_on_ray
-from jobs.preflight.devices import no_gpu_here
-from jobs.preflight.validate import check_metrics, validate
+from jobs.preflight.validate import check_metrics, no_gpu_here, validate
 from jobs.run.progress import NoProgress
 from jobs.spec.finetune import Spec
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.drivers.finetune.stop_relay import StopRelay
-from jobs.drivers.stop_request import StopKind, Stopped, StopRequest
+from jobs.drivers.stop_request import StopKind, Stopped, StopRelay, StopRequest
 from jobs.errors import Interrupted
 from jobs.run.paths import JobPaths
 

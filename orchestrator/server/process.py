@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from os import getpid
 from pathlib import Path
 
 import uvicorn
@@ -29,7 +28,7 @@ from orchestrator.http.auth import Tokens, is_loopback
 from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.http.scrub import Scrubber
-from orchestrator.local_server import Record, locked, make_home, write_record
+from orchestrator.local_server import locked, make_home, write_record
 from orchestrator.queue.clock import SystemClock, Timing
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import QueueEvent
@@ -203,7 +202,7 @@ class _Server:
         self._tokens.read()
         self._output.greet(greeting(self._context, self._facts()))
         if self._options.store is None:
-            write_record(self._home, Record(self._url_here, getpid(), version("fleetune")))
+            write_record(self._home, self._url_here)
         sys.setswitchinterval(_SWITCH_S)
         self._loop.start()
         for number in (signal.SIGTERM, signal.SIGINT):

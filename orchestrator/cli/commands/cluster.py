@@ -174,12 +174,19 @@ def tenants_set(
     """Create a tenant, or change the given settings of a tenant."""
     with connected(url) as server:
         from orchestrator.api import Tenants, TenantView
-        from orchestrator.cli.tenant_settings import LimitOptions, settings
+        from orchestrator.cli.tenant_settings import settings
         from orchestrator.pages.cluster import tenants_page
 
         check_name(name)
         known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
-        limits = LimitOptions(max_priority, max_queued, max_runtime, max_gpu_hours, root, secret)
+        limits = {
+            "max_priority": max_priority,
+            "max_queued_jobs": max_queued,
+            "max_runtime_s": max_runtime,
+            "max_gpu_hours_per_month": max_gpu_hours,
+            "roots": root,
+            "secrets": secret,
+        }
         sent = settings(known.get(name), weight, guaranteed, limit, limits)
         told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
         typer.echo(told.model_dump_json() if json_ else tenants_page([told], width()))

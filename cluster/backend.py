@@ -133,9 +133,6 @@ class Backend(Protocol):
     def others(self) -> Sequence[OtherProgram]:
         """Return the programs that others run on these machines, as far as the backend knows them."""
 
-    def close(self) -> None:
-        """Disconnect. Running programs go on."""
-
 
 def check_launch(launch: Launch) -> None:
     """Check what every backend requires of a launch.

@@ -132,9 +132,6 @@ class LocalBackend:
     def others(self) -> Sequence[OtherProgram]:
         return ()
 
-    def close(self) -> None:
-        pass
-
     @property
     def _known(self) -> Path:
         return self._folder / "submissions"

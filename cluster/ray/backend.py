@@ -219,9 +219,6 @@ class RayJobsBackend:
         with self._asking() as client:
             return str(json_of(client, "/api/version").get("session_name", ""))
 
-    def close(self) -> None:
-        pass
-
     @contextlib.contextmanager
     def _asking(self) -> Iterator[Any]:
         """Provide the client. Errors of the dashboard and of the connection become BackendUnreachable."""

@@ -59,9 +59,6 @@ class FakeBackend:
     def others(self) -> Sequence[OtherProgram]:
         return [OtherProgram(*one) for one in self._cluster.ask("others")]
 
-    def close(self) -> None:
-        pass
-
     # Scripts determine what programs do. A script applies to programs that are started later; newer ones go first.
 
     def script(self, pattern: str, **what: Any) -> None:

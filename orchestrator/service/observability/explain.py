@@ -7,7 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cluster.backend import OtherProgram
 from cluster.capacity.feasibility import check_can_ever_fit
@@ -137,13 +137,12 @@ class Explainer:
         tenant = moment.tenants.get(job.tenant)
         if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
             return _said(statetext.hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
-        found = why(moment.snapshot, self._context.policy, row, moment.ran_s, expects=False)
-        if moment.snapshot.waiting[row]:
-            found = replace(found, expected=self._expected(moment, found))
+        found = why(moment.snapshot, self._context.policy, row)
+        expected = self._expected(moment, found) if moment.snapshot.waiting[row] else None
         names = [_name(one, caller) for one in moment.jobs]
         labels = moment.cluster.inventory.labels
         called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
-        expected, known, ran = found.expected, ends_are_known(found), bool(moment.ran_s)
+        known, ran = ends_are_known(found), bool(moment.ran_s)
         expects = "" if expected is None else format_expected(expected, known, ran)
         lines = [
             *why_lines(found, moment.snapshot, names, called, expects),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.queue.states import State
+from orchestrator.queue.states import UNFINISHED, State
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -44,7 +44,6 @@ def jobs_that(states: Collection[str] = (), where: Where | None = None) -> Offer
     return offered
 
 
-UNFINISHED = ("queued", "starting", "running", "stopping")
 ANY = jobs_that()
 TO_CANCEL = jobs_that(UNFINISHED, lambda job: job.wanted != "cancel")
 TO_PAUSE = jobs_that(UNFINISHED, lambda job: job.wanted == "run")

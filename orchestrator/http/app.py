@@ -50,7 +50,6 @@ def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
     )
     app.router.route_class = StrictRoute
     for one in _ROUTES:
-        router = one.routes(serving)
-        app.include_router(router)
+        app.include_router(one.routes(serving))
     handle(app, serving.scrub, say, serving.context.queue)
     return app

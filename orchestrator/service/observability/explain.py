@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cluster.backend import OtherProgram
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.errors import BackendUnreachable, CapacityError
 from orchestrator.api import WhyView
@@ -92,11 +91,8 @@ class Explainer:
         """Describe the parents that a job waits for; None: it waits for none."""
         if not job.after:
             return None
-        store = self._context.store
-        parents = [
-            parent for one in job.after for parent in store.jobs(Filter(name=one), limit=3) if parent.job_id == one
-        ]
-        left = [parent for parent in parents if parent.state is not State.SUCCEEDED]
+        known = self._context.store.find(job.after)
+        left = [known[one] for one in job.after if one in known and known[one].state is not State.SUCCEEDED]
         if not left:
             return None
         return statetext.waits_for(job, left, [_name(parent, caller) for parent in left])
@@ -169,13 +165,13 @@ class Explainer:
             }
         )
 
-    def _others(self, moment: _Moment) -> list[OtherProgram]:
+    def _others(self, moment: _Moment) -> list[str]:
         """Return programs that may be the external use.
 
         Programs that queued their job here by `ray job submit` are left out: they hold no slots.
         """
         submissions = {ray_submission_of(job) for job in moment.jobs}
-        return [other for other in self._context.machines.others() if other.name not in submissions]
+        return [other for other in self._context.machines.others() if other not in submissions]
 
     def _expected(self, moment: _Moment, found: Why) -> Expected | None:
         """Return the expected start. None: it cannot start on the present nodes, but the autoscaler may add more."""

@@ -179,7 +179,7 @@ def _service_context(
         most_ray_submitted=options.most_ray_submitted,
         retention_days=retention_days() if options.retention_days is None else options.retention_days,
         protocols=extra_protocols(),
-        python=(options.python or (sys.executable if place.same_machine else "python3"),),
+        python=(options.python or (sys.executable if place.one_machine else "python3"),),
     )
 
 

@@ -209,8 +209,8 @@ class Past:
         self.start_s: dict[int, float] = {}  # the first of each job
         ends = dict[int, float]()
         for one in sorted(simulated.attempts, key=lambda attempt: attempt.start_s):
-            self.start_s.setdefault(one.job, one.start_s)
-            ends[one.job] = one.end_s
+            self.start_s.setdefault(one.row, one.start_s)
+            ends[one.row] = one.end_s
         self._ends_s = np.array(list(ends.values()))
         self._durations_s = np.array([simulated.jobs[job].duration_s for job in ends])
         waits = sorted((self.start_s[job], self.start_s[job] - arrival_s) for job, arrival_s in waited.items())

@@ -77,14 +77,6 @@ class Submission:
         return self.phase in ENDED_PHASES
 
 
-@dataclass(frozen=True)
-class OtherProgram:
-    """A program that another user runs on these machines: its name, and a description."""
-
-    name: str
-    what: str
-
-
 class Backend(Protocol):
     """A backend. Every call may raise BackendUnreachable: then it is unknown whether it has had its effect."""
 
@@ -130,11 +122,11 @@ class Backend(Protocol):
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         """Return those of these programs, which others have started, that are known to have ended."""
 
-    def others(self) -> Sequence[OtherProgram]:
-        """Return the programs that others run on these machines, as far as the backend knows them."""
+    def others(self) -> Sequence[str]:
+        """Return the names of programs that others run on these machines, as far as the backend knows them.
 
-    def close(self) -> None:
-        """Disconnect. Running programs go on."""
+        Names only, because command lines may contain secrets.
+        """
 
 
 def check_launch(launch: Launch) -> None:

@@ -41,16 +41,9 @@ def ray_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Settings from the environment, as opposed to a spec or an option."""
-
-    storage_path: str = "runs"  # where `fleetune runs`, `show` and `export` look without --storage
-
-
-def read_settings(environ: Mapping[str, str] = os.environ) -> Settings:
-    """Read the settings: FLEETUNE_STORAGE_PATH, or `runs` in the working directory."""
-    return Settings(storage_path=environ.get("FLEETUNE_STORAGE_PATH") or "runs")
+def storage_path(environ: Mapping[str, str] = os.environ) -> str:
+    """Return FLEETUNE_STORAGE_PATH, or `runs` in the working directory: where commands look without --storage."""
+    return environ.get("FLEETUNE_STORAGE_PATH") or "runs"
 
 
 PROTOCOLS_VARIABLE = "FLEETUNE_PROTOCOLS"

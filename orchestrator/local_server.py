@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from cluster.errors import InputError, StorageError
@@ -14,15 +14,6 @@ from cluster.local.locks import try_lock
 from orchestrator.client.discovery import local_server
 
 _LOCK, _RECORD = "server.lock", "server.json"
-
-
-@dataclass(frozen=True)
-class Record:
-    """The content of the file; `orchestrator.client.discovery` reads it."""
-
-    url: str
-    pid: int
-    version: str
 
 
 class HomeTaken(InputError):
@@ -61,10 +52,10 @@ def locked(home: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def write_record(home: Path, record: Record) -> None:
-    """Write the record, atomically. The caller must hold the lock."""
+def write_record(home: Path, url: str) -> None:
+    """Write the record of this process, atomically, for `orchestrator.client.discovery`. The caller holds the lock."""
     new = home / f"{_RECORD}.new"
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump(asdict(record), file)
+        json.dump({"url": url, "pid": os.getpid(), "version": version("fleetune")}, file)
     new.replace(home / _RECORD)

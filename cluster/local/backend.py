@@ -22,7 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import MAX_OUTPUT_BYTES, Launch, OtherProgram, Phase, Submission, check_launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
 from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.local import supervisor as files
@@ -129,11 +129,8 @@ class LocalBackend:
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset()
 
-    def others(self) -> Sequence[OtherProgram]:
+    def others(self) -> Sequence[str]:
         return ()
-
-    def close(self) -> None:
-        pass
 
     @property
     def _known(self) -> Path:

@@ -20,7 +20,7 @@ import yaml
 
 from cluster.capacity.inventory import Growth, Node, NodeType
 from cluster.errors import BackendUnreachable, InputError
-from cluster.ray.bundles import TYPE_RESOURCE, Bundle
+from cluster.ray.bundles import Bundle, accelerator_of
 from cluster.ray.raylets import command_lines, raylet_of_session
 from cluster.ray.session_record import ask_ray
 
@@ -169,8 +169,7 @@ def _type(name: str, one: Mapping[str, Any], most: int) -> NodeType | None:
         raise InputError(f"{name}: resources and labels are names with values")
     if not resources:
         return None
-    names = [key for key in resources if isinstance(key, str) and key.startswith(TYPE_RESOURCE)]
-    asks = names[0].removeprefix(TYPE_RESOURCE) if names else None
+    asks = accelerator_of(map(str, resources))
     accelerator = asks or labels.get(TYPE_LABEL)
     cpus, gpus = (_number(resources.get(what), f"{name}.resources.{what}", 0) for what in ("CPU", "GPU"))
     return NodeType(Node(name, cpus, gpus, str(accelerator) if accelerator and gpus else None), most, asks)

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.backend import ENDED_PHASES, Launch, OtherProgram, Phase, Submission, check_launch
+from cluster.backend import ENDED_PHASES, Launch, Phase, Submission, check_launch
 from cluster.capacity.inventory import Growth, Inventory
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from cluster.ray.client import (
@@ -49,7 +49,6 @@ FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.qu
 PROGRAM, FENCE, HARD_STOP = "program", "fence", "hard-stop"
 NAME_VARIABLE = "FLEETUNE_SUBMISSION"
 
-_LONGEST_ENTRY = 80
 _PYTHONS = frozenset({"pip", "uv", "conda"})  # parts of a runtime environment that give a job a separate `python`
 _FRESH_S = 3.0  # accepted age of the list of jobs, for questions about programs of other users
 _DELETES_FOR_S = 0.3  # longest time for deletions in one pass
@@ -204,23 +203,16 @@ class RayJobsBackend:
             known = {job.submission_id: phase_of(job) for job in jobs if job.submission_id}
         return frozenset(program for program in programs if known.get(program) in ENDED_PHASES)
 
-    def others(self) -> Sequence[OtherProgram]:
+    def others(self) -> Sequence[str]:
         """Return the cluster's running jobs that are not this package's. Drivers without a submission have a job id."""
         with self._asking() as client:
             jobs = [job for job in self._list(client, _FRESH_S) if phase_of(job) is Phase.RUNNING]
-        return [
-            OtherProgram(job.submission_id or f"job {job.job_id}", one_line(job.entrypoint or "")[:_LONGEST_ENTRY])
-            for job in jobs
-            if QUEUE_KEY not in (job.metadata or {})
-        ]
+        return [job.submission_id or f"job {job.job_id}" for job in jobs if QUEUE_KEY not in (job.metadata or {})]
 
     def session(self) -> str:
         """Return the name of the cluster's session. A restarted head has a new one. Raises BackendUnreachable."""
         with self._asking() as client:
             return str(json_of(client, "/api/version").get("session_name", ""))
-
-    def close(self) -> None:
-        pass
 
     @contextlib.contextmanager
     def _asking(self) -> Iterator[Any]:

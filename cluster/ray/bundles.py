@@ -10,6 +10,11 @@ TYPE_RESOURCE = "accelerator_type:"  # a prefix: the rest of the resource's name
 _LEAST = 0.001  # amount of a resource that only marks a node
 
 
+def accelerator_of(resources: Iterable[str]) -> str | None:
+    """Return the accelerator type that the names of a node's resources tell; None: there is none."""
+    return next((name.removeprefix(TYPE_RESOURCE) for name in resources if name.startswith(TYPE_RESOURCE)), None)
+
+
 def bundle(cpus: int, gpus: int, accelerator_type: str | None = None) -> Bundle:
     """Make the bundle for CPUs, GPUs and an accelerator type."""
     found: dict[str, float] = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus)) if amount}

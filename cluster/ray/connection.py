@@ -20,7 +20,7 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import CapacityError, MachinesFailed
 from cluster.job_environment import JobEnvironment
-from cluster.ray.bundles import bundle
+from cluster.ray.bundles import accelerator_of, bundle
 from cluster.settings import add_to_environment, protocols_environment, ray_address, set_default
 
 # Logical CPUs in addition to the workers' own, for Ray Data's tasks and the Train controller.
@@ -359,12 +359,11 @@ def address_of(node_id: str) -> str:
 
 def _node(entry: dict[str, Any]) -> Node:
     resources = entry["Resources"]
-    types = [name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")]
     return Node(
         node_id=entry["NodeID"],
         cpus=int(resources.get("CPU", 0)),
         gpus=int(resources.get("GPU", 0)),
-        accelerator_type=types[0] if types else None,
+        accelerator_type=accelerator_of(resources),
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cluster.capacity.inventory import Inventory, Node
-from cluster.ray.bundles import TYPE_RESOURCE
+from cluster.ray.bundles import accelerator_of
 
 Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
 
@@ -68,9 +68,7 @@ def _node(node: Mapping[str, Any], use: tuple[float, float] | None, own: tuple[f
         node_id=node["node_id"],
         cpus=int(total.get("CPU", 0)),
         gpus=int(total.get("GPU", 0)),
-        accelerator_type=next(
-            (name.removeprefix(TYPE_RESOURCE) for name in total if name.startswith(TYPE_RESOURCE)), None
-        ),
+        accelerator_type=accelerator_of(total),
         usable=use is not None,
         foreign_cpus=foreign[0],
         foreign_gpus=foreign[1],

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from cluster.backend import Launch, OtherProgram, Submission
+from cluster.backend import Launch, Submission
 from cluster.capacity.inventory import Inventory, Node
 from cluster.testing.fake_cluster import NEVER, FakeCluster, Script
 from cluster.testing.history import Run
@@ -56,11 +56,8 @@ class FakeBackend:
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset(self._cluster.ask("ended_elsewhere", tuple(programs)))
 
-    def others(self) -> Sequence[OtherProgram]:
-        return [OtherProgram(*one) for one in self._cluster.ask("others")]
-
-    def close(self) -> None:
-        pass
+    def others(self) -> Sequence[str]:
+        return list(self._cluster.ask("others"))
 
     # Scripts determine what programs do. A script applies to programs that are started later; newer ones go first.
 
@@ -101,9 +98,9 @@ class FakeBackend:
         """Make a program LOST now, regardless of its script."""
         self._cluster.ask("lose", submission)
 
-    def run_elsewhere(self, program: str, what: str) -> None:
+    def run_elsewhere(self, program: str) -> None:
         """Add a running program that another user has started."""
-        self._cluster.ask("run_elsewhere", program, what)
+        self._cluster.ask("run_elsewhere", program)
 
     def end_elsewhere(self, program: str) -> None:
         """End a program that another user has started."""

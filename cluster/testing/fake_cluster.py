@@ -127,8 +127,7 @@ class FakeCluster:
         self._gpus_of = gpus_of
         self._programs: dict[str, _Program] = {}
         self._scripts: list[Callable[[Launch], Script | None]] = []
-        self._elsewhere: dict[str, str] = {}
-        self._ended_elsewhere: set[str] = set()
+        self._elsewhere: dict[str, bool] = {}  # program -> whether it has ended
         self._fence: int | None = None
         self._answers, self._hears = True, True
         self._lock = threading.RLock()
@@ -157,16 +156,16 @@ class FakeCluster:
         self._fence = fence
 
     def ended_elsewhere(self, programs: Sequence[str]) -> list[str]:
-        return sorted(self._ended_elsewhere.intersection(programs))
+        return sorted(name for name in programs if self._elsewhere.get(name))
 
-    def others(self) -> list[tuple[str, str]]:
-        return [(name, what) for name, what in self._elsewhere.items() if name not in self._ended_elsewhere]
+    def others(self) -> list[str]:
+        return [name for name, ended in self._elsewhere.items() if not ended]
 
-    def run_elsewhere(self, program: str, what: str) -> None:
-        self._elsewhere[program] = what
+    def run_elsewhere(self, program: str) -> None:
+        self._elsewhere[program] = False
 
     def end_elsewhere(self, program: str) -> None:
-        self._ended_elsewhere.add(program)
+        self._elsewhere[program] = True
 
     def start(self, launch: Launch, fence: int) -> None:
         self.fence(fence)

@@ -8,7 +8,7 @@ import os
 import posixpath
 import shlex
 
-from cluster.settings import read_settings
+from cluster import settings
 from cluster.text import did_you_mean
 from jobs.errors import DataError, InputError, StorageError
 from jobs.run.outcome import read_outcome
@@ -22,7 +22,7 @@ from jobs.storage import files as storage
 
 def storage_root(given: str | None) -> str:
     """Return the absolute path of the runs: as given, or from the environment."""
-    return _absolute(given or read_settings().storage_path)
+    return _absolute(given or settings.storage_path())
 
 
 def run_names(storage_path: str) -> list[str]:

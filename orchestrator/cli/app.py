@@ -52,7 +52,7 @@ from orchestrator.cli.options import (
     Storage,
     refuse_dashboard,
 )
-from orchestrator.cli.output import exit_on_error, json_list, progress_of
+from orchestrator.cli.output import json_list, progress_of
 from orchestrator.cli.run_argument import run_meant, run_to_stop
 from orchestrator.cli.run_here import ProgressWithRoot, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, about
@@ -119,60 +119,56 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train here, and show the progress. Paths are relative to the spec's file, also in --set."""
-    with exit_on_error():
-        refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
-        overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
-        loaded, root = load_work(spec, overrides, resume)
-        if isinstance(loaded, SweepSpec):
-            if spec is not None and resume is None:
-                with about(Named(loaded, spec, load_marked(spec, overrides).marks)):
-                    check_sweep(loaded)
-            raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
-        if isinstance(loaded, CompareSpec):
-            raise typer.Exit(run_comparison_here(loaded, root, address, quiet))
-        progress = ProgressWithRoot(progress_of(quiet))
-        from jobs.finetune import run_on_ray
+    refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
+    overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
+    loaded, root = load_work(spec, overrides, resume)
+    if isinstance(loaded, SweepSpec):
+        if spec is not None and resume is None:
+            with about(Named(loaded, spec, load_marked(spec, overrides).marks)):
+                check_sweep(loaded)
+        raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
+    if isinstance(loaded, CompareSpec):
+        raise typer.Exit(run_comparison_here(loaded, root, address, quiet))
+    progress = ProgressWithRoot(progress_of(quiet))
+    from jobs.finetune import run_on_ray
 
-        try:
-            outcome = run_on_ray(loaded, address=address, progress=progress, resume=root)
-        finally:
-            progress.close()
-        bound = loaded.remedies.forgetting.max_general_loss_increase
-        if loaded.method.kind != "full":  # an adapter cannot be mixed with its base
-            bound = math.inf
-        typer.echo(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet, bound=bound))
-        raise typer.Exit(outcome.exit_code)
+    try:
+        outcome = run_on_ray(loaded, address=address, progress=progress, resume=root)
+    finally:
+        progress.close()
+    bound = loaded.remedies.forgetting.max_general_loss_increase
+    if loaded.method.kind != "full":  # an adapter cannot be mixed with its base
+        bound = math.inf
+    typer.echo(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet, bound=bound))
+    raise typer.Exit(outcome.exit_code)
 
 
 @_command(YOURS, "validate job.yaml --set train.global_batch_size=64")
 def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     """Check a spec without starting workers, and show its plan."""
-    with exit_on_error():
-        marked = load_marked(spec, set_ or [])
-        if isinstance(marked.spec, CompareSpec):
-            _validate_comparison(marked.spec, json_)
-            return
-        sweep, source, varied = None, None, dict[str, str]()
-        if isinstance(marked.spec, SweepSpec):
-            with about(Named(marked.spec, spec, marked.marks)):
-                sweep, source = checked_sweep(marked.spec)
-            varied = format_varied(sweep)
-            of_base = {
-                name.removeprefix("base."): mark for name, mark in marked.marks.items() if name.startswith("base.")
-            }
-            marked = Loaded(sweep.base, of_base)
-        loaded = finetune_spec(marked.spec, spec)
-        with about(Named(loaded, spec, marked.marks)):
-            found = check(loaded)
-        facts = text.plan(loaded, varied)
-        if sweep is not None:
-            space = f"{format_space(sweep)}{format_prior(sweep, source)}"
-            facts = {"sweep": format_sweep(sweep), "space": space, **facts}
-        if json_:
-            report = {**dataclasses.asdict(found), "plan": facts, "spec": loaded.model_dump(mode="json")}
-            typer.echo(json.dumps(report))
-            return
-        typer.echo(text.validated_page(facts, found, no_gpu_here(loaded)))
+    marked = load_marked(spec, set_ or [])
+    if isinstance(marked.spec, CompareSpec):
+        _validate_comparison(marked.spec, json_)
+        return
+    sweep, source, varied = None, None, dict[str, str]()
+    if isinstance(marked.spec, SweepSpec):
+        with about(Named(marked.spec, spec, marked.marks)):
+            sweep, source = checked_sweep(marked.spec)
+        varied = format_varied(sweep)
+        of_base = {name.removeprefix("base."): mark for name, mark in marked.marks.items() if name.startswith("base.")}
+        marked = Loaded(sweep.base, of_base)
+    loaded = finetune_spec(marked.spec, spec)
+    with about(Named(loaded, spec, marked.marks)):
+        found = check(loaded)
+    facts = text.plan(loaded, varied)
+    if sweep is not None:
+        space = f"{format_space(sweep)}{format_prior(sweep, source)}"
+        facts = {"sweep": format_sweep(sweep), "space": space, **facts}
+    if json_:
+        report = {**dataclasses.asdict(found), "plan": facts, "spec": loaded.model_dump(mode="json")}
+        typer.echo(json.dumps(report))
+        return
+    typer.echo(text.validated_page(facts, found, no_gpu_here(loaded)))
 
 
 def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
@@ -203,14 +199,13 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
 @_command(YOURS, "runs --storage s3://bucket/runs")
 def runs(storage: Storage = None, json_: Json = False) -> None:
     """List the runs, newest last."""
-    with exit_on_error():
-        found = run_list.list_runs(storage_root(storage))
-        if json_:
-            typer.echo(json_list(found))
-        elif found:
-            typer.echo(text.runs_table(found, run_list.utc_now()))
-        else:
-            typer.echo(f"no runs under {storage_root(storage)}")
+    found = run_list.list_runs(storage_root(storage))
+    if json_:
+        typer.echo(json_list(found))
+    elif found:
+        typer.echo(text.runs_table(found, run_list.utc_now()))
+    else:
+        typer.echo(f"no runs under {storage_root(storage)}")
 
 
 @_command(YOURS, "show rotten-20261124")
@@ -219,29 +214,26 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
 
     If the run failed, the end of its log follows.
     """
-    with exit_on_error():
-        details = run_list.describe_run(run_meant(run, storage_root(storage)))
-        typer.echo(details.model_dump_json() if json_ else text.run_page(details))
-        if not json_ and details.spec.get("kind") == "compare":
-            from jobs.comparison.measured import read_comparison
-            from jobs.comparison.page import comparison_text
+    details = run_list.describe_run(run_meant(run, storage_root(storage)))
+    typer.echo(details.model_dump_json() if json_ else text.run_page(details))
+    if not json_ and details.spec.get("kind") == "compare":
+        from jobs.comparison.measured import read_comparison
+        from jobs.comparison.page import comparison_text
 
-            if (found := read_comparison(JobPaths(details.summary.root))) is not None:
-                typer.echo(f"\n{comparison_text(found)}")
+        if (found := read_comparison(JobPaths(details.summary.root))) is not None:
+            typer.echo(f"\n{comparison_text(found)}")
 
 
 @_command(YOURS, "stop rotten-20261124")
 def stop(run: RunArgument, storage: Storage = None) -> None:
     """Make a run save a checkpoint and end."""
-    with exit_on_error():
-        typer.echo(ask_to_stop(run_to_stop(run, storage_root(storage))))
+    typer.echo(ask_to_stop(run_to_stop(run, storage_root(storage))))
 
 
 @_command(YOURS, "save rotten-20261124")
 def save(run: RunArgument, storage: Storage = None) -> None:
     """Make a run save a checkpoint and continue."""
-    with exit_on_error():
-        typer.echo(ask_to_save(run_meant(run, storage_root(storage))))
+    typer.echo(ask_to_save(run_meant(run, storage_root(storage))))
 
 
 @_command(
@@ -269,22 +261,21 @@ def export(
     (1 - W) x trained weight + W x weight of the model that the run started from. A run with method lora or prompt
     gives an adapter, which peft.PeftModel.from_pretrained reads.
     """
-    with exit_on_error():
-        root = run_meant(run, storage_root(storage))
-        if base_weight is not None and merged:
-            raise InputError("--base-weight and --merged exclude each other: give one of them")
-        if base_weight is not None and to is None:
-            raise InputError("--base-weight needs --to DIR, because it does not replace the run's model")
-        typer.echo(f"exporting {root}", err=True)  # importing torch takes seconds
-        if base_weight is not None and to is not None:
-            from jobs.training.checkpoint.interpolate import export_interpolated
+    root = run_meant(run, storage_root(storage))
+    if base_weight is not None and merged:
+        raise InputError("--base-weight and --merged exclude each other: give one of them")
+    if base_weight is not None and to is None:
+        raise InputError("--base-weight needs --to DIR, because it does not replace the run's model")
+    typer.echo(f"exporting {root}", err=True)  # importing torch takes seconds
+    if base_weight is not None and to is not None:
+        from jobs.training.checkpoint.interpolate import export_interpolated
 
-            model = export_interpolated(root, to, base_weight, say=typer.echo)
-        else:
-            from jobs.training.checkpoint.to_model import export_run, merge_run
+        model = export_interpolated(root, to, base_weight, say=typer.echo)
+    else:
+        from jobs.training.checkpoint.to_model import export_run, merge_run
 
-            model = (merge_run if merged else export_run)(root, to, say=typer.echo)
-        typer.echo(f"model {model}")
+        model = (merge_run if merged else export_run)(root, to, say=typer.echo)
+    typer.echo(f"model {model}")
 
 
 @_command(YOURS, "spec | less", "spec --kind command")
@@ -295,9 +286,8 @@ def spec(
     json_schema: Annotated[bool, typer.Option("--json-schema", help="Print the JSON schema, for editors.")] = False,
 ) -> None:
     """Print all fields of a spec: type, bounds, default, meaning."""
-    with exit_on_error():
-        schema = SPEC_MODELS[kind].model_json_schema()
-        typer.echo(json.dumps(schema, indent=1) if json_schema else text.reference(kind))
+    schema = SPEC_MODELS[kind].model_json_schema()
+    typer.echo(json.dumps(schema, indent=1) if json_schema else text.reference(kind))
 
 
 app.add_typer(datacli.app, rich_help_panel=YOURS)

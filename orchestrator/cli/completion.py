@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.cli.output import exit_on_error
+from orchestrator.queue.states import UNFINISHED, State
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -44,7 +44,6 @@ def jobs_that(states: Collection[str] = (), where: Where | None = None) -> Offer
     return offered
 
 
-UNFINISHED = ("queued", "starting", "running", "stopping")
 ANY = jobs_that()
 TO_CANCEL = jobs_that(UNFINISHED, lambda job: job.wanted != "cancel")
 TO_PAUSE = jobs_that(UNFINISHED, lambda job: job.wanted == "run")
@@ -77,8 +76,6 @@ def tenant_names(incomplete: str) -> list[str]:
 
 def state_names(incomplete: str) -> list[str]:
     """Offer names of states, for the last part of a list with commas."""
-    from orchestrator.queue.states import State
-
     before, comma, last = incomplete.rpartition(",")
     return [f"{before}{comma}{state}" for state in State if state.startswith(last)]
 
@@ -113,7 +110,6 @@ def completion(
     To enable it in every shell: `fleetune completion bash >> ~/.bashrc`, or `fleetune completion zsh > DIR/_fleetune`
     with a DIR of fpath, or `fleetune completion fish > ~/.config/fish/completions/fleetune.fish`.
     """
-    with exit_on_error():
-        from typer.completion import get_completion_script  # type: ignore[attr-defined]
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]
 
-        typer.echo(get_completion_script(prog_name="fleetune", complete_var="_FLEETUNE_COMPLETE", shell=shell))
+    typer.echo(get_completion_script(prog_name="fleetune", complete_var="_FLEETUNE_COMPLETE", shell=shell))

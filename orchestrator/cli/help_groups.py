@@ -1,4 +1,4 @@
-"""Help of `fleetune` and its groups of commands, as plain text."""
+"""The groups of commands of `fleetune`: their help as plain text, and the messages of their errors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,26 @@ import typer
 import typer.core
 
 from cluster.text import nearest
+from orchestrator.cli.output import exit_on_error
+
+
+class _Command(typer.core.TyperCommand):
+    """A command whose errors become a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        with exit_on_error():
+            return super().invoke(ctx)
+
+
+class _Typer(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Any:
+        return super().command(name, cls=_Command, **options)
 
 
 def command_group(**options: Any) -> typer.Typer:
-    """Make a group of commands with a common style of help. `options`: arguments of `typer.Typer`."""
+    """Make a group of commands with a common style of help and of errors. `options`: arguments of `typer.Typer`."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-    return typer.Typer(rich_markup_mode=None, context_settings=settings, **options)
+    return _Typer(rich_markup_mode=None, context_settings=settings, **options)
 
 
 # Names of similar commands in other tools. Without this, a guess by spelling would turn `train` into `drain`.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final
 
 from pydantic import ValidationError
@@ -20,26 +20,22 @@ MOST_GPUS: Final = 1_000_000
 _QUOTA = re.compile(r"^(?:([^=\s]{1,100})=)?([0-9]{1,7})$")
 
 
-@dataclass(frozen=True)
-class LimitOptions:
-    """The options that limit a tenant's jobs, as typed. None: unchanged; `none`: no limit."""
-
-    max_priority: str | None = None
-    max_queued: str | None = None
-    max_runtime: str | None = None
-    max_gpu_hours: str | None = None
-    root: Sequence[str] | None = None
-    secret: Sequence[str] | None = None
-
-
 def settings(
     now: TenantView | None,
     weight: float | None,
     guaranteed: Sequence[str] | None,
     limit: Sequence[str] | None,
-    limits: LimitOptions = LimitOptions(),
+    limits: Mapping[str, str | Sequence[str] | None] = MappingProxyType({}),
 ) -> TenantSent:
-    """Merge known and given settings. None: unchanged, or the default of a new tenant. Raises InputError."""
+    """Merge known and given settings. None: unchanged, or the default of a new tenant.
+
+    Args:
+        limits: the options that limit a tenant's jobs, as typed, by restriction; `none`: no limit.
+
+    Raises:
+        InputError: an option is not valid.
+    """
+    given = {name: typed for name, typed in limits.items() if typed is not None}
     if weight is None:
         weight = 1.0 if now is None else now.weight
     if not (math.isfinite(weight) and 0.0 < weight <= MOST_GPUS):
@@ -49,42 +45,27 @@ def settings(
         weight=weight,
         guaranteed=known[0] if guaranteed is None else quotas("guaranteed", guaranteed),
         limit=known[1] if limit is None else quotas("limit", limit),
-        restrictions=None if limits == LimitOptions() else restrictions(now, limits),
+        restrictions=restrictions(now, given) if given else None,
     )
 
 
-def restrictions(now: TenantView | None, limits: LimitOptions) -> RestrictionsSent:
+def restrictions(now: TenantView | None, typed: Mapping[str, str | Sequence[str]]) -> RestrictionsSent:
     """Merge known and given restrictions. Raises InputError."""
     known = (now.restrictions if now is not None else RestrictionsView()).model_dump()
     given: dict[str, Any] = {}
-    for name, (option, typed, parsed, no_limit) in _options(limits).items():
-        if typed is not None:
-            texts = [typed] if isinstance(typed, str) else typed
-            is_none = [text.strip().lower() for text in texts] == ["none"]
-            given[name] = no_limit if is_none else parsed(option, typed)
+    for name, text in typed.items():
+        option, parsed, no_limit = _OPTIONS[name]
+        texts = [text] if isinstance(text, str) else text
+        is_none = [one.strip().lower() for one in texts] == ["none"]
+        given[name] = no_limit if is_none else parsed(option, text)
     try:
         return RestrictionsSent(**{**known, **given})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option, message = _options(limits)[str(first["loc"][0])][0], first["msg"]
+        option, message = _OPTIONS[str(first["loc"][0])][0], first["msg"]
         raise InputError(
             f"{option} {str(first['input'])[:100]!r} is not allowed: {message[:1].lower()}{message[1:]}"
         ) from error
-
-
-_Option = tuple[str, str | Sequence[str] | None, Callable[[str, Any], Any], Any]
-
-
-def _options(limits: LimitOptions) -> Mapping[str, _Option]:
-    """Return (option, as typed, parser, value of `none`) for each restriction, by its name."""
-    return {
-        "max_priority": ("--max-priority", limits.max_priority, _whole, MOST_PRIORITY),
-        "max_queued_jobs": ("--max-queued", limits.max_queued, _whole, None),
-        "max_runtime_s": ("--max-runtime", limits.max_runtime, duration_s, None),
-        "max_gpu_hours_per_month": ("--max-gpu-hours", limits.max_gpu_hours, _number, None),
-        "roots": ("--root", limits.root, _all, None),
-        "secrets": ("--secret", limits.secret, _all, ()),
-    }
 
 
 def _number(option: str, text: str, kind: str = "number", parsed: Callable[[str], float] = float) -> float:
@@ -99,6 +80,17 @@ _whole = partial(_number, kind="whole number", parsed=int)
 
 def _all(option: str, texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(texts)
+
+
+# (option, parser, value of `none`) of each restriction.
+_OPTIONS: Mapping[str, tuple[str, Callable[[str, Any], Any], Any]] = {
+    "max_priority": ("--max-priority", _whole, MOST_PRIORITY),
+    "max_queued_jobs": ("--max-queued", _whole, None),
+    "max_runtime_s": ("--max-runtime", duration_s, None),
+    "max_gpu_hours_per_month": ("--max-gpu-hours", _number, None),
+    "roots": ("--root", _all, None),
+    "secrets": ("--secret", _all, ()),
+}
 
 
 def quotas(option: str, given: Sequence[str]) -> tuple[QuotaSent, ...]:
@@ -117,4 +109,4 @@ def quotas(option: str, given: Sequence[str]) -> tuple[QuotaSent, ...]:
 
 
 def _sent(views: Sequence[QuotaView]) -> tuple[QuotaSent, ...]:
-    return tuple(QuotaSent(accelerator_type=one.accelerator_type, gpus=one.gpus) for one in views)
+    return tuple(QuotaSent(**one.model_dump()) for one in views)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import httpx
+
 from cluster.errors import InputError
 from cluster.settings import fleetune_home, server_token, server_url
 from orchestrator.client.connection import ANSWER_S, PATIENCE_S, Connection
@@ -63,6 +65,14 @@ def _recorded(home: Path) -> LocalServer | None:
     except (OSError, ValueError, TypeError, KeyError):
         return None
     return found if found.pid > 0 else None
+
+
+def answers(url: str, path: str = "/healthz", timeout_s: float = 5.0) -> bool:
+    """Whether a server answers at a URL of this machine or cluster, without a proxy, and whatever its certificate."""
+    try:
+        return httpx.get(f"{url}{path}", timeout=timeout_s, trust_env=False, verify=False).status_code == 200
+    except (httpx.HTTPError, httpx.InvalidURL):
+        return False
 
 
 def url_of(given: str | None) -> str:

@@ -14,11 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import httpx
-
 from cluster.errors import FleetuneError
 from cluster.local.locks import try_lock
-from orchestrator.client.discovery import local_server
+from orchestrator.client.discovery import answers, local_server
 
 READY_S: Final = 120.0
 POLL_S: Final = 0.1
@@ -47,7 +45,7 @@ def embedded_url(home: Path, ready_s: float = READY_S) -> str:
 
 def _living(home: Path) -> str | None:
     found = local_server(home)
-    return found.url if found is not None and _answers(found.url, "/healthz") else None
+    return found.url if found is not None and answers(found.url) else None
 
 
 def _started(home: Path, until_s: float) -> str:
@@ -66,7 +64,7 @@ def _started(home: Path, until_s: float) -> str:
         os.close(descriptor)
     while True:
         found = local_server(home)
-        if found is not None and _answers(found.url, "/readyz"):
+        if found is not None and answers(found.url, "/readyz"):
             _let_go(child)
             return found.url
         if child.poll() is not None:  # another server holds the store, and will soon record its URL
@@ -83,14 +81,6 @@ def _let_go(child: subprocess.Popen[bytes]) -> None:
     """Detach from the child, which outlives this process, without a ResourceWarning."""
     if child.poll() is None:
         child.returncode = 0
-
-
-def _answers(url: str, path: str) -> bool:
-    try:
-        with httpx.Client(trust_env=False, verify=False, timeout=5.0) as client:
-            return client.get(f"{url}{path}").status_code == 200
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return False
 
 
 def _tail(log: Path, begin: int) -> str:

@@ -65,7 +65,7 @@ class Controller:
     def set_aside(self) -> tuple[UnreadableRow, ...]:
         """Return the jobs that the last pass could not plan."""
         term = self._term  # a copy, since other threads may call this
-        return term.set_aside() if term is not None else ()
+        return term.aside.rows if term is not None else ()
 
     def step(self) -> bool:
         """Do one pass: look, settle, plan, write, act. Returns whether this server leads.
@@ -118,10 +118,10 @@ class _Term:
         store, backend, clock, timing = of._store, of._backend, of._clock, of._timing
         self._cache = JobCache(store)
         self._cache.read()
-        self._aside = SetAside(store, self._check_leadership)
+        self.aside = SetAside(store, self._check_leadership)
         self._watch = NodeWatch(store, self._check_leadership)
         self._observer = Observer(store, backend, clock, timing, self._cache)
-        self._planner = Planner(store, clock, of._policy, timing, self._cache, self._aside)
+        self._planner = Planner(store, clock, of._policy, timing, self._cache, self.aside)
         self._drivers = Drivers(store, backend, clock, timing, of._launch_of, epoch, self._check_leadership)
         self.demand = self._planner.demand
 
@@ -151,9 +151,6 @@ class _Term:
             raise
         self._drivers.act(self._cache.jobs, seen)
 
-    def set_aside(self) -> tuple[UnreadableRow, ...]:
-        return self._aside.rows
-
     def _check_leadership(self) -> None:
         """Check the leadership before an action that only the leader may take. Raises NotLeader."""
         self._election.go_on(self.epoch)
@@ -163,12 +160,12 @@ class _Term:
         rows = self._store.unreadable()
         if not rows:
             return inventory
-        self._aside.tell(rows, now_s)
+        self.aside.tell(rows, now_s)
         return held_aside(inventory, self._store.leases(held=True), (job.job_id for job in self._cache.jobs))
 
     def _settle(self, seen: Observation) -> None:
         """Make all transitions that follow from what was seen."""
-        self._aside.look_again(self._cache.jobs)
+        self.aside.look_again(self._cache.jobs)
         for _ in range(_ROUNDS):
             found = (self._next_transition(job, seen) for job in self._cache.jobs)
             transitions = [one for one in found if one is not None]
@@ -178,12 +175,12 @@ class _Term:
             self._write(transitions, seen.now_s)
 
     def _next_transition(self, job: Job, seen: Observation) -> Transition | None:
-        if job in self._aside:
+        if job in self.aside:
             return None
         try:
             return next_transition(job, seen)
         except Exception as error:  # a row that no rule handles
-            self._aside.note(job, error, seen.now_s)
+            self.aside.note(job, error, seen.now_s)
             return None
 
     def _plan(self, inventory: Inventory, rules: Mapping[str, NodeRule], now_s: float) -> None:

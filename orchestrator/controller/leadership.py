@@ -7,7 +7,6 @@ import secrets
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
 from orchestrator.queue.clock import TOLERANCE_S, Clock
@@ -16,14 +15,6 @@ from orchestrator.queue.records import Leadership
 from orchestrator.queue.store import Store
 
 _MOST_RENEWED_S: Final = 600.0  # longest time to renew for one pass; far above the time of a pass
-
-
-@dataclass
-class _Watched:
-    """Another server's leadership, and the steady time since when it has not changed."""
-
-    leadership: Leadership
-    since_s: float
 
 
 class LeaderElection:
@@ -40,7 +31,7 @@ class LeaderElection:
         self._holder = self._new_holder()  # unique to this process, so that a restarted server counts as another one
         self._mine: Leadership | None = None
         self._until_s = 0.0  # of the steady clock
-        self._other: _Watched | None = None
+        self._other: tuple[Leadership, float] | None = None  # another's, and the steady time since when it is unchanged
 
     @property
     def epoch(self) -> int:
@@ -114,9 +105,9 @@ class LeaderElection:
         other = self._store.leader()
         if other is None or other.holder == self._holder:
             return 0.0
-        if self._other is None or self._other.leadership != other:
-            self._other = _Watched(other, steady_s)
-        silent = steady_s - self._other.since_s > self.term_s
+        if self._other is None or self._other[0] != other:
+            self._other = other, steady_s
+        silent = steady_s - self._other[1] > self.term_s
         return other.expires_s + 1e-3 if silent else 0.0
 
 

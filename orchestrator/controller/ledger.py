@@ -28,17 +28,7 @@ from orchestrator.scheduling.snapshot_rows import snapshot_of
 
 Nominations = Mapping[str, NodePlaces]  # by job id
 
-_REASONS: Mapping[Cause, Reason] = {
-    Cause.PREEMPTED: Reason.PREEMPTED,
-    Cause.RECLAIMED: Reason.RECLAIMED,
-    Cause.MOVED: Reason.MOVED,
-    Cause.MAINTENANCE: Reason.MAINTENANCE,
-    Cause.RESIZED: Reason.RESIZED,
-}
-
-_BY_PLAN = frozenset(_REASONS.values())
-
-
+_BY_PLAN = frozenset(Reason(cause.value) for cause in Cause)
 _SOON_S = 600.0
 
 
@@ -204,7 +194,8 @@ def _stop(decision: Interrupt, jobs: Sequence[Job], starts: Mapping[int, Placeme
     if decision.cause is Cause.RESIZED:
         what = f"goes on with {many(workers_in(starts[decision.row]), 'worker')} instead of {job.gang.num_workers}"
     first = "" if decision.for_row is None else f": {_name_for(job, jobs[decision.for_row])} goes first"
-    return Transition(job.job_id, job.state, job.attempt, State.STOPPING, _REASONS[decision.cause], f"{what}{first}")
+    reason = Reason(decision.cause.value)
+    return Transition(job.job_id, job.state, job.attempt, State.STOPPING, reason, f"{what}{first}")
 
 
 def _name_for(job: Job, other: Job) -> str:

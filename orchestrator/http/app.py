@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from fastapi import FastAPI
-from fastapi.openapi.utils import get_openapi
 from starlette.types import ASGIApp
 
 from orchestrator.http.errors import handle
-from orchestrator.http.gate import DRIVER, OPEN, Gate
+from orchestrator.http.gate import Gate
 from orchestrator.http.peer import LocalPeers
 from orchestrator.http.routes import drivers as driverroutes
 from orchestrator.http.routes import health as healthroutes
@@ -52,22 +50,6 @@ def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
     )
     app.router.route_class = StrictRoute
     for one in _ROUTES:
-        router = one.routes(serving)
-        app.include_router(router)
+        app.include_router(one.routes(serving))
     handle(app, serving.scrub, say, serving.context.queue)
-    app.openapi = lambda: _documented(app)  # type: ignore[method-assign]
     return app
-
-
-def _documented(app: FastAPI) -> dict[str, Any]:
-    if app.openapi_schema is None:
-        schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-        schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
-        schemes["token"] = {"type": "http", "scheme": "bearer", "description": "Made by `fleetune tokens add`."}
-        schemes["attempt"] = {"type": "http", "scheme": "bearer", "description": "Of one attempt of a job."}
-        for path, operations in schema["paths"].items():
-            if path not in OPEN:
-                for operation in operations.values():
-                    operation["security"] = [{"attempt" if path.startswith(DRIVER) else "token": []}]
-        app.openapi_schema = schema
-    return app.openapi_schema

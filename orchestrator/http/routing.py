@@ -12,6 +12,7 @@ import anyio
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Query
 from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
@@ -159,8 +160,8 @@ def named(rows: Iterable[UnreadableRow], caller: Caller) -> Iterator[str]:
             yield f"{row.table} {row.name}: {row.problem}"
 
 
-def router(tag: str, prefix: str = "/v1") -> APIRouter:
-    return APIRouter(prefix=prefix, tags=[tag], route_class=StrictRoute)
+def router(tag: str, prefix: str = "/v1", **options: Any) -> APIRouter:
+    return APIRouter(prefix=prefix, tags=[tag], route_class=StrictRoute, **options)
 
 
 def answer(model: BaseModel, status: int = 200) -> Response:
@@ -168,24 +169,28 @@ def answer(model: BaseModel, status: int = 200) -> Response:
     return Response(model.model_dump_json(), status, media_type="application/json")
 
 
-async def asker(request: Request) -> Caller:
+# For the documentation only, because the gate checks tokens.
+_TOKEN = HTTPBearer(scheme_name="token", description="Made by `fleetune tokens add`.", auto_error=False)
+
+
+async def asker(request: Request, token: Annotated[Any, Depends(_TOKEN)]) -> Caller:
     caller: Caller = request.scope[CALLER]
-    return caller
-
-
-async def writer(request: Request) -> Caller:
-    caller: Caller = request.scope[CALLER]
-    caller.check_may_change()
-    return caller
-
-
-async def admin(request: Request) -> Caller:
-    caller: Caller = request.scope[CALLER]
-    caller.check_is_admin()
     return caller
 
 
 Asker = Annotated[Caller, Depends(asker)]
+
+
+async def writer(caller: Asker) -> Caller:
+    caller.check_may_change()
+    return caller
+
+
+async def admin(caller: Asker) -> Caller:
+    caller.check_is_admin()
+    return caller
+
+
 Writer = Annotated[Caller, Depends(writer)]
 Admin = Annotated[Caller, Depends(admin)]
 JobId = Annotated[str, Path(max_length=300, description="All of it; see `GET /v1/jobs?name=`.")]

@@ -50,7 +50,7 @@ class NewJob:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job in the queue. Its spec is kept separately.
+    """A job in the queue. Its spec is kept separately. Defaults are the values of a job that was just submitted.
 
     Its fields stand in the order of the columns of its row; `gang` stands for four of them (`store.database.rows`).
 
@@ -94,26 +94,26 @@ class Job:
     max_runtime_s: float | None
     preemptible: bool
     submitted_s: float
-    wanted: DesiredState
-    state: State
-    reason: Reason
-    message: str
-    attempt: int
-    placement: NodePlaces
-    waiting_since_s: float
-    waited_s: float
-    started_s: float | None
-    attained_s: float
-    ended_s: float | None
-    remaining_s: float | None
-    interruptions: int
-    interruption_cost_s: float
-    retries: Mapping[Reason, int]
-    run: str | None
-    step: int
-    total_steps: int | None
-    metrics: Mapping[str, float]
-    changed: int
+    wanted: DesiredState = DesiredState.RUN
+    state: State = State.QUEUED
+    reason: Reason = Reason.SUBMITTED
+    message: str = ""
+    attempt: int = 0
+    placement: NodePlaces = ()
+    waiting_since_s: float = 0.0
+    waited_s: float = 0.0
+    started_s: float | None = None
+    attained_s: float = 0.0
+    ended_s: float | None = None
+    remaining_s: float | None = None
+    interruptions: int = 0
+    interruption_cost_s: float = 0.0
+    retries: Mapping[Reason, int] = field(default_factory=dict)
+    run: str | None = None
+    step: int = 0
+    total_steps: int | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    changed: int = 0
     on_end: str = ""
     followed: int = 0
     heard_s: float | None = None

@@ -25,7 +25,7 @@ NOBODY, WAITING, RUNNING, HELD = range(4)
 _LEAST_ROWS, _LOOK_EVERY = 64, 64
 
 # name -> (type, value in a row without a job)
-_COLUMNS: dict[str, tuple[type, float]] = {
+COLUMNS: dict[str, tuple[type, float]] = {
     "state": (np.int8, NOBODY),
     "tenant": (np.int32, 0),
     "priority": (np.int32, 0),
@@ -88,7 +88,7 @@ class JobTable:
     interruption_cost_s: Floats = field(init=False)
 
     def __post_init__(self) -> None:
-        for name, (kind, nothing) in _COLUMNS.items():
+        for name, (kind, nothing) in COLUMNS.items():
             setattr(self, name, np.full(0, nothing, kind))
         self._spare: list[int] = []  # heap of rows without a job
         self._removed = 0
@@ -130,7 +130,7 @@ class JobTable:
         return row
 
     def remove(self, row: int) -> None:
-        for name, (_, nothing) in _COLUMNS.items():
+        for name, (_, nothing) in COLUMNS.items():
             getattr(self, name)[row] = nothing
         heapq.heappush(self._spare, row)
         self._removed += 1
@@ -140,7 +140,7 @@ class JobTable:
     def fill(self, columns: dict[str, NDArray[np.generic]]) -> None:
         """Replace all rows by columns of one length. Missing columns have the value of a row without a job."""
         length = len(next(iter(columns.values())))
-        for name, (kind, nothing) in _COLUMNS.items():
+        for name, (kind, nothing) in COLUMNS.items():
             given = columns.get(name)
             setattr(self, name, np.full(length, nothing, kind) if given is None else np.asarray(given, kind))
         self._spare = []
@@ -157,14 +157,14 @@ class JobTable:
     def copy(self) -> JobTable:
         """Return another table with the same jobs in the same rows."""
         other = JobTable(list(self.gangs))
-        for name in _COLUMNS:
+        for name in COLUMNS:
             setattr(other, name, getattr(self, name).copy())
         other._spare = list(self._spare)
         return other
 
     def _grow(self) -> None:
         before = self.rows
-        for name, (kind, nothing) in _COLUMNS.items():
+        for name, (kind, nothing) in COLUMNS.items():
             more: NDArray[np.generic] = np.full(max(before // 4, _LEAST_ROWS), nothing, kind)
             setattr(self, name, np.concatenate((getattr(self, name), more)))
         self._spare = list(range(before, self.rows))
@@ -174,7 +174,7 @@ class JobTable:
         used = self.state.nonzero()[0]
         rows = (int(used[-1]) if len(used) else 0) + _LEAST_ROWS
         if rows < 0.75 * self.rows:
-            for name in _COLUMNS:
+            for name in COLUMNS:
                 setattr(self, name, getattr(self, name)[:rows].copy())
             self._spare = [row for row in self._spare if row < rows]
             heapq.heapify(self._spare)

@@ -11,7 +11,7 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
 from cluster.capacity.occupancy import Occupancy
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.job_table import HELD, RUNNING, WAITING, Floats, JobTable
+from orchestrator.scheduling.job_table import COLUMNS, HELD, RUNNING, WAITING, Floats, JobTable
 from orchestrator.scheduling.snapshot import Snapshot, Window
 
 # The fields of a row, in this order. Times are seconds of the store's clock; None: unknown or not set.
@@ -40,19 +40,8 @@ ROW = (
     "sizes",  # numbers of workers that the job can have, ascending; None: it is not elastic
 )
 _GANG = ("num_workers", "cpus_per_worker", "gpus_per_worker", "accelerator_type")
-_AS_THEY_ARE = (
-    "priority",
-    "state",
-    "submitted_s",
-    "waiting_since_s",
-    "waited_s",
-    "started_s",
-    "attained_s",
-    "remaining_s",
-    "preemptible",
-    "interruptions",
-    "interruption_cost_s",
-)
+_CONVERTED = frozenset({"tenant", "most_left_s", "not_before_s"})
+_AS_THEY_ARE = tuple(name for name in ROW if name in COLUMNS and name not in _CONVERTED)
 
 
 def snapshot_of(

@@ -27,8 +27,7 @@ class Place:
 
     Attributes:
         label: name for people.
-        same_machine: drivers are started on the server's machine.
-        one_machine: all workers run there, too; on Ray, as long as the cluster has one node.
+        one_machine: drivers and workers run on the server's machine; workers on Ray as long as it has one node.
         session: returns the name of the current Ray session; None: there is no Ray, or its head is on another machine.
         autoscaler: Ray's autoscaler; None: there is no Ray, or nothing is known about what the autoscaler may add.
     """
@@ -36,7 +35,6 @@ class Place:
     backend: Backend
     engine: Engine
     label: str
-    same_machine: bool
     one_machine: bool
     session: Callable[[], str] | None = None
     autoscaler: Autoscaler | None = None
@@ -57,11 +55,11 @@ def machines(address: str | None, store: Store, home: Path, autoscaler: Path | N
     if address is None:
         from cluster.local.backend import LocalBackend
 
-        return Place(LocalBackend(home / "local" / queue_id(store)), "local", "this machine, without Ray", True, True)
+        return Place(LocalBackend(home / "local" / queue_id(store)), "local", "this machine, without Ray", True)
     if address.startswith("fake:"):
         from cluster.testing import FakeBackend, ServedCluster
 
-        return Place(FakeBackend(ServedCluster(address.removeprefix("fake:"))), "fake", "a made-up cluster", True, True)
+        return Place(FakeBackend(ServedCluster(address.removeprefix("fake:"))), "fake", "a made-up cluster", True)
     return _ray(_DASHBOARD if address == "auto" else address, store, address == "auto", autoscaler)
 
 
@@ -95,7 +93,7 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
             "\nStart one with `ray start --head`, or leave --address out: then jobs run without Ray" if found else ""
         )
         raise BackendUnreachable(f"{error}{start}") from error
-    return Place(backend, "ray", f"Ray at {dashboard}", here, here, session if here else None, grows)
+    return Place(backend, "ray", f"Ray at {dashboard}", here, session if here else None, grows)
 
 
 def held_by_node(store: Store) -> Mapping[str, tuple[float, float]]:

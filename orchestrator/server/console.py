@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 
 from cluster.capacity.inventory import Inventory
@@ -58,36 +57,27 @@ class _Handler(logging.Handler):
         self._output.say(self.format(record))
 
 
-@dataclass(frozen=True)
-class Facts:
-    """The facts of the greeting.
+def greeting(
+    context: ServiceContext, *, store: str, machines: str, url: str, named: bool, tokens_needed: bool, in_clear: bool
+) -> Sequence[str]:
+    """Return the lines of the greeting.
 
-    Attributes:
+    Args:
         store, machines: names for people.
         url: the URL for people on this machine.
         named: the URL is recorded in FLEETUNE_HOME, where clients on this machine find it.
+        in_clear: other machines reach the server, without encryption.
     """
-
-    store: str
-    machines: str
-    url: str
-    tokens_needed: bool
-    named: bool
-    open_to_others: bool
-    encrypted: bool
-
-
-def greeting(context: ServiceContext, facts: Facts) -> Sequence[str]:
     try:
-        machines = f"{facts.machines}: {_size(context.machines.inventory())}"
+        machines = f"{machines}: {_size(context.machines.inventory())}"
     except BackendUnreachable as error:
-        machines = f"{facts.machines}, which do not answer yet: {error}"
+        machines = f"{machines}, which do not answer yet: {error}"
     found = [
         f"Fleetune {version('fleetune')}",
-        f"  store     {facts.store}",
+        f"  store     {store}",
         f"  machines  {machines}",
-        f"  address   {facts.url}{f' (drivers: {context.url})' if context.url != facts.url else ''}",
-        f"  tokens    {_tokens(facts)}",
+        f"  address   {url}{f' (drivers: {context.url})' if context.url != url else ''}",
+        f"  tokens    {_tokens(tokens_needed, in_clear)}",
     ]
     found += [f"  secrets   {', '.join(sorted(context.secrets))}"] if context.secrets else []
     ahead_s = context.clock.now_s() - time.time()
@@ -95,7 +85,7 @@ def greeting(context: ServiceContext, facts: Facts) -> Sequence[str]:
         found.append(
             f"  clock     {ahead_s:.0f} s behind what the store has seen: time stands still until it is set right"
         )
-    where = "" if facts.named or facts.url.endswith("127.0.0.1:8400") else f"FLEETUNE_URL={facts.url} "
+    where = "" if named or url.endswith("127.0.0.1:8400") else f"FLEETUNE_URL={url} "
     following = f"Next:  {where}fleetune submit job.yaml  |  {where}fleetune queue"
     return [*found, "", following, "Ctrl-C stops the server; jobs go on.", ""]
 
@@ -108,8 +98,8 @@ def _size(inventory: Inventory) -> str:
     return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {inventory.cpus} CPUs, {gpus}{more}"
 
 
-def _tokens(facts: Facts) -> str:
-    if not facts.tokens_needed:
+def _tokens(needed: bool, in_clear: bool) -> str:
+    if not needed:
         return "none are needed: all of your programs on this machine have full access, and no others"
     clear = "; they are sent unencrypted: keep to a network that you trust, or give --tls-cert and --tls-key"
-    return f"needed (FLEETUNE_TOKEN){clear if facts.open_to_others and not facts.encrypted else ''}"
+    return f"needed (FLEETUNE_TOKEN){clear if in_clear else ''}"

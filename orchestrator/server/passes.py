@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
 
 from cluster.errors import BackendUnreachable, Fenced
 from orchestrator.controller.controller import Controller
@@ -32,14 +31,8 @@ _FAILING = 3  # failed passes in a row before trouble is reported; a single fail
 Follow = Callable[[], object]
 
 
-class Steps(Protocol):
-    """A controller, or an object that wraps one."""
-
-    def step(self) -> bool: ...
-
-
 def run_passes(
-    controller: Steps,
+    step: Callable[[], bool],
     stop: threading.Event,
     wake: threading.Event,
     say: Callable[[str], None],
@@ -53,7 +46,7 @@ def run_passes(
     trouble = ""
     while not stop.is_set():
         try:
-            controller.step()
+            step()
         except Exception as error:  # an internal error must not end the queue
             known = isinstance(error, StoreBroken | BackendUnreachable | Fenced)
             text = str(error) if known else "".join(traceback.format_exception(error))
@@ -177,7 +170,7 @@ class ControlLoop:
         self._meters.leads.set(leads)
 
     def _run(self) -> None:
-        run_passes(self, self._stop, self._wake, self._say)
+        run_passes(self.step, self._stop, self._wake, self._say)
 
 
 class Throttled:

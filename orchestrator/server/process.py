@@ -8,11 +8,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from os import getpid
 from pathlib import Path
 
 import uvicorn
@@ -29,7 +28,7 @@ from orchestrator.http.auth import Tokens, is_loopback
 from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.http.scrub import Scrubber
-from orchestrator.local_server import Record, locked, make_home, write_record
+from orchestrator.local_server import locked, make_home, write_record
 from orchestrator.queue.clock import SystemClock, Timing
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import QueueEvent
@@ -39,7 +38,7 @@ from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.server.address import listen, url_here, urls_for_drivers
 from orchestrator.server.autoscaler_updates import DemandUpdates
 from orchestrator.server.backends import Place, machines
-from orchestrator.server.console import Facts, Output, greeting
+from orchestrator.server.console import Output, greeting
 from orchestrator.server.event_log import EventLog, begins_to_lead, stops
 from orchestrator.server.passes import NEWEST, ControlLoop, IdleShutdown, Throttled
 from orchestrator.server.session_record import SessionRecordUpdates
@@ -109,7 +108,6 @@ def serve(options: Options) -> None:
         sock = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         store = stack.enter_context(_opened(options, home))
         place = machines(options.address, store, home, Path(options.autoscaler) if options.autoscaler else None)
-        stack.callback(place.backend.close)
         _check_python(options.python, place)
         urls, say = urls_for_drivers(sock, options.urls, options.scheme), partial(_tell_of_clock, store, output)
         context = _service_context(options, store, place, urls, secrets, say)
@@ -181,7 +179,7 @@ def _service_context(
         most_ray_submitted=options.most_ray_submitted,
         retention_days=retention_days() if options.retention_days is None else options.retention_days,
         protocols=extra_protocols(),
-        python=(options.python or (sys.executable if place.same_machine else "python3"),),
+        python=(options.python or (sys.executable if place.one_machine else "python3"),),
     )
 
 
@@ -201,9 +199,9 @@ class _Server:
 
     def run(self) -> None:
         self._tokens.read()
-        self._output.greet(greeting(self._context, self._facts()))
+        self._output.greet(self._greeting())
         if self._options.store is None:
-            write_record(self._home, Record(self._url_here, getpid(), version("fleetune")))
+            write_record(self._home, self._url_here)
         sys.setswitchinterval(_SWITCH_S)
         self._loop.start()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -217,6 +215,18 @@ class _Server:
                     self._note(stops)
                 self._election.resign()
             self._output.say("stopped; jobs go on")
+
+    def _greeting(self) -> Sequence[str]:
+        options = self._options
+        return greeting(
+            self._context,
+            store=options.store if options.store is not None else str(self._home / "queue.db"),
+            machines=self._place.label,
+            url=self._url_here,
+            named=options.store is None,
+            tokens_needed=self._tokens.needed,
+            in_clear=options.tls_cert is None and not is_loopback(options.host),
+        )
 
     @property
     def _url_here(self) -> str:
@@ -309,16 +319,3 @@ class _Server:
 
     def _end(self) -> None:
         self._http.should_exit = True
-
-    def _facts(self) -> Facts:
-        options = self._options
-        store = options.store if options.store is not None else str(self._home / "queue.db")
-        return Facts(
-            store=store,
-            machines=self._place.label,
-            url=self._url_here,
-            encrypted=self._options.tls_cert is not None,
-            tokens_needed=self._tokens.needed,
-            named=options.store is None,
-            open_to_others=not is_loopback(options.host),
-        )

@@ -6,11 +6,10 @@ import os
 import threading
 from collections.abc import Callable
 
-import httpx
-
 from cluster.errors import MachinesFailed, StorageError
 from cluster.ray.raylets import Raylet, raylet_of_session
 from cluster.ray.session_record import SessionRecord, ask_store, read_record, write_record
+from orchestrator.client.discovery import answers
 
 _AT_ONCE = "programs of `ray job submit` find no queue, and start at once"
 _ANSWERS_S = 2.0
@@ -51,7 +50,7 @@ class SessionRecordUpdates:
         if os.getuid() not in (0, owner):
             return f"Ray runs as user {owner}, whose drivers do not trust this server's user: run it as user {owner}"
         known = read_record(raylet)
-        if known is not None and known.queue != self._record.queue and _answers(known.url):
+        if known is not None and known.queue != self._record.queue and answers(known.url, timeout_s=_ANSWERS_S):
             return f"this cluster has the orchestrator at {known.url}, and `ray job submit` goes there, not here"
         return ""
 
@@ -67,10 +66,3 @@ class SessionRecordUpdates:
         if text != self._said:
             self._said = text
             self._say(text)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/healthz", timeout=_ANSWERS_S, trust_env=False, verify=False).status_code == 200
-    except (httpx.HTTPError, httpx.InvalidURL):
-        return False

@@ -8,7 +8,7 @@ from typing import Final
 
 from cluster.text import did_you_mean, format_time
 from orchestrator import api
-from orchestrator.queue.errors import NameTaken, QueueError, UnknownTenant
+from orchestrator.queue.errors import QueueError, UnknownTenant
 from orchestrator.queue.records import QueueEvent, Role, Token
 from orchestrator.queue.store import Store
 
@@ -46,7 +46,7 @@ def add(
         UnknownTenant: the tenant does not exist.
         NameTaken: the name is or was in use.
     """
-    _check(store, name, role, tenant, now_s)
+    _check(store, role, tenant, now_s)
     token = new_token()
     expires_s = None if lifetime_s is None else now_s + lifetime_s
     store.add_token(Token(name, digest_of(token), role, tenant, now_s, expires_s=expires_s))
@@ -66,7 +66,7 @@ def _tell(store: Store, now_s: float, said: str, name: str, by: str) -> None:
     store.add_events([QueueEvent(now_s, TOKEN, said, data={"token": name, "by": by})])
 
 
-def _check(store: Store, name: str, role: Role, tenant: str | None, now_s: float) -> None:
+def _check(store: Store, role: Role, tenant: str | None, now_s: float) -> None:
     if role is Role.ADMIN and tenant is not None:
         raise QueueError("an admin acts for all tenants: leave --tenant out, or say --role member")
     if role is Role.MEMBER and tenant is None:
@@ -77,10 +77,7 @@ def _check(store: Store, name: str, role: Role, tenant: str | None, now_s: float
     if tenant is not None and tenant not in {one.name for one in store.tenants()}:
         hint = did_you_mean(tenant, [one.name for one in store.tenants()])
         raise UnknownTenant(f"there is no tenant {tenant!r}{hint or f': fleetune tenants set {tenant} makes it'}")
-    known = store.tokens()
-    if any(token.name == name for token in known):
-        raise NameTaken(f"there is, or was, a token {name!r}: give this one another name")
-    if role is not Role.ADMIN and not _admins(known, now_s):
+    if role is not Role.ADMIN and not has_admin(store, now_s):
         raise LastAdmin("the first token must be an admin's: once a token exists, every request needs one")
 
 

@@ -29,14 +29,8 @@ _MONTHS_KEPT: Final = 120
 
 def rows_of(totals: Iterable[MonthTotal]) -> tuple[UsageRow, ...]:
     return tuple(
-        UsageRow(
-            month=one.month,
-            tenant=one.tenant,
-            gpu_hours=one.gpu_s / _HOUR_S,
-            cpu_hours=one.cpu_s / _HOUR_S,
-            jobs=one.jobs,
-        )
-        for one in totals
+        UsageRow(month=month, tenant=tenant, gpu_hours=gpu_s / _HOUR_S, cpu_hours=cpu_s / _HOUR_S, jobs=jobs)
+        for month, tenant, gpu_s, cpu_s, jobs in totals
     )
 
 

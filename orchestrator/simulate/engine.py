@@ -8,17 +8,17 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Occupancy
 from cluster.errors import InputError
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Measuring, QueueSimulation
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended, Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import WAITING
-from orchestrator.scheduling.plan.decisions import Cause
 from orchestrator.scheduling.policy import Order, Policy, policy_named
-from orchestrator.simulate.values import Ended, Setup, Simulated, SimulatedAttempt, TraceJob
+from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 _JITTER_S = 10.0
 _REPORT_EVERY = 500  # passes between reports of progress
@@ -72,7 +72,7 @@ class _Run:
             random.Random(3 * setup.jitter + number) for number in range(3)
         )
         self._job_of: dict[int, int] = {}  # row of the simulation -> row of the trace
-        self._attempts: list[SimulatedAttempt] = []
+        self._attempts: list[Attempt] = []
         self._finished = 0
         self._failed = Counter[int]()
         self._failures: list[tuple[float, int, bool]] = []  # heap of (time, node, whether it is a repair)
@@ -122,16 +122,11 @@ class _Run:
         return row
 
     def _ended(self, attempt: Attempt) -> None:
-        ended = {None: Ended.FINISHED, Cause.MOVED: Ended.MOVED}.get(attempt.cause, Ended.PREEMPTED)
-        if attempt.node_failed:
-            ended = Ended.NODE_FAILED
-        self._finished += ended is Ended.FINISHED
+        self._finished += attempt.ended is Ended.FINISHED
         job = self._job_of[attempt.row]
-        if ended is Ended.NODE_FAILED:
+        if attempt.ended is Ended.NODE_FAILED:
             self._count_failure(job)
-        self._attempts.append(
-            SimulatedAttempt(job, attempt.start_s, attempt.end_s, attempt.placement, ended, attempt.lost_s)
-        )
+        self._attempts.append(replace(attempt, row=job))
 
     def _count_failure(self, job: int) -> None:
         """Count an interruption by a failing node. Raises InputError if the job may never end."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.simulate.values import Ended, Simulated
+from orchestrator.scheduling.forecast.queue_simulation import Ended
+from orchestrator.simulate.values import Simulated
 
 BIG_GANG = 8  # least GPUs
 SHORTEST_S = 60.0  # bound of the bounded slowdown: shorter run times count as this long
@@ -149,7 +150,7 @@ class _Arrays:
         self.tenants = list(numbers)
         self.tenant: Ints = np.array([numbers[job.tenant] for job in jobs], dtype=np.int64)
 
-        self.job: Ints = np.array([one.job for one in attempts], dtype=np.int64)
+        self.job: Ints = np.array([one.row for one in attempts], dtype=np.int64)
         self.start: Floats = np.array([one.start_s for one in attempts], dtype=float)
         self.end: Floats = np.array([one.end_s for one in attempts], dtype=float)
         self.lost: Floats = np.array([one.lost_s for one in attempts], dtype=float)

@@ -13,7 +13,8 @@ from cluster.errors import StorageError, TraceError
 from cluster.text import grouped
 from jobs.storage import files as storage
 from orchestrator.pages.tables import shortened
-from orchestrator.simulate.values import Simulated, SimulatedAttempt, TraceJob
+from orchestrator.scheduling.forecast.queue_simulation import Attempt
+from orchestrator.simulate.values import Simulated, TraceJob
 
 COLUMNS = ("submit_s", "duration_s", "num_gpus", "tenant")  # required columns; priority is optional
 
@@ -179,10 +180,10 @@ def schedule_csv(simulated: Simulated) -> str:
     attempts of a job add up to its duration and the cost of interruptions. `placement` is node:GPUs, joined by
     semicolons.
     """
-    ordered = sorted(simulated.attempts, key=lambda attempt: (attempt.job, attempt.start_s))
+    ordered = sorted(simulated.attempts, key=lambda attempt: (attempt.row, attempt.start_s))
     return "\n".join(["job,start_s,end_s,placement", *map(_line, ordered), ""])
 
 
-def _line(attempt: SimulatedAttempt) -> str:
+def _line(attempt: Attempt) -> str:
     placement = ";".join(f"{node}:{gpus}" for node, gpus in attempt.placement)
-    return f"{attempt.job},{float(attempt.start_s)!r},{float(attempt.end_s)!r},{placement}"
+    return f"{attempt.row},{float(attempt.start_s)!r},{float(attempt.end_s)!r},{placement}"

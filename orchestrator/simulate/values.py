@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestrator.scheduling.forecast.queue_simulation import Attempt  # it imports numpy
 
 
 @dataclass(frozen=True)
@@ -15,31 +18,6 @@ class TraceJob:
     num_gpus: int
     tenant: str
     priority: int = 0  # jobs with a higher priority start first
-
-
-class Ended(StrEnum):
-    """Why an attempt ended."""
-
-    FINISHED = "finished"
-    PREEMPTED = "preempted"
-    MOVED = "moved"  # interrupted, and started elsewhere at the same instant
-    NODE_FAILED = "node_failed"
-
-
-@dataclass(frozen=True)
-class SimulatedAttempt:
-    """One attempt of a job: from a start to an interruption, or to the end.
-
-    `lost_s` is the work that the interruption at its end added: the cost of an interruption and, if a node failed, also
-    the work since the newest checkpoint. It is 0 if the job finished.
-    """
-
-    job: int  # row of the trace, counted from 0
-    start_s: float
-    end_s: float
-    placement: tuple[tuple[int, int], ...]  # (node, GPUs there)
-    ended: Ended
-    lost_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,7 +41,7 @@ class Simulated:
     """A finished simulation. All figures follow from `jobs` and `attempts`."""
 
     jobs: tuple[TraceJob, ...]
-    attempts: tuple[SimulatedAttempt, ...]  # in the order of their ends
+    attempts: tuple[Attempt, ...]  # in the order of their ends, by rows of the trace
     setup: Setup
     wall_s: float  # duration of the simulation itself
     passes: int  # number of passes of the scheduler

@@ -59,7 +59,6 @@ def _read(connection: Connection, row: Sequence[Any]) -> Job:
 
 
 def get(connection: Connection, job_id: str) -> Job:
-    """Return a job. Raises UnknownJob, UnreadableJob."""
     job = find(connection, job_id)
     if job is None:
         raise unknown(connection, job_id)
@@ -67,7 +66,6 @@ def get(connection: Connection, job_id: str) -> Job:
 
 
 def get_all(connection: Connection, job_ids: Iterable[str]) -> dict[str, Job]:
-    """Return the jobs that exist and can be read, by id."""
     wanted = list(dict.fromkeys(job_ids))
     batches = (wanted[start : start + _BATCH] for start in range(0, len(wanted), _BATCH))
     rows = (row for batch in batches for row in connection.execute(_BY_IDS, {"job_ids": batch}))
@@ -75,7 +73,6 @@ def get_all(connection: Connection, job_ids: Iterable[str]) -> dict[str, Job]:
 
 
 def spec(connection: Connection, job_id: str) -> str:
-    """Return the spec of a job. Raises UnknownJob."""
     found = connection.execute(_SPEC, {"job_id": job_id}).scalar_one_or_none()
     if found is None:
         raise unknown(connection, job_id)

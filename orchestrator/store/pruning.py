@@ -43,14 +43,12 @@ _MOST_EVENTS = 500  # most events of the cluster to delete in one call
 
 
 def prunable(connection: Connection, before_s: float, limit: int) -> list[tuple[str, int]]:
-    """Return (job id, number of attempts) of prunable jobs, oldest first."""
     needed = _needed(connection)
     rows = connection.execute(_PRUNABLE, {"before_s": before_s, "limit": limit + len(needed)})
     return [(job_id, attempt) for job_id, attempt in rows if job_id not in needed][:limit]
 
 
 def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
-    """Delete jobs that are still prunable, and old events. Returns the number of rows. Raises NotLeader."""
     take_as_leader(connection, epoch, changes=0, events=0)
     needed = _needed(connection)  # again, because a job that waits for one of them may have been submitted since
     wanted = [job_id for job_id in job_ids if job_id not in needed]

@@ -106,7 +106,6 @@ def _event(job: Job) -> QueueEvent:
 
 
 def known(connection: Connection, key: SubmissionKey) -> Jobs | None:
-    """Return the jobs that were submitted with the key; None: there are none. Raises KeyReused."""
     row = connection.execute(_KEY, {"scope": key.scope, "key": key.key}).one_or_none()
     if row is None:
         return None

@@ -37,7 +37,6 @@ _BETWEEN = _SINCE.where(LEASES.c.granted_s < bindparam("until_s"))
 
 
 def move(connection: Connection, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
-    """Make transitions and return the changed jobs. Raises NotLeader, or ValueError if a transition is not allowed."""
     steps.check(transitions)
     numbers = take_as_leader(connection, epoch, changes=len(transitions), events=len(transitions))
     now = jobtable.get_all(connection, (one.job_id for one in transitions))
@@ -68,7 +67,6 @@ def move(connection: Connection, epoch: int, transitions: Sequence[Transition], 
 
 
 def release(connection: Connection, job_id: str, attempt: int, now_s: float, by: str) -> Job:
-    """Close the lease of a STOPPING job. Raises UnknownJob, NotReleasable."""
     numbers = take(connection, changes=1, events=2)
     job = jobtable.get(connection, job_id)
     if job.state is not State.STOPPING or job.attempt != attempt:
@@ -88,7 +86,6 @@ def release(connection: Connection, job_id: str, attempt: int, now_s: float, by:
 
 
 def give_back(connection: Connection, job_id: str, attempt: int, kept: NodePlaces, now_s: float) -> Job:
-    """Shrink the lease of an elastic job. Raises UnknownJob."""
     numbers = take(connection, changes=2, events=1)  # one for the job, and one for the lease of what is given back
     job = jobtable.get(connection, job_id)
     found = steps.given_back(job, kept, numbers.change + 2) if job.attempt == attempt else None
@@ -108,7 +105,6 @@ def give_back(connection: Connection, job_id: str, attempt: int, kept: NodePlace
 
 
 def pull_back(connection: Connection, epoch: int, now_s: float) -> None:
-    """Set times of jobs that lie in the future to now. Raises NotLeader."""
     take_as_leader(connection, epoch, changes=0, events=0)  # locks the row: no other transaction writes from here on
     jobs = jobs_of(connection, connection.execute(_LATER, {"now_s": now_s}))
     numbers = take_as_leader(connection, epoch, changes=len(jobs), events=0)

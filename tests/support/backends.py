@@ -246,7 +246,6 @@ class Machines:
         for one in ours:
             self.ended(Launch(one.submission, ()))
         self.wait_for(lambda: not processes_with(f"FLEETUNE_TEST={self.mark}"), "all processes have ended")
-        self.backend.close()
 
 
 class Starter:

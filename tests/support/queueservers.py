@@ -70,7 +70,7 @@ def run(store_path: str, where: str, name: str) -> None:
         functools.partial(launch, store),
         timing=Timing(grace_s=0.5, slow_s=1.0, doubt_s=1.0),
     )
-    run_passes(controller, threading.Event(), threading.Event(), print, every_s=0.02)
+    run_passes(controller.step, threading.Event(), threading.Event(), print, every_s=0.02)
 
 
 class Servers:

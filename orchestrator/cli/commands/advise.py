@@ -17,7 +17,7 @@ from jobs.search.rules.prior import hidden_size, rate_by_size
 from jobs.spec.finetune import Spec
 from jobs.spec.load import finetune_spec, load_marked
 from orchestrator.cli.options import Json, Price, Set, SpecFile
-from orchestrator.cli.output import exit_on_error, progress_of
+from orchestrator.cli.output import progress_of
 from orchestrator.pages.plan import RATE_OF_LORA, advice_json, advice_page
 
 
@@ -36,32 +36,31 @@ def advise(
 
     The command prepares the data (like `fleetune data prepare`) to count the examples, and plans both methods.
     """
-    with exit_on_error():
-        loaded = finetune_spec(load_marked(spec, set_ or []).spec, spec)
-        from jobs.preflight.plan import machines_for, plan_job
+    loaded = finetune_spec(load_marked(spec, set_ or []).spec, spec)
+    from jobs.preflight.plan import machines_for, plan_job
 
-        # Before the data is prepared, which may take long.
-        machines = machines_for(loaded) if on is None else machines_of(on)
-        plans: dict[Method, JobPlan] = {}
-        with closing(progress_of(json_)) as progress:
-            prepared = prepare_data(_with(loaded, "full"), None, progress)
-            for method in get_args(Method):
-                progress.event(event("phase", f"planning method: {method}", phase="plan"))
-                plans[method] = plan_job(_with(loaded, method), machines)
-        situation = Situation(
-            examples=sum(part.samples for part in prepared.manifest.splits["train"]),
-            tasks=tasks,
-            full_fits=plans["full"].chosen is not None,
-            lora_fits=plans["lora"].chosen is not None,
-            gpu_gib=None if machines.is_cpu else machines.accelerator.memory_gib,
-            goal=goal,
-        )
-        choice = choose(situation)
-        if json_:
-            typer.echo(json.dumps(advice_json(choice, situation, plans, price)))
-        else:
-            typer.echo(advice_page(choice, situation, plans, rate_for_full(loaded), price))
-        raise typer.Exit(0 if choice.method is not None else 2)
+    # Before the data is prepared, which may take long.
+    machines = machines_for(loaded) if on is None else machines_of(on)
+    plans: dict[Method, JobPlan] = {}
+    with closing(progress_of(json_)) as progress:
+        prepared = prepare_data(_with(loaded, "full"), None, progress)
+        for method in get_args(Method):
+            progress.event(event("phase", f"planning method: {method}", phase="plan"))
+            plans[method] = plan_job(_with(loaded, method), machines)
+    situation = Situation(
+        examples=sum(part.samples for part in prepared.manifest.splits["train"]),
+        tasks=tasks,
+        full_fits=plans["full"].chosen is not None,
+        lora_fits=plans["lora"].chosen is not None,
+        gpu_gib=None if machines.is_cpu else machines.accelerator.memory_gib,
+        goal=goal,
+    )
+    choice = choose(situation)
+    if json_:
+        typer.echo(json.dumps(advice_json(choice, situation, plans, price)))
+    else:
+        typer.echo(advice_page(choice, situation, plans, rate_for_full(loaded), price))
+    raise typer.Exit(0 if choice.method is not None else 2)
 
 
 def rate_for_full(spec: Spec) -> float:

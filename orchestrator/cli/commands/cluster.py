@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Annotated, Literal
+from urllib.parse import quote
 
 import typer
 
+from jobs.errors import InputError
 from orchestrator.cli.completion import ANY, node_ids, tenant_names
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Json, OneTenant, Url, connected, width
 from orchestrator.cli.output import exit_on_error, json_list
+from orchestrator.cli.quantities import duration_s
+from orchestrator.queue.tenants import check_name
 
 NodeIds = Annotated[
     list[str],
@@ -25,7 +30,7 @@ FOLLOW_S = 1.0  # seconds between requests for new events
 
 def nodes(json_: Json = False, url: Url = None) -> None:
     """List the nodes, and the jobs on them."""
-    with exit_on_error(), connected(url) as server:
+    with connected(url) as server:
         from orchestrator.api import Nodes
         from orchestrator.pages.cluster import nodes_page
 
@@ -73,11 +78,8 @@ def _order(
     url: str | None,
     deadline: str | None = None,
 ) -> None:
-    with exit_on_error(), connected(url) as server:
-        from urllib.parse import quote
-
+    with connected(url) as server:
         from orchestrator.api import NodeOrderSent, Nodes, NodeView
-        from orchestrator.cli.quantities import duration_s
         from orchestrator.client.lookup import find_node
         from orchestrator.pages.cluster import nodes_page
 
@@ -100,13 +102,14 @@ tenants = command_group(
 @tenants.callback()
 def _tenants(context: typer.Context, json_: Json = False, url: Url = None) -> None:
     if context.invoked_subcommand is None:
-        tenants_list(json_, url)
+        with exit_on_error():
+            tenants_list(json_, url)
 
 
 @tenants.command("list", epilog="Example:  fleetune tenants list --json")
 def tenants_list(json_: Json = False, url: Url = None) -> None:
     """List tenants: shares, limits, GPUs in use."""
-    with exit_on_error(), connected(url) as server:
+    with connected(url) as server:
         from orchestrator.api import Tenants
         from orchestrator.pages.cluster import tenants_page
 
@@ -169,17 +172,21 @@ def tenants_set(
     url: Url = None,
 ) -> None:
     """Create a tenant, or change the given settings of a tenant."""
-    with exit_on_error(), connected(url) as server:
-        from urllib.parse import quote
-
+    with connected(url) as server:
         from orchestrator.api import Tenants, TenantView
-        from orchestrator.cli.tenant_settings import LimitOptions, settings
+        from orchestrator.cli.tenant_settings import settings
         from orchestrator.pages.cluster import tenants_page
-        from orchestrator.queue.tenants import check_name
 
         check_name(name)
         known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
-        limits = LimitOptions(max_priority, max_queued, max_runtime, max_gpu_hours, root, secret)
+        limits = {
+            "max_priority": max_priority,
+            "max_queued_jobs": max_queued,
+            "max_runtime_s": max_runtime,
+            "max_gpu_hours_per_month": max_gpu_hours,
+            "roots": root,
+            "secrets": secret,
+        }
         sent = settings(known.get(name), weight, guaranteed, limit, limits)
         told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
         typer.echo(told.model_dump_json() if json_ else tenants_page([told], width()))
@@ -194,10 +201,7 @@ def usage(
     url: Url = None,
 ) -> None:
     """Show the GPU-hours of tenants, by month."""
-    with exit_on_error(), connected(url) as server:
-        import re
-
-        from jobs.errors import InputError
+    with connected(url) as server:
         from orchestrator.api import Usage
         from orchestrator.client.lookup import find_tenant
         from orchestrator.pages.cluster import usage_page

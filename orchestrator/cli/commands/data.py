@@ -14,9 +14,10 @@ from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Address, Json, Quiet, Set, SpecFile, width
-from orchestrator.cli.output import exit_on_error, progress_of
+from orchestrator.cli.output import progress_of
 from orchestrator.pages import show as text
-from orchestrator.pages.data import page
+from orchestrator.pages.data import page, rows_json, rows_page
+from orchestrator.pages.data_html import html as html_page
 
 app = command_group(
     name="data",
@@ -42,18 +43,16 @@ def check(
     The exit code is 2 if `prepare` would refuse the data. The page and the list of bad rows are written beside the
     prepared data.
     """
-    with exit_on_error():
-        loaded = load_spec(spec, set_ or [])
-        with closing(progress_of(quiet or json_)) as progress:
-            checked = check_data(loaded, address, progress)
-        from orchestrator.pages.data_html import html as html_page
+    loaded = load_spec(spec, set_ or [])
+    with closing(progress_of(quiet or json_)) as progress:
+        checked = check_data(loaded, address, progress)
 
-        report = checked.report
-        where = html or storage.join(checked.folder, "report.html")
-        storage.write_bytes(where, html_page(report).encode())
-        storage.write_bytes(storage.join(checked.folder, "report.json"), report.model_dump_json(indent=1).encode())
-        typer.echo(report.model_dump_json() if json_ else page(report, html=where, width=width() or 100))
-        raise typer.Exit(2 if report.verdict == "errors" else 0)
+    report = checked.report
+    where = html or storage.join(checked.folder, "report.html")
+    storage.write_bytes(where, html_page(report).encode())
+    storage.write_bytes(storage.join(checked.folder, "report.json"), report.model_dump_json(indent=1).encode())
+    typer.echo(report.model_dump_json() if json_ else page(report, html=where, width=width() or 100))
+    raise typer.Exit(2 if report.verdict == "errors" else 0)
 
 
 @app.command(epilog="Example:  fleetune data prepare job.yaml --address auto")
@@ -64,20 +63,18 @@ def prepare(
 
     To continue an interrupted preparation, repeat the command. A run whose data is not prepared prepares it itself.
     """
-    with exit_on_error():
-        loaded = load_spec(spec, set_ or [])
-        with closing(progress_of(quiet or json_)) as progress:
-            prepared = prepare_data(loaded, address, progress)
-        manifest = prepared.manifest
-        facts: dict[str, Any] = {"root": prepared.root, "fingerprint": manifest.fingerprint}
-        facts |= {"records": manifest.records, "bad_rows": manifest.bad_rows}
-        for name, parts in manifest.splits.items():
-            counts = ("rows", "samples", "tokens", "targets", "longest_row")
-            facts[name] = {
-                count: (max if count == "longest_row" else sum)(getattr(part, count) for part in parts)
-                for count in counts
-            }
-        typer.echo(json.dumps(facts) if json_ else text.prepared_page(facts, loaded))
+    loaded = load_spec(spec, set_ or [])
+    with closing(progress_of(quiet or json_)) as progress:
+        prepared = prepare_data(loaded, address, progress)
+    manifest = prepared.manifest
+    facts: dict[str, Any] = {"root": prepared.root, "fingerprint": manifest.fingerprint}
+    facts |= {"records": manifest.records, "bad_rows": manifest.bad_rows}
+    for name, parts in manifest.splits.items():
+        counts = ("rows", "samples", "tokens", "targets", "longest_row")
+        facts[name] = {
+            count: (max if count == "longest_row" else sum)(getattr(part, count) for part in parts) for count in counts
+        }
+    typer.echo(json.dumps(facts) if json_ else text.prepared_page(facts, loaded))
 
 
 @app.command(epilog="Example:  fleetune data show job.yaml --n 3 --split eval")
@@ -96,13 +93,11 @@ def show(
     It shows text and tokens, which tokens are targets, and where the samples of a packed row begin. The data need not
     be prepared.
     """
-    with exit_on_error():
-        loaded = load_spec(spec, set_ or [])
-        typer.echo("loading the tokenizer", err=True)  # this takes seconds
-        rows = show_data(loaded, n, split, start)
-        from orchestrator.pages.data import rows_json, rows_page
+    loaded = load_spec(spec, set_ or [])
+    typer.echo("loading the tokenizer", err=True)  # this takes seconds
+    rows = show_data(loaded, n, split, start)
 
-        typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=width() is not None))
+    typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=width() is not None))
 
 
 @app.command(epilog="Example:  fleetune data generate job.yaml --to replay.jsonl --samples 2000")
@@ -123,11 +118,10 @@ def generate(
     Use the file as a source of data.train with `format: text` and `replay: true`. The command uses a GPU if this
     machine has one. To continue an interrupted generation, repeat the command.
     """
-    with exit_on_error():
-        loaded = load_spec(spec, set_ or [])
-        with closing(progress_of(quiet or json_)) as progress:
-            drawn, path = generate_text(loaded, to, samples, max_tokens, temperature, progress)
-        if json_:
-            typer.echo(json.dumps({"path": path, "samples": samples, "drawn": drawn}))
-        else:
-            typer.echo(f"{many(samples, 'text')} in {path}" + ("" if drawn else ", generated before"))
+    loaded = load_spec(spec, set_ or [])
+    with closing(progress_of(quiet or json_)) as progress:
+        drawn, path = generate_text(loaded, to, samples, max_tokens, temperature, progress)
+    if json_:
+        typer.echo(json.dumps({"path": path, "samples": samples, "drawn": drawn}))
+    else:
+        typer.echo(f"{many(samples, 'text')} in {path}" + ("" if drawn else ", generated before"))

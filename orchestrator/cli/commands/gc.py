@@ -10,7 +10,7 @@ import typer
 from jobs.errors import InputError
 from jobs.run.find import storage_root
 from orchestrator.cli.options import Json, Storage
-from orchestrator.cli.output import exit_on_error
+from orchestrator.cli.quantities import duration_s, size_bytes
 from orchestrator.gc.values import Bounds, Held
 
 
@@ -44,37 +44,35 @@ def gc(
     --max-size removes the checkpoints of succeeded runs first, then those of other runs, then whole runs. A model is
     removed only together with its run.
     """
-    with exit_on_error():
-        from orchestrator.cli.quantities import duration_s, size_bytes
-        from orchestrator.client.discovery import recorded_url
-        from orchestrator.gc.needed import needed_by_queue
-        from orchestrator.gc.plan import plan_gc
-        from orchestrator.gc.remove import carry_out
-        from orchestrator.gc.scan import look
-        from orchestrator.pages import gc as gcpage
+    from orchestrator.client.discovery import recorded_url
+    from orchestrator.gc.needed import needed_by_queue
+    from orchestrator.gc.plan import plan_gc
+    from orchestrator.gc.remove import carry_out
+    from orchestrator.gc.scan import look
+    from orchestrator.pages import gc as gcpage
 
-        bounds = Bounds(
-            duration_s("--older-than", older_than, or_zero=True) if older_than is not None else None,
-            size_bytes(max_size) if max_size is not None else None,
-            keep_last,
-            checkpoints_only,
-            prepared,
-        )
-        if storage == "":
-            raise InputError("--storage is empty: is a shell variable not set?")
-        root, now_s = storage_root(storage), time.time()
-        found = look(root, now_s)
-        url = recorded_url() if bounds.any and not no_server else None
-        held = Held() if url is None else needed_by_queue(url, {run.name for run in found.runs})
-        plan = plan_gc(found, bounds, now_s, held)
-        if not json_:
-            typer.echo(gcpage.page(plan, found, bounds, now_s))
-        acts = bounds.any and not dry_run
-        removed = list(carry_out(root, plan)) if acts else None
-        if json_:
-            typer.echo(gcpage.as_json(plan, found, root, removed))
-        elif removed is not None:
-            typer.echo(gcpage.ending(removed))
-        else:
-            typer.echo("dry run: nothing was removed" if bounds.any else gcpage.OPTIONS)
-        raise typer.Exit(1 if any(one.problem for one in removed or ()) else 0)
+    bounds = Bounds(
+        duration_s("--older-than", older_than, or_zero=True) if older_than is not None else None,
+        size_bytes(max_size) if max_size is not None else None,
+        keep_last,
+        checkpoints_only,
+        prepared,
+    )
+    if storage == "":
+        raise InputError("--storage is empty: is a shell variable not set?")
+    root, now_s = storage_root(storage), time.time()
+    found = look(root, now_s)
+    url = recorded_url() if bounds.any and not no_server else None
+    held = Held() if url is None else needed_by_queue(url, {run.name for run in found.runs})
+    plan = plan_gc(found, bounds, now_s, held)
+    if not json_:
+        typer.echo(gcpage.page(plan, found, bounds, now_s))
+    acts = bounds.any and not dry_run
+    removed = list(carry_out(root, plan)) if acts else None
+    if json_:
+        typer.echo(gcpage.as_json(plan, found, root, removed))
+    elif removed is not None:
+        typer.echo(gcpage.ending(removed))
+    else:
+        typer.echo("dry run: nothing was removed" if bounds.any else gcpage.OPTIONS)
+    raise typer.Exit(1 if any(one.problem for one in removed or ()) else 0)

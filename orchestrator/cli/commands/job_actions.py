@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from jobs.errors import FleetuneError, InputError
+from jobs.spec.queue import MOST_PRIORITY
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import Json, Url, connected, job_ids
-from orchestrator.cli.output import exit_on_error, json_list
+from orchestrator.cli.output import json_list
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -65,14 +68,11 @@ def release(
 
     Only admins may do this, and only once the cluster no longer lists the driver's node as alive.
     """
-    with exit_on_error():
-        if not force:
-            from jobs.errors import InputError
-
-            raise InputError(
-                "release frees nodes although the driver was not seen to end. Make sure that its machine is off, then "
-                "give --force"
-            )
+    if not force:
+        raise InputError(
+            "release frees nodes although the driver was not seen to end. Make sure that its machine is off, then "
+            "give --force"
+        )
     _ask_all(jobs, _posted("release"), json_, url)
 
 
@@ -85,8 +85,6 @@ def priority(
     """Change the priority of jobs."""
 
     def put(server: Connection, job: JobView) -> JobView:
-        from jobs.errors import InputError
-        from jobs.spec.queue import MOST_PRIORITY
         from orchestrator.api import JobView, Priority
         from orchestrator.client.lookup import job_path
 
@@ -111,8 +109,7 @@ def _ask_all(
     given: list[str], order: Order, as_json: bool, url: str | None, said: Callable[[JobView], str] | None = None
 ) -> None:
     """Request a change of each job, and print a line for each. A refusal does not stop the others."""
-    with exit_on_error(), connected(url) as server:
-        from jobs.errors import FleetuneError
+    with connected(url) as server:
         from orchestrator.client.connection import NoServer, NotAServer, TokenRefused
         from orchestrator.client.lookup import find_job
 
@@ -143,8 +140,6 @@ def _ask_all(
 
 def _said(view: JobView) -> str:
     """Describe the state of a job, or the change that was requested."""
-    from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState
-
     words = {DesiredState.CANCEL: "asked to end", DesiredState.PAUSE: "asked to pause"}
     if view.state in ENDED:
         return str(view.state)

@@ -25,7 +25,7 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.options import Json, Price, Set
-from orchestrator.cli.output import exit_on_error, progress_of
+from orchestrator.cli.output import progress_of
 from orchestrator.client.spec_names import Named, about
 from orchestrator.pages.plan import format_cost, plan_json, plan_page
 from orchestrator.pages.plan_accuracy import accuracy_json, accuracy_page
@@ -59,30 +59,29 @@ def plan(
     No weights are read and nothing is started. The plan chooses the fields that the spec leaves out: the micro-batch
     (if the global batch is given), gradient checkpointing, and ZeRO.
     """
-    with exit_on_error():
-        if accuracy:
-            if spec is not None and storage is None:
-                storage = finetune_spec(load_marked(spec, set_ or []).spec, spec).storage_path
-            checks = plan_checks(storage_root(storage))
-            typer.echo(json.dumps(accuracy_json(checks)) if json_ else accuracy_page(checks))
-            return
-        if spec is None:
-            raise InputError("give the spec of a job, or --accuracy for past runs")
-        if host_memory is not None and on is None:
-            raise InputError("--host-memory describes the nodes of --on: give --on too")
-        machines = None if on is None else replace(machines_of(on), node_gib=host_memory)
-        marked = load_marked(spec, set_ or [])
-        jobs = _jobs_of(marked, spec)
-        with closing(progress_of(json_, sys.stderr)) as progress:
-            progress.event(event("phase", "tracing the model without weights", phase="plan"))
-            planned = {name: _planned(job, sweep, machines) for name, (job, sweep) in jobs.items()}
-        if json_:
-            found = {name: one.as_json(price) for name, one in planned.items()}
-            typer.echo(json.dumps(found.get("", found)))
-        else:
-            pages = [(f"method {name}\n\n" if name else "") + one.page(price) for name, one in planned.items()]
-            typer.echo("\n\n".join(pages))
-        raise typer.Exit(0 if all(one.plan.chosen is not None for one in planned.values()) else 2)
+    if accuracy:
+        if spec is not None and storage is None:
+            storage = finetune_spec(load_marked(spec, set_ or []).spec, spec).storage_path
+        checks = plan_checks(storage_root(storage))
+        typer.echo(json.dumps(accuracy_json(checks)) if json_ else accuracy_page(checks))
+        return
+    if spec is None:
+        raise InputError("give the spec of a job, or --accuracy for past runs")
+    if host_memory is not None and on is None:
+        raise InputError("--host-memory describes the nodes of --on: give --on too")
+    machines = None if on is None else replace(machines_of(on), node_gib=host_memory)
+    marked = load_marked(spec, set_ or [])
+    jobs = _jobs_of(marked, spec)
+    with closing(progress_of(json_, sys.stderr)) as progress:
+        progress.event(event("phase", "tracing the model without weights", phase="plan"))
+        planned = {name: _planned(job, sweep, machines) for name, (job, sweep) in jobs.items()}
+    if json_:
+        found = {name: one.as_json(price) for name, one in planned.items()}
+        typer.echo(json.dumps(found.get("", found)))
+    else:
+        pages = [(f"method {name}\n\n" if name else "") + one.page(price) for name, one in planned.items()]
+        typer.echo("\n\n".join(pages))
+    raise typer.Exit(0 if all(one.plan.chosen is not None for one in planned.values()) else 2)
 
 
 @dataclass(frozen=True)

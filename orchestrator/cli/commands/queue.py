@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cluster.text import did_you_mean
+from jobs.errors import FleetuneError, InputError
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import JobId, Json, OneTenant, Url, connected, width
 from orchestrator.cli.output import exit_on_error, json_list
+from orchestrator.queue.states import ENDED, DesiredState, State
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView, WhyView
     from orchestrator.client.connection import Connection
-    from orchestrator.queue.states import State
 
 EXPLAINED: Final = 3  # number of waiting jobs, from the first, whose expected start is requested
 LOGS_PATIENCE_S: Final = 60.0  # seconds; `logs --follow` outlasts a longer restart of the server than other commands
@@ -44,11 +46,10 @@ def queue(
     TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end, or
     how it ended.
     """
-    with exit_on_error(), connected(url) as server:
+    with connected(url) as server:
         from orchestrator.client.lookup import find_tenant, removed_jobs
         from orchestrator.client.readers import QueueReader
         from orchestrator.pages.queue import in_order, queue_page
-        from orchestrator.queue.states import ENDED, State
 
         asked = _states(state)
         states = asked or [one for one in State if all_ or one not in ENDED]
@@ -67,7 +68,7 @@ def queue(
 
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Show one job: state and reason, step, metrics, events."""
-    with exit_on_error(), connected(url) as server:
+    with connected(url) as server:
         from orchestrator.client.lookup import find_job, job_path
         from orchestrator.client.readers import EventReader
         from orchestrator.pages.queue import status_page
@@ -115,7 +116,7 @@ def logs(
 
 def why(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Explain why a job waits, and when it may start."""
-    with exit_on_error(), connected(url) as server:
+    with connected(url) as server:
         from orchestrator.api import WhyView
         from orchestrator.client.lookup import find_job, job_path
 
@@ -125,10 +126,6 @@ def why(job: JobId, json_: Json = False, url: Url = None) -> None:
 
 def _states(given: list[str] | None) -> list[State]:
     """Parse `--state`. Raises InputError."""
-    from cluster.text import did_you_mean
-    from jobs.errors import InputError
-    from orchestrator.queue.states import State
-
     names = [part.strip().lower() for one in given or () for part in one.split(",")]
     for name in names:
         if name not in list(State):
@@ -139,10 +136,8 @@ def _states(given: list[str] | None) -> list[State]:
 
 def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
     """Request why the first waiting jobs wait; empty if the server cannot tell at the moment."""
-    from jobs.errors import FleetuneError
     from orchestrator.api import WhyView
     from orchestrator.client.lookup import job_path
-    from orchestrator.queue.states import DesiredState, State
 
     waiting = [job for job in jobs if job.state is State.QUEUED and job.wanted is DesiredState.RUN]
     try:
@@ -153,10 +148,8 @@ def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
 
 def _log_end(server: Connection, job: JobView) -> str:
     """Return the end of a failed job's log, if it can be read; else ''."""
-    from jobs.errors import FleetuneError
     from orchestrator.cli.log_printing import printable
     from orchestrator.client.log_reader import log_of_end
-    from orchestrator.queue.states import State
 
     if job.state is not State.FAILED or not job.attempt:
         return ""

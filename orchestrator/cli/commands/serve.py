@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from jobs.errors import InputError
-from orchestrator.cli.output import exit_on_error
 
 
 def serve(
@@ -92,31 +91,30 @@ def serve(
     verbose: Annotated[bool, typer.Option("--verbose", help="Also print a line for each request.")] = False,
 ) -> None:
     """Run the queue's server, which starts and watches jobs."""
-    with exit_on_error():
-        typer.echo("fleetune serve: starting ...", err=True)  # the imports that follow take seconds
-        try:
-            from orchestrator.server.process import Options, serve
-        except ModuleNotFoundError as error:
-            raise InputError(f"a server needs {error.name}: pip install 'fleetune[serve]'") from error
-        serve(
-            Options(
-                store=store,
-                address=address,
-                host=host,
-                port=port,
-                urls=tuple(url or ()),
-                shared=tuple(shared or ()),
-                python=python,
-                protected_s=protected,
-                register_s=register,
-                silent_s=silent,
-                retention_days=retention,
-                most_ray_submitted=most_ray_submitted,
-                autoscaler=autoscaler,
-                take_over=take_over,
-                embedded=embedded,
-                verbose=verbose,
-                tls_cert=tls_cert,
-                tls_key=tls_key,
-            )
+    typer.echo("fleetune serve: starting ...", err=True)  # the imports that follow take seconds
+    try:
+        from orchestrator.server.process import Options, serve
+    except ModuleNotFoundError as error:
+        raise InputError(f"a server needs {error.name}: pip install 'fleetune[serve]'") from error
+    serve(
+        Options(
+            store=store,
+            address=address,
+            host=host,
+            port=port,
+            urls=tuple(url or ()),
+            shared=tuple(shared or ()),
+            python=python,
+            protected_s=protected,
+            register_s=register,
+            silent_s=silent,
+            retention_days=retention,
+            most_ray_submitted=most_ray_submitted,
+            autoscaler=autoscaler,
+            take_over=take_over,
+            embedded=embedded,
+            verbose=verbose,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
         )
+    )

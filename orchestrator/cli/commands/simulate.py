@@ -14,8 +14,8 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
+from jobs.storage import files as storage
 from orchestrator.cli.options import Json, Quiet
-from orchestrator.cli.output import exit_on_error
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 Report = Callable[[float], None]
@@ -56,29 +56,28 @@ def simulate(
     The trace is a CSV file with a line for each job: when it was submitted and how long it ran (in seconds), its GPUs,
     its tenant and, optionally, its priority. Nothing is started, and no GPU is needed.
     """
-    with exit_on_error():
-        setup = Setup(
-            nodes=nodes,
-            gpus_per_node=gpus_per_node,
-            policy=policy,
-            preemption_cost_s=preemption_cost_s,
-            jitter=jitter,
-            failures_per_node_day=failures_per_node_day,
-        )
-        check_setup(setup, what_if_nodes)
-        check_targets(trace, schedule, report)
-        simulations = _simulations(trace, setup, what_if_nodes, quiet or json_)
-        if not json_:
-            from orchestrator.simulate.figures import figures
-            from orchestrator.simulate.page import headline, page
+    setup = Setup(
+        nodes=nodes,
+        gpus_per_node=gpus_per_node,
+        policy=policy,
+        preemption_cost_s=preemption_cost_s,
+        jitter=jitter,
+        failures_per_node_day=failures_per_node_day,
+    )
+    check_setup(setup, what_if_nodes)
+    check_targets(trace, schedule, report)
+    simulations = _simulations(trace, setup, what_if_nodes, quiet or json_)
+    if not json_:
+        from orchestrator.simulate.figures import figures
+        from orchestrator.simulate.page import headline, page
 
-            typer.echo(headline(simulations[0][1]))
-            typer.echo(page([(name, figures(one)) for name, one in simulations]))
-        for what, where in _write(simulations, schedule, report):
-            if not (json_ or quiet):
-                typer.echo(f"{what} {where}")
-        if json_:
-            typer.echo(as_json(simulations))
+        typer.echo(headline(simulations[0][1]))
+        typer.echo(page([(name, figures(one)) for name, one in simulations]))
+    for what, where in _write(simulations, schedule, report):
+        if not (json_ or quiet):
+            typer.echo(f"{what} {where}")
+    if json_:
+        typer.echo(as_json(simulations))
 
 
 def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
@@ -176,8 +175,6 @@ def _write(
     simulations: Sequence[tuple[str, Simulated]], schedule: str | None, report: str | None
 ) -> list[tuple[str, str]]:
     """Write the requested files. Returns (kind, path) of each."""
-    from jobs.storage import files as storage
-
     written = []
     if schedule is not None:
         from orchestrator.simulate.trace import schedule_csv

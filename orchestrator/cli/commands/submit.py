@@ -9,7 +9,8 @@ import typer
 
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import Json, Set, Url, connected
-from orchestrator.cli.output import exit_on_error, json_list
+from orchestrator.cli.output import json_list
+from orchestrator.queue.states import Reason, State
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -60,21 +61,20 @@ def submit(
     Messages go to stderr. Exit codes with --wait: 0 all jobs succeeded; 1 a job failed; 2 a job failed and would fail
     again; 130 a job was cancelled.
     """
-    with exit_on_error():
-        from orchestrator.cli.submission import SubmitOptions, submit_all, wait_for
+    from orchestrator.cli.submission import SubmitOptions, submit_all, wait_for
 
-        overrides = (*(set_ or ()), *((f"name={json.dumps(name)}",) if name is not None else ()))
-        options = SubmitOptions(
-            tuple(specs), overrides, tuple(sweep or ()), tenant, priority, tuple(after or ()), key, check, follow
-        )
-        with connected(url) as server:
-            jobs = submit_all(server, options, _say)
-            _show(jobs, json_ and not (wait or follow))
-            if wait or follow:
-                ended = wait_for(server, jobs, follow=follow, as_json=json_, say=_say)
-                if json_:
-                    _show(ended, True)
-                raise typer.Exit(_exit_code(ended))
+    overrides = (*(set_ or ()), *((f"name={json.dumps(name)}",) if name is not None else ()))
+    options = SubmitOptions(
+        tuple(specs), overrides, tuple(sweep or ()), tenant, priority, tuple(after or ()), key, check, follow
+    )
+    with connected(url) as server:
+        jobs = submit_all(server, options, _say)
+        _show(jobs, json_ and not (wait or follow))
+        if wait or follow:
+            ended = wait_for(server, jobs, follow=follow, as_json=json_, say=_say)
+            if json_:
+                _show(ended, True)
+            raise typer.Exit(_exit_code(ended))
 
 
 def _show(jobs: list[JobView], as_json: bool) -> None:
@@ -91,7 +91,6 @@ def _say(text: str) -> None:
 
 def _exit_code(jobs: list[JobView]) -> int:
     """Return the exit code of the worst result."""
-    from orchestrator.queue.states import Reason, State
 
     def code(job: JobView) -> int:
         if job.state is State.FAILED:

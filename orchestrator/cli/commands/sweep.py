@@ -25,9 +25,9 @@ from jobs.spec.sweep import SweepSpec
 from jobs.storage.files import write_bytes
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Address, Json, Quiet, Storage, refuse_dashboard
-from orchestrator.cli.output import exit_on_error
 from orchestrator.cli.run_argument import run_meant, unfinished_job
 from orchestrator.cli.run_here import run_sweep_here
+from orchestrator.pages.sweep import status_page
 
 app = command_group(
     name="sweep",
@@ -56,27 +56,23 @@ def trials_of(sweep: str, storage: str | None) -> Trials:
 @app.command(epilog="Example:  fleetune sweep leaderboard reviews-lr-20261127")
 def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
     """List all trials of a running or ended sweep, the best first."""
-    with exit_on_error():
-        trials = trials_of(sweep, storage)
-        typer.echo(json.dumps(trial_text.leaderboard_facts(trials)) if json_ else trial_text.leaderboard(trials))
+    trials = trials_of(sweep, storage)
+    typer.echo(json.dumps(trial_text.leaderboard_facts(trials)) if json_ else trial_text.leaderboard(trials))
 
 
 @app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
 def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
     """Show progress: trials by state, best trial, budget."""
-    with exit_on_error():
-        from orchestrator.pages.sweep import status_page
-
-        trials = trials_of(sweep, storage)
-        paths = JobPaths(trials.root)
-        run = summarise(paths)
-        driver = read_driver_state(paths) if run.status == "running" else DriverState()
-        found = read_status(trials, driver, utc_now())
-        if json_:
-            known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
-            typer.echo(json.dumps(known | status_facts(found)))
-        else:
-            typer.echo(status_page(run, found, resume_of(run, is_search=True)))
+    trials = trials_of(sweep, storage)
+    paths = JobPaths(trials.root)
+    run = summarise(paths)
+    driver = read_driver_state(paths) if run.status == "running" else DriverState()
+    found = read_status(trials, driver, utc_now())
+    if json_:
+        known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
+        typer.echo(json.dumps(known | status_facts(found)))
+    else:
+        typer.echo(status_page(run, found, resume_of(run, is_search=True)))
 
 
 @app.command(epilog="Example:  fleetune sweep report reviews-lr-20261127 --html report.html")
@@ -89,25 +85,22 @@ def report(
     json_: Json = False,
 ) -> None:
     """Show results so far: best learning rate, tokens, GPU-hours."""
-    with exit_on_error():
-        from jobs.search.report.summary import facts, summary_lines
+    from jobs.search.report.summary import facts, summary_lines
 
-        trials = trials_of(sweep, storage)
-        if html is not None:
-            from jobs.search.report.page import sweep_page
+    trials = trials_of(sweep, storage)
+    if html is not None:
+        from jobs.search.report.page import sweep_page
 
-            write_bytes(html, sweep_page(trials).encode())
-        if json_:
-            typer.echo(json.dumps(facts(trials)))
-            return
-        best = trials.best
-        typer.echo(
-            f"best: {trial_text.format_trial(best)}, {best.score:.4f}"
-            if best is not None
-            else "no trial has finished yet"
-        )
-        for line in summary_lines(trials):
-            typer.echo(line)
+        write_bytes(html, sweep_page(trials).encode())
+    if json_:
+        typer.echo(json.dumps(facts(trials)))
+        return
+    best = trials.best
+    typer.echo(
+        f"best: {trial_text.format_trial(best)}, {best.score:.4f}" if best is not None else "no trial has finished yet"
+    )
+    for line in summary_lines(trials):
+        typer.echo(line)
 
 
 @app.command(epilog="Example:  fleetune sweep stop reviews-lr-20261127 7")
@@ -120,13 +113,12 @@ def stop(
 
     To stop the sweep: fleetune stop SWEEP.
     """
-    with exit_on_error():
-        found = trials_of(sweep, storage)
-        if trial not in found.trials:
-            raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
-        if found.trials[trial].is_over:
-            raise InputError(f"trial {trial} has ended: {found.trials[trial].state}")
-        typer.echo(ask_to_stop(found.trials[trial].paths.root))
+    found = trials_of(sweep, storage)
+    if trial not in found.trials:
+        raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
+    if found.trials[trial].is_over:
+        raise InputError(f"trial {trial} has ended: {found.trials[trial].state}")
+    typer.echo(ask_to_stop(found.trials[trial].paths.root))
 
 
 def _is_active(trials: Trials) -> bool:
@@ -152,17 +144,16 @@ def extend(
 
     A running sweep uses the larger budget at once. Paused trials may continue from their checkpoints.
     """
-    with exit_on_error():
-        found = trials_of(sweep, storage)
-        asked = {"runs": runs, "trials": trials, "tokens": tokens, "minutes": minutes, "gpu_hours": gpu_hours}
-        change = larger(found, asked)
-        if _is_active(found):
-            _ask(found, change)
-            return
-        refuse_dashboard(address, ["--resume", found.root])
-        loaded, root = load_work(None, [], found.root)
-        assert isinstance(loaded, SweepSpec)
-        raise typer.Exit(run_sweep_here(changed(loaded, change), root, address, quiet))
+    found = trials_of(sweep, storage)
+    asked = {"runs": runs, "trials": trials, "tokens": tokens, "minutes": minutes, "gpu_hours": gpu_hours}
+    change = larger(found, asked)
+    if _is_active(found):
+        _ask(found, change)
+        return
+    refuse_dashboard(address, ["--resume", found.root])
+    loaded, root = load_work(None, [], found.root)
+    assert isinstance(loaded, SweepSpec)
+    raise typer.Exit(run_sweep_here(changed(loaded, change), root, address, quiet))
 
 
 @app.command(epilog="Example:  fleetune sweep narrow reviews-lr-20261127 --set learning_rate.max=5e-4")
@@ -174,17 +165,16 @@ def narrow(
     storage: Storage = None,
 ) -> None:
     """Narrow or widen the ranges of a running sweep. Earlier trials still count."""
-    with exit_on_error():
-        found = trials_of(sweep, storage)
-        change = narrower(found.sweep, set_)
-        if not _is_active(found):
-            settings = [f"space.{one.removeprefix('space.')}" for one in set_]
-            given = " ".join(f"--set {shlex.quote(one)}" for one in settings)
-            raise InputError(
-                "the sweep is not running. To resume it with other ranges: "
-                f"{resume_command(JobPaths(found.root))} {given}. If it has ended, give a larger budget too"
-            )
-        _ask(found, change)
+    found = trials_of(sweep, storage)
+    change = narrower(found.sweep, set_)
+    if not _is_active(found):
+        settings = [f"space.{one.removeprefix('space.')}" for one in set_]
+        given = " ".join(f"--set {shlex.quote(one)}" for one in settings)
+        raise InputError(
+            "the sweep is not running. To resume it with other ranges: "
+            f"{resume_command(JobPaths(found.root))} {given}. If it has ended, give a larger budget too"
+        )
+    _ask(found, change)
 
 
 def _ask(trials: Trials, change: Change) -> None:

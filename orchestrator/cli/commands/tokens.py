@@ -16,7 +16,8 @@ from jobs.errors import InputError
 from orchestrator.cli import completion as completing
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Json, Url, connected
-from orchestrator.cli.output import exit_on_error, json_list
+from orchestrator.cli.output import json_list
+from orchestrator.cli.quantities import duration_s
 
 if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView
@@ -60,63 +61,57 @@ def add(
     json_: Json = False,
 ) -> None:
     """Add a token. It is printed once; the server stores only a digest."""
-    with exit_on_error():
-        from orchestrator.api import NewToken, TokenSent
-        from orchestrator.cli.quantities import duration_s
+    from orchestrator.api import NewToken, TokenSent
 
-        lifetime_s = None if expires is None else duration_s("--expires", expires)
-        try:
-            sent = TokenSent(name=name, role=role, tenant=tenant, lifetime_s=lifetime_s)
-        except ValueError as error:
-            if lifetime_s is not None and lifetime_s > _LONGEST_S:
-                raise InputError(
-                    f"--expires {expires} is too long: leave it out for a token that never expires"
-                ) from error
-            raise InputError(f"{name!r} cannot be a token's name: use letters, digits, '.', '_', '@', '-'") from error
-        first = role == "admin" and not any(one.revoked_s is None for one in _listed(store, url, new=True))
-        if first:
-            typer.echo(_FIRST, err=True)
-        made = NewToken(name=name, token=_added(sent, store, url))
-        if json_:
-            typer.echo(made.model_dump_json())
-            return
-        typer.echo(made.token)
-        home = fleetune_home()
-        typer.echo(
-            f"The token is not shown again. {name} sets FLEETUNE_TOKEN to it, or writes it to a private file:\n"
-            f"  (umask 077; mkdir -p {home}; cat > {home / 'token'})    # then paste it, and end with Ctrl-D",
-            err=True,
-        )
+    lifetime_s = None if expires is None else duration_s("--expires", expires)
+    try:
+        sent = TokenSent(name=name, role=role, tenant=tenant, lifetime_s=lifetime_s)
+    except ValueError as error:
+        if lifetime_s is not None and lifetime_s > _LONGEST_S:
+            raise InputError(f"--expires {expires} is too long: leave it out for a token that never expires") from error
+        raise InputError(f"{name!r} cannot be a token's name: use letters, digits, '.', '_', '@', '-'") from error
+    first = role == "admin" and not any(one.revoked_s is None for one in _listed(store, url, new=True))
+    if first:
+        typer.echo(_FIRST, err=True)
+    made = NewToken(name=name, token=_added(sent, store, url))
+    if json_:
+        typer.echo(made.model_dump_json())
+        return
+    typer.echo(made.token)
+    home = fleetune_home()
+    typer.echo(
+        f"The token is not shown again. {name} sets FLEETUNE_TOKEN to it, or writes it to a private file:\n"
+        f"  (umask 077; mkdir -p {home}; cat > {home / 'token'})    # then paste it, and end with Ctrl-D",
+        err=True,
+    )
 
 
 @app.command(name="list", epilog="Example:  fleetune tokens list --json")
 def list_(store: StoreUrl = None, url: Url = None, json_: Json = False) -> None:
     """List all tokens, including revoked ones."""
-    with exit_on_error():
-        found = _listed(store, url)
-        if json_:
-            typer.echo(json_list(found))
-        elif not found:
-            typer.echo("no tokens: the server accepts only programs of its own user on its own machine")
-        else:
-            typer.echo(_table(found))
+    found = _listed(store, url)
+    if json_:
+        typer.echo(json_list(found))
+    elif not found:
+        typer.echo("no tokens: the server accepts only programs of its own user on its own machine")
+    else:
+        typer.echo(_table(found))
 
 
 @app.command(epilog="Example:  fleetune tokens revoke anna")
 def revoke(name: TokenName, store: StoreUrl = None, url: Url = None) -> None:
     """Revoke a token, within two seconds. Its name cannot be used again."""
-    with exit_on_error():
-        if store is not None:
-            with _opened(store) as opened:
-                from orchestrator.service.tokens import revoke as revoke_token
+    if store is not None:
+        with _opened(store) as opened:
+            from orchestrator.service.tokens import revoke as revoke_token
 
-                revoke_token(opened, name, time.time(), _BY)
-        else:
-            from orchestrator.api import TokenView
+            revoke_token(opened, name, time.time(), _BY)
+    else:
+        from orchestrator.api import TokenView
 
-            with connected(url) as connection:
-                connection.delete(f"/v1/tokens/{name}", TokenView)
-        typer.echo(f"{name} is revoked")
+        with connected(url) as connection:
+            connection.delete(f"/v1/tokens/{name}", TokenView)
+    typer.echo(f"{name} is revoked")
 
 
 def _added(sent: TokenSent, store: str | None, url: str | None) -> str:

@@ -12,8 +12,8 @@ from typing import Annotated, Final
 import typer
 
 from cluster.text import byte_size
+from jobs.storage import upload as uploading
 from orchestrator.cli.options import Json, Quiet
-from orchestrator.cli.output import exit_on_error
 
 DATA: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".txt")
 LOGGED_EVERY_S: Final = 5.0  # seconds between lines of progress without a terminal
@@ -37,20 +37,17 @@ def upload(
     A file appears at its destination only when it is complete, and config.json is uploaded last. To continue an
     interrupted upload, repeat the command. At the end, the command prints the line for the spec.
     """
-    with exit_on_error():
-        from jobs.storage import upload as uploading
-
-        plan = uploading.plan_upload(path, url, replace=replace)
-        with progress_of(plan.bytes, quiet=json_ or quiet) as advance:
-            uploading.upload(plan, advance)
-        field, sent = spec_field(path), len(plan.sent)
-        if json_:
-            told = {"url": plan.target, "files": len(plan.files), "sent": sent, "bytes": plan.bytes, "field": field}
-            typer.echo(json.dumps(told))
-            return
-        same = f", {len(plan.there)} were there already" if plan.there else ""
-        typer.echo(f"{plan.target}: {sent} of {len(plan.files)} files sent{same}")
-        typer.echo(f"in the spec:  {field or 'model.path or data.train'}: {plan.target}")
+    plan = uploading.plan_upload(path, url, replace=replace)
+    with progress_of(plan.bytes, quiet=json_ or quiet) as advance:
+        uploading.upload(plan, advance)
+    field, sent = spec_field(path), len(plan.sent)
+    if json_:
+        told = {"url": plan.target, "files": len(plan.files), "sent": sent, "bytes": plan.bytes, "field": field}
+        typer.echo(json.dumps(told))
+        return
+    same = f", {len(plan.there)} were there already" if plan.there else ""
+    typer.echo(f"{plan.target}: {sent} of {len(plan.files)} files sent{same}")
+    typer.echo(f"in the spec:  {field or 'model.path or data.train'}: {plan.target}")
 
 
 @contextlib.contextmanager

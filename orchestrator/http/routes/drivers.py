@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
+from fastapi.security import HTTPBearer
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -12,9 +13,11 @@ from orchestrator.http.routing import Serving, answer, problems
 from orchestrator.http.routing import router as made
 from orchestrator.service import drivers as driving
 
+_TOKEN = HTTPBearer(scheme_name="attempt", description="Of one attempt of a job.", auto_error=False)
+
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("drivers", "/v1/driver")
+    router = made("drivers", "/v1/driver", dependencies=[Depends(_TOKEN)])
     context = serving.context
 
     @router.post(

@@ -10,6 +10,7 @@ import heapq
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 
@@ -25,17 +26,29 @@ from orchestrator.scheduling.snapshot import Snapshot, Window
 TICK_S = 300.0  # seconds between passes while a job waits and no event happens
 
 
+class Ended(StrEnum):
+    """Why an attempt ended."""
+
+    FINISHED = "finished"
+    PREEMPTED = "preempted"
+    MOVED = "moved"  # interrupted, and started elsewhere at the same instant
+    NODE_FAILED = "node_failed"
+
+
 @dataclass(frozen=True)
 class Attempt:
-    """One uninterrupted run of a job, now over. cause None: the job is finished."""
+    """One attempt of a job: from a start to an interruption, or to the end.
 
-    row: int
+    `lost_s` is the work that the interruption at its end added: the cost of an interruption and, if a node failed, also
+    the work since the newest checkpoint. It is 0 if the job finished.
+    """
+
+    row: int  # of the job: in the simulation, or in the trace that it replays
     start_s: float
     end_s: float
     placement: Placement
-    cause: Cause | None
+    ended: Ended
     lost_s: float = 0.0
-    node_failed: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +151,7 @@ class QueueSimulation:
             end_s, row, start_s = heapq.heappop(self._ends)
             if row in self._where and self.jobs.started_s[row] == start_s and self.jobs.state[row] == RUNNING:
                 self._pass_time(end_s)
-                self._leave(row, None, 0.0)
+                self._leave(row, Ended.FINISHED, 0.0)
                 self.jobs.remove(row)
                 self._sizes.pop(row, None)
         self._pass_time(to_s)
@@ -173,7 +186,7 @@ class QueueSimulation:
         for row in [row for row, placement in self._where.items() if any(one == node for one, _ in placement)]:
             elapsed = self.now_s - float(self.jobs.started_s[row])
             lost = elapsed % checkpoint_every_s + float(self.jobs.interruption_cost_s[row])
-            self._stop(row, Cause.PREEMPTED, lost, node_failed=True)
+            self._stop(row, Ended.NODE_FAILED, lost)
 
     def repair(self, node: int) -> None:
         self.cluster.usable[node] = True
@@ -205,14 +218,14 @@ class QueueSimulation:
         heapq.heappush(self._ends, (self.now_s + float(self._left_s[row]), row, self.now_s))
 
     def _interrupt(self, decision: Interrupt, moved: bool) -> None:
-        cause = Cause.MOVED if moved else decision.cause
+        ended = Ended.MOVED if moved or decision.cause is Cause.MOVED else Ended.PREEMPTED
         lost_s = float(self.jobs.interruption_cost_s[decision.row])
-        self._stop(decision.row, cause, lost_s, node_failed=False, counts=decision.cause is not Cause.RESIZED)
+        self._stop(decision.row, ended, lost_s, counts=decision.cause is not Cause.RESIZED)
 
-    def _stop(self, row: int, cause: Cause, lost_s: float, node_failed: bool, counts: bool = True) -> None:
+    def _stop(self, row: int, ended: Ended, lost_s: float, counts: bool = True) -> None:
         jobs = self.jobs
         elapsed = self.now_s - float(jobs.started_s[row])
-        self._leave(row, cause, lost_s, node_failed)
+        self._leave(row, ended, lost_s)
         jobs.attained_s[row] += elapsed
         self._left_s[row] += lost_s - elapsed
         if row in self._sizes:
@@ -228,10 +241,10 @@ class QueueSimulation:
             self.jobs.resize(row, num_workers)
             self._left_s[row] *= before / num_workers
 
-    def _leave(self, row: int, cause: Cause | None, lost_s: float, node_failed: bool = False) -> None:
+    def _leave(self, row: int, ended: Ended, lost_s: float) -> None:
         """Free the nodes of a job, and report the end of its attempt."""
         jobs = self.jobs
         placement = self._where.pop(row)
         self.cluster.release(row, jobs.gang_of(row), placement)
         self._in_use[jobs.tenant[row]] -= jobs.size[row]
-        self._on_end(Attempt(row, float(jobs.started_s[row]), self.now_s, placement, cause, lost_s, node_failed))
+        self._on_end(Attempt(row, float(jobs.started_s[row]), self.now_s, placement, ended, lost_s))

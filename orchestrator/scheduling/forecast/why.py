@@ -1,9 +1,8 @@
-"""Why a job waits: what it asks for, what is free, who holds the rest, which jobs go first, and its expected start."""
+"""Why a job waits: what it asks for, what is free, who holds the rest, and which jobs go first."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,7 +11,7 @@ import numpy as np
 from cluster.capacity.free_slots import FreeSlots, Terms
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import FOREIGN
-from orchestrator.scheduling.forecast.expected_start import Expected, ends_s, expected_starts
+from orchestrator.scheduling.forecast.expected_start import ends_s
 from orchestrator.scheduling.job_table import HELD, RUNNING
 from orchestrator.scheduling.plan.reservation import reserve
 from orchestrator.scheduling.policy import Policy
@@ -75,16 +74,10 @@ class Why:
     before: tuple[tuple[int, Before], ...]  # rows of jobs that go first, and why
     room_at_s: float | None  # when it would fit if no job went before it; None: unknown
     room_on: tuple[int, ...]
-    expected: Expected | None
 
 
-def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (), *, expects: bool = True) -> Why:
-    """Explain why one job of a snapshot waits.
-
-    Args:
-        ran_s: run times of jobs that have ended lately, for the expected start.
-        expects: whether to compute the expected start, which is slow in a long queue.
-    """
+def why(snapshot: Snapshot, policy: Policy, row: int) -> Why:
+    """Explain why one job of a snapshot waits. `expected_start` says until when."""
     ranks = ranking(snapshot, policy)
     gang = snapshot.jobs.gang_of(row)
     nodes = _nodes(snapshot, gang)
@@ -107,7 +100,6 @@ def why(snapshot: Snapshot, policy: Policy, row: int, ran_s: Sequence[float] = (
         before=before,
         room_at_s=room_at_s,
         room_on=room_on,
-        expected=expected_starts(snapshot, policy, [row], ran_s)[row] if waits and expects else None,
     )
 
 

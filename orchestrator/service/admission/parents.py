@@ -81,7 +81,7 @@ class Parents:
         return job if self._caller.may_see(job.tenant) else None
 
     def _beginning_with(self, reference: str) -> list[Job]:
-        which = Filter(tenant=None if self._caller.tenant is None else self._caller.tenant, name=reference)
+        which = Filter(tenant=self._caller.tenant, name=reference)
         return [job for job in self._store.jobs(which, limit=_SHOWN + 1) if self._caller.may_see(job.tenant)]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Final, Literal
 
 from cluster.backend import Backend
@@ -21,7 +20,7 @@ MOST_RAY_SUBMITTED: Final = 250  # each program and Ray's supervisor of it hold 
 Engine = Literal["ray", "local", "fake"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServiceContext:
     """The objects and settings that the service works with. Thread-safe. Call `close` when the server ends.
 
@@ -37,6 +36,9 @@ class ServiceContext:
         protocols: protocols of URLs that specs may use in addition to `jobs.storage.locations.PROTOCOLS`.
         retention_days: how long jobs are kept after their end; 0: forever.
         most_ray_submitted: most programs of `ray job submit` that may be queued at once.
+        machines: a cache of the inventory, a few seconds old at most.
+        heartbeats: reports of drivers that are not written yet.
+        driver_key: signs the tokens of attempts.
     """
 
     store: Store
@@ -56,34 +58,16 @@ class ServiceContext:
     retention_days: float = 0.0
 
     def __post_init__(self) -> None:
-        # Created now, because two threads might both create one later.
-        _ = self.machines, self.heartbeats, self.driver_key, self.usage_months
-
-    @cached_property
-    def machines(self) -> InventoryCache:
-        """A cache of the inventory, a few seconds old at most."""
-        return InventoryCache(self.backend)
+        self.machines = InventoryCache(self.backend)
+        self.heartbeats = Heartbeats(self.store, self.clock)
+        self.driver_key = DriverKey(self.store)
+        self.usage_months = UsageMonths(self.store, self.clock)
 
     @property
     def shares_files(self) -> bool:
         """Whether the workers see all files of the server, as far as is known now."""
         known = self.machines.last_known() if self.one_machine and self.engine == "ray" else None
         return self.one_machine and (known is None or len(known.nodes) <= 1)
-
-    @cached_property
-    def heartbeats(self) -> Heartbeats:
-        """Reports of drivers that are not written yet."""
-        return Heartbeats(self.store, self.clock)
-
-    @cached_property
-    def driver_key(self) -> DriverKey:
-        """The key that signs the tokens of attempts."""
-        return DriverKey(self.store)
-
-    @cached_property
-    def usage_months(self) -> UsageMonths:
-        """Usage of tenants by month."""
-        return UsageMonths(self.store, self.clock)
 
     def close(self) -> None:
         """Write pending reports. The store and the backend stay open."""

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import replace
 
-from cluster.backend import Backend, OtherProgram
+from cluster.backend import Backend
 from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import BackendUnreachable
 
@@ -27,7 +27,7 @@ class InventoryCache:
         self._labels: dict[str, str] = {}
         self._seen: dict[str, tuple[Node, float]] = {}  # by name, since a machine that comes back has another id
         self._until_s = 0.0
-        self._others: tuple[OtherProgram, ...] = ()
+        self._others: tuple[str, ...] = ()
         self._others_until_s = 0.0
         self._failed: BackendUnreachable | None = None
 
@@ -58,8 +58,8 @@ class InventoryCache:
         """Return the name of a node for people, as far as is known without asking."""
         return self._labels.get(node_id, node_id)
 
-    def others(self) -> tuple[OtherProgram, ...]:
-        """Return other programs on the cluster, as of some seconds ago; empty if the cluster does not tell."""
+    def others(self) -> tuple[str, ...]:
+        """Return the names of other programs on the cluster, as of some seconds ago; empty if it does not tell."""
         with self._others_lock:
             if time.monotonic() >= self._others_until_s:
                 with contextlib.suppress(BackendUnreachable):

@@ -7,9 +7,8 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from cluster.backend import OtherProgram
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.errors import BackendUnreachable, CapacityError
 from orchestrator.api import WhyView
@@ -92,11 +91,8 @@ class Explainer:
         """Describe the parents that a job waits for; None: it waits for none."""
         if not job.after:
             return None
-        store = self._context.store
-        parents = [
-            parent for one in job.after for parent in store.jobs(Filter(name=one), limit=3) if parent.job_id == one
-        ]
-        left = [parent for parent in parents if parent.state is not State.SUCCEEDED]
+        known = self._context.store.find(job.after)
+        left = [known[one] for one in job.after if one in known and known[one].state is not State.SUCCEEDED]
         if not left:
             return None
         return statetext.waits_for(job, left, [_name(parent, caller) for parent in left])
@@ -137,13 +133,12 @@ class Explainer:
         tenant = moment.tenants.get(job.tenant)
         if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
             return _said(statetext.hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
-        found = why(moment.snapshot, self._context.policy, row, moment.ran_s, expects=False)
-        if moment.snapshot.waiting[row]:
-            found = replace(found, expected=self._expected(moment, found))
+        found = why(moment.snapshot, self._context.policy, row)
+        expected = self._expected(moment, found) if moment.snapshot.waiting[row] else None
         names = [_name(one, caller) for one in moment.jobs]
         labels = moment.cluster.inventory.labels
         called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
-        expected, known, ran = found.expected, ends_are_known(found), bool(moment.ran_s)
+        known, ran = ends_are_known(found), bool(moment.ran_s)
         expects = "" if expected is None else format_expected(expected, known, ran)
         lines = [
             *why_lines(found, moment.snapshot, names, called, expects),
@@ -170,13 +165,13 @@ class Explainer:
             }
         )
 
-    def _others(self, moment: _Moment) -> list[OtherProgram]:
+    def _others(self, moment: _Moment) -> list[str]:
         """Return programs that may be the external use.
 
         Programs that queued their job here by `ray job submit` are left out: they hold no slots.
         """
         submissions = {ray_submission_of(job) for job in moment.jobs}
-        return [other for other in self._context.machines.others() if other.name not in submissions]
+        return [other for other in self._context.machines.others() if other not in submissions]
 
     def _expected(self, moment: _Moment, found: Why) -> Expected | None:
         """Return the expected start. None: it cannot start on the present nodes, but the autoscaler may add more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 
 from cluster.backend import MAX_OUTPUT_BYTES
@@ -117,10 +118,6 @@ def _cut(content: bytes, after: int, over: bool, most: int) -> LogPart:
 
 def _whole_characters(piece: bytes) -> bytes:
     """Drop an incomplete UTF-8 character at the end."""
-    for back in range(1, min(4, len(piece)) + 1):
-        byte = piece[-back]
-        if byte & 0xC0 == 0x80:  # a continuation byte
-            continue
-        needs = 2 if byte >> 5 == 0b110 else 3 if byte >> 4 == 0b1110 else 4 if byte >> 3 == 0b11110 else 1
-        return piece[:-back] if needs > back else piece
-    return piece
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(piece)
+    return piece[: len(piece) - len(decoder.getstate()[0])]

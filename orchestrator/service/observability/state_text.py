@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.backend import OtherProgram
 from cluster.text import many, span
 from orchestrator.queue.months import month_around, utc
 from orchestrator.queue.records import Job, NodeOrder, NodeRule
@@ -175,13 +174,12 @@ def put_back(job: Job) -> str:
     return f"it has run before, and was put back: {job.message or job.reason.value.replace('-', ' ')}"
 
 
-def outside(found: Why, others: Sequence[OtherProgram]) -> str:
+def outside(found: Why, others: Sequence[str]) -> str:
     """Name programs that may hold slots outside Fleetune; '': there are none, or they are unknown."""
     if not others or not any(node.foreign for node in found.nodes):
         return ""
-    told = [one.name for one in others[:_OUTSIDE_SHOWN]]  # names only: the command lines may contain secrets
     more = f", and {len(others) - _OUTSIDE_SHOWN} more" if len(others) > _OUTSIDE_SHOWN else ""
-    return f"outside Fleetune run: {', '.join(told)}{more}"
+    return f"outside Fleetune run: {', '.join(others[:_OUTSIDE_SHOWN])}{more}"
 
 
 def limit(found: Why, tenant: Tenant | None) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from operator import attrgetter
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import Column, Connection, Dialect, Double, Insert, Integer, Table, insert
 
 from cluster.capacity.gang import Gang
@@ -69,7 +70,6 @@ MOVED = (
     "changed",
 )
 
-_RESTRICTIONS = frozenset(field.name for field in fields(Restrictions))
 _FEW = 8
 
 
@@ -93,50 +93,22 @@ def plain(text: str) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
-def _texts(text: str) -> tuple[str, ...]:
-    """Decode a list of texts. Raises ValueError."""
-    if not text:
-        return ()
-    found = json.loads(text)
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ValueError(f"not a list of texts: {text[:50]}")
-    return tuple(found)
+def _decoder(kind: Any, empty: Any) -> Callable[[str], Any]:
+    """Return a function that decodes JSON of a type, and '' to `empty`. It raises ValueError."""
+    read = TypeAdapter(kind).validate_json
+    return lambda text: read(text) if text else empty
 
 
-def _numbers(text: str) -> dict[str, float]:
-    """Decode numbers by name. Raises ValueError."""
-    if not text:
-        return {}
-    found = json.loads(text)
-    if not isinstance(found, dict) or not all(isinstance(one, int | float) for one in found.values()):
-        raise ValueError(f"no numbers by name: {text[:50]}")
-    return found
-
-
-def _places(text: str) -> NodePlaces:
-    return tuple((str(node), int(workers)) for node, workers in json.loads(text)) if text else ()
-
-
-def _counts(text: str) -> dict[Reason, int]:
-    return {Reason(name): int(count) for name, count in json.loads(text).items()} if text else {}
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(map(int, json.loads(text))) if text else ()
-
-
-def _labels(text: str) -> dict[str, str]:
-    return dict(json.loads(text)) if text else {}
-
-
+_places, _quota = _decoder(NodePlaces, ()), _decoder(Quota, ())
+_restrictions = _decoder(Restrictions, Restrictions())  # names from newer releases are ignored
 # Columns that contain JSON, with their decoders. Other columns, except _ENUMS, have the values of the job's fields.
 _JSON: Mapping[str, Callable[[str], Any]] = {
-    "after": _texts,
+    "after": _decoder(tuple[str, ...], ()),
     "placement": _places,
-    "retries": _counts,
-    "metrics": _numbers,
-    "sizes": _sizes,
-    "labels": _labels,
+    "retries": _decoder(dict[Reason, int], {}),
+    "metrics": _decoder(dict[str, float], {}),
+    "sizes": _decoder(tuple[int, ...], ()),
+    "labels": _decoder(dict[str, str], {}),
 }
 _ENUMS: Mapping[str, Mapping[str, Any]] = {
     "state": {state.value: state for state in State},
@@ -227,19 +199,8 @@ def unreadable_tenant(row: Any) -> Tenant:
 
 
 def tenant_of(row: Any) -> Tenant:
-    restrictions = _restrictions(row.restrictions)
-    return Tenant(row.name, row.weight, _quota(row.guaranteed), _quota(row.limit), restrictions)
-
-
-def _restrictions(text: str) -> Restrictions:
-    """Decode restrictions. Names from newer releases are ignored; if they mattered, the schema would have changed."""
-    stored = {name: value for name, value in (json.loads(text) if text else {}).items() if name in _RESTRICTIONS}
-    lists = {name: tuple(stored[name]) for name in ("roots", "secrets") if name in stored}
-    return Restrictions(**{**stored, **lists})
-
-
-def _quota(text: str) -> Quota:
-    return tuple((kind, gpus) for kind, gpus in json.loads(text)) if text else ()
+    quotas = _quota(row.guaranteed), _quota(row.limit)
+    return Tenant(row.name, row.weight, *quotas, _restrictions(row.restrictions))
 
 
 def token_of(row: Any) -> Token:

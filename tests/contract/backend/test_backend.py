@@ -97,7 +97,6 @@ def test_nothing_is_lost_or_runs_twice_when_callers_are_killed_at_any_moment(ope
 @on_all
 def test_the_exit_code_is_known_also_to_a_caller_that_did_not_start_it(opened: Machines) -> None:
     fine, broken = opened.started(opened.launch("fine")), opened.started(opened.launch("broken", Program(exit_code=3)))
-    opened.backend.close()
     opened.backend = opened.world.open()
     assert elsewhere(opened.ended(fine)) == Submission(fine.submission, Phase.SUCCEEDED, 0)
     assert elsewhere(opened.ended(broken)) == Submission(broken.submission, Phase.FAILED, 3)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import fsspec
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from jobs.errors import InputError, StorageError
@@ -19,11 +18,12 @@ from jobs.storage import files as storage
 from jobs.storage.listing import listing
 from jobs.storage.upload import plan_upload, upload
 from orchestrator.cli.commands.upload import upload as command
+from orchestrator.cli.help_groups import command_group
 from tests.support.cutstorage import Cut, changes
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 
-APP = typer.Typer(pretty_exceptions_enable=False)
+APP = command_group()
 APP.command()(command)
 
 

@@ -18,7 +18,6 @@ from typing import Any, ClassVar
 
 import fsspec
 import pytest
-import typer
 from typer.testing import CliRunner, Result
 
 from jobs.run.checkpoints import commit_path, committed_steps
@@ -28,6 +27,7 @@ from jobs.run.paths import JobPaths, prepared_root
 from jobs.storage import files as storage
 from jobs.storage.listing import listing
 from orchestrator.cli.commands.gc import gc
+from orchestrator.cli.help_groups import command_group
 from orchestrator.gc import remove as act
 from orchestrator.gc.plan import plan_gc
 from orchestrator.gc.remove import carry_out
@@ -41,7 +41,7 @@ from tests.support.processes import free_port
 pytestmark = pytest.mark.usefixtures("own_protocols")
 
 DAY = 86_400.0
-APP = typer.Typer(pretty_exceptions_enable=False)
+APP = command_group()
 APP.command()(gc)
 
 

@@ -11,11 +11,12 @@ import pytest
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
+from orchestrator.scheduling.forecast.queue_simulation import Ended
 from orchestrator.scheduling.policy import DEFAULT, POLICIES
 from orchestrator.simulate.engine import simulate
 from orchestrator.simulate.figures import figures
 from orchestrator.simulate.trace import read_trace
-from orchestrator.simulate.values import Ended, Setup, TraceJob
+from orchestrator.simulate.values import Setup, TraceJob
 from tests.support.schedulecheck import check_schedule
 
 TRACE = str(Path(__file__).parents[3] / "support" / "trace_extract.csv")
@@ -65,7 +66,7 @@ def test_a_failing_node_costs_the_work_since_the_newest_checkpoint_and_loses_no_
     failed = [one for one in found.attempts if one.ended is Ended.NODE_FAILED]
     assert failed and all(one.lost_s == pytest.approx(50.0 + (one.end_s - one.start_s) % 600.0) for one in failed)
     for job in range(4):
-        mine = [one for one in found.attempts if one.job == job]
+        mine = [one for one in found.attempts if one.row == job]
         ran = sum(one.end_s - one.start_s - one.lost_s for one in mine)
         assert ran == pytest.approx(20_000.0) and [one.ended for one in mine].count(Ended.FINISHED) == 1
 

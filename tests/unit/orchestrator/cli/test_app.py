@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
-from cluster.settings import read_settings
+from cluster.settings import storage_path
 from jobs.errors import DataError, RunFailed
 from jobs.run.outcome import Outcome, Status, event
 from jobs.spec.finetune import Spec
@@ -349,8 +349,8 @@ def test_runs_and_show_read_what_is_there(tmp_path: Path) -> None:
 
 
 def test_storage_path_comes_from_the_environment() -> None:
-    assert read_settings({}).storage_path == "runs"
-    assert read_settings({"FLEETUNE_STORAGE_PATH": "s3://b/runs"}).storage_path == "s3://b/runs"
+    assert storage_path({}) == "runs"
+    assert storage_path({"FLEETUNE_STORAGE_PATH": "s3://b/runs"}) == "s3://b/runs"
 
 
 def test_reference_names_every_field_and_the_schema_is_json() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.errors import InputError
 from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantView
-from orchestrator.cli.tenant_settings import LimitOptions, quotas, settings
+from orchestrator.cli.tenant_settings import quotas, settings
 from orchestrator.pages.cluster import format_restrictions
 from orchestrator.queue.tenants import check_name
 
@@ -19,6 +19,7 @@ NOW = TenantView(
     queued=0,
     gpus=0,
 )
+NO_LIMITS = {"max_priority": "none", "max_runtime_s": "none", "roots": ["none"], "secrets": ["none"]}
 
 
 def test_what_is_left_out_stays() -> None:
@@ -64,7 +65,7 @@ def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
     now = NOW.model_copy(update={"restrictions": known})
     assert settings(now, 2.0, None, None).restrictions is None
     sent = settings(
-        now, None, None, None, LimitOptions(max_runtime="12h", max_queued="none", max_gpu_hours="1.5")
+        now, None, None, None, {"max_runtime_s": "12h", "max_queued_jobs": "none", "max_gpu_hours_per_month": "1.5"}
     ).restrictions
     assert sent is not None
     assert sent.model_dump() == {
@@ -75,27 +76,27 @@ def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
         "roots": ("/a",),
         "secrets": ("K",),
     }
-    nothing = settings(now, None, None, None, LimitOptions("none", None, "none", None, ["none"], ["none"])).restrictions
+    nothing = settings(now, None, None, None, NO_LIMITS).restrictions
     assert nothing == RestrictionsSent(max_priority=1000, max_queued_jobs=10)
 
 
 @pytest.mark.parametrize(
     ("limits", "words"),
     [
-        (LimitOptions(max_priority="1001"), "--max-priority '1001' is not allowed"),
-        (LimitOptions(max_priority="high"), "--max-priority 'high' is neither a whole number nor none"),
-        (LimitOptions(max_queued="-1"), "--max-queued '-1' is not allowed"),
-        (LimitOptions(max_queued="1.5"), "--max-queued '1.5' is neither"),
-        (LimitOptions(max_gpu_hours="nan"), "--max-gpu-hours 'nan' is not allowed"),
-        (LimitOptions(max_gpu_hours="inf"), "--max-gpu-hours 'inf' is not allowed"),
-        (LimitOptions(max_runtime="0h"), "--max-runtime '0h' is not a duration"),
-        (LimitOptions(max_runtime="12"), "--max-runtime '12' is not a duration"),
-        (LimitOptions(max_runtime="9999999999d"), "--max-runtime"),
-        (LimitOptions(secret=["A B"]), "--secret 'A B' is not allowed"),
-        (LimitOptions(root=["x" * 2001]), "--root"),
+        ({"max_priority": "1001"}, "--max-priority '1001' is not allowed"),
+        ({"max_priority": "high"}, "--max-priority 'high' is neither a whole number nor none"),
+        ({"max_queued_jobs": "-1"}, "--max-queued '-1' is not allowed"),
+        ({"max_queued_jobs": "1.5"}, "--max-queued '1.5' is neither"),
+        ({"max_gpu_hours_per_month": "nan"}, "--max-gpu-hours 'nan' is not allowed"),
+        ({"max_gpu_hours_per_month": "inf"}, "--max-gpu-hours 'inf' is not allowed"),
+        ({"max_runtime_s": "0h"}, "--max-runtime '0h' is not a duration"),
+        ({"max_runtime_s": "12"}, "--max-runtime '12' is not a duration"),
+        ({"max_runtime_s": "9999999999d"}, "--max-runtime"),
+        ({"secrets": ["A B"]}, "--secret 'A B' is not allowed"),
+        ({"roots": ["x" * 2001]}, "--root"),
     ],
 )
-def test_what_is_no_limit_is_refused_in_plain_words(limits: LimitOptions, words: str) -> None:
+def test_what_is_no_limit_is_refused_in_plain_words(limits: dict[str, str | list[str]], words: str) -> None:
     with pytest.raises(InputError, match=words):
         settings(NOW, None, None, None, limits)
 

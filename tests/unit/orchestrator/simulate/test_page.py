@@ -16,10 +16,11 @@ from orchestrator.cli import app as cli
 from orchestrator.cli.commands.simulate import as_json, check_setup, check_targets, shown_progress
 from orchestrator.pages import svg
 from orchestrator.pages import svg_areas as svgarea
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended
 from orchestrator.simulate.figures import figures
 from orchestrator.simulate.page import headline, page
 from orchestrator.simulate.report import report
-from orchestrator.simulate.values import Ended, Setup, Simulated, SimulatedAttempt, TraceJob
+from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 SVG = "{http://www.w3.org/2000/svg}"
 NASTY = "<script>alert('x')</script> & \x1b[31m"
@@ -30,7 +31,7 @@ def simulated(nodes: int = 4, tenants: int = 3, wait_s: float = 600.0, name: str
     jobs = tuple(TraceJob(at * 100.0, 3600.0 * (at + 1), 8, f"{name}-{at}") for at in range(tenants))
     starts = (job.submit_s + wait_s for job in jobs)
     attempts = tuple(
-        SimulatedAttempt(at, start_s, start_s + jobs[at].duration_s, ((at % nodes, 8),), Ended.FINISHED)
+        Attempt(at, start_s, start_s + jobs[at].duration_s, ((at % nodes, 8),), Ended.FINISHED)
         for at, start_s in enumerate(starts)
     )
     return Simulated(jobs, attempts, Setup(nodes=nodes), 0.5, 10)

@@ -26,12 +26,16 @@ def explain(
     machines: Sequence[Node], jobs: Sequence[Job], policy: Policy = NOT_INTERRUPTED, row: int = -1, **more: Any
 ) -> tuple[Why, str]:
     moment = snapshot(machines, jobs, **more)
-    found = why(moment, policy, row % len(jobs), RAN_S)
-    return found, text_of(found, moment, [job.name for job in jobs])
+    found = why(moment, policy, row % len(jobs))
+    return found, text_of(found, moment, policy, [job.name for job in jobs])
 
 
-def text_of(found: Why, moment: Snapshot, names: Sequence[str]) -> str:
-    expected = "" if found.expected is None else format_expected(found.expected, ends_are_known(found))
+def text_of(found: Why, moment: Snapshot, policy: Policy, names: Sequence[str]) -> str:
+    expected = ""
+    if moment.waiting[found.row]:
+        expected = format_expected(
+            expected_starts(moment, policy, [found.row], RAN_S)[found.row], ends_are_known(found)
+        )
     return "\n".join([why_reason(found, moment, names), *why_lines(found, moment, names, expected=expected)])
 
 
@@ -40,9 +44,10 @@ def test_who_holds_the_nodes_and_until_when_and_when_it_will_start() -> None:
     found, text = explain(nodes(8, 8), jobs)
     assert found.obstacle is Obstacle.FULL and found.free == 0 and found.room_on == (1,)
     assert found.room_at_s == NOW_S + HOUR
-    assert found.expected is not None and found.expected.start_s == pytest.approx(HOUR)
-    assert found.expected.earliest_s == pytest.approx(0.9 * 0.6 * HOUR)
-    assert found.expected.latest_s == pytest.approx(1.5 * 1.6 * HOUR)
+    expected = expected_starts(snapshot(nodes(8, 8), jobs), NOT_INTERRUPTED, [2], RAN_S)[2]
+    assert expected.start_s == pytest.approx(HOUR)
+    assert expected.earliest_s == pytest.approx(0.9 * 0.6 * HOUR)
+    assert expected.latest_s == pytest.approx(1.5 * 1.6 * HOUR)
     assert "node-1: 0 of 8 free; short has 8 for about 60 min more" in text
     assert text.endswith("expected start: in 60 min (from 32 min to 2.4 h)")
     assert "\nit would have room on node-1 in 60 min\n" in text  # nobody goes before it
@@ -89,11 +94,11 @@ def test_a_limit_a_window_a_holder_and_a_time_are_named() -> None:
     found, _ = explain(nodes(8), [Job("mine", 1, left_s=3 * HOUR, preemptible=False)], windows=soon)
     assert found.obstacle is Obstacle.PROMISED
     found, text = explain(nodes(8), [Job("mine", 1, held=True)])
-    assert found.obstacle is Obstacle.HELD and found.expected is None and "expected" not in text
+    assert found.obstacle is Obstacle.HELD and "expected" not in text
     assert to_do(found, "mine") == "fleetune resume mine lets it go on"
     moment = snapshot(nodes(8), [Job("mine", 1)])
     moment.jobs.not_before_s[0] = NOW_S + 2 * HOUR
-    assert "it may start in 2.0 h" in text_of(why(moment, DEFAULT, 0, RAN_S), moment, ["mine"])
+    assert "it may start in 2.0 h" in text_of(why(moment, DEFAULT, 0), moment, DEFAULT, ["mine"])
 
 
 def test_what_is_held_outside_is_counted_and_said() -> None:
@@ -132,7 +137,8 @@ def test_asking_changes_nothing() -> None:
     jobs = [Job("long", 8, {0: 8}, left_s=5 * HOUR), Job("mine", 8), Job("next", 2)]
     moment = snapshot(nodes(8, 8), jobs)
     table, slots = moment.jobs.copy(), moment.cluster.slots.copy()
-    why(moment, DEFAULT, 1, RAN_S)
+    why(moment, DEFAULT, 1)
+    expected_starts(moment, DEFAULT, [1], RAN_S)
     assert (moment.cluster.slots == slots).all()
     assert (moment.jobs.state == table.state).all() and (moment.jobs.waited_s == table.waited_s).all()
 

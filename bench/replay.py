@@ -10,8 +10,9 @@ All search from a tenth of a prior to ten times it. The prior is off by up to a 
 recorded rates, another one in each replay; beyond the recorded rates, the nearest one's loss is taken.
 
 All may take the same share of the tokens of a 5x5 grid of plain runs: what `auto` takes with its budget. An algorithm
-without rungs takes the number of whole runs that is nearest to it. Counted are the tokens of training, of cool-downs, of the probe that bounds the rate, and of held-out samples whenever they are scored: in a plain run before
-its first and after its last step; in a sweep once before all trials, at each rung and at the end of each trial.
+without rungs takes the number of whole runs that is nearest to it. Counted are the tokens of training, of cool-downs,
+of the probe that bounds the rate, and of held-out samples whenever they are scored: in a plain run before its first and
+after its last step; in a sweep once before all trials, at each rung and at the end of each trial.
 
 Regret: how much worse the chosen values are than the best recorded ones, both as the mean over the recorded seeds at
 the end of a run, as a share of the latter. `reached` is the same with the loss that the search itself has ended with,

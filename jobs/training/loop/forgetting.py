@@ -70,5 +70,5 @@ def tell_stop(run: Run, state: LoopState) -> None:
 
 
 def _tell(run: Run, state: LoopState, report: RemedyReport, **facts: Any) -> None:
-    losses = {"general_loss_before": state.metrics_before[GENERAL_LOSS], "general_loss": state.metrics[GENERAL_LOSS]}
-    report.tell(run.reporter.event, step=state.step, **facts, **losses)
+    before, now = state.metrics_before[GENERAL_LOSS], state.metrics[GENERAL_LOSS]
+    report.tell(run.reporter.event, step=state.step, general_loss_before=before, general_loss=now, **facts)

@@ -40,7 +40,6 @@ QUIET_LOCAL_RAY = {
     "RAY_num_workers_soft_limit": "0",  # start no idle workers in advance
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # there is no dashboard to report to
 }
-_NEEDLESS = ("start_api_server", "start_monitor", "start_log_monitor")  # methods of Ray's Node
 
 
 @contextlib.contextmanager
@@ -164,18 +163,14 @@ def _start_local(options: Mapping[str, Any]) -> None:
 def _without_needless_processes() -> Iterator[None]:
     """Let a local Ray start without dashboard, autoscaler and forwarding of logs.
 
-    Each would take about a second of a core, and Ray waits for the dashboard. There is no public option for this: what
-    a later version of Ray has no more is started.
+    Each would take about a second of a core, and Ray waits for the dashboard. Ray has no public option for this.
     """
     from ray._private import node, utils
 
-    needless = [name for name in _NEEDLESS if hasattr(node.Node, name)]
-    # Ray asks whether the dashboard's packages can be imported, by importing them into this process.
-    absent = ImportError("not needed")
-    with (
-        mock.patch.multiple(node.Node, **dict.fromkeys(needless, mock.DEFAULT)),
-        mock.patch.object(utils, "get_dashboard_dependency_error", create=True, return_value=absent),
-    ):
+    # Ray would import the packages of the dashboard into this process, to see whether they are there.
+    absent = mock.patch.object(utils, "get_dashboard_dependency_error", return_value=ImportError("not needed"))
+    starts = dict.fromkeys(("start_api_server", "start_monitor", "start_log_monitor"), mock.DEFAULT)
+    with absent, mock.patch.multiple(node.Node, **starts):
         yield
 
 

@@ -1,6 +1,6 @@
 """What the remedy for outlying steps saves, and what watching costs: real runs on two workers with one thread each.
 
-    python -m bench.remedies [--steps 120] [--only curves clean poisoned excessive watching]
+    python -m bench.remedies [--steps 60] [--only curves clean poisoned excessive watching]
 
 A small language model (0.5M parameters) is trained once on short dialogues in plain PyTorch. The runs then fine-tune it
 on other dialogues: clean; with one poisoned step, whose tokens are random and whose logits are 100 times too large; and
@@ -46,19 +46,19 @@ from jobs.training.worker_input import Job
 
 ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 WORKERS: Final = 2
-GOOD_RATE: Final = 3e-3
+GOOD_RATE: Final = 1e-3
 TOO_HIGH: Final = (1e-1, 2e-1)
 VOCABULARY: Final = 1000
 LENGTH: Final = 64  # tokens of a row
 _PRETRAINING_STEPS = 400
 _POISONED_AT = 0.6  # share of the run
 _TIMED_STEPS = 30
-_SEEN = 1400  # dialogues on which the small model is trained; the runs train on the rest
+_SEEN = 700  # dialogues on which the small model is trained; the runs train on the rest
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--only", nargs="*", default=["curves", "clean", "poisoned", "excessive", "watching"])
     parser.add_argument("--worker")
     options = parser.parse_args()
@@ -263,7 +263,7 @@ def dialogue_texts() -> list[str]:
 
 def small_model() -> pathlib.Path:
     """A model directory with a small Llama that was trained on dialogues; made once."""
-    target = models.CACHE / "small-llama"
+    target = models.CACHE / f"small-llama-{_SEEN}"
     if target.exists():
         return target
     from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pathlib
+import subprocess
+import sys
 from typing import Any
 
-import psutil
 import pytest
 import ray
 
-from cluster.capacity.gang import Gang
 from cluster.errors import CapacityError
 from cluster.ray import connection
+
+ROOT = pathlib.Path(__file__).parents[4]
 
 
 def starts(monkeypatch: pytest.MonkeyPatch, *results: Exception | None) -> list[dict[str, Any]]:
@@ -49,11 +51,20 @@ def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(calls) == 1
 
 
+START = """
+import pathlib, psutil, ray
+from cluster.ray.connection import THIS_MACHINE, connected
+with connected(THIS_MACHINE, Gang(1)):
+    assert ray.get(ray.remote(lambda: 3).remote()) == 3
+    processes = psutil.Process().children(recursive=True)
+    print(*{pathlib.Path(word).name for process in processes for word in process.cmdline()}, sep="\\n")
+"""
+
+
 def test_its_processes_are_those_that_a_run_needs() -> None:
     """A later version of Ray may start others: each costs a second of a core before the first step."""
-    with connection.connected(connection.THIS_MACHINE, Gang(1)):
-        assert ray.get(ray.remote(lambda: 3).remote()) == 3
-        processes = psutil.Process().children(recursive=True)
-        named = {pathlib.Path(word).name for process in processes for word in process.cmdline()}
+    done = subprocess.run([sys.executable, "-c", START], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    named = set(done.stdout.splitlines())
     assert {"gcs_server", "raylet"} <= named
     assert not named & {"dashboard.py", "monitor.py", "log_monitor.py"}

@@ -53,6 +53,7 @@ def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 START = """
 import pathlib, psutil, ray
+from cluster.capacity.gang import Gang
 from cluster.ray.connection import THIS_MACHINE, connected
 with connected(THIS_MACHINE, Gang(1)):
     assert ray.get(ray.remote(lambda: 3).remote()) == 3

@@ -26,6 +26,7 @@ from jobs.run.remedies import RemedyReport
 REMEDY: Final = "outlier_steps"  # as in `jobs.spec.remedies`
 WINDOW: Final = 32  # steps that a step is compared with
 FEWEST: Final = 8  # steps before the first comparison
+_AT_FIRST = 3  # losses with which the newest ones are compared before lower ones are known
 # A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it:
 # see docs/decisions/0032-outlier-steps.md for the curves from which the bounds were chosen.
 LOSS_FACTOR: Final = 2.0
@@ -163,9 +164,12 @@ def after_step(
 
 
 def _lowest(lowest: tuple[float, ...], newest: tuple[float, ...]) -> tuple[tuple[float, ...], bool]:
-    """Return the window of losses with the lower median, and whether the newest one is as low, but for noise."""
+    """Return the window of losses with the lower median, and whether the newest one is as low, but for noise.
+
+    Until there are FEWEST losses, it is the first few: in a warmup, they are nearly those of the base model.
+    """
     if len(newest) < FEWEST:
-        return lowest, False
+        return (newest, True) if len(newest) == _AT_FIRST and not lowest else (lowest, False)
     if not lowest or statistics.median(newest) < statistics.median(lowest):
         return newest, True
     _, _, upper_quartile = statistics.quantiles(lowest, n=4)
@@ -183,7 +187,7 @@ def rise_of(history: StepHistory) -> str | None:
     now, least = statistics.median(newest), statistics.median(lowest)
     if not _far_above(now, least):
         return None
-    return f"the median of {FEWEST} losses rose from {least:.4g} at step {history.lowest_at} to {now:.4g}"
+    return f"the median loss rose from {least:.4g} at step {history.lowest_at} to {now:.4g}"
 
 
 def _far_above(loss: float, middle: float) -> bool:
@@ -213,7 +217,8 @@ def rollback_of(history: StepHistory, step: int, warmup_steps: int) -> Rollback 
         return None
     number, barred = history.rollbacks + 1, history.barred
     if (rise := rise_of(history)) is not None:
-        part_of_peak = min((history.lowest_at - FEWEST // 2) / max(warmup_steps, 1), 1.0)
+        middle = history.lowest_at - len(history.lowest_losses) // 2
+        part_of_peak = min(middle / max(warmup_steps, 1), 1.0)
         factor = history.rate_factor * max(_RATE_CUT * part_of_peak, _LARGEST_CUT)
         return Rollback(number, history.lowest_at, step, barred, factor, rise)
     first = step - history.outliers_in_a_row

@@ -156,6 +156,15 @@ def test_a_loss_that_rises_step_by_step_goes_back_with_a_lower_rate() -> None:
     assert rise_of(without_window(history)) is None
 
 
+def test_a_loss_that_rises_from_the_first_steps_on_is_compared_with_these() -> None:
+    """A real run at a hundred times the good rate, in the warmup: its eighth loss is far above the first ones."""
+    losses = [4.16, 4.29, 3.14, 3.55, 5.06, 5.23, 5.65, 6.02, 6.73, 6.57, 6.52, 5.87]
+    assert rise_of(trained(losses[:11])[0]) is None
+    history, found = trained(losses)
+    rollback = rollback_of(history, 12, 18)
+    assert not found and rollback is not None and (rollback.begins, rollback.rate_factor) == (3, 1 / 16)
+
+
 def test_a_loss_that_differs_from_batch_to_batch_has_not_risen() -> None:
     """Small losses that double, and single high ones, are no rise."""
     assert rise_of(trained([*noisy(0.02, 40), *noisy(0.1, 40)])[0]) is None

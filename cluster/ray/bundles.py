@@ -11,7 +11,7 @@ _LEAST = 0.001  # amount of a resource that only marks a node
 
 
 def accelerator_of(resources: Iterable[str]) -> str | None:
-    """Return the accelerator type that the names of a node's resources tell; None: there is none."""
+    """Return the accelerator type in the names of a node's resources; None if no name has one."""
     return next((name.removeprefix(TYPE_RESOURCE) for name in resources if name.startswith(TYPE_RESOURCE)), None)
 
 

@@ -5,8 +5,8 @@ The loop leaves out the update of such a step. If that does not end the outliers
 back to an earlier checkpoint, first without the batches before the trouble, and then with half the learning rate.
 
 A learning rate that is far too high may raise the loss step by step, without an outlier. So the median of the newest
-losses is compared with the lowest one so far. If it is far above, the run goes back, with at most half of the rate at
-which the loss was lowest.
+losses is compared with the lowest one so far. If it is far above, the run goes back and continues with half of the
+rate at which the loss was lowest, but with at least a sixteenth of the present one.
 
 All functions are pure, and their inputs are equal on all ranks, so all ranks decide alike.
 """
@@ -26,7 +26,7 @@ from jobs.run.remedies import RemedyReport
 REMEDY: Final = "outlier_steps"  # as in `jobs.spec.remedies`
 WINDOW: Final = 32  # steps that a step is compared with
 FEWEST: Final = 8  # steps before the first comparison
-_AT_FIRST = 3  # losses with which the newest ones are compared before lower ones are known
+_AT_FIRST = 3  # losses of the first window; later windows have FEWEST losses
 # A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it:
 # see docs/decisions/0032-outlier-steps.md for the curves from which the bounds were chosen.
 LOSS_FACTOR: Final = 2.0
@@ -164,9 +164,10 @@ def after_step(
 
 
 def _lowest(lowest: tuple[float, ...], newest: tuple[float, ...]) -> tuple[tuple[float, ...], bool]:
-    """Return the window of losses with the lower median, and whether the newest one is as low, but for noise.
+    """Return the window of losses with the lower median, and whether the newest window is about as low.
 
-    Until there are FEWEST losses, it is the first few: in a warmup, they are nearly those of the base model.
+    The first window has few losses, because a rate that is far too high ruins a run within FEWEST steps. In a warmup
+    these losses are nearly those of the base model.
     """
     if len(newest) < FEWEST:
         return (newest, True) if len(newest) == _AT_FIRST and not lowest else (lowest, False)
@@ -195,10 +196,10 @@ def _far_above(loss: float, middle: float) -> bool:
 
 
 def in_trouble(history: StepHistory, step: int) -> bool:
-    """Whether the weights are suspected after `step` steps: the loss has risen, or outliers continue and no batch is
-    known to be at fault.
+    """Whether the weights are suspected after `step` steps.
 
-    Before the first update there is no earlier state to go back to.
+    They are if the loss has risen, or if outliers continue and no batch is known to be at fault. Before the first
+    update there is no earlier state to go back to.
     """
     data_is_suspected = history.bad_data or is_barred(history, step - 1)
     outlying = history.outliers_in_a_row >= TROUBLE and not data_is_suspected and bool(history.losses)

@@ -1,4 +1,4 @@
-"""What the budget of a sweep pays for: trials, steps and cost; and the steps done so far. Pure; light to import."""
+"""Computes the trials, steps and cost that a sweep's budget pays for. Pure; light to import."""
 
 from __future__ import annotations
 

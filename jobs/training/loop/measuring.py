@@ -1,4 +1,4 @@
-"""What a search measures of a trial before its end: a score after a cool-down, and losses along the first step.
+"""Measures a trial before its end, for a search: its score after a cool-down, and losses along its first step.
 
 A cool-down estimates the final score: the rate falls to zero within a few steps, then the earlier state is restored.
 The held-out loss in the middle of a run says little about the end of the run: a high rate keeps the loss high, and

@@ -54,7 +54,7 @@ def rows_are_unpacked(spec: Spec, gang: WorkerContext, model: Any, pad_token_id:
     kind, task = model.module.config.model_type, spec.model.task
 
     def holds(proof: Callable[..., bool], **more: Any) -> bool:
-        """Whether the proof succeeds on every rank; the same result on all ranks."""
+        """Return whether the proof succeeds on every rank. All ranks get the same result."""
         failed = torch.tensor(float(not proof(model, pad_token_id, gang.device, rows, spec.data.seq_len, **more)))
         failed = failed.to(gang.device)
         dist.all_reduce(failed)

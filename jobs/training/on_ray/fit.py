@@ -1,4 +1,4 @@
-"""Runs one worker group on Ray, from its start to its end: the settings of Ray Train, its result, and its replacement.
+"""Runs one worker group on Ray, from its start to its end, and limits how often a lost one is replaced.
 
 Ray Train restarts nothing here. `ray_driver` decides whether to start another group, because it knows the checkpoints
 and the nodes that a queue has assigned.

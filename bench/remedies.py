@@ -40,6 +40,7 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec
 from jobs.storage.journal import read_journal
 from jobs.training.loop import loop
+from jobs.training.loop import step as step_module
 from jobs.training.model.batch import Batch, collate
 from jobs.training.worker_context import TorchrunGang
 from jobs.training.worker_input import Job
@@ -153,7 +154,7 @@ class Gang(TorchrunGang):
 def worker(listing: pathlib.Path) -> int:
     world = torchrun_world()
     assert world is not None
-    loss_sum = loop.loss_sum
+    loss_sum = step_module.loss_sum
     for case in json.loads(listing.read_text()):
         spec = load_spec(case["spec"])
         job = Job(spec, case["run"], case["prepared"], spec.model.path)
@@ -170,7 +171,7 @@ def worker(listing: pathlib.Path) -> int:
         def scaled(logits: Any, targets: Any, at: int | None = case["poisoned"], gang: Gang = gang) -> Any:
             return loss_sum(logits * (100 if gang.step == at else 1), targets)
 
-        loop.collate, loop.loss_sum = poisoned, scaled
+        step_module.collate, step_module.loss_sum = poisoned, scaled
         with contextlib.closing(loop.Reporter(job.paths, gang.rank)) as reporter:
             run = loop.set_up(job, gang, reporter)
             try:

@@ -61,7 +61,7 @@ def plant_all(variable: str) -> None:
 
 
 def _change(loop: Any, plants: Sequence[Plant], folder: Path) -> None:
-    from jobs.training.loop import evaluation
+    from jobs.training.loop import evaluation, step
     from jobs.training.model.engine import Engine, UpdateGate
 
     train_step = loop.train_step
@@ -84,14 +84,14 @@ def _change(loop: Any, plants: Sequence[Plant], folder: Path) -> None:
 
         return wrapped
 
-    def step(run: Any, rows: Any, *given: Any) -> Any:
+    def next_step(run: Any, rows: Any, *given: Any) -> Any:
         now.update(step=rows.step + 1, run=run)
         fail("step")
         return train_step(run, rows, *given)
 
-    loop.train_step = step
+    loop.train_step = next_step
     loop.load = failing(loop.load, "loading")
-    loop.model_logits = failing(loop.model_logits, "forward")
+    step.model_logits = failing(step.model_logits, "forward")
     evaluation.model_logits = failing(evaluation.model_logits, "evaluation")
     Engine.backward = failing(Engine.backward, "backward")  # type: ignore[method-assign]
     UpdateGate.__call__ = failing(UpdateGate.__call__, "update")  # type: ignore[method-assign]

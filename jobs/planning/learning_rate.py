@@ -6,7 +6,7 @@ The test tests/integration/jobs/planning/test_schedule_matches_transformers.py c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from jobs.planning.steps import warmup_steps
 from jobs.spec.finetune import SchedulerType, Train
@@ -22,6 +22,16 @@ def learning_rate_at(step: int, train: Train, total_steps: int) -> float:
     if step < warmup:
         return train.learning_rate * (step / warmup)
     return train.learning_rate * _SHAPES[train.lr_scheduler_type](step, warmup, total_steps, train)
+
+
+def vertex_of(scores: Mapping[float, float]) -> float | None:
+    """Return the place of the minimum of the parabola through three points; None if it has no minimum."""
+    (x1, y1), (x2, y2), (x3, y3) = sorted(scores.items())
+    if not math.isfinite(y1 + y2 + y3):
+        return None
+    rise, next_rise = (y2 - y1) / (x2 - x1), (y3 - y2) / (x3 - x2)
+    bend = (next_rise - rise) / (x3 - x1)
+    return (x1 + x2) / 2 - rise / (2 * bend) if bend > 0 else None
 
 
 def decay_steps(train: Train, total_steps: int) -> int:

@@ -6,7 +6,8 @@ back to an earlier checkpoint, first without the batches before the trouble, and
 
 A learning rate that is far too high may raise the loss step by step, without an outlier. So the median of the newest
 losses is compared with the lowest one so far. If it is far above, the run goes back and continues with half of the
-rate at which the loss was lowest, but with at least a sixteenth of the present one.
+rate at which the loss was lowest, but with at least a sixteenth of the present one. A run that goes back to its start
+for its rate measures a better one: see `excessive_rate`.
 
 All functions are pure, and their inputs are equal on all ranks, so all ranks decide alike.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cluster.text import many
+from jobs.remedies.excessive_rate import OF_BEST_STEP
 from jobs.run.checkpoints import StepHistory
 from jobs.run.remedies import RemedyReport
 
@@ -84,6 +86,7 @@ class Rollback:
     barred: tuple[int, int] | None
     rate_factor: float
     rise: str | None = None  # how the loss rose; None: steps were outlying
+    is_measured: bool = False  # the rate follows from losses after one step (see `excessive_rate`)
 
     @property
     def cuts_rate(self) -> bool:
@@ -317,6 +320,8 @@ def rollback_report(rollback: Rollback, target: int, learning_rate: float) -> Re
         cause += " again" if rollback.number > 1 else ""
         cause += f", so train.learning_rate {learning_rate:g} is too high"
         action = f"the run goes back to {state} and continues with at most {learning_rate * rollback.rate_factor:.3g}"
+        if rollback.is_measured:
+            action += f", {OF_BEST_STEP:g} times the rate whose first step lowers the loss most"
         to_change = _lower_rate(learning_rate, rollback.rate_factor)
     else:
         first, stop = rollback.barred or (0, 0)
@@ -343,11 +348,10 @@ def summary(history: StepHistory, learning_rate: float, step: int | None) -> str
     """
     if not history.outliers and not history.rollbacks:
         return None
-    said = f"outlying steps: {many(history.outliers, 'step')} skipped"
-    if history.rollbacks:
-        said += (
-            f", {many(history.rollbacks, 'rollback')}, which cost {many(history.steps_again, 'step')} computed again"
-        )
+    again = many(history.steps_again, "step")
+    skipped = f"{many(history.outliers, 'step')} skipped" if history.outliers else ""
+    back = f"{many(history.rollbacks, 'rollback')}, which cost {again} computed again" if history.rollbacks else ""
+    said = f"outlying steps: {', '.join(filter(None, (skipped, back)))}" if skipped else f"loss that rose: {back}"
     if history.rate_factor == 1 and step is not None and history.skipped_in_a_row >= TROUBLE:
         said += (
             f". The last {history.skipped_in_a_row} steps changed nothing, so the model is that of step "

@@ -88,7 +88,7 @@ class RayGang:
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         if rewound:
-            return plain_steps(stream, start)
+            return self._marked(plain_steps(stream, start), start)
         if self.rank == 0:
             write_attempt(self._paths, start, self.world_size)
         return self._marked(ray_steps(stream, start, self.node), start)

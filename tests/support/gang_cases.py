@@ -32,7 +32,7 @@ from jobs.data.prepared import Prepared
 from jobs.errors import RunFailed
 from jobs.run.paths import JobPaths
 from jobs.spec.load import load_spec
-from jobs.training.loop import loop
+from jobs.training.loop import loop, step
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.warm import serve
 from jobs.training.mailbox import Answer, MessageFolder, Order
@@ -116,7 +116,7 @@ def run_case(case: dict[str, Any]) -> None:
     spec = load_spec(case["spec"])
     job = Job(spec, case["run_root"], case["prepared_root"], spec.model.path)
     gang = ScriptedGang(job.paths, world, case["stop_at"], case["faults"])
-    loop.loss_sum = poisoning(gang, case.get("poisoned", ()), case.get("poison", "nan"))
+    step.loss_sum = poisoning(gang, case.get("poisoned", ()), case.get("poison", "nan"))
     if case["name"] == "gpt2":  # read the export back sharded over the gang, as a large model is
         export.ONE_PROCESS_BYTES = 0
     with contextlib.closing(loop.Reporter(job.paths, gang.rank)) as reporter:
@@ -149,7 +149,7 @@ def run_warm(case: dict[str, Any], world: TorchrunWorld) -> None:
     job = Job(spec, case["gang_root"], case["prepared_root"], spec.model.path)
     gang = TorchrunGang(job.paths, 0, world)
     resident: list[float] = []
-    answered, awaited, loss = MessageFolder.put, MessageFolder.wait, loop.loss_sum
+    answered, awaited, loss = MessageFolder.put, MessageFolder.wait, step.loss_sum
 
     def noting(self: MessageFolder[Answer], number: int, answer: Answer) -> None:
         resident.append(psutil.Process().memory_info().rss / 1e6)
@@ -157,7 +157,7 @@ def run_warm(case: dict[str, Any], world: TorchrunWorld) -> None:
 
     def poisoned(self: MessageFolder[Order], number: int) -> Order:
         order = awaited(self, number)
-        loop.loss_sum = (lambda *of: loss(*of) * float("nan")) if order.run in case["poisoned"] else loss
+        step.loss_sum = (lambda *of: loss(*of) * float("nan")) if order.run in case["poisoned"] else loss
         return order
 
     MessageFolder.put, MessageFolder.wait = noting, poisoned  # type: ignore[method-assign,assignment]

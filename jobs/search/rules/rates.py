@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from jobs.planning.learning_rate import vertex_of
+
 CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
 UP: Final = 1.75  # factor to the next rate above the best one; a small one, because much too high rates diverge
 DOWN: Final = 3.0  # factor to the next rate below the best one, where the loss changes slowly
@@ -92,16 +94,6 @@ def _around_best(known: Mapping[float, float]) -> tuple[float | None, float, flo
     places = sorted(known)
     at = places.index(min(places, key=lambda place: known[place]))
     return places[at - 1] if at else None, places[at], places[at + 1] if at + 1 < len(places) else None
-
-
-def vertex_of(scores: Mapping[float, float]) -> float | None:
-    """Return the place of the minimum of the parabola through three points; None if it has no minimum."""
-    (x1, y1), (x2, y2), (x3, y3) = sorted(scores.items())
-    if not math.isfinite(y1 + y2 + y3):
-        return None
-    rise, next_rise = (y2 - y1) / (x2 - x1), (y3 - y2) / (x3 - x2)
-    bend = (next_rise - rise) / (x3 - x1)
-    return (x1 + x2) / 2 - rise / (2 * bend) if bend > 0 else None
 
 
 def _widest_gap(begun: list[float], low: float, high: float) -> float:

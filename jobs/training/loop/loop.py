@@ -17,8 +17,6 @@ import torch.distributed as dist
 
 from cluster.text import compact, many
 from jobs.data.order.digest_chain import row_digests, to_hex
-from jobs.data.order.permutation import key
-from jobs.data.order.row_order import MICRO_BATCH
 from jobs.data.order.stream import StepRows, step_plan
 from jobs.data.prepared import Prepared
 from jobs.model_files.directory import local_model_dir
@@ -27,7 +25,6 @@ from jobs.remedies import early_stopping, outliers
 from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
-from jobs.run.checkpoints import StepHistory
 from jobs.run.metric_names import general_name, is_general, metric_items
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
@@ -35,20 +32,15 @@ from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.forgetting import act_of, remedied, tell_stop
-from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
 from jobs.training.loop.saving import (
-    StepSignals,
     best_score,
-    digest_of_rows,
-    pack_signals,
     save_if_due,
-    unpack_signals,
 )
 from jobs.training.loop.state import Loaded, LoopState, Run
-from jobs.training.loop.watching import check_skips, counted, tell_summary, updated
-from jobs.training.model.batch import collate, model_logits
+from jobs.training.loop.step import train_step
+from jobs.training.loop.watching import check_skips, counted, tell_summary
 from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.model.isolation import rows_are_unpacked
@@ -154,44 +146,6 @@ def tell_early_end(run: Run, state: LoopState) -> None:
     score = state.metrics.get(state.best.metric, math.nan)
     report = early_stopping.end_report(run.job.spec.eval, state.best, score, state.step, run.plan.total_steps)
     report.tell(run.reporter.event, step=state.step)
-
-
-def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | None = None) -> StepSignals:
-    """Do one optimizer step.
-
-    The gradient is that of the mean loss over all targets of the global batch. The loss is multiplied by world_size
-    because DeepSpeed averages over ranks. The number of targets is known from the index before anything is computed.
-    The all-reduce of the loss precedes the update of the weights, so that an outlying step changes nothing.
-
-    Args:
-        history: earlier steps, with which this one is compared; None if every update is applied.
-
-    Returns:
-        The result of the step's all-reduce, which is the same on every rank.
-    """
-    gang, engine, spec = run.gang, run.engine, run.job.spec
-    targets = max(int(run.num_targets[run.plan.rows_of_step(rows.step)].sum()), 1)
-    engine.set_learning_rate(rate)
-    loss_here = torch.zeros((), dtype=torch.float64, device=gang.device)
-    digest = 0
-    for turn, table in enumerate(rows.micros):
-        if turn:
-            engine.step()  # only counts the micro-batch
-        number = turn * gang.world_size + gang.rank
-        seed_micro_batch(spec.seed, rows.step, number)
-        batch = collate(table, spec.model.task, run.pad_token_id, gang.device, run.unpack)
-        loss = loss_sum(model_logits(engine.module, batch, spec.model.task), batch.targets)
-        engine.backward(loss * (gang.world_size / targets))
-        loss_here += loss.detach().double()
-        digest += digest_of_rows(table, number * run.batching.per_device)
-    summed = pack_signals(run, loss_here, digest)
-    dist.all_reduce(summed)
-    return updated(run, rows.step, unpack_signals(summed, targets), history)
-
-
-def seed_micro_batch(seed: int, step: int, number: int) -> None:
-    """Seed a forward pass by its place in the run, so that randomness does not depend on the rank that computes it."""
-    torch.manual_seed(key(seed, MICRO_BATCH, step, number) >> 1)
 
 
 def timed(items: Iterator[StepRows]) -> Generator[tuple[StepRows, float]]:

@@ -1,4 +1,4 @@
-"""Measures a trial before its end, for a search: its score after a cool-down, and losses along its first step.
+"""Measures a run before its end: its score after a cool-down, for a search, and losses along its first step.
 
 A cool-down estimates the final score: the rate falls to zero within a few steps, then the earlier state is restored.
 The held-out loss in the middle of a run says little about the end of the run: a high rate keeps the loss high, and
@@ -18,9 +18,10 @@ import torch.distributed as dist
 
 from jobs.data.order.stream import StepRows
 from jobs.planning import learning_rate_at
-from jobs.training.loop.loop import train_step
+from jobs.remedies.hang import Doing
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.state import LoopState, Run
+from jobs.training.loop.step import train_step
 from jobs.training.model.batch import collate, model_logits
 
 _LENGTH = 1e-5  # learning rate of the step that is computed; other rates are scaled from it
@@ -71,12 +72,17 @@ class _SavedState:
         run.engine.load_loss_scaler(self._scaler)
 
 
-def losses_along_first_step(run: Run, rates: Sequence[float]) -> tuple[list[float], int]:
+def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = False) -> tuple[list[float], int]:
     """Return the mean loss before the step, and after it at each rate, and the tokens of all passes.
 
-    Every rank must call it. Afterwards the weights differ, and the optimizer's state is empty.
+    Every rank must call it, with the state before the first step. Afterwards the weights differ, and the optimizer's
+    state is empty.
+
+    Args:
+        rewound: this worker group has trained steps of the run.
     """
-    rows, *scored = list(islice(run.gang.steps(run.stream(), 0), 1 + _SCORED_STEPS))
+    rows, *scored = list(islice(run.gang.steps(run.stream(), 0, rewound), 1 + _SCORED_STEPS))
+    run.gang.mark(Doing.OTHER)
     before = tuple(on_host(flat) for flat in run.engine.partitions.flats)
     losses = [_loss(run, scored)]
     train_step(run, rows, _LENGTH)

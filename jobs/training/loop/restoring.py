@@ -14,9 +14,11 @@ from cluster.text import many
 from jobs.data.order.digest_chain import chain_of, extended, from_hex, step_digest, to_hex
 from jobs.errors import DataError, RunFailed, SpecError, StorageError
 from jobs.model_files.directory import local_model_dir
+from jobs.remedies.excessive_rate import rate_after, rates_to_try
 from jobs.remedies.outliers import Rollback, after_rollback, rollback_report, targets_of
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
+from jobs.training.loop.measuring import losses_along_first_step
 from jobs.training.loop.saving import StepSignals, bests
 from jobs.training.loop.state import SAVED, LoopState, Run
 
@@ -95,6 +97,8 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
     """Go back to an earlier state after outlying steps, and return it. Every rank must call it."""
     earlier = gone_back(run, state, lambda: targets_of(rollback, run.reader.candidates()))
+    if rollback.cuts_rate and earlier.step == 0:
+        rollback = with_measured_rate(run, rollback)
     rollback_report(rollback, earlier.step, run.job.spec.train.learning_rate).tell(
         run.reporter.event,
         stage="rollback",
@@ -106,6 +110,22 @@ def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
     )
     history = after_rollback(earlier.history, state.history, rollback, earlier.step)
     return replace(earlier, history=history)
+
+
+def with_measured_rate(run: Run, rollback: Rollback) -> Rollback:
+    """Lower the rate of a rollback to the start by what the loss after the first step is at several rates.
+
+    Every rank must call it. Weights and optimizer are as before the first step, before and afterwards.
+    """
+    peak = run.job.spec.train.learning_rate
+    rates = rates_to_try(peak)
+    run.reporter.event("phase", f"measuring the loss after one step at {len(rates)} learning rates", phase="measure")
+    losses, _ = losses_along_first_step(run, rates, rewound=True)
+    run.engine.restart(local_model_dir(run.job.model))
+    rate = rate_after(rates, losses)
+    if rate is None or rate >= peak * rollback.rate_factor:
+        return rollback
+    return replace(rollback, rate_factor=rate / peak, is_measured=True)
 
 
 def check_precision(run: Run, commit: Commit) -> None:

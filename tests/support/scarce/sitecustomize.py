@@ -20,15 +20,15 @@ _FAILING_RANK = 1
 
 
 def _limit(loop: Any) -> None:
-    from jobs.training.loop import evaluation
+    from jobs.training.loop import evaluation, step
 
     limits: dict[str, int] = json.loads(os.environ["SCARCE"])
-    step, logits_of, now = loop.train_step, loop.model_logits, dict[str, int]()
+    train_step, logits_of, now = loop.train_step, step.model_logits, dict[str, int]()
 
     def counted_step(run: Any, rows: Any, *given: Any) -> Any:
         _wait_for_checkpoint(run)
         now.update(step=rows.step, plain=not run.job.spec.train.gradient_checkpointing)
-        return step(run, rows, *given)
+        return train_step(run, rows, *given)
 
     def in_training(engine: Any, *given: Any) -> Any:
         logits = logits_of(engine, *given)
@@ -43,7 +43,7 @@ def _limit(loop: Any) -> None:
         _check(logits, limits.get("evaluation"))
         return logits
 
-    loop.train_step, loop.model_logits, evaluation.model_logits = counted_step, in_training, in_evaluation
+    loop.train_step, step.model_logits, evaluation.model_logits = counted_step, in_training, in_evaluation
 
 
 def _wait_for_checkpoint(run: Any) -> None:

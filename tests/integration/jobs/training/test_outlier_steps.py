@@ -37,6 +37,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         "poisoned in stage 2": {"train__zero__stage": 2},
         "poisoned in bf16 and stage 1": {"train__bf16": True, "train__zero__stage": 1},
         "nan": {}, "damaged": {"checkpoint__save_steps": 5}, "damaged, from the start": {}, "bad data": {},
+        "excessive rate": {"train__learning_rate": 1.0, "train__warmup_ratio": 0.1},
     }  # fmt: skip
     plain = {name: case_of(folder, name, spec(**changes)) for name, changes in of_case.items()}
     changes: dict[str, dict[str, Any]] = {
@@ -124,6 +125,19 @@ def test_batches_that_are_outlying_with_earlier_weights_too_are_skipped(cases: d
     assert len(acts(case, "rollback")) == 1
     assert [act["step"] for act in acts(case, "skip")] == [25, 26, 27, 25, 26, 27, 28]
     assert by_step(case, "loss")[-1] < 0.7 * by_step(case, "loss")[0]
+
+
+def test_a_run_with_an_excessive_rate_begins_again_with_a_measured_one(cases: dict[str, Case]) -> None:
+    """It then computes what a new run with this rate computes, to the last digit."""
+    case = cases["excessive rate"]
+    (act,) = acts(case, "rollback")
+    assert act["to_step"] == 0 and act["step"] < 20 and act["barred"] is None
+    assert "the rate whose first step lowers the loss most" in act["action"]
+    train = case.spec.train.model_copy(update={"learning_rate": act["rate_factor"]})
+    new = case_of(case.folder, "measured rate", case.spec.model_copy(update={"train": train}))
+    run_gang(case.folder, 2, [new])
+    for column in ("loss", "grad_norm", "learning_rate", "chain"):
+        assert by_step(case, column) == new.record(column)
 
 
 def test_the_chain_of_a_run_that_went_back_is_that_of_the_plan(cases: dict[str, Case]) -> None:

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.search.rules.rates import best_rate, next_rate, vertex_of
+from jobs.planning.learning_rate import vertex_of
+from jobs.search.rules.rates import best_rate, next_rate
 
 LEAST, GREATEST = 1e-6, 1e-2
 

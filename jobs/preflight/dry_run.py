@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -10,13 +13,20 @@ from jobs.data.prepared import ROW_SCHEMA
 from jobs.errors import DataError, InputError
 from jobs.model_files.directory import tensor_shapes
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
+from jobs.preflight.traced_pass import without_decisions_from_data
 from jobs.spec.finetune import Spec
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.load import converts_weights, empty_model, lacking, model_class, set_pad_token
 from jobs.training.model.pooling import reads_the_end
 
-# Errors that are about the model. RuntimeError and NotImplementedError only show that tensors have no data.
+# Errors that are about the model. Most of RuntimeError and NotImplementedError only show that tensors have no data.
 _TELLING = (ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError)
+_SHAPES_DIFFER = (
+    "must match the size of tensor",
+    "shapes cannot be multiplied",
+    "is invalid for input of size",
+    "Attempting to broadcast a dimension",
+)
 _MOST_CHARACTERS = 300
 
 
@@ -47,7 +57,7 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
         model = _adapted(spec, model, model_dir)
     try:
         pad = set_pad_token(model.config, pad_token_id(tokenizer))
-        with torch.no_grad():
+        with torch.no_grad(), without_decisions_from_data(), _always_masking():
             batch = collate(ROW_SCHEMA.empty_table(), spec.model.task, pad, torch.device("meta"))
             model_logits(model.train(), batch, spec.model.task)
     except _TELLING as error:
@@ -55,8 +65,22 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
             f"model.path {model_dir}: {type(model).__name__} cannot be trained on rows of text: {_reason(error)}. "
             "Correct config.json, or choose another model"
         ) from error
-    except (RuntimeError, NotImplementedError):
-        pass
+    except (RuntimeError, NotImplementedError) as error:
+        if any(said in str(error) for said in _SHAPES_DIFFER):
+            raise DataError(
+                f"model.path {model_dir}: sizes in {type(model).__name__} do not fit each other: {_reason(error)}. "
+                "Correct config.json, or choose another model"
+            ) from error
+
+
+@contextmanager
+def _always_masking() -> Iterator[None]:
+    """Have transformers make every attention mask. It looks into a mask to see whether it is needed."""
+    with (
+        mock.patch("transformers.masking_utils._ignore_causal_mask_sdpa", return_value=False),
+        mock.patch("transformers.masking_utils._ignore_bidirectional_mask_sdpa", return_value=False),
+    ):
+        yield
 
 
 def _check_shapes(model: Any, model_dir: str) -> None:

@@ -147,21 +147,31 @@ def _linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | Non
 
 
 @contextmanager
-def _without_data(spec: Spec) -> Iterator[None]:
-    """Replace what transformers decides from data, or what has no shape without data, and shorten the loss.
+def without_decisions_from_data(packed: bool = False) -> Iterator[None]:
+    """Replace what transformers decides from data, or what has no shape without data.
 
     It looks at the positions to see whether a row has several samples. They have no data here, and it would always make
-    a mask: it assumes one sample now, unless the spec packs. Experts are multiplied by the operator for old devices, of
-    equal sizes, because torch knows the shapes of the new one in bf16 only. The pieces of the loss take the same
-    memory one after another, so only the first few are computed.
+    a mask: it assumes one sample now, unless rows are packed. Experts are multiplied by the operator for old devices,
+    of equal sizes, because torch knows the shapes of the new one in bf16 only.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", _never))
+        if not packed:
+            stack.enter_context(mock.patch("transformers.masking_utils.find_packed_sequence_indices", _nothing))
+        yield
+
+
+@contextmanager
+def _without_data(spec: Spec) -> Iterator[None]:
+    """Replace decisions from data, shorten the loss, and let linear layers keep what they keep under DeepSpeed.
+
+    The pieces of the loss take the same memory one after another, so only the first few are computed.
     """
     with ExitStack() as stack:
         if spec.method.kind != "full" and spec.train.zero.stage == 3:
             stack.enter_context(mock.patch.object(torch.nn.functional, "linear", _linear))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
-        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", _never))
-        if not spec.packed:
-            stack.enter_context(mock.patch("transformers.masking_utils.find_packed_sequence_indices", _nothing))
+        stack.enter_context(without_decisions_from_data(spec.packed))
         yield
 
 

@@ -73,6 +73,8 @@ def test_flash_attention_may_be_installed_on_the_workers_only(tmp_path: pathlib.
         ("layoutlmv2", True, {}, "cannot build this model: ImportError: LayoutLMv2Model requires the detectron2"),
         ("gemma4_unified_assistant", False, {}, "inputs_embeds and shared_kv_states cannot be None"),
         ("t5", True, {"eos_token_id": None}, "needs eos_token_id in config.json"),
+        ("llama", False, {"num_key_value_heads": 3}, "do not fit each other: RuntimeError: The size of tensor a (4)"),
+        ("qwen2", True, {"num_key_value_heads": 3}, "do not fit each other"),
     ],
 )
 def test_what_transformers_refuses_is_refused_before_workers_start(

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pathlib
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +14,15 @@ import torch
 import torch.distributed as dist
 
 from jobs.errors import DataError, RunFailed, StorageOutage
+from jobs.remedies.hang import Doing
 from jobs.run.attempts import take_run
 from jobs.run.checkpoints import Best
 from jobs.run.outcome import Status
-from jobs.training import ending
+from jobs.training import ending, worker_context
 from jobs.training.faults import Fault
 from jobs.training.loop import worker
 from jobs.training.loop.state import LoopState
-from jobs.training.worker_context import OrderWatch
+from jobs.training.worker_context import OrderWatch, RayGang
 from jobs.training.worker_input import Job
 from tests.support import tiny
 
@@ -159,3 +161,13 @@ def test_workers_end_once_another_driver_has_taken_their_run(job: Job) -> None:
     assert not ended.wait(0.2)
     take_run(job.paths)
     assert ended.wait(60.0)
+
+
+def test_steps_after_a_rollback_are_marked_so_that_a_hang_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = list[tuple[Any, ...]]()
+    gang = object.__new__(RayGang)
+    gang._pulse = SimpleNamespace(mark=lambda *given: marks.append(given))
+    monkeypatch.setattr(worker_context, "plain_steps", lambda stream, start: iter([SimpleNamespace(step=start)]))
+    for _ in gang.steps(None, 4, rewound=True):  # type: ignore[arg-type]
+        assert marks == [(Doing.DATA, 4), (Doing.STEP, 5)]
+    assert marks[-1] == (Doing.DATA,)

@@ -14,8 +14,8 @@ from jobs.planning.learning_rate import vertex_of
 
 _RATES: Final = 16  # that are tried, each half of the next: down to 3e-5 times the excessive one
 _CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
-# Above the best rate of a whole run, the loss rises steeply, and below it slowly. The best rate was 0.5 to 0.6 of the
-# best step's for a small Llama, and 0.8 to 2 of it for SmolLM2 (bench/RESULTS.md).
+# Above the best rate of a whole run, the loss rises steeply, and below it slowly. The best rate was 0.7 to 0.9 of the
+# best step's for a small Llama, and 0.6 to 2.6 of it for SmolLM2 (bench/RESULTS.md).
 OF_BEST_STEP: Final = 0.7
 
 

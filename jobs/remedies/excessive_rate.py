@@ -1,4 +1,7 @@
-"""The learning rate of a run that goes back to its start because its rate was excessive from the first steps on.
+"""A learning rate that is excessive from the first steps on: how it is noticed, and the rate to begin again with.
+
+Such a run is ruined within a few steps, so only its first loss is that of healthy weights, and the losses of batches
+differ. If later losses are above it, the loss of the same rows is measured again.
 
 What is left of such a run says only that the rate was too high. So the first step is tried at several rates: the loss
 after it falls with the rate, and rises again above the best one. The functions are pure.
@@ -7,16 +10,47 @@ after it falls with the rate, and rises again above the best one. The functions 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Sequence
 from typing import Final
 
 from jobs.planning.learning_rate import vertex_of
+from jobs.run.checkpoints import StepHistory
 
+_NEWEST: Final = 8  # losses whose median is compared with the first one
+# The loss of rows on which the model was trained does not rise this far, unless the weights are damaged.
+_WORSE: Final = 1.15  # times its first value
+_LEAST_EXCESS: Final = 0.2  # nats
 _RATES: Final = 16  # that are tried, each half of the next: down to 3e-5 times the excessive one
 _CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
 # Above the best rate of a whole run, the loss rises steeply, and below it slowly. The best rate was 0.7 to 0.9 of the
 # best step's for a small Llama, and 0.6 to 2.6 of it for SmolLM2 (bench/RESULTS.md).
 OF_BEST_STEP: Final = 0.7
+
+
+def may_be_worse_than_at_first(history: StepHistory, step: int) -> bool:
+    """Whether to measure the loss of the first step's rows again after `step` steps.
+
+    If the last measurement found no damage, as many steps as before it pass until the next one.
+    """
+    if history.first_loss is None or len(history.losses) < _NEWEST or step < 2 * history.first_compared_at:
+        return False
+    return statistics.median(history.losses[-_NEWEST:]) > history.first_loss
+
+
+def compared_with_first(history: StepHistory, step: int, loss: float) -> StepHistory:
+    """Return the history with the present loss of the first step's rows, without dropout."""
+    assert history.first_loss is not None
+    bound = max(_WORSE * history.first_loss, history.first_loss + _LEAST_EXCESS)
+    now = loss if bound < loss < math.inf else None
+    return history.model_copy(update={"first_compared_at": step, "first_loss_now": now})
+
+
+def worse_than_at_first(history: StepHistory) -> str | None:
+    """Say how far the loss of the first step's rows has risen; None if it has not, or is not known."""
+    if history.first_loss is None or history.first_loss_now is None:
+        return None
+    return f"the loss of the first step's rows rose from {history.first_loss:.4g} to {history.first_loss_now:.4g}"
 
 
 def rates_to_try(excessive: float) -> tuple[float, ...]:

@@ -6,8 +6,8 @@ back to an earlier checkpoint, first without the batches before the trouble, and
 
 A learning rate that is far too high may raise the loss step by step, without an outlier. So the median of the newest
 losses is compared with the lowest one so far. If it is far above, the run goes back and continues with half of the
-rate at which the loss was lowest, but with at least a sixteenth of the present one. A run that goes back to its start
-for its rate measures a better one: see `excessive_rate`.
+rate at which the loss was lowest, but with at least a sixteenth of the present one. For a rate that ruins the run
+before there is a lowest loss, see `excessive_rate`.
 
 All functions are pure, and their inputs are equal on all ranks, so all ranks decide alike.
 """
@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cluster.text import many
-from jobs.remedies.excessive_rate import OF_BEST_STEP
+from jobs.remedies.excessive_rate import OF_BEST_STEP, worse_than_at_first
 from jobs.run.checkpoints import StepHistory
 from jobs.run.remedies import RemedyReport
 
 REMEDY: Final = "outlier_steps"  # as in `jobs.spec.remedies`
 WINDOW: Final = 32  # steps that a step is compared with
 FEWEST: Final = 8  # steps before the first comparison
-_AT_FIRST = 3  # losses of the first window; later windows have FEWEST losses
 # A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it:
 # see docs/decisions/0032-outlier-steps.md for the curves from which the bounds were chosen.
 LOSS_FACTOR: Final = 2.0
@@ -157,6 +156,7 @@ def after_step(
             "norms": (*history.norms, norm)[-WINDOW:] if kept else history.norms,
             "lowest_losses": lowest,
             "lowest_at": step + 1 if as_low else history.lowest_at,
+            "first_loss": loss if step == 0 and math.isfinite(loss) else history.first_loss,
             "skipped": history.skipped + counted,
             "skipped_in_a_row": 0 if applied or (barred and outlier is None) else history.skipped_in_a_row + 1,
             "outliers": history.outliers + (outlier is not None and counted),
@@ -167,13 +167,9 @@ def after_step(
 
 
 def _lowest(lowest: tuple[float, ...], newest: tuple[float, ...]) -> tuple[tuple[float, ...], bool]:
-    """Return the window of losses with the lower median, and whether the newest window is about as low.
-
-    The first window has few losses, because a rate that is far too high ruins a run within FEWEST steps. In a warmup
-    these losses are nearly those of the base model.
-    """
+    """Return the window of losses with the lower median, and whether the newest window is about as low."""
     if len(newest) < FEWEST:
-        return (newest, True) if len(newest) == _AT_FIRST and not lowest else (lowest, False)
+        return lowest, False
     if not lowest or statistics.median(newest) < statistics.median(lowest):
         return newest, True
     _, _, upper_quartile = statistics.quantiles(lowest, n=4)
@@ -181,10 +177,12 @@ def _lowest(lowest: tuple[float, ...], newest: tuple[float, ...]) -> tuple[tuple
 
 
 def rise_of(history: StepHistory) -> str | None:
-    """Say how far the newest losses are above the lowest ones of the run; None unless it is far.
+    """Say how far the newest losses are above the lowest ones of the run, or above the first one; None if not far.
 
     All newest ones must be above all lowest ones, because the losses of small batches differ much.
     """
+    if (worse := worse_than_at_first(history)) is not None:
+        return worse
     newest, lowest = history.losses[-FEWEST:], history.lowest_losses
     if not lowest or len(newest) < FEWEST or min(newest) <= max(lowest):
         return None
@@ -220,6 +218,8 @@ def rollback_of(history: StepHistory, step: int, warmup_steps: int) -> Rollback 
     if not in_trouble(history, step) or history.rollbacks >= MOST_ROLLBACKS:
         return None
     number, barred = history.rollbacks + 1, history.barred
+    if (worse := worse_than_at_first(history)) is not None:
+        return Rollback(number, 0, step, barred, history.rate_factor * _RATE_CUT, worse)
     if (rise := rise_of(history)) is not None:
         middle = history.lowest_at - len(history.lowest_losses) // 2
         part_of_peak = min(middle / max(warmup_steps, 1), 1.0)

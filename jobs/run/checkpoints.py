@@ -88,10 +88,11 @@ class StepHistory(Frozen):
 
     losses: tuple[float, ...] = Field((), description="Of the newest steps that changed the weights, oldest first.")
     norms: tuple[float, ...] = Field((), description="Norms of the gradients of the same steps.")
-    lowest_losses: tuple[float, ...] = Field(
-        (), description="Those in a row that had the least median: eight, or the first three."
-    )
+    lowest_losses: tuple[float, ...] = Field((), description="The eight in a row that had the least median.")
     lowest_at: int = Field(0, description="Steps that were done when the newest losses were last as low.")
+    first_loss: float | None = Field(None, description="Of the first step, which no update precedes.")
+    first_compared_at: int = Field(0, description="Steps that were done when its rows were last measured again.")
+    first_loss_now: float | None = Field(None, description="The result, if the loss was far higher then.")
     skipped: int = Field(0, description="Skipped steps, except those in which fp16 lowered its loss scale.")
     skipped_in_a_row: int = Field(0, description="Newest steps that were skipped, for any reason.")
     outliers: int = Field(0, description="Steps that were skipped because they were outlying.")

@@ -22,6 +22,7 @@ from jobs.data.prepared import Prepared
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
+from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
 from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
@@ -32,6 +33,7 @@ from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.forgetting import act_of, remedied, tell_stop
+from jobs.training.loop.measuring import loss_of_first_step
 from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
 from jobs.training.loop.saving import (
@@ -99,6 +101,9 @@ def train_steps(
         run.gang.mark(Doing.OTHER)
         check_step(run, state, signals)
         state = counted(run, state.after(signals.loss, signals.digest), signals)
+        if may_be_worse_than_at_first(state.history, state.step):
+            history = compared_with_first(state.history, state.step, loss_of_first_step(run))
+            state = replace(state, history=history)
         last = state.step == plan.total_steps
         ends = last or state.step == until
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)

@@ -95,6 +95,13 @@ def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = Fa
     return losses, tokens[0] + len(losses) * sum(tokens[1:])
 
 
+def loss_of_first_step(run: Run) -> float:
+    """Return the mean loss of the first step's rows, with the present weights. Every rank must call it."""
+    rows = list(islice(run.gang.steps(run.stream(), 0, rewound=True), 1))
+    run.gang.mark(Doing.OTHER)
+    return _loss(run, rows)
+
+
 @torch.no_grad()
 def _loss(run: Run, steps: Sequence[StepRows]) -> float:
     """Return the mean loss over the targets of these rows, without dropout."""

@@ -11,6 +11,7 @@ from typing import cast
 
 import pytest
 
+from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
 from jobs.remedies.outliers import (
     FEWEST,
     FEWEST_STEPS,
@@ -156,13 +157,25 @@ def test_a_loss_that_rises_step_by_step_goes_back_with_a_lower_rate() -> None:
     assert rise_of(without_window(history)) is None
 
 
-def test_a_loss_that_rises_from_the_first_steps_on_is_compared_with_these() -> None:
-    """A real run at a hundred times the good rate, in the warmup: its eighth loss is far above the first ones."""
-    losses = [4.16, 4.29, 3.14, 3.55, 5.06, 5.23, 5.65, 6.02, 6.73, 6.57, 6.52, 5.87]
-    assert rise_of(trained(losses[:11])[0]) is None
-    history, found = trained(losses)
-    rollback = rollback_of(history, 12, 18)
-    assert not found and rollback is not None and (rollback.begins, rollback.rate_factor) == (3, 1 / 16)
+def test_a_run_that_is_ruined_within_its_first_steps_goes_back_to_its_start() -> None:
+    """Real losses at rates that were 100 and 200 times too high."""
+    for losses in (
+        [4.16, 4.29, 3.14, 3.55, 5.06, 5.23, 5.65, 6.02, 6.73, 6.57, 6.52, 5.87],
+        [5.0, 3.63, 21.66, 29.89, 10.6, 30.84, 23.77, 16.11],
+    ):
+        history, found = trained(losses)
+        step = len(losses)
+        assert not found and rise_of(history) is None and may_be_worse_than_at_first(history, step)
+        healthy = compared_with_first(history, step, 1.1 * losses[0])
+        assert rollback_of(healthy, step, WARMUP) is None
+        assert not may_be_worse_than_at_first(healthy, 2 * step - 1) and may_be_worse_than_at_first(healthy, 2 * step)
+        assert rollback_of(compared_with_first(history, step, math.nan), step, WARMUP) is None
+        worse = compared_with_first(history, step, 1.3 * losses[0])
+        rollback = rollback_of(worse, step, WARMUP)
+        assert rollback is not None and rollback.cuts_rate and rollback.rate_factor == 1 / 2
+        assert targets_of(rollback, [4, 8]) == []
+        assert "the loss of the first step's rows rose from" in rollback_report(rollback, 0, RATE).cause
+        assert not may_be_worse_than_at_first(after_rollback(StepHistory(), worse, rollback, 0), 0)
 
 
 def test_a_loss_that_differs_from_batch_to_batch_has_not_risen() -> None:

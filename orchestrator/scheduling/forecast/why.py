@@ -42,7 +42,7 @@ class Obstacle(StrEnum):
     CLOSED = "the machines that have room take nothing new"
     FULL = "too little is free"
     SCATTERED = "enough is free, but not together"
-    PROMISED = "what is free is reserved for another job, or for maintenance"
+    PROMISED = "what is free is reserved for another job"
     BEHIND = "jobs before it take what is free"
 
 

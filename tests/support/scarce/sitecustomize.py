@@ -20,7 +20,10 @@ _FAILING_RANK = 1
 
 
 def _limit(loop: Any) -> None:
-    from jobs.training.loop import evaluation, step
+    from jobs.training.loop import evaluation
+    from jobs.training.loop import step as step_module
+
+    step: Any = step_module
 
     limits: dict[str, int] = json.loads(os.environ["SCARCE"])
     train_step, logits_of, now = loop.train_step, step.model_logits, dict[str, int]()

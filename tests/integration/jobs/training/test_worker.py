@@ -166,7 +166,7 @@ def test_workers_end_once_another_driver_has_taken_their_run(job: Job) -> None:
 def test_steps_after_a_rollback_are_marked_so_that_a_hang_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = list[tuple[Any, ...]]()
     gang = object.__new__(RayGang)
-    gang._pulse = SimpleNamespace(mark=lambda *given: marks.append(given))
+    monkeypatch.setattr(gang, "_pulse", SimpleNamespace(mark=lambda *given: marks.append(given)), raising=False)
     monkeypatch.setattr(worker_context, "plain_steps", lambda stream, start: iter([SimpleNamespace(step=start)]))
     for _ in gang.steps(None, 4, rewound=True):  # type: ignore[arg-type]
         assert marks == [(Doing.DATA, 4), (Doing.STEP, 5)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,14 @@ from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
 from jobs.preflight.traced_pass import without_decisions_from_data
 from jobs.spec.finetune import Spec
 from jobs.training.model.batch import collate, model_logits
-from jobs.training.model.load import converts_weights, empty_model, lacking, model_class, set_pad_token
+from jobs.training.model.load import (
+    converts_weights,
+    empty_model,
+    lacking,
+    lacking_and_unused,
+    model_class,
+    set_pad_token,
+)
 from jobs.training.model.pooling import reads_the_end
 
 # Errors that are about the model. Most of RuntimeError and NotImplementedError only show that tensors have no data.
@@ -28,6 +36,7 @@ _SHAPES_DIFFER = (
     "Attempting to broadcast a dimension",
 )
 _MOST_CHARACTERS = 300
+_NUMBER = re.compile(r"\d+")
 
 
 def check_model_runs(spec: Spec, model_dir: str) -> None:
@@ -51,6 +60,7 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
             "could not be loaded again. Choose a text model"
         )
     _check_shapes(model, model_dir)
+    _check_layers(spec, model, model_dir)
     tokenizer = load_tokenizer(model_dir)
     _check_end(spec, model, tokenizer, model_dir)
     if spec.method.kind != "full":
@@ -96,6 +106,32 @@ def _check_shapes(model: Any, model_dir: str) -> None:
                 f"model.path {model_dir}: {name} is {_by(shape)} in the weights, but {_by(expected)} according to "
                 "config.json. Use the config.json that was released with these weights"
             )
+
+
+def _check_layers(spec: Spec, model: Any, model_dir: str) -> None:
+    """Check that the weights have as many layers (and experts, and so on) as the configuration.
+
+    A head may be new, and that of another task is not used. But a name that differs only in a number from one that is
+    in both belongs to a layer that would be dropped or begin with random weights.
+    """
+    missing, unused = lacking_and_unused(spec, model_dir)
+    wanted = {name for name, _ in model.named_parameters()}
+    in_both = {_NUMBER.sub("#", name) for name in wanted - missing}
+    prefix = f"{model.base_model_prefix}."
+    in_both |= {name.removeprefix(prefix) for name in in_both}
+    for names, said in (
+        (missing, "is in the model, and not in the weights"),
+        (unused, "is in the weights, and not in the model"),
+    ):
+        numbered = sorted(name for name in names if "#" in (form := _NUMBER.sub("#", name)) and form in in_both)
+        if numbered:
+            raise DataError(
+                f"model.path {model_dir}: config.json and the weights differ in their numbers of layers: {numbered[0]} "
+                f"{said}. Use the config.json that was released with these weights"
+            )
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
+    if isinstance(layers, int) and layers < 1:
+        raise DataError(f"model.path {model_dir}: num_hidden_layers is {layers} in config.json: it must be at least 1")
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -9,6 +9,7 @@ after it falls with the rate, and rises again above the best one. The functions 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -61,20 +62,25 @@ def rates_to_try(excessive: float) -> tuple[float, ...]:
 def rate_after(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return a rate for the whole run: OF_BEST_STEP of the one whose step lowers the loss most.
 
+    If no step lowers the loss clearly, it is OF_BEST_STEP of the highest rate up to which no step raises it clearly. So
+    it is for a model that knows its rows well, and for a new classification head, which learns nothing in one step.
+
     Args:
         rates: in ascending order.
         losses: before the step, and after it at each rate.
 
     Returns:
-        None if no step clearly lowers the loss, or only one at a rate above others that raise it. A new classification
-        head learns nothing in one step.
+        None if the lowest rate raises the loss, or none does: then the rate is not at fault, or all are too high.
     """
     before, *after = (loss if math.isfinite(loss) else math.inf for loss in losses)
     margin = _CLEARLY * abs(before)
-    place = min(range(len(after)), key=lambda one: after[one])
-    falls = after[place] <= before - margin and max(after[: place + 1]) <= before + margin
-    if not falls or place == len(rates) - 1:
+    harmless = list(itertools.takewhile(lambda loss: loss <= before + margin, after))
+    if not math.isfinite(before) or not harmless or len(harmless) == len(after):
         return None
-    around = range(max(place - 1, 0), place + 2)
-    vertex = vertex_of({math.log(rates[one]): after[one] for one in around}) if len(around) == 3 else None
+    place = min(range(len(harmless)), key=lambda one: harmless[one])
+    if harmless[place] > before - margin:
+        return OF_BEST_STEP * rates[len(harmless) - 1]
+    if place == 0:
+        return OF_BEST_STEP * rates[0]
+    vertex = vertex_of({math.log(rates[one]): after[one] for one in (place - 1, place, place + 1)})
     return OF_BEST_STEP * (rates[place] if vertex is None else math.exp(vertex))

@@ -21,15 +21,16 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from cluster.text import many
-from jobs.remedies.excessive_rate import OF_BEST_STEP, worse_than_at_first
+from jobs.remedies.excessive_rate import worse_than_at_first
 from jobs.run.checkpoints import StepHistory
 from jobs.run.remedies import RemedyReport
 
 REMEDY: Final = "outlier_steps"  # as in `jobs.spec.remedies`
 WINDOW: Final = 32  # steps that a step is compared with
 FEWEST: Final = 8  # steps before the first comparison
-# A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it:
-# see docs/decisions/0032-outlier-steps.md for the curves from which the bounds were chosen.
+# A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it
+# (a norm) or above all others (a loss, because sources may differ in theirs). The bounds were chosen from the curves in
+# docs/decisions/0032-outlier-steps.md.
 LOSS_FACTOR: Final = 2.0
 LOSS_EXCESS: Final = 1.0  # nats; the loss of a language model of 4 nats never doubles
 LEAST_EXCESS: Final = 0.2  # nats; once a run knows its samples by heart, far smaller losses differ by large factors
@@ -99,10 +100,10 @@ def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None
     if not math.isfinite(norm):
         return Outlier("gradients", norm)
     middle, high = _middle_and_bound(history.losses)
-    if loss > high and _far_above(loss, middle):
+    if loss > high and _far_above(loss, max(history.losses)):
         return Outlier("loss", loss, middle)
     middle, high = _middle_and_bound(history.norms)
-    if norm > high and norm > max(NORM_FACTOR * middle, LEAST_NORM):
+    if norm > max((high, *history.norms)) and norm > max(NORM_FACTOR * middle, LEAST_NORM):
         return Outlier("gradients", norm, middle)
     return None
 
@@ -285,6 +286,15 @@ def failure(history: StepHistory, step: int, learning_rate: float) -> str | None
     return None
 
 
+def failure_report(history: StepHistory, step: int, learning_rate: float) -> RemedyReport | None:
+    """Describe the failure of a run that is in trouble after its last rollback; None for any other."""
+    if not in_trouble(history, step):
+        return None
+    cause = rise_of(history) or f"steps {step - history.outliers_in_a_row + 1} to {step} were outlying"
+    to_change = _lower_rate(learning_rate, history.rate_factor * _RATE_CUT)
+    return RemedyReport(REMEDY, f"{cause} again", "no rollback is left", "the run fails", to_change)
+
+
 def untrained(steps: int) -> str:
     """Explain the failure of a run in which every step was skipped."""
     return f"none of {steps} steps changed the weights: the gradients or losses were never finite. {_LOWER_THE_RATE}"
@@ -321,7 +331,7 @@ def rollback_report(rollback: Rollback, target: int, learning_rate: float) -> Re
         cause += f", so train.learning_rate {learning_rate:g} is too high"
         action = f"the run goes back to {state} and continues with at most {learning_rate * rollback.rate_factor:.3g}"
         if rollback.is_measured:
-            action += f", {OF_BEST_STEP:g} times the rate whose first step lowers the loss most"
+            action += ", which follows from the loss after one step at several rates"
         to_change = _lower_rate(learning_rate, rollback.rate_factor)
     else:
         first, stop = rollback.barred or (0, 0)

@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.text import many
 from jobs.errors import (
+    Diverged,
     FleetuneError,
     InputError,
     Interrupted,
@@ -179,6 +180,7 @@ def outcome_of_error(error: Exception) -> Outcome:
         status=Status.FAILED,
         reason=reason,
         bad_input=isinstance(error, InputError) and not isinstance(error, StorageOutage),
+        diverged=isinstance(error, Diverged),
         lost=isinstance(error, MachinesFailed | StorageOutage),
         out_of_memory=isinstance(error, OutOfMemory),
         faulty_nodes=error.nodes if isinstance(error, MachinesFailed) else (),
@@ -209,7 +211,7 @@ def how_to_go_on(paths: JobPaths, outcome: Outcome | None, *, is_search: bool = 
         outcome: None for a run that was killed.
         is_search: the run is a sweep or a comparison, which resumes without a checkpoint.
     """
-    if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input):
+    if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input or outcome.diverged):
         return None
     if is_search:
         return resume_command(paths)

@@ -33,6 +33,7 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
             status=Status.FAILED,
             reason=first["reason"],
             bad_input=first["fault"] == Fault.INPUT,
+            diverged=first["fault"] == Fault.DIVERGENCE,
             out_of_memory=first["fault"] == Fault.MEMORY,
             lost=first["fault"] in (Fault.MACHINE, Fault.STORAGE),
             faulty_nodes=tuple(sorted(set(broken))),

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-from jobs.errors import FleetuneError, InputError, OutOfMemory, StorageOutage
+from jobs.errors import Diverged, FleetuneError, InputError, OutOfMemory, StorageOutage
 from jobs.planning.out_of_memory import advice
 from jobs.spec.finetune import Spec
 
 
 class Fault(StrEnum):
     INPUT = "input"  # the spec, the data or the model is wrong
+    DIVERGENCE = "divergence"  # the training diverged; a resume would compute the same
     PROGRAM = "program"  # any other error that the same input would raise again
     MEMORY = "memory"  # the memory of the GPU or of the host ran out
     MACHINE = "machine"  # the GPU, its driver or its links failed; the run may succeed on another node
@@ -72,6 +73,8 @@ def fault_of(error: BaseException, taken_apart: bool = False) -> Fault:
         return Fault.INPUT
     if isinstance(error, OutOfMemory):
         return Fault.MEMORY
+    if isinstance(error, Diverged):
+        return Fault.DIVERGENCE
     if isinstance(error, FleetuneError):
         return Fault.PROGRAM
     import torch

@@ -42,7 +42,7 @@ from jobs.training.loop.saving import (
 )
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.loop.step import train_step
-from jobs.training.loop.watching import check_skips, counted, tell_summary
+from jobs.training.loop.watching import check_skips, counted, tell_if_worse, tell_summary
 from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.model.isolation import rows_are_unpacked
@@ -312,6 +312,7 @@ def finish(run: Run, state: LoopState) -> LoopState:
     if spec.checkpoint.load_best_model_at_end or bounded or state.step < run.plan.total_steps:
         state = load_best(run, state)
     tell_summary(run, state)
+    tell_if_worse(run, state)
     run.reporter.event("phase", "exporting the model", phase="export")
     run.engine.partitions.release()  # frees the memory that reading the model back needs
     give_back_freed_memory()

@@ -97,7 +97,7 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
     """Go back to an earlier state after outlying steps, and return it. Every rank must call it."""
     earlier = gone_back(run, state, lambda: targets_of(rollback, run.reader.candidates()))
-    if rollback.cuts_rate and earlier.step == 0:
+    if rollback.cuts_rate and earlier.step == 0 and state.history.rate_factor == 1:
         rollback = with_measured_rate(run, rollback)
     rollback_report(rollback, earlier.step, run.job.spec.train.learning_rate).tell(
         run.reporter.event,

@@ -13,6 +13,7 @@ from jobs.errors import Diverged
 from jobs.remedies import outliers
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory
+from jobs.spec.evaluation import full_name
 from jobs.training.loop.saving import StepSignals
 from jobs.training.loop.state import LoopState, Run
 
@@ -75,11 +76,34 @@ def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
     """Raise Diverged if too many steps change nothing, or if a step with a non-finite loss changed the weights."""
     if not signals.skipped and not math.isfinite(signals.loss):
         raise Diverged(f"the loss of step {state.step} is {signals.loss}: lower train.learning_rate, or check the data")
-    reason = outliers.failure(state.history, state.step, run.job.spec.train.learning_rate)
+    rate = run.job.spec.train.learning_rate
+    reason = outliers.failure(state.history, state.step, rate)
     if reason is None and last and signals.skipped and run.engine.partitions.optimizer_step() == 0:
         reason = outliers.untrained(state.step)
     if reason is not None:
+        if report := outliers.failure_report(state.history, state.step, rate):
+            report.tell(run.reporter.event, f"{report.cause}: {report.action}", stage="failure", step=state.step)
         raise Diverged(reason)
+
+
+def tell_if_worse(run: Run, state: LoopState) -> None:
+    """Warn if the exported model is worse on held-out rows than the one before training.
+
+    The metric is that of the best checkpoint if there is one, else the loss.
+    """
+    rule = run.job.spec.checkpoint
+    metric = rule.best_metric or full_name("loss")
+    after = state.exported.metrics if state.exported is not None else state.metrics
+    if metric not in after or metric not in state.metrics_before:
+        return
+    before, now = state.metrics_before[metric], after[metric]
+    if now < before if rule.best_metric and rule.greater_is_best else now > before:
+        run.reporter.event(
+            "warning",
+            f"{metric} is worse than before training: {now:.4g} after {before:.4g}. Lower train.learning_rate, train "
+            "for fewer steps, or check that the held-out samples are like the training samples",
+            metric=metric,
+        )
 
 
 def tell_summary(run: Run, state: LoopState) -> None:

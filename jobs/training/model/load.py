@@ -66,17 +66,23 @@ def lacking(spec: Spec, model_dir: str) -> set[str]:
 
     Empty if the directory has no weights.
     """
+    return lacking_and_unused(spec, model_dir)[0]
+
+
+def lacking_and_unused(spec: Spec, model_dir: str) -> tuple[set[str], set[str]]:
+    """Return the parameters that the directory lacks, and the weights in it that the model has no place for."""
     held = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(model_dir).items()}
     if not held:
-        return set()
-    config = model_config(spec, model_dir)
+        return set(), set()
+    empty = empty_model(spec, model_dir)  # has the configuration of its own part of a larger model
     # A user's terminal needs neither a progress bar nor a report about weights that are missing.
     bar = mock.patch("transformers.core_model_loading.tqdm", lambda items, **_: items)
     with bar, mock.patch("transformers.modeling_utils.log_state_dict_report"):
-        model, loading = type(empty_model(spec, model_dir)).from_pretrained(
-            None, config=config, state_dict=held, device_map="meta", output_loading_info=True
+        model, loading = type(empty).from_pretrained(
+            None, config=empty.config, state_dict=held, device_map="meta", output_loading_info=True
         )
-    return {name for name, _ in model.named_parameters()} & set(loading["missing_keys"])
+    missing = {name for name, _ in model.named_parameters()} & set(loading["missing_keys"])
+    return missing, set(loading["unexpected_keys"])
 
 
 def converts_weights(model: Any) -> bool:

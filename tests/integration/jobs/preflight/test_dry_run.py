@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 from typing import Any
 
 import pytest
@@ -84,6 +85,22 @@ def test_what_transformers_refuses_is_refused_before_workers_start(
     with pytest.raises(DataError) as caught:
         check_model_runs(spec(folder, classify), str(folder))
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [(1, "layers.1.input_layernorm.weight is in the weights, and not"), (3, "layers.2."), (-1, "must be at least 1")],
+)
+@pytest.mark.parametrize("classify", [False, True])
+def test_a_number_of_layers_that_is_not_that_of_the_weights_is_refused(
+    tmp_path: pathlib.Path, layers: int, expected: str, classify: bool
+) -> None:
+    """With fewer layers a part of the model would be dropped, and with more a part would have random weights."""
+    folder = tiny.save_model(tmp_path / "llama", "llama")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": layers}))
+    with pytest.raises(DataError, match=re.escape(expected)):
+        check_model_runs(spec(folder, classify), str(folder))
 
 
 def test_weights_with_other_shapes_than_the_configuration_are_refused(tmp_path: pathlib.Path) -> None:

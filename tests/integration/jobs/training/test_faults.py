@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.errors import DataError, RunFailed
+from jobs.errors import DataError, Diverged, RunFailed
 from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
 from jobs.training.on_ray.fit import Healing
@@ -34,7 +34,8 @@ def cuda(text: str, name: str) -> Exception:
     ("error", "fault"),
     [
         (DataError("label 7 is outside 0..1"), Fault.INPUT),
-        (RunFailed("the loss of step 3 is nan"), Fault.PROGRAM),
+        (RunFailed("the metric of step 3 is wrong"), Fault.PROGRAM),
+        (Diverged("the loss of step 3 is nan"), Fault.DIVERGENCE),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), Fault.PROGRAM),
         (torch.OutOfMemoryError(GPU_FULL), Fault.MEMORY),
         (MemoryError(), Fault.MEMORY),

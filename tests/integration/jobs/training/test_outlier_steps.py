@@ -132,7 +132,7 @@ def test_a_run_with_an_excessive_rate_begins_again_with_a_measured_one(cases: di
     case = cases["excessive rate"]
     (act,) = acts(case, "rollback")
     assert act["to_step"] == 0 and act["step"] < 20 and act["barred"] is None
-    assert "the rate whose first step lowers the loss most" in act["action"]
+    assert "the loss after one step at several rates" in act["action"]
     train = case.spec.train.model_copy(update={"learning_rate": act["rate_factor"]})
     new = case_of(case.folder, "measured rate", case.spec.model_copy(update={"train": train}))
     run_gang(case.folder, 2, [new])

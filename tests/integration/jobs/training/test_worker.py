@@ -22,6 +22,7 @@ from jobs.training import ending, worker_context
 from jobs.training.faults import Fault
 from jobs.training.loop import worker
 from jobs.training.loop.state import LoopState
+from jobs.training.loop.watching import tell_if_worse
 from jobs.training.worker_context import OrderWatch, RayGang
 from jobs.training.worker_input import Job
 from tests.support import tiny
@@ -171,3 +172,26 @@ def test_steps_after_a_rollback_are_marked_so_that_a_hang_is_noticed(monkeypatch
     for _ in gang.steps(None, 4, rewound=True):  # type: ignore[arg-type]
         assert marks == [(Doing.DATA, 4), (Doing.STEP, 5)]
     assert marks[-1] == (Doing.DATA,)
+
+
+def test_an_exported_model_that_is_worse_than_the_base_is_told(tmp_path: pathlib.Path) -> None:
+    def told(
+        before: dict[str, float], after: dict[str, float], best: dict[str, float] | None = None, **rule: Any
+    ) -> Any:
+        said = list[str]()
+        spec = tiny.spec_of(tmp_path, tmp_path / "model", tmp_path / "text.jsonl", **rule)
+        run: Any = SimpleNamespace(
+            job=SimpleNamespace(spec=spec), reporter=SimpleNamespace(event=lambda kind, text, **_: said.append(text))
+        )
+        exported = best and Best(metric="eval_loss", greater_is_better=False, step=3, score=1.0, metrics=best)
+        tell_if_worse(run, LoopState(step=9, metrics=after, metrics_before=before, exported=exported))
+        return said
+
+    (said,) = told({"eval_loss": 0.331}, {"eval_loss": 19.55})
+    assert said.startswith("eval_loss is worse than before training: 19.55 after 0.331. Lower train.learning_rate")
+    assert not told({"eval_loss": 3.0}, {"eval_loss": 2.0}) and not told({}, {"eval_loss": 2.0})
+    assert not told({"eval_loss": 3.0}, {"eval_loss": 9.0}, best={"eval_loss": 2.5})
+    accuracy = {"checkpoint__metric_for_best_model": "accuracy", "eval__metrics": ["loss", "accuracy"]}
+    by_accuracy = {**accuracy, "data__eval_fraction": 0.1, "classify": True}
+    assert not told({"eval_accuracy": 0.5, "eval_loss": 0.7}, {"eval_accuracy": 0.8, "eval_loss": 0.9}, **by_accuracy)
+    assert told({"eval_accuracy": 0.5}, {"eval_accuracy": 0.4}, **by_accuracy)

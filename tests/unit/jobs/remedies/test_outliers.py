@@ -25,6 +25,7 @@ from jobs.remedies.outliers import (
     after_rollback,
     after_step,
     failure,
+    failure_report,
     is_barred,
     outlier_of,
     rise_of,
@@ -69,6 +70,13 @@ def test_a_far_higher_loss_or_gradient_is_outlying_and_a_lower_one_is_not() -> N
     assert outlier_of(history, 3.0, 50.0) == Outlier("gradients", 50.0, about_one)
     assert outlier_of(history, 3.9, 5.0) is None
     assert outlier_of(history, 0.01, 0.01) is None
+
+
+def test_losses_of_two_sources_are_normal_although_the_lower_ones_are_more() -> None:
+    """Every fourth batch is of a source that the model has still to learn."""
+    losses = [noisy(5.0, 1, step)[0] if step % 4 == 3 else noisy(0.5, 1, step)[0] for step in range(120)]
+    history, found = trained(losses)
+    assert not found and outlier_of(history, 20.0, 1.0) is not None
 
 
 def test_a_loss_of_many_nats_need_not_double() -> None:
@@ -134,6 +142,9 @@ def test_the_second_rollback_halves_the_rate_and_the_fifth_trouble_fails() -> No
     assert rollback_of(history, step, WARMUP) is None
     reason = failure(history, step, RATE)
     assert reason is not None and "train.learning_rate 0.001 is too high" in reason and "6.25e-05" in reason
+    report = failure_report(history, step, RATE)
+    assert report is not None and report.advice == "set train.learning_rate to at most 6.25e-05"
+    assert failure_report(trained(noisy(3.0, 40))[0], 40, RATE) is None
 
 
 def test_a_loss_that_rises_step_by_step_goes_back_with_a_lower_rate() -> None:

@@ -323,7 +323,7 @@ def test_ending_says_how_to_go_on_where_there_is_a_checkpoint(paths: JobPaths) -
         storage.write_bytes(commit_path(paths, 5), b"{}")
         outcome = concluded(paths, stopped, announce)
     assert ending_of(paths, outcome).splitlines()[-1] == f"resume: fleetune run --resume {paths.root}"
-    for other in ({"status": Status.SUCCEEDED}, {"bad_input": True}):
+    for other in ({"status": Status.SUCCEEDED}, {"bad_input": True}, {"diverged": True}):
         assert "resume" not in ending_of(paths, outcome.model_copy(update=other))
 
 

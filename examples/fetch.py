@@ -14,6 +14,7 @@ the quality of the model as it was published.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import csv
 import io
@@ -138,9 +139,11 @@ WHAT = {"smollm2": "smollm2 (98 MB) and converting it to safetensors"}
 
 
 def main() -> None:
-    folders = [argument for argument in sys.argv[1:] if argument != "--lm"]
-    wanted = LANGUAGE_MODEL if "--lm" in sys.argv[1:] else ENCODER
-    folder = pathlib.Path(folders[0] if folders else "demo")
+    parser = argparse.ArgumentParser(description="Fetch a model and data for the examples.")
+    parser.add_argument("folder", nargs="?", default="demo", type=pathlib.Path)
+    parser.add_argument("--lm", action="store_true", help="a language model and dialogues, not an encoder and reviews")
+    options = parser.parse_args()
+    wanted, folder = LANGUAGE_MODEL if options.lm else ENCODER, options.folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, fetch in wanted.items():
         if not (folder / name).exists():

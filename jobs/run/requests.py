@@ -12,15 +12,18 @@ from jobs.run.summary import Now, summarise, utc_now
 from jobs.storage import files as storage
 
 
-def ask_to_stop(root: str, now: Now = utc_now) -> str:
+def ask_to_stop(root: str, now: Now = utc_now, is_trial: bool = False) -> str:
     """Ask a run to save a checkpoint and end. Returns a message about what will happen.
+
+    Args:
+        is_trial: the run is a trial, which goes on in its sweep only.
 
     Raises:
         InputError: the run has ended.
     """
     paths = JobPaths(root)
     will = _ask(paths, paths.stop_request, "end as interrupted", now)
-    return f"{will}; go on later with: {resume_command(paths)}"
+    return will if is_trial else f"{will}; go on later with: {resume_command(paths)}"
 
 
 def ask_to_save(root: str, now: Now = utc_now) -> str:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cluster.errors import Mistake
 from cluster.text import many
 from jobs.errors import SpecError
-from jobs.planning import plan_batching
+from jobs.planning import plan_batching, warmup_steps
 from jobs.spec.checking.fields import homes_of, spec_fields, unknown_key
 from jobs.spec.checking.mistakes import reworded
 from jobs.spec.finetune import NotWhole, Spec
@@ -107,7 +107,9 @@ def check_space(sweep: SweepSpec) -> None:
                 raise SpecError.at(f"space.{name}", what)
             _check_kind(sweep, name, full)
             for value in tried(values):
-                trial_spec(sweep.base, {full: value})
+                train = trial_spec(sweep.base, {full: value}).train
+                if train.max_steps is not None:
+                    warmup_steps(train, train.max_steps)  # raises SpecError for one that is longer than the run
         except SpecError as error:
             problems += (one if one.field else replace(one, field=f"space.{name}") for one in error.mistakes)
     if problems := problems or _wrong_engines(sweep):

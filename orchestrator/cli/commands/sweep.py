@@ -118,7 +118,7 @@ def stop(
         raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
     if found.trials[trial].is_over:
         raise InputError(f"trial {trial} has ended: {found.trials[trial].state}")
-    typer.echo(ask_to_stop(found.trials[trial].paths.root))
+    typer.echo(ask_to_stop(found.trials[trial].paths.root, is_trial=True))
 
 
 def _is_active(trials: Trials) -> bool:

@@ -135,6 +135,10 @@ RATES = {"min": 1e-5, "max": 1e-3}
         ({"space": {"learning_rate": {"min": 0, "max": 1, "log": True}}}, "a logarithm needs numbers above 0"),
         ({"space": {"learning_rate": {"min": 0, "max": 1e-3}}}, "space.train.learning_rate: must be greater than 0"),
         ({"space": {"warmup_steps": {"min": 0, "max": 20}}}, "a share below 1. A range draws any number"),
+        (
+            {"base": {**BASE, "train": {"max_steps": 9}}, "space": {"warmup_steps": [0, 10]}},
+            "space.warmup_steps: warmup_steps (10) is longer than the run of 9 steps",
+        ),
         ({"space": {"seed": {"min": 1, "max": 9}}}, "give a list of values"),
         ({"space": {"learning_rate": {**RATES, "lag": True}}}, "unknown key; a range has min, max, log, points"),
         ({"space": {"learning_rate": 3}}, "must be a list of values, or a range"),

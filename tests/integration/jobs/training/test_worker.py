@@ -183,7 +183,7 @@ def test_an_exported_model_that_is_worse_than_the_base_is_told(tmp_path: pathlib
         run: Any = SimpleNamespace(
             job=SimpleNamespace(spec=spec), reporter=SimpleNamespace(event=lambda kind, text, **_: said.append(text))
         )
-        exported = best and Best(metric="eval_loss", greater_is_better=False, step=3, score=1.0, metrics=best)
+        exported = Best(metric="eval_loss", greater_is_better=False, step=3, score=1.0, metrics=best) if best else None
         tell_if_worse(run, LoopState(step=9, metrics=after, metrics_before=before, exported=exported))
         return said
 
@@ -191,7 +191,7 @@ def test_an_exported_model_that_is_worse_than_the_base_is_told(tmp_path: pathlib
     assert said.startswith("eval_loss is worse than before training: 19.55 after 0.331. Lower train.learning_rate")
     assert not told({"eval_loss": 3.0}, {"eval_loss": 2.0}) and not told({}, {"eval_loss": 2.0})
     assert not told({"eval_loss": 3.0}, {"eval_loss": 9.0}, best={"eval_loss": 2.5})
-    accuracy = {"checkpoint__metric_for_best_model": "accuracy", "eval__metrics": ["loss", "accuracy"]}
-    by_accuracy = {**accuracy, "data__eval_fraction": 0.1, "classify": True}
+    accuracy: dict[str, Any] = {"checkpoint__metric_for_best_model": "accuracy", "eval__metrics": ["loss", "accuracy"]}
+    by_accuracy: dict[str, Any] = {**accuracy, "data__eval_fraction": 0.1, "classify": True}
     assert not told({"eval_accuracy": 0.5, "eval_loss": 0.7}, {"eval_accuracy": 0.8, "eval_loss": 0.9}, **by_accuracy)
     assert told({"eval_accuracy": 0.5}, {"eval_accuracy": 0.4}, **by_accuracy)

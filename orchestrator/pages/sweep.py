@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -9,6 +10,7 @@ from cluster.text import compact, duration, many
 from jobs.run.summary import RunSummary
 from jobs.search.report.status import SweepStatus, counts_of
 from jobs.search.report.trial_text import format_value, format_values
+from jobs.search.rules.budget import most_trials
 from jobs.search.rules.varying import short_name
 from jobs.search.trial import Trial
 from orchestrator.pages.show import format_status, table
@@ -76,8 +78,8 @@ def format_budget(status: SweepStatus) -> list[str]:
     budget, runs = status.sweep.budget, status.runs or 0.0
     tokens = f"{status.tokens:,}{f' of {budget.tokens:,}' if budget.tokens is not None else ''} tokens"
     words = [f"{tokens}, {runs:.1f}{f' of {budget.runs:g}' if budget.runs is not None else ''} runs"]
-    if budget.trials is not None:
-        words.append(f"{len(status.searched)} of {many(budget.trials, 'trial')} begun")
+    if math.isfinite(most := most_trials(status.sweep)):
+        words.append(f"{len(status.searched)} of {many(int(most), 'trial')} begun")
     if budget.gpu_hours is not None:
         words.append(f"{status.device_hours:.2g} of {budget.gpu_hours:g} GPU-hours")
     if budget.minutes is not None:

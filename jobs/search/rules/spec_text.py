@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+from jobs.search.rules.budget import most_trials
 from jobs.search.rules.varying import field_meant, short_name
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
@@ -15,6 +17,8 @@ def format_sweep(sweep: SweepSpec) -> str:
     rungs = " and ".join(f"{rung:.0%}" for rung in sweep.rung_shares)
     scheduler = "" if sweep.scheduler == "none" else f", {sweep.scheduler} at {rungs} of a run"
     given = sweep.budget.model_dump(exclude_none=True)
+    if math.isfinite(most := most_trials(sweep)):  # fewer than the budget's if the grid is small
+        given["trials"] = int(most)
     bounds = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items())
     seeds = f"; then the two best with {sweep.seeds} seeds each" if sweep.seeds > 1 else ""
     return f"{sweep.algorithm}{scheduler}, at most {bounds}{seeds}; {judged}"

@@ -33,6 +33,7 @@ from jobs.search.rules.budget import (
 from jobs.search.rules.checking import check_sweep_resumable, with_stored_values
 from jobs.search.rules.prior import rate_by_size, with_prior
 from jobs.search.rules.rungs import ETA, going_on, halving_steps, next_stop
+from jobs.search.rules.spec_text import format_sweep
 from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec, load_sweep
 from jobs.spec.space import Range
@@ -282,7 +283,7 @@ def test_no_more_gangs_are_asked_for_than_have_work(tmp_path: Path, fields: dict
 def test_a_grid_is_no_larger_than_its_points_also_with_halving(tmp_path: Path) -> None:
     space = {"learning_rate": [1e-5, 1e-4, 1e-3]}
     grid = sweep_with(tmp_path, algorithm="grid", scheduler="halving", space=space)
-    assert budget_plan(grid, 100, 1000).compared == 3
+    assert budget_plan(grid, 100, 1000).compared == 3 and "at most 3 trials" in format_sweep(grid)
 
 
 @pytest.mark.parametrize("prior", [{"learning_rate": 1e-4}, {"train.learning_rate": 1e-4}, {}])

@@ -207,7 +207,7 @@ def _model_seen(spec: Spec) -> tuple[list[str], list[str]]:
     if not storage.is_local(path):
         return [f"model: config.json of {path}"], [f"model: the weights and the tokenizer at {path}"]
     if os.path.isabs(storage.local_path(path)):
-        return [f"model: {path}"], []
+        return [f"model: {path}"], ["model: whether it can be trained; a run tries that before its workers start"]
     return [], [f"model: {path} is not a directory beside the spec; whether the hub has it was not checked"]
 
 

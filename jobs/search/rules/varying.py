@@ -106,6 +106,8 @@ def check_space(sweep: SweepSpec) -> None:
                 what = "trials of different lengths cannot be compared: give it in the base"
                 raise SpecError.at(f"space.{name}", what)
             _check_kind(sweep, name, full)
+            if isinstance(values, tuple) and (twice := [one for one in values if values.count(one) > 1]):
+                raise SpecError.at(f"space.{name}", f"has {twice[0]} more than once: drop the others")
             for value in tried(values):
                 train = trial_spec(sweep.base, {full: value}).train
                 if train.max_steps is not None:

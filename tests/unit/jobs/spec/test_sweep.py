@@ -143,6 +143,8 @@ RATES = {"min": 1e-5, "max": 1e-3}
         ({"space": {"learning_rate": {**RATES, "lag": True}}}, "unknown key; a range has min, max, log, points"),
         ({"space": {"learning_rate": 3}}, "must be a list of values, or a range"),
         ({"space": {"learning_rate": []}}, "must be a list of 1 or more"),
+        ({"space": {"learning_rate": [1e-3, 1e-4, 1e-3]}}, "space.learning_rate: has 0.001 more than once"),
+        ({"space": {"weight_decay": [0, 0]}}, "space.weight_decay: has 0 more than once"),
         ({"space": {"lr_scheduler_type": ["linear", "cosin"]}}, "did you mean cosine?"),
         ({"space": {"train.learning_rate": RATES, "learning_rate": RATES}}, "sets the same: drop one of them"),
         ({"space": {"warmup_ratio": [0.1], "warmup_steps": [5]}}, "sets the same: drop one of them"),

@@ -97,23 +97,26 @@ def check_space(sweep: SweepSpec) -> None:
     """
     problems, meant = list[Mistake](), dict[str, str]()
     for name, values in sweep.dimensions.items():
+        own = full = f"space.{name}"
         try:
             full = field_meant(name)
             if (other := meant.get(full) or meant.get(SAME_SETTING.get(full, ""))) is not None:
-                raise SpecError.at(f"space.{name}", f"{other} sets the same: drop one of them")
+                raise SpecError.at(own, f"{other} sets the same: drop one of them")
             meant[full] = name
             if full in _LENGTHS:
                 what = "trials of different lengths cannot be compared: give it in the base"
-                raise SpecError.at(f"space.{name}", what)
+                raise SpecError.at(own, what)
             _check_kind(sweep, name, full)
             if isinstance(values, tuple) and (twice := [one for one in values if values.count(one) > 1]):
-                raise SpecError.at(f"space.{name}", f"has {twice[0]} more than once: drop the others")
+                raise SpecError.at(own, f"has {twice[0]} more than once: drop the others")
             for value in tried(values):
                 train = trial_spec(sweep.base, {full: value}).train
                 if train.max_steps is not None:
                     warmup_steps(train, train.max_steps)  # raises SpecError for one that is longer than the run
         except SpecError as error:
-            problems += (one if one.field else replace(one, field=f"space.{name}") for one in error.mistakes)
+            problems += (
+                replace(one, field=own) if one.field in ("", f"space.{full}") else one for one in error.mistakes
+            )
     if problems := problems or _wrong_engines(sweep):
         raise SpecError.of(problems)
 

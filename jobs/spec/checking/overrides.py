@@ -7,6 +7,7 @@ from typing import Any
 from cluster.errors import Mistake
 from jobs.errors import SpecError
 from jobs.spec.checking.lines import Document, Mark, Path, dotted, parse_value
+from jobs.spec.space import Range
 
 _SET = "--set"
 
@@ -30,7 +31,7 @@ def override(document: Document, text: str) -> None:
         return
     path: Path = ()
     section: Any = document.value
-    *sections, last = name.split(".")
+    *sections, last = _keys(name)
     for part in sections:
         place = _place_in(section, part)
         if place is None:
@@ -49,6 +50,15 @@ def override(document: Document, text: str) -> None:
     for known in [known for known in document.marks if known[: len(path)] == path]:
         del document.marks[known]
     document.marks[path] = Mark(_SET)
+
+
+def _keys(name: str) -> list[str]:
+    """Split a dotted name into keys. Below `space`, a dotted name is one key; a field of a range may follow."""
+    keys = name.split(".")
+    if keys[0] != "space":
+        return keys
+    rest = [keys.pop()] if len(keys) > 2 and keys[-1] in Range.model_fields else []
+    return ["space", *filter(None, [".".join(keys[1:])]), *rest]
 
 
 def _place_in(section: Any, part: str) -> str | int | None:

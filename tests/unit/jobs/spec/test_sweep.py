@@ -15,6 +15,8 @@ from jobs.search.rules.budget import check_lengths
 from jobs.search.rules.checking import check_sweep_resumable
 from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import VARYING, check_space, engine_of, engines, field_meant, trial_spec
+from jobs.spec.checking.lines import parse
+from jobs.spec.checking.overrides import override
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec, load_sweep
 from jobs.spec.space import Range
@@ -133,7 +135,7 @@ RATES = {"min": 1e-5, "max": 1e-3}
         ({"space": {"lr": RATES}}, "space.lr: unknown key; use train.learning_rate"),
         ({"space": {"learning_rate": {"min": 1e-3, "max": 1e-5}}}, "min (0.001) must be less than max (1e-05)"),
         ({"space": {"learning_rate": {"min": 0, "max": 1, "log": True}}}, "a logarithm needs numbers above 0"),
-        ({"space": {"learning_rate": {"min": 0, "max": 1e-3}}}, "space.train.learning_rate: must be greater than 0"),
+        ({"space": {"learning_rate": {"min": 0, "max": 1e-3}}}, "space.learning_rate: must be greater than 0"),
         ({"space": {"warmup_steps": {"min": 0, "max": 20}}}, "a share below 1. A range draws any number"),
         (
             {"base": {**BASE, "train": {"max_steps": 9}}, "space": {"warmup_steps": [0, 10]}},
@@ -151,7 +153,7 @@ RATES = {"min": 1e-5, "max": 1e-3}
         ({"space": {"seq_len": [64, 128]}}, "so this field cannot vary"),
         ({"space": {"global_batch_size": {"min": 8, "max": 64}}}, "needs an engine: give a list"),
         ({"space": {"bf16": [True, False], "global_batch_size": [1, 2, 3, 4, 5]}}, "have 10 combinations"),
-        ({"space": {"global_batch_size": [0, 2]}}, "space.train.global_batch_size: must be 1 or more"),
+        ({"space": {"global_batch_size": [0, 2]}}, "space.global_batch_size: must be 1 or more"),
         (
             {"base": {**BASE, "train": {"max_steps": 9}}, "space": {"data.train.1.weight": [1, 2]}},
             "base.data.train has 1 source, counted from 0",
@@ -236,3 +238,13 @@ def test_one_run_is_no_sweep_to_go_on_with(tmp_path: Path) -> None:
     (tmp_path / "run/spec.json").write_bytes(dump_spec(sweep.base))
     with pytest.raises(InputError, match="is not a sweep"):
         check_sweep_resumable(JobPaths(str(tmp_path / "run")), sweep)
+
+
+def test_below_space_a_dotted_name_is_one_key_of_an_override() -> None:
+    document = parse("space: {learning_rate: {min: 1.0e-4, max: 1.0e-3}}", "sweep.yaml")
+    for text in ("space.lora.rank=[2, 4]", "space.learning_rate.max=2e-3", "space.train.warmup_ratio.points=3"):
+        override(document, text)
+    assert not document.problems
+    assert document.value["space"] == {
+        "learning_rate": {"min": 1e-4, "max": 2e-3}, "lora.rank": [2, 4], "train.warmup_ratio": {"points": 3},
+    }  # fmt: skip

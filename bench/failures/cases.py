@@ -211,7 +211,7 @@ NUMERICS = [
         "weights damaged after every rollback", Kind.NUMERICS,
         ends(
             FAILED, "train.learning_rate 0.01 is too high", advice=("Start a new run with at most",),
-            acts=(*(f"{SKIP}*", ROLLBACK) * 4, f"{SKIP}*"),
+            acts=(*(f"{SKIP}*", ROLLBACK) * 4, f"{SKIP}*", "outlier_steps failure"),
         ),
         # The batches of steps 17 to 27 are left out after the first rollback, so the next damage is done after them.
         plants=(

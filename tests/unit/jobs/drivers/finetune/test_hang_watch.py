@@ -178,3 +178,10 @@ def test_it_can_be_switched_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     driver.trains(1, 2)
     driver.passes(60.0)
     assert driver.asked == [] and driver.ended == []
+
+
+def test_a_hang_after_steps_that_all_passed_between_two_looks_is_noticed(driver: Driver) -> None:
+    driver.trains(5)
+    driver.answers = STOPPED
+    driver.passes(14.0)
+    assert len(driver.asked) == 1 and len(driver.ended) == 1

@@ -1,6 +1,7 @@
 """The learning rate as a pure function of the step. It equals the one of transformers' `get_scheduler`.
 
-The test tests/integration/jobs/planning/test_schedule_matches_transformers.py compares whole runs.
+The test tests/integration/jobs/planning/test_schedule_matches_transformers.py compares whole runs. `vertex_of` finds
+the best of a few rates.
 """
 
 from __future__ import annotations
@@ -24,6 +25,11 @@ def learning_rate_at(step: int, train: Train, total_steps: int) -> float:
     return train.learning_rate * _SHAPES[train.lr_scheduler_type](step, warmup, total_steps, train)
 
 
+def decay_steps(train: Train, total_steps: int) -> int:
+    """Return the number of decaying steps at the end, for warmup_stable_decay; limited by what the warmup leaves."""
+    return min(math.ceil(train.decay_ratio * total_steps), total_steps - warmup_steps(train, total_steps))
+
+
 def vertex_of(scores: Mapping[float, float]) -> float | None:
     """Return the place of the minimum of the parabola through three points; None if it has no minimum."""
     (x1, y1), (x2, y2), (x3, y3) = sorted(scores.items())
@@ -32,11 +38,6 @@ def vertex_of(scores: Mapping[float, float]) -> float | None:
     rise, next_rise = (y2 - y1) / (x2 - x1), (y3 - y2) / (x3 - x2)
     bend = (next_rise - rise) / (x3 - x1)
     return (x1 + x2) / 2 - rise / (2 * bend) if bend > 0 else None
-
-
-def decay_steps(train: Train, total_steps: int) -> int:
-    """Return the number of decaying steps at the end, for warmup_stable_decay; limited by what the warmup leaves."""
-    return min(math.ceil(train.decay_ratio * total_steps), total_steps - warmup_steps(train, total_steps))
 
 
 def _linear(step: int, warmup: int, total: int, train: Train) -> float:

@@ -20,14 +20,14 @@ from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.load import (
     converts_weights,
     empty_model,
-    lacking,
     lacking_and_unused,
     model_class,
     set_pad_token,
 )
 from jobs.training.model.pooling import reads_the_end
 
-# Errors that are about the model. Most of RuntimeError and NotImplementedError only show that tensors have no data.
+# Errors that are about the model. Most errors of torch (RuntimeError, NotImplementedError) only show that tensors have
+# no data; those about shapes are about the model too.
 _TELLING = (ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, ImportError)
 _SHAPES_DIFFER = (
     "must match the size of tensor",
@@ -60,11 +60,11 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
             "could not be loaded again. Choose a text model"
         )
     _check_shapes(model, model_dir)
-    _check_layers(spec, model, model_dir)
+    missing = _check_layers(spec, model, model_dir)
     tokenizer = load_tokenizer(model_dir)
     _check_end(spec, model, tokenizer, model_dir)
     if spec.method.kind != "full":
-        model = _adapted(spec, model, model_dir)
+        model = _adapted(spec, model, model_dir, missing)
     try:
         pad = set_pad_token(model.config, pad_token_id(tokenizer))
         with torch.no_grad(), without_decisions_from_data(), _always_masking():
@@ -108,11 +108,14 @@ def _check_shapes(model: Any, model_dir: str) -> None:
             )
 
 
-def _check_layers(spec: Spec, model: Any, model_dir: str) -> None:
+def _check_layers(spec: Spec, model: Any, model_dir: str) -> set[str]:
     """Check that the weights have as many layers (and experts, and so on) as the configuration.
 
     A head may be new, and that of another task is not used. But a name that differs only in a number from one that is
     in both belongs to a layer that would be dropped or begin with random weights.
+
+    Returns:
+        The parameters that the weights lack.
     """
     missing, unused = lacking_and_unused(spec, model_dir)
     wanted = {name for name, _ in model.named_parameters()}
@@ -132,18 +135,19 @@ def _check_layers(spec: Spec, model: Any, model_dir: str) -> None:
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
     if isinstance(layers, int) and layers < 1:
         raise DataError(f"model.path {model_dir}: num_hidden_layers is {layers} in config.json: it must be at least 1")
+    return missing
 
 
 def _by(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "a number"
 
 
-def _adapted(spec: Spec, model: Any, model_dir: str) -> Any:
-    """Add what the method trains. Raises InputError."""
+def _adapted(spec: Spec, model: Any, model_dir: str, missing: set[str]) -> Any:
+    """Add what the method trains; `missing`: parameters that the weights lack. Raises InputError."""
     from jobs.training.model.adapters import adapted, new_modules
 
     try:
-        return adapted(spec, model, model_dir, new_modules(lacking(spec, model_dir)))
+        return adapted(spec, model, model_dir, new_modules(missing))
     except InputError:
         raise
     except Exception as error:  # PEFT may raise anything

@@ -1,7 +1,7 @@
 """A learning rate that is excessive from the first steps on: how it is noticed, and the rate to begin again with.
 
-Such a run is ruined within a few steps, so only its first loss is that of healthy weights, and the losses of batches
-differ. If later losses are above it, the loss of the same rows is measured again.
+Such a run is ruined within a few steps, so only its first loss is that of healthy weights. Later losses are of other
+rows, and may be higher for that reason. If they are, the loss of the first step's rows is measured again.
 
 What is left of such a run says only that the rate was too high. So the first step is tried at several rates: the loss
 after it falls with the rate, and rises again above the best one. The functions are pure.
@@ -24,7 +24,7 @@ _WORSE: Final = 1.15  # times its first value
 _LEAST_EXCESS: Final = 0.2  # nats
 _RATES: Final = 16  # that are tried, each half of the next: down to 3e-5 times the excessive one
 _CLEARLY: Final = 0.01  # share of a loss; smaller differences are noise
-# Above the best rate of a whole run, the loss rises steeply, and below it slowly. The best rate was 0.7 to 0.9 of the
+# Above the best rate of a whole run, the loss rises steeply, and below it slowly. The best rate was 0.6 to 0.9 of the
 # best step's for a small Llama, and 0.6 to 2.6 of it for SmolLM2 (bench/RESULTS.md).
 OF_BEST_STEP: Final = 0.7
 
@@ -32,7 +32,7 @@ OF_BEST_STEP: Final = 0.7
 def may_be_worse_than_at_first(history: StepHistory, step: int) -> bool:
     """Whether to measure the loss of the first step's rows again after `step` steps.
 
-    If the last measurement found no damage, as many steps as before it pass until the next one.
+    If a measurement found no damage, the next one follows when the run has at least twice as many steps.
     """
     if history.first_loss is None or len(history.losses) < _NEWEST or step < 2 * history.first_compared_at:
         return False
@@ -62,8 +62,8 @@ def rates_to_try(excessive: float) -> tuple[float, ...]:
 def rate_after(rates: Sequence[float], losses: Sequence[float]) -> float | None:
     """Return a rate for the whole run: OF_BEST_STEP of the one whose step lowers the loss most.
 
-    If no step lowers the loss clearly, it is OF_BEST_STEP of the highest rate up to which no step raises it clearly. So
-    it is for a model that knows its rows well, and for a new classification head, which learns nothing in one step.
+    If no step lowers the loss clearly, it is OF_BEST_STEP of the highest rate up to which no step raises it clearly.
+    Such cases are a model that knows its rows well, and a new classification head, which learns nothing in one step.
 
     Args:
         rates: in ascending order.

@@ -155,7 +155,8 @@ class _Group:
         paused, self._looked_s = now - self._looked_s > _PAUSED_S, now
         new = newest is not None and newest is not self._newest
         if newest is not None and new:
-            # Short steps pass between two looks. A group that went back to a checkpoint begins below the newest step.
+            # Several short steps may pass between two looks. A group that continues from a checkpoint may begin below
+            # the newest step.
             passed = int(newest["step"]) - (0 if self._newest is None else int(self._newest["step"]))
             self._newest, self._steps = newest, self._steps + max(passed, 1)
             if self._steps > 1:

@@ -97,7 +97,7 @@ def check_space(sweep: SweepSpec) -> None:
     """
     problems, meant = list[Mistake](), dict[str, str]()
     for name, values in sweep.dimensions.items():
-        own = full = f"space.{name}"
+        own, full = f"space.{name}", name
         try:
             full = field_meant(name)
             if (other := meant.get(full) or meant.get(SAME_SETTING.get(full, ""))) is not None:

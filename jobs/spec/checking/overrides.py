@@ -55,10 +55,10 @@ def override(document: Document, text: str) -> None:
 def _keys(name: str) -> list[str]:
     """Split a dotted name into keys. Below `space`, a dotted name is one key; a field of a range may follow."""
     keys = name.split(".")
-    if keys[0] != "space":
+    if keys[0] != "space" or len(keys) < 3:
         return keys
-    rest = [keys.pop()] if len(keys) > 2 and keys[-1] in Range.model_fields else []
-    return ["space", *filter(None, [".".join(keys[1:])]), *rest]
+    end = -1 if keys[-1] in Range.model_fields else len(keys)
+    return ["space", ".".join(keys[1:end]), *keys[end:]]
 
 
 def _place_in(section: Any, part: str) -> str | int | None:

@@ -36,10 +36,7 @@ from jobs.training.loop.forgetting import act_of, remedied, tell_stop
 from jobs.training.loop.measuring import loss_of_first_step
 from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
-from jobs.training.loop.saving import (
-    best_score,
-    save_if_due,
-)
+from jobs.training.loop.saving import best_score, save_if_due
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.loop.step import train_step
 from jobs.training.loop.watching import check_skips, counted, tell_if_worse, tell_summary

@@ -97,7 +97,8 @@ def tell_if_worse(run: Run, state: LoopState) -> None:
     if metric not in after or metric not in state.metrics_before:
         return
     before, now = state.metrics_before[metric], after[metric]
-    if now < before if rule.best_metric and rule.greater_is_best else now > before:
+    greater_is_better = rule.best_metric is not None and rule.greater_is_best
+    if (now < before) if greater_is_better else (now > before):
         run.reporter.event(
             "warning",
             f"{metric} is worse than before training: {now:.4g} after {before:.4g}. Lower train.learning_rate, train "

@@ -74,7 +74,7 @@ def lacking_and_unused(spec: Spec, model_dir: str) -> tuple[set[str], set[str]]:
     held = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(model_dir).items()}
     if not held:
         return set(), set()
-    empty = empty_model(spec, model_dir)  # has the configuration of its own part of a larger model
+    empty = empty_model(spec, model_dir)  # for a model of several parts, its configuration is that of the text part
     # A user's terminal needs neither a progress bar nor a report about weights that are missing.
     bar = mock.patch("transformers.core_model_loading.tqdm", lambda items, **_: items)
     with bar, mock.patch("transformers.modeling_utils.log_state_dict_report"):

@@ -18,6 +18,7 @@ from cluster.text import did_you_mean
 from jobs.errors import DataError, InputError, SpecError
 from jobs.model_files.directory import check_model_dir
 from jobs.planning import plan_batching, warmup_steps, worker_numbers
+from jobs.preflight.harness_tasks import check_harness_tasks
 from jobs.run.find import with_model_of_run
 from jobs.spec.data import OWN_FUNCTION, numbered
 from jobs.spec.finetune import Spec, Task
@@ -225,6 +226,7 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
     worker_numbers,
     _check_warmup,
     check_metrics,
+    check_harness_tasks,
     lambda spec: check_model_dir(with_model_of_run(spec)),
     check_formats,
     lambda spec: storage.check_writable(spec.storage_path),

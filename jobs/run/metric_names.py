@@ -23,6 +23,15 @@ def is_general(name: str) -> bool:
     return name.startswith("eval_general_")
 
 
+def harness_name(task: str, metric: str) -> str:
+    """Return the name of a metric of one of lm-eval's tasks."""
+    return f"eval_lm_eval_{task}_{metric}"
+
+
+def is_harness(name: str) -> bool:
+    return name.startswith("eval_lm_eval_")
+
+
 def general_increase(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:
     """Return how much the loss on general text has risen, as a share of its first value; None if it is not known."""
     if GENERAL_LOSS not in after or not before.get(GENERAL_LOSS):
@@ -31,13 +40,18 @@ def general_increase(before: Mapping[str, float], after: Mapping[str, float]) ->
 
 
 def format_trade(before: Mapping[str, float], after: Mapping[str, float]) -> str | None:
-    """State the gain of the task against the change on general text; None without the latter.
+    """State the gain of the task against the change on general text; None without the latter and without tasks.
 
-    The text is `held-out loss 3.1 -> 1.92 (-38.1%), general loss 3.21 -> 3.4 (+5.9%)`.
+    The text is `held-out loss 3.1 -> 1.92 (-38.1%), general loss 3.21 -> 3.4 (+5.9%)`; tasks of lm-eval follow.
     """
     losses = {"held-out loss": LOSS, "general loss": GENERAL_LOSS}
-    pairs = {words: (before[name], after[name]) for words, name in losses.items() if name in before and name in after}
-    if "general loss" not in pairs:
+    tasks = {name.removeprefix("eval_lm_eval_"): name for name in after if is_harness(name)}
+    pairs = {
+        words: (before[name], after[name])
+        for words, name in (losses | tasks).items()
+        if name in before and name in after
+    }
+    if pairs.keys() <= {"held-out loss"}:
         return None
     return ", ".join(
         f"{words} {old:.4g} -> {new:.4g}" + (f" ({new / old - 1:+.1%})" if old else "")

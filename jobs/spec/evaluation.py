@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from jobs.frozen import Frozen
 from jobs.spec.bounds import MOST_COUNT, MOST_ROWS
-from jobs.spec.data import Source, Sources
+from jobs.spec.data import Source, Sources, absolute_sources
+from jobs.spec.references import absolute
 
 
 def full_name(metric: str) -> str:
@@ -30,6 +31,39 @@ def _as_text(sources: tuple[Source, ...]) -> tuple[Source, ...]:
     return tuple(source.model_copy(update={"format": source.format or "text"}) for source in sources)
 
 
+SCORABLE: Final = ("multiple_choice", "loglikelihood", "loglikelihood_rolling")  # output types of lm-eval's tasks
+
+
+def is_task_file(task: str) -> bool:
+    """Whether a task is a file that describes it, and no name that lm-eval knows."""
+    return task.endswith((".yaml", ".yml"))
+
+
+class LmEval(Frozen):
+    """Tasks of lm-eval that show what the model forgets."""
+
+    tasks: tuple[str, ...] = Field(
+        (),
+        fail_fast=True,
+        description="Names of tasks, groups or tags that lm-eval knows (lm-eval ls tasks), or files of tasks (.yaml).",
+    )
+    limit: int | None = Field(
+        200, ge=1, le=MOST_COUNT, description="Most documents of each task, from its beginning; null: all."
+    )
+    num_fewshot: int | None = Field(
+        None, ge=0, le=1000, description="Examples before each question; null: as many as the task says."
+    )
+    apply_chat_template: bool = Field(False, description="Whether prompts get the tokenizer's chat template.")
+
+    @field_validator("tasks")
+    @classmethod
+    def _once_each(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        twice = sorted({task for task in tasks if tasks.count(task) > 1})
+        if twice:
+            raise ValueError(f"{twice[0]} is listed twice: list each task once")
+        return tasks
+
+
 class Eval(Frozen):
     """When and how the held-out samples are scored."""
 
@@ -46,6 +80,10 @@ class Eval(Frozen):
         None,
         description="General text, whose loss shows what the model forgets: a path, or sources as in data.eval "
         "(format: text by default). Scored before the first step and at each evaluation.",
+    )
+    lm_eval: LmEval = Field(
+        default_factory=LmEval,
+        description="Tasks of lm-eval, scored before the first step and at each evaluation. For causal-lm.",
     )
     early_stopping_patience: int | None = Field(
         None,
@@ -74,7 +112,14 @@ class Eval(Frozen):
     def may_report(self, metric: str) -> bool:
         """Whether evaluations may report a metric. A user's function may return metrics of any name."""
         has_own = any(":" in name for name in self.metrics)
-        return has_own or metric.removeprefix("eval_") in {"loss", *self.metrics}
+        harness = bool(self.lm_eval.tasks) and metric.removeprefix("eval_").startswith("lm_eval_")
+        return has_own or harness or metric.removeprefix("eval_") in {"loss", *self.metrics}
+
+    def with_absolute_paths(self, base: str) -> Eval:
+        """Make paths absolute, relative to the directory or URL `base`."""
+        tasks = tuple(absolute(task, base) if is_task_file(task) else task for task in self.lm_eval.tasks)
+        harness = self.lm_eval.model_copy(update={"tasks": tasks})
+        return self.model_copy(update={"general": absolute_sources(self.general, base), "lm_eval": harness})
 
 
 class Checkpoint(Frozen):

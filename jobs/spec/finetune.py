@@ -238,6 +238,8 @@ class Spec(JobSpec):
                 "eval.general is for causal-lm: a classifier predicts no tokens, so it has no loss on general text. "
                 "Leave eval.general out"
             )
+        if classify and self.eval.lm_eval.tasks:
+            raise ValueError("eval.lm_eval is for causal-lm: a classifier predicts no tokens. Leave eval.lm_eval out")
         for field, source in self.sources:
             name = self.data.format_of(source)
             if ":" not in name and classify != (name == "classification"):
@@ -335,7 +337,7 @@ class Spec(JobSpec):
                 "working_dir": working_dir,
                 "storage_path": absolute_storage(self.storage_path, base),
                 "data": self.data.model_copy(update=data),
-                "eval": self.eval.model_copy(update={"general": absolute_sources(self.eval.general, base)}),
+                "eval": self.eval.with_absolute_paths(base),
                 "model": self.model.model_copy(update={"path": absolute_model(self.model.path, base)}),
             }
         )
@@ -353,8 +355,8 @@ class Spec(JobSpec):
 
     @property
     def evaluates(self) -> bool:
-        """Whether there is anything to score: held-out samples or general text."""
-        return self.data.has_eval or self.eval.general is not None
+        """Whether there is anything to score: held-out samples, general text or tasks of lm-eval."""
+        return self.data.has_eval or self.eval.general is not None or bool(self.eval.lm_eval.tasks)
 
     @property
     def num_labels(self) -> int | None:

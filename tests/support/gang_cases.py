@@ -29,7 +29,7 @@ import torch.distributed as dist
 from cluster.settings import TorchrunWorld, torchrun_world
 from jobs.data.order.stream import StepRows, Stream
 from jobs.data.prepared import Prepared
-from jobs.errors import RunFailed
+from jobs.errors import MetricFailed, RunFailed
 from jobs.run.paths import JobPaths
 from jobs.spec.load import load_spec
 from jobs.training.loop import loop, step
@@ -124,14 +124,14 @@ def run_case(case: dict[str, Any]) -> None:
         gang.save_steps, gang.writes = spec.checkpoint.save_steps, lambda: run.checkpoints.busy
         if case.get("damaged_at"):
             gang.before_step = damaging(gang, run, case["damaged_at"])
-        state = loop.begun(run, loop.restored(run))
-        if state.step < run.plan.total_steps:
-            try:
+        try:
+            state = loop.begun(run, loop.restored(run))
+            if state.step < run.plan.total_steps:
                 state = loop.train_steps(run, state)
-            except RunFailed as error:
-                if not case.get("keep_failure"):
-                    raise
-                pathlib.Path(case["failure"]).write_text(str(error))
+        except (RunFailed, MetricFailed) as error:
+            if not case.get("keep_failure"):
+                raise
+            pathlib.Path(case["failure"]).write_text(str(error))
         if case["logits"]:
             loop.finish(run, state)
             rows = Prepared.open(job.prepared_root).split("train").read_rows(np.arange(3))

@@ -26,13 +26,14 @@ from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_
 from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
-from jobs.run.metric_names import general_name, is_general, metric_items
+from jobs.run.metric_names import general_name, is_general, is_harness, metric_items
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.forgetting import act_of, remedied, tell_stop
+from jobs.training.loop.harness import Harness
 from jobs.training.loop.measuring import loss_of_first_step
 from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
@@ -202,7 +203,8 @@ def load(job: Job, gang: WorkerContext, reporter: Reporter) -> Loaded:
     prepared = Prepared.open(job.prepared_root)
     engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, gang, engine.module, engine.pad_token_id, reporter)
-    return Loaded(engine, prepared, unpack, row_digests(prepared.split("train").index.sample_ids))
+    harness = Harness(job.spec, job.model, engine.pad_token_id) if job.spec.eval.lm_eval.tasks else None
+    return Loaded(engine, prepared, unpack, row_digests(prepared.split("train").index.sample_ids), harness)
 
 
 def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> Run:
@@ -233,6 +235,7 @@ def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> 
         batching=plan_batching(job.spec),
         evaluator=evaluator("eval", job.spec.eval.metrics),
         general=evaluator("general", ("loss", "perplexity")),
+        harness=loaded.harness,
         reporter=reporter,
         num_targets=split.index.num_targets,
         num_tokens=split.index.num_tokens,
@@ -259,6 +262,8 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
     if run.general is not None:
         found, _ = scored(run, run.general, "row", None if metrics else record, of=" of general text")
         metrics = metrics | {general_name(name): value for name, value in found.items()}
+    if run.harness is not None:
+        metrics = metrics | scored_tasks(run, run.harness, None if metrics else record)
     if not metrics:
         return state
     if wrong := [name for name, value in metrics.items() if not math.isfinite(value)]:
@@ -287,6 +292,18 @@ def scored(
     return found
 
 
+def scored_tasks(run: Run, harness: Harness, record: Record | None) -> dict[str, float]:
+    """Report that the tasks of lm-eval are scored, and score them."""
+    what = f"evaluating on {many(len(run.job.spec.eval.lm_eval.tasks), 'task')} of lm-eval"
+    rows = run.job.spec.eval.per_device_eval_batch_size
+    run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
+    run.gang.mark(Doing.EVALUATION)
+    found = harness.score(run.engine.module, run.gang)
+    run.gang.mark(Doing.OTHER)
+    give_back_freed_memory()
+    return found
+
+
 def told_before_training(run: Run, state: LoopState, seconds: float = 0.0) -> LoopState:
     """Report the metrics before the first step as an event, if there are any, and return the state."""
     if metrics := state.metrics_before:
@@ -296,9 +313,11 @@ def told_before_training(run: Run, state: LoopState, seconds: float = 0.0) -> Lo
 
 
 def metric_text(metrics: dict[str, float]) -> str:
-    """Format metrics with the loss last, and then those of general text: `accuracy 0.512  loss 0.693`."""
+    """Format metrics, with the loss last, then those of general text and of lm-eval: `accuracy 0.512  loss 0.693`."""
     late = ("eval_loss", "eval_perplexity")
-    ordered = sorted(metrics.items(), key=lambda item: 2 if is_general(item[0]) else item[0] in late)
+    ordered = sorted(
+        metrics.items(), key=lambda item: 3 if is_harness(item[0]) else 2 if is_general(item[0]) else item[0] in late
+    )
     return "  ".join(metric_items(dict(ordered), "{:.3f}"))
 
 

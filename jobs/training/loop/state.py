@@ -18,6 +18,7 @@ from jobs.run.checkpoints import Best, StepHistory
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
+from jobs.training.loop.harness import Harness
 from jobs.training.loop.metrics import Confusion
 from jobs.training.model.engine import Engine
 from jobs.training.reporter import Reporter
@@ -67,6 +68,7 @@ class Loaded:
     prepared: Prepared
     unpack: bool  # without separate rows, the model would let packed samples see each other
     row_digests: npt.NDArray[np.uint64]  # of every prepared training row
+    harness: Harness | None  # of tasks of lm-eval
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Run:
     batching: Batching
     evaluator: Evaluator | None  # of held-out rows
     general: Evaluator | None  # of general text
+    harness: Harness | None  # of tasks of lm-eval
     reporter: Reporter
     num_targets: npt.NDArray[np.int32]  # of every prepared training row
     num_tokens: npt.NDArray[np.int32]  # of every prepared training row

@@ -1,0 +1,223 @@
+"""Scores tasks of lm-eval, EleutherAI's evaluation harness, with the model in training.
+
+Rank 0 has lm-eval: it loads the tasks, makes the texts to score and computes the metrics. All ranks score the texts,
+each a share, because ZeRO-3 gathers every layer from all ranks. Only tasks that compare the probabilities of given
+texts can be scored; those in which the model writes a text need its weights in one place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
+
+from jobs.data.order.row_order import shares
+from jobs.data.prepared import IGNORE_INDEX
+from jobs.errors import MetricFailed
+from jobs.model_files.tokenizer import load_tokenizer
+from jobs.run.metric_names import harness_name
+from jobs.spec.evaluation import SCORABLE, LmEval, is_task_file
+from jobs.spec.finetune import Spec
+from jobs.training.loop.evaluation import rows_within, vocabulary_of
+from jobs.training.model.batch import Batch, model_logits
+from jobs.training.worker_context import WorkerContext
+
+_ALL_AT_ONCE: Final = 2**30  # rows that lm-eval hands over together
+
+_FEWSHOT_SEED: Final = 1234  # lm-eval's own default
+
+Score = tuple[float, bool]  # log-probability of the scored tokens, and whether each is the most probable one
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text whose last `scored` tokens are scored."""
+
+    tokens: list[int]
+    scored: int
+
+
+@dataclass(frozen=True)
+class Harness:
+    """Scores the tasks of a spec. Rank 0 keeps them, loaded, from one evaluation to the next."""
+
+    spec: Spec
+    model_dir: str
+    pad_token_id: int
+    _tasks: dict[str, Any] = field(default_factory=dict)  # of rank 0
+
+    def score(self, engine: torch.nn.Module, gang: WorkerContext) -> dict[str, float]:
+        """Return `eval_lm_eval_<task>_<metric>` of each task. Every rank must call it and gets the same values.
+
+        Raises:
+            MetricFailed: a task cannot be loaded or scored; raised on all ranks.
+        """
+        engine.eval()
+        try:
+            message: Any = self._on_rank_0(engine, gang) if gang.rank == 0 else _received()
+            while isinstance(message, list):
+                _scored(self, engine, gang, message)
+                message = _received()
+        finally:
+            engine.train()
+        if isinstance(message, str):
+            raise MetricFailed(message)
+        return dict(message)
+
+    def _on_rank_0(self, engine: torch.nn.Module, gang: WorkerContext) -> dict[str, float] | str:
+        """Let lm-eval score all tasks, and send its texts and then the result to the other ranks."""
+        failed = list[BaseException]()
+
+        def score(texts: list[Text]) -> list[Score]:
+            try:
+                _sent(texts)
+                return _scored(self, engine, gang, texts)
+            except BaseException as error:  # no failure of a task: other ranks do not wait for the next message
+                failed.append(error)
+                raise
+
+        result: dict[str, float] | str
+        try:
+            if not self._tasks:
+                self._tasks.update(_loaded(self.spec.eval.lm_eval))
+            config = getattr(engine, "module", engine).config
+            # A trained prompt takes positions of the texts.
+            prompt = self.spec.prompt.num_virtual_tokens if self.spec.method.kind == "prompt" else 0
+            model = _language_model(self.model_dir, config, prompt, score)
+            result = _evaluated(self.spec.eval.lm_eval, self._tasks, model)
+        except Exception as error:  # tasks are files and functions of the user, and data of anywhere
+            if failed:
+                raise
+            result = f"eval.lm_eval: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        _sent(result)
+        return result
+
+
+def _sent(message: Any) -> None:
+    dist.broadcast_object_list([message], src=0)
+
+
+def _received() -> Any:
+    message = [None]
+    dist.broadcast_object_list(message, src=0)
+    return message[0]
+
+
+def _scored(harness: Harness, engine: torch.nn.Module, gang: WorkerContext, texts: Sequence[Text]) -> list[Score]:
+    """Score the texts on all ranks. Returns the scores in the order of the texts on rank 0, and nothing on others."""
+    order = sorted(range(len(texts)), key=lambda number: -len(texts[number].tokens))  # rows of like length together
+    longest = max((len(text.tokens) for text in texts), default=1)
+    wanted = harness.spec.eval.per_device_eval_batch_size
+    at_once = rows_within(wanted, 1, longest * vocabulary_of(engine))
+    rounds = list(shares(len(texts), at_once, gang.world_size))
+    found = list[tuple[int, Score]]()
+    with torch.no_grad():
+        for start, stop in rounds[gang.rank :: gang.world_size]:
+            numbers = order[start:stop]
+            batch = _batch([texts[number] for number in numbers], harness.pad_token_id, gang.device)
+            logits = model_logits(engine, batch, "causal-lm")
+            found += zip(numbers, _scores(logits, batch.targets), strict=False)  # no number: an empty row
+    gathered: list[Any] | None = [None] * gang.world_size if gang.rank == 0 else None
+    dist.gather_object(found, gathered)
+    return [score for _, score in sorted(pair for pairs in gathered or () for pair in pairs)]
+
+
+def _batch(texts: Sequence[Text], pad_token_id: int, device: torch.device) -> Batch:
+    """Pad the texts; their last tokens are no inputs, because nothing follows them. No texts: a row without target."""
+    rows = [torch.tensor(text.tokens) for text in texts or [Text([pad_token_id, pad_token_id], 0)]]
+    inputs = pad_sequence([row[:-1] for row in rows], batch_first=True, padding_value=pad_token_id)
+    targets = pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=IGNORE_INDEX)
+    for target, text in zip(targets, texts, strict=False):
+        target[: len(text.tokens) - 1 - text.scored] = IGNORE_INDEX
+    columns = (targets != IGNORE_INDEX).any(0).nonzero().flatten() if texts else torch.zeros(1, dtype=torch.int64)
+    return Batch({"input_ids": inputs.to(device)}, targets[:, columns].to(device), columns.to(device))
+
+
+def _scores(logits: torch.Tensor, targets: torch.Tensor) -> list[Score]:
+    """Return the score of each row. `logits`: (rows, columns, vocabulary); `targets`: (rows, columns) int64."""
+    logits = logits.float()
+    lost = functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
+    )
+    greedy = ((logits.argmax(-1) == targets) | (targets == IGNORE_INDEX)).all(-1)
+    return list(zip((-lost.view_as(targets).sum(-1)).tolist(), greedy.tolist(), strict=True))
+
+
+def _loaded(rule: LmEval) -> dict[str, Any]:
+    """Load the tasks and their data, as `lm_eval.tasks.TaskManager.load` returns them, by the names in the spec."""
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=not all(map(is_task_file, rule.tasks)))
+    loaded = {}
+    for name in rule.tasks:
+        # Relative paths in a task's file are relative to that file.
+        with contextlib.chdir(os.path.dirname(name)) if is_task_file(name) else contextlib.nullcontext():
+            loaded[name] = manager.load([name])
+        for task in loaded[name]["tasks"].values():
+            if task.OUTPUT_TYPE not in SCORABLE:
+                raise ValueError(f"the model writes texts in {task.task_name}, which needs its weights in one place")
+            if rule.num_fewshot is not None and task.get_config("num_fewshot") != 0:
+                task.set_config(key="num_fewshot", value=rule.num_fewshot)
+            elif task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+    return loaded
+
+
+def _evaluated(rule: LmEval, tasks: dict[str, Any], model: Any) -> dict[str, float]:
+    from lm_eval.evaluator import evaluate
+
+    metrics = dict[str, float]()
+    for loaded in tasks.values():
+        for task in loaded["tasks"].values():
+            task.set_fewshot_seed(seed=_FEWSHOT_SEED)  # each evaluation draws the same examples
+        # Not `simple_evaluate`: it seeds the random generators of the process.
+        found = evaluate(
+            model,
+            loaded,
+            limit=rule.limit,
+            bootstrap_iters=0,
+            log_samples=False,
+            apply_chat_template=rule.apply_chat_template,
+            fewshot_as_multiturn=rule.apply_chat_template,
+        )
+        results = found["results"]
+        groups = [name for name in loaded["groups"] if _metrics(name, results.get(name, {}))]
+        for name in groups or loaded["tasks"]:  # a group's mean stands for its tasks
+            metrics |= _metrics(name, results[name])
+    return metrics
+
+
+def _metrics(task: str, results: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a task's results, whose keys are `metric,filter`; standard errors are left out."""
+    found = {}
+    for key, value in results.items():
+        metric, _, filtered = key.partition(",")
+        if filtered and isinstance(value, int | float) and not metric.endswith("_stderr"):
+            found[harness_name(task, metric if filtered == "none" else f"{metric}_{filtered}")] = float(value)
+    return found
+
+
+def _language_model(model_dir: str, config: Any, prompt: int, score: Callable[[list[Text]], list[Score]]) -> Any:
+    """Return lm-eval's model of Hugging Face with our way of scoring: tokens, windows and templates are lm-eval's."""
+    from lm_eval.models.huggingface import HFLM
+
+    class InTraining(HFLM):  # type: ignore[misc]
+        def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> list[Score]:
+            texts = []
+            for _, context, continuation in requests:
+                tokens = (context + continuation)[-(self.max_length + 1) :]
+                texts.append(Text(tokens, min(len(continuation), len(tokens) - 1)))
+            return score(texts)
+
+    stand_in = SimpleNamespace(config=config, device=torch.device("cpu"))  # HFLM would change a module
+    model = InTraining(stand_in, "causal", tokenizer=load_tokenizer(model_dir), batch_size=_ALL_AT_ONCE)
+    model._max_length = model.max_length - prompt
+    return model

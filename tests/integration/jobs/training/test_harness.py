@@ -1,0 +1,150 @@
+"""Tasks of lm-eval are scored in training, on two workers, as lm-eval scores them with the whole model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import pathlib
+from typing import Any
+
+import pytest
+import transformers
+
+from jobs.errors import SpecError
+from jobs.preflight.harness_tasks import check_harness_tasks
+from jobs.run.checkpoints import committed_steps, read_commit
+from jobs.spec.evaluation import LmEval
+from tests.support import tiny
+from tests.support.gangs import Case, case_of, run_gang
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and its packages
+COLOURS = """task: colours
+dataset_path: json
+dataset_kwargs: {data_files: colours.jsonl}
+test_split: train
+fewshot_split: train
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: answer
+metric_list: [{metric: acc}, {metric: acc_norm}]
+"""
+TEXTS = """task: texts
+dataset_path: json
+dataset_kwargs: {data_files: texts.jsonl}
+test_split: train
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}, {metric: bits_per_byte}]
+"""
+RULE = {"limit": 9, "num_fewshot": 2}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("harness")
+    words = ["red", "green", "blue", "black", "white"]
+    questions = [
+        {"question": f"Thing {number} is", "choices": [" " + word for word in words], "answer": number * 2 % 5}
+        for number in range(12)
+    ]
+    texts = [{"text": "a text of some words that goes on " * (2 * number + 1)} for number in range(5)]
+    for name, task, rows in (("colours", COLOURS, questions), ("texts", TEXTS, texts)):
+        (folder / f"{name}.yaml").write_text(task)
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "lost.yaml").write_text(COLOURS.replace("colours", "lost"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cases(folder: pathlib.Path) -> dict[str, Case]:
+    """One run with rotary positions; one with few learned ones, so that texts are cut; one whose task has no data."""
+    text = tiny.write_text(folder / "train.jsonl", 40)
+
+    def case(name: str, kind: str, *tasks: str, **changes: Any) -> Case:
+        rule = {"tasks": [str(folder / f"{task}.yaml") for task in tasks], **RULE}
+        spec = tiny.spec_of(
+            folder, tiny.save_model(folder / kind, kind), text, train__max_steps=2, train__learning_rate=1e-2,
+            train__global_batch_size=4, train__per_device_train_batch_size=2, eval={"lm_eval": rule, "eval_steps": 2},
+            **changes,
+        )  # fmt: skip
+        return case_of(folder, name, spec)
+
+    found = [case("rotary", "llama", "colours", "texts"), case("learned", "gpt2", "colours", "texts")]
+    lost = Case(**{**vars(case("lost", "llama", "lost")), "may_fail": True})
+    run_gang(folder, 2, [*found, lost], with_export=frozenset(one.name for one in found))
+    return {one.name: one for one in [*found, lost]}
+
+
+def of_lm_eval(folder: pathlib.Path, model: str) -> dict[str, float]:
+    """What lm-eval itself says of a whole model."""
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    whole = transformers.AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(model)
+    with contextlib.chdir(folder):
+        found: Any = simple_evaluate(
+            HFLM(pretrained=whole, tokenizer=tokenizer, batch_size=3),
+            tasks=["colours.yaml", "texts.yaml"],
+            task_manager=TaskManager(include_defaults=False),
+            bootstrap_iters=0,
+            **RULE,
+        )
+    return {
+        f"eval_lm_eval_{task}_{key.removesuffix(',none')}": value
+        for task, values in found["results"].items()
+        for key, value in values.items()
+        if key.endswith(",none") and "stderr" not in key
+    }
+
+
+@pytest.mark.parametrize("name", ["rotary", "learned"])
+def test_before_and_after_training_the_metrics_are_those_of_lm_eval(
+    cases: dict[str, Case], folder: pathlib.Path, name: str
+) -> None:
+    case = cases[name]
+    commit = read_commit(case.paths, committed_steps(case.paths)[-1])
+    after = {key: case.last(key) for key in commit.metrics_before}
+    assert len(after) == 4
+    assert after["eval_lm_eval_texts_bits_per_byte"] != commit.metrics_before["eval_lm_eval_texts_bits_per_byte"]
+    assert commit.metrics_before == pytest.approx(of_lm_eval(folder, case.spec.model.path), rel=1e-5)
+    assert after == pytest.approx(of_lm_eval(folder, case.paths.model), rel=1e-5)
+
+
+def test_a_task_without_data_ends_the_run_on_all_ranks_with_its_name(cases: dict[str, Case]) -> None:
+    assert "eval.lm_eval" in cases["lost"].failure
+    assert "lost.jsonl" in cases["lost"].failure
+
+
+def test_tasks_that_cannot_be_scored_are_refused_before_a_run(
+    cases: dict[str, Case], folder: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lm_eval.tasks
+
+    # Reading the files of all tasks that lm-eval comes with takes half a minute on a busy machine.
+    few = functools.partial(lm_eval.tasks.TaskManager, include_path=str(folder), include_defaults=False)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", few)
+    spec = cases["rotary"].spec
+    writes = folder / "writes.yaml"
+    writes.write_text(COLOURS.replace("multiple_choice", "generate_until").replace("colours", "writes"))
+    bad = {"broken": "task: [", "other": "name: colours"}
+    for name, content in bad.items():
+        (tmp_path / f"{name}.yaml").write_text(content)
+    files = [folder / "colours.yaml", writes, *(tmp_path / f"{name}.yaml" for name in ("nothing", *bad))]
+    tasks = ("colour", "writes", "texts", *map(str, files))
+    given = spec.eval.model_copy(update={"lm_eval": LmEval(tasks=tasks)})
+    with pytest.raises(SpecError) as caught:
+        check_harness_tasks(spec.model_copy(update={"eval": given}))
+    said = str(caught.value)
+    assert "no task 'colour' (`lm-eval ls tasks` lists them); did you mean colours?" in said
+    assert "writes has the output type generate_until" in said
+    assert "writes.yaml has the output type generate_until" in said
+    assert "nothing.yaml is not a file" in said
+    assert "broken.yaml cannot be read as a task of lm-eval" in said
+    assert "other.yaml describes no task of lm-eval" in said
+    assert "'texts'" not in said
+    assert "colours.yaml" not in said

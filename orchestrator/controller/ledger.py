@@ -23,7 +23,7 @@ from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling import job_table as table
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
-from orchestrator.scheduling.snapshot import Snapshot, Window
+from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.scheduling.snapshot_rows import snapshot_of
 
 Nominations = Mapping[str, NodePlaces]  # by job id
@@ -47,7 +47,6 @@ class Cluster:
     tenants: tuple[Tenant, ...]
     used_s: Mapping[str, float] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
-    windows: tuple[Window, ...] = ()
     slow: frozenset[str] = frozenset()
     gpu_hours: Mapping[str, float] = field(default_factory=dict)
 
@@ -78,7 +77,7 @@ def snapshot(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, no
         _row(job, nodes, nominations.get(job.job_id, ()), now_s, cluster.spent)
         for job, nodes in zip(jobs, places, strict=True)
     ]
-    made = snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s, cluster.windows)
+    made = snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s)
     return replace(made, grows=not any(_is_about_to_wait(job, nominations, now_s) for job in jobs))
 
 

@@ -55,7 +55,6 @@ class Reason(StrEnum):
     PREEMPTED = "preempted"
     RECLAIMED = "reclaimed"
     MOVED = "moved"
-    MAINTENANCE = "maintenance"
     RESIZED = "resized"  # it goes on with more or fewer workers; does not count as an interruption
     DRAINED = "drained"
     PAUSED = "paused"

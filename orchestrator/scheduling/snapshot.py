@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,16 +11,7 @@ from numpy.typing import NDArray
 
 from cluster.capacity.occupancy import Occupancy
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable, Rows
-
-
-@dataclass(frozen=True)
-class Window:
-    """A maintenance window: nothing runs on these nodes from `start_s` to `end_s`. nodes None: all nodes."""
-
-    start_s: float
-    end_s: float
-    nodes: tuple[int, ...] | None = None
+from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,6 @@ class Snapshot:
     cluster: Occupancy
     tenants: tuple[Tenant, ...]
     used_s: Floats
-    windows: tuple[Window, ...] = ()
     parents: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     grows: bool = True
@@ -67,20 +56,3 @@ class Snapshot:
         """[rows]; upper bound of each job's remaining time: measured, else declared, else inf."""
         jobs = self.jobs
         return np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
-
-    def leaves_s(self, rows: Rows, protected_s: float) -> Floats:
-        """[rows]; when each has left nodes that close: at its end, or after `protected_s` if it is preemptible."""
-        ends: Floats = self.now_s + self.left_s[rows]
-        return np.where(self.jobs.preemptible[rows], np.minimum(ends, self.now_s + protected_s), ends)
-
-    def closes_s(self) -> list[float] | None:
-        """[nodes]; start of the next maintenance; -inf: it is going on, inf: none. None: none is planned at all."""
-        ahead = [window for window in self.windows if window.end_s > self.now_s]
-        if not ahead:
-            return None
-        until = [math.inf] * len(self.cluster.names)
-        for window in ahead:
-            start = window.start_s if window.start_s > self.now_s else -math.inf
-            for node in range(len(until)) if window.nodes is None else window.nodes:
-                until[node] = min(until[node], start)
-        return until

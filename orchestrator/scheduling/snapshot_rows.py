@@ -12,7 +12,7 @@ from cluster.capacity.inventory import Inventory
 from cluster.capacity.occupancy import Occupancy
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.job_table import COLUMNS, HELD, RUNNING, WAITING, Floats, JobTable
-from orchestrator.scheduling.snapshot import Snapshot, Window
+from orchestrator.scheduling.snapshot import Snapshot
 
 # The fields of a row, in this order. Times are seconds of the store's clock; None: unknown or not set.
 ROW = (
@@ -50,7 +50,6 @@ def snapshot_of(
     tenants: Sequence[Tenant],
     used_s: Mapping[str, float],
     now_s: float,
-    windows: tuple[Window, ...] = (),
 ) -> Snapshot:
     """Build a snapshot. Row *n* of its table is the *n*-th of `rows`.
 
@@ -81,7 +80,7 @@ def snapshot_of(
     ]
     used = np.array([used_s.get(tenant.name, 0.0) for tenant in tenants])
     sizes = {row: tuple(given) for row, given in enumerate(column["sizes"]) if given and len(given) > 1}
-    return Snapshot(now_s, jobs, Occupancy.of(inventory, held), tuple(tenants), used, windows, parents, sizes)
+    return Snapshot(now_s, jobs, Occupancy.of(inventory, held), tuple(tenants), used, parents, sizes)
 
 
 def _or(values: Sequence[float | None], nothing: float) -> Floats:

@@ -21,7 +21,7 @@ from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import Policy
-from orchestrator.scheduling.snapshot import Snapshot, Window
+from orchestrator.scheduling.snapshot import Snapshot
 
 TICK_S = 300.0  # seconds between passes while a job waits and no event happens
 
@@ -74,13 +74,12 @@ class QueueSimulation:
         policy: Policy,
         measuring: Measuring,
         on_end: Callable[[Attempt], None],
-        windows: tuple[Window, ...] = (),
     ) -> None:
         self.now_s = 0.0
         self.jobs = JobTable()
         self.cluster, self.tenants, self.policy = cluster, tuple(tenants), policy
         self.passes, self.tick_s = 0, TICK_S
-        self._measuring, self._on_end, self._windows = measuring, on_end, windows
+        self._measuring, self._on_end = measuring, on_end
         self._used_s = np.zeros(len(self.tenants))
         self._in_use = np.zeros(len(self.tenants))  # GPUs
         self._used_at_s = 0.0
@@ -100,9 +99,7 @@ class QueueSimulation:
         Args:
             left_s: [rows]; running time that each job is assumed to have left.
         """
-        simulation = QueueSimulation(
-            snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end, snapshot.windows
-        )
+        simulation = QueueSimulation(snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end)
         jobs = simulation.jobs = snapshot.jobs.copy()
         simulation._sizes = dict(snapshot.sizes)
         simulation.now_s = simulation._used_at_s = snapshot.now_s
@@ -134,7 +131,6 @@ class QueueSimulation:
         if self._ends:
             return min(end, self.now_s + self.tick_s)
         later = self.jobs.not_before_s[self.jobs.state == WAITING].tolist()
-        later += [at for window in self._windows for at in (window.start_s, window.end_s)]
         return min((at for at in later if at > self.now_s), default=math.inf)
 
     @property
@@ -178,7 +174,7 @@ class QueueSimulation:
         else:
             told = jobs.attained_s + elapsed >= self._measuring.after_s
             jobs.remaining_s = np.where(told, left * self._error[: jobs.rows], np.nan)
-        return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, self._windows, sizes=self._sizes)
+        return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, sizes=self._sizes)
 
     def fail(self, node: int, checkpoint_every_s: float) -> None:
         """Let a node die. Its jobs lose the work since their newest checkpoint, and wait again."""

@@ -90,7 +90,7 @@ def why(snapshot: Snapshot, policy: Policy, row: int) -> Why:
     return Why(
         row=row,
         gang=gang,
-        obstacle=_obstacle(snapshot, policy, row, gang, free, closed, bool(before)),
+        obstacle=_obstacle(snapshot, row, gang, free, closed, bool(before)),
         waited_s=float(ranks.waited_s[row]),
         after=snapshot.parents.get(row, ()),
         not_before_s=float(snapshot.jobs.not_before_s[row]),
@@ -149,9 +149,7 @@ def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple
     return (found.at_s if known or found.at_s > snapshot.now_s else None), found.nodes
 
 
-def _obstacle(
-    snapshot: Snapshot, policy: Policy, row: int, gang: Gang, free: int, closed: int, behind: bool
-) -> Obstacle:
+def _obstacle(snapshot: Snapshot, row: int, gang: Gang, free: int, closed: int, behind: bool) -> Obstacle:
     state, size = int(snapshot.jobs.state[row]), int(snapshot.jobs.size[row])
     if state == RUNNING:
         return Obstacle.RUNS
@@ -166,7 +164,6 @@ def _obstacle(
         return Obstacle.CLOSED if free + closed >= size else Obstacle.FULL
     if FreeSlots(snapshot.cluster).place(gang) is None:
         return Obstacle.SCATTERED
-    leaves_s = float(snapshot.leaves_s(np.array([row]), policy.protected_s)[0])
-    if FreeSlots(snapshot.cluster, snapshot.closes_s()).place(gang, Terms(leaves_s=leaves_s, kinds=kinds)) is None:
+    if FreeSlots(snapshot.cluster).place(gang, Terms(kinds=kinds)) is None:
         return Obstacle.PROMISED
     return Obstacle.BEHIND if behind else Obstacle.NONE

@@ -123,7 +123,7 @@ def shrink_for(builder: PlanBuilder, row: int, terms: Terms) -> Moved | None:
     """Find running jobs that can go on with fewer workers, so that a gang can start now.
 
     None: there are none, or it costs more than `move_worth_s` of the gang's own slots. The jobs stay on nodes of the
-    kind that they are on, and move to no node that is reserved or about to close.
+    kind that they are on, and move to no node that is reserved.
     """
     if builder.policy.move_worth_s <= 0:
         return None

@@ -91,8 +91,7 @@ class JobTable:
         known = self._powered.get(exponent)
         if known is None or len(known) != len(self.gangs):
             known = self._powered[exponent] = self.sizes() ** exponent
-        powered: Floats = known[self.gang]
-        return powered
+        return known[self.gang]
 
     def sizes(self) -> Floats:
         """[gangs]; slots of each gang."""

@@ -89,8 +89,7 @@ class Limits:
         """[rows]; which waiting jobs exceed what their tenant may still take, on every kind of nodes."""
         codes = jobs.gang[rows].astype(np.int64) * (jobs.tenant.max(initial=0) + 1) + jobs.tenant[rows]
         _, first, which = np.unique(codes, return_index=True, return_inverse=True)
-        found: NDArray[np.bool_] = np.array([self.kinds(jobs, row) == NOWHERE for row in rows[first].tolist()], bool)
-        return found[which]
+        return np.array([self.kinds(jobs, row) == NOWHERE for row in rows[first].tolist()], bool)[which]
 
     def take(self, jobs: JobTable, row: int, kind: int, sign: int = 1) -> None:
         """Count a job as placed on nodes of a kind; with sign -1, as stopped there."""

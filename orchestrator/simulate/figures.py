@@ -167,8 +167,7 @@ class _Arrays:
 
     def mean_by_tenant(self, values: Floats) -> Floats:
         """Return the mean of each tenant's jobs; `values`: [jobs]."""
-        totals: Floats = np.bincount(self.tenant, weights=values).astype(np.float64)
-        return totals / np.bincount(self.tenant)
+        return np.bincount(self.tenant, weights=values) / np.bincount(self.tenant)
 
 
 def _utilisation(arrays: _Arrays, gpus: int) -> float:
@@ -191,7 +190,7 @@ def _means(edges: Floats, start: Floats, end: Floats, weight: Ints, row: Ints, r
         its = row == at
         sums[at] = _ramp(edges, start[its], weight[its]) - _ramp(edges, end[its], weight[its])
     widths = np.diff(edges)
-    means: Floats = np.divide(np.diff(sums, axis=1), widths, out=np.zeros((rows, len(widths))), where=widths > 0)
+    means = np.divide(np.diff(sums, axis=1), widths, out=np.zeros((rows, len(widths))), where=widths > 0)
     return np.maximum(means, 0.0)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.capacity.free_slots import Terms
-from orchestrator.scheduling.job_table import Floats, Rows
+from orchestrator.scheduling.job_table import Rows
 from orchestrator.scheduling.plan.decisions import Cause, Plan, Reservation
 from orchestrator.scheduling.plan.defragmentation import moves_for
 from orchestrator.scheduling.plan.lending import can_take_back, lend, take_back, take_back_within_limit
@@ -139,13 +139,13 @@ class _Planning:
         if self._reservation is None:
             return np.zeros(len(rows), bool)
         holder = self._reservation.row
-        ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
+        ends = self._snapshot.now_s + self._snapshot.left_s[rows]
         if self._policy.preemption:
             jobs, victims = self._builder.jobs, self._builder.victims
             may_go = jobs.preemptible[rows] & (jobs.interruptions[rows] < self._policy.most_interruptions)
-            may_go &= victims.stands_behind(rows, holder)
+            may_go &= victims.yields_to(holder)[rows]
             ends = np.where(may_go, np.minimum(ends, self._snapshot.now_s + victims.pause_s[rows]), ends)
-        return (ends <= self._reservation.at_s) | (rows == holder)
+        return np.logical_or(ends <= self._reservation.at_s, np.equal(rows, holder))
 
     def _terms(self, row: int) -> Terms:
         return Terms(bool(self._yields(np.array([row], np.intp))[0]))
@@ -201,7 +201,7 @@ class _Planning:
             return False
         gang, now_s, cluster = self._builder.jobs.gang_of(row), self._snapshot.now_s, self._builder.cluster
         kinds = self._builder.kinds(row)
-        released_s: Floats = now_s + self._snapshot.left_s
+        released_s = now_s + self._snapshot.left_s
         if self._policy.preemption:
             released_s = np.minimum(released_s, self._builder.victims.yields_s(row))
         closed = self._builder.free.closed_to(Terms(kinds=kinds))

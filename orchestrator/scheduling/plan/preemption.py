@@ -108,8 +108,7 @@ class _Search:
         again = np.zeros(lines.shape, bool)
         again[:, 1:] = lines[:, 1:] == lines[:, :-1]
         costs = np.append(self._victims.harm_by_slot[: self._jobs.rows] * self._jobs.size, (0.0, 0.0, 0.0))
-        by_job = np.where(again, 0.0, costs[lines])
-        cost: Floats = by_job.sum(axis=1)
+        cost: Floats = np.where(again, 0.0, costs[lines]).sum(axis=1)
         return cost
 
     def _cheapest(self, nodes: Rows, workers: int, stopped: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
@@ -137,8 +136,7 @@ class _Search:
         if stopped:
             harm = harm.copy()
             harm[list(stopped)] = 0.0
-        by_slot: Floats = np.where(self._open[nodes], harm[self._cluster.slots[nodes]], np.inf)
-        return by_slot
+        return np.where(self._open[nodes], harm[self._cluster.slots[nodes]], np.inf)
 
     def _on(self, node: int, size: int, stopped: Sequence[int]) -> tuple[int, ...] | None:
         """Choose jobs on a node whose slots make up `size` together with its free ones; None: there are too few.

@@ -29,9 +29,7 @@ MAY_GO_TO: Mapping[State, frozenset[State]] = {
     State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.SUCCEEDED}),
     State.RUNNING: frozenset({State.STOPPING, State.SUCCEEDED}),
     State.STOPPING: frozenset({State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED}),
-    State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
+    **dict.fromkeys(ENDED, frozenset[State]()),
 }
 
 

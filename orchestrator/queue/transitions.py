@@ -9,7 +9,7 @@ from cluster.backend import Phase, Submission
 from orchestrator.queue.clock import USUAL, Timing
 from orchestrator.queue.records import Job, Transition
 from orchestrator.queue.retry import INTERRUPTED_EXIT, landing, why_ended
-from orchestrator.queue.states import DRIVER_ENDED, DesiredState, Reason, State
+from orchestrator.queue.states import DRIVER_ENDED, ENDED, DesiredState, Reason, State
 
 _STOPS: Mapping[DesiredState, tuple[Reason, str]] = {
     DesiredState.CANCEL: (Reason.CANCELLED, "cancelled"),
@@ -153,9 +153,7 @@ _BY_STATE: Mapping[State, Callable[[Job, Observation], Transition | None]] = {
     State.STARTING: _starting,
     State.RUNNING: _running,
     State.STOPPING: _stopping,
-    State.SUCCEEDED: _ended,
-    State.FAILED: _ended,
-    State.CANCELLED: _ended,
+    **dict.fromkeys(ENDED, _ended),
 }
 
 

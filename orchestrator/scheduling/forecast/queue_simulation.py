@@ -18,7 +18,7 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy, Placement, placement_of, workers_in
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable
-from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
+from orchestrator.scheduling.plan.decisions import Cause, Plan, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot
@@ -78,7 +78,7 @@ class QueueSimulation:
         self.now_s = 0.0
         self.jobs = JobTable()
         self.cluster, self.tenants, self.policy = cluster, tuple(tenants), policy
-        self.passes, self.tick_s = 0, TICK_S
+        self.passes, self.tick_s, self.waiting = 0, TICK_S, 0
         self._measuring, self._on_end = measuring, on_end
         self._used_s = np.zeros(len(self.tenants))
         self._in_use = np.zeros(len(self.tenants))  # GPUs
@@ -88,7 +88,6 @@ class QueueSimulation:
         self._sizes: dict[int, tuple[int, ...]] = {}  # numbers of workers that each elastic job can have, ascending
         self._where: dict[int, Placement] = {}
         self._ends: list[tuple[float, int, float]] = []  # heap of (end, row, start)
-        self._waiting = 0
 
     @staticmethod
     def of(
@@ -106,7 +105,7 @@ class QueueSimulation:
         simulation._used_s = snapshot.used_s.copy()
         elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
         simulation._left_s, simulation._error = left_s + elapsed, np.ones(jobs.rows)
-        simulation._waiting = int((jobs.state == WAITING).sum())
+        simulation.waiting = int((jobs.state == WAITING).sum())
         for row in snapshot.running.nonzero()[0].tolist():
             simulation._where[row] = placement_of(row, jobs.gang_of(row), simulation.cluster)
             simulation._in_use[jobs.tenant[row]] += jobs.size[row]
@@ -119,27 +118,19 @@ class QueueSimulation:
             gang, state=WAITING, submitted_s=self.now_s, waiting_since_s=self.now_s, preemptible=True, **values
         )
         self._remember(row, work_s, error)
-        self._waiting += 1
+        self.waiting += 1
         return row
 
     @property
     def next_event_s(self) -> float:
         """When the next running job ends or the next pass is due; inf: nothing more will happen."""
         end = self._ends[0][0] if self._ends else math.inf
-        if not self._waiting:
+        if not self.waiting:
             return end
         if self._ends:
             return min(end, self.now_s + self.tick_s)
         later = self.jobs.not_before_s[self.jobs.state == WAITING].tolist()
         return min((at for at in later if at > self.now_s), default=math.inf)
-
-    @property
-    def running(self) -> int:
-        return len(self._where)
-
-    @property
-    def waiting(self) -> int:
-        return self._waiting
 
     def advance(self, to_s: float) -> None:
         """Let time pass, and end each job at its own end until then."""
@@ -156,12 +147,15 @@ class QueueSimulation:
         """Make a plan and carry it out."""
         made = plan(self.snapshot(), self.policy)
         self.passes += 1
-        started = {one.row for one in made.decisions if isinstance(one, Start)} if made.decisions else set()
+        started = {one.row for one in made.decisions if isinstance(one, Start)}
         for decision in made.decisions:
             if isinstance(decision, Start):
                 self._begin(decision.row, decision.placement)
             else:
-                self._interrupt(decision, decision.row in started)
+                moved = decision.row in started or decision.cause is Cause.MOVED
+                lost_s = float(self.jobs.interruption_cost_s[decision.row])
+                ended = Ended.MOVED if moved else Ended.PREEMPTED
+                self._stop(decision.row, ended, lost_s, counts=decision.cause is not Cause.RESIZED)
         return made
 
     def snapshot(self) -> Snapshot:
@@ -210,13 +204,8 @@ class QueueSimulation:
         self._in_use[jobs.tenant[row]] += jobs.size[row]
         jobs.waited_s[row] += self.now_s - jobs.waiting_since_s[row]
         jobs.state[row], jobs.started_s[row] = RUNNING, self.now_s
-        self._waiting -= 1
+        self.waiting -= 1
         heapq.heappush(self._ends, (self.now_s + float(self._left_s[row]), row, self.now_s))
-
-    def _interrupt(self, decision: Interrupt, moved: bool) -> None:
-        ended = Ended.MOVED if moved or decision.cause is Cause.MOVED else Ended.PREEMPTED
-        lost_s = float(self.jobs.interruption_cost_s[decision.row])
-        self._stop(decision.row, ended, lost_s, counts=decision.cause is not Cause.RESIZED)
 
     def _stop(self, row: int, ended: Ended, lost_s: float, counts: bool = True) -> None:
         jobs = self.jobs
@@ -228,7 +217,7 @@ class QueueSimulation:
             self._resize(row, self._sizes[row][0])
         jobs.interruptions[row] += counts
         jobs.state[row], jobs.waiting_since_s[row] = WAITING, self.now_s
-        self._waiting += 1
+        self.waiting += 1
 
     def _resize(self, row: int, num_workers: int) -> None:
         """Change the workers of a waiting elastic job. Running time is taken to be inverse to the number of workers."""

@@ -104,18 +104,9 @@ def tenant_figures(simulated: Simulated) -> tuple[TenantFigures, ...]:
     waits, slowdowns = arrays.mean_by_tenant(arrays.wait), arrays.mean_by_tenant(arrays.slowdown)
     longest = np.zeros(len(arrays.tenants))
     np.maximum.at(longest, arrays.tenant, arrays.wait)
-    counts = np.bincount(arrays.tenant)
-    return tuple(
-        TenantFigures(
-            tenant=arrays.tenants[at],
-            jobs=int(counts[at]),
-            gpu_s=float(gpu_s[at]),
-            mean_wait_s=float(waits[at]),
-            longest_wait_s=float(longest[at]),
-            mean_bounded_slowdown=float(slowdowns[at]),
-        )
-        for at in np.argsort(-gpu_s, kind="stable")
-    )
+    columns = (np.bincount(arrays.tenant), gpu_s, waits, longest, slowdowns)
+    found = map(TenantFigures, arrays.tenants, *(column.tolist() for column in columns))
+    return tuple(sorted(found, key=lambda one: -one.gpu_s))
 
 
 def over_time(simulated: Simulated, spans: int) -> OverTime:

@@ -56,3 +56,8 @@ class Snapshot:
         """[rows]; upper bound of each job's remaining time: measured, else declared, else inf."""
         jobs = self.jobs
         return np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
+
+    @cached_property
+    def ends_s(self) -> Floats:
+        """[rows]; when each running job is expected to end; inf: unknown."""
+        return np.where(self.running, self.now_s + self.left_s, np.inf)

@@ -106,8 +106,3 @@ def _range(early: float | None, likely: float | None, late: float | None) -> Exp
     """Return the range over all three simulations: longer run times can also bring a job's start forward."""
     seen = [at for at in (early, likely, late) if at is not None]
     return Expected(likely, EARLIER * min(seen) if seen else None, LATER * max(seen) if late is not None else None)
-
-
-def ends_s(snapshot: Snapshot) -> Floats:
-    """[rows]; when each running job is expected to end; inf: unknown."""
-    return np.where(snapshot.running, snapshot.now_s + snapshot.left_s, np.inf)

@@ -160,8 +160,8 @@ class _Planning:
             return True
         if not self._may_make_room:
             return False
-        made = take_back(builder, row, terms) or self._interrupt_for(row, terms) or self._move(row, terms)
-        return self._note_room(made)
+        made = take_back(builder, row, terms) or self._interrupt_for(row, terms)
+        return self._note_room(made or builder.rearrange(row, moves_for(builder, row, terms), Cause.MOVED))
 
     @property
     def _may_make_room(self) -> bool:
@@ -181,30 +181,21 @@ class _Planning:
         if preemption is None:
             return False
         for victim in preemption.victims:
-            builder.stop(victim, self._cause(row, victim), row)
+            reclaimed = builder.victims.is_reclaimed(victim, row)
+            builder.stop(victim, Cause.RECLAIMED if reclaimed else Cause.PREEMPTED, row)
             builder.interrupted.append(victim)
         builder.start(row, preemption.placement)
         return True
-
-    def _move(self, row: int, terms: Terms) -> bool:
-        moved = moves_for(self._builder, row, terms)
-        if moved is not None:
-            self._builder.rearrange(row, moved, Cause.MOVED)
-        return moved is not None
-
-    def _cause(self, row: int, victim: int) -> Cause:
-        return Cause.RECLAIMED if self._builder.victims.is_reclaimed(victim, row) else Cause.PREEMPTED
 
     def _reserve(self, row: int) -> bool:
         """Reserve nodes for the first job that must wait. If no slot is free, no later job can start and delay it."""
         if self._reservation is not None or not (self._builder.free.total or self._may_need_no_slot):
             return False
         gang, now_s, cluster = self._builder.jobs.gang_of(row), self._snapshot.now_s, self._builder.cluster
-        kinds = self._builder.kinds(row)
         released_s = now_s + self._snapshot.left_s
         if self._policy.preemption:
             released_s = np.minimum(released_s, self._builder.victims.yields_s(row))
-        closed = self._builder.free.closed_to(Terms(kinds=kinds))
+        closed = self._builder.free.closed_to(Terms(kinds=self._builder.kinds(row)))
         fits = cluster.fits(gang)
         open_nodes = fits if closed is None else fits & ~closed
         self._reservation = reserve(row, gang, cluster, released_s, now_s, open_nodes)

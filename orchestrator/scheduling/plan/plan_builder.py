@@ -106,8 +106,10 @@ class PlanBuilder:
         self.cluster.hold(row, gang, placement)
         self.limits.take(self.jobs, row, self.kind_of(placement))
 
-    def rearrange(self, row: int, moved: Moved, cause: Cause) -> None:
-        """Start a job on the slots of others, which go on elsewhere or with fewer workers."""
+    def rearrange(self, row: int, moved: Moved | None, cause: Cause) -> bool:
+        """Start a job on the slots of others, which go on elsewhere or with fewer workers. False: no way was found."""
+        if moved is None:
+            return False
         after = {victim: workers_in(placement) for victim, placement in moved.elsewhere}
         for victim in moved.victims:
             same = after[victim] == self.jobs.gang_of(victim).num_workers
@@ -115,6 +117,7 @@ class PlanBuilder:
         self.start(row, moved.placement)
         for victim, placement in moved.elsewhere:
             self.start(victim, placement)
+        return True
 
     def with_workers(self, row: int, num_workers: int) -> Gang:
         """Set a job's number of workers. Returns its gang."""

@@ -123,7 +123,7 @@ class _Search:
         for at in cost.argsort(kind="stable")[:_LOOKED_AT].tolist():
             node = int(nodes[at])
             rows = self._on(node, size, stopped) if cost[at] < np.inf else None
-            if rows is not None and self._cpus_suffice(node, workers, (*stopped, *rows)):
+            if rows is not None and self._cpus_with(node, (*stopped, *rows)) >= workers * self._gang.cpus_per_worker:
                 options.append((self.cost(rows), self._left_over(node, rows, stopped), node, rows))
         if not options:
             return None
@@ -177,9 +177,6 @@ class _Search:
         """Return how many workers the CPUs of a node suffice for once all jobs with slots there are stopped."""
         rows = {row for row in self._cluster.slots[node].tolist() if row >= 0}
         return self._cpus_with(node, tuple(rows)) // max(self._gang.cpus_per_worker, 1)
-
-    def _cpus_suffice(self, node: int, workers: int, stopped: Sequence[int]) -> bool:
-        return self._cpus_with(node, stopped) >= workers * self._gang.cpus_per_worker
 
     def _cpus_with(self, node: int, stopped: Sequence[int]) -> int:
         """Return the free CPUs of a node once these jobs are stopped."""

@@ -61,3 +61,11 @@ class Snapshot:
     def ends_s(self) -> Floats:
         """[rows]; when each running job is expected to end; inf: unknown."""
         return np.where(self.running, self.now_s + self.left_s, np.inf)
+
+    @cached_property
+    def kinds(self) -> NDArray[np.int32]:
+        """[rows]; the kind of the nodes that each job is on; -1: on none."""
+        kinds = np.full(self.jobs.rows, -1, np.int32)
+        nodes, places = (self.cluster.slots >= 0).nonzero()
+        kinds[self.cluster.slots[nodes, places]] = self.cluster.kinds[nodes]
+        return kinds

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.scheduling.job_table import Floats
 from orchestrator.scheduling.policy import Policy
-from orchestrator.scheduling.quota import NOT_ENTITLED, kinds_of_rows
+from orchestrator.scheduling.quota import NOT_ENTITLED
 from orchestrator.scheduling.ranking import Ranking
 from orchestrator.scheduling.snapshot import Snapshot
 
@@ -78,7 +77,7 @@ class Victims:
         entitlement, tenant = self._ranking.entitlement, self._jobs.tenant
         if entitlement is None or entitlement[row] == NOT_ENTITLED or tenant[row] == tenant[victim]:
             return False
-        of_kind = entitlement[row] < 0 or entitlement[row] == self._kinds[victim]
+        of_kind = entitlement[row] < 0 or entitlement[row] == self._snapshot.kinds[victim]
         return bool(of_kind and entitlement[victim] == NOT_ENTITLED)
 
     def yields_s(self, row: int) -> Floats:
@@ -93,26 +92,22 @@ class Victims:
         return self._policy.margin * float(self._ranking.score[row])
 
     def yields_to(self, row: int) -> NDArray[np.bool_]:
-        """[rows]; by ranking alone: a lower class always yields, a higher one never, the same one if it is worth it."""
+        """[rows]; by ranking alone: a lower class always yields, a higher one never, the same one if it is worth it.
+
+        An entitled job yields to its own tenant only, others also to jobs that are entitled to their slots.
+        """
         worth = self.worth > self._threshold(row)
         if self._one_class:
             return worth
         priority, own = self._ranking.priority_class, self._ranking.priority_class[row]
         yields = np.less(priority, own) | (np.equal(priority, own) & worth)
-        return yields if self._ranking.entitlement is None else self._by_entitlement(row, yields)
-
-    def _by_entitlement(self, row: int, yields: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Apply guarantees: an entitled job yields to its own tenant only, others to jobs entitled to their slots."""
         entitlement = self._ranking.entitlement
-        assert entitlement is not None
+        if entitlement is None:
+            return yields
         entitled = np.not_equal(entitlement, NOT_ENTITLED)
         if not entitled[row]:
             return np.logical_and(yields, ~entitled)
-        own = self._jobs.tenant == self._jobs.tenant[row]
-        lent = ~entitled if entitlement[row] < 0 else ~entitled & (self._kinds == entitlement[row])
-        found: NDArray[np.bool_] = np.logical_or(yields & (~entitled | own), lent)
+        mine = self._jobs.tenant == self._jobs.tenant[row]
+        lent = ~entitled if entitlement[row] < 0 else ~entitled & (self._snapshot.kinds == entitlement[row])
+        found: NDArray[np.bool_] = np.logical_or(yields & (~entitled | mine), lent)
         return found
-
-    @cached_property
-    def _kinds(self) -> NDArray[np.int32]:
-        return kinds_of_rows(self._jobs, self._snapshot.cluster)

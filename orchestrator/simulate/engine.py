@@ -99,7 +99,7 @@ class _Run:
                         self._on_wait(simulation, row, self._job_of[row])
             if self._progress is not None and simulation.passes % _REPORT_EVERY == 0:
                 self._progress(self._finished / len(self._jobs))
-        return Simulated(self._jobs, tuple(self._attempts), self._setup, time.perf_counter() - began, simulation.passes)
+        return Simulated(self._jobs, tuple(self._attempts), self._setup, time.perf_counter() - began)
 
     def _arrivals(self) -> list[tuple[float, int]]:
         most_s = _JITTER_S if self._setup.jitter else 0.0

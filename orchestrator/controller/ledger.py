@@ -23,8 +23,7 @@ from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling import job_table as table
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
-from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.snapshot_rows import snapshot_of
+from orchestrator.scheduling.snapshot import Snapshot, snapshot_of
 
 Nominations = Mapping[str, NodePlaces]  # by job id
 
@@ -146,7 +145,7 @@ def places_of(job: Job, nominations: Nominations, cluster: Cluster, living: Cont
 
 
 def _row(job: Job, nodes: NodePlaces, nominated: NodePlaces, now_s: float, spent: Container[str]) -> tuple[Any, ...]:
-    """Make a row with the fields of `orchestrator.scheduling.snapshot_rows.ROW`."""
+    """Make a row with the fields of `orchestrator.scheduling.snapshot.ROW`."""
     runs = job.state in (State.STARTING, State.RUNNING)
     since_s = job.started_s if runs and job.started_s is not None else now_s
     left_s = None if job.max_runtime_s is None else job.max_runtime_s - job.attained_s - (now_s - since_s)

@@ -82,7 +82,6 @@ class QueueSimulation:
         self._measuring, self._on_end = measuring, on_end
         self._used_s = np.zeros(len(self.tenants))
         self._in_use = np.zeros(len(self.tenants))  # GPUs
-        self._used_at_s = 0.0
         self._left_s = np.zeros(0)  # [rows]; true running time left at the attempt's start, or now if it waits
         self._error = np.ones(0)  # [rows]; measured remaining time / true remaining time
         self._sizes: dict[int, tuple[int, ...]] = {}  # numbers of workers that each elastic job can have, ascending
@@ -101,7 +100,7 @@ class QueueSimulation:
         simulation = QueueSimulation(snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end)
         jobs = simulation.jobs = snapshot.jobs.copy()
         simulation._sizes = dict(snapshot.sizes)
-        simulation.now_s = simulation._used_at_s = snapshot.now_s
+        simulation.now_s = snapshot.now_s
         simulation._used_s = snapshot.used_s.copy()
         elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
         simulation._left_s, simulation._error = left_s + elapsed, np.ones(jobs.rows)
@@ -117,7 +116,11 @@ class QueueSimulation:
         row = self.jobs.add(
             gang, state=WAITING, submitted_s=self.now_s, waiting_since_s=self.now_s, preemptible=True, **values
         )
-        self._remember(row, work_s, error)
+        more = self.jobs.rows - len(self._left_s)
+        if more > 0:
+            self._left_s = np.concatenate([self._left_s, np.zeros(more)])
+            self._error = np.concatenate([self._error, np.ones(more)])
+        self._left_s[row], self._error[row] = work_s, error
         self.waiting += 1
         return row
 
@@ -183,18 +186,10 @@ class QueueSimulation:
 
     def _pass_time(self, to_s: float) -> None:
         """Let each tenant's use decay, and add what it uses now (to first order within the step)."""
-        step = to_s - self._used_at_s
+        step = to_s - self.now_s
         if step > 0:
             self._used_s = (self._used_s + self._in_use * step) * 0.5 ** (step / self.policy.share_half_life_s)
-            self._used_at_s = to_s
-        self.now_s = max(self.now_s, to_s)
-
-    def _remember(self, row: int, work_s: float, error: float) -> None:
-        if self.jobs.rows > len(self._left_s):
-            more = self.jobs.rows - len(self._left_s)
-            self._left_s = np.concatenate([self._left_s, np.zeros(more)])
-            self._error = np.concatenate([self._error, np.ones(more)])
-        self._left_s[row], self._error[row] = work_s, error
+            self.now_s = to_s
 
     def _begin(self, row: int, placement: Placement) -> None:
         jobs = self.jobs

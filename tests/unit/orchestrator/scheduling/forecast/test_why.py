@@ -36,7 +36,9 @@ def text_of(found: Why, moment: Snapshot, policy: Policy, names: Sequence[str]) 
         expected = format_expected(
             expected_starts(moment, policy, [found.row], RAN_S)[found.row], ends_are_known(found)
         )
-    return "\n".join([why_reason(found, moment, names), *why_lines(found, moment, names, expected=expected)])
+    return "\n".join(
+        [why_reason(found, moment, names), *why_lines(found, moment, names, moment.cluster.names, expected)]
+    )
 
 
 def test_who_holds_the_nodes_and_until_when_and_when_it_will_start() -> None:

@@ -51,10 +51,9 @@ class _Planning:
     def run(self) -> Plan:
         builder, waiting = self._builder, self._snapshot.waiting.nonzero()[0]
         while len(waiting):
-            before = len(builder.decisions)
             builder.interrupted = []
             started = self._round(waiting)
-            if not builder.interrupted or len(builder.decisions) == before or self._nothing_left_for_them:
+            if not builder.interrupted or self._nothing_left_for_them:
                 break
             # Interrupted jobs may fit elsewhere or preempt others, and other jobs may fit into what they left over.
             self._no_room.clear()

@@ -100,7 +100,7 @@ class Victims:
         if self._one_class:
             return worth
         priority, own = self._ranking.priority_class, self._ranking.priority_class[row]
-        yields = np.less(priority, own) | (np.equal(priority, own) & worth)
+        yields: NDArray[np.bool_] = np.less(priority, own) | (np.equal(priority, own) & worth)
         entitlement = self._ranking.entitlement
         if entitlement is None:
             return yields

@@ -33,8 +33,7 @@ from orchestrator.scheduling.job_table import RUNNING, WAITING
 from orchestrator.scheduling.plan.decisions import Plan, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.snapshot_rows import ROW, snapshot_of
+from orchestrator.scheduling.snapshot import ROW, Snapshot, snapshot_of
 
 Answer = dict[str, Any]
 Job = dict[str, Any]  # by the names of ROW

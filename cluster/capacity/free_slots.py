@@ -8,7 +8,6 @@ share.
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy, Placement
 
-_Zone = tuple[int, float, float]  # kind, reserved from, closes at
+_Zone = tuple[int, bool]  # kind, whether reserved
 _Level = tuple[int, bool]  # (free slots, wholly free): among equally many free slots, nodes in use come first
 
 
@@ -27,38 +26,27 @@ class Terms:
     """Conditions of a placement, in addition to the number of workers.
 
     Attributes:
-        yields_s: time at which the gang will have left nodes that are reserved for another job; inf: unknown.
-        leaves_s: time at which it will have left nodes that close for maintenance.
+        yields: whether the gang will have left the reserved nodes before they are needed.
         kinds: kinds of nodes that it may be placed on; None: all.
     """
 
-    yields_s: float = math.inf
-    leaves_s: float = math.inf
+    yields: bool = False
     kinds: frozenset[int] | None = None
 
 
-UNKNOWN_END = Terms()  # any kind of node, but no node that is reserved or will close
+UNKNOWN_END = Terms()  # any kind of node, but no node that is reserved
 
 
 class FreeSlots:
     """The free slots of the usable nodes of an occupancy. It lives for one plan, and does not change the occupancy."""
 
-    def __init__(self, occupancy: Occupancy, closes_s: Sequence[float] | None = None) -> None:
-        """
-        Args:
-            closes_s: [nodes]; when each node closes for maintenance; -inf: it is closed; inf: no closing is planned.
-        """
+    def __init__(self, occupancy: Occupancy) -> None:
         self._of = occupancy
         now_free = occupancy.free * occupancy.usable
         self.free: list[int] = now_free.tolist()
         self._cpus: list[int] = occupancy.cpus_free.tolist()
         self._sizes, self._kinds, self._gpu = occupancy.lists
-        self._reserved_s = [math.inf] * len(self.free)
-        self._closes_s = self._reserved_s if closes_s is None else list(closes_s)
-        # Distinct times of reservations and closings, ascending.
-        self.reservations: list[float] = []
-        self.closings: list[float] = sorted({at for at in closes_s or () if at < math.inf})
-        self._reserved_array = self._closes_array = np.array(self._closes_s if closes_s is not None else ())
+        self._reserved = frozenset[int]()
         self.total = 0
         self._with_free = [0] * (occupancy.slots.shape[1] + 1)  # number of nodes, by free slots
         self._highest = 0  # no node has more free slots
@@ -74,10 +62,9 @@ class FreeSlots:
             self._enter(node)
 
     def after(self, occupancy: Occupancy) -> FreeSlots:
-        """Return the free slots of another occupancy of the same nodes, with the same reservations and closings."""
-        other = FreeSlots(occupancy, self._closes_s if self.closings else None)
-        for at_s in self.reservations:
-            other.reserve([node for node, reserved in enumerate(self._reserved_s) if reserved == at_s], at_s)
+        """Return the free slots of another occupancy of the same nodes, with the same reserved nodes."""
+        other = FreeSlots(occupancy)
+        other.reserve(self._reserved)
         return other
 
     def place(self, gang: Gang, terms: Terms = UNKNOWN_END) -> Placement | None:
@@ -96,25 +83,18 @@ class FreeSlots:
         for node, workers in placement:
             self._change(node, gang, workers)
 
-    def reserve(self, nodes: Iterable[int], at_s: float) -> None:
-        """Reserve nodes from `at_s` on."""
-        if not self.reservations:  # until then, the list may be the one of `_closes_s`
-            self._reserved_s = list(self._reserved_s)
-        for node in nodes:
-            self._reserved_s[node] = min(self._reserved_s[node], at_s)
+    def reserve(self, nodes: Iterable[int]) -> None:
+        """Reserve nodes for a job that starts later. Until then only gangs that yield may use them."""
+        self._reserved = frozenset(nodes)
+        for node in self._reserved:
             if self.free[node]:
                 self._enter(node)
-        self.reservations = sorted({at for at in self._reserved_s if at < math.inf})
-        self._reserved_array = np.array(self._reserved_s)
 
     def closed_to(self, terms: Terms) -> NDArray[np.bool_] | None:
         """[nodes]; True: a gang with these terms may not be placed there. None: it may be placed everywhere."""
         closed = None
-        if self.reservations:
-            closed = self._reserved_array < terms.yields_s
-        if self.closings:
-            closes = self._closes_array < terms.leaves_s
-            closed = closes if closed is None else closed | closes
+        if self._reserved and not terms.yields:
+            closed = np.isin(np.arange(len(self.free)), list(self._reserved))
         if terms.kinds is not None and len(terms.kinds) < len(self._of.types):
             other = ~np.isin(self._of.kinds, list(terms.kinds))
             closed = other if closed is None else closed | other
@@ -134,7 +114,7 @@ class FreeSlots:
                 self._enter(node)
 
     def _enter(self, node: int) -> None:
-        levels = self._zones.setdefault((self._kinds[node], self._reserved_s[node], self._closes_s[node]), {})
+        levels = self._zones.setdefault((self._kinds[node], node in self._reserved), {})
         free = self.free[node]
         heap = self._heap_of[node] = levels.setdefault((free, free == self._sizes[node]), [])
         heapq.heappush(heap, node)
@@ -163,20 +143,14 @@ class FreeSlots:
         return self._highest
 
     def _zones_for(self, gang: Gang, terms: Terms) -> list[_Zone]:
-        """Return the zones that the gang may use.
-
-        Those that are reserved or close soonest come first, because few gangs can use them.
-        """
+        """Return the zones that the gang may use, the reserved ones first, because few gangs can use them."""
         fits = self._of.kinds_for(gang)
         found = [
-            zone
-            for zone in self._zones
-            if zone[0] in fits
-            and zone[1] >= terms.yields_s
-            and zone[2] >= terms.leaves_s
-            and (terms.kinds is None or zone[0] in terms.kinds)
+            (kind, reserved)
+            for kind, reserved in self._zones
+            if kind in fits and (terms.yields or not reserved) and (terms.kinds is None or kind in terms.kinds)
         ]
-        return sorted(found, key=lambda zone: (*zone[1:], zone[0])) if len(found) > 1 else found
+        return sorted(found, key=lambda zone: (not zone[1], zone[0])) if len(found) > 1 else found
 
     def _best_node(self, zones: Sequence[_Zone], gang: Gang, workers: int, avoid: Sequence[int] = ()) -> int | None:
         """Return the node with the fewest free slots that holds the workers.
@@ -216,7 +190,9 @@ class FreeSlots:
         """Place a gang on wholly free nodes, the largest first, and its last workers on a node that may be shared."""
         chosen: list[tuple[int, int]] = []
         left = gang.num_workers
-        levels = sorted((-level[0], zone[1:], level, zone) for zone in zones for level in self._zones[zone] if level[1])
+        levels = sorted(
+            (-level[0], not zone[1], level, zone) for zone in zones for level in self._zones[zone] if level[1]
+        )
         for node in (node for *_, level, zone in levels for node in self._nodes(zone, level)):
             each = min(self._sizes[node] // gang.gpus_per_worker, self._fits_cpus(gang, node))
             if each > left:

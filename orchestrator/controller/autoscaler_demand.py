@@ -57,7 +57,7 @@ def demand(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, poli
     waits = any(
         job.state is State.QUEUED and job.wanted is DesiredState.RUN and job.job_id not in nominations for job in jobs
     )
-    grown = _Grown(inventory)
+    grown = _Grown(inventory, cluster.closed)
     placed = list(_placed(grown, jobs, nominations, cluster, policy, now_s)) if waits else []
     if placed:
         held |= {node.node_id for node in inventory.nodes if node.foreign_cpus or node.foreign_gpus} | cluster.closed
@@ -78,7 +78,9 @@ class _Grown:
     Nodes that were just added, and whose use is not known yet, count as usable: they will be in a moment.
     """
 
-    def __init__(self, inventory: Inventory) -> None:
+    def __init__(self, inventory: Inventory, closed: frozenset[str]) -> None:
+        """`closed`: ids of nodes that take nothing new."""
+        self._closed = closed
         self.there, self.most_more = len(inventory.nodes), min(inventory.most_more, _MOST_AT_ONCE)
         added = [
             (replace(kind.node, node_id=f"a new {kind.node.node_id} {number}"), kind)
@@ -92,6 +94,22 @@ class _Grown:
         """Return those nodes of a placement that do not exist yet."""
         return {index for index, _ in placement if index >= self.there}
 
+    def could_hold(self, gang: Gang) -> bool:
+        """Whether the cluster would have room for a gang if there were no jobs."""
+        placement = self._empty.place(gang)
+        if placement is None:
+            return False
+        self._empty.give(gang, placement)
+        return len(self.new(placement)) <= self.most_more
+
+    @cached_property
+    def _empty(self) -> FreeSlots:
+        nodes = (
+            replace(node, foreign_cpus=0, foreign_gpus=0, usable=node.node_id not in self._closed)
+            for node in self.nodes
+        )
+        return FreeSlots(Occupancy.of(Inventory(tuple(nodes))))
+
 
 def _placed(
     grown: _Grown, jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, policy: Policy, now_s: float
@@ -101,7 +119,7 @@ def _placed(
     rows = made.waiting.nonzero()[0]
     if not len(rows):
         return
-    free, limits, empty, new = FreeSlots(made.cluster), Limits(made), _Empty(grown, cluster.closed), set[int]()
+    free, limits, new = FreeSlots(made.cluster), Limits(made), set[int]()
     for row in ranking(made, policy).order(rows, made.jobs.submitted_s).tolist():
         gang, kinds = made.jobs.gang_of(row), limits.kinds(made.jobs, row)
         if kinds == NOWHERE:
@@ -110,38 +128,13 @@ def _placed(
         if placement is None or len(new | grown.new(placement)) > grown.most_more:
             if placement is not None:
                 free.give(gang, placement)
-            if empty.could_hold(gang):
+            if grown.could_hold(gang):
                 return
             continue
         new |= grown.new(placement)
         if limits:
             limits.take(made.jobs, row, int(made.cluster.kinds[placement[0][0]]))
         yield row, placement
-
-
-class _Empty:
-    """The largest possible cluster without any jobs, except for nodes that take nothing new."""
-
-    def __init__(self, grown: _Grown, closed: frozenset[str]) -> None:
-        self._grown, self._closed = grown, closed
-        self._known: dict[Gang, bool] = {}
-
-    def could_hold(self, gang: Gang) -> bool:
-        if gang not in self._known:
-            placement = self._free.place(gang)
-            if placement is not None:
-                self._free.give(gang, placement)
-            fits = placement is not None and len(self._grown.new(placement)) <= self._grown.most_more
-            self._known[gang] = fits
-        return self._known[gang]
-
-    @cached_property
-    def _free(self) -> FreeSlots:
-        nodes = (
-            replace(node, foreign_cpus=0, foreign_gpus=0, usable=node.node_id not in self._closed)
-            for node in self._grown.nodes
-        )
-        return FreeSlots(Occupancy.of(Inventory(tuple(nodes))))
 
 
 def format_growth(inventory: Inventory) -> str:

@@ -23,8 +23,7 @@ from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling import job_table as table
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
-from orchestrator.scheduling.snapshot import Snapshot, Window
-from orchestrator.scheduling.snapshot_rows import snapshot_of
+from orchestrator.scheduling.snapshot import Snapshot, snapshot_of
 
 Nominations = Mapping[str, NodePlaces]  # by job id
 
@@ -47,7 +46,6 @@ class Cluster:
     tenants: tuple[Tenant, ...]
     used_s: Mapping[str, float] = field(default_factory=dict)
     closed: frozenset[str] = frozenset()
-    windows: tuple[Window, ...] = ()
     slow: frozenset[str] = frozenset()
     gpu_hours: Mapping[str, float] = field(default_factory=dict)
 
@@ -78,7 +76,7 @@ def snapshot(jobs: Sequence[Job], nominations: Nominations, cluster: Cluster, no
         _row(job, nodes, nominations.get(job.job_id, ()), now_s, cluster.spent)
         for job, nodes in zip(jobs, places, strict=True)
     ]
-    made = snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s, cluster.windows)
+    made = snapshot_of(rows, inventory, cluster.tenants, cluster.used_s, now_s)
     return replace(made, grows=not any(_is_about_to_wait(job, nominations, now_s) for job in jobs))
 
 
@@ -147,7 +145,7 @@ def places_of(job: Job, nominations: Nominations, cluster: Cluster, living: Cont
 
 
 def _row(job: Job, nodes: NodePlaces, nominated: NodePlaces, now_s: float, spent: Container[str]) -> tuple[Any, ...]:
-    """Make a row with the fields of `orchestrator.scheduling.snapshot_rows.ROW`."""
+    """Make a row with the fields of `orchestrator.scheduling.snapshot.ROW`."""
     runs = job.state in (State.STARTING, State.RUNNING)
     since_s = job.started_s if runs and job.started_s is not None else now_s
     left_s = None if job.max_runtime_s is None else job.max_runtime_s - job.attained_s - (now_s - since_s)

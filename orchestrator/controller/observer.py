@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
-from typing import Any, Final
+from typing import Final
 
 from cluster.backend import Backend, Phase, Submission
 from cluster.capacity.inventory import Inventory
@@ -64,8 +64,8 @@ class Observer:
             overdue=overdue,
             failed=self._cache.failed,
             refused=refused,
-            most_pending_s=self._timing.pending_s,
-            **self._silence(submissions, steady_s),
+            silent_s=self._silent_s(submissions, steady_s),
+            timing=self._timing,
         )
 
     def _see_nodes(self, inventory: Inventory, present: set[str], steady_s: float) -> None:
@@ -76,16 +76,11 @@ class Observer:
         if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
             self._labels = dict(inventory.labels)
 
-    def _silence(self, submissions: Mapping[str, Submission], steady_s: float) -> dict[str, Any]:
-        """Return the part of `Observation` that is about silent drivers."""
-        if self._driver_silence is None or self._timing.silent_s is None:
-            return {}
+    def _silent_s(self, submissions: Mapping[str, Submission], steady_s: float) -> Mapping[str, float] | None:
+        if self._driver_silence is None:
+            return None
         running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
-        return {
-            "silent_s": self._driver_silence.look(self._cache.jobs, running, steady_s),
-            "most_unregistered_s": self._timing.register_s,
-            "most_silent_s": self._timing.silent_s,
-        }
+        return self._driver_silence.look(self._cache.jobs, running, steady_s)
 
 
 class DriverSilence:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from orchestrator.queue.records import Job, Lease
@@ -45,12 +45,8 @@ class MonthTotal(NamedTuple):
     jobs: int
 
 
-def by_month(lease: Lease, now_s: float = 0.0) -> Iterator[tuple[str, float]]:
-    """Yield (month, seconds in it) for a lease. If a clock went backwards and the end is before the grant, it is 0 s.
-
-    Args:
-        now_s: end of a lease that is still held.
-    """
+def _by_month(lease: Lease, now_s: float) -> Iterator[tuple[str, float]]:
+    """Yield (month, seconds in it) for a lease. If a clock went back and its end is before its grant, it is 0 s."""
     end_s = max(now_s if lease.released_s is None else lease.released_s, lease.granted_s)
     begin = utc(lease.granted_s)
     while True:
@@ -62,14 +58,12 @@ def by_month(lease: Lease, now_s: float = 0.0) -> Iterator[tuple[str, float]]:
         begin = following
 
 
-def totals_of(
-    leases: Iterable[Lease], split: Callable[[Lease], Iterable[tuple[str, float]]] = by_month
-) -> list[MonthTotal]:
-    """Sum leases by month and tenant. A job counts once a month."""
+def totals_of(leases: Iterable[Lease], now_s: float = 0.0) -> list[MonthTotal]:
+    """Sum leases by month and tenant. A job counts once a month. `now_s`: end of leases that are still held."""
     held: dict[tuple[str, str], tuple[list[float], set[str]]] = {}
     for lease in leases:
         gang = lease.gang
-        for month, seconds in split(lease):
+        for month, seconds in _by_month(lease, now_s):
             sums, jobs = held.setdefault((month, lease.tenant), ([0.0, 0.0], set()))
             each = gang.gpus_per_worker or gang.cpus_per_worker
             sums[0 if gang.gpus_per_worker else 1] += gang.num_workers * each * seconds
@@ -96,8 +90,7 @@ def spent(tenants: Iterable[Tenant], gpu_hours: Mapping[str, float]) -> frozense
     )
 
 
-@dataclass(frozen=True)
-class _Held:
+class _Held(NamedTuple):
     tenant: str
     gpus: int
     since_s: float
@@ -114,13 +107,13 @@ class MonthUse:
         """`released`: totals of the leases of this month that have ended, one for each tenant."""
         self._begin_s, self._end_s = month_around(now_s)
         self._held: dict[str, _Held] = {}
-        self._released = {total.tenant: total.gpu_s for total in released}  # GPU-seconds
+        self._released = defaultdict(float, {total.tenant: total.gpu_s for total in released})  # GPU-seconds
 
     def advance(self, jobs: Sequence[Job], now_s: float) -> Mapping[str, float]:
         """Return GPU-hours by tenant. `jobs`: all jobs that have not ended, as of `now_s`."""
         if now_s >= self._end_s:
             self._begin_s, self._end_s = month_around(now_s)
-            self._released = {}
+            self._released.clear()
         holding = {
             job.submission: _Held(job.tenant, job.gang.num_workers * job.gang.gpus_per_worker, job.started_s)
             for job in jobs
@@ -128,13 +121,12 @@ class MonthUse:
         }
         for name, held in self._held.items():
             still = holding[name].gpus if name in holding else 0
-            self._add(self._released, replace(held, gpus=max(held.gpus - still, 0)), now_s)
+            self._released[held.tenant] += max(held.gpus - still, 0) * self._seconds(held, now_s)
         self._held = holding
-        used = dict(self._released)
+        used = self._released.copy()
         for held in holding.values():
-            self._add(used, held, now_s)
+            used[held.tenant] += held.gpus * self._seconds(held, now_s)
         return {tenant: gpu_s / _HOUR_S for tenant, gpu_s in used.items()}
 
-    def _add(self, to: dict[str, float], held: _Held, until_s: float) -> None:
-        seconds = max(until_s - max(held.since_s, self._begin_s), 0.0)
-        to[held.tenant] = to.get(held.tenant, 0.0) + held.gpus * seconds
+    def _seconds(self, held: _Held, until_s: float) -> float:
+        return max(until_s - max(held.since_s, self._begin_s), 0.0)

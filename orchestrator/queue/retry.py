@@ -19,7 +19,6 @@ BUDGETS: Mapping[Reason, int | None] = {
     Reason.PREEMPTED: None,
     Reason.RECLAIMED: None,
     Reason.MOVED: None,
-    Reason.MAINTENANCE: None,
     Reason.RESIZED: None,
     Reason.DRAINED: None,
     Reason.PAUSED: None,

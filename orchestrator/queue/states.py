@@ -29,9 +29,7 @@ MAY_GO_TO: Mapping[State, frozenset[State]] = {
     State.STARTING: frozenset({State.RUNNING, State.STOPPING, State.SUCCEEDED}),
     State.RUNNING: frozenset({State.STOPPING, State.SUCCEEDED}),
     State.STOPPING: frozenset({State.QUEUED, State.SUCCEEDED, State.FAILED, State.CANCELLED}),
-    State.SUCCEEDED: frozenset(),
-    State.FAILED: frozenset(),
-    State.CANCELLED: frozenset(),
+    **dict.fromkeys(ENDED, frozenset[State]()),
 }
 
 
@@ -55,7 +53,6 @@ class Reason(StrEnum):
     PREEMPTED = "preempted"
     RECLAIMED = "reclaimed"
     MOVED = "moved"
-    MAINTENANCE = "maintenance"
     RESIZED = "resized"  # it goes on with more or fewer workers; does not count as an interruption
     DRAINED = "drained"
     PAUSED = "paused"

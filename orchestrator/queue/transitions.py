@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from cluster.backend import Phase, Submission
+from orchestrator.queue.clock import USUAL, Timing
 from orchestrator.queue.records import Job, Transition
 from orchestrator.queue.retry import INTERRUPTED_EXIT, landing, why_ended
-from orchestrator.queue.states import DRIVER_ENDED, DesiredState, Reason, State
+from orchestrator.queue.states import DRIVER_ENDED, ENDED, DesiredState, Reason, State
 
 _STOPS: Mapping[DesiredState, tuple[Reason, str]] = {
     DesiredState.CANCEL: (Reason.CANCELLED, "cancelled"),
@@ -30,11 +31,9 @@ class Observation:
         labels: names of nodes for people, by id.
         failed: jobs that have failed or were cancelled, each with a phrase for messages.
         refused: submissions that can never start, and why.
-        most_pending_s: a driver that has not come up within this time is stopped, and started again.
         silent_s: seconds of silence of each running driver, by submission. None: drivers do not report, and a job
             counts as RUNNING once the machines say that its driver runs.
-        most_unregistered_s: a running driver that has not registered within this time is stopped and started again.
-        most_silent_s: a registered driver that is silent for longer is stopped and started again.
+        timing: its `pending_s`, `register_s` and `silent_s` are the times after which a driver is stopped.
     """
 
     now_s: float
@@ -46,11 +45,9 @@ class Observation:
     overdue: frozenset[str] = frozenset()
     failed: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
-    most_pending_s: float = 600.0
     labels: Mapping[str, str] = field(default_factory=dict)
     silent_s: Mapping[str, float] | None = None
-    most_unregistered_s: float = 600.0
-    most_silent_s: float = 6 * 3600.0
+    timing: Timing = USUAL
 
     def called(self, nodes: Iterable[str]) -> list[str]:
         return sorted(self.labels.get(node, node) for node in nodes)
@@ -86,7 +83,7 @@ def _starting(job: Job, seen: Observation) -> Transition | None:
 
 def _too_late(job: Job, seen: Observation) -> Transition | None:
     pending_s = seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
-    if pending_s <= seen.most_pending_s:
+    if pending_s <= seen.timing.pending_s:
         return None
     return _transition(job, State.STOPPING, Reason.NOT_STARTED, f"its driver did not come up in {pending_s:.0f} s")
 
@@ -110,7 +107,8 @@ def _running(job: Job, seen: Observation) -> Transition | None:
 
 def _too_silent(job: Job, seen: Observation) -> Transition | None:
     silent_s = (seen.silent_s or {}).get(job.submission, 0.0)
-    if silent_s <= (seen.most_unregistered_s if job.heard_s is None else seen.most_silent_s):
+    most_s = seen.timing.register_s if job.heard_s is None else seen.timing.silent_s
+    if most_s is None or silent_s <= most_s:
         return None
     said = f"did not register with the server in {silent_s:.0f} s: can its node reach the server?"
     if job.heard_s is not None:
@@ -155,9 +153,7 @@ _BY_STATE: Mapping[State, Callable[[Job, Observation], Transition | None]] = {
     State.STARTING: _starting,
     State.RUNNING: _running,
     State.STOPPING: _stopping,
-    State.SUCCEEDED: _ended,
-    State.FAILED: _ended,
-    State.CANCELLED: _ended,
+    **dict.fromkeys(ENDED, _ended),
 }
 
 

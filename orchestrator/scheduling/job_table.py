@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +23,6 @@ def slots_of(gang: Gang) -> int:
 # Plain integers, since looking up a member of an enumeration takes longer than comparing a column.
 NOBODY, WAITING, RUNNING, HELD = range(4)
 _LEAST_ROWS, _LOOK_EVERY = 64, 64
-
-# name -> (type, value in a row without a job)
-COLUMNS: dict[str, tuple[type, float]] = {
-    "state": (np.int8, NOBODY),
-    "tenant": (np.int32, 0),
-    "priority": (np.int32, 0),
-    "gang": (np.int32, 0),
-    "size": (np.float64, 1.0),
-    "submitted_s": (np.float64, 0.0),
-    "waiting_since_s": (np.float64, 0.0),
-    "waited_s": (np.float64, 0.0),
-    "not_before_s": (np.float64, -np.inf),
-    "started_s": (np.float64, 0.0),
-    "attained_s": (np.float64, 0.0),
-    "remaining_s": (np.float64, np.nan),
-    "most_left_s": (np.float64, np.inf),
-    "preemptible": (np.bool_, False),
-    "interruptions": (np.int32, 0),
-    "interruption_cost_s": (np.float64, 0.0),
-}
 
 
 @dataclass
@@ -70,26 +50,26 @@ class JobTable:
     """
 
     gangs: list[Gang] = field(default_factory=list)
-    state: NDArray[np.int8] = field(init=False)
-    tenant: NDArray[np.int32] = field(init=False)
-    priority: NDArray[np.int32] = field(init=False)
-    gang: NDArray[np.int32] = field(init=False)
-    size: Floats = field(init=False)
-    submitted_s: Floats = field(init=False)
-    waiting_since_s: Floats = field(init=False)
-    waited_s: Floats = field(init=False)
-    not_before_s: Floats = field(init=False)
-    started_s: Floats = field(init=False)
-    attained_s: Floats = field(init=False)
-    remaining_s: Floats = field(init=False)
-    most_left_s: Floats = field(init=False)
-    preemptible: NDArray[np.bool_] = field(init=False)
-    interruptions: NDArray[np.int32] = field(init=False)
-    interruption_cost_s: Floats = field(init=False)
+    state: NDArray[np.int8] = field(init=False, metadata={"nothing": np.int8(NOBODY)})
+    tenant: NDArray[np.int32] = field(init=False, metadata={"nothing": np.int32(0)})
+    priority: NDArray[np.int32] = field(init=False, metadata={"nothing": np.int32(0)})
+    gang: NDArray[np.int32] = field(init=False, metadata={"nothing": np.int32(0)})
+    size: Floats = field(init=False, metadata={"nothing": np.float64(1.0)})
+    submitted_s: Floats = field(init=False, metadata={"nothing": np.float64(0.0)})
+    waiting_since_s: Floats = field(init=False, metadata={"nothing": np.float64(0.0)})
+    waited_s: Floats = field(init=False, metadata={"nothing": np.float64(0.0)})
+    not_before_s: Floats = field(init=False, metadata={"nothing": np.float64(-np.inf)})
+    started_s: Floats = field(init=False, metadata={"nothing": np.float64(0.0)})
+    attained_s: Floats = field(init=False, metadata={"nothing": np.float64(0.0)})
+    remaining_s: Floats = field(init=False, metadata={"nothing": np.float64(np.nan)})
+    most_left_s: Floats = field(init=False, metadata={"nothing": np.float64(np.inf)})
+    preemptible: NDArray[np.bool_] = field(init=False, metadata={"nothing": np.bool_(False)})
+    interruptions: NDArray[np.int32] = field(init=False, metadata={"nothing": np.int32(0)})
+    interruption_cost_s: Floats = field(init=False, metadata={"nothing": np.float64(0.0)})
 
     def __post_init__(self) -> None:
-        for name, (kind, nothing) in COLUMNS.items():
-            setattr(self, name, np.full(0, nothing, kind))
+        for name, nothing in COLUMNS.items():
+            setattr(self, name, np.full(0, nothing))
         self._spare: list[int] = []  # heap of rows without a job
         self._removed = 0
         self._powered: dict[float, Floats] = {}  # exponent -> [gangs]
@@ -111,8 +91,7 @@ class JobTable:
         known = self._powered.get(exponent)
         if known is None or len(known) != len(self.gangs):
             known = self._powered[exponent] = self.sizes() ** exponent
-        powered: Floats = known[self.gang]
-        return powered
+        return known[self.gang]
 
     def sizes(self) -> Floats:
         """[gangs]; slots of each gang."""
@@ -130,7 +109,7 @@ class JobTable:
         return row
 
     def remove(self, row: int) -> None:
-        for name, (_, nothing) in COLUMNS.items():
+        for name, nothing in COLUMNS.items():
             getattr(self, name)[row] = nothing
         heapq.heappush(self._spare, row)
         self._removed += 1
@@ -140,9 +119,9 @@ class JobTable:
     def fill(self, columns: dict[str, NDArray[np.generic]]) -> None:
         """Replace all rows by columns of one length. Missing columns have the value of a row without a job."""
         length = len(next(iter(columns.values())))
-        for name, (kind, nothing) in COLUMNS.items():
+        for name, nothing in COLUMNS.items():
             given = columns.get(name)
-            setattr(self, name, np.full(length, nothing, kind) if given is None else np.asarray(given, kind))
+            setattr(self, name, np.full(length, nothing) if given is None else np.asarray(given, nothing.dtype))
         self._spare = []
 
     def gang_of(self, row: int) -> Gang:
@@ -164,8 +143,8 @@ class JobTable:
 
     def _grow(self) -> None:
         before = self.rows
-        for name, (kind, nothing) in COLUMNS.items():
-            more: NDArray[np.generic] = np.full(max(before // 4, _LEAST_ROWS), nothing, kind)
+        for name, nothing in COLUMNS.items():
+            more = np.full(max(before // 4, _LEAST_ROWS), nothing)
             setattr(self, name, np.concatenate((getattr(self, name), more)))
         self._spare = list(range(before, self.rows))
 
@@ -178,3 +157,7 @@ class JobTable:
                 setattr(self, name, getattr(self, name)[:rows].copy())
             self._spare = [row for row in self._spare if row < rows]
             heapq.heapify(self._spare)
+
+
+# name -> value in a row without a job, of the column's type
+COLUMNS: dict[str, np.generic] = {one.name: one.metadata["nothing"] for one in fields(JobTable) if one.metadata}

@@ -30,7 +30,6 @@ def entitlements(snapshot: Snapshot, score: Floats, priority_class: NDArray[np.i
     if not guaranteed:
         return None
     jobs, cluster = snapshot.jobs, snapshot.cluster
-    kinds = kinds_of_rows(jobs, cluster)
     found = np.full(jobs.rows, NOT_ENTITLED, np.int32)
     active = ((snapshot.running | snapshot.waiting) & np.isin(jobs.tenant, guaranteed)).nonzero()[0]
     runs = snapshot.running[active]
@@ -40,21 +39,13 @@ def entitlements(snapshot: Snapshot, score: Floats, priority_class: NDArray[np.i
     for row in order.tolist():
         gang, tenant = jobs.gang_of(row), int(jobs.tenant[row])
         if gang.gpus_per_worker:
-            on = [int(kinds[row])] if kinds[row] >= 0 else sorted(cluster.kinds_for(gang))
+            on = [int(snapshot.kinds[row])] if snapshot.kinds[row] >= 0 else sorted(cluster.kinds_for(gang))
             quota = dict(snapshot.tenants[tenant].guaranteed)
             size = float(jobs.size[row])
             if row in snapshot.sizes:  # workers beyond its fewest are on lent slots
                 size = snapshot.sizes[row][0] * float(gang.gpus_per_worker)
             found[row] = _claim(quota, used[tenant], on, cluster, size)
     return found
-
-
-def kinds_of_rows(jobs: JobTable, cluster: Occupancy) -> NDArray[np.int32]:
-    """[rows]; the kind of the nodes that each job is on; -1: on none."""
-    kinds = np.full(jobs.rows, -1, np.int32)
-    nodes, places = (cluster.slots >= 0).nonzero()
-    kinds[cluster.slots[nodes, places]] = cluster.kinds[nodes]
-    return kinds
 
 
 class Limits:
@@ -64,10 +55,8 @@ class Limits:
         self._cluster = snapshot.cluster
         self._limits = {number: tenant.limit for number, tenant in enumerate(snapshot.tenants) if tenant.limit}
         self._used: dict[int, _Used] = {number: {} for number in self._limits}
-        if self._limits:
-            kinds = kinds_of_rows(snapshot.jobs, snapshot.cluster)
-            for row in snapshot.running.nonzero()[0].tolist():
-                self.take(snapshot.jobs, row, int(kinds[row]))
+        for row in snapshot.running.nonzero()[0].tolist() if self._limits else ():
+            self.take(snapshot.jobs, row, int(snapshot.kinds[row]))
 
     def __bool__(self) -> bool:
         return bool(self._limits)
@@ -89,8 +78,7 @@ class Limits:
         """[rows]; which waiting jobs exceed what their tenant may still take, on every kind of nodes."""
         codes = jobs.gang[rows].astype(np.int64) * (jobs.tenant.max(initial=0) + 1) + jobs.tenant[rows]
         _, first, which = np.unique(codes, return_index=True, return_inverse=True)
-        found: NDArray[np.bool_] = np.array([self.kinds(jobs, row) == NOWHERE for row in rows[first].tolist()], bool)
-        return found[which]
+        return np.array([self.kinds(jobs, row) == NOWHERE for row in rows[first].tolist()], bool)[which]
 
     def take(self, jobs: JobTable, row: int, kind: int, sign: int = 1) -> None:
         """Count a job as placed on nodes of a kind; with sign -1, as stopped there."""

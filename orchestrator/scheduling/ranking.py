@@ -80,9 +80,7 @@ def shares(snapshot: Snapshot, policy: Policy) -> Floats:
     if not total > 0:
         return np.ones(len(over))
     ratio = over * (int(active.sum()) / total)
-    bounded: Floats = np.maximum(np.minimum(ratio, policy.share_bound), 1 / policy.share_bound)
-    powered: Floats = bounded**policy.share_exponent
-    return powered
+    return np.clip(ratio, 1 / policy.share_bound, policy.share_bound) ** policy.share_exponent
 
 
 def _by_submission(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
@@ -92,21 +90,18 @@ def _by_submission(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats
 def _by_attained(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
     jobs = snapshot.jobs
     attained = jobs.attained_s + np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
-    levels: Floats = (attained * jobs.size >= policy.attained_level_s).astype(float)
-    return levels
+    return (attained * jobs.size >= policy.attained_level_s).astype(float)
 
 
 def _by_share(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
-    over: Floats = (snapshot.used_s / snapshot.weights)[snapshot.jobs.tenant]
-    return over
+    return (snapshot.used_s / snapshot.weights)[snapshot.jobs.tenant]
 
 
 def _by_expected(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
     """Shortest remaining time first, as runs measure it; docs/decisions/0015 explains the weights and the guard."""
     jobs = snapshot.jobs
     told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, policy.untold_s), jobs.remaining_s)
-    weighted: Floats = np.maximum(told, _LEAST_S) * shares(snapshot, policy)[jobs.tenant]
-    return weighted / weight
+    return np.maximum(told, _LEAST_S) * shares(snapshot, policy)[jobs.tenant] / weight
 
 
 _SCORES = {
@@ -132,8 +127,7 @@ def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Ro
     counted = waited_s[rows] * np.where(running[rows], policy.guarded_stay, 1.0)
     by_wait = rows[np.lexsort((jobs.submitted_s[rows], -counted))]
     sizes = jobs.size[by_wait]
-    first: Rows = by_wait[sizes.cumsum() - sizes < policy.guarded_share * snapshot.cluster.total]
-    return first
+    return by_wait[sizes.cumsum() - sizes < policy.guarded_share * snapshot.cluster.total]
 
 
 def _raised(priority: NDArray[np.int32], rows: Rows) -> NDArray[np.int32]:

@@ -1,27 +1,48 @@
-"""A snapshot: jobs, machines, tenants and the time. A plan reads nothing else."""
+"""A snapshot: jobs, machines, tenants and the time, built from rows of a store. A plan reads nothing else."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.capacity.gang import Gang
+from cluster.capacity.inventory import Inventory
 from cluster.capacity.occupancy import Occupancy
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable, Rows
+from orchestrator.scheduling.job_table import COLUMNS, HELD, RUNNING, WAITING, Floats, JobTable
 
-
-@dataclass(frozen=True)
-class Window:
-    """A maintenance window: nothing runs on these nodes from `start_s` to `end_s`. nodes None: all nodes."""
-
-    start_s: float
-    end_s: float
-    nodes: tuple[int, ...] | None = None
+# The fields of a row, in this order. Times are seconds of the store's clock; None: unknown or not set.
+ROW = (
+    "job_id",
+    "tenant",
+    "priority",
+    "num_workers",
+    "cpus_per_worker",
+    "gpus_per_worker",
+    "accelerator_type",
+    "state",  # as in `job_table`
+    "submitted_s",
+    "waiting_since_s",
+    "waited_s",
+    "not_before_s",
+    "started_s",
+    "attained_s",
+    "remaining_s",
+    "most_left_s",
+    "preemptible",
+    "interruptions",
+    "interruption_cost_s",
+    "placement",  # of a running job: (node id, workers) for each node
+    "after",  # ids of jobs that must end first
+    "sizes",  # numbers of workers that the job can have, ascending; None: it is not elastic
+)
+_GANG = ("num_workers", "cpus_per_worker", "gpus_per_worker", "accelerator_type")
+_NUMBERS = tuple(name for name in ROW if name in COLUMNS and name != "tenant")
 
 
 @dataclass(frozen=True)
@@ -42,7 +63,6 @@ class Snapshot:
     cluster: Occupancy
     tenants: tuple[Tenant, ...]
     used_s: Floats
-    windows: tuple[Window, ...] = ()
     parents: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     sizes: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
     grows: bool = True
@@ -68,19 +88,75 @@ class Snapshot:
         jobs = self.jobs
         return np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
 
-    def leaves_s(self, rows: Rows, protected_s: float) -> Floats:
-        """[rows]; when each has left nodes that close: at its end, or after `protected_s` if it is preemptible."""
-        ends: Floats = self.now_s + self.left_s[rows]
-        return np.where(self.jobs.preemptible[rows], np.minimum(ends, self.now_s + protected_s), ends)
+    @cached_property
+    def ends_s(self) -> Floats:
+        """[rows]; when each running job is expected to end; inf: unknown."""
+        return np.where(self.running, self.now_s + self.left_s, np.inf)
 
-    def closes_s(self) -> list[float] | None:
-        """[nodes]; start of the next maintenance; -inf: it is going on, inf: none. None: none is planned at all."""
-        ahead = [window for window in self.windows if window.end_s > self.now_s]
-        if not ahead:
-            return None
-        until = [math.inf] * len(self.cluster.names)
-        for window in ahead:
-            start = window.start_s if window.start_s > self.now_s else -math.inf
-            for node in range(len(until)) if window.nodes is None else window.nodes:
-                until[node] = min(until[node], start)
-        return until
+    @cached_property
+    def kinds(self) -> NDArray[np.int32]:
+        """[rows]; the kind of the nodes that each job is on; -1: on none."""
+        kinds = np.full(self.jobs.rows, -1, np.int32)
+        nodes, places = (self.cluster.slots >= 0).nonzero()
+        kinds[self.cluster.slots[nodes, places]] = self.cluster.kinds[nodes]
+        return kinds
+
+
+def snapshot_of(
+    rows: Sequence[Sequence[Any]],
+    inventory: Inventory,
+    tenants: Sequence[Tenant],
+    used_s: Mapping[str, float],
+    now_s: float,
+) -> Snapshot:
+    """Build a snapshot. Row *n* of its table is the *n*-th of `rows`.
+
+    Args:
+        rows: jobs that have not ended, with the fields of ROW.
+        used_s: decayed GPU-seconds by tenant.
+
+    Raises:
+        KeyError: a row names a tenant or a node that is not given.
+    """
+    number = {tenant.name: index for index, tenant in enumerate(tenants)}
+    node_of = {node.node_id: index for index, node in enumerate(inventory.nodes)}
+    jobs = JobTable()
+    column = dict(zip(ROW, zip(*rows, strict=True) if rows else [()] * len(ROW), strict=True))
+    codes = _codes(jobs, [column[name] for name in _GANG])
+    jobs.fill(
+        {name: _numbers(column[name], COLUMNS[name]) for name in _NUMBERS}
+        | {"tenant": np.array([number[name] for name in column["tenant"]], np.int32)}
+        | {"gang": codes, "size": jobs.sizes()[codes]}
+    )
+    np.maximum(jobs.waiting_since_s, jobs.not_before_s, out=jobs.waiting_since_s)
+    parents = _parents(column["job_id"], column["after"])
+    jobs.state[[row for row in parents if jobs.state[row] == WAITING]] = HELD
+    held = [
+        (row, jobs.gang_of(row), tuple((node_of[node], workers) for node, workers in column["placement"][row]))
+        for row in (jobs.state == RUNNING).nonzero()[0].tolist()
+    ]
+    used = np.array([used_s.get(tenant.name, 0.0) for tenant in tenants])
+    sizes = {row: tuple(given) for row, given in enumerate(column["sizes"]) if given and len(given) > 1}
+    return Snapshot(now_s, jobs, Occupancy.of(inventory, held), tuple(tenants), used, parents, sizes)
+
+
+def _numbers(values: Sequence[float | None], nothing: np.generic) -> Floats:
+    """Return values as an array, with `nothing` for None."""
+    given = np.array(values, float)
+    return np.where(np.isnan(given), nothing, given)
+
+
+def _parents(ids: Sequence[str], after: Sequence[Sequence[str] | None]) -> dict[int, tuple[int, ...]]:
+    """Return the parents that have not ended, for each job that waits for some."""
+    waits = [row for row, parents in enumerate(after) if parents]
+    row_of = {job_id: row for row, job_id in enumerate(ids)} if waits else {}
+    found = ((row, tuple(row_of[one] for one in after[row] or () if one in row_of)) for row in waits)
+    return {row: parents for row, parents in found if parents}
+
+
+def _codes(jobs: JobTable, columns: Sequence[Sequence[Any]]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    codes: dict[tuple[Any, ...], int] = {}
+    numbered = [codes.setdefault(shape, len(codes)) for shape in zip(*columns, strict=True)]
+    for shape in codes:
+        jobs.code(Gang(*shape))
+    return np.array(numbered, np.int32)

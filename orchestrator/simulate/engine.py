@@ -17,7 +17,7 @@ from cluster.errors import InputError
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended, Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import WAITING
-from orchestrator.scheduling.policy import Order, Policy, policy_named
+from orchestrator.scheduling.policy import Order, policy_named
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 _JITTER_S = 10.0
@@ -33,18 +33,16 @@ def simulate(
     jobs: Sequence[TraceJob],
     setup: Setup,
     progress: Callable[[float], None] | None = None,
-    policy: Policy | None = None,
     on_wait: OnWait | None = None,
 ) -> Simulated:
     """Simulate a trace to its end.
 
     Args:
         progress: called regularly with the share of jobs that have ended.
-        policy: default: the policy that the setup names.
         on_wait: called after the pass of its arrival for each job that did not start, with the simulation, the job's
             row in it and its row in the trace. It must not change the simulation.
     """
-    return _Run(jobs, setup, policy or policy_named(setup.policy), progress, on_wait).run()
+    return _Run(jobs, setup, progress, on_wait).run()
 
 
 class _Run:
@@ -52,13 +50,13 @@ class _Run:
         self,
         jobs: Sequence[TraceJob],
         setup: Setup,
-        policy: Policy,
         progress: Callable[[float], None] | None,
         on_wait: OnWait | None,
     ) -> None:
         self._jobs, self._setup, self._progress, self._on_wait = tuple(jobs), setup, progress, on_wait
         self._tenants = {name: number for number, name in enumerate(dict.fromkeys(job.tenant for job in jobs))}
         size = setup.gpus_per_node
+        policy = policy_named(setup.policy)
         inventory = Inventory(tuple(Node(f"node-{number}", cpus=size, gpus=size) for number in range(setup.nodes)))
         self._simulation = QueueSimulation(
             Occupancy.of(inventory),
@@ -101,7 +99,7 @@ class _Run:
                         self._on_wait(simulation, row, self._job_of[row])
             if self._progress is not None and simulation.passes % _REPORT_EVERY == 0:
                 self._progress(self._finished / len(self._jobs))
-        return Simulated(self._jobs, tuple(self._attempts), self._setup, time.perf_counter() - began, simulation.passes)
+        return Simulated(self._jobs, tuple(self._attempts), self._setup, time.perf_counter() - began)
 
     def _arrivals(self) -> list[tuple[float, int]]:
         most_s = _JITTER_S if self._setup.jitter else 0.0

@@ -104,18 +104,9 @@ def tenant_figures(simulated: Simulated) -> tuple[TenantFigures, ...]:
     waits, slowdowns = arrays.mean_by_tenant(arrays.wait), arrays.mean_by_tenant(arrays.slowdown)
     longest = np.zeros(len(arrays.tenants))
     np.maximum.at(longest, arrays.tenant, arrays.wait)
-    counts = np.bincount(arrays.tenant)
-    return tuple(
-        TenantFigures(
-            tenant=arrays.tenants[at],
-            jobs=int(counts[at]),
-            gpu_s=float(gpu_s[at]),
-            mean_wait_s=float(waits[at]),
-            longest_wait_s=float(longest[at]),
-            mean_bounded_slowdown=float(slowdowns[at]),
-        )
-        for at in np.argsort(-gpu_s, kind="stable")
-    )
+    columns = (np.bincount(arrays.tenant), gpu_s, waits, longest, slowdowns)
+    found = map(TenantFigures, arrays.tenants, *(column.tolist() for column in columns))
+    return tuple(sorted(found, key=lambda one: -one.gpu_s))
 
 
 def over_time(simulated: Simulated, spans: int) -> OverTime:
@@ -167,8 +158,7 @@ class _Arrays:
 
     def mean_by_tenant(self, values: Floats) -> Floats:
         """Return the mean of each tenant's jobs; `values`: [jobs]."""
-        totals: Floats = np.bincount(self.tenant, weights=values).astype(np.float64)
-        return totals / np.bincount(self.tenant)
+        return np.bincount(self.tenant, weights=values) / np.bincount(self.tenant)
 
 
 def _utilisation(arrays: _Arrays, gpus: int) -> float:
@@ -191,7 +181,7 @@ def _means(edges: Floats, start: Floats, end: Floats, weight: Ints, row: Ints, r
         its = row == at
         sums[at] = _ramp(edges, start[its], weight[its]) - _ramp(edges, end[its], weight[its])
     widths = np.diff(edges)
-    means: Floats = np.divide(np.diff(sums, axis=1), widths, out=np.zeros((rows, len(widths))), where=widths > 0)
+    means = np.divide(np.diff(sums, axis=1), widths, out=np.zeros((rows, len(widths))), where=widths > 0)
     return np.maximum(means, 0.0)
 
 

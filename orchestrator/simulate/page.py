@@ -18,10 +18,7 @@ Words = Callable[[Sequence[float]], list[str]]
 
 def page(simulations: Sequence[tuple[str, Figures]]) -> str:
     """Format a table with a column for each simulation, by name; for two, also their difference."""
-    columns = [figures for _, figures in simulations]
-    two = len(columns) == 2
-    head = ("", *(name for name, _ in simulations), *(("change",) if two else ()))
-    return "\n".join(aligned([head, *figure_rows(columns)], words=1))
+    return "\n".join(aligned(figure_rows(simulations), words=1))
 
 
 def headline(simulated: Simulated) -> str:
@@ -53,9 +50,10 @@ def format_cluster(setup: Setup) -> str:
     return f"{many(setup.nodes, 'node')} x {many(setup.gpus_per_node, 'GPU')}"
 
 
-def figure_rows(columns: Sequence[Figures]) -> list[Row]:
-    """Return (name, text, ...) for each figure, in suitable units; for two columns also a comparison."""
-    rows = list[Row]()
+def figure_rows(simulations: Sequence[tuple[str, Figures]]) -> list[Row]:
+    """Return the head, and (name, text, ...) for each figure, in suitable units; for two columns also a comparison."""
+    columns = [figures for _, figures in simulations]
+    rows: list[Row] = [("", *(name for name, _ in simulations), *(["change"] if len(columns) == 2 else []))]
     for label, field, words, change in _FIGURES:
         values = [getattr(figures, field) for figures in columns]
         known = [value for value in values if value is not None]

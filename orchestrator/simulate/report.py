@@ -54,8 +54,7 @@ def _facts(simulations: Sequence[tuple[str, Simulated]]) -> list[tuple[str, str]
 
 
 def _figures(simulations: Sequence[tuple[str, Simulated]]) -> str:
-    rows = figure_rows([figures(simulated) for _, simulated in simulations])
-    head = ["", *(name for name, _ in simulations), *(["change"] if len(simulations) == 2 else [])]
+    head, *rows = figure_rows([(name, figures(simulated)) for name, simulated in simulations])
     return f'<div class="figures">{htmlpage.card(htmlpage.number_table(head, rows))}</div>\n'
 
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from cluster.errors import StorageError, TraceError
-from cluster.text import grouped
+from cluster.text import grouped, many
 from jobs.storage import files as storage
 from orchestrator.pages.tables import shortened
 from orchestrator.scheduling.forecast.queue_simulation import Attempt
@@ -24,8 +24,6 @@ _MOST_S = {"submit_s": 1e11, "duration_s": 3.2e8}
 _MOST_PRIORITY = 1_000_000_000
 _CELL = 40  # most characters of a value in a message
 _FORMAT = f"A trace is a CSV file whose first line names the columns {', '.join(COLUMNS)} and, optionally, priority."
-
-_Row = tuple[int, Mapping[str, str]]
 
 
 def read_trace(path: str, most_gpus: int | None) -> tuple[TraceJob, ...]:
@@ -120,7 +118,7 @@ class _Reader:
         return math.nan
 
 
-def _rows(path: str) -> Iterator[_Row]:
+def _rows(path: str) -> Iterator[tuple[int, Mapping[str, str]]]:
     """Yield (line number, fields by name) of each row. A row of the wrong length has only a field '' with an error."""
     reader = csv.reader(io.StringIO(_text(path), newline=""))
     try:
@@ -164,7 +162,7 @@ def _text(path: str) -> str:
 
 
 def _bad_rows(path: str, bad: Sequence[str], is_unsorted: bool) -> str:
-    count = "1 bad row" if len(bad) == 1 else f"{len(bad):,} bad rows"
+    count = many(len(bad), "bad row")
     lines = [f"{path} has {count}, and nothing was simulated:", *(f"  {one}" for one in bad[:_TOLD])]
     if len(bad) > _TOLD:
         lines.append(f"  and {len(bad) - _TOLD:,} more")

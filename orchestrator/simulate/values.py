@@ -44,4 +44,3 @@ class Simulated:
     attempts: tuple[Attempt, ...]  # in the order of their ends, by rows of the trace
     setup: Setup
     wall_s: float  # duration of the simulation itself
-    passes: int  # number of passes of the scheduler

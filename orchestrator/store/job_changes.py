@@ -21,7 +21,7 @@ from orchestrator.queue.store import Change
 from orchestrator.store.database.rows import plain
 
 _SUBMITTED = {one.name for one in fields(NewJob)} & {one.name for one in fields(Job)}
-BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED, Reason.MAINTENANCE})
+BY_THE_SCHEDULER = frozenset({Reason.PREEMPTED, Reason.RECLAIMED, Reason.MOVED})
 
 
 def check(transitions: Sequence[Transition]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, text, update
 
-from orchestrator.queue.months import by_month, totals_of
+from orchestrator.queue.months import totals_of
 from orchestrator.queue.records import Lease
 from orchestrator.queue.states import ENDED
 from orchestrator.store.counters import take_as_leader
@@ -83,7 +83,7 @@ def _ids(after: str) -> Iterable[str]:
 
 
 def _add_up(connection: Connection, leases: Iterable[Lease]) -> None:
-    for total in totals_of(leases, by_month):
+    for total in totals_of(leases):
         key = (USAGE.c.month == total.month, USAGE.c.tenant == total.tenant)
         more: dict[str, Any] = {
             "gpu_s": USAGE.c.gpu_s + total.gpu_s,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cluster.capacity.inventory import Node
 from orchestrator.queue.tenants import Quota, Tenant
 from orchestrator.scheduling.policy import DEFAULT, POLICIES
-from orchestrator.scheduling.snapshot import Snapshot, Window
+from orchestrator.scheduling.snapshot import Snapshot
 from tests.support.scheduling import HOUR, NOW_S, Job, snapshot
 from tests.support.slow_scheduler import machines_of, place
 
@@ -34,20 +34,17 @@ class Drawn:
     jobs: Sequence[Job]
     tenants: Sequence[Tenant]
     used_s: Sequence[float]
-    windows: Sequence[Window]
 
     def snapshot(self, order: Sequence[int] | None = None) -> Snapshot:
         jobs = self.jobs if order is None else [self.jobs[row] for row in order]
-        return snapshot(self.machines, jobs, self.tenants, self.used_s, self.windows)
+        return snapshot(self.machines, jobs, self.tenants, self.used_s)
 
 
-def drawn(
-    by_type: bool = False, windows: bool = False, tight_cpus: bool = True, elastic: bool = False
-) -> st.SearchStrategy[Drawn]:
+def drawn(by_type: bool = False, tight_cpus: bool = True, elastic: bool = False) -> st.SearchStrategy[Drawn]:
     """Random snapshots. by_type: guarantees and limits of single types too. elastic: half of the jobs are."""
 
     def build(seed: int, machines: int, jobs: int) -> Drawn:
-        made = _Draw(random.Random(seed), by_type, tight_cpus).draw(machines, jobs, windows)
+        made = _Draw(random.Random(seed), by_type, tight_cpus).draw(machines, jobs)
         chance = random.Random(seed + 1)
         return replace(made, jobs=[_elastic(job, chance) for job in made.jobs]) if elastic else made
 
@@ -70,15 +67,14 @@ class _Draw:
     def maybe(self, share: float) -> bool:
         return self.chance.random() < share
 
-    def draw(self, machines: int, jobs: int, windows: bool) -> Drawn:
+    def draw(self, machines: int, jobs: int) -> Drawn:
         chance = self.chance
         inventory = [self.node() for _ in range(machines)]
         tenants = [self.tenant(name) for name in "abc"[: chance.randint(1, 3)]]
         made: list[Job] = []
         for number in range(jobs):
             made.append(self.job(number, inventory, made, tenants))
-        when = [self.window(machines) for _ in range(chance.randint(0, 2) if windows else 0)]
-        return Drawn(inventory, made, tenants, [chance.choice([0.0, 1e4, 1e6, 3e6]) for _ in tenants], when)
+        return Drawn(inventory, made, tenants, [chance.choice([0.0, 1e4, 1e6, 3e6]) for _ in tenants])
 
     def node(self) -> Node:
         chance = self.chance
@@ -95,11 +91,6 @@ class _Draw:
     def quota(self, most: int) -> Quota:
         keys = [key for key in dict.fromkeys([None, *self.types]) if self.maybe(0.3)]
         return tuple((key, self.chance.randint(1, most)) for key in keys if self.by_type or key is None)
-
-    def window(self, machines: int) -> Window:
-        start_s = NOW_S + self.chance.choice([-HOUR, 300.0, HOUR, 5 * HOUR])
-        some = tuple(node for node in range(machines) if self.maybe(0.5))
-        return Window(start_s, start_s + 2 * HOUR, None if self.maybe(0.2) else some)
 
     def job(self, number: int, inventory: list[Node], others: list[Job], tenants: list[Tenant]) -> Job:
         """Times differ from those of all other jobs, so that nothing depends on the number of a row."""

@@ -19,7 +19,7 @@ from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.job_table import HELD, RUNNING, WAITING, JobTable
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
 from orchestrator.scheduling.policy import Policy
-from orchestrator.scheduling.snapshot import Snapshot, Window
+from orchestrator.scheduling.snapshot import Snapshot
 
 NOW_S = 10_000_000.0
 HOUR = 3600.0
@@ -106,14 +106,13 @@ def snapshot(
     jobs: Sequence[Job],
     tenants: Sequence[Tenant] = ONE_TENANT,
     used_s: Sequence[float] | None = None,
-    windows: Sequence[Window] = (),
     now_s: float = NOW_S,
 ) -> Snapshot:
     """One moment of the jobs on the machines."""
     used = np.zeros(len(tenants)) if used_s is None else np.array(used_s, float)
     sizes = {row: job.sizes for row, job in enumerate(jobs) if job.sizes}
     table, machines_now = queue(jobs, now_s), cluster(machines, jobs)
-    return Snapshot(now_s, table, machines_now, tuple(tenants), used, tuple(windows), sizes=sizes)
+    return Snapshot(now_s, table, machines_now, tuple(tenants), used, sizes=sizes)
 
 
 def said(plan: Plan, jobs: Sequence[Job]) -> list[str]:
@@ -183,7 +182,6 @@ class Machine:
     free: int
     cpus: int  # free
     all_cpus: int
-    closes_s: float
     holders: list[int]  # of each slot; the row of a job, -1 free, -3 foreign
     reserved_s: float = math.inf
 
@@ -243,10 +241,6 @@ class _Checker:
         jobs, policy, row = self.jobs, self.policy, one.row
         if not jobs.preemptible[row]:
             self.say(row, "is interrupted and is not preemptible")
-        if one.cause is Cause.MAINTENANCE:
-            if not any(self.closed(node) for node, _ in self.where[row]):
-                self.say(row, "is interrupted for maintenance where there is none")
-            return
         if not policy.preemption:
             self.say(row, "is interrupted without preemption")
         if jobs.interruptions[row] >= policy.most_interruptions:
@@ -323,7 +317,6 @@ class _Checker:
                 self.say(row, f"is started on node {node}, which has no GPU")
             if self.slots(gang, node, workers) > self.free[node] or workers * gang.cpus_per_worker > self.cpus[node]:
                 self.say(row, f"does not fit on node {node}")
-            self.ends_before_maintenance(row, node)
         kinds = {of.kinds[node] for node, _ in placement}
         if len(kinds) > 1 or gang.accelerator_type not in (None, self.kind_of(placement)):
             self.say(row, f"is started on nodes of {kinds}")
@@ -349,25 +342,6 @@ class _Checker:
         of = self.before.cluster
         slots = int(of.sizes[node]) // (gang.gpus_per_worker or gang.cpus_per_worker)
         return min(slots, int(of.cpus[node]) // gang.cpus_per_worker)
-
-    def closed(self, node: int) -> bool:
-        now_s = self.before.now_s
-        return any(
-            one.start_s <= now_s < one.end_s for one in self.before.windows if one.nodes is None or node in one.nodes
-        )
-
-    def ends_before_maintenance(self, row: int, node: int) -> None:
-        """A job that can be interrupted needs its protected time only."""
-        if self.closed(node):
-            self.say(row, f"is started on node {node} during its maintenance")
-        left = self.jobs.remaining_s[row]
-        left = self.jobs.most_left_s[row] if math.isnan(left) else left
-        if self.jobs.preemptible[row]:
-            left = min(left, self.policy.protected_s)
-        for one in self.before.windows:
-            mine = one.nodes is None or node in one.nodes
-            if mine and one.end_s > self.before.now_s and self.before.now_s + left > one.start_s + _SOON:
-                self.say(row, f"is not gone from node {node} when its maintenance begins")
 
     def within_limit(self, row: int, placement: Placement) -> None:
         tenant, kind = int(self.jobs.tenant[row]), self.kind_of(placement)

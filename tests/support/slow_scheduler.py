@@ -12,7 +12,7 @@ from itertools import chain, combinations
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Placement
 from orchestrator.scheduling.job_table import NOBODY, RUNNING, WAITING
-from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Reservation, Start
+from orchestrator.scheduling.plan.decisions import Interrupt, Plan, Reservation, Start
 from orchestrator.scheduling.policy import Order, Policy
 from orchestrator.scheduling.snapshot import Snapshot
 from tests.support.scheduling import Machine, placement_in, type_of
@@ -22,13 +22,9 @@ def machines_of(snapshot: Snapshot) -> list[Machine]:
     of, found = snapshot.cluster, []
     for node in range(len(of.names)):
         holders = [one for one in of.slots[node].tolist() if one != -2]
-        closes_s = math.inf
-        for window in snapshot.windows:
-            if window.end_s > snapshot.now_s and (window.nodes is None or node in window.nodes):
-                closes_s = min(closes_s, window.start_s if window.start_s > snapshot.now_s else -math.inf)
         kind, gpus, usable = of.types[of.kinds[node]], bool(of.has_gpus[node]), bool(of.usable[node])
         free, cpus, every = holders.count(-1), int(of.cpus_free[node]), int(of.cpus[node])
-        found.append(Machine(node, kind, gpus, usable, len(holders), free, cpus, every, closes_s, holders))
+        found.append(Machine(node, kind, gpus, usable, len(holders), free, cpus, every, holders))
     return found
 
 
@@ -162,12 +158,11 @@ def place(
     machines: list[Machine],
     gang: Gang,
     yields_s: float = math.inf,
-    leaves_s: float = math.inf,
     allowed: Collection[str | None] | None = None,
 ) -> Placement | None:
     """Where a gang goes: best fit on one node, or whole nodes of a type where it is larger than any."""
     wanted = [one for one in machines if one.usable and gang.accelerator_type in (None, one.type)]
-    open_ones = [one for one in wanted if one.reserved_s >= yields_s and one.closes_s >= leaves_s]
+    open_ones = [one for one in wanted if one.reserved_s >= yields_s]
     if not gang.gpus_per_worker:
         return _place_by_cpus(open_ones, gang)
     open_ones = [one for one in open_ones if one.has_gpus and (allowed is None or one.type in allowed)]
@@ -175,9 +170,9 @@ def place(
     if best is not None:
         return ((best.number, gang.num_workers),)
     types = [one.type for one in machines if one.has_gpus]
-    soonest: dict[str | None, tuple[float, float]] = {}
+    soonest: dict[str | None, float] = {}
     for one in open_ones:
-        soonest[one.type] = min(soonest.get(one.type, (math.inf, math.inf)), (one.reserved_s, one.closes_s))
+        soonest[one.type] = min(soonest.get(one.type, math.inf), one.reserved_s)
     for kind in sorted(soonest, key=lambda kind: (soonest[kind], types.index(kind))):
         if spans([one for one in wanted if one.has_gpus and one.type == kind], gang):
             placement = _whole([one for one in open_ones if one.type == kind], gang)
@@ -202,7 +197,7 @@ def _whole(machines: list[Machine], gang: Gang) -> Placement | None:
     """The largest wholly free nodes, and one that may be shared for the last workers."""
     chosen: list[tuple[int, int]] = []
     left = gang.num_workers
-    for one in sorted(machines, key=lambda one: (-one.size, one.reserved_s, one.closes_s, one.number)):
+    for one in sorted(machines, key=lambda one: (-one.size, one.reserved_s, one.number)):
         each = min(one.size // gang.gpus_per_worker, one.cpus // gang.cpus_per_worker)
         if one.idle and each > left:
             break
@@ -248,23 +243,8 @@ class _SlowPass:
         self.reservation: Reservation | None = None
 
     def run(self) -> Plan:
-        stopped = [row for row in self.running if self.jobs.preemptible[row] and self.is_on_closed(row)]
-        for row in stopped:
-            self.stop(row)
-        self.go_through(self.standings.waiting + stopped)
+        self.go_through(self.standings.waiting)
         return Plan(tuple(self.decisions), self.reservation)
-
-    def is_on_closed(self, row: int) -> bool:
-        return any(self.machines[node].closes_s == -math.inf for node, _ in self.where[row])
-
-    def stop(self, row: int) -> None:
-        for one in self.machines:
-            held = one.holders.count(row)
-            one.holders = [-1 if holder == row else holder for holder in one.holders]
-            one.free += held
-        for node, workers in self.where.pop(row):
-            self.machines[node].cpus += workers * self.jobs.gang_of(row).cpus_per_worker
-        self.decisions.append(Interrupt(row, Cause.MAINTENANCE, None))
 
     def go_through(self, rows: list[int]) -> None:
         at_limit: set[int] = set()
@@ -282,16 +262,11 @@ class _SlowPass:
                 self.reserve(row)
 
     def placement_for(self, row: int) -> Placement | None:
-        return place(self.machines, self.jobs.gang_of(row), self.end_of(row), self.leaves_s(row), self.allowed(row))
+        return place(self.machines, self.jobs.gang_of(row), self.end_of(row), self.allowed(row))
 
     def end_of(self, row: int) -> float:
         left = float(self.jobs.remaining_s[row])
         return self.snapshot.now_s + (float(self.jobs.most_left_s[row]) if math.isnan(left) else left)
-
-    def leaves_s(self, row: int) -> float:
-        """A job that may be interrupted needs its protected time only."""
-        soon = self.snapshot.now_s + self.policy.protected_s
-        return min(self.end_of(row), soon) if self.jobs.preemptible[row] else self.end_of(row)
 
     def allowed(self, row: int) -> list[str | None] | None:
         """Types that the tenant's limit leaves."""
@@ -331,7 +306,7 @@ class _SlowPass:
         found = []
         for kind in {one.type for one in fit}:
             same = [one for one in fit if one.type == kind]
-            mine = [one for one in same if one.closes_s >= self.leaves_s(row) and (allowed is None or kind in allowed)]
+            mine = [one for one in same if allowed is None or kind in allowed]
             nodes = self.whole_nodes(mine, gang) if spans(same, gang) else self.one_node(mine, gang)
             found += [nodes] if nodes is not None else []
         if found:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.scheduling.forecast.queue_simulation import Measuring, QueueSimulation
-from orchestrator.scheduling.job_table import RUNNING, Floats
+from orchestrator.scheduling.job_table import Floats
 from orchestrator.scheduling.plan.decisions import Start
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.snapshot import Snapshot
@@ -83,7 +83,7 @@ def _left_s(snapshot: Snapshot, ran_s: Sequence[float]) -> Floats:
     draw = (np.arange(jobs.rows) * _GOLDEN + 0.5) % 1.0
     like = past[np.minimum((from_ + draw * (len(past) - from_)).astype(int), len(past) - 1)]
     guess = np.where(from_ < len(past), like - done, done)  # longer than every past run: assume as much again
-    told: Floats = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, guess), jobs.remaining_s)
+    told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, guess), jobs.remaining_s)
     return np.maximum(told, _LEAST_S)
 
 
@@ -106,10 +106,3 @@ def _range(early: float | None, likely: float | None, late: float | None) -> Exp
     """Return the range over all three simulations: longer run times can also bring a job's start forward."""
     seen = [at for at in (early, likely, late) if at is not None]
     return Expected(likely, EARLIER * min(seen) if seen else None, LATER * max(seen) if late is not None else None)
-
-
-def ends_s(snapshot: Snapshot) -> Floats:
-    """[rows]; when each running job is expected to end; inf: unknown."""
-    running = snapshot.jobs.state == RUNNING
-    ends: Floats = np.where(running, snapshot.now_s + snapshot.left_s, np.inf)
-    return ends

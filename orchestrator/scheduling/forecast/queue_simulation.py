@@ -18,10 +18,10 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy, Placement, placement_of, workers_in
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.job_table import RUNNING, WAITING, Floats, JobTable
-from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Plan, Start
+from orchestrator.scheduling.plan.decisions import Cause, Plan, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import Policy
-from orchestrator.scheduling.snapshot import Snapshot, Window
+from orchestrator.scheduling.snapshot import Snapshot
 
 TICK_S = 300.0  # seconds between passes while a job waits and no event happens
 
@@ -74,22 +74,19 @@ class QueueSimulation:
         policy: Policy,
         measuring: Measuring,
         on_end: Callable[[Attempt], None],
-        windows: tuple[Window, ...] = (),
     ) -> None:
         self.now_s = 0.0
         self.jobs = JobTable()
         self.cluster, self.tenants, self.policy = cluster, tuple(tenants), policy
-        self.passes, self.tick_s = 0, TICK_S
-        self._measuring, self._on_end, self._windows = measuring, on_end, windows
+        self.passes, self.tick_s, self.waiting = 0, TICK_S, 0
+        self._measuring, self._on_end = measuring, on_end
         self._used_s = np.zeros(len(self.tenants))
         self._in_use = np.zeros(len(self.tenants))  # GPUs
-        self._used_at_s = 0.0
         self._left_s = np.zeros(0)  # [rows]; true running time left at the attempt's start, or now if it waits
         self._error = np.ones(0)  # [rows]; measured remaining time / true remaining time
         self._sizes: dict[int, tuple[int, ...]] = {}  # numbers of workers that each elastic job can have, ascending
         self._where: dict[int, Placement] = {}
         self._ends: list[tuple[float, int, float]] = []  # heap of (end, row, start)
-        self._waiting = 0
 
     @staticmethod
     def of(
@@ -100,16 +97,14 @@ class QueueSimulation:
         Args:
             left_s: [rows]; running time that each job is assumed to have left.
         """
-        simulation = QueueSimulation(
-            snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end, snapshot.windows
-        )
+        simulation = QueueSimulation(snapshot.cluster.copy(), snapshot.tenants, policy, measuring, on_end)
         jobs = simulation.jobs = snapshot.jobs.copy()
         simulation._sizes = dict(snapshot.sizes)
-        simulation.now_s = simulation._used_at_s = snapshot.now_s
+        simulation.now_s = snapshot.now_s
         simulation._used_s = snapshot.used_s.copy()
         elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
         simulation._left_s, simulation._error = left_s + elapsed, np.ones(jobs.rows)
-        simulation._waiting = int((jobs.state == WAITING).sum())
+        simulation.waiting = int((jobs.state == WAITING).sum())
         for row in snapshot.running.nonzero()[0].tolist():
             simulation._where[row] = placement_of(row, jobs.gang_of(row), simulation.cluster)
             simulation._in_use[jobs.tenant[row]] += jobs.size[row]
@@ -121,29 +116,24 @@ class QueueSimulation:
         row = self.jobs.add(
             gang, state=WAITING, submitted_s=self.now_s, waiting_since_s=self.now_s, preemptible=True, **values
         )
-        self._remember(row, work_s, error)
-        self._waiting += 1
+        more = self.jobs.rows - len(self._left_s)
+        if more > 0:
+            self._left_s = np.concatenate([self._left_s, np.zeros(more)])
+            self._error = np.concatenate([self._error, np.ones(more)])
+        self._left_s[row], self._error[row] = work_s, error
+        self.waiting += 1
         return row
 
     @property
     def next_event_s(self) -> float:
         """When the next running job ends or the next pass is due; inf: nothing more will happen."""
         end = self._ends[0][0] if self._ends else math.inf
-        if not self._waiting:
+        if not self.waiting:
             return end
         if self._ends:
             return min(end, self.now_s + self.tick_s)
         later = self.jobs.not_before_s[self.jobs.state == WAITING].tolist()
-        later += [at for window in self._windows for at in (window.start_s, window.end_s)]
         return min((at for at in later if at > self.now_s), default=math.inf)
-
-    @property
-    def running(self) -> int:
-        return len(self._where)
-
-    @property
-    def waiting(self) -> int:
-        return self._waiting
 
     def advance(self, to_s: float) -> None:
         """Let time pass, and end each job at its own end until then."""
@@ -160,12 +150,15 @@ class QueueSimulation:
         """Make a plan and carry it out."""
         made = plan(self.snapshot(), self.policy)
         self.passes += 1
-        started = {one.row for one in made.decisions if isinstance(one, Start)} if made.decisions else set()
+        started = {one.row for one in made.decisions if isinstance(one, Start)}
         for decision in made.decisions:
             if isinstance(decision, Start):
                 self._begin(decision.row, decision.placement)
             else:
-                self._interrupt(decision, decision.row in started)
+                moved = decision.row in started or decision.cause is Cause.MOVED
+                lost_s = float(self.jobs.interruption_cost_s[decision.row])
+                ended = Ended.MOVED if moved else Ended.PREEMPTED
+                self._stop(decision.row, ended, lost_s, counts=decision.cause is not Cause.RESIZED)
         return made
 
     def snapshot(self) -> Snapshot:
@@ -178,7 +171,7 @@ class QueueSimulation:
         else:
             told = jobs.attained_s + elapsed >= self._measuring.after_s
             jobs.remaining_s = np.where(told, left * self._error[: jobs.rows], np.nan)
-        return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, self._windows, sizes=self._sizes)
+        return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, sizes=self._sizes)
 
     def fail(self, node: int, checkpoint_every_s: float) -> None:
         """Let a node die. Its jobs lose the work since their newest checkpoint, and wait again."""
@@ -193,18 +186,10 @@ class QueueSimulation:
 
     def _pass_time(self, to_s: float) -> None:
         """Let each tenant's use decay, and add what it uses now (to first order within the step)."""
-        step = to_s - self._used_at_s
+        step = to_s - self.now_s
         if step > 0:
             self._used_s = (self._used_s + self._in_use * step) * 0.5 ** (step / self.policy.share_half_life_s)
-            self._used_at_s = to_s
-        self.now_s = max(self.now_s, to_s)
-
-    def _remember(self, row: int, work_s: float, error: float) -> None:
-        if self.jobs.rows > len(self._left_s):
-            more = self.jobs.rows - len(self._left_s)
-            self._left_s = np.concatenate([self._left_s, np.zeros(more)])
-            self._error = np.concatenate([self._error, np.ones(more)])
-        self._left_s[row], self._error[row] = work_s, error
+            self.now_s = to_s
 
     def _begin(self, row: int, placement: Placement) -> None:
         jobs = self.jobs
@@ -214,13 +199,8 @@ class QueueSimulation:
         self._in_use[jobs.tenant[row]] += jobs.size[row]
         jobs.waited_s[row] += self.now_s - jobs.waiting_since_s[row]
         jobs.state[row], jobs.started_s[row] = RUNNING, self.now_s
-        self._waiting -= 1
+        self.waiting -= 1
         heapq.heappush(self._ends, (self.now_s + float(self._left_s[row]), row, self.now_s))
-
-    def _interrupt(self, decision: Interrupt, moved: bool) -> None:
-        ended = Ended.MOVED if moved or decision.cause is Cause.MOVED else Ended.PREEMPTED
-        lost_s = float(self.jobs.interruption_cost_s[decision.row])
-        self._stop(decision.row, ended, lost_s, counts=decision.cause is not Cause.RESIZED)
 
     def _stop(self, row: int, ended: Ended, lost_s: float, counts: bool = True) -> None:
         jobs = self.jobs
@@ -232,7 +212,7 @@ class QueueSimulation:
             self._resize(row, self._sizes[row][0])
         jobs.interruptions[row] += counts
         jobs.state[row], jobs.waiting_since_s[row] = WAITING, self.now_s
-        self._waiting += 1
+        self.waiting += 1
 
     def _resize(self, row: int, num_workers: int) -> None:
         """Change the workers of a waiting elastic job. Running time is taken to be inverse to the number of workers."""

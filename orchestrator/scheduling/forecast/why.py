@@ -11,11 +11,10 @@ import numpy as np
 from cluster.capacity.free_slots import FreeSlots, Terms
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import FOREIGN
-from orchestrator.scheduling.forecast.expected_start import ends_s
 from orchestrator.scheduling.job_table import HELD, RUNNING
 from orchestrator.scheduling.plan.reservation import reserve
 from orchestrator.scheduling.policy import Policy
-from orchestrator.scheduling.quota import Limits
+from orchestrator.scheduling.quota import NOWHERE, Limits
 from orchestrator.scheduling.ranking import Ranking, ranking
 from orchestrator.scheduling.snapshot import Snapshot
 
@@ -90,7 +89,7 @@ def why(snapshot: Snapshot, policy: Policy, row: int) -> Why:
     return Why(
         row=row,
         gang=gang,
-        obstacle=_obstacle(snapshot, policy, row, gang, free, closed, bool(before)),
+        obstacle=_obstacle(snapshot, row, gang, free, closed, bool(before)),
         waited_s=float(ranks.waited_s[row]),
         after=snapshot.parents.get(row, ()),
         not_before_s=float(snapshot.jobs.not_before_s[row]),
@@ -104,7 +103,7 @@ def why(snapshot: Snapshot, policy: Policy, row: int) -> Why:
 
 
 def _nodes(snapshot: Snapshot, gang: Gang) -> tuple[NodeUse, ...]:
-    cluster, ends = snapshot.cluster, ends_s(snapshot)
+    cluster, ends = snapshot.cluster, snapshot.ends_s
     found = []
     for node in range(len(cluster.names)):
         right_type = gang.accelerator_type in (None, cluster.types[cluster.kinds[node]])
@@ -140,18 +139,16 @@ def _reason(ranks: Ranking, other: int, row: int) -> Before:
 
 
 def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple[int, ...]]:
-    ends = ends_s(snapshot)
-    found = reserve(row, gang, snapshot.cluster, ends, snapshot.now_s, snapshot.cluster.fits(gang))
+    ends, cluster = snapshot.ends_s, snapshot.cluster
+    found = reserve(row, gang, cluster, ends, snapshot.now_s, cluster.fits(gang))
     if found is None:
         return None, ()
-    slots = snapshot.cluster.slots[list(found.nodes)]
+    slots = cluster.slots[list(found.nodes)]
     known = np.isfinite(ends[slots[slots >= 0]]).all() and not (slots == FOREIGN).any()
     return (found.at_s if known or found.at_s > snapshot.now_s else None), found.nodes
 
 
-def _obstacle(
-    snapshot: Snapshot, policy: Policy, row: int, gang: Gang, free: int, closed: int, behind: bool
-) -> Obstacle:
+def _obstacle(snapshot: Snapshot, row: int, gang: Gang, free: int, closed: int, behind: bool) -> Obstacle:
     state, size = int(snapshot.jobs.state[row]), int(snapshot.jobs.size[row])
     if state == RUNNING:
         return Obstacle.RUNS
@@ -160,13 +157,12 @@ def _obstacle(
     if not snapshot.waiting[row]:
         return Obstacle.EARLY
     kinds = Limits(snapshot).kinds(snapshot.jobs, row)
-    if kinds is not None and not kinds:
+    if kinds == NOWHERE:
         return Obstacle.LIMIT
     if free < size:
         return Obstacle.CLOSED if free + closed >= size else Obstacle.FULL
     if FreeSlots(snapshot.cluster).place(gang) is None:
         return Obstacle.SCATTERED
-    leaves_s = float(snapshot.leaves_s(np.array([row]), policy.protected_s)[0])
-    if FreeSlots(snapshot.cluster, snapshot.closes_s()).place(gang, Terms(leaves_s=leaves_s, kinds=kinds)) is None:
+    if FreeSlots(snapshot.cluster).place(gang, Terms(kinds=kinds)) is None:
         return Obstacle.PROMISED
     return Obstacle.BEHIND if behind else Obstacle.NONE

@@ -19,19 +19,13 @@ def why_reason(found: Why, snapshot: Snapshot, names: Sequence[str]) -> str:
     return f"{names[found.row]} asks for {_asks(found, snapshot)}: {found.obstacle}"
 
 
-def why_lines(
-    found: Why,
-    snapshot: Snapshot,
-    names: Sequence[str],
-    nodes: Sequence[str] | None = None,
-    expected: str = "",
-) -> list[str]:
+def why_lines(found: Why, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str], expected: str) -> list[str]:
     """Return about ten lines that follow `why_reason`; none for a running job.
 
     Args:
         names: names of the jobs, by row.
-        nodes: names of the nodes for people, in the snapshot's order; None: their ids.
-        expected: the expected start as text.
+        nodes: names of the nodes for people, in the snapshot's order.
+        expected: the expected start as text; '': not shown.
     """
     lines = list[str]()
     if found.obstacle is Obstacle.RUNS:
@@ -43,12 +37,11 @@ def why_lines(
     if found.waited_s > 0:
         lines.append(f"it has waited for {span(found.waited_s)}")
     lines.append(_format_free(found))
-    called = snapshot.cluster.names if nodes is None else nodes
-    lines += [_format_node(node, snapshot, names, called) for node in _nodes_to_show(found)[:_SHOWN]]
+    lines += [_format_node(node, snapshot, names, nodes) for node in _nodes_to_show(found)[:_SHOWN]]
     if found.before:
         lines.append(_format_before(found, names))
     if found.room_on:
-        lines.append(_format_room(found, snapshot, called))
+        lines.append(_format_room(found, snapshot, nodes))
     if expected:
         lines.append(f"expected start: {expected}")
     return lines
@@ -64,21 +57,17 @@ def _asks(found: Why, snapshot: Snapshot) -> str:
 def to_do(found: Why, name: str) -> str:
     """Say what the submitter can do about a waiting job; empty: nothing is needed. `name`: name of the job."""
     what = _TO_DO.get(found.obstacle, "")
-    if found.before and found.obstacle in (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.PROMISED, Obstacle.BEHIND):
+    if found.before and found.obstacle in _FOR_SLOTS:
         what += "; sooner, with a higher priority: fleetune priority {job} --to N"
     return what.format(job=name)
 
 
-_BY_ITSELF = "nothing: it starts by itself"
+_FOR_SLOTS: Final = (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.PROMISED, Obstacle.BEHIND)
 _TO_DO: Final[Mapping[Obstacle, str]] = {
     Obstacle.HELD: "fleetune resume {job} lets it go on",
-    Obstacle.EARLY: _BY_ITSELF,
     Obstacle.LIMIT: "nothing, or ask an admin for a higher limit (fleetune tenants set)",
     Obstacle.CLOSED: "ask an admin when they take something again; fleetune nodes says who has closed them, and why",
-    Obstacle.FULL: _BY_ITSELF,
-    Obstacle.SCATTERED: _BY_ITSELF,
-    Obstacle.PROMISED: _BY_ITSELF,
-    Obstacle.BEHIND: _BY_ITSELF,
+    **dict.fromkeys((Obstacle.EARLY, *_FOR_SLOTS), "nothing: it starts by itself"),
 }
 
 

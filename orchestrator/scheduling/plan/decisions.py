@@ -14,7 +14,6 @@ class Cause(StrEnum):
     PREEMPTED = "preempted"  # another job goes first
     RECLAIMED = "reclaimed"  # its slots were lent to it, and the tenant that they are guaranteed to needs them
     MOVED = "moved"  # it makes a whole node free, and starts elsewhere at once
-    MAINTENANCE = "maintenance"  # maintenance of its nodes begins
     RESIZED = "resized"  # it goes on at once with more workers, or with fewer to make room for another job
 
 

@@ -22,7 +22,7 @@ def moves_for(builder: PlanBuilder, row: int, terms: Terms) -> Moved | None:
     """Return the cheapest way to clear one node for a gang, by moving other jobs to slots that are free now.
 
     None: there is no such way, or it costs more than `move_worth_s` of the gang's own GPUs. Jobs are moved only to
-    nodes of the kind that they are on, and to no node that is reserved or about to close.
+    nodes of the kind that they are on, and to no node that is reserved.
     """
     jobs, free, worth_s = builder.jobs, builder.free, builder.policy.move_worth_s
     gang, size = jobs.gang_of(row), int(jobs.size[row])

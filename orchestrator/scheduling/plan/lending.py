@@ -27,23 +27,29 @@ def can_take_back(builder: PlanBuilder, row: int) -> bool:
 
 
 def take_back(builder: PlanBuilder, row: int, terms: Terms) -> bool:
-    """Start a job on slots that were lent to others, if shrinking these frees enough."""
-    moved = shrink_for(builder, row, terms) if builder.snapshot.sizes else None
-    if moved is not None:
-        builder.rearrange(row, moved, Cause.RESIZED)
-    return moved is not None
+    """Start a job on slots that were lent to others, if shrinking these frees enough. Returns whether it was started.
+
+    It may cost `move_worth_s` of the gang's own slots. The others stay on nodes of the kind that they are on, and move
+    to no node that is reserved.
+    """
+    sizes = builder.snapshot.sizes
+    if not sizes or builder.policy.move_worth_s <= 0:
+        return False
+    groups = [group for group in _groups(shrinkable(builder, row)[:_TRIED]) if _is_worth(builder, row, group)]
+    found = (_try(builder, row, group, sizes, terms) for group in groups)
+    return builder.rearrange(row, next((moved for moved in found if moved is not None), None), Cause.RESIZED)
 
 
 def take_back_within_limit(builder: PlanBuilder, row: int, terms_of: TermsOf) -> bool:
     """Start a job that its tenant's limit holds back, by shrinking another job of the same tenant."""
-    tenant = builder.jobs.tenant
-    for victim in shrinkable(builder, row) if builder.snapshot.sizes else ():
+    sizes, tenant = builder.snapshot.sizes, builder.jobs.tenant
+    for victim in shrinkable(builder, row) if sizes else ():
         kinds = _kinds_if_shrunk(builder, row, victim) if tenant[victim] == tenant[row] else NOWHERE
-        if kinds == NOWHERE:
+        if kinds == NOWHERE or not _is_worth(builder, row, (victim,)):
             continue
-        moved = shrink_own(builder, row, victim, replace(terms_of(row), kinds=kinds))
-        if moved is not None:
-            builder.rearrange(row, moved, Cause.RESIZED)
+        terms = replace(terms_of(row), kinds=kinds)
+        moved = _try(builder, row, (victim,), {victim: sizes[victim][:1]}, terms)  # to its fewest workers
+        if builder.rearrange(row, moved, Cause.RESIZED):
             return True
     return False
 
@@ -117,28 +123,6 @@ def shrinkable(builder: PlanBuilder, row: int) -> list[int]:
     jobs, sizes, may = builder.jobs, builder.snapshot.sizes, builder.victims.shrinkable_for(row)
     found = [one for one in sizes if may[one] and jobs.gang_of(one).num_workers > sizes[one][0]]
     return sorted(found, key=lambda one: (_cost(one, jobs), -float(jobs.size[one]), float(jobs.submitted_s[one]), one))
-
-
-def shrink_for(builder: PlanBuilder, row: int, terms: Terms) -> Moved | None:
-    """Find running jobs that can go on with fewer workers, so that a gang can start now.
-
-    None: there are none, or it costs more than `move_worth_s` of the gang's own slots. The jobs stay on nodes of the
-    kind that they are on, and move to no node that is reserved or about to close.
-    """
-    if builder.policy.move_worth_s <= 0:
-        return None
-    groups = _groups(shrinkable(builder, row)[:_TRIED])
-    found = (
-        _try(builder, row, group, builder.snapshot.sizes, terms) for group in groups if _is_worth(builder, row, group)
-    )
-    return next((moved for moved in found if moved is not None), None)
-
-
-def shrink_own(builder: PlanBuilder, row: int, victim: int, terms: Terms) -> Moved | None:
-    """Shrink one job to its fewest workers, for a job of the same tenant that waits for the tenant's limit."""
-    if not _is_worth(builder, row, (victim,)):
-        return None
-    return _try(builder, row, (victim,), {victim: builder.snapshot.sizes[victim][:1]}, terms)
 
 
 def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Policy) -> bool:

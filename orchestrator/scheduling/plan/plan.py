@@ -18,9 +18,10 @@ from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from cluster.capacity.free_slots import UNKNOWN_END, Terms
-from orchestrator.scheduling.job_table import Floats, Rows
+from cluster.capacity.free_slots import Terms
+from orchestrator.scheduling.job_table import Rows
 from orchestrator.scheduling.plan.decisions import Cause, Plan, Reservation
 from orchestrator.scheduling.plan.defragmentation import moves_for
 from orchestrator.scheduling.plan.lending import can_take_back, lend, take_back, take_back_within_limit
@@ -31,12 +32,10 @@ from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.quota import NOWHERE
 from orchestrator.scheduling.snapshot import Snapshot
 
-_TIMES = 1 << 12  # exceeds the number of distinct reservations or closings, so that keys stay distinct
-
 
 def plan(snapshot: Snapshot, policy: Policy = DEFAULT) -> Plan:
     """Decide what to do now. The snapshot is not changed."""
-    if not snapshot.waiting.any() and not snapshot.windows and not snapshot.sizes:
+    if not snapshot.waiting.any() and not snapshot.sizes:
         return Plan(())
     return _Planning(snapshot, policy).run()
 
@@ -51,14 +50,10 @@ class _Planning:
 
     def run(self) -> Plan:
         builder, waiting = self._builder, self._snapshot.waiting.nonzero()[0]
-        if builder.free.closings:
-            self._clear_for_maintenance()
-            waiting = np.append(waiting, builder.interrupted).astype(np.intp)
         while len(waiting):
-            before = len(builder.decisions)
             builder.interrupted = []
             started = self._round(waiting)
-            if not builder.interrupted or len(builder.decisions) == before or self._nothing_left_for_them:
+            if not builder.interrupted or self._nothing_left_for_them:
                 break
             # Interrupted jobs may fit elsewhere or preempt others, and other jobs may fit into what they left over.
             self._no_room.clear()
@@ -74,7 +69,7 @@ class _Planning:
         order = self._builder.ranking.order(rows, self._builder.jobs.submitted_s) if len(rows) > 1 else rows
         started: set[int] = set()
         queue = order.tolist()
-        keys, yields_s, leaves_s = self._keys(order)
+        keys, yields = self._keys(order)
         distinct = len(set(keys))
         at_limit: set[int] = set()  # tenants with a job that waits for their limit; their later jobs do not overtake it
         for at, row in enumerate(queue):
@@ -86,7 +81,7 @@ class _Planning:
                 else:
                     at_limit.add(int(self._builder.jobs.tenant[row]))
                 continue
-            if self._start(row, Terms(yields_s[at], leaves_s[at]) if yields_s else UNKNOWN_END):
+            if self._start(row, Terms(yields[at])):
                 started.add(row)
                 continue
             if not self._policy.backfill or self._nothing_left(row):
@@ -95,7 +90,7 @@ class _Planning:
             if len(self._no_room) >= distinct:
                 break
             if self._reserve(row):
-                keys, yields_s, leaves_s = self._keys(order)
+                keys, yields = self._keys(order)
                 distinct = len(set(keys))
                 self._no_room = {keys[at]}
         return started
@@ -120,8 +115,8 @@ class _Planning:
     def _may_need_no_slot(self) -> bool:
         return any(not gang.gpus_per_worker for gang in self._builder.jobs.gangs)
 
-    def _keys(self, rows: Rows) -> tuple[list[int], list[float], list[float]]:
-        """Return keys of jobs, and their terms yields_s and leaves_s; no terms if no node is reserved or closes.
+    def _keys(self, rows: Rows) -> tuple[list[int], list[bool]]:
+        """Return keys of jobs, and whether each yields to the reservation (`Terms.yields`).
 
         Jobs with the same key ask for the same slots on the same nodes. The first of them goes first, so if it cannot
         start, the others cannot either.
@@ -131,34 +126,28 @@ class _Planning:
             codes = codes * len(self._snapshot.tenants) + self._builder.jobs.tenant[rows]
         if self._ranking_is_by_tenant:
             codes = codes * 2 + [self._builder.ranking.is_entitled(row) for row in rows.tolist()]
-        if not (self._builder.free.reservations or self._builder.free.closings):
-            return codes.tolist(), [], []
-        yields_s, leaves_s = self._leaves_reserved_s(rows), self._snapshot.leaves_s(rows, self._policy.protected_s)
-        codes = codes * _TIMES + np.searchsorted(self._builder.free.reservations, yields_s, side="left")
-        codes = codes * _TIMES + np.searchsorted(self._builder.free.closings, leaves_s, side="left")
-        return codes.tolist(), yields_s.tolist(), leaves_s.tolist()
+        yields = self._yields(rows)
+        return (codes * 2 + yields).tolist(), yields.tolist()
 
     @cached_property
     def _ranking_is_by_tenant(self) -> bool:
         return any(tenant.guaranteed for tenant in self._snapshot.tenants)
 
-    def _leaves_reserved_s(self, rows: Rows) -> Floats:
-        """[rows]; when each would have left nodes reserved for another job: at its end, or when it is preempted."""
-        ends: Floats = self._snapshot.now_s + self._snapshot.left_s[rows]
+    def _yields(self, rows: Rows) -> NDArray[np.bool_]:
+        """[rows]; whether each would leave the reserved nodes in time: by its end, or because it is preempted."""
         if self._reservation is None:
-            return ends
+            return np.zeros(len(rows), bool)
         holder = self._reservation.row
+        ends = self._snapshot.now_s + self._snapshot.left_s[rows]
         if self._policy.preemption:
             jobs, victims = self._builder.jobs, self._builder.victims
             may_go = jobs.preemptible[rows] & (jobs.interruptions[rows] < self._policy.most_interruptions)
-            may_go &= victims.stands_behind(rows, holder)
+            may_go &= victims.yields_to(holder)[rows]
             ends = np.where(may_go, np.minimum(ends, self._snapshot.now_s + victims.pause_s[rows]), ends)
-        ends[rows == holder] = self._snapshot.now_s
-        return ends
+        return np.logical_or(ends <= self._reservation.at_s, np.equal(rows, holder))
 
     def _terms(self, row: int) -> Terms:
-        _, yields_s, leaves_s = self._keys(np.array([row], np.intp))
-        return Terms(yields_s[0], leaves_s[0]) if yields_s else UNKNOWN_END
+        return Terms(bool(self._yields(np.array([row], np.intp))[0]))
 
     def _start(self, row: int, terms: Terms) -> bool:
         builder = self._builder
@@ -170,8 +159,8 @@ class _Planning:
             return True
         if not self._may_make_room:
             return False
-        made = take_back(builder, row, terms) or self._interrupt_for(row, terms) or self._move(row, terms)
-        return self._note_room(made)
+        made = take_back(builder, row, terms) or self._interrupt_for(row, terms)
+        return self._note_room(made or builder.rearrange(row, moves_for(builder, row, terms), Cause.MOVED))
 
     @property
     def _may_make_room(self) -> bool:
@@ -191,44 +180,25 @@ class _Planning:
         if preemption is None:
             return False
         for victim in preemption.victims:
-            builder.stop(victim, self._cause(row, victim), row)
+            reclaimed = builder.victims.is_reclaimed(victim, row)
+            builder.stop(victim, Cause.RECLAIMED if reclaimed else Cause.PREEMPTED, row)
             builder.interrupted.append(victim)
         builder.start(row, preemption.placement)
         return True
-
-    def _move(self, row: int, terms: Terms) -> bool:
-        moved = moves_for(self._builder, row, terms)
-        if moved is not None:
-            self._builder.rearrange(row, moved, Cause.MOVED)
-        return moved is not None
-
-    def _cause(self, row: int, victim: int) -> Cause:
-        return Cause.RECLAIMED if self._builder.victims.is_reclaimed(victim, row) else Cause.PREEMPTED
 
     def _reserve(self, row: int) -> bool:
         """Reserve nodes for the first job that must wait. If no slot is free, no later job can start and delay it."""
         if self._reservation is not None or not (self._builder.free.total or self._may_need_no_slot):
             return False
         gang, now_s, cluster = self._builder.jobs.gang_of(row), self._snapshot.now_s, self._builder.cluster
-        kinds = self._builder.kinds(row)
-        released_s: Floats = now_s + self._snapshot.left_s
+        released_s = now_s + self._snapshot.left_s
         if self._policy.preemption:
             released_s = np.minimum(released_s, self._builder.victims.yields_s(row))
-        leaves_s = float(self._snapshot.leaves_s(np.array([row]), self._policy.protected_s)[0])
-        closed = self._builder.free.closed_to(Terms(leaves_s=leaves_s, kinds=kinds))
+        closed = self._builder.free.closed_to(Terms(kinds=self._builder.kinds(row)))
         fits = cluster.fits(gang)
         open_nodes = fits if closed is None else fits & ~closed
         self._reservation = reserve(row, gang, cluster, released_s, now_s, open_nodes)
         if self._reservation is None:
             return False
-        self._builder.free.reserve(self._reservation.nodes, self._reservation.at_s)
+        self._builder.free.reserve(self._reservation.nodes)
         return True
-
-    def _clear_for_maintenance(self) -> None:
-        """Interrupt the preemptible jobs on nodes whose maintenance has begun."""
-        closes_s = self._snapshot.closes_s()
-        on_them = np.unique(self._builder.cluster.slots[np.isneginf(np.array(closes_s))])
-        for row in on_them[on_them >= 0].tolist():
-            if self._snapshot.running[row] and self._builder.jobs.preemptible[row]:
-                self._builder.stop(row, Cause.MAINTENANCE, None)
-                self._builder.interrupted.append(row)

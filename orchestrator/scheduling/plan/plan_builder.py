@@ -32,7 +32,7 @@ class PlanBuilder:
     def __init__(self, snapshot: Snapshot, policy: Policy) -> None:
         self.snapshot, self.policy = snapshot, policy
         self.jobs: JobTable = snapshot.jobs
-        self.free = FreeSlots(snapshot.cluster, snapshot.closes_s())
+        self.free = FreeSlots(snapshot.cluster)
         self.limits = Limits(snapshot)
         self.decisions: list[Interrupt | Start] = []
         self.interrupted: list[int] = []
@@ -62,7 +62,7 @@ class PlanBuilder:
 
     def look_again(self) -> None:
         """Recompute the free slots, without reservations."""
-        self.free = FreeSlots(self.cluster, self.snapshot.closes_s())
+        self.free = FreeSlots(self.cluster)
 
     def kinds(self, row: int) -> frozenset[int] | None:
         """Kinds of nodes that the tenant's limit allows for a job; None: all."""
@@ -83,7 +83,7 @@ class PlanBuilder:
             self.limits.take(self.jobs, row, self.kind_of(placement))
         self.decisions.append(Start(row, placement))
 
-    def stop(self, row: int, cause: Cause, for_row: int | None) -> None:
+    def stop(self, row: int, cause: Cause, for_row: int) -> None:
         """Interrupt a job. An elastic job waits with its fewest workers from now on."""
         placement = placement_of(row, self.jobs.gang_of(row), self.cluster)
         self.let_go(row, placement)
@@ -106,8 +106,10 @@ class PlanBuilder:
         self.cluster.hold(row, gang, placement)
         self.limits.take(self.jobs, row, self.kind_of(placement))
 
-    def rearrange(self, row: int, moved: Moved, cause: Cause) -> None:
-        """Start a job on the slots of others, which go on elsewhere or with fewer workers."""
+    def rearrange(self, row: int, moved: Moved | None, cause: Cause) -> bool:
+        """Start a job on the slots of others, which go on elsewhere or with fewer workers. False: no way was found."""
+        if moved is None:
+            return False
         after = {victim: workers_in(placement) for victim, placement in moved.elsewhere}
         for victim in moved.victims:
             same = after[victim] == self.jobs.gang_of(victim).num_workers
@@ -115,6 +117,7 @@ class PlanBuilder:
         self.start(row, moved.placement)
         for victim, placement in moved.elsewhere:
             self.start(victim, placement)
+        return True
 
     def with_workers(self, row: int, num_workers: int) -> Gang:
         """Set a job's number of workers. Returns its gang."""

@@ -7,6 +7,7 @@ job.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -80,12 +81,14 @@ class _Search:
         placement: list[tuple[int, int]] = []
         stopped: dict[int, None] = {}
         for node in whole[np.lexsort((self._cost_of_all_on(whole), -cluster.sizes[whole]))].tolist():
-            each = min(int(cluster.sizes[node]) // self._per_worker, self._cpus_for(node))
+            on_it = dict.fromkeys(row for row in cluster.slots[node].tolist() if row >= 0)
+            by_cpus = self._cpus_with(node, tuple(on_it)) // max(self._gang.cpus_per_worker, 1)
+            each = min(int(cluster.sizes[node]) // self._per_worker, by_cpus)
             if each > left or not left:
                 break
             if each:
                 placement.append((node, each))
-                stopped |= dict.fromkeys(row for row in cluster.slots[node].tolist() if row >= 0)
+                stopped |= on_it
                 left -= each
         if not placement:
             return None
@@ -108,8 +111,7 @@ class _Search:
         again = np.zeros(lines.shape, bool)
         again[:, 1:] = lines[:, 1:] == lines[:, :-1]
         costs = np.append(self._victims.harm_by_slot[: self._jobs.rows] * self._jobs.size, (0.0, 0.0, 0.0))
-        by_job = np.where(again, 0.0, costs[lines])
-        cost: Floats = by_job.sum(axis=1)
+        cost: Floats = np.where(again, 0.0, costs[lines]).sum(axis=1)
         return cost
 
     def _cheapest(self, nodes: Rows, workers: int, stopped: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
@@ -124,7 +126,7 @@ class _Search:
         for at in cost.argsort(kind="stable")[:_LOOKED_AT].tolist():
             node = int(nodes[at])
             rows = self._on(node, size, stopped) if cost[at] < np.inf else None
-            if rows is not None and self._cpus_suffice(node, workers, (*stopped, *rows)):
+            if rows is not None and self._cpus_with(node, (*stopped, *rows)) >= workers * self._gang.cpus_per_worker:
                 options.append((self.cost(rows), self._left_over(node, rows, stopped), node, rows))
         if not options:
             return None
@@ -137,8 +139,7 @@ class _Search:
         if stopped:
             harm = harm.copy()
             harm[list(stopped)] = 0.0
-        by_slot: Floats = np.where(self._open[nodes], harm[self._cluster.slots[nodes]], np.inf)
-        return by_slot
+        return np.where(self._open[nodes], harm[self._cluster.slots[nodes]], np.inf)
 
     def _on(self, node: int, size: int, stopped: Sequence[int]) -> tuple[int, ...] | None:
         """Choose jobs on a node whose slots make up `size` together with its free ones; None: there are too few.
@@ -147,9 +148,7 @@ class _Search:
         is the smallest job that is enough.
         """
         line = self._cluster.slots[node]
-        held: dict[int, int] = {}
-        for row in line[self._open[node] & (line >= 0)].tolist():
-            held[row] = held.get(row, 0) + 1
+        held = Counter[int](line[self._open[node] & (line >= 0)].tolist())
         need = size - int(self._cluster.free[node]) - sum(held.pop(row, 0) for row in stopped)
         chosen: dict[int, int] = {}
         for row in sorted(held, key=self._longest_first):
@@ -174,14 +173,6 @@ class _Search:
     def _left_over(self, node: int, rows: Sequence[int], stopped: Sequence[int]) -> int:
         gone = {*rows, *stopped}
         return int(self._cluster.free[node]) + sum(row in gone for row in self._cluster.slots[node].tolist())
-
-    def _cpus_for(self, node: int) -> int:
-        """Return how many workers the CPUs of a node suffice for once all jobs with slots there are stopped."""
-        rows = {row for row in self._cluster.slots[node].tolist() if row >= 0}
-        return self._cpus_with(node, tuple(rows)) // max(self._gang.cpus_per_worker, 1)
-
-    def _cpus_suffice(self, node: int, workers: int, stopped: Sequence[int]) -> bool:
-        return self._cpus_with(node, stopped) >= workers * self._gang.cpus_per_worker
 
     def _cpus_with(self, node: int, stopped: Sequence[int]) -> int:
         """Return the free CPUs of a node once these jobs are stopped."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.scheduling.job_table import Floats
 from orchestrator.scheduling.policy import Policy
-from orchestrator.scheduling.quota import NOT_ENTITLED, kinds_of_rows
+from orchestrator.scheduling.quota import NOT_ENTITLED
 from orchestrator.scheduling.ranking import Ranking
 from orchestrator.scheduling.snapshot import Snapshot
 
@@ -51,10 +50,9 @@ class Victims:
 
     def movable_for(self, row: int) -> NDArray[np.bool_]:
         """[rows]; jobs that may be moved for this one: of no higher class, and entitled only if this one is."""
-        found: NDArray[np.bool_] = self._may_go
         if self._one_class:
-            return found
-        found = found & (self._ranking.priority_class <= self._ranking.priority_class[row])
+            return self._may_go
+        found = self.shrinkable_for(row)
         if self._ranking.entitlement is not None and not self._ranking.is_entitled(row):
             found = found & (self._ranking.entitlement == NOT_ENTITLED)
         return found
@@ -72,57 +70,44 @@ class Victims:
 
     def open_to(self, row: int) -> NDArray[np.bool_]:
         """[rows]; jobs that may be interrupted now for this one."""
-        found: NDArray[np.bool_] = self._yields_to(row) & self._may_go
-        return found
+        return self.yields_to(row) & self._may_go
 
     def is_reclaimed(self, victim: int, row: int) -> bool:
         """Whether a running job holds lent slots that are guaranteed to this job's tenant."""
         entitlement, tenant = self._ranking.entitlement, self._jobs.tenant
         if entitlement is None or entitlement[row] == NOT_ENTITLED or tenant[row] == tenant[victim]:
             return False
-        of_kind = entitlement[row] < 0 or entitlement[row] == self._kinds[victim]
+        of_kind = entitlement[row] < 0 or entitlement[row] == self._snapshot.kinds[victim]
         return bool(of_kind and entitlement[victim] == NOT_ENTITLED)
 
     def yields_s(self, row: int) -> Floats:
         """[rows]; from when on each running job may be interrupted for this one; inf: never."""
-        pauses: Floats = np.where(self._yields_to(row) & self.movable, self._jobs.started_s + self.pause_s, np.inf)
-        return pauses
+        return np.where(self.yields_to(row) & self.movable, self._jobs.started_s + self.pause_s, np.inf)
 
     def nobody_yields_to(self, row: int) -> bool:
         """Whether no job may be interrupted for this one, nor for any that comes after it in the ranking."""
         return self._one_class and self._best <= self._threshold(row)
 
-    def stands_behind(self, rows: NDArray[np.intp], row: int) -> NDArray[np.bool_]:
-        """[rows]; which of these waiting jobs would yield to another one once they run."""
-        behind: NDArray[np.bool_] = self._yields_to(row)[rows]
-        return behind
-
     def _threshold(self, row: int) -> float:
         return self._policy.margin * float(self._ranking.score[row])
 
-    def _yields_to(self, row: int) -> NDArray[np.bool_]:
-        """[rows]; by ranking alone: a lower class always yields, a higher one never, the same one if it is worth it."""
-        worth: NDArray[np.bool_] = self.worth > self._threshold(row)
+    def yields_to(self, row: int) -> NDArray[np.bool_]:
+        """[rows]; by ranking alone: a lower class always yields, a higher one never, the same one if it is worth it.
+
+        An entitled job yields to its own tenant only, others also to jobs that are entitled to their slots.
+        """
+        worth = self.worth > self._threshold(row)
         if self._one_class:
             return worth
-        priority_class = self._ranking.priority_class
-        yields: NDArray[np.bool_] = (priority_class < priority_class[row]) | (
-            (priority_class == priority_class[row]) & worth
-        )
-        return yields if self._ranking.entitlement is None else self._by_entitlement(row, yields)
-
-    def _by_entitlement(self, row: int, yields: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Apply guarantees: an entitled job yields to its own tenant only, others to jobs entitled to their slots."""
+        priority, own = self._ranking.priority_class, self._ranking.priority_class[row]
+        yields: NDArray[np.bool_] = np.less(priority, own) | (np.equal(priority, own) & worth)
         entitlement = self._ranking.entitlement
-        assert entitlement is not None
-        entitled: NDArray[np.bool_] = entitlement != NOT_ENTITLED
+        if entitlement is None:
+            return yields
+        entitled = np.not_equal(entitlement, NOT_ENTITLED)
         if not entitled[row]:
             return np.logical_and(yields, ~entitled)
-        own = self._jobs.tenant == self._jobs.tenant[row]
-        lent = ~entitled if entitlement[row] < 0 else ~entitled & (self._kinds == entitlement[row])
-        found: NDArray[np.bool_] = np.logical_or(yields & (~entitled | own), lent)
+        mine = self._jobs.tenant == self._jobs.tenant[row]
+        lent = ~entitled if entitlement[row] < 0 else ~entitled & (self._snapshot.kinds == entitlement[row])
+        found: NDArray[np.bool_] = np.logical_or(yields & (~entitled | mine), lent)
         return found
-
-    @cached_property
-    def _kinds(self) -> NDArray[np.int32]:
-        return kinds_of_rows(self._jobs, self._snapshot.cluster)

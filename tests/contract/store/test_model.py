@@ -66,7 +66,7 @@ class Model:
             self.since_s = now_s
             if reason is not Reason.PAUSED:
                 self.retries[reason] = self.retries.get(reason, 0) + 1
-            self.interruptions += reason in ("preempted", "reclaimed", "moved", "maintenance")
+            self.interruptions += reason in ("preempted", "reclaimed", "moved")
         self.state, self.reason = to, reason
         self.events.append(to)
 

@@ -92,7 +92,6 @@ def test_a_job_that_ends_in_the_queue_never_held_anything(store: Store) -> None:
         (Reason.PREEMPTED, 1, 1),
         (Reason.RECLAIMED, 1, 1),
         (Reason.MOVED, 1, 1),
-        (Reason.MAINTENANCE, 1, 1),
         (Reason.RESIZED, 1, 0),
         (Reason.DRAINED, 1, 0),
         (Reason.NODE_LOST, 1, 0),

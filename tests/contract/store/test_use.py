@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import random
-from functools import partial
 from typing import Any
 
 import pytest
 
 from cluster.capacity.gang import Gang
 from orchestrator.controller.fair_share import counts_since_s
-from orchestrator.queue.months import by_month, month_around, month_of, totals_of
+from orchestrator.queue.months import month_around, month_of, totals_of
 from orchestrator.queue.records import Transition
 from orchestrator.queue.states import Reason, State
 from orchestrator.queue.store import Store
@@ -56,7 +55,7 @@ def test_the_totals_of_a_month_are_exact(used: Store) -> None:
     for month_s, now_s in ((MONTH_S, NOW_S), (before_s, NOW_S), (MONTH_S, MONTH_S + 40 * DAY_S)):
         for held in (True, False):
             leases = [lease for lease in used.leases() if held or lease.released_s is not None]
-            totals = totals_of(leases, partial(by_month, now_s=now_s))
+            totals = totals_of(leases, now_s)
             exact = [total for total in totals if total.month == month_of(month_s)]
             found = used.month_totals(month_s + DAY_S, now_s, held=held)
             expected: list[Any] = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -12,7 +11,7 @@ from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
 from orchestrator.scheduling.forecast.queue_simulation import Ended
-from orchestrator.scheduling.policy import DEFAULT, POLICIES
+from orchestrator.scheduling.policy import POLICIES
 from orchestrator.simulate.engine import simulate
 from orchestrator.simulate.figures import figures
 from orchestrator.simulate.trace import read_trace
@@ -53,9 +52,9 @@ def test_the_default_policy_serves_everybody_better_than_first_come_first_served
     assert ours.lost_gpu_share < 0.01
 
 
-def test_without_interruptions_allowed_nobody_is_interrupted() -> None:
-    policy = dataclasses.replace(DEFAULT, preemption=False)
-    found = simulate(read_trace(TRACE, None), Setup(6), policy=policy)
+@pytest.mark.parametrize("policy", [policy.name for policy in POLICIES.values() if not policy.preemption])
+def test_without_interruptions_allowed_nobody_is_interrupted(policy: str) -> None:
+    found = simulate(read_trace(TRACE, None), Setup(6, policy=policy))
     assert {one.ended for one in found.attempts} == {Ended.FINISHED} and len(found.attempts) == 400
 
 

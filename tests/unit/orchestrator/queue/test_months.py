@@ -9,7 +9,7 @@ import pytest
 
 from cluster.capacity.gang import Gang
 from orchestrator.controller.ledger import Cluster, orders, snapshot
-from orchestrator.queue.months import MonthTotal, MonthUse, by_month, month_around, month_of, spent, totals_of
+from orchestrator.queue.months import MonthTotal, MonthUse, month_around, month_of, spent, totals_of
 from orchestrator.queue.records import Job, Lease
 from orchestrator.queue.states import State
 from orchestrator.queue.tenants import Restrictions, Tenant
@@ -80,7 +80,7 @@ def test_it_agrees_with_what_usage_says(now_s: float) -> None:
     leases = [lease(at(2026, 10, 30), at(2026, 11, 1, 7)), lease(at(2026, 11, 8), at(2026, 11, 8, 5), 3)]
     held = lease(at(2026, 10, 31), None)
     use = MonthUse(released(*leases), at(2026, 11, 9))
-    totals = totals_of([*leases, held], lambda one: by_month(one, now_s))
+    totals = totals_of([*leases, held], now_s)
     (gpu_s,) = [total.gpu_s for total in totals if total.month == month_of(now_s)]
     assert use.advance([running(held.granted_s)], now_s)["a"] == pytest.approx(gpu_s / HOUR_S)
 

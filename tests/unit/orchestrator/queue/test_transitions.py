@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.backend import Phase, Submission
+from orchestrator.queue.clock import Timing
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
 from orchestrator.queue.states import ENDED, MAY_GO_TO, DesiredState, Reason, State
@@ -15,10 +16,12 @@ from orchestrator.queue.transitions import Observation, next_transition
 from orchestrator.queue.wording import advice
 from tests.support.queuejobs import NOW_S, job
 
+TIMING = Timing(silent_s=6 * 3600.0)
 
-def seen(*submissions: Submission, **more: Any) -> Observation:
+
+def seen(*submissions: Submission, timing: Timing = TIMING, **more: Any) -> Observation:
     nodes = more.pop("nodes", frozenset({"n0", "n1"}))
-    return Observation(NOW_S, {one.submission: one for one in submissions}, nodes=nodes, **more)
+    return Observation(NOW_S, {one.submission: one for one in submissions}, nodes=nodes, timing=timing, **more)
 
 
 def of(one: Job, phase: Phase, **more: Any) -> Submission:
@@ -78,7 +81,7 @@ def test_a_driver_that_is_not_known_is_lost_once_it_ran_and_to_be_started_before
 def test_a_driver_that_does_not_come_up_is_started_again() -> None:
     one = job(state=State.STARTING, started_s=NOW_S - 700.0)
     assert went(one, seen(of(one, Phase.PENDING))) == (State.STOPPING, Reason.NOT_STARTED)
-    assert went(one, seen(of(one, Phase.PENDING), most_pending_s=800.0)) is None
+    assert went(one, seen(of(one, Phase.PENDING), timing=Timing(pending_s=800.0))) is None
 
 
 def test_a_job_runs_once_its_driver_has_registered_and_not_when_the_machines_say_so() -> None:

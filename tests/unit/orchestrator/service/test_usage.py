@@ -8,7 +8,7 @@ import pytest
 
 from cluster.capacity.gang import Gang
 from orchestrator.queue.errors import QueueError
-from orchestrator.queue.months import by_month, totals_of
+from orchestrator.queue.months import totals_of
 from orchestrator.queue.records import Lease
 from orchestrator.service.usage import month_begins_s, rows_of
 
@@ -24,7 +24,7 @@ def lease(job: str, begin_s: float, end_s: float | None, tenant: str = "a", gpus
 
 
 def rows(*leases: Lease, now_s: float = at(2027, 1, 1)) -> list[tuple[str, str, float, float, int]]:
-    found = rows_of(totals_of(leases, lambda one: by_month(one, now_s)))
+    found = rows_of(totals_of(leases, now_s))
     return [(row.month, row.tenant, row.gpu_hours, row.cpu_hours, row.jobs) for row in found]
 
 

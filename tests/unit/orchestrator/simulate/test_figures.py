@@ -29,14 +29,13 @@ THREE = Simulated(
     ),
     setup=Setup(nodes=2),
     wall_s=0.25,
-    passes=7,
 )
 
 
 def alone(duration_s: float, gpus: int = 1, start_s: float = 5.0) -> Simulated:
     """One job, submitted at 5 s."""
     attempt = Attempt(0, start_s, start_s + duration_s, ((0, gpus),), Ended.FINISHED)
-    return Simulated((TraceJob(5.0, duration_s, gpus, "a"),), (attempt,), Setup(nodes=1), 0.0, 1)
+    return Simulated((TraceJob(5.0, duration_s, gpus, "a"),), (attempt,), Setup(nodes=1), 0.0)
 
 
 def test_three_jobs_of_two_tenants_one_of_them_preempted() -> None:

@@ -34,7 +34,7 @@ def simulated(nodes: int = 4, tenants: int = 3, wait_s: float = 600.0, name: str
         Attempt(at, start_s, start_s + jobs[at].duration_s, ((at % nodes, 8),), Ended.FINISHED)
         for at, start_s in enumerate(starts)
     )
-    return Simulated(jobs, attempts, Setup(nodes=nodes), 0.5, 10)
+    return Simulated(jobs, attempts, Setup(nodes=nodes), 0.5)
 
 
 def parsed(html: str) -> ElementTree.Element:

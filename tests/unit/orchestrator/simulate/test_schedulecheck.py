@@ -77,7 +77,7 @@ def test_written_schedule_is_by_job_and_start_with_all_digits() -> None:
         Attempt(0, 9.0, 10.0, ((1, 2),), Ended.FINISHED),
         Attempt(0, start_s, 1.0, ((1, 2),), Ended.PREEMPTED, lost_s=60.0),
     )
-    simulated = Simulated((TraceJob(0, 1, 2, "a"), TraceJob(0, 5, 9, "a")), attempts, Setup(nodes=3), 0.0, 0)
+    simulated = Simulated((TraceJob(0, 1, 2, "a"), TraceJob(0, 5, 9, "a")), attempts, Setup(nodes=3), 0.0)
     assert schedule_csv(simulated).splitlines() == [
         "job,start_s,end_s,placement",
         "0,0.30000000000000004,1.0,1:2",

@@ -15,7 +15,7 @@ from orchestrator.scheduling.forecast.expected_start import Expected, expected_s
 from orchestrator.scheduling.forecast.why import Before, Obstacle, Why, why
 from orchestrator.scheduling.forecast.why_text import ends_are_known, format_expected, to_do, why_lines, why_reason
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.snapshot import Snapshot, Window
+from orchestrator.scheduling.snapshot import Snapshot
 from tests.support.scheduling import HOUR, NOW_S, Job, nodes, snapshot
 
 RAN_S = (1800.0,)
@@ -36,7 +36,9 @@ def text_of(found: Why, moment: Snapshot, policy: Policy, names: Sequence[str]) 
         expected = format_expected(
             expected_starts(moment, policy, [found.row], RAN_S)[found.row], ends_are_known(found)
         )
-    return "\n".join([why_reason(found, moment, names), *why_lines(found, moment, names, expected=expected)])
+    return "\n".join(
+        [why_reason(found, moment, names), *why_lines(found, moment, names, moment.cluster.names, expected)]
+    )
 
 
 def test_who_holds_the_nodes_and_until_when_and_when_it_will_start() -> None:
@@ -86,12 +88,13 @@ def test_each_of_those_before_it_has_its_reason() -> None:
     assert to_do(found, "mine").endswith("with a higher priority: fleetune priority mine --to N")
 
 
-def test_a_limit_a_window_a_holder_and_a_time_are_named() -> None:
+def test_a_limit_of_one_type_a_holder_and_a_time_are_named() -> None:
     capped = (Tenant("a", limit=((None, 2),)),)
     found, _ = explain(nodes(8), [Job("running", 2, {0: 2}), Job("mine", 1)], tenants=capped)
     assert found.obstacle is Obstacle.LIMIT
-    soon = (Window(NOW_S + HOUR, NOW_S + 2 * HOUR),)
-    found, _ = explain(nodes(8), [Job("mine", 1, left_s=3 * HOUR, preemptible=False)], windows=soon)
+    machines = nodes(8, type="A") + nodes(8, type="B")
+    capped = (Tenant("a", limit=(("A", 0),)),)
+    found, _ = explain(machines, [Job("running", 8, {1: 8}), Job("mine", 1)], tenants=capped)
     assert found.obstacle is Obstacle.PROMISED
     found, text = explain(nodes(8), [Job("mine", 1, held=True)])
     assert found.obstacle is Obstacle.HELD and "expected" not in text

@@ -17,7 +17,6 @@ from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended, Me
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.snapshot import Window
 from tests.support.randomqueue import PLAIN, PREEMPTING, Drawn, drawn, many
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, nodes, snapshot, violations
 
@@ -116,14 +115,6 @@ def test_no_size_is_beyond_the_limit_of_its_tenant() -> None:
     ]
 
 
-def test_it_does_not_grow_onto_nodes_that_close_before_it_ends() -> None:
-    window = Window(NOW_S + 2 * HOUR, NOW_S + 3 * HOUR, (1,))
-    job = elastic("a", 4, 8, left_s=10 * HOUR)
-    assert decided(nodes(4, 4), [job], windows=[window]) == ["a 1:4 0:4"]  # it can be interrupted by then
-    job = replace(job, preemptible=False)
-    assert decided(nodes(4, 4), [job], windows=[window]) == ["a 0:4"]
-
-
 def test_the_snapshot_stays_as_it_was_and_a_growth_names_nobody() -> None:
     jobs = [elastic("a", 2, 8, on={0: 2}, left_s=HOUR)]
     before = snapshot(nodes(8), jobs)
@@ -202,7 +193,7 @@ def test_simulated_with_twice_the_workers_it_takes_half_the_time_from_then_on() 
 
 
 @many
-@given(drawn(by_type=True, windows=True, elastic=True), st.sampled_from([*PLAIN, *PREEMPTING]))
+@given(drawn(by_type=True, elastic=True), st.sampled_from([*PLAIN, *PREEMPTING]))
 def test_no_plan_with_elastic_jobs_breaks_a_rule(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     assert violations(before, plan(before, policy), policy) == []

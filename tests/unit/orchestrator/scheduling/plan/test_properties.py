@@ -27,7 +27,7 @@ from tests.support.slow_scheduler import Standings, machines_of, may_be_victim, 
 
 
 @many
-@given(drawn(by_type=True, windows=True), st.sampled_from(PREEMPTING))
+@given(drawn(by_type=True), st.sampled_from(PREEMPTING))
 def test_no_plan_breaks_a_rule(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     found = violations(before, plan(before, policy), policy)
@@ -35,14 +35,14 @@ def test_no_plan_breaks_a_rule(one: Drawn, policy: Policy) -> None:
 
 
 @many
-@given(drawn(by_type=True, windows=True), st.sampled_from(PLAIN))
+@given(drawn(by_type=True), st.sampled_from(PLAIN))
 def test_no_plan_without_preemption_breaks_a_rule(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     assert violations(before, plan(before, policy), policy) == []
 
 
 @many
-@given(drawn(by_type=True, windows=True), st.sampled_from(PLAIN))
+@given(drawn(by_type=True), st.sampled_from(PLAIN))
 def test_without_preemption_a_plan_is_that_of_the_slow_scheduler(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     fast, slow = plan(before, policy), slow_plan(before, policy)
@@ -52,7 +52,7 @@ def test_without_preemption_a_plan_is_that_of_the_slow_scheduler(one: Drawn, pol
 
 
 @few
-@given(drawn(by_type=True, windows=True, elastic=True), st.sampled_from([*PLAIN, *PREEMPTING]))
+@given(drawn(by_type=True, elastic=True), st.sampled_from([*PLAIN, *PREEMPTING]))
 def test_planning_twice_gives_the_same_plan_and_changes_nothing(one: Drawn, policy: Policy) -> None:
     before, untouched = one.snapshot(), one.snapshot()
     assert plan(before, policy) == plan(before, policy)
@@ -76,7 +76,7 @@ def renumbered(made: Plan, names: Sequence[int]) -> tuple[set[object], object]:
 
 @many
 @given(
-    drawn(by_type=True, windows=True, elastic=True),
+    drawn(by_type=True, elastic=True),
     st.sampled_from([*PLAIN, *PREEMPTING]),
     st.randoms(use_true_random=False),
 )
@@ -101,7 +101,7 @@ def test_without_preemption_nothing_is_left_for_a_second_plan(one: Drawn, policy
 def test_a_second_plan_undoes_nothing_of_the_first(
     elastic: bool, data: st.DataObject, policy: Policy, later_s: float
 ) -> None:
-    before = data.draw(drawn(by_type=True, windows=True, elastic=elastic)).snapshot()
+    before = data.draw(drawn(by_type=True, elastic=elastic)).snapshot()
     first = plan(before, policy)
     second = plan(carry_out(before, first, later_s), policy)
     started = {start.row for start in first.decisions if isinstance(start, Start)}
@@ -119,7 +119,7 @@ def test_a_second_plan_at_the_same_instant_finds_nothing_to_do(one: Drawn, polic
 
 
 @many
-@given(drawn(by_type=True, windows=True), st.sampled_from(PREEMPTING))
+@given(drawn(by_type=True), st.sampled_from(PREEMPTING))
 def test_whoever_is_interrupted_for_a_job_stands_far_enough_behind_it(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     standings = Standings(before, policy)
@@ -129,7 +129,7 @@ def test_whoever_is_interrupted_for_a_job_stands_far_enough_behind_it(one: Drawn
 
 
 @many
-@given(drawn(by_type=True, windows=True), st.sampled_from([one for one in PLAIN if one.backfill]))
+@given(drawn(by_type=True), st.sampled_from([one for one in PLAIN if one.backfill]))
 def test_whoever_passes_a_blocked_gang_is_gone_when_its_nodes_are_reserved(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     made = plan(before, policy)
@@ -144,7 +144,7 @@ def test_whoever_passes_a_blocked_gang_is_gone_when_its_nodes_are_reserved(one: 
 
 
 @many
-@given(drawn(by_type=True, windows=True), st.sampled_from([*PLAIN, *PREEMPTING]))
+@given(drawn(by_type=True), st.sampled_from([*PLAIN, *PREEMPTING]))
 def test_the_order_of_the_queue_is_that_of_the_slow_scheduler(one: Drawn, policy: Policy) -> None:
     before = one.snapshot()
     slow, fast = Standings(before, policy), ranking(before, policy)

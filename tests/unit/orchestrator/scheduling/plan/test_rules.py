@@ -16,7 +16,6 @@ from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, POLICIES, Policy
 from orchestrator.scheduling.ranking import ranking
-from orchestrator.scheduling.snapshot import Window
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot
 
 EASY, FIFO, FAIR = POLICIES["easy"], POLICIES["fifo"], POLICIES["fair"]
@@ -149,7 +148,7 @@ def test_what_is_within_a_guarantee_is_not_interrupted_for_other_tenants() -> No
     assert decided(nodes(4), jobs, tenants=tenants) == []
 
 
-# Backfill and maintenance
+# Backfill
 
 
 def test_a_job_passes_a_blocked_gang_only_if_it_is_gone_before_or_on_other_nodes() -> None:
@@ -164,22 +163,6 @@ def test_a_job_passes_a_blocked_gang_only_if_it_is_gone_before_or_on_other_nodes
 def test_where_nobody_knows_when_jobs_end_the_node_with_the_fewest_such_is_kept_free() -> None:
     jobs = [stays("a", 6, 0), stays("b", 1, 1), Job("gang", 8), Job("small", 3)]
     assert decided(nodes(8, 8), jobs, EASY) == []
-
-
-def test_a_job_that_cannot_end_before_the_maintenance_is_not_put_on_its_nodes() -> None:
-    window = Window(NOW_S + HOUR, NOW_S + 2 * HOUR, (0,))
-    fixed = Job("fixed", 2, preemptible=False, left_s=HOUR + 1)
-    assert decided(nodes(2, 4), [fixed], windows=[window]) == ["start fixed on 1"]
-    assert decided(nodes(2, 4), [replace(fixed, left_s=HOUR - 1)], windows=[window]) == ["start fixed on 0"]
-    assert decided(nodes(2, 4), [replace(fixed, preemptible=True)], windows=[window]) == ["start fixed on 0"]
-
-
-@pytest.mark.parametrize("policy", [DEFAULT, EASY])
-def test_what_may_be_interrupted_is_when_maintenance_begins_and_starts_elsewhere(policy: Policy) -> None:
-    jobs = [Job("moves", 2, on={0: 2}, running_s=300.0, interruptions=100), stays("remains", 2, 0)]
-    window = Window(NOW_S, NOW_S + HOUR, (0,))
-    assert decided(nodes(4, 2), jobs, policy, windows=[window]) == ["stop moves", "start moves on 1"]
-    assert decided(nodes(4, 2), jobs, policy, windows=[replace(window, start_s=NOW_S + 1)]) == []
 
 
 # Preemption
@@ -324,7 +307,6 @@ OWED_4 = (Tenant("a", guaranteed=((None, 4),)), Tenant("b", guaranteed=((None, 4
 AB = nodes(4, type="A") + nodes(4, type="B")
 AWAY = Job("a", 1, on={0: 1}, left_s=400.0)
 FIXED = Job("fixed", 8, preemptible=False, left_s=LONG)
-CLOSED = [[Window(NOW_S, NOW_S + 90 * HOUR, (node,))] for node in range(3)]
 
 # fmt: off
 WAS_WRONG = {
@@ -349,9 +331,6 @@ WAS_WRONG = {
     "nothing is reserved that is guaranteed to another tenant": (
         nodes(2), [Job("owed", on={0: 1}, left_s=LONG), Job("high", 2, tenant=1, priority=1), Job("x", 1, left_s=HOUR)],
         ["start x on 0"], DEFAULT, {"tenants": (Tenant("a", guaranteed=((None, 1),)), Tenant("b"))}),
-    "nothing is moved onto nodes in maintenance": (
-        nodes(4, 4, 2), [AWAY, stays("b", 1, 1), stays("c", 3, 1), Job("gang", 4)],
-        [], DEFAULT, {"windows": CLOSED[2]}),
     "nothing is moved above the limit of a type": (
         AB, [AWAY, Job("gang", 4, type="A", tenant=1)],
         [], DEFAULT, {"tenants": (Tenant("a", limit=(("B", 0),)), Tenant("b"))}),
@@ -365,16 +344,10 @@ WAS_WRONG = {
     "the last workers of a gang fit beside what stays": (
         nodes(8, 8), [Job("a", 8, on={0: 8}, left_s=LONG), stays("b", 6, 1), Job("gang", 10)],
         ["stop a", "start gang on 0:8 1:2"], DEFAULT, {}),
-    "no nodes in maintenance are reserved": (
-        nodes(8, 8), [stays("x", 7, 1, left_s=HOUR), Job("gang", 8, left_s=HOUR), replace(FIXED, gpus=1)],
-        [], EASY, {"windows": CLOSED[0]}),
     "a node is reserved from jobs that take its CPUs only": (
         nodes(8, cpus=16),
         [stays("x", 8, 0, left_s=700.0), Job("gang", 8, cpus=2), Job("cpus", 4, gpus_per_worker=0, left_s=LONG)],
         [], EASY, {}),
-    "what maintenance interrupts keeps its place in the queue": (
-        nodes(8, 8), [Job("high", 8, on={1: 8}, priority=1), Job("low", 8)],
-        ["stop high", "start high on 0"], DEFAULT, {"windows": CLOSED[1]}),
     "who was often interrupted would not be gone in time": (
         nodes(8), [stays("x", 7, 0, left_s=700.0), Job("gang", 8, priority=1), Job("s", left_s=LONG, interruptions=50)],
         [], DEFAULT, {}),

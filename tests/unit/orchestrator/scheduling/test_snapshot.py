@@ -16,8 +16,7 @@ from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.job_table import HELD, RUNNING, WAITING
 from orchestrator.scheduling.plan.decisions import Start
 from orchestrator.scheduling.plan.plan import plan
-from orchestrator.scheduling.snapshot import Snapshot
-from orchestrator.scheduling.snapshot_rows import ROW, snapshot_of
+from orchestrator.scheduling.snapshot import ROW, Snapshot, snapshot_of
 
 INVENTORY = Inventory((Node("n1", 32, 8, "A100"), Node("n2", 32, 8, "H100")))
 USUAL = dict.fromkeys(ROW) | {

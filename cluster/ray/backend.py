@@ -22,7 +22,7 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,7 +42,7 @@ from cluster.ray.client import (
     ray_client,
     submission_of,
 )
-from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
+from cluster.ray.nodes import Use, inventory_of, use_from_status, use_from_summary
 from cluster.ray.runtime_env import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
@@ -57,8 +57,6 @@ _MOST_NODES = 10_000  # the limit of Ray's state API; its default is 100
 _GRACE_S = 3600  # time after a soft stop after which Ray kills the program
 _TIMEOUT_S = 20.0  # of one request to the dashboard
 _LOG_S = 600  # longest time in which Ray sends a log; its default is 30
-
-Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
 
 
 class RayJobsBackend:

@@ -53,6 +53,7 @@ class LocalBackend:
             most_output_bytes: most bytes that are kept of a program's output, in addition to its last 1 MiB.
         """
         self._folder = Path(folder).absolute()
+        self._known, self._forgotten = self._folder / "submissions", self._folder / "forgotten"
         self._inventory = inventory
         self._most_output_bytes = most_output_bytes
         with self._answering():
@@ -131,14 +132,6 @@ class LocalBackend:
 
     def others(self) -> Sequence[str]:
         return ()
-
-    @property
-    def _known(self) -> Path:
-        return self._folder / "submissions"
-
-    @property
-    def _forgotten(self) -> Path:
-        return self._folder / "forgotten"
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:

@@ -263,15 +263,7 @@ def ray_job(environ: Mapping[str, str] = os.environ) -> RayJob | None:
         return None
 
 
-@dataclass(frozen=True)
-class WebhookOrder:
-    """The request that `jobs.webhook` must send."""
-
-    url: str
-    body: str
-
-
-def webhook_order(environ: Mapping[str, str] = os.environ) -> WebhookOrder | None:
+def webhook_order(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
     """Read FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY (JSON); None: one of them is not set."""
     url, body = environ.get("FLEETUNE_WEBHOOK_URL"), environ.get("FLEETUNE_WEBHOOK_BODY")
-    return None if not url or not body else WebhookOrder(url, body)
+    return (url, body) if url and body else None

@@ -110,10 +110,8 @@ def upload(plan: Upload, advance: Advance = lambda count: None) -> None:
 
 
 def _target(local: str, url: str) -> str:
-    if not storage.is_url(url):
-        place = os.path.abspath(os.path.expanduser(url))
-        return os.path.join(place, os.path.basename(local)) if url.endswith("/") else place
-    return storage.join(url, os.path.basename(local)) if url.endswith("/") else url
+    place = url if storage.is_url(url) else os.path.abspath(os.path.expanduser(url))
+    return storage.join(place, os.path.basename(local)) if url.endswith("/") else place
 
 
 def _check_apart(local: str, target: str) -> None:

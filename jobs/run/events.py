@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.errors import StorageError
@@ -63,6 +64,24 @@ class Announcer:
         self._journal.append(sign.model_dump(mode="json"))
 
 
+@contextlib.contextmanager
+def repeatedly(act: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
+    """Call `act` every `every_s` seconds in a thread while the context is open."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(every_s):
+            act()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Watch:
     """Shows the events and steps that workers have written since the last look, or since this object was made."""
 
@@ -97,19 +116,10 @@ class Watch:
         self._progress.step(record)
 
     @contextlib.contextmanager
-    def in_background(self) -> Any:
+    def in_background(self) -> Iterator[None]:
         """Look twice a second in a thread while the context is open, and once more at its end."""
-        ended = threading.Event()
-
-        def run() -> None:
-            while not ended.wait(_LOOK_EVERY_S):
-                self.look()
-
-        thread = threading.Thread(target=run, name="watch", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeatedly(self.look, _LOOK_EVERY_S, "watch"):
+                yield
         finally:
-            ended.set()
-            thread.join()
             self.look()

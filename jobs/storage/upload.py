@@ -154,8 +154,7 @@ def _listed(target: str, is_dir: bool) -> dict[str, Mapping[str, Any]]:
         InputError: the target is a file and a directory is to be uploaded, or the reverse.
         StorageError: the target cannot be read.
     """
-    with storage.as_storage_error("look at", target):
-        fs, inner = storage.filesystem(target)
+    with storage.reached("look at", target) as (fs, inner):
         fs.invalidate_cache()
         found = fs.find(inner.rstrip("/") or inner, detail=True)
     root = inner.strip("/")

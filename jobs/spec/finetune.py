@@ -21,7 +21,7 @@ from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
 from jobs.spec.queue import Queue
 from jobs.spec.references import RUN_REFERENCE, absolute_model, absolute_storage, absolute_working_dir, folder_of
 from jobs.spec.remedies import Remedies
-from jobs.spec.vary import JobSpec
+from jobs.spec.vary import EITHER_IN_TRAIN, JobSpec
 from jobs.spec.zero import Zero
 
 SCHEMA_VERSION: Final = 1
@@ -118,11 +118,7 @@ class Train(Frozen):
 
     @model_validator(mode="after")
     def _no_two_fields_for_one_setting(self) -> Train:
-        for one, other in (
-            ("warmup_ratio", "warmup_steps"),
-            ("num_train_epochs", "max_steps"),
-            ("global_batch_size", "global_batch_tokens"),
-        ):
+        for one, other in EITHER_IN_TRAIN:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{one} and {other} are both given: drop one of them")
         if self.bf16 and self.fp16:

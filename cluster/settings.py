@@ -148,9 +148,6 @@ def server_url(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("FLEETUNE_URL") or None
 
 
-RETENTION_DAYS = 90.0
-
-
 def retention_days(environ: Mapping[str, str] = os.environ) -> float:
     """Read FLEETUNE_RETENTION_DAYS: how long a server keeps jobs after their end; 0: forever. Default: 90.
 
@@ -159,7 +156,7 @@ def retention_days(environ: Mapping[str, str] = os.environ) -> float:
     """
     text = environ.get("FLEETUNE_RETENTION_DAYS", "").strip()
     try:
-        days = float(text) if text else RETENTION_DAYS
+        days = float(text or "90")
     except ValueError:
         days = -1.0
     if not 0.0 <= days <= 100_000.0:

@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
 from cluster.capacity.inventory import Inventory
@@ -289,7 +289,6 @@ def _signal(process: dict[str, Any] | None) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        read: dict[str, Any] = json.loads(path.read_text())
+        return cast(dict[str, Any], json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    return read

@@ -45,15 +45,6 @@ def load(line: bytes) -> Any:
     return _whole(json.loads(line))
 
 
-def dump_error(error: Exception) -> bytes:
-    return dump({"error": type(error).__name__, "message": str(error)})
-
-
-def error_of(answer: Mapping[str, str]) -> Exception:
-    """Make the error that the other process has raised; FleetuneError if its class is not known here."""
-    return _ERRORS.get(answer["error"], FleetuneError)(answer["message"])
-
-
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         fields = {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
@@ -106,7 +97,7 @@ class ServedCluster:
         except (OSError, ValueError) as error:  # ValueError: half an answer
             raise BackendUnreachable(f"no fake cluster answers at {self._path}: {error}") from error
         if "error" in answer:
-            raise error_of(answer)
+            raise _ERRORS.get(answer["error"], FleetuneError)(answer["message"])
         return answer["answer"]
 
 
@@ -121,7 +112,7 @@ class _Handler(socketserver.StreamRequestHandler):
             call, arguments = load(line)
             answer = dump({"answer": self.server.cluster.ask(call, *arguments)})
         except Exception as error:
-            answer = dump_error(error)
+            answer = dump({"error": type(error).__name__, "message": str(error)})
         with contextlib.suppress(OSError):  # the caller was killed while it waited
             self.wfile.write(answer)
 

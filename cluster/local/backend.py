@@ -22,9 +22,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_fence, check_launch
 from cluster.capacity.inventory import Inventory
-from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
+from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.local import supervisor as files
 from cluster.local.locks import try_lock
 from cluster.local.machine import this_machine
@@ -156,8 +156,7 @@ class LocalBackend:
     def _check_fence(self, fence: int) -> None:
         path = self._folder / "fence"
         highest = int(path.read_text()) if path.exists() else fence
-        if fence < highest:
-            raise Fenced(f"caller {fence} may not start programs any more: caller {highest} has been here")
+        check_fence(fence, highest)
         if fence > highest or not path.exists():
             files.write_whole(path, str(fence))
 

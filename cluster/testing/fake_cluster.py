@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_fence, check_launch
 from cluster.capacity.inventory import Inventory, Node
-from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
+from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.testing.history import Run
 
 NEVER = math.inf
@@ -136,8 +136,7 @@ class FakeCluster:
         return Inventory(tuple(self._nodes.values()), self._growth)
 
     def fence(self, fence: int) -> None:
-        if self._fence is not None and fence < self._fence:
-            raise Fenced(f"caller {fence} may not start programs any more: caller {self._fence} has been here")
+        check_fence(fence, self._fence)
         self._fence = fence
 
     def ended_elsewhere(self, programs: Sequence[str]) -> list[str]:

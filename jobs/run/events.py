@@ -29,41 +29,6 @@ def this_driver() -> dict[str, Any]:
     return {"host": os.uname().nodename, "machine": machine, "pid": os.getpid()}
 
 
-class Announcer:
-    """Shows the driver's events and stores them with the run's. Writes a sign of life at the start and every minute."""
-
-    def __init__(self, paths: JobPaths, progress: Progress) -> None:
-        self._journal = JournalWriter(paths.events, DRIVER)
-        self._progress = progress
-        self._closed = threading.Event()
-        self._sign_of_life()
-        with contextlib.suppress(StorageError):
-            self._journal.flush()  # so that other processes see at once that the run has a driver
-        threading.Thread(target=self._stay_alive, name="alive", daemon=True).start()
-
-    def __call__(self, kind: str, message: str, **data: Any) -> None:
-        happened = event(kind, message, **data)
-        self._journal.append(happened.model_dump(mode="json"))
-        self._progress.event(happened)
-
-    def flush(self) -> None:
-        """Write all events to storage now. Raises StorageError."""
-        self._journal.flush()
-
-    def close(self) -> None:
-        self._closed.set()
-        self._journal.close()
-
-    def _stay_alive(self) -> None:
-        while not self._closed.wait(ALIVE_EVERY_S):
-            self._sign_of_life()
-
-    def _sign_of_life(self) -> None:
-        """Store an event that is not shown. With it, readers can distinguish a long step from a dead driver."""
-        sign = event(ALIVE, "the driver is alive", **this_driver())
-        self._journal.append(sign.model_dump(mode="json"))
-
-
 @contextlib.contextmanager
 def repeatedly(act: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
     """Call `act` every `every_s` seconds in a thread while the context is open."""
@@ -80,6 +45,37 @@ def repeatedly(act: Callable[[], object], every_s: float, name: str) -> Iterator
     finally:
         ended.set()
         thread.join()
+
+
+class Announcer:
+    """Shows the driver's events and stores them with the run's. Writes a sign of life at the start and every minute."""
+
+    def __init__(self, paths: JobPaths, progress: Progress) -> None:
+        self._journal = JournalWriter(paths.events, DRIVER)
+        self._progress = progress
+        self._sign_of_life()
+        with contextlib.suppress(StorageError):
+            self._journal.flush()  # so that other processes see at once that the run has a driver
+        self._alive = contextlib.ExitStack()
+        self._alive.enter_context(repeatedly(self._sign_of_life, ALIVE_EVERY_S, "alive"))
+
+    def __call__(self, kind: str, message: str, **data: Any) -> None:
+        happened = event(kind, message, **data)
+        self._journal.append(happened.model_dump(mode="json"))
+        self._progress.event(happened)
+
+    def flush(self) -> None:
+        """Write all events to storage now. Raises StorageError."""
+        self._journal.flush()
+
+    def close(self) -> None:
+        self._alive.close()
+        self._journal.close()
+
+    def _sign_of_life(self) -> None:
+        """Store an event that is not shown. With it, readers can distinguish a long step from a dead driver."""
+        sign = event(ALIVE, "the driver is alive", **this_driver())
+        self._journal.append(sign.model_dump(mode="json"))
 
 
 class Watch:

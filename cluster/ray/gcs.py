@@ -36,8 +36,11 @@ def demand(client: Any, gcs: str) -> None:
         client.internal_kv_put(key, json.dumps(bundles).encode(), True, None, _ANSWERS_S)
 
 
-if __name__ == "__main__":
+def main(what: str, gcs: str, *words: str) -> None:
     from ray._raylet import GcsClient  # type: ignore[attr-defined]
 
-    what, gcs, *words = sys.argv[1:]
     {"record": record, "demand": demand}[what](GcsClient(address=gcs), gcs, *words)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from cluster.capacity.inventory import Inventory
-from cluster.errors import LaunchRefused
+from cluster.errors import Fenced, LaunchRefused
 
 MAX_OUTPUT_BYTES = 1 << 20  # most bytes that one call of `output` returns
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}")
@@ -127,6 +127,12 @@ class Backend(Protocol):
 
         Names only, because command lines may contain secrets.
         """
+
+
+def check_fence(fence: int, highest: int | None) -> None:
+    """Raise Fenced if a caller with a higher fence has called before; `highest`: None if nobody has."""
+    if highest is not None and fence < highest:
+        raise Fenced(f"caller {fence} may not start programs any more: caller {highest} has been here")
 
 
 def check_launch(launch: Launch) -> None:

@@ -147,17 +147,9 @@ class OutOfMemory(RunFailed):
 
 
 class MachinesFailed(FleetuneError):
-    """A node or the cluster is gone. A queue tries the job again, elsewhere.
-
-    Attributes:
-        nodes: ids of the nodes whose hardware failed; empty: it is not known, or none did.
-    """
+    """A node or the cluster is gone. A queue tries the job again, elsewhere."""
 
     exit_code = 75
-
-    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.nodes = nodes
 
 
 class Interrupted(FleetuneError):

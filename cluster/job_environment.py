@@ -24,10 +24,6 @@ class JobEnvironment:
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     gpus: bool = False
 
-    @property
-    def is_anywhere(self) -> bool:
-        return self.working_dir is None and not self.variables and not self.gpus
-
     def enter(self) -> None:
         """Give this process the variables and the working directory.
 

@@ -148,9 +148,6 @@ def server_url(environ: Mapping[str, str] = os.environ) -> str | None:
     return environ.get("FLEETUNE_URL") or None
 
 
-RETENTION_DAYS = 90.0
-
-
 def retention_days(environ: Mapping[str, str] = os.environ) -> float:
     """Read FLEETUNE_RETENTION_DAYS: how long a server keeps jobs after their end; 0: forever. Default: 90.
 
@@ -159,7 +156,7 @@ def retention_days(environ: Mapping[str, str] = os.environ) -> float:
     """
     text = environ.get("FLEETUNE_RETENTION_DAYS", "").strip()
     try:
-        days = float(text) if text else RETENTION_DAYS
+        days = float(text or "90")
     except ValueError:
         days = -1.0
     if not 0.0 <= days <= 100_000.0:
@@ -263,15 +260,7 @@ def ray_job(environ: Mapping[str, str] = os.environ) -> RayJob | None:
         return None
 
 
-@dataclass(frozen=True)
-class WebhookOrder:
-    """The request that `jobs.webhook` must send."""
-
-    url: str
-    body: str
-
-
-def webhook_order(environ: Mapping[str, str] = os.environ) -> WebhookOrder | None:
+def webhook_order(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
     """Read FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY (JSON); None: one of them is not set."""
     url, body = environ.get("FLEETUNE_WEBHOOK_URL"), environ.get("FLEETUNE_WEBHOOK_BODY")
-    return None if not url or not body else WebhookOrder(url, body)
+    return (url, body) if url and body else None

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from cluster.settings import ray_address
 from jobs.comparison.checking import about_method, checked_methods
@@ -15,7 +14,7 @@ from jobs.console import redirected_output
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import CapacityError, InputError, Interrupted, RunFailed
 from jobs.preflight.validate import no_gpu_here
-from jobs.run.events import Announcer
+from jobs.run.events import Announcer, repeatedly
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.run.progress import Progress
@@ -26,7 +25,7 @@ from jobs.spec.load import dump_spec, load_sweep
 from jobs.storage import files as storage
 from jobs.sweep import run_sweep
 
-_LOOK_EVERY_S = 1.0  # for a request to stop; each look asks the storage
+_LOOK_EVERY_S = 1.0  # for the file of `fleetune stop`; each look asks the storage
 
 
 def run_comparison(
@@ -53,7 +52,7 @@ def run_comparison(
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb = "comparison" if resume is None else "resuming comparison"
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root)
-        with StopRequest() as stop, _stop_file(paths, stop):
+        with StopRequest() as stop, repeatedly(lambda: stop.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
             outcome = concluded(paths, lambda: _compared(spec, paths, address, announce, display, stop), announce)
         announce("ended", ending_of_comparison(paths, outcome), status=outcome.status)
     return outcome, paths
@@ -147,23 +146,6 @@ def _searched(paths: JobPaths, address: str | None, display: Callable[[], Progre
     begun = paths.root if storage.list_names(paths.events) else None
     with contextlib.closing(display()) as progress:
         return run_sweep(sweep, address=address, progress=progress, resume=begun, root=paths.root, stop=stop)
-
-
-@contextlib.contextmanager
-def _stop_file(paths: JobPaths, stop: StopRequest) -> Iterator[None]:
-    """Turn the file that `fleetune stop` writes into a request to stop, while the context is open."""
-    ended = threading.Event()
-
-    def look() -> None:
-        while not ended.wait(_LOOK_EVERY_S) and not stop.asked:
-            stop.look_for_file(paths)
-
-    thread = threading.Thread(target=look, name="stop-file", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
 
 
 def ending_of_comparison(paths: JobPaths, outcome: Outcome) -> str:

@@ -37,19 +37,15 @@ def redirected_output(log: str) -> Iterator[None]:
 
     For a log on a URL, a local file is written first and uploaded at the end.
     """
-    if storage.is_local(log):
-        target = storage.local_path(log)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+    with contextlib.ExitStack() as ending:
+        if storage.is_local(log):
+            target = storage.local_path(log)
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+        else:
+            target = os.path.join(ending.enter_context(tempfile.TemporaryDirectory(prefix="fleetune-log-")), "log")
+            ending.callback(storage.put_file, target, log)
         with _redirected(target):
             yield
-        return
-    with tempfile.TemporaryDirectory(prefix="fleetune-log-") as folder:
-        target = os.path.join(folder, "log")
-        try:
-            with _redirected(target):
-                yield
-        finally:
-            storage.put_file(target, log)
 
 
 @contextlib.contextmanager

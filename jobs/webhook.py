@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import httpx
 
-from cluster.settings import WebhookOrder, webhook_order
+from cluster.settings import webhook_order
 
 TRIES = 3
 TIMEOUT_S = 20.0  # of one request
@@ -16,7 +16,7 @@ _PAUSE_S = 5.0  # before the second try; the pause before the third is twice as 
 _SHOWN = 300  # characters of an answer or an error that are shown
 
 
-def send(order: WebhookOrder, sleep: Callable[[float], None] = time.sleep) -> str | None:
+def send(url: str, body: str, sleep: Callable[[float], None] = time.sleep) -> str | None:
     """Post the JSON; try again if the server cannot be reached, is overloaded or has an internal error.
 
     Returns:
@@ -26,7 +26,7 @@ def send(order: WebhookOrder, sleep: Callable[[float], None] = time.sleep) -> st
     for number in range(TRIES):
         if number:
             sleep(_PAUSE_S * number)
-        said, final = _try(order)
+        said, final = _try(url, body)
         if not said:
             return None
         if final:
@@ -34,23 +34,23 @@ def send(order: WebhookOrder, sleep: Callable[[float], None] = time.sleep) -> st
     return said
 
 
-def _try(order: WebhookOrder) -> tuple[str, bool]:
+def _try(url: str, body: str) -> tuple[str, bool]:
     """Post once. Returns what went wrong ('' for nothing) and whether trying again is useless.
 
     The message shows only the start of the URL, because its end may hold a secret.
     """
     headers = {"Content-Type": "application/json", "User-Agent": "fleetune"}
     try:
-        answer = httpx.post(order.url, content=order.body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
+        answer = httpx.post(url, content=body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
-        return f"{_place(order.url)} is not a URL that something can be sent to", True
+        return f"{_place(url)} is not a URL that something can be sent to", True
     except httpx.HTTPError as error:
-        return f"{_place(order.url)} cannot be reached: {type(error).__name__}: {error}"[:_SHOWN], False
+        return f"{_place(url)} cannot be reached: {type(error).__name__}: {error}"[:_SHOWN], False
     if answer.is_success:
         return "", True
     text = " ".join(answer.text.split())[:_SHOWN]
     final = answer.status_code < 500 and answer.status_code != 429
-    return f"{_place(order.url)} answers {answer.status_code}{': ' + text if text else ''}", final
+    return f"{_place(url)} answers {answer.status_code}{': ' + text if text else ''}", final
 
 
 def _place(url: str) -> str:
@@ -66,7 +66,7 @@ def main() -> int:
     if order is None:
         print("nothing to send: FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY are not set", file=sys.stderr)
         return 2
-    said = send(order)
+    said = send(*order)
     if said is not None:
         print(f"the outcome of the job could not be sent: {said}. See queue.on_end.webhook", file=sys.stderr)
         return 1

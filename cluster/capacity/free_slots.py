@@ -47,18 +47,14 @@ class FreeSlots:
         self._cpus: list[int] = occupancy.cpus_free.tolist()
         self._sizes, self._kinds, self._gpu = occupancy.lists
         self._reserved = frozenset[int]()
-        self.total = 0
-        self._with_free = [0] * (occupancy.slots.shape[1] + 1)  # number of nodes, by free slots
-        self._highest = 0  # no node has more free slots
+        self.total = int(now_free.sum())
+        # Number of nodes, by free slots.
+        self._with_free: list[int] = np.bincount(now_free, minlength=occupancy.slots.shape[1] + 1).tolist()
+        self._highest = int(now_free.max(initial=0))  # no node has more free slots
         # Heaps of nodes. An entry is stale if its node has been pushed to another heap since.
         self._zones: dict[_Zone, dict[_Level, list[int]]] = {}
         self._heap_of: list[list[int] | None] = [None] * len(self.free)
         for node in now_free.nonzero()[0].tolist():
-            free = self.free[node]
-            self.total += free
-            self._with_free[free] += 1
-            if free > self._highest:
-                self._highest = free
             self._enter(node)
 
     def after(self, occupancy: Occupancy) -> FreeSlots:

@@ -20,11 +20,11 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_fence, check_launch
 from cluster.capacity.inventory import Inventory
-from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
+from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.local import supervisor as files
 from cluster.local.locks import try_lock
 from cluster.local.machine import this_machine
@@ -53,6 +53,7 @@ class LocalBackend:
             most_output_bytes: most bytes that are kept of a program's output, in addition to its last 1 MiB.
         """
         self._folder = Path(folder).absolute()
+        self._known, self._forgotten = self._folder / "submissions", self._folder / "forgotten"
         self._inventory = inventory
         self._most_output_bytes = most_output_bytes
         with self._answering():
@@ -132,14 +133,6 @@ class LocalBackend:
     def others(self) -> Sequence[str]:
         return ()
 
-    @property
-    def _known(self) -> Path:
-        return self._folder / "submissions"
-
-    @property
-    def _forgotten(self) -> Path:
-        return self._folder / "forgotten"
-
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
         try:
@@ -163,8 +156,7 @@ class LocalBackend:
     def _check_fence(self, fence: int) -> None:
         path = self._folder / "fence"
         highest = int(path.read_text()) if path.exists() else fence
-        if fence < highest:
-            raise Fenced(f"caller {fence} may not start programs any more: caller {highest} has been here")
+        check_fence(fence, highest)
         if fence > highest or not path.exists():
             files.write_whole(path, str(fence))
 
@@ -296,7 +288,6 @@ def _signal(process: dict[str, Any] | None) -> None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        read: dict[str, Any] = json.loads(path.read_text())
+        return cast(dict[str, Any], json.loads(path.read_text()))
     except FileNotFoundError:
         return None
-    return read

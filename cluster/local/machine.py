@@ -42,7 +42,8 @@ class Hardware:
 def hardware_here() -> Hardware:
     """Return the hardware of this machine. With GPUs it takes a second."""
     gpu = this_machine().accelerator_type
-    return Hardware(memory_here(), gpu, _gpu_bytes() if gpu else 0)
+    sizes = [int(line) for line in _asked(_GPU_MEMORY).split() if line.isdigit()] if gpu else []
+    return Hardware(memory_here(), gpu, min(sizes, default=0) << 20)
 
 
 def has_gpus() -> bool:
@@ -56,11 +57,6 @@ def machine_name() -> str:
     """Return a name that is equal for all processes of this machine until it boots again, and differs elsewhere."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return f"{os.uname().nodename} {boot.read_text()[:13]}" if boot.exists() else os.uname().nodename
-
-
-def _gpu_bytes() -> int:
-    sizes = [int(line) for line in _asked(_GPU_MEMORY).split() if line.isdigit()]
-    return min(sizes, default=0) << 20
 
 
 def _asked(command: list[str]) -> str:

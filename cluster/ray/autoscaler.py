@@ -63,10 +63,8 @@ class Autoscaler:
             mark = (self._file, self._file.stat().st_mtime_ns)
             if mark != self._mark:
                 self._growth, self._mark, self.trouble = read_growth(self._file), mark, ""
-        except OSError as error:
-            self.trouble = f"{self._file}: {error.strerror}"
-        except InputError as error:
-            self.trouble = f"{self._file}: {error}"
+        except (OSError, InputError) as error:
+            self.trouble = f"{self._file}: {getattr(error, 'strerror', error)}"
         return self._growth
 
     def check(self) -> None:
@@ -75,10 +73,8 @@ class Autoscaler:
             return
         try:
             found = read_growth(self._given)
-        except OSError as error:
-            raise InputError(f"--autoscaler {self._given}: {error.strerror}") from error
-        except InputError as error:
-            raise InputError(f"--autoscaler {self._given}: {error}") from error
+        except (OSError, InputError) as error:
+            raise InputError(f"--autoscaler {self._given}: {getattr(error, 'strerror', error)}") from error
         if not found.types:
             raise InputError(
                 f"--autoscaler {self._given}: no entry of available_node_types says under `resources` what such a node "
@@ -94,7 +90,7 @@ class Autoscaler:
         session = self.session()
         raylet = raylet_of_session(session, trusted=True)
         gcs = raylet.gcs if raylet is not None else self._gcs
-        ask_ray("cluster.ray.request_resources", gcs, given=json.dumps(list(bundles)))
+        ask_ray("demand", gcs, given=json.dumps(list(bundles)))
         return session
 
 

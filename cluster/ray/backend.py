@@ -22,13 +22,13 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.backend import ENDED_PHASES, Launch, Phase, Submission, check_launch
+from cluster.backend import ENDED_PHASES, Launch, Phase, Submission, check_fence, check_launch
 from cluster.capacity.inventory import Growth, Inventory
-from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
+from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray.client import (
     WRITE_MARK,
     OutputRetention,
@@ -42,7 +42,7 @@ from cluster.ray.client import (
     ray_client,
     submission_of,
 )
-from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
+from cluster.ray.nodes import Use, inventory_of, use_from_status, use_from_summary
 from cluster.ray.runtime_env import digest_of_environment
 
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
@@ -57,8 +57,6 @@ _MOST_NODES = 10_000  # the limit of Ray's state API; its default is 100
 _GRACE_S = 3600  # time after a soft stop after which Ray kills the program
 _TIMEOUT_S = 20.0  # of one request to the dashboard
 _LOG_S = 600  # longest time in which Ray sends a log; its default is 30
-
-Use = Mapping[str, tuple[float, float]]  # CPUs and GPUs, by node id
 
 
 class RayJobsBackend:
@@ -113,8 +111,8 @@ class RayJobsBackend:
             if self._fence != fence:
                 self._list(client)
                 self._take_fence(client, fence)
-            self._check_fence(fence, self._highest)
-            self._check_fence(fence, _fence_of(job_named(client, self._mark(fence))))
+            check_fence(fence, self._highest)
+            check_fence(fence, _fence_of(job_named(client, self._mark(fence))))
             job = job_named(client, launch.submission)
             if job is not None:
                 self._check_ours(launch.submission, job)
@@ -228,10 +226,6 @@ class RayJobsBackend:
                 "~/.ray/auth_token"
             ) from error
 
-    def _check_fence(self, fence: int, seen: int | None) -> None:
-        if seen is not None and fence < seen:
-            raise Fenced(f"caller {fence} may not start programs any more: caller {seen} has been here")
-
     def _take_fence(self, client: Any, fence: int) -> None:
         """Become the newest caller, unless this one is it already. Raises Fenced."""
         before = self._highest
@@ -246,7 +240,7 @@ class RayJobsBackend:
                 if followed is None or (before is not None and followed <= before):
                     raise
                 before = followed
-        self._check_fence(fence, before)
+        check_fence(fence, before)
         self._fence = self._highest = fence
 
     def _mark(self, before: int | None) -> str:

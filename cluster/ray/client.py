@@ -116,16 +116,12 @@ def _without(log: Iterable[bytes], line: bytes) -> Iterable[bytes]:
 
 
 def _behind_mark(log: Iterable[bytes]) -> Iterable[bytes]:
-    head, found = b"", False
-    for chunk in log:
-        if found:
-            yield chunk
-            continue
+    head, rest = b"", iter(log)
+    for chunk in rest:
         head += chunk
-        at = head.find(_MARK)
-        if at >= 0:
-            found = True
-            yield head[at + len(_MARK) :]
+        if _MARK in head:
+            yield head.partition(_MARK)[2]
+            yield from rest
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def connected(
     import ray
 
     where = _where(address)
-    options = _init_options(where, gang, job_environment)
+    options = _init_options(where, gang, job_environment or JobEnvironment())
     imports = threading.Thread(target=_import_all, args=(ahead,), name="imports")
     imports.start()
     handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
@@ -104,7 +104,7 @@ def _set_defaults() -> None:
     set_default("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers stay in the directory of the job's own modules
 
 
-def _init_options(where: str | None, gang: Gang | None, job_environment: JobEnvironment | None) -> dict[str, Any]:
+def _init_options(where: str | None, gang: Gang | None, job_environment: JobEnvironment) -> dict[str, Any]:
     """Return the options of `ray.init`. Also sets defaults in the environment of a Ray that starts on this machine.
 
     Raises:
@@ -122,7 +122,7 @@ def _init_options(where: str | None, gang: Gang | None, job_environment: JobEnvi
     else:
         options["address"] = where
     protocols = protocols_environment()
-    if protocols or (job_environment is not None and not job_environment.is_anywhere):
+    if protocols or job_environment != JobEnvironment():
         options["runtime_env"] = {"worker_process_setup_hook": _entering(job_environment, protocols)}
     return options
 
@@ -189,7 +189,7 @@ def _import_all(modules: Sequence[str]) -> None:
             importlib.import_module(module)
 
 
-def _entering(job_environment: JobEnvironment | None, environment: Mapping[str, str]) -> Callable[[], None]:
+def _entering(job_environment: JobEnvironment, environment: Mapping[str, str]) -> Callable[[], None]:
     """Return the function that workers call first. It is sent to them serialised.
 
     `environment` is part of this function, because variables of a runtime environment appear in Ray's logs and
@@ -198,8 +198,6 @@ def _entering(job_environment: JobEnvironment | None, environment: Mapping[str, 
 
     def enter_job_environment() -> None:
         add_to_environment(environment)
-        if job_environment is None:
-            return
         with contextlib.suppress(OSError):  # the worker itself reports a node without the directory
             job_environment.enter()
 

@@ -72,20 +72,20 @@ def ask_store(gcs: str, write: SessionRecord | None = None) -> str:
     Raises:
         MachinesFailed: the store does not answer.
     """
-    return ask_ray("cluster.ray.key_value_store", gcs, *([json.dumps(asdict(write))] if write else []))
+    return ask_ray("record", gcs, *([json.dumps(asdict(write))] if write else []))
 
 
-def ask_ray(module: str, gcs: str, *words: str, given: str = "") -> str:
-    """Run a module in a separate process, because importing ray is slow and needs much memory. Returns its output.
+def ask_ray(what: str, gcs: str, *words: str, given: str = "") -> str:
+    """Run `cluster.ray.gcs` in a separate process, and return its output.
 
     Args:
-        gcs: host:port of Ray's global control store, the first argument of the module.
+        gcs: host:port of Ray's global control store.
         given: standard input.
 
     Raises:
         MachinesFailed: Ray does not answer.
     """
-    command = [sys.executable, "-m", module, gcs, *words]
+    command = [sys.executable, "-m", "cluster.ray.gcs", what, gcs, *words]
     try:
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=_ANSWERS_S)
     except subprocess.TimeoutExpired:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from cluster.backend import Launch, Submission
 from cluster.capacity.inventory import Inventory, Node
@@ -27,8 +27,7 @@ class FakeBackend:
         self._cluster = cluster or FakeCluster()
 
     def inventory(self) -> Inventory:
-        inventory: Inventory = self._cluster.ask("inventory")
-        return inventory
+        return cast(Inventory, self._cluster.ask("inventory"))
 
     def fence(self, fence: int) -> None:
         self._cluster.ask("fence", fence)
@@ -37,8 +36,7 @@ class FakeBackend:
         self._cluster.ask("start", launch, fence)
 
     def submissions(self) -> Sequence[Submission]:
-        submissions: Sequence[Submission] = self._cluster.ask("submissions")
-        return submissions
+        return cast(Sequence[Submission], self._cluster.ask("submissions"))
 
     def stop(self, submission: str, *, hard: bool = False) -> None:
         self._cluster.ask("stop", submission, hard)
@@ -50,8 +48,7 @@ class FakeBackend:
         self._cluster.ask("discard", tuple(submissions))
 
     def output(self, submission: str, after: int = 0) -> bytes:
-        output: bytes = self._cluster.ask("output", submission, after)
-        return output
+        return cast(bytes, self._cluster.ask("output", submission, after))
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset(self._cluster.ask("ended_elsewhere", tuple(programs)))
@@ -116,16 +113,14 @@ class FakeBackend:
 
     def now(self) -> float:
         """Return the time of the cluster's clock."""
-        now_s: float = self._cluster.ask("now")
-        return now_s
+        return cast(float, self._cluster.ask("now"))
 
     def advance(self, seconds: float) -> None:
         self._cluster.ask("advance", seconds)
 
     def history(self) -> tuple[Run, ...]:
         """Return all programs that have ever run, including forgotten ones."""
-        history: tuple[Run, ...] = self._cluster.ask("history")
-        return history
+        return cast(tuple[Run, ...], self._cluster.ask("history"))
 
     @contextlib.contextmanager
     def _unanswered(self, hears: bool) -> Iterator[None]:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_fence, check_launch
 from cluster.capacity.inventory import Inventory, Node
-from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
+from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.testing.history import Run
 
 NEVER = math.inf
@@ -56,12 +56,7 @@ class FakeClock:
     def __call__(self) -> float:
         return self._now_s + (time.monotonic() - self._began_s) * self._rate
 
-    def now_s(self) -> float:
-        """Return the time, as the queue's `Clock` does."""
-        return self()
-
-    def steady_s(self) -> float:
-        return self()
+    now_s = steady_s = __call__  # as the queue's `Clock` calls it
 
     def advance(self, seconds: float) -> None:
         if seconds < 0:
@@ -110,21 +105,11 @@ class _Program:
 class FakeCluster:
     """A fake cluster. Thread-safe. All calls go through `ask`, which can simulate machines that do not answer."""
 
-    def __init__(
-        self,
-        inventory: Inventory | None = None,
-        clock: FakeClock | None = None,
-        gpus_of: Callable[[Launch], Mapping[str, int]] = gpus_of,
-    ) -> None:
-        """
-        Args:
-            inventory: None makes one node, n1, with 8 GPUs.
-            gpus_of: returns the GPUs that a program holds on each node.
-        """
+    def __init__(self, inventory: Inventory | None = None, clock: FakeClock | None = None) -> None:
+        """`inventory`: None makes one node, n1, with 8 GPUs."""
         self.clock = clock or FakeClock()
         given = inventory or nodes("n1")
         self._nodes, self._growth = {node.node_id: node for node in given.nodes}, given.growth
-        self._gpus_of = gpus_of
         self._programs: dict[str, _Program] = {}
         self._scripts: list[Callable[[Launch], Script | None]] = []
         self._elsewhere: dict[str, bool] = {}  # program -> whether it has ended
@@ -151,8 +136,7 @@ class FakeCluster:
         return Inventory(tuple(self._nodes.values()), self._growth)
 
     def fence(self, fence: int) -> None:
-        if self._fence is not None and fence < self._fence:
-            raise Fenced(f"caller {fence} may not start programs any more: caller {self._fence} has been here")
+        check_fence(fence, self._fence)
         self._fence = fence
 
     def ended_elsewhere(self, programs: Sequence[str]) -> list[str]:
@@ -179,7 +163,7 @@ class FakeCluster:
         end = Phase.FAILED if script.exit_code else Phase.SUCCEEDED
         self._programs[launch.submission] = _Program(
             launch, fence, script, starts_s, starts_s + script.runs_s, end, script.exit_code, script.message,
-            self._gpus_of(launch),
+            gpus_of(launch),
         )  # fmt: skip
 
     def submissions(self) -> Sequence[Submission]:
@@ -199,16 +183,12 @@ class FakeCluster:
             program.end_at(now_s + program.script.stops_after_s, Phase.STOPPED, program.script.stopped_exit_code)
 
     def forget(self, submissions: Sequence[str]) -> None:
-        for name in submissions:
-            program = self._programs.get(name)
-            if program is not None and self.clock() >= program.ends_s:
-                program.listed = False
+        for program in self._ended(submissions):
+            program.listed = False
 
     def discard(self, submissions: Sequence[str]) -> None:
-        for name in submissions:
-            program = self._programs.get(name)
-            if program is not None and self.clock() >= program.ends_s:
-                del self._programs[name]
+        for program in self._ended(submissions):
+            self._programs.pop(program.launch.submission, None)
 
     def output(self, submission: str, after: int) -> bytes:
         program = self._programs.get(submission)
@@ -258,6 +238,10 @@ class FakeCluster:
         """Return all programs that have run, including forgotten ones."""
         now_s = self.clock()
         return tuple(self._run(program, now_s) for program in self._programs.values() if program.starts_s <= now_s)
+
+    def _ended(self, submissions: Sequence[str]) -> list[_Program]:
+        known = [self._programs[name] for name in submissions if name in self._programs]
+        return [program for program in known if self.clock() >= program.ends_s]
 
     def _script_of(self, launch: Launch) -> Script:
         return next((script for rule in self._scripts if (script := rule(launch)) is not None), Script())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,15 +39,10 @@ def job_of(submission: str) -> str:
 def double_runs(history: Sequence[Run]) -> list[tuple[Run, Run]]:
     """Return the pairs of runs of one job that overlapped in time, the one that started earlier first."""
     by_job: dict[str, list[Run]] = {}
-    for run in history:
+    for run in sorted(history, key=lambda run: (run.started_s, run.submission)):
         by_job.setdefault(job_of(run.submission), []).append(run)
-    return [
-        (earlier, later)
-        for runs in by_job.values()
-        for later in runs
-        for earlier in runs
-        if earlier is not later and earlier.runs_at(later.started_s) and _order(earlier) <= _order(later)
-    ]
+    pairs = (pair for runs in by_job.values() for pair in itertools.combinations(runs, 2))
+    return [(earlier, later) for earlier, later in pairs if earlier.runs_at(later.started_s)]
 
 
 def most_gpus(history: Sequence[Run]) -> dict[str, int]:
@@ -63,7 +59,3 @@ def most_gpus(history: Sequence[Run]) -> dict[str, int]:
         held[node] += change
         most[node] = max(most.get(node, 0), held[node])
     return most
-
-
-def _order(run: Run) -> tuple[float, str]:
-    return run.started_s, run.submission

@@ -1,6 +1,6 @@
 """A fake cluster in a separate process, which goes on when the process that uses it is killed.
 
-Calls and answers are JSON, one line for each.
+Calls and answers are JSON.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
-import socketserver
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
+from multiprocessing.connection import Client, Connection, Listener
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,12 @@ _MOST_CONNECTIONS_WAITING = 128
 
 
 def dump(value: Any) -> bytes:
-    return json.dumps(_plain(value)).encode() + b"\n"
+    return json.dumps(_plain(value)).encode()
 
 
-def load(line: bytes) -> Any:
-    """Decode a line that `dump` made. Sequences become tuples."""
-    return _whole(json.loads(line))
-
-
-def dump_error(error: Exception) -> bytes:
-    return dump({"error": type(error).__name__, "message": str(error)})
-
-
-def error_of(answer: Mapping[str, str]) -> Exception:
-    """Make the error that the other process has raised; FleetuneError if its class is not known here."""
-    return _ERRORS.get(answer["error"], FleetuneError)(answer["message"])
+def load(message: bytes) -> Any:
+    """Decode what `dump` made. Sequences become tuples."""
+    return _whole(json.loads(message))
 
 
 def _plain(value: Any) -> Any:
@@ -84,7 +75,7 @@ def _whole(value: Any) -> Any:
 
 
 class ServedCluster:
-    """A `FakeCluster` in another process. Each call makes a connection, sends one line and reads one line."""
+    """A `FakeCluster` in another process. Each call makes a connection."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """`path`: the socket; at most 107 characters, the limit for Unix sockets."""
@@ -97,54 +88,38 @@ class ServedCluster:
             BackendUnreachable: no process answers at the socket, or the cluster simulates that it is unreachable.
         """
         try:
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(ANSWER_TIMEOUT_S)
-                connection.connect(self._path)
-                connection.sendall(dump((call, arguments)))
-                with connection.makefile("rb") as file:
-                    answer = load(file.readline())
-        except (OSError, ValueError) as error:  # ValueError: half an answer
+            with Client(self._path, "AF_UNIX") as connection:
+                connection.send_bytes(dump((call, arguments)))
+                if not connection.poll(ANSWER_TIMEOUT_S):
+                    raise TimeoutError("timed out")
+                answer = load(connection.recv_bytes())
+        except (OSError, EOFError) as error:  # EOFError: half an answer, or none
             raise BackendUnreachable(f"no fake cluster answers at {self._path}: {error}") from error
         if "error" in answer:
-            raise error_of(answer)
+            raise _ERRORS.get(answer["error"], FleetuneError)(answer["message"])
         return answer["answer"]
-
-
-class _Handler(socketserver.StreamRequestHandler):
-    server: _Server
-
-    def handle(self) -> None:
-        line = self.rfile.readline()
-        if not line.endswith(b"\n"):
-            return  # the caller was killed while it wrote the request
-        try:
-            call, arguments = load(line)
-            answer = dump({"answer": self.server.cluster.ask(call, *arguments)})
-        except Exception as error:
-            answer = dump_error(error)
-        with contextlib.suppress(OSError):  # the caller was killed while it waited
-            self.wfile.write(answer)
-
-
-class _Server(socketserver.ThreadingUnixStreamServer):
-    daemon_threads = True
-    request_queue_size = _MOST_CONNECTIONS_WAITING
-
-    def __init__(self, path: str, cluster: FakeCluster) -> None:
-        self.cluster = cluster
-        mask = os.umask(0o177)
-        try:
-            super().__init__(path, _Handler)
-        finally:
-            os.umask(mask)
 
 
 def serve(path: str, cluster: FakeCluster) -> None:
     """Answer at the socket until this process ends."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    with _Server(path, cluster) as server:
-        server.serve_forever()
+    mask = os.umask(0o177)
+    listener = Listener(path, "AF_UNIX", backlog=_MOST_CONNECTIONS_WAITING)
+    os.umask(mask)
+    while True:
+        threading.Thread(target=_answer, args=(listener.accept(), cluster), daemon=True).start()
+
+
+def _answer(connection: Connection, cluster: FakeCluster) -> None:
+    with connection, contextlib.suppress(OSError, EOFError):  # the caller was killed while it wrote or waited
+        call = connection.recv_bytes()
+        try:
+            name, arguments = load(call)
+            answer = dump({"answer": cluster.ask(name, *arguments)})
+        except Exception as error:
+            answer = dump({"error": type(error).__name__, "message": str(error)})
+        connection.send_bytes(answer)
 
 
 @contextlib.contextmanager

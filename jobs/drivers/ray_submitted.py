@@ -27,6 +27,7 @@ from cluster.ray.runtime_env import RAY_PACKAGE, digest_of_environment
 from cluster.ray.session_record import SessionRecord, read_record
 from cluster.settings import RayJob, ray_job, server_token, server_url
 from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, check_url
+from jobs.drivers.link.link import Say
 from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Look, Looked, Message
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
@@ -44,7 +45,6 @@ _UNKNOWN: Final = "UnknownJob"  # names of errors in the server's answers
 _OTHER: Final = "OtherQueue"
 
 Answer = TypeVar("Answer")
-Say = Callable[[str], None]
 
 
 class JobRefused(InputError):

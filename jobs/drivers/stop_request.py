@@ -79,7 +79,7 @@ class StopRequest:
     def look_for_file(self, paths: JobPaths) -> None:
         """Request a stop if the file of `fleetune stop` is there. If the storage fails, the next look may find it."""
         with contextlib.suppress(StorageError):
-            if storage.exists(paths.stop_request):
+            if not self.asked and storage.exists(paths.stop_request):
                 self.ask("file", "fleetune stop")
 
     def defer(self, deferred: bool = True) -> None:

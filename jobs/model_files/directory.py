@@ -10,7 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.errors import DataError
@@ -77,38 +77,37 @@ def model_files_problems(folder: str, spec: Spec) -> list[str]:
 
 
 def _config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
-    if problems := _needs_own_code(config):
-        return problems
-    found = _quantised(config) + too_few_positions(config, spec) + _other_classes(config, spec)
+    if "auto_map" in config and not _is_known_to_transformers(str(config.get("model_type", ""))):
+        return [
+            "config.json has auto_map: this model needs Python code from its directory, and trust_remote_code is off "
+            "here. Choose a model whose architecture is part of transformers"
+        ]
+    found = [*_quantised(config), *too_few_positions(config, spec), *_other_classes(config, spec)]
     return found + architecture_problems(config, spec)
 
 
-def _quantised(config: dict[str, Any]) -> list[str]:
-    found = config.get("quantization_config")
-    if not found:
-        return []
-    method = found.get("quant_method", "unknown method") if isinstance(found, dict) else "unknown method"
-    return [
-        f"the weights are quantised ({method}), and fine-tuning needs weights in fp32, bf16 or fp16. Take the "
-        "release that is not quantised, or dequantise it (model.dequantize() in transformers) and save it without "
-        "quantization_config"
-    ]
+def _quantised(config: dict[str, Any]) -> Iterator[str]:
+    if found := config.get("quantization_config"):
+        method = found.get("quant_method", "unknown method") if isinstance(found, dict) else "unknown method"
+        yield (
+            f"the weights are quantised ({method}), and fine-tuning needs weights in fp32, bf16 or fp16. Take the "
+            "release that is not quantised, or dequantise it (model.dequantize() in transformers) and save it without "
+            "quantization_config"
+        )
 
 
-def _other_classes(config: dict[str, Any], spec: Spec) -> list[str]:
+def _other_classes(config: dict[str, Any], spec: Spec) -> Iterator[str]:
     """Compare classes: a classifier keeps its head, so it must have as many classes as the data."""
     architectures = config.get("architectures") or ()
-    if spec.num_labels is None or not any(str(one).endswith("ForSequenceClassification") for one in architectures):
-        return []
+    is_classifier = any(str(one).endswith("ForSequenceClassification") for one in architectures)
     names = config.get("id2label")
     count = len(names) if isinstance(names, dict) else config.get("num_labels", 2)  # 2 is transformers' default
-    if count == spec.num_labels:
-        return []
-    listed = f" ({', '.join(map(str, list(names.values())[:10]))})" if isinstance(names, dict) else ""
-    return [
-        f"the model is a classifier of {count} classes{listed}, but the spec has {spec.num_labels}. Give data.labels "
-        "with the model's classes, or a base model without a classifier"
-    ]
+    if is_classifier and spec.num_labels not in (None, count):
+        listed = f" ({', '.join(map(str, list(names.values())[:10]))})" if isinstance(names, dict) else ""
+        yield (
+            f"the model is a classifier of {count} classes{listed}, but the spec has {spec.num_labels}. Give "
+            "data.labels with the model's classes, or a base model without a classifier"
+        )
 
 
 def _read_config(folder: str) -> tuple[dict[str, Any], str | None]:
@@ -145,16 +144,6 @@ def _adapter_problem(path: str, beside_model: bool) -> str:
 def _read(path: str) -> str:
     with open(path, encoding="utf-8") as file:
         return file.read()
-
-
-def _needs_own_code(config: dict[str, Any]) -> list[str]:
-    """Reject models that need code from their directory, unless transformers has their architecture too."""
-    if "auto_map" not in config or _is_known_to_transformers(str(config.get("model_type", ""))):
-        return []
-    return [
-        "config.json has auto_map: this model needs Python code from its directory, and trust_remote_code is off here. "
-        "Choose a model whose architecture is part of transformers"
-    ]
 
 
 def longest_text(folder: str) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from jobs.spec.finetune import Spec
@@ -15,20 +16,16 @@ _ROTARY = ("rotary_pct", "rotary_emb_base", "global_rope_theta")  # of GPT-NeoX 
 _WITHOUT_POSITIONS = ("t5", "mt5", "umt5", "longt5")
 
 
-def too_few_positions(config: dict[str, Any], spec: Spec) -> list[str]:
+def too_few_positions(config: dict[str, Any], spec: Spec) -> Iterator[str]:
     """Compare data.seq_len with a table of learned positions."""
     positions = learned_positions(config)
-    if positions is None:
-        return []
     prompt = spec.prompt.num_virtual_tokens if spec.method.kind == "prompt" else 0
-    if spec.data.seq_len + prompt <= positions:
-        return []
-    before = f" and prompt.num_virtual_tokens is {prompt}" if prompt else ""
-    most = max(positions - prompt, 1)
-    return [
-        f"the model has {positions} positions, but data.seq_len is {spec.data.seq_len}{before}: set data.seq_len to "
-        f"{most} or less"
-    ]
+    if positions is not None and spec.data.seq_len + prompt > positions:
+        before = f" and prompt.num_virtual_tokens is {prompt}" if prompt else ""
+        yield (
+            f"the model has {positions} positions, but data.seq_len is {spec.data.seq_len}{before}: set data.seq_len "
+            f"to {max(positions - prompt, 1)} or less"
+        )
 
 
 def learned_positions(config: dict[str, Any]) -> int | None:

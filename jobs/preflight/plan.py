@@ -78,7 +78,7 @@ def plan_on(
         DataError: the model's configuration cannot be read or built.
     """
     config = config_of(spec, model_dir)
-    if problems := architecture_problems(config, spec) + too_few_positions(config, spec):
+    if problems := [*architecture_problems(config, spec), *too_few_positions(config, spec)]:
         raise DataError(f"model.path {spec.model.path}: {'; '.join(problems)}")
     precision = precision_of(spec.train, machines.accelerator.has_bf16 and not machines.is_cpu)
     rows = _with_seq_len(spec, longest or spec.data.seq_len)

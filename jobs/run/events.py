@@ -6,6 +6,7 @@ import contextlib
 import os
 import threading
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jobs.errors import StorageError
@@ -28,17 +29,35 @@ def this_driver() -> dict[str, Any]:
     return {"host": os.uname().nodename, "machine": machine, "pid": os.getpid()}
 
 
+@contextlib.contextmanager
+def repeatedly(act: Callable[[], object], every_s: float, name: str) -> Iterator[None]:
+    """Call `act` every `every_s` seconds in a thread while the context is open."""
+    ended = threading.Event()
+
+    def run() -> None:
+        while not ended.wait(every_s):
+            act()
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 class Announcer:
     """Shows the driver's events and stores them with the run's. Writes a sign of life at the start and every minute."""
 
     def __init__(self, paths: JobPaths, progress: Progress) -> None:
         self._journal = JournalWriter(paths.events, DRIVER)
         self._progress = progress
-        self._closed = threading.Event()
         self._sign_of_life()
         with contextlib.suppress(StorageError):
             self._journal.flush()  # so that other processes see at once that the run has a driver
-        threading.Thread(target=self._stay_alive, name="alive", daemon=True).start()
+        self._alive = contextlib.ExitStack()
+        self._alive.enter_context(repeatedly(self._sign_of_life, ALIVE_EVERY_S, "alive"))
 
     def __call__(self, kind: str, message: str, **data: Any) -> None:
         happened = event(kind, message, **data)
@@ -50,12 +69,8 @@ class Announcer:
         self._journal.flush()
 
     def close(self) -> None:
-        self._closed.set()
+        self._alive.close()
         self._journal.close()
-
-    def _stay_alive(self) -> None:
-        while not self._closed.wait(ALIVE_EVERY_S):
-            self._sign_of_life()
 
     def _sign_of_life(self) -> None:
         """Store an event that is not shown. With it, readers can distinguish a long step from a dead driver."""
@@ -97,19 +112,10 @@ class Watch:
         self._progress.step(record)
 
     @contextlib.contextmanager
-    def in_background(self) -> Any:
+    def in_background(self) -> Iterator[None]:
         """Look twice a second in a thread while the context is open, and once more at its end."""
-        ended = threading.Event()
-
-        def run() -> None:
-            while not ended.wait(_LOOK_EVERY_S):
-                self.look()
-
-        thread = threading.Thread(target=run, name="watch", daemon=True)
-        thread.start()
         try:
-            yield
+            with repeatedly(self.look, _LOOK_EVERY_S, "watch"):
+                yield
         finally:
-            ended.set()
-            thread.join()
             self.look()

@@ -25,9 +25,6 @@ class Status(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-EXIT_CODES = {Status.SUCCEEDED: 0, Status.FAILED: 1, Status.INTERRUPTED: 130}
-
-
 class Outcome(Frozen):
     """The end of one run, written once as outcome.json."""
 
@@ -68,7 +65,7 @@ class Outcome(Frozen):
     def exit_code(self) -> int:
         if self.lost:
             return MachinesFailed.exit_code
-        return 2 if self.bad_input else EXIT_CODES[self.status]
+        return 2 if self.bad_input else {Status.SUCCEEDED: 0, Status.FAILED: 1, Status.INTERRUPTED: 130}[self.status]
 
 
 class Event(Frozen):

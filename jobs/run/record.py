@@ -183,7 +183,6 @@ def outcome_of_error(error: Exception) -> Outcome:
         diverged=isinstance(error, Diverged),
         lost=isinstance(error, MachinesFailed | StorageOutage),
         out_of_memory=isinstance(error, OutOfMemory),
-        faulty_nodes=error.nodes if isinstance(error, MachinesFailed) else (),
         rank=error.rank if isinstance(error, RunFailed) else None,
         ended_at=now,
     )

@@ -104,8 +104,7 @@ def _changed_rows(before: Spec, now: Spec) -> Iterator[str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, tuple) and all(isinstance(one, Source) for one in value):
-        value = [format_source(one) for one in value]
-        return ", ".join(value)
+        return ", ".join(map(format_source, value))
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints, model_validator
 
-from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_GPUS_PER_WORKER, MOST_WORKERS, Gang
+from cluster.capacity.gang import MOST_GPUS_PER_WORKER, Gang
 from jobs.frozen import Frozen
-from jobs.spec.bounds import name_field
+from jobs.spec.bounds import CpusPerWorker, Workers, name_field
 from jobs.spec.finetune import SCHEMA_VERSION
 from jobs.spec.queue import MOST_KEYS, Queue, VariableName
 from jobs.spec.references import absolute_working_dir, folder_of
@@ -20,9 +20,9 @@ Word = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$", max_length=100_00
 class CommandResources(Frozen):
     """The gang of a command: all its processes start together, or none does."""
 
-    num_workers: int = Field(1, ge=1, le=MOST_WORKERS, description="Number of processes of the program.")
+    num_workers: Workers = Field(1, description="Number of processes of the program.")
     gpus_per_worker: int = Field(0, ge=0, le=MOST_GPUS_PER_WORKER, description="GPUs that each process sees.")
-    cpus_per_worker: int = Field(1, ge=1, le=MOST_CPUS_PER_WORKER, description="CPU cores of each process.")
+    cpus_per_worker: CpusPerWorker = Field(1, description="CPU cores of each process.")
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
 
     @model_validator(mode="after")

@@ -11,12 +11,12 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from cluster.text import did_you_mean
 from jobs.frozen import Frozen
+from jobs.spec.bounds import Epochs
 from jobs.spec.references import absolute
 from jobs.storage import locations as location
 
 BuiltinFormat = Literal["text", "chat", "prompt-completion", "instruction", "classification"]
 BUILTIN_FORMATS: Final[tuple[str, ...]] = get_args(BuiltinFormat)
-MOST_EPOCHS: Final = 1e6  # far beyond any real run; keeps the number of steps finite
 OWN_FUNCTION: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
 
@@ -65,10 +65,8 @@ class Source(Frozen):
         le=1e9,
         description="Share of the training rows that this source gives, relative to the other sources' weights.",
     )
-    max_epochs: float | None = Field(
+    max_epochs: Epochs | None = Field(
         None,
-        gt=0.0,
-        le=MOST_EPOCHS,
         description="Most passes over this source in the whole run; after them, only the other sources are used.",
     )
     replay: bool = Field(

@@ -7,7 +7,7 @@ from typing import Annotated, Final
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from jobs.frozen import Frozen
-from jobs.spec.bounds import MOST_COUNT, MOST_ROWS
+from jobs.spec.bounds import Count, Rows
 from jobs.spec.data import Source, Sources, absolute_sources
 from jobs.spec.references import absolute
 
@@ -47,9 +47,7 @@ class LmEval(Frozen):
         fail_fast=True,
         description="Names of tasks, groups or tags that lm-eval knows (lm-eval ls tasks), or files of tasks (.yaml).",
     )
-    limit: int | None = Field(
-        200, ge=1, le=MOST_COUNT, description="Most documents of each task, from its beginning; null: all."
-    )
+    limit: Count | None = Field(200, description="Most documents of each task, from its beginning; null: all.")
     num_fewshot: int | None = Field(
         None, ge=0, le=1000, description="Examples before each question; null: as many as the task says."
     )
@@ -72,9 +70,7 @@ class Eval(Frozen):
         fail_fast=True,
         description="loss, perplexity, accuracy, f1, exact_match, or package.module:function, which you write.",
     )
-    eval_steps: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="Evaluate every this many steps, and at the start and the end."
-    )
+    eval_steps: Count | None = Field(None, description="Evaluate every this many steps, and at the start and the end.")
     eval_on_start: bool = Field(True, description="Evaluate before the first step.")
     general: Annotated[Sources, AfterValidator(_as_text)] | None = Field(
         None,
@@ -85,10 +81,8 @@ class Eval(Frozen):
         default_factory=LmEval,
         description="Tasks of lm-eval, scored before the first step and at each evaluation. For causal-lm.",
     )
-    early_stopping_patience: int | None = Field(
+    early_stopping_patience: Count | None = Field(
         None,
-        ge=1,
-        le=MOST_COUNT,
         description="End after this many evaluations in a row without a better metric_for_best_model; export the best.",
     )
     early_stopping_threshold: float = Field(
@@ -97,9 +91,7 @@ class Eval(Frozen):
         le=1e9,
         description="For early_stopping_patience, a score must be better than the best one by more than this.",
     )
-    per_device_eval_batch_size: int = Field(
-        8, ge=1, le=MOST_ROWS, description="Most rows per worker in a forward pass of evaluation."
-    )
+    per_device_eval_batch_size: Rows = Field(8, description="Most rows per worker in a forward pass of evaluation.")
 
     @model_validator(mode="after")
     def _no_threshold_without_patience(self) -> Eval:
@@ -125,15 +117,11 @@ class Eval(Frozen):
 class Checkpoint(Frozen):
     """When the training state is saved, and which checkpoints are kept."""
 
-    save_steps: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="Save every this many steps; the last step is always saved."
-    )
+    save_steps: Count | None = Field(None, description="Save every this many steps; the last step is always saved.")
     save_minutes: float | None = Field(
         30.0, gt=0.0, le=1e7, description="Save every this many minutes; null turns it off."
     )
-    save_total_limit: int = Field(
-        2, ge=1, le=MOST_ROWS, description="Keep this many newest checkpoints, and the best one."
-    )
+    save_total_limit: Rows = Field(2, description="Keep this many newest checkpoints, and the best one.")
     metric_for_best_model: str | None = Field(
         None, min_length=1, description="Held-out metric that decides which checkpoint is best, e.g. accuracy or loss."
     )

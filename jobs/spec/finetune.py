@@ -12,16 +12,16 @@ from typing import Any, Final, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from cluster.capacity.gang import MOST_CPUS_PER_WORKER, MOST_WORKERS, Gang
+from cluster.capacity.gang import Gang
 from jobs.frozen import Frozen
-from jobs.spec.bounds import MOST_COUNT, MOST_ROWS, name_field
-from jobs.spec.data import MOST_EPOCHS, Data, Source, StoragePath, absolute_sources, checked_path
+from jobs.spec.bounds import MOST_COUNT, Count, CpusPerWorker, Epochs, Rows, Workers, name_field
+from jobs.spec.data import Data, Source, StoragePath, absolute_sources, checked_path
 from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
 from jobs.spec.queue import Queue
 from jobs.spec.references import RUN_REFERENCE, absolute_model, absolute_storage, absolute_working_dir, folder_of
 from jobs.spec.remedies import Remedies
-from jobs.spec.vary import JobSpec
+from jobs.spec.vary import EITHER_IN_TRAIN, JobSpec
 from jobs.spec.zero import Zero
 
 SCHEMA_VERSION: Final = 1
@@ -80,27 +80,17 @@ class Train(Frozen):
     decay_ratio: float = Field(
         0.1, ge=0.0, le=1.0, description="Share of all steps that decay at the end, for warmup_stable_decay."
     )
-    num_train_epochs: float | None = Field(
-        None, gt=0.0, le=MOST_EPOCHS, description="Passes over the training rows (3 if left out)."
+    num_train_epochs: Epochs | None = Field(None, description="Passes over the training rows (3 if left out).")
+    max_steps: Count | None = Field(None, description="Optimizer steps; replaces num_train_epochs.")
+    global_batch_size: Rows | None = Field(
+        None, description="Rows per optimizer step over all workers; accumulation is derived from it."
     )
-    max_steps: int | None = Field(None, ge=1, le=MOST_COUNT, description="Optimizer steps; replaces num_train_epochs.")
-    global_batch_size: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_ROWS,
-        description="Rows per optimizer step over all workers; accumulation is derived from it.",
+    global_batch_tokens: Count | None = Field(
+        None, description="Global batch in tokens: global_batch_tokens // data.seq_len rows."
     )
-    global_batch_tokens: int | None = Field(
-        None, ge=1, le=MOST_COUNT, description="Global batch in tokens: global_batch_tokens // data.seq_len rows."
-    )
-    per_device_train_batch_size: int = Field(
-        1, ge=1, le=MOST_ROWS, description="Rows per worker in one forward pass (micro-batch)."
-    )
-    gradient_accumulation_steps: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_ROWS,
-        description="Forward passes per optimizer step; default: derived from the global batch.",
+    per_device_train_batch_size: Rows = Field(1, description="Rows per worker in one forward pass (micro-batch).")
+    gradient_accumulation_steps: Rows | None = Field(
+        None, description="Forward passes per optimizer step; default: derived from the global batch."
     )
     optim: Literal["adamw_torch"] = Field("adamw_torch", description="The optimizer, as Hugging Face names it.")
     weight_decay: float = Field(0.0, ge=0.0, lt=1.0, description="Decay of weight matrices; not of norms and biases.")
@@ -128,11 +118,7 @@ class Train(Frozen):
 
     @model_validator(mode="after")
     def _no_two_fields_for_one_setting(self) -> Train:
-        for one, other in (
-            ("warmup_ratio", "warmup_steps"),
-            ("num_train_epochs", "max_steps"),
-            ("global_batch_size", "global_batch_tokens"),
-        ):
+        for one, other in EITHER_IN_TRAIN:
             if getattr(self, one) is not None and getattr(self, other) is not None:
                 raise ValueError(f"{one} and {other} are both given: drop one of them")
         if self.bf16 and self.fp16:
@@ -145,24 +131,15 @@ class Train(Frozen):
 class Resources(Frozen):
     """The gang of a run: all its workers start together, or none does."""
 
-    num_workers: int = Field(
-        1,
-        ge=1,
-        le=MOST_WORKERS,
-        description="Workers (processes), one GPU each. {min: N, max: N}: as many as there are free slots for.",
+    num_workers: Workers = Field(
+        1, description="Workers (processes), one GPU each. {min: N, max: N}: as many as there are free slots for."
     )
-    min_workers: int | None = Field(
-        None,
-        ge=1,
-        le=MOST_WORKERS,
-        description="Fewest workers; num_workers is then the most. Same as num_workers.min.",
+    min_workers: Workers | None = Field(
+        None, description="Fewest workers; num_workers is then the most. Same as num_workers.min."
     )
     gpus_per_worker: Literal[0, 1] = Field(1, description="1 trains on GPUs; 0 on CPUs, for small models and tests.")
-    cpus_per_worker: int = Field(
-        1,
-        ge=1,
-        le=MOST_CPUS_PER_WORKER,
-        description="CPU cores per worker, which Ray reserves and torch's threads use.",
+    cpus_per_worker: CpusPerWorker = Field(
+        1, description="CPU cores per worker, which Ray reserves and torch's threads use."
     )
     accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
     plan: bool = Field(

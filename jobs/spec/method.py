@@ -22,11 +22,7 @@ class ChosenMethod(Frozen):
     )
 
 
-def _method_from_name(value: object) -> object:
-    return {"kind": value} if isinstance(value, str) else value
-
-
-Method = Annotated[ChosenMethod, BeforeValidator(_method_from_name)]
+Method = Annotated[ChosenMethod, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)]
 
 
 def _names(value: object) -> object:

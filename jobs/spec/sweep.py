@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from jobs.frozen import Frozen
-from jobs.spec.bounds import MOST_COUNT, name_field
+from jobs.spec.bounds import Count, name_field
 from jobs.spec.evaluation import full_name, is_loss
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import Queue
@@ -35,7 +35,7 @@ class Budget(Frozen):
 
     trials: int | None = Field(None, ge=1, le=MOST_TRIALS, description="Trials that are started.")
     runs: float | None = Field(None, gt=0.0, le=1e6, description="Tokens, in units of one whole run of the base job.")
-    tokens: int | None = Field(None, ge=1, le=MOST_COUNT, description="Tokens that all trials train on.")
+    tokens: Count | None = Field(None, description="Tokens that all trials train on.")
     gpu_hours: float | None = Field(None, gt=0.0, le=1e9, description="GPU hours; without GPUs, hours of CPUs.")
     minutes: float | None = Field(None, gt=0.0, le=1e7, description="Minutes since the search started.")
 

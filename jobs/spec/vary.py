@@ -24,12 +24,12 @@ from jobs.spec.queue import Queue
 
 MOST_SPECS: Final = 10_000
 # Pairs of fields that set the same thing: a change of one of them clears the other.
-_EITHER: Final = (
-    ("train.warmup_ratio", "train.warmup_steps"),
-    ("train.num_train_epochs", "train.max_steps"),
-    ("train.global_batch_size", "train.global_batch_tokens"),
-    ("data.eval", "data.eval_fraction"),
+EITHER_IN_TRAIN: Final = (
+    ("warmup_ratio", "warmup_steps"),
+    ("num_train_epochs", "max_steps"),
+    ("global_batch_size", "global_batch_tokens"),
 )
+_EITHER: Final = (("data.eval", "data.eval_fraction"), *((f"train.{a}", f"train.{b}") for a, b in EITHER_IN_TRAIN))
 SAME_SETTING: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}  # by field: the other one of its pair
 _PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "eval.general", "storage_path", "working_dir"})
 _LONGEST_VALUE = 20

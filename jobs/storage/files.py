@@ -78,8 +78,7 @@ def check_allowed(path: str) -> None:
         raise StorageError(wrong)
 
 
-def join(base: str, *parts: str) -> str:
-    return posixpath.join(base, *parts)
+join = posixpath.join
 
 
 def filesystem(path: str) -> tuple[Any, str]:
@@ -120,12 +119,17 @@ def as_storage_error(what: str, path: str) -> Iterator[None]:
         raise kind(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
 
 
+@contextlib.contextmanager
+def reached(what: str, path: str) -> Iterator[tuple[Any, str]]:
+    """Yield the file system of `path` and the path inside it, with errors as in `as_storage_error`."""
+    with as_storage_error(what, path):
+        yield filesystem(path)
+
+
 def read_bytes(path: str) -> bytes:
     """Read a whole file. Raises StorageError."""
-    with as_storage_error("read", path):
-        fs, inner = filesystem(path)
-        with fs.open(inner, "rb") as file:
-            return cast(bytes, file.read())
+    with reached("read", path) as (fs, inner), fs.open(inner, "rb") as file:
+        return cast(bytes, file.read())
 
 
 def read_versioned(path: str, version: int) -> Any:
@@ -143,8 +147,7 @@ def read_versioned(path: str, version: int) -> Any:
 
 
 def exists(path: str) -> bool:
-    with as_storage_error("look at", path):
-        fs, inner = filesystem(path)
+    with reached("look at", path) as (fs, inner):
         fs.invalidate_cache()
         return bool(fs.exists(inner))
 
@@ -160,15 +163,13 @@ def read_end(path: str, most: int) -> str:
 
 def size(path: str) -> int:
     """Return the size of a file in bytes. Raises StorageError."""
-    with as_storage_error("look at", path):
-        fs, inner = filesystem(path)
+    with reached("look at", path) as (fs, inner):
         return int(fs.size(inner))
 
 
 def size_of_dir(path: str) -> int:
     """Return the size of all files below a directory in bytes; 0 if it does not exist. Raises StorageError."""
-    with as_storage_error("look at", path):
-        fs, inner = filesystem(path)
+    with reached("look at", path) as (fs, inner):
         fs.invalidate_cache()
         try:
             return int(fs.du(inner, total=True))
@@ -177,15 +178,13 @@ def size_of_dir(path: str) -> int:
 
 
 def is_dir(path: str) -> bool:
-    with as_storage_error("look at", path):
-        fs, inner = filesystem(path)
+    with reached("look at", path) as (fs, inner):
         return bool(fs.isdir(inner))
 
 
 def list_names(path: str) -> list[str]:
     """List the names directly under a directory, sorted; empty if it does not exist. Raises StorageError."""
-    with as_storage_error("list", path):
-        fs, inner = filesystem(path)
+    with reached("list", path) as (fs, inner):
         fs.invalidate_cache()
         try:
             entries = fs.ls(inner, detail=False)
@@ -295,16 +294,14 @@ def open_write(path: str) -> Iterator[Writable]:
 
 def read_range(path: str, begin: int, end: int) -> bytes:
     """Read the bytes begin .. end - 1; fewer if the file is shorter. Raises StorageError."""
-    with as_storage_error("read", path):
-        fs, inner = filesystem(path)
+    with reached("read", path) as (fs, inner):
         return cast(bytes, fs.cat_file(inner, start=begin, end=end))
 
 
 @contextlib.contextmanager
 def open_read(path: str) -> Iterator[BinaryIO]:
     """Open a seekable binary file. Raises StorageError if it cannot be opened."""
-    with as_storage_error("read", path):
-        fs, inner = filesystem(path)
+    with reached("read", path) as (fs, inner):
         file = fs.open(inner, "rb")
     with file:
         yield cast(BinaryIO, file)
@@ -312,26 +309,21 @@ def open_read(path: str) -> Iterator[BinaryIO]:
 
 def fetch_dir(path: str, target: str) -> None:
     """Copy a directory from a path or URL to a local directory. Raises StorageError."""
-    with as_storage_error("fetch", path):
-        fs, inner = filesystem(path)
+    with reached("fetch", path) as (fs, inner):
         os.makedirs(target, exist_ok=True)
         fs.get(inner.rstrip("/") + "/", target.rstrip("/") + "/", recursive=True)
 
 
 def remove_dir(path: str) -> None:
     """Remove a directory and its content; do nothing if it does not exist. Raises StorageError."""
-    with as_storage_error("remove", path):
-        fs, inner = filesystem(path)
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm(inner, recursive=True)
+    with reached("remove", path) as (fs, inner), contextlib.suppress(FileNotFoundError):
+        fs.rm(inner, recursive=True)
 
 
 def remove_file(path: str) -> None:
     """Remove a file; do nothing if it does not exist. Raises StorageError."""
-    with as_storage_error("remove", path):
-        fs, inner = filesystem(path)
-        with contextlib.suppress(FileNotFoundError):
-            fs.rm_file(inner)
+    with reached("remove", path) as (fs, inner), contextlib.suppress(FileNotFoundError):
+        fs.rm_file(inner)
 
 
 def _nearest(path: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import stat
@@ -78,15 +79,9 @@ def modified_s(info: Mapping[str, Any]) -> float | None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if isinstance(value, str):
-            value = _parsed(value)
+            with contextlib.suppress(ValueError):
+                value = datetime.datetime.fromisoformat(value)
         if isinstance(value, datetime.datetime):
             known = value if value.tzinfo else value.replace(tzinfo=datetime.UTC)
             return known.timestamp()
     return None
-
-
-def _parsed(text: str) -> datetime.datetime | None:
-    try:
-        return datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return None

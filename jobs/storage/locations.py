@@ -7,8 +7,7 @@ of them read local files (`local://`), wrap other URLs (`simplecache::file://...
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
 from typing import Final
 from urllib.parse import unquote
 
@@ -20,22 +19,6 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _SHOWN: Final = 200  # characters of a wrong value that a message shows
 
 
-@dataclass(frozen=True)
-class Location:
-    """A path or URL as a sequence of names, so that two spellings of one location are equal.
-
-    Attributes:
-        protocol: `file` for every path.
-        parts: names from the root down; the first one of a URL is its bucket.
-    """
-
-    protocol: str
-    parts: tuple[str, ...]
-
-    def is_under(self, root: Location) -> bool:
-        return self.protocol == root.protocol and self.parts[: len(root.parts)] == root.parts
-
-
 def problem(text: str, extra: Collection[str]) -> str | None:
     """Return why Fleetune does not open a path or URL; None if it does.
 
@@ -44,7 +27,7 @@ def problem(text: str, extra: Collection[str]) -> str | None:
     """
     if (wrong := form_problem(text)) is not None:
         return wrong
-    protocol = _protocol(text)
+    protocol = text.partition("://")[0] if "://" in text else "file"
     if protocol in PROTOCOLS or protocol in extra:
         return None
     known = ", ".join(f"{name}://" for name in (*PROTOCOLS, *sorted(extra)))
@@ -61,35 +44,30 @@ def form_problem(text: str) -> str | None:
     return None
 
 
-def locate(text: str) -> Location | None:
-    """Resolve a path or URL; None for a relative path, for a path with `..` and for any other text."""
+def _located(text: str) -> tuple[str, ...] | None:
+    """Split a path or URL into protocol and names from the root down, so that two spellings of one location are equal.
+
+    None for a relative path, for a path with `..` and for any other text.
+    """
     if form_problem(text) is not None:
         return None
     protocol, slashes, rest = text.partition("://")
     if not slashes or protocol == "file":
         names = (rest if slashes else text).split("/")
-        inside = tuple(name for name in names if name not in ("", "."))
-        return None if names[0] or ".." in inside else Location("file", inside)
-    return Location(_SAME.get(protocol, protocol), tuple(rest.rstrip("/").split("/")))
+        return None if names[0] or ".." in names else ("file", *(name for name in names if name not in ("", ".")))
+    return (_SAME.get(protocol, protocol), *rest.rstrip("/").split("/"))
 
 
-def is_under_any(text: str, roots: Sequence[str]) -> bool:
-    """Whether a path or URL lies at or under one of the roots. Whole names are compared, not prefixes of text."""
-    place = locate(text)
-    if place is None:
-        return False
-    return any(place.is_under(root) for root in map(locate, roots) if root is not None)
+def is_under(text: str, root: str) -> bool:
+    """Whether a path or URL lies at or under a root. Whole names are compared, not prefixes of text."""
+    place, above = _located(text), _located(root)
+    return place is not None and above is not None and place[: len(above)] == above
 
 
 def shown(text: str) -> str:
     """Format a path or URL for a message: shortened, and without control characters."""
     safe = _CONTROL.sub(lambda match: repr(match[0])[1:-1], text)
     return safe if len(safe) <= _SHOWN else f"{safe[:_SHOWN]}..."
-
-
-def _protocol(text: str) -> str:
-    head, slashes, _ = text.partition("://")
-    return head if slashes else "file"
 
 
 def _spelling_problem(text: str) -> str | None:

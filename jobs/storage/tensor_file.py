@@ -127,9 +127,7 @@ def read_ranges(folder: str, file: ShardFile, wants: list[Want]) -> None:
     wants = sorted((want for want in wants if len(want.into)), key=lambda want: want.begin)
     runs = list(_runs(wants))
     with ThreadPoolExecutor(_READERS) as pool:
-        for failure in pool.map(lambda run: _read_run(path, file, wants, *run), runs):
-            if failure is not None:
-                raise Damaged(failure)
+        list(pool.map(lambda run: _read_run(path, file, wants, *run), runs))
 
 
 def _runs(wants: list[Want]) -> Iterator[tuple[int, int]]:
@@ -150,24 +148,22 @@ def _runs(wants: list[Want]) -> Iterator[tuple[int, int]]:
         yield first, last
 
 
-def _read_run(path: str, file: ShardFile, wants: list[Want], first: int, last: int) -> str | None:
-    """Read and verify the chunks first .. last - 1, and copy the wanted ranges. Returns what is wrong, or None."""
+def _read_run(path: str, file: ShardFile, wants: list[Want], first: int, last: int) -> None:
+    """Read and verify the chunks first .. last - 1, and copy the wanted ranges. Raises Damaged or StorageOutage."""
     begin, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, file.bytes)
     try:
         content = storage.read_range(path, begin, end)
     except StorageOutage:  # an outage does not mean that the file is damaged
         raise
     except StorageError as error:
-        return str(error)
+        raise Damaged(str(error)) from error
     if len(content) != end - begin:
-        return f"{path} is shorter than the {file.bytes:,} bytes that were written"
+        raise Damaged(f"{path} is shorter than the {file.bytes:,} bytes that were written")
     view = memoryview(content)
     for number in range(first, last):
-        if (
-            zlib.crc32(view[(number - first) * CHUNK_BYTES : (number + 1 - first) * CHUNK_BYTES])
-            != (file.checksums[number])
-        ):
-            return (
+        chunk = view[(number - first) * CHUNK_BYTES : (number + 1 - first) * CHUNK_BYTES]
+        if zlib.crc32(chunk) != file.checksums[number]:
+            raise Damaged(
                 f"{path} has other bytes than were written, within {CHUNK_BYTES:,} bytes from {number * CHUNK_BYTES:,}"
             )
     array = np.frombuffer(content, dtype=np.uint8)
@@ -175,4 +171,3 @@ def _read_run(path: str, file: ShardFile, wants: list[Want], first: int, last: i
         low, high = max(want.begin, begin), min(want.begin + len(want.into), end)
         if low < high:
             want.into[low - want.begin : high - want.begin] = array[low - begin : high - begin]
-    return None

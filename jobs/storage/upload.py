@@ -110,10 +110,8 @@ def upload(plan: Upload, advance: Advance = lambda count: None) -> None:
 
 
 def _target(local: str, url: str) -> str:
-    if not storage.is_url(url):
-        place = os.path.abspath(os.path.expanduser(url))
-        return os.path.join(place, os.path.basename(local)) if url.endswith("/") else place
-    return storage.join(url, os.path.basename(local)) if url.endswith("/") else url
+    place = url if storage.is_url(url) else os.path.abspath(os.path.expanduser(url))
+    return storage.join(place, os.path.basename(local)) if url.endswith("/") else place
 
 
 def _check_apart(local: str, target: str) -> None:
@@ -156,8 +154,7 @@ def _listed(target: str, is_dir: bool) -> dict[str, Mapping[str, Any]]:
         InputError: the target is a file and a directory is to be uploaded, or the reverse.
         StorageError: the target cannot be read.
     """
-    with storage.as_storage_error("look at", target):
-        fs, inner = storage.filesystem(target)
+    with storage.reached("look at", target) as (fs, inner):
         fs.invalidate_cache()
         found = fs.find(inner.rstrip("/") or inner, detail=True)
     root = inner.strip("/")

@@ -328,9 +328,10 @@ def reference(kind: Kind = "finetune") -> str:
 def _facts(info: FieldInfo) -> str:
     value = info.get_default(call_default_factory=True, validated_data={})
     default = "(*)" if info.is_required() else f"default {'none' if value is None else json.dumps(value)}"
-    bounds = [
-        f"{sign} {getattr(bound, name)}" for bound in info.metadata for name, sign in _BOUNDS if hasattr(bound, name)
-    ]
+    # The bounds of `Count | None` are in `Count`.
+    parts = [info, *(field for part in get_args(info.annotation) for field in getattr(part, "__metadata__", ()))]
+    found = [bound for part in parts for bound in getattr(part, "metadata", ())]
+    bounds = [f"{sign} {getattr(bound, name)}" for bound in found for name, sign in _BOUNDS if hasattr(bound, name)]
     return "; ".join([_type_name(info.annotation), *bounds, default])
 
 

@@ -12,7 +12,7 @@ _SHOWN = 20
 
 def root_of(path: str, roots: Sequence[str]) -> str | None:
     """Return the root that contains a path or URL; None: no root does."""
-    return next((root for root in roots if location.is_under_any(path, (root,))), None)
+    return next((root for root in roots if location.is_under(path, root)), None)
 
 
 def outside(field: str, path: str, tenant: str, roots: Sequence[str] | None) -> Forbidden | None:

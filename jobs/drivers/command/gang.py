@@ -42,13 +42,13 @@ class Log:
 
     def __init__(self, write: Callable[[bytes], object], secrets: Iterable[str]) -> None:
         self._write, self._lock = write, threading.Lock()
-        self._mask, self._longest_secret = masker(secrets)
+        self.mask, longest_secret = masker(secrets)
+        self.kept = max(longest_secret - 1, 0)  # bytes held back, because they may be the start of a secret
 
     def of(self, rank: int, world_size: int) -> LineWriter:
-        prefix = f"[{rank}] ".encode() if world_size > 1 else b""
-        return LineWriter(self._lines, prefix, self._mask, self._longest_secret)
+        return LineWriter(self, f"[{rank}] ".encode() if world_size > 1 else b"")
 
-    def _lines(self, lines: bytes) -> None:
+    def put(self, lines: bytes) -> None:
         with self._lock:
             self._write(lines)
 
@@ -56,33 +56,29 @@ class Log:
 class LineWriter:
     """Splits the output of one process into lines. Long lines are cut; a carriage return also ends a line."""
 
-    def __init__(
-        self, write: Callable[[bytes], object], prefix: bytes, mask: Callable[[bytes], bytes], longest_secret: int
-    ) -> None:
-        self._write, self._prefix, self._mask = write, prefix, mask
-        self._kept = max(longest_secret - 1, 0)  # bytes held back, because they may be the start of a secret
-        self._rest = b""
+    def __init__(self, log: Log, prefix: bytes) -> None:
+        self._log, self._prefix, self._rest = log, prefix, b""
 
     def __call__(self, output: bytes) -> None:
         *whole, self._rest = _LINE_END.split(self._rest + output)
-        lines = [self._mask(line) for line in whole if line]
-        if len(self._rest) >= LONGEST_LINE + self._kept:
-            masked = self._mask(self._rest)
-            cut = len(masked) - self._kept
+        lines = [self._log.mask(line) for line in whole if line]
+        if len(self._rest) >= LONGEST_LINE + self._log.kept:
+            masked = self._log.mask(self._rest)
+            cut = len(masked) - self._log.kept
             lines.append(masked[:cut])
             self._rest = masked[cut:]
         self._put(lines)
 
     def end(self) -> None:
         """Write what is left after the process has ended, even without a final line end."""
-        self._put([self._mask(self._rest)] if self._rest else [])
+        self._put([self._log.mask(self._rest)] if self._rest else [])
         self._rest = b""
 
     def _put(self, lines: list[bytes]) -> None:
         pieces = (line[at : at + LONGEST_LINE] for line in lines for at in range(0, len(line), LONGEST_LINE))
         text = b"".join(self._prefix + piece + b"\n" for piece in pieces)
         if text:
-            self._write(text)
+            self._log.put(text)
 
 
 class Process(Protocol):

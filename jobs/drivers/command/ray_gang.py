@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from cluster.ray.connection import address_of, connected, held_places
 from jobs.drivers.command.member import Member, free_port
@@ -24,8 +24,7 @@ class RayProcess:
         self._actor, self._node = actor, node
 
     def read(self, wait_s: float) -> tuple[bytes, int | None]:
-        output: tuple[bytes, int | None] = self.ask("read", wait_s)
-        return output
+        return cast(tuple[bytes, int | None], self.ask("read", wait_s))
 
     def stop(self, *, hard: bool = False) -> None:
         self.ask("stop", hard=hard)

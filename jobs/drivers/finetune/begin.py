@@ -97,14 +97,9 @@ class Begun:
 
     def tell(self, announce: Announcer) -> None:
         """Announce the first events of the run."""
-        verb = "going on with run" if self.resumed else "run"
-        announce(
-            "phase",
-            f"{verb} {self.paths.name} in {self.paths.root}",
-            phase="start",
-            root=self.paths.root,
-            resumed=self.resumed,
-        )
+        verb, paths = ("going on with run" if self.resumed else "run"), self.paths
+        said = f"{verb} {paths.name} in {paths.root}"
+        announce("phase", said, phase="start", root=paths.root, resumed=self.resumed)
         for warning in self.warnings:
             announce("warning", warning)
 

@@ -51,10 +51,8 @@ class ProgressReporter:
             self._step = max(self._step, self._saved)
             cost_s = self.interruption_cost_s()
             self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=cost_s)
-        elif event.kind == "draining":
-            self._link.tell(draining=tuple(data.get("nodes", ())))
-        elif event.kind == "faulty":
-            self._link.tell(faulty=tuple(data.get("nodes", ())))
+        elif event.kind in ("draining", "faulty"):
+            self._link.tell(**{event.kind: tuple(data.get("nodes", ()))})
         elif event.kind == "evaluated":
             self._link.tell(metrics=data.get("metrics", {}))
         elif event.kind == "trial" and "step" in data:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Final, get_args
+from typing import Final, cast, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -129,8 +129,7 @@ def spec_fields(model: type[BaseModel]) -> Mapping[str, FieldInfo]:
 
 def kind_of(model: type[BaseModel]) -> Kind:
     """Return the kind of spec that a class describes."""
-    kind: Kind = get_args(model.model_fields["kind"].annotation)[0]
-    return kind
+    return cast(Kind, get_args(model.model_fields["kind"].annotation)[0])
 
 
 def _walk(model: type[BaseModel], prefix: str) -> Iterable[tuple[str, FieldInfo]]:

@@ -30,4 +30,6 @@ def test_gpu_memory_grows_in_segments_unless_the_user_has_set_the_allocator(
 
 
 def test_workers_without_gpus_keep_their_environment() -> None:
-    assert JobEnvironment().is_anywhere and not JobEnvironment(gpus=True).is_anywhere
+    before = dict(os.environ), os.getcwd()
+    JobEnvironment().enter()
+    assert (dict(os.environ), os.getcwd()) == before

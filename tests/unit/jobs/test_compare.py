@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from jobs.compare import _stop_file, reopen_comparison
+from jobs.compare import reopen_comparison
 from jobs.drivers.finetune.begin import load_job, load_work
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import DataError, InputError, SpecError
+from jobs.run.events import repeatedly
 from jobs.run.find import with_model_of_run
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
@@ -32,7 +33,7 @@ def written_in(folder: Path) -> JobPaths:
 
 def test_what_fleetune_stop_leaves_stops_it(tmp_path: Path) -> None:
     paths, stop = written_in(tmp_path), StopRequest()
-    with _stop_file(paths, stop):
+    with repeatedly(lambda: stop.look_for_file(paths), 0.1, "stop-file"):
         ask_to_stop(paths.root)
         wait_for(lambda: stop.asked, "the file is seen", 60.0)
     assert stop.source == "file"

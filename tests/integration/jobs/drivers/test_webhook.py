@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster.settings import WebhookOrder, with_environment
+from cluster.settings import with_environment
 from jobs.webhook import TRIES, send
 
 
@@ -56,7 +56,7 @@ def hook(request: pytest.FixtureRequest) -> Iterator[Hook]:
 
 def sent(url: str) -> tuple[str | None, list[float]]:
     pauses: list[float] = []
-    return send(WebhookOrder(url, '{"job": "x"}'), pauses.append), pauses
+    return send(url, '{"job": "x"}', pauses.append), pauses
 
 
 @pytest.mark.parametrize("hook", [(204,)], indirect=True)

@@ -41,7 +41,6 @@ class Obstacle(StrEnum):
     CLOSED = "the machines that have room take nothing new"
     FULL = "too little is free"
     SCATTERED = "enough is free, but not together"
-    PROMISED = "what is free is reserved for another job"
     BEHIND = "jobs before it take what is free"
 
 
@@ -164,5 +163,5 @@ def _obstacle(snapshot: Snapshot, row: int, gang: Gang, free: int, closed: int, 
     if FreeSlots(snapshot.cluster).place(gang) is None:
         return Obstacle.SCATTERED
     if FreeSlots(snapshot.cluster).place(gang, Terms(kinds=kinds)) is None:
-        return Obstacle.PROMISED
+        return Obstacle.LIMIT  # that of the type of the nodes with room
     return Obstacle.BEHIND if behind else Obstacle.NONE

@@ -62,7 +62,7 @@ def to_do(found: Why, name: str) -> str:
     return what.format(job=name)
 
 
-_FOR_SLOTS: Final = (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.PROMISED, Obstacle.BEHIND)
+_FOR_SLOTS: Final = (Obstacle.FULL, Obstacle.SCATTERED, Obstacle.BEHIND)
 _TO_DO: Final[Mapping[Obstacle, str]] = {
     Obstacle.HELD: "fleetune resume {job} lets it go on",
     Obstacle.LIMIT: "nothing, or ask an admin for a higher limit (fleetune tenants set)",

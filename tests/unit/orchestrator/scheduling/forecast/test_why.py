@@ -94,8 +94,8 @@ def test_a_limit_of_one_type_a_holder_and_a_time_are_named() -> None:
     assert found.obstacle is Obstacle.LIMIT
     machines = nodes(8, type="A") + nodes(8, type="B")
     capped = (Tenant("a", limit=(("A", 0),)),)
-    found, _ = explain(machines, [Job("running", 8, {1: 8}), Job("mine", 1)], tenants=capped)
-    assert found.obstacle is Obstacle.PROMISED
+    found, text = explain(machines, [Job("running", 8, {1: 8}), Job("mine", 1)], tenants=capped)
+    assert found.obstacle is Obstacle.LIMIT and "limit" in text
     found, text = explain(nodes(8), [Job("mine", 1, held=True)])
     assert found.obstacle is Obstacle.HELD and "expected" not in text
     assert to_do(found, "mine") == "fleetune resume mine lets it go on"

@@ -33,38 +33,24 @@ def command_group(**options: Any) -> typer.Typer:
 
 # Names of similar commands in other tools. Without this, a guess by spelling would turn `train` into `drain`.
 SYNONYMS: Final[Mapping[str, str]] = {
-    "train": "run",
-    "finetune": "run",
-    "fine-tune": "run",
-    "fit": "run",
-    "start": "run",
-    "launch": "run",
-    "check": "validate",
-    "estimate": "plan",
-    "ls": "queue",
-    "list": "queue",
-    "jobs": "queue",
-    "ps": "queue",
-    "squeue": "queue",
-    "sbatch": "submit",
-    "enqueue": "submit",
-    "scancel": "cancel",
-    "kill": "cancel",
-    "delete": "cancel",
-    "rm": "cancel",
-    "abort": "cancel",
-    "suspend": "pause",
-    "continue": "resume",
-    "restart": "retry",
-    "rerun": "retry",
-    "log": "logs",
-    "tail": "logs",
-    "info": "status",
-    "describe": "status",
-    "explain": "why",
-    "server": "serve",
-    "experiments": "runs",
-    "history": "runs",
+    synonym: name
+    for name, synonyms in {
+        "run": "train finetune fine-tune fit start launch",
+        "validate": "check",
+        "plan": "estimate",
+        "queue": "ls list jobs ps squeue",
+        "submit": "sbatch enqueue",
+        "cancel": "scancel kill delete rm abort",
+        "pause": "suspend",
+        "resume": "continue",
+        "retry": "restart rerun",
+        "logs": "log tail",
+        "status": "info describe",
+        "why": "explain",
+        "serve": "server",
+        "runs": "experiments history",
+    }.items()
+    for synonym in synonyms.split()
 }
 
 

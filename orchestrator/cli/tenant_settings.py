@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -13,8 +14,9 @@ from pydantic import ValidationError
 
 from jobs.errors import InputError
 from jobs.spec.queue import MOST_PRIORITY
-from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantSent, TenantView
+from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, TenantSent, TenantView
 from orchestrator.cli.quantities import duration_s
+from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS
 
 MOST_GPUS: Final = 1_000_000
 _QUOTA = re.compile(r"^(?:([^=\s]{1,100})=)?([0-9]{1,7})$")
@@ -51,7 +53,7 @@ def settings(
 
 def restrictions(now: TenantView | None, typed: Mapping[str, str | Sequence[str]]) -> RestrictionsSent:
     """Merge known and given restrictions. Raises InputError."""
-    known = (now.restrictions if now is not None else RestrictionsView()).model_dump()
+    known = asdict(now.restrictions if now is not None else DEFAULT_RESTRICTIONS)
     given: dict[str, Any] = {}
     for name, text in typed.items():
         option, parsed, no_limit = _OPTIONS[name]

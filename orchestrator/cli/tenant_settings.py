@@ -32,12 +32,12 @@ def settings(
     """Merge known and given settings. None: unchanged, or the default of a new tenant.
 
     Args:
-        limits: the options that limit a tenant's jobs, as typed, by restriction; `none`: no limit.
+        limits: the options that limit a tenant's jobs, as typed, by restriction; `none`: no limit. Others are ignored.
 
     Raises:
         InputError: an option is not valid.
     """
-    given = {name: typed for name, typed in limits.items() if typed is not None}
+    given = {name: typed for name in _OPTIONS if (typed := limits.get(name)) not in (None, ())}
     if weight is None:
         weight = 1.0 if now is None else now.weight
     if not (math.isfinite(weight) and 0.0 < weight <= MOST_GPUS):

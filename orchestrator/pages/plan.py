@@ -1,8 +1,14 @@
-"""Output of `fleetune plan` and `fleetune advise`: memory, time, the options that fit, and the advised method."""
+"""Output of `fleetune plan` and `fleetune advise`: memory, time, the options that fit, and the advised method.
+
+With `--accuracy`: predicted and measured memory and time of past runs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 from cluster.text import compact, long_duration, many
@@ -10,11 +16,11 @@ from jobs.advice.method_choice import Choice, Method, Situation
 from jobs.planning.accelerators import GIB
 from jobs.planning.strategies import JobPlan, Option
 from jobs.preflight.plan_text import chosen_fields, format_fields, format_missing, format_refusal, format_strategy, gib
+from jobs.run.run_plan import PlanCheck
 from jobs.search.planned import Cost
 from jobs.search.rules.spec_text import format_sweep
 from jobs.spec.sweep import SweepSpec
-from orchestrator.pages.show import table
-from orchestrator.pages.tables import columns
+from orchestrator.pages.tables import columns, table
 
 _PARTS: Final = {
     "parameters": "parameters",
@@ -31,6 +37,12 @@ _PARTS: Final = {
 }
 _MOST_OPTIONS: Final = 12
 _CHECKPOINT_BYTES: Final = 12  # for each trained parameter: its weight and two moments of AdamW in fp32
+# (predicted, measured) of a run, by the name that programs read.
+_PREDICTIONS: Final = {
+    "memory": attrgetter("predicted_bytes", "measured_bytes"),
+    "step": attrgetter("predicted_step_s", "measured_step_s"),
+    "step_after_first_steps": attrgetter("first_steps_s", "measured_step_s"),
+}
 RATE_OF_LORA: Final = 10  # best learning rate of LoRA, in learning rates of full fine-tuning
 
 
@@ -236,3 +248,64 @@ def _method_row(method: Method, plan: JobPlan, rate: float, price: float | None)
         length,
         f"{rate:g}" if method == "full" else f"about {rate * RATE_OF_LORA:g}",
     )
+
+
+def format_plan(check: PlanCheck) -> str:
+    """Describe one run's plan in a line."""
+    memory = f"{gib(check.predicted_bytes)} GiB predicted"
+    if check.measured_bytes is not None:
+        memory += f", {gib(check.measured_bytes)} measured ({_signed(_error(check, 'memory'))})"
+    step = f"step {_known_seconds(check.predicted_step_s)} predicted"
+    if check.measured_step_s is not None:
+        step += f", {_known_seconds(check.measured_step_s)} measured"
+    return f"{memory}; {step}"
+
+
+def accuracy_page(checks: Mapping[str, PlanCheck]) -> str:
+    """Format a table of runs with a plan, with median and worst errors below it."""
+    rows = [
+        (
+            name,
+            check.machines,
+            gib(check.predicted_bytes),
+            "" if check.measured_bytes is None else gib(check.measured_bytes),
+            _signed(_error(check, "memory")),
+            _known_seconds(check.predicted_step_s),
+            _known_seconds(check.first_steps_s),
+            _known_seconds(check.measured_step_s),
+            _signed(_error(check, "step_after_first_steps")),
+        )
+        for name, check in checks.items()
+    ]
+    head = ("RUN", "MACHINES", "GIB", "MEASURED", "ERROR", "STEP", "FIRST STEPS", "MEASURED", "ERROR")
+    found = accuracy_json(checks)
+    lines = [
+        f"{title}: median {100 * found[key]['median']:.1f} %, worst {100 * found[key]['worst']:.1f} % "
+        f"of {found[key]['runs']} runs"
+        for key, title in (("memory", "memory"), ("step_after_first_steps", "step time, from the first steps"))
+        if found[key]["runs"]
+    ]
+    return "\n\n".join([columns(head, rows), "\n".join(lines) or "no run with a plan has completed a step yet"])
+
+
+def accuracy_json(checks: Mapping[str, PlanCheck]) -> dict[str, Any]:
+    """Return the runs, and a summary of their absolute relative errors."""
+    found: dict[str, Any] = {"runs": {name: check.model_dump(mode="json") for name, check in checks.items()}}
+    for what in _PREDICTIONS:
+        errors = [abs(error) for check in checks.values() if (error := _error(check, what)) is not None]
+        median = statistics.median(errors) if errors else None
+        found[what] = {"runs": len(errors), "median": median, "worst": max(errors, default=None)}
+    return found
+
+
+def _error(check: PlanCheck, what: str) -> float | None:
+    predicted, measured = _PREDICTIONS[what](check)
+    return predicted / measured - 1 if predicted is not None and measured else None
+
+
+def _signed(error: float | None) -> str:
+    return "" if error is None else f"{100 * error:+.1f} %"
+
+
+def _known_seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.3g} s"

@@ -7,8 +7,8 @@ from typing import Final
 
 from cluster.text import format_time, long_duration
 from orchestrator.api import EventView, JobView, WhyView
-from orchestrator.pages.show import numbers, table
-from orchestrator.pages.tables import columns, cut, plain
+from orchestrator.pages.show import numbers
+from orchestrator.pages.tables import columns, cut, plain, table
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.wording import detail_of, happened
 

@@ -13,8 +13,8 @@ from jobs.search.report.trial_text import format_value, format_values
 from jobs.search.rules.budget import most_trials
 from jobs.search.rules.varying import short_name
 from jobs.search.trial import Trial
-from orchestrator.pages.show import format_status, table
-from orchestrator.pages.tables import GAP, cut, plain
+from orchestrator.pages.show import format_status
+from orchestrator.pages.tables import GAP, cut, plain, table
 
 MOST_ROWS: Final = 20
 FEWEST_ROWS: Final = 3

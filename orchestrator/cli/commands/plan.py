@@ -27,8 +27,7 @@ from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.options import Json, Price, Set
 from orchestrator.cli.output import progress_of
 from orchestrator.client.spec_names import Named, about
-from orchestrator.pages.plan import format_cost, plan_json, plan_page
-from orchestrator.pages.plan_accuracy import accuracy_json, accuracy_page
+from orchestrator.pages.plan import accuracy_json, accuracy_page, format_cost, plan_json, plan_page
 
 
 def plan(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from jobs.run.outcome import Event
@@ -18,18 +16,12 @@ class ProgressWithRoot:
     """Passes events on, and remembers the run's root."""
 
     def __init__(self, inner: Progress) -> None:
-        self._inner = inner
+        self._inner, self.step, self.close = inner, inner.step, inner.close
         self.root: str | None = None
 
     def event(self, event: Event) -> None:
         self.root = event.data.get("root", self.root)
         self._inner.event(event)
-
-    def step(self, record: dict[str, Any]) -> None:
-        self._inner.step(record)
-
-    def close(self) -> None:
-        self._inner.close()
 
 
 def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:

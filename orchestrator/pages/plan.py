@@ -46,22 +46,28 @@ _PREDICTIONS: Final = {
 RATE_OF_LORA: Final = 10  # best learning rate of LoRA, in learning rates of full fine-tuning
 
 
-def plan_page(plan: JobPlan, price: float | None = None) -> str:
+def plan_page(
+    plan: JobPlan, price: float | None = None, sweep: SweepSpec | None = None, cost: Cost | None = None
+) -> str:
     """Format a plan.
 
     Args:
         price: of one GPU for one hour, in any currency.
+        sweep, cost: the sweep whose trials are planned, and what its whole budget takes, if known.
     """
     best = plan.chosen
     shown = best or plan.nearest
     blocks = [table(_facts(plan, shown, price)), _memory(shown, plan.machines.is_cpu), _options(plan)]
     if plan.note:
         blocks.append(f"note: {plan.note}")
-    return "\n\n".join([*blocks, _verdict(plan, best)])
+    blocks.append(_verdict(plan, best))
+    if sweep is not None and cost is not None:
+        blocks.append(_cost(sweep, plan, cost, price))
+    return "\n\n".join(blocks)
 
 
-def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
-    """Return a plan for programs. Sizes are bytes, times are seconds."""
+def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = None) -> dict[str, Any]:
+    """Return a plan for programs. Sizes are bytes, times are seconds. `cost`: of the whole budget of a sweep."""
     best = plan.chosen
 
     def of(option: Option) -> dict[str, Any]:
@@ -92,10 +98,11 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
         "note": plan.note,
         "chosen": None if best is None else plan.options.index(best),
         "options": [of(option) for option in plan.options],
+        **({} if cost is None else {"sweep": dataclasses.asdict(cost)}),
     }
 
 
-def format_cost(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None = None) -> str:
+def _cost(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None) -> str:
     """Format what the whole budget of a sweep takes. `plan`: the plan of one gang."""
     money = "" if price is None else f", {cost.device_hours * price:,.2f} at {price:g} each"
     gangs = f"{many(cost.gangs, 'gang')} of {many(plan.machines.gpus, 'worker')} at once"

@@ -84,29 +84,6 @@ class Area:
     colour: int  # 0 .. MOST_AREAS - 1
 
 
-@dataclass(frozen=True)
-class Bins:
-    """counts[i] is the number of values in [edges[i], edges[i + 1])."""
-
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-    def filled(self) -> Bins:
-        """Return the bins without empty ones at both ends."""
-        there = [index for index, count in enumerate(self.counts) if count]
-        if not there:
-            return Bins((), ())
-        return Bins(self.edges[there[0] : there[-1] + 2], self.counts[there[0] : there[-1] + 1])
-
-    def merged(self, most: int, edge: float) -> Bins:
-        """Merge neighbours until there are about `most` bins. If `edge` is an edge of a bin, it stays one."""
-        step = math.ceil(len(self.counts) / most)
-        first = self.edges.index(edge) % step if edge in self.edges else 0
-        bounds = sorted({0, *range(first, len(self.counts), step), len(self.counts)})
-        counts = (sum(self.counts[low:high]) for low, high in itertools.pairwise(bounds))
-        return Bins(tuple(self.edges[at] for at in bounds), tuple(counts))
-
-
 def format_bin(low: float, high: float) -> str:
     """Format the whole numbers in [low, high): `128–255`."""
     first, last = math.ceil(low), math.ceil(high) - 1
@@ -170,7 +147,8 @@ def figure(height: float, body: str, title: str) -> str:
 
 
 def histogram(
-    bins: Bins,
+    edges: Sequence[float],
+    counts: Sequence[int],
     *,
     title: str,
     x_label: str,
@@ -179,10 +157,7 @@ def histogram(
     mark: Mark | None = None,
     series: int = 0,
 ) -> str:
-    """Draw a histogram of vertical bars with a tip for each. Returns '' if there are no bins."""
-    edges, counts = bins.edges, bins.counts
-    if not counts:
-        return ""
+    """Draw a histogram: counts[i] values lie in [edges[i], edges[i + 1]), with a tip for each bar."""
     place = even_bins(edges, _LEFT, _RIGHT)
     highest = up_to_tick(max(counts) or 1, whole=True)
     per_unit = (_BOTTOM - _TOP) / highest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +13,7 @@ from pydantic import ValidationError
 
 from jobs.errors import InputError
 from jobs.spec.queue import MOST_PRIORITY
-from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, TenantSent, TenantView
+from orchestrator.api import QuotaSent, RestrictionsSent, TenantSent, TenantView
 from orchestrator.cli.quantities import duration_s
 from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS
 
@@ -38,17 +37,16 @@ def settings(
         InputError: an option is not valid.
     """
     given = {name: typed for name in _OPTIONS if (typed := limits.get(name)) not in (None, ())}
-    if weight is None:
-        weight = 1.0 if now is None else now.weight
-    if not (math.isfinite(weight) and 0.0 < weight <= MOST_GPUS):
+    if weight is not None and not 0.0 < weight <= MOST_GPUS:  # it may be nan or inf
         raise InputError(f"--weight {weight:g} is not a weight: give a number above 0, e.g. 2.5")
-    known = (_sent(now.guaranteed), _sent(now.limit)) if now is not None else ((), ())
-    return TenantSent(
-        weight=weight,
-        guaranteed=known[0] if guaranteed is None else quotas("guaranteed", guaranteed),
-        limit=known[1] if limit is None else quotas("limit", limit),
-        restrictions=restrictions(now, given) if given else None,
-    )
+    changed = {
+        "weight": weight,
+        "guaranteed": None if guaranteed is None else quotas("guaranteed", guaranteed),
+        "limit": None if limit is None else quotas("limit", limit),
+        "restrictions": restrictions(now, given) if given else None,
+    }
+    known = {} if now is None else now.model_dump(include={"weight", "guaranteed", "limit"})
+    return TenantSent.model_validate(known | {name: value for name, value in changed.items() if value is not None})
 
 
 def restrictions(now: TenantView | None, typed: Mapping[str, str | Sequence[str]]) -> RestrictionsSent:
@@ -108,7 +106,3 @@ def quotas(option: str, given: Sequence[str]) -> tuple[QuotaSent, ...]:
             raise InputError(f"--{option} is given twice for {match[1] or 'all types together'}")
         found[match[1]] = int(match[2])
     return tuple(QuotaSent(accelerator_type=kind, gpus=gpus) for kind, gpus in found.items())
-
-
-def _sent(views: Sequence[QuotaView]) -> tuple[QuotaSent, ...]:
-    return tuple(QuotaSent(**one.model_dump()) for one in views)

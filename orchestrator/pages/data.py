@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from cluster.text import byte_size, compact, many, percent
@@ -358,15 +359,11 @@ def _sample(place: int, sample: ShownSample, colour: bool) -> str:
 def _text(sample: ShownSample, colour: bool) -> str:
     """Return the text with runs of targets marked."""
     before, after = (_TARGET, _OFF) if colour else (_OPEN, _CLOSE)
-    parts, inside = [], False
-    for piece, target in zip(sample.pieces, sample.targets, strict=True):
-        if target != inside:
-            parts.append(before if target else after)
-            inside = target
-        parts.append(_printable(piece))
-    if inside:
-        parts.append(after)
-    return "\n".join(f"   {line}" for line in "".join(parts).split("\n"))
+    text = ""
+    for target, run in itertools.groupby(zip(sample.pieces, sample.targets, strict=True), key=itemgetter(1)):
+        part = "".join(_printable(piece) for piece, _ in run)
+        text += f"{before}{part}{after}" if target else part
+    return "\n".join(f"   {line}" for line in text.split("\n"))
 
 
 def _printable(text: str) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
+from contextlib import closing
 from typing import Annotated, Any, Literal
 
 import typer
@@ -130,13 +131,10 @@ def run(
         raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
     if isinstance(loaded, CompareSpec):
         raise typer.Exit(run_comparison_here(loaded, root, address, quiet))
-    progress = ProgressWithRoot(progress_of(quiet))
-    from jobs.finetune import run_on_ray
+    with closing(ProgressWithRoot(progress_of(quiet))) as progress:
+        from jobs.finetune import run_on_ray
 
-    try:
         outcome = run_on_ray(loaded, address=address, progress=progress, resume=root)
-    finally:
-        progress.close()
     bound = loaded.remedies.forgetting.max_general_loss_increase
     if loaded.method.kind != "full":  # an adapter cannot be mixed with its base
         bound = math.inf

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import typer
 
 from jobs.run.outcome import Event
@@ -26,16 +28,12 @@ class ProgressWithRoot:
 
 def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:
     """Run a sweep, and return the exit code. `resume`: root of an earlier sweep. Raises FleetuneError."""
-    progress = progress_of(quiet, sweep=True)
-    from jobs.sweep import ending_of_sweep, run_sweep
+    with closing(ProgressWithRoot(progress_of(quiet, sweep=True))) as progress:
+        from jobs.sweep import ending_of_sweep, run_sweep
 
-    rooted = ProgressWithRoot(progress)
-    try:
-        outcome = run_sweep(sweep, address=address, progress=rooted, resume=resume)
-    finally:
-        progress.close()
+        outcome = run_sweep(sweep, address=address, progress=progress, resume=resume)
     if quiet:
-        typer.echo(ending_of_sweep(JobPaths(rooted.root or ""), outcome))
+        typer.echo(ending_of_sweep(JobPaths(progress.root or ""), outcome))
     return outcome.exit_code
 
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from jobs.errors import InputError
 from jobs.spec.queue import MOST_PRIORITY
 from orchestrator.api import QuotaSent, RestrictionsSent, TenantSent, TenantView
-from orchestrator.cli.quantities import duration_s
+from orchestrator.cli.options import duration_s
 from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS
 
 MOST_GPUS: Final = 1_000_000
@@ -57,7 +57,7 @@ def restrictions(now: TenantView | None, typed: Mapping[str, str | Sequence[str]
         option, parsed, no_limit = _OPTIONS[name]
         texts = [text] if isinstance(text, str) else text
         is_none = [one.strip().lower() for one in texts] == ["none"]
-        given[name] = no_limit if is_none else parsed(option, text)
+        given[name] = no_limit if is_none else text if parsed is None else parsed(option, text)
     try:
         return RestrictionsSent(**{**known, **given})
     except ValidationError as error:
@@ -78,18 +78,14 @@ def _number(option: str, text: str, kind: str = "number", parsed: Callable[[str]
 _whole = partial(_number, kind="whole number", parsed=int)
 
 
-def _all(option: str, texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(texts)
-
-
-# (option, parser, value of `none`) of each restriction.
-_OPTIONS: Mapping[str, tuple[str, Callable[[str, Any], Any], Any]] = {
+# (option, parser, value of `none`) of each restriction. Lists need no parser.
+_OPTIONS: Mapping[str, tuple[str, Callable[[str, Any], Any] | None, Any]] = {
     "max_priority": ("--max-priority", _whole, MOST_PRIORITY),
     "max_queued_jobs": ("--max-queued", _whole, None),
     "max_runtime_s": ("--max-runtime", duration_s, None),
     "max_gpu_hours_per_month": ("--max-gpu-hours", _number, None),
-    "roots": ("--root", _all, None),
-    "secrets": ("--secret", _all, ()),
+    "roots": ("--root", None, None),
+    "secrets": ("--secret", None, ()),
 }
 
 

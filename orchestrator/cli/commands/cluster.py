@@ -12,9 +12,8 @@ import typer
 from jobs.errors import InputError
 from orchestrator.cli.completion import ANY, node_ids, tenant_names
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Json, OneTenant, Url, connected, width
+from orchestrator.cli.options import Json, OneTenant, Url, connected, duration_s, width
 from orchestrator.cli.output import exit_on_error, json_list
-from orchestrator.cli.quantities import duration_s
 from orchestrator.queue.tenants import check_name
 
 NodeIds = Annotated[

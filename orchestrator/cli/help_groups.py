@@ -77,11 +77,9 @@ class Grouped(typer.core.TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, Any]]] = {}
         for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                panel = getattr(command, "rich_help_panel", None)
-                groups.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name, command))
-        longest = max((len(name) for commands in groups.values() for name, _ in commands), default=0)
+            command: Any = self.get_command(ctx, name)
+            groups.setdefault(command.rich_help_panel, []).append((name, command))
+        longest = max(len(name) for commands in groups.values() for name, _ in commands)
         limit = formatter.width - 6 - longest
         for title, commands in groups.items():
             with formatter.section(title):

@@ -171,15 +171,11 @@ def _options(plan: JobPlan) -> str:
                 _seconds(option.time.seconds),
                 compact(option.time.tokens_per_s),
                 f"{100 * option.time.mfu:.0f} %",
-                _fits(option),
+                "yes" if option.fits else f"{format_missing(option)} too much",
             )
             for option in shown
         ],
     )
-
-
-def _fits(option: Option) -> str:
-    return "yes" if option.fits else f"{format_missing(option)} too much"
 
 
 def _way(option: Option) -> object:

@@ -247,9 +247,7 @@ def format_status(run: RunSummary) -> str:
 
 
 def _ago(at: datetime.datetime | None, now: datetime.datetime) -> str:
-    if at is None:
-        return "?"
-    return f"{long_duration((now - at).total_seconds())} ago"
+    return "?" if at is None else f"{long_duration((now - at).total_seconds())} ago"
 
 
 def run_page(details: RunDetails) -> str:

@@ -205,15 +205,13 @@ def advice_page(
         rate: learning rate of the spec, for full fine-tuning.
         price: of one GPU for one hour.
     """
+    others = choice.changes or ("no other value of a single fact changes the advice",)
     facts = [
         ("data", f"{many(situation.examples, 'example')} for training"),
         ("machines", str(plans["full"].machines)),
         ("advice", "neither method fits" if choice.method is None else f"method: {choice.method}"),
         ("because", choice.why),
-        *(
-            ("other advice", change)
-            for change in choice.changes or ("no other value of a single fact changes the advice",)
-        ),
+        *(("other advice", other) for other in others),
     ]
     head = ("", "trained", "checkpoint", "strategy", "GiB", "whole run", "rate")
     rows = [_method_row(method, plan, rate, price) for method, plan in plans.items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -192,7 +193,9 @@ def stacked_area(
     """
     if len(edges) < 2 or not areas:
         return ""
-    sums = list(itertools.accumulate((area.values for area in areas), _sum, initial=(0.0,) * len(tips)))
+    sums = [(0.0,) * len(tips)]
+    for area in areas:
+        sums.append(tuple(map(operator.add, sums[-1], area.values)))
     highest = up_to_tick(max(*sums[-1], limit.at if limit else 0.0) or 1.0, whole=True)
     place = even_bins((edges[0], edges[-1]), _LEFT, _RIGHT)
     xs = [place(edge) for edge in edges]
@@ -301,20 +304,14 @@ def _bar_row(row: BarRow, y: float, height: float, place: Callable[[float], floa
     return "".join(parts)
 
 
-def _sum(low: Sequence[float], more: Sequence[float]) -> tuple[float, ...]:
-    return tuple(one + other for one, other in zip(low, more, strict=True))
-
-
 def _outline(xs: Sequence[float], low: Sequence[float], high: Sequence[float], highest: float) -> str:
     """Return the path along the top from left to right, and back along the bottom."""
-    there = _steps(xs, high, highest)
-    back = _steps(xs, low, highest)[::-1]
-    return "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in there + back) + "Z"
 
+    def along(values: Sequence[float]) -> list[str]:
+        spans = zip(itertools.pairwise(xs), values, strict=True)
+        return [f"{x:.1f} {_height(value, highest):.1f}" for span, value in spans for x in span]
 
-def _steps(xs: Sequence[float], values: Sequence[float], highest: float) -> list[tuple[float, float]]:
-    spans = zip(itertools.pairwise(xs), values, strict=True)
-    return [(x, _height(value, highest)) for (before, after), value in spans for x in (before, after)]
+    return "M" + "L".join(along(high) + along(low)[::-1]) + "Z"
 
 
 def _height(value: float, highest: float) -> float:

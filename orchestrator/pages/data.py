@@ -160,10 +160,9 @@ def packing_lines(report: DataReport) -> list[str]:
 
 def short_names(report: DataReport) -> dict[str, str]:
     """Shorten the path of each named file to the shortest end that no other named file has."""
-    files = {sample.file for sample in report.longest}
-    for finding in report.findings:
-        for example in finding.examples:
-            files |= {example.file} | ({example.other_file} if example.other_file else set())
+    examples = [example for finding in report.findings for example in finding.examples]
+    files = {file for one in examples for file in (one.file, one.other_file) if file}
+    files |= {sample.file for sample in report.longest}
     parts = {file: file.split("/") for file in files}
     ends = {file: ["/".join(of[-count:]) for count in range(1, len(of) + 1)] for file, of in parts.items()}
     seen = Counter(itertools.chain.from_iterable(ends.values()))

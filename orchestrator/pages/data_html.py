@@ -132,9 +132,8 @@ def _labels(report: DataReport) -> tuple[str, ...]:
     rows = [_label_bar(label, totals) for label in plotted]
     plot = svg.bar_chart(rows, title="Label balance", x_label="% of the samples of the split")
     key = svg.legend((f"s{at}", name) for at, name in enumerate(totals)) if len(totals) > 1 else ""
-    return htmlpage.card(f"<h3>share of each label{more}</h3>{key}{plot}"), htmlpage.card(
-        _label_table(report.labels, totals)
-    )
+    table = _label_table(report.labels, totals)
+    return htmlpage.card(f"<h3>share of each label{more}</h3>{key}{plot}"), htmlpage.card(table)
 
 
 def _label_bar(label: LabelCount, totals: Mapping[str, int]) -> svg.BarRow:

@@ -189,10 +189,8 @@ def _before_and_after(of: Outcome | RunDetails, after: Mapping[str, float], step
         step: the step of that evaluation, if known.
     """
     before, exported = of.metrics_before, f"the checkpoint of step {of.exported_step}: {numbers(of.exported_metrics)}"
-    name, evaluated = (
-        "after" if step is None else f"after step {step}",
-        numbers({key: value for key, value in after.items() if key.startswith("eval_")}),
-    )
+    name = "after" if step is None else f"after step {step}"
+    evaluated = numbers({key: value for key, value in after.items() if key.startswith("eval_")})
     if before and not evaluated:
         name, evaluated = "after", "not evaluated since"
     return [

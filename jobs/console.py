@@ -72,6 +72,6 @@ def _flush() -> None:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process now, because its threads may wait forever."""
+    """End this process now, without the interpreter's cleanup: its threads may wait forever."""
     _flush()
     os._exit(code)

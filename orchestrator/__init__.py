@@ -28,12 +28,8 @@ __all__ = [
 _HOMES = {
     "Client": "orchestrator.client.client",
     "FleetuneError": "cluster.errors",
-    "JobCancelled": "orchestrator.client.handle",
-    "JobFailed": "orchestrator.client.handle",
-    "JobHandle": "orchestrator.client.handle",
-    "Result": "orchestrator.client.handle",
-    "load_job_spec": "jobs.spec.load",
-    "load_spec": "jobs.spec.load",
+    **dict.fromkeys(("JobCancelled", "JobFailed", "JobHandle", "Result"), "orchestrator.client.handle"),
+    **dict.fromkeys(("load_job_spec", "load_spec"), "jobs.spec.load"),
 }
 
 

@@ -20,7 +20,7 @@ from jobs.spec.queue import MOST_PRIORITY, VARIABLE
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import DesiredState, Reason, State
-from orchestrator.queue.tenants import MEMBERS_MAX_PRIORITY
+from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS, MEMBERS_MAX_PRIORITY, Restrictions
 
 API_VERSION: Final = "1"
 MOST_JOBS: Final = 10_000  # in one submission
@@ -290,17 +290,6 @@ class QuotaView(Response):
     gpus: int
 
 
-class RestrictionsView(Response):
-    """See `RestrictionsSent`."""
-
-    max_priority: int = MEMBERS_MAX_PRIORITY
-    max_queued_jobs: int | None = None
-    max_runtime_s: float | None = None
-    max_gpu_hours_per_month: float | None = None
-    roots: tuple[str, ...] | None = None
-    secrets: tuple[str, ...] = ()
-
-
 class TenantView(Response):
     name: str
     weight: float
@@ -309,7 +298,7 @@ class TenantView(Response):
     running: int
     queued: int
     gpus: int = Field(description="Held now.")
-    restrictions: RestrictionsView = RestrictionsView()
+    restrictions: Restrictions = DEFAULT_RESTRICTIONS
     gpu_hours: float | None = Field(None, description="Of this month (UTC), where the tenant has a limit of them.")
 
 

@@ -6,7 +6,8 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal
+from contextlib import closing
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
@@ -14,7 +15,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 from jobs.comparison.checking import checked_methods
 from jobs.drivers.finetune.begin import load_work
 from jobs.errors import InputError
-from jobs.preflight.validate import no_gpu_here
+from jobs.preflight.validate import Validated, no_gpu_here
 from jobs.preflight.validate import validate as check
 from jobs.run import summary as run_list
 from jobs.run.find import storage_root
@@ -23,6 +24,7 @@ from jobs.run.requests import ask_to_save, ask_to_stop
 from jobs.search.rules.checking import check_sweep, checked_sweep
 from jobs.search.rules.spec_text import format_prior, format_space, format_sweep, format_varied
 from jobs.spec.compare import CompareSpec
+from jobs.spec.finetune import Spec
 from jobs.spec.load import SPEC_MODELS, Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli import completion as completing
@@ -129,13 +131,10 @@ def run(
         raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
     if isinstance(loaded, CompareSpec):
         raise typer.Exit(run_comparison_here(loaded, root, address, quiet))
-    progress = ProgressWithRoot(progress_of(quiet))
-    from jobs.finetune import run_on_ray
+    with closing(ProgressWithRoot(progress_of(quiet))) as progress:
+        from jobs.finetune import run_on_ray
 
-    try:
         outcome = run_on_ray(loaded, address=address, progress=progress, resume=root)
-    finally:
-        progress.close()
     bound = loaded.remedies.forgetting.max_general_loss_increase
     if loaded.method.kind != "full":  # an adapter cannot be mixed with its base
         bound = math.inf
@@ -165,10 +164,13 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
         space = f"{format_space(sweep)}{format_prior(sweep, source)}"
         facts = {"sweep": format_sweep(sweep), "space": space, **facts}
     if json_:
-        report = {**dataclasses.asdict(found), "plan": facts, "spec": loaded.model_dump(mode="json")}
-        typer.echo(json.dumps(report))
+        typer.echo(json.dumps(_checks_json(found, facts, loaded)))
         return
     typer.echo(text.validated_page(facts, found, no_gpu_here(loaded)))
+
+
+def _checks_json(found: Validated, plan: dict[str, str], spec: Spec) -> dict[str, Any]:
+    return {**dataclasses.asdict(found), "plan": plan, "spec": spec.model_dump(mode="json")}
 
 
 def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
@@ -176,14 +178,7 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
     checked = checked_methods(spec)
     plans = {one.name: text.plan(one.sweep.base) for one in checked}
     if as_json:
-        methods = {
-            one.name: {
-                **dataclasses.asdict(one.found),
-                "plan": plans[one.name],
-                "spec": one.sweep.base.model_dump(mode="json"),
-            }
-            for one in checked
-        }
+        methods = {one.name: _checks_json(one.found, plans[one.name], one.sweep.base) for one in checked}
         typer.echo(json.dumps({"methods": methods}))
         return
     facts = {"sweeps": format_sweep(checked[0].sweep)}

@@ -17,10 +17,9 @@ QUICK_S = 0.8  # seconds; the shell waits for this at every Tab
 OFFERED = 50  # most completions
 
 Offers = Callable[[typer.Context, str], list[str]]
-Where = Callable[["JobView"], bool]
 
 
-def jobs_that(states: Collection[str] = (), where: Where | None = None) -> Offers:
+def jobs_that(states: Collection[str] = (), where: Callable[[JobView], bool] | None = None) -> Offers:
     """Make a completion function for ids of jobs, newest first. On any error it offers nothing.
 
     Args:

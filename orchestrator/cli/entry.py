@@ -1,8 +1,6 @@
 """The entry point of the command `fleetune`."""
 
 import atexit
-import contextlib
-import os
 import sys
 
 
@@ -17,14 +15,8 @@ def main() -> None:
         sys.exit(130)
     except SystemExit as end:
         if "torch" in sys.modules and isinstance(end.code, int | None):
-            _leave(end.code or 0)
+            from jobs.console import end_process
+
+            atexit._run_exitfuncs()
+            end_process(end.code or 0)  # the interpreter's cleanup takes a second once Ray and torch are loaded
         raise
-
-
-def _leave(code: int) -> None:
-    """Exit without the interpreter's cleanup, which takes a second once Ray and torch are loaded."""
-    atexit._run_exitfuncs()
-    with contextlib.suppress(OSError, ValueError):  # the reader may have closed the pipe
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)

@@ -33,38 +33,24 @@ def command_group(**options: Any) -> typer.Typer:
 
 # Names of similar commands in other tools. Without this, a guess by spelling would turn `train` into `drain`.
 SYNONYMS: Final[Mapping[str, str]] = {
-    "train": "run",
-    "finetune": "run",
-    "fine-tune": "run",
-    "fit": "run",
-    "start": "run",
-    "launch": "run",
-    "check": "validate",
-    "estimate": "plan",
-    "ls": "queue",
-    "list": "queue",
-    "jobs": "queue",
-    "ps": "queue",
-    "squeue": "queue",
-    "sbatch": "submit",
-    "enqueue": "submit",
-    "scancel": "cancel",
-    "kill": "cancel",
-    "delete": "cancel",
-    "rm": "cancel",
-    "abort": "cancel",
-    "suspend": "pause",
-    "continue": "resume",
-    "restart": "retry",
-    "rerun": "retry",
-    "log": "logs",
-    "tail": "logs",
-    "info": "status",
-    "describe": "status",
-    "explain": "why",
-    "server": "serve",
-    "experiments": "runs",
-    "history": "runs",
+    synonym: name
+    for name, synonyms in {
+        "run": "train finetune fine-tune fit start launch",
+        "validate": "check",
+        "plan": "estimate",
+        "queue": "ls list jobs ps squeue",
+        "submit": "sbatch enqueue",
+        "cancel": "scancel kill delete rm abort",
+        "pause": "suspend",
+        "resume": "continue",
+        "retry": "restart rerun",
+        "logs": "log tail",
+        "status": "info describe",
+        "why": "explain",
+        "serve": "server",
+        "runs": "experiments history",
+    }.items()
+    for synonym in synonyms.split()
 }
 
 
@@ -91,11 +77,9 @@ class Grouped(typer.core.TyperGroup):
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         groups: dict[str, list[tuple[str, Any]]] = {}
         for name in self.list_commands(ctx):
-            command = self.get_command(ctx, name)
-            if command is not None and not command.hidden:
-                panel = getattr(command, "rich_help_panel", None)
-                groups.setdefault(panel if isinstance(panel, str) else "Commands", []).append((name, command))
-        longest = max((len(name) for commands in groups.values() for name, _ in commands), default=0)
+            command: Any = self.get_command(ctx, name)
+            groups.setdefault(command.rich_help_panel, []).append((name, command))
+        longest = max(len(name) for commands in groups.values() for name, _ in commands)
         limit = formatter.width - 6 - longest
         for title, commands in groups.items():
             with formatter.section(title):

@@ -119,12 +119,11 @@ class WaitReport:
         self._connection, self._say, self._every_s = connection, say, every_s
         self._ask_at_s = time.monotonic() + first_s
         self._said = ""
-        self._waited = False
 
     def look(self, view: JobView) -> None:
         """Report what is new. Called repeatedly with the job's current state."""
-        if view.state in HOLDS_A_LEASE and self._waited:
-            self._waited, self._said = False, ""
+        if view.state in HOLDS_A_LEASE and self._said:
+            self._said = ""
             on = ", ".join(node for node, _ in view.on or view.placement)
             self._say(f"{view.job_id} starts on {on} after {long_duration(view.waited_s)}")
         if view.state is not State.QUEUED or time.monotonic() < self._ask_at_s:
@@ -134,7 +133,6 @@ class WaitReport:
             told = self._connection.get(f"{job_path(view.job_id)}/why", WhyView)
         except FleetuneError:  # the user asked for logs, so a missing explanation is not an error
             return
-        self._waited = True
         reason = told.reason or f"{view.job_id} {does(view.state)}"  # older servers send no reason
         if reason != self._said:  # the expected start changes all the time
             self._said = reason

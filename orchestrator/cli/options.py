@@ -1,16 +1,17 @@
-"""What several commands share: options, the connection to the server, and the width of the output."""
+"""What several commands share: options, durations and sizes, the connection to the server, and the output's width."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from jobs.errors import SpecError
+from jobs.errors import InputError, SpecError
 from orchestrator.cli import completion as completing
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ QUEUE: Final = "The queue"
 CLUSTER: Final = "The cluster"
 
 PATIENCE_S: Final = 20.0  # seconds; commands wait less than scripts for a server that restarts
+
+_DURATION: Final = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])$")
+_SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+_SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?:([KMGTP])(i?))?B$", re.IGNORECASE)
+_POWERS: Final[Mapping[str, int]] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
 SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")]
 Set = Annotated[
@@ -62,6 +68,23 @@ def job_ids(offered: completing.Offers) -> Any:
     return typer.Argument(
         metavar="JOB", help="Job ids, or unique starts of them.", autocompletion=offered, show_default=False
     )
+
+
+def duration_s(option: str, text: str, *, or_zero: bool = False) -> float:
+    """Parse a duration to seconds, above 0 unless `or_zero`. Raises InputError."""
+    match = _DURATION.match(text.strip().lower())
+    seconds = float(match[1]) * _SECONDS[match[2]] if match is not None else -1.0
+    if seconds < 0.0 or not (seconds or or_zero):
+        raise InputError(f"{option} {text!r} is not a duration: give a number and s, m, h, d or w, as in 12h or 30d")
+    return seconds
+
+
+def size_bytes(text: str) -> int:
+    """Parse a size such as `500GB` (powers of 1000) or `500GiB` (of 1024), to bytes. Raises InputError."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise InputError(f"--max-size {text!r} is not a size: give a number and B, kB, MB, GB, TB or GiB, as in 500GB")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[(match[2] or "").upper()])
 
 
 def refuse_dashboard(address: str | None, arguments: list[str]) -> None:

@@ -31,14 +31,10 @@ def progress_of(
     stream = stream or users_output()
     if events_only:
         return PlainProgress(stream, background=False)
-    if stream.isatty() and sweep:
-        from orchestrator.cli.sweep_table import table_or_lines
-
-        return table_or_lines(stream)
     if stream.isatty():
-        from orchestrator.cli.progress_bar import BarProgress
+        from orchestrator.cli.displays import BarProgress, table_or_lines
 
-        return BarProgress(stream)
+        return table_or_lines(stream) if sweep else BarProgress(stream)
     return PlainProgress(stream)
 
 

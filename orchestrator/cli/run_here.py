@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import closing
 
 import typer
 
@@ -18,32 +18,22 @@ class ProgressWithRoot:
     """Passes events on, and remembers the run's root."""
 
     def __init__(self, inner: Progress) -> None:
-        self._inner = inner
+        self._inner, self.step, self.close = inner, inner.step, inner.close
         self.root: str | None = None
 
     def event(self, event: Event) -> None:
         self.root = event.data.get("root", self.root)
         self._inner.event(event)
 
-    def step(self, record: dict[str, Any]) -> None:
-        self._inner.step(record)
-
-    def close(self) -> None:
-        self._inner.close()
-
 
 def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:
     """Run a sweep, and return the exit code. `resume`: root of an earlier sweep. Raises FleetuneError."""
-    progress = progress_of(quiet, sweep=True)
-    from jobs.sweep import ending_of_sweep, run_sweep
+    with closing(ProgressWithRoot(progress_of(quiet, sweep=True))) as progress:
+        from jobs.sweep import ending_of_sweep, run_sweep
 
-    rooted = ProgressWithRoot(progress)
-    try:
-        outcome = run_sweep(sweep, address=address, progress=rooted, resume=resume)
-    finally:
-        progress.close()
+        outcome = run_sweep(sweep, address=address, progress=progress, resume=resume)
     if quiet:
-        typer.echo(ending_of_sweep(JobPaths(rooted.root or ""), outcome))
+        typer.echo(ending_of_sweep(JobPaths(progress.root or ""), outcome))
     return outcome.exit_code
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from jobs.errors import InputError
 from jobs.spec.queue import MOST_PRIORITY
-from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantSent, TenantView
-from orchestrator.cli.quantities import duration_s
+from orchestrator.api import QuotaSent, RestrictionsSent, TenantSent, TenantView
+from orchestrator.cli.options import duration_s
+from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS
 
 MOST_GPUS: Final = 1_000_000
 _QUOTA = re.compile(r"^(?:([^=\s]{1,100})=)?([0-9]{1,7})$")
@@ -30,34 +31,33 @@ def settings(
     """Merge known and given settings. None: unchanged, or the default of a new tenant.
 
     Args:
-        limits: the options that limit a tenant's jobs, as typed, by restriction; `none`: no limit.
+        limits: the options that limit a tenant's jobs, as typed, by restriction; `none`: no limit. Others are ignored.
 
     Raises:
         InputError: an option is not valid.
     """
-    given = {name: typed for name, typed in limits.items() if typed is not None}
-    if weight is None:
-        weight = 1.0 if now is None else now.weight
-    if not (math.isfinite(weight) and 0.0 < weight <= MOST_GPUS):
+    given = {name: typed for name in _OPTIONS if (typed := limits.get(name)) not in (None, ())}
+    if weight is not None and not 0.0 < weight <= MOST_GPUS:  # it may be nan or inf
         raise InputError(f"--weight {weight:g} is not a weight: give a number above 0, e.g. 2.5")
-    known = (_sent(now.guaranteed), _sent(now.limit)) if now is not None else ((), ())
-    return TenantSent(
-        weight=weight,
-        guaranteed=known[0] if guaranteed is None else quotas("guaranteed", guaranteed),
-        limit=known[1] if limit is None else quotas("limit", limit),
-        restrictions=restrictions(now, given) if given else None,
-    )
+    changed = {
+        "weight": weight,
+        "guaranteed": None if guaranteed is None else quotas("guaranteed", guaranteed),
+        "limit": None if limit is None else quotas("limit", limit),
+        "restrictions": restrictions(now, given) if given else None,
+    }
+    known = {} if now is None else now.model_dump(include={"weight", "guaranteed", "limit"})
+    return TenantSent.model_validate(known | {name: value for name, value in changed.items() if value is not None})
 
 
 def restrictions(now: TenantView | None, typed: Mapping[str, str | Sequence[str]]) -> RestrictionsSent:
     """Merge known and given restrictions. Raises InputError."""
-    known = (now.restrictions if now is not None else RestrictionsView()).model_dump()
+    known = asdict(now.restrictions if now is not None else DEFAULT_RESTRICTIONS)
     given: dict[str, Any] = {}
     for name, text in typed.items():
         option, parsed, no_limit = _OPTIONS[name]
         texts = [text] if isinstance(text, str) else text
         is_none = [one.strip().lower() for one in texts] == ["none"]
-        given[name] = no_limit if is_none else parsed(option, text)
+        given[name] = no_limit if is_none else text if parsed is None else parsed(option, text)
     try:
         return RestrictionsSent(**{**known, **given})
     except ValidationError as error:
@@ -78,18 +78,14 @@ def _number(option: str, text: str, kind: str = "number", parsed: Callable[[str]
 _whole = partial(_number, kind="whole number", parsed=int)
 
 
-def _all(option: str, texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(texts)
-
-
-# (option, parser, value of `none`) of each restriction.
-_OPTIONS: Mapping[str, tuple[str, Callable[[str, Any], Any], Any]] = {
+# (option, parser, value of `none`) of each restriction. Lists need no parser.
+_OPTIONS: Mapping[str, tuple[str, Callable[[str, Any], Any] | None, Any]] = {
     "max_priority": ("--max-priority", _whole, MOST_PRIORITY),
     "max_queued_jobs": ("--max-queued", _whole, None),
     "max_runtime_s": ("--max-runtime", duration_s, None),
     "max_gpu_hours_per_month": ("--max-gpu-hours", _number, None),
-    "roots": ("--root", _all, None),
-    "secrets": ("--secret", _all, ()),
+    "roots": ("--root", None, None),
+    "secrets": ("--secret", None, ()),
 }
 
 
@@ -106,7 +102,3 @@ def quotas(option: str, given: Sequence[str]) -> tuple[QuotaSent, ...]:
             raise InputError(f"--{option} is given twice for {match[1] or 'all types together'}")
         found[match[1]] = int(match[2])
     return tuple(QuotaSent(accelerator_type=kind, gpus=gpus) for kind, gpus in found.items())
-
-
-def _sent(views: Sequence[QuotaView]) -> tuple[QuotaSent, ...]:
-    return tuple(QuotaSent(**one.model_dump()) for one in views)

@@ -9,14 +9,16 @@ import bisect
 import datetime
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from cluster.text import byte_size, compact, many, percent
-from jobs.data.quality.report import NEARLY_EQUAL, DataReport, Example, Finding, LabelCount, Packing, SourceReport
-from orchestrator.pages.svg import Bins, format_bin
+from jobs.data.quality.report import NEARLY_EQUAL, DataReport, Example, Finding, Histogram, LabelCount, SourceReport
+from orchestrator.pages.svg import format_bin
 from orchestrator.pages.tables import aligned, cells, padded, shortened, shortened_within, shown, wrapped
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
         _lengths(report, width),
         _labels(report.labels, width),
         _longest(report, names, width),
-        [format_packing(report.packing)] if report.packing else [],
+        packing_lines(report),
     )
     ends = (("bad rows", report.bad_rows_file), ("page", html))
     fitting = [[shortened(line, width) for line in section] for section in sections]
@@ -146,20 +148,21 @@ def location(file: str, line: int, names: Mapping[str, str]) -> str:
     return f"{names.get(file, file)}:{line}" if line else names.get(file, file)
 
 
-def format_packing(packing: Packing) -> str:
+def packing_lines(report: DataReport) -> list[str]:
+    if (packing := report.packing) is None:
+        return []
     full = f"{percent(packing.density)} full"
     if packing.packed:
-        return f"packed: {many(packing.rows, 'row')} of {packing.seq_len:,}, {full}"
+        return [f"packed: {many(packing.rows, 'row')} of {packing.seq_len:,}, {full}"]
     rows = f"{many(packing.rows, 'row')} of at most {packing.seq_len:,}"
-    return f"not packed: {rows}, padded to the longest of their batch: {full}"
+    return [f"not packed: {rows}, padded to the longest of their batch: {full}"]
 
 
 def short_names(report: DataReport) -> dict[str, str]:
     """Shorten the path of each named file to the shortest end that no other named file has."""
-    files = {sample.file for sample in report.longest}
-    for finding in report.findings:
-        for example in finding.examples:
-            files |= {example.file} | ({example.other_file} if example.other_file else set())
+    examples = [example for finding in report.findings for example in finding.examples]
+    files = {file for one in examples for file in (one.file, one.other_file) if file}
+    files |= {sample.file for sample in report.longest}
     parts = {file: file.split("/") for file in files}
     ends = {file: ["/".join(of[-count:]) for count in range(1, len(of) + 1)] for file, of in parts.items()}
     seen = Counter(itertools.chain.from_iterable(ends.values()))
@@ -221,8 +224,8 @@ def _lengths(report: DataReport, width: int) -> list[str]:
     return [*lines, "", *aligned(quantiles, words=1)] if quantiles else lines
 
 
-def _histogram(role: str, bins: Bins, seq_len: int, width: int) -> list[str]:
-    bins = bins.merged(_BINS, seq_len)
+def _histogram(role: str, bins: Histogram, seq_len: int, width: int) -> list[str]:
+    bins = merged(bins, _BINS, seq_len)
     edges, counts = bins.edges, bins.counts
     labels = [format_bin(low, high) for low, high in itertools.pairwise(edges)]
     highest, label_width = max(counts), max(map(len, labels))
@@ -236,10 +239,23 @@ def _histogram(role: str, bins: Bins, seq_len: int, width: int) -> list[str]:
     return [f"tokens per sample, {role}", *lines[:at], f"╌╌╌ seq_len {seq_len:,}{within} ╌╌╌", *lines[at:]]
 
 
-def bins_by_role(report: DataReport) -> dict[str, Bins]:
-    """Return the bins of each role that has samples."""
-    every = {role: Bins(hist.edges, hist.counts).filled() for role, hist in report.lengths.items()}
-    return {role: bins for role, bins in every.items() if bins.counts}
+def bins_by_role(report: DataReport) -> dict[str, Histogram]:
+    """Return the bins of each role that has samples, without empty ones at both ends."""
+    found = {}
+    for role, bins in report.lengths.items():
+        if there := [index for index, count in enumerate(bins.counts) if count]:
+            first, last = there[0], there[-1]
+            found[role] = Histogram(edges=bins.edges[first : last + 2], counts=bins.counts[first : last + 1])
+    return found
+
+
+def merged(bins: Histogram, most: int, edge: float) -> Histogram:
+    """Merge neighbours until there are about `most` bins. If `edge` is an edge of a bin, it stays one."""
+    step = math.ceil(len(bins.counts) / most)
+    first = bins.edges.index(edge) % step if edge in bins.edges else 0
+    bounds = sorted({0, *range(first, len(bins.counts), step), len(bins.counts)})
+    counts = (sum(bins.counts[low:high]) for low, high in itertools.pairwise(bounds))
+    return Histogram(edges=tuple(bins.edges[at] for at in bounds), counts=tuple(counts))
 
 
 def bar(share: float, width: int) -> str:
@@ -342,15 +358,11 @@ def _sample(place: int, sample: ShownSample, colour: bool) -> str:
 def _text(sample: ShownSample, colour: bool) -> str:
     """Return the text with runs of targets marked."""
     before, after = (_TARGET, _OFF) if colour else (_OPEN, _CLOSE)
-    parts, inside = [], False
-    for piece, target in zip(sample.pieces, sample.targets, strict=True):
-        if target != inside:
-            parts.append(before if target else after)
-            inside = target
-        parts.append(_printable(piece))
-    if inside:
-        parts.append(after)
-    return "\n".join(f"   {line}" for line in "".join(parts).split("\n"))
+    text = ""
+    for target, run in itertools.groupby(zip(sample.pieces, sample.targets, strict=True), key=itemgetter(1)):
+        part = "".join(_printable(piece) for piece, _ in run)
+        text += f"{before}{part}{after}" if target else part
+    return "\n".join(f"   {line}" for line in text.split("\n"))
 
 
 def _printable(text: str) -> str:

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 
 from cluster.text import many, percent
-from jobs.data.quality.report import DataReport, Example, Finding, LabelCount
+from jobs.data.quality.report import DataReport, Example, Finding, Histogram, LabelCount
 from orchestrator.pages import data as words
 from orchestrator.pages import html as htmlpage
 from orchestrator.pages import svg
@@ -27,8 +27,7 @@ def html(report: DataReport) -> str:
         htmlpage.section("Labels", *_labels(report)),
         htmlpage.section("Longest samples", _longest(report, names)),
         htmlpage.section(
-            "In training",
-            htmlpage.card(f"<p>{htmlpage.shown(words.format_packing(report.packing))}</p>" if report.packing else ""),
+            "In training", *(htmlpage.card(f"<p>{htmlpage.shown(line)}</p>") for line in words.packing_lines(report))
         ),
     )
     title = f"Data check: {htmlpage.shown(report.name)}"
@@ -67,11 +66,12 @@ def _length_plots(report: DataReport) -> str:
     return f'<div class="plots">{cards}</div>\n' if cards else ""
 
 
-def _length_plot(role: str, bins: svg.Bins, seq_len: int) -> str:
+def _length_plot(role: str, bins: Histogram, seq_len: int) -> str:
     ranges = [svg.format_bin(low, high) for low, high in itertools.pairwise(bins.edges)]
     total = sum(bins.counts)
     plot = svg.histogram(
-        bins,
+        bins.edges,
+        bins.counts,
         title=f"Tokens per sample, {role}",
         x_label="tokens per sample, before cutting",
         y_label="samples",
@@ -132,9 +132,8 @@ def _labels(report: DataReport) -> tuple[str, ...]:
     rows = [_label_bar(label, totals) for label in plotted]
     plot = svg.bar_chart(rows, title="Label balance", x_label="% of the samples of the split")
     key = svg.legend((f"s{at}", name) for at, name in enumerate(totals)) if len(totals) > 1 else ""
-    return htmlpage.card(f"<h3>share of each label{more}</h3>{key}{plot}"), htmlpage.card(
-        _label_table(report.labels, totals)
-    )
+    table = _label_table(report.labels, totals)
+    return htmlpage.card(f"<h3>share of each label{more}</h3>{key}{plot}"), htmlpage.card(table)
 
 
 def _label_bar(label: LabelCount, totals: Mapping[str, int]) -> svg.BarRow:

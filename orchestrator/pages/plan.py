@@ -1,8 +1,14 @@
-"""Output of `fleetune plan` and `fleetune advise`: memory, time, the options that fit, and the advised method."""
+"""Output of `fleetune plan` and `fleetune advise`: memory, time, the options that fit, and the advised method.
+
+With `--accuracy`: predicted and measured memory and time of past runs.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, Final
 
 from cluster.text import compact, long_duration, many
@@ -10,11 +16,11 @@ from jobs.advice.method_choice import Choice, Method, Situation
 from jobs.planning.accelerators import GIB
 from jobs.planning.strategies import JobPlan, Option
 from jobs.preflight.plan_text import chosen_fields, format_fields, format_missing, format_refusal, format_strategy, gib
+from jobs.run.run_plan import PlanCheck
 from jobs.search.planned import Cost
 from jobs.search.rules.spec_text import format_sweep
 from jobs.spec.sweep import SweepSpec
-from orchestrator.pages.show import table
-from orchestrator.pages.tables import columns
+from orchestrator.pages.tables import columns, table
 
 _PARTS: Final = {
     "parameters": "parameters",
@@ -31,25 +37,37 @@ _PARTS: Final = {
 }
 _MOST_OPTIONS: Final = 12
 _CHECKPOINT_BYTES: Final = 12  # for each trained parameter: its weight and two moments of AdamW in fp32
+# (predicted, measured) of a run, by the name that programs read.
+_PREDICTIONS: Final = {
+    "memory": attrgetter("predicted_bytes", "measured_bytes"),
+    "step": attrgetter("predicted_step_s", "measured_step_s"),
+    "step_after_first_steps": attrgetter("first_steps_s", "measured_step_s"),
+}
 RATE_OF_LORA: Final = 10  # best learning rate of LoRA, in learning rates of full fine-tuning
 
 
-def plan_page(plan: JobPlan, price: float | None = None) -> str:
+def plan_page(
+    plan: JobPlan, price: float | None = None, sweep: SweepSpec | None = None, cost: Cost | None = None
+) -> str:
     """Format a plan.
 
     Args:
         price: of one GPU for one hour, in any currency.
+        sweep, cost: the sweep whose trials are planned, and what its whole budget takes, if known.
     """
     best = plan.chosen
     shown = best or plan.nearest
     blocks = [table(_facts(plan, shown, price)), _memory(shown, plan.machines.is_cpu), _options(plan)]
     if plan.note:
         blocks.append(f"note: {plan.note}")
-    return "\n\n".join([*blocks, _verdict(plan, best)])
+    blocks.append(_verdict(plan, best))
+    if sweep is not None and cost is not None:
+        blocks.append(_cost(sweep, plan, cost, price))
+    return "\n\n".join(blocks)
 
 
-def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
-    """Return a plan for programs. Sizes are bytes, times are seconds."""
+def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = None) -> dict[str, Any]:
+    """Return a plan for programs. Sizes are bytes, times are seconds. `cost`: of the whole budget of a sweep."""
     best = plan.chosen
 
     def of(option: Option) -> dict[str, Any]:
@@ -80,10 +98,11 @@ def plan_json(plan: JobPlan, price: float | None = None) -> dict[str, Any]:
         "note": plan.note,
         "chosen": None if best is None else plan.options.index(best),
         "options": [of(option) for option in plan.options],
+        **({} if cost is None else {"sweep": dataclasses.asdict(cost)}),
     }
 
 
-def format_cost(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None = None) -> str:
+def _cost(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None) -> str:
     """Format what the whole budget of a sweep takes. `plan`: the plan of one gang."""
     money = "" if price is None else f", {cost.device_hours * price:,.2f} at {price:g} each"
     gangs = f"{many(cost.gangs, 'gang')} of {many(plan.machines.gpus, 'worker')} at once"
@@ -152,15 +171,11 @@ def _options(plan: JobPlan) -> str:
                 _seconds(option.time.seconds),
                 compact(option.time.tokens_per_s),
                 f"{100 * option.time.mfu:.0f} %",
-                _fits(option),
+                "yes" if option.fits else f"{format_missing(option)} too much",
             )
             for option in shown
         ],
     )
-
-
-def _fits(option: Option) -> str:
-    return "yes" if option.fits else f"{format_missing(option)} too much"
 
 
 def _way(option: Option) -> object:
@@ -190,15 +205,13 @@ def advice_page(
         rate: learning rate of the spec, for full fine-tuning.
         price: of one GPU for one hour.
     """
+    others = choice.changes or ("no other value of a single fact changes the advice",)
     facts = [
         ("data", f"{many(situation.examples, 'example')} for training"),
         ("machines", str(plans["full"].machines)),
         ("advice", "neither method fits" if choice.method is None else f"method: {choice.method}"),
         ("because", choice.why),
-        *(
-            ("other advice", change)
-            for change in choice.changes or ("no other value of a single fact changes the advice",)
-        ),
+        *(("other advice", other) for other in others),
     ]
     head = ("", "trained", "checkpoint", "strategy", "GiB", "whole run", "rate")
     rows = [_method_row(method, plan, rate, price) for method, plan in plans.items()]
@@ -236,3 +249,64 @@ def _method_row(method: Method, plan: JobPlan, rate: float, price: float | None)
         length,
         f"{rate:g}" if method == "full" else f"about {rate * RATE_OF_LORA:g}",
     )
+
+
+def format_plan(check: PlanCheck) -> str:
+    """Describe one run's plan in a line."""
+    memory = f"{gib(check.predicted_bytes)} GiB predicted"
+    if check.measured_bytes is not None:
+        memory += f", {gib(check.measured_bytes)} measured ({_signed(_error(check, 'memory'))})"
+    step = f"step {_known_seconds(check.predicted_step_s)} predicted"
+    if check.measured_step_s is not None:
+        step += f", {_known_seconds(check.measured_step_s)} measured"
+    return f"{memory}; {step}"
+
+
+def accuracy_page(checks: Mapping[str, PlanCheck]) -> str:
+    """Format a table of runs with a plan, with median and worst errors below it."""
+    rows = [
+        (
+            name,
+            check.machines,
+            gib(check.predicted_bytes),
+            "" if check.measured_bytes is None else gib(check.measured_bytes),
+            _signed(_error(check, "memory")),
+            _known_seconds(check.predicted_step_s),
+            _known_seconds(check.first_steps_s),
+            _known_seconds(check.measured_step_s),
+            _signed(_error(check, "step_after_first_steps")),
+        )
+        for name, check in checks.items()
+    ]
+    head = ("RUN", "MACHINES", "GIB", "MEASURED", "ERROR", "STEP", "FIRST STEPS", "MEASURED", "ERROR")
+    found = accuracy_json(checks)
+    lines = [
+        f"{title}: median {100 * found[key]['median']:.1f} %, worst {100 * found[key]['worst']:.1f} % "
+        f"of {found[key]['runs']} runs"
+        for key, title in (("memory", "memory"), ("step_after_first_steps", "step time, from the first steps"))
+        if found[key]["runs"]
+    ]
+    return "\n\n".join([columns(head, rows), "\n".join(lines) or "no run with a plan has completed a step yet"])
+
+
+def accuracy_json(checks: Mapping[str, PlanCheck]) -> dict[str, Any]:
+    """Return the runs, and a summary of their absolute relative errors."""
+    found: dict[str, Any] = {"runs": {name: check.model_dump(mode="json") for name, check in checks.items()}}
+    for what in _PREDICTIONS:
+        errors = [abs(error) for check in checks.values() if (error := _error(check, what)) is not None]
+        median = statistics.median(errors) if errors else None
+        found[what] = {"runs": len(errors), "median": median, "worst": max(errors, default=None)}
+    return found
+
+
+def _error(check: PlanCheck, what: str) -> float | None:
+    predicted, measured = _PREDICTIONS[what](check)
+    return predicted / measured - 1 if predicted is not None and measured else None
+
+
+def _signed(error: float | None) -> str:
+    return "" if error is None else f"{100 * error:+.1f} %"
+
+
+def _known_seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:.3g} s"

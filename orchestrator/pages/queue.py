@@ -7,8 +7,8 @@ from typing import Final
 
 from cluster.text import format_time, long_duration
 from orchestrator.api import EventView, JobView, WhyView
-from orchestrator.pages.show import numbers, table
-from orchestrator.pages.tables import columns, cut, plain
+from orchestrator.pages.show import numbers
+from orchestrator.pages.tables import columns, cut, plain, table
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
 from orchestrator.queue.wording import detail_of, happened
 
@@ -75,14 +75,12 @@ def _totals(jobs: Sequence[JobView], counts: Mapping[State, int], asked: Sequenc
         count = counts.get(state, 0)
         if not count or (state in ENDED and not shown[state]):
             continue
-        notes = [f"{shown[state]:,} shown"] if shown[state] < count else []
-        if state is State.QUEUED and paused:
-            if not notes and paused == count:
-                parts.append(f"{count:,} paused")
-                continue
+        name, notes = str(state), [f"{shown[state]:,} shown"] if shown[state] < count else []
+        if state is State.QUEUED and paused == count and not notes:
+            name = "paused"
+        elif state is State.QUEUED and paused:
             notes.append(f"{paused:,} paused")
-        note = f" ({', '.join(notes)})" if notes else ""
-        parts.append(f"{count:,} {state}{note}")
+        parts.append(f"{count:,} {name}" + (f" ({', '.join(notes)})" if notes else ""))
     if parts:
         return ", ".join(parts)
     if asked:

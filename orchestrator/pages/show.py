@@ -27,10 +27,10 @@ from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.load import SPEC_MODELS
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.space import Dimension
-from orchestrator.pages.plan_accuracy import format_plan
-from orchestrator.pages.tables import aligned, columns
+from orchestrator.pages.plan import format_plan
+from orchestrator.pages.tables import columns, table
 
-Row = tuple[str, str]
+Row = tuple[str, str | None]  # `table` leaves out a row with None
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _WARMUP = ("train.warmup_ratio", "train.warmup_steps")
 _BATCH = ("global_batch_size", "global_batch_tokens", "per_device_train_batch_size", "gradient_accumulation_steps")
@@ -40,11 +40,6 @@ _LINE_OF = {
     **dict.fromkeys(("train.zero.stage", "lora.rank"), "method"),
 }
 _USUAL_BOUND = 0.02  # relative increase of the loss on general text above which mixing is suggested, without a bound
-
-
-def table(rows: Iterable[Row], indent: str = "") -> str:
-    """Align two columns."""
-    return "\n".join(aligned(list(rows), indent=indent))
 
 
 def plan(spec: Spec, varied: Mapping[str, str] = _NOTHING) -> dict[str, str]:
@@ -170,21 +165,20 @@ def ending(
         bound: remedies.forgetting.max_general_loss_increase.
         told: whether the run has already printed the reason, the logs and the command to resume.
     """
-    rows = [("status", f"{outcome.status} after {many(outcome.step, 'step')}")]
-    if outcome.reason and not told:
-        rows.append(("reason", outcome.reason))
-    rows += _before_and_after(outcome, outcome.metrics, outcome.evaluated_step)
-    rows += class_rows(outcome.confusion, labels)
-    if outcome.model_path:
-        rows += _mixing_row(outcome, outcome.metrics, bound, root)
-        rows.append(("model", outcome.model_path))
-    if root:
-        rows.append(("run", root))
-    if root and not (told and outcome.reason):
-        rows.append(("logs", f"{root}/logs"))
-        if how := how_to_go_on(JobPaths(root), outcome):
-            rows.append(("resume", how))
-    return table(rows)
+    untold = root if not (told and outcome.reason) else None
+    return table(
+        [
+            ("status", f"{outcome.status} after {many(outcome.step, 'step')}"),
+            ("reason", None if told else outcome.reason or None),
+            *_before_and_after(outcome, outcome.metrics, outcome.evaluated_step),
+            *class_rows(outcome.confusion, labels),
+            ("forgetting", _mixing(outcome, outcome.metrics, bound, root) if outcome.model_path else None),
+            ("model", outcome.model_path or None),
+            ("run", root or None),
+            ("logs", f"{untold}/logs" if untold else None),
+            ("resume", how_to_go_on(JobPaths(untold), outcome) if untold else None),
+        ]
+    )
 
 
 def _before_and_after(of: Outcome | RunDetails, after: Mapping[str, float], step: int | None) -> list[Row]:
@@ -194,28 +188,27 @@ def _before_and_after(of: Outcome | RunDetails, after: Mapping[str, float], step
         after: metrics of the last evaluation.
         step: the step of that evaluation, if known.
     """
-    before = of.metrics_before
-    evaluated = numbers({name: value for name, value in after.items() if name.startswith("eval_")})
-    rows = [("before", numbers(before)), ("after" if step is None else f"after step {step}", evaluated)]
+    before, exported = of.metrics_before, f"the checkpoint of step {of.exported_step}: {numbers(of.exported_metrics)}"
+    name = "after" if step is None else f"after step {step}"
+    evaluated = numbers({key: value for key, value in after.items() if key.startswith("eval_")})
     if before and not evaluated:
-        rows[1] = ("after", "not evaluated since")
-    if "loss" in after:
-        rows.append(("train loss", f"{after['loss']:.4g}"))
-    if of.exported_step is not None:
-        rows.append(("exported", f"the checkpoint of step {of.exported_step}: {numbers(of.exported_metrics)}"))
-    rows.append(("trade-off", format_trade(before, of.exported_metrics or after) or ""))
-    return [row for row in rows if row[1]]
+        name, evaluated = "after", "not evaluated since"
+    return [
+        ("before", numbers(before) or None),
+        (name, evaluated or None),
+        ("train loss", f"{after['loss']:.4g}" if "loss" in after else None),
+        ("exported", None if of.exported_step is None else exported),
+        ("trade-off", format_trade(before, of.exported_metrics or after)),
+    ]
 
 
-def _mixing_row(
-    of: Outcome | RunDetails, after: Mapping[str, float], bound: float | None, root: str | None
-) -> list[Row]:
+def _mixing(of: Outcome | RunDetails, after: Mapping[str, float], bound: float | None, root: str | None) -> str | None:
     """Suggest to mix the exported model with its base, if its loss on general text exceeds the bound."""
     risen = general_increase(of.metrics_before, of.exported_metrics or after)
     if root is None or risen is None or risen <= (_USUAL_BOUND if bound is None else bound):
-        return []
+        return None
     command = f"fleetune export {shlex.quote(root)} --to DIR --base-weight 0.3"
-    return [("forgetting", f"the loss on general text rose by {risen:.1%}. To mix the model with its base: {command}")]
+    return f"the loss on general text rose by {risen:.1%}. To mix the model with its base: {command}"
 
 
 def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str]) -> list[Row]:
@@ -224,7 +217,7 @@ def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str])
         return []
     names = list(labels) if len(labels) == len(confusion) else [str(number) for number in range(len(confusion))]
     predicted = [sum(column) for column in zip(*confusion, strict=True)]
-    rows = []
+    rows = list[Row]()
     for number, (name, row) in enumerate(zip(names, confusion, strict=True)):
         hits, true = row[number], sum(row)
         f1 = 2 * hits / max(true + predicted[number], 1)
@@ -252,50 +245,46 @@ def format_status(run: RunSummary) -> str:
 
 
 def _ago(at: datetime.datetime | None, now: datetime.datetime) -> str:
-    if at is None:
-        return "?"
-    return f"{long_duration((now - at).total_seconds())} ago"
+    return "?" if at is None else f"{long_duration((now - at).total_seconds())} ago"
 
 
 def run_page(details: RunDetails) -> str:
     """Format the page of `fleetune show`."""
     run, spec = details.summary, details.spec
-    steps = f"{run.step}/{details.total_steps}" if details.total_steps else str(run.step)
-    rows = [("run", run.name), ("status", format_status(run))]
-    if run.reason:
-        rows.append(("reason", run.reason))
     job = spec.get("base", spec)  # in a sweep, the base job of its trials
-    rows += [("model", str(job.get("model", {}).get("path"))), ("data", _data_of(job))]
-    method = job.get("method", {}).get("kind", "full")
+    trials = f"fleetune sweep leaderboard {details.paths['run']}"
     if "methods" in spec:
-        rows.append(("methods", ", ".join(str(one.get("name")) for one in spec["methods"])))
-        rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}/methods/NAME"))
+        methods = ", ".join(str(one.get("name")) for one in spec["methods"])
+        kind: list[Row] = [("methods", methods), ("trials", f"{trials}/methods/NAME")]
     else:
-        if method != "full":
-            part = ""
-            if details.trainable is not None and details.parameters is not None:
-                part = f", trainable {compact(details.trainable)} of {compact(details.parameters)} parameters"
-            rows.append(("method", method + part))
-        if "base" in spec:
-            rows.append(("trials", f"fleetune sweep leaderboard {details.paths['run']}"))
-        rows.append(("step", steps))
-    rows += _before_and_after(details, run.metrics, run.evaluated_step)
-    rows += class_rows(details.confusion, job.get("data", {}).get("labels") or ())
-    if details.summary.status == Status.SUCCEEDED:
+        method = job.get("method", {}).get("kind", "full")
+        if method != "full" and details.trainable is not None and details.parameters is not None:
+            method += f", trainable {compact(details.trainable)} of {compact(details.parameters)} parameters"
+        steps = f"{run.step}/{details.total_steps}" if details.total_steps else str(run.step)
+        kind = [("method", None if method == "full" else method), ("trials", trials if "base" in spec else None)]
+        kind.append(("step", steps))
+    mixing = None
+    if run.status == Status.SUCCEEDED:
         bound = job.get("remedies", {}).get("forgetting", {}).get("max_general_loss_increase")
-        rows += _mixing_row(details, run.metrics, bound, details.paths["run"])
-    rows += trouble_rows(details.troubles)
-    if details.plan is not None:
-        rows.append(("plan", format_plan(details.plan)))
-    rows += [(f"{name} at", path) for name, path in details.paths.items()]
-    if details.resume:
-        rows.append(("resume", details.resume))
-    parts = [table(rows)]
-    if details.events:
-        parts.append("last events:\n" + table((_event_row(event) for event in details.events), "  "))
-    if details.log_tail:
-        parts.append("end of " + details.log_tail)
-    return "\n\n".join(parts)
+        mixing = _mixing(details, run.metrics, bound, details.paths["run"])
+    rows = [
+        ("run", run.name),
+        ("status", format_status(run)),
+        ("reason", run.reason or None),
+        ("model", str(job.get("model", {}).get("path"))),
+        ("data", _data_of(job)),
+        *kind,
+        *_before_and_after(details, run.metrics, run.evaluated_step),
+        *class_rows(details.confusion, job.get("data", {}).get("labels") or ()),
+        ("forgetting", mixing),
+        *trouble_rows(details.troubles),
+        ("plan", None if details.plan is None else format_plan(details.plan)),
+        *((f"{name} at", path) for name, path in details.paths.items()),
+        ("resume", details.resume or None),
+    ]
+    events = table(map(_event_row, details.events), "  ")
+    parts = (table(rows), events and f"last events:\n{events}", details.log_tail and f"end of {details.log_tail}")
+    return "\n\n".join(filter(None, parts))
 
 
 def _data_of(spec: Mapping[str, Any]) -> str:

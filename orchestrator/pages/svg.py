@@ -1,17 +1,19 @@
-"""Plots as SVG text: bars, axes, ticks, and formatted numbers. Pure functions; STYLE has the colours."""
+"""Plots as SVG text: bars, stacked areas, axes, ticks, and formatted numbers. Pure functions."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 from cluster.text import compact, grouped
 
-# CSS for a page that has plots, needed once. The colours are distinguishable with red-green colour blindness.
+# CSS for a page that has plots, needed once; a page with areas needs AREA_STYLE, too. The colours are distinguishable
+# with red-green colour blindness.
 STYLE = """
 :root { --plot-text: #5b6068; --plot-line: #d9dce1; --plot-mark: #b3261e; --plot-0: #3569c4; --plot-1: #e0912f; }
 @media (prefers-color-scheme: dark) {
@@ -33,16 +35,32 @@ svg.plot .s1 { fill: var(--plot-1); }
 .swatch.s1 { background: var(--plot-1); }
 @media print { svg.plot, .swatch { print-color-adjust: exact; -webkit-print-color-adjust: exact; } }
 """
+# Adjacent colours also differ in lightness, for colour-blind readers. The last colour is grey.
+AREA_STYLE = """
+:root { --area-0: #0072b2; --area-1: #e69f00; --area-2: #009e73; --area-3: #cc79a7; --area-4: #56b4e9;
+  --area-5: #d55e00; --area-6: #e3d43a; --area-7: #9aa0a8; --area-gap: #fff; }
+@media (prefers-color-scheme: dark) {
+  :root { --area-0: #3f8fd2; --area-1: #eba91f; --area-2: #1fb58a; --area-3: #d58db6; --area-4: #86c9f2;
+    --area-5: #e5702a; --area-6: #efe25a; --area-7: #737a84; --area-gap: #1c1f25; }
+}
+svg.plot .area { stroke: var(--area-gap); stroke-width: 0.4; }
+svg.plot g.datum:hover .hit { fill: var(--plot-text); fill-opacity: 0.18; }
+""" + "".join(
+    f"svg.plot .a{at} {{ fill: var(--area-{at}); }} .swatch.a{at} {{ background: var(--area-{at}); }}\n"
+    for at in range(8)
+)
+MOST_AREAS = 8
 LABEL_CELLS = 24  # most characters of a label in a bar chart; wide characters count twice
 
 WIDTH = 560.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 62.0, WIDTH - 14, 26.0, 214.0  # edges of all plots except bar charts
 _SMALLEST_BAR = 1.5  # pixels; any value above 0 is visible
 _BAR_HEIGHT, _ROW_GAP = 14.0, 10.0
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A line across a plot, at a value of the x axis."""
+    """A line across a plot, at a value of the x axis; across areas, of the y axis."""
 
     at: float
     label: str
@@ -59,26 +77,12 @@ class BarRow:
 
 
 @dataclass(frozen=True)
-class Bins:
-    """counts[i] is the number of values in [edges[i], edges[i + 1])."""
+class Area:
+    """One layer of a stack, with a value of at least 0 for each span between edges."""
 
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
-
-    def filled(self) -> Bins:
-        """Return the bins without empty ones at both ends."""
-        there = [index for index, count in enumerate(self.counts) if count]
-        if not there:
-            return Bins((), ())
-        return Bins(self.edges[there[0] : there[-1] + 2], self.counts[there[0] : there[-1] + 1])
-
-    def merged(self, most: int, edge: float) -> Bins:
-        """Merge neighbours until there are about `most` bins. If `edge` is an edge of a bin, it stays one."""
-        step = math.ceil(len(self.counts) / most)
-        first = self.edges.index(edge) % step if edge in self.edges else 0
-        bounds = sorted({0, *range(first, len(self.counts), step), len(self.counts)})
-        counts = (sum(self.counts[low:high]) for low, high in itertools.pairwise(bounds))
-        return Bins(tuple(self.edges[at] for at in bounds), tuple(counts))
+    name: str
+    values: tuple[float, ...]
+    colour: int  # 0 .. MOST_AREAS - 1
 
 
 def format_bin(low: float, high: float) -> str:
@@ -99,19 +103,19 @@ def element(name: str, inside: str = "", /, **attributes: str | float) -> str:
     return f"<{name}{''.join(pairs)}>{inside}</{name}>" if inside else f"<{name}{''.join(pairs)}/>"
 
 
-def nice_step(span: float, most: int) -> float:
+def _nice_step(span: float, most: int, whole: bool) -> float:
     """Return the smallest step of the form 1, 2 or 5 x 10^n that splits `span` into at most `most` parts."""
     if span <= 0:
         return 1.0
     raw = span / most
     unit = 10.0 ** math.floor(math.log10(raw))
-    return next(factor * unit for factor in (1, 2, 5, 10, 20) if factor * unit >= raw * (1 - 1e-9))
+    step = next(factor * unit for factor in (1, 2, 5, 10, 20) if factor * unit >= raw * (1 - 1e-9))
+    return max(step, 1.0) if whole else step
 
 
 def nice_ticks(low: float, high: float, most: int = 6, *, whole: bool = False) -> list[float]:
     """Return round values within [low, high]; `whole`: whole numbers only."""
-    step = nice_step(high - low, most)
-    step = max(step, 1.0) if whole else step
+    step = _nice_step(high - low, most, whole)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{number * step:.12g}") for number in range(first, last + 1)]
 
@@ -144,7 +148,8 @@ def figure(height: float, body: str, title: str) -> str:
 
 
 def histogram(
-    bins: Bins,
+    edges: Sequence[float],
+    counts: Sequence[int],
     *,
     title: str,
     x_label: str,
@@ -153,28 +158,55 @@ def histogram(
     mark: Mark | None = None,
     series: int = 0,
 ) -> str:
-    """Draw a histogram of vertical bars with a tip for each. Returns '' if there are no bins."""
-    edges, counts = bins.edges, bins.counts
-    if not counts:
-        return ""
-    left, right, top, bottom = 62.0, WIDTH - 14, 26.0, 214.0
-    place = even_bins(edges, left, right)
+    """Draw a histogram: counts[i] values lie in [edges[i], edges[i + 1]), with a tip for each bar."""
+    place = even_bins(edges, _LEFT, _RIGHT)
     highest = up_to_tick(max(counts) or 1, whole=True)
-    per_unit = (bottom - top) / highest
-    parts = [y_axis(highest, left, right, top, bottom, y_label)]
-    width = (right - left) / len(counts)
+    per_unit = (_BOTTOM - _TOP) / highest
+    parts = [_y_axis(highest, y_label)]
+    width = (_RIGHT - _LEFT) / len(counts)
     gap = min(1.0, width / 5)
     for index, (count, tip) in enumerate(zip(counts, tips, strict=True)):
         tall = max(count * per_unit, _SMALLEST_BAR) if count else 0.0
-        x = left + index * width
+        x = _LEFT + index * width
         shape = {"x": x + gap / 2, "width": width - gap}
-        hit = element("rect", class_="hit", x=x, y=top, width=width, height=bottom - top)
-        bar = element("rect", class_=f"bar s{series}", y=bottom - tall, height=tall, **shape)
-        parts.append(datum(tip, hit + bar))
-    parts.append(x_axis(_ticks_of(edges), place, left, right, bottom, x_label))
+        bar = element("rect", class_=f"bar s{series}", y=_BOTTOM - tall, height=tall, **shape)
+        parts.append(datum(tip, _hit(x, width) + bar))
+    parts.append(x_axis(_ticks_of(edges), place, _LEFT, _RIGHT, _BOTTOM, x_label))
     if mark:
-        parts.append(_mark(mark, edges[-1], place(mark.at), top, bottom))
-    return figure(bottom + 42, "".join(parts), title)
+        parts.append(_mark(mark, edges[-1], place(mark.at)))
+    return figure(_BOTTOM + 42, "".join(parts), title)
+
+
+def stacked_area(
+    edges: Sequence[float],
+    areas: Sequence[Area],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    tips: Sequence[str],
+    limit: Mark | None = None,
+) -> str:
+    """Draw layers from bottom to top in the given order, as steps between the edges, with a tip for each span.
+
+    `limit` is a line across the plot at a value of the y axis. Returns '' if there is no span.
+    """
+    if len(edges) < 2 or not areas:
+        return ""
+    sums = [(0.0,) * len(tips)]
+    for area in areas:
+        sums.append(tuple(map(operator.add, sums[-1], area.values)))
+    highest = up_to_tick(max(*sums[-1], limit.at if limit else 0.0) or 1.0, whole=True)
+    place = even_bins((edges[0], edges[-1]), _LEFT, _RIGHT)
+    xs = [place(edge) for edge in edges]
+    parts = [_y_axis(highest, y_label)]
+    for area, (low, high) in zip(areas, itertools.pairwise(sums), strict=True):
+        if any(area.values):
+            parts.append(element("path", class_=f"area a{area.colour}", d=_outline(xs, low, high, highest)))
+    parts.append(_limit(limit, highest) if limit else "")
+    parts += [datum(tip, _hit(x, after - x)) for tip, (x, after) in zip(tips, itertools.pairwise(xs), strict=True)]
+    parts.append(x_axis(nice_ticks(edges[0], edges[-1], 8), place, _LEFT, _RIGHT, _BOTTOM, x_label))
+    return figure(_BOTTOM + 42, "".join(parts), title)
 
 
 def bar_chart(rows: Sequence[BarRow], *, title: str, x_label: str) -> str:
@@ -200,8 +232,7 @@ def legend(series: Iterable[tuple[str, str]]) -> str:
 
 
 def up_to_tick(value: float, whole: bool = False) -> float:
-    step = nice_step(value, 5)
-    step = max(step, 1.0) if whole else step
+    step = _nice_step(value, 5, whole)
     return step * math.ceil(value / step - 1e-9)
 
 
@@ -221,15 +252,15 @@ def plot_text(text: str, x: float, y: float, anchor: str = "middle", **more: str
     return element("text", escape(text) or " ", x=x, y=y, text_anchor=anchor, **more)
 
 
-def y_axis(highest: float, left: float, right: float, top: float, bottom: float, label: str) -> str:
+def _y_axis(highest: float, label: str) -> str:
     parts = []
     for tick in nice_ticks(0, highest, 5, whole=True):
-        y = bottom - tick / highest * (bottom - top)
+        y = _height(tick, highest)
         parts += [
-            element("line", class_="grid", x1=left, x2=right, y1=y, y2=y),
-            plot_text(compact(tick), left - 6, y + 4, "end"),
+            element("line", class_="grid", x1=_LEFT, x2=_RIGHT, y1=y, y2=y),
+            plot_text(compact(tick), _LEFT - 6, y + 4, "end"),
         ]
-    middle = (top + bottom) / 2
+    middle = (_TOP + _BOTTOM) / 2
     return "".join(parts) + plot_text(label, 14, middle, transform=f"rotate(-90 14 {middle:g})")
 
 
@@ -252,13 +283,13 @@ def x_axis(
     return "".join(parts) + plot_text(label, (left + right) / 2, bottom + 35)
 
 
-def _mark(mark: Mark, last: float, x: float, top: float, bottom: float) -> str:
+def _mark(mark: Mark, last: float, x: float) -> str:
     """Draw a mark. A value beyond the end of the axis is drawn at its end, with an arrow."""
     on_the_left = x < WIDTH / 2
     label = f"{mark.label} →" if mark.at > last else mark.label
-    line = element("line", class_="mark", x1=x, x2=x, y1=top - 8, y2=bottom)
+    line = element("line", class_="mark", x1=x, x2=x, y1=_TOP - 8, y2=_BOTTOM)
     anchor, aside = ("start", 5) if on_the_left else ("end", -5)
-    return line + plot_text(label, x + aside, top - 10, anchor, class_="mark-label")
+    return line + plot_text(label, x + aside, _TOP - 10, anchor, class_="mark-label")
 
 
 def _bar_row(row: BarRow, y: float, height: float, place: Callable[[float], float]) -> str:
@@ -271,3 +302,27 @@ def _bar_row(row: BarRow, y: float, height: float, place: Callable[[float], floa
         bar = element("rect", class_=f"bar s{series}", x=left, y=top + 1, width=long, height=_BAR_HEIGHT - 2)
         parts.append(datum(tip, bar + plot_text(words, left + long + 5, top + _BAR_HEIGHT - 3, "start")))
     return "".join(parts)
+
+
+def _outline(xs: Sequence[float], low: Sequence[float], high: Sequence[float], highest: float) -> str:
+    """Return the path along the top from left to right, and back along the bottom."""
+
+    def along(values: Sequence[float]) -> list[str]:
+        spans = zip(itertools.pairwise(xs), values, strict=True)
+        return [f"{x:.1f} {_height(value, highest):.1f}" for span, value in spans for x in span]
+
+    return "M" + "L".join(along(high) + along(low)[::-1]) + "Z"
+
+
+def _height(value: float, highest: float) -> float:
+    return _BOTTOM - value / highest * (_BOTTOM - _TOP)
+
+
+def _hit(x: float, width: float) -> str:
+    return element("rect", class_="hit", x=x, y=_TOP, width=width, height=_BOTTOM - _TOP)
+
+
+def _limit(limit: Mark, highest: float) -> str:
+    y = _height(limit.at, highest)
+    line = element("line", class_="mark", x1=_LEFT, x2=_RIGHT, y1=y, y2=y)
+    return line + plot_text(limit.label, _RIGHT, y - 6, "end", class_="mark-label")

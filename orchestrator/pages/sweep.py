@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from cluster.text import compact, duration, many
 from jobs.run.summary import RunSummary
@@ -13,8 +13,8 @@ from jobs.search.report.trial_text import format_value, format_values
 from jobs.search.rules.budget import most_trials
 from jobs.search.rules.varying import short_name
 from jobs.search.trial import Trial
-from orchestrator.pages.show import format_status, table
-from orchestrator.pages.tables import GAP, cut, plain
+from orchestrator.pages.show import format_status
+from orchestrator.pages.tables import GAP, cut, plain, table
 
 MOST_ROWS: Final = 20
 FEWEST_ROWS: Final = 3
@@ -23,13 +23,7 @@ _MOST_CELL: Final = 12
 _TOKENS, _LOSS = "tokens", "training loss"
 
 Kind = Literal["head", "best", "running", "failed", "other", "note"]
-
-
-class Line(NamedTuple):
-    """A line on the screen, and its kind, which determines the style."""
-
-    text: str
-    kind: Kind
+Line = tuple[str, Kind]  # a line on the screen; its kind determines the style
 
 
 def shown_trials(status: SweepStatus, most: int) -> tuple[Trial, ...]:
@@ -55,16 +49,16 @@ def screen(status: SweepStatus, width: int, height: int) -> list[Line]:
     notes = 3  # lines below the rows: the best trial, the trials not shown, and the counts
     rows = shown_trials(status, max(min(MOST_ROWS, height - depth - notes), FEWEST_ROWS))
     texts = _columns(status, rows, width)
-    lines = [Line(text, "head") for text in texts[: -len(rows)]]
-    lines += [Line(text, _kind(trial, status)) for text, trial in zip(texts[-len(rows) :], rows, strict=True)]
+    lines: list[Line] = [(text, "head") for text in texts[: -len(rows)]]
+    lines += [(text, _kind(trial, status)) for text, trial in zip(texts[-len(rows) :], rows, strict=True)]
     shown = {trial.number for trial in rows}
     if hidden := tuple(trial for trial in status.trials if trial.number not in shown):
-        lines.append(Line(f"not shown: {format_counts(counts_of(hidden))}", "note"))
+        lines.append((f"not shown: {format_counts(counts_of(hidden))}", "note"))
     if status.best is not None:
-        lines.append(Line(f"best so far: {format_best(status.best, status)}", "note"))
+        lines.append((f"best so far: {format_best(status.best, status)}", "note"))
     every = f"{many(len(status.trials), 'trial')}: {format_counts(counts_of(status.trials))}"
-    lines.append(Line(f"{every}; {'; '.join(format_budget(status))}", "note"))
-    return [line._replace(text=cut(line.text, width)) for line in lines]
+    lines.append((f"{every}; {'; '.join(format_budget(status))}", "note"))
+    return [(cut(text, width), kind) for text, kind in lines]
 
 
 def format_elapsed(status: SweepStatus) -> str:

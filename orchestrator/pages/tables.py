@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 GAP: Final = "  "
@@ -57,6 +57,11 @@ def aligned(rows: Sequence[Sequence[str]], words: int | None = None, indent: str
         (indent + GAP.join(padded(cell, widths[at], at >= words) for at, cell in enumerate(row))).rstrip()
         for row in rows
     ]
+
+
+def table(rows: Iterable[tuple[str, str | None]], indent: str = "") -> str:
+    """Align two columns. Rows with None are left out."""
+    return "\n".join(aligned([(name, text) for name, text in rows if text is not None], indent=indent))
 
 
 def padded(text: str, width: int, right: bool = False) -> str:

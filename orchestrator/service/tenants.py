@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Final
 
-from orchestrator.api import (
-    QuotaSent,
-    QuotaView,
-    RestrictionsSent,
-    RestrictionsView,
-    Tenants,
-    TenantSent,
-    TenantView,
-)
+from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, Tenants, TenantSent, TenantView
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Lease, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State
@@ -137,7 +129,7 @@ def _view(context: ServiceContext, tenant: Tenant, leases: Sequence[Lease], hour
         gpus=sum(
             lease.gang.num_workers * lease.gang.gpus_per_worker for lease in leases if lease.tenant == tenant.name
         ),
-        restrictions=RestrictionsView(**asdict(restrictions)),
+        restrictions=restrictions,
         gpu_hours=None if restrictions.max_gpu_hours_per_month is None else hours.get(tenant.name, 0.0),
     )
 

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from cluster.text import many
 from orchestrator.pages import html as htmlpage
 from orchestrator.pages import svg
-from orchestrator.pages import svg_areas as svgarea
 from orchestrator.pages.tables import shortened
 from orchestrator.simulate.figures import Floats, OverTime, figures, over_time, tenant_figures
 from orchestrator.simulate.page import circumstances, figure_rows, format_cluster, three_digits, times
 from orchestrator.simulate.values import Simulated
 
 _SPANS = 168  # spans of a plot: an hour each in a week
-_NAMED = svgarea.MOST_SERIES - 1  # tenants with a separate colour
+_NAMED = svg.MOST_AREAS - 1  # tenants with a separate colour
 _TENANTS_SHOWN = 100
 _NAME_CELLS = 24
 _UNITS = ((3 * 86400.0, 86400.0, "days"), (2 * 3600.0, 3600.0, "hours"), (0.0, 60.0, "minutes"))  # from, seconds, name
@@ -44,7 +43,7 @@ def report(simulations: Sequence[tuple[str, Simulated]]) -> str:
         htmlpage.section("Figures", _figures(simulations), f'<p class="definitions">{_DEFINITIONS}</p>\n'),
         *(_sections(name if len(simulations) > 1 else "", one, colours) for name, one in simulations),
     ]
-    return htmlpage.document(htmlpage.shown(title), "".join(body), svgarea.STYLE + _STYLE)
+    return htmlpage.document(htmlpage.shown(title), "".join(body), svg.AREA_STYLE + _STYLE)
 
 
 def _facts(simulations: Sequence[tuple[str, Simulated]]) -> list[tuple[str, str]]:
@@ -76,7 +75,7 @@ def _plot(title: str, course: OverTime, gpus: Floats, colours: dict[str, int], l
     _, unit_s, unit_name = next(one for one in _UNITS if course.edges_s[-1] >= one[0])
     edges = [float(edge) / unit_s for edge in course.edges_s]
     areas = _areas(course.tenants, gpus, colours)
-    plot = svgarea.stacked_area(
+    plot = svg.stacked_area(
         edges,
         areas,
         title=title,
@@ -89,21 +88,21 @@ def _plot(title: str, course: OverTime, gpus: Floats, colours: dict[str, int], l
     return f"<h3>{title}</h3>{legend}{plot}"
 
 
-def _areas(tenants: Sequence[str], gpus: Floats, colours: dict[str, int]) -> list[svgarea.Area]:
+def _areas(tenants: Sequence[str], gpus: Floats, colours: dict[str, int]) -> list[svg.Area]:
     """Return the largest tenants in the order of their colours, and the others together in the last colour."""
     rows = {tenant: gpus[at] for at, tenant in enumerate(tenants)}
     areas = [
-        svgarea.Area(shortened(tenant, _NAME_CELLS), tuple(rows[tenant].tolist()), colour)
+        svg.Area(shortened(tenant, _NAME_CELLS), tuple(rows[tenant].tolist()), colour)
         for tenant, colour in colours.items()
     ]
     others = [row for tenant, row in rows.items() if tenant not in colours]
     if others:
         total = tuple(float(sum(values)) for values in zip(*others, strict=True))
-        areas.append(svgarea.Area(many(len(others), "other"), total, svgarea.MOST_SERIES - 1))
+        areas.append(svg.Area(many(len(others), "other"), total, svg.MOST_AREAS - 1))
     return areas
 
 
-def _tip(areas: Sequence[svgarea.Area], at: int, begin: float, end: float, unit: str) -> str:
+def _tip(areas: Sequence[svg.Area], at: int, begin: float, end: float, unit: str) -> str:
     parts = [f"{area.name} {area.values[at]:,.1f}" for area in reversed(areas) if area.values[at] >= 0.05]
     total = sum(area.values[at] for area in areas)
     return f"{begin:.1f} to {end:.1f} {unit}: {total:,.1f} GPUs" + (f" ({', '.join(parts)})" if parts else "")

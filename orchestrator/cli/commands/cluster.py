@@ -12,9 +12,8 @@ import typer
 from jobs.errors import InputError
 from orchestrator.cli.completion import ANY, node_ids, tenant_names
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Json, OneTenant, Url, connected, width
+from orchestrator.cli.options import Json, OneTenant, Url, connected, duration_s, width
 from orchestrator.cli.output import exit_on_error, json_list
-from orchestrator.cli.quantities import duration_s
 from orchestrator.queue.tenants import check_name
 
 NodeIds = Annotated[
@@ -119,6 +118,7 @@ def tenants_list(json_: Json = False, url: Url = None) -> None:
 
 @tenants.command("set", epilog="Example:  fleetune tenants set vision --weight 2 --guaranteed A100=8 --limit 16")
 def tenants_set(
+    context: typer.Context,
     name: Annotated[
         str,
         typer.Argument(
@@ -142,13 +142,13 @@ def tenants_set(
         str | None,
         typer.Option("--max-priority", metavar="N", help="Highest priority that members may use; none: no limit [0]."),
     ] = None,
-    max_queued: Annotated[
+    max_queued_jobs: Annotated[
         str | None, typer.Option("--max-queued", metavar="N", help="Most waiting jobs, or none.")
     ] = None,
-    max_runtime: Annotated[
+    max_runtime_s: Annotated[
         str | None, typer.Option("--max-runtime", metavar="TIME", help="Longest run time of a job, e.g. 24h, or none.")
     ] = None,
-    max_gpu_hours: Annotated[
+    max_gpu_hours_per_month: Annotated[
         str | None,
         typer.Option(
             "--max-gpu-hours",
@@ -156,13 +156,13 @@ def tenants_set(
             help="GPU-hours per calendar month (UTC), after which no job with GPUs starts; or none.",
         ),
     ] = None,
-    root: Annotated[
+    roots: Annotated[
         list[str] | None,
         typer.Option(
             "--root", metavar="PATH", help="Directory or URL that must contain the tenant's files; repeatable, or none."
         ),
     ] = None,
-    secret: Annotated[
+    secrets: Annotated[
         list[str] | None,
         typer.Option(
             "--secret", metavar="NAME", help="Secret of the server that the tenant's jobs may use; repeatable, or none."
@@ -179,15 +179,7 @@ def tenants_set(
 
         check_name(name)
         known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
-        limits = {
-            "max_priority": max_priority,
-            "max_queued_jobs": max_queued,
-            "max_runtime_s": max_runtime,
-            "max_gpu_hours_per_month": max_gpu_hours,
-            "roots": root,
-            "secrets": secret,
-        }
-        sent = settings(known.get(name), weight, guaranteed, limit, limits)
+        sent = settings(known.get(name), weight, guaranteed, limit, context.params)
         told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
         typer.echo(told.model_dump_json() if json_ else tenants_page([told], width()))
 

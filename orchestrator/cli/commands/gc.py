@@ -9,8 +9,7 @@ import typer
 
 from jobs.errors import InputError
 from jobs.run.find import storage_root
-from orchestrator.cli.options import Json, Storage
-from orchestrator.cli.quantities import duration_s, size_bytes
+from orchestrator.cli.options import Json, Storage, duration_s, size_bytes
 from orchestrator.gc.values import Bounds, Held
 
 

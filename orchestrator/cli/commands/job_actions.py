@@ -16,10 +16,7 @@ from orchestrator.cli.output import json_list
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState
 
 if TYPE_CHECKING:
-    from orchestrator.api import JobView
-    from orchestrator.client.connection import Connection
-
-Order = Callable[["Connection", "JobView"], "JobView"]
+    from orchestrator.api import JobView, Priority
 
 
 def cancel(jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)], json_: Json = False, url: Url = None) -> None:
@@ -27,7 +24,7 @@ def cancel(jobs: Annotated[list[str], job_ids(completing.TO_CANCEL)], json_: Jso
 
     Jobs that were submitted with --after one of them will fail.
     """
-    _ask_all(jobs, _posted("cancel"), json_, url)
+    _ask_all(jobs, "cancel", json_, url)
 
 
 def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json = False, url: Url = None) -> None:
@@ -40,12 +37,12 @@ def pause(jobs: Annotated[list[str], job_ids(completing.TO_PAUSE)], json_: Json 
         again = "; after resume, a command starts from the beginning" if view.kind == "command" and view.attempt else ""
         return f"{_said(view)}{again}"
 
-    _ask_all(jobs, _posted("pause"), json_, url, said)
+    _ask_all(jobs, "pause", json_, url, said)
 
 
 def resume(jobs: Annotated[list[str], job_ids(completing.TO_RESUME)], json_: Json = False, url: Url = None) -> None:
     """Resume paused jobs; training resumes from its checkpoint."""
-    _ask_all(jobs, _posted("resume"), json_, url)
+    _ask_all(jobs, "resume", json_, url)
 
 
 def retry(jobs: Annotated[list[str], job_ids(completing.TO_RETRY)], json_: Json = False, url: Url = None) -> None:
@@ -53,7 +50,7 @@ def retry(jobs: Annotated[list[str], job_ids(completing.TO_RETRY)], json_: Json 
 
     If a job was submitted with --after a job that has failed, give both. Alone, it would fail again.
     """
-    _ask_all(jobs, _posted("retry"), json_, url)
+    _ask_all(jobs, "retry", json_, url)
 
 
 def release(
@@ -73,7 +70,7 @@ def release(
             "release frees nodes although the driver was not seen to end. Make sure that its machine is off, then "
             "give --force"
         )
-    _ask_all(jobs, _posted("release"), json_, url)
+    _ask_all(jobs, "release", json_, url)
 
 
 def priority(
@@ -83,35 +80,27 @@ def priority(
     url: Url = None,
 ) -> None:
     """Change the priority of jobs."""
+    from orchestrator.api import Priority
 
-    def put(server: Connection, job: JobView) -> JobView:
-        from orchestrator.api import JobView, Priority
-        from orchestrator.client.lookup import job_path
-
-        if not -MOST_PRIORITY <= to <= MOST_PRIORITY:
-            raise InputError(f"--to {to} is out of range: a priority is {-MOST_PRIORITY} to {MOST_PRIORITY}")
-        return server.put(f"{job_path(job.job_id)}/priority", JobView, Priority(priority=to))
-
-    _ask_all(jobs, put, json_, url, lambda view: f"{_said(view)}, priority {view.priority}")
-
-
-def _posted(what: str) -> Order:
-    def post(server: Connection, job: JobView) -> JobView:
-        from orchestrator.api import JobView
-        from orchestrator.client.lookup import job_path
-
-        return server.post(f"{job_path(job.job_id)}/{what}", JobView)
-
-    return post
+    if not -MOST_PRIORITY <= to <= MOST_PRIORITY:
+        raise InputError(f"--to {to} is out of range: a priority is {-MOST_PRIORITY} to {MOST_PRIORITY}")
+    told = Priority(priority=to)
+    _ask_all(jobs, "priority", json_, url, lambda view: f"{_said(view)}, priority {view.priority}", told)
 
 
 def _ask_all(
-    given: list[str], order: Order, as_json: bool, url: str | None, said: Callable[[JobView], str] | None = None
+    given: list[str],
+    what: str,
+    as_json: bool,
+    url: str | None,
+    said: Callable[[JobView], str] | None = None,
+    body: Priority | None = None,
 ) -> None:
     """Request a change of each job, and print a line for each. A refusal does not stop the others."""
     with connected(url) as server:
+        from orchestrator.api import JobView
         from orchestrator.client.connection import NoServer, NotAServer, TokenRefused
-        from orchestrator.client.lookup import find_job
+        from orchestrator.client.lookup import find_job, job_path
 
         codes = [0]
 
@@ -125,10 +114,14 @@ def _ask_all(
                 codes.append(error.exit_code)
                 return None
 
+        def order(job: JobView) -> JobView:
+            path = f"{job_path(job.job_id)}/{what}"
+            return server.post(path, JobView) if body is None else server.put(path, JobView, body)
+
         found = [tried(partial(find_job, server, one)) for one in given]
         meant = {view.number: view for view in found if view is not None}
         # Parents have lower numbers: a child that is retried before its parent would fail again.
-        views = [tried(partial(order, server, meant[number])) for number in sorted(meant)]
+        views = [tried(partial(order, meant[number])) for number in sorted(meant)]
         done = [view for view in views if view is not None]
         if as_json:
             typer.echo(json_list(done))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import Annotated
 
 import typer
 
@@ -27,8 +27,7 @@ from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.options import Json, Price, Set
 from orchestrator.cli.output import progress_of
 from orchestrator.client.spec_names import Named, about
-from orchestrator.pages.plan import format_cost, plan_json, plan_page
-from orchestrator.pages.plan_accuracy import accuracy_json, accuracy_page
+from orchestrator.pages.plan import accuracy_json, accuracy_page, plan_json, plan_page
 
 
 def plan(
@@ -76,30 +75,15 @@ def plan(
         progress.event(event("phase", "tracing the model without weights", phase="plan"))
         planned = {name: _planned(job, sweep, machines) for name, (job, sweep) in jobs.items()}
     if json_:
-        found = {name: one.as_json(price) for name, one in planned.items()}
+        found = {name: plan_json(one, price, cost) for name, (one, _, cost) in planned.items()}
         typer.echo(json.dumps(found.get("", found)))
     else:
-        pages = [(f"method {name}\n\n" if name else "") + one.page(price) for name, one in planned.items()]
+        pages = [
+            (f"method {name}\n\n" if name else "") + plan_page(one, price, sweep, cost)
+            for name, (one, sweep, cost) in planned.items()
+        ]
         typer.echo("\n\n".join(pages))
-    raise typer.Exit(0 if all(one.plan.chosen is not None for one in planned.values()) else 2)
-
-
-@dataclass(frozen=True)
-class _Planned:
-    """The plan of a job, and what the whole budget of its sweep takes, if it has one."""
-
-    plan: JobPlan
-    sweep: SweepSpec | None
-    cost: Cost | None
-
-    def as_json(self, price: float | None) -> dict[str, Any]:
-        return plan_json(self.plan, price) | ({} if self.cost is None else {"sweep": asdict(self.cost)})
-
-    def page(self, price: float | None) -> str:
-        page = plan_page(self.plan, price)
-        if self.sweep is None or self.cost is None:
-            return page
-        return f"{page}\n\n{format_cost(self.sweep, self.plan, self.cost, price)}"
+    raise typer.Exit(0 if all(one.chosen is not None for one, _, _ in planned.values()) else 2)
 
 
 def _jobs_of(marked: Loaded, path: str) -> dict[str, tuple[Spec, SweepSpec | None]]:
@@ -115,14 +99,17 @@ def _jobs_of(marked: Loaded, path: str) -> dict[str, tuple[Spec, SweepSpec | Non
     return {name: (sweep.base, sweep) for name, sweep in sweeps.items()}
 
 
-def _planned(job: Spec, sweep: SweepSpec | None, machines: Machines | None) -> _Planned:
+def _planned(
+    job: Spec, sweep: SweepSpec | None, machines: Machines | None
+) -> tuple[JobPlan, SweepSpec | None, Cost | None]:
+    """Return the plan of a job, its sweep, if it has one, and what the sweep's whole budget takes, if it is known."""
     from jobs.preflight.plan import plan_job
 
     gangs = 1
     if sweep is not None and machines is not None:
         machines, gangs = gang_machines(machines, job.resources.num_workers)
     plan = plan_job(job, machines, COPIED if sweep is None else COPIED_BY_TRIALS)
-    return _Planned(plan, sweep, None if sweep is None else _cost(sweep, plan, gangs))
+    return plan, sweep, None if sweep is None else _cost(sweep, plan, gangs)
 
 
 def _cost(sweep: SweepSpec, plan: JobPlan, gangs: int) -> Cost | None:

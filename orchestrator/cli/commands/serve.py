@@ -10,6 +10,7 @@ from jobs.errors import InputError
 
 
 def serve(
+    context: typer.Context,
     store: Annotated[
         str | None,
         typer.Option(
@@ -26,7 +27,7 @@ def serve(
         str, typer.Option("--host", metavar="H", help="Address to listen on; beyond loopback, add a token first.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8400,
-    url: Annotated[
+    urls: Annotated[
         list[str] | None,
         typer.Option(
             "--url",
@@ -42,21 +43,21 @@ def serve(
         str | None,
         typer.Option("--python", metavar="PATH", help="Python interpreter that runs drivers, on their nodes."),
     ] = None,
-    protected: Annotated[
+    protected_s: Annotated[
         float,
         typer.Option("--protected-s", metavar="S", min=0.0, help="Do not preempt an attempt in its first S seconds."),
     ] = 600.0,
-    register: Annotated[
+    register_s: Annotated[
         float,
         typer.Option(
             "--register-s", metavar="S", min=10.0, help="Stop a driver that has not registered after S seconds."
         ),
     ] = 600.0,
-    silent: Annotated[
+    silent_s: Annotated[
         float,
         typer.Option("--silent-s", metavar="S", min=60.0, help="Stop a driver that has sent nothing for S seconds."),
     ] = 21600.0,
-    retention: Annotated[
+    retention_days: Annotated[
         float | None,
         typer.Option(
             "--retention-days",
@@ -96,25 +97,5 @@ def serve(
         from orchestrator.server.process import Options, serve
     except ModuleNotFoundError as error:
         raise InputError(f"a server needs {error.name}: pip install 'fleetune[serve]'") from error
-    serve(
-        Options(
-            store=store,
-            address=address,
-            host=host,
-            port=port,
-            urls=tuple(url or ()),
-            shared=tuple(shared or ()),
-            python=python,
-            protected_s=protected,
-            register_s=register,
-            silent_s=silent,
-            retention_days=retention,
-            most_ray_submitted=most_ray_submitted,
-            autoscaler=autoscaler,
-            take_over=take_over,
-            embedded=embedded,
-            verbose=verbose,
-            tls_cert=tls_cert,
-            tls_key=tls_key,
-        )
-    )
+    lists = {"urls": tuple(urls or ()), "shared": tuple(shared or ())}
+    serve(Options(**context.params | lists))  # the arguments have the names of the fields

@@ -56,14 +56,7 @@ def simulate(
     The trace is a CSV file with a line for each job: when it was submitted and how long it ran (in seconds), its GPUs,
     its tenant and, optionally, its priority. Nothing is started, and no GPU is needed.
     """
-    setup = Setup(
-        nodes=nodes,
-        gpus_per_node=gpus_per_node,
-        policy=policy,
-        preemption_cost_s=preemption_cost_s,
-        jitter=jitter,
-        failures_per_node_day=failures_per_node_day,
-    )
+    setup = Setup(nodes, gpus_per_node, policy, preemption_cost_s, jitter, failures_per_node_day=failures_per_node_day)
     check_setup(setup, what_if_nodes)
     check_targets(trace, schedule, report)
     simulations = _simulations(trace, setup, what_if_nodes, quiet or json_)
@@ -73,9 +66,19 @@ def simulate(
 
         typer.echo(headline(simulations[0][1]))
         typer.echo(page([(name, figures(one)) for name, one in simulations]))
-    for what, where in _write(simulations, schedule, report):
-        if not (json_ or quiet):
-            typer.echo(f"{what} {where}")
+    written = []
+    if schedule is not None:
+        from orchestrator.simulate.trace import schedule_csv
+
+        storage.write_bytes(schedule, schedule_csv(simulations[0][1]).encode())
+        written.append(f"schedule {schedule}")
+    if report is not None:
+        from orchestrator.simulate.report import report as html_page
+
+        storage.write_bytes(report, html_page(simulations).encode())
+        written.append(f"report {report}")
+    for line in () if json_ or quiet else written:
+        typer.echo(line)
     if json_:
         typer.echo(as_json(simulations))
 
@@ -169,21 +172,3 @@ def shown_progress(title: str, silent: bool) -> Iterator[Report | None]:
     with Progress(*columns, TaskProgressColumn(), TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda share: bar.update(task, completed=share)
-
-
-def _write(
-    simulations: Sequence[tuple[str, Simulated]], schedule: str | None, report: str | None
-) -> list[tuple[str, str]]:
-    """Write the requested files. Returns (kind, path) of each."""
-    written = []
-    if schedule is not None:
-        from orchestrator.simulate.trace import schedule_csv
-
-        storage.write_bytes(schedule, schedule_csv(simulations[0][1]).encode())
-        written.append(("schedule", schedule))
-    if report is not None:
-        from orchestrator.simulate.report import report as html_page
-
-        storage.write_bytes(report, html_page(simulations).encode())
-        written.append(("report", report))
-    return written

@@ -15,9 +15,8 @@ from cluster.text import day
 from jobs.errors import InputError
 from orchestrator.cli import completion as completing
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Json, Url, connected
+from orchestrator.cli.options import Json, Url, connected, duration_s
 from orchestrator.cli.output import json_list
-from orchestrator.cli.quantities import duration_s
 
 if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView

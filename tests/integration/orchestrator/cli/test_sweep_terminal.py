@@ -22,8 +22,8 @@ from jobs.search.ledger import Ledger
 from jobs.spec.load import dump_spec
 from jobs.storage.files import write_bytes
 from jobs.training.mailbox import Answer
+from orchestrator.cli.displays import SweepTable, table_or_lines
 from orchestrator.cli.output import progress_of
-from orchestrator.cli.sweep_table import SweepTable, table_or_lines
 from tests.support.processes import wait_for
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 

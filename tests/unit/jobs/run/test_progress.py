@@ -15,7 +15,7 @@ from jobs.run.outcome import event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress, Pace, PlainProgress, Progress, step_line
 from jobs.storage.journal import JournalWriter
-from orchestrator.cli.progress_bar import BarProgress
+from orchestrator.cli.displays import BarProgress
 
 LONG_AGO = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 

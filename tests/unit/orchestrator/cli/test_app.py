@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -135,6 +136,14 @@ def commands_of(group: Any, prefix: str = "") -> list[tuple[str, Any]]:
         inner = getattr(command, "commands", None)
         found += commands_of(command, f"{prefix}{name} ") if inner else [(f"{prefix}{name}", command)]
     return found
+
+
+def test_the_options_of_the_server_have_the_names_and_defaults_of_the_servers_settings() -> None:
+    from orchestrator.server.process import Options
+
+    command = typer.main.get_command(cli.app).commands["serve"]  # type: ignore[attr-defined]
+    defaults = {one.name: () if one.multiple else one.default for one in command.params}
+    assert defaults == dataclasses.asdict(Options())
 
 
 def test_commands_and_options_are_the_frozen_ones() -> None:

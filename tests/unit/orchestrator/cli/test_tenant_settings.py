@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from jobs.errors import InputError
-from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, RestrictionsView, TenantView
+from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, TenantView
 from orchestrator.cli.tenant_settings import quotas, settings
 from orchestrator.pages.cluster import format_restrictions
-from orchestrator.queue.tenants import check_name
+from orchestrator.queue.tenants import Restrictions, check_name
 
 NOW = TenantView(
     name="vision",
@@ -61,7 +61,7 @@ def test_what_cannot_be_a_name_is_refused(name: str) -> None:
 
 
 def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
-    known = RestrictionsView(max_priority=5, max_queued_jobs=10, roots=("/a",), secrets=("K",), max_runtime_s=60.0)
+    known = Restrictions(max_priority=5, max_queued_jobs=10, roots=("/a",), secrets=("K",), max_runtime_s=60.0)
     now = NOW.model_copy(update={"restrictions": known})
     assert settings(now, 2.0, None, None).restrictions is None
     sent = settings(
@@ -102,8 +102,14 @@ def test_what_is_no_limit_is_refused_in_plain_words(limits: dict[str, str | list
 
 
 def test_what_limits_a_tenant_is_shown() -> None:
-    limits = RestrictionsView(max_queued_jobs=1000, max_gpu_hours_per_month=500.0, roots=("s3://x",), secrets=("K",))
+    limits = Restrictions(max_queued_jobs=1000, max_gpu_hours_per_month=500.0, roots=("s3://x",), secrets=("K",))
     assert format_restrictions(NOW) == ""
     assert format_restrictions(NOW.model_copy(update={"restrictions": limits, "gpu_hours": 12.5})) == (
         "at most 1,000 queued; 12.5 of 500.0 GPU-hours this month; files under s3://x; secrets K"
     )
+
+
+def test_a_limit_that_only_a_newer_server_knows_is_ignored() -> None:
+    limits = {"max_priority": 3, "roots": ["/a"], "of_a_newer_server": 1}
+    sent = NOW.model_dump(mode="json") | {"restrictions": limits}
+    assert TenantView.model_validate(sent).restrictions == Restrictions(max_priority=3, roots=("/a",))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cluster.text import byte_size
 from jobs.errors import InputError
-from orchestrator.cli.quantities import duration_s, size_bytes
+from orchestrator.cli.options import duration_s, size_bytes
 from orchestrator.gc.plan import plan_gc
 from orchestrator.gc.values import Bounds, Found, GcPlan, Held, Leftover, PreparedFacts, RunFacts, ToRemove
 

@@ -241,8 +241,8 @@ def test_a_seq_len_within_a_bin_says_so_and_one_beyond_comes_last() -> None:
 
 
 def test_joining_bins_keeps_every_count_and_the_edge() -> None:
-    bins = svg.Bins(tuple(float(10 * at) for at in range(101)), tuple(range(100)))
-    merged = bins.merged(14, 370.0)
+    bins = Histogram(edges=tuple(float(10 * at) for at in range(101)), counts=tuple(range(100)))
+    merged = datapage.merged(bins, 14, 370.0)
     assert sum(merged.counts) == sum(bins.counts)
     assert 370.0 in merged.edges
     assert len(merged.counts) <= 15
@@ -307,8 +307,8 @@ def test_percentages_say_all_and_none_only_where_true() -> None:
 
 def test_one_is_singular() -> None:
     assert [many(count, "row") for count in (0, 1, 2, 1234)] == ["0 rows", "1 row", "2 rows", "1,234 rows"]
-    packing = datapage.format_packing(Packing(packed=False, rows=1, seq_len=8, density=1.0))
-    assert packing == "not packed: 1 row of at most 8, padded to the longest of their batch: 100 % full"
+    packing = datapage.packing_lines(report(packing=Packing(packed=False, rows=1, seq_len=8, density=1.0)))
+    assert packing == ["not packed: 1 row of at most 8, padded to the longest of their batch: 100 % full"]
 
 
 # --- HTML

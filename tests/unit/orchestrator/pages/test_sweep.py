@@ -82,7 +82,7 @@ def status_with(
 
 
 def texts(status: SweepStatus, width: int, height: int = 40) -> list[str]:
-    return [line.text for line in screen(status, width, height)]
+    return [text for text, _ in screen(status, width, height)]
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_the_table_reads_well_on_a_wide_terminal(going_on: SweepStatus) -> None:
         "best so far: trial 2, loss 0.4312 after step 100 of 100 (learning_rate 1.0e-04, warmup_ratio 0.1)",
         "5 trials: 1 running, 1 paused, 2 finished, 1 failed; 13,400 tokens, 2.7 runs; 5 of 16 trials begun",
     ]
-    kinds = [line.kind for line in screen(going_on, 120, 40)]
+    kinds = [kind for _, kind in screen(going_on, 120, 40)]
     assert kinds == ["head", "head", "best", "other", "other", "failed", "running", "note", "note"]
 
 

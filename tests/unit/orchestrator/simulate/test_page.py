@@ -15,7 +15,6 @@ from cluster.errors import InputError
 from orchestrator.cli import app as cli
 from orchestrator.cli.commands.simulate import as_json, check_setup, check_targets, shown_progress
 from orchestrator.pages import svg
-from orchestrator.pages import svg_areas as svgarea
 from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended
 from orchestrator.simulate.figures import figures
 from orchestrator.simulate.page import headline, page
@@ -104,7 +103,7 @@ def test_seven_tenants_have_colours_and_the_others_share_one() -> None:
     root = parsed(html)
     legend = next(one for one in root.iter("p") if one.get("class") == "legend")
     names = ["".join(item.itertext()).strip() for item in legend]
-    assert names[0] == "3 others" and names[-1] == "team-9" and len(names) == svgarea.MOST_SERIES
+    assert names[0] == "3 others" and names[-1] == "team-9" and len(names) == svg.MOST_AREAS
 
 
 def test_page_of_a_lone_job_that_never_waits_parses() -> None:
@@ -112,15 +111,15 @@ def test_page_of_a_lone_job_that_never_waits_parses() -> None:
 
 
 def test_layers_lie_on_each_other_and_the_limit_across() -> None:
-    areas = [svgarea.Area("a", (1.0, 3.0), 0), svgarea.Area("b", (1.0, 1.0), 1), svgarea.Area("none", (0.0, 0.0), 2)]
+    areas = [svg.Area("a", (1.0, 3.0), 0), svg.Area("b", (1.0, 1.0), 1), svg.Area("none", (0.0, 0.0), 2)]
     words: dict[str, Any] = {"title": "t", "x_label": "hours", "y_label": "GPUs"}
-    plot = svgarea.stacked_area((0, 1, 2), areas, tips=("first", "second"), limit=svg.Mark(4.0, "all"), **words)
+    plot = svg.stacked_area((0, 1, 2), areas, tips=("first", "second"), limit=svg.Mark(4.0, "all"), **words)
     root = ElementTree.fromstring(plot)
     a, b = (path.get("d", "") for path in root.iter(f"{SVG}path"))
     top_of_a = a[1:-1].split("L")[:4]
     assert b[1:-1].split("L")[4:] == top_of_a[::-1]  # b's bottom is a's top, walked back
     assert [title.text for title in root.iter(f"{SVG}title")] == ["first", "second"] and ">all<" in plot
-    assert svgarea.stacked_area((0,), areas, tips=(), **words) == ""
+    assert svg.stacked_area((0,), areas, tips=(), **words) == ""
 
 
 def test_json_has_the_figures_and_those_of_the_second_simulation() -> None:

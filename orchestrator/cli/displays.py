@@ -1,4 +1,7 @@
-"""The live table of a sweep, for `fleetune run` on a terminal. `orchestrator.pages.sweep` makes its lines."""
+"""The displays of `fleetune run` on a terminal: a progress bar for a run, and a live table for a sweep.
+
+`orchestrator.pages.sweep` makes the lines of the table.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from typing import Any, Final, TextIO
 from rich.console import Console, ConsoleDimensions, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import Progress as Bar
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -17,7 +22,7 @@ from cluster.text import duration
 from jobs.errors import FleetuneError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
-from jobs.run.progress import Pace, PlainProgress, Progress, event_text, step_line
+from jobs.run.progress import Pace, PlainProgress, Progress, event_text, format_phase, step_line
 from jobs.run.summary import utc_now
 from jobs.search.report.status import DriverState, SweepStatus, read_status
 from jobs.search.trials import Trials
@@ -27,9 +32,109 @@ from orchestrator.pages.sweep import format_elapsed, screen
 _LOOK_EVERY_S: Final = 1.0
 _END_S: Final = 2.0  # most time to wait for a read that storage holds up
 _SPARE_LINES: Final = 3  # lines below the table: the spinner's line, and room for the prompt and the user's typing
-_EVENTS: Final = {"warning": "yellow", "failed": "bold red", "phase": "dim", "stopping": "yellow"}
+_BAR_EVENTS: Final = {
+    "warning": "yellow",
+    "remedy": "yellow",
+    "failed": "bold red",
+    "evaluated": "bold",
+    "phase": "dim",
+    "plan": "dim",
+}
+_TABLE_EVENTS: Final = {"warning": "yellow", "failed": "bold red", "phase": "dim", "stopping": "yellow"}
 _LINES: Final = {"head": "dim", "best": "bold green", "running": "cyan", "failed": "red", "other": "", "note": ""}
 _IN_THE_TABLE: Final = "train"  # phase of events that the table shows itself: a trial starts or advances
+
+
+class BarProgress:
+    """Draws a bar on `stream`, a terminal, also while the process's stdout is redirected."""
+
+    def __init__(self, stream: TextIO, *, width: int | None = None) -> None:
+        self._console = Console(file=stream, highlight=False, width=width)
+        self._bar = _new_bar(self._console)
+        self._task = self._bar.add_task("starting", total=None)
+        self._pace = Pace()
+        self._lock = threading.RLock()
+        self._last: dict[str, Any] | None = None
+        self._printed_step: int | None = None
+        self._open = True
+        self._bar.start()
+
+    def event(self, event: Event) -> None:
+        with self._lock:
+            if event.kind == "phase":
+                self._bar.update(self._task, description=format_phase(event), since=self._bar.get_time())
+            if event.kind == "evaluated":
+                self._bar.update(self._task, description="training", since=self._bar.get_time())
+            self._pace.event(event)
+            if event.kind in ("failed", "ended") or event.data.get("phase") == "evaluate":
+                self._print_step()
+            self._console.print(escape(event_text(event)), style=_BAR_EVENTS.get(event.kind, ""), soft_wrap=True)
+
+    def _print_step(self) -> None:
+        """Print the newest step as a permanent line, once."""
+        if self._last is not None and self._last["step"] != self._printed_step:
+            self._printed_step = self._last["step"]
+            self._console.print(escape(step_line(self._last, self._pace.total, None)), style="dim", soft_wrap=True)
+
+    def step(self, record: dict[str, Any]) -> None:
+        with self._lock:
+            self._last = record
+            self._bar.update(
+                self._task,
+                description="training",
+                total=self._pace.total,
+                completed=record["step"],
+                record=record,
+                eta_s=self._pace.eta_s(record),
+            )
+
+    def close(self) -> None:
+        with self._lock:
+            if self._open:
+                self._open = False
+                with contextlib.suppress(OSError, ValueError):  # the terminal may be gone
+                    self._bar.stop()
+
+
+def _new_bar(console: Console) -> Bar:
+    """Make the bar. It does not redirect stdout, because other output is redirected to a log already."""
+    return Bar(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        _StepBar(bar_width=24),
+        _Numbers(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+        refresh_per_second=4,
+    )
+
+
+class _StepBar(BarColumn):
+    """The bar, hidden until there is a step to show."""
+
+    def render(self, task: Task) -> Any:
+        return super().render(task) if "record" in task.fields else Text("")
+
+
+class _Numbers(ProgressColumn):
+    """Step, loss, rate, tokens/s and remaining time; before the first step, the seconds of the phase."""
+
+    max_refresh = 0.25
+
+    def render(self, task: Task) -> Text:
+        in_phase_s = task.get_time() - task.fields.get("since", task.start_time or task.get_time())
+        if task.description != "training" or "record" not in task.fields:  # no step has ended yet
+            return Text(duration(in_phase_s), style="dim")
+        return Text("  ".join(_numbers(task.fields["record"], task.total, task.fields.get("eta_s"))))
+
+
+def _numbers(record: dict[str, Any], total: float | None, eta_s: float | None) -> list[str]:
+    parts = [f"{record['step']}/{total:.0f}" if total else f"step {record['step']}"]
+    shapes = (("loss", "loss {:.4f}"), ("learning_rate", "lr {:.2g}"), ("tokens_per_s", "{:,.0f} tok/s"))
+    parts += [shape.format(record[key]) for key, shape in shapes if record.get(key) is not None]
+    return [*parts, f"eta {duration(eta_s)}"] if eta_s is not None else parts
 
 
 def table_or_lines(stream: TextIO) -> Progress:
@@ -76,7 +181,7 @@ class SweepTable:
         if phase == "export" or event.kind in ("failed", "ended"):
             self._print_step()
         if phase != _IN_THE_TABLE:
-            self._console.print(escape(event_text(event)), style=_EVENTS.get(event.kind, ""), soft_wrap=True)
+            self._console.print(escape(event_text(event)), style=_TABLE_EVENTS.get(event.kind, ""), soft_wrap=True)
 
     def step(self, record: dict[str, Any]) -> None:
         """Note a step of the final run, which follows the search. Trials do not report steps here."""

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
-from unittest import mock
 
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.capacity.gang import Gang
@@ -165,6 +164,8 @@ def _without_needless_processes() -> Iterator[None]:
 
     Each would take about a second of a core, and Ray waits for the dashboard. Ray has no public option for this.
     """
+    from unittest import mock  # takes 60 ms of every command
+
     from ray._private import node, utils
 
     # Ray would import the packages of the dashboard into this process, to see whether they are there.

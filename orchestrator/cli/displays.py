@@ -137,9 +137,11 @@ def _numbers(record: dict[str, Any], total: float | None, eta_s: float | None) -
     return [*parts, f"eta {duration(eta_s)}"] if eta_s is not None else parts
 
 
-def table_or_lines(stream: TextIO) -> Progress:
-    """Return a live table, or plain lines if the terminal cannot move its cursor (TERM=dumb)."""
-    return PlainProgress(stream) if Console(file=stream).is_dumb_terminal else SweepTable(stream)
+def live(stream: TextIO, *, sweep: bool) -> Progress:
+    """Return a bar or a sweep's table, or plain lines if the terminal cannot move its cursor (TERM=dumb)."""
+    if Console(file=stream).is_dumb_terminal:
+        return PlainProgress(stream)
+    return SweepTable(stream) if sweep else BarProgress(stream)
 
 
 class SweepTable:

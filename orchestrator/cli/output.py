@@ -32,9 +32,9 @@ def progress_of(
     if events_only:
         return PlainProgress(stream, background=False)
     if stream.isatty():
-        from orchestrator.cli.displays import BarProgress, table_or_lines
+        from orchestrator.cli.displays import live
 
-        return table_or_lines(stream) if sweep else BarProgress(stream)
+        return live(stream, sweep=sweep)
     return PlainProgress(stream)
 
 

@@ -22,7 +22,7 @@ from jobs.search.ledger import Ledger
 from jobs.spec.load import dump_spec
 from jobs.storage.files import write_bytes
 from jobs.training.mailbox import Answer
-from orchestrator.cli.displays import SweepTable, table_or_lines
+from orchestrator.cli.displays import SweepTable, live
 from orchestrator.cli.output import progress_of
 from tests.support.processes import wait_for
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
@@ -121,7 +121,7 @@ def finishes(progress: Any, ledger: Ledger) -> None:
 
 
 def test_the_table_is_drawn_in_place_and_leaves_only_the_lines(terminal: Terminal, ledger: Ledger) -> None:
-    table = table_or_lines(terminal.stream)
+    table = live(terminal.stream, sweep=True)
     assert isinstance(table, SweepTable)
     begins(table, ledger)
     wait_for(lambda: terminal.shows("sweep found-1", "trial rate ratio", "1 1.0e-04 0.1 - - 0/100 0 running"), "a row")
@@ -190,9 +190,10 @@ def test_no_color_is_respected(terminal: Terminal, ledger: Ledger, monkeypatch: 
 
 def test_a_terminal_that_cannot_move_its_cursor_gets_lines(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
-    lines = table_or_lines(terminal.stream)
-    assert isinstance(lines, PlainProgress)
-    lines.close()  # its thread would write to a closed terminal
+    for sweep in (True, False):
+        lines = live(terminal.stream, sweep=sweep)
+        assert isinstance(lines, PlainProgress)
+        lines.close()  # its thread would write to a closed terminal
 
 
 def test_what_is_no_terminal_gets_every_event_as_a_line(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,7 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
     for rows in run.gang.steps(run.stream(), state.step):
         left = (last - rows.step) / (last - state.step)
         train_step(run, rows, rate * left)
-        tokens += int(run.num_tokens[run.plan.rows_of_step(rows.step)].sum())
+        tokens += run.tokens_of(rows.step)
         if rows.step + 1 == last:
             break
     metrics, _ = run.evaluator.score(run.engine.module, run.gang)
@@ -91,8 +91,7 @@ def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = Fa
         there = tuple(start + rate / _LENGTH * part for start, part in zip(before, way, strict=True))
         run.engine.partitions.restart(there)
         losses.append(_loss(run, scored))
-    tokens = [int(run.num_tokens[run.plan.rows_of_step(step.step)].sum()) for step in (rows, *scored)]
-    return losses, tokens[0] + len(losses) * sum(tokens[1:])
+    return losses, run.tokens_of(rows.step) + len(losses) * run.tokens_of(*(one.step for one in scored))
 
 
 def loss_of_first_step(run: Run) -> float:
@@ -106,13 +105,13 @@ def loss_of_first_step(run: Run) -> float:
 def _loss(run: Run, steps: Sequence[StepRows]) -> float:
     """Return the mean loss over the targets of these rows, without dropout."""
     gang, task = run.gang, run.job.spec.model.task
-    targets = sum(int(run.num_targets[run.plan.rows_of_step(one.step)].sum()) for one in steps)
+    targets = run.targets_of(*(one.step for one in steps))
     total = torch.zeros((), dtype=torch.float64, device=gang.device)
     run.engine.module.eval()
     try:
         for one in steps:
             for table in one.micros:
-                batch = collate(table, task, run.pad_token_id, gang.device, run.unpack)
+                batch = collate(table, task, run.engine.pad_token_id, gang.device, run.unpack)
                 total += loss_sum(model_logits(run.engine.module, batch, task), batch.targets).double()
     finally:
         run.engine.module.train()

@@ -145,9 +145,10 @@ def check_data(run: Run, commit: Commit) -> None:
         DataError: the prepared data is not that of the checkpoint.
         RunFailed: the row order differs.
     """
-    if commit.data_fingerprint != run.data_fingerprint:
+    fingerprint = run.prepared.manifest.fingerprint
+    if commit.data_fingerprint != fingerprint:
         raise DataError(
-            f"the data is not that of the run: its fingerprint is {run.data_fingerprint}, but the checkpoint of step "
+            f"the data is not that of the run: its fingerprint is {fingerprint}, but the checkpoint of step "
             f"{commit.step} was trained on {commit.data_fingerprint}. Restore the old files, or start a new run"
         )
     verdict = [True]

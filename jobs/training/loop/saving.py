@@ -163,7 +163,7 @@ def save(run: Run, state: LoopState) -> None:
         "precision": run.engine.precision,
         "loss_scaler": run.engine.loss_scaler(),
         "chain": to_hex(state.chain),
-        "data_fingerprint": run.data_fingerprint,
+        "data_fingerprint": run.prepared.manifest.fingerprint,
         **{name: getattr(state, name) for name in SAVED},
     }
     run.checkpoints.save(state.step, fields, run.engine.buffers)

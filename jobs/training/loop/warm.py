@@ -29,8 +29,6 @@ from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
-_LAST_WRITE_S = 60.0  # wait after a trial for the checkpoint that is being written
-
 
 @dataclass(frozen=True)
 class BaseState:
@@ -124,7 +122,7 @@ class _TrialRunner:
             return Answer(status="failed", reason=str(error))
         finally:
             if run is not None:
-                run.checkpoints.finish(_LAST_WRITE_S)
+                run.checkpoints.finish()
             reporter.close()
             gang.close()
 
@@ -180,7 +178,7 @@ def _answer(status: Status, run: Run, state: LoopState, start: int | None = None
         status=status,
         step=state.step,
         total_steps=run.plan.total_steps,
-        tokens=sum(int(run.num_tokens[run.plan.rows_of_step(step)].sum()) for step in done),
+        tokens=run.tokens_of(*done),
         loss=state.loss,
         metrics=state.metrics if state.evaluated_at == state.step else {},
         base=state.metrics_before,

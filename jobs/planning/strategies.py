@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
@@ -34,7 +34,7 @@ class Option:
     Attributes:
         room: memory of one device that programs can use, bytes.
         host_room: one worker's share of its host's memory, bytes.
-        changes: fields that it sets to other values than the spec has.
+        changes: fields of `train` that it sets to other values than the spec has, with these values.
     """
 
     strategy: Strategy
@@ -43,7 +43,7 @@ class Option:
     time: StepTime
     room: int
     host_room: int
-    changes: tuple[Planned, ...]
+    changes: dict[Planned, Any]
 
     @property
     def missing(self) -> int:
@@ -143,25 +143,10 @@ def options(
                 time=step_time(traced, strategy, passes, machines),
                 room=machines.accelerator.memory,
                 host_room=machines.host_memory,
-                changes=changes_of(written, strategy),
+                changes={name: value for name, value in strategy.fields.items() if value != written.fields[name]},
             )
         )
     return tuple(found)
-
-
-def changes_of(written: Strategy, other: Strategy) -> tuple[Planned, ...]:
-    changed: list[Planned] = []
-    if other.per_device_train_batch_size != written.per_device_train_batch_size:
-        changed.append("per_device_train_batch_size")
-    if other.gradient_checkpointing != written.gradient_checkpointing:
-        changed.append("gradient_checkpointing")
-    if _zero(other) != _zero(written):
-        changed.append("zero")
-    return tuple(changed)
-
-
-def _zero(strategy: Strategy) -> tuple[Literal[1, 2, 3], bool, bool]:
-    return strategy.stage, strategy.offload_optimizer, strategy.offload_param
 
 
 def _strategies(
@@ -170,7 +155,8 @@ def _strategies(
     checkpointing = (False, True) if "gradient_checkpointing" in free else (written.gradient_checkpointing,)
     # The host's memory is the one that a worker without GPU has anyway.
     all_zeros = [zero for zero in _ZEROS if device == "cuda" or not zero[1]]
-    zeros = all_zeros if "zero" in free else [_zero(written)]
+    own_zero = (written.stage, written.offload_optimizer, written.offload_param)
+    zeros = all_zeros if "zero" in free else [own_zero]
     sizes = _micro_batches(batching, most_workers) if "per_device_train_batch_size" in free else (batching.per_device,)
     for stage, offload_optimizer, offload_param in zeros:
         for again in checkpointing:

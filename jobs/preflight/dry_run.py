@@ -16,6 +16,7 @@ from jobs.model_files.directory import tensor_shapes
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
 from jobs.preflight.traced_pass import without_decisions_from_data
 from jobs.spec.finetune import Spec
+from jobs.training.model.adapters import adapted, new_modules
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.load import (
     converts_weights,
@@ -144,8 +145,6 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _adapted(spec: Spec, model: Any, model_dir: str, missing: set[str]) -> Any:
     """Add what the method trains; `missing`: parameters that the weights lack. Raises InputError."""
-    from jobs.training.model.adapters import adapted, new_modules
-
     try:
         return adapted(spec, model, model_dir, new_modules(missing))
     except InputError:

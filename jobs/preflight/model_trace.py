@@ -24,7 +24,7 @@ from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
-from jobs.training.model.load import DTYPES, empty_model, lacking, model_config
+from jobs.training.model.load import DTYPES, empty_model, lacking_and_unused, model_config
 
 _ROWS = (1, 2, 3)
 
@@ -38,7 +38,7 @@ def trace_model(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     Raises:
         Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
     """
-    new = set() if spec.method.kind == "full" else new_modules(lacking(spec, model_dir))
+    new = set() if spec.method.kind == "full" else new_modules(lacking_and_unused(spec, model_dir)[0])
     model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
     depth = _depth(model)
     traced = functools.partial(_traced, spec, precision, model, config, depth)

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
-from jobs.planning.memory import EventKind
+from jobs.planning.memory import EventKind, piece_of_loss
 from jobs.preflight.tracker import Event, Tracker
 from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
@@ -112,7 +112,7 @@ def traced_pass(
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     kept = tuple(_without_pieces(tracker.events))
     loss_bytes = max(event.peak - without.peak for event, without in zip(tracker.events, kept, strict=True))
-    piece = loss.piece_length(shape[-1], shape.numel() // shape[-1]) * shape[-1]
+    piece = piece_of_loss(shape[-1], shape.numel())
     return TracedPass(kept, buffers, shape.numel(), shape[-1], size, flops, operations, loss_bytes / piece)
 
 

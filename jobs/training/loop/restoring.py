@@ -213,7 +213,7 @@ def load_best(run: Run, state: LoopState) -> LoopState:
         aside = best is state.set_aside
         if best.step == state.step and not aside:
             return state
-        reader = run.reader.at(run.job.paths.set_aside) if aside else run.reader
+        reader = replace(run.reader, paths=run.job.paths.set_aside) if aside else run.reader
         which = f"of step {best.step}{' before the run began again' if aside else ''}"
         if reader.restore(only=best.step) is not None:
             run.reporter.event("phase", f"taking the best checkpoint, {which}", phase="best")

@@ -231,7 +231,7 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
             if name in kept:
                 yield name, kept[name]
             else:
-                yield name, _read_parameter(folder, parts, name, parameters[name]).to(parameters[name].dtype)
+                yield name, _read_parameter(folder, parts, name, parameters[name])
 
     write_weights(target, naming.sizes, naming.converted(tensors()))
     write_config(target, model, model_dir, dtype)
@@ -240,10 +240,7 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
 def _write_adapter(model: Any, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in trained.items()})
-    tensors = (
-        (name, _read_parameter(folder, parts, name, parameter).to(parameter.dtype))
-        for name, parameter in trained.items()
-    )
+    tensors = ((name, _read_parameter(folder, parts, name, parameter)) for name, parameter in trained.items())
     write_adapter(target, model, tensors, local_model_dir(model.peft_config["default"].base_model_name_or_path))
 
 
@@ -254,7 +251,7 @@ def _frozen_parameters(spec: Spec, model_dir: str, precision: Precision, names: 
 
 
 def _read_parameter(folder: str, parts: tuple[Part, ...], name: str, like: torch.Tensor) -> torch.Tensor:
-    """Read one parameter's fp32 weights from all ranks' slices, shaped as `like`. Raises Damaged."""
+    """Read one parameter's fp32 weights from all ranks' slices, with the shape and dtype of `like`. Raises Damaged."""
     tensor = torch.empty(like.numel(), dtype=torch.float32)
     read_slices(folder, parts, [Read("weight", Slice(name, 0, like.numel()), as_bytes(tensor.numpy()))])
-    return tensor.reshape(like.shape)
+    return tensor.reshape(like.shape).to(like.dtype)

@@ -73,18 +73,16 @@ def _traced(
         known = depth is not None and depth.repeats < 1
         note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
         passes = [trace(config=config, rows=rows) for rows in _ROWS]
-        work = passes[0].flops, passes[0].operations
-        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), work, note)
+        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), note)
     deep = [trace(config=_with_layers(config, depth, depth.deep), rows=rows) for rows in _ROWS]
     lines = deepened(_lines(shallow), _lines(deep), depth)
     single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
-    flops, operations, buffers = (
-        getattr(deep[0], name) + depth.repeats * (getattr(deep[0], name) - getattr(shallow[0], name))
+    sums = {
+        name: getattr(deep[0], name) + depth.repeats * (getattr(deep[0], name) - getattr(shallow[0], name))
         for name in ("flops", "operations", "buffer_bytes")
-    )
+    }
     note = f"{depth.deep} of {depth.layers} layers were traced"
-    found = _trace(spec, precision, model, deep, lines, single, (flops, operations), note)
-    return replace(found, buffer_bytes=buffers)
+    return _trace(spec, precision, model, [replace(deep[0], **sums), *deep[1:]], lines, single, note)
 
 
 def _depth(model: Any) -> Depth | None:
@@ -143,7 +141,6 @@ def _trace(
     passes: Sequence[TracedPass],
     lines: Sequence[Line],
     single: Sequence[Line],
-    work: tuple[int, int],
     note: str | None,
 ) -> ModelTrace:
     named = dict(model.named_parameters())
@@ -162,8 +159,8 @@ def _trace(
         logits_per_row=passes[1].logits - passes[0].logits,
         vocabulary=last.vocabulary,
         loss_bytes_per_logit=last.loss_bytes_per_logit,
-        flops_per_row=work[0],
-        operations=work[1],
+        flops_per_row=passes[0].flops,
+        operations=passes[0].operations,
         gradient_checkpointing=spec.train.gradient_checkpointing,
         precision=precision,
         seq_len=spec.data.seq_len,

@@ -58,8 +58,7 @@ def _lengthened(
     passes: Callable[..., TracedPass], spec: Spec, *, config: Any, rows: int, to_logits: bool = False
 ) -> TracedPass:
     def trace(seq_len: int) -> TracedPass:
-        data = spec.data.model_copy(update={"seq_len": seq_len})
-        short = spec.model_copy(update={"data": data})
+        short = spec.with_value("data.seq_len", seq_len)
         return passes(short, config=config, rows=rows, to_logits=to_logits, detailed=True)
 
     return lengthened(trace, spec.data.seq_len)

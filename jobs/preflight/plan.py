@@ -81,18 +81,19 @@ def plan_on(
     if problems := architecture_problems(config, spec) + too_few_positions(config, spec):
         raise DataError(f"model.path {spec.model.path}: {'; '.join(problems)}")
     precision = precision_of(spec.train, machines.accelerator.has_bf16 and not machines.is_cpu)
-    rows = _with_seq_len(spec, longest or spec.data.seq_len)
+    rows = spec.with_value("data.seq_len", min(longest or spec.data.seq_len, spec.data.seq_len))
     batching = plan_batching(spec)
     written = strategy_of(spec)
     free = free_fields(spec) if free is None else free
-    if architecture_problems(config, with_checkpointing(spec, True)):
+    if architecture_problems(config, spec.with_value("train.gradient_checkpointing", True)):
         free -= {"gradient_checkpointing"}
     if spec.packed and spec.model.attn_implementation == "flash_attention_2":
         free -= {"per_device_train_batch_size"}  # with this kernel, samples are kept apart in batches of one row only
 
     @functools.cache
     def trace(gradient_checkpointing: bool) -> ModelTrace:
-        return _trace(with_checkpointing(rows, gradient_checkpointing), model_dir, precision)
+        asked = rows.with_value("train.gradient_checkpointing", gradient_checkpointing)
+        return _trace(asked, model_dir, precision)
 
     ways = options(written, batching, free, trace, machines, most_workers, copied_bytes)
     traced = trace(written.gradient_checkpointing)
@@ -128,10 +129,6 @@ def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     return kept_trace(spec, model_dir, precision, compute)
 
 
-def _with_seq_len(spec: Spec, seq_len: int) -> Spec:
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"seq_len": min(seq_len, spec.data.seq_len)})})
-
-
 def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
     """Read config.json. Raises DataError."""
     path = os.path.join(model_dir, "config.json")
@@ -144,11 +141,6 @@ def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DataError(f"{path} does not contain a JSON object. Use the file that was released with the model")
     return config
-
-
-def with_checkpointing(spec: Spec, on: bool) -> Spec:
-    train = spec.train.model_copy(update={"gradient_checkpointing": on})
-    return spec.model_copy(update={"train": train})
 
 
 def free_fields(spec: Spec) -> frozenset[Planned]:

@@ -173,8 +173,7 @@ def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:
 
 def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int | None:
     """Bound the memory of a worker without GPU beside its program; None: unknown, or a cached trace is more exact."""
-    rows = spec.model_copy(update={"data": spec.data.model_copy(update={"seq_len": longest})})
-    if is_kept(rows, model_dir, precision_of(spec.train, False)):
+    if is_kept(spec.with_value("data.seq_len", longest), model_dir, precision_of(spec.train, False)):
         return None
     sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
     return rough_bytes(spec, config_of(spec, model_dir), sum(sizes), longest, copied_bytes)

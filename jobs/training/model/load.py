@@ -113,7 +113,7 @@ def without_flash_attention(spec: Spec) -> Spec:
     """Return the spec without flash attention, whose package may be missing outside of GPU nodes."""
     if spec.model.attn_implementation != "flash_attention_2":
         return spec
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"attn_implementation": None})})
+    return spec.with_value("model.attn_implementation", None)
 
 
 def set_pad_token(config: Any, pad_token_id: int) -> int:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from jobs.drivers.finetune.machines import find_room
 from jobs.drivers.finetune.ray_driver import crash_of
 from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
-from jobs.planning.out_of_memory import advice
+from jobs.remedies.out_of_memory import advice
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status

@@ -150,12 +150,10 @@ def tell_early_end(run: Run, state: LoopState) -> None:
 
 def timed(items: Iterator[StepRows]) -> Generator[tuple[StepRows, float]]:
     """Yield each item with the seconds spent waiting for it."""
-    while True:
-        asked = time.perf_counter()
-        item = next(items, None)
-        if item is None:
-            return
+    asked = time.perf_counter()
+    for item in items:
         yield item, time.perf_counter() - asked
+        asked = time.perf_counter()
 
 
 def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, step_time_s: float) -> Record:

@@ -27,7 +27,7 @@ from jobs.planning.strategy import strategy_of
 from jobs.preflight.kept import kept_cpu_speed, kept_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
-from jobs.spec.finetune import Planned, Spec
+from jobs.spec.finetune import PLANNED, Planned, Spec
 
 _LOCAL_GB_S = 1.0  # between workers of one machine through gloo: an assumption
 _MOST_CHARACTERS = 300
@@ -148,16 +148,11 @@ def free_fields(spec: Spec) -> frozenset[Planned]:
 
     Without a global batch, the micro-batch is part of what is computed, so it is not free.
     """
-    train, given = spec.train, spec.train.model_fields_set
-    free: set[Planned] = set()
-    if "gradient_checkpointing" not in given:
-        free.add("gradient_checkpointing")
-    if "zero" not in given:
-        free.add("zero")
+    train, free = spec.train, PLANNED - spec.train.model_fields_set
     whole = train.global_batch_size is not None or train.global_batch_tokens is not None
-    if whole and "per_device_train_batch_size" not in given and train.gradient_accumulation_steps is None:
-        free.add("per_device_train_batch_size")
-    return frozenset(free)
+    if not whole or train.gradient_accumulation_steps is not None:
+        free -= {"per_device_train_batch_size"}
+    return free
 
 
 def machines_for(spec: Spec) -> Machines:

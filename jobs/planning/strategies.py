@@ -129,24 +129,22 @@ def options(
         most_workers: to which an elastic job may grow; no micro-batch may leave some of them without rows.
         copied_bytes: see `memory_of_process`.
     """
-    found: list[Option] = []
     device: Device = "cpu" if machines.is_cpu else "cuda"
-    workers = batching.num_workers
-    for strategy in dict.fromkeys((written, *_strategies(written, batching, free, device, most_workers))):
+
+    def option(strategy: Strategy) -> Option:
         traced = trace(strategy.gradient_checkpointing)
         passes = _passes(batching, strategy.per_device_train_batch_size)
-        found.append(
-            Option(
-                strategy=strategy,
-                batching=passes,
-                memory=memory_of_process(traced, strategy, workers, device, copied_bytes),
-                time=step_time(traced, strategy, passes, machines),
-                room=machines.accelerator.memory,
-                host_room=machines.host_memory,
-                changes={name: value for name, value in strategy.fields.items() if value != written.fields[name]},
-            )
+        return Option(
+            strategy=strategy,
+            batching=passes,
+            memory=memory_of_process(traced, strategy, batching.num_workers, device, copied_bytes),
+            time=step_time(traced, strategy, passes, machines),
+            room=machines.accelerator.memory,
+            host_room=machines.host_memory,
+            changes={name: value for name, value in strategy.fields.items() if value != written.fields[name]},
         )
-    return tuple(found)
+
+    return tuple(map(option, dict.fromkeys((written, *_strategies(written, batching, free, device, most_workers)))))
 
 
 def _strategies(

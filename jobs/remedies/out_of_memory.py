@@ -114,11 +114,9 @@ def changed(spec: Spec, change: Change) -> Spec:
 
 def with_global_batch(spec: Spec) -> Spec:
     """Return the spec with its global batch given and its accumulation derived."""
-    train = spec.train
-    rows = (
-        {} if train.global_batch_size or train.global_batch_tokens else {"global_batch_size": plan_batching(spec).rows}
-    )
-    return spec.model_copy(update={"train": train.model_copy(update={**rows, "gradient_accumulation_steps": None})})
+    if not (spec.train.global_batch_size or spec.train.global_batch_tokens):
+        spec = spec.with_value("train.global_batch_size", plan_batching(spec).rows)
+    return spec.with_value("train.gradient_accumulation_steps", None)
 
 
 def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[Change, ...]]:

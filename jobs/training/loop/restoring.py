@@ -85,13 +85,8 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
         if commit.replay_raises != state.replay_raises:
             earlier = replace(earlier, expected_loss=None)  # the next step may have other rows
     run.checkpoints.remove_after(earlier.step)
-    return replace(
-        earlier,
-        rate_cuts=state.rate_cuts,
-        replay_raises=state.replay_raises,
-        set_aside=state.set_aside,
-        save_due=state.save_due,
-    )
+    kept = {name: getattr(state, name) for name in ("rate_cuts", "replay_raises", "set_aside", "save_due")}
+    return replace(earlier, **kept)
 
 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:

@@ -97,11 +97,9 @@ def best_score(spec: Spec, state: LoopState) -> Best | None:
     rule, before = spec.remedies.forgetting, state.metrics_before
     if state.best is not None and is_past(rule, before, state.best.metrics):  # an earlier attempt had no such bound
         state = replace(state, best=None)
-    return (
-        state.best
-        if is_past(rule, before, state.metrics)
-        else best_of(spec.checkpoint, state, spec.eval.early_stopping_threshold)
-    )
+    if is_past(rule, before, state.metrics):
+        return state.best
+    return best_of(spec.checkpoint, state, spec.eval.early_stopping_threshold)
 
 
 def set_aside(run: Run, state: LoopState, best: Best) -> Best:

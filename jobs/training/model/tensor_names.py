@@ -6,11 +6,11 @@ tensor. `save_pretrained` reverts that for the whole model at once. This module 
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -76,10 +76,8 @@ def naming_of(model: Any, tensors: Tensors, source: set[str]) -> Naming:
         match = _LAYER.match(name)
         layers.setdefault(match[1] if match else name, {})[name] = tensor
     groups = [part for layer in layers.values() for part in _split(model, conversions, layer)]
-    together: Tensors = {}
-    for _, names in groups:
-        together |= names or {}
-    if {name: tensor.shape for name, tensor in together.items()} != {name: one.shape for name, one in whole.items()}:
+    together = {name: one.shape for _, names in groups for name, one in (names or {}).items()}
+    if together != {name: one.shape for name, one in whole.items()}:
         groups = [(tensors, whole)]  # the conversion combines tensors of several layers
     return Naming(model, conversions, tuple(_group(members, names or {}) for members, names in groups), first)
 
@@ -138,12 +136,5 @@ def _reverted(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors:
         return tensors
     from transformers.core_model_loading import revert_weight_conversion
 
-    before = getattr(model, "_weight_conversions", None)
-    model._weight_conversions = conversions
-    try:
+    with mock.patch.object(model, "_weight_conversions", conversions, create=True):
         return dict(revert_weight_conversion(model, tensors))
-    finally:
-        with contextlib.suppress(AttributeError):
-            del model._weight_conversions
-        if before is not None:
-            model._weight_conversions = before

@@ -85,8 +85,7 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
 
 def without_remedies(spec: Spec) -> Spec:
     """Return a trial's spec without remedies, which would hide the effect of its learning rate or a divergence."""
-    off = {"outlier_steps": False, "forgetting": Forgetting()}
-    return spec.model_copy(update={"remedies": spec.remedies.model_copy(update=off)})
+    return spec.with_value("remedies.outlier_steps", False).with_value("remedies.forgetting", Forgetting())
 
 
 class _TrialRunner:

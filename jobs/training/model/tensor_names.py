@@ -76,10 +76,13 @@ def naming_of(model: Any, tensors: Tensors, source: set[str]) -> Naming:
         match = _LAYER.match(name)
         layers.setdefault(match[1] if match else name, {})[name] = tensor
     groups = [part for layer in layers.values() for part in _split(model, conversions, layer)]
-    together = {name: one.shape for _, names in groups for name, one in (names or {}).items()}
+    together = {name: one.shape for _, names in groups for name, one in names.items()}
     if together != {name: one.shape for name, one in whole.items()}:
         groups = [(tensors, whole)]  # the conversion combines tensors of several layers
-    return Naming(model, conversions, tuple(_group(members, names or {}) for members, names in groups), first)
+    parts = [
+        Group(tuple(members), tuple((name, one.nbytes) for name, one in names.items())) for members, names in groups
+    ]
+    return Naming(model, conversions, tuple(parts), first)
 
 
 def _first_names(model: Any, tensors: Tensors, source: set[str]) -> dict[str, str]:
@@ -98,18 +101,14 @@ def _first_names(model: Any, tensors: Tensors, source: set[str]) -> dict[str, st
     return found
 
 
-def _split(model: Any, conversions: list[Any], layer: Tensors) -> list[tuple[Tensors, Tensors | None]]:
+def _split(model: Any, conversions: list[Any], layer: Tensors) -> list[tuple[Tensors, Tensors]]:
     """Split a layer into single tensors if converting them one by one gives the same as converting them together."""
     together = _try(model, conversions, layer)
     alone = [({name: tensor}, _try(model, conversions, {name: tensor})) for name, tensor in layer.items()]
-    shapes = {name: one.shape for _, names in alone for name, one in (names or {}).items()}
-    if together is not None and shapes == {name: one.shape for name, one in together.items()}:
-        return list(alone)
+    shapes = {name: one.shape for _, names in alone for name, one in names.items()}
+    if together and shapes == {name: one.shape for name, one in together.items()}:
+        return alone
     return [(layer, together)]
-
-
-def _group(members: Tensors, found: Tensors) -> Group:
-    return Group(tuple(members), tuple((name, one.numel() * one.element_size()) for name, one in found.items()))
 
 
 def _candidates(model: Any) -> Iterator[list[Any]]:
@@ -123,12 +122,12 @@ def _candidates(model: Any) -> Iterator[list[Any]]:
     yield []
 
 
-def _try(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors | None:
-    """Return the converted tensors; None if the conversion needs other tensors as well."""
+def _try(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors:
+    """Return the converted tensors; none if the conversion needs other tensors as well."""
     try:
         return _reverted(model, conversions, tensors)
     except Exception:  # operations of a conversion may raise anything
-        return None
+        return {}
 
 
 def _reverted(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors:

@@ -10,51 +10,21 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import replace
 
 from jobs.errors import Diverged, MetricFailed
 from jobs.model_files.directory import local_model_dir
 from jobs.spec.finetune import Spec
 from jobs.spec.remedies import Forgetting
 from jobs.training.loop.loop import begun, finish, load, ready, told_before_training, train_steps
-from jobs.training.loop.measuring import cooled_down, losses_along_first_step, on_host
+from jobs.training.loop.measuring import HeldState, cooled_down, losses_along_first_step
 from jobs.training.loop.restoring import restored
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.mailbox import Answer, Mailbox, Order, Status
-from jobs.training.model.engine import Engine
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
-
-
-@dataclass(frozen=True)
-class BaseState:
-    """The state of a new engine on this rank, in host memory: everything that training changes."""
-
-    seed: int  # seed of the weights that the model's directory lacks
-    weights: tuple[torch.Tensor, ...]  # as `Partitions.flats`
-    buffers: dict[str, torch.Tensor]
-    loss_scaler: dict[str, float] | None
-
-    @classmethod
-    def of(cls, engine: Engine) -> BaseState:
-        return cls(
-            engine.spec.seed,
-            tuple(on_host(flat) for flat in engine.partitions.flats),
-            {name: on_host(buffer) for name, buffer in engine.buffers.items()},
-            engine.loss_scaler(),
-        )
-
-    @torch.no_grad()
-    def put_back(self, engine: Engine) -> None:
-        """Load this state into the engine. Every rank must call it."""
-        engine.partitions.restart(self.weights)
-        for name, buffer in engine.buffers.items():
-            buffer.copy_(self.buffers[name])
-        engine.load_loss_scaler(self.loss_scaler)
 
 
 def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
@@ -70,7 +40,7 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
     mailbox = Mailbox(job.run_root)
     with contextlib.closing(Reporter(job.paths, gang.rank)) as reporter:
         loaded = load(job, gang, reporter)
-    runner = _TrialRunner(job, gang, loaded, BaseState.of(loaded.engine))
+    runner = _TrialRunner(job, gang, loaded, HeldState.of(loaded.engine, is_new=True))
     if gang.rank == 0:
         mailbox.open()
     number = first
@@ -91,7 +61,7 @@ def without_remedies(spec: Spec) -> Spec:
 class _TrialRunner:
     """A loaded engine, and the trial whose state it holds."""
 
-    def __init__(self, job: Job, gang: WorkerContext, loaded: Loaded, base: BaseState) -> None:
+    def __init__(self, job: Job, gang: WorkerContext, loaded: Loaded, base: HeldState) -> None:
         self._job, self._gang, self._loaded, self._base = job, gang, loaded, base
         self._other = base  # base state for the newest seed that differs from the job's
         self._before = dict[int, dict[str, float]]()  # eval_* before the first step, by the seed of the weights
@@ -140,7 +110,7 @@ class _TrialRunner:
             return state
         return told_before_training(run, replace(state, metrics_before=known))
 
-    def _base_of(self, run: Run) -> BaseState:
+    def _base_of(self, run: Run) -> HeldState:
         seed = run.job.spec.seed
         if seed == self._base.seed:
             return self._base

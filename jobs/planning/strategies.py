@@ -43,7 +43,7 @@ class Option:
     time: StepTime
     room: int
     host_room: int
-    changes: dict[Planned, Any]
+    changes: dict[str, Any]
 
     @property
     def missing(self) -> int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from jobs.planning.batching import plan_batching
-from jobs.spec.finetune import Planned, Spec
+from jobs.spec.finetune import Spec
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Strategy:
     max_reuse_distance: int = 1_000_000_000
 
     @property
-    def fields(self) -> dict[Planned, Any]:
+    def fields(self) -> dict[str, Any]:
         """The fields of `train` that a plan may choose, with their values as a spec has them."""
         offload = {name: "cpu" for name in ("offload_optimizer", "offload_param") if getattr(self, name)}
         return {

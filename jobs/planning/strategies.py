@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 from jobs.planning.accelerators import Machines
@@ -43,7 +43,7 @@ class Option:
     time: StepTime
     room: int
     host_room: int
-    changes: dict[str, Any]
+    changes: dict[str, Any] = field(hash=False)
 
     @property
     def missing(self) -> int:

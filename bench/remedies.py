@@ -178,7 +178,7 @@ def worker(listing: pathlib.Path) -> int:
                 loop.train_steps(run, loop.restored(run))
             except RunFailed as error:
                 reporter.event("failed", str(error))
-            run.checkpoints.finish(60.0)
+            run.checkpoints.finish()
         gang.close()
     return 0
 

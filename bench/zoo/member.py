@@ -137,7 +137,7 @@ def train(order: dict[str, Any]) -> dict[str, Any]:
         return {"unpack": run.unpack, "padding": padding, "step": state.step}
     finally:
         if run is not None:
-            run.checkpoints.finish(60.0)
+            run.checkpoints.finish()
             run.engine.module.destroy()
         reporter.close()
 

@@ -24,8 +24,7 @@ def with_workers(spec: Spec, num_workers: int) -> Spec:
     Raises:
         SpecError: the batch cannot be distributed over the workers.
     """
-    resources = spec.resources.model_copy(update={"num_workers": num_workers, "min_workers": None})
-    changed = spec.model_copy(update={"resources": resources})
+    changed = spec.with_value("resources.num_workers", num_workers).with_value("resources.min_workers", None)
     plan_batching(changed)
     return changed
 

@@ -72,7 +72,7 @@ def depth_of(prefix: str, kinds: Sequence[object]) -> Depth:
 
 def deepened(shallow: Sequence[Line], deep: Sequence[Line], depth: Depth) -> tuple[Line, ...]:
     """Return the events of the whole model."""
-    left = _minus(_at_logits(deep).live, _at_logits(shallow).live)  # bytes that a period leaves
+    left = _plus(_at_logits(deep).live, _at_logits(shallow).live, -1)  # bytes that a period leaves
     middle = [_is_repeated(line, depth) for line in deep]
     turn = next(number for number, line in enumerate(deep) if line.kind == "logits")
     ahead = _ends(middle[:turn], 0)
@@ -109,18 +109,9 @@ def _moved(line: Line, depth: Depth, copies: int, left: tuple[int, int]) -> Line
             return name
         return name.replace(f"{depth.prefix}.{layer}.", f"{depth.prefix}.{layer + copies * depth.period}.", 1)
 
-    added = (left[0] * copies, left[1] * copies)
-    return replace(
-        line,
-        parameters=tuple(map(renamed, line.parameters)),
-        live=_plus(line.live, added),
-        peak=_plus(line.peak, added),
-    )
+    live, peak = (_plus(size, left, copies) for size in (line.live, line.peak))
+    return replace(line, parameters=tuple(map(renamed, line.parameters)), live=live, peak=peak)
 
 
-def _plus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    return one[0] + other[0], one[1] + other[1]
-
-
-def _minus(one: tuple[int, int], other: tuple[int, int]) -> tuple[int, int]:
-    return one[0] - other[0], one[1] - other[1]
+def _plus(one: tuple[int, int], other: tuple[int, int], times: int) -> tuple[int, int]:
+    return one[0] + times * other[0], one[1] + times * other[1]

@@ -40,18 +40,6 @@ def vertex_of(scores: Mapping[float, float]) -> float | None:
     return (x1 + x2) / 2 - rise / (2 * bend) if bend > 0 else None
 
 
-def _linear(step: int, warmup: int, total: int, train: Train) -> float:
-    return max(0.0, (total - step) / max(1, total - warmup))
-
-
-def _cosine(step: int, warmup: int, total: int, train: Train) -> float:
-    return _half_cosine((step - warmup) / max(1, total - warmup))
-
-
-def _constant(step: int, warmup: int, total: int, train: Train) -> float:
-    return 1.0
-
-
 def _stable_then_decay(step: int, warmup: int, total: int, train: Train) -> float:
     decay = decay_steps(train, total)
     if step < total - decay:
@@ -64,8 +52,8 @@ def _half_cosine(progress: float) -> float:
 
 
 _SHAPES: dict[SchedulerType, Callable[[int, int, int, Train], float]] = {
-    "linear": _linear,
-    "cosine": _cosine,
-    "constant_with_warmup": _constant,
+    "linear": lambda step, warmup, total, train: max(0.0, (total - step) / max(1, total - warmup)),
+    "cosine": lambda step, warmup, total, train: _half_cosine((step - warmup) / max(1, total - warmup)),
+    "constant_with_warmup": lambda step, warmup, total, train: 1.0,
     "warmup_stable_decay": _stable_then_decay,
 }

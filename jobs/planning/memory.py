@@ -29,8 +29,9 @@ COPIED_BY_TRIALS: Final = 12 + 4 + 12
 # Elements of this worker's part that ZeRO-3 updates at once. It copies their gradients, so DeepSpeed's default of 1e9
 # would need 4 GB for that.
 SUB_GROUP_SIZE: Final = 100_000_000
-_LARGEST_PIECE: Final = 2**24  # logits; as in jobs.training.loop.loss
-_PIECES: Final = 16
+# Logits of a piece of the loss: enough to keep a GPU busy, while each fp32 copy of a piece takes at most 64 MiB.
+_LARGEST_PIECE: Final = 2**24
+_PIECES: Final = 16  # at least, so that the fp32 copies of a piece take less than one byte for each logit of the batch
 
 
 @dataclass(frozen=True)
@@ -302,5 +303,5 @@ def largest_flat(trace: ModelTrace, stage: int, num_workers: int) -> int:
 
 
 def piece_of_loss(vocabulary: int, logits: int) -> int:
-    """Return the logits that the loss processes at once: see `piece_length` in jobs.training.loop.loss."""
+    """Return the logits that `jobs.training.loop.loss` processes at once: those of some targets, at least one."""
     return max(1, min(_LARGEST_PIECE, logits // _PIECES) // max(vocabulary, 1)) * vocabulary

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Final, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
@@ -34,7 +34,7 @@ class Option:
     Attributes:
         room: memory of one device that programs can use, bytes.
         host_room: one worker's share of its host's memory, bytes.
-        changes: fields that it sets to other values than the spec has.
+        changes: fields of `train` that it sets to other values than the spec has, with these values.
     """
 
     strategy: Strategy
@@ -43,7 +43,7 @@ class Option:
     time: StepTime
     room: int
     host_room: int
-    changes: tuple[Planned, ...]
+    changes: dict[str, Any] = field(hash=False)
 
     @property
     def missing(self) -> int:
@@ -129,39 +129,22 @@ def options(
         most_workers: to which an elastic job may grow; no micro-batch may leave some of them without rows.
         copied_bytes: see `memory_of_process`.
     """
-    found: list[Option] = []
     device: Device = "cpu" if machines.is_cpu else "cuda"
-    workers = batching.num_workers
-    for strategy in dict.fromkeys((written, *_strategies(written, batching, free, device, most_workers))):
+
+    def option(strategy: Strategy) -> Option:
         traced = trace(strategy.gradient_checkpointing)
         passes = _passes(batching, strategy.per_device_train_batch_size)
-        found.append(
-            Option(
-                strategy=strategy,
-                batching=passes,
-                memory=memory_of_process(traced, strategy, workers, device, copied_bytes),
-                time=step_time(traced, strategy, passes, machines),
-                room=machines.accelerator.memory,
-                host_room=machines.host_memory,
-                changes=changes_of(written, strategy),
-            )
+        return Option(
+            strategy=strategy,
+            batching=passes,
+            memory=memory_of_process(traced, strategy, batching.num_workers, device, copied_bytes),
+            time=step_time(traced, strategy, passes, machines),
+            room=machines.accelerator.memory,
+            host_room=machines.host_memory,
+            changes={name: value for name, value in strategy.fields.items() if value != written.fields[name]},
         )
-    return tuple(found)
 
-
-def changes_of(written: Strategy, other: Strategy) -> tuple[Planned, ...]:
-    changed: list[Planned] = []
-    if other.per_device_train_batch_size != written.per_device_train_batch_size:
-        changed.append("per_device_train_batch_size")
-    if other.gradient_checkpointing != written.gradient_checkpointing:
-        changed.append("gradient_checkpointing")
-    if _zero(other) != _zero(written):
-        changed.append("zero")
-    return tuple(changed)
-
-
-def _zero(strategy: Strategy) -> tuple[Literal[1, 2, 3], bool, bool]:
-    return strategy.stage, strategy.offload_optimizer, strategy.offload_param
+    return tuple(map(option, dict.fromkeys((written, *_strategies(written, batching, free, device, most_workers)))))
 
 
 def _strategies(
@@ -170,7 +153,8 @@ def _strategies(
     checkpointing = (False, True) if "gradient_checkpointing" in free else (written.gradient_checkpointing,)
     # The host's memory is the one that a worker without GPU has anyway.
     all_zeros = [zero for zero in _ZEROS if device == "cuda" or not zero[1]]
-    zeros = all_zeros if "zero" in free else [_zero(written)]
+    own_zero = (written.stage, written.offload_optimizer, written.offload_param)
+    zeros = all_zeros if "zero" in free else [own_zero]
     sizes = _micro_batches(batching, most_workers) if "per_device_train_batch_size" in free else (batching.per_device,)
     for stage, offload_optimizer, offload_param in zeros:
         for again in checkpointing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from jobs.planning.batching import plan_batching
 from jobs.spec.finetune import Spec
@@ -24,6 +24,16 @@ class Strategy:
     param_persistence_threshold: int = 100_000
     max_live_parameters: int = 1_000_000_000
     max_reuse_distance: int = 1_000_000_000
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of `train` that a plan may choose, with their values as a spec has them."""
+        offload = {name: "cpu" for name in ("offload_optimizer", "offload_param") if getattr(self, name)}
+        return {
+            "per_device_train_batch_size": self.per_device_train_batch_size,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "zero": {"stage": self.stage, **offload},
+        }
 
 
 def strategy_of(spec: Spec) -> Strategy:

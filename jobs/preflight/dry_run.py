@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
@@ -16,6 +14,7 @@ from jobs.model_files.directory import tensor_shapes
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
 from jobs.preflight.traced_pass import without_decisions_from_data
 from jobs.spec.finetune import Spec
+from jobs.training.model.adapters import adapted, new_modules
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.load import (
     converts_weights,
@@ -67,7 +66,11 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
         model = _adapted(spec, model, model_dir, missing)
     try:
         pad = set_pad_token(model.config, pad_token_id(tokenizer))
-        with torch.no_grad(), without_decisions_from_data(), _always_masking():
+        never = mock.MagicMock(return_value=False)  # transformers looks into a mask to see whether it is needed
+        masking = mock.patch.multiple(
+            "transformers.masking_utils", _ignore_causal_mask_sdpa=never, _ignore_bidirectional_mask_sdpa=never
+        )
+        with torch.no_grad(), without_decisions_from_data(), masking:
             batch = collate(ROW_SCHEMA.empty_table(), spec.model.task, pad, torch.device("meta"))
             model_logits(model.train(), batch, spec.model.task)
     except _TELLING as error:
@@ -81,16 +84,6 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
                 f"model.path {model_dir}: sizes in {type(model).__name__} do not fit each other: {_reason(error)}. "
                 "Correct config.json, or choose another model"
             ) from error
-
-
-@contextmanager
-def _always_masking() -> Iterator[None]:
-    """Have transformers make every attention mask. It looks into a mask to see whether it is needed."""
-    with (
-        mock.patch("transformers.masking_utils._ignore_causal_mask_sdpa", return_value=False),
-        mock.patch("transformers.masking_utils._ignore_bidirectional_mask_sdpa", return_value=False),
-    ):
-        yield
 
 
 def _check_shapes(model: Any, model_dir: str) -> None:
@@ -144,8 +137,6 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _adapted(spec: Spec, model: Any, model_dir: str, missing: set[str]) -> Any:
     """Add what the method trains; `missing`: parameters that the weights lack. Raises InputError."""
-    from jobs.training.model.adapters import adapted, new_modules
-
     try:
         return adapted(spec, model, model_dir, new_modules(missing))
     except InputError:

@@ -29,6 +29,7 @@ _TRACERS = (
     _HERE / "short_rows.py",
     _HERE / "traced_pass.py",
     _HERE.parent / "training" / "model" / "adapters.py",
+    _HERE.parent / "training" / "model" / "sharding.py",
 )
 _SPEED = TypeAdapter(tuple[float, float])
 _TRACE = TypeAdapter(ModelTrace)

@@ -24,7 +24,7 @@ from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
-from jobs.training.model.load import DTYPES, empty_model, lacking, model_config
+from jobs.training.model.load import DTYPES, empty_model, lacking_and_unused, model_config
 
 _ROWS = (1, 2, 3)
 
@@ -38,7 +38,7 @@ def trace_model(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     Raises:
         Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
     """
-    new = set() if spec.method.kind == "full" else new_modules(lacking(spec, model_dir))
+    new = set() if spec.method.kind == "full" else new_modules(lacking_and_unused(spec, model_dir)[0])
     model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
     depth = _depth(model)
     traced = functools.partial(_traced, spec, precision, model, config, depth)
@@ -58,8 +58,7 @@ def _lengthened(
     passes: Callable[..., TracedPass], spec: Spec, *, config: Any, rows: int, to_logits: bool = False
 ) -> TracedPass:
     def trace(seq_len: int) -> TracedPass:
-        data = spec.data.model_copy(update={"seq_len": seq_len})
-        short = spec.model_copy(update={"data": data})
+        short = spec.with_value("data.seq_len", seq_len)
         return passes(short, config=config, rows=rows, to_logits=to_logits, detailed=True)
 
     return lengthened(trace, spec.data.seq_len)
@@ -73,18 +72,16 @@ def _traced(
         known = depth is not None and depth.repeats < 1
         note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
         passes = [trace(config=config, rows=rows) for rows in _ROWS]
-        work = passes[0].flops, passes[0].operations
-        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), work, note)
+        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), note)
     deep = [trace(config=_with_layers(config, depth, depth.deep), rows=rows) for rows in _ROWS]
     lines = deepened(_lines(shallow), _lines(deep), depth)
     single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
-    flops, operations, buffers = (
-        getattr(deep[0], name) + depth.repeats * (getattr(deep[0], name) - getattr(shallow[0], name))
+    sums = {
+        name: getattr(deep[0], name) + depth.repeats * (getattr(deep[0], name) - getattr(shallow[0], name))
         for name in ("flops", "operations", "buffer_bytes")
-    )
+    }
     note = f"{depth.deep} of {depth.layers} layers were traced"
-    found = _trace(spec, precision, model, deep, lines, single, (flops, operations), note)
-    return replace(found, buffer_bytes=buffers)
+    return _trace(spec, precision, model, [replace(deep[0], **sums), *deep[1:]], lines, single, note)
 
 
 def _depth(model: Any) -> Depth | None:
@@ -143,7 +140,6 @@ def _trace(
     passes: Sequence[TracedPass],
     lines: Sequence[Line],
     single: Sequence[Line],
-    work: tuple[int, int],
     note: str | None,
 ) -> ModelTrace:
     named = dict(model.named_parameters())
@@ -162,8 +158,8 @@ def _trace(
         logits_per_row=passes[1].logits - passes[0].logits,
         vocabulary=last.vocabulary,
         loss_bytes_per_logit=last.loss_bytes_per_logit,
-        flops_per_row=work[0],
-        operations=work[1],
+        flops_per_row=passes[0].flops,
+        operations=passes[0].operations,
         gradient_checkpointing=spec.train.gradient_checkpointing,
         precision=precision,
         seq_len=spec.data.seq_len,

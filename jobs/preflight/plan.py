@@ -27,7 +27,7 @@ from jobs.planning.strategy import strategy_of
 from jobs.preflight.kept import kept_cpu_speed, kept_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
-from jobs.spec.finetune import Planned, Spec
+from jobs.spec.finetune import PLANNED, Planned, Spec
 
 _LOCAL_GB_S = 1.0  # between workers of one machine through gloo: an assumption
 _MOST_CHARACTERS = 300
@@ -81,18 +81,19 @@ def plan_on(
     if problems := [*architecture_problems(config, spec), *too_few_positions(config, spec)]:
         raise DataError(f"model.path {spec.model.path}: {'; '.join(problems)}")
     precision = precision_of(spec.train, machines.accelerator.has_bf16 and not machines.is_cpu)
-    rows = _with_seq_len(spec, longest or spec.data.seq_len)
+    rows = spec.with_value("data.seq_len", min(longest or spec.data.seq_len, spec.data.seq_len))
     batching = plan_batching(spec)
     written = strategy_of(spec)
     free = free_fields(spec) if free is None else free
-    if architecture_problems(config, with_checkpointing(spec, True)):
+    if architecture_problems(config, spec.with_value("train.gradient_checkpointing", True)):
         free -= {"gradient_checkpointing"}
     if spec.packed and spec.model.attn_implementation == "flash_attention_2":
         free -= {"per_device_train_batch_size"}  # with this kernel, samples are kept apart in batches of one row only
 
     @functools.cache
     def trace(gradient_checkpointing: bool) -> ModelTrace:
-        return _trace(with_checkpointing(rows, gradient_checkpointing), model_dir, precision)
+        asked = rows.with_value("train.gradient_checkpointing", gradient_checkpointing)
+        return _trace(asked, model_dir, precision)
 
     ways = options(written, batching, free, trace, machines, most_workers, copied_bytes)
     traced = trace(written.gradient_checkpointing)
@@ -128,10 +129,6 @@ def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     return kept_trace(spec, model_dir, precision, compute)
 
 
-def _with_seq_len(spec: Spec, seq_len: int) -> Spec:
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"seq_len": min(seq_len, spec.data.seq_len)})})
-
-
 def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
     """Read config.json. Raises DataError."""
     path = os.path.join(model_dir, "config.json")
@@ -146,26 +143,16 @@ def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
     return config
 
 
-def with_checkpointing(spec: Spec, on: bool) -> Spec:
-    train = spec.train.model_copy(update={"gradient_checkpointing": on})
-    return spec.model_copy(update={"train": train})
-
-
 def free_fields(spec: Spec) -> frozenset[Planned]:
     """Return the fields that the spec leaves out and that change only memory and time.
 
     Without a global batch, the micro-batch is part of what is computed, so it is not free.
     """
-    train, given = spec.train, spec.train.model_fields_set
-    free: set[Planned] = set()
-    if "gradient_checkpointing" not in given:
-        free.add("gradient_checkpointing")
-    if "zero" not in given:
-        free.add("zero")
+    train, free = spec.train, PLANNED - spec.train.model_fields_set
     whole = train.global_batch_size is not None or train.global_batch_tokens is not None
-    if whole and "per_device_train_batch_size" not in given and train.gradient_accumulation_steps is None:
-        free.add("per_device_train_batch_size")
-    return frozenset(free)
+    if not whole or train.gradient_accumulation_steps is not None:
+        free -= {"per_device_train_batch_size"}
+    return free
 
 
 def machines_for(spec: Spec) -> Machines:

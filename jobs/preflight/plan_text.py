@@ -59,19 +59,6 @@ def format_needed(option: Option) -> str:
     return " and ".join(parts)
 
 
-def chosen_fields(option: Option) -> dict[str, Any]:
-    """Return the fields of `train` that the option changes, with their values as a spec has them."""
-    strategy, fields = option.strategy, dict[str, Any]()
-    if "per_device_train_batch_size" in option.changes:
-        fields["per_device_train_batch_size"] = strategy.per_device_train_batch_size
-    if "gradient_checkpointing" in option.changes:
-        fields["gradient_checkpointing"] = strategy.gradient_checkpointing
-    if "zero" in option.changes:
-        offload = {name: "cpu" for name in ("offload_optimizer", "offload_param") if getattr(strategy, name)}
-        fields["zero"] = {"stage": strategy.stage, **offload}
-    return fields
-
-
 def format_fields(fields: Mapping[str, Any], between: str = ", ") -> str:
     """Format fields as they stand in a spec."""
     return between.join(f"{name}: {_value(value)}" for name, value in fields.items())

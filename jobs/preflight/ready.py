@@ -55,13 +55,19 @@ def try_model(spec: Spec, progress: Progress) -> None:
 
 
 def check_model(spec: Spec) -> str:
-    """Check the model's files, and run it once without weights. Returns its directory on this machine.
+    """Check the model's files, and run it once without weights, unless that succeeded before.
 
-    Raises InputError.
+    Returns its directory on this machine. Raises InputError.
     """
     model_dir = without_weights(spec.model.path)
     check_model_files(model_dir, spec)
-    _check_model_runs(spec, model_dir)
+    if spec.method.kind != "full" and importlib.util.find_spec("peft") is None:
+        raise SpecError.at("method", f"{spec.method.kind} needs peft, which is not installed here: pip install peft")
+    if not was_tried(spec, model_dir):
+        from jobs.preflight.dry_run import check_model_runs  # imports torch, which takes seconds
+
+        check_model_runs(spec, model_dir)
+        remember(spec, model_dir)
     return model_dir
 
 
@@ -75,15 +81,3 @@ def _check_tokens(prepared: Prepared, model_dir: str) -> None:
             "tokens (vocab_size in config.json). Use the tokenizer that was released with the model, or enlarge the "
             f"model with model.resize_token_embeddings({largest + 1}) and save it"
         )
-
-
-def _check_model_runs(spec: Spec, model_dir: str) -> None:
-    """Run the model once without weights, unless that succeeded before. Raises InputError."""
-    if spec.method.kind != "full" and importlib.util.find_spec("peft") is None:
-        raise SpecError.at("method", f"{spec.method.kind} needs peft, which is not installed here: pip install peft")
-    if was_tried(spec, model_dir):
-        return
-    from jobs.preflight.dry_run import check_model_runs  # imports torch, which takes seconds
-
-    check_model_runs(spec, model_dir)
-    remember(spec, model_dir)

@@ -23,15 +23,15 @@ from jobs.planning.accelerators import GIB, Accelerator, Machines
 from jobs.planning.memory import COPIED
 from jobs.planning.precision import precision_of
 from jobs.planning.strategies import JobPlan, Option
+from jobs.planning.strategy import strategy_of
 from jobs.preflight.kept import is_kept
 from jobs.preflight.plan import config_of, cpu_worker, free_fields, plan_on
-from jobs.preflight.plan_text import chosen_fields, format_fields, format_refusal, format_strategy, gib
+from jobs.preflight.plan_text import format_fields, format_refusal, format_strategy, gib
 from jobs.remedies.out_of_memory import with_global_batch
 from jobs.run.checkpoints import committed_steps
 from jobs.run.paths import JobPaths
 from jobs.run.run_plan import RunPlan, read_plan, write_plan
 from jobs.spec.finetune import PLANNED, Planned, Spec
-from jobs.spec.zero import Zero
 
 _UNCERTAIN: Final = 0.05  # largest error of predictions, as a share; a job that lacks less memory is tried
 # A job whose rough bound is below this share of the room is not traced, which takes seconds. Below these bytes, the
@@ -133,7 +133,7 @@ def with_planned_fields(
     try:
         plan = plan_with(() if kept else left_out)
         if kept and decided(plan) is None:  # these machines have less memory than those of the earlier attempt
-            unchanged = {name for name in PLANNED if name in kept and _value(spec, name) == kept[name]}
+            unchanged = {name for name in PLANNED if name in kept and strategy_of(spec).fields[name] == kept[name]}
             plan = plan_with(left_out | unchanged)
         fits_as_written = decided(plan) is not None
         if not fits_as_written and spec.remedies.out_of_memory:  # which may change what is written
@@ -150,9 +150,9 @@ def with_planned_fields(
         option = near
     elif not fits_as_written:
         said = f"the values of the spec do not fit {plan.machines}, so remedies.out_of_memory changes them"
-        announce("warning", f"{said}: {format_fields(chosen_fields(option))}")
-    _keep(plan, option, {**kept, **chosen_fields(option)}, paths, announce)
-    return with_fields(spec, chosen_fields(option))
+        announce("warning", f"{said}: {format_fields(option.changes)}")
+    _keep(plan, option, {**kept, **option.changes}, paths, announce)
+    return with_fields(spec, option.changes)
 
 
 def decided(plan: JobPlan) -> Option | None:
@@ -171,18 +171,9 @@ def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:
     return spec.model_copy(update={"train": spec.train.model_copy(update=values)})
 
 
-def _value(spec: Spec, name: str) -> Any:
-    """Return the value of a field of `train`, as `chosen_fields` has it."""
-    value = getattr(spec.train, name)
-    if not isinstance(value, Zero):
-        return value
-    return {"stage": value.stage, **value.model_dump(include={"offload_optimizer", "offload_param"}, exclude_none=True)}
-
-
 def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int | None:
     """Bound the memory of a worker without GPU beside its program; None: unknown, or a cached trace is more exact."""
-    rows = spec.model_copy(update={"data": spec.data.model_copy(update={"seq_len": longest})})
-    if is_kept(rows, model_dir, precision_of(spec.train, False)):
+    if is_kept(spec.with_value("data.seq_len", longest), model_dir, precision_of(spec.train, False)):
         return None
     sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
     return rough_bytes(spec, config_of(spec, model_dir), sum(sizes), longest, copied_bytes)

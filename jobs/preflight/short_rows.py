@@ -49,15 +49,9 @@ def lengthened(trace: Callable[[int], TracedPass], seq_len: int) -> TracedPass:
         peak = max(live, before, *map(at_length, _matched([event.details for event in several])))
         events.append(Event(several[0].kind, several[0].parameters, live, peak))
         before = live
-    return replace(
-        passes[-1],
-        events=tuple(events),
-        buffer_bytes=at_length([one.buffer_bytes for one in passes]),
-        logits=at_length([one.logits for one in passes]),
-        logits_bytes=at_length([one.logits_bytes for one in passes]),
-        flops=at_length([one.flops for one in passes]),
-        operations=at_length([one.operations for one in passes]),
-    )
+    growing = ("buffer_bytes", "logits", "logits_bytes", "flops", "operations")
+    sums = {name: at_length([getattr(one, name) for one in passes]) for name in growing}
+    return replace(passes[-1], events=tuple(events), **sums)
 
 
 def _continued(values: Sequence[int], turns: int) -> int:

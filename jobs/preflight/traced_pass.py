@@ -6,9 +6,10 @@ The pass is that of the training loop: the same model class, batch, loss and che
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import Any, cast
 from unittest import mock
@@ -18,12 +19,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
-from jobs.planning.memory import EventKind
+from jobs.planning.memory import EventKind, piece_of_loss
 from jobs.preflight.tracker import Event, Tracker
 from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
+from jobs.training.model.adapters import adapted
 from jobs.training.model.batch import Batch, collate, model_logits
 from jobs.training.model.load import attention_arguments, model_class, set_pad_token, without_flash_attention
+from jobs.training.model.sharding import data_dependent_modules
 
 _PIECES, _TRACED_PIECES = loss._pieces, 3
 _LONG = 256  # tokens; shorter rows take seconds, even one token after another
@@ -48,8 +51,6 @@ def with_adapter(spec: Spec, model: Any, model_dir: str, new: Collection[str]) -
     """Add what the spec's method trains, as `load_model` does; for `new` see `adapted`."""
     if spec.method.kind == "full":
         return model
-    from jobs.training.model.adapters import adapted
-
     # `Module.to` fails for tensors without data. PEFT calls it for a device, which is the same, and for a dtype, which
     # `adapted` sets.
     with mock.patch.object(torch.nn.Module, "to", lambda module, *_, **__: module), warnings.catch_warnings():
@@ -111,7 +112,7 @@ def traced_pass(
     buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
     kept = tuple(_without_pieces(tracker.events))
     loss_bytes = max(event.peak - without.peak for event, without in zip(tracker.events, kept, strict=True))
-    piece = loss.piece_length(shape[-1], shape.numel() // shape[-1]) * shape[-1]
+    piece = piece_of_loss(shape[-1], shape.numel())
     return TracedPass(kept, buffers, shape.numel(), shape[-1], size, flops, operations, loss_bytes / piece)
 
 
@@ -155,10 +156,16 @@ def without_decisions_from_data(packed: bool = False) -> Iterator[None]:
     of equal sizes, because torch knows the shapes of the new one in bf16 only.
     """
     with ExitStack() as stack:
-        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", _never))
+        stack.enter_context(mock.patch("transformers.integrations.moe._can_use_grouped_mm", _returning(False)))
         if not packed:
-            stack.enter_context(mock.patch("transformers.masking_utils.find_packed_sequence_indices", _nothing))
+            of_packing = "transformers.masking_utils.find_packed_sequence_indices"
+            stack.enter_context(mock.patch(of_packing, _returning(None)))
         yield
+
+
+def _returning(value: object) -> Callable[..., object]:
+    """Make a function that returns the value. A mock object would keep every tensor that it is called with."""
+    return lambda *_, **__: value
 
 
 @contextmanager
@@ -173,15 +180,6 @@ def _without_data(spec: Spec) -> Iterator[None]:
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(without_decisions_from_data(spec.packed))
         yield
-
-
-def _never(*_: Any, **__: Any) -> bool:
-    """Replace a function. A mock object would keep every tensor that it is called with."""
-    return False
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
 
 
 def _batch(spec: Spec, mode: FakeTensorMode, rows: int) -> Batch:
@@ -207,59 +205,37 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
     The events are those at which DeepSpeed's hooks act. A gradient that is ready is freed, as DeepSpeed does.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    leaves = _leaves(model)
+    leaves = set(data_dependent_modules(model))
     for name, module in model.named_modules():
         if any(name.startswith(f"{leaf}.") for leaf in leaves):
             continue
         inside = module.parameters(recurse=name in leaves)
         own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
         if own:
-            module.register_forward_pre_hook(_Noted(tracker, own, "enter", "leave-backward"))
-            module.register_forward_hook(_Noted(tracker, own, "leave", "enter-backward"))
+            module.register_forward_pre_hook(partial(_noted, tracker, own, "enter", "leave-backward"))
+            module.register_forward_hook(partial(_noted, tracker, own, "leave", "enter-backward"))
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_Ready(tracker, names[id(parameter)]))
+            parameter.register_post_accumulate_grad_hook(partial(_ready, tracker, names[id(parameter)]))
 
 
-def _leaves(model: torch.nn.Module) -> set[str]:
-    """Names of the modules that `gather_data_dependent_modules` makes leaves: DeepSpeed looks at no module inside."""
-    found = set()
-    for owner_name, owner in model.named_modules():
-        for name, module in owner.named_children():
-            inside = any(True for child in module.children() for _ in child.parameters())
-            if name == "indexer" or (name == "experts" and not inside):
-                found.add(f"{owner_name}.{name}" if owner_name else name)
-    return found
+def _noted(
+    tracker: Tracker, own: tuple[str, ...], now: EventKind, backward: EventKind, module: Any, *tensors: Any
+) -> Any:
+    """Be a hook before or after a module's forward. The tensors there tell when its backward ends or begins."""
+    tracker.note(now, *own)
+    first = iter([True])
+
+    def note() -> None:
+        if next(first, False):
+            tracker.note(backward, *own)
+
+    return _marked(tensors[-1], note)
 
 
-@dataclass(frozen=True)
-class _Noted:
-    """A hook before or after a module's forward. The tensors there tell when its backward ends or begins."""
-
-    tracker: Tracker
-    parameters: tuple[str, ...]
-    now: EventKind
-    backward: EventKind
-
-    def __call__(self, module: Any, *tensors: Any) -> Any:
-        self.tracker.note(self.now, *self.parameters)
-        first = iter([True])
-
-        def note() -> None:
-            if next(first, False):
-                self.tracker.note(self.backward, *self.parameters)
-
-        return _marked(tensors[-1], note)
-
-
-@dataclass(frozen=True)
-class _Ready:
-    tracker: Tracker
-    parameter: str
-
-    def __call__(self, parameter: torch.Tensor) -> None:
-        self.tracker.note("gradient", self.parameter)
-        parameter.grad = None
+def _ready(tracker: Tracker, name: str, parameter: torch.Tensor) -> None:
+    tracker.note("gradient", name)
+    parameter.grad = None
 
 
 def _marked(value: Any, note: Any) -> Any:

@@ -68,7 +68,12 @@ def validate(spec: Spec, *, estimates: bool = True) -> Validated:
     Raises:
         InputError: all problems, one a line; the error has the type of the first problem.
     """
-    problems = [problem for check in _CHECKS if (problem := _problem(check, spec))]
+    problems = list[InputError]()
+    for check in _CHECKS:
+        try:
+            check(spec)
+        except InputError as error:
+            problems.append(error)
     sources = _looked_at_sources(spec, problems)
     if problems:
         mistakes = dict.fromkeys(mistake for problem in problems for mistake in problem.mistakes)
@@ -82,14 +87,6 @@ def validate(spec: Spec, *, estimates: bool = True) -> Validated:
         if not source.samples and not source.bad:
             unseen.append(f"{where}: the samples that your function makes (it runs when the data is prepared)")
     return Validated(spec, tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
-
-
-def _problem(check: Callable[[Spec], object], spec: Spec) -> InputError | None:
-    try:
-        check(spec)
-    except InputError as error:
-        return error
-    return None
 
 
 def no_gpu_here(spec: Spec) -> str | None:
@@ -111,11 +108,6 @@ def enter_working_dir(spec: Spec) -> None:
         raise SpecError(
             f"working_dir {spec.working_dir}: {error.strerror}. Give a directory that every node sees"
         ) from error
-
-
-def _check_warmup(spec: Spec) -> None:
-    if spec.train.max_steps is not None:
-        warmup_steps(spec.train, spec.train.max_steps)
 
 
 def check_metrics(spec: Spec) -> None:
@@ -224,7 +216,7 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
     enter_working_dir,  # first, because functions are looked up in it
     plan_batching,
     worker_numbers,
-    _check_warmup,
+    lambda spec: spec.train.max_steps and warmup_steps(spec.train, spec.train.max_steps),
     check_metrics,
     check_harness_tasks,
     lambda spec: check_model_dir(with_model_of_run(spec)),

@@ -1,7 +1,7 @@
 """The ladder of changes after a run ran out of memory. Each keeps the global batch, the order of rows and the seeds.
 
 A rung is climbed as often as it changes something. Every change lowers a number or sets a field that was not set, so
-the ladder is finite. `jobs.drivers.finetune.memory_remedy` acts on the decisions.
+the ladder is finite. `jobs.drivers.finetune.memory_remedy` acts on the decisions. `advice` is for users.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from jobs.frozen import Frozen
 from jobs.planning import plan_batching
 from jobs.run.remedies import Remedy
 from jobs.spec.finetune import Spec
-
-Section = TypeVar("Section", bound=Frozen)
 
 
 class Where(StrEnum):
@@ -112,22 +109,14 @@ def changed(spec: Spec, change: Change) -> Spec:
     """Return the spec with the change, and with the same global batch."""
     if change.rung is Rung.MICRO_BATCH:
         spec = with_global_batch(spec)
-    return _with(spec, change.field, change.after)
+    return spec.with_value(change.field, change.after)
 
 
 def with_global_batch(spec: Spec) -> Spec:
     """Return the spec with its global batch given and its accumulation derived."""
-    train = spec.train
-    rows = (
-        {} if train.global_batch_size or train.global_batch_tokens else {"global_batch_size": plan_batching(spec).rows}
-    )
-    return spec.model_copy(update={"train": train.model_copy(update={**rows, "gradient_accumulation_steps": None})})
-
-
-def _with(values: Section, field: str, value: Any) -> Section:
-    name, _, rest = field.partition(".")
-    new = _with(getattr(values, name), rest, value) if rest else value
-    return values.model_copy(update={name: new})
+    if not (spec.train.global_batch_size or spec.train.global_batch_tokens):
+        spec = spec.with_value("train.global_batch_size", plan_batching(spec).rows)
+    return spec.with_value("train.gradient_accumulation_steps", None)
 
 
 def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[Change, ...]]:
@@ -159,3 +148,31 @@ def format_tried(remedies: Sequence[Remedy]) -> str:
     for one in remedies:
         values.setdefault(one.field, []).append(json.dumps(one.after))
     return "; ".join(f"{field} {', '.join(each)}" for field, each in values.items())
+
+
+def advice(spec: Spec) -> str:
+    """Return two or three short sentences that name the fields that would help, with their present values."""
+    train, on_gpu = spec.train, spec.resources.gpus_per_worker > 0
+    lower = [
+        *_above_one("train.per_device_train_batch_size", train.per_device_train_batch_size),
+        *_above_one("eval.per_device_eval_batch_size", spec.eval.per_device_eval_batch_size if spec.evaluates else 1),
+        f"data.seq_len ({spec.data.seq_len})",
+    ]
+    less = [] if train.gradient_checkpointing else ["train.gradient_checkpointing: true"]
+    if train.zero.stage < 3:
+        less.append("train.zero.stage: 3")
+    if on_gpu and train.zero.offload_optimizer is None:
+        less.append("train.zero.offload_optimizer: cpu")
+    more = "" if on_gpu else ", or give each worker more memory"
+    return (
+        f"Lower {_listed(lower)}.{f' Or set {_listed(less)}.' if less else ''} "
+        f"Or use more workers than {spec.resources.num_workers}{more}."
+    )
+
+
+def _above_one(name: str, value: int) -> list[str]:
+    return [f"{name} ({value})"] if value > 1 else []
+
+
+def _listed(words: list[str]) -> str:
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -41,14 +41,10 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
             ended_at=now,
         )
     stopped = result["stopped"]
-    rest = (
-        "whose checkpoint is kept"
-        if result["kept"]
-        else "whose checkpoint could not be written; the one before is kept"
-    )
+    kept = "is kept" if result["kept"] else "could not be written; the one before is kept"
     return Outcome(
         status=Status.INTERRUPTED if stopped else Status.SUCCEEDED,
-        reason=f"stopped on request after step {result['step']}, {rest}" if stopped else None,
+        reason=f"stopped on request after step {result['step']}, whose checkpoint {kept}" if stopped else None,
         model_path=None if stopped else paths.model,
         ended_at=now,
         **{name: value for name, value in result.items() if name in Outcome.model_fields},

@@ -10,7 +10,7 @@ import re
 from enum import StrEnum
 
 from jobs.errors import Diverged, FleetuneError, InputError, OutOfMemory, StorageOutage
-from jobs.planning.out_of_memory import advice
+from jobs.remedies.out_of_memory import advice
 from jobs.spec.finetune import Spec
 
 

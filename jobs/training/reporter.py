@@ -16,26 +16,24 @@ class Reporter:
     """Writes rank 0's metrics and events; does nothing on other ranks."""
 
     def __init__(self, paths: JobPaths, rank: int) -> None:
-        self._metrics = JournalWriter(paths.metrics, "rank-0") if rank == 0 else None
-        self._events = JournalWriter(paths.events, "rank-0") if rank == 0 else None
+        kinds = {"metrics": paths.metrics, "events": paths.events} if rank == 0 else {}
+        self._journals = {kind: JournalWriter(folder, "rank-0") for kind, folder in kinds.items()}
 
     def event(self, kind: str, message: str, **data: Any) -> None:
-        if self._events is not None:
-            self._events.append(event(kind, message, **data).model_dump(mode="json"))
+        if journal := self._journals.get("events"):
+            journal.append(event(kind, message, **data).model_dump(mode="json"))
             if kind in _AT_ONCE:
-                self._events.hurry()
+                journal.hurry()
 
     def step(self, record: Record) -> None:
-        if self._metrics is not None:
-            self._metrics.append(record)
+        if journal := self._journals.get("metrics"):
+            journal.append(record)
 
     def flush(self) -> None:
         """Write what was reported so far to storage. Raises StorageError."""
-        for journal in (self._metrics, self._events):
-            if journal is not None:
-                journal.flush()
+        for journal in self._journals.values():
+            journal.flush()
 
     def close(self) -> None:
-        for journal in (self._metrics, self._events):
-            if journal is not None:
-                journal.close()
+        for journal in self._journals.values():
+            journal.close()

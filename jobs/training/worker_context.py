@@ -1,14 +1,14 @@
-"""The context of a worker's loop: one protocol with two implementations, for Ray Train and for torchrun."""
+"""The context of a worker's loop: what is common, and what differs under Ray Train and under torchrun."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import copy
 import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
@@ -22,28 +22,41 @@ from jobs.storage import files as storage
 from jobs.training.pulse import PulseWriter
 
 
-class WorkerContext(Protocol):
-    """One worker's view of its gang."""
+class WorkerContext(abc.ABC):
+    """One worker's view of its gang.
 
-    rank: int
-    world_size: int
-    device: torch.device
-    node: str  # Ray's id of the node; without Ray, the host's name
+    Attributes:
+        node: Ray's id of the node; without Ray, the host's name.
+    """
 
+    def __init__(
+        self, rank: int, world_size: int, node: str, device: torch.device, paths: JobPaths, driver: str
+    ) -> None:
+        """For `driver`, see `Job`."""
+        self.rank, self.world_size, self.node, self.device = rank, world_size, node, device
+        self._paths, self._watch = paths, OrderWatch(paths, driver, rank)
+
+    @abc.abstractmethod
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         """Yield this worker's rows from step `start` on. `rewound`: the same worker group goes back to that step."""
 
     def requests(self) -> Requests:
         """Return the requests since the last call. Called at every step, so it must be cheap."""
+        return self._watch.requests()
 
+    @abc.abstractmethod
     def mark(self, doing: Doing) -> None:
         """Record what the loop does from now on. `steps` itself marks the wait for rows and the start of a step."""
 
     def for_run(self, paths: JobPaths, driver: str = "") -> WorkerContext:
         """Return this worker's context for another run, with that run's requests. Close it after that run."""
+        other = copy.copy(self)
+        other._paths, other._watch = paths, OrderWatch(paths, driver, self.rank)
+        return other
 
     def close(self) -> None:
         """Stop watching for requests."""
+        self._watch.close()
 
 
 @dataclass(frozen=True)
@@ -62,29 +75,19 @@ def gang_device(gpus_per_worker: int, local_rank: int) -> torch.device:
     return device
 
 
-class RayGang:
+class RayGang(WorkerContext):
     """A worker of Ray Train, whose rows come through Ray Data."""
 
     def __init__(
         self, paths: JobPaths, gpus_per_worker: int, driver: str = "", pulse: PulseWriter | None = None
     ) -> None:
-        """For `driver`, see `Job`."""
         import ray.train
         import ray.train.torch
 
-        context = ray.train.get_context()
-        self.rank = context.get_world_rank()
-        self.world_size = context.get_world_size()
-        self.node = ray.get_runtime_context().get_node_id()
-        self.device = ray.train.torch.get_device() if gpus_per_worker else torch.device("cpu")
-        self._paths = paths
-        self._watch = OrderWatch(paths, driver, self.rank)
+        context, node = ray.train.get_context(), ray.get_runtime_context().get_node_id()
+        device = ray.train.torch.get_device() if gpus_per_worker else torch.device("cpu")
+        super().__init__(context.get_world_rank(), context.get_world_size(), node, device, paths, driver)
         self._pulse = pulse or PulseWriter("", self.rank)
-
-    def for_run(self, paths: JobPaths, driver: str = "") -> RayGang:
-        other = copy.copy(self)
-        other._paths, other._watch = paths, OrderWatch(paths, driver, self.rank)
-        return other
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         if rewound:
@@ -103,14 +106,8 @@ class RayGang:
     def mark(self, doing: Doing) -> None:
         self._pulse.mark(doing)
 
-    def requests(self) -> Requests:
-        return self._watch.requests()
 
-    def close(self) -> None:
-        self._watch.close()
-
-
-class TorchrunGang:
+class TorchrunGang(WorkerContext):
     """A process that torchrun started, whose rows come from a plain reader."""
 
     def __init__(
@@ -121,16 +118,9 @@ class TorchrunGang:
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """`asked_to_stop` returns whether this process got a stop request; the next all-reduce tells other ranks."""
-        self.rank, self.world_size = world.rank, world.world_size
-        self.node = os.uname().nodename
-        self.device = gang_device(gpus_per_worker, world.local_rank)
-        self._watch = OrderWatch(paths, "", self.rank)
+        device = gang_device(gpus_per_worker, world.local_rank)
+        super().__init__(world.rank, world.world_size, os.uname().nodename, device, paths, driver="")
         self._asked_to_stop = asked_to_stop
-
-    def for_run(self, paths: JobPaths, driver: str = "") -> TorchrunGang:
-        other = copy.copy(self)
-        other._watch = OrderWatch(paths, driver, self.rank)
-        return other
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
         return plain_steps(stream, start)
@@ -139,11 +129,8 @@ class TorchrunGang:
         """Do nothing: under torchrun there is no detection of hangs."""
 
     def requests(self) -> Requests:
-        heard = self._watch.requests()
+        heard = super().requests()
         return replace(heard, stop=heard.stop or self._asked_to_stop())
-
-    def close(self) -> None:
-        self._watch.close()
 
 
 def end_superseded() -> None:

@@ -15,7 +15,7 @@ from cluster.text import compact, long_duration, many
 from jobs.advice.method_choice import Choice, Method, Situation
 from jobs.planning.accelerators import GIB
 from jobs.planning.strategies import JobPlan, Option
-from jobs.preflight.plan_text import chosen_fields, format_fields, format_missing, format_refusal, format_strategy, gib
+from jobs.preflight.plan_text import format_fields, format_missing, format_refusal, format_strategy, gib
 from jobs.run.run_plan import PlanCheck
 from jobs.search.planned import Cost
 from jobs.search.rules.spec_text import format_sweep
@@ -192,7 +192,7 @@ def _verdict(plan: JobPlan, best: Option | None) -> str:
         return format_refusal(plan)
     if not best.changes:
         return "the spec fits as it is"
-    lines = format_fields(chosen_fields(best), between="\n  ")
+    lines = format_fields(best.changes, between="\n  ")
     return f"the fastest option that fits; write in the spec:\ntrain:\n  {lines}"
 
 

@@ -135,7 +135,7 @@ def run_case(case: dict[str, Any]) -> None:
         if case["logits"]:
             loop.finish(run, state)
             rows = Prepared.open(job.prepared_root).split("train").read_rows(np.arange(3))
-            batch = collate(rows, spec.model.task, run.pad_token_id, gang.device)
+            batch = collate(rows, spec.model.task, run.engine.pad_token_id, gang.device)
             run.engine.module.eval()
             with torch.no_grad():
                 logits = model_logits(run.engine.module, batch, spec.model.task)

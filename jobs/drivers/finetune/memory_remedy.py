@@ -16,12 +16,12 @@ from typing import Any
 from cluster.text import many
 from jobs.errors import OutOfMemory, StorageError
 from jobs.planning import plan_batching
-from jobs.planning.out_of_memory import advice
 from jobs.remedies.out_of_memory import (
     Change,
     Rung,
     Shortage,
     Where,
+    advice,
     changed,
     format_tried,
     next_rung,

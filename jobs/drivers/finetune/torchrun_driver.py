@@ -21,10 +21,10 @@ from jobs.drivers.finetune.memory_remedy import with_earlier_changes
 from jobs.drivers.stop_request import StopRequest
 from jobs.errors import FleetuneError, OutOfMemory, RunFailed, StorageError
 from jobs.planning import with_workers
-from jobs.planning.out_of_memory import advice
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import kept_choice, with_fields, with_planned_fields
 from jobs.preflight.validate import enter_working_dir
+from jobs.remedies.out_of_memory import advice
 from jobs.run.attempts import count_attempts
 from jobs.run.events import Announcer, Watch
 from jobs.run.manifest import run_facts

@@ -11,7 +11,7 @@ from dataclasses import replace
 from jobs.drivers.finetune.machines import find_room
 from jobs.drivers.finetune.ray_driver import crash_of
 from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
-from jobs.planning.out_of_memory import advice
+from jobs.remedies.out_of_memory import advice
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status
@@ -23,7 +23,6 @@ from jobs.training.faults import first_line
 from jobs.training.mailbox import Answer, Mailbox, Order
 from jobs.training.on_ray.crash import How
 from jobs.training.on_ray.fit import Healing, fit
-from jobs.training.on_ray.worker import warm_ray_worker
 from jobs.training.worker_input import Job
 
 _END_S = 30.0
@@ -137,7 +136,7 @@ class WarmGang:
                 return outcome_of(paths, None, [])
             first = self._open or self._next
         try:
-            result = fit(self._job, self._places, self._alone, lambda: None, warm_ray_worker, first=first)
+            result = fit(self._job, self._places, self._alone, lambda: None, first=first)
         except FleetuneError:
             raise
         except Exception as error:

@@ -61,18 +61,19 @@ def interpolate(tuned: str, base: str, to: str, base_weight: float, max_shard_by
     Raises:
         DataError: a tensor of `tuned` is not in `base`, or has another shape there.
     """
-    with _Tensors(tuned) as ours, _Tensors(base) as theirs:
-        _check_same(ours.shapes(), theirs.shapes(), base)
+    with _opened(tuned) as ours, _opened(base) as theirs:
+        _check_same(_shapes(ours), _shapes(theirs), base)
 
         def mixed() -> Iterator[tuple[str, torch.Tensor]]:
-            for name in ours.names:
-                tensor = ours.read(name)
+            for name, file in ours.items():
+                tensor = file.get_tensor(name)
                 if tensor.is_floating_point():
-                    base_tensor = theirs.read(name).float()
+                    base_tensor = theirs[name].get_tensor(name).float()
                     tensor = torch.lerp(tensor.float(), base_tensor, base_weight).to(tensor.dtype)
                 yield name, tensor
 
-        write_weights(to, [(name, ours.bytes_of(name)) for name in ours.names], mixed(), max_shard_bytes)
+        sizes = [(name, file.get_tensor(name).nbytes) for name, file in ours.items()]  # views of the mapped files
+        write_weights(to, sizes, mixed(), max_shard_bytes)
     for name in sorted(os.listdir(tuned)):
         if not name.endswith((".safetensors", ".safetensors.index.json")):
             storage.put_file(os.path.join(tuned, name), storage.join(to, name))
@@ -92,31 +93,14 @@ def _check_same(ours: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, .
         )
 
 
-class _Tensors(contextlib.AbstractContextManager["_Tensors"]):
-    """The tensors of a directory, mapped into memory and read one by one."""
+@contextlib.contextmanager
+def _opened(folder: str) -> Iterator[dict[str, Any]]:
+    """Map the files of a directory into memory, and yield the file of each tensor by the tensor's name."""
+    with contextlib.ExitStack() as stack:
+        paths = [os.path.join(folder, name) for name in weight_files(folder)]
+        files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+        yield {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
-    def __init__(self, folder: str) -> None:
-        self._open = contextlib.ExitStack()
-        opened = [
-            self._open.enter_context(safe_open(os.path.join(folder, name), framework="pt"))
-            for name in weight_files(folder)
-        ]
-        self._files: dict[str, Any] = {name: file for file in opened for name in file.keys()}  # noqa: SIM118
 
-    def __exit__(self, *exception: object) -> None:
-        self._open.close()
-
-    @property
-    def names(self) -> list[str]:
-        return list(self._files)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
-
-    def bytes_of(self, name: str) -> int:
-        tensor = self.read(name)  # a view of the mapped file
-        return tensor.numel() * tensor.element_size()
-
-    def read(self, name: str) -> torch.Tensor:
-        tensor: torch.Tensor = self._files[name].get_tensor(name)
-        return tensor
+def _shapes(files: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(file.get_slice(name).get_shape()) for name, file in files.items()}

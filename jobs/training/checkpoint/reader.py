@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,24 +17,16 @@ from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.model.partitions import Partitions
 
 
+@dataclass(frozen=True)
 class CheckpointReader:
     """Reads a run's checkpoints on one rank."""
 
-    def __init__(
-        self,
-        paths: JobPaths,
-        partitions: Partitions,
-        buffers: dict[str, torch.Tensor],
-        host: HostCopy,
-        rank: int,
-        report: Callable[..., None],
-    ) -> None:
-        self._paths, self._partitions, self._buffers, self._host = paths, partitions, buffers, host
-        self._rank, self._report = rank, report
-
-    def at(self, paths: JobPaths) -> CheckpointReader:
-        """Return a reader of another run's checkpoints, for the same engine."""
-        return CheckpointReader(paths, self._partitions, self._buffers, self._host, self._rank, self._report)
+    paths: JobPaths
+    partitions: Partitions
+    buffers: dict[str, torch.Tensor]
+    host: HostCopy
+    rank: int
+    report: Callable[..., None]
 
     def restore(self, only: int | None = None) -> Commit | None:
         """Load the newest complete checkpoint, or that of step `only`, into the engine. Every rank must call it.
@@ -49,37 +42,37 @@ class CheckpointReader:
             found, reason = self._described(step)
             if found is not None:
                 commit, parts = found
-                check_same_model(commit, self._partitions.shapes)
+                check_same_model(commit, self.partitions.shapes)
                 reason, buffers = self._read(commit, parts)
                 if reason is None:
-                    self._partitions.load(self._host.flats, commit.optimizer_step)
-                    self._host.release()
+                    self.partitions.load(self.host.flats, commit.optimizer_step)
+                    self.host.release()
                     with torch.no_grad():
                         for name, buffer in buffers.items():
-                            self._buffers[name].copy_(buffer)
+                            self.buffers[name].copy_(buffer)
                     return commit
-            self._report("warning", f"the checkpoint of step {step} is damaged and passed over: {reason}", step=step)
+            self.report("warning", f"the checkpoint of step {step} is damaged and passed over: {reason}", step=step)
         return None
 
     def candidates(self) -> list[int]:
         """List the steps with a marker, newest first, as rank 0 sees them. Every rank must call it."""
         told: list[Any] = [None]
-        if self._rank == 0:
-            whole = committed_steps(self._paths)
+        if self.rank == 0:
+            whole = committed_steps(self.paths)
             told[0] = whole[::-1]
-            for step in saved_steps(self._paths):
+            for step in saved_steps(self.paths):
                 if step not in whole and step > max(whole, default=0):
-                    self._report("warning", f"the checkpoint of step {step} was never finished and is passed over")
+                    self.report("warning", f"the checkpoint of step {step} was never finished and is passed over")
         dist.broadcast_object_list(told, src=0)
         return list(told[0])
 
     def _described(self, step: int) -> tuple[tuple[Commit, tuple[Part, ...]] | None, str | None]:
         """Read a marker and the indexes of its parts on rank 0. Every rank gets these, or what is wrong with them."""
         told: list[Any] = [None, None]
-        if self._rank == 0:
+        if self.rank == 0:
             try:
-                commit = read_commit(self._paths, step)
-                told[0] = (commit, read_parts(self._paths, commit))
+                commit = read_commit(self.paths, step)
+                told[0] = (commit, read_parts(self.paths, commit))
             except Damaged as error:
                 told[1] = str(error)
             except StorageError as error:
@@ -98,12 +91,12 @@ class CheckpointReader:
         Raises:
             StorageOutage: the storage does not answer one of the ranks now; raised on all ranks.
         """
-        folder = self._paths.checkpoint(commit.step)
+        folder = self.paths.checkpoint(commit.step)
         buffers: dict[str, torch.Tensor] = {}
         reason: str | StorageOutage | None = None
         try:
-            read_slices(folder, parts, self._host.reads())
-            buffers = read_buffers(folder, parts[0], self._buffers)
+            read_slices(folder, parts, self.host.reads())
+            buffers = read_buffers(folder, parts[0], self.buffers)
         except Damaged as error:
             reason = str(error)
         except StorageOutage as error:

@@ -58,10 +58,8 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
     outcome = read_outcome(paths)
     if outcome is not None and outcome.model_path is not None:  # the run has verified this export
         return paths.model if target == paths.model else _copied(paths.model, target)
-    source = _unmarked(paths, target)
-    with _removed_on_failure(target):
+    with _marked(paths, target), _removed_on_failure(target):
         _write_newest(paths, target, say)
-    _mark(paths, target, source)
     return target
 
 
@@ -99,12 +97,10 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
         why = "is a whole model already" if spec.method.kind == "full" else "is a prompt, which is no change of weights"
         raise InputError(f"run {paths.name} was trained with method: {spec.method.kind}; its export {why}")
     check_target(target, paths, own=paths.merged)
-    source = _unmarked(paths, target)
-    with tempfile.TemporaryDirectory(prefix="fleetune-merge-") as scratch:
+    with _marked(paths, target), tempfile.TemporaryDirectory(prefix="fleetune-merge-") as scratch:
         export_run(run_root, scratch, say)
         with redirected_output(paths.log("export")):
             _merge(without_flash_attention(spec), scratch, target)
-    _mark(paths, target, source)
     return target
 
 
@@ -123,16 +119,18 @@ def check_target(to: str, paths: JobPaths, own: str | None = None) -> None:
             raise DataError(f"{to} holds {what} already ({name}), which stays as it is: give --to another directory")
 
 
-def _unmarked(paths: JobPaths, target: str) -> str | None:
-    """Remove the mark of an earlier export from a directory of the run, and return the mark of a new one."""
-    if target in (paths.model, paths.merged):
+@contextlib.contextmanager
+def _marked(paths: JobPaths, target: str) -> Iterator[None]:
+    """Record from which checkpoint a model in a directory of the run is made, because the run may continue later.
+
+    The mark of an earlier export is removed at the beginning; without an error, the new one is written at the end.
+    """
+    is_own = target in (paths.model, paths.merged)
+    if is_own:
         storage.remove_file(made_from(target))
-    return export_source(paths)
-
-
-def _mark(paths: JobPaths, target: str, source: str | None) -> None:
-    """Record from which checkpoint a model in a directory of the run was made, because the run may continue later."""
-    if source is not None and target in (paths.model, paths.merged):
+    source = export_source(paths)
+    yield
+    if is_own and source is not None:
         storage.write_bytes(made_from(target), source.encode())
 
 
@@ -231,7 +229,7 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
             if name in kept:
                 yield name, kept[name]
             else:
-                yield name, _read_parameter(folder, parts, name, parameters[name]).to(parameters[name].dtype)
+                yield name, _read_parameter(folder, parts, name, parameters[name])
 
     write_weights(target, naming.sizes, naming.converted(tensors()))
     write_config(target, model, model_dir, dtype)
@@ -240,10 +238,7 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
 def _write_adapter(model: Any, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in trained.items()})
-    tensors = (
-        (name, _read_parameter(folder, parts, name, parameter).to(parameter.dtype))
-        for name, parameter in trained.items()
-    )
+    tensors = ((name, _read_parameter(folder, parts, name, parameter)) for name, parameter in trained.items())
     write_adapter(target, model, tensors, local_model_dir(model.peft_config["default"].base_model_name_or_path))
 
 
@@ -254,7 +249,7 @@ def _frozen_parameters(spec: Spec, model_dir: str, precision: Precision, names: 
 
 
 def _read_parameter(folder: str, parts: tuple[Part, ...], name: str, like: torch.Tensor) -> torch.Tensor:
-    """Read one parameter's fp32 weights from all ranks' slices, shaped as `like`. Raises Damaged."""
+    """Read one parameter's fp32 weights from all ranks' slices, with the shape and dtype of `like`. Raises Damaged."""
     tensor = torch.empty(like.numel(), dtype=torch.float32)
     read_slices(folder, parts, [Read("weight", Slice(name, 0, like.numel()), as_bytes(tensor.numpy()))])
-    return tensor.reshape(like.shape)
+    return tensor.reshape(like.shape).to(like.dtype)

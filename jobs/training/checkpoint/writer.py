@@ -43,6 +43,7 @@ from jobs.training.worker_context import WorkerContext
 _POLL_S = (0.05, 1.0)  # first and longest pause of rank 0 between looks for the other ranks' parts
 _SAY_EVERY_S = 20.0
 _GIVE_UP_S = 1200.0  # less than the half hour after which a collective of the other ranks times out
+_LAST_WRITE_S = 60.0  # wait at the end for the checkpoint that is being written
 _DTYPES = {
     torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
     torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
@@ -314,10 +315,10 @@ class Checkpointer:
             self._host.release()
             self._copied = False
 
-    def finish(self, within_s: float) -> None:
-        """Wait for this rank's present write, if any, before the process ends after an error."""
+    def finish(self) -> None:
+        """Wait a while for this rank's present write, if any, before the process or the trial ends."""
         if self._writing is not None:
-            self._writing.done.wait(within_s)
+            self._writing.done.wait(_LAST_WRITE_S)
 
     def _wait(self, writing: Writing, event: threading.Event) -> None:
         while not event.wait(_SAY_EVERY_S):

@@ -80,7 +80,8 @@ class Evaluator:
         if self.spec.model.task != "causal-lm":
             return wanted
         longest = int(self.split.index.num_tokens.max(initial=1))
-        return rows_within(wanted, trained, longest * vocabulary_of(engine))
+        config: Any = getattr(engine, "module", engine).config
+        return rows_within(wanted, trained, longest * int(config.get_text_config().vocab_size))
 
 
 def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:
@@ -89,11 +90,6 @@ def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:
     It is at least a micro-batch of training, which takes more memory than an evaluation of as many rows.
     """
     return min(wanted, max(trained, _MOST_LOGITS // max(logits_of_row, 1), 1))
-
-
-def vocabulary_of(engine: torch.nn.Module) -> int:
-    config: Any = getattr(engine, "module", engine).config
-    return int(config.get_text_config().vocab_size)
 
 
 class _Tally:

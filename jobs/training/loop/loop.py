@@ -48,8 +48,6 @@ from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
-_LAST_WRITE_S = 60.0  # wait after an error for the checkpoint that is being written
-
 
 def train(job: Job, gang: WorkerContext) -> LoopState:
     """Train from the newest checkpoint, or from the start, until the end or a request to stop; export at the end."""
@@ -65,7 +63,7 @@ def train(job: Job, gang: WorkerContext) -> LoopState:
         return replace(state, facts={**run.engine.facts(), "peak_memory_bytes": most_memory_bytes(gang)})
     finally:
         if run is not None:
-            run.checkpoints.finish(_LAST_WRITE_S)
+            run.checkpoints.finish()
         reporter.close()
 
 
@@ -153,17 +151,15 @@ def tell_early_end(run: Run, state: LoopState) -> None:
 
 def timed(items: Iterator[StepRows]) -> Generator[tuple[StepRows, float]]:
     """Yield each item with the seconds spent waiting for it."""
-    while True:
-        asked = time.perf_counter()
-        item = next(items, None)
-        if item is None:
-            return
+    asked = time.perf_counter()
+    for item in items:
         yield item, time.perf_counter() - asked
+        asked = time.perf_counter()
 
 
 def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, step_time_s: float) -> Record:
     """Make one line of the metrics."""
-    tokens = int(run.num_tokens[run.plan.rows_of_step(state.step - 1)].sum())
+    tokens = run.tokens_of(state.step - 1)
     return {
         "step": state.step,
         "epoch": round(run.plan.epoch_of_step(state.step), 6),
@@ -210,21 +206,21 @@ def load(job: Job, gang: WorkerContext, reporter: Reporter) -> Loaded:
 def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> Run:
     """Make a run of the job from the loaded parts, with the engine's present weights. Every rank must call it."""
     engine, prepared = loaded.engine, loaded.prepared
-    split, pad = prepared.split("train"), engine.pad_token_id
-    plan, host = step_plan(job.spec, split), HostCopy(engine.partitions)
+    split, host = prepared.split("train"), HostCopy(engine.partitions)
+    plan = step_plan(job.spec, split)
 
     def evaluator(name: str, metrics: tuple[str, ...]) -> Evaluator | None:
         rows = prepared.split(name) if prepared.has(name) else None
-        return None if rows is None else Evaluator(job.spec, rows, metrics, pad, loaded.unpack)
+        return None if rows is None else Evaluator(job.spec, rows, metrics, engine.pad_token_id, loaded.unpack)
 
     facts, what = engine.facts(), f"training {many(plan.total_steps, 'step')}"
     if job.spec.method.kind != "full":
         what += f", trainable {compact(facts['trainable'])} of {compact(facts['parameters'])} parameters"
     reporter.event("plan", what, total_steps=plan.total_steps, eval_steps=job.spec.eval.eval_steps, **facts)
     return Run(
+        **vars(loaded),
         job=job,
         gang=gang,
-        engine=engine,
         checkpoints=Checkpointer(
             job.paths, engine.partitions, host, gang, job.spec.checkpoint.save_total_limit, reporter
         ),
@@ -237,12 +233,6 @@ def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> 
         general=evaluator("general", ("loss", "perplexity")),
         harness=loaded.harness,
         reporter=reporter,
-        num_targets=split.index.num_targets,
-        num_tokens=split.index.num_tokens,
-        row_digests=loaded.row_digests,
-        pad_token_id=pad,
-        unpack=loaded.unpack,
-        data_fingerprint=prepared.manifest.fingerprint,
     )
 
 
@@ -344,5 +334,5 @@ def finish(run: Run, state: LoopState) -> LoopState:
 
 def fixed_rows(run: Run) -> Any:
     """Read a few rows, on which the exported model must agree with the trained one."""
-    split = run.evaluator.split if run.evaluator else Prepared.open(run.job.prepared_root).split("train")
+    split = run.evaluator.split if run.evaluator else run.split
     return split.read_rows(np.arange(min(4, len(split))))

@@ -14,10 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from jobs.data.prepared import IGNORE_INDEX
-
-# Logits of a piece: enough to keep a GPU busy, while each fp32 copy of a piece takes at most 64 MiB.
-_MAX_PIECE = 2**24
-_MIN_PIECES = 16  # so that the fp32 copies of a piece take less than one byte for each logit of the batch
+from jobs.planning.memory import piece_of_loss
 
 
 def loss_sum(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -71,16 +68,12 @@ def _pieces(
     """Yield matching views of a few targets. A piece never spans two rows, so it is a view for any strides."""
     if targets.dim() == 1:
         logits, targets, out = logits.unsqueeze(0), targets.unsqueeze(0), out.unsqueeze(0)
-    length = piece_length(logits.shape[-1], targets.numel())
+    vocabulary = logits.shape[-1]
+    length = piece_of_loss(vocabulary, vocabulary * targets.numel()) // vocabulary
     for row in range(targets.shape[0]):
         for start in range(0, targets.shape[1], length):
             part = slice(start, start + length)
             yield logits[row, part], targets[row, part], out[row, part]
-
-
-def piece_length(vocabulary: int, num_targets: int) -> int:
-    """Return the number of targets in a piece. Pure."""
-    return max(1, min(_MAX_PIECE, vocabulary * num_targets // _MIN_PIECES) // max(vocabulary, 1))
 
 
 def _holders(tensor: torch.Tensor) -> int:

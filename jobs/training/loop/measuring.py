@@ -11,6 +11,7 @@ to the rate. So one backward pass is enough to compare rates; then the weights a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import torch
@@ -23,6 +24,7 @@ from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.state import LoopState, Run
 from jobs.training.loop.step import train_step
 from jobs.training.model.batch import collate, model_logits
+from jobs.training.model.engine import Engine
 
 _LENGTH = 1e-5  # learning rate of the step that is computed; other rates are scaled from it
 _SCORED_STEPS = 2  # the losses are measured on the rows of this many following steps
@@ -34,18 +36,18 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
     Every rank must call it. Afterwards weights, optimizer, buffers and loss scale are as they were before.
     """
     assert run.evaluator is not None
-    kept = _SavedState(run)
+    kept = HeldState.of(run.engine, is_new=False)
     last = min(state.step + steps, run.plan.total_steps)
     rate = learning_rate_at(state.step, run.job.spec.train, run.plan.total_steps)
     tokens = 0
     for rows in run.gang.steps(run.stream(), state.step):
         left = (last - rows.step) / (last - state.step)
         train_step(run, rows, rate * left)
-        tokens += int(run.num_tokens[run.plan.rows_of_step(rows.step)].sum())
+        tokens += run.tokens_of(rows.step)
         if rows.step + 1 == last:
             break
     metrics, _ = run.evaluator.score(run.engine.module, run.gang)
-    kept.put_back(run)
+    kept.put_back(run.engine)
     return metrics, tokens
 
 
@@ -54,22 +56,36 @@ def on_host(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True)
 
 
-class _SavedState:
-    """A copy of this rank's training state in host memory."""
+@dataclass(frozen=True)
+class HeldState:
+    """A copy of this rank's training state in host memory: everything that training changes."""
 
-    def __init__(self, run: Run) -> None:
-        partitions = run.engine.partitions
-        self._state = {kind: tuple(on_host(flat) for flat in flats) for kind, flats in partitions.state().items()}
-        self._step = partitions.optimizer_step()
-        self._buffers = {name: on_host(buffer) for name, buffer in run.engine.buffers.items()}
-        self._scaler = run.engine.loss_scaler()
+    seed: int  # seed of the weights that the model's directory lacks
+    weights: tuple[torch.Tensor, ...]  # as `Partitions.flats`
+    buffers: dict[str, torch.Tensor]
+    loss_scaler: dict[str, float] | None
+    moments: dict[str, tuple[torch.Tensor, ...]]  # as in `Partitions.state`; empty: those of a new engine
+    optimizer_step: int = 0
+
+    @classmethod
+    def of(cls, engine: Engine, *, is_new: bool) -> HeldState:
+        """Copy an engine's state. `is_new`: it has not trained yet, so its optimizer's state is not copied."""
+        state = {"weight": engine.partitions.flats} if is_new else engine.partitions.state()
+        flats = {kind: tuple(map(on_host, flats)) for kind, flats in state.items()}
+        buffers = {name: on_host(buffer) for name, buffer in engine.buffers.items()}
+        step = engine.partitions.optimizer_step()
+        return cls(engine.spec.seed, flats.pop("weight"), buffers, engine.loss_scaler(), flats, step)
 
     @torch.no_grad()
-    def put_back(self, run: Run) -> None:
-        run.engine.partitions.load(self._state, self._step)
-        for name, buffer in run.engine.buffers.items():
-            buffer.copy_(self._buffers[name])
-        run.engine.load_loss_scaler(self._scaler)
+    def put_back(self, engine: Engine) -> None:
+        """Load this state into the engine. Every rank must call it."""
+        if self.moments:
+            engine.partitions.load({"weight": self.weights, **self.moments}, self.optimizer_step)
+        else:
+            engine.partitions.restart(self.weights)
+        for name, buffer in engine.buffers.items():
+            buffer.copy_(self.buffers[name])
+        engine.load_loss_scaler(self.loss_scaler)
 
 
 def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = False) -> tuple[list[float], int]:
@@ -91,8 +107,7 @@ def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = Fa
         there = tuple(start + rate / _LENGTH * part for start, part in zip(before, way, strict=True))
         run.engine.partitions.restart(there)
         losses.append(_loss(run, scored))
-    tokens = [int(run.num_tokens[run.plan.rows_of_step(step.step)].sum()) for step in (rows, *scored)]
-    return losses, tokens[0] + len(losses) * sum(tokens[1:])
+    return losses, run.tokens_of(rows.step) + len(losses) * run.tokens_of(*(one.step for one in scored))
 
 
 def loss_of_first_step(run: Run) -> float:
@@ -106,13 +121,13 @@ def loss_of_first_step(run: Run) -> float:
 def _loss(run: Run, steps: Sequence[StepRows]) -> float:
     """Return the mean loss over the targets of these rows, without dropout."""
     gang, task = run.gang, run.job.spec.model.task
-    targets = sum(int(run.num_targets[run.plan.rows_of_step(one.step)].sum()) for one in steps)
+    targets = run.targets_of(*(one.step for one in steps))
     total = torch.zeros((), dtype=torch.float64, device=gang.device)
     run.engine.module.eval()
     try:
         for one in steps:
             for table in one.micros:
-                batch = collate(table, task, run.pad_token_id, gang.device, run.unpack)
+                batch = collate(table, task, run.engine.pad_token_id, gang.device, run.unpack)
                 total += loss_sum(model_logits(run.engine.module, batch, task), batch.targets).double()
     finally:
         run.engine.module.train()

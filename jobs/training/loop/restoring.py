@@ -85,13 +85,8 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
         if commit.replay_raises != state.replay_raises:
             earlier = replace(earlier, expected_loss=None)  # the next step may have other rows
     run.checkpoints.remove_after(earlier.step)
-    return replace(
-        earlier,
-        rate_cuts=state.rate_cuts,
-        replay_raises=state.replay_raises,
-        set_aside=state.set_aside,
-        save_due=state.save_due,
-    )
+    kept = {name: getattr(state, name) for name in ("rate_cuts", "replay_raises", "set_aside", "save_due")}
+    return replace(earlier, **kept)
 
 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
@@ -145,9 +140,10 @@ def check_data(run: Run, commit: Commit) -> None:
         DataError: the prepared data is not that of the checkpoint.
         RunFailed: the row order differs.
     """
-    if commit.data_fingerprint != run.data_fingerprint:
+    fingerprint = run.prepared.manifest.fingerprint
+    if commit.data_fingerprint != fingerprint:
         raise DataError(
-            f"the data is not that of the run: its fingerprint is {run.data_fingerprint}, but the checkpoint of step "
+            f"the data is not that of the run: its fingerprint is {fingerprint}, but the checkpoint of step "
             f"{commit.step} was trained on {commit.data_fingerprint}. Restore the old files, or start a new run"
         )
     verdict = [True]
@@ -212,7 +208,7 @@ def load_best(run: Run, state: LoopState) -> LoopState:
         aside = best is state.set_aside
         if best.step == state.step and not aside:
             return state
-        reader = run.reader.at(run.job.paths.set_aside) if aside else run.reader
+        reader = replace(run.reader, paths=run.job.paths.set_aside) if aside else run.reader
         which = f"of step {best.step}{' before the run began again' if aside else ''}"
         if reader.restore(only=best.step) is not None:
             run.reporter.event("phase", f"taking the best checkpoint, {which}", phase="best")

@@ -97,11 +97,9 @@ def best_score(spec: Spec, state: LoopState) -> Best | None:
     rule, before = spec.remedies.forgetting, state.metrics_before
     if state.best is not None and is_past(rule, before, state.best.metrics):  # an earlier attempt had no such bound
         state = replace(state, best=None)
-    return (
-        state.best
-        if is_past(rule, before, state.metrics)
-        else best_of(spec.checkpoint, state, spec.eval.early_stopping_threshold)
-    )
+    if is_past(rule, before, state.metrics):
+        return state.best
+    return best_of(spec.checkpoint, state, spec.eval.early_stopping_threshold)
 
 
 def set_aside(run: Run, state: LoopState, best: Best) -> Best:
@@ -163,7 +161,7 @@ def save(run: Run, state: LoopState) -> None:
         "precision": run.engine.precision,
         "loss_scaler": run.engine.loss_scaler(),
         "chain": to_hex(state.chain),
-        "data_fingerprint": run.data_fingerprint,
+        "data_fingerprint": run.prepared.manifest.fingerprint,
         **{name: getattr(state, name) for name in SAVED},
     }
     run.checkpoints.save(state.step, fields, run.engine.buffers)

@@ -72,12 +72,11 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Run:
-    """The parts of a run that do not change from step to step."""
+class Run(Loaded):
+    """The parts of a run that do not change from step to step, beside those that it shares with other runs."""
 
     job: Job
     gang: WorkerContext
-    engine: Engine
     checkpoints: Checkpointer
     reader: CheckpointReader
     split: Split  # the training rows
@@ -88,12 +87,12 @@ class Run:
     general: Evaluator | None  # of general text
     harness: Harness | None  # of tasks of lm-eval
     reporter: Reporter
-    num_targets: npt.NDArray[np.int32]  # of every prepared training row
-    num_tokens: npt.NDArray[np.int32]  # of every prepared training row
-    row_digests: npt.NDArray[np.uint64]  # of every prepared training row
-    pad_token_id: int
-    unpack: bool  # see `Loaded`
-    data_fingerprint: str
+
+    def targets_of(self, *steps: int) -> int:
+        return sum(int(self.split.index.num_targets[self.plan.rows_of_step(step)].sum()) for step in steps)
+
+    def tokens_of(self, *steps: int) -> int:
+        return sum(int(self.split.index.num_tokens[self.plan.rows_of_step(step)].sum()) for step in steps)
 
     def with_raises(self, raises: tuple[ReplayRaise, ...]) -> Run:
         """Return the run with the row order in which sources for replay have more weight."""

@@ -30,7 +30,7 @@ def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | Non
         The result of the step's all-reduce, which is the same on every rank.
     """
     gang, engine, spec = run.gang, run.engine, run.job.spec
-    targets = max(int(run.num_targets[run.plan.rows_of_step(rows.step)].sum()), 1)
+    targets = max(run.targets_of(rows.step), 1)
     engine.set_learning_rate(rate)
     loss_here = torch.zeros((), dtype=torch.float64, device=gang.device)
     digest = 0
@@ -39,7 +39,7 @@ def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | Non
             engine.step()  # only counts the micro-batch
         number = turn * gang.world_size + gang.rank
         seed_micro_batch(spec.seed, rows.step, number)
-        batch = collate(table, spec.model.task, run.pad_token_id, gang.device, run.unpack)
+        batch = collate(table, spec.model.task, engine.pad_token_id, gang.device, run.unpack)
         loss = loss_sum(model_logits(engine.module, batch, spec.model.task), batch.targets)
         engine.backward(loss * (gang.world_size / targets))
         loss_here += loss.detach().double()

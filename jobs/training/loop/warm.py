@@ -10,53 +10,21 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import replace
 
 from jobs.errors import Diverged, MetricFailed
 from jobs.model_files.directory import local_model_dir
 from jobs.spec.finetune import Spec
 from jobs.spec.remedies import Forgetting
 from jobs.training.loop.loop import begun, finish, load, ready, told_before_training, train_steps
-from jobs.training.loop.measuring import cooled_down, losses_along_first_step, on_host
+from jobs.training.loop.measuring import HeldState, cooled_down, losses_along_first_step
 from jobs.training.loop.restoring import restored
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.mailbox import Answer, Mailbox, Order, Status
-from jobs.training.model.engine import Engine
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
-
-_LAST_WRITE_S = 60.0  # wait after a trial for the checkpoint that is being written
-
-
-@dataclass(frozen=True)
-class BaseState:
-    """The state of a new engine on this rank, in host memory: everything that training changes."""
-
-    seed: int  # seed of the weights that the model's directory lacks
-    weights: tuple[torch.Tensor, ...]  # as `Partitions.flats`
-    buffers: dict[str, torch.Tensor]
-    loss_scaler: dict[str, float] | None
-
-    @classmethod
-    def of(cls, engine: Engine) -> BaseState:
-        return cls(
-            engine.spec.seed,
-            tuple(on_host(flat) for flat in engine.partitions.flats),
-            {name: on_host(buffer) for name, buffer in engine.buffers.items()},
-            engine.loss_scaler(),
-        )
-
-    @torch.no_grad()
-    def put_back(self, engine: Engine) -> None:
-        """Load this state into the engine. Every rank must call it."""
-        engine.partitions.restart(self.weights)
-        for name, buffer in engine.buffers.items():
-            buffer.copy_(self.buffers[name])
-        engine.load_loss_scaler(self.loss_scaler)
 
 
 def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
@@ -72,7 +40,7 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
     mailbox = Mailbox(job.run_root)
     with contextlib.closing(Reporter(job.paths, gang.rank)) as reporter:
         loaded = load(job, gang, reporter)
-    runner = _TrialRunner(job, gang, loaded, BaseState.of(loaded.engine))
+    runner = _TrialRunner(job, gang, loaded, HeldState.of(loaded.engine, is_new=True))
     if gang.rank == 0:
         mailbox.open()
     number = first
@@ -87,14 +55,13 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
 
 def without_remedies(spec: Spec) -> Spec:
     """Return a trial's spec without remedies, which would hide the effect of its learning rate or a divergence."""
-    off = {"outlier_steps": False, "forgetting": Forgetting()}
-    return spec.model_copy(update={"remedies": spec.remedies.model_copy(update=off)})
+    return spec.with_value("remedies.outlier_steps", False).with_value("remedies.forgetting", Forgetting())
 
 
 class _TrialRunner:
     """A loaded engine, and the trial whose state it holds."""
 
-    def __init__(self, job: Job, gang: WorkerContext, loaded: Loaded, base: BaseState) -> None:
+    def __init__(self, job: Job, gang: WorkerContext, loaded: Loaded, base: HeldState) -> None:
         self._job, self._gang, self._loaded, self._base = job, gang, loaded, base
         self._other = base  # base state for the newest seed that differs from the job's
         self._before = dict[int, dict[str, float]]()  # eval_* before the first step, by the seed of the weights
@@ -124,7 +91,7 @@ class _TrialRunner:
             return Answer(status="failed", reason=str(error))
         finally:
             if run is not None:
-                run.checkpoints.finish(_LAST_WRITE_S)
+                run.checkpoints.finish()
             reporter.close()
             gang.close()
 
@@ -143,7 +110,7 @@ class _TrialRunner:
             return state
         return told_before_training(run, replace(state, metrics_before=known))
 
-    def _base_of(self, run: Run) -> BaseState:
+    def _base_of(self, run: Run) -> HeldState:
         seed = run.job.spec.seed
         if seed == self._base.seed:
             return self._base
@@ -180,7 +147,7 @@ def _answer(status: Status, run: Run, state: LoopState, start: int | None = None
         status=status,
         step=state.step,
         total_steps=run.plan.total_steps,
-        tokens=sum(int(run.num_tokens[run.plan.rows_of_step(step)].sum()) for step in done),
+        tokens=run.tokens_of(*done),
         loss=state.loss,
         metrics=state.metrics if state.evaluated_at == state.step else {},
         base=state.metrics_before,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -17,6 +16,7 @@ from jobs.spec.finetune import Task
 from jobs.training.model.adapters import base_of
 from jobs.training.model.pooling import reads_the_end, with_one_end
 
+Ints = npt.NDArray[np.int64]
 # Tokens of the placeholder row for a worker without rows, and of the shortest row of a classifier.
 _EMPTY_TOKENS = 8
 
@@ -58,21 +58,20 @@ def collate(rows: Any, task: Task, pad_token_id: int, device: torch.device, unpa
         if unpack:
             tokens, labels = _cut(tokens, lengths), _cut(labels, lengths)
             lengths = [np.array([len(sample)]) for sample in tokens]
-        return _causal_batch(tokens, labels, lengths, pad_token_id, device)
-    # The minimum length is for CANINE, which shortens a text to a quarter and fails on shorter ones.
-    mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0, _EMPTY_TOKENS)
-    inputs = {"input_ids": _padded(tokens, pad_token_id, _EMPTY_TOKENS), "attention_mask": mask}
-    targets = np.concatenate(labels)
-    return Batch({name: _tensor(value, device) for name, value in inputs.items()}, _tensor(targets, device))
+        inputs, *targets = _causal_arrays(tokens, labels, lengths, pad_token_id)
+    else:
+        # The minimum length is for CANINE, which shortens a text to a quarter and fails on shorter ones.
+        mask = _padded([np.ones(len(row), dtype=np.int64) for row in tokens], 0, _EMPTY_TOKENS)
+        inputs = {"input_ids": _padded(tokens, pad_token_id, _EMPTY_TOKENS), "attention_mask": mask}
+        targets = [np.concatenate(labels)]
+    named = {name: _tensor(value, device) for name, value in inputs.items()}
+    return Batch(named, *(_tensor(value, device) for value in targets))
 
 
-def _causal_batch(
-    tokens: list[npt.NDArray[np.int64]],
-    labels: list[npt.NDArray[np.int64]],
-    lengths: list[npt.NDArray[np.int64]],
-    pad_token_id: int,
-    device: torch.device,
-) -> Batch:
+def _causal_arrays(
+    tokens: list[Ints], labels: list[Ints], lengths: list[Ints], pad_token_id: int
+) -> tuple[dict[str, Ints], Ints, Ints]:
+    """Return a batch's inputs, targets and columns."""
     # No attention mask is needed: padding follows all real tokens, and a causal model never looks ahead.
     inputs = {"input_ids": _padded(tokens, pad_token_id)}
     if any(len(row) > 1 for row in lengths):
@@ -83,41 +82,29 @@ def _causal_batch(
     shifted = _padded([np.append(row[1:], IGNORE_INDEX) for row in labels], IGNORE_INDEX)
     columns = np.flatnonzero((shifted != IGNORE_INDEX).any(0))
     columns = columns if len(columns) else np.zeros(1, dtype=np.int64)
-    return Batch(
-        {name: _tensor(value, device) for name, value in inputs.items()},
-        _tensor(shifted[:, columns], device),
-        _tensor(columns, device),
-    )
+    return inputs, shifted[:, columns], columns
 
 
 def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tensor:
     """Compute the logits for the batch's targets: (rows, columns, vocabulary) for causal-lm, else (rows, classes)."""
-    logits: torch.Tensor
     inner, prompt = base_of(getattr(model, "module", model))
-    known = _arguments(inner)
+    known = inspect.signature(inner.forward).parameters.keys()
     if task != "causal-lm":
         inputs = batch.inputs
         if reads_the_end(inner):
             inputs = with_one_end(inputs, inner.config.eos_token_id, inner.config.pad_token_id)
         if "attention_mask" not in known:  # FNet treats padding as text, so its batches have one row: cut the padding
             inputs = {"input_ids": inputs["input_ids"][:, : int(inputs["attention_mask"].sum(1).max())]}
-        logits = model(**{name: value for name, value in inputs.items() if name in known}).logits
+        logits: torch.Tensor = model(**{name: value for name, value in inputs.items() if name in known}).logits
         return logits
     # Some models take no positions (Bloom, MPT, Mamba); they treat packed samples as one text.
     inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids" or name in known}
     assert batch.columns is not None
     columns = batch.columns + prompt
     # No cache: with a cache, transformers ignores the borders of packed samples.
-    if "logits_to_keep" in known:
-        logits = model(**inputs, use_cache=False, logits_to_keep=columns).logits
-        return logits
-    logits = model(**inputs, use_cache=False).logits[:, columns]
-    return logits
-
-
-def _arguments(model: Any) -> Collection[str]:
-    """Names of the arguments of the model's forward."""
-    return inspect.signature(model.forward).parameters.keys()
+    keeps_few = "logits_to_keep" in known
+    logits = model(**inputs, use_cache=False, **({"logits_to_keep": columns} if keeps_few else {})).logits
+    return logits if keeps_few else logits[:, columns]
 
 
 def _lists(rows: Any, column: str) -> list[npt.NDArray[np.int32]]:
@@ -126,26 +113,25 @@ def _lists(rows: Any, column: str) -> list[npt.NDArray[np.int32]]:
     return [values[low:high] for low, high in pairwise(offsets)]
 
 
-def _cut(rows: list[npt.NDArray[np.int64]], lengths: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[np.int64]]:
+def _cut(rows: list[Ints], lengths: list[Ints]) -> list[Ints]:
     """Split rows into their samples, in order."""
-    return [
-        sample for row, counts in zip(rows, lengths, strict=True) for sample in np.split(row, np.cumsum(counts)[:-1])
-    ]
+    pairs = zip(rows, lengths, strict=True)
+    return [sample for row, counts in pairs for sample in np.split(row, np.cumsum(counts)[:-1])]
 
 
-def _padded(rows: list[npt.NDArray[np.int64]], fill: int, width: int = 0) -> npt.NDArray[np.int64]:
+def _padded(rows: list[Ints], fill: int, width: int = 0) -> Ints:
     out = np.full((len(rows), max(width, *map(len, rows))), fill, dtype=np.int64)
     for number, row in enumerate(rows):
         out[number, : len(row)] = row
     return out
 
 
-def _positions(lengths: npt.NDArray[np.int64], width: int) -> npt.NDArray[np.int64]:
+def _positions(lengths: Ints, width: int) -> Ints:
     """Return positions that start again at each sample; padding continues the last sample."""
     stretched = lengths.copy()
     stretched[-1] += width - lengths.sum()
     return np.concatenate([np.arange(length) for length in stretched])
 
 
-def _tensor(array: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+def _tensor(array: Ints, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)

@@ -218,7 +218,7 @@ def verify_export(
     """
     sharded = size_bytes > ONE_PROCESS_BYTES
     verdict: list[Any] = [None]
-    with _removed_on_failure(folder, rank):
+    try:
         if sharded or rank == 0:
             with on_this_node(folder, dist.barrier if sharded else lambda: None) as local:
                 try:
@@ -230,14 +230,7 @@ def verify_export(
         dist.broadcast_object_list(verdict, src=0)
         if isinstance(verdict[0], str):
             raise RunFailed(verdict[0])
-    return cast(float, verdict[0])
-
-
-@contextlib.contextmanager
-def _removed_on_failure(folder: str, rank: int) -> Iterator[None]:
-    """Remove the exported directory if an error leaves the context."""
-    try:
-        yield
+        return cast(float, verdict[0])
     except BaseException:
         if rank == 0:
             storage.remove_dir(folder)

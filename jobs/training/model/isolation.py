@@ -5,8 +5,7 @@ So it is decided whether a run trains packed rows as they are; a run warns if pa
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,11 +103,13 @@ def packed_samples_are_isolated(
         seq_len: most tokens of a row, at least 8; the trial uses at most 128.
     """
     trial = _trial_for(model, rows, seq_len)
-    with torch.no_grad(), _evaluating(model):
-        packed = _scored(model, trial.rows, pad_token_id, device)
-        changed = _scored(model, trial.changed, pad_token_id, device)
-        alone = _scored(model, trial.rows, pad_token_id, device, unpack=True)
-    return _verdict(packed, changed, alone, torch.from_numpy(trial.first).to(device))
+    packed = _scored(model, trial.rows, pad_token_id, device)
+    changed = _scored(model, trial.changed, pad_token_id, device)
+    alone = _scored(model, trial.rows, pad_token_id, device, unpack=True)
+    first = torch.from_numpy(trial.first).to(device)
+    unmoved = torch.equal(packed[~first], changed[~first])
+    moved = not torch.equal(packed[first], changed[first])
+    return unmoved and moved and _alike(packed, alone)
 
 
 def later_tokens_are_unseen(
@@ -120,9 +121,8 @@ def later_tokens_are_unseen(
     `packed_samples_are_isolated`.
     """
     trial = _trial_for(model, rows, seq_len)
-    with torch.no_grad(), _evaluating(model):
-        as_they_are = _scored(model, trial.halves, pad_token_id, device)
-        changed = _scored(model, trial.halves_changed, pad_token_id, device)
+    as_they_are = _scored(model, trial.halves, pad_token_id, device)
+    changed = _scored(model, trial.halves_changed, pad_token_id, device)
     error = (changed.float() - as_they_are.float()).square().mean(1).sqrt().max()
     return bool(error <= _UNSEEN[changed.dtype] * as_they_are.float().square().mean().sqrt())
 
@@ -141,35 +141,11 @@ def padding_is_ignored(
     """
     trial = _trial_for(model, rows, seq_len)
     table = trial.rows if task == "causal-lm" else _labelled(trial.rows, pad_token_id)
-    with torch.no_grad(), _evaluating(model):
-        some, *more = (
-            _scored(model, table, pad_token_id, device, task, unpack=True, padding=padding)
-            for padding in (0, *_MORE_PADDING)
-        )
+    some, *more = (
+        _scored(model, table, pad_token_id, device, task, unpack=True, padding=padding)
+        for padding in (0, *_MORE_PADDING)
+    )
     return all(_alike(one, some) for one in more)
-
-
-@contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
-
-
-def _trial_for(model: torch.nn.Module, rows: int, seq_len: int) -> _Trial:
-    config: Any = getattr(model, "module", model).config
-    vocabulary = getattr(config.get_text_config(), "vocab_size", _ANY_VOCABULARY)
-    return _trial(int(vocabulary), min(seq_len, _TOKENS), min(rows, _ROWS))
-
-
-def _verdict(packed: torch.Tensor, changed: torch.Tensor, alone: torch.Tensor, first: torch.Tensor) -> bool:
-    """Judge three (targets, vocabulary) tensors of logits; `first` marks the targets of each row's first sample."""
-    unmoved = torch.equal(packed[~first], changed[~first])
-    moved = not torch.equal(packed[first], changed[first])
-    return unmoved and moved and _alike(packed, alone)
 
 
 def _alike(packed: torch.Tensor, alone: torch.Tensor) -> bool:
@@ -184,6 +160,7 @@ def _alike(packed: torch.Tensor, alone: torch.Tensor) -> bool:
     return bool(error <= tolerance * signal + rounding)
 
 
+@torch.no_grad()
 def _scored(
     model: torch.nn.Module,
     rows: pa.Table,
@@ -201,7 +178,12 @@ def _scored(
         for name, value in fills.items()
         if name in batch.inputs
     }
-    logits = model_logits(model, replace(batch, inputs={**batch.inputs, **longer}), task)
+    was_training = model.training
+    model.eval()
+    try:
+        logits = model_logits(model, replace(batch, inputs={**batch.inputs, **longer}), task)
+    finally:
+        model.train(was_training)
     every = -(-logits.shape[-1] // _COMPARED_TOKENS)
     return logits[..., ::every][batch.targets != IGNORE_INDEX]
 
@@ -212,12 +194,15 @@ class _Trial:
 
     rows: pa.Table
     changed: pa.Table  # `rows` with another token in every place of the first samples
-    first: npt.NDArray[np.bool_]  # (targets,) whether the target belongs to a first sample
+    first: npt.NDArray[np.bool_]  # (targets,) whether the target belongs to the first sample of its row
     halves: pa.Table  # one sample a row; the targets are the tokens of its first half except the first one
     halves_changed: pa.Table  # `halves` with other tokens in the second halves
 
 
-def _trial(vocab_size: int, num_tokens: int, num_rows: int) -> _Trial:
+def _trial_for(model: torch.nn.Module, most_rows: int, seq_len: int) -> _Trial:
+    config: Any = getattr(model, "module", model).config
+    vocab_size = int(getattr(config.get_text_config(), "vocab_size", _ANY_VOCABULARY))
+    num_tokens, num_rows = min(seq_len, _TOKENS), min(most_rows, _ROWS)
     draw = np.random.default_rng(_SEED)
     lengths = [_lengths(num_tokens, number) for number in range(num_rows)]
     rows = [draw.integers(vocab_size, size=sum(row)) for row in lengths]

@@ -61,16 +61,11 @@ def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) 
         return model_class(spec).from_config(config, dtype=dtype, **attention_arguments(without_flash_attention(spec)))
 
 
-def lacking(spec: Spec, model_dir: str) -> set[str]:
-    """Return the parameters that the directory lacks, as `load_base` does, from the headers of its weights.
-
-    Empty if the directory has no weights.
-    """
-    return lacking_and_unused(spec, model_dir)[0]
-
-
 def lacking_and_unused(spec: Spec, model_dir: str) -> tuple[set[str], set[str]]:
-    """Return the parameters that the directory lacks, and the weights in it that the model has no place for."""
+    """Return the parameters that the directory lacks, and the weights in it that the model has no place for.
+
+    The headers of the weights tell it. Both sets are empty if the directory has no weights.
+    """
     held = {name: torch.empty(shape, device="meta") for name, shape in tensor_shapes(model_dir).items()}
     if not held:
         return set(), set()
@@ -118,7 +113,7 @@ def without_flash_attention(spec: Spec) -> Spec:
     """Return the spec without flash attention, whose package may be missing outside of GPU nodes."""
     if spec.model.attn_implementation != "flash_attention_2":
         return spec
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"attn_implementation": None})})
+    return spec.with_value("model.attn_implementation", None)
 
 
 def set_pad_token(config: Any, pad_token_id: int) -> int:
@@ -175,14 +170,13 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
 
     A sharded parameter is flat; DeepSpeed keeps its real shape in `ds_shape`.
     """
-    decayed: list[torch.nn.Parameter] = []
-    plain: list[torch.nn.Parameter] = []
+    groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for parameter in model.parameters():
         if parameter.requires_grad:
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            (decayed if weight_decay_of(shape, 1.0) else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": weight_decay, "decays": True},
-        {"params": plain, "weight_decay": 0.0, "decays": False},
+            groups[weight_decay_of(shape, 1.0) > 0].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "decays": decays}
+        for decays, parameters in groups.items()
+        if parameters
     ]
-    return [group for group in groups if group["params"]]

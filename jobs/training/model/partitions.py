@@ -50,13 +50,12 @@ class Partitions:
 
     def state(self) -> dict[str, tuple[torch.Tensor, ...]]:
         """Return the flat tensors of each of `jobs.run.checkpoints.KINDS`, with zeros for moments not yet created."""
-        found = {"weight": self.flats}
-        for kind in MOMENTS:
-            found[kind] = tuple(
-                self._adam.state[flat][kind] if self._adam.state.get(flat) else torch.zeros_like(flat)
-                for flat in self.flats
-            )
-        return found
+        adam = self._adam.state
+        moments = {
+            kind: tuple(adam[flat][kind] if adam.get(flat) else torch.zeros_like(flat) for flat in self.flats)
+            for kind in MOMENTS
+        }
+        return {"weight": self.flats, **moments}
 
     @torch.no_grad()
     def not_finite(self) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -49,12 +50,18 @@ def gather_data_dependent_modules(model: torch.nn.Module) -> None:
     """
     from deepspeed.utils import set_z3_leaf_module
 
-    for owner in model.modules():
-        for name, module in owner.named_children():
-            # Experts with nested parameters may call these without calling the modules' own forward (JetMoe).
-            inside = any(True for child in module.children() for _ in child.parameters())
-            if name == "indexer" or (name == "experts" and not inside):
-                set_z3_leaf_module(module, True)
+    for name in data_dependent_modules(model):
+        set_z3_leaf_module(model.get_submodule(name), True)
+
+
+def data_dependent_modules(model: torch.nn.Module) -> Iterator[str]:
+    """Yield the names of the modules that are gathered together: DeepSpeed looks at no module inside."""
+    for name, module in model.named_modules():
+        kind = name.rpartition(".")[2]
+        # Experts with nested parameters may call these without calling the modules' own forward (JetMoe).
+        inside = any(True for child in module.children() for _ in child.parameters())
+        if kind == "indexer" or (kind == "experts" and not inside):
+            yield name
 
 
 def _looks_at_shapes(model: Any) -> bool:

@@ -6,11 +6,11 @@ tensor. `save_pretrained` reverts that for the whole model at once. This module 
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -76,12 +76,13 @@ def naming_of(model: Any, tensors: Tensors, source: set[str]) -> Naming:
         match = _LAYER.match(name)
         layers.setdefault(match[1] if match else name, {})[name] = tensor
     groups = [part for layer in layers.values() for part in _split(model, conversions, layer)]
-    together: Tensors = {}
-    for _, names in groups:
-        together |= names or {}
-    if {name: tensor.shape for name, tensor in together.items()} != {name: one.shape for name, one in whole.items()}:
+    together = {name: one.shape for _, names in groups for name, one in names.items()}
+    if together != {name: one.shape for name, one in whole.items()}:
         groups = [(tensors, whole)]  # the conversion combines tensors of several layers
-    return Naming(model, conversions, tuple(_group(members, names or {}) for members, names in groups), first)
+    parts = [
+        Group(tuple(members), tuple((name, one.nbytes) for name, one in names.items())) for members, names in groups
+    ]
+    return Naming(model, conversions, tuple(parts), first)
 
 
 def _first_names(model: Any, tensors: Tensors, source: set[str]) -> dict[str, str]:
@@ -100,18 +101,14 @@ def _first_names(model: Any, tensors: Tensors, source: set[str]) -> dict[str, st
     return found
 
 
-def _split(model: Any, conversions: list[Any], layer: Tensors) -> list[tuple[Tensors, Tensors | None]]:
+def _split(model: Any, conversions: list[Any], layer: Tensors) -> list[tuple[Tensors, Tensors]]:
     """Split a layer into single tensors if converting them one by one gives the same as converting them together."""
     together = _try(model, conversions, layer)
     alone = [({name: tensor}, _try(model, conversions, {name: tensor})) for name, tensor in layer.items()]
-    shapes = {name: one.shape for _, names in alone for name, one in (names or {}).items()}
-    if together is not None and shapes == {name: one.shape for name, one in together.items()}:
-        return list(alone)
+    shapes = {name: one.shape for _, names in alone for name, one in names.items()}
+    if together and shapes == {name: one.shape for name, one in together.items()}:
+        return alone
     return [(layer, together)]
-
-
-def _group(members: Tensors, found: Tensors) -> Group:
-    return Group(tuple(members), tuple((name, one.numel() * one.element_size()) for name, one in found.items()))
 
 
 def _candidates(model: Any) -> Iterator[list[Any]]:
@@ -125,12 +122,12 @@ def _candidates(model: Any) -> Iterator[list[Any]]:
     yield []
 
 
-def _try(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors | None:
-    """Return the converted tensors; None if the conversion needs other tensors as well."""
+def _try(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors:
+    """Return the converted tensors; none if the conversion needs other tensors as well."""
     try:
         return _reverted(model, conversions, tensors)
     except Exception:  # operations of a conversion may raise anything
-        return None
+        return {}
 
 
 def _reverted(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors:
@@ -138,12 +135,5 @@ def _reverted(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors:
         return tensors
     from transformers.core_model_loading import revert_weight_conversion
 
-    before = getattr(model, "_weight_conversions", None)
-    model._weight_conversions = conversions
-    try:
+    with mock.patch.object(model, "_weight_conversions", conversions, create=True):
         return dict(revert_weight_conversion(model, tensors))
-    finally:
-        with contextlib.suppress(AttributeError):
-            del model._weight_conversions
-        if before is not None:
-            model._weight_conversions = before

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from jobs.planning.out_of_memory import gigabytes
 from jobs.training.faults import first_line
 from jobs.training.vitals import DeadRanks
 
@@ -123,8 +122,8 @@ def examined(crash: Crash, dead: DeadRanks) -> Crash:
         return crash
     memory = dead.memory
     whose = "limit of its container" if memory.contained else "memory of the machine"
-    limit = f"; the {whose} is {gigabytes(memory.limit_bytes)}" if memory.limit_bytes else ""
-    held = f"it held {gigabytes(vital.resident_bytes)} a few seconds before"
+    limit = f"; the {whose} is {_gigabytes(memory.limit_bytes)}" if memory.limit_bytes else ""
+    held = f"it held {_gigabytes(vital.resident_bytes)} a few seconds before"
     return replace(crash, how=How.MEMORY, what=f"was killed for memory by the kernel: {held}{limit}")
 
 
@@ -136,3 +135,8 @@ def _number(pattern: re.Pattern[str], text: str) -> int | None:
 def _word(pattern: re.Pattern[str], text: str) -> str | None:
     found = pattern.search(text)
     return None if found is None else next(group for group in found.groups() if group is not None)
+
+
+def _gigabytes(number: float) -> str:
+    """Format bytes as `10.6 GiB`."""
+    return f"{number / 2**30:.1f} GiB"

@@ -24,7 +24,6 @@ from jobs.training.faults import Fault
 from jobs.training.on_ray.worker import ray_worker
 from jobs.training.worker_input import Job
 
-Worker = Callable[[dict[str, Any]], Record | None]
 _FEW_WORKERS = 64  # up to this many, the health of workers is checked more often
 _POLL_S = 0.5
 # Seconds from free slots to running workers. Ray's 60 s are too short if a node imports torch from a slow file system.
@@ -45,9 +44,8 @@ def fit(
     places: Sequence[str] | None,
     alone: bool,
     look: Callable[[], None],
-    worker: Worker = ray_worker,
     woken: queue.SimpleQueue[None] | None = None,
-    **more: Any,
+    first: int | None = None,
 ) -> Record | None:
     """Train on the connected cluster. Returns rank 0's result; None if a worker reported a failure.
 
@@ -57,8 +55,8 @@ def fit(
         places: the node of each worker; None lets Ray choose.
         alone: Ray ends with this process.
         look: called twice a second. An exception from it ends the wait, not the workers.
-        worker: the function that each worker calls with {"job": job} and `more`.
         woken: each item in it causes another call of `look`, at once.
+        first: see `ray_worker`.
 
     Raises:
         Exception: any exception of `TorchTrainer.fit`.
@@ -70,7 +68,7 @@ def fit(
 
     def run() -> None:
         try:
-            done["result"] = make_trainer(job, name, left, places, alone, worker, **more).fit().return_value
+            done["result"] = _trainer(job, name, left, places, alone, first).fit().return_value
         except BaseException as error:
             done["error"] = error
         with contextlib.suppress(StorageError):  # Ray Train's own state, which is never read again
@@ -108,23 +106,15 @@ def _grace_s(failures: Sequence[Record]) -> float | None:
     return _MEMORY_GRACE_S if failures[0]["fault"] == Fault.MEMORY else _FAILURE_GRACE_S
 
 
-def make_trainer(
-    job: Job,
-    name: str,
-    left: threading.Event,
-    places: Sequence[str] | None = None,
-    alone: bool = False,
-    worker: Worker = ray_worker,
-    **more: Any,
+def _trainer(
+    job: Job, name: str, left: threading.Event, places: Sequence[str] | None, alone: bool, first: int | None
 ) -> Any:
     """Make the trainer of a job, with all settings of Ray Train.
 
     Args:
         name: Ray keeps state under this name and would resume from state that it finds, so it must be new.
         left: see `DriverTrainer`.
-        places: the node of each worker.
-        alone: Ray ends with this process.
-        worker, more: see `fit`.
+        places, alone, first: see `fit`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig
@@ -141,10 +131,10 @@ def make_trainer(
     if resources.gpus_per_worker:
         each["GPU"] = float(resources.gpus_per_worker)
     return DriverTrainer(
-        worker,
+        ray_worker,
         left=left,
         alone=alone,
-        train_loop_config={"job": job, **more},
+        train_loop_config={"job": job, "first": first},
         torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,

@@ -20,7 +20,7 @@ from jobs.spec.method import ChosenMethod
 from jobs.training.model.adapters import adapted, load_model, trained_names
 from jobs.training.model.load import (
     empty_model,
-    lacking,
+    lacking_and_unused,
     load_base,
     model_class,
     model_config,
@@ -168,7 +168,7 @@ def test_an_adapter_of_a_language_model_whose_head_is_missing_and_tied_is_refuse
     asked = spec(folder).model_copy(update={"method": ChosenMethod(kind=method)})
     whole = model_class(asked).from_config(model_config(asked, str(folder)))
     whole.base_model.save_pretrained(folder)
-    assert lacking(asked, str(folder)) == load_base(asked, str(folder), "fp32", END)[1] != set()
+    assert lacking_and_unused(asked, str(folder))[0] == load_base(asked, str(folder), "fp32", END)[1] != set()
     expected = f"weights of {head} are missing, and method: {method} cannot train them, because {head}\\."
     with pytest.raises(DataError, match=f"{expected}.* is tied .* method: full, or a model that was saved with {head}"):
         check_model_runs(asked, str(folder))

@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from jobs.planning.memory import memory_of, piece_of_loss
 from jobs.planning.strategy import Strategy
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
 from jobs.preflight.traced_pass import traced_pass
-from jobs.training.loop.loss import piece_length
+from jobs.training.loop import loss
 from jobs.training.model.load import DTYPES, model_config
 from tests.support import tiny
 
@@ -127,4 +128,6 @@ def test_a_few_numbers_of_rows_give_any_other(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize(("vocabulary", "targets"), [(512, 100), (128_256, 8192), (3, 4), (50_000, 1)])
 def test_pieces_of_the_loss_are_those_of_the_loop(vocabulary: int, targets: int) -> None:
-    assert piece_of_loss(vocabulary, vocabulary * targets) == piece_length(vocabulary, targets) * vocabulary
+    logits = torch.empty((1, targets, vocabulary), device="meta")
+    pieces = [piece.numel() for piece, _, _ in loss._pieces(logits, logits[..., 0], logits[..., 0])]
+    assert sum(pieces) == logits.numel() and max(pieces) == piece_of_loss(vocabulary, logits.numel())

@@ -57,8 +57,8 @@ def run_of(root: pathlib.Path, precision: str = "fp32", **changes: Any) -> Any:
     return FakeRun(
         **{
             "gang": SimpleNamespace(rank=0), "job": SimpleNamespace(paths=JobPaths(str(root))), "plan": PLAN,
-            "row_digests": DIGESTS, "data_fingerprint": "f", "engine": SimpleNamespace(precision=precision),
-            "batching": SimpleNamespace(per_device=2), **changes,
+            "row_digests": DIGESTS, "prepared": SimpleNamespace(manifest=SimpleNamespace(fingerprint="f")),
+            "engine": SimpleNamespace(precision=precision), "batching": SimpleNamespace(per_device=2), **changes,
         }
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.local.memory import killed_since, memory_here
-from jobs.planning.out_of_memory import advice
+from jobs.remedies.out_of_memory import advice
 from tests.support import tiny
 
 MACHINE_BYTES = 24_684_084 * 1024

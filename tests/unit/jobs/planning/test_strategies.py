@@ -48,7 +48,7 @@ def on(text_gpus: int, name: str) -> Machines:
 
 def test_what_is_written_is_chosen_if_nothing_is_faster() -> None:
     best = found(on(8, "H100-80")).chosen
-    assert best is not None and best.changes == ()
+    assert best is not None and best.changes == {}
 
 
 def test_a_small_gpu_gets_offload_and_checkpointing() -> None:
@@ -73,7 +73,7 @@ def test_the_global_batch_is_kept() -> None:
 
 def test_only_free_fields_are_changed() -> None:
     ways = found(on(1, "T4-16"), free=frozenset({"gradient_checkpointing"}))
-    assert {option.changes for option in ways.options} == {(), ("gradient_checkpointing",)}
+    assert {tuple(option.changes) for option in set(ways.options)} == {(), ("gradient_checkpointing",)}
     assert ways.chosen is None
     assert ways.nearest.missing > 100 * GIB, "weights, gradients and Adam's states: 18 bytes for each parameter"
 

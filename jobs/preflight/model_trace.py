@@ -19,7 +19,7 @@ import torch
 from jobs.planning.layers import Depth, Line, deepened, depth_of
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
-from jobs.preflight.short_rows import NotAParabolaError, lengthened, lengths_for
+from jobs.preflight.short_rows import STEPS, NotAParabolaError, lengthened, lengths_for
 from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
@@ -45,23 +45,23 @@ def trace_model(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     passes = functools.partial(traced_pass, model_dir=model_dir, new=new, dtype=DTYPES[precision])
     with contextlib.suppress(TooManyOperationsError):
         return traced(functools.partial(passes, spec, limited=True))
-    try:
-        short = traced(functools.partial(_lengthened, passes, spec))
-    except NotAParabolaError:
-        return traced(functools.partial(passes, spec))
-    tokens = lengths_for(spec.data.seq_len)[-1]
-    note = f"rows of up to {tokens} tokens were traced, because this model computes one token after another"
-    return replace(short, note="; ".join(filter(None, (short.note, note))))
+    for step in STEPS:
+        with contextlib.suppress(NotAParabolaError):
+            short = traced(functools.partial(_lengthened, passes, spec, step))
+            tokens = lengths_for(spec.data.seq_len, step)[-1]
+            note = f"rows of up to {tokens} tokens were traced, because this model computes one token after another"
+            return replace(short, note="; ".join(filter(None, (short.note, note))))
+    return traced(functools.partial(passes, spec))
 
 
 def _lengthened(
-    passes: Callable[..., TracedPass], spec: Spec, *, config: Any, rows: int, to_logits: bool = False
+    passes: Callable[..., TracedPass], spec: Spec, step: int, *, config: Any, rows: int, to_logits: bool = False
 ) -> TracedPass:
     def trace(seq_len: int) -> TracedPass:
         short = spec.with_value("data.seq_len", seq_len)
         return passes(short, config=config, rows=rows, to_logits=to_logits, detailed=True)
 
-    return lengthened(trace, spec.data.seq_len)
+    return lengthened(trace, spec.data.seq_len, step)
 
 
 def _traced(

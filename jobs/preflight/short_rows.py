@@ -15,7 +15,8 @@ from typing import Final
 from jobs.preflight.traced_pass import TracedPass
 from jobs.preflight.tracker import Event
 
-_STEP: Final = 8  # tokens
+# Tokens between two lengths. Few are traced sooner, but a kernel or a block of the model may be wider than the rows.
+STEPS: Final = (2, 8)
 _PASSES: Final = 4  # three determine a parabola (attention may have one), and the fourth one must lie on it
 
 
@@ -23,20 +24,23 @@ class NotAParabolaError(Exception):
     """Raised when short rows do not determine what long ones need."""
 
 
-def lengths_for(seq_len: int) -> tuple[int, ...]:
-    """Return the lengths of the short rows, which are a multiple of the same number of tokens away from `seq_len`."""
-    return tuple(_STEP * number + seq_len % _STEP for number in range(1, _PASSES + 1))
+def lengths_for(seq_len: int, step: int) -> tuple[int, ...]:
+    """Return the lengths of the short rows, which are a multiple of `step` tokens away from `seq_len`."""
+    return tuple(step * number + seq_len % step for number in range(1, _PASSES + 1))
 
 
-def lengthened(trace: Callable[[int], TracedPass], seq_len: int) -> TracedPass:
+def lengthened(trace: Callable[[int], TracedPass], seq_len: int, step: int) -> TracedPass:
     """Return the pass of rows of `seq_len` tokens. `trace` makes the pass of rows of another length, with details.
+
+    Args:
+        step: see `lengths_for`.
 
     Raises:
         NotAParabolaError: the passes of short rows do not determine that of long ones.
     """
-    lengths = lengths_for(seq_len)
+    lengths = lengths_for(seq_len, step)
     passes = [trace(length) for length in lengths]
-    turns = (seq_len - lengths[0]) // _STEP
+    turns = (seq_len - lengths[0]) // step
 
     def at_length(values: Sequence[int]) -> int:
         return _continued(values, turns)

@@ -12,7 +12,7 @@ import pytest
 
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
-from jobs.preflight.short_rows import NotAParabolaError, lengthened, lengths_for
+from jobs.preflight.short_rows import STEPS, NotAParabolaError, lengthened, lengths_for
 from jobs.preflight.traced_pass import TracedPass, traced_pass
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
@@ -35,11 +35,12 @@ def made_up(length: int, held_by_turn: int = 10, weights: int = 500) -> TracedPa
     return TracedPass(events, 64, 3 * length, 3, 12 * length, 5 * length * length, 2 + 2 * length, 8.0)
 
 
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("weights", [500, 100_000])
 @pytest.mark.parametrize("length", [64, 333, 4096])
-def test_a_long_loop_is_the_continuation_of_short_ones(length: int, weights: int) -> None:
+def test_a_long_loop_is_the_continuation_of_short_ones(length: int, weights: int, step: int) -> None:
     expected = made_up(length, weights=weights)
-    found = lengthened(functools.partial(made_up, weights=weights), length)
+    found = lengthened(functools.partial(made_up, weights=weights), length, step)
     assert [(event.live, event.peak) for event in found.events] == [
         (event.live, event.peak) for event in expected.events
     ]
@@ -48,7 +49,7 @@ def test_a_long_loop_is_the_continuation_of_short_ones(length: int, weights: int
 
 def test_a_pass_that_is_no_parabola_is_refused() -> None:
     with pytest.raises(NotAParabolaError, match="parabola"):
-        lengthened(lambda length: made_up(length, held_by_turn=length**2), 4096)
+        lengthened(lambda length: made_up(length, held_by_turn=length**2), 4096, 8)
 
 
 def test_another_order_of_the_modules_is_refused() -> None:
@@ -57,11 +58,12 @@ def test_another_order_of_the_modules_is_refused() -> None:
         return replace(made, events=made.events[:: 1 if length < 16 else -1])
 
     with pytest.raises(NotAParabolaError, match="order"):
-        lengthened(turned, 4096)
+        lengthened(turned, 4096, 8)
 
 
+@pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_short_rows_give_the_pass_of_long_ones(tmp_path: pathlib.Path, checkpointing: bool) -> None:
+def test_short_rows_give_the_pass_of_long_ones(tmp_path: pathlib.Path, checkpointing: bool, step: int) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MAMBA))
     length = 45
 
@@ -73,7 +75,7 @@ def test_short_rows_give_the_pass_of_long_ones(tmp_path: pathlib.Path, checkpoin
         config = model_config(spec, str(tmp_path))
         return traced_pass(spec, str(tmp_path), (), DTYPES["fp32"], config, rows=2, detailed=True)
 
-    whole, short = trace(length), lengthened(trace, length)
+    whole, short = trace(length), lengthened(trace, length, step)
     assert [(event.live, event.peak) for event in short.events] == [(event.live, event.peak) for event in whole.events]
     assert (short.flops, short.operations, short.logits_bytes) == (whole.flops, whole.operations, whole.logits_bytes)
 
@@ -95,7 +97,7 @@ def test_a_model_with_a_loop_over_the_tokens_is_traced_with_short_rows(
 
     monkeypatch.setattr(model_trace, "traced_pass", watched)
     trace = trace_model(spec, str(tmp_path), "fp32")
-    assert gave_up == [512] and lengths == {512, *lengths_for(512)}
-    assert trace.note is not None and trace.note.startswith("rows of up to 32 tokens were traced")
+    assert gave_up == [512] and lengths == {512, *lengths_for(512, STEPS[0])}
+    assert trace.note is not None and trace.note.startswith("rows of up to 8 tokens were traced")
     # The states of all tokens are kept for the backward pass.
     assert max(moment.peak_per_row for moment in trace.moments) > 512 * 64 * 4 * 4  # tokens, width, states, bytes

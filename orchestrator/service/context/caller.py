@@ -28,6 +28,10 @@ class Caller:
     def is_admin(self) -> bool:
         return self.role is Role.ADMIN
 
+    @property
+    def sees_all(self) -> bool:
+        return self.is_admin or self.tenant is None
+
     def may_see(self, tenant: str) -> bool:
         """Whether the caller may see the tenant's jobs."""
         if self.is_admin or tenant == self.tenant:

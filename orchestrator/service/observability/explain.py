@@ -98,7 +98,7 @@ class Explainer:
         return statetext.waits_for(job, left, [_name(parent, caller) for parent in left])
 
     def _of_the_queue(self, job: Job, caller: Caller) -> WhyView:
-        whose = None if caller.tenant is None or caller.is_admin else caller.tenant
+        whose = None if caller.sees_all else caller.tenant
         with self._lock:
             moment = self._now()
             if moment is not None and job.job_id not in moment.row_of:  # the job is new

@@ -117,8 +117,6 @@ def known(connection: Connection, key: SubmissionKey) -> Jobs | None:
 
 def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
     parents = [parent for one in new for parent in one.after]
-    if not parents:
-        return
     known = jobtable.get_all(connection, parents)
     if missing := [parent for parent in parents if parent not in known]:
         raise jobtable.unknown(connection, missing[0], "It is named in `after`")

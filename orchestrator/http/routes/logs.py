@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -30,28 +31,20 @@ class Ownership:
     """Caches the tenants of jobs, which never change. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: dict[str, str] = {}
+        self._tenant = functools.lru_cache(_MOST_KEPT)(functools.partial(_tenant_of, store))
 
     def sees(self, caller: Caller, job_id: str) -> bool:
-        if caller.sees_all:
-            return True
-        tenant = self._tenant(job_id)
-        return tenant is not None and caller.may_see(tenant)
+        try:
+            return caller.sees_all or caller.may_see(self._tenant(job_id))
+        except UnknownJob:
+            return False
 
-    def _tenant(self, job_id: str) -> str | None:
-        tenant = self._known.get(job_id)
-        if tenant is None:
-            try:
-                tenant = self._store.job(job_id).tenant
-            except UnknownJob:
-                return None
-            except UnreadableJob as error:
-                tenant = error.tenant
-            if len(self._known) >= _MOST_KEPT:
-                self._known = {}
-            self._known[job_id] = tenant
-        return tenant
+
+def _tenant_of(store: Store, job_id: str) -> str:
+    try:
+        return store.job(job_id).tenant
+    except UnreadableJob as error:
+        return error.tenant
 
 
 def routes(serving: Serving) -> APIRouter:

@@ -26,10 +26,9 @@ from orchestrator.http.gate import CALLER
 from orchestrator.http.metrics import Meters
 from orchestrator.http.scrub import Scrubber
 from orchestrator.problem import Problem
-from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.queue.store import Store
-from orchestrator.service.context.caller import Caller
+from orchestrator.service.context.caller import Caller, job_for
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.explain import Explainer
 
@@ -121,20 +120,7 @@ class Serving:
         return self.context.clock.now_s()
 
     def job(self, job_id: str, caller: Caller) -> Job:
-        """Return a job. Raises UnknownJob with the same message if there is none and if it is another tenant's."""
-        try:
-            job = self.store.job(job_id)
-        except UnknownJob:
-            if caller.sees_all:
-                raise
-            raise UnknownJob.named(job_id) from None
-        except UnreadableJob as error:
-            if caller.may_see(error.tenant):
-                raise
-            raise UnknownJob.named(job_id) from None
-        if not caller.may_see(job.tenant):
-            raise UnknownJob.named(job_id)
-        return job
+        return job_for(caller, self.store, job_id)
 
     def view(self, job: Job) -> api.JobView:
         view = api.JobView.of(job, self.now_s())

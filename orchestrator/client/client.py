@@ -75,13 +75,13 @@ class Client:
     def __init__(self, url: str | None = None, token: str | None = None, *, detach: bool = False) -> None:
         where, home = url or server_url(), fleetune_home()
         token, token_from = token_here(token)
-        # Before the server is looked up, because it stays as long as a client is present.
-        self._client_lock = ClientLock(home) if where is None else None
-        self._ends_jobs = not detach
+        self._client: str | None = None  # whose end cancels the jobs
         find = None if where is not None else partial(embedded_url, home)
         with contextlib.ExitStack() as opened:
-            if self._client_lock is not None:
-                opened.callback(self._client_lock.end)
+            if where is None:  # before the server is looked up, because it stays as long as a client is present
+                lock = ClientLock(home)
+                opened.callback(lock.end)
+                self._client = None if detach else lock.client
             self._connection = Connection(where or embedded_url(home), token, token_from=token_from, find=find)
             opened.callback(self._connection.close)
             self._opened = opened.pop_all()
@@ -157,8 +157,7 @@ class Client:
         return list(zip(found, asking(found, tenant, priority, parents), strict=True))
 
     def _send(self, asked: Sequence[tuple[Named, dict[str, Any]]], key: str) -> list[JobHandle]:
-        client = self._client_lock.client if self._client_lock is not None and self._ends_jobs else None
-        body = Submission(specs=tuple(sent for _, sent in asked), key=key, client=client)
+        body = Submission(specs=tuple(sent for _, sent in asked), key=key, client=self._client)
         jobs = submitted(self._connection, body, [one for one, _ in asked])
         return [JobHandle(self._connection, view) for view in jobs]
 

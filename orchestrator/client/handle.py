@@ -130,7 +130,7 @@ class JobHandle:
     def cancel(self) -> bool:
         """Request the job's end; a running job stops soon. Returns False if the job had ended before."""
         try:
-            self.learn(self._connection.post(f"{self._path}/cancel", JobView))
+            self._order("cancel")
         except JobEnded:
             return self.refresh().state is State.CANCELLED
         return True

@@ -1,4 +1,4 @@
-"""Routes of drivers; the messages are in `jobs.drivers.link.messages`."""
+"""Routes of drivers; the messages are in `jobs.drivers.link.messages`. The gate refuses requests without a token."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def routes(serving: Serving) -> APIRouter:
         "/register", **documented(Registered, "Register a driver; the answer says what to run", 404, 409, 410, 413, 422)
     )
     def register(sent: Register, request: Request) -> Response:
-        _check(serving, request, sent)
+        driving.check_attempt(context, bearer(request.headers) or "", sent)
         told = driving.register(context, sent)
         serving.meters.heartbeats.inc()
         serving.wake()
@@ -33,7 +33,7 @@ def routes(serving: Serving) -> APIRouter:
         "/beat", **documented(Answer, "A driver's heartbeat; the answer says what to do", 404, 409, 410, 413, 422)
     )
     def beat(sent: Beat, request: Request) -> Response:
-        _check(serving, request, sent)
+        driving.check_attempt(context, bearer(request.headers) or "", sent)
         told = driving.heartbeat(context, sent)
         if sent.draining:
             serving.wake()
@@ -41,8 +41,3 @@ def routes(serving: Serving) -> APIRouter:
         return answer(told)
 
     return router
-
-
-def _check(serving: Serving, request: Request, sent: Register | Beat) -> None:
-    """Check the token of a driver; the gate has refused requests without one. Raises OtherQueue or NotYourAttempt."""
-    driving.check_attempt(serving.context, bearer(request.headers) or "", sent)

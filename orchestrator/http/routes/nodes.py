@@ -8,7 +8,6 @@ from starlette.responses import Response
 from orchestrator import api
 from orchestrator.http.routing import Admin, Asker, JobId, Name, Serving, answer, documented, new_router
 from orchestrator.service import nodes as service
-from orchestrator.service.nodes import release as released
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -40,7 +39,7 @@ def routes(serving: Serving) -> APIRouter:
         ),
     )
     async def release(job_id: JobId, caller: Admin) -> Response:
-        found = await serving.slow.run(lambda: released(serving.context, serving.job(job_id, caller), caller))
+        found = await serving.slow.run(lambda: service.release(serving.context, serving.job(job_id, caller), caller))
         serving.wake()
         return answer(serving.view(found))
 

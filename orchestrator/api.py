@@ -26,6 +26,7 @@ API_VERSION: Final = "1"
 MOST_JOBS: Final = 10_000  # in one submission
 MOST_BYTES: Final = 64 << 20  # in the body of a submission
 MOST_PAGE: Final = 1000
+NEWEST: Final = 2**63 - 1  # no job, change or event has a larger number
 
 
 class Request(BaseModel):

@@ -96,9 +96,9 @@ def sources(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _server() -> Connection:
-    from orchestrator.client.discovery import connect
+    from orchestrator.client.discovery import connected
 
-    return connect(patience_s=0.0, answer_s=QUICK_S)
+    return connected(patience_s=0.0, answer_s=QUICK_S).__enter__()  # the end of this process closes it
 
 
 def completion(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Final
 
 from cluster.settings import fleetune_home, server_url
@@ -75,13 +74,13 @@ def unfinished_job(root: str) -> JobView | None:
 
 def _job_meant(given: str) -> JobView | None:
     """Return the job with this id or run; None: there is no server or no such job."""
-    from orchestrator.client.discovery import connect, local_server
+    from orchestrator.client.discovery import connected, local_server
     from orchestrator.client.lookup import find_job
 
     if server_url() is None and local_server(fleetune_home()) is None:
         return None
     try:
-        with contextlib.closing(connect(patience_s=0.0, answer_s=ANSWER_S)) as connection:
+        with connected(patience_s=0.0, answer_s=ANSWER_S) as connection:
             return find_job(connection, given)
     except FleetuneError:
         return None

@@ -1,4 +1,4 @@
 """The SDK, and how a server is read over HTTP. A script needs `from orchestrator import Client` alone.
 
-May import `api`, `local_server`, `jobs.spec` and `jobs.run`; nothing of the server. Start with `client`.
+May import `api`, `problem`, `queue`, `jobs.spec` and `jobs.run`; nothing of the server. Start with `client`.
 """

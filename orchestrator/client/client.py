@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import time
 import uuid
@@ -45,7 +46,7 @@ from orchestrator.api import Nodes as NodesTold
 from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
 from orchestrator.client.embedded_server import ClientLock, embedded_url
-from orchestrator.client.handle import FIRST_POLL_S, LONGEST_POLL_S, JobHandle
+from orchestrator.client.handle import FIRST_POLL_S, JobHandle, paused
 from orchestrator.client.lookup import all_jobs, job_path
 from orchestrator.client.spec_names import Named, about, named, with_names
 from orchestrator.queue.states import ENDED, State
@@ -74,15 +75,16 @@ class Client:
     def __init__(self, url: str | None = None, token: str | None = None, *, detach: bool = False) -> None:
         where, home = url or server_url(), fleetune_home()
         token, token_from = token_here(token)
-        # Before the server is looked up, because it stays as long as a client is present.
-        self._client_lock = ClientLock(home) if where is None else None
-        self._ends_jobs = not detach
+        self._client: str | None = None  # whose end cancels the jobs
         find = None if where is not None else partial(embedded_url, home)
-        try:
+        with contextlib.ExitStack() as opened:
+            if where is None:  # before the server is looked up, because it stays as long as a client is present
+                lock = ClientLock(home)
+                opened.callback(lock.end)
+                self._client = None if detach else lock.client
             self._connection = Connection(where or embedded_url(home), token, token_from=token_from, find=find)
-        except BaseException:
-            self._end_client_lock()
-            raise
+            opened.callback(self._connection.close)
+            self._opened = opened.pop_all()
 
     @property
     def url(self) -> str:
@@ -90,12 +92,7 @@ class Client:
 
     def close(self) -> None:
         """Close the client. Jobs that should end with it are cancelled by the server."""
-        self._end_client_lock()
-        self._connection.close()
-
-    def _end_client_lock(self) -> None:
-        if self._client_lock is not None:
-            self._client_lock.end()
+        self._opened.close()
 
     def __enter__(self) -> Client:
         return self
@@ -160,8 +157,7 @@ class Client:
         return list(zip(found, asking(found, tenant, priority, parents), strict=True))
 
     def _send(self, asked: Sequence[tuple[Named, dict[str, Any]]], key: str) -> list[JobHandle]:
-        client = self._client_lock.client if self._client_lock is not None and self._ends_jobs else None
-        body = Submission(specs=tuple(sent for _, sent in asked), key=key, client=client)
+        body = Submission(specs=tuple(sent for _, sent in asked), key=key, client=self._client)
         jobs = submitted(self._connection, body, [one for one, _ in asked])
         return [JobHandle(self._connection, view) for view in jobs]
 
@@ -221,7 +217,7 @@ def completed(
 ) -> Iterator[JobHandle]:
     """Yield handles as `Client.as_completed` does."""
     waiting = {handle.id: handle for handle in handles}
-    until_s = None if timeout_s is None else time.monotonic() + timeout_s
+    until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
     yield from _ended(waiting)
     after = min((handle.view.changed for handle in waiting.values()), default=0)
     pause_s = FIRST_POLL_S
@@ -237,7 +233,8 @@ def completed(
         ended = list(_ended(waiting))
         yield from ended
         if waiting and len(told.jobs) < MOST_PAGE:
-            pause_s = _sleep(FIRST_POLL_S if ended else pause_s, until_s, len(waiting))
+            late = f"{len(waiting)} jobs have not ended yet, and go on"
+            pause_s = paused(FIRST_POLL_S if ended else pause_s, until_s, late)
 
 
 def submitted(connection: Connection, body: Submission, specs: Sequence[Named]) -> tuple[JobView, ...]:
@@ -287,14 +284,3 @@ def _ended(waiting: dict[str, JobHandle]) -> Iterator[JobHandle]:
     """Remove and yield the handles whose jobs have ended, as far as is known."""
     for handle in [handle for handle in waiting.values() if handle.view.state in ENDED]:
         yield waiting.pop(handle.id)
-
-
-def _sleep(pause_s: float, until_s: float | None, count: int) -> float:
-    """Pause, and return the next pause. Raises TimeoutError."""
-    if until_s is not None:
-        left_s = until_s - time.monotonic()
-        if left_s <= 0.0:
-            raise TimeoutError(f"{count} jobs have not ended yet, and go on")
-        pause_s = min(pause_s, left_s)
-    time.sleep(pause_s)
-    return min(pause_s * 1.2, LONGEST_POLL_S)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.metadata import version
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -271,9 +271,8 @@ def _cause(error: httpx.TransportError) -> str:
     return text or type(error).__name__
 
 
-def _kinds_in(*modules: Any) -> dict[str, type[FleetuneError]]:
-    named = [value for module in modules for value in vars(module).values()]
-    return {one.__name__: one for one in named if isinstance(one, type) and issubclass(one, FleetuneError)}
-
-
-_KINDS = _kinds_in(cluster.errors, orchestrator.queue.errors)
+_KINDS: Mapping[str, type[FleetuneError]] = {
+    name: one
+    for name, one in (vars(cluster.errors) | vars(orchestrator.queue.errors)).items()
+    if isinstance(one, type) and issubclass(one, FleetuneError)
+}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -44,12 +43,6 @@ def local_server(home: Path) -> LocalServer | None:
     return found if found is not None and found.lives else None
 
 
-def ended_server(home: Path) -> LocalServer | None:
-    """Return a server that was killed before it could remove its record; None: there is no such record."""
-    found = _recorded(home)
-    return None if found is None or found.lives else found
-
-
 def recorded_url() -> str | None:
     """Return FLEETUNE_URL, or else the URL of this machine's server, even if it was killed: its store has its jobs."""
     if url := server_url():
@@ -75,14 +68,6 @@ def answers(url: str, path: str = "/healthz", timeout_s: float = 5.0) -> bool:
         return False
 
 
-def url_of(given: str | None) -> str:
-    """Return the given URL, or else FLEETUNE_URL, or else the server of this machine."""
-    if url := given or server_url():
-        return url
-    found = local_server(fleetune_home())
-    return USUAL_URL if found is None else found.url
-
-
 def token_here(given: str | None = None) -> tuple[str | None, str]:
     """Return the token to send, and a phrase for messages that says where it comes from. None: there is none.
 
@@ -99,20 +84,22 @@ def token_here(given: str | None = None) -> tuple[str | None, str]:
     return token, f"of the file {home / 'token'}" if token == in_file else "of FLEETUNE_TOKEN"
 
 
-def connect(url: str | None = None, *, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S) -> Connection:
-    """Make a connection to the server. Nothing is sent yet.
+def connected(
+    url: str | None = None, patience_s: float = PATIENCE_S, answer_s: float = ANSWER_S
+) -> contextlib.closing[Connection]:
+    """Make a connection to the server, as a context that closes it. Nothing is sent yet.
+
+    The server is the one at `url`, or else at FLEETUNE_URL, or else the server of this machine.
 
     Raises:
         InputError: the URL is not valid, or other users can read the file of the token.
     """
     token, token_from = token_here()
-    ended = None if url or server_url() else ended_server(fleetune_home())
-    note = f"the server at {ended.url} (process {ended.pid}) has ended without stopping" if ended is not None else ""
-    return Connection(url_of(url), token, token_from=token_from, note=note, patience_s=patience_s, answer_s=answer_s)
-
-
-@contextlib.contextmanager
-def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Connection]:
-    """Make a connection with `connect`, and close it at the end."""
-    with contextlib.closing(connect(url, patience_s=patience_s)) as connection:
-        yield connection
+    where, note = url or server_url(), ""
+    if where is None:
+        found = _recorded(fleetune_home())
+        where = found.url if found is not None and found.lives else USUAL_URL
+        if found is not None and not found.lives:  # it was killed before it could remove its record
+            note = f"the server at {found.url} (process {found.pid}) has ended without stopping"
+    made = Connection(where, token, token_from=token_from, note=note, patience_s=patience_s, answer_s=answer_s)
+    return contextlib.closing(made)

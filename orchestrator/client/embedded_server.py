@@ -43,9 +43,10 @@ def embedded_url(home: Path, ready_s: float = READY_S) -> str:
         return _living(home) or _started(home, until_s)
 
 
-def _living(home: Path) -> str | None:
+def _living(home: Path, path: str = "/healthz") -> str | None:
+    """Return the URL of this machine's server if it answers at a path."""
     found = local_server(home)
-    return found.url if found is not None and answers(found.url) else None
+    return found.url if found is not None and answers(found.url, path) else None
 
 
 def _started(home: Path, until_s: float) -> str:
@@ -63,10 +64,9 @@ def _started(home: Path, until_s: float) -> str:
     finally:
         os.close(descriptor)
     while True:
-        found = local_server(home)
-        if found is not None and answers(found.url, "/readyz"):
+        if url := _living(home, "/readyz"):
             _let_go(child)
-            return found.url
+            return url
         if child.poll() is not None:  # another server holds the store, and will soon record its URL
             until_s = min(until_s, time.monotonic() + OTHERS_S)
         if time.monotonic() > until_s:

@@ -130,7 +130,7 @@ class JobHandle:
     def cancel(self) -> bool:
         """Request the job's end; a running job stops soon. Returns False if the job had ended before."""
         try:
-            self.learn(self._connection.post(f"{self._path}/cancel", JobView))
+            self._order("cancel")
         except JobEnded:
             return self.refresh().state is State.CANCELLED
         return True
@@ -181,17 +181,11 @@ class JobHandle:
 
     def wait(self, timeout_s: float | None = None) -> JobView:
         """Wait for the job's end. Raises TimeoutError."""
-        until_s = None if timeout_s is None else time.monotonic() + timeout_s
-        view, pause_s = self.view, FIRST_POLL_S
-        while view.state not in ENDED:
-            view = self.refresh()
-            if view.state in ENDED:
-                break
-            left_s = math.inf if until_s is None else until_s - time.monotonic()
-            if left_s <= 0.0:
-                raise TimeoutError(f"job {self.id} is {view.state} after {timeout_s:g} s, and goes on")
-            time.sleep(min(pause_s, left_s))
-            pause_s = min(pause_s * 1.2, LONGEST_POLL_S)
+        timeout_s = math.inf if timeout_s is None else timeout_s
+        until_s, view, pause_s = time.monotonic() + timeout_s, self.view, FIRST_POLL_S
+        while view.state not in ENDED and (view := self.refresh()).state not in ENDED:
+            late = f"job {self.id} is {view.state} after {timeout_s:g} s, and goes on"
+            pause_s = paused(pause_s, until_s, late)
         return view
 
     # Specific to jobs
@@ -294,6 +288,15 @@ class JobHandle:
         with self._lock:
             view, age_s = self._view, time.monotonic() - self._seen_s
         return view if view.state in ENDED or age_s < FRESH_S else self.refresh()
+
+
+def paused(pause_s: float, until_s: float, late: str) -> float:
+    """Pause between two polls, and return the next pause. Raises TimeoutError with the text `late`."""
+    left_s = until_s - time.monotonic()
+    if left_s <= 0.0:
+        raise TimeoutError(late)
+    time.sleep(min(pause_s, left_s))
+    return min(pause_s * 1.2, LONGEST_POLL_S)
 
 
 def _numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:

@@ -75,7 +75,7 @@ class LogReader:
             return outputs
         if self._source == OUTPUT:  # the newest, and those of later attempts
             return outputs[max((self._first_attempt or 1) - 1, 0) :]
-        every = [*outputs, *_of_run(self._connection, self._path)]
+        every = [*outputs, *_of_run(self._connection.get(self._path, LogSources))]
         if self._source == ALL:
             return every
         if self._source not in every and len(every) > len(outputs) and not _LATER.match(self._source):
@@ -119,8 +119,8 @@ def followed(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine
         time.sleep(pause_s)
 
 
-def _of_run(connection: Connection, path: str) -> tuple[str, ...]:
-    return tuple(one for one in connection.get(path, LogSources).sources if not _ATTEMPT.match(one))
+def _of_run(told: LogSources) -> tuple[str, ...]:
+    return tuple(one for one in told.sources if not _ATTEMPT.match(one))
 
 
 def run_logs(connection: Connection, job: JobView) -> tuple[tuple[str, ...], str | None]:
@@ -130,10 +130,10 @@ def run_logs(connection: Connection, job: JobView) -> tuple[tuple[str, ...], str
     does not name it, and not exactly one rank has a log.
     """
     told = connection.get(f"{job_path(job.job_id)}/logs", LogSources)
-    logs = tuple(one for one in told.sources if not _ATTEMPT.match(one))
-    ranks = [name for name in logs if name.startswith("rank-")]
+    logs = _of_run(told)
     if job.state is not State.FAILED:
         return logs, None
+    ranks = [name for name in logs if name.startswith("rank-")]
     return logs, told.failed or (ranks[0] if len(ranks) == 1 else None)
 
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from orchestrator.api import MOST_PAGE, Counts, Events, EventView, JobPage, JobView
+from orchestrator.api import MOST_PAGE, NEWEST, Counts, Events, EventView, JobPage, JobView
 from orchestrator.client.connection import Connection
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 
 LOOKED_AT: Final = 10_000  # most waiting jobs that are read, the oldest first; also most jobs with a lease
-_NEWEST: Final = 2**63 - 1
 
 
 class QueueReader:
@@ -55,7 +54,7 @@ class EventReader:
     def newest(self, count: int) -> list[EventView]:
         """Return the last `count` events, oldest first. `new` returns all later ones."""
         found: list[EventView] = []
-        before = _NEWEST
+        before = NEWEST
         while before and len(found) < max(count, 1):  # a page may be short: the caller may not see all events
             limit = min(max(count - len(found), 1), MOST_PAGE)
             page = self._connection.get(self._path, Events, {"before": before, "limit": limit})

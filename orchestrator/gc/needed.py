@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,7 +13,7 @@ from jobs.errors import FleetuneError
 from jobs.spec.references import run_named
 from orchestrator.api import JobView, Me
 from orchestrator.client.connection import Connection
-from orchestrator.client.discovery import connect
+from orchestrator.client.discovery import connected
 from orchestrator.client.lookup import all_jobs, job_path
 from orchestrator.gc.scan import model_path, run_named_by
 from orchestrator.gc.values import Held
@@ -41,7 +40,7 @@ def needed_by_queue(url: str, runs: Collection[str]) -> Held:
         QueueUnreachable: the server does not answer, or does not show all jobs.
     """
     try:
-        with contextlib.closing(connect(url, patience_s=PATIENCE_S)) as server:
+        with connected(url, PATIENCE_S) as server:
             me = server.get("/v1/me", Me)
             if me.role != "admin" and me.tenant is not None:
                 raise QueueUnreachable(

@@ -139,9 +139,8 @@ class _Shared:
 
     def why_kept(self, one: PreparedFacts, taken: _Taken) -> str | None:
         users = self._users.get(one.name, ())
-        if user := next(
-            (run for run in reversed(users) if not taken.is_gone(run)), None
-        ):  # the newest runs are removed last
+        # The newest runs are removed last.
+        if user := next((run for run in reversed(users) if not taken.is_gone(run)), None):
             return f"used by {user}" + (" and others" if len(users) > 1 else "")
         if one.lease_s is not None and self._now_s - one.lease_s < ALIVE_S:
             return "it is being prepared"
@@ -153,11 +152,10 @@ class _Shared:
 
 
 def _by_age(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds, before_s: float) -> None:
+    part = ToRemove.CHECKPOINTS if bounds.checkpoints_only else ToRemove.RUN
     for run in runs:
         if run.since_s < before_s:
-            taken.take(
-                run, ToRemove.CHECKPOINTS if bounds.checkpoints_only else ToRemove.RUN, "older than --older-than"
-            )
+            taken.take(run, part, "older than --older-than")
     for one in shared.unused(taken):
         if shared.touched_s[one.name] < before_s:
             taken.take_prepared(one, "older than --older-than, and no run uses it")

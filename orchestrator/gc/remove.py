@@ -68,7 +68,7 @@ def _remove(storage_path: str, verdict: RunVerdict) -> None:
         _remove_checkpoints(tree, name)
     else:
         tree.write(json.dumps({"by": "fleetune gc"}).encode(), name, INSIDE.removing)
-        tree.remove_file(name, INSIDE.spec)
+        tree.remove(name, INSIDE.spec)
         _empty(tree, name)
 
 
@@ -84,7 +84,7 @@ def _remove_checkpoints(tree: Tree, run: str) -> None:
     if not tree.is_link(run, INSIDE.checkpoints):
         for name in tree.names(run, INSIDE.checkpoints):
             if checkpoint_step(name) is not None and not tree.is_link(run, INSIDE.checkpoints, name):
-                tree.remove_file(run, INSIDE.checkpoints, name, COMMIT_NAME)
+                tree.remove(run, INSIDE.checkpoints, name, COMMIT_NAME)
                 tree.remove(run, INSIDE.checkpoints, name)
     tree.remove(run, INSIDE.checkpoints)
 
@@ -94,7 +94,7 @@ def _empty(tree: Tree, run: str) -> None:
     for _ in range(_TRIES):
         names = [name for name in tree.names(run) if name != INSIDE.removing]
         if not names:
-            tree.remove_file(run, INSIDE.removing)
+            tree.remove(run, INSIDE.removing)
             tree.remove(run)
             return
         for name in names:
@@ -110,5 +110,5 @@ def _remove_prepared(storage_path: str, one: PreparedFacts, known: set[str]) -> 
         raise _Changed(f"{new[0]} has begun in the meantime, and may use it")
     _check_as_seen(root, one)
     tree, inside = Tree(storage_path), tuple(prepared_root("", one.name).split("/"))
-    tree.remove_file(*inside, MANIFEST)
+    tree.remove(*inside, MANIFEST)
     tree.remove(*inside)

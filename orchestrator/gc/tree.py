@@ -54,22 +54,18 @@ class Tree:
         with self._explained("write", names):
             without_links.write(self._base, names, content)
 
-    def remove_file(self, *names: str) -> None:
-        """Remove a file, or a link itself. A missing one is no error. Raises StorageError."""
-        self._remove(names, is_file=True)
-
     def remove(self, *names: str) -> None:
-        """Remove a file, a link, or a directory with its content. Raises StorageError."""
-        self._remove(names, is_file=False)
+        """Remove a file, a link itself, or a directory with its content. A missing one is no error.
 
-    def _remove(self, names: tuple[str, ...], is_file: bool) -> None:
+        Raises StorageError.
+        """
         if storage.is_local(self.root):
             with self._explained("remove", names):
                 without_links.remove(self._base, names)
-        elif is_file or not storage.is_dir(self._url(names)):
-            storage.remove_file(self._url(names))
-        else:
+        elif storage.is_dir(self._url(names)):
             storage.remove_dir(self._url(names))
+        else:
+            storage.remove_file(self._url(names))
 
     @property
     def _base(self) -> str:

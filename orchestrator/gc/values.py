@@ -84,11 +84,8 @@ class Found:
     @property
     def size(self) -> int:
         """Total size of what is counted: runs and prepared data."""
-        return (
-            sum(run.size for run in self.runs)
-            + sum(one.size for one in self.prepared)
-            + sum(one.size for one in self.leftovers)
-        )
+        every: tuple[RunFacts | PreparedFacts | Leftover, ...] = (*self.runs, *self.prepared, *self.leftovers)
+        return sum(one.size for one in every)
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,7 @@ from starlette.types import ASGIApp
 from orchestrator.http.errors import handle
 from orchestrator.http.gate import Gate
 from orchestrator.http.peer import LocalPeers
-from orchestrator.http.routes import drivers as driverroutes
-from orchestrator.http.routes import health as healthroutes
-from orchestrator.http.routes import jobs as jobroutes
-from orchestrator.http.routes import logs as logroutes
-from orchestrator.http.routes import nodes as noderoutes
-from orchestrator.http.routes import ray_submitted as raysubmittedroutes
-from orchestrator.http.routes import tenants as tenantroutes
-from orchestrator.http.routes import tokens as tokenroutes
+from orchestrator.http.routes import drivers, health, jobs, logs, nodes, ray_submitted, tenants, tokens
 from orchestrator.http.routing import Serving, StrictRoute
 
 _ABOUT = """
@@ -28,18 +21,11 @@ Submit, watch and change the jobs of a shared GPU cluster.
 * Send a token in the header `Authorization: Bearer ...`. A server that only its own machine can reach may need none.
 * Objects of other tenants get the same answers as objects that do not exist.
 """
-_ROUTES = (jobroutes, logroutes, noderoutes, tenantroutes, tokenroutes, driverroutes, raysubmittedroutes, healthroutes)
+_ROUTES = (jobs, logs, nodes, tenants, tokens, drivers, ray_submitted, health)
 
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
     """Make the app. `say`: reports internal errors with their tracebacks."""
-    knows_driver = serving.context.driver_key.knows
-    routes = make_routes(serving, say)
-    return Gate(routes, serving.tokens, serving.scrub, serving.meters, say, LocalPeers().check, knows_driver)
-
-
-def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
-    """Make the routes, without the gate before them."""
     app = FastAPI(
         title="Fleetune",
         description=_ABOUT,
@@ -52,4 +38,5 @@ def make_routes(serving: Serving, say: Callable[[str], None]) -> FastAPI:
     for one in _ROUTES:
         app.include_router(one.routes(serving))
     handle(app, serving.scrub, say, serving.context.queue)
-    return app
+    knows_driver = serving.context.driver_key.knows
+    return Gate(app, serving.tokens, serving.scrub, serving.meters, say, LocalPeers().check, knows_driver)

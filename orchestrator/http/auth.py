@@ -98,7 +98,7 @@ class Tokens:
                 f"the token {found.name!r} expired at {format_time(found.expires_s)}: ask an admin for another one "
                 "(fleetune tokens add NAME)"
             )
-        return Caller.of(found)
+        return Caller(found.name, found.role, found.tenant)
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

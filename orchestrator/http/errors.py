@@ -103,29 +103,25 @@ def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str
         queue: id of the queue. Drivers ignore problems that do not name their queue.
     """
 
-    async def known(_: Request, error: Exception) -> Response:
-        assert isinstance(error, FleetuneError)
+    @app.exception_handler(FleetuneError)
+    async def known(_: Request, error: FleetuneError) -> Response:
         if status_of(error) >= 500 and not isinstance(error, StoreBroken | BackendUnreachable | NotLeader):
             say(f"{type(error).__name__}: {error}")
         return answer_to(error, scrub, queue)
 
-    async def shape(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
+    @app.exception_handler(RequestValidationError)
+    async def shape(_: Request, error: RequestValidationError) -> Response:
         wrong = shape_error(error.errors())
         return answer("WrongShape", scrub.line(str(wrong)), 422, queue=queue, items=_items(wrong, scrub))
 
-    async def http(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)
+    @app.exception_handler(HTTPException)
+    async def http(_: Request, error: HTTPException) -> Response:
         name = _NAMES.get(error.status_code, "HTTPError")
         return answer(name, scrub.line(_http_message(error)), error.status_code, error.headers, queue)
 
+    @app.exception_handler(Exception)  # Starlette raises it again afterwards
     async def fault(request: Request, error: Exception) -> Response:
         return unexpected(request.scope, error, say)
-
-    app.add_exception_handler(FleetuneError, known)
-    app.add_exception_handler(RequestValidationError, shape)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, fault)  # Starlette raises it again afterwards
 
 
 def unexpected(scope: MutableMapping[str, Any], error: Exception, say: Callable[[str], None]) -> Response:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, MutableMapping
-from typing import Any
+from collections.abc import Callable
 
 import anyio
 from anyio import to_thread
@@ -26,8 +25,6 @@ LARGE = frozenset({"/v1/jobs", "/v1/guest/join"})  # paths whose bodies are spec
 MOST_BYTES_OF_DRIVER = 256 << 10
 MOST_BYTES_ELSEWHERE = 1 << 20
 CALLER = "fleetune.caller"
-
-Asked = MutableMapping[str, Any]
 
 
 class Gate:

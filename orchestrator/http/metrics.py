@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections import Counter as Counted
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 
 from cluster.capacity.inventory import Inventory
+from cluster.capacity.occupancy import workers_in
 from cluster.errors import FleetuneError
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
@@ -112,15 +112,14 @@ class ClusterCollector:
 
     def _gpus(self) -> list[GaugeMetricFamily]:
         inventory = self._inventory()
-        held = Counted[str]()
-        for lease in self._store.leases(held=True):
-            held["gpus"] += lease.gang.gpus_per_worker * sum(workers for _, workers in lease.placement)
+        leases = self._store.leases(held=True)
+        held = sum(lease.gang.gpus_per_worker * workers_in(lease.placement) for lease in leases)
         foreign = sum(node.foreign_gpus for node in inventory.nodes)
         gpus = GaugeMetricFamily("fleetune_gpus", "GPUs of the machines, by holder.", labels=("of",))
         gpus.add_metric(("all",), inventory.gpus)
-        gpus.add_metric(("held",), held["gpus"])
+        gpus.add_metric(("held",), held)
         gpus.add_metric(("foreign",), foreign)
-        gpus.add_metric(("free",), max(inventory.gpus - foreign - held["gpus"], 0))
+        gpus.add_metric(("free",), max(inventory.gpus - foreign - held, 0))
         nodes = GaugeMetricFamily("fleetune_nodes", "Machines, by whether they can be used.", labels=("usable",))
         usable = sum(node.usable for node in inventory.nodes)
         nodes.add_metric(("yes",), usable)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
+import struct
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -82,8 +82,5 @@ def _written(address: str, port: int) -> list[str]:
     else:
         four = socket.inet_pton(socket.AF_INET, address)
         forms = [four, b"\0" * 10 + b"\xff\xff" + four]
-    return [f"{''.join(_word(form[at : at + 4]) for at in range(0, len(form), 4))}:{port:04X}" for form in forms]
-
-
-def _word(four: bytes) -> str:
-    return f"{int.from_bytes(four, sys.byteorder):08X}"
+    words = (struct.unpack(f"={len(form) // 4}I", form) for form in forms)
+    return [f"{''.join(f'{word:08X}' for word in each)}:{port:04X}" for each in words]

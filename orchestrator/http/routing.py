@@ -26,17 +26,14 @@ from orchestrator.http.gate import CALLER
 from orchestrator.http.metrics import Meters
 from orchestrator.http.scrub import Scrubber
 from orchestrator.problem import Problem
-from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.queue.store import Store
-from orchestrator.service.context.caller import Caller
+from orchestrator.service.context.caller import Caller, job_for
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.explain import Explainer
 
 Result = TypeVar("Result")
-Responses = dict[int | str, dict[str, Any]]
 
-NEWEST: Final = 2**63 - 1
 _MOST_SET_ASIDE: Final = 100
 _WHAT: Final = {
     400: "It cannot be done.",
@@ -54,8 +51,13 @@ _WHAT: Final = {
 _LARGE = 1 << 18  # bytes; larger bodies are parsed in a thread, so that other requests are not held up
 
 
-def problems(*statuses: int) -> Responses:
-    """Document the errors that a route may answer with: `statuses`, and those of all routes."""
+def documented(model: Any, summary: str, *statuses: int) -> dict[str, Any]:
+    """Document a route that needs a token: its answer, and the errors that it may answer with besides 401."""
+    return {"response_model": model, "summary": summary, "responses": problems(401, *statuses)}
+
+
+def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Document errors of a route: `statuses`, and those of all routes."""
     return {status: {"model": Problem, "description": _WHAT[status]} for status in sorted({*statuses, 500, 503})}
 
 
@@ -118,20 +120,7 @@ class Serving:
         return self.context.clock.now_s()
 
     def job(self, job_id: str, caller: Caller) -> Job:
-        """Return a job. Raises UnknownJob with the same message if there is none and if it is another tenant's."""
-        try:
-            job = self.store.job(job_id)
-        except UnknownJob:
-            if sees_all(caller):
-                raise
-            raise UnknownJob.named(job_id) from None
-        except UnreadableJob as error:
-            if caller.may_see(error.tenant):
-                raise
-            raise UnknownJob.named(job_id) from None
-        if not caller.may_see(job.tenant):
-            raise UnknownJob.named(job_id)
-        return job
+        return job_for(caller, self.store, job_id)
 
     def view(self, job: Job) -> api.JobView:
         view = api.JobView.of(job, self.now_s())
@@ -147,10 +136,6 @@ class Serving:
         return tuple(map(self.view, jobs))
 
 
-def sees_all(caller: Caller) -> bool:
-    return caller.is_admin or caller.tenant is None
-
-
 def named(rows: Iterable[UnreadableRow], caller: Caller) -> Iterator[str]:
     """Yield each row that the caller may see, with its problem."""
     for row in rows:
@@ -160,7 +145,7 @@ def named(rows: Iterable[UnreadableRow], caller: Caller) -> Iterator[str]:
             yield f"{row.table} {row.name}: {row.problem}"
 
 
-def router(tag: str, prefix: str = "/v1", **options: Any) -> APIRouter:
+def new_router(tag: str, prefix: str = "/v1", **options: Any) -> APIRouter:
     return APIRouter(prefix=prefix, tags=[tag], route_class=StrictRoute, **options)
 
 
@@ -195,8 +180,8 @@ Writer = Annotated[Caller, Depends(writer)]
 Admin = Annotated[Caller, Depends(admin)]
 JobId = Annotated[str, Path(max_length=300, description="All of it; see `GET /v1/jobs?name=`.")]
 Name = Annotated[str, Path(min_length=1, max_length=300)]
-After = Annotated[int, Query(ge=0, le=NEWEST)]
-Before = Annotated[int | None, Query(ge=0, le=NEWEST, description="Newest first: what is below this number.")]
+After = Annotated[int, Query(ge=0, le=api.NEWEST)]
+Before = Annotated[int | None, Query(ge=0, le=api.NEWEST, description="Newest first: what is below this number.")]
 Limit = Annotated[int, Query(ge=1, le=api.MOST_PAGE)]
 
 

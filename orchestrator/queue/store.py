@@ -11,7 +11,6 @@ refuses the write if another server has led since, so a server that was frozen a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -212,8 +211,8 @@ class Store(Protocol):
 
     # Leases and events
 
-    def leases(self, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf) -> list[Lease]:
-        """Return leases that are held, or that were held at some time between two times, in the order of granting."""
+    def leases(self, *, held: bool = False, since_s: float = 0.0) -> list[Lease]:
+        """Return leases that are held, or that were held at some time since then, in the order of granting."""
 
     def decayed_use(self, now_s: float, half_life_s: float) -> dict[str, float]:
         """Return decayed GPU-seconds by tenant, as `fair_share.used_of_spans` computes them from the leases."""

@@ -50,13 +50,13 @@ def _why(error: OSError, host: str, port: int) -> str:
     return f"port {port} of {host} cannot be used: {error.strerror}"
 
 
-def url_here(sock: socket.socket, scheme: str = "http") -> str:
+def url_here(sock: socket.socket, scheme: str) -> str:
     """Return the URL for programs on this machine."""
     host, port = sock.getsockname()[:2]
     return _url("127.0.0.1" if host in _WILDCARDS else host, port, scheme)
 
 
-def urls_for_drivers(sock: socket.socket, given: Sequence[str], scheme: str = "http") -> tuple[str, ...]:
+def urls_for_drivers(sock: socket.socket, given: Sequence[str], scheme: str) -> tuple[str, ...]:
     """Return the given URLs, or else the one at which other machines may reach this one.
 
     Raises InputError if one of them is not a URL.

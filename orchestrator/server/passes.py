@@ -32,7 +32,7 @@ Follow = Callable[[], object]
 
 
 def run_passes(
-    step: Callable[[], bool],
+    step: Follow,
     stop: threading.Event,
     wake: threading.Event,
     say: Callable[[str], None],
@@ -79,7 +79,8 @@ class ControlLoop:
         self._meters, self._say, self._after, self._begins = meters, say, after, begins
         self._stop, self._wake = threading.Event(), threading.Event()
         self._renewal = LeadershipRenewal(election)
-        self._thread = threading.Thread(target=self._run, name="passes", daemon=True)
+        passes = (self.step, self._stop, self._wake, say)
+        self._thread = threading.Thread(target=run_passes, args=passes, name="passes", daemon=True)
         self._led = self._fenced = False
         self._failures = 0  # failed passes in a row
         self._rest_until_s = 0.0
@@ -88,13 +89,12 @@ class ControlLoop:
         self._renewal.start()
         self._thread.start()
 
-    def end(self) -> bool:
-        """Stop the passes. Returns whether the current pass has ended."""
+    def end(self) -> None:
+        """Stop the passes. Waits for the current one, though not for long."""
         self._stop.set()
         self._wake.set()
         self._thread.join(_ENDS_WITHIN_S)
         self._renewal.end()
-        return not self._thread.is_alive()
 
     def wake(self) -> None:
         self._wake.set()
@@ -112,15 +112,13 @@ class ControlLoop:
             return ""
         return f"the last {self._failures} passes over the queue have failed: see the server's log"
 
-    def step(self) -> bool:
+    def step(self) -> None:
         self._stop.wait(max(self._rest_until_s - time.monotonic(), 0.0))
-        began_s = time.monotonic()
-        failed = True
+        began_s, failed = time.monotonic(), True
         try:
             with self._renewal.working():
-                leads = self._step()
+                self._step()
             failed = False
-            return leads
         except StoreBroken:
             self._meters.store_errors.inc()
             raise
@@ -138,7 +136,7 @@ class ControlLoop:
             self._meters.passes.observe(took_s)
             self._rest_until_s = time.monotonic() + min(max(_REST * took_s, _SHORTEST_GAP_S), 1.0)
 
-    def _step(self) -> bool:
+    def _step(self) -> None:
         leads = self._controller.step()
         self._fenced = False
         self._note(leads)
@@ -152,7 +150,6 @@ class ControlLoop:
                 failed = failed or error
         if failed is not None:
             raise failed
-        return leads
 
     def _count(self, failed: bool) -> None:
         self._failures = self._failures + 1 if failed else 0
@@ -168,9 +165,6 @@ class ControlLoop:
             self._say("this server does not lead any more")
         self._led = leads
         self._meters.leads.set(leads)
-
-    def _run(self) -> None:
-        run_passes(self.step, self._stop, self._wake, self._say)
 
 
 class Throttled:

@@ -36,12 +36,11 @@ from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.policy import DEFAULT
 from orchestrator.server.address import listen, url_here, urls_for_drivers
-from orchestrator.server.autoscaler_updates import DemandUpdates
 from orchestrator.server.backends import Place, machines
 from orchestrator.server.console import Output, greeting
 from orchestrator.server.event_log import EventLog, begins_to_lead, stops
 from orchestrator.server.passes import NEWEST, ControlLoop, IdleShutdown, Throttled
-from orchestrator.server.session_record import SessionRecordUpdates
+from orchestrator.server.ray_updates import DemandUpdates, SessionRecordUpdates
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
 from orchestrator.service.context.context import MOST_RAY_SUBMITTED, ServiceContext
@@ -237,6 +236,7 @@ class _Server:
 
     def _make_loop(self) -> ControlLoop:
         context, say = self._context, self._output.say
+        speak = context.engine != "fake"  # drivers on a fake cluster send no heartbeats
         controller = self._controller = Controller(
             context.store,
             context.backend,
@@ -244,7 +244,7 @@ class _Server:
             self._election,
             launch_of(context),
             context.policy,
-            timing=self._timing(),
+            timing=Timing(register_s=self._options.register_s, silent_s=self._options.silent_s if speak else None),
             takes_over=self._options.take_over,
         )
         event_log = EventLog(context.store, self._meters, say)
@@ -256,10 +256,6 @@ class _Server:
     def _note(self, what: Callable[[Store, float, str], None]) -> None:
         """Write an event about this server. Raises StoreBroken."""
         what(self._context.store, self._context.clock.now_s(), self._context.url)
-
-    def _timing(self) -> Timing:
-        speak = self._context.engine != "fake"  # drivers on a fake cluster send no heartbeats
-        return Timing(register_s=self._options.register_s, silent_s=self._options.silent_s if speak else None)
 
     def _after_each_pass(self, controller: Controller) -> list[Callable[[], object]]:
         context, store = self._context, self._context.store

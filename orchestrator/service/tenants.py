@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict
 from typing import Final
 
 from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, Tenants, TenantSent, TenantView
@@ -74,13 +74,13 @@ def _changes(before: Tenant | None, after: Tenant) -> str | None:
     """Describe the changed settings; None: nothing has changed."""
     if before == after:
         return None
-    old = before if before is not None else Tenant(after.name)
-    pairs = [(name, getattr(old, name), getattr(after, name)) for name in ("weight", "guaranteed", "limit")]
-    pairs += [
-        (one.name, getattr(old.restrictions, one.name), getattr(after.restrictions, one.name))
-        for one in fields(Restrictions)
-    ]
-    return "; ".join(f"{name} {_told(was)} -> {_told(now)}" for name, was, now in pairs if was != now)
+    old, new = _settings(before or Tenant(after.name)), _settings(after)
+    return "; ".join(f"{name} {_told(old[name])} -> {_told(now)}" for name, now in new.items() if old[name] != now)
+
+
+def _settings(tenant: Tenant) -> dict[str, object]:
+    settings = {"weight": tenant.weight, "guaranteed": tenant.guaranteed, "limit": tenant.limit}
+    return settings | asdict(tenant.restrictions)
 
 
 def _told(value: object) -> str:

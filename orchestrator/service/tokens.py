@@ -83,10 +83,7 @@ def _check(store: Store, role: Role, tenant: str | None, now_s: float) -> None:
 
 def check_revocable(store: Store, name: str, now_s: float) -> None:
     """Raise LastAdmin if a token is the only valid admin token."""
-    admins = _admins(store.tokens(), now_s)
-    others = [token for token in admins if token.name != name]
-    is_admin = any(token.name == name for token in admins)
-    if is_admin and not others:
+    if {token.name for token in _admins(store, now_s)} == {name}:
         raise LastAdmin(
             f"{name!r} is the only admin: make another one first, or revoke it beside the server with "
             "`fleetune tokens revoke NAME --store URL`"
@@ -94,12 +91,12 @@ def check_revocable(store: Store, name: str, now_s: float) -> None:
 
 
 def has_admin(store: Store, now_s: float) -> bool:
-    return bool(_admins(store.tokens(), now_s))
+    return bool(_admins(store, now_s))
 
 
-def _admins(tokens: list[Token], now_s: float) -> list[Token]:
+def _admins(store: Store, now_s: float) -> list[Token]:
     """Return the valid admin tokens."""
-    live = (token for token in tokens if token.revoked_s is None and not token.has_expired(now_s))
+    live = (token for token in store.tokens() if token.revoked_s is None and not token.has_expired(now_s))
     return [token for token in live if token.role is Role.ADMIN]
 
 

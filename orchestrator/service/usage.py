@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import math
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Final
 
 from orchestrator.api import Usage, UsageRow
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.errors import QueueError
-from orchestrator.queue.months import MonthTotal, next_month, utc
+from orchestrator.queue.months import MonthTotal, month_around, month_of, utc
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
 
@@ -52,7 +52,7 @@ class UsageMonths:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store, self._clock = store, clock
         self._lock = threading.Lock()  # one thread reads, the others wait for the result
-        self._over: OrderedDict[str, tuple[UsageRow, ...]] = OrderedDict()
+        self._over = functools.lru_cache(_MONTHS_KEPT)(self._read)
         self._running: tuple[str, tuple[UsageRow, ...]] = ("", ())
         self._until_s = -math.inf
 
@@ -78,25 +78,20 @@ class UsageMonths:
             return {}
         now_s = self._clock.now_s()
         with self._lock:
-            return {row.tenant: row.gpu_hours for row in self._of(f"{utc(now_s):%Y-%m}", now_s)}
+            return {row.tenant: row.gpu_hours for row in self._of(month_of(now_s), now_s)}
 
     def _of(self, month: str, now_s: float) -> tuple[UsageRow, ...]:
-        begin_s = month_begins_s(month)
-        end_s = next_month(utc(begin_s)).timestamp()
+        begin_s, end_s = month_around(month_begins_s(month))
         if begin_s > now_s:
             return ()
-        if month in self._over:
-            return self._over[month]
-        if month == self._running[0] and now_s < end_s and time.monotonic() < self._until_s:
-            return self._running[1]
-        rows = rows_of(self._store.month_totals(begin_s, now_s))
         if now_s >= end_s:
-            self._over[month] = rows
-            while len(self._over) > _MONTHS_KEPT:
-                self._over.popitem(last=False)
-        else:
-            self._running, self._until_s = (month, rows), time.monotonic() + _FRESH_S
-        return rows
+            return self._over(begin_s)
+        if month != self._running[0] or time.monotonic() >= self._until_s:
+            self._running, self._until_s = (month, self._read(begin_s)), time.monotonic() + _FRESH_S
+        return self._running[1]
+
+    def _read(self, begin_s: float) -> tuple[UsageRow, ...]:
+        return rows_of(self._store.month_totals(begin_s, self._clock.now_s()))
 
 
 def newest_months(now_s: float) -> list[str]:

@@ -33,22 +33,21 @@ _LEADER = select(QUEUE.c.holder, QUEUE.c.epoch, QUEUE.c.url, QUEUE.c.expires_s)
 _LEAD = update(QUEUE)
 
 
-def take(connection: Connection, *, changes: int = 0, jobs: int = 0, events: int = 0) -> Numbers:
-    """Take numbers, first in every writing transaction. No other transaction writes until this one has ended."""
+def take(
+    connection: Connection, *, changes: int = 0, jobs: int = 0, events: int = 0, epoch: int | None = None
+) -> Numbers:
+    """Take numbers, first in every writing transaction. No other transaction writes until this one has ended.
+
+    With an epoch, as the leader. Raises NotLeader.
+    """
     given = {"changes": changes, "jobs": jobs, "events": events}
-    change, job, event = connection.execute(_TAKE, given).one()
-    return Numbers(change - changes, job - jobs, event - events)
-
-
-def take_as_leader(connection: Connection, epoch: int, *, changes: int, events: int) -> Numbers:
-    """Take numbers like `take`, as the leader. Raises NotLeader."""
-    given = {"changes": changes, "jobs": 0, "events": events, "led": epoch}
-    row = connection.execute(_TAKE_AS_LEADER, given).one_or_none()
+    statement, led = (_TAKE, {}) if epoch is None else (_TAKE_AS_LEADER, {"led": epoch})
+    row = connection.execute(statement, given | led).one_or_none()
     if row is None:
         leads = leader(connection)
         who = f"{leads.holder} leads, with epoch {leads.epoch}" if leads else "nobody has ever led"
         raise NotLeader(f"the leadership with epoch {epoch} is over: {who}")
-    return Numbers(row[0] - changes, row[1], row[2] - events)
+    return Numbers(row[0] - changes, row[1] - jobs, row[2] - events)
 
 
 def last_change(connection: Connection) -> int:

@@ -170,7 +170,8 @@ def measured(job: Job, said: Measured, now_s: float, changed: int) -> Job | None
 
 def _merged(known: Mapping[str, float], said: Mapping[str, float]) -> dict[str, float]:
     """Merge metrics. If there are too many, the most recently reported ones are kept."""
-    merged = {name: value for name, value in known.items() if name not in said} | _numbers(said)
+    new = {name: float(value) for name, value in said.items()}  # plain floats: JSON cannot encode NumPy's, for example
+    merged = {name: value for name, value in known.items() if name not in said} | new
     return dict(list(merged.items())[-MOST_METRICS:])
 
 
@@ -179,8 +180,3 @@ def _finite(value: float | None) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return min(max(value, 0.0), MOST_RUNTIME_S)
-
-
-def _numbers(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Convert to plain floats: JSON cannot encode NumPy's, for example."""
-    return {name: float(value) for name, value in metrics.items()}

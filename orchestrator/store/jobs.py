@@ -148,7 +148,7 @@ def heard(connection: Connection) -> dict[str, float | None]:
 def parents_ended_s(connection: Connection, jobs: Iterable[Job]) -> dict[str, float]:
     """Return when the last parent of each queued job ended, 0 if none has; jobs without parents are left out."""
     waiting = [job for job in jobs if job.state is State.QUEUED and job.after]
-    parents = get_all(connection, (parent for job in waiting for parent in job.after)) if waiting else {}
+    parents = get_all(connection, (parent for job in waiting for parent in job.after))
     ended_s = {parent.job_id: parent.ended_s for parent in parents.values() if parent.ended_s is not None}
     return {job.job_id: max((ended_s.get(parent, 0.0) for parent in job.after), default=0.0) for job in waiting}
 

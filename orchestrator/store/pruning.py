@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, select, text, update
@@ -14,7 +15,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, func, insert, or_, s
 from orchestrator.queue.months import totals_of
 from orchestrator.queue.records import Lease
 from orchestrator.queue.states import ENDED
-from orchestrator.store.counters import take_as_leader
+from orchestrator.store.counters import take
 from orchestrator.store.database.rows import LEASE_COLUMNS, lease_of
 from orchestrator.store.database.schema import EVENTS, JOBS, KEYS, LEASES, NEEDS_OTHERS, SPECS, USAGE
 from orchestrator.store.database.unreadable import records_of
@@ -49,7 +50,7 @@ def prunable(connection: Connection, before_s: float, limit: int) -> list[tuple[
 
 
 def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: float) -> int:
-    take_as_leader(connection, epoch, changes=0, events=0)
+    take(connection, epoch=epoch)
     needed = _needed(connection)  # again, because a job that waits for one of them may have been submitted since
     wanted = [job_id for job_id in job_ids if job_id not in needed]
     found = connection.execute(_STILL, {"before_s": before_s, "ids": wanted}).all() if wanted else []
@@ -69,10 +70,7 @@ def prune(connection: Connection, epoch: int, job_ids: Sequence[str], before_s: 
 
 def _needed(connection: Connection) -> set[str]:
     """Return the ids of jobs that others wait for, or would wait for after a retry."""
-    found: set[str] = set()
-    for after in connection.execute(_NEEDED).scalars():
-        found.update(_ids(after))
-    return found
+    return set(chain.from_iterable(map(_ids, connection.execute(_NEEDED).scalars())))
 
 
 def _ids(after: str) -> Iterable[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from sqlalchemy import Connection, bindparam, exc, insert, select
 
@@ -78,9 +79,8 @@ def _add(connection: Connection, drawn: Draw, new: Sequence[NewJob], now_s: floa
     add_rows(connection, SPECS, specs)
     history.add(connection, [_event(job) for job in jobs], numbers.event)
     if key is not None:
-        given = {"scope": key.scope, "key": key.key, "digest": key.digest}
         counted = {"first_job": jobs[0].number, "jobs": len(jobs), "created_s": now_s}
-        connection.execute(_ADD_KEY, {**given, **counted})
+        connection.execute(_ADD_KEY, asdict(key) | counted)
     return jobs
 
 
@@ -117,8 +117,6 @@ def known(connection: Connection, key: SubmissionKey) -> Jobs | None:
 
 def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
     parents = [parent for one in new for parent in one.after]
-    if not parents:
-        return
     known = jobtable.get_all(connection, parents)
     if missing := [parent for parent in parents if parent not in known]:
         raise jobtable.unknown(connection, missing[0], "It is named in `after`")

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import Connection, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, bindparam, insert, or_, select, update
 
 from cluster.capacity.occupancy import workers_in
 from cluster.text import many
@@ -17,15 +16,16 @@ from orchestrator.queue.states import HOLDS_A_LEASE, UNFINISHED, DesiredState, R
 from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
-from orchestrator.store.counters import take, take_as_leader
+from orchestrator.store.counters import take
 from orchestrator.store.database.rows import JOB_COLUMNS, LEASE_COLUMNS, MOVED, Values, dumped, lease_of
 from orchestrator.store.database.schema import JOBS, LEASES
 from orchestrator.store.database.unreadable import jobs_of, records_of
 
 _GRANT = insert(LEASES)
-_OF_ATTEMPT = and_(LEASES.c.job == bindparam("of_job"), LEASES.c.attempt == bindparam("of_attempt"))
-_RELEASE = update(LEASES).where(_OF_ATTEMPT, LEASES.c.released_s.is_(None)).values(released_s=bindparam("at_s"))
-_SHRINK = update(LEASES).where(_OF_ATTEMPT, LEASES.c.released_s.is_(None))
+_SHRINK = update(LEASES).where(
+    LEASES.c.job == bindparam("of_job"), LEASES.c.attempt == bindparam("of_attempt"), LEASES.c.released_s.is_(None)
+)
+_RELEASE = _SHRINK.values(released_s=bindparam("at_s"))
 _LATER = select(*JOB_COLUMNS).where(
     JOBS.c.state.in_([state.value for state in UNFINISHED]),
     or_(JOBS.c.started_s > bindparam("now_s"), JOBS.c.waiting_since_s > bindparam("now_s")),
@@ -33,12 +33,11 @@ _LATER = select(*JOB_COLUMNS).where(
 _LEASES = select(*LEASE_COLUMNS).join(JOBS, JOBS.c.number == LEASES.c.job).order_by(LEASES.c.number)
 _HELD = _LEASES.where(LEASES.c.released_s.is_(None))
 _SINCE = _LEASES.where(LEASES.c.released_s.is_(None) | (LEASES.c.released_s >= bindparam("since_s")))
-_BETWEEN = _SINCE.where(LEASES.c.granted_s < bindparam("until_s"))
 
 
 def move(connection: Connection, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
     steps.check(transitions)
-    numbers = take_as_leader(connection, epoch, changes=len(transitions), events=len(transitions))
+    numbers = take(connection, epoch=epoch, changes=len(transitions), events=len(transitions))
     now = jobtable.get_all(connection, (one.job_id for one in transitions))
     parents_ended_s = jobtable.parents_ended_s(connection, now.values())
     moved: dict[str, Job] = {}
@@ -105,9 +104,9 @@ def give_back(connection: Connection, job_id: str, attempt: int, kept: NodePlace
 
 
 def pull_back(connection: Connection, epoch: int, now_s: float) -> None:
-    take_as_leader(connection, epoch, changes=0, events=0)  # locks the row: no other transaction writes from here on
+    take(connection, epoch=epoch)  # locks the row: no other transaction writes from here on
     jobs = jobs_of(connection, connection.execute(_LATER, {"now_s": now_s}))
-    numbers = take_as_leader(connection, epoch, changes=len(jobs), events=0)
+    numbers = take(connection, epoch=epoch, changes=len(jobs))
     for place, job in enumerate(jobs, 1):
         began_s = None if job.started_s is None else min(job.started_s, now_s)
         since_s, changed = min(job.waiting_since_s, now_s), numbers.change + place
@@ -138,13 +137,6 @@ def _event(job: Job, now_s: float) -> QueueEvent:
     return QueueEvent(now_s, job.state, job.message or job.reason.replace("-", " "), job.job_id, data)
 
 
-def leases(
-    connection: Connection, *, held: bool = False, since_s: float = 0.0, until_s: float = math.inf
-) -> list[Lease]:
-    if held:
-        rows = connection.execute(_HELD)
-    elif until_s == math.inf:
-        rows = connection.execute(_SINCE, {"since_s": since_s})
-    else:
-        rows = connection.execute(_BETWEEN, {"since_s": since_s, "until_s": until_s})
+def leases(connection: Connection, *, held: bool = False, since_s: float = 0.0) -> list[Lease]:
+    rows = connection.execute(_HELD) if held else connection.execute(_SINCE, {"since_s": since_s})
     return records_of(connection, "lease", rows, lease_of)

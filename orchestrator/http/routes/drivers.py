@@ -1,4 +1,4 @@
-"""Routes of drivers; the messages are in `jobs.drivers.link.messages`."""
+"""Routes of drivers; the messages are in `jobs.drivers.link.messages`. The gate refuses requests without a token."""
 
 from __future__ import annotations
 
@@ -9,38 +9,31 @@ from starlette.responses import Response
 
 from jobs.drivers.link.messages import Answer, Beat, Register, Registered
 from orchestrator.http.auth import bearer
-from orchestrator.http.routing import Serving, answer, problems
-from orchestrator.http.routing import router as made
+from orchestrator.http.routing import Serving, answer, documented, new_router
 from orchestrator.service import drivers as driving
 
 _TOKEN = HTTPBearer(scheme_name="attempt", description="Of one attempt of a job.", auto_error=False)
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("drivers", "/v1/driver", dependencies=[Depends(_TOKEN)])
+    router = new_router("drivers", "/v1/driver", dependencies=[Depends(_TOKEN)])
     context = serving.context
 
     @router.post(
-        "/register",
-        response_model=Registered,
-        responses=problems(401, 404, 409, 410, 413, 422),
-        summary="Register a driver; the answer says what to run",
+        "/register", **documented(Registered, "Register a driver; the answer says what to run", 404, 409, 410, 413, 422)
     )
     def register(sent: Register, request: Request) -> Response:
-        _check(serving, request, sent)
+        driving.check_attempt(context, bearer(request.headers) or "", sent)
         told = driving.register(context, sent)
         serving.meters.heartbeats.inc()
         serving.wake()
         return answer(told)
 
     @router.post(
-        "/beat",
-        response_model=Answer,
-        responses=problems(401, 404, 409, 410, 413, 422),
-        summary="A driver's heartbeat; the answer says what to do",
+        "/beat", **documented(Answer, "A driver's heartbeat; the answer says what to do", 404, 409, 410, 413, 422)
     )
     def beat(sent: Beat, request: Request) -> Response:
-        _check(serving, request, sent)
+        driving.check_attempt(context, bearer(request.headers) or "", sent)
         told = driving.heartbeat(context, sent)
         if sent.draining:
             serving.wake()
@@ -48,8 +41,3 @@ def routes(serving: Serving) -> APIRouter:
         return answer(told)
 
     return router
-
-
-def _check(serving: Serving, request: Request, sent: Register | Beat) -> None:
-    """Check the token of a driver; the gate has refused requests without one. Raises OtherQueue or NotYourAttempt."""
-    driving.check_attempt(serving.context, bearer(request.headers) or "", sent)

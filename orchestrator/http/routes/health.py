@@ -10,13 +10,12 @@ from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.http import metrics
-from orchestrator.http.routing import Asker, Serving, answer, problems
-from orchestrator.http.routing import router as made
+from orchestrator.http.routing import Asker, Serving, answer, documented, new_router, problems
 from orchestrator.queue.errors import StoreBroken
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("server", "")
+    router = new_router("server", "")
     context = serving.context
 
     @router.get("/healthz", response_model=dict[str, str], summary="Whether the process lives; without a token")
@@ -48,7 +47,7 @@ def routes(serving: Serving) -> APIRouter:
         shown = text if caller.tenant is None else metrics.of_tenant(text, caller.tenant)
         return Response(shown, media_type=metrics.CONTENT_TYPE)
 
-    @router.get("/v1/server", response_model=api.Server, responses=problems(401), summary="What this server is")
+    @router.get("/v1/server", **documented(api.Server, "What this server is"))
     def server(caller: Asker) -> Response:
         leader = serving.store.leader()
         known = leader is not None and leader.expires_s >= serving.now_s()
@@ -65,7 +64,7 @@ def routes(serving: Serving) -> APIRouter:
             )
         )
 
-    @router.get("/v1/me", response_model=api.Me, responses=problems(401), summary="Whose the token is")
+    @router.get("/v1/me", **documented(api.Me, "Whose the token is"))
     async def me(caller: Asker) -> Response:
         needed = serving.tokens.needed
         return answer(api.Me(name=caller.name, role=caller.role, tenant=caller.tenant, tokens_needed=needed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -13,8 +13,7 @@ from starlette.responses import Response
 
 from cluster.errors import FleetuneError
 from orchestrator import api
-from orchestrator.http.routing import NEWEST, After, Asker, JobId, Limit, Serving, Writer, answer, problems, sees_all
-from orchestrator.http.routing import router as made
+from orchestrator.http.routing import After, Asker, JobId, Limit, Serving, Writer, answer, documented, new_router
 from orchestrator.http.scrub import without_secrets
 from orchestrator.queue.errors import UnknownJob
 from orchestrator.queue.records import Job
@@ -33,7 +32,7 @@ OptionalTenant = Annotated[str | None, Query(min_length=1, max_length=100)]
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("jobs")
+    router = new_router("jobs")
     _submitting(router, serving)
     _lists(router, serving)
     _one(router, serving)
@@ -45,9 +44,7 @@ def _submitting(router: APIRouter, serving: Serving) -> None:
     @router.post(
         "/jobs",
         status_code=201,
-        response_model=api.JobPage,
-        responses=problems(400, 401, 403, 404, 409, 413, 422),
-        summary="Submit jobs: all of them, or none",
+        **documented(api.JobPage, "Submit jobs: all of them, or none", 400, 403, 404, 409, 413, 422),
     )
     def submit(sent: api.Submission, caller: Writer) -> Response:
         """A submission that is repeated with the same `key` returns the existing jobs."""
@@ -77,7 +74,7 @@ def submitted(
         # A repeated submission gets the same answer, even if it would be refused now.
         if key is not None and (jobs := serving.store.submitted(key)) is not None:
             return jobs
-        if isinstance(error, UnknownJob) and not sees_all(caller):
+        if isinstance(error, UnknownJob) and not caller.sees_all:
             raise error.without_hint() from None  # they may be the ids of other tenants
         raise
 
@@ -96,17 +93,15 @@ def digest_of(specs: Any) -> str:
 
 
 def _lists(router: APIRouter, serving: Serving) -> None:
-    @router.get(
-        "/jobs", response_model=api.JobPage, responses=problems(401, 403, 422), summary="A page of jobs, newest first"
-    )
+    @router.get("/jobs", **documented(api.JobPage, "A page of jobs, newest first", 403, 422))
     def jobs(
         caller: Asker,
         tenant: OptionalTenant = None,
         state: Annotated[list[State] | None, Query(description="Any of these; repeatable.")] = None,
         name: Annotated[str | None, Query(max_length=300, description="Start of a job's id.")] = None,
-        before: Annotated[int | None, Query(ge=0, le=NEWEST, description="`next` of the page before.")] = None,
+        before: Annotated[int | None, Query(ge=0, le=api.NEWEST, description="`next` of the page before.")] = None,
         after: Annotated[
-            int | None, Query(ge=0, le=NEWEST, description="Oldest first: 0, or `next` of the page before.")
+            int | None, Query(ge=0, le=api.NEWEST, description="Oldest first: 0, or `next` of the page before.")
         ] = None,
         limit: Limit = 100,
     ) -> Response:
@@ -119,14 +114,12 @@ def _lists(router: APIRouter, serving: Serving) -> None:
         aside = serving.set_aside_for(caller)
         return answer(api.JobPage(jobs=serving.views(page), next=following, set_aside=aside))
 
-    @router.get("/counts", response_model=api.Counts, responses=problems(401, 403, 422), summary="Jobs by state")
+    @router.get("/counts", **documented(api.Counts, "Jobs by state", 403, 422))
     def counts(caller: Asker, tenant: OptionalTenant = None) -> Response:
         found = serving.store.count(Filter(tenant or caller.tenant)) if _may_look(caller, tenant) else {}
         return answer(api.Counts(states=found))
 
-    @router.get(
-        "/changes", response_model=api.Changes, responses=problems(401, 422), summary="Jobs that have changed since"
-    )
+    @router.get("/changes", **documented(api.Changes, "Jobs that have changed since", 422))
     def changes(caller: Asker, after: After = 0, limit: Limit = api.MOST_PAGE) -> Response:
         """With `after=0`, the answer has only `last`: where to begin."""
         if after == 0:
@@ -152,16 +145,11 @@ def _changes(serving: Serving, caller: Caller, after: int, limit: int) -> tuple[
 
 
 def _one(router: APIRouter, serving: Serving) -> None:
-    @router.get("/jobs/{job_id}", response_model=api.JobView, responses=problems(401, 404, 422), summary="One job")
+    @router.get("/jobs/{job_id}", **documented(api.JobView, "One job", 404, 422))
     def job(job_id: JobId, caller: Asker) -> Response:
         return answer(serving.view(serving.job(job_id, caller)))
 
-    @router.get(
-        "/jobs/{job_id}/spec",
-        response_model=dict[str, Any],
-        responses=problems(401, 404, 422),
-        summary="What was submitted, as it was resolved",
-    )
+    @router.get("/jobs/{job_id}/spec", **documented(dict[str, Any], "What was submitted, as it was resolved", 404, 422))
     def spec(job_id: JobId, caller: Asker) -> Response:
         """The values of variables whose names look secret are left out."""
         serving.job(job_id, caller)
@@ -176,26 +164,19 @@ def _asking(router: APIRouter, serving: Serving) -> None:
         serving.wake()
         return answer(serving.view(job))
 
-    documented: Callable[[str, str], dict[str, Any]] = lambda path, summary: {  # noqa: E731
-        "path": f"/jobs/{{job_id}}/{path}",
-        "response_model": api.JobView,
-        "responses": problems(401, 403, 404, 409, 422),
-        "summary": summary,
-    }
+    def order(name: str, wanted: DesiredState, summary: str) -> None:
+        @router.post(f"/jobs/{{job_id}}/{name}", name=name, **documented(api.JobView, summary, 403, 404, 409, 422))
+        def ordered(job_id: JobId, caller: Writer) -> Response:
+            return asked(job_id, caller, Change(wanted=wanted))
 
-    @router.post(**documented("cancel", "Cancel a job; a running one stops soon"))
-    def cancel(job_id: JobId, caller: Writer) -> Response:
-        return asked(job_id, caller, Change(wanted=DesiredState.CANCEL))
+    order("cancel", DesiredState.CANCEL, "Cancel a job; a running one stops soon")
+    order("pause", DesiredState.PAUSE, "Pause a job: it leaves its nodes and waits")
+    order("resume", DesiredState.RUN, "Let a paused job go on")
 
-    @router.post(**documented("pause", "Pause a job: it leaves its nodes and waits"))
-    def pause(job_id: JobId, caller: Writer) -> Response:
-        return asked(job_id, caller, Change(wanted=DesiredState.PAUSE))
-
-    @router.post(**documented("resume", "Let a paused job go on"))
-    def resume(job_id: JobId, caller: Writer) -> Response:
-        return asked(job_id, caller, Change(wanted=DesiredState.RUN))
-
-    @router.post(**documented("retry", "Queue a job again after it has failed or was cancelled"))
+    @router.post(
+        "/jobs/{job_id}/retry",
+        **documented(api.JobView, "Queue a job again after it has failed or was cancelled", 403, 404, 409, 422),
+    )
     def retry(job_id: JobId, caller: Writer) -> Response:
         known = serving.job(job_id, caller)
         check_retry(serving.store, known, caller)
@@ -204,7 +185,9 @@ def _asking(router: APIRouter, serving: Serving) -> None:
         serving.wake()
         return answer(serving.view(job))
 
-    @router.put(**documented("priority", "Change the priority of a job"))
+    @router.put(
+        "/jobs/{job_id}/priority", **documented(api.JobView, "Change the priority of a job", 403, 404, 409, 422)
+    )
     def priority(job_id: JobId, sent: api.Priority, caller: Writer) -> Response:
         tenant = _tenant(serving, serving.job(job_id, caller))
         if tenant is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Annotated
 
 from fastapi import APIRouter, Path
@@ -9,8 +10,7 @@ from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.controller.set_aside import KIND as SET_ASIDE
-from orchestrator.http.routing import After, Asker, Before, JobId, Limit, Serving, answer, problems, sees_all
-from orchestrator.http.routing import router as made
+from orchestrator.http.routing import After, Asker, Before, JobId, Limit, Serving, answer, documented, new_router
 from orchestrator.queue.errors import UnknownJob, UnreadableJob
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.store import Store
@@ -31,32 +31,24 @@ class Ownership:
     """Caches the tenants of jobs, which never change. Thread-safe."""
 
     def __init__(self, store: Store) -> None:
-        self._store = store
-        self._known: dict[str, str] = {}
+        self._tenant = functools.lru_cache(_MOST_KEPT)(functools.partial(_tenant_of, store))
 
     def sees(self, caller: Caller, job_id: str) -> bool:
-        if sees_all(caller):
-            return True
-        tenant = self._tenant(job_id)
-        return tenant is not None and caller.may_see(tenant)
+        try:
+            return caller.sees_all or caller.may_see(self._tenant(job_id))
+        except UnknownJob:
+            return False
 
-    def _tenant(self, job_id: str) -> str | None:
-        tenant = self._known.get(job_id)
-        if tenant is None:
-            try:
-                tenant = self._store.job(job_id).tenant
-            except UnknownJob:
-                return None
-            except UnreadableJob as error:
-                tenant = error.tenant
-            if len(self._known) >= _MOST_KEPT:
-                self._known = {}
-            self._known[job_id] = tenant
-        return tenant
+
+def _tenant_of(store: Store, job_id: str) -> str:
+    try:
+        return store.job(job_id).tenant
+    except UnreadableJob as error:
+        return error.tenant
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("what jobs have written")
+    router = new_router("what jobs have written")
     _events(router, serving, Ownership(serving.store))
     _logs(router, serving)
     return router
@@ -86,12 +78,7 @@ def _sees(caller: Caller, event: QueueEvent, owners: Ownership) -> bool:
 
 
 def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
-    @router.get(
-        "/jobs/{job_id}/events",
-        response_model=api.Events,
-        responses=problems(401, 404, 422),
-        summary="What has happened to a job, oldest first",
-    )
+    @router.get("/jobs/{job_id}/events", **documented(api.Events, "What has happened to a job, oldest first", 404, 422))
     def of_job(
         job_id: JobId, caller: Asker, after: After = 0, before: Before = None, limit: Limit = api.MOST_PAGE
     ) -> Response:
@@ -104,9 +91,9 @@ def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
 
     @router.get(
         "/events",
-        response_model=api.Events,
-        responses=problems(401, 422, 429),
-        summary="What has happened, oldest first: of the jobs that one may see, and of the cluster",
+        **documented(
+            api.Events, "What has happened, oldest first: of the jobs that one may see, and of the cluster", 422, 429
+        ),
     )
     async def of_all(caller: Asker, after: After = 0, before: Before = None, limit: Limit = api.MOST_PAGE) -> Response:
         def read() -> api.Events:
@@ -132,9 +119,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
 
     @router.get(
         "/jobs/{job_id}/why",
-        response_model=api.WhyView,
-        responses=problems(401, 404, 422, 429),
-        summary="Why a job is where it is, and when it is expected to start",
+        **documented(api.WhyView, "Why a job is where it is, and when it is expected to start", 404, 422, 429),
     )
     async def why(job_id: JobId, caller: Asker) -> Response:
         def explained() -> api.WhyView:
@@ -147,21 +132,11 @@ def _logs(router: APIRouter, serving: Serving) -> None:
 
         return answer(await serving.slow.run(explained))
 
-    @router.get(
-        "/jobs/{job_id}/logs",
-        response_model=api.LogSources,
-        responses=problems(401, 404, 422, 429),
-        summary="The names of a job's logs",
-    )
+    @router.get("/jobs/{job_id}/logs", **documented(api.LogSources, "The names of a job's logs", 404, 422, 429))
     async def sources(job_id: JobId, caller: Asker) -> Response:
         return answer(await serving.slow.run(lambda: logs.sources(context, serving.job(job_id, caller))))
 
-    @router.get(
-        "/jobs/{job_id}/logs/{source}",
-        response_model=api.LogPart,
-        responses=problems(400, 401, 404, 422, 429),
-        summary="A log, from a byte on",
-    )
+    @router.get("/jobs/{job_id}/logs/{source}", **documented(api.LogPart, "A log, from a byte on", 400, 404, 422, 429))
     async def part(job_id: JobId, source: Source, caller: Asker, after: After = 0) -> Response:
         def read() -> api.LogPart:
             job = serving.job(job_id, caller)
@@ -173,9 +148,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
 
     @router.get(
         "/jobs/{job_id}/metrics",
-        response_model=api.MetricsPart,
-        responses=problems(400, 401, 404, 422, 429),
-        summary="The metrics of a job's run, step by step",
+        **documented(api.MetricsPart, "The metrics of a job's run, step by step", 400, 404, 422, 429),
     )
     async def metrics(job_id: JobId, caller: Asker, after: After = 0) -> Response:
         def read() -> api.MetricsPart:

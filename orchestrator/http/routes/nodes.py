@@ -6,21 +6,14 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from orchestrator import api
-from orchestrator.http.routing import Admin, Asker, JobId, Name, Serving, answer, problems
-from orchestrator.http.routing import router as made
+from orchestrator.http.routing import Admin, Asker, JobId, Name, Serving, answer, documented, new_router
 from orchestrator.service import nodes as service
-from orchestrator.service.nodes import release as released
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("nodes")
+    router = new_router("nodes")
 
-    @router.get(
-        "/nodes",
-        response_model=api.Nodes,
-        responses=problems(401, 422, 429),
-        summary="The machines, and who holds them",
-    )
+    @router.get("/nodes", **documented(api.Nodes, "The machines, and who holds them", 422, 429))
     async def nodes(caller: Asker) -> Response:
         """Jobs of other tenants are not named."""
 
@@ -32,9 +25,7 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.put(
         "/nodes/{node_id}",
-        response_model=api.NodeView,
-        responses=problems(401, 403, 404, 422, 429),
-        summary="Put nothing new there, empty it, or use it again",
+        **documented(api.NodeView, "Put nothing new there, empty it, or use it again", 403, 404, 422, 429),
     )
     async def order(node_id: Name, sent: api.NodeOrderSent, caller: Admin) -> Response:
         found = await serving.slow.run(lambda: service.order(serving.context, node_id, sent, caller))
@@ -43,12 +34,12 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.post(
         "/jobs/{job_id}/release",
-        response_model=api.JobView,
-        responses=problems(401, 403, 404, 409, 422, 429),
-        summary="Close the lease of a stopping job whose driver's node is gone",
+        **documented(
+            api.JobView, "Close the lease of a stopping job whose driver's node is gone", 403, 404, 409, 422, 429
+        ),
     )
     async def release(job_id: JobId, caller: Admin) -> Response:
-        found = await serving.slow.run(lambda: released(serving.context, serving.job(job_id, caller), caller))
+        found = await serving.slow.run(lambda: service.release(serving.context, serving.job(job_id, caller), caller))
         serving.wake()
         return answer(serving.view(found))
 

@@ -9,8 +9,7 @@ from starlette.responses import Response
 
 from jobs.drivers.link.messages import Join, Joined, Look, Looked
 from orchestrator.http.routes.jobs import digest_of, submitted
-from orchestrator.http.routing import Asker, Serving, Writer, answer, problems
-from orchestrator.http.routing import router as made
+from orchestrator.http.routing import Asker, Serving, Writer, answer, documented, new_router
 from orchestrator.queue.errors import OtherQueue, QueueError
 from orchestrator.queue.records import Job, client_of
 from orchestrator.queue.states import ENDED, State
@@ -22,15 +21,15 @@ from orchestrator.service.ray_submitted import check_room, look
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("guests", "/v1/guest")
+    router = new_router("guests", "/v1/guest")
     context, one_by_one = serving.context, threading.Lock()
 
     @router.post(
         "/join",
         status_code=201,
-        response_model=Joined,
-        responses=problems(400, 401, 403, 404, 409, 413, 422),
-        summary="A program that Ray has started asks for its job to be queued",
+        **documented(
+            Joined, "A program that Ray has started asks for its job to be queued", 400, 403, 404, 409, 413, 422
+        ),
     )
     def join(sent: Join, caller: Writer) -> Response:
         _check_queue(serving, sent.queue)
@@ -50,10 +49,7 @@ def routes(serving: Serving) -> APIRouter:
         return answer(Joined(job_id=job.job_id), 201)
 
     @router.post(
-        "/look",
-        response_model=Looked,
-        responses=problems(401, 404, 409, 413, 422, 429),
-        summary="What its job has written since, and how it is",
+        "/look", **documented(Looked, "What its job has written since, and how it is", 404, 409, 413, 422, 429)
     )
     async def looked(sent: Look, caller: Asker) -> Response:
         def read() -> Looked:

@@ -8,28 +8,22 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from orchestrator import api
-from orchestrator.http.routing import Admin, Asker, Serving, answer, problems
-from orchestrator.http.routing import router as made
+from orchestrator.http.routing import Admin, Asker, Serving, answer, documented, new_router
 from orchestrator.service import tenants as service
 
 TenantName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("tenants")
+    router = new_router("tenants")
 
-    @router.get(
-        "/tenants", response_model=api.Tenants, responses=problems(401, 429), summary="Tenants that one may see"
-    )
+    @router.get("/tenants", **documented(api.Tenants, "Tenants that one may see", 429))
     async def tenants(caller: Asker) -> Response:
         found = (await serving.slow.run(lambda: service.tenants(serving.context))).tenants
         return answer(api.Tenants(tenants=tuple(tenant for tenant in found if caller.may_see(tenant.name))))
 
     @router.put(
-        "/tenants/{tenant}",
-        response_model=api.TenantView,
-        responses=problems(400, 401, 403, 422),
-        summary="Make a tenant, or change all of its settings",
+        "/tenants/{tenant}", **documented(api.TenantView, "Make a tenant, or change all of its settings", 400, 403, 422)
     )
     def put(tenant: TenantName, sent: api.TenantSent, caller: Admin) -> Response:
         found = service.put(serving.context, tenant, sent, caller.name)
@@ -38,9 +32,7 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.get(
         "/usage",
-        response_model=api.Usage,
-        responses=problems(400, 401, 422, 429),
-        summary="GPU-hours by tenant and month; without a month, of the newest twelve",
+        **documented(api.Usage, "GPU-hours by tenant and month; without a month, of the newest twelve", 400, 422, 429),
     )
     async def usage(
         caller: Asker,

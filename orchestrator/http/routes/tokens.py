@@ -6,44 +6,35 @@ from fastapi import APIRouter
 from starlette.responses import Response
 
 from orchestrator import api
-from orchestrator.http.routing import Admin, Name, Serving, answer, problems
-from orchestrator.http.routing import router as made
+from orchestrator.http.routing import Admin, Name, Serving, answer, documented, new_router
 from orchestrator.queue.records import Role
-from orchestrator.service.tokens import add, check_revocable, view
-from orchestrator.service.tokens import revoke as revoke_token
+from orchestrator.service import tokens as service
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = made("tokens")
+    router = new_router("tokens")
 
-    @router.get("/tokens", response_model=api.Tokens, responses=problems(401, 403), summary="All tokens, also revoked")
+    @router.get("/tokens", **documented(api.Tokens, "All tokens, also revoked", 403))
     def tokens(caller: Admin) -> Response:
-        return answer(api.Tokens(tokens=tuple(map(view, serving.store.tokens()))))
+        return answer(api.Tokens(tokens=tuple(map(service.view, serving.store.tokens()))))
 
     @router.post(
         "/tokens",
         status_code=201,
-        response_model=api.NewToken,
-        responses=problems(400, 401, 403, 404, 409, 422),
-        summary="Make a token; it is shown here only",
+        **documented(api.NewToken, "Make a token; it is shown here only", 400, 403, 404, 409, 422),
     )
     def make(sent: api.TokenSent, caller: Admin) -> Response:
         now_s, role = serving.now_s(), Role(sent.role)
-        token = add(serving.store, sent.name, role, sent.tenant, now_s, caller.name, sent.lifetime_s)
+        token = service.add(serving.store, sent.name, role, sent.tenant, now_s, caller.name, sent.lifetime_s)
         serving.tokens.forget()
         return answer(api.NewToken(name=sent.name, token=token), 201)
 
-    @router.delete(
-        "/tokens/{name}",
-        response_model=api.TokenView,
-        responses=problems(401, 403, 404, 409),
-        summary="Revoke a token",
-    )
+    @router.delete("/tokens/{name}", **documented(api.TokenView, "Revoke a token", 403, 404, 409))
     def revoke(name: Name, caller: Admin) -> Response:
         now_s = serving.now_s()
-        check_revocable(serving.store, name, now_s)
-        revoke_token(serving.store, name, now_s, caller.name)
+        service.check_revocable(serving.store, name, now_s)
+        service.revoke(serving.store, name, now_s, caller.name)
         serving.tokens.forget()
-        return answer(next(view(token) for token in serving.store.tokens() if token.name == name))
+        return answer(next(service.view(token) for token in serving.store.tokens() if token.name == name))
 
     return router

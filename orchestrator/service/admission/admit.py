@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.capacity.gang import Gang
@@ -32,6 +33,7 @@ from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.roots import outside
 
 DEFAULT_TENANT = "default"
+ErrorT = TypeVar("ErrorT", bound=InputError)
 _MOST_LINES, _LONGEST_LINE, _MOST_CHARACTERS = 20, 1_000, 8_000
 
 
@@ -89,23 +91,22 @@ class _Admission:
         self._readable = Readable(context.shared, context.shares_files, packages, context.protocols)
         names = frozenset(name for value in specs if isinstance(name := value.get("name"), str))
         self._parents = Parents(context.store, caller, names)
-        self._fits: dict[Gang, CapacityError | None] = {}
-        self._tenant_of: dict[str | None, Tenant | QueueError] = {}
+        self._too_large = functools.cache(self._find_too_large)
 
     def problems(self, spec: AnySpec) -> Iterator[InputError]:
-        tenant = self._tenant(spec.queue.tenant)
-        wrong = list(_wrong_sweep(spec)) if isinstance(spec, SweepSpec) else []
+        # A sweep is checked without access to its storage, which may hold its prior.
+        wrong = list(_raised(SpecError, check_sweep, spec)) if isinstance(spec, SweepSpec) else []
         yield from wrong
-        if isinstance(tenant, QueueError):
-            yield tenant
-        elif not wrong:
-            try:
+        tenant = None
+        try:
+            tenant = self._tenant(spec.queue.tenant)
+            if not wrong:
                 yield from self._capacity(gang_and_sizes(spec)[0], tenant)
-            except SpecError as error:
-                yield error
+        except (QueueError, SpecError) as error:
+            yield error
         yield from self._wrong_parents(spec, tenant)
-        yield from self._readable.problems(spec, tenant if isinstance(tenant, Tenant) else None)
-        if isinstance(tenant, Tenant):
+        yield from self._readable.problems(spec, tenant)
+        if tenant is not None:
             yield from limits.problems(spec.queue, tenant, self._caller, self._context.secrets)
 
     def job(self, spec: AnySpec, client: str | None) -> NewJob:
@@ -117,7 +118,6 @@ class _Admission:
             after += [source.job_id]  # even if it has succeeded, since the source must not be removed meanwhile
             spec = with_model(spec, f"run:{source.job_id}")
         tenant = self._tenant(queue.tenant)
-        assert isinstance(tenant, Tenant)
         gang, sizes = gang_and_sizes(spec)
         return NewJob(
             name=spec.name,
@@ -129,7 +129,7 @@ class _Admission:
             submitted_by=self._caller.name,
             priority=queue.priority,
             after=tuple(dict.fromkeys(after)),
-            max_runtime_s=limits.runtime_s(queue, tenant),
+            max_runtime_s=queue.max_runtime_s if queue.max_runtime_s is not None else tenant.restrictions.max_runtime_s,
             preemptible=spec.kind != "command" if queue.preemptible is None else queue.preemptible,
             on_end="" if queue.on_end is None else queue.on_end.model_dump_json(exclude_none=True),
             client=client,
@@ -137,15 +137,7 @@ class _Admission:
             labels=queue.labels,
         )
 
-    def _tenant(self, asked: str | None) -> Tenant | QueueError:
-        if asked not in self._tenant_of:
-            try:
-                self._tenant_of[asked] = self._find_tenant(asked)
-            except QueueError as error:
-                self._tenant_of[asked] = error
-        return self._tenant_of[asked]
-
-    def _find_tenant(self, asked: str | None) -> Tenant:
+    def _tenant(self, asked: str | None) -> Tenant:
         """Return the tenant of a job. Raises Forbidden, UnknownTenant, QueueError."""
         caller, known = self._caller, self._tenants
         name = asked if asked is not None else caller.tenant
@@ -169,40 +161,26 @@ class _Admission:
         raise QueueError.at("queue.tenant", f"say whose job it is: {', '.join(sorted(self._tenants)[:20])}")
 
     def _capacity(self, gang: Gang, tenant: Tenant) -> Iterator[CapacityError]:
-        if gang not in self._fits:
-            self._fits[gang] = self._too_large(gang)
-        if (error := self._fits[gang]) is not None:
-            yield error
+        yield from self._too_large(gang)
         if tenant.limit:
-            try:
-                check_within_limit(gang, tenant)
-            except CapacityError as error:
-                yield error
+            yield from _raised(CapacityError, check_within_limit, gang, tenant)
 
-    def _too_large(self, gang: Gang) -> CapacityError | None:
-        """Return why a gang can never fit; None also if the machines do not answer, since `why` reports that later."""
+    def _find_too_large(self, gang: Gang) -> Sequence[CapacityError]:
+        """Say why a gang can never fit; nothing also if the machines do not answer, since `why` reports that later."""
         try:
-            inventory = self._context.machines.lately()
+            return tuple(_raised(CapacityError, check_can_ever_fit, gang, self._context.machines.lately()))
         except BackendUnreachable:
-            return None
-        try:
-            check_can_ever_fit(gang, inventory)
-        except CapacityError as error:
-            return error
-        return None
+            return ()
 
-    def _wrong_parents(self, spec: AnySpec, tenant: Tenant | QueueError) -> Iterator[QueueError]:
+    def _wrong_parents(self, spec: AnySpec, tenant: Tenant | None) -> Iterator[QueueError]:
         for reference in spec.queue.after:
-            try:
-                self._parents.find(reference, "queue.after", spec.name)
-            except QueueError as error:
-                yield error
+            yield from _raised(QueueError, self._parents.find, reference, "queue.after", spec.name)
         try:
             source = self._source(spec)
         except QueueError as error:
             yield error
             return
-        if source is None or isinstance(tenant, QueueError):
+        if source is None or tenant is None:
             return
         if source.tenant != tenant.name:
             yield Forbidden.at(
@@ -213,9 +191,7 @@ class _Admission:
         elif source.kind != "finetune":
             what = f"{source.job_id} is a {source.kind}, and exports no model: give a path"
             yield QueueError.at("model.path", what)
-        elif (
-            refused := outside("model.path", self._place_of(source), tenant.name, tenant.restrictions.roots)
-        ) is not None:
+        elif refused := outside("model.path", self._place_of(source), tenant.name, tenant.restrictions.roots):
             yield refused
 
     def _place_of(self, source: Job) -> str:
@@ -229,11 +205,11 @@ class _Admission:
         return None if name is None else self._parents.find(name, "model.path", spec.name)
 
 
-def _wrong_sweep(sweep: SweepSpec) -> Iterator[SpecError]:
-    """Check a sweep without access to its storage, which may hold its prior."""
+def _raised(kind: type[ErrorT], check: Callable[..., object], *given: object) -> Iterator[ErrorT]:
+    """Yield the error of this kind that a check raises."""
     try:
-        check_sweep(sweep)
-    except SpecError as error:
+        check(*given)
+    except kind as error:
         yield error
 
 

@@ -17,9 +17,10 @@ from orchestrator.service.context.context import ServiceContext
 _SCOPE = "fleetune"
 _LONGEST_NAME, _END = 63, "-on-end"
 _LONGEST_MESSAGE = 10_000
+_AT_ONCE = 50  # most follow-ups after one pass
 
 
-def follow_up(context: ServiceContext, most: int = 50) -> int:
+def follow_up(context: ServiceContext) -> int:
     """Submit follow-ups that are due. Called by the leader after each pass. Returns their number.
 
     It is safe to call it twice for the same end.
@@ -27,7 +28,7 @@ def follow_up(context: ServiceContext, most: int = 50) -> int:
     Raises:
         StoreBroken: nothing is lost; the next call goes on.
     """
-    due = context.store.followups_due(most)
+    due = context.store.followups_due(_AT_ONCE)
     for job in due:
         try:
             _submit(context, job)

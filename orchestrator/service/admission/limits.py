@@ -44,11 +44,6 @@ def check_priority(priority: int, tenant: Tenant, caller: Caller) -> None:
         )
 
 
-def runtime_s(queue: Queue, tenant: Tenant) -> float | None:
-    """Return the longest run time of a job: as it asks for, else the limit of its tenant. None: no limit."""
-    return queue.max_runtime_s if queue.max_runtime_s is not None else tenant.restrictions.max_runtime_s
-
-
 def wrong_secrets(names: Sequence[str], tenant: Tenant, there: Collection[str]) -> Iterator[QueueError]:
     """Yield an error for secrets that the tenant was not given, and for each that the server lacks.
 

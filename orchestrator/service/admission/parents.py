@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Final
 
-from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob, UnreadableJob
+from orchestrator.queue.errors import ParentFailed, QueueError, UnknownJob
 from orchestrator.queue.records import Job, ray_submission_of
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Filter, Store
 from orchestrator.queue.wording import HAS_ENDED
-from orchestrator.service.context.caller import Caller
+from orchestrator.service.context.caller import Caller, job_for
 
 _SHOWN = 3
 _MOST_LOOKED_AT: Final = 50
@@ -27,7 +28,7 @@ class Parents:
     def __init__(self, store: Store, caller: Caller, own_names: frozenset[str]) -> None:
         """`own_names`: names of the specs in this submission, which have no ids yet."""
         self._store, self._caller, self._own_names = store, caller, own_names
-        self._known: dict[str, Job | QueueError] = {}
+        self._look = functools.cache(self._look_up)
 
     def find(self, reference: str, field: str, own_name: str) -> Job:
         """Return a job that the caller may see, and that has not failed.
@@ -43,9 +44,7 @@ class Parents:
                 f"{reference} is the name of this very job, which cannot come after itself. Jobs are named by their "
                 f"ids, as {own_name}-4f7k2m",
             )
-        if reference not in self._known:
-            self._known[reference] = self._look(reference)
-        found = self._known[reference]
+        found = self._look(reference)
         if isinstance(found, QueueError):
             raise type(found).at(field, str(found))
         if found.state in (State.FAILED, State.CANCELLED):
@@ -53,7 +52,7 @@ class Parents:
             raise ParentFailed.at(field, what)
         return found
 
-    def _look(self, reference: str) -> Job | QueueError:
+    def _look_up(self, reference: str) -> Job | QueueError:
         exact = self._exact(reference)
         if exact is not None:
             return exact
@@ -71,14 +70,9 @@ class Parents:
 
     def _exact(self, reference: str) -> Job | None:
         try:
-            job = self._store.job(reference)
+            return job_for(self._caller, self._store, reference)
         except UnknownJob:
             return None
-        except UnreadableJob as error:
-            if self._caller.may_see(error.tenant):
-                raise
-            return None
-        return job if self._caller.may_see(job.tenant) else None
 
     def _beginning_with(self, reference: str) -> list[Job]:
         which = Filter(tenant=self._caller.tenant, name=reference)

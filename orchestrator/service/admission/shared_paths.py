@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import os
 import re
@@ -56,7 +57,7 @@ class Readable:
         self._shared = tuple(os.path.normpath(root) for root in shared)
         self._packages = tuple(os.path.normpath(root) for root in packages)
         self._one_machine = one_machine
-        self._known: dict[tuple[str, str, bool, Roots], str | None] = {}
+        self._problem = functools.cache(self._look)
 
     def problems(self, spec: AnySpec, tenant: Tenant | None = None) -> Iterator[InputError]:
         """Yield the problems of a spec's paths.
@@ -67,19 +68,11 @@ class Readable:
         roots = tenant.restrictions.roots if tenant is not None else None
         inside = "base." if isinstance(spec, SweepSpec) else ""
         for field, path, is_written in named_paths(spec):
-            refused = None
-            if tenant is not None and field != "working_dir":
-                refused = outside(f"{inside}{field}", path, tenant.name, roots)
-            if refused is not None:
+            where, limited = f"{inside}{field}", None if field == "working_dir" else tenant
+            if limited is not None and (refused := outside(where, path, limited.name, roots)):
                 yield refused
             elif (wrong := self._problem(field, path, is_written, roots)) is not None:
-                yield NotReadable.at(f"{inside}{field}", wrong)
-
-    def _problem(self, field: str, path: str, is_written: bool, roots: Roots) -> str | None:
-        key = (field, path, is_written, roots)
-        if key not in self._known:
-            self._known[key] = self._look(field, path, is_written, roots)
-        return self._known[key]
+                yield NotReadable.at(where, wrong)
 
     def _look(self, field: str, given: str, is_written: bool, roots: Roots) -> str | None:
         if (wrong := location.problem(given, self._protocols)) is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.queue.errors import Forbidden
-from orchestrator.queue.records import Role, Token
+from orchestrator.queue.errors import Forbidden, UnknownJob, UnreadableJob
+from orchestrator.queue.records import Job, Role
+from orchestrator.queue.store import Store
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,13 @@ class Caller:
     role: Role
     tenant: str | None = None
 
-    @classmethod
-    def of(cls, token: Token) -> Caller:
-        return cls(token.name, token.role, token.tenant)
-
     @property
     def is_admin(self) -> bool:
         return self.role is Role.ADMIN
+
+    @property
+    def sees_all(self) -> bool:
+        return self.is_admin or self.tenant is None
 
     def may_see(self, tenant: str) -> bool:
         """Whether the caller may see the tenant's jobs."""
@@ -57,3 +58,20 @@ class Caller:
 
 
 ANYBODY = Caller("local", Role.ADMIN)
+
+
+def job_for(caller: Caller, store: Store, job_id: str) -> Job:
+    """Return a job. Raises UnknownJob with the same message if there is none and if it is another tenant's."""
+    try:
+        job = store.job(job_id)
+    except UnknownJob:
+        if caller.sees_all:
+            raise
+        raise UnknownJob.named(job_id) from None
+    except UnreadableJob as error:
+        if caller.may_see(error.tenant):
+            raise
+        raise UnknownJob.named(job_id) from None
+    if not caller.may_see(job.tenant):
+        raise UnknownJob.named(job_id)
+    return job

@@ -20,8 +20,8 @@ _SILENT_S = 3.0  # seconds after a failure during which the cluster is not asked
 class InventoryCache:
     """The inventory, for many threads: one of them asks the cluster, and the others use its answer."""
 
-    def __init__(self, backend: Backend, kept_s: float = _KEPT_S) -> None:
-        self._backend, self._kept_s = backend, kept_s
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._lock, self._others_lock = threading.Lock(), threading.Lock()
         self._known: Inventory | None = None
         self._labels: dict[str, str] = {}
@@ -81,7 +81,7 @@ class InventoryCache:
         except BackendUnreachable as error:
             self._failed, self._until_s = error, time.monotonic() + _SILENT_S
             return
-        self._failed, self._until_s = None, time.monotonic() + self._kept_s
+        self._failed, self._until_s = None, time.monotonic() + _KEPT_S
         now_s = time.monotonic()
         self._seen = {name: one for name, one in self._seen.items() if now_s - one[1] < _LATELY_S}
         self._seen |= {node.name or node.node_id: (node, now_s) for node in known.nodes if node.cpus or node.gpus}

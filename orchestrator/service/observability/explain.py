@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.errors import BackendUnreachable, CapacityError
@@ -59,8 +60,8 @@ class _Moment:
 class Explainer:
     """Explains jobs to callers. Thread-safe. Results are kept for a few seconds."""
 
-    def __init__(self, context: ServiceContext, kept_s: float = _KEPT_S) -> None:
-        self._context, self._kept_s = context, kept_s
+    def __init__(self, context: ServiceContext) -> None:
+        self._context = context
         self._lock = threading.Lock()  # one thread computes, the others wait for the result
         self._cache = JobCache(context.store)
         self._moment: _Moment | None = None
@@ -98,7 +99,7 @@ class Explainer:
         return statetext.waits_for(job, left, [_name(parent, caller) for parent in left])
 
     def _of_the_queue(self, job: Job, caller: Caller) -> WhyView:
-        whose = None if caller.tenant is None or caller.is_admin else caller.tenant
+        whose = None if caller.sees_all else caller.tenant
         with self._lock:
             moment = self._now()
             if moment is not None and job.job_id not in moment.row_of:  # the job is new
@@ -150,20 +151,12 @@ class Explainer:
             format_growth(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
         ]
         reason = why_reason(found, moment.snapshot, names)
-        said = _said(StateExplanation(reason, more=tuple(filter(None, lines)), next_step=to_do(found, job.job_id)))
+        said = StateExplanation(reason, more=tuple(filter(None, lines)), next_step=to_do(found, job.job_id))
         if expected is None:
-            return said
+            return _said(said)
         starts = (expected.start_s, expected.earliest_s, expected.latest_s)
         start, earliest, latest = (None if at is None else moment.snapshot.now_s + at for at in starts)
-        return said.model_copy(
-            update={
-                "expected_start_s": start,
-                "earliest_start_s": earliest,
-                "latest_start_s": latest,
-                "is_guess": not ran and not known,
-                "expected": expects,
-            }
-        )
+        return _said(said, start, earliest, latest, is_guess=not ran and not known, expected=expects)
 
     def _others(self, moment: _Moment) -> list[str]:
         """Return programs that may be the external use.
@@ -189,9 +182,9 @@ class Explainer:
         row = len(rows) - 1
         return expected_starts(part, self._context.policy, [row], moment.ran_s)[row]
 
-    def _now(self, kept_s: float | None = None) -> _Moment | None:
+    def _now(self, kept_s: float = _KEPT_S) -> _Moment | None:
         """Return the kept moment, refreshed if it is too old. None: the machines have never answered."""
-        if time.monotonic() >= self._looked_s + (self._kept_s if kept_s is None else min(kept_s, self._kept_s)):
+        if time.monotonic() >= self._looked_s + kept_s:
             self._moment = self._look()
             self._answers.clear()
             self._looked_s = time.monotonic()
@@ -245,12 +238,12 @@ def _name(job: Job, caller: Caller) -> str:
     return job.job_id if caller.may_see(job.tenant) else f"a job of tenant {job.tenant}"
 
 
-def _said(found: StateExplanation) -> WhyView:
-    return WhyView(
-        text=found.text,
-        expected_start_s=None,
-        earliest_start_s=None,
-        latest_start_s=None,
-        reason=found.reason,
-        next_step=found.next_step,
-    )
+def _said(
+    found: StateExplanation,
+    start_s: float | None = None,
+    earliest_s: float | None = None,
+    latest_s: float | None = None,
+    **more: Any,
+) -> WhyView:
+    starts: dict[str, Any] = {"expected_start_s": start_s, "earliest_start_s": earliest_s, "latest_start_s": latest_s}
+    return WhyView(text=found.text, reason=found.reason, next_step=found.next_step, **starts, **more)

@@ -20,7 +20,7 @@ from orchestrator.service.observability.run_files import RunFiles, records
 PART_BYTES = 256 << 10
 _MOST_OUTCOME_BYTES = 16 << 20  # large, because an outcome may contain a confusion matrix
 OUTPUT, LOGS = "output", "logs"
-_OUTPUT_OF = re.compile(r"output-([1-9][0-9]{0,8})")
+_OUTPUT_OF = re.compile(r"output(?:-([1-9][0-9]{0,8}))?")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.log")
 
 
@@ -64,14 +64,10 @@ def metrics(context: ServiceContext, job: Job, after: int) -> MetricsPart:
 
 def _attempt(job: Job, source: str) -> int | None:
     """Return the attempt of an output; None: the source is not an output. Raises UnknownSource."""
-    if source == OUTPUT:
-        return _known(job, source, job.attempt)
     match = _OUTPUT_OF.fullmatch(source)
-    return _known(job, source, int(match[1])) if match else None
-
-
-def _known(job: Job, source: str, attempt: int) -> int:
-    """Return `attempt` if it exists. Raises UnknownSource."""
+    if match is None:
+        return None
+    attempt = int(match[1] or job.attempt)
     if not 1 <= attempt <= job.attempt:
         begun = f"it has begun {job.attempt} times" if job.attempt else "it has not begun"
         raise UnknownSource(f"job {job.job_id} has no {source} yet: {begun}")

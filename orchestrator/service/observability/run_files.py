@@ -95,7 +95,7 @@ class RunFiles:
         return (*above, *inside)
 
 
-def records(files: RunFiles, after: int, most: int = MOST_RECORDS) -> tuple[dict[str, Any], ...]:
+def records(files: RunFiles, after: int) -> tuple[dict[str, Any], ...]:
     """Return records from number `after` on. Numbers that are not finite become None. Raises StorageError."""
     found: list[dict[str, Any]] = []
     skip = after
@@ -107,9 +107,9 @@ def records(files: RunFiles, after: int, most: int = MOST_RECORDS) -> tuple[dict
         content = _read(files, part)
         found += content[skip:]
         skip = max(skip - len(content), 0)
-        if len(found) >= most:
+        if len(found) >= MOST_RECORDS:
             break
-    return tuple(_finite(one) for one in found[:most])
+    return tuple(_finite(one) for one in found[:MOST_RECORDS])
 
 
 def _read(files: RunFiles, part: str) -> list[dict[str, Any]]:

@@ -53,14 +53,13 @@ def open_database(text: str) -> Database:
     address = address_of(text)
     if address.file is not None:
         _make_file(address.file)
-    database = Database(_postgres(address) if address.on_a_server else _sqlite(address), address)
-    try:
+    with contextlib.ExitStack() as on_error:
+        database = Database(_postgres(address) if address.on_a_server else _sqlite(address), address)
+        on_error.callback(database.close)
         if address.file is not None:
             _keep_a_wal(database)
         migrate(database)
-    except BaseException:
-        database.close()
-        raise
+        on_error.pop_all()
     return database
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from operator import attrgetter
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Column, Connection, Dialect, Double, Insert, Integer, Table, insert
+from sqlalchemy import Column, Connection, Dialect, Double, Integer, Table, insert
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import workers_in
-from orchestrator.queue.records import Job, Lease, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
+from orchestrator.queue.records import Job, Lease, Measured, NodeOrder, NodePlaces, NodeRule, QueueEvent, Role, Token
 from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import Quota, Restrictions, Tenant
 from orchestrator.store.database.schema import JOBS, LEASES
@@ -34,18 +34,8 @@ LEASE_COLUMNS = (
     LEASES.c.granted_s,
     LEASES.c.released_s,
 )
-MEASURED = (
-    "run",
-    "step",
-    "total_steps",
-    "remaining_s",
-    "interruption_cost_s",
-    "metrics",
-    "retries",
-    "restored_at_step",
-    "heard_s",
-    "changed",
-)
+_REPORTED = tuple(one.name for one in fields(Measured) if one.name not in ("job_id", "attempt", "saved_step"))
+MEASURED = (*_REPORTED, "retries", "restored_at_step", "heard_s", "changed")
 HEARD = ("heard_s",)
 ASKED = ("wanted", "priority", "waiting_since_s", "waited_s", "changed")
 MOVED = (
@@ -170,12 +160,12 @@ def lease_of(row: Sequence[Any]) -> Lease:
 
 def event_values(event: QueueEvent, number: int) -> Values:
     return {
-        "number": number,
         "at_s": event.at_s,
         "kind": str(event.kind),
         "message": plain(event.message),
         "job_id": event.job_id,
         "data": dumped(event.data),
+        "number": number,
     }
 
 
@@ -224,9 +214,7 @@ def add_rows(connection: Connection, table: Table, rows: Sequence[Values]) -> No
     connection.exec_driver_sql(_sql(table, connection.dialect), [tuple(row.values()) for row in rows])
 
 
-@functools.cache
-def _insert(table: Table) -> Insert:
-    return insert(table)
+_insert = functools.cache(insert)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,5 +1,7 @@
 """The tables, as of the newest revision. `migrations` creates them; a test compares the two.
 
+The table of a record has a column for each of its fields.
+
 Structured values are JSON in TEXT columns, which both databases support, and '' if empty: most rows have none, and then
 nothing has to be parsed. `pruning` removes old rows.
 """
@@ -15,6 +17,7 @@ from sqlalchemy import (
     Column,
     Double,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     MetaData,
@@ -25,7 +28,10 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from cluster.capacity.gang import Gang
-from orchestrator.queue.records import Job
+from orchestrator.queue.months import MonthTotal
+from orchestrator.queue.records import Job, NodeRule, QueueEvent, Token
+from orchestrator.queue.store import SubmissionKey
+from orchestrator.queue.tenants import Tenant
 
 REVISION = "0005"  # newest revision in `migrations/versions`
 VERSION_TABLE = "fleetune_schema"
@@ -39,6 +45,33 @@ ENDED_UNFOLLOWED = "on_end <> '' AND followed <> changed AND ended_s IS NOT NULL
 OF_A_CLIENT = "client > '' AND ended_s IS NULL"
 NEEDS_OTHERS = "\"after\" <> '' AND state <> 'succeeded'"  # it waits for its parents, or would after a retry
 HAS_ENDED = "ended_s IS NOT NULL"
+
+_SQL_TYPES: Mapping[type, type[TypeEngine[Any]]] = {bool: Boolean, int: BigInteger, float: Double}
+_SMALL = frozenset({"num_workers", "cpus_per_worker", "gpus_per_worker", "attempt", "interruptions", "most_workers"})
+# Columns of later revisions, which the rows that were there have got a value for.
+_DEFAULTS = dict.fromkeys(("on_end", "sizes", "labels", "restrictions"), "''")
+_DEFAULTS |= {"followed": "'0'", "restored_at_step": "0"}
+
+
+def _columns(record: type, *keys: str, **types: TypeEngine[Any]) -> Iterator[Column[Any]]:
+    """A column for each field of a record, in their order; a gang has one for each of its fields.
+
+    Args:
+        keys: columns of the primary key.
+        types: types of columns that do not follow from the fields.
+    """
+    for name, kind in get_type_hints(record).items():
+        for column, its_kind in get_type_hints(Gang).items() if kind is Gang else [(name, kind)]:
+            yield _column(column, its_kind, column in keys, types.get(column))
+
+
+def _column(name: str, kind: Any, is_key: bool, sql: TypeEngine[Any] | None) -> Column[Any]:
+    nullable = type(None) in get_args(kind)
+    kind = get_args(kind)[0] if nullable else kind
+    its_type = sql or (Integer if name in _SMALL else _SQL_TYPES.get(kind, Text))
+    default = text(_DEFAULTS[name]) if name in _DEFAULTS else None
+    return Column(name, its_type, primary_key=is_key, autoincrement=False, nullable=nullable, server_default=default)
+
 
 # One row. Every write begins by taking its numbers from it, which locks the row until the commit. So writers run one
 # after the other, and numbers are committed in ascending order: a reader that has read up to a number has missed none
@@ -60,43 +93,16 @@ QUEUE = Table(
 TENANTS = Table(
     "tenants",
     METADATA,
-    Column("name", Text, primary_key=True),
+    *_columns(Tenant, "name"),
     Column("number", BigInteger, nullable=False),
-    Column("weight", Double, nullable=False),
-    Column("guaranteed", Text, nullable=False),
-    Column("limit", Text, nullable=False),
     Column("changed_s", Double, nullable=False),
-    Column("restrictions", Text, nullable=False, server_default=text("''")),
 )
-
-_SQL_TYPES: Mapping[type, type[TypeEngine[Any]]] = {bool: Boolean, int: BigInteger, float: Double}
-_SMALL = frozenset({"num_workers", "cpus_per_worker", "gpus_per_worker", "attempt", "interruptions", "most_workers"})
-# Columns of later revisions, which the rows that were there have got a value for.
-_DEFAULTS = {"on_end": "''", "followed": "'0'", "sizes": "''", "restored_at_step": "0", "labels": "''"}
-
-
-def _job_columns() -> Iterator[Column[Any]]:
-    """A column for each field of a job and of its gang, in their order."""
-    for name, kind in get_type_hints(Job).items():
-        for column, its_kind in get_type_hints(Gang).items() if kind is Gang else [(name, kind)]:
-            yield _job_column(column, its_kind)
-
-
-def _job_column(name: str, kind: Any) -> Column[Any]:
-    if name == "number":
-        return Column(name, BIG, primary_key=True, autoincrement=False)
-    nullable = type(None) in get_args(kind)
-    kind = get_args(kind)[0] if nullable else kind
-    sql = ID if name == "job_id" else Integer if name in _SMALL else _SQL_TYPES.get(kind, Text)
-    tenant = [ForeignKey("tenants.name")] if name == "tenant" else []
-    default = text(_DEFAULTS[name]) if name in _DEFAULTS else None
-    return Column(name, sql, *tenant, nullable=nullable, server_default=default)
-
 
 JOBS = Table(
     "jobs",
     METADATA,
-    *_job_columns(),
+    *_columns(Job, "number", number=BIG, job_id=ID),
+    ForeignKeyConstraint(["tenant"], ["tenants.name"]),
     Index("jobs_by_id", "job_id", unique=True, postgresql_include=["number"]),
     Index("jobs_by_change", "changed", unique=True),
     # Pages and counts are read from these two indices alone. They include the id for filters by prefix.
@@ -119,9 +125,7 @@ SPECS = Table(
 KEYS = Table(
     "keys",
     METADATA,
-    Column("scope", Text, primary_key=True),
-    Column("key", Text, primary_key=True),
-    Column("digest", Text, nullable=False),
+    *_columns(SubmissionKey, "scope", "key"),
     Column("first_job", BigInteger, nullable=False),  # the jobs of one submission have consecutive numbers
     Column("jobs", Integer, nullable=False),
     Column("created_s", Double, nullable=False),
@@ -129,15 +133,7 @@ KEYS = Table(
 )
 
 # Totals of leases whose jobs were removed, by month (`2026-11`) and tenant.
-USAGE = Table(
-    "usage",
-    METADATA,
-    Column("month", Text, primary_key=True),
-    Column("tenant", Text, primary_key=True),
-    Column("gpu_s", Double, nullable=False),
-    Column("cpu_s", Double, nullable=False),  # for gangs without GPUs
-    Column("jobs", BigInteger, nullable=False),
-)
+USAGE = Table("usage", METADATA, *_columns(MonthTotal, "month", "tenant"))
 
 LEASES = Table(
     "leases",
@@ -156,41 +152,10 @@ LEASES = Table(
 )
 
 EVENTS = Table(
-    "events",
-    METADATA,
-    Column("number", BIG, primary_key=True, autoincrement=False),
-    Column("at_s", Double, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("message", Text, nullable=False),
-    Column("job_id", Text),
-    Column("data", Text, nullable=False),
-    Index("events_by_job", "job_id", "number"),
+    "events", METADATA, *_columns(QueueEvent, "number", number=BIG), Index("events_by_job", "job_id", "number")
 )
-
-NODE_RULES = Table(
-    "node_rules",
-    METADATA,
-    Column("node_id", Text, primary_key=True),
-    Column("number", BigInteger, nullable=False),
-    Column("order", Text, nullable=False),
-    Column("by", Text, nullable=False),
-    Column("reason", Text, nullable=False),
-    Column("since_s", Double, nullable=False),
-    Column("deadline_s", Double),
-)
-
-TOKENS = Table(
-    "tokens",
-    METADATA,
-    Column("name", Text, primary_key=True),
-    Column("number", BigInteger, nullable=False),
-    Column("digest", Text, nullable=False),
-    Column("role", Text, nullable=False),
-    Column("tenant", Text),
-    Column("created_s", Double, nullable=False),
-    Column("revoked_s", Double),
-    Column("expires_s", Double),
-)
+NODE_RULES = Table("node_rules", METADATA, *_columns(NodeRule, "node_id"), Column("number", BigInteger, nullable=False))
+TOKENS = Table("tokens", METADATA, *_columns(Token, "name"), Column("number", BigInteger, nullable=False))
 
 FACTS = Table(
     "facts",

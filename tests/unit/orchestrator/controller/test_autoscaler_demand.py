@@ -21,7 +21,7 @@ from orchestrator.controller.ledger import Cluster
 from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.policy import DEFAULT
-from orchestrator.server.autoscaler_updates import DemandUpdates
+from orchestrator.server.ray_updates import DemandUpdates
 from tests.support.queuejobs import NOW_S, inventory, job
 
 CONFIG = {

@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -225,10 +226,8 @@ def _deal(root: str, parts: list[PartIndex], every: Samples, owners: Ints, token
                 buckets.put(bucket, piece.copy())  # a copy, because a view would keep the whole part in memory
 
 
-def _blocks_of(
-    plan: SplitPlan, bucket: _Bucket, every: Samples, tokens: Ints, labels: Ints
-) -> Iterator[pa.RecordBatch]:
-    """Yield the blocks of a bucket, given its values in source order."""
+def _blocks_of(plan: SplitPlan, bucket: _Bucket, every: Samples, tokens: Ints, labels: Ints) -> Iterator[Any]:
+    """Yield the blocks of a bucket as record batches, given its values in source order."""
     samples = plan.samples[bucket.start : bucket.stop]
     there = np.sort(samples)
     places = np.searchsorted(there, samples)

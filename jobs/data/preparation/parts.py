@@ -176,7 +176,3 @@ def read_tokens(root: str, name: PartName) -> tuple[Any, Any]:
 def _apart(table: Any) -> tuple[Any, Any]:
     valid = pc.is_valid(table["reason"])
     return table.filter(pc.invert(valid)), table.filter(valid)
-
-
-def remove_parts(root: str) -> None:
-    storage.remove_dir(parts_folder(root))

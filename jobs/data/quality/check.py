@@ -12,7 +12,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.text import first_line
 from jobs.data.order.row_order import GROUP_STEPS
 from jobs.data.preparation.engines import Engine, Progress, Say, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
@@ -133,8 +132,7 @@ def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
     fatal = facts.bad[pc.fill_null(facts.table["fatal"], False).to_numpy()[facts.bad]]
     if len(fatal):
         where = facts.example(int(fatal[0]))
-        reason = first_line(facts.table["reason"][int(fatal[0])].as_py())
-        return f"{where.file}:{where.line}: {reason}" if where.line else reason
+        return f"{where.file}:{where.line}: {where.text}" if where.line else where.text
     for number, job in enumerate(jobs):
         bad, records = int((facts.source[facts.bad] == number).sum()), facts.records[number]
         if bad > spec.data.max_bad_fraction * records:

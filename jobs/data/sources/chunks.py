@@ -134,10 +134,9 @@ def _chars(row: Sample | BadRow | Record) -> int:
 def samples_of(chunk: Chunk, work: Work) -> Iterator[tuple[int, Sample | BadRow]]:
     """Yield the chunk's samples with their lines. This is where functions of the user run."""
     for line, row in chunk.rows:
-        if isinstance(row, Record) and work.code is not None:
+        if isinstance(row, Record):
+            assert work.code is not None, "it comes with the work"
             yield from ((line, sample) for sample in own_samples(row, work.reading, work.code))
-        elif isinstance(row, Record):
-            raise ValueError(f"{work.reading.format} reads the records, but its code did not come with the work")
         else:
             yield line, row
 

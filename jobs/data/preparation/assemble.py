@@ -155,9 +155,7 @@ class _Bucket:
         return int(self.block_ends[-1])
 
 
-def write_splits(
-    root: str, parts: list[PartIndex], every: Samples, plans: list[SplitPlan]
-) -> Iterator[tuple[SplitManifest, ShardWriter]]:
+def write_splits(root: str, parts: list[PartIndex], every: Samples, plans: list[SplitPlan]) -> Iterator[SplitManifest]:
     """Write all splits of a source. Yields the manifest of each split once its files are complete.
 
     Raises:
@@ -178,7 +176,7 @@ def write_splits(
                 for batch in _blocks_of(plan, bucket, every, tokens.take(number), labels.take(number)):
                     writer.write_block(batch)
             first += len(of_split)
-            yield _closed(plan, writer, every), writer
+            yield _closed(plan, writer, every, _largest_token(parts))
 
 
 def _buckets(plan: SplitPlan, every: Samples, rows_kept: int) -> Iterator[_Bucket]:
@@ -258,7 +256,12 @@ def _lists(values: npt.NDArray[np.integer], ends: Numbers) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(values[ends[0] : ends[-1]]))
 
 
-def _closed(plan: SplitPlan, writer: ShardWriter, every: Samples) -> SplitManifest:
+def _largest_token(parts: Iterable[PartIndex]) -> int | None:
+    found = [part.largest_token for part in parts]
+    return None if None in found else max(filter(None, found), default=0)
+
+
+def _closed(plan: SplitPlan, writer: ShardWriter, every: Samples, largest_token: int | None) -> SplitManifest:
     tokens, targets = plan.sums(every.num_tokens), plan.sums(every.num_targets)
     ids = _lists(plan.samples, np.append(0, plan.ends))
     index = pa.table([pa.array(tokens.astype(np.int32)), pa.array(targets.astype(np.int32)), ids], schema=INDEX_SCHEMA)
@@ -269,6 +272,7 @@ def _closed(plan: SplitPlan, writer: ShardWriter, every: Samples) -> SplitManife
         tokens=int(tokens.sum()),
         targets=int(targets.sum()),
         longest_row=int(tokens.max(initial=0)),
+        largest_token=largest_token,
         shards=tuple(writer.shards),
         index=entry,
     )

@@ -16,6 +16,7 @@ from jobs.data.preparation.engines import Engine, Progress, Say, is_little, run,
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.parts import PartIndex, missing, parts_folder, read_index, store_part, stored_parts
 from jobs.data.preparation.prepare_lock import Lease
+from jobs.data.preparation.shard_writer import remove_notes
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
 from jobs.data.sources.bad_rows import BadRow, write_bad_rows
 from jobs.data.sources.chunks import held_out
@@ -92,11 +93,8 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
     except DataError:
         storage.remove_dir(parts_folder(job.root))  # the same source would fail again
         raise
-    splits, writers = dict[str, SplitManifest](), []
     say(f"shuffling and writing {many(len(every), 'sample')}")
-    for plan, (manifest, writer) in zip(plans, write_splits(job.root, parts, every, plans), strict=True):
-        splits[plan.name] = manifest.model_copy(update={"largest_token": _largest_token(parts)})
-        writers.append(writer)
+    splits = dict(zip([plan.name for plan in plans], write_splits(job.root, parts, every, plans), strict=True))
     write_manifest(
         job.root,
         Manifest(
@@ -110,8 +108,8 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
             versions={name: importlib.metadata.version(name) for name in _VERSIONS},
         ),
     )
-    for writer in writers:
-        writer.forget()
+    for name, split in splits.items():
+        remove_notes(job.root, name, len(split.shards))
     storage.remove_dir(parts_folder(job.root))
 
 
@@ -140,11 +138,6 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
         expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if the rest has equally long records
         if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
             _list_bad_rows(job, [read_index(job.root, name) for name in stored_parts(job.root)])
-
-
-def _largest_token(parts: Iterable[PartIndex]) -> int | None:
-    found = [part.largest_token for part in parts]
-    return None if None in found else max(filter(None, found), default=0)
 
 
 def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:

@@ -191,9 +191,9 @@ class Replay:
     def _compare(self, asha: Any, trial: Trial) -> None:
         """Let Ray's ASHA decide."""
         stand_in = SimpleNamespace(trial_id=str(trial.number))
-        if trial.rung == 1:
+        if len(trial.scores) == 1:
             asha.on_trial_add(None, stand_in)
-        shown = {self.sweep.judged: trial.score, "rung": trial.rung}
+        shown = {self.sweep.judged: trial.score, "rung": len(trial.scores)}
         if asha.on_trial_result(None, stand_in, with_resource(shown)) == "STOP":
             trial.state = "stopped"
         else:

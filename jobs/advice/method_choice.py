@@ -2,7 +2,6 @@
 
 With few examples, LoRA is about as accurate as full fine-tuning and costs less memory and compute. The more data there
 is, the further a low rank falls behind (arXiv 2405.09673). An adapter is small, so many tasks can share one base model.
-
 """
 
 from __future__ import annotations

@@ -116,22 +116,16 @@ def read_manifest(root: str) -> Manifest:
     content = storage.read_bytes(manifest_path(root))
     try:
         raw = dict(json.loads(content))
-    except (ValueError, TypeError) as error:
-        raise _damaged(root, error) from error
-    if raw.get("version", 0) > MANIFEST_VERSION:
-        raise DataError(
-            f"{root} was prepared by a newer release (manifest version {raw['version']}, this one reads "
-            f"{MANIFEST_VERSION}): upgrade Fleetune"
-        )
-    try:
+        if raw.get("version", 0) > MANIFEST_VERSION:
+            raise DataError(
+                f"{root} was prepared by a newer release (manifest version {raw['version']}, this one reads "
+                f"{MANIFEST_VERSION}): upgrade Fleetune"
+            )
         return Manifest.model_validate(raw)
-    except ValueError as error:  # includes pydantic's errors
-        raise _damaged(root, error) from error
-
-
-def _damaged(root: str, error: Exception) -> DataError:
-    what = str(error).splitlines()[0]
-    return DataError(f"{manifest_path(root)} is damaged: {what}. Remove {root}, and prepare the data again")
+    except (ValueError, TypeError) as error:  # includes pydantic's errors
+        what = str(error).splitlines()[0]
+        advice = f"Remove {root}, and prepare the data again"
+        raise DataError(f"{manifest_path(root)} is damaged: {what}. {advice}") from error
 
 
 @dataclass(frozen=True)
@@ -155,7 +149,9 @@ class Section:
         self._first_id = number << SOURCE_ID_BITS
         self.manifest = manifest
         self._cached_blocks = cached_blocks
-        self._shard = functools.lru_cache(_OPEN_SHARDS)(functools.partial(_opened_shard, folder, manifest))
+        self._shard = functools.lru_cache(_OPEN_SHARDS)(
+            lambda shard: pa.ipc.open_file(_open(folder, manifest.shards[shard].name, pa.OSFile))
+        )
         self._blocks: OrderedDict[int, Any] = OrderedDict()
         self._cached_bytes = 0
 
@@ -192,11 +188,7 @@ class Section:
             table = pa.Table.from_batches(batches, schema=ROW_SCHEMA)
             pieces.append(table.take(pa.array(starts[which[here] - first] + inside[here])))
             places.append(here)
-        return self._renumbered(_in_order(pieces, places))
-
-    def _renumbered(self, table: Any) -> Any:
-        if not self._first_id:
-            return table
+        table = _in_order(pieces, places)
         place = table.schema.get_field_index("sample_ids")
         return table.set_column(place, "sample_ids", self._numbered(table["sample_ids"].combine_chunks()))
 
@@ -239,10 +231,6 @@ class Section:
             ) from error
 
 
-def _opened_shard(folder: str, manifest: SplitManifest, shard: int) -> Any:
-    return pa.ipc.open_file(_open(folder, manifest.shards[shard].name, pa.OSFile))
-
-
 def _open(folder: str, name: str, local: Callable[..., Any]) -> Any:
     """Open a file of a split for pyarrow: with `local` if it is a local file, else through fsspec."""
     path = storage.join(folder, name)
@@ -262,10 +250,8 @@ def _in_order(pieces: list[Any], places: list[npt.NDArray[np.int64]]) -> Any:
 class Split:
     """Random access to the rows of one split: first those of its first source, then those of the next, and so on."""
 
-    def __init__(self, name: str, sections: tuple[Section, ...]) -> None:
-        self.name = name
+    def __init__(self, sections: tuple[Section, ...]) -> None:
         self._sections = sections
-        self._index: SplitIndex | None = None
         self._starts = np.cumsum([0, *self.rows_of_sources])
 
     def __len__(self) -> int:
@@ -280,7 +266,7 @@ class Split:
     def rows_per_block(self) -> int:
         return self._sections[0].manifest.rows_per_block
 
-    @property
+    @functools.cached_property
     def index(self) -> SplitIndex:
         """Counts of every row, read once.
 
@@ -290,10 +276,8 @@ class Split:
         Raises:
             DataError: the index is missing or damaged.
         """
-        if self._index is None:
-            found = [section.read_index() for section in self._sections]
-            self._index = found[0] if len(found) == 1 else _joined(found)
-        return self._index
+        found = [section.read_index() for section in self._sections]
+        return found[0] if len(found) == 1 else _joined(found)
 
     def read_rows(self, rows: npt.NDArray[np.int64]) -> Any:
         """Read the rows with these numbers, in this order.
@@ -362,7 +346,7 @@ class Prepared:
             Section(self._folder(name, manifest), number, manifest, cached_blocks)
             for number, manifest in enumerate(self.manifest.splits[name])
         )
-        return Split(name, tuple(sections))
+        return Split(tuple(sections))
 
     def _folder(self, split: str, manifest: SplitManifest) -> str:
         if manifest.folder is None:

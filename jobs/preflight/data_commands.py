@@ -22,8 +22,8 @@ from jobs.storage import files as storage
 
 if TYPE_CHECKING:
     from jobs.data.prepared import Prepared
-    from jobs.data.quality.check import Checked
     from jobs.data.quality.preview import ShownRow
+    from jobs.data.quality.report import DataReport
 
 # Up to this size, one process with the tokenizer's threads takes about as long as a Ray of this machine.
 SMALL_BYTES = 64 * 2**20
@@ -48,7 +48,7 @@ def prepare_data(spec: Spec, address: str | None, progress: Progress) -> Prepare
         return prepared
 
 
-def check_data(spec: Spec, address: str | None, progress: Progress) -> Checked:
+def check_data(spec: Spec, address: str | None, progress: Progress) -> DataReport:
     """Check all samples. Problems of the samples are in the report. Raises InputError, as `prepare_data` does."""
     _check_functions(spec)
     with _working(spec, address, progress) as (engine, model_dir, say):

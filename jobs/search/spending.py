@@ -52,16 +52,12 @@ def time_limits(trials: Trials, spent: Spent) -> list[TimeLimit]:
     gangs = max(round(device_seconds / (seconds * per_gang)), 1) if seconds else 1
     found = []
     if budget.minutes is not None:
-        found.append(
-            TimeLimit(budget.minutes * 60, seconds, (math.ceil(repeats / gangs) + running_last) * whole_s, whole_s)
-        )
+        kept_s = (math.ceil(repeats / gangs) + running_last) * whole_s
+        found.append(TimeLimit(budget.minutes * 60, seconds, kept_s, whole_s))
     if budget.gpu_hours is not None:
         each = whole_s * per_gang
-        found.append(
-            TimeLimit(
-                budget.gpu_hours * 3600, device_seconds, (repeats + running_last * gangs) * each, (running + 1) * each
-            )
-        )
+        kept = (repeats + running_last * gangs) * each
+        found.append(TimeLimit(budget.gpu_hours * 3600, device_seconds, kept, (running + 1) * each))
     return found
 
 

@@ -51,8 +51,3 @@ class Trial:
     def is_whole(self) -> bool:
         """Whether it counts as a whole run: it was begun as one, or it has continued from the only rung."""
         return self.without_rungs or len(self.scores) > 1
-
-    @property
-    def rung(self) -> int:
-        """Number of rungs at which it was scored."""
-        return len(self.scores)

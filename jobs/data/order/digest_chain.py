@@ -99,9 +99,8 @@ def chain_of(plan: StepPlan, digests: Words, steps: int) -> int:
         raise ValueError(f"{len(digests)} digests were given for {plan.order.all_rows} rows")
     per_step = plan.rows_per_step
     full = min(steps, plan.total_rows // per_step)  # steps with all rows; the last step of a run may have fewer
-    at_once = max(
-        GROUP_STEPS, _PIECE_ROWS // per_step
-    )  # with fewer steps, the same groups would be computed repeatedly
+    # With fewer steps, the same groups would be computed repeatedly.
+    at_once = max(GROUP_STEPS, _PIECE_ROWS // per_step)
     powers = _powers(min(at_once, full))
     salts = mix(np.arange(per_step, dtype=np.uint64))
     chain = EMPTY_CHAIN

@@ -223,7 +223,9 @@ class Mixture:
         """
         if start >= stop:
             return np.empty(0, dtype=np.int64)
-        self._check(start, stop)
+        if start < 0 or stop > (stop if self.num_positions is None else self.num_positions):
+            end = "" if self.num_positions is None else self.num_positions - 1
+            raise ValueError(f"positions {start}..{stop - 1} are not inside 0..{end} of the mixture")
         rows = np.empty(stop - start, dtype=np.int64)
         for phase in self._phases:
             begin, end = max(start, phase.start), min(stop, phase.stop or stop)
@@ -293,11 +295,6 @@ class Mixture:
                 of_section = self._orders[section].rows_between(first, int(mine.max()) + 1)
                 rows[some] = of_section[mine - first] + self._offsets[section]
         return rows
-
-    def _check(self, start: int, stop: int) -> None:
-        if start < 0 or stop > (stop if self.num_positions is None else self.num_positions):
-            end = "" if self.num_positions is None else self.num_positions - 1
-            raise ValueError(f"positions {start}..{stop - 1} are not inside 0..{end} of the mixture")
 
 
 def _exact(number: float) -> Fraction:

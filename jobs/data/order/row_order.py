@@ -244,9 +244,8 @@ class StepPlan:
         firsts = -(-epochs * size // rows)
         lasts = np.minimum((epochs + 1) * size, self.total_rows) // rows
         counts = np.maximum(-(-(lasts - firsts) // GROUP_STEPS), 0)  # number of groups in each epoch
-        number = np.arange(counts.sum()) - np.repeat(
-            np.cumsum(counts) - counts, counts
-        )  # number of a group in its epoch
+        # The number of each group in its epoch.
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         starts = np.repeat(firsts, counts) + number * GROUP_STEPS
         sizes = np.minimum(np.repeat(lasts, counts) - starts, GROUP_STEPS)
         wanted = (starts < stop) & (starts + sizes > start)

@@ -140,10 +140,6 @@ class OpenStream:
     worker: int
     longest_row: int  # tokens of the longest row of any worker
 
-    @property
-    def steps_per_chunk(self) -> int:
-        return steps_per_chunk(self.batching)
-
     def read(self, start: int, stop: int) -> Any:
         """Read this worker's rows for steps start..stop-1.
 
@@ -186,8 +182,9 @@ class OpenStream:
             yield StepRows(step, tuple(plain.slice(low, high - low) for low, high in pairwise(ends)))
 
     def chunks(self, start: int, stop: int) -> Iterator[Any]:
-        for first in range(start, stop, self.steps_per_chunk):
-            yield self.read(first, min(first + self.steps_per_chunk, stop))
+        at_once = steps_per_chunk(self.batching)
+        for first in range(start, stop, at_once):
+            yield self.read(first, min(first + at_once, stop))
 
 
 def steps_per_chunk(batching: Batching) -> int:
@@ -213,31 +210,25 @@ def plain_steps(stream: Stream, start: int) -> Iterator[StepRows]:
 
 @contextlib.contextmanager
 def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
-    """Read items in a thread that starts now and buffers at most `depth` of them. Its errors are raised here."""
-    ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=depth)
-    ended = threading.Event()
-
-    def put(item: tuple[Any, BaseException | None]) -> None:
-        while not ended.is_set():
-            try:
-                ready.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
+    """Read items in a thread that starts now and is at most `depth` items ahead of the next one. Raises its errors."""
+    ready: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
+    room, ended = threading.Semaphore(depth), threading.Event()
 
     def fill() -> None:
         try:
             for table in tables:
-                put((table, None))
+                ready.put((table, None))
+                room.acquire()
                 if ended.is_set():
                     return
-            put((None, None))
+            ready.put((None, None))
         except BaseException as error:
-            put((None, error))
+            ready.put((None, error))
 
     def taken() -> Iterator[Any]:
         while True:
             table, error = ready.get()
+            room.release()
             if error is not None:
                 raise error
             if table is None:
@@ -250,6 +241,7 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
         yield taken()
     finally:
         ended.set()
+        room.release()
         thread.join(_JOIN_S)  # ending the process while a thread is inside pyarrow would abort it
 
 
@@ -264,7 +256,7 @@ def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[S
     """
     opened = stream.open()
     stop = opened.plan.total_steps
-    soon, later = (min(start + steps, stop) for steps in (1, opened.steps_per_chunk))
+    soon, later = (min(start + steps, stop) for steps in (1, steps_per_chunk(opened.batching)))
 
     def tables() -> Iterator[Any]:
         yield opened.read(start, soon)
@@ -281,20 +273,17 @@ def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[S
 def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None) -> Iterator[Any]:
     """Yield tables with CHUNK_SCHEMA of this worker's rows from step `start` on, in order, through Ray Data.
 
-    Each worker has a separate data set. Reading reserves no CPU (`num_cpus=0`): workers may hold every logical CPU, and
-    a read task that needs one would wait forever. Instead, each worker runs one read task at a time.
+    Each worker has a separate data set, which runs one read task at a time.
     """
-    import ray.data
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    source = _ordered_rows(stream, opened, start)
-    dataset = ray.data.read_datasource(
-        source,
-        num_cpus=0,
-        concurrency=1,
-        override_num_blocks=max(len(source.get_read_tasks(1)), 1),
-        ray_remote_args={"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {},
-    )
+    from jobs.data.ray_reads import ordered_reads
+
+    stop, at_once = opened.plan.total_steps, steps_per_chunk(opened.batching)
+    steps = at_once * max(_CHUNKS_PER_TASK, -(-(stop - start) // (at_once * _MOST_TASKS)))  # of a task
+    reads = [functools.partial(_read, stream, low, min(low + steps, stop)) for low in range(start, stop, steps)]
+    strategy = {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=True)} if node else {}
+    dataset = ordered_reads(reads, concurrency=1, remote_args=strategy)
     block = block_bytes(opened.batching, opened.longest_row)
     context = dataset.context  # applies to this data set only
     context.target_max_block_size = block
@@ -303,8 +292,6 @@ def _ray_tables(stream: Stream, opened: OpenStream, start: int, node: str | None
     )
     context.custom_execution_callback_classes = [*context.custom_execution_callback_classes, _resting()]
     context.execution_no_progress_timeout_s = -1  # a worker may train on one block, or evaluate, for hours
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
     yield from dataset.iterator().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
@@ -321,40 +308,6 @@ def _resting() -> type[Any]:
             time.sleep(_WAITING_S if executor._consumer_idling() else _READY_S)
 
     return Resting
-
-
-def _ordered_rows(stream: Stream, opened: OpenStream, start: int) -> Any:
-    from ray.data.block import BlockMetadata
-    from ray.data.datasource import Datasource, ReadTask
-
-    batching, stop = opened.batching, opened.plan.total_steps
-
-    class OrderedRows(Datasource):  # type: ignore[misc]  # ray carries no types
-        """One worker's rows. Each task reads the chunks of a range of steps and yields them one by one."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            at_once = steps_per_chunk(batching)
-            chunks = -(-max(stop - start, 1) // at_once)
-            self._steps_per_task = at_once * max(_CHUNKS_PER_TASK, -(-chunks // _MOST_TASKS))
-            self._rows_per_step = -(-batching.rows // batching.num_workers)
-
-        def estimate_inmemory_data_size(self) -> int | None:
-            return None
-
-        def get_read_tasks(
-            self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-        ) -> list[Any]:
-            tasks = []
-            for first in range(start, stop, self._steps_per_task):
-                last = min(first + self._steps_per_task, stop)
-                meta = BlockMetadata(
-                    num_rows=(last - first) * self._rows_per_step, size_bytes=None, input_files=None, exec_stats=None
-                )
-                tasks.append(ReadTask(functools.partial(_read, stream, first, last), meta, schema=CHUNK_SCHEMA))
-            return tasks
-
-    return OrderedRows()
 
 
 def _read(stream: Stream, start: int, stop: int) -> Iterator[Any]:

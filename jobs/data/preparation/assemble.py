@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -70,8 +71,9 @@ class Buckets:
         return f"{self._prefix}-{bucket:06d}"
 
 
-def gathered(values: Ints, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Ints:
-    """Concatenate values[starts[0]:starts[0] + lengths[0]], and so on."""
+def gathered(values: Ints, lengths: Numbers, order: Numbers) -> Ints:
+    """Bring consecutive pieces of `values` into an order. `lengths`: of all pieces; `order`: numbers of pieces."""
+    starts, lengths = (np.cumsum(lengths) - lengths)[order], lengths[order]
     total = int(lengths.sum())
     if total > _LONG * len(lengths):  # slicing is cheaper than computing the index of every value
         slices = [values[a:b] for a, b in zip(starts.tolist(), (starts + lengths).tolist(), strict=True)]
@@ -85,8 +87,8 @@ class Samples:
     """All samples of a source in source order, without their tokens. Each array has one element per sample."""
 
     content: npt.NDArray[np.uint64]  # hash; equal for samples with equal content
-    num_tokens: npt.NDArray[np.int32]
-    num_targets: npt.NDArray[np.int32]
+    num_tokens: Ints
+    num_targets: Ints
     causal: bool  # whether labels are as long as tokens; if not, each sample has one class
 
     @classmethod
@@ -126,11 +128,11 @@ class SplitPlan:
 
     @property
     def starts(self) -> Numbers:
-        return np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
+        return np.append(0, self.ends[:-1])
 
     def sums(self, of_samples: npt.NDArray[np.integer]) -> Numbers:
         """Sum one value per sample over the samples of each row."""
-        running = np.concatenate([np.zeros(1, np.int64), np.cumsum(of_samples[self.samples], dtype=np.int64)])
+        running = np.append(0, np.cumsum(of_samples[self.samples], dtype=np.int64))
         sums: Numbers = running[self.ends] - running[self.starts]
         return sums
 
@@ -153,9 +155,7 @@ class _Bucket:
         return int(self.block_ends[-1])
 
 
-def write_splits(
-    root: str, parts: list[PartIndex], every: Samples, plans: list[SplitPlan]
-) -> Iterator[tuple[SplitManifest, ShardWriter]]:
+def write_splits(root: str, parts: list[PartIndex], every: Samples, plans: list[SplitPlan]) -> Iterator[SplitManifest]:
     """Write all splits of a source. Yields the manifest of each split once its files are complete.
 
     Raises:
@@ -176,7 +176,7 @@ def write_splits(
                 for batch in _blocks_of(plan, bucket, every, tokens.take(number), labels.take(number)):
                     writer.write_block(batch)
             first += len(of_split)
-            yield _closed(plan, writer, every), writer
+            yield _closed(plan, writer, every, _largest_token(parts))
 
 
 def _buckets(plan: SplitPlan, every: Samples, rows_kept: int) -> Iterator[_Bucket]:
@@ -193,25 +193,16 @@ def _buckets(plan: SplitPlan, every: Samples, rows_kept: int) -> Iterator[_Bucke
         start = int(block_ends[-1])
 
 
-def _owners(plans: list[SplitPlan], buckets: list[list[_Bucket]], count: int) -> npt.NDArray[np.int32]:
+def _owners(plans: list[SplitPlan], buckets: list[list[_Bucket]], count: int) -> Ints:
     """Return (samples,) the number of the bucket for each sample; -1 if the sample is written already."""
     owners = np.full(count, -1, dtype=np.int32)
-    number = 0
-    for plan, of_split in zip(plans, buckets, strict=True):
-        for bucket in of_split:
-            owners[plan.samples[bucket.start : bucket.stop]] = number
-            number += 1
+    every = ((plan, bucket) for plan, of_split in zip(plans, buckets, strict=True) for bucket in of_split)
+    for number, (plan, bucket) in enumerate(every):
+        owners[plan.samples[bucket.start : bucket.stop]] = number
     return owners
 
 
-def _deal(
-    root: str,
-    parts: list[PartIndex],
-    every: Samples,
-    owners: npt.NDArray[np.int32],
-    tokens: Buckets,
-    labels: Buckets,
-) -> None:
+def _deal(root: str, parts: list[PartIndex], every: Samples, owners: Ints, tokens: Buckets, labels: Buckets) -> None:
     """Distribute the tokens of every part to buckets. Within a bucket, samples stay in source order."""
     first = 0
     for part in parts:
@@ -227,25 +218,22 @@ def _deal(
             (flat_tokens, every.num_tokens[numbers].astype(np.int64), tokens),
             (flat_labels, every.num_labels(numbers), labels),
         ):
-            sorted_values = gathered(flat, (np.cumsum(lengths) - lengths)[order], lengths[order])
+            sorted_values = gathered(flat, lengths, order)
             cuts = np.cumsum(lengths[order])[np.cumsum(counts) - 1]
             for bucket, piece in zip(named.tolist(), np.split(sorted_values, cuts[:-1]), strict=True):
                 buckets.put(bucket, piece.copy())  # a copy, because a view would keep the whole part in memory
 
 
-def _blocks_of(
-    plan: SplitPlan, bucket: _Bucket, every: Samples, tokens: npt.NDArray[np.int32], labels: npt.NDArray[np.int32]
-) -> Iterator[pa.RecordBatch]:
-    """Yield the blocks of a bucket, given its values in source order."""
+def _blocks_of(plan: SplitPlan, bucket: _Bucket, every: Samples, tokens: Ints, labels: Ints) -> Iterator[Any]:
+    """Yield the blocks of a bucket as record batches, given its values in source order."""
     samples = plan.samples[bucket.start : bucket.stop]
     there = np.sort(samples)
     places = np.searchsorted(there, samples)
     lengths = every.num_tokens[there].astype(np.int64)
     num_labels = every.num_labels(there)
-    tokens = gathered(tokens, (np.cumsum(lengths) - lengths)[places], lengths[places])
-    labels = gathered(labels, (np.cumsum(num_labels) - num_labels)[places], num_labels[places])
-    token_ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths[places])])
-    label_ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(num_labels[places])])
+    tokens = gathered(tokens, lengths, places)
+    labels = gathered(labels, num_labels, places)
+    token_ends, label_ends = (np.append(0, np.cumsum(each[places])) for each in (lengths, num_labels))
     start = bucket.start
     for stop in bucket.block_ends.tolist():
         rows = plan.ends[np.searchsorted(plan.ends, start, side="right") : np.searchsorted(plan.ends, stop) + 1]
@@ -268,9 +256,14 @@ def _lists(values: npt.NDArray[np.integer], ends: Numbers) -> pa.ListArray:
     return pa.ListArray.from_arrays(offsets, pa.array(values[ends[0] : ends[-1]]))
 
 
-def _closed(plan: SplitPlan, writer: ShardWriter, every: Samples) -> SplitManifest:
+def _largest_token(parts: Iterable[PartIndex]) -> int | None:
+    found = [part.largest_token for part in parts]
+    return None if None in found else max(filter(None, found), default=0)
+
+
+def _closed(plan: SplitPlan, writer: ShardWriter, every: Samples, largest_token: int | None) -> SplitManifest:
     tokens, targets = plan.sums(every.num_tokens), plan.sums(every.num_targets)
-    ids = _lists(plan.samples, np.concatenate([np.zeros(1, np.int64), plan.ends]))
+    ids = _lists(plan.samples, np.append(0, plan.ends))
     index = pa.table([pa.array(tokens.astype(np.int32)), pa.array(targets.astype(np.int32)), ids], schema=INDEX_SCHEMA)
     entry = writer.close(index)
     return SplitManifest(
@@ -279,6 +272,7 @@ def _closed(plan: SplitPlan, writer: ShardWriter, every: Samples) -> SplitManife
         tokens=int(tokens.sum()),
         targets=int(targets.sum()),
         longest_row=int(tokens.max(initial=0)),
+        largest_token=largest_token,
         shards=tuple(writer.shards),
         index=entry,
     )

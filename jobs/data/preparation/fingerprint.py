@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import posixpath
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from jobs.data.preparation.engines import Say
 from jobs.data.sources.chunks import Work
 from jobs.data.sources.file_stamp import info_of, stamp
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading
@@ -60,9 +60,7 @@ def fingerprint_of_jobs(jobs: dict[str, list[SourceJob]]) -> tuple[str, dict[str
     return _digest({"data": made_from}), made_from
 
 
-def source_jobs(
-    spec: Spec, tokenizer: TokenizerFiles, say: Callable[[str], None] = lambda line: None
-) -> dict[str, list[SourceJob]]:
+def source_jobs(spec: Spec, tokenizer: TokenizerFiles, say: Say = lambda line: None) -> dict[str, list[SourceJob]]:
     """Examine the sources of each role: train, and eval and general if there are such. Raises as `fingerprint` does."""
     found: dict[str, list[SourceJob]] = {}
     for where, source in numbered(spec.sources):
@@ -77,9 +75,7 @@ def check_formats(jobs: list[SourceJob], tokenizer: TokenizerFiles, model_dir: s
         check_tokenizer(tokenizer.load(), data_format, model_dir)
 
 
-def _source_job(
-    spec: Spec, source: Source, where: str, tokenizer: TokenizerFiles, say: Callable[[str], None]
-) -> SourceJob:
+def _source_job(spec: Spec, source: Source, where: str, tokenizer: TokenizerFiles, say: Say) -> SourceJob:
     data, reading = spec.data, Reading.of(spec, source)
     files = expand(source.path)
     stamps = tuple(stamp(file) for file in files)  # taken before reading, so that later changes are noticed

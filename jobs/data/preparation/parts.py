@@ -22,13 +22,11 @@ from jobs.errors import StorageError
 from jobs.storage import files as storage
 
 _NAME = re.compile(r"^(\d{5,})-(\d{6,})(-end)?\.parquet$")
-_INDEX_COLUMNS = ("line", "part", "reason", "fatal", "content", "num_tokens", "num_targets", "cut")
+_INDEX_COLUMNS = ("line", "reason", "content", "num_tokens", "num_targets", "cut")
 
 FACTS_SCHEMA = pa.schema(
     [
         ("file", pa.int32()),
-        ("number", pa.int32()),
-        ("last", pa.bool_()),
         ("records", pa.int64()),
         ("samples", pa.int64()),
         ("bad", pa.int64()),
@@ -95,8 +93,6 @@ def store_part(chunk: Chunk, work: Work, root: str) -> Any:
             error = str(problem)
     facts = {
         "file": chunk.file,
-        "number": chunk.number,
-        "last": chunk.last,
         "records": len(chunk.rows),
         "samples": table.num_rows - bad.num_rows,
         "bad": bad.num_rows,
@@ -176,7 +172,3 @@ def read_tokens(root: str, name: PartName) -> tuple[Any, Any]:
 def _apart(table: Any) -> tuple[Any, Any]:
     valid = pc.is_valid(table["reason"])
     return table.filter(pc.invert(valid)), table.filter(valid)
-
-
-def remove_parts(root: str) -> None:
-    storage.remove_dir(parts_folder(root))

@@ -14,8 +14,9 @@ from jobs.data.cutting import Cut, cut_of, format_cut
 from jobs.data.preparation.assemble import Samples, SplitPlan, write_splits
 from jobs.data.preparation.engines import Engine, Progress, Say, is_little, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
-from jobs.data.preparation.parts import PartIndex, missing, read_index, remove_parts, store_part, stored_parts
+from jobs.data.preparation.parts import PartIndex, missing, parts_folder, read_index, store_part, stored_parts
 from jobs.data.preparation.prepare_lock import Lease
+from jobs.data.preparation.shard_writer import remove_notes
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
 from jobs.data.sources.bad_rows import BadRow, write_bad_rows
 from jobs.data.sources.chunks import held_out
@@ -90,13 +91,10 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
     except _TooManyBad:
         raise  # the parts are kept, because a higher max_bad_fraction would accept them
     except DataError:
-        remove_parts(job.root)  # the same source would fail again
+        storage.remove_dir(parts_folder(job.root))  # the same source would fail again
         raise
-    splits, writers = dict[str, SplitManifest](), []
     say(f"shuffling and writing {many(len(every), 'sample')}")
-    for plan, (manifest, writer) in zip(plans, write_splits(job.root, parts, every, plans), strict=True):
-        splits[plan.name] = manifest.model_copy(update={"largest_token": _largest_token(parts)})
-        writers.append(writer)
+    splits = dict(zip([plan.name for plan in plans], write_splits(job.root, parts, every, plans), strict=True))
     write_manifest(
         job.root,
         Manifest(
@@ -110,9 +108,9 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
             versions={name: importlib.metadata.version(name) for name in _VERSIONS},
         ),
     )
-    for writer in writers:
-        writer.forget()
-    remove_parts(job.root)
+    for name, split in splits.items():
+        remove_notes(job.root, name, len(split.shards))
+    storage.remove_dir(parts_folder(job.root))
 
 
 def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
@@ -140,11 +138,6 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
         expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if the rest has equally long records
         if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
             _list_bad_rows(job, [read_index(job.root, name) for name in stored_parts(job.root)])
-
-
-def _largest_token(parts: Iterable[PartIndex]) -> int | None:
-    found = [part.largest_token for part in parts]
-    return None if None in found else max(filter(None, found), default=0)
 
 
 def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:
@@ -246,11 +239,9 @@ def prepare(
     del workers
     most = longest_text(model_dir)
     cuts = [format_cut(where, source.manifest.cut, spec.data.seq_len, most) for where, source in sources.items()]
+    tell = warn or (lambda text: say(f"warning: {text}"))
     for words in filter(None, cuts):
-        if warn is None:
-            say(f"warning: {words}")
-        else:
-            warn(words)
+        tell(words)
     if found is not None and not new:
         say(f"data is prepared already: {root}")
         return found
@@ -294,13 +285,11 @@ def _splits(jobs: dict[str, list[SourceJob]], sources: dict[str, Prepared]) -> d
 
 
 def _summary(manifest: Manifest, spec: Spec) -> str:
-    words = [_split_summary(name, parts, spec) for name, parts in manifest.splits.items()]
+    words = []
+    for name, parts in manifest.splits.items():
+        rows, tokens = sum(part.rows for part in parts), sum(part.tokens for part in parts)
+        filled = f", {tokens / (rows * spec.data.seq_len):.1%} full" if spec.packed else ""
+        words.append(f"{many(rows, f'{name} row')} of {many(tokens, 'token')}{filled}")
     if manifest.bad_rows:
         words.append(f"{many(manifest.bad_rows, 'bad row')} set aside")
     return ", ".join(words)
-
-
-def _split_summary(name: str, parts: tuple[SplitManifest, ...], spec: Spec) -> str:
-    rows, tokens = sum(part.rows for part in parts), sum(part.tokens for part in parts)
-    filled = f", {tokens / (rows * spec.data.seq_len):.1%} full" if spec.packed else ""
-    return f"{many(rows, f'{name} row')} of {many(tokens, 'token')}{filled}"

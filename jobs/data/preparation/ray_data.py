@@ -15,10 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-import ray.data
-from ray.data.block import BlockMetadata
-from ray.data.datasource import Datasource, ReadTask
 
+from jobs.data.ray_reads import ordered_reads
 from jobs.data.sources.chunks import Task, Todo, Work, read_chunks
 from jobs.model_files.tokenizer import TokenizerFiles
 
@@ -41,7 +39,6 @@ def warm_up() -> list[Any]:
 
 
 def _import_libraries() -> None:
-
     import jobs.data.preparation.parts  # noqa: F401
 
 
@@ -50,29 +47,8 @@ def spare_cpus() -> float:
     return float(ray.available_resources().get("CPU", 0.0))
 
 
-class ChunksSource(Datasource):  # type: ignore[misc]  # ray is untyped
-    """One read task per file. A row is a pickled `Chunk`, so that records of any shape have one Arrow schema."""
-
-    def __init__(self, work: Work, todo: Todo) -> None:
-        super().__init__()
-        # Readers need no tokenizer, and Ray Data rejects a read task of over a megabyte.
-        self._work, self._todo = replace(work, tokenizer=TokenizerFiles("", ()), code=None), todo
-
-    def estimate_inmemory_data_size(self) -> int | None:
-        return None
-
-    def get_read_tasks(
-        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
-    ) -> list[Any]:
-        tasks = []
-        for file, skip in self._todo.items():
-            path = self._work.files[file]
-            metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=[path], exec_stats=None)
-            tasks.append(ReadTask(functools.partial(_read, file, self._work, skip), metadata))
-        return tasks
-
-
 def _read(file: int, work: Work, skip: frozenset[int]) -> Iterator[Any]:
+    """Yield pickled chunks as rows, so that records of any shape have one Arrow schema."""
     for chunk in read_chunks(file, work, skip):
         yield pa.table({"chunk": pa.array([pickle.dumps(chunk)], pa.large_binary())})
 
@@ -104,18 +80,16 @@ _TAKEN_UP: dict[str, tuple[Task, Work]] = {}
 def run_on_ray(task: Task, work: Work, todo: Todo) -> Iterator[Any]:
     """Yield the tables that `task` makes, in the order of the plain engine. Call `ray.init` before.
 
-    Reading reserves no CPU, so that it cannot starve tokenising. Because the two ask for different resources, Ray Data
-    does not fuse them, so many tasks tokenise one large file.
+    There is one read task per file. It reserves no CPU, so that it cannot starve tokenising. Because the two ask for
+    different resources, Ray Data does not fuse them, so many tasks tokenise one large file.
     """
+    # Readers need no tokenizer, and Ray Data rejects a read task of over a megabyte.
+    small = replace(work, tokenizer=TokenizerFiles("", ()), code=None)
+    reads = [functools.partial(_read, file, small, skip) for file, skip in todo.items()]
     readers = min(len(todo), max(2, int(ray.cluster_resources().get("CPU", 2)) // 2))
-    source = ray.data.read_datasource(
-        ChunksSource(work, todo), num_cpus=0, concurrency=readers, override_num_blocks=len(todo)
-    )
-    context = source.context
-    context.execution_options.preserve_order = True
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = TASK_BYTES
+    source = ordered_reads(reads, readers)
+    source.context.print_on_execution_start = False
+    source.context.target_max_block_size = TASK_BYTES
     results = source.map_batches(
         _applied(task, work),
         batch_size=None,

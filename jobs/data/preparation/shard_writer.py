@@ -60,11 +60,6 @@ class ShardWriter:
             file.write_table(index)
         return self._upload(local, "index.arrow")
 
-    def forget(self) -> None:
-        """Remove the notes about single shards. Call this once the manifest, which covers all shards, is written."""
-        for number in range(len(self.shards)):
-            storage.remove_file(_note(self._folder, number))
-
     def _finish_shard(self) -> None:
         if self._open is None:
             return
@@ -81,6 +76,12 @@ class ShardWriter:
             digest, size = hashlib.file_digest(file, "sha256").hexdigest(), os.path.getsize(local)
         storage.put_file(local, storage.join(self._folder, name))
         return FileEntry(name=name, bytes=size, sha256=digest)
+
+
+def remove_notes(root: str, split: str, shards: int) -> None:
+    """Remove the notes about single shards. Call this once the manifest, which covers all shards, is written."""
+    for number in range(shards):
+        storage.remove_file(_note(storage.join(root, split), number))
 
 
 def _note(folder: str, number: int) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.text import first_line
 from jobs.data.order.row_order import GROUP_STEPS
 from jobs.data.preparation.engines import Engine, Progress, Say, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
@@ -33,15 +31,7 @@ LONGEST = 5  # longest samples that the report shows
 _BINS = 24  # of a histogram, about
 
 
-@dataclass(frozen=True)
-class Checked:
-    """The result of a check: the report, and where its files are."""
-
-    report: DataReport
-    folder: str  # directory of this check's files
-
-
-def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
+def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> DataReport:
     """Examine all samples of a spec's data.
 
     For the arguments, see `jobs.data.preparation.prepare.prepare`.
@@ -61,9 +51,8 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> Checked:
     digest, _ = fingerprint_of_jobs(jobs)
     facts = _joined(spec, every, tables)
     say(f"comparing {len(facts.good):,} samples")
-    folder = check_folder(spec.storage_path, digest)
-    bad_rows = _list_bad_rows(facts, storage.join(folder, "bad_rows.jsonl"))
-    return Checked(_report(spec, every, facts, digest, bad_rows), folder)
+    bad_rows = _list_bad_rows(facts, storage.join(check_folder(spec.storage_path, digest), "bad_rows.jsonl"))
+    return _report(spec, every, facts, digest, bad_rows)
 
 
 def _facts(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> tuple[Any, int]:
@@ -111,7 +100,7 @@ def _report(spec: Spec, jobs: list[SourceJob], facts: Facts, digest: str, bad_ro
     findings, compared = findings_of(facts)
     blocked = _blocked(spec, jobs, facts)
     grave = any(finding.severity != "note" for finding in findings)
-    role = facts.role[facts.good]
+    samples = {role: len(facts.of_role(role)) for role in (TRAIN, EVAL)}
     return DataReport(
         name=spec.name,
         created_at=datetime.datetime.now(datetime.UTC),
@@ -121,14 +110,14 @@ def _report(spec: Spec, jobs: list[SourceJob], facts: Facts, digest: str, bad_ro
         sources=tuple(_source(spec, job, facts, number) for number, job in enumerate(jobs)),
         records=sum(facts.records),
         samples=len(facts.good),
-        train_samples=int((role == TRAIN).sum()),
-        eval_samples=int((role == EVAL).sum()),
+        train_samples=samples[TRAIN],
+        eval_samples=samples[EVAL],
         tokens=int((facts.numbers("tokens") - facts.numbers("cut"))[facts.good].sum()),
         targets=int(facts.numbers("targets")[facts.good].sum()),
         seq_len=spec.data.seq_len,
         max_bad_fraction=spec.data.max_bad_fraction,
-        lengths={ROLES[one]: _histogram(facts, one) for one in (TRAIN, EVAL) if (role == one).any()},
-        length_quantiles={ROLES[one]: _quantiles(facts, one) for one in (TRAIN, EVAL) if (role == one).any()},
+        lengths={ROLES[one]: _histogram(facts, one) for one, count in samples.items() if count},
+        length_quantiles={ROLES[one]: _quantiles(facts, one) for one, count in samples.items() if count},
         labels=_labels(facts),
         longest=_longest(facts),
         packing=_packing(spec, facts),
@@ -143,8 +132,7 @@ def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
     fatal = facts.bad[pc.fill_null(facts.table["fatal"], False).to_numpy()[facts.bad]]
     if len(fatal):
         where = facts.example(int(fatal[0]))
-        reason = first_line(facts.table["reason"][int(fatal[0])].as_py())
-        return f"{where.file}:{where.line}: {reason}" if where.line else reason
+        return f"{where.file}:{where.line}: {where.text}" if where.line else where.text
     for number, job in enumerate(jobs):
         bad, records = int((facts.source[facts.bad] == number).sum()), facts.records[number]
         if bad > spec.data.max_bad_fraction * records:
@@ -184,7 +172,7 @@ def _source(spec: Spec, job: SourceJob, facts: Facts, number: int) -> SourceRepo
 
 
 def _histogram(facts: Facts, role: int) -> Histogram:
-    tokens = facts.numbers("tokens")[facts.good[facts.role[facts.good] == role]]
+    tokens = facts.numbers("tokens")[facts.of_role(role)]
     every = facts.numbers("tokens")[facts.good]
     width = max(1, _nice(float(np.quantile(every, 0.995)) / _BINS))
     edges = np.arange(0, int(np.quantile(every, 0.995)) + 2 * width, width, dtype=float)
@@ -200,7 +188,7 @@ def _nice(width: float) -> int:
 
 
 def _quantiles(facts: Facts, role: int) -> dict[str, float]:
-    tokens = facts.numbers("tokens")[facts.good[facts.role[facts.good] == role]]
+    tokens = facts.numbers("tokens")[facts.of_role(role)]
     named = {f"p{share:.0f}": float(np.percentile(tokens, share)) for share in (50, 90, 99)}
     return {"mean": float(tokens.mean()), **named, "max": float(tokens.max())}
 
@@ -223,7 +211,7 @@ def _longest(facts: Facts) -> tuple[LongSample, ...]:
 
 
 def _packing(spec: Spec, facts: Facts) -> Packing | None:
-    rows = facts.good[facts.role[facts.good] == TRAIN]
+    rows = facts.of_role(TRAIN)
     if not len(rows):
         return None
     lengths = facts.table["lengths"].combine_chunks().take(rows).flatten().to_numpy()

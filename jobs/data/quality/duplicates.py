@@ -30,6 +30,9 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.later)
 
+    def where(self, wanted: npt.NDArray[np.bool_]) -> Pairs:
+        return Pairs(self.later[wanted], self.earlier[wanted])
+
 
 def exact_duplicates(content: npt.NDArray[np.uint64]) -> Pairs:
     """Find every sample whose content occurs earlier, with its first occurrence. content: (samples,)."""

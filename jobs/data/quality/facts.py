@@ -7,7 +7,6 @@ import itertools
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def _facts(sample: Sample | BadRow, result: Any) -> dict[str, Any]:
     if isinstance(sample, BadRow):
         return {**_reason(sample.why), "fatal": sample.fatal, "text": ""}
     texts = texts_of(sample)
-    shown = _shown(texts)
+    shown = " | ".join(filter(None, texts))[:TEXT_SHOWN]
     if isinstance(result, Reason):
         return {**_reason(result), "fatal": False, "text": shown, "marks": []}
     longest = max(texts, key=len)
@@ -90,7 +89,7 @@ def _facts(sample: Sample | BadRow, result: Any) -> dict[str, Any]:
         "label": sample.label if isinstance(sample, ClassSample) else -1,
         "chars": len(longest),
         "open_end": bool(longest) and not longest.rstrip().endswith(_SENTENCE_END),
-        "marks": list(_marks(sample, texts)),
+        "marks": _marks(sample, texts),
         "signature": signature(" ".join(texts)),
     }
 
@@ -99,47 +98,37 @@ def _reason(reason: Reason) -> dict[str, Any]:
     return {"reason": reason.text, "kind": reason.kind or first_line(reason.text)}
 
 
-def _shown(texts: tuple[str, ...]) -> str:
-    return " | ".join(text for text in texts if text)[:TEXT_SHOWN]
-
-
-def _marks(sample: Sample, texts: tuple[str, ...]) -> Iterator[str]:
-    if any(_MOJIBAKE.search(text) for text in texts):
-        yield "mojibake"
-    if any("\ufffd" in text for text in texts):
-        yield "replacement-character"
+def _marks(sample: Sample, texts: tuple[str, ...]) -> list[str]:
+    """Return the kinds of problems that a sample shows, by their names in `findings`."""
     controls = {char for text in texts if not text.isprintable() for char in text if _is_control(char)}
-    if any("\x80" <= char <= "\x9f" for char in controls):
-        yield "windows-1252"
-    if any(not "\x80" <= char <= "\x9f" for char in controls):
-        yield "control-characters"
-    if isinstance(sample, TextSample | ClassSample) and len(sample.text.strip()) < 3:
-        yield "nearly-empty"
-    if isinstance(sample, ChatSample):
-        yield from _chat_marks(sample)
+    shown = {
+        "mojibake": any(map(_MOJIBAKE.search, texts)),
+        "replacement-character": any("\ufffd" in text for text in texts),
+        "windows-1252": any("\x80" <= char <= "\x9f" for char in controls),
+        "control-characters": any(not "\x80" <= char <= "\x9f" for char in controls),
+        "nearly-empty": isinstance(sample, TextSample | ClassSample) and len(sample.text.strip()) < 3,
+        **(_chat_marks(sample) if isinstance(sample, ChatSample) else {}),
+    }
+    return [mark for mark, is_shown in shown.items() if is_shown]
 
 
 def _is_control(char: str) -> bool:
     return unicodedata.category(char) == "Cc" and char not in "\n\r\t\f"
 
 
-def _chat_marks(sample: ChatSample) -> Iterator[str]:
-    roles = [role for role, _ in sample.messages]
-    if not _KNOWN_ROLES.issuperset(roles):
-        yield "unknown-role"
-    if any(role in ("system", "developer") for role in roles[1:]):
-        yield "system-not-first"
+def _chat_marks(sample: ChatSample) -> dict[str, bool]:
+    roles, empty = [role for role, _ in sample.messages], {role for role, text in sample.messages if not text.strip()}
     talk = [role for role in roles if role in ("user", "assistant")]
-    if "tool" not in roles and "function" not in roles and any(one == two for one, two in itertools.pairwise(talk)):
-        yield "turns-out-of-order"
-    if talk and talk[0] == "assistant":
-        yield "assistant-first"
-    if roles[-1] != "assistant":
-        yield "ends-without-answer"
-    if any(role == "assistant" and not content.strip() for role, content in sample.messages):
-        yield "empty-answer"
-    if any(role == "user" and not content.strip() for role, content in sample.messages):
-        yield "empty-question"
+    has_tools = "tool" in roles or "function" in roles
+    return {
+        "unknown-role": not _KNOWN_ROLES.issuperset(roles),
+        "system-not-first": any(role in ("system", "developer") for role in roles[1:]),
+        "turns-out-of-order": not has_tools and any(one == two for one, two in itertools.pairwise(talk)),
+        "assistant-first": talk[:1] == ["assistant"],
+        "ends-without-answer": roles[-1] != "assistant",
+        "empty-answer": "assistant" in empty,
+        "empty-question": "user" in empty,
+    }
 
 
 def signature(text: str) -> list[int]:

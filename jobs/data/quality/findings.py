@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -54,110 +54,80 @@ class Facts:
         values: npt.NDArray[Any] = pc.fill_null(self.table[column], 0).to_numpy()
         return values
 
-    def example(self, row: int, other: int | None = None, text: str | None = None) -> Example:
+    def of_role(self, role: int) -> Numbers:
+        """Return the numbers of the samples of a role."""
+        rows: Numbers = self.good[self.role[self.good] == role]
+        return rows
+
+    def example(self, row: int, other: int | None = None) -> Example:
+        """Show a record: the start of a sample, or why the record cannot be used."""
         file, line = self.where(row)
         other_file, other_line = self.where(other) if other is not None else (None, None)
-        shown = text if text is not None else self.table["text"][int(row)].as_py() or ""
+        shown = first_line(self.table["reason"][int(row)].as_py() or "") or self.table["text"][int(row)].as_py() or ""
         return Example(file=file, line=line, text=shown, other_file=other_file, other_line=other_line)
 
     def where(self, row: int) -> tuple[str, int]:
         file = self.table["file"][int(row)].as_py()
         return self.files[int(self.source[row])][file], self.table["line"][int(row)].as_py()
 
-    def finding(
-        self,
-        kind: str,
-        severity: Severity,
-        title: str,
-        rows: Sequence[int] | Numbers,
-        advice: str,
-        of: int | None = None,
-    ) -> Finding:
-        examples = tuple(self.example(int(row)) for row in rows[:EXAMPLES])
-        looked_at = len(self.good) if of is None else of
-        return Finding(
-            kind=kind, severity=severity, title=title, count=len(rows), of=looked_at, advice=advice, examples=examples
-        )
-
 
 def findings_of(facts: Facts) -> tuple[tuple[Finding, ...], int]:
     """Return all findings, the most severe first, and the number of samples compared for near-duplicates."""
     compared, near = _near(facts)
-    rules = (_bad, _exact, _conflicts, _marks, _cut_at_source, _cut, _classes)
+    rules = (_bad, _exact, _leaks, _conflicts, _marks, _cut_at_source, _cut, _classes)
     found = [finding for rule in rules for finding in rule(facts)] + list(_near_findings(facts, near, compared))
     gravest = {"error": 0, "warning": 1, "note": 2}
     return tuple(sorted(found, key=lambda finding: gravest[finding.severity])), compared
 
 
+def _finding(
+    facts: Facts, kind: str, severity: Severity, title: str, found: Numbers | Pairs, of: int, advice: str
+) -> Iterator[Finding]:
+    """Yield a finding about these records or pairs of records, with examples; nothing if there are none."""
+    rows, others = (found.later, found.earlier) if isinstance(found, Pairs) else (found, [None] * EXAMPLES)
+    examples = tuple(map(facts.example, rows[:EXAMPLES], others[:EXAMPLES]))
+    if examples:
+        count = len(found)
+        yield Finding(kind=kind, severity=severity, title=title, count=count, of=of, advice=advice, examples=examples)
+
+
 def _bad(facts: Facts) -> Iterator[Finding]:
     """Report records that cannot be used, grouped by the kind of reason."""
     groups: dict[str, list[int]] = {}
-    reasons, kinds = facts.table["reason"].to_pylist(), facts.table["kind"].to_pylist()
+    kinds = facts.table["kind"].to_pylist()
     for row in facts.bad.tolist():
         groups.setdefault(kinds[row], []).append(row)
     for kind, rows in sorted(groups.items(), key=lambda group: -len(group[1])):
-        examples = tuple(facts.example(row, text=first_line(reasons[row])) for row in rows[:EXAMPLES])
         fatal = facts.table["fatal"][rows[0]].as_py()
         advice = (
             "correct them or the spec: nothing is prepared while there is one"
             if fatal
             else ("correct or remove them; up to data.max_bad_fraction of a source are set aside")
         )
-        yield Finding(
-            kind=f"bad-row: {kind}",
-            severity="error",
-            title=kind,
-            count=len(rows),
-            of=sum(facts.records),
-            advice=advice,
-            examples=examples,
-        )
+        yield from _finding(facts, f"bad-row: {kind}", "error", kind, np.array(rows), sum(facts.records), advice)
+
+
+def _duplicates(facts: Facts, rows: Numbers) -> Pairs:
+    """Find the samples among `rows` that repeat an earlier one of them exactly."""
+    found = exact_duplicates(facts.numbers("content")[rows])
+    return Pairs(rows[found.later], rows[found.earlier])
 
 
 def _exact(facts: Facts) -> Iterator[Finding]:
-    good = facts.good
     for role in (TRAIN, EVAL):
-        mine = facts.role[good] == role
-        inside = exact_duplicates(facts.numbers("content")[good[mine]])
-        if len(inside):
-            yield _pairs_finding(
-                facts,
-                "exact-duplicates",
-                f"exact duplicates within {ROLES[role]}",
-                Pairs(good[mine][inside.later], good[mine][inside.earlier]),
-                int(mine.sum()),
-                "remove them: repeated samples weigh more, and are memorised",
-            )
-    yield from _leaks(facts, good)
+        rows, title = facts.of_role(role), f"exact duplicates within {ROLES[role]}"
+        advice = "remove them: repeated samples weigh more, and are memorised"
+        yield from _finding(facts, "exact-duplicates", "warning", title, _duplicates(facts, rows), len(rows), advice)
 
 
-def _leaks(facts: Facts, good: Numbers) -> Iterator[Finding]:
+def _leaks(facts: Facts) -> Iterator[Finding]:
     """Report held-out samples that are also in train."""
-    content, role = facts.numbers("content")[good], facts.role[good]
-    of_train = np.unique(content[role == TRAIN])
-    leaked = np.flatnonzero((role == EVAL) & np.isin(content, of_train))
-    if len(leaked):
-        train = np.flatnonzero(role == TRAIN)
-        by_content = dict(zip(content[train][::-1].tolist(), train[::-1].tolist(), strict=True))
-        earlier = np.array([by_content[int(content[row])] for row in leaked], np.int64)
-        yield _pairs_finding(
-            facts,
-            "exact-duplicates-across",
-            "samples of eval that are also in train",
-            Pairs(good[leaked], good[earlier]),
-            int((role == EVAL).sum()),
-            "remove them from one side: the held-out metrics would be too good",
-        )
-
-
-def _pairs_finding(
-    facts: Facts, kind: str, title: str, pairs: Pairs, of: int, advice: str, severity: Severity = "warning"
-) -> Finding:
-    examples = tuple(
-        facts.example(int(later), int(earlier))
-        for later, earlier in zip(pairs.later[:EXAMPLES], pairs.earlier[:EXAMPLES], strict=True)
-    )
-    return Finding(kind=kind, severity=severity, title=title, count=len(pairs), of=of, advice=advice, examples=examples)
+    held = facts.of_role(EVAL)
+    pairs = _duplicates(facts, np.concatenate([facts.of_role(TRAIN), held]))
+    leaked = pairs.where(facts.role[pairs.later] != facts.role[pairs.earlier])
+    title = "samples of eval that are also in train"
+    advice = "remove them from one side: the held-out metrics would be too good"
+    yield from _finding(facts, "exact-duplicates-across", "warning", title, leaked, len(held), advice)
 
 
 def _near(facts: Facts) -> tuple[int, Pairs]:
@@ -175,44 +145,24 @@ def _near_findings(facts: Facts, near: Pairs, compared: int) -> Iterator[Finding
     later, earlier = facts.role[near.later], facts.role[near.earlier]
     advice = "look at some: templates and boilerplate are fine, copies with small changes are not"
     for role in (TRAIN, EVAL):
-        inside = (later == role) & (earlier == role)
-        if inside.any():
-            pairs = Pairs(near.later[inside], near.earlier[inside])
-            title = f"near-duplicates within {ROLES[role]} (80 % of their sets of three words in common)"
-            yield _pairs_finding(facts, "near-duplicates", title, pairs, compared, advice, "note")
-    across = later != earlier
-    if across.any():
-        swapped = later[across] == TRAIN
-        one, two = near.later[across], near.earlier[across]
-        pairs = Pairs(np.where(swapped, two, one), np.where(swapped, one, two))
-        yield _pairs_finding(
-            facts,
-            "near-duplicates-across",
-            "samples of eval with near-duplicates in train",
-            pairs,
-            compared,
-            "remove them from one side if they are copies: the held-out metrics would be too good",
-            "warning",
-        )
+        inside = near.where((later == role) & (earlier == role))
+        title = f"near-duplicates within {ROLES[role]} (80 % of their sets of three words in common)"
+        yield from _finding(facts, "near-duplicates", "note", title, inside, compared, advice)
+    across = near.where(later != earlier)
+    swapped = facts.role[across.later] == TRAIN
+    held, trained = (np.where(which, across.earlier, across.later) for which in (swapped, ~swapped))
+    title = "samples of eval with near-duplicates in train"
+    advice = "remove them from one side if they are copies: the held-out metrics would be too good"
+    yield from _finding(facts, "near-duplicates-across", "warning", title, Pairs(held, trained), compared, advice)
 
 
 def _conflicts(facts: Facts) -> Iterator[Finding]:
     """Report equal texts with different labels."""
-    if facts.num_labels is None:
-        return
-    good = facts.good
-    labels = facts.numbers("label")[good]
-    pairs = exact_duplicates(facts.numbers("content")[good])
-    differ = labels[pairs.later] != labels[pairs.earlier]
-    if differ.any():
-        yield _pairs_finding(
-            facts,
-            "conflicting-labels",
-            "equal texts with different labels",
-            Pairs(good[pairs.later[differ]], good[pairs.earlier[differ]]),
-            len(good),
-            "decide on one label: no model can learn both",
-        )
+    if facts.num_labels is not None:
+        labels, pairs = facts.numbers("label"), _duplicates(facts, facts.good)
+        differ = pairs.where(labels[pairs.later] != labels[pairs.earlier])
+        title, advice = "equal texts with different labels", "decide on one label: no model can learn both"
+        yield from _finding(facts, "conflicting-labels", "warning", title, differ, len(facts.good), advice)
 
 
 _MARKS: tuple[tuple[str, str, str], ...] = (  # kind, title, advice
@@ -258,8 +208,7 @@ def _marks(facts: Facts) -> Iterator[Finding]:
     marks = np.array(column.flatten().to_pylist(), dtype=object)
     for mark, title, advice in _MARKS:
         rows = parents[marks == mark] if len(marks) else parents[:0]
-        if len(rows):
-            yield facts.finding(mark, "warning", title, rows, advice)
+        yield from _finding(facts, mark, "warning", title, rows, len(facts.good), advice)
 
 
 def _cut_at_source(facts: Facts) -> Iterator[Finding]:
@@ -274,17 +223,19 @@ def _cut_at_source(facts: Facts) -> Iterator[Finding]:
         if most >= chars_at_least and len(rows) >= max(least, share * int(mine.sum())):
             title = f"texts of exactly {most:,} characters that end in mid-sentence"
             advice = "they were probably cut when they were exported: export them whole"
-            yield facts.finding("cut-at-source", "warning", title, rows, advice, int(mine.sum()))
+            yield from _finding(facts, "cut-at-source", "warning", title, rows, int(mine.sum()), advice)
 
 
 def _cut(facts: Facts) -> Iterator[Finding]:
+    samples = len(facts.good)
     rows = facts.good[facts.numbers("cut")[facts.good] > 0]
-    if len(rows):
-        severity: Severity = "warning" if len(rows) > _MANY_CUT * len(facts.good) else "note"
-        tokens = int(facts.numbers("cut")[rows].sum())
-        title = f"longer than data.seq_len ({facts.seq_len:,}), so cut by {tokens:,} tokens in all"
-        longest = rows[np.argsort(-facts.numbers("tokens")[rows], kind="stable")]
-        yield facts.finding("cut-by-seq-len", severity, title, longest, "raise data.seq_len, or shorten them")
+    severity: Severity = "warning" if len(rows) > _MANY_CUT * samples else "note"
+    tokens = int(facts.numbers("cut")[rows].sum())
+    title = f"longer than data.seq_len ({facts.seq_len:,}), so cut by {tokens:,} tokens in all"
+    longest = rows[np.argsort(-facts.numbers("tokens")[rows], kind="stable")]
+    yield from _finding(
+        facts, "cut-by-seq-len", severity, title, longest, samples, "raise data.seq_len, or shorten them"
+    )
 
 
 def _classes(facts: Facts) -> Iterator[Finding]:
@@ -322,8 +273,7 @@ def _classes(facts: Facts) -> Iterator[Finding]:
 
 def label_counts(facts: Facts, role: int) -> Numbers:
     """Count the samples of each class in a role; (num_labels,)."""
-    rows = facts.good[facts.role[facts.good] == role]
-    counts: Numbers = np.bincount(facts.numbers("label")[rows], minlength=facts.num_labels or 0)
+    counts: Numbers = np.bincount(facts.numbers("label")[facts.of_role(role)], minlength=facts.num_labels or 0)
     return counts
 
 

@@ -64,10 +64,9 @@ def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "
     if not table:
         few = "" if prepared else " among those that are looked at before the data is prepared (fleetune data prepare)"
         raise DataError(f"there is no row {start} in {split}{few}: give a smaller --from")
-    decode = _Decoder(files.load())
+    tokenizer, is_prepared = files.load(), prepared is not None
     return [
-        ShownRow(start + place, tuple(_samples(row, decode, spec)), prepared is not None)
-        for place, row in enumerate(table)
+        ShownRow(number, tuple(_samples(row, tokenizer, spec)), is_prepared) for number, row in enumerate(table, start)
     ]
 
 
@@ -118,7 +117,7 @@ def _row(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _samples(row: dict[str, Any], decode: _Decoder, spec: Spec) -> Any:
+def _samples(row: dict[str, Any], tokenizer: Any, spec: Spec) -> Iterator[ShownSample]:
     causal = spec.model.task == "causal-lm"
     for end, length, number in zip(np.cumsum(row["lengths"]), row["lengths"], row["sample_ids"], strict=True):
         tokens = row["input_ids"][end - length : end]
@@ -128,7 +127,7 @@ def _samples(row: dict[str, Any], decode: _Decoder, spec: Spec) -> Any:
             source=source,
             number=inside,
             tokens=tuple(tokens),
-            pieces=decode.pieces(tokens),
+            pieces=_pieces(tokens, tokenizer),
             targets=tuple(label != IGNORE_INDEX for label in labels),
             label=None if causal else _label(row["labels"][0], spec),
         )
@@ -138,25 +137,22 @@ def _label(number: int, spec: Spec) -> str:
     return spec.data.labels[number] if spec.data.labels else str(number)
 
 
-class _Decoder:
-    """Splits the text of tokens into one piece per token, so that the joined pieces are the whole text."""
+def _pieces(tokens: list[int], tokenizer: Any) -> tuple[str, ...]:
+    """Return the text that each token adds; joined, the pieces are the whole text.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    A character made of several tokens appears with the last of them.
+    """
 
-    def pieces(self, tokens: list[int]) -> tuple[str, ...]:
-        """Return the text that each token adds. A character made of several tokens appears with the last of them."""
-        pieces, start, said = [], 0, ""
-        for end in range(1, len(tokens) + 1):
-            text = self._decoded(tokens[start:end])
-            if text.endswith("\ufffd") and end - start < 8 and end < len(tokens):
-                pieces.append("")
-                continue
-            pieces.append(text.removeprefix(said))
-            # The next token is decoded after this one, because some tokenizers drop a space at the very start.
-            start, said = end - 1, self._decoded(tokens[end - 1 : end])
-        return tuple(pieces)
+    def decoded(some: list[int]) -> str:
+        return str(tokenizer.decode(some, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def _decoded(self, tokens: list[int]) -> str:
-        text: str = self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        return text
+    pieces, start, said = [], 0, ""
+    for end in range(1, len(tokens) + 1):
+        text = decoded(tokens[start:end])
+        if text.endswith("\ufffd") and end - start < 8 and end < len(tokens):
+            pieces.append("")
+            continue
+        pieces.append(text.removeprefix(said))
+        # The next token is decoded after this one, because some tokenizers drop a space at the very start.
+        start, said = end - 1, decoded(tokens[end - 1 : end])
+    return tuple(pieces)

@@ -9,22 +9,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from jobs.data.sources.bad_rows import Reason
+from jobs.data.sources.bad_rows import Rejected
 
 Turn = dict[str, str]
 Span = tuple[int, int]  # characters [start, end) of the rendered dialogue
 Render = Callable[[Sequence[Turn], bool], str]  # (turns, whether to open an assistant turn at the end) -> text
 
-
 REFUSED: Final = "the chat template refuses it"
-
-
-class Unrenderable(Exception):
-    """The dialogue cannot be rendered, or the assistant's part of it cannot be told apart. `reason` says why."""
-
-    def __init__(self, text: str, kind: str = "") -> None:
-        super().__init__(text)
-        self.reason = Reason(text, kind)
 
 
 @dataclass(frozen=True)
@@ -41,7 +32,7 @@ def frame_of(render: Render, ends: tuple[str, ...]) -> Frame | None:
     try:
         whole, [(start, stop)] = assistant_spans([question, answer], render, ends)
         header = _rendered([question], render, True).removeprefix(_rendered([question], render, False))
-    except Unrenderable:
+    except Rejected:
         return None
     end = whole[start + 1 : stop]
     framed = whole[:start].endswith(header) and whole[start] == "a" and end.endswith(ends)
@@ -52,7 +43,7 @@ def framed_spans(turns: Sequence[Turn], render: Render, frame: Frame) -> tuple[s
     """Compute the result of `assistant_spans` with one rendering; None if the frame is ambiguous.
 
     Raises:
-        Unrenderable: the template rejects the dialogue.
+        Rejected: the template rejects the dialogue.
     """
     whole = _rendered(turns, render, False)
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
@@ -81,7 +72,7 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
         The rendered dialogue, and one span for each assistant turn.
 
     Raises:
-        Unrenderable: the template rejects the dialogue, or renders a turn differently if other turns follow.
+        Rejected: the template rejects the dialogue, or renders a turn differently if other turns follow.
     """
     whole = _rendered(turns, render, False)
     spans = []
@@ -91,7 +82,7 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
         after = whole if number + 1 == len(turns) else _rendered(turns[: number + 1], render, False)
         start = _start(turns, number, after, render)
         if not whole.startswith(after):
-            raise Unrenderable(
+            raise Rejected(
                 f"the chat template renders turn {number + 1} differently when others follow it",
                 "the chat template renders turn N differently when others follow it",
             )
@@ -103,7 +94,7 @@ def _rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
     try:
         return render(turns, header)
     except Exception as error:  # a template is a program and may raise anything
-        raise Unrenderable(f"{REFUSED}: {error}", REFUSED) from error
+        raise Rejected(f"{REFUSED}: {error}", REFUSED) from error
 
 
 def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> int:
@@ -111,7 +102,7 @@ def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> in
     if number:
         before = _rendered(turns[:number], render, True)
         if not after.startswith(before):
-            raise Unrenderable(
+            raise Rejected(
                 f"the chat template renders the turns before turn {number + 1} differently when it follows them",
                 "the chat template renders the turns before turn N differently when it follows them",
             )
@@ -120,7 +111,7 @@ def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> in
     opened = _rendered(turns[:1], render, True)
     header = opened.removeprefix(after)
     if not header or header == opened or header not in after:
-        raise Unrenderable("it starts with an assistant turn, whose start the chat template does not show")
+        raise Rejected("it starts with an assistant turn, whose start the chat template does not show")
     return after.index(header) + len(header)
 
 
@@ -138,25 +129,19 @@ def target_tokens(encoding: Any, tokens: int, spans: Sequence[Span]) -> npt.NDAr
     """
     inside = np.zeros(tokens, dtype=bool)
     for low, high in spans:
-        first = _token_at(encoding, low, high)
-        if first is None:
+        chars = range(low, high)
+        first, last = _token_at(encoding, chars), _token_at(encoding, chars[::-1])
+        if first is None or last is None:
             continue
-        last = next(
-            place for char in range(high - 1, low - 1, -1) if (place := encoding.char_to_token(char)) is not None
-        )
         while last + 1 < tokens and _covers(encoding.token_to_chars(last + 1), low, high):
             last += 1  # a character may consist of several tokens, of which char_to_token finds the first
         inside[first : last + 1] = True
     return inside
 
 
-def _token_at(encoding: Any, low: int, high: int) -> int | None:
-    """Find the first token of the characters low..high-1; None if the tokenizer drops all of them."""
-    for char in range(low, high):
-        place: int | None = encoding.char_to_token(char)
-        if place is not None:
-            return place
-    return None
+def _token_at(encoding: Any, chars: range) -> int | None:
+    """Find the token of the first of these characters that has one; None if the tokenizer drops all of them."""
+    return next((place for char in chars if (place := encoding.char_to_token(char)) is not None), None)
 
 
 def _covers(chars: tuple[int, int] | None, low: int, high: int) -> bool:

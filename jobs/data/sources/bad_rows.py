@@ -27,6 +27,14 @@ class Reason:
     kind: str = field(default="", compare=False)
 
 
+class Rejected(Exception):
+    """A record cannot be used. `reason` says why; for `fatal`, see `BadRow`."""
+
+    def __init__(self, text: str, kind: str = "", *, fatal: bool = False) -> None:
+        super().__init__(text)
+        self.reason, self.fatal = Reason(text, kind), fatal
+
+
 @dataclass(frozen=True)
 class BadRow:
     """A record that cannot be used, and why; `reason` and `kind` are those of `Reason`."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,6 @@ _LINES_BETWEEN_LOOKS = 4096  # after which the file is checked for changes
 TOKENS_SCHEMA = pa.schema(
     [
         ("line", pa.int64()),
-        ("part", pa.int32()),  # 0, and higher if a long text was divided or a function made several samples
         ("reason", pa.string()),  # why the record is set aside; null for a sample
         ("fatal", pa.bool_()),
         ("content", pa.uint64()),  # hash of the sample without its label
@@ -134,10 +132,9 @@ def _chars(row: Sample | BadRow | Record) -> int:
 def samples_of(chunk: Chunk, work: Work) -> Iterator[tuple[int, Sample | BadRow]]:
     """Yield the chunk's samples with their lines. This is where functions of the user run."""
     for line, row in chunk.rows:
-        if isinstance(row, Record) and work.code is not None:
+        if isinstance(row, Record):
+            assert work.code is not None, "it comes with the work"
             yield from ((line, sample) for sample in own_samples(row, work.reading, work.code))
-        elif isinstance(row, Record):
-            raise ValueError(f"{work.reading.format} reads the records, but its code did not come with the work")
         else:
             yield line, row
 
@@ -148,13 +145,9 @@ def tokens_of(chunk: Chunk, work: Work) -> Any:
     Returns:
         pyarrow.Table with TOKENS_SCHEMA, in the order of the records.
     """
-    tables, parts = [TOKENS_SCHEMA.empty_table()], Counter[int]()
+    tables = [TOKENS_SCHEMA.empty_table()]
     for some in tokenised(chunk, work):
-        rows: list[tuple[Any, ...]] = []
-        for line, sample, result in some:
-            for row in _rows(sample, result):
-                rows.append((line, parts[line], *row))
-                parts[line] += 1
+        rows = [(line, *row) for line, sample, result in some for row in _rows(sample, result)]
         *plain, input_ids, labels, cut = zip(*rows, strict=True)
         columns = [pa.array(values, field.type) for values, field in zip(plain, TOKENS_SCHEMA, strict=False)]
         columns += [_lists(input_ids), _lists(labels), pa.array(cut, pa.int64())]

@@ -37,7 +37,8 @@ def files_in(directory: str, endings: tuple[str, ...]) -> tuple[str, ...]:
         raise _holds_datasets(directory, _splits(directory))
     found = sorted(_walk(directory))
     inside = [file for file in found if not _hidden(file)]
-    saved = [folder for folder, has in _by_folder(inside).items() if {_STATE, _INFO} <= has]
+    folders = dict.fromkeys(map(posixpath.dirname, inside))
+    saved = [one for one in folders if {posixpath.join(one, name) for name in (_STATE, _INFO)} <= set(inside)]
     if saved:
         raise _holds_datasets(directory, saved)
     every = [file for file in inside if _is_data(file, endings)]
@@ -119,13 +120,6 @@ def _raise(error: OSError) -> None:
 
 def _hidden(file: str) -> bool:
     return any(part.startswith((".", "_")) for part in file.split("/"))
-
-
-def _by_folder(files: Sequence[str]) -> dict[str, set[str]]:
-    folders: dict[str, set[str]] = collections.defaultdict(set)
-    for file in files:
-        folders[posixpath.dirname(file)].add(posixpath.basename(file))
-    return folders
 
 
 def _is_data(file: str, endings: tuple[str, ...]) -> bool:

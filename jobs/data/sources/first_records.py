@@ -34,7 +34,6 @@ _TOKENISED = 200  # samples that are tokenised to estimate truncation
 class Looked:
     """The first records of a source."""
 
-    path: str
     files: int
     of_files: int
     rows: int
@@ -87,7 +86,6 @@ def look_at(reading: Reading, path: str, max_rows: int = LOOKED_AT_ROWS) -> Look
     seen = sum(reader.position for reader in readers.values())
     share_read = seen / max(sum(reader.size for reader in readers.values()), 1) * len(files) / len(every)
     return Looked(
-        path=path,
         files=len(files),
         of_files=len(every),
         rows=len(read),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.text import first_line
-from jobs.data.sources.bad_rows import BadRow, Reason
+from jobs.data.sources.bad_rows import BadRow, Rejected
 from jobs.data.sources.records import Record, is_unicode
 from jobs.spec.data import Columns, Source
 from jobs.spec.finetune import Spec
@@ -105,12 +105,6 @@ class Reading:
         return tuple((role, getattr(self.columns, role)) for role in REQUIRED_COLUMNS.get(self.format, ()))
 
 
-class _Refused(Exception):
-    def __init__(self, reason: str, kind: str = "", *, fatal: bool = False) -> None:
-        super().__init__(reason)
-        self.reason, self.fatal = Reason(reason, kind), fatal
-
-
 def sample_of(record: Record, reading: Reading) -> Sample | BadRow:
     """Read a record in one of the built-in formats.
 
@@ -118,43 +112,27 @@ def sample_of(record: Record, reading: Reading) -> Sample | BadRow:
         A BadRow with the reason if the record cannot be used; it is fatal if its label is not a class of the model.
     """
     try:
-        return _READERS[reading.format](record, reading)
-    except _Refused as refused:
-        return BadRow.of(record.file, record.line, refused.reason, fatal=refused.fatal)
+        return _read(record, reading)
+    except Rejected as error:
+        return BadRow.of(record.file, record.line, error.reason, fatal=error.fatal)
 
 
-def _read_text(record: Record, reading: Reading) -> Sample:
-    return TextSample(_text(record, reading.columns.text))
-
-
-def _read_chat(record: Record, reading: Reading) -> Sample:
-    return ChatSample(_messages(_cell(record, reading.columns.messages)))
-
-
-def _read_pair(record: Record, reading: Reading) -> Sample:
-    prompt = _text(record, reading.columns.prompt, may_be_empty=True)
-    return PairSample(prompt, _text(record, reading.columns.completion))
-
-
-def _read_instruction(record: Record, reading: Reading) -> Sample:
+def _read(record: Record, reading: Reading) -> Sample:
     columns = reading.columns
-    about = record.value.get(columns.input)
-    given = "" if about is None else _text(record, columns.input, may_be_empty=True)
-    return InstructionSample(_text(record, columns.instruction), given, _text(record, columns.output))
-
-
-def _read_class(record: Record, reading: Reading) -> Sample:
-    text = _text(record, reading.columns.text)
-    return ClassSample(text, _label(_cell(record, reading.columns.label), reading))
-
-
-_READERS: Mapping[str, Callable[[Record, Reading], Sample]] = {
-    "text": _read_text,
-    "chat": _read_chat,
-    "prompt-completion": _read_pair,
-    "instruction": _read_instruction,
-    "classification": _read_class,
-}
+    match reading.format:
+        case "chat":
+            return ChatSample(_messages(_cell(record, columns.messages)))
+        case "prompt-completion":
+            prompt = _text(record, columns.prompt, may_be_empty=True)
+            return PairSample(prompt, _text(record, columns.completion))
+        case "instruction":
+            about = record.value.get(columns.input)
+            given = "" if about is None else _text(record, columns.input, may_be_empty=True)
+            return InstructionSample(_text(record, columns.instruction), given, _text(record, columns.output))
+        case "classification":
+            return ClassSample(_text(record, columns.text), _label(_cell(record, columns.label), reading))
+        case _:
+            return TextSample(_text(record, columns.text))
 
 
 def column_names(columns: Iterable[str]) -> str:
@@ -172,41 +150,41 @@ def _short(value: Any) -> str:
 
 def _cell(record: Record, column: str) -> Any:
     if column not in record.value:
-        raise _Refused(f"no column {column!r}; it has {column_names(record.value)}", f"no column {column!r}")
+        raise Rejected(f"no column {column!r}; it has {column_names(record.value)}", f"no column {column!r}")
     value = record.value[column]
     if value is None:
-        raise _Refused(f"{column!r} is null")
+        raise Rejected(f"{column!r} is null")
     return value
 
 
 def _text(record: Record, column: str, may_be_empty: bool = False) -> str:
     value = _cell(record, column)
     if not isinstance(value, str):
-        raise _Refused(f"{column!r} is a {type(value).__name__}, expected text")
+        raise Rejected(f"{column!r} is a {type(value).__name__}, expected text")
     if not may_be_empty and not value.strip():
-        raise _Refused(f"{column!r} is empty")
+        raise Rejected(f"{column!r} is empty")
     if not is_unicode(value):
-        raise _Refused(f"{column!r} holds half of a surrogate pair, which is no character")
+        raise Rejected(f"{column!r} holds half of a surrogate pair, which is no character")
     return value
 
 
 def _label(value: Any, reading: Reading) -> int:
     """Return the class of a label. Names have priority over numbers, so star ratings may be named "1" to "5"."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise _Refused(f"label is a {type(value).__name__}, expected a class name or a whole number")
+        raise Rejected(f"label is a {type(value).__name__}, expected a class name or a whole number")
     name = str(value).strip()
     if _INTEGER.fullmatch(name):
         name = name if reading.labels and name in reading.labels else str(int(name.partition(".")[0]))
     if reading.labels and name in reading.labels:
         return reading.labels.index(name)
     if not name or name == "nan":
-        raise _Refused("label is empty")
+        raise Rejected("label is empty")
     if not _INTEGER.fullmatch(name):
         raise _not_a_class(value, reading)
     num_labels = reading.num_labels
     if int(name) < 0 or (num_labels is not None and int(name) >= num_labels):
         top = "" if num_labels is None else f" to {num_labels - 1}"
-        raise _Refused(
+        raise Rejected(
             f"label {_short(value)} is outside 0{top}: correct it, or set model.num_labels or data.labels",
             f"label is outside N{' to N' if top else ''}",
             fatal=True,
@@ -214,24 +192,24 @@ def _label(value: Any, reading: Reading) -> int:
     return int(name)
 
 
-def _not_a_class(value: Any, reading: Reading) -> _Refused:
+def _not_a_class(value: Any, reading: Reading) -> Rejected:
     if isinstance(value, float) or re.fullmatch(r"[+-]?\d*\.\d+", str(value).strip()):
-        return _Refused(f"label {_short(value)} is not a whole number", "label is not a whole number")
+        return Rejected(f"label {_short(value)} is not a whole number", "label is not a whole number")
     what = "give the names of the classes, in the order of their ids, in data.labels"
     if reading.labels:
         what = f"data.labels is {list(reading.labels)}"
-    return _Refused(f"unknown label {_short(value)}: {what}", "unknown label", fatal=True)
+    return Rejected(f"unknown label {_short(value)}: {what}", "unknown label", fatal=True)
 
 
 def _messages(value: Any) -> tuple[tuple[str, str], ...]:
     turns = _decoded(value)
     if not isinstance(turns, list) or not turns:
-        raise _Refused("messages is not a list of {role, content} with at least one turn")
+        raise Rejected("messages is not a list of {role, content} with at least one turn")
     messages = tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
     if not any(role == "assistant" for role, _ in messages):
         roles = ", ".join(dict.fromkeys(role for role, _ in messages))
         what = "no assistant turn, so nothing to learn"
-        raise _Refused(f"{what} (roles: {roles})", what)
+        raise Rejected(f"{what} (roles: {roles})", what)
     return messages
 
 
@@ -242,7 +220,7 @@ def _decoded(value: Any) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         what = "messages is text, but not JSON"
-        raise _Refused(f"{what}: {error}", what) from error
+        raise Rejected(f"{what}: {error}", what) from error
 
 
 def _turn(number: int, turn: Any) -> tuple[str, str]:
@@ -253,7 +231,7 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
     for key in ("role", "content"):
         if key not in turn:
             there = ", ".join(map(repr, turn)) or "no keys"
-            raise _Refused(f"turn {number} has no {key}; it has {there}", f"turn N has no {key}")
+            raise Rejected(f"turn {number} has no {key}; it has {there}", f"turn N has no {key}")
         if not isinstance(turn[key], str):
             raise _in_turn(number, f"{key} of {{turn}} is a {type(turn[key]).__name__}, expected text")
         if not is_unicode(turn[key]):
@@ -261,9 +239,9 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
     return turn["role"], turn["content"]
 
 
-def _in_turn(number: int, what: str) -> _Refused:
+def _in_turn(number: int, what: str) -> Rejected:
     """Make the error about one turn. `what`: a sentence with `{turn}` where the turn is named."""
-    return _Refused(what.format(turn=f"turn {number}"), what.format(turn="turn N"))
+    return Rejected(what.format(turn=f"turn {number}"), what.format(turn="turn N"))
 
 
 def first_of(bad: list[BadRow], count: int) -> str:

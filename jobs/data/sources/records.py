@@ -122,13 +122,6 @@ def _matches(fs: Any, inner: str) -> list[str]:
     return [str(name) for name in fs.glob(inner) if fs.isfile(name)]
 
 
-@dataclass
-class _Progress:
-    """The number of a file's stored bytes that were read so far."""
-
-    done: int = 0
-
-
 class RecordReader:
     """Yields the records of one file, without empty lines, and tells its position. Can be iterated once.
 
@@ -142,7 +135,7 @@ class RecordReader:
         self._suffix = suffix_of(file)
         # Size of the file as stored, in bytes; 0 if the store does not report it.
         self.size = int(info_of(file, fresh=False).get("size") or 0)
-        self._progress = _Progress()
+        self.done = 0  # stored bytes that were read so far
 
     @property
     def has_header(self) -> bool:
@@ -152,7 +145,7 @@ class RecordReader:
     @property
     def position(self) -> int:
         """Stored bytes read so far, at most `size`. Reading is up to some blocks ahead of the rows."""
-        return min(self._progress.done, self.size)
+        return min(self.done, self.size)
 
     def __iter__(self) -> Iterator[Record | BadRow]:
         line = 0
@@ -165,13 +158,13 @@ class RecordReader:
             raise DataError(str(error)) from error
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(self._lost(line, error)) from error
-        self._progress.done = self.size
+        self.done = self.size
 
     def _rows(self, raw: BinaryIO) -> Iterator[Record | BadRow]:
         if self._suffix in (".parquet", ".arrow"):
             batches = parquet_batches if self._suffix == ".parquet" else arrow_batches
-            return _table_rows(self.file, batches(raw, self.size), self._progress)
-        source: Any = _Counted(raw, self._progress)
+            return _table_rows(self, batches(raw, self.size))
+        source: Any = _Counted(raw, self)
         if self._suffix.endswith(".gz"):
             source = gzip.GzipFile(fileobj=source, mode="rb")
         lines = io.BufferedReader(source, _BLOCK)
@@ -192,10 +185,10 @@ class RecordReader:
 
 
 class _Counted(io.RawIOBase):
-    """A file that counts the bytes read from it. Closing it leaves the file open."""
+    """A file that counts the bytes read from it, for its reader. Closing it leaves the file open."""
 
-    def __init__(self, raw: BinaryIO, progress: _Progress) -> None:
-        self._raw, self._progress = raw, progress
+    def __init__(self, raw: BinaryIO, reader: RecordReader) -> None:
+        self._raw, self._reader = raw, reader
 
     def readable(self) -> bool:
         return True
@@ -208,7 +201,7 @@ class _Counted(io.RawIOBase):
         except Exception as error:  # the client of an object store may raise anything
             raise OSError(f"{type(error).__name__}: {error}") from error
         buffer[: len(data)] = data
-        self._progress.done += len(data)
+        self._reader.done += len(data)
         return len(data)
 
 
@@ -345,8 +338,8 @@ def _not_text(fields: list[str]) -> Reason | None:
     return None
 
 
-def _table_rows(file: str, batches: Iterator[tuple[Any, int]], progress: _Progress) -> Iterator[Record | BadRow]:
-    line = 0
+def _table_rows(reader: RecordReader, batches: Iterator[tuple[Any, int]]) -> Iterator[Record | BadRow]:
+    file, line = reader.file, 0
     try:
         for batch, done in batches:
             names = batch.schema.names
@@ -355,7 +348,7 @@ def _table_rows(file: str, batches: Iterator[tuple[Any, int]], progress: _Progre
             for value in values_of(batch):
                 line += 1
                 yield BadRow.of(file, line, value) if isinstance(value, Reason) else Record(file, line, value)
-            progress.done = done
+            reader.done = done
     except DataError:
         raise
     except Exception as error:  # pyarrow and clients of object stores may raise anything

@@ -13,19 +13,17 @@ import numpy.typing as npt
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.assistant_spans import (
     REFUSED,
-    Frame,
     Span,
-    Unrenderable,
     assistant_spans,
     frame_of,
     framed_spans,
     target_tokens,
 )
-from jobs.data.sources.bad_rows import Reason
+from jobs.data.sources.bad_rows import Reason, Rejected
 from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase as Tokenizer
 
 Ints = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
@@ -45,7 +43,7 @@ Result = list[TokenRow] | Reason  # the rows of one sample, or why it cannot be 
 
 
 def tokenise(
-    samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn = "completion"
+    samples: Sequence[Sample], tokenizer: Tokenizer, seq_len: int, loss_on: LossOn = "completion"
 ) -> list[Result]:
     """Turn samples into rows of at most `seq_len` tokens.
 
@@ -62,18 +60,14 @@ def tokenise(
     return results
 
 
-def _text_rows(
-    samples: Sequence[TextSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
-) -> list[Result]:
+def _text_rows(samples: Sequence[TextSample], tokenizer: Tokenizer, seq_len: int, loss_on: LossOn) -> Iterator[Result]:
     eos = tokenizer.eos_token_id
     encoded = tokenizer([sample.text for sample in samples], return_attention_mask=False, verbose=False)["input_ids"]
-    results: list[Result] = []
     for ids in encoded:
         ended = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
         pieces = _pieces(np.asarray(ended, dtype=np.int32), seq_len)
         rows = [_causal(piece, piece) for piece in pieces]
-        results.append(rows or Reason("fewer than two tokens, so nothing to predict"))
-    return results
+        yield rows or Reason("fewer than two tokens, so nothing to predict")
 
 
 def _pieces(ids: Ints, seq_len: int) -> list[Ints]:
@@ -93,8 +87,8 @@ def _causal(ids: Ints, labels: Ints, cut: int = 0) -> TokenRow:
 
 
 def _class_rows(
-    samples: Sequence[ClassSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
-) -> list[Result]:
+    samples: Sequence[ClassSample], tokenizer: Tokenizer, seq_len: int, loss_on: LossOn
+) -> Iterator[Result]:
     encoded = tokenizer([sample.text for sample in samples], return_attention_mask=False, verbose=False)["input_ids"]
     long = [number for number, ids in enumerate(encoded) if len(ids) > seq_len]
     texts = [samples[number].text for number in long]
@@ -103,7 +97,6 @@ def _class_rows(
         tokenizer(texts, truncation=True, max_length=seq_len, return_attention_mask=False)["input_ids"] if long else []
     )
     shorter = dict(zip(long, kept, strict=True))
-    results: list[Result] = []
     for number, sample in enumerate(samples):
         ids = shorter.get(number, encoded[number])
         row: TokenRow = {
@@ -111,16 +104,12 @@ def _class_rows(
             "labels": np.asarray([sample.label], np.int32),
             "cut": len(encoded[number]) - len(ids),
         }
-        results.append([row] if len(ids) else Reason("no token is left of the text"))
-    return results
+        yield [row] if len(ids) else Reason("no token is left of the text")
 
 
-def _pair_rows(
-    samples: Sequence[PairSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
-) -> list[Result]:
+def _pair_rows(samples: Sequence[PairSample], tokenizer: Tokenizer, seq_len: int, loss_on: LossOn) -> Iterator[Result]:
     """Tokenise prompt and completion as one text, as in generation. The completion ends with eos."""
     eos = tokenizer.eos_token_id
-    results: list[Result] = []
     encodings = _encode([sample.prompt + sample.completion for sample in samples], tokenizer, True)
     for sample, encoding in zip(samples, encodings, strict=True):
         ids = np.asarray(encoding.ids, dtype=np.int32)
@@ -129,13 +118,12 @@ def _pair_rows(
             ids, target = np.append(ids, np.int32(eos)), np.append(target, True)
         elif eos is not None:
             target[-1] = True
-        results.append(_targeted(ids, target, seq_len, loss_on, "the completion"))
-    return results
+        yield _targeted(ids, target, seq_len, loss_on, "the completion")
 
 
 def _instruction_rows(
-    samples: Sequence[InstructionSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
-) -> list[Result]:
+    samples: Sequence[InstructionSample], tokenizer: Tokenizer, seq_len: int, loss_on: LossOn
+) -> Iterator[Result]:
     """Render as a dialogue of two turns if the tokenizer has a chat template, else as plain text under headings."""
     if tokenizer.chat_template:
         turns = [(("user", _task(sample)), ("assistant", sample.output)) for sample in samples]
@@ -153,18 +141,13 @@ def _headed(sample: InstructionSample) -> str:
     return f"### Instruction:\n{sample.instruction}\n\n{given}### Response:\n"
 
 
-def _chat_rows(
-    samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase, seq_len: int, loss_on: LossOn
-) -> list[Result]:
+def _chat_rows(samples: Sequence[ChatSample], tokenizer: Tokenizer, seq_len: int, loss_on: LossOn) -> Iterator[Result]:
     if not tokenizer.chat_template:  # possible only for dialogues of a user's function; others were rejected before
-        return [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
-    template = tokenizer.get_chat_template()
-    marked = bool(_GENERATION_BLOCK.search(template))
-    tokenised = (_marked_chats if marked else _rendered_chats)(samples, tokenizer)
-    return [
-        found if isinstance(found, Reason) else _targeted(*found, seq_len, loss_on, "the assistant")
-        for found in tokenised
-    ]
+        yield from [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
+        return
+    marked = _GENERATION_BLOCK.search(tokenizer.get_chat_template())
+    for found in (_marked_chats if marked else _rendered_chats)(samples, tokenizer):
+        yield found if isinstance(found, Reason) else _targeted(*found, seq_len, loss_on, "the assistant")
 
 
 def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str) -> Result:
@@ -187,7 +170,7 @@ def _turns(sample: ChatSample) -> list[dict[str, str]]:
 Tokenised = tuple[Ints, Mask] | Reason  # tokens of a dialogue, and which of them are the assistant's; or a reason
 
 
-def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
+def _marked_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterator[Tokenised]:
     """Tokenise with a template that marks the generated tokens itself."""
     for sample in samples:
         try:
@@ -200,7 +183,7 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerB
         yield np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
 
 
-def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenised]:
+def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterator[Tokenised]:
     """Tokenise with a template without marks: rendering turn by turn shows which characters are the assistant's."""
 
     def render(messages: Sequence[dict[str, str]], prompt: bool) -> str:
@@ -208,7 +191,14 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenize
 
     ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
     frame = frame_of(render, ends)
-    rendered = [_rendered(_turns(sample), render, ends, frame) for sample in samples]
+
+    def spans_of(turns: list[dict[str, str]]) -> tuple[str, list[Span]] | Reason:
+        try:
+            return (framed_spans(turns, render, frame) if frame else None) or assistant_spans(turns, render, ends)
+        except Rejected as error:
+            return error.reason
+
+    rendered = [spans_of(_turns(sample)) for sample in samples]
     # The template writes special tokens itself, so the tokenizer must not add them.
     encoded = iter(_encode([found[0] for found in rendered if not isinstance(found, Reason)], tokenizer, False))
     for found in rendered:
@@ -219,19 +209,7 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: PreTrainedTokenize
             yield np.asarray(encoding.ids, np.int32), target_tokens(encoding, len(encoding.ids), found[1])
 
 
-def _rendered(
-    turns: list[dict[str, str]],
-    render: Callable[[Sequence[dict[str, str]], bool], str],
-    ends: tuple[str, ...],
-    frame: Frame | None,
-) -> tuple[str, list[Span]] | Reason:
-    try:
-        return (framed_spans(turns, render, frame) if frame else None) or assistant_spans(turns, render, ends)
-    except Unrenderable as error:
-        return error.reason
-
-
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool) -> Iterable[Any]:
+def _encode(texts: list[str], tokenizer: Tokenizer, special: bool) -> Iterable[Any]:
     """Encode with the tokenizers library, whose encodings look up the token of a single character."""
     if not texts:
         return []
@@ -242,7 +220,7 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase, special: bool)
     return found
 
 
-_WAYS: dict[type, Callable[[Any, Any, int, LossOn], list[Result]]] = {
+_WAYS: dict[type, Callable[[Any, Any, int, LossOn], Iterable[Result]]] = {
     TextSample: _text_rows,
     ChatSample: _chat_rows,
     PairSample: _pair_rows,

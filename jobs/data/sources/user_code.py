@@ -20,9 +20,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
-from jobs.data.sources.bad_rows import BadRow, Reason
+from jobs.data.sources.bad_rows import BadRow, Reason, Rejected
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading, Sample, sample_of
 from jobs.data.sources.records import Record
 from jobs.spec.data import Columns
@@ -51,14 +52,6 @@ class UserCode:
         return self.name.partition(":")[0].partition(".")[0]
 
 
-class Unusable(Exception):
-    """The user's function does not exist, cannot be imported, or is not a function. `reason` says which."""
-
-    def __init__(self, text: str, kind: str) -> None:
-        super().__init__(text)
-        self.reason = Reason(text, kind)
-
-
 def read_code(name: str) -> UserCode:
     """Read the code of package.module:function as it would be imported from the working directory. Nothing is run.
 
@@ -79,10 +72,7 @@ def read_code(name: str) -> UserCode:
         root, paths = os.path.dirname(spec.origin), [spec.origin]
     else:
         return code
-    files = []
-    for path in paths:
-        with open(path, "rb") as file:
-            files.append((os.path.relpath(path, root), file.read()))
+    files = [(os.path.relpath(path, root), Path(path).read_bytes()) for path in paths]
     if sum(len(content) for _, content in files) > _MOST_BYTES:
         files = files[:0]
     return UserCode(name, root, tuple(files))
@@ -95,7 +85,7 @@ def _python_files(folder: str) -> Iterator[str]:
 
 
 def function_of(code: UserCode) -> Callable[[dict[str, Any]], Any]:
-    """Return the function, imported once per process. Raises Unusable."""
+    """Return the function, imported once per process. Raises Rejected: it cannot be imported, or is not a function."""
     key = (code.name, code.digest)
     if key not in _IMPORTED:
         _IMPORTED[key] = _import(code)
@@ -117,36 +107,31 @@ def _import(code: UserCode) -> Callable[[dict[str, Any]], Any]:
         found = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # a module may raise anything, or be a script that exits
         what = f"data.format {code.name} cannot be imported on a worker"
-        raise Unusable(
+        raise Rejected(
             f"{what}: {type(error).__name__}: {error} (searched from {root}). It, and what it imports, must be "
             "installed on every node, or lie in the job's working directory",
             what,
         ) from error
     if not callable(found):
         what = f"data.format {code.name} is a {type(found).__name__}, not a function"
-        raise Unusable(what, what)
+        raise Rejected(what, what)
     return found  # type: ignore[no-any-return]
 
 
 def _lies_in(code: UserCode, root: str) -> bool:
     """Whether exactly these files are present, as on the driver's host and on shared storage."""
-    for path, content in code.files:
-        try:
-            with open(os.path.join(root, path), "rb") as file:
-                if file.read() != content:
-                    return False
-        except OSError:
-            return False
-    return True
+    try:
+        return all(Path(root, path).read_bytes() == content for path, content in code.files)
+    except OSError:
+        return False
 
 
 def _unpacked(code: UserCode) -> str:
     root = tempfile.mkdtemp(prefix="fleetune-code-")  # kept until the process ends, because imports may happen later
     for path, content in code.files:
-        target = os.path.join(root, path)
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        with open(target, "wb") as file:
-            file.write(content)
+        target = Path(root, path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
     return root
 
 
@@ -168,7 +153,7 @@ def own_samples(record: Record, reading: Reading, code: UserCode) -> list[Sample
     """
     try:
         function = function_of(code)
-    except Unusable as error:
+    except Rejected as error:
         return [BadRow.of(record.file, record.line, error.reason, fatal=True)]
     try:
         made = function(dict(record.value))

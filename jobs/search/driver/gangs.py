@@ -52,17 +52,18 @@ class Gangs:
         self._changed = threading.Condition()
         self._starts = 0
         at_once = at_once and not engines_vary
-        self._all: list[WarmGang | None] = [self._started(number) if at_once else None for number in range(most)]
+        self._all: list[WarmGang | None] = [
+            self._started(number, job.spec) if at_once else None for number in range(most)
+        ]
         self._free = list(range(most))  # numbers of gangs: their places in `_all`
         self._held = dict[int, str]()  # by number: the run whose state its gang holds
         self._over = set[int]()  # numbers of gangs that get no more orders
         self._given_back = set[int]()  # numbers of those of them whose workers have ended
 
-    def _started(self, number: int, spec: Spec | None = None) -> WarmGang:
-        """Start the gang of this number, with an engine for `spec`; None means the base."""
+    def _started(self, number: int, spec: Spec) -> WarmGang:
+        """Start the gang of this number, with an engine for `spec`."""
         self._starts += 1
         root = storage.join(self._job.run_root, "gangs", str(self._starts))
-        spec = spec or self._job.spec
         own = replace(self._job, spec=spec, run_root=root, driver=take_run(JobPaths(root)))
         size = self._job.spec.resources.num_workers
         places = None if self._places is None else self._places[number * size : (number + 1) * size]
@@ -95,7 +96,7 @@ class Gangs:
         with self._taken(order) as number:
             self._held[number] = order.run
             try:
-                return self._gang_for(number, order.spec).carry_out(order)
+                return self._gang_for(number, order.spec or self._job.spec).carry_out(order)
             except (GangLost, StorageError):
                 raise
             except FleetuneError as error:
@@ -107,10 +108,10 @@ class Gangs:
                     raise GangLost(str(error)) from error
                 raise
 
-    def _gang_for(self, number: int, spec: Spec | None) -> WarmGang:
+    def _gang_for(self, number: int, spec: Spec) -> WarmGang:
         """Return the gang of this number. Start a new one if there is none yet, or if it has another engine."""
         gang = self._all[number]
-        if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == _engine_of(spec))):
+        if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == engine_of(spec))):
             return gang
         if gang is not None:
             self._announce("phase", "starting a gang anew, for a trial with another engine", phase="workers")
@@ -122,7 +123,7 @@ class Gangs:
     @contextlib.contextmanager
     def _taken(self, order: Order) -> Iterator[int]:
         """Reserve a free gang, and yield its number."""
-        engine = _engine_of(order.spec)
+        engine = engine_of(order.spec or self._job.spec)
 
         def fits(number: int) -> tuple[bool, bool, bool]:
             gang = self._all[number]
@@ -182,10 +183,6 @@ class Gangs:
         for thread in threads:
             thread.join()
         return ended.count(True) == len(gangs)
-
-
-def _engine_of(spec: Spec | None) -> str | None:
-    return None if spec is None else engine_of(spec)
 
 
 def end_earlier_gangs(drivers: str) -> None:

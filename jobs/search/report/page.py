@@ -39,14 +39,8 @@ def sweep_page(trials: Trials) -> str:
         raise InputError("a page with plots needs plotly: pip install 'fleetune[plots]'") from error
     if not any(trial.scores for trial in trials.trials.values()):
         raise InputError("no trial was scored yet, so there is nothing to plot: fleetune sweep leaderboard shows them")
-    figures = [
-        over_rate(trials),
-        over_rate_and_warmup(trials),
-        best_so_far(trials),
-        by_step(trials),
-        importance(trials),
-    ]
-    drawn = [figure for figure in figures if figure is not None]
+    makers = (over_rate, over_rate_and_warmup, best_so_far, by_step, importance)
+    drawn = [figure for make in makers if (figure := make(trials)) is not None]
     plots = [figure.to_html(full_html=False, include_plotlyjs=number == 0) for number, figure in enumerate(drawn)]
     lines = "".join(f"<p>{html.escape(line)}</p>" for line in summary_lines(trials))
     title = html.escape(trials.root.rstrip("/").rpartition("/")[2])

@@ -98,9 +98,6 @@ def leaderboard(trials: Trials) -> str:
         for trial in trials.ranked()
     ]
     rows = [head, *cells]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    last = len(head) - 1
-    return "\n".join(
-        "  ".join(cell if column == last else cell.rjust(widths[column]) for column, cell in enumerate(row)).rstrip()
-        for row in rows
-    )
+    *widths, _ = (max(map(len, column)) for column in zip(*rows, strict=True))
+    lines = ("  ".join(map(str.rjust, row, [*widths, 0])) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

@@ -214,7 +214,6 @@ def most_whole_runs(sweep: SweepSpec) -> float:
     """Return the largest number of whole runs that differ from each other."""
     if sweep.algorithm != "auto" or rate_name(sweep) is None:
         return 0
-
     if len(sweep.dimensions) > 1 or extrapolates(sweep):
         return math.inf
     return 0 if rate_range(sweep) is None else 1

@@ -98,7 +98,6 @@ def _around_best(known: Mapping[float, float]) -> tuple[float | None, float, flo
 
 def _widest_gap(begun: list[float], low: float, high: float) -> float:
     """Return the middle of the widest gap between the tried places, with one more place beyond each end."""
-
     edges = [max(begun[0] - math.log(DOWN), low), *begun, min(begun[-1] + math.log(DOWN), high)]
     gaps = [(right - left, (left + right) / 2) for left, right in itertools.pairwise(edges)]
     return max(gaps)[1]

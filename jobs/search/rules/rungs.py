@@ -83,7 +83,7 @@ def next_stop(sweep: SweepSpec, trial: Trial) -> int:
     A trial may have been interrupted exactly at a rung, before its score was recorded. So its step does not decide.
     """
     stops = stops_of(sweep, trial.total_steps, trial.without_rungs)
-    return stops[min(trial.rung, len(stops) - 1)]
+    return stops[min(len(trial.scores), len(stops) - 1)]
 
 
 def cooldown_of(sweep: SweepSpec, total_steps: int) -> int:

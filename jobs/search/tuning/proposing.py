@@ -128,7 +128,7 @@ class Proposer:
         study.tell(trial.number, trial.values, trial.scores[0][1] if trial.scores else None, worst)
         if trial.scores:
             for other in [one for one in self._known.searched if one.state == "failed" and not one.scores]:
-                if other.number in study.untold:
+                if other.number in study.begun:
                     self.tell(other)
 
     def _worst(self, failed: Trial) -> float | None:
@@ -155,25 +155,19 @@ class _Study:
             storage=study, study_name=name,
         )  # fmt: skip
         self._study = self._search._ot_study  # OptunaSearch has no way to enqueue a trial later, or to seed again
-        self._begun: set[int] = set()
+        self.begun: set[int] = set()  # numbers of the trials
         self._told: set[int] = set()
         self._failed: set[int] = set()
-
-    @property
-    def untold(self) -> set[int]:
-        """Numbers of the trials whose scores Optuna does not have yet."""
-        return self._begun - self._told
 
     def begin(
         self, number: int, values: Mapping[str, Any] | None = None, sampler: optuna.samplers.BaseSampler | None = None
     ) -> dict[str, Any]:
         """Begin a trial with the given values, or with values from the sampler, and return its values."""
-
         if values is not None:
             self._study.enqueue_trial(dict(values))
         if sampler is not None:
             self._study.sampler = sampler
-        self._begun.add(number)
+        self.begun.add(number)
         begun: dict[str, Any] = self._search.suggest(str(number))
         return begun
 

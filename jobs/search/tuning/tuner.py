@@ -137,7 +137,7 @@ class Proposals(Searcher):  # type: ignore[misc]  # ray carries no types
             "trial": trial.number,
             "mailbox": self._mailbox,
             "metric": self.metric,
-            "rung": trial.rung,
+            "rung": len(trial.scores),
             **trial.values,
         }
 

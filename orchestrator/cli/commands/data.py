@@ -10,6 +10,7 @@ import typer
 
 from cluster.text import many
 from jobs.preflight.data_commands import check_data, generate_text, prepare_data, show_data
+from jobs.run.paths import check_folder
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from orchestrator.cli.help_groups import command_group
@@ -45,12 +46,12 @@ def check(
     """
     loaded = load_spec(spec, set_ or [])
     with closing(progress_of(quiet or json_)) as progress:
-        checked = check_data(loaded, address, progress)
+        report = check_data(loaded, address, progress)
 
-    report = checked.report
-    where = html or storage.join(checked.folder, "report.html")
+    folder = check_folder(loaded.storage_path, report.fingerprint)
+    where = html or storage.join(folder, "report.html")
     storage.write_bytes(where, html_page(report).encode())
-    storage.write_bytes(storage.join(checked.folder, "report.json"), report.model_dump_json(indent=1).encode())
+    storage.write_bytes(storage.join(folder, "report.json"), report.model_dump_json(indent=1).encode())
     typer.echo(report.model_dump_json() if json_ else page(report, html=where, width=width() or 100))
     raise typer.Exit(2 if report.verdict == "errors" else 0)
 

@@ -33,7 +33,7 @@ def spec_of(folder: Path, task: str, data: dict[str, Any]) -> Spec:
 
 
 def report_of(folder: Path, model: str, task: str, **data: Any) -> DataReport:
-    return check(spec_of(folder, task, data), model, engine="plain", say=quiet).report
+    return check(spec_of(folder, task, data), model, engine="plain", say=quiet)
 
 
 def jsonl(path: Path, rows: list[Any]) -> str:
@@ -228,7 +228,7 @@ def test_general_text_is_prepared_but_not_checked_with_the_samples(tmp_path: Pat
     )
     spec = spec_of(tmp_path, "causal-lm", {"train": train, "format": "text"})
     with_general = spec.model_copy(update={"eval": Eval(general=general, eval_steps=1)})
-    report = check(with_general, model_dir, engine="plain", say=quiet).report
+    report = check(with_general, model_dir, engine="plain", say=quiet)
     assert [source.where for source in report.sources] == ["data.train"]
     assert not found_kinds(report), "texts of train that are also in general text are no duplicates of one another"
     prepared = prepare(with_general, model_dir, engine="plain", say=quiet)
@@ -246,7 +246,7 @@ def test_both_engines_report_the_same(local_ray: None, tmp_path: Path, model_dir
         rows[9] = rows[8]
         jsonl(tmp_path / f"part-{number}.jsonl", rows)
     spec = spec_of(tmp_path, "causal-lm", {"train": f"{tmp_path}/part-*.jsonl", "format": "chat", "eval_fraction": 0.1})
-    report = check(spec, model_dir, engine=engine, say=quiet).report
+    report = check(spec, model_dir, engine=engine, say=quiet)
     assert places(report) == {
         "bad-row: not JSON": [(f"part-{number}.jsonl", 8) for number in range(3)],
         "exact-duplicates": [(f"part-{number}.jsonl", 10) for number in range(3)],

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.data.sources.assistant_spans import Frame, Turn, Unrenderable, assistant_spans, frame_of, framed_spans
+from jobs.data.sources.assistant_spans import Frame, Turn, assistant_spans, frame_of, framed_spans
+from jobs.data.sources.bad_rows import Rejected
 
 ENDS = ("<|im_start|>", "<|im_end|>", "</s>", "<s>", "<|eot|>", "<|head|>", "<|/head|>")
 
@@ -94,5 +95,5 @@ def test_a_refused_dialogue_is_told_either_way() -> None:
         lambda: framed_spans(turns, refuses, Frame("h", "e")),
     ]
     for call in calls:
-        with pytest.raises(Unrenderable, match="the chat template refuses it: roles must alternate"):
+        with pytest.raises(Rejected, match="the chat template refuses it: roles must alternate"):
             call()

@@ -28,10 +28,10 @@ from typing import Any, Final
 import torch
 
 from bench import models
+from cluster.errors import RunFailed
 from cluster.settings import torchrun_world
 from jobs.data.order.stream import StepRows, Stream
 from jobs.data.preparation.prepare import prepare
-from jobs.errors import RunFailed
 from jobs.remedies.outliers import FEWEST, after_step, outlier_of
 from jobs.run.checkpoints import StepHistory
 from jobs.run.paths import JobPaths

@@ -7,12 +7,12 @@ import datetime
 import time
 from collections.abc import Callable
 
+from cluster.errors import CapacityError, InputError, Interrupted, RunFailed
 from cluster.settings import ray_address
 from jobs.comparison.checking import about_method, checked_methods
 from jobs.comparison.page import comparison_page
 from jobs.console import redirected_output
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import CapacityError, InputError, Interrupted, RunFailed
 from jobs.preflight.validate import no_gpu_here
 from jobs.run.events import Announcer, repeatedly
 from jobs.run.outcome import Outcome, Status, read_outcome

@@ -16,13 +16,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
 from jobs.console import Console, end_process, redirected_output, user_stream
 from jobs.drivers.finetune.begin import Assignment, begin_run, load_job
 from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.validate import no_gpu_here
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome

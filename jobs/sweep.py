@@ -7,12 +7,12 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
+from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from cluster.settings import ray_address
 from jobs.console import Console, redirected_output, user_stream
 from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.ray_submitted import host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from jobs.preflight.validate import no_gpu_here, validate
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome

@@ -24,9 +24,9 @@ import transformers.modeling_utils
 from safetensors.torch import load_file, save_file
 
 from bench.zoo.tiny import save_tokenizer, tiny_config
+from cluster.errors import InputError
 from jobs.data.order.stream import StepRows, Stream, plain_steps
 from jobs.data.prepared import Prepared
-from jobs.errors import InputError
 from jobs.preflight.dry_run import check_model_runs
 from jobs.preflight.kept import remember
 from jobs.preflight.ready import ready_data
@@ -40,7 +40,7 @@ from jobs.training.checkpoint.to_model import export_run
 from jobs.training.loop import loop
 from jobs.training.model.engine import import_deepspeed
 from jobs.training.model.load import model_class
-from jobs.training.worker_context import Requests
+from jobs.training.worker_context import Requests, WorkerContext
 from jobs.training.worker_input import Job
 from tests.support.reference import plain_losses
 
@@ -51,7 +51,7 @@ import_deepspeed(torch.device("cpu"))
 
 
 @dataclass
-class ZooGang:
+class ZooGang(WorkerContext):
     """As torchrun's gang, but nobody watches for orders: a run stops at a step that is known before."""
 
     rank: int

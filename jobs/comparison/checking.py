@@ -6,8 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cluster.errors import Mistake
-from jobs.errors import InputError
+from cluster.errors import InputError, Mistake
 from jobs.preflight.validate import Validated, validate
 from jobs.run.find import with_model_of_run
 from jobs.search.rules.checking import checked_sweep

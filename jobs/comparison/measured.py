@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from cluster.errors import StorageError
 from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, reached
-from jobs.errors import StorageError
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths

@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BeforeValidator, Field
 
+from cluster.errors import DataError, StorageError
 from jobs.data.cutting import Cut
-from jobs.errors import DataError, StorageError
 from jobs.frozen import Frozen
 from jobs.storage import files as storage
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import sys
 import traceback
 
+from cluster.errors import FleetuneError, InputError, Interrupted
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
 from jobs.console import Console, end_process
 from jobs.drivers.link.link import HttpLink
 from jobs.drivers.link.messages import Order, Registered
 from jobs.drivers.stop_request import StopKind, StopRequest
-from jobs.errors import FleetuneError, InputError, Interrupted
 
 _KINDS = {Order.STOP: StopKind.AFTER_CHECKPOINT, Order.LEAVE: StopKind.LEAVE}
 

@@ -21,6 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Final, TypeVar
 
+from cluster.errors import FleetuneError, InputError, Interrupted, SpecError
 from cluster.ray.backend import KIND_KEY
 from cluster.ray.raylets import raylet_above
 from cluster.ray.runtime_env import RAY_PACKAGE, digest_of_environment
@@ -30,7 +31,6 @@ from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, che
 from jobs.drivers.link.link import Say
 from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Look, Looked, Message
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import FleetuneError, InputError, Interrupted, SpecError
 from jobs.preflight.validate import Validated, validate
 from jobs.spec.finetune import Spec
 from jobs.spec.references import run_named

@@ -15,8 +15,8 @@ from enum import IntEnum
 from types import FrameType
 from typing import Any, Literal
 
+from cluster.errors import Interrupted, StorageError
 from cluster.local.supervisor import descendants, kill, process_lives
-from jobs.errors import Interrupted, StorageError
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage

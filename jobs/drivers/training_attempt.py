@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from cluster.capacity.occupancy import workers_in
-from cluster.errors import OUT_OF_MEMORY_EXIT
+from cluster.errors import OUT_OF_MEMORY_EXIT, MachinesFailed, SpecError, StorageError
 from cluster.local.gpus import held_gpus
 from cluster.local.machine import this_machine
 from cluster.ray.connection import THIS_MACHINE
@@ -17,7 +17,6 @@ from jobs.drivers.link.link import Link, Say
 from jobs.drivers.link.messages import Registered
 from jobs.drivers.link.progress_reporter import ProgressReporter
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import MachinesFailed, SpecError, StorageError
 from jobs.finetune import run_on_ray
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.model_files.architecture import architecture_problems, transformers_root
 from jobs.model_files.positions import learned_positions, too_few_positions
 from jobs.spec.finetune import Spec

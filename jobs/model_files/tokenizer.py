@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.storage import files as storage
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import os
 import struct
 from typing import Final
 
-from jobs.errors import DataError, StorageError
+from cluster.errors import DataError, StorageError
 from jobs.model_files.directory import WEIGHTS, fetched_once, local_model_dir
 from jobs.storage import files as storage
 

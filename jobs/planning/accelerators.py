@@ -11,8 +11,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Final
 
+from cluster.errors import InputError
 from cluster.text import did_you_mean
-from jobs.errors import InputError
 
 GIB: Final = 2**30
 CPU: Final = "CPU"  # name of an accelerator that is the cores of a machine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.spec.finetune import Spec
 
 

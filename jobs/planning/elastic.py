@@ -7,7 +7,7 @@ import itertools
 from cluster.capacity.feasibility import largest_gang
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.planning.batching import plan_batching
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec

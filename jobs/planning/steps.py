@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.spec.finetune import Spec, Train
 
 DEFAULT_EPOCHS = 3.0

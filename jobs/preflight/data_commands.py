@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Literal
 
+from cluster.errors import DataError, FleetuneError, SpecError
 from cluster.ray.connection import connected
 from cluster.settings import set_default
 from jobs.console import redirected_output
-from jobs.errors import DataError, FleetuneError, SpecError
 from jobs.preflight.validate import check_formats, enter_working_dir
 from jobs.run.find import with_model_of_run
 from jobs.run.outcome import event

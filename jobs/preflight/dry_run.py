@@ -8,8 +8,8 @@ from unittest import mock
 
 import torch
 
+from cluster.errors import DataError, InputError
 from jobs.data.prepared import ROW_SCHEMA
-from jobs.errors import DataError, InputError
 from jobs.model_files.directory import tensor_shapes
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
 from jobs.preflight.traced_pass import without_decisions_from_data

@@ -8,9 +8,8 @@ from typing import Any
 
 import yaml
 
-from cluster.errors import Mistake
+from cluster.errors import Mistake, SpecError
 from cluster.text import did_you_mean
-from jobs.errors import SpecError
 from jobs.spec.evaluation import SCORABLE, is_task_file
 from jobs.spec.finetune import Spec
 

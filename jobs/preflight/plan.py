@@ -9,11 +9,11 @@ import os
 import pathlib
 from typing import Any
 
+from cluster.errors import DataError, InputError, SpecError
 from cluster.local.memory import memory_here
 from cluster.text import many
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.prepared import Prepared
-from jobs.errors import DataError, InputError, SpecError
 from jobs.model_files.architecture import architecture_problems
 from jobs.model_files.positions import too_few_positions
 from jobs.model_files.without_weights import without_weights

@@ -6,11 +6,11 @@ import importlib.util
 import os
 from typing import Literal
 
+from cluster.errors import DataError, SpecError
 from jobs.console import redirected_output
 from jobs.data.order.stream import step_plan
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
-from jobs.errors import DataError, SpecError
 from jobs.model_files.directory import check_model_files, vocabulary_of
 from jobs.model_files.without_weights import without_weights
 from jobs.preflight.kept import remember, was_tried

@@ -12,10 +12,10 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cluster.errors import DataError, OutOfMemory
 from cluster.text import long_duration, many
 from jobs.data.order.stream import step_plan
 from jobs.data.prepared import Prepared
-from jobs.errors import DataError, OutOfMemory
 from jobs.model_files.directory import weight_files
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, get_args
 
-from cluster.errors import Mistake
+from cluster.errors import DataError, InputError, Mistake, SpecError
 from cluster.job_environment import JobEnvironment
 from cluster.local.machine import has_gpus
 from cluster.text import did_you_mean
-from jobs.errors import DataError, InputError, SpecError
 from jobs.model_files.directory import check_model_dir
 from jobs.planning import plan_batching, warmup_steps, worker_numbers
 from jobs.preflight.harness_tasks import check_harness_tasks

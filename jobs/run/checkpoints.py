@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 
 from pydantic import ConfigDict, Field, ValidationError
 
-from jobs.errors import StorageError, StorageOutage
+from cluster.errors import StorageError, StorageOutage
 from jobs.frozen import Frozen
 from jobs.planning.replay import ReplayRaise
 from jobs.run.paths import JobPaths, checkpoint_step

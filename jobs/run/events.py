@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.run.outcome import Event, event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress

@@ -9,8 +9,8 @@ import posixpath
 import shlex
 
 from cluster import settings
+from cluster.errors import DataError, InputError, StorageError
 from cluster.text import did_you_mean
-from jobs.errors import DataError, InputError, StorageError
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths, made_from
 from jobs.spec.compare import CompareSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from jobs.errors import MachinesFailed, StorageError
+from cluster.errors import MachinesFailed, StorageError
 from jobs.frozen import Frozen
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import Remedy, Trouble

@@ -11,8 +11,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from cluster.text import many
-from jobs.errors import (
+from cluster.errors import (
     Diverged,
     FleetuneError,
     InputError,
@@ -23,6 +22,7 @@ from jobs.errors import (
     StorageError,
     StorageOutage,
 )
+from cluster.text import many
 from jobs.run.attempts import newest_start
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status, write_outcome

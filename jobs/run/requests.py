@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
+from cluster.errors import InputError
 from cluster.text import duration, many
-from jobs.errors import InputError
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
 from jobs.run.summary import Now, summarise, utc_now

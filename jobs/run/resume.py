@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from cluster.errors import InputError, SpecError
 from cluster.local.supervisor import process_lives
 from cluster.text import many
-from jobs.errors import InputError, SpecError
 from jobs.planning import plan_batching
 from jobs.run.events import ALIVE, DRIVER, this_driver
 from jobs.run.find import export_command

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from jobs.errors import FleetuneError, StorageError
+from cluster.errors import FleetuneError, StorageError
 from jobs.frozen import Frozen
 from jobs.run.find import run_names
 from jobs.run.outcome import Outcome, Status, read_outcome

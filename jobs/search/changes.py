@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field, JsonValue
 
-from jobs.errors import InputError, SpecError
+from cluster.errors import InputError, SpecError
 from jobs.frozen import Frozen
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.run.outcome import Outcome, write_outcome
 from jobs.run.outcome import Status as RunStatus
 from jobs.search.trial import Trial

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.search.rules.auto import LATER, probe_steps
 from jobs.search.rules.budget import BudgetPlan, checked_plan, compared_steps, most_gangs
 from jobs.search.trials import Trials, most_repeats

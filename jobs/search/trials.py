@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.run.paths import JobPaths
 from jobs.search.rules.auto import (
     LATER,

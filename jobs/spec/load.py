@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import Mistake
+from cluster.errors import Mistake, SpecError, StorageError
 from cluster.text import did_you_mean
-from jobs.errors import SpecError, StorageError
 from jobs.spec.checking.check import check, valid_spec
 from jobs.spec.checking.fields import SEARCHES
 from jobs.spec.checking.lines import Document, Mark, Path, dotted, parse

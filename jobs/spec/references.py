@@ -6,8 +6,8 @@ import os
 import re
 from typing import Final
 
+from cluster.errors import SpecError
 from cluster.ray.runtime_env import RAY_PACKAGE
-from jobs.errors import SpecError
 from jobs.storage import files as storage
 
 RUN_REFERENCE: Final = re.compile(r"run:([A-Za-z0-9_][A-Za-z0-9._-]*)\Z")

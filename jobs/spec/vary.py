@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from pydantic import BaseModel
 
-from cluster.errors import Mistake
+from cluster.errors import Mistake, SpecError
 from cluster.text import did_you_mean
-from jobs.errors import SpecError
 from jobs.frozen import Frozen
 from jobs.spec.bounds import LONGEST_NAME
 from jobs.spec.checking.check import check, valid_spec

@@ -21,8 +21,8 @@ import fsspec
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.core import url_to_fs
 
+from cluster.errors import StorageError, StorageOutage
 from cluster.settings import extra_protocols
-from jobs.errors import StorageError, StorageOutage
 from jobs.storage import locations as location
 from jobs.storage.direct_io import DirectFile
 

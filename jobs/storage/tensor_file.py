@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from jobs.errors import StorageError, StorageOutage
+from cluster.errors import StorageError, StorageOutage
 from jobs.frozen import Frozen
 from jobs.storage import files as storage
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from fsspec.callbacks import Callback
 
-from jobs.errors import InputError, StorageError
+from cluster.errors import InputError, StorageError
 from jobs.storage import files as storage
 from jobs.storage.listing import modified_s
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from enum import StrEnum
 
-from jobs.errors import Diverged, FleetuneError, InputError, OutOfMemory, StorageOutage
+from cluster.errors import Diverged, FleetuneError, InputError, OutOfMemory, StorageOutage
 from jobs.remedies.out_of_memory import advice
 from jobs.spec.finetune import Spec
 

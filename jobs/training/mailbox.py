@@ -13,7 +13,7 @@ from typing import Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
-from jobs.errors import StorageOutage
+from cluster.errors import StorageOutage
 from jobs.frozen import Frozen
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage

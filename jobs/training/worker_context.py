@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from cluster.errors import StorageError
 from cluster.settings import TorchrunWorld
 from jobs.data.order.stream import StepRows, Stream, plain_steps, ray_steps
-from jobs.errors import StorageError
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import write_attempt
 from jobs.run.paths import JobPaths

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 import typer
 from typer.completion import completion_init  # type: ignore[attr-defined]
 
+from cluster.errors import InputError
 from jobs.comparison.checking import checked_methods
 from jobs.drivers.finetune.begin import load_work
-from jobs.errors import InputError
 from jobs.preflight.validate import Validated, no_gpu_here
 from jobs.preflight.validate import validate as check
 from jobs.run import summary as run_list

@@ -18,8 +18,8 @@ from rich.progress import Progress as Bar
 from rich.spinner import Spinner
 from rich.text import Text
 
+from cluster.errors import FleetuneError
 from cluster.text import duration
-from jobs.errors import FleetuneError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Pace, PlainProgress, Progress, event_text, format_phase, step_line

@@ -11,8 +11,8 @@ from itertools import chain
 
 import typer
 
+from cluster.errors import FleetuneError
 from cluster.text import long_duration
-from jobs.errors import FleetuneError
 from orchestrator.api import JobView, WhyView
 from orchestrator.client.connection import Connection
 from orchestrator.client.log_reader import ALL, TAIL_LINES, LogLine, LogReader, followed, last_lines, run_logs

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from jobs.errors import InputError, SpecError
+from cluster.errors import InputError, SpecError
 from orchestrator.cli import completion as completing
 
 if TYPE_CHECKING:

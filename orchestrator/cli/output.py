@@ -13,8 +13,8 @@ from typing import TextIO
 import typer
 from pydantic import BaseModel
 
+from cluster.errors import FleetuneError
 from jobs.console import user_stream
-from jobs.errors import FleetuneError
 from jobs.run.progress import NoProgress, PlainProgress, Progress
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from cluster.errors import FleetuneError, InputError
 from cluster.settings import fleetune_home, server_url
-from jobs.errors import FleetuneError, InputError
 from jobs.run.find import find_run
 
 if TYPE_CHECKING:

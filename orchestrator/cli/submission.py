@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.errors import FleetuneError, InputError
+from cluster.errors import FleetuneError, InputError
 from jobs.preflight.validate import validate
 from jobs.search.rules.checking import checked_sweep
 from jobs.spec.finetune import Spec

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from jobs.spec.queue import MOST_PRIORITY
 from orchestrator.api import QuotaSent, RestrictionsSent, TenantSent, TenantView
 from orchestrator.cli.options import duration_s

@@ -20,9 +20,8 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-from cluster.errors import Mistake
+from cluster.errors import InputError, Mistake, SpecError
 from cluster.settings import fleetune_home, server_url
-from jobs.errors import InputError, SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import AnySpec, spec_of

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
-from jobs.errors import FleetuneError, Interrupted
+from cluster.errors import FleetuneError, Interrupted
 from jobs.run.outcome import Outcome, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
+from cluster.errors import InputError
 from cluster.text import did_you_mean
-from jobs.errors import InputError
 from orchestrator.api import JobView, LogPart, LogSources
 from orchestrator.client.connection import Connection
 from orchestrator.client.lookup import job_path

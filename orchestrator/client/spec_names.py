@@ -7,8 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from cluster.errors import Mistake
-from jobs.errors import InputError, SpecError
+from cluster.errors import InputError, Mistake, SpecError
 from jobs.spec.checking.lines import Mark
 from jobs.spec.checking.overrides import override_value
 from jobs.spec.command import CommandSpec

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pydantic import RootModel
 
-from jobs.errors import FleetuneError
+from cluster.errors import FleetuneError
 from jobs.spec.references import run_named
 from orchestrator.api import JobView, Me
 from orchestrator.client.connection import Connection

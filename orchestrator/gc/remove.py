@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from jobs.errors import FleetuneError, StorageError
+from cluster.errors import FleetuneError, StorageError
 from jobs.run.find import run_names
 from jobs.run.paths import JobPaths, checkpoint_step, prepared_root
 from jobs.storage.listing import listing

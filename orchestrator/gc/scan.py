@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from jobs.errors import FleetuneError, StorageError
+from cluster.errors import FleetuneError, StorageError
 from jobs.run.outcome import Outcome, outcome_of
 from jobs.run.paths import JobPaths, prepared_root
 from jobs.run.summary import SILENT_AFTER_S, started_at

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.storage import files as storage
 from jobs.storage import without_links
 

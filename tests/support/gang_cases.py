@@ -26,10 +26,10 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from cluster.errors import MetricFailed, RunFailed
 from cluster.settings import TorchrunWorld, torchrun_world
 from jobs.data.order.stream import StepRows, Stream
 from jobs.data.prepared import Prepared
-from jobs.errors import MetricFailed, RunFailed
 from jobs.run.paths import JobPaths
 from jobs.spec.load import load_spec
 from jobs.training.loop import loop, step

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cluster.errors import SpecError
 from jobs.data.order.mixture import MixedSection, Mixture, Weights
 from jobs.data.order.permutation import Rows
 from jobs.data.order.row_order import GROUP_STEPS, WINDOW_BLOCKS, Order, RowOrder, StepPlan, micro_batches
 from jobs.data.prepared import ROW_SCHEMA, ROWS_PER_BLOCK, Prepared, Split
-from jobs.errors import SpecError
 from jobs.planning.batching import Batching, plan_batching
 from jobs.planning.replay import ReplayRaise, raised_weights
 from jobs.planning.steps import total_rows, total_steps, warmup_steps

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cluster.errors import StorageError
 from jobs.data.prepared import IGNORE_INDEX, read_buffer
 from jobs.data.sources.chunks import Chunk, Work, tokens_of
-from jobs.errors import StorageError
 from jobs.storage import files as storage
 
 _NAME = re.compile(r"^(\d{5,})-(\d{6,})(-end)?\.parquet$")

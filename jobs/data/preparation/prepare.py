@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from cluster.errors import DataError, StorageError
 from cluster.text import byte_size, duration, many
 from jobs.data.cutting import Cut, cut_of, format_cut
 from jobs.data.preparation.assemble import Samples, SplitPlan, write_splits
@@ -21,7 +22,6 @@ from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path,
 from jobs.data.sources.bad_rows import BadRow, write_bad_rows
 from jobs.data.sources.chunks import held_out
 from jobs.data.sources.formats import first_of
-from jobs.errors import DataError, StorageError
 from jobs.model_files.directory import longest_text
 from jobs.model_files.tokenizer import pad_token_id, read_tokenizer
 from jobs.run.paths import prepared_root

@@ -15,8 +15,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cluster.errors import StorageError
 from cluster.local.supervisor import process_lives
-from jobs.errors import StorageError
 from jobs.run.events import this_driver
 from jobs.storage import files as storage
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.errors import StorageError
 from jobs.data.prepared import BLOCKS_PER_SHARD, INDEX_SCHEMA, ROW_SCHEMA, ROWS_PER_BLOCK, FileEntry
-from jobs.errors import StorageError
 from jobs.storage import files as storage
 
 ROWS_PER_SHARD = ROWS_PER_BLOCK * BLOCKS_PER_SHARD

@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from cluster.errors import DataError
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.packing import one_a_row, pack
 from jobs.data.prepared import IGNORE_INDEX, SOURCE_ID_BITS, Prepared
 from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.chunks import content_hash, held_out, read_chunks, tokenised
 from jobs.data.sources.formats import first_of
-from jobs.errors import DataError
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import Spec

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from cluster.errors import DataError
 from jobs.data.sources.bad_rows import BadRow, Reason
 from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, Sample, TextSample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
 from jobs.data.sources.tokenize import LossOn, Result, tokenise
 from jobs.data.sources.user_code import UserCode, own_samples
-from jobs.errors import DataError
 from jobs.model_files.tokenizer import TokenizerFiles
 
 RECORDS_PER_CHUNK = 4096

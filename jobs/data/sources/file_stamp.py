@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.storage import files as storage
 
 # Facts that stores report about a file and that change when it is written again; which ones depends on the store.

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cluster.errors import DataError
 from cluster.text import many, nearest
 from jobs.data.cutting import cut_of, format_cut
 from jobs.data.sources.bad_rows import NOT_UTF8, BadRow
@@ -22,7 +23,6 @@ from jobs.data.sources.formats import (
     texts_of,
 )
 from jobs.data.sources.records import Record, RecordReader, expand
-from jobs.errors import DataError
 from jobs.model_files.directory import longest_text
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store

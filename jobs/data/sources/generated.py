@@ -20,8 +20,8 @@ from typing import Any, Final, NamedTuple, TextIO
 
 from pydantic import Field, ValidationError
 
+from cluster.errors import DataError, StorageError
 from cluster.local.locks import try_lock
-from jobs.errors import DataError, StorageError
 from jobs.frozen import Frozen
 from jobs.model_files.directory import weight_files
 from jobs.storage import files as storage

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from cluster.errors import DataError, StorageError
 from cluster.text import did_you_mean
 from jobs.data.sources.bad_rows import NOT_JSON, NOT_UTF8, BadRow, Reason
 from jobs.data.sources.dataset_dirs import arrow_batches, files_in, parquet_batches, values_of
 from jobs.data.sources.file_stamp import info_of
-from jobs.errors import DataError, StorageError
 from jobs.storage import files as storage
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json")

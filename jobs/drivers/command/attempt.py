@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator, Sequence
 
+from cluster.errors import Interrupted, SpecError
 from cluster.settings import DriverPlace, ray_address
 from jobs.drivers.command.gang import GangWatch, Log, Process
 from jobs.drivers.command.member import local_gang
@@ -14,7 +15,6 @@ from jobs.drivers.link.link import Say
 from jobs.drivers.link.messages import Registered
 from jobs.drivers.stop_request import StopRequest
 from jobs.drivers.training_attempt import local_gpus
-from jobs.errors import Interrupted, SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.load import spec_of
 

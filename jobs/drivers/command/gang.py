@@ -12,9 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
+from cluster.errors import FleetuneError, Interrupted
 from jobs.drivers.command.places import exit_code_of, how_it_ended
 from jobs.drivers.link.link import Say
-from jobs.errors import FleetuneError, Interrupted
 
 LONGEST_LINE: Final = 8192  # bytes; longer lines are cut into several
 SHORTEST_SECRET: Final = 4  # shorter secrets occur in ordinary words and are not masked

@@ -13,10 +13,10 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from cluster.errors import SpecError
 from cluster.local import guard
 from cluster.settings import with_environment
 from jobs.drivers.command.places import Place, environment_of_program, variables_of
-from jobs.errors import SpecError
 from jobs.spec.command import CommandSpec
 
 MOST_HELD_BYTES: Final = 1 << 20  # unread output at which the program has to wait

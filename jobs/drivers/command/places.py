@@ -6,9 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.errors import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT
+from cluster.errors import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT, MachinesFailed
 from jobs.drivers.link.messages import Registered
-from jobs.errors import MachinesFailed
 from jobs.spec.command import CommandSpec
 
 # Variables of the driver. A program must not have them, because with them it could act for the job.

@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, cast
 
+from cluster.errors import CapacityError, MachinesFailed, SpecError
 from cluster.ray.connection import address_of, connected, held_places
 from jobs.drivers.command.member import Member, free_port
 from jobs.drivers.command.places import Place
-from jobs.errors import CapacityError, MachinesFailed, SpecError
 from jobs.planning import gang_of
 from jobs.spec.command import CommandSpec
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.preflight.validate import validate
 from jobs.run.events import Announcer
 from jobs.run.find import find_run, storage_root

@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from cluster.errors import StorageError
 from cluster.ray.connection import snapshot
 from cluster.ray.node_tasks import ask_nodes
-from jobs.errors import StorageError
 from jobs.remedies.hang import Doing, Hang, Observations, hang_of, limit_s
 from jobs.run.checkpoints import committed_steps
 from jobs.run.events import Announcer

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cluster.errors import OutOfMemory, StorageError
 from cluster.text import many
-from jobs.errors import OutOfMemory, StorageError
 from jobs.planning import plan_batching
 from jobs.remedies.out_of_memory import (
     Change,

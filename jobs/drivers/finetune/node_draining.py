@@ -8,8 +8,8 @@ import math
 import time
 from collections.abc import Collection, Mapping
 
+from cluster.errors import StorageError
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import StorageError
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage

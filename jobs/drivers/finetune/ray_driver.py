@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
+from cluster.errors import CapacityError, FleetuneError, Interrupted, MachinesFailed, RunFailed
 from cluster.job_environment import JobEnvironment
 from cluster.ray.connection import (
     check_alive,
@@ -29,13 +30,6 @@ from jobs.drivers.finetune.machines import find_room, places_under_ray
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.stop_request import StopRelay, StopRequest
-from jobs.errors import (
-    CapacityError,
-    FleetuneError,
-    Interrupted,
-    MachinesFailed,
-    RunFailed,
-)
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import kept_choice, with_fields, with_planned_fields

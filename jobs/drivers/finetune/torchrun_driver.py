@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from cluster.errors import FleetuneError, OutOfMemory, RunFailed, StorageError
 from cluster.local.memory import killed_since, memory_here
 from cluster.settings import TorchrunWorld, expand_gpu_memory
 from jobs.console import end_process, redirected_output, user_stream
@@ -19,7 +20,6 @@ from jobs.drivers.finetune.begin import begin_run
 from jobs.drivers.finetune.machines import places_here
 from jobs.drivers.finetune.memory_remedy import with_earlier_changes
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import FleetuneError, OutOfMemory, RunFailed, StorageError
 from jobs.planning import with_workers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import kept_choice, with_fields, with_planned_fields

@@ -10,9 +10,9 @@ from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
 
+from cluster.errors import InputError, MachinesFailed
 from cluster.tls import trusted
 from jobs.drivers.link.messages import Message
-from jobs.errors import InputError, MachinesFailed
 
 Reply = TypeVar("Reply", bound=Message)
 

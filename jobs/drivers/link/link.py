@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
+from cluster.errors import FleetuneError
 from cluster.settings import DriverPlace
 from jobs.drivers.link.call import ANSWER_S, NoAnswer, NotUnderstood, Refused, Server
 from jobs.drivers.link.messages import Answer, Beat, Message, Order, Register, Registered
-from jobs.errors import FleetuneError
 
 Say = Callable[[str], None]
 OnOrder = Callable[[Order, str], None]

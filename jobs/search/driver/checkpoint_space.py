@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.run.events import Announcer
 from jobs.search.ledger import Ledger
 from jobs.search.rules.rungs import trials_to_clear

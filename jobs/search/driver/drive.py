@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from cluster.errors import Interrupted, OutOfMemory, RunFailed, StorageError
 from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
 from jobs.data.order.stream import step_plan
@@ -20,7 +21,6 @@ from jobs.drivers.finetune.machines import places_under_ray
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.ray_driver import connected_as_given
 from jobs.drivers.stop_request import StopRelay, StopRequest
-from jobs.errors import Interrupted, OutOfMemory, RunFailed, StorageError
 from jobs.planning import gang_of
 from jobs.planning.memory import COPIED_BY_TRIALS
 from jobs.preflight.ready import ready_data

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from cluster.errors import Interrupted, StorageError
 from jobs.drivers.finetune.ray_driver import Driver, trained
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import Interrupted, StorageError
 from jobs.planning import with_workers
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer, Watch

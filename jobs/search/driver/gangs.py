@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cluster.capacity.gang import Gang
+from cluster.errors import FleetuneError, MachinesFailed, StorageError
 from cluster.ray.connection import free_now
-from jobs.errors import FleetuneError, MachinesFailed, StorageError
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths

@@ -9,11 +9,11 @@ import time
 import traceback
 from typing import Any
 
+from cluster.errors import FleetuneError, MachinesFailed, RunFailed, SpecError, StorageError
 from cluster.ray.connection import leaving_nodes
 from cluster.text import many
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.stop_request import StopRelay
-from jobs.errors import FleetuneError, MachinesFailed, RunFailed, SpecError, StorageError
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths

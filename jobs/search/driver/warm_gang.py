@@ -8,9 +8,9 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cluster.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
 from jobs.drivers.finetune.machines import find_room
 from jobs.drivers.finetune.ray_driver import crash_of
-from jobs.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
 from jobs.remedies.out_of_memory import advice
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from jobs.search.report.summary import fitted_rate, summary_lines
 from jobs.search.report.trial_text import format_values, leaderboard
 from jobs.search.rules.auto import rate_name, rate_range, varied_rate

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from cluster.errors import StorageError
 from cluster.text import first_line
-from jobs.errors import StorageError
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import format_phase

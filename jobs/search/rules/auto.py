@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.search.rules.prior import RATE, nearest_in
 from jobs.search.rules.rates import next_rate
 from jobs.search.rules.varying import field_meant

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.search.rules.auto import extrapolates, rate_name, rate_range
 from jobs.search.rules.rungs import cooldown_of, halving_steps, stops_of
 from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, tried

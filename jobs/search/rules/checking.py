@@ -6,8 +6,7 @@ import json
 import time
 from typing import Final
 
-from cluster.errors import Mistake
-from jobs.errors import InputError, SpecError
+from cluster.errors import InputError, Mistake, SpecError
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven, differences

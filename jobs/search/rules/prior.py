@@ -7,7 +7,7 @@ import json
 import statistics
 from typing import Any, Final
 
-from jobs.errors import SpecError, StorageError
+from cluster.errors import SpecError, StorageError
 from jobs.run.paths import JobPaths
 from jobs.run.summary import started_at
 from jobs.search.rules.varying import field_meant

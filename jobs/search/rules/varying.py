@@ -13,9 +13,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from cluster.errors import Mistake
+from cluster.errors import Mistake, SpecError
 from cluster.text import many
-from jobs.errors import SpecError
 from jobs.planning import plan_batching, warmup_steps
 from jobs.spec.checking.fields import homes_of, spec_fields, unknown_key
 from jobs.spec.checking.mistakes import reworded

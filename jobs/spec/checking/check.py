@@ -9,8 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cluster.errors import Mistake
-from jobs.errors import SpecError
+from cluster.errors import Mistake, SpecError
 from jobs.spec.checking.fields import Models, keys_of, section_model, unknown_key
 from jobs.spec.checking.lines import Document, Path, dotted
 from jobs.spec.checking.mistakes import KEY, reworded

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from cluster.errors import Mistake
-from jobs.errors import SpecError
+from cluster.errors import Mistake, SpecError
 
 Path = tuple[str | int, ...]
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cluster.errors import Mistake
-from jobs.errors import SpecError
+from cluster.errors import Mistake, SpecError
 from jobs.spec.checking.lines import Document, Mark, Path, dotted, parse_value
 from jobs.spec.space import Range
 

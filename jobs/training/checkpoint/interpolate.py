@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.model_files.directory import local_model_dir, weight_files
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jobs.errors import DataError, StorageError, StorageOutage
+from cluster.errors import DataError, StorageError, StorageOutage
 from jobs.run.checkpoints import Commit, Part, committed_steps, read_commit, read_parts, read_slices, saved_steps
 from jobs.run.paths import JobPaths
 from jobs.storage.tensor_file import Damaged, Want, read_ranges

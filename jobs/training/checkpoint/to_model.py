@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import torch
 
+from cluster.errors import DataError, InputError, StorageError
 from jobs.console import redirected_output
-from jobs.errors import DataError, InputError, StorageError
 from jobs.model_files.directory import local_model_dir, tensor_names
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
 from jobs.planning.precision import Precision

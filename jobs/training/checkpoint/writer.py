@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.run.checkpoints import (
     COMMIT_NAME,
     KINDS,

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from cluster.errors import DataError, MetricFailed
 from jobs.data.order.row_order import shares
 from jobs.data.prepared import IGNORE_INDEX, Split
-from jobs.errors import DataError, MetricFailed
 from jobs.spec.finetune import Spec
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.metrics import (
@@ -80,8 +80,12 @@ class Evaluator:
         if self.spec.model.task != "causal-lm":
             return wanted
         longest = int(self.split.index.num_tokens.max(initial=1))
-        config: Any = getattr(engine, "module", engine).config
-        return rows_within(wanted, trained, longest * int(config.get_text_config().vocab_size))
+        return rows_within(wanted, trained, longest * vocabulary_of(engine))
+
+
+def vocabulary_of(engine: torch.nn.Module) -> int:
+    config: Any = getattr(engine, "module", engine).config
+    return int(config.get_text_config().vocab_size)
 
 
 def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:

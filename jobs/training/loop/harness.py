@@ -19,9 +19,9 @@ import torch.distributed as dist
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
+from cluster.errors import MetricFailed
 from jobs.data.order.row_order import shares
 from jobs.data.prepared import IGNORE_INDEX
-from jobs.errors import MetricFailed
 from jobs.model_files.tokenizer import load_tokenizer
 from jobs.run.metric_names import harness_name
 from jobs.spec.evaluation import SCORABLE, LmEval, is_task_file

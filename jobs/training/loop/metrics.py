@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.run.metric_names import ACCURACY, MAJORITY
 
 BUILTIN = ("loss", "perplexity", "accuracy", "f1", "exact_match")

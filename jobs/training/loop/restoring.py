@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
+from cluster.errors import DataError, RunFailed, SpecError, StorageError
 from cluster.text import many
 from jobs.data.order.digest_chain import chain_of, extended, from_hex, step_digest, to_hex
-from jobs.errors import DataError, RunFailed, SpecError, StorageError
 from jobs.model_files.directory import local_model_dir
 from jobs.remedies.excessive_rate import rate_after, rates_to_try
 from jobs.remedies.outliers import Rollback, after_rollback, rollback_report, targets_of

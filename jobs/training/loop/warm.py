@@ -12,7 +12,7 @@ import time
 import traceback
 from dataclasses import replace
 
-from jobs.errors import Diverged, MetricFailed
+from cluster.errors import Diverged, MetricFailed
 from jobs.model_files.directory import local_model_dir
 from jobs.spec.finetune import Spec
 from jobs.spec.remedies import Forgetting

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from jobs.errors import Diverged
+from cluster.errors import Diverged
 from jobs.remedies import outliers
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory

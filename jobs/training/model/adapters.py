@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from jobs.errors import DataError, SpecError
+from cluster.errors import DataError, SpecError
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 from jobs.spec.method import ALL_LINEAR

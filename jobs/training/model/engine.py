@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from cluster.errors import DataError, RunFailed
 from cluster.text import many
-from jobs.errors import DataError, RunFailed
 from jobs.model_files.directory import local_model_dir
 from jobs.planning.precision import Precision, precision_of
 from jobs.spec.finetune import Spec

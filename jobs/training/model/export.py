@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from jobs.errors import RunFailed
+from cluster.errors import RunFailed
 from jobs.model_files.directory import fetched_once, tensor_names
 from jobs.storage import files as storage
 from jobs.training.model.adapters import trained_names, write_adapter

@@ -15,8 +15,8 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 
+from cluster.errors import DataError
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
-from jobs.errors import DataError
 from jobs.spec.finetune import Spec, Task
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.reporter import Reporter

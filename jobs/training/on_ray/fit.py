@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from cluster.errors import StorageError
 from cluster.ray.connection import NODE_LABEL
 from cluster.settings import set_default
-from jobs.errors import StorageError
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
 from jobs.training.ending import failures_of

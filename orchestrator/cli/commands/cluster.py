@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import typer
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from orchestrator.cli.completion import ANY, node_ids, tenant_names
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Json, OneTenant, Url, connected, duration_s, width

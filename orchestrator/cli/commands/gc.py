@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from jobs.run.find import storage_root
 from orchestrator.cli.options import Json, Storage, duration_s, size_bytes
 from orchestrator.gc.values import Bounds, Held

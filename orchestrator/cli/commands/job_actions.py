@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.errors import FleetuneError, InputError
+from cluster.errors import FleetuneError, InputError
 from jobs.spec.queue import MOST_PRIORITY
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import Json, Url, connected, job_ids

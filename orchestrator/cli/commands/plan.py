@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.errors import InputError
 from jobs.comparison.checking import sweeps_to_plan
-from jobs.errors import InputError
 from jobs.planning.accelerators import Machines, gang_machines, machines_of
 from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
 from jobs.planning.strategies import JobPlan

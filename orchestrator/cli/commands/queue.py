@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from cluster.errors import FleetuneError, InputError
 from cluster.text import did_you_mean
-from jobs.errors import FleetuneError, InputError
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import JobId, Json, OneTenant, Url, connected, width
 from orchestrator.cli.output import exit_on_error, json_list

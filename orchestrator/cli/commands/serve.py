@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 
 
 def serve(

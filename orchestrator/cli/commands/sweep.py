@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
+from cluster.errors import InputError
 from jobs.drivers.finetune.begin import load_work
-from jobs.errors import InputError
 from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cluster.errors import InputError
 from cluster.settings import fleetune_home
 from cluster.text import day
-from jobs.errors import InputError
 from orchestrator.cli import completion as completing
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Json, Url, connected, duration_s

@@ -6,8 +6,8 @@ import codecs
 import re
 
 from cluster.backend import MAX_OUTPUT_BYTES
+from cluster.errors import StorageError
 from cluster.text import did_you_mean
-from jobs.errors import StorageError
 from jobs.run.outcome import outcome_of
 from jobs.run.paths import JobPaths
 from orchestrator.api import LogPart, LogSources, MetricsPart

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.storage import files as storage
 from jobs.storage import journal
 from jobs.storage import without_links as beneath

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import DataError, InputError, SpecError
 from jobs.compare import reopen_comparison
 from jobs.drivers.finetune.begin import load_job, load_work
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import DataError, InputError, SpecError
 from jobs.run.events import repeatedly
 from jobs.run.find import with_model_of_run
 from jobs.run.outcome import Outcome, Status, write_outcome

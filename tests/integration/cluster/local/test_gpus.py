@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from cluster.errors import MachinesFailed
 from cluster.local.gpus import held_gpus
-from jobs.errors import MachinesFailed
 from tests.support.gangs import ROOT
 from tests.support.processes import wait_for
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from cluster.errors import InputError
 from jobs.compare import open_comparison, run_comparison
 from jobs.comparison.checking import checked_methods
-from jobs.errors import InputError
 from jobs.finetune import run_on_ray
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress

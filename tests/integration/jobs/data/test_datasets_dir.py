@@ -11,8 +11,8 @@ import fsspec
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
+from cluster.errors import DataError
 from jobs.data.sources.records import Record, RecordReader, expand
-from jobs.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 

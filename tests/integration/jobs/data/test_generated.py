@@ -9,8 +9,8 @@ import shutil
 
 import pytest
 
+from cluster.errors import DataError, StorageError
 from jobs.data.sources.generated import Generated, Settings, generate, model_digest, read_record, record_path
-from jobs.errors import DataError, StorageError
 from tests.support import tiny
 
 SAMPLES, TOKENS = 40, 12

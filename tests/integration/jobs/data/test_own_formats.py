@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.errors import DataError, InputError
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
-from jobs.errors import DataError, InputError
 from jobs.model_files.tokenizer import load_tokenizer
 from jobs.preflight.validate import validate
 from jobs.spec.finetune import Spec

@@ -13,13 +13,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from cluster.errors import DataError
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import IGNORE_INDEX, Prepared
 from jobs.data.sources.bad_rows import Reason
 from jobs.data.sources.formats import ChatSample, ClassSample, TextSample
 from jobs.data.sources.tokenize import tokenise
-from jobs.errors import DataError
 from jobs.model_files.tokenizer import load_tokenizer
 from jobs.spec.finetune import Spec
 from tests.support.chats import CHATML

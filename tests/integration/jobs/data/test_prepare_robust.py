@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import DataError, StorageError
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
-from jobs.errors import DataError, StorageError
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from tests.integration.jobs.data.test_prepare import model_dir, quiet, source_root  # noqa: F401 - a fixture

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import DataError
 from jobs.data.preparation.prepare import prepare
 from jobs.data.quality.preview import shown_rows
-from jobs.errors import DataError
 from jobs.spec.finetune import Spec
 from tests.integration.jobs.data.test_check import jsonl, spec_of
 from tests.integration.jobs.data.test_prepare import model_dir, quiet  # noqa: F401 - a fixture

@@ -144,7 +144,7 @@ def test_nothing_before_the_start_is_read(job: tuple[Spec, Prepared], monkeypatc
 def test_damaged_data_is_an_error_and_no_silent_end(job: tuple[Spec, Prepared], tmp_path: pathlib.Path) -> None:
     import shutil
 
-    from jobs.errors import DataError
+    from cluster.errors import DataError
 
     spec, prepared = job
     root = pathlib.Path(prepared.root)

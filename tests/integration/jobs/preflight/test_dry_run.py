@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from bench.zoo.tiny import END, save_tokenizer, tiny_config
-from jobs.errors import DataError, InputError
+from cluster.errors import DataError, InputError
 from jobs.preflight.dry_run import check_model_runs
 from jobs.preflight.plan import plan_job
 from jobs.preflight.ready import ready_data

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import OutOfMemory
 from jobs.data.prepared import Prepared
 from jobs.drivers.finetune.memory_remedy import with_earlier_changes
-from jobs.errors import OutOfMemory
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import ACCELERATORS, GIB
 from jobs.preflight.ready import ready_data

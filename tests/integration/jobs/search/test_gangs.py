@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import MachinesFailed, RunFailed
+from cluster.errors import MachinesFailed, RunFailed
 from jobs.search.driver import gangs
 from jobs.search.driver.gangs import Gangs
 from jobs.search.driver.warm_gang import GangLost

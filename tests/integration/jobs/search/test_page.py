@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from jobs.search.ledger import Ledger
 from jobs.search.report.page import FEWEST_FOR_IMPORTANCE, sweep_page
 from tests.unit.jobs.search.report.test_summary import ledger_with, response

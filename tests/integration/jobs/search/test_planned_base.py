@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import OutOfMemory
 from jobs.data.prepared import Prepared
-from jobs.errors import OutOfMemory
 from jobs.planning.accelerators import ACCELERATORS, GIB
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import Places

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import RunFailed, SpecError
 from jobs.drivers.stop_request import StopRelay, StopRequest
-from jobs.errors import RunFailed, SpecError
 from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths
 from jobs.run.requests import ask_to_stop

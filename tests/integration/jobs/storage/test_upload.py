@@ -13,7 +13,7 @@ import fsspec
 import pytest
 from typer.testing import CliRunner, Result
 
-from jobs.errors import InputError, StorageError
+from cluster.errors import InputError, StorageError
 from jobs.storage import files as storage
 from jobs.storage.listing import listing
 from jobs.storage.upload import plan_upload, upload

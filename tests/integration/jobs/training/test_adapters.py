@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bench.zoo.tiny import save_tokenizer, tiny_config
-from jobs.errors import DataError, RunFailed, StorageError
+from cluster.errors import DataError, RunFailed, StorageError
 from jobs.run.find import export_source
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths

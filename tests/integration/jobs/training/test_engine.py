@@ -20,7 +20,7 @@ STEP = """
 import json, sys, types
 import torch
 import torch.distributed as dist
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.planning import memory
 from jobs.spec.load import load_spec
 from jobs.training.model import deepspeed_config

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from bench.zoo.tiny import tiny_config
-from jobs.errors import RunFailed
+from cluster.errors import RunFailed
 from jobs.model_files.directory import tensor_names
 from jobs.training.model.batch import Batch, model_logits
 from jobs.training.model.export import (

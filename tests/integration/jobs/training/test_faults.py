@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.errors import DataError, Diverged, RunFailed
+from cluster.errors import DataError, Diverged, RunFailed
 from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
 from jobs.training.on_ray.fit import Healing

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import transformers
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.preflight.harness_tasks import check_harness_tasks
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.spec.evaluation import LmEval

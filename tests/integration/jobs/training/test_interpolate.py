@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.record import open_run
 from jobs.training.checkpoint.interpolate import interpolate

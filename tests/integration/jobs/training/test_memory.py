@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from cluster.errors import DataError
 from jobs.data.order.row_order import Order
 from jobs.data.prepared import (
     IGNORE_INDEX,
@@ -28,7 +29,6 @@ from jobs.data.prepared import (
     SplitManifest,
     write_manifest,
 )
-from jobs.errors import DataError
 from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal
 from tests.support import tiny

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.errors import SpecError
 from jobs.data.order.digest_chain import EMPTY_CHAIN, extended, from_hex, row_digests, step_digest
 from jobs.data.order.mixture import Mixture
 from jobs.data.order.stream import step_plan
-from jobs.errors import SpecError
 from tests.integration.jobs.training.test_resume import workers
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang

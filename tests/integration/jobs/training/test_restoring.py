@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
+from cluster.errors import DataError, RunFailed, SpecError
 from jobs.data.order.digest_chain import chain_of, step_digest, to_hex
 from jobs.data.order.row_order import Order, StepPlan
-from jobs.errors import DataError, RunFailed, SpecError
 from jobs.planning.replay import ReplayRaise
 from jobs.run.checkpoints import Best, Commit, Part
 from jobs.run.paths import JobPaths

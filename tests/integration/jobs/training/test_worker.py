@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from jobs.errors import DataError, RunFailed, StorageOutage
+from cluster.errors import DataError, RunFailed, StorageOutage
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import take_run
 from jobs.run.checkpoints import Best

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.errors import InputError, SpecError
 from cluster.ray.backend import KIND_KEY
 from cluster.ray.client import environment_like
 from cluster.ray.raylets import Raylet, raylet_of
@@ -17,7 +18,6 @@ from cluster.ray.session_record import FILE, SessionRecord, read_record, write_r
 from cluster.settings import RAY_JOB, RayJob, ray_job
 from jobs.drivers import ray_submitted
 from jobs.drivers.ray_submitted import host_of_this_program, package_of, queued
-from jobs.errors import InputError, SpecError
 from jobs.spec.finetune import Spec
 from jobs.spec.load import spec_of
 

@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.model_files.directory import check_model_dir, check_model_files, local_model_dir, safetensors_problem
 from jobs.model_files.without_weights import without_weights
 from jobs.spec.finetune import Spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from jobs.planning.accelerators import ACCELERATORS, accelerator_of, machines_of
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.planning import Batching, plan_batching
 from jobs.spec.finetune import Spec
 

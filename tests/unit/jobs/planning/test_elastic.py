@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.capacity.inventory import Inventory, Node
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.planning import most_workers, with_workers, worker_numbers
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.planning import total_rows, total_steps, warmup_steps
 from jobs.spec.finetune import Spec, Train
 

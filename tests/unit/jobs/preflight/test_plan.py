@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import DataError, SpecError
+from cluster.errors import DataError, SpecError
 from jobs.planning.accelerators import machines_of
 from jobs.preflight.plan import plan_job
 from jobs.spec.finetune import Spec

@@ -12,8 +12,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
+from cluster.errors import CapacityError, DataError, InputError, SpecError, StorageError
 from cluster.local.machine import has_gpus
-from jobs.errors import CapacityError, DataError, InputError, SpecError, StorageError
 from jobs.finetune import run_on_ray
 from jobs.preflight.validate import check_metrics, no_gpu_here, validate
 from jobs.run.progress import NoProgress

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.planning import plan_batching, with_workers, worker_numbers
 from jobs.remedies.out_of_memory import (
     FIELDS,

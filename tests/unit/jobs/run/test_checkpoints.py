@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.run.checkpoints import (
     KINDS,
     Commit,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import DataError, InputError, SpecError
 from jobs.drivers.finetune.begin import begin_run
-from jobs.errors import DataError, InputError, SpecError
 from jobs.preflight.validate import validate
 from jobs.run.checkpoints import commit_path
 from jobs.run.find import export_source, with_model_of_run

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.requests import ask_to_save, ask_to_stop

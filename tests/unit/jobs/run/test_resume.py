@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import InputError, SpecError
 from jobs.drivers.finetune.begin import begin_run, load_job
-from jobs.errors import InputError, SpecError
 from jobs.run.checkpoints import commit_path
 from jobs.run.events import ALIVE, Announcer, Watch, this_driver
 from jobs.run.outcome import Outcome, Status, event, write_outcome

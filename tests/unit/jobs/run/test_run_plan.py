@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.run.paths import JobPaths
 from jobs.run.run_plan import RunPlan, check_of, read_plan, write_plan
 

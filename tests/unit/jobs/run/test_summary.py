@@ -11,7 +11,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from jobs.errors import InputError, StorageError
+from cluster.errors import InputError, StorageError
 from jobs.run.checkpoints import commit_path
 from jobs.run.find import find_run
 from jobs.run.outcome import Outcome, Status, event, write_outcome

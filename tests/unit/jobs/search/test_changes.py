@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import InputError, SpecError
+from cluster.errors import InputError, SpecError
 from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed, larger, narrower
 from jobs.search.ledger import Ledger

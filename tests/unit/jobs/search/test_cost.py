@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from jobs.planning.accelerators import gang_machines, machines_of
 from jobs.search.planned import Cost, cost_of
 from jobs.search.rules.prior import with_prior

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.run.outcome import Status, read_outcome
 from jobs.search.ledger import Ledger
 from jobs.search.report.trial_text import leaderboard, leaderboard_facts, trial_line

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.spec.checking.fields import OTHER_NAMES_OF_COMMAND, section_model, spec_fields
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec

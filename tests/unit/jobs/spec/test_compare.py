@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.spec.compare import CompareSpec
 from jobs.spec.load import dump_spec, load_job_spec, load_spec, load_sweep, load_to_run, spec_of
 from jobs.spec.sweep import Budget, SweepSpec

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.run.resume import differences
 from jobs.spec.checking.fields import spec_fields
 from jobs.spec.data import BUILTIN_FORMATS, Columns, Source, format_source, numbered

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.spec.checking.fields import ABSENT, OTHER_NAMES, spec_fields
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec, spec_of

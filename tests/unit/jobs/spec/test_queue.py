@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.queue import LONGEST_LABEL, Queue, label_value
 from orchestrator.client.spec_names import named

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import InputError, SpecError
+from cluster.errors import InputError, SpecError
 from jobs.run.paths import JobPaths
 from jobs.run.record import open_run
 from jobs.search.rules.budget import check_lengths

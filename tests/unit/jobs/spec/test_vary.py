@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.vary import MOST_SPECS, sweep_values

@@ -9,7 +9,7 @@ from typing import Any
 import fsspec
 import pytest
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.storage import files as storage
 
 pytestmark = pytest.mark.usefixtures("own_protocols")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.errors import StorageError
+from cluster.errors import StorageError
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader, JournalWriter, read_journal
 

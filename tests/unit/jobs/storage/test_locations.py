@@ -10,9 +10,8 @@ import fsspec
 import pytest
 from fsspec.registry import known_implementations
 
-from cluster.errors import InputError, SpecError
+from cluster.errors import InputError, SpecError, StorageError
 from cluster.settings import extra_protocols, protocols_environment
-from jobs.errors import StorageError
 from jobs.spec.load import load_spec, spec_of
 from jobs.storage import files as storage
 from jobs.storage import locations as location

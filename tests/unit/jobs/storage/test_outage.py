@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from jobs.errors import StorageError, StorageOutage
+from cluster.errors import StorageError, StorageOutage
 from jobs.run.checkpoints import read_commit
 from jobs.run.paths import JobPaths
 from jobs.run.record import outcome_of_error

@@ -17,8 +17,8 @@ import typer
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
+from cluster.errors import DataError, RunFailed
 from cluster.settings import storage_path
-from jobs.errors import DataError, RunFailed
 from jobs.run.outcome import Outcome, Status, event
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec, load_spec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, TenantView
 from orchestrator.cli.tenant_settings import quotas, settings
 from orchestrator.pages.cluster import format_restrictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import pytest
 
-from jobs.errors import InputError
+from cluster.errors import InputError
 from orchestrator.api import JobPage, JobView
 from orchestrator.client.connection import Connection
 from orchestrator.client.lookup import find_job

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster.errors import InputError
 from cluster.text import byte_size
-from jobs.errors import InputError
 from orchestrator.cli.options import duration_s, size_bytes
 from orchestrator.gc.plan import plan_gc
 from orchestrator.gc.values import Bounds, Found, GcPlan, Held, Leftover, PreparedFacts, RunFacts, ToRemove

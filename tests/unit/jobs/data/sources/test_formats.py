@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.errors import DataError
 from jobs.data.sources.bad_rows import BadRow
 from jobs.data.sources.first_records import format_bad_rows, look_at
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, TextSample, sample_of
 from jobs.data.sources.records import Record, RecordReader, expand
-from jobs.errors import DataError
 from jobs.model_files.directory import has_chat_template
 from jobs.spec.data import Columns
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.errors import DataError
 from jobs.data.sources.bad_rows import BadRow
 from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.records import SUPPORTED, Record, RecordReader, expand
-from jobs.errors import DataError
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 

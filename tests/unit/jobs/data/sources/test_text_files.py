@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import DataError
 from jobs.data.sources.records import Record, RecordReader, expand
-from jobs.errors import DataError
 
 BOM = b"\xef\xbb\xbf"
 

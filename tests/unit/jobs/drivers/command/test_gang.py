@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cluster.errors import MachinesFailed
 from jobs.drivers.command.gang import LONGEST_LINE, Log
 from jobs.drivers.command.places import (
     environment_of_program,
@@ -20,7 +21,6 @@ from jobs.drivers.command.places import (
     variables_of_job,
 )
 from jobs.drivers.link.messages import Registered
-from jobs.errors import MachinesFailed
 from jobs.spec.command import CommandSpec
 from jobs.spec.queue import OWN, SET_FOR_PROGRAMS
 

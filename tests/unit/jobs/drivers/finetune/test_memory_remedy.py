@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import OutOfMemory
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
-from jobs.errors import OutOfMemory
 from jobs.run.attempts import write_attempt
 from jobs.run.outcome import Event, event
 from jobs.run.paths import JobPaths

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import Interrupted
 from jobs.drivers.stop_request import StopKind, Stopped, StopRelay, StopRequest
-from jobs.errors import Interrupted
 from jobs.run.paths import JobPaths
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import SpecError
 from jobs.drivers.stop_request import StopRequest
-from jobs.errors import SpecError
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import open_run

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from jobs.errors import SpecError
+from cluster.errors import SpecError
 from jobs.run.record import open_run
 from jobs.search.ledger import Ledger
 from jobs.search.rules.auto import (

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jobs.errors import DataError
+from cluster.errors import DataError
 from jobs.training.loop.metrics import (
     EvalPrediction,
     Sums,

@@ -25,7 +25,7 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.put(
         "/nodes/{node_id}",
-        **documented(api.NodeView, "Put nothing new there, empty it, or use it again", 403, 404, 422, 429),
+        **documented(api.NodeView, "Put nothing new there, empty it, or use it again", 400, 403, 404, 422, 429),
     )
     async def order(node_id: Name, sent: api.NodeOrderSent, caller: Admin) -> Response:
         found = await serving.slow.run(lambda: service.order(serving.context, node_id, sent, caller))

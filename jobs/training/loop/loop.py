@@ -231,7 +231,6 @@ def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> 
         batching=plan_batching(job.spec),
         evaluator=evaluator("eval", job.spec.eval.metrics),
         general=evaluator("general", ("loss", "perplexity")),
-        harness=loaded.harness,
         reporter=reporter,
     )
 

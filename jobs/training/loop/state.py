@@ -85,7 +85,6 @@ class Run(Loaded):
     batching: Batching
     evaluator: Evaluator | None  # of held-out rows
     general: Evaluator | None  # of general text
-    harness: Harness | None  # of tasks of lm-eval
     reporter: Reporter
 
     def targets_of(self, *steps: int) -> int:

@@ -16,7 +16,7 @@ from jobs.preflight.traced_pass import TracedPass
 from jobs.preflight.tracker import Event
 
 # Tokens between two lengths. Few are traced sooner, but a kernel or a block of the model may be wider than the rows.
-STEPS: Final = (2, 8)
+STEPS: Final = (4, 8)
 _PASSES: Final = 4  # three determine a parabola (attention may have one), and the fourth one must lie on it
 
 

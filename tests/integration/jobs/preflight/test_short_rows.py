@@ -70,8 +70,8 @@ def test_short_rows_give_the_pass_of_long_ones(tmp_path: pathlib.Path, checkpoin
     def trace(seq_len: int) -> TracedPass:
         spec = tiny.spec_of(
             tmp_path, tmp_path, tmp_path / "none",
-            data__packing=False, data__seq_len=seq_len, train__gradient_checkpointing=checkpointing,
-        )  # fmt: skip
+            data__packing=False, data__seq_len=length, train__gradient_checkpointing=checkpointing,
+        ).with_value("data.seq_len", seq_len)  # fmt: skip
         config = model_config(spec, str(tmp_path))
         return traced_pass(spec, str(tmp_path), (), DTYPES["fp32"], config, rows=2, detailed=True)
 
@@ -98,6 +98,6 @@ def test_a_model_with_a_loop_over_the_tokens_is_traced_with_short_rows(
     monkeypatch.setattr(model_trace, "traced_pass", watched)
     trace = trace_model(spec, str(tmp_path), "fp32")
     assert gave_up == [512] and lengths == {512, *lengths_for(512, STEPS[0])}
-    assert trace.note is not None and trace.note.startswith("rows of up to 8 tokens were traced")
+    assert trace.note is not None and trace.note.startswith("rows of up to 16 tokens were traced")
     # The states of all tokens are kept for the backward pass.
     assert max(moment.peak_per_row for moment in trace.moments) > 512 * 64 * 4 * 4  # tokens, width, states, bytes

@@ -12,7 +12,7 @@ from cluster.errors import DataError, InputError
 from jobs.data.prepared import ROW_SCHEMA
 from jobs.model_files.directory import tensor_shapes
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
-from jobs.preflight.traced_pass import without_decisions_from_data
+from jobs.preflight.traced_pass import without_advice, without_decisions_from_data
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import adapted, new_modules
 from jobs.training.model.batch import collate, model_logits
@@ -38,6 +38,7 @@ _MOST_CHARACTERS = 300
 _NUMBER = re.compile(r"\d+")
 
 
+@without_advice()
 def check_model_runs(spec: Spec, model_dir: str) -> None:
     """Build the model from its configuration on torch's meta device, and run one row through it.
 

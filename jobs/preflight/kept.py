@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -22,15 +22,9 @@ from jobs.spec.finetune import Spec
 
 _VERSIONS = ("fleetune", "torch", "transformers")
 _TRIED_WITH = (*_VERSIONS, "tokenizers")
-_HERE = Path(__file__).parent
-# A cached trace is used only if it was made by this code.
-_TRACERS = (
-    _HERE / "model_trace.py",
-    _HERE / "short_rows.py",
-    _HERE / "traced_pass.py",
-    _HERE.parent / "training" / "model" / "adapters.py",
-    _HERE.parent / "training" / "model" / "sharding.py",
-)
+_JOBS = Path(__file__).parents[1]
+# Code that traces a model or tries it: what other code has cached is not used.
+_CODE = ("preflight/*.py", "planning/*.py", "training/model/*.py", "training/loop/loss.py")
 _SPEED = TypeAdapter(tuple[float, float])
 _TRACE = TypeAdapter(ModelTrace)
 Kept = TypeVar("Kept")
@@ -61,8 +55,12 @@ def _of_trace(spec: Spec, model_dir: str, precision: Precision) -> tuple[str, ..
         str((spec.num_labels, spec.data.seq_len, spec.packed, precision, spec.train.gradient_checkpointing)),
         Path(model_dir, "config.json").read_text(errors="replace"),
         str(sorted((path.name, path.stat().st_size) for path in weights)),
-        *(path.read_text() for path in _TRACERS),
+        *_code(),
     )
+
+
+def _code() -> Iterator[str]:
+    return (path.read_text() for pattern in _CODE for path in sorted(_JOBS.glob(pattern)))
 
 
 def kept_cpu_speed(cores: int, compute: Callable[[], tuple[float, float]]) -> tuple[float, float]:
@@ -94,7 +92,7 @@ def _file(kind: str, parts: Iterable[str]) -> Path:
 
 
 def was_tried(spec: Spec, model_dir: str) -> bool:
-    """Whether this model has passed for this task and method, with the same configuration, shapes and libraries."""
+    """Whether this model has passed for this task and method, with the same configuration, shapes and code."""
     return _mark(spec, model_dir).exists()
 
 
@@ -107,7 +105,7 @@ def remember(spec: Spec, model_dir: str) -> None:
 
 
 def _mark(spec: Spec, model_dir: str) -> Path:
-    parts = [*map(version, _TRIED_WITH), spec.model.model_dump_json(exclude={"path"}), str(spec.num_labels)]
+    parts = [*map(version, _TRIED_WITH), *_code(), spec.model.model_dump_json(exclude={"path"}), str(spec.num_labels)]
     if spec.method.kind != "full":
         parts += [version("peft"), spec.method.kind, spec.lora.model_dump_json(), spec.prompt.model_dump_json()]
     weights = weight_files(model_dir)

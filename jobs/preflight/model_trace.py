@@ -20,7 +20,7 @@ from jobs.planning.layers import Depth, Line, deepened, depth_of
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
 from jobs.preflight.short_rows import STEPS, NotAParabolaError, lengthened, lengths_for
-from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter
+from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter, without_advice
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
@@ -29,6 +29,7 @@ from jobs.training.model.load import DTYPES, empty_model, lacking_and_unused, mo
 _ROWS = (1, 2, 3)
 
 
+@without_advice()
 def trace_model(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     """Trace one step of the spec's model with rows of `seq_len` tokens.
 

@@ -15,6 +15,7 @@ from typing import Any, cast
 from unittest import mock
 
 import torch
+import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
@@ -30,6 +31,9 @@ from jobs.training.model.sharding import data_dependent_modules
 
 _PIECES, _TRACED_PIECES = loss._pieces, 3
 _LONG = 256  # tokens; shorter rows take seconds, even one token after another
+_MANY = (
+    512  # operators of a layer: 35 in Llama, 102 in DeepSeek-V3; layers with a loop start several for each token
+)
 _PAD = 0  # no size depends on the token that fills a row
 
 
@@ -72,7 +76,7 @@ def traced_pass(
     """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits; for `new` see `adapted`.
 
     Args:
-        limited: whether to give up a model that starts more operators in a layer than a row has tokens.
+        limited: whether to give up a model that starts more operators in a layer than a row has tokens, or than _MANY.
         detailed: whether events list their operators.
 
     Raises:
@@ -94,7 +98,7 @@ def traced_pass(
     model.train()
     batch = _batch(spec, mode, rows)
     layers = getattr(config.get_text_config(), "num_hidden_layers", None)
-    most = layers * spec.data.seq_len if limited and layers and spec.data.seq_len >= _LONG else None
+    most = layers * min(spec.data.seq_len, _MANY) if limited and layers and spec.data.seq_len >= _LONG else None
     tracker = Tracker([*model.parameters(), *model.buffers()], most, detailed)
     _watch(model, tracker)
     with _without_data(spec), mode, tracker:
@@ -145,6 +149,17 @@ class _LinearKeepingInput(torch.autograd.Function):
 
 def _linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     return cast(torch.Tensor, _LinearKeepingInput.apply(inputs, weight, bias))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def without_advice() -> Iterator[None]:
+    """Silence transformers, which advises to install kernels on this machine, although nothing is computed here."""
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
 
 
 @contextmanager

@@ -31,9 +31,8 @@ from jobs.training.model.sharding import data_dependent_modules
 
 _PIECES, _TRACED_PIECES = loss._pieces, 3
 _LONG = 256  # tokens; shorter rows take seconds, even one token after another
-_MANY = (
-    512  # operators of a layer: 35 in Llama, 102 in DeepSeek-V3; layers with a loop start several for each token
-)
+# Operators of a layer: 35 in Llama, 102 in DeepSeek-V3. Layers with a loop over the tokens start several for each.
+_MANY = 512
 _PAD = 0  # no size depends on the token that fills a row
 
 

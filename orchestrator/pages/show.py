@@ -68,6 +68,7 @@ def plan(spec: Spec, varied: Mapping[str, str] = _NOTHING) -> dict[str, str]:
         "data": f"{format_sources(data.train)} ({data.format}, {data.seq_len} tokens{packed})",
         "held out": held_out,
         **({"general text": format_sources(spec.eval.general)} if spec.eval.general else {}),
+        **({"lm-eval": ", ".join(spec.eval.lm_eval.tasks)} if spec.eval.lm_eval.tasks else {}),
         "batch": batch,
         "length": _format_length(spec),
         "rate": _format_rate(spec, varied),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.run.metric_names import format_trade, general_increase, general_name, is_general
+from jobs.run.metric_names import format_trade, general_increase, general_name, harness_name, is_general
 
 BEFORE = {"eval_loss": 3.0, "eval_general_loss": 4.0, "eval_general_perplexity": 54.6}
 
@@ -27,3 +27,9 @@ def test_the_increase_is_a_share_of_the_first_value() -> None:
 def test_without_general_text_nothing_is_said_of_it() -> None:
     assert format_trade({"eval_loss": 3.0}, {"eval_loss": 1.5}) is None
     assert format_trade(BEFORE, {"eval_loss": 1.5}) is None
+
+
+def test_the_trade_off_names_tasks_of_lm_eval_with_both_values() -> None:
+    before = {"eval_loss": 3.0, harness_name("arc_easy", "acc"): 0.5, harness_name("new", "acc"): 0.5}
+    after = {"eval_loss": 1.5, harness_name("arc_easy", "acc"): 0.45}
+    assert format_trade(before, after) == "held-out loss 3 -> 1.5 (-50.0%), arc_easy_acc 0.5 -> 0.45 (-10.0%)"

@@ -119,6 +119,19 @@ def test_nothing_can_be_assigned() -> None:
             {"model": {"task": "sequence-classification"}, "data": {"format": "classification", "labels": ["a", "a"]}},
             "labels repeats a name",
         ),
+        (
+            {
+                "model": {"task": "sequence-classification"},
+                "data": {"format": "classification", "labels": ["a", "b"]},
+                "eval": {"lm_eval": {"tasks": ["arc_easy"]}},
+            },
+            "eval.lm_eval is for causal-lm",
+        ),
+        ({"eval": {"lm_eval": {"tasks": ["arc_easy", "arc_easy"]}}}, "arc_easy is listed twice"),
+        (
+            {"data": {"eval": "/e"}, "checkpoint": {"metric_for_best_model": "lm_eval_arc_easy_acc"}},
+            "metric_for_best_model is lm_eval_arc_easy_acc, but",
+        ),
     ],
 )
 def test_contradiction_is_refused(sections: dict[str, Any], expected: str) -> None:
@@ -130,6 +143,14 @@ def test_contradiction_is_refused(sections: dict[str, Any], expected: str) -> No
 def test_name_that_cannot_be_a_folder_everywhere_is_refused(name: str) -> None:
     with pytest.raises(ValidationError):
         Spec.model_validate(values(name=name))
+
+
+def test_files_of_lm_eval_are_relative_to_the_spec_and_their_metrics_may_be_the_best() -> None:
+    best = {"metric_for_best_model": "eval_lm_eval_mine_acc"}
+    tasks = ["arc_easy", "tasks/mine.yaml"]
+    spec = Spec.model_validate(values(data={"eval": "/e"}, eval={"lm_eval": {"tasks": tasks}}, checkpoint=best))
+    assert spec.evaluates and spec.checkpoint.greater_is_best
+    assert spec.with_absolute_paths("/here/spec.yaml").eval.lm_eval.tasks == ("arc_easy", "/here/tasks/mine.yaml")
 
 
 def test_number_of_labels_comes_from_their_names() -> None:

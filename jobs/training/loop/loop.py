@@ -286,9 +286,8 @@ def scored_tasks(run: Run, harness: Harness, record: Record | None) -> dict[str,
     what = f"evaluating on {many(len(run.job.spec.eval.lm_eval.tasks), 'task')} of lm-eval"
     rows = run.job.spec.eval.per_device_eval_batch_size
     run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
-    run.gang.mark(Doing.EVALUATION)
+    run.gang.mark(Doing.OTHER)  # no bound: rank 0 may fetch the data of the tasks, while the others wait
     found = harness.score(run.engine.module, run.gang)
-    run.gang.mark(Doing.OTHER)
     give_back_freed_memory()
     return found
 

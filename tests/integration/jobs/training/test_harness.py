@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def cases(folder: pathlib.Path) -> dict[str, Case]:
-    """One run with rotary positions; one with few learned ones, so that texts are cut; one whose task has no data."""
+    """One run with rotary positions; some with few learned ones, so that texts are cut; one whose task has no data."""
     text = tiny.write_text(folder / "train.jsonl", 40)
 
     def case(name: str, kind: str, *tasks: str, **changes: Any) -> Case:
@@ -72,9 +72,13 @@ def cases(folder: pathlib.Path) -> dict[str, Case]:
         )  # fmt: skip
         return case_of(folder, name, spec)
 
-    found = [case("rotary", "llama", "colours", "texts"), case("learned", "gpt2", "colours", "texts")]
+    found = [
+        case("rotary", "llama", "colours", "texts"), case("learned", "gpt2", "colours", "texts"),
+        case("adapter", "gpt2", "colours", "texts", method="lora"),
+        case("prompt", "gpt2", "colours", "texts", method="prompt"),
+    ]  # fmt: skip
     lost = Case(**{**vars(case("lost", "llama", "lost")), "may_fail": True})
-    run_gang(folder, 2, [*found, lost], with_export=frozenset(one.name for one in found))
+    run_gang(folder, 2, [*found, lost], with_export=frozenset({"rotary", "learned"}))
     return {one.name: one for one in [*found, lost]}
 
 
@@ -107,12 +111,22 @@ def test_before_and_after_training_the_metrics_are_those_of_lm_eval(
     cases: dict[str, Case], folder: pathlib.Path, name: str
 ) -> None:
     case = cases[name]
-    commit = read_commit(case.paths, committed_steps(case.paths)[-1])
-    after = {key: case.last(key) for key in commit.metrics_before}
+    first = before(case)
+    after = {key: case.last(key) for key in first}
     assert len(after) == 4
-    assert after["eval_lm_eval_texts_bits_per_byte"] != commit.metrics_before["eval_lm_eval_texts_bits_per_byte"]
-    assert commit.metrics_before == pytest.approx(of_lm_eval(folder, case.spec.model.path), rel=1e-5)
+    assert after["eval_lm_eval_texts_bits_per_byte"] != first["eval_lm_eval_texts_bits_per_byte"]
+    assert first == pytest.approx(of_lm_eval(folder, case.spec.model.path), rel=1e-5)
     assert after == pytest.approx(of_lm_eval(folder, case.paths.model), rel=1e-5)
+
+
+def before(case: Case) -> dict[str, float]:
+    return read_commit(case.paths, committed_steps(case.paths)[-1]).metrics_before
+
+
+def test_an_adapter_begins_as_its_base_and_a_prompt_takes_positions_of_the_texts(cases: dict[str, Case]) -> None:
+    base = before(cases["learned"])
+    assert before(cases["adapter"]) == pytest.approx(base, rel=1e-5)
+    assert before(cases["prompt"]).keys() == base.keys() and before(cases["prompt"]) != base
 
 
 def test_a_task_without_data_ends_the_run_on_all_ranks_with_its_name(cases: dict[str, Case]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -46,6 +46,7 @@ class Occupancy:
         types: the accelerator type of each kind; None: no GPU, or an unknown type.
         has_gpus: bool [nodes].
         usable: bool [nodes]; False: nothing new may be placed there (cordoned, draining or suspected).
+        without_slots: the placements of jobs that take only CPUs, on nodes with GPUs.
     """
 
     names: tuple[str, ...]
@@ -58,6 +59,7 @@ class Occupancy:
     types: tuple[str | None, ...]
     has_gpus: NDArray[np.bool_]
     usable: NDArray[np.bool_]
+    without_slots: dict[int, Placement] = field(default_factory=dict)
 
     @staticmethod
     def of(inventory: Inventory, held: Iterable[tuple[int, Gang, Placement]] = ()) -> Occupancy:
@@ -97,7 +99,7 @@ class Occupancy:
         other = object.__new__(Occupancy)
         # What is derived from the nodes alone is computed here once, and all copies share it.
         _ = self.lists, self.total, self._smallest, self._kinds_for
-        own = {name: getattr(self, name).copy() for name in ("slots", "free", "cpus_free", "usable")}
+        own = {name: getattr(self, name).copy() for name in ("slots", "free", "cpus_free", "usable", "without_slots")}
         other.__dict__.update(self.__dict__, **own)
         return other
 
@@ -156,12 +158,16 @@ class Occupancy:
         self.cpus_free[node] -= cpus
 
     def hold(self, row: int, gang: Gang, placement: Placement) -> None:
+        self._note(row, gang, placement)
         for node, workers in placement:
             slots = self.slots_for(gang, node, workers)
             self.take(node, row, slots, workers * gang.cpus_per_worker)
 
     def hold_all(self, held: Iterable[tuple[int, Gang, Placement]]) -> None:
         """Do what `hold` does for many jobs at once."""
+        held = list(held)
+        for row, gang, placement in held:
+            self._note(row, gang, placement)
         pieces = [
             (node, row, self.slots_for(gang, node, workers), workers * gang.cpus_per_worker)
             for row, gang, placement in held
@@ -183,7 +189,12 @@ class Occupancy:
         np.subtract(self.free, wanted.astype(np.int32), out=self.free)
         np.subtract.at(self.cpus_free, nodes, cpus)
 
+    def _note(self, row: int, gang: Gang, placement: Placement) -> None:
+        if not gang.gpus_per_worker and any(self.has_gpus[node] for node, _ in placement):
+            self.without_slots[row] = placement
+
     def release(self, row: int, gang: Gang, placement: Placement) -> None:
+        self.without_slots.pop(row, None)
         for node, workers in placement:
             line = self.slots[node]
             line[line == row] = FREE

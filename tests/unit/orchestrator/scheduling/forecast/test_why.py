@@ -153,6 +153,12 @@ def test_a_job_that_may_start_later_is_expected_then() -> None:
     assert math.isinf(moment.jobs.most_left_s[0])
 
 
+def test_a_job_that_waits_for_cpus_of_a_node_with_gpus_starts_when_they_are_free() -> None:
+    first, second = (Job(name, 2, cpus=4, gpus_per_worker=0, left_s=2 * HOUR) for name in ("first", "second"))
+    moment = snapshot(nodes(8, cpus=8), [dataclasses.replace(first, on={0: 2}), second])
+    assert expected_starts(moment, NOT_INTERRUPTED, [1], RAN_S)[1].start_s == pytest.approx(2 * HOUR)
+
+
 def test_an_expected_start_says_what_it_goes_by() -> None:
     expected = Expected(600.0, 60.0, None)
     assert format_expected(expected) == "in 10 min (from 1 min or later)"

@@ -8,6 +8,7 @@ from functools import partial
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import CapacityError
+from cluster.text import many
 
 
 def workers_that_fit(gang: Gang, node: Node) -> int:
@@ -19,9 +20,10 @@ def workers_that_fit(gang: Gang, node: Node) -> int:
 
 
 def largest_gang(gang: Gang, inventory: Inventory) -> int:
-    """Return the most workers of this kind that the cluster can hold, when empty and extended as far as possible.
+    """Return the most workers like the gang's that the cluster can hold, when empty and extended as far as possible.
 
-    A gang with GPUs uses nodes of one accelerator type. A gang without GPUs spans only nodes without GPUs.
+    A gang with GPUs uses nodes of one accelerator type. One without GPUs fits on one node of any kind, or across
+    several nodes without GPUs.
     """
     nodes = _nodes_and_more(inventory)
     if gang.gpus_per_worker:
@@ -64,9 +66,14 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
     nodes = _nodes_and_more(inventory)
     if not largest and gang.gpus_per_worker and not any(node.gpus for node in nodes):
         advice = "there is no GPU at all: set resources.gpus_per_worker: 0 to use CPUs, or take a cluster with GPUs"
-    elif not largest and gang.accelerator_type is not None:
+    elif not largest:
         types = sorted({node.accelerator_type for node in nodes if node.accelerator_type})
-        advice = f"its accelerator types are: {', '.join(types) or 'none'}"
+        if gang.accelerator_type is not None and gang.accelerator_type not in types:
+            advice = f"its accelerator types are: {', '.join(types) or 'none'}"
+        elif of_type := [node for node in nodes if gang.accelerator_type in (None, node.accelerator_type)]:
+            most = max(of_type, key=lambda node: (node.gpus, node.cpus))
+            of_gpus = f"{many(most.gpus, 'GPU')} and " if gang.gpus_per_worker else ""
+            advice += f": the largest node has {of_gpus}{many(most.cpus, 'CPU')}; lower what a worker needs"
     raise CapacityError(
         f"the spec asks for {gang}, but the cluster has {len(inventory.nodes)} node(s) with {inventory.cpus} CPUs and "
         f"{inventory.gpus} GPUs in all{_format_growth(inventory)}; {advice}"

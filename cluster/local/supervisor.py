@@ -198,7 +198,10 @@ class CappedOutput:
         last = bytes(self._last[-self._last_bytes :])
         if len(last) < self._beyond:
             last = last[last.find(b"\n", 0, len(last) // 2) + 1 :]  # whole lines, unless the first one is very long
-        self._say(f"{self._full} was dropped: {self._beyond - len(last):,} bytes; the last ones follow")
+        if dropped := self._beyond - len(last):
+            self._say(f"{self._full} was dropped: {dropped:,} bytes; the last ones follow")
+        else:
+            self._say(f"{self._full} follows")
         self._write(last)
 
     def _say(self, text: str) -> None:

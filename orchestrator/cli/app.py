@@ -121,8 +121,9 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Train here, and show the progress. Paths are relative to the spec's file, also in --set."""
-    refuse_dashboard(address, [*([spec] if spec else []), *(["--resume", resume] if resume else [])])
     overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
+    resumed, changes = ["--resume", resume] if resume else [], [word for one in overrides for word in ("--set", one)]
+    refuse_dashboard(address, [*([spec] if spec else []), *resumed, *changes])
     loaded, root = load_work(spec, overrides, resume)
     if isinstance(loaded, SweepSpec):
         if spec is not None and resume is None:

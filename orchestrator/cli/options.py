@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -74,7 +75,9 @@ def duration_s(option: str, text: str, *, or_zero: bool = False) -> float:
     """Parse a duration to seconds, above 0 unless `or_zero`. Raises InputError."""
     match = _DURATION.match(text.strip().lower())
     seconds = float(match[1]) * _SECONDS[match[2]] if match is not None else -1.0
-    if seconds < 0.0 or not (seconds or or_zero):
+    if seconds == 0.0 and not or_zero:
+        raise InputError(f"{option} must be longer than 0, but is {text!r}")
+    if seconds < 0.0:
         raise InputError(f"{option} {text!r} is not a duration: give a number and s, m, h, d or w, as in 12h or 30d")
     return seconds
 
@@ -88,18 +91,18 @@ def size_bytes(text: str) -> int:
 
 
 def refuse_dashboard(address: str | None, arguments: list[str]) -> None:
-    """Raise SpecError if the address is Ray's dashboard. `arguments`: of the same run as a Ray job."""
+    """Raise SpecError if the address is Ray's dashboard. `arguments`: of `jobs.finetune`, for the same run."""
     if address is not None and address.startswith(("http://", "https://")):
         raise SpecError(
             f"--address {address} is Ray's dashboard, but this command connects to the cluster itself. Give the "
             "cluster's address (auto, or HOST:6379), or submit the run as a Ray job:\n"
-            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune " + " ".join(arguments)
+            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune {shlex.join(arguments)}"
         )
 
 
 @contextlib.contextmanager
 def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Connection]:
-    """Connect to the server as `orchestrator.client.discovery.connected` does, which takes long to import."""
+    """Connect to the server. `orchestrator.client.discovery` takes long to import, so only a caller imports it."""
     from orchestrator.client.discovery import connected
 
     with connected(url, patience_s) as server:

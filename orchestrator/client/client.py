@@ -134,7 +134,10 @@ class Client:
         after: Iterable[Job] = (),
         key: str | None = None,
     ) -> list[JobHandle]:
-        """Queue several jobs, in order. Each thousand of them is queued completely or not at all."""
+        """Queue several jobs, in order. They are sent a thousand at a time.
+
+        A thousand is queued completely or not at all. If a later one is refused, those before it stay queued.
+        """
         asked, key = self._asked(specs, tenant, priority, after), key or uuid.uuid4().hex
         parts = [asked[start : start + PER_REQUEST] for start in range(0, len(asked), PER_REQUEST)]
         return [handle for number, part in enumerate(parts) for handle in self._send(part, f"{key}-{number}")]
@@ -147,7 +150,7 @@ class Client:
         after: Iterable[Job],
     ) -> list[tuple[Named, dict[str, Any]]]:
         """Return each spec with its name, and in the form in which it is sent."""
-        if isinstance(specs, Spec | CommandSpec | SweepSpec | str):
+        if isinstance(specs, Spec | CommandSpec | SweepSpec | str | os.PathLike):
             raise InputError("submit_many takes a list of specs; submit takes one")
         if isinstance(after, str | JobHandle):
             after = (after,)

@@ -37,7 +37,8 @@ def test_a_gang_that_fits_the_empty_cluster_is_let_through() -> None:
     [
         (Gang(17, gpus_per_worker=1), "the most that would fit is resources.num_workers: 16"),
         (Gang(1, gpus_per_worker=1, accelerator_type="H100"), "its accelerator types are: A100"),
-        (Gang(1, cpus_per_worker=64, gpus_per_worker=1), "not one worker fits"),
+        (Gang(1, cpus_per_worker=64, gpus_per_worker=1), "not one worker fits: the largest node has 8 GPUs and"),
+        (Gang(1, gpus_per_worker=16, accelerator_type="A100"), "lower what a worker needs"),
     ],
 )
 def test_a_gang_that_can_never_fit_is_refused_with_what_would(gang: Gang, says: str) -> None:

@@ -89,7 +89,7 @@ def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
         ({"max_queued_jobs": "1.5"}, "--max-queued '1.5' is neither"),
         ({"max_gpu_hours_per_month": "nan"}, "--max-gpu-hours 'nan' is not allowed"),
         ({"max_gpu_hours_per_month": "inf"}, "--max-gpu-hours 'inf' is not allowed"),
-        ({"max_runtime_s": "0h"}, "--max-runtime '0h' is not a duration"),
+        ({"max_runtime_s": "0h"}, "--max-runtime must be longer than 0, but is '0h'"),
         ({"max_runtime_s": "12"}, "--max-runtime '12' is not a duration"),
         ({"max_runtime_s": "9999999999d"}, "--max-runtime"),
         ({"secrets": ["A B"]}, "--secret 'A B' is not allowed"),

@@ -2,7 +2,7 @@
 
 Rank 0 has lm-eval: it loads the tasks, makes the texts to score and computes the metrics. All ranks score the texts,
 each a share, because ZeRO-3 gathers every layer from all ranks. Only tasks that compare the probabilities of given
-texts can be scored; those in which the model writes a text need its weights in one place.
+texts can be scored: writing a text takes a forward pass of all ranks for each token, which this module does not do.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class Harness:
         """
         engine.eval()
         try:
-            message: Any = self._on_rank_0(engine, gang) if gang.rank == 0 else _received()
+            message: Any = self._on_rank_0(engine, gang) if gang.rank == 0 else _receive()
             while isinstance(message, list):
-                _scored(self, engine, gang, message)
-                message = _received()
+                _score_shares(self, engine, gang, message)
+                message = _receive()
         finally:
             engine.train()
         if isinstance(message, str):
@@ -78,41 +78,41 @@ class Harness:
 
         def score(texts: list[Text]) -> list[Score]:
             try:
-                _sent(texts)
-                return _scored(self, engine, gang, texts)
-            except BaseException as error:  # no failure of a task: other ranks do not wait for the next message
+                _send(texts)
+                return _score_shares(self, engine, gang, texts)
+            except BaseException as error:  # of the model: the other ranks are in a collective, and wait for no message
                 failed.append(error)
                 raise
 
         result: dict[str, float] | str
         try:
             if not self._tasks:
-                self._tasks.update(_loaded(self.spec.eval.lm_eval))
+                self._tasks.update(_load_tasks(self.spec.eval.lm_eval))
             config = getattr(engine, "module", engine).config
             # A trained prompt takes positions of the texts.
             prompt = self.spec.prompt.num_virtual_tokens if self.spec.method.kind == "prompt" else 0
             model = _language_model(self.model_dir, config, prompt, score)
-            result = _evaluated(self.spec.eval.lm_eval, self._tasks, model)
-        except Exception as error:  # tasks are files and functions of the user, and data of anywhere
+            result = _evaluate(self.spec.eval.lm_eval, self._tasks, model)
+        except Exception as error:  # tasks run users' functions on data from anywhere
             if failed:
                 raise
             result = f"eval.lm_eval: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        _sent(result)
+        _send(result)
         return result
 
 
-def _sent(message: Any) -> None:
+def _send(message: Any) -> None:
     dist.broadcast_object_list([message], src=0)
 
 
-def _received() -> Any:
+def _receive() -> Any:
     message = [None]
     dist.broadcast_object_list(message, src=0)
     return message[0]
 
 
-def _scored(harness: Harness, engine: torch.nn.Module, gang: WorkerContext, texts: Sequence[Text]) -> list[Score]:
-    """Score the texts on all ranks. Returns the scores in the order of the texts on rank 0, and nothing on others."""
+def _score_shares(harness: Harness, engine: torch.nn.Module, gang: WorkerContext, texts: Sequence[Text]) -> list[Score]:
+    """Score the texts on all ranks. Return the scores in the order of `texts` on rank 0, and none on others."""
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number].tokens))  # rows of like length together
     longest = max((len(text.tokens) for text in texts), default=1)
     wanted = harness.spec.eval.per_device_eval_batch_size
@@ -124,14 +124,14 @@ def _scored(harness: Harness, engine: torch.nn.Module, gang: WorkerContext, text
             numbers = order[start:stop]
             batch = _batch([texts[number] for number in numbers], harness.pad_token_id, gang.device)
             logits = model_logits(engine, batch, "causal-lm")
-            found += zip(numbers, _scores(logits, batch.targets), strict=False)  # no number: an empty row
+            found += zip(numbers, _scores(logits, batch.targets), strict=False)  # a rank without texts has a row
     gathered: list[Any] | None = [None] * gang.world_size if gang.rank == 0 else None
     dist.gather_object(found, gathered)
     return [score for _, score in sorted(pair for pairs in gathered or () for pair in pairs)]
 
 
 def _batch(texts: Sequence[Text], pad_token_id: int, device: torch.device) -> Batch:
-    """Pad the texts; their last tokens are no inputs, because nothing follows them. No texts: a row without target."""
+    """Pad the texts, whose last tokens are only targets. Without texts, return one row without targets."""
     rows = [torch.tensor(text.tokens) for text in texts or [Text([pad_token_id, pad_token_id], 0)]]
     inputs = pad_sequence([row[:-1] for row in rows], batch_first=True, padding_value=pad_token_id)
     targets = pad_sequence([row[1:] for row in rows], batch_first=True, padding_value=IGNORE_INDEX)
@@ -151,7 +151,7 @@ def _scores(logits: torch.Tensor, targets: torch.Tensor) -> list[Score]:
     return list(zip((-lost.view_as(targets).sum(-1)).tolist(), greedy.tolist(), strict=True))
 
 
-def _loaded(rule: LmEval) -> dict[str, Any]:
+def _load_tasks(rule: LmEval) -> dict[str, Any]:
     """Load the tasks and their data, as `lm_eval.tasks.TaskManager.load` returns them, by the names in the spec."""
     from lm_eval.tasks import TaskManager
 
@@ -163,7 +163,10 @@ def _loaded(rule: LmEval) -> dict[str, Any]:
             loaded[name] = manager.load([name])
         for task in loaded[name]["tasks"].values():
             if task.OUTPUT_TYPE not in SCORABLE:
-                raise ValueError(f"the model writes texts in {task.task_name}, which needs its weights in one place")
+                raise ValueError(
+                    f"{task.task_name} has the output type {task.OUTPUT_TYPE}, which cannot be scored in training: "
+                    f"remove {name} from the tasks, and run lm-eval on the exported model"
+                )
             if rule.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=rule.num_fewshot)
             elif task.get_config("num_fewshot") is None:
@@ -171,7 +174,7 @@ def _loaded(rule: LmEval) -> dict[str, Any]:
     return loaded
 
 
-def _evaluated(rule: LmEval, tasks: dict[str, Any], model: Any) -> dict[str, float]:
+def _evaluate(rule: LmEval, tasks: dict[str, Any], model: Any) -> dict[str, float]:
     from lm_eval.evaluator import evaluate
 
     metrics = dict[str, float]()
@@ -189,8 +192,10 @@ def _evaluated(rule: LmEval, tasks: dict[str, Any], model: Any) -> dict[str, flo
             fewshot_as_multiturn=rule.apply_chat_template,
         )
         results = found["results"]
-        groups = [name for name in loaded["groups"] if _metrics(name, results.get(name, {}))]
-        for name in groups or loaded["tasks"]:  # a group's mean stands for its tasks
+        means = [name for name in loaded["groups"] if _metrics(name, results.get(name, {}))]
+        # A group's mean stands for its tasks.
+        covered = {task.task_name for name in means for task in loaded["groups"][name].get_all_tasks()}
+        for name in [*means, *(name for name in loaded["tasks"] if name not in covered)]:
             metrics |= _metrics(name, results[name])
     return metrics
 
@@ -206,7 +211,7 @@ def _metrics(task: str, results: dict[str, Any]) -> dict[str, float]:
 
 
 def _language_model(model_dir: str, config: Any, prompt: int, score: Callable[[list[Text]], list[Score]]) -> Any:
-    """Return lm-eval's model of Hugging Face with our way of scoring: tokens, windows and templates are lm-eval's."""
+    """Return lm-eval's Hugging Face model with `score` in place of its forward pass; the rest is lm-eval's."""
     from lm_eval.models.huggingface import HFLM
 
     class InTraining(HFLM):  # type: ignore[misc]

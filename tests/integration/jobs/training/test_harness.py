@@ -145,17 +145,22 @@ def test_tasks_that_cannot_be_scored_are_refused_before_a_run(
     spec = cases["rotary"].spec
     writes = folder / "writes.yaml"
     writes.write_text(COLOURS.replace("multiple_choice", "generate_until").replace("colours", "writes"))
+    (folder / "base").write_text(COLOURS.replace("multiple_choice", "generate_until"))  # as lm-eval's own: no ending
+    (folder / "inherits.yaml").write_text("include: base\ntask: inherits\ntag: all_kinds")
+    (folder / "group.yaml").write_text("group: several\ntask: [texts, inherits]")
     bad = {"broken": "task: [", "other": "name: colours"}
     for name, content in bad.items():
         (tmp_path / f"{name}.yaml").write_text(content)
     files = [folder / "colours.yaml", writes, *(tmp_path / f"{name}.yaml" for name in ("nothing", *bad))]
-    tasks = ("colour", "writes", "texts", *map(str, files))
+    tasks = ("colour", "writes", "texts", "several", "all_kinds", *map(str, files))
     given = spec.eval.model_copy(update={"lm_eval": LmEval(tasks=tasks)})
     with pytest.raises(SpecError) as caught:
         check_harness_tasks(spec.model_copy(update={"eval": given}))
     said = str(caught.value)
     assert "no task 'colour' (`lm-eval ls tasks` lists them); did you mean colours?" in said
-    assert "writes has the output type generate_until" in said
+    assert "writes: writes has the output type generate_until" in said
+    assert "several: inherits has the output type generate_until" in said
+    assert "all_kinds: inherits has the output type generate_until" in said
     assert "writes.yaml has the output type generate_until" in said
     assert "nothing.yaml is not a file" in said
     assert "broken.yaml cannot be read as a task of lm-eval" in said

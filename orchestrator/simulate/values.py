@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TraceJob:
-    """A job of a trace, with its submission and its run time there."""
+    """A job of a trace, with its submission time and running time in the trace."""
 
     submit_s: float
     duration_s: float
@@ -28,7 +28,7 @@ class Setup:
     gpus_per_node: int = 8
     policy: str = "default"
     preemption_cost_s: float = 60.0  # seconds that each interruption adds to the remaining work
-    jitter: int = 0  # seed of random delays of up to 10 s for each submission; 0: no delays
+    jitter: int = 0  # seed of delays of up to 10 s of submissions, of `noise` and of failures; 0: no delays
     measured_after_s: float = 600.0  # seconds of running after which the remaining time of a job is measured
     noise: float = 0.2  # standard deviation of log(measured / true remaining time)
     failures_per_node_day: float = 0.0
@@ -41,6 +41,6 @@ class Simulated:
     """A finished simulation. All figures follow from `jobs` and `attempts`."""
 
     jobs: tuple[TraceJob, ...]
-    attempts: tuple[Attempt, ...]  # in the order of their ends, by rows of the trace
+    attempts: tuple[Attempt, ...]  # ordered by their ends; a row is an index into `jobs`
     setup: Setup
     wall_s: float  # duration of the simulation itself

@@ -37,8 +37,8 @@ class Rows:
 def pack(lengths: Sequence[int] | npt.NDArray[np.integer], seq_len: int) -> Rows:
     """Put samples into rows of at most `seq_len` tokens, every sample once.
 
-    Within a window of samples, each row takes the longest sample, then repeatedly the longest that fits, and at its end
-    the pair that fills it best. A row takes the place of its longest sample, so the rows stay shuffled.
+    Within a window of samples, each row takes the longest sample, then repeatedly the longest that fits, and at last the
+    pair that fills it best. Rows are in the order of their longest samples, so the samples must be shuffled already.
 
     Args:
         lengths: tokens of each sample, at least 1.
@@ -90,7 +90,7 @@ class _Stock:
         """Return the length to take next: the greatest that fits, or the greater one of a pair that fills more."""
         greatest = self.at_most(room)
         if room >= 2 * greatest or room == greatest:
-            return greatest  # no pair can fill more, or nothing is left to fill
+            return greatest  # every pair fits, so the best one contains the greatest; or nothing is left to fill
         one = np.flatnonzero(self._left[: greatest + 1])
         other = self._longest[room - one]
         alone = (other == one) & (self._left[one] < 2)  # a pair of equal lengths needs two samples

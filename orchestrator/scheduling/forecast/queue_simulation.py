@@ -1,6 +1,6 @@
 """A simulated cluster and its queue, carried forward in time by plans of the real scheduler.
 
-`simulate` replays traces with it, and `expected_start` the current queue. The simulation knows how long each job really
+`simulate` replays traces with it, and `expected_start` forecasts the current queue. The simulation knows how long each job really
 takes. Plans do not: they see what a run would have measured.
 """
 
@@ -31,7 +31,7 @@ class Ended(StrEnum):
 
     FINISHED = "finished"
     PREEMPTED = "preempted"
-    MOVED = "moved"  # interrupted, and started elsewhere at the same instant
+    MOVED = "moved"  # interrupted, and started again at once: elsewhere, or with more or fewer workers
     NODE_FAILED = "node_failed"
 
 
@@ -56,7 +56,7 @@ class Measuring:
     """What simulated runs know about their remaining time.
 
     Attributes:
-        after_s: running time before a job can tell its remaining time; 0: from its start.
+        after_s: running time before a job can tell its remaining time; 0: even before its first start.
         exact: tell the true time, instead of the true time times the job's own error.
     """
 
@@ -81,7 +81,7 @@ class QueueSimulation:
         self.passes, self.tick_s, self.waiting = 0, TICK_S, 0
         self._measuring, self._on_end = measuring, on_end
         self._used_s = np.zeros(len(self.tenants))
-        self._in_use = np.zeros(len(self.tenants))  # GPUs
+        self._in_use = np.zeros(len(self.tenants))  # slots: GPUs, or CPUs of gangs without GPUs
         self._left_s = np.zeros(0)  # [rows]; true running time left at the attempt's start, or now if it waits
         self._error = np.ones(0)  # [rows]; measured remaining time / true remaining time
         self._sizes: dict[int, tuple[int, ...]] = {}  # numbers of workers that each elastic job can have, ascending
@@ -137,7 +137,7 @@ class QueueSimulation:
         return min((at for at in later if at > self.now_s), default=math.inf)
 
     def advance(self, to_s: float) -> None:
-        """Let time pass, and end each job at its own end until then."""
+        """Advance the clock to `to_s`, and finish the jobs that end by then."""
         while self._ends and self._ends[0][0] <= to_s:
             end_s, row, start_s = heapq.heappop(self._ends)
             if row in self._where and self.jobs.started_s[row] == start_s and self.jobs.state[row] == RUNNING:

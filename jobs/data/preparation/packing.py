@@ -37,8 +37,8 @@ class Rows:
 def pack(lengths: Sequence[int] | npt.NDArray[np.integer], seq_len: int) -> Rows:
     """Put samples into rows of at most `seq_len` tokens, every sample once.
 
-    Within a window of samples, each row takes the longest sample, then repeatedly the longest that fits, and at last the
-    pair that fills it best. Rows are in the order of their longest samples, so the samples must be shuffled already.
+    Within a window of samples, each row takes the longest sample, then repeatedly the longest that fits, and at last
+    the pair that fills it best. Rows are in the order of their longest samples, so samples must be shuffled already.
 
     Args:
         lengths: tokens of each sample, at least 1.

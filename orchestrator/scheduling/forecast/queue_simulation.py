@@ -1,7 +1,7 @@
 """A simulated cluster and its queue, carried forward in time by plans of the real scheduler.
 
-`simulate` replays traces with it, and `expected_start` forecasts the current queue. The simulation knows how long each job really
-takes. Plans do not: they see what a run would have measured.
+`simulate` replays traces with it, and `expected_start` forecasts the current queue. The simulation knows how long each
+job really takes. Plans do not: they see what a run would have measured.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ def full_name(metric: str) -> str:
 
 def is_loss(metric: str) -> bool:
     """Whether lower values of a metric are better, by its name."""
-    return metric.endswith(("loss", "perplexity"))
+    return metric.endswith(("loss", "perplexity", "bits_per_byte", "brier_score"))
 
 
 def _as_text(sources: tuple[Source, ...]) -> tuple[Source, ...]:

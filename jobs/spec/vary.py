@@ -30,7 +30,9 @@ EITHER_IN_TRAIN: Final = (
 )
 _EITHER: Final = (("data.eval", "data.eval_fraction"), *((f"train.{a}", f"train.{b}") for a, b in EITHER_IN_TRAIN))
 SAME_SETTING: Final = {**dict(_EITHER), **{other: one for one, other in _EITHER}}  # by field: the other one of its pair
-_PATHS: Final = frozenset({"model.path", "data.train", "data.eval", "eval.general", "storage_path", "working_dir"})
+_PATHS: Final = frozenset(
+    {"model.path", "data.train", "data.eval", "eval.general", "eval.lm_eval.tasks", "storage_path", "working_dir"}
+)
 _LONGEST_VALUE = 20
 _SWEEP: Final = "--sweep"
 

@@ -37,8 +37,8 @@ def files_in(directory: str, endings: tuple[str, ...]) -> tuple[str, ...]:
         raise _holds_datasets(directory, _splits(directory))
     found = sorted(_walk(directory))
     inside = [file for file in found if not _hidden(file)]
-    folders = dict.fromkeys(map(posixpath.dirname, inside))
-    saved = [one for one in folders if {posixpath.join(one, name) for name in (_STATE, _INFO)} <= set(inside)]
+    files, folders = set(inside), dict.fromkeys(map(posixpath.dirname, inside))
+    saved = [one for one in folders if {posixpath.join(one, name) for name in (_STATE, _INFO)} <= files]
     if saved:
         raise _holds_datasets(directory, saved)
     every = [file for file in inside if _is_data(file, endings)]

@@ -32,6 +32,8 @@ from jobs.training.worker_context import WorkerContext
 
 _ALL_AT_ONCE: Final = 2**30  # rows that lm-eval hands over together
 
+# Tokens of the longest text, unless rows of training are longer. Models have positions for more than fits into memory.
+_LONGEST: Final = 2048
 _FEWSHOT_SEED: Final = 1234  # lm-eval's own default
 
 Score = tuple[float, bool]  # log-probability of the scored tokens, and whether each is the most probable one
@@ -89,9 +91,8 @@ class Harness:
             if not self._tasks:
                 self._tasks.update(_load_tasks(self.spec.eval.lm_eval))
             config = getattr(engine, "module", engine).config
-            # A trained prompt takes positions of the texts.
             prompt = self.spec.prompt.num_virtual_tokens if self.spec.method.kind == "prompt" else 0
-            model = _language_model(self.model_dir, config, prompt, score)
+            model = _language_model(self.model_dir, config, max(_LONGEST, self.spec.data.seq_len), prompt, score)
             result = _evaluate(self.spec.eval.lm_eval, self._tasks, model)
         except Exception as error:  # tasks run users' functions on data from anywhere
             if failed:
@@ -210,8 +211,15 @@ def _metrics(task: str, results: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _language_model(model_dir: str, config: Any, prompt: int, score: Callable[[list[Text]], list[Score]]) -> Any:
-    """Return lm-eval's Hugging Face model with `score` in place of its forward pass; the rest is lm-eval's."""
+def _language_model(
+    model_dir: str, config: Any, longest: int, prompt: int, score: Callable[[list[Text]], list[Score]]
+) -> Any:
+    """Return lm-eval's Hugging Face model with `score` in place of its forward pass; the rest is lm-eval's.
+
+    Args:
+        longest: most tokens of a text.
+        prompt: tokens of a trained prompt, which take positions of the texts.
+    """
     from lm_eval.models.huggingface import HFLM
 
     class InTraining(HFLM):  # type: ignore[misc]
@@ -224,5 +232,5 @@ def _language_model(model_dir: str, config: Any, prompt: int, score: Callable[[l
 
     stand_in = SimpleNamespace(config=config, device=torch.device("cpu"))  # HFLM would change a module
     model = InTraining(stand_in, "causal", tokenizer=load_tokenizer(model_dir), batch_size=_ALL_AT_ONCE)
-    model._max_length = model.max_length - prompt
+    model._max_length = min(model.max_length, longest) - prompt
     return model

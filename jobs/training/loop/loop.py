@@ -284,8 +284,8 @@ def scored(
 def scored_tasks(run: Run, harness: Harness, record: Record | None) -> dict[str, float]:
     """Report that the tasks of lm-eval are scored, and score them."""
     what = f"evaluating on {many(len(run.job.spec.eval.lm_eval.tasks), 'task')} of lm-eval"
-    rows = run.job.spec.eval.per_device_eval_batch_size
-    run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
+    # One row, as for the longest texts: a smaller batch would not help where memory is short.
+    run.reporter.event("phase", what, phase="evaluate", rows=1, **({} if record is None else {"record": record}))
     run.gang.mark(Doing.OTHER)  # no bound: rank 0 may fetch the data of the tasks, while the others wait
     found = harness.score(run.engine.module, run.gang)
     give_back_freed_memory()

@@ -47,6 +47,8 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
         if rows.step + 1 == last:
             break
     metrics, _ = run.evaluator.score(run.engine.module, run.gang)
+    if run.harness is not None:
+        metrics = metrics | run.harness.score(run.engine.module, run.gang)
     kept.put_back(run.engine)
     return metrics, tokens
 

@@ -121,8 +121,8 @@ class _TrialRunner:
         return self._other
 
     def _trained(self, run: Run, state: LoopState, order: Order) -> Answer:
-        before = state.metrics_before
-        if before and order.metric and order.metric not in before:
+        before, scores_all = state.metrics_before, run.job.spec.eval.eval_on_start
+        if before and scores_all and order.metric and order.metric not in before:
             return Answer(status="failed", metrics=before, reason=f"the job reports no {order.metric}")
         stop = min(order.until or run.plan.total_steps, run.plan.total_steps)
         start, state = state.step, replace(state, stopped=False)

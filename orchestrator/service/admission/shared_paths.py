@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from cluster.errors import InputError
 from jobs.spec.data import numbered
+from jobs.spec.evaluation import is_task_file
 from jobs.spec.load import AnySpec, trained_job
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
@@ -125,6 +126,7 @@ def named_paths(asked: AnySpec) -> Iterator[tuple[str, str, bool]]:
     if run_named(model) is None and not _HUB_ID.fullmatch(model):
         yield "model.path", model, False
     yield from ((name, source.path, False) for name, source in numbered(spec.sources))
+    yield from (("eval.lm_eval.tasks", task, False) for task in spec.eval.lm_eval.tasks if is_task_file(task))
 
 
 def _is_not_there(field: str, path: str) -> str | None:

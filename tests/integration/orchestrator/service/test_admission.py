@@ -341,6 +341,7 @@ def test_a_tenant_with_roots_names_nothing_outside_of_them(world: ServiceWorld, 
         {"data": str(tmp_path / "secret")}, {"data": str(tmp_path / "missing")}, {"data": f"{own}/../secret"},
         {"data": "s3://other/x"}, {"model": "s3://bucket/ab/model"}, {"model": "/models/m"},
         {"storage_path": "s3://bucket/runs"}, {"storage_path": f"{own}x"},
+        {"eval": {"lm_eval": {"tasks": [f"{tmp_path}/task.yaml"]}}},
     ):  # fmt: skip
         for caller in (ANNA, ANYBODY):
             kind, text = refused(world, finetune(**{**fine, **wrong}, **queue(tenant="a")), by=caller)

@@ -42,6 +42,7 @@ REFUSED = {
     "train.warmup_ratio", "train.warmup_steps", "train.decay_ratio", "train.num_train_epochs", "train.max_steps",
     "train.optim", "train.weight_decay", "train.adam_beta1", "train.adam_beta2", "train.adam_epsilon",
     "train.max_grad_norm", "train.bf16", "train.fp16", "train.group_by_length",
+    "eval.lm_eval.tasks", "eval.lm_eval.limit", "eval.lm_eval.num_fewshot", "eval.lm_eval.apply_chat_template",
 }  # fmt: skip
 
 

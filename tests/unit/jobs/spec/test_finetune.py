@@ -150,6 +150,14 @@ def test_files_of_lm_eval_are_relative_to_the_spec_and_their_metrics_may_be_the_
     tasks = ["arc_easy", "tasks/mine.yaml"]
     spec = Spec.model_validate(values(data={"eval": "/e"}, eval={"lm_eval": {"tasks": tasks}}, checkpoint=best))
     assert spec.evaluates and spec.checkpoint.greater_is_best
+    lower = Spec.model_validate(
+        values(
+            data={"eval": "/e"},
+            eval={"lm_eval": {"tasks": tasks}},
+            checkpoint={"metric_for_best_model": "lm_eval_mine_bits_per_byte"},
+        )
+    )
+    assert not lower.checkpoint.greater_is_best
     assert spec.with_absolute_paths("/here/spec.yaml").eval.lm_eval.tasks == ("arc_easy", "/here/tasks/mine.yaml")
 
 

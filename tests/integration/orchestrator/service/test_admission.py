@@ -337,6 +337,7 @@ def test_a_tenant_with_roots_names_nothing_outside_of_them(world: ServiceWorld, 
     world.store.put_tenant(Tenant("a", restrictions=roots), START_S)
     fine = {"data": str(own / "*.jsonl"), "storage_path": "s3://bucket/a/runs"}
     assert len(world.admit(finetune(**fine), finetune(**{**fine, "storage_path": str(own / "runs")}))) == 2
+    wrong: dict[str, Any]
     for wrong in (
         {"data": str(tmp_path / "secret")}, {"data": str(tmp_path / "missing")}, {"data": f"{own}/../secret"},
         {"data": "s3://other/x"}, {"model": "s3://bucket/ab/model"}, {"model": "/models/m"},

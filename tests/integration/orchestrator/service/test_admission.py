@@ -337,15 +337,15 @@ def test_a_tenant_with_roots_names_nothing_outside_of_them(world: ServiceWorld, 
     world.store.put_tenant(Tenant("a", restrictions=roots), START_S)
     fine = {"data": str(own / "*.jsonl"), "storage_path": "s3://bucket/a/runs"}
     assert len(world.admit(finetune(**fine), finetune(**{**fine, "storage_path": str(own / "runs")}))) == 2
-    wrong: dict[str, Any]
     for wrong in (
         {"data": str(tmp_path / "secret")}, {"data": str(tmp_path / "missing")}, {"data": f"{own}/../secret"},
         {"data": "s3://other/x"}, {"model": "s3://bucket/ab/model"}, {"model": "/models/m"},
         {"storage_path": "s3://bucket/runs"}, {"storage_path": f"{own}x"},
         {"eval": {"lm_eval": {"tasks": [f"{tmp_path}/task.yaml"]}}},
     ):  # fmt: skip
+        asked: dict[str, Any] = {**fine, **wrong, **queue(tenant="a")}
         for caller in (ANNA, ANYBODY):
-            kind, text = refused(world, finetune(**{**fine, **wrong}, **queue(tenant="a")), by=caller)
+            kind, text = refused(world, finetune(**asked), by=caller)
             assert kind is Forbidden
             assert f"Give a path or URL under {own}, s3://bucket/a" in text
     # Behind a link the server does not look, so the answer is the same whether the file of somebody else is there.

@@ -11,7 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 from cluster.capacity.inventory import Node
 from orchestrator.queue.records import NodeOrder, NodeRule
 
-_RAY, _TAKEN = "ray", "Ray is about to take it away"
+_RAY = "ray"  # who gives the rules of `taken_by_ray`
 
 
 def rules_by_node(rules: Iterable[NodeRule], nodes: Iterable[Node]) -> dict[str, NodeRule]:
@@ -27,16 +27,16 @@ def rules_by_node(rules: Iterable[NodeRule], nodes: Iterable[Node]) -> dict[str,
 
 def taken_by_ray(node_id: str, now_s: float) -> NodeRule:
     """Return the rule of a node that Ray drains. It uses the id, since a machine that comes back is a new node."""
-    return NodeRule(node_id, NodeOrder.DRAIN, _RAY, _TAKEN, now_s)
+    return NodeRule(node_id, NodeOrder.DRAIN, _RAY, "Ray is about to take it away", now_s)
 
 
 def is_over(rule: NodeRule, lives: Container[str]) -> bool:
     """Whether a rule of `taken_by_ray` is done. `lives`: ids of nodes that exist, or may reappear."""
-    return (rule.by, rule.reason) == (_RAY, _TAKEN) and rule.node_id not in lives
+    return rule.by == _RAY and rule.node_id not in lives
 
 
 def to_be_left(rules: Mapping[str, NodeRule], now_s: float) -> tuple[frozenset[str], frozenset[str]]:
-    """Return the ids of drained nodes, and of those whose deadline is over."""
+    """Return the ids of drained nodes, and of those whose deadline has passed."""
     drains = {node: rule for node, rule in rules.items() if rule.order is NodeOrder.DRAIN}
     overdue = {node for node, rule in drains.items() if rule.deadline_s is not None and rule.deadline_s <= now_s}
     return frozenset(drains), frozenset(overdue)

@@ -125,7 +125,8 @@ def test_a_job_trains_and_its_server_hears_of_it_through_a_long_silence(
     outcome = read_outcome(paths)
     assert outcome is not None and outcome.status is Status.SUCCEEDED and outcome.metrics["eval_loss"] > 0
     assert SECRET not in training.output and not _files_with(paths, SECRET)
-    assert not processes_with(f"FLEETUNE_DRIVER_TOKEN={TOKEN}")
+    # A forked worker outlives the process that Ray has started for it, for a moment.
+    wait_for(lambda: not processes_with(f"FLEETUNE_DRIVER_TOKEN={TOKEN}"), "nothing of it stays", 60)
 
 
 def _files_with(paths: JobPaths, text: str) -> list[str]:

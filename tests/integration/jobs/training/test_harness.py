@@ -18,7 +18,7 @@ from jobs.spec.evaluation import LmEval
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # of lm-eval and its packages
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # warnings of lm-eval and its packages
 COLOURS = """task: colours
 dataset_path: json
 dataset_kwargs: {data_files: colours.jsonl}

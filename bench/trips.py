@@ -37,7 +37,7 @@ class Reader:
 
 
 def _imports(frame: FrameType) -> bool:
-    """Whether a call belongs to the import of a module, as decorators and class bodies do."""
+    """Whether the call is made while a module is imported, as calls of decorators and class bodies are."""
     outer: FrameType | None = frame
     while outer is not None:
         if outer.f_code.co_name == "<module>" and outer.f_code.co_filename.startswith(PACKAGES):

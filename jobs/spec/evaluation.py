@@ -35,7 +35,7 @@ SCORABLE: Final = ("multiple_choice", "loglikelihood", "loglikelihood_rolling") 
 
 
 def is_task_file(task: str) -> bool:
-    """Whether a task is a file that describes it, and no name that lm-eval knows."""
+    """Whether a task is given by a file that describes it, instead of by a name that lm-eval knows."""
     return task.endswith((".yaml", ".yml"))
 
 

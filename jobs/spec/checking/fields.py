@@ -83,6 +83,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "eval": ("evaluation", "evaluate"),
     "eval.eval_steps": ("eval_every",),
     "eval.metrics": ("compute_metrics",),
+    "eval.lm_eval.tasks": ("eval.lm_eval.task",),
     "resources.num_workers": ("workers", "gpus", "num_gpus", "n_gpus", "nproc_per_node", "world_size"),
     "resources.accelerator_type": ("gpu_type",),
     "resources.cpus_per_worker": ("cpus", "num_cpus"),

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Final
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from cluster.errors import MetricFailed
+from cluster.errors import DataError, MetricFailed
 from jobs.data.order.row_order import shares
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.model_files.tokenizer import load_tokenizer
@@ -82,7 +83,7 @@ class Harness:
             try:
                 _send(texts)
                 return _score_shares(self, engine, gang, texts)
-            except BaseException as error:  # of the model: the other ranks are in a collective, and wait for no message
+            except BaseException as error:  # of the model: other ranks are in a collective
                 failed.append(error)
                 raise
 
@@ -96,8 +97,9 @@ class Harness:
             result = _evaluate(self.spec.eval.lm_eval, self._tasks, model)
         except Exception as error:  # tasks run users' functions on data from anywhere
             if failed:
-                raise
-            result = f"eval.lm_eval: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+                raise failed[0] from None
+            traceback.print_exception(error)  # to this rank's log
+            result = f"eval.lm_eval: {error}"
         _send(result)
         return result
 
@@ -125,7 +127,7 @@ def _score_shares(harness: Harness, engine: torch.nn.Module, gang: WorkerContext
             numbers = order[start:stop]
             batch = _batch([texts[number] for number in numbers], harness.pad_token_id, gang.device)
             logits = model_logits(engine, batch, "causal-lm")
-            found += zip(numbers, _scores(logits, batch.targets), strict=False)  # a rank without texts has a row
+            found += zip(numbers, _scores(logits, batch.targets), strict=False)  # without texts, there is one row
     gathered: list[Any] | None = [None] * gang.world_size if gang.rank == 0 else None
     dist.gather_object(found, gathered)
     return [score for _, score in sorted(pair for pairs in gathered or () for pair in pairs)]
@@ -160,13 +162,14 @@ def _load_tasks(rule: LmEval) -> dict[str, Any]:
     loaded = {}
     for name in rule.tasks:
         # Relative paths in a task's file are relative to that file.
-        with contextlib.chdir(os.path.dirname(name)) if is_task_file(name) else contextlib.nullcontext():
+        folder = contextlib.chdir(os.path.dirname(name)) if is_task_file(name) else contextlib.nullcontext()
+        with _naming(name, "loaded"), folder:
             loaded[name] = manager.load([name])
         for task in loaded[name]["tasks"].values():
             if task.OUTPUT_TYPE not in SCORABLE:
-                raise ValueError(
-                    f"{task.task_name} has the output type {task.OUTPUT_TYPE}, which cannot be scored in training: "
-                    f"remove {name} from the tasks, and run lm-eval on the exported model"
+                raise DataError(
+                    f"{task.task_name} has the output type {task.OUTPUT_TYPE}, which cannot be scored in training. "
+                    f"Remove {name} from the tasks, and run lm-eval on the exported model"
                 )
             if rule.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=rule.num_fewshot)
@@ -175,29 +178,41 @@ def _load_tasks(rule: LmEval) -> dict[str, Any]:
     return loaded
 
 
+@contextlib.contextmanager
+def _naming(task: str, what: str) -> Iterator[None]:
+    """Add the task to any error, which lm-eval's own often lack. Raises DataError."""
+    try:
+        yield
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        raise DataError(
+            f"{task} cannot be {what}: {said}. Correct the task or its data; the log of rank 0 has the traceback"
+        ) from error
+
+
 def _evaluate(rule: LmEval, tasks: dict[str, Any], model: Any) -> dict[str, float]:
     from lm_eval.evaluator import evaluate
 
     metrics = dict[str, float]()
-    for loaded in tasks.values():
+    for name, loaded in tasks.items():
         for task in loaded["tasks"].values():
             task.set_fewshot_seed(seed=_FEWSHOT_SEED)  # each evaluation draws the same examples
-        # Not `simple_evaluate`: it seeds the random generators of the process.
-        found = evaluate(
-            model,
-            loaded,
-            limit=rule.limit,
-            bootstrap_iters=0,
-            log_samples=False,
-            apply_chat_template=rule.apply_chat_template,
-            fewshot_as_multiturn=rule.apply_chat_template,
-        )
-        results = found["results"]
-        means = [name for name in loaded["groups"] if _metrics(name, results.get(name, {}))]
+        with _naming(name, "scored"):
+            # Not `simple_evaluate`: it seeds the random generators of the process.
+            results = evaluate(
+                model,
+                loaded,
+                limit=rule.limit,
+                bootstrap_iters=0,
+                log_samples=False,
+                apply_chat_template=rule.apply_chat_template,
+                fewshot_as_multiturn=rule.apply_chat_template,
+            )["results"]
+        means = [one for one in loaded["groups"] if _metrics(one, results.get(one, {}))]
         # A group's mean stands for its tasks.
-        covered = {task.task_name for name in means for task in loaded["groups"][name].get_all_tasks()}
-        for name in [*means, *(name for name in loaded["tasks"] if name not in covered)]:
-            metrics |= _metrics(name, results[name])
+        covered = {task.task_name for one in means for task in loaded["groups"][one].get_all_tasks()}
+        for one in [*means, *(one for one in loaded["tasks"] if one not in covered)]:
+            metrics |= _metrics(one, results[one])
     return metrics
 
 

@@ -15,7 +15,7 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Occupancy
 from cluster.errors import InputError
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended, Measuring, QueueSimulation
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, EndReason, Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import WAITING
 from orchestrator.scheduling.policy import Order, policy_named
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
@@ -120,9 +120,9 @@ class _Run:
         return row
 
     def _ended(self, attempt: Attempt) -> None:
-        self._finished += attempt.ended is Ended.FINISHED
+        self._finished += attempt.reason is EndReason.FINISHED
         job = self._job_of[attempt.row]
-        if attempt.ended is Ended.NODE_FAILED:
+        if attempt.reason is EndReason.NODE_FAILED:
             self._count_failure(job)
         self._attempts.append(replace(attempt, row=job))
 

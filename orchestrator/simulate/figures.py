@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.scheduling.forecast.queue_simulation import Ended
+from orchestrator.scheduling.forecast.queue_simulation import EndReason
 from orchestrator.simulate.values import Simulated
 
 BIG_GANG = 8  # least GPUs
@@ -145,8 +145,8 @@ class _Arrays:
         self.start: Floats = np.array([one.start_s for one in attempts], dtype=float)
         self.end: Floats = np.array([one.end_s for one in attempts], dtype=float)
         self.lost: Floats = np.array([one.lost_s for one in attempts], dtype=float)
-        preempted = (Ended.PREEMPTED, Ended.MOVED)
-        self.preempted = np.array([one.ended in preempted for one in attempts], dtype=bool)
+        preempted = (EndReason.PREEMPTED, EndReason.MOVED)
+        self.preempted = np.array([one.reason in preempted for one in attempts], dtype=bool)
         self.held: Ints = self.gpus[self.job]  # GPUs held in each attempt
 
         completion = np.full(len(jobs), -np.inf)

@@ -26,7 +26,7 @@ from orchestrator.scheduling.snapshot import Snapshot
 TICK_S = 300.0  # seconds between passes while a job waits and no event happens
 
 
-class Ended(StrEnum):
+class EndReason(StrEnum):
     """Why an attempt ended."""
 
     FINISHED = "finished"
@@ -47,7 +47,7 @@ class Attempt:
     start_s: float
     end_s: float
     placement: Placement
-    ended: Ended
+    reason: EndReason
     lost_s: float = 0.0
 
 
@@ -142,7 +142,7 @@ class QueueSimulation:
             end_s, row, start_s = heapq.heappop(self._ends)
             if row in self._where and self.jobs.started_s[row] == start_s and self.jobs.state[row] == RUNNING:
                 self._pass_time(end_s)
-                self._leave(row, Ended.FINISHED, 0.0)
+                self._leave(row, EndReason.FINISHED, 0.0)
                 self.jobs.remove(row)
                 self._sizes.pop(row, None)
         self._pass_time(to_s)
@@ -158,8 +158,8 @@ class QueueSimulation:
             else:
                 moved = decision.row in started or decision.cause is Cause.MOVED
                 lost_s = float(self.jobs.interruption_cost_s[decision.row])
-                ended = Ended.MOVED if moved else Ended.PREEMPTED
-                self._stop(decision.row, ended, lost_s, counts=decision.cause is not Cause.RESIZED)
+                reason = EndReason.MOVED if moved else EndReason.PREEMPTED
+                self._stop(decision.row, reason, lost_s, counts=decision.cause is not Cause.RESIZED)
         return made
 
     def snapshot(self) -> Snapshot:
@@ -180,7 +180,7 @@ class QueueSimulation:
         for row in [row for row, placement in self._where.items() if any(one == node for one, _ in placement)]:
             elapsed = self.now_s - float(self.jobs.started_s[row])
             lost = elapsed % checkpoint_every_s + float(self.jobs.interruption_cost_s[row])
-            self._stop(row, Ended.NODE_FAILED, lost)
+            self._stop(row, EndReason.NODE_FAILED, lost)
 
     def repair(self, node: int) -> None:
         self.cluster.usable[node] = True
@@ -203,10 +203,10 @@ class QueueSimulation:
         self.waiting -= 1
         heapq.heappush(self._ends, (self.now_s + float(self._left_s[row]), row, self.now_s))
 
-    def _stop(self, row: int, ended: Ended, lost_s: float, counts: bool = True) -> None:
+    def _stop(self, row: int, reason: EndReason, lost_s: float, counts: bool = True) -> None:
         jobs = self.jobs
         elapsed = self.now_s - float(jobs.started_s[row])
-        self._leave(row, ended, lost_s)
+        self._leave(row, reason, lost_s)
         jobs.attained_s[row] += elapsed
         self._left_s[row] += lost_s - elapsed
         if row in self._sizes:
@@ -222,10 +222,10 @@ class QueueSimulation:
             self.jobs.resize(row, num_workers)
             self._left_s[row] *= before / num_workers
 
-    def _leave(self, row: int, ended: Ended, lost_s: float) -> None:
+    def _leave(self, row: int, reason: EndReason, lost_s: float) -> None:
         """Free the nodes of a job, and report the end of its attempt."""
         jobs = self.jobs
         placement = self._where.pop(row)
         self.cluster.release(row, jobs.gang_of(row), placement)
         self._in_use[jobs.tenant[row]] -= jobs.size[row]
-        self._on_end(Attempt(row, float(jobs.started_s[row]), self.now_s, placement, ended, lost_s))
+        self._on_end(Attempt(row, float(jobs.started_s[row]), self.now_s, placement, reason, lost_s))

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
-from orchestrator.scheduling.forecast.queue_simulation import Ended
+from orchestrator.scheduling.forecast.queue_simulation import EndReason
 from orchestrator.scheduling.policy import POLICIES
 from orchestrator.simulate.engine import simulate
 from orchestrator.simulate.figures import figures
@@ -55,19 +55,19 @@ def test_the_default_policy_serves_everybody_better_than_first_come_first_served
 @pytest.mark.parametrize("policy", [policy.name for policy in POLICIES.values() if not policy.preemption])
 def test_without_interruptions_allowed_nobody_is_interrupted(policy: str) -> None:
     found = simulate(read_trace(TRACE, None), Setup(6, policy=policy))
-    assert {one.ended for one in found.attempts} == {Ended.FINISHED} and len(found.attempts) == 400
+    assert {one.reason for one in found.attempts} == {EndReason.FINISHED} and len(found.attempts) == 400
 
 
 def test_a_failing_node_costs_the_work_since_the_newest_checkpoint_and_loses_no_job() -> None:
     jobs = tuple(TraceJob(0.0, 20_000.0, 8, "a") for _ in range(4))
     setup = Setup(nodes=2, policy="fifo", failures_per_node_day=20.0, preemption_cost_s=50.0, checkpoint_every_s=600.0)
     found = simulate(jobs, setup)
-    failed = [one for one in found.attempts if one.ended is Ended.NODE_FAILED]
+    failed = [one for one in found.attempts if one.reason is EndReason.NODE_FAILED]
     assert failed and all(one.lost_s == pytest.approx(50.0 + (one.end_s - one.start_s) % 600.0) for one in failed)
     for job in range(4):
         mine = [one for one in found.attempts if one.row == job]
         ran = sum(one.end_s - one.start_s - one.lost_s for one in mine)
-        assert ran == pytest.approx(20_000.0) and [one.ended for one in mine].count(Ended.FINISHED) == 1
+        assert ran == pytest.approx(20_000.0) and [one.reason for one in mine].count(EndReason.FINISHED) == 1
 
 
 def test_progress_goes_from_nothing_to_nearly_all() -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, EndReason
 from orchestrator.simulate.figures import figures, over_time, tenant_figures
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
@@ -22,10 +22,10 @@ KEYS = [
 THREE = Simulated(
     jobs=(TraceJob(0, 100, 8, "a"), TraceJob(20, 30, 1, "b"), TraceJob(120, 200, 2, "b")),
     attempts=(
-        Attempt(0, 0, 40, ((0, 8),), Ended.PREEMPTED, lost_s=10),
-        Attempt(1, 20, 50, ((1, 1),), Ended.FINISHED),
-        Attempt(0, 70, 140, ((0, 8),), Ended.FINISHED),
-        Attempt(2, 150, 350, ((1, 2),), Ended.FINISHED),
+        Attempt(0, 0, 40, ((0, 8),), EndReason.PREEMPTED, lost_s=10),
+        Attempt(1, 20, 50, ((1, 1),), EndReason.FINISHED),
+        Attempt(0, 70, 140, ((0, 8),), EndReason.FINISHED),
+        Attempt(2, 150, 350, ((1, 2),), EndReason.FINISHED),
     ),
     setup=Setup(nodes=2),
     wall_s=0.25,
@@ -34,7 +34,7 @@ THREE = Simulated(
 
 def alone(duration_s: float, gpus: int = 1, start_s: float = 5.0) -> Simulated:
     """One job, submitted at 5 s."""
-    attempt = Attempt(0, start_s, start_s + duration_s, ((0, gpus),), Ended.FINISHED)
+    attempt = Attempt(0, start_s, start_s + duration_s, ((0, gpus),), EndReason.FINISHED)
     return Simulated((TraceJob(5.0, duration_s, gpus, "a"),), (attempt,), Setup(nodes=1), 0.0)
 
 
@@ -59,8 +59,13 @@ def test_keys_come_in_their_order_and_every_number_is_one_of_json() -> None:
 
 def test_moves_count_as_preemptions_and_failures_of_nodes_do_not() -> None:
     attempts = tuple(
-        Attempt(0, at, at + 10, ((at % 20 // 10, 1),), ended)
-        for at, ended in ((0, Ended.MOVED), (10, Ended.NODE_FAILED), (20, Ended.PREEMPTED), (30, Ended.FINISHED))
+        Attempt(0, at, at + 10, ((at % 20 // 10, 1),), reason)
+        for at, reason in (
+            (0, EndReason.MOVED),
+            (10, EndReason.NODE_FAILED),
+            (20, EndReason.PREEMPTED),
+            (30, EndReason.FINISHED),
+        )
     )
     found = figures(replace(THREE, jobs=(TraceJob(0, 40, 1, "a"),), attempts=attempts))
     assert (found.preemptions, found.most_preemptions_of_a_job) == (2, 2)

@@ -15,7 +15,7 @@ from cluster.errors import InputError
 from orchestrator.cli import app as cli
 from orchestrator.cli.commands.simulate import as_json, check_setup, check_targets, shown_progress
 from orchestrator.pages import svg
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, EndReason
 from orchestrator.simulate.figures import figures
 from orchestrator.simulate.page import headline, page
 from orchestrator.simulate.report import report
@@ -30,7 +30,7 @@ def simulated(nodes: int = 4, tenants: int = 3, wait_s: float = 600.0, name: str
     jobs = tuple(TraceJob(at * 100.0, 3600.0 * (at + 1), 8, f"{name}-{at}") for at in range(tenants))
     starts = (job.submit_s + wait_s for job in jobs)
     attempts = tuple(
-        Attempt(at, start_s, start_s + jobs[at].duration_s, ((at % nodes, 8),), Ended.FINISHED)
+        Attempt(at, start_s, start_s + jobs[at].duration_s, ((at % nodes, 8),), EndReason.FINISHED)
         for at, start_s in enumerate(starts)
     )
     return Simulated(jobs, attempts, Setup(nodes=nodes), 0.5)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, EndReason
 from orchestrator.simulate.trace import schedule_csv
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 from tests.support.schedulecheck import check_schedule
@@ -73,9 +73,9 @@ def test_planted_violation_is_found(tmp_path: Path, lines: tuple[str, ...], viol
 def test_written_schedule_is_by_job_and_start_with_all_digits() -> None:
     start_s = 0.1 + 0.2
     attempts = (
-        Attempt(1, 0.0, 5.0, ((0, 8), (2, 1)), Ended.FINISHED),
-        Attempt(0, 9.0, 10.0, ((1, 2),), Ended.FINISHED),
-        Attempt(0, start_s, 1.0, ((1, 2),), Ended.PREEMPTED, lost_s=60.0),
+        Attempt(1, 0.0, 5.0, ((0, 8), (2, 1)), EndReason.FINISHED),
+        Attempt(0, 9.0, 10.0, ((1, 2),), EndReason.FINISHED),
+        Attempt(0, start_s, 1.0, ((1, 2),), EndReason.PREEMPTED, lost_s=60.0),
     )
     simulated = Simulated((TraceJob(0, 1, 2, "a"), TraceJob(0, 5, 9, "a")), attempts, Setup(nodes=3), 0.0)
     assert schedule_csv(simulated).splitlines() == [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cluster.capacity.inventory import Node
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.queue_simulation import Attempt, Ended, Measuring, QueueSimulation
+from orchestrator.scheduling.forecast.queue_simulation import Attempt, EndReason, Measuring, QueueSimulation
 from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Start
 from orchestrator.scheduling.plan.plan import plan
 from orchestrator.scheduling.policy import DEFAULT, Policy
@@ -187,7 +187,7 @@ def test_simulated_with_twice_the_workers_it_takes_half_the_time_from_then_on() 
         simulation.decide()
         simulation.advance(simulation.next_event_s)
     b, before, after = ends
-    assert (b.row, b.end_s, before.ended) == (1, NOW_S + HOUR, Ended.MOVED) and after.placement == ((0, 8),)
+    assert (b.row, b.end_s, before.reason) == (1, NOW_S + HOUR, EndReason.MOVED) and after.placement == ((0, 8),)
     assert before.end_s - NOW_S == pytest.approx(HOUR, abs=60.0)
     assert after.end_s - NOW_S == pytest.approx(HOUR + 7 * HOUR / 2, abs=60.0)
 

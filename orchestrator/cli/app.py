@@ -57,7 +57,7 @@ from orchestrator.cli.options import (
 from orchestrator.cli.output import json_list, progress_of
 from orchestrator.cli.run_argument import run_meant, run_to_stop
 from orchestrator.cli.run_here import ProgressWithRoot, run_comparison_here, run_sweep_here
-from orchestrator.client.spec_names import Named, about
+from orchestrator.client.spec_names import Named, place_errors
 from orchestrator.pages import show as text
 
 app = command_group(
@@ -127,7 +127,7 @@ def run(
     loaded, root = load_work(spec, overrides, resume)
     if isinstance(loaded, SweepSpec):
         if spec is not None and resume is None:
-            with about(Named(loaded, spec, load_marked(spec, overrides).marks)):
+            with place_errors(Named(loaded, spec, load_marked(spec, overrides).marks)):
                 check_sweep(loaded)
         raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
     if isinstance(loaded, CompareSpec):
@@ -152,13 +152,13 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
         return
     sweep, source, varied = None, None, dict[str, str]()
     if isinstance(marked.spec, SweepSpec):
-        with about(Named(marked.spec, spec, marked.marks)):
+        with place_errors(Named(marked.spec, spec, marked.marks)):
             sweep, source = checked_sweep(marked.spec)
         varied = format_varied(sweep)
         of_base = {name.removeprefix("base."): mark for name, mark in marked.marks.items() if name.startswith("base.")}
         marked = Loaded(sweep.base, of_base)
     loaded = finetune_spec(marked.spec, spec)
-    with about(Named(loaded, spec, marked.marks)):
+    with place_errors(Named(loaded, spec, marked.marks)):
         found = check(loaded)
     facts = text.plan(loaded, varied)
     if sweep is not None:

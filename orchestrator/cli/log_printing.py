@@ -15,7 +15,7 @@ from cluster.errors import FleetuneError
 from cluster.text import long_duration
 from orchestrator.api import JobView, WhyView
 from orchestrator.client.connection import Connection
-from orchestrator.client.log_reader import ALL, TAIL_LINES, LogLine, LogReader, followed, last_lines, run_logs
+from orchestrator.client.log_reader import ALL, TAIL_LINES, LogLine, LogReader, follow_lines, last_lines, run_logs
 from orchestrator.client.lookup import job_path
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.wording import does
@@ -53,7 +53,7 @@ def print_logs(
     lines: Iterable[LogLine] = chain(reader.new(job.attempt), reader.rest() if job.state in ENDED else ())
     if tail is not None:
         lines = _last(lines, tail)
-    for line in chain(lines, followed(reader, look) if follow else ()):
+    for line in chain(lines, follow_lines(reader, look) if follow else ()):
         printed = True
         _print(line, source, as_json)
     if source is None:

@@ -21,11 +21,11 @@ from jobs.spec.vary import sweep_values
 from jobs.storage import files as storage
 from orchestrator.api import MOST_JOBS, JobView, Server, Submission
 from orchestrator.cli.log_printing import print_logs
-from orchestrator.client.client import asking, completed, submitted
+from orchestrator.client.client import iter_completed, send_specs, with_queue_settings
 from orchestrator.client.connection import Connection
 from orchestrator.client.handle import JobHandle
 from orchestrator.client.lookup import find_job
-from orchestrator.client.spec_names import Named, about, named
+from orchestrator.client.spec_names import Named, load_named, place_errors
 from orchestrator.pages.queue import format_labels, format_metrics, format_size
 from orchestrator.queue.states import State
 
@@ -55,14 +55,14 @@ def submit_all(server: Connection, options: SubmitOptions, say: Say) -> list[Job
         InputError: an option or a spec is wrong, or a parent does not exist.
     """
     _check_options(options)
-    specs = _swept(named(options.specs, options.overrides), options.sweep)
+    specs = _vary_all(load_named(options.specs, options.overrides), options.sweep)
     server.get("/v1/server", Server)  # fails now, not after the checks, if the server cannot be used
     if options.check:
         _check(specs, say)
     parents = tuple(find_job(server, job).job_id for job in options.after)
-    bodies = asking(specs, options.tenant, options.priority, parents)
+    bodies = with_queue_settings(specs, options.tenant, options.priority, parents)
     body = Submission(specs=tuple(bodies), key=options.key or uuid.uuid4().hex)
-    jobs = list(submitted(server, body, specs))
+    jobs = list(send_specs(server, body, specs))
     for job in jobs:
         after = f", after {', '.join(job.after)}" if job.after else ""
         labels = f", {format_labels(job.labels)}" if job.labels else ""
@@ -70,7 +70,7 @@ def submit_all(server: Connection, options: SubmitOptions, say: Say) -> list[Job
     return jobs
 
 
-def _swept(specs: Sequence[Named], sweep: Sequence[str]) -> list[Named]:
+def _vary_all(specs: Sequence[Named], sweep: Sequence[str]) -> list[Named]:
     """Return one spec for each combination of the swept fields. Raises SpecError."""
     if not sweep:
         return list(specs)
@@ -106,14 +106,14 @@ def _check(specs: Sequence[Named], say: Say) -> None:
     for one in specs:
         spec, path = trained_job(one.spec), one.name
         if isinstance(one.spec, SweepSpec):
-            with about(one):
+            with place_errors(one):
                 checked_sweep(one.spec)
         if spec is None:
             continue
         if hint := _similar_directory(spec.model.path, path):
             say(f"warning: {path}: model.path {spec.model.path} is read as a model of the hub; {hint}")
         if _is_here(spec):
-            with about(one):
+            with place_errors(one):
                 warnings = validate(spec).warnings
             for warning in warnings:
                 say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
@@ -165,7 +165,7 @@ def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_js
             return ended
         handles = [JobHandle(server, job) for job in jobs]
         say(f"waiting for {'its end' if len(jobs) == 1 else 'their ends'}; meanwhile: fleetune queue")
-        for handle in completed(server, handles):
+        for handle in iter_completed(server, handles):
             say(_end(handle.view, server))
         return [handle.view for handle in handles]
     except KeyboardInterrupt:

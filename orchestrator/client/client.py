@@ -41,13 +41,13 @@ from orchestrator.api import (
     UsageRow,
     WhyView,
 )
-from orchestrator.api import Nodes as NodesTold
+from orchestrator.api import Nodes as NodesResponse
 from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
 from orchestrator.client.embedded_server import ClientLock, embedded_url
-from orchestrator.client.handle import FIRST_POLL_S, JobHandle, paused
+from orchestrator.client.handle import FIRST_POLL_S, JobHandle, pause_between_polls
 from orchestrator.client.lookup import all_jobs, job_path
-from orchestrator.client.spec_names import Named, about, named, with_names
+from orchestrator.client.spec_names import Named, load_named, place_errors, with_names
 from orchestrator.queue.states import ENDED, State
 
 Job = JobHandle | str  # a job, or the id of one
@@ -123,7 +123,7 @@ class Client:
             SpecError: the spec is wrong, or names files that the workers cannot read.
             KeyReused: the key was used with another spec.
         """
-        return self._send(self._asked([spec], tenant, priority, after), key or uuid.uuid4().hex)[0]
+        return self._send(self._to_send([spec], tenant, priority, after), key or uuid.uuid4().hex)[0]
 
     def submit_many(
         self,
@@ -138,11 +138,11 @@ class Client:
 
         A thousand is queued completely or not at all. If a later one is refused, those before it stay queued.
         """
-        asked, key = self._asked(specs, tenant, priority, after), key or uuid.uuid4().hex
-        parts = [asked[start : start + PER_REQUEST] for start in range(0, len(asked), PER_REQUEST)]
+        to_send, key = self._to_send(specs, tenant, priority, after), key or uuid.uuid4().hex
+        parts = [to_send[start : start + PER_REQUEST] for start in range(0, len(to_send), PER_REQUEST)]
         return [handle for number, part in enumerate(parts) for handle in self._send(part, f"{key}-{number}")]
 
-    def _asked(
+    def _to_send(
         self,
         specs: Iterable[AnySpec | str | os.PathLike[str]],
         tenant: str | None,
@@ -155,12 +155,12 @@ class Client:
         if isinstance(after, str | JobHandle):
             after = (after,)
         parents = tuple(map(_id_of, after))
-        found = named(list(specs))
-        return list(zip(found, asking(found, tenant, priority, parents), strict=True))
+        found = load_named(list(specs))
+        return list(zip(found, with_queue_settings(found, tenant, priority, parents), strict=True))
 
-    def _send(self, asked: Sequence[tuple[Named, dict[str, Any]]], key: str) -> list[JobHandle]:
-        body = Submission(specs=tuple(sent for _, sent in asked), key=key, client=self._client)
-        jobs = submitted(self._connection, body, [one for one, _ in asked])
+    def _send(self, to_send: Sequence[tuple[Named, dict[str, Any]]], key: str) -> list[JobHandle]:
+        body = Submission(specs=tuple(sent for _, sent in to_send), key=key, client=self._client)
+        jobs = send_specs(self._connection, body, [one for one, _ in to_send])
         return [JobHandle(self._connection, view) for view in jobs]
 
     # Waiting
@@ -171,7 +171,7 @@ class Client:
         Raises:
             TimeoutError: some jobs have not ended yet; they go on.
         """
-        return completed(self._connection, handles, timeout_s)
+        return iter_completed(self._connection, handles, timeout_s)
 
     def wait(self, handles: Iterable[JobHandle], timeout_s: float | None = None) -> list[JobHandle]:
         """Wait until all jobs have ended. Returns the handles in their order. Raises TimeoutError."""
@@ -201,7 +201,7 @@ class Client:
         return self._connection.get(f"{job_path(_id_of(job))}/why", WhyView)
 
     def nodes(self) -> tuple[NodeView, ...]:
-        return self._connection.get("/v1/nodes", NodesTold).nodes
+        return self._connection.get("/v1/nodes", NodesResponse).nodes
 
     def tenants(self) -> tuple[TenantView, ...]:
         return self._connection.get("/v1/tenants", Tenants).tenants
@@ -214,32 +214,32 @@ class Client:
         return self._connection.get("/v1/server", Server)
 
 
-def completed(
+def iter_completed(
     connection: Connection, handles: Iterable[JobHandle], timeout_s: float | None = None
 ) -> Iterator[JobHandle]:
     """Yield handles as `Client.as_completed` does."""
     waiting = {handle.id: handle for handle in handles}
     until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
-    yield from _ended(waiting)
+    yield from _pop_ended(waiting)
     after = min((handle.view.changed for handle in waiting.values()), default=0)
     pause_s = FIRST_POLL_S
     while waiting:
-        told = connection.get("/v1/changes", Changes, {"after": after, "limit": MOST_PAGE})
-        for view in told.jobs:
+        changes = connection.get("/v1/changes", Changes, {"after": after, "limit": MOST_PAGE})
+        for view in changes.jobs:
             if view.job_id in waiting:
                 waiting[view.job_id].learn(view)
-        if told.last < after:  # the server has another store than before: check that the jobs still exist
+        if changes.last < after:  # the server has another store than before: check that the jobs still exist
             for handle in waiting.values():
                 handle.refresh()
-        after = told.last
-        ended = list(_ended(waiting))
+        after = changes.last
+        ended = list(_pop_ended(waiting))
         yield from ended
-        if waiting and len(told.jobs) < MOST_PAGE:
+        if waiting and len(changes.jobs) < MOST_PAGE:
             late = f"{len(waiting)} jobs have not ended yet, and go on"
-            pause_s = paused(FIRST_POLL_S if ended else pause_s, until_s, late)
+            pause_s = pause_between_polls(FIRST_POLL_S if ended else pause_s, until_s, late)
 
 
-def submitted(connection: Connection, body: Submission, specs: Sequence[Named]) -> tuple[JobView, ...]:
+def send_specs(connection: Connection, body: Submission, specs: Sequence[Named]) -> tuple[JobView, ...]:
     """Submit specs. Raises the server's errors, with names of specs instead of their numbers."""
     try:
         return connection.post("/v1/jobs", JobPage, body, again=True).jobs
@@ -247,15 +247,15 @@ def submitted(connection: Connection, body: Submission, specs: Sequence[Named]) 
         raise with_names(error, specs) from error
 
 
-def asking(
+def with_queue_settings(
     specs: Sequence[Named], tenant: str | None, priority: int | None, after: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Return specs as they are sent, with the given queue settings. Raises SpecError with the mistakes of all specs."""
     found, wrong = list[dict[str, Any]](), dict[Mistake, None]()
     for one in specs:
         try:
-            with about(one) if len(specs) > 1 else contextlib.nullcontext():
-                found.append(_asking(one, tenant, priority, after))
+            with place_errors(one) if len(specs) > 1 else contextlib.nullcontext():
+                found.append(_with_queue_settings(one, tenant, priority, after))
         except SpecError as error:
             wrong |= dict.fromkeys(error.mistakes)
     if wrong:
@@ -263,14 +263,16 @@ def asking(
     return found
 
 
-def _asking(one: Named, tenant: str | None, priority: int | None, after: tuple[str, ...]) -> dict[str, Any]:
+def _with_queue_settings(
+    one: Named, tenant: str | None, priority: int | None, after: tuple[str, ...]
+) -> dict[str, Any]:
     """Return a spec as it is sent, with the given queue settings. Raises SpecError."""
     sent: dict[str, Any] = one.spec.model_dump(mode="json", warnings=False)
     if not one.is_checked:
         sent = spec_of(sent).model_dump(mode="json")
     queue = sent["queue"]
-    asked = {"tenant": tenant, "priority": priority, "after": [*dict.fromkeys((*queue["after"], *after))] or None}
-    given = {name: value for name, value in asked.items() if value is not None}
+    settings = {"tenant": tenant, "priority": priority, "after": [*dict.fromkeys((*queue["after"], *after))] or None}
+    given = {name: value for name, value in settings.items() if value is not None}
     try:
         changed = Queue.model_validate_json(json.dumps(queue | given), strict=True)
     except ValidationError:
@@ -282,7 +284,7 @@ def _id_of(job: Job) -> str:
     return job.id if isinstance(job, JobHandle) else job
 
 
-def _ended(waiting: dict[str, JobHandle]) -> Iterator[JobHandle]:
+def _pop_ended(waiting: dict[str, JobHandle]) -> Iterator[JobHandle]:
     """Remove and yield the handles whose jobs have ended, as far as is known."""
     for handle in [handle for handle in waiting.values() if handle.view.state in ENDED]:
         yield waiting.pop(handle.id)

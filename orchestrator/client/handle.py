@@ -17,7 +17,7 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from orchestrator.api import JobView, MetricsPart, WhyView
 from orchestrator.client.connection import Connection
-from orchestrator.client.log_reader import LogLine, LogReader, followed, log_of_end
+from orchestrator.client.log_reader import LogLine, LogReader, follow_lines, log_of_end
 from orchestrator.client.lookup import job_path
 from orchestrator.queue.errors import JobEnded
 from orchestrator.queue.states import ENDED, Reason, State
@@ -185,7 +185,7 @@ class JobHandle:
         until_s, view, pause_s = time.monotonic() + timeout_s, self.view, FIRST_POLL_S
         while view.state not in ENDED and (view := self.refresh()).state not in ENDED:
             late = f"job {self.id} is {view.state} after {timeout_s:g} s, and goes on"
-            pause_s = paused(pause_s, until_s, late)
+            pause_s = pause_between_polls(pause_s, until_s, late)
         return view
 
     # Specific to jobs
@@ -231,7 +231,7 @@ class JobHandle:
         """
         reader = LogReader(self._connection, self.id, source)
         if follow:
-            return followed(reader, self.refresh)
+            return follow_lines(reader, self.refresh)
         return chain(reader.new(self._fresh().attempt), reader.rest())
 
     @property
@@ -290,7 +290,7 @@ class JobHandle:
         return view if view.state in ENDED or age_s < FRESH_S else self.refresh()
 
 
-def paused(pause_s: float, until_s: float, late: str) -> float:
+def pause_between_polls(pause_s: float, until_s: float, late: str) -> float:
     """Pause between two polls, and return the next pause. Raises TimeoutError with the text `late`."""
     left_s = until_s - time.monotonic()
     if left_s <= 0.0:

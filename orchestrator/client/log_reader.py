@@ -66,7 +66,7 @@ class LogReader:
     def rest(self) -> Iterator[LogLine]:
         """Yield incomplete last lines."""
         for source in tuple(self._begun):
-            yield LogLine(_shown(source), self._begun.pop(source))
+            yield LogLine(_name_to_show(source), self._begun.pop(source))
 
     def _sources(self, attempt: int) -> list[str]:
         """Return the outputs of attempts, oldest first, then the logs of the run."""
@@ -92,19 +92,19 @@ class LogReader:
             *lines, begun = (self._begun.pop(source, "") + part.text).split("\n")
             if begun:
                 self._begun[source] = begun
-            yield from (LogLine(_shown(source), line.rstrip("\r")) for line in lines)
+            yield from (LogLine(_name_to_show(source), line.rstrip("\r")) for line in lines)
             if part.ended:
                 self._ended.add(source)
             if part.ended or part.next <= after:
                 return
 
 
-def _shown(source: str) -> str:
+def _name_to_show(source: str) -> str:
     """Return the name to show. Most jobs have one attempt only, whose number is left out."""
     return OUTPUT if source == f"{OUTPUT}-1" else source
 
 
-def followed(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine]:
+def follow_lines(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine]:
     """Yield lines until the job has ended, across its attempts. `look`: returns the current state of the job."""
     pause_s = FIRST_PAUSE_S
     while True:
@@ -119,8 +119,8 @@ def followed(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine
         time.sleep(pause_s)
 
 
-def _of_run(told: LogSources) -> tuple[str, ...]:
-    return tuple(one for one in told.sources if not _ATTEMPT.match(one))
+def _of_run(response: LogSources) -> tuple[str, ...]:
+    return tuple(one for one in response.sources if not _ATTEMPT.match(one))
 
 
 def run_logs(connection: Connection, job: JobView) -> tuple[tuple[str, ...], str | None]:
@@ -129,12 +129,12 @@ def run_logs(connection: Connection, job: JobView) -> tuple[tuple[str, ...], str
     A command has no logs. The second value is None if the job has not failed, or if the rank is unknown: the server
     does not name it, and not exactly one rank has a log.
     """
-    told = connection.get(f"{job_path(job.job_id)}/logs", LogSources)
-    logs = _of_run(told)
+    response = connection.get(f"{job_path(job.job_id)}/logs", LogSources)
+    logs = _of_run(response)
     if job.state is not State.FAILED:
         return logs, None
     ranks = [name for name in logs if name.startswith("rank-")]
-    return logs, told.failed or (ranks[0] if len(ranks) == 1 else None)
+    return logs, response.failed or (ranks[0] if len(ranks) == 1 else None)
 
 
 def last_lines(connection: Connection, job: JobView, source: str, count: int = TAIL_LINES) -> list[LogLine]:

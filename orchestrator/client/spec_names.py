@@ -33,7 +33,7 @@ class Named:
     is_checked: bool = False
 
 
-def named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence[str] = ()) -> list[Named]:
+def load_named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Sequence[str] = ()) -> list[Named]:
     """Load specs from files, and name all specs. `overrides` apply to files only.
 
     Raises SpecError with the mistakes of all specs.
@@ -64,7 +64,7 @@ def with_names(error: InputError, specs: Sequence[Named]) -> InputError:
 
 
 @contextlib.contextmanager
-def about(spec: Named) -> Iterator[None]:
+def place_errors(spec: Named) -> Iterator[None]:
     """Add the place of the field, or the name of the spec, to an InputError about this spec."""
     try:
         yield

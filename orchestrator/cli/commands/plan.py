@@ -26,7 +26,7 @@ from jobs.spec.load import Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.options import Json, Price, Set
 from orchestrator.cli.output import progress_of
-from orchestrator.client.spec_names import Named, about
+from orchestrator.client.spec_names import Named, place_errors
 from orchestrator.pages.plan import accuracy_json, accuracy_page, plan_json, plan_page
 
 
@@ -92,7 +92,7 @@ def _jobs_of(marked: Loaded, path: str) -> dict[str, tuple[Spec, SweepSpec | Non
     if isinstance(spec, CompareSpec):
         sweeps = sweeps_to_plan(spec)
     elif isinstance(spec, SweepSpec):
-        with about(Named(spec, path, marked.marks)):
+        with place_errors(Named(spec, path, marked.marks)):
             sweeps = {"": checked_sweep(spec)[0]}
     else:
         return {"": (finetune_spec(spec, path), None)}

@@ -9,7 +9,7 @@ import pytest
 from cluster.errors import SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.queue import LONGEST_LABEL, Queue, label_value
-from orchestrator.client.spec_names import named
+from orchestrator.client.spec_names import load_named
 from orchestrator.pages.queue import format_labels
 
 
@@ -41,14 +41,14 @@ def test_a_long_value_is_cut_so_that_the_spec_stays_valid() -> None:
 
 def test_overrides_of_the_command_line_become_labels(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("kind: command\ncommand: [echo]\n")
-    (one,) = named([str(tmp_path / "a.yaml")], ["resources.num_workers=2", "queue.labels.note=first try"])
+    (one,) = load_named([str(tmp_path / "a.yaml")], ["resources.num_workers=2", "queue.labels.note=first try"])
     assert one.spec.queue.labels == {"note": "first try", "resources.num_workers": "2"}
 
 
 def test_labels_that_no_list_could_show_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("kind: command\ncommand: [echo]\nqueue: {labels: {'a b': x, n: 3}}\n")
     with pytest.raises(SpecError, match=r"queue\.labels"):
-        named([str(tmp_path / "a.yaml")])
+        load_named([str(tmp_path / "a.yaml")])
     assert Queue.model_validate({"labels": {"a.b/c-d": ""}}).labels == {"a.b/c-d": ""}
 
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from cluster.errors import CapacityError, Mistake, SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.load import SPEC_MODELS, spec_of
-from orchestrator.client.client import asking
-from orchestrator.client.spec_names import Named, about, named, with_names
+from orchestrator.client.client import with_queue_settings
+from orchestrator.client.spec_names import Named, load_named, place_errors, with_names
 from orchestrator.queue.errors import UnknownJob
 
 ONE = CommandSpec(kind="command", name="one", command=("true",))
@@ -26,7 +26,7 @@ def write(folder: Path, name: str, more: str = "") -> str:
 
 def test_numbers_become_files_and_fields_become_lines(tmp_path: Path) -> None:
     a, b = write(tmp_path, "a.yaml"), write(tmp_path, "b.yaml", "queue:\n  after: [gone]\n")
-    specs = named([a, b, ONE])
+    specs = load_named([a, b, ONE])
     error = UnknownJob.of(
         [
             Mistake("there is no job 'gone'", "queue.after", spec=2),
@@ -46,7 +46,7 @@ def test_numbers_become_files_and_fields_become_lines(tmp_path: Path) -> None:
 
 
 def test_of_one_file_the_line_is_named_and_of_what_concerns_no_field_nothing(tmp_path: Path) -> None:
-    specs = named([write(tmp_path, "b.yaml", "working_dir: x\n")], ["queue.tenant=x"])
+    specs = load_named([write(tmp_path, "b.yaml", "working_dir: x\n")], ["queue.tenant=x"])
     told = [Mistake("not there", "working_dir"), Mistake("none", "queue.tenant"), Mistake("it is too large")]
     said = str(with_names(CapacityError.of(told), specs))
     assert said.splitlines() == [
@@ -58,7 +58,7 @@ def test_of_one_file_the_line_is_named_and_of_what_concerns_no_field_nothing(tmp
         (SpecError("it is too large"), ": it is too large"),
         (SpecError.at("command[0]", "odd"), ":3: command[0]: odd"),
     ):
-        with pytest.raises(SpecError) as raised, about(specs[0]):
+        with pytest.raises(SpecError) as raised, place_errors(specs[0]):
             raise error
         assert str(raised.value) == f"{tmp_path}/b.yaml{said}"
     assert str(with_names(SpecError.of([Mistake("beyond", spec=7)]), [Named(ONE, "x")])) == "spec 7: beyond"
@@ -68,7 +68,7 @@ def test_of_one_file_the_line_is_named_and_of_what_concerns_no_field_nothing(tmp
 def test_the_mistakes_of_all_files_come_at_once(tmp_path: Path) -> None:
     wrong = [write(tmp_path, "a.yaml", "gpus: 1\n"), write(tmp_path, "b.yaml"), write(tmp_path, "c.yaml", "cwd: .\n")]
     with pytest.raises(SpecError) as caught:
-        named([*wrong, str(tmp_path / "gone.yaml")])
+        load_named([*wrong, str(tmp_path / "gone.yaml")])
     lines = str(caught.value).splitlines()
     assert [line.partition(": ")[0] for line in lines[:2]] == [f"{wrong[0]}:4", f"{wrong[2]}:4"]
     assert "gone.yaml" in lines[2] and len(lines) == 3
@@ -77,11 +77,11 @@ def test_the_mistakes_of_all_files_come_at_once(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("error")
 def test_a_copy_with_a_dictionary_for_a_section_is_checked_and_sent_whole() -> None:
     copy = ONE.model_copy(update={"queue": {"after": ["a-1"], "priority": 3}})
-    (sent,) = asking(named([copy]), "vision", None, ("b-2",))
+    (sent,) = with_queue_settings(load_named([copy]), "vision", None, ("b-2",))
     assert (sent["queue"]["tenant"], sent["queue"]["priority"], sent["queue"]["after"]) == ("vision", 3, ["a-1", "b-2"])
     assert copy.vary({"resources.num_workers": [1, 2]})[1].queue.priority == 3
     with pytest.raises(SpecError, match=r"^spec 2 \(one\): queue.priority: must be 1000 or less, but is 5000$"):
-        asking(named([ONE, ONE.model_copy(update={"queue": {"priority": 5000}})]), None, None, ())
+        with_queue_settings(load_named([ONE, ONE.model_copy(update={"queue": {"priority": 5000}})]), None, None, ())
 
 
 def test_a_spec_from_a_file_is_validated_once_on_each_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_spec_from_a_file_is_validated_once_on_each_side(tmp_path: Path, monke
         return cast(BaseModel, whole(cls, *args, **options))
 
     monkeypatch.setattr(BaseModel, "model_validate_json", classmethod(counting))
-    (sent,) = asking(named([write(tmp_path, "a.yaml")]), "vision", 3, ("b-2",))
+    (sent,) = with_queue_settings(load_named([write(tmp_path, "a.yaml")]), "vision", 3, ("b-2",))
     assert validated == [CommandSpec]
     stored = spec_of(sent, reader="server").model_dump_json()  # as the server does
     assert validated == [CommandSpec] * 2
@@ -109,4 +109,4 @@ def test_a_comparison_is_refused_before_anything_is_sent(tmp_path: Path) -> None
     written = {"kind": "compare", "base": base, "methods": ["full", "lora"]}
     (tmp_path / "compare.json").write_text(json.dumps(written))
     with pytest.raises(SpecError, match="which a queue does not take: use fleetune run"):
-        named([str(tmp_path / "compare.json")])
+        load_named([str(tmp_path / "compare.json")])

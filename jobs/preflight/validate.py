@@ -165,14 +165,14 @@ def _top_level_names(module: ModuleSpec) -> set[str] | None:
 
 def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Looked]:
     """Check each source, and add problems to `problems` under its name in the spec."""
-    from jobs.data.sources.first_records import format_bad_rows, look_at
+    from jobs.data.sources.first_records import format_bad_records, look_at
     from jobs.data.sources.formats import Reading
 
     found: dict[str, Looked] = {}
     for where, source in numbered(spec.sources):
         try:
             found[where] = look_at(Reading.of(spec, source), source.path)
-            wrong, _ = format_bad_rows(found[where], spec.data.max_bad_fraction)
+            wrong, _ = format_bad_records(found[where], spec.data.max_bad_fraction)
             if wrong:
                 raise DataError.at(where, wrong)
         except InputError as error:
@@ -182,9 +182,9 @@ def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Look
 
 
 def _source_warnings(spec: Spec, where: str, source: Looked, estimates: bool) -> Iterator[str]:
-    from jobs.data.sources.first_records import cut_in_sample, format_bad_rows
+    from jobs.data.sources.first_records import cut_in_sample, format_bad_records
 
-    _, warning = format_bad_rows(source, spec.data.max_bad_fraction)
+    _, warning = format_bad_records(source, spec.data.max_bad_fraction)
     if warning:
         yield f"{where}: {warning}"
     model = spec.model.path

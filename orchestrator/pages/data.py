@@ -59,9 +59,9 @@ def page(report: DataReport, width: int = 100, html: str | None = None) -> str:
         _longest(report, names, width),
         packing_lines(report),
     )
-    ends = (("bad rows", report.bad_rows_file), ("page", html))
+    ends = (("bad records", report.bad_rows_file), ("page", html))
     fitting = [[shortened(line, width) for line in section] for section in sections]
-    files = [f"{name.ljust(8)}  {shown(path)}" for name, path in ends if path]
+    files = [f"{name.ljust(11)}  {shown(path)}" for name, path in ends if path]
     return "\n\n".join("\n".join(section) for section in [*fitting, files] if section)
 
 

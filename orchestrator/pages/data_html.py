@@ -36,7 +36,7 @@ def html(report: DataReport) -> str:
 
 def _head(report: DataReport) -> str:
     verdict = htmlpage.tag("p", htmlpage.shown(words.verdict(report)), class_=f"card verdict {report.verdict}")
-    facts = htmlpage.facts([*words.total_rows(report), ("bad rows", report.bad_rows_file or "")])
+    facts = htmlpage.facts([*words.total_rows(report), ("bad records", report.bad_rows_file or "")])
     return f"<h1>Data check: {htmlpage.shown(report.name)}</h1>\n{verdict}\n{facts}"
 
 

@@ -120,7 +120,7 @@ def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
     """Format the output of `fleetune data prepare`."""
     rows = [("prepared at", str(facts["root"])), ("records", f"{facts['records']:,}")]
     if facts["bad_rows"]:
-        rows.append(("set aside", f"{facts['bad_rows']:,} bad rows, listed in bad_rows.jsonl of their source"))
+        rows.append(("set aside", f"{facts['bad_rows']:,} bad records, listed in bad_rows.jsonl of their source"))
     for name in ("train", "eval", "general"):
         if name in facts:
             counts = facts[name]

@@ -1,6 +1,6 @@
 """Sentences are for people: no code reads what our own code has written for them.
 
-What a sentence says, a field says too: mistakes have a field and a spec, events have data, bad rows a kind, views a
+What a sentence says, a field says too: mistakes have a field and a spec, events have data, bad records a kind, views a
 reason and a next step. So a sentence can be rewritten without breaking anything. The check below looks for string
 methods, regular expressions and `in` on texts whose names say that they are messages, reasons or errors, and on what is
 cut out of these. Texts of libraries, which nobody can change, are read in the places that `READERS` names.
@@ -173,7 +173,7 @@ def test_no_code_reads_our_own_sentences() -> None:
         "found = ASKS.fullmatch(message)",
         'if message.startswith(("submitted by ", "retried by ")): return message',
         'head = re.split(r": |; ", reason.partition(chr(10))[0])[0]',
-        'document = isinstance(seen, BadRow) and seen.reason.startswith("not")',
+        'document = isinstance(seen, BadRecord) and seen.reason.startswith("not")',
         "named = str(error) if str(error).startswith('data.') else error",
         "advice = LIST if 'whole' in said else ''",
         'seen = looked.words.removeprefix("all ")',

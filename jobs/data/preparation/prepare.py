@@ -19,7 +19,7 @@ from jobs.data.preparation.parts import PartIndex, missing, parts_folder, read_i
 from jobs.data.preparation.prepare_lock import Lease
 from jobs.data.preparation.shard_writer import remove_notes
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
-from jobs.data.sources.bad_rows import BadRow, write_bad_rows
+from jobs.data.sources.bad_records import BadRecord, write_bad_records
 from jobs.data.sources.chunks import held_out
 from jobs.data.sources.formats import first_of
 from jobs.model_files.directory import longest_text
@@ -29,9 +29,9 @@ from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
 ROWS, HELD_OUT = "rows", "held_out"  # the splits of a source
-BAD_ROWS_SHOWN = 10
-# Bad rows from which on reading may stop early because their share is too high. With fewer, the whole source is read.
-BAD_ROWS_TO_STOP = 1_000
+BAD_RECORDS_SHOWN = 10
+# From this number of bad records on, reading may stop early because their share is too high.
+BAD_RECORDS_TO_STOP = 1_000
 _VERSIONS = ("fleetune", "transformers", "tokenizers", "pyarrow")
 
 
@@ -41,7 +41,7 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
     If another process is preparing it, wait for that process.
 
     Raises:
-        DataError: a file cannot be read, changes during reading, does not fit the spec, or has too many bad rows.
+        DataError: a file cannot be read, changes during reading, does not fit the spec, or has too many bad records.
         StorageError: the storage cannot be written or is full.
     """
     lease = Lease(storage.join(job.root, "preparing.json"), say)
@@ -85,7 +85,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
                 "storage on every node. If the parts were removed in the meantime, prepare the data again"
             )
         parts = [read_index(job.root, name) for name in names]
-        bad, records = _list_bad_rows(job, parts)
+        bad, records = _list_bad_records(job, parts)
         every = Samples.of(parts, job.causal)
         plans = _plans(job, every)
     except _TooManyBad:
@@ -136,8 +136,8 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
             bad, records = bad + facts["bad"], records + facts["records"]
             read[facts["file"]] = facts["position"]
         expected = records * sum(job.sizes) / max(sum(read.values()), 1)  # if the rest has equally long records
-        if bad >= BAD_ROWS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
-            _list_bad_rows(job, [read_index(job.root, name) for name in stored_parts(job.root)])
+        if bad >= BAD_RECORDS_TO_STOP and bad > 2 * job.max_bad_fraction * expected:
+            _list_bad_records(job, [read_index(job.root, name) for name in stored_parts(job.root)])
 
 
 def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:
@@ -146,20 +146,20 @@ def _cut(parts: Iterable[PartIndex], seq_len: int) -> Cut:
     return cut_of(dict(zip(values.tolist(), counts.tolist(), strict=True)), seq_len)
 
 
-def _list_bad_rows(job: SourceJob, parts: Sequence[PartIndex]) -> tuple[int, int]:
+def _list_bad_records(job: SourceJob, parts: Sequence[PartIndex]) -> tuple[int, int]:
     """Write the list of the records that were set aside. Returns their number, and that of all records.
 
     Raises DataError if too many are bad.
     """
     files = job.work.files
-    bad = [BadRow(files[part.name.file], line, reason) for part in parts for line, reason in part.bad]
+    bad = [BadRecord(files[part.name.file], line, reason) for part in parts for line, reason in part.bad]
     records = sum(part.records for part in parts)
-    write_bad_rows(bad_rows_path(job.root), bad)
+    write_bad_records(bad_records_path(job.root), bad)
     _check_bad(job, len(bad), records)
     return len(bad), records
 
 
-def bad_rows_path(root: str) -> str:
+def bad_records_path(root: str) -> str:
     """Return the path of the list of a source's records that were set aside."""
     return storage.join(root, "bad_rows.jsonl")
 
@@ -172,12 +172,12 @@ def _check_bad(job: SourceJob, bad: int, records: int) -> None:
     """Raise DataError if too many records are bad, of which there is a list."""
     if bad <= job.max_bad_fraction * records:
         return
-    path = bad_rows_path(job.root)
-    shown = [BadRow(**json.loads(line)) for line in storage.read_bytes(path).splitlines()[:BAD_ROWS_SHOWN]]
+    path = bad_records_path(job.root)
+    shown = [BadRecord(**json.loads(line)) for line in storage.read_bytes(path).splitlines()[:BAD_RECORDS_SHOWN]]
     raise _TooManyBad(
-        f"{bad:,} of {records:,} rows ({bad / records:.1%}) of {job.where} cannot be used, but at most "
+        f"{bad:,} of {records:,} records ({bad / records:.1%}) of {job.where} cannot be used, but at most "
         f"{job.max_bad_fraction:.0%} may be set aside (data.max_bad_fraction). Correct the data, data.format or "
-        f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_ROWS_SHOWN)
+        f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_RECORDS_SHOWN)
     )
 
 
@@ -219,7 +219,7 @@ def prepare(
         warn: receives warnings; None: `say` does.
 
     Raises:
-        DataError: a file, column or label is wrong, too many rows are bad, or a split would be empty.
+        DataError: a file, column or label is wrong, too many records are bad, or a split would be empty.
         StorageError: storage_path cannot be written.
     """
     tokenizer = read_tokenizer(model_dir)
@@ -291,5 +291,5 @@ def _summary(manifest: Manifest, spec: Spec) -> str:
         filled = f", {tokens / (rows * spec.data.seq_len):.1%} full" if spec.packed else ""
         words.append(f"{many(rows, f'{name} row')} of {many(tokens, 'token')}{filled}")
     if manifest.bad_rows:
-        words.append(f"{many(manifest.bad_rows, 'bad row')} set aside")
+        words.append(f"{many(manifest.bad_rows, 'bad record')} set aside")
     return ", ".join(words)

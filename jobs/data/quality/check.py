@@ -19,7 +19,7 @@ from jobs.data.preparation.packing import pack, shuffle
 from jobs.data.quality.facts import FACTS_SCHEMA, facts_of
 from jobs.data.quality.findings import EVAL, ROLES, TRAIN, Facts, findings_of, label_counts, label_name
 from jobs.data.quality.report import DataReport, Histogram, LabelCount, LongSample, Packing, SourceReport
-from jobs.data.sources.bad_rows import BadRow, write_bad_rows
+from jobs.data.sources.bad_records import BadRecord, write_bad_records
 from jobs.data.sources.chunks import held_out
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.planning import plan_batching
@@ -51,7 +51,7 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> DataReport
     digest, _ = fingerprint_of_jobs(jobs)
     facts = _joined(spec, every, tables)
     say(f"comparing {len(facts.good):,} samples")
-    bad_rows = _list_bad_rows(facts, storage.join(check_folder(spec.storage_path, digest), "bad_rows.jsonl"))
+    bad_rows = _list_bad_records(facts, storage.join(check_folder(spec.storage_path, digest), "bad_rows.jsonl"))
     return _report(spec, every, facts, digest, bad_rows)
 
 
@@ -88,11 +88,11 @@ def _joined(spec: Spec, jobs: list[SourceJob], found: list[tuple[Any, int]]) -> 
     )
 
 
-def _list_bad_rows(facts: Facts, path: str) -> str | None:
+def _list_bad_records(facts: Facts, path: str) -> str | None:
     if not len(facts.bad):
         return None
     reasons = facts.table["reason"]
-    write_bad_rows(path, (BadRow(*facts.where(row), reasons[row].as_py()) for row in facts.bad.tolist()))
+    write_bad_records(path, (BadRecord(*facts.where(row), reasons[row].as_py()) for row in facts.bad.tolist()))
     return path
 
 

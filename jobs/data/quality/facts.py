@@ -16,7 +16,7 @@ from datasketch import MinHash
 
 from cluster.text import first_line
 from jobs.data.prepared import IGNORE_INDEX
-from jobs.data.sources.bad_rows import BadRow, Reason
+from jobs.data.sources.bad_records import BadRecord, Reason
 from jobs.data.sources.chunks import Chunk, Work, content_hash, tokenised
 from jobs.data.sources.formats import ChatSample, ClassSample, Sample, TextSample, texts_of
 
@@ -67,8 +67,8 @@ def facts_of(chunk: Chunk, work: Work) -> Any:
     return pa.Table.from_pylist(rows, schema=FACTS_SCHEMA)
 
 
-def _facts(sample: Sample | BadRow, result: Any) -> dict[str, Any]:
-    if isinstance(sample, BadRow):
+def _facts(sample: Sample | BadRecord, result: Any) -> dict[str, Any]:
+    if isinstance(sample, BadRecord):
         return {**_reason(sample.why), "fatal": sample.fatal, "text": ""}
     texts = texts_of(sample)
     shown = " | ".join(filter(None, texts))[:TEXT_SHOWN]

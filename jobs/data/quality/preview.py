@@ -12,7 +12,7 @@ from cluster.errors import DataError
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.packing import one_a_row, pack
 from jobs.data.prepared import IGNORE_INDEX, SOURCE_ID_BITS, Prepared
-from jobs.data.sources.bad_rows import BadRow, Reason
+from jobs.data.sources.bad_records import BadRecord, Reason
 from jobs.data.sources.chunks import content_hash, held_out, read_chunks, tokenised
 from jobs.data.sources.formats import first_of
 from jobs.model_files.tokenizer import read_tokenizer
@@ -72,7 +72,7 @@ def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "
 
 def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> list[dict[str, Any]]:
     """Pack the first samples of each source, in their order."""
-    found, bad = list[dict[str, Any]](), list[BadRow]()
+    found, bad = list[dict[str, Any]](), list[BadRecord]()
     of_split = jobs.get(split) or jobs["train"]
     for number, job in enumerate(of_split):
         some = _first_samples(job, split, bad)
@@ -85,14 +85,14 @@ def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> lis
     return [_row([found[place] for place in places]) for places in np.split(rows.samples, rows.ends[:-1])]
 
 
-def _first_samples(job: SourceJob, split: str, bad: list[BadRow]) -> list[dict[str, Any]]:
+def _first_samples(job: SourceJob, split: str, bad: list[BadRecord]) -> list[dict[str, Any]]:
     """Return rows of a source's first samples in the split. Records that cannot be used are added to `bad`."""
     found = list[dict[str, Any]]()
     for path, line, sample, result in _tokenised(job):
         if len(found) >= ENOUGH:
             break
-        if isinstance(sample, BadRow) or isinstance(result, Reason):
-            bad.append(sample if isinstance(sample, BadRow) else BadRow.of(path, line, result))
+        if isinstance(sample, BadRecord) or isinstance(result, Reason):
+            bad.append(sample if isinstance(sample, BadRecord) else BadRecord.of(path, line, result))
             continue
         (held,) = held_out(np.array([content_hash(sample)], np.uint64), job.eval_fraction)
         if job.eval_fraction is None or held == (split == "eval"):

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from jobs.data.sources.bad_rows import Rejected
+from jobs.data.sources.bad_records import Rejected
 
 Turn = dict[str, str]
 Span = tuple[int, int]  # characters [start, end) of the rendered dialogue

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from cluster.errors import DataError
-from jobs.data.sources.bad_rows import BadRow, Reason
+from jobs.data.sources.bad_records import BadRecord, Reason
 from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, Sample, TextSample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
@@ -61,7 +61,9 @@ class Chunk:
 
     file: int
     number: int  # number in its file, from 0
-    rows: tuple[tuple[int, Sample | BadRow | Record], ...]  # (line, ...); records if a user's function will read them
+    rows: tuple[
+        tuple[int, Sample | BadRecord | Record], ...
+    ]  # (line, ...); records if a user's function will read them
     position: int  # bytes of the file that were read by the end of the chunk
     last: bool = False  # whether the file ends here; the last chunk may have no rows
 
@@ -73,10 +75,10 @@ Todo = Mapping[int, frozenset[int]]  # by number of a file: the numbers of the c
 def read_chunks(file: int, work: Work, skip: frozenset[int] = frozenset()) -> Iterator[Chunk]:
     """Read a file as chunks, without those whose numbers are in `skip`. The last chunk is always yielded.
 
-    Nothing is raised in a worker: an error of reading becomes a fatal BadRow.
+    Nothing is raised in a worker: an error of reading becomes a fatal BadRecord.
     """
     reader = _Reader(file, work)
-    rows: list[tuple[int, Sample | BadRow | Record]] = []
+    rows: list[tuple[int, Sample | BadRecord | Record]] = []
     number, chars = 0, 0
     for line, row in reader:
         rows.append((line, row))
@@ -99,37 +101,40 @@ class _Reader:
     def position(self) -> int:
         return self._records.position if self._records is not None else 0
 
-    def __iter__(self) -> Iterator[tuple[int, Sample | BadRow | Record]]:
+    def __iter__(self) -> Iterator[tuple[int, Sample | BadRecord | Record]]:
         try:
             self._records = RecordReader(self._path)
             for row in self._records:
                 if row.line % _LINES_BETWEEN_LOOKS == 0 and self._changed():
                     break  # the file may grow as fast as it is read
-                yield row.line, row if self._reading.own or isinstance(row, BadRow) else sample_of(row, self._reading)
+                yield (
+                    row.line,
+                    row if self._reading.own or isinstance(row, BadRecord) else sample_of(row, self._reading),
+                )
             problem = _changed(self._path) if self._changed() else None
         except DataError as error:
             problem = Reason(str(error), f"{self._path} cannot be read")
         if problem is not None:
-            yield 0, BadRow.of(self._path, 0, problem, fatal=True)
+            yield 0, BadRecord.of(self._path, 0, problem, fatal=True)
 
     def _changed(self) -> bool:
         return stamp(self._path) != self._stamp
 
 
 def _changed(path: str) -> Reason:
-    what = f"{path} changed while it was read, so the rows do not belong to one state of the file"
+    what = f"{path} changed while it was read, so the records do not belong to one state of the file"
     remedy = "Let the program that writes it finish, or copy the file, and start again"
     return Reason(f"{what}: nothing is kept. {remedy}", what)
 
 
-def _chars(row: Sample | BadRow | Record) -> int:
+def _chars(row: Sample | BadRecord | Record) -> int:
     """Count the characters of text, approximately."""
     if isinstance(row, Record):
         return sum(len(value) if isinstance(value, str) else len(str(value)) for value in row.value.values())
-    return len(row.reason) if isinstance(row, BadRow) else sum(map(len, texts_of(row)))
+    return len(row.reason) if isinstance(row, BadRecord) else sum(map(len, texts_of(row)))
 
 
-def samples_of(chunk: Chunk, work: Work) -> Iterator[tuple[int, Sample | BadRow]]:
+def samples_of(chunk: Chunk, work: Work) -> Iterator[tuple[int, Sample | BadRecord]]:
     """Yield the chunk's samples with their lines. This is where functions of the user run."""
     for line, row in chunk.rows:
         if isinstance(row, Record):
@@ -155,21 +160,21 @@ def tokens_of(chunk: Chunk, work: Work) -> Any:
     return pa.concat_tables(tables)
 
 
-def tokenised(chunk: Chunk, work: Work) -> Iterator[list[tuple[int, Sample | BadRow, Result]]]:
+def tokenised(chunk: Chunk, work: Work) -> Iterator[list[tuple[int, Sample | BadRecord, Result]]]:
     """Yield the chunk's samples, some at a time: line, sample, and its rows or the reason why it has none."""
     samples = samples_of(chunk, work)
     while some := list(itertools.islice(samples, RECORDS_AT_ONCE)):
-        good = [sample for _, sample in some if not isinstance(sample, BadRow)]
+        good = [sample for _, sample in some if not isinstance(sample, BadRecord)]
         results = iter(tokenise(good, work.tokenizer.load(), work.seq_len, work.loss_on))
-        yield [(line, sample, sample.why if isinstance(sample, BadRow) else next(results)) for line, sample in some]
+        yield [(line, sample, sample.why if isinstance(sample, BadRecord) else next(results)) for line, sample in some]
 
 
-def _rows(sample: Sample | BadRow, result: Result) -> Iterator[tuple[Any, ...]]:
+def _rows(sample: Sample | BadRecord, result: Result) -> Iterator[tuple[Any, ...]]:
     """Yield the columns of TOKENS_SCHEMA from `reason` on, for each row of a sample."""
     if isinstance(result, Reason):
-        yield result.text, isinstance(sample, BadRow) and sample.fatal, 0, _NO_TOKENS, _NO_TOKENS, 0
+        yield result.text, isinstance(sample, BadRecord) and sample.fatal, 0, _NO_TOKENS, _NO_TOKENS, 0
         return
-    assert not isinstance(sample, BadRow)
+    assert not isinstance(sample, BadRecord)
     content = content_hash(sample)
     for row in result:
         yield None, False, content, row["input_ids"], row["labels"], row["cut"]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
 from cluster.errors import DataError
-from jobs.data.sources.bad_rows import Reason
+from jobs.data.sources.bad_records import Reason
 from jobs.storage import files as storage
 
 PARQUET_ROWS = 256  # converted to Python values at a time; batches in a file may be larger

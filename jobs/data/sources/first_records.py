@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cluster.errors import DataError
 from cluster.text import many, nearest
 from jobs.data.cutting import cut_of, format_cut
-from jobs.data.sources.bad_rows import NOT_UTF8, BadRow
+from jobs.data.sources.bad_records import NOT_UTF8, BadRecord
 from jobs.data.sources.formats import (
     PairSample,
     Reading,
@@ -26,7 +26,7 @@ from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.model_files.directory import longest_text
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
-LOOKED_AT_ROWS = 1000
+LOOKED_AT_RECORDS = 1000
 _TOKENISED = 200  # samples that are tokenised to estimate truncation
 
 
@@ -36,40 +36,42 @@ class Looked:
 
     files: int
     of_files: int
-    rows: int
+    records: int
     whole: bool  # whether all of the source was read
-    bad: tuple[BadRow, ...]
+    bad: tuple[BadRecord, ...]
     samples: tuple[Sample, ...]  # empty if a function of the user reads the records, because it is not run here
-    expected_rows: float  # rows of the whole source, if the rest has equally long records
+    expected_records: float  # records of the whole source, if the rest has equally long records
 
     @property
     def words(self) -> str:
-        """Describe the rows that were read: `all 43 rows`, `the first 1,000 rows` or `1,000 rows of 8 of 12 files`."""
-        return f"all {many(self.rows, 'row')}" if self.whole else self.rows_text
+        """Describe what was read: `all 43 records`, `the first 1,000 records` or `1,000 records of 8 of 12 files`."""
+        return f"all {many(self.records, 'record')}" if self.whole else self.records_text
 
     @property
-    def rows_text(self) -> str:
-        """Describe the rows that were read as `words` does, but without the word `all`."""
-        rows = many(self.rows, "row")
+    def records_text(self) -> str:
+        """Describe what was read as `words` does, but without the word `all`."""
+        records = many(self.records, "record")
         if self.whole:
-            return rows
-        return f"{rows} of {self.files:,} of {self.of_files:,} files" if self.of_files > 1 else f"the first {rows}"
+            return records
+        return (
+            f"{records} of {self.files:,} of {self.of_files:,} files" if self.of_files > 1 else f"the first {records}"
+        )
 
 
-def look_at(reading: Reading, path: str, max_rows: int = LOOKED_AT_ROWS) -> Looked:
-    """Read the first rows of a source.
+def look_at(reading: Reading, path: str, max_records: int = LOOKED_AT_RECORDS) -> Looked:
+    """Read the first records of a source.
 
     Args:
         path: file, directory, glob or URL, as in data.train.
-        max_rows: number of records to read, over the first LOOKED_AT_FILES files.
+        max_records: number of records to read, over the first LOOKED_AT_FILES files.
 
     Raises:
-        DataError: no file matches, a file cannot be read, a column is missing, no row can be used, or a label is not
+        DataError: no file matches, a file cannot be read, a column is missing, no record can be used, or a label is not
             one of the model's classes.
     """
     every = expand(path)
     files = every[:LOOKED_AT_FILES]
-    share = -(-max_rows // len(files))
+    share = -(-max_records // len(files))
     readers = {file: RecordReader(file) for file in files}
     found = {file: list(itertools.islice(reader, share + 1)) for file, reader in readers.items()}
     whole = len(files) == len(every) and all(len(rows) <= share for rows in found.values())
@@ -80,19 +82,19 @@ def look_at(reading: Reading, path: str, max_rows: int = LOOKED_AT_ROWS) -> Look
         for file, some in rows.items():
             _check_columns(reading, file, [row for row in some if isinstance(row, Record)])
     read = list(itertools.chain.from_iterable(rows.values()))
-    samples = [row if isinstance(row, BadRow) or reading.own else sample_of(row, reading) for row in read]
-    bad = [row for row in samples if isinstance(row, BadRow)]
-    _check_rows(path, bad, len(read))
+    samples = [row if isinstance(row, BadRecord) or reading.own else sample_of(row, reading) for row in read]
+    bad = [row for row in samples if isinstance(row, BadRecord)]
+    _check_records(path, bad, len(read))
     seen = sum(reader.position for reader in readers.values())
     share_read = seen / max(sum(reader.size for reader in readers.values()), 1) * len(files) / len(every)
     return Looked(
         files=len(files),
         of_files=len(every),
-        rows=len(read),
+        records=len(read),
         whole=whole,
         bad=tuple(bad),
-        samples=tuple(one for one in samples if not isinstance(one, BadRow | Record)),
-        expected_rows=len(read) if whole else len(read) / max(share_read, 1e-9),
+        samples=tuple(one for one in samples if not isinstance(one, BadRecord | Record)),
+        expected_records=len(read) if whole else len(read) / max(share_read, 1e-9),
     )
 
 
@@ -104,10 +106,10 @@ def _of_nothing(readers: dict[str, RecordReader]) -> str:
     return " below its header" if tables and len(readers) == 1 else ""
 
 
-def format_bad_rows(looked: Looked, most: float) -> tuple[str | None, str | None]:
-    """Judge the bad rows of a source: return an error, or a warning, or (None, None) if there are none.
+def format_bad_records(looked: Looked, most: float) -> tuple[str | None, str | None]:
+    """Judge the bad records of a source: return an error, or a warning, or (None, None) if there are none.
 
-    A source that was read only in part is rejected only if its share of bad rows is clearly too high.
+    A source that was read only in part is rejected only if its share of bad records is clearly too high.
 
     Args:
         most: data.max_bad_fraction.
@@ -115,12 +117,12 @@ def format_bad_rows(looked: Looked, most: float) -> tuple[str | None, str | None
     bad = len(looked.bad)
     if not bad:
         return None, None
-    what = f"{bad:,} of {looked.rows_text} cannot be used"
-    allowed = f"at most {most:g} of all rows may be set aside (data.max_bad_fraction)"
-    if bad > most * looked.expected_rows * (1 if looked.whole else 2):
+    what = f"{bad:,} of {looked.records_text} cannot be used"
+    allowed = f"at most {most:g} of all records may be set aside (data.max_bad_fraction)"
+    if bad > most * looked.expected_records * (1 if looked.whole else 2):
         advice = "Correct the data, data.format or data.columns. The first ones:\n"
         return f"{what}, and {allowed}. {advice}{first_of(list(looked.bad), 3)}{_about_encoding(looked.bad)}", None
-    rest = "they will be set aside" if looked.whole else f"{allowed}; `fleetune data check` reads all rows"
+    rest = "they will be set aside" if looked.whole else f"{allowed}; `fleetune data check` reads all records"
     return None, f"{what}: {rest}. The first one: {looked.bad[0]}"
 
 
@@ -165,17 +167,17 @@ def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
             )
 
 
-def _check_rows(path: str, bad: Sequence[BadRow], rows: int) -> None:
+def _check_records(path: str, bad: Sequence[BadRecord], count: int) -> None:
     for row in bad:
         if row.fatal:
             raise DataError(str(row))
-    if len(bad) == rows:
+    if len(bad) == count:
         listed = f"{first_of(list(bad), 3)}{_about_encoding(bad)}"
-        raise DataError(f"none of the first {rows:,} rows of {path} can be used:\n{listed}")
+        raise DataError(f"none of the first {count:,} records of {path} can be used:\n{listed}")
 
 
-def _about_encoding(bad: Sequence[BadRow]) -> str:
-    """Say how to convert a file, if one of its bad rows is not UTF-8."""
+def _about_encoding(bad: Sequence[BadRecord]) -> str:
+    """Say how to convert a file, if one of its bad records is not UTF-8."""
     if all(row.kind != NOT_UTF8 for row in bad):
         return ""
     return "\nConvert a file in another encoding, such as Windows-1252, as: iconv -f WINDOWS-1252 -t UTF-8 old > new"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.text import first_line
-from jobs.data.sources.bad_rows import BadRow, Rejected
+from jobs.data.sources.bad_records import BadRecord, Rejected
 from jobs.data.sources.records import Record, is_unicode
 from jobs.spec.data import Columns, Source
 from jobs.spec.finetune import Spec
@@ -105,16 +105,16 @@ class Reading:
         return tuple((role, getattr(self.columns, role)) for role in REQUIRED_COLUMNS.get(self.format, ()))
 
 
-def sample_of(record: Record, reading: Reading) -> Sample | BadRow:
+def sample_of(record: Record, reading: Reading) -> Sample | BadRecord:
     """Read a record in one of the built-in formats.
 
     Returns:
-        A BadRow with the reason if the record cannot be used; it is fatal if its label is not a class of the model.
+        A BadRecord with the reason if the record cannot be used; it is fatal if its label is not a class of the model.
     """
     try:
         return _read(record, reading)
     except Rejected as error:
-        return BadRow.of(record.file, record.line, error.reason, fatal=error.fatal)
+        return BadRecord.of(record.file, record.line, error.reason, fatal=error.fatal)
 
 
 def _read(record: Record, reading: Reading) -> Sample:
@@ -244,10 +244,10 @@ def _in_turn(number: int, what: str) -> Rejected:
     return Rejected(what.format(turn=f"turn {number}"), what.format(turn="turn N"))
 
 
-def first_of(bad: list[BadRow], count: int) -> str:
-    """Format the first bad rows, indented. Only the first one shows all lines of its reason, such as a traceback."""
+def first_of(bad: list[BadRecord], count: int) -> str:
+    """Format the first bad records, indented. Only the first one shows all lines of its reason, such as a traceback."""
     lines = []
-    for number, row in enumerate(bad[:count]):
-        text = str(row) if number == 0 else first_line(str(row))
+    for number, record in enumerate(bad[:count]):
+        text = str(record) if number == 0 else first_line(str(record))
         lines.append("  " + text.replace("\n", "\n      "))
     return "\n".join(lines)

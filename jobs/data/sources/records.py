@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from cluster.errors import DataError, StorageError
 from cluster.text import did_you_mean
-from jobs.data.sources.bad_rows import NOT_JSON, NOT_UTF8, BadRow, Reason
+from jobs.data.sources.bad_records import NOT_JSON, NOT_UTF8, BadRecord, Reason
 from jobs.data.sources.dataset_dirs import arrow_batches, files_in, parquet_batches, values_of
 from jobs.data.sources.file_stamp import info_of
 from jobs.storage import files as storage
@@ -147,7 +147,7 @@ class RecordReader:
         """Stored bytes read so far, at most `size`. Reading is up to some blocks ahead of the rows."""
         return min(self.done, self.size)
 
-    def __iter__(self) -> Iterator[Record | BadRow]:
+    def __iter__(self) -> Iterator[Record | BadRecord]:
         line = 0
         try:
             with storage.open_read(self.file) as raw:
@@ -160,7 +160,7 @@ class RecordReader:
             raise DataError(self._lost(line, error)) from error
         self.done = self.size
 
-    def _rows(self, raw: BinaryIO) -> Iterator[Record | BadRow]:
+    def _rows(self, raw: BinaryIO) -> Iterator[Record | BadRecord]:
         if self._suffix in (".parquet", ".arrow"):
             batches = parquet_batches if self._suffix == ".parquet" else arrow_batches
             return _table_rows(self, batches(raw, self.size))
@@ -221,9 +221,11 @@ def _check_json(file: str, head: bytes, strict: bool) -> None:
     first = first.strip()
     seen = _json_record(file, 1, first) if end or len(head) < _BLOCK else None
     if first.startswith(b"["):  # a single bad line is not a reason to reject the file
-        document = not rest.strip() or seen is None or (isinstance(seen, BadRow) and seen.kind in (NOT_JSON, NOT_UTF8))
+        document = (
+            not rest.strip() or seen is None or (isinstance(seen, BadRecord) and seen.kind in (NOT_JSON, NOT_UTF8))
+        )
     else:
-        document = first == b"{" or (strict and bool(first) and isinstance(seen, BadRow))
+        document = first == b"{" or (strict and bool(first) and isinstance(seen, BadRecord))
     if document:
         raise DataError(
             f"{file} begins with {first[:20].decode(errors='replace')!r}, but a JSON object in each line is expected. "
@@ -241,24 +243,24 @@ def _lines(file: str, lines: BinaryIO, what: str) -> Iterator[tuple[int, bytes]]
             yield number, content
 
 
-def _text_record(file: str, number: int, content: bytes) -> Record | BadRow:
+def _text_record(file: str, number: int, content: bytes) -> Record | BadRecord:
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
-        return BadRow(file, number, f"{NOT_UTF8}: {error}", kind=NOT_UTF8)
+        return BadRecord(file, number, f"{NOT_UTF8}: {error}", kind=NOT_UTF8)
     problem = _not_text([text])
-    return BadRow.of(file, number, problem) if problem else Record(file, number, {"text": text})
+    return BadRecord.of(file, number, problem) if problem else Record(file, number, {"text": text})
 
 
-def _json_record(file: str, number: int, content: bytes) -> Record | BadRow:
+def _json_record(file: str, number: int, content: bytes) -> Record | BadRecord:
     try:
         value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        return BadRow(file, number, f"{NOT_UTF8}: {error}", kind=NOT_UTF8)
+        return BadRecord(file, number, f"{NOT_UTF8}: {error}", kind=NOT_UTF8)
     except (ValueError, RecursionError) as error:
-        return BadRow(file, number, f"{NOT_JSON}: {error}", kind=NOT_JSON)
+        return BadRecord(file, number, f"{NOT_JSON}: {error}", kind=NOT_JSON)
     if not isinstance(value, dict):
-        return BadRow(file, number, f"a JSON {_json_name(value)}, but each line must hold an object")
+        return BadRecord(file, number, f"a JSON {_json_name(value)}, but each line must hold an object")
     return Record(file, number, value)
 
 
@@ -267,7 +269,7 @@ def _json_name(value: object) -> str:
     return names.get(type(value), "number")
 
 
-def _csv(file: str, lines: BinaryIO, delimiter: str) -> Iterator[Record | BadRow]:
+def _csv(file: str, lines: BinaryIO, delimiter: str) -> Iterator[Record | BadRecord]:
     csv.field_size_limit(LONGEST_CSV_FIELD)  # global to the process; Python's own limit is 128 Ki characters
     # Bytes that cannot be decoded become surrogates, so that a bad record does not end reading.
     text = io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
@@ -275,13 +277,13 @@ def _csv(file: str, lines: BinaryIO, delimiter: str) -> Iterator[Record | BadRow
     for line, fields in _csv_rows(file, csv.reader(text, delimiter=delimiter, strict=True)):
         if header is None:
             header = _header(file, fields, delimiter)
-        elif isinstance(fields, BadRow):
+        elif isinstance(fields, BadRecord):
             yield fields
         else:
             yield _csv_record(file, line, header, fields)
 
 
-def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadRow]]:
+def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadRecord]]:
     while True:
         line = reader.line_num + 1
         try:
@@ -292,13 +294,13 @@ def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadRow]
             if "unexpected end of data" in str(error):
                 what = "a quote that opens in this record is never closed, so what follows is lost: close it"
                 raise DataError(f"{file}:{line}: {what}") from error
-            fields = BadRow(file, line, f"not CSV: {error}", kind="not CSV")
+            fields = BadRecord(file, line, f"not CSV: {error}", kind="not CSV")
         if fields:
             yield line, fields
 
 
-def _header(file: str, fields: list[str] | BadRow, used: str) -> list[str]:
-    if isinstance(fields, BadRow):
+def _header(file: str, fields: list[str] | BadRecord, used: str) -> list[str]:
+    if isinstance(fields, BadRecord):
         raise DataError(f"{fields}: correct the header, which names the columns")
     if problem := _not_text(fields):
         raise DataError(f"{file}: the header is {problem.text}: convert the file to UTF-8")
@@ -321,12 +323,12 @@ def _header(file: str, fields: list[str] | BadRow, used: str) -> list[str]:
     return fields
 
 
-def _csv_record(file: str, line: int, header: list[str], fields: list[str]) -> Record | BadRow:
+def _csv_record(file: str, line: int, header: list[str], fields: list[str]) -> Record | BadRecord:
     if len(fields) != len(header):
         what = f"{len(fields)} fields, but the header has {len(header)}"
-        return BadRow(file, line, what, kind="N fields, but the header has N")
+        return BadRecord(file, line, what, kind="N fields, but the header has N")
     if problem := _not_text(fields):
-        return BadRow.of(file, line, problem)
+        return BadRecord.of(file, line, problem)
     return Record(file, line, dict(zip(header, fields, strict=True)))
 
 
@@ -338,7 +340,7 @@ def _not_text(fields: list[str]) -> Reason | None:
     return None
 
 
-def _table_rows(reader: RecordReader, batches: Iterator[tuple[Any, int]]) -> Iterator[Record | BadRow]:
+def _table_rows(reader: RecordReader, batches: Iterator[tuple[Any, int]]) -> Iterator[Record | BadRecord]:
     file, line = reader.file, 0
     try:
         for batch, done in batches:
@@ -347,7 +349,7 @@ def _table_rows(reader: RecordReader, batches: Iterator[tuple[Any, int]]) -> Ite
                 raise DataError(f"{file} has two columns of one name, among {', '.join(map(repr, names))}: rename one")
             for value in values_of(batch):
                 line += 1
-                yield BadRow.of(file, line, value) if isinstance(value, Reason) else Record(file, line, value)
+                yield BadRecord.of(file, line, value) if isinstance(value, Reason) else Record(file, line, value)
             reader.done = done
     except DataError:
         raise

@@ -19,7 +19,7 @@ from jobs.data.sources.assistant_spans import (
     framed_spans,
     target_tokens,
 )
-from jobs.data.sources.bad_rows import Reason, Rejected
+from jobs.data.sources.bad_records import Reason, Rejected
 from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-from jobs.data.sources.bad_rows import BadRow, Reason, Rejected
+from jobs.data.sources.bad_records import BadRecord, Reason, Rejected
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading, Sample, sample_of
 from jobs.data.sources.records import Record
 from jobs.spec.data import Columns
@@ -146,35 +146,35 @@ def _forget_others(code: UserCode, root: str) -> None:
             del sys.modules[name]
 
 
-def own_samples(record: Record, reading: Reading, code: UserCode) -> list[Sample | BadRow]:
+def own_samples(record: Record, reading: Reading, code: UserCode) -> list[Sample | BadRecord]:
     """Return the samples that the user's function makes of one record.
 
-    An exception becomes a BadRow; an unusable function or result becomes a fatal one.
+    An exception becomes a BadRecord; an unusable function or result becomes a fatal one.
     """
     try:
         function = function_of(code)
     except Rejected as error:
-        return [BadRow.of(record.file, record.line, error.reason, fatal=True)]
+        return [BadRecord.of(record.file, record.line, error.reason, fatal=True)]
     try:
         made = function(dict(record.value))
     except (Exception, SystemExit) as error:  # SystemExit would end this process as if it had succeeded
-        return [BadRow.of(record.file, record.line, _raised(reading.format, error))]
+        return [BadRecord.of(record.file, record.line, _raised(reading.format, error))]
     if made is None:
         return []
     samples = made if isinstance(made, list) else [made]
     return [_sample(one, record, reading) for one in samples]
 
 
-def _sample(made: Any, record: Record, reading: Reading) -> Sample | BadRow:
+def _sample(made: Any, record: Record, reading: Reading) -> Sample | BadRecord:
     if not isinstance(made, dict):
         wrong = f"{reading.format} returned a {type(made).__name__}, expected a dict, a list of dicts, or None"
-        return BadRow(record.file, record.line, wrong, fatal=True)
+        return BadRecord(record.file, record.line, wrong, fatal=True)
     builtin = _format_of(made, classify=reading.num_labels is not None)
     if builtin is None:
         wrong = f"{reading.format} returned keys {sorted(map(str, made))}, expected {_expected(reading)}"
-        return BadRow(record.file, record.line, wrong, fatal=True)
+        return BadRecord(record.file, record.line, wrong, fatal=True)
     found = sample_of(replace(record, value=made), replace(reading, format=builtin, columns=Columns()))
-    if isinstance(found, BadRow):
+    if isinstance(found, BadRecord):
         what = f"{reading.format} returned"
         return replace(found, reason=f"{what}: {found.reason}", kind=what)
     return found

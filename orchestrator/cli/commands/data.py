@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """Check every sample, and report problems.
 
-    The exit code is 2 if `prepare` would refuse the data. The page and the list of bad rows are written beside the
+    The exit code is 2 if `prepare` would refuse the data. The page and the list of bad records are written beside the
     prepared data.
     """
     loaded = load_spec(spec, set_ or [])

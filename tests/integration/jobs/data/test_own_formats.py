@@ -136,7 +136,7 @@ def test_a_function_that_always_raises_stops_the_job_with_row_and_traceback(
     model_dir: str,  # noqa: F811
     engine: Any,
 ) -> None:
-    with pytest.raises(DataError, match=r"200 of 200 rows \(100\.0%\) of data\.train cannot be used") as caught:
+    with pytest.raises(DataError, match=r"200 of 200 records \(100\.0%\) of data\.train cannot be used") as caught:
         prepare(job("refuses"), model_dir, engine=engine, say=quiet)
     message = str(caught.value)
     assert "t.jsonl:1: own_formats_package.formats:refuses raised KeyError: 'nothing'" in message
@@ -147,10 +147,10 @@ def test_a_function_that_always_raises_stops_the_job_with_row_and_traceback(
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        ("leaves", r"200 of 200 rows .*\n.*t\.jsonl:1: .*:leaves raised SystemExit: 0"),
+        ("leaves", r"200 of 200 records .*\n.*t\.jsonl:1: .*:leaves raised SystemExit: 0"),
         ("number", r"t\.jsonl:1: .*:number returned a int, expected a dict, a list of dicts, or None"),
         ("wrong_keys", r"t\.jsonl:1: .*:wrong_keys returned keys \['txt'\], expected 'messages', or 'prompt'"),
-        ("half", r"200 of 200 rows .*\n.*t\.jsonl:1: .*:half returned: 'text' is null"),
+        ("half", r"200 of 200 records .*\n.*t\.jsonl:1: .*:half returned: 'text' is null"),
         ("not_a_function", r"data\.format .*:not_a_function is a int, not a function"),
         ("json:nothing", r"data\.format json:nothing cannot be imported on a worker: AttributeError"),
         ("no_such_package.formats:f", r"cannot be imported on a worker: ModuleNotFoundError: No module named"),

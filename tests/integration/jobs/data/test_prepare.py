@@ -17,7 +17,7 @@ from cluster.errors import DataError
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import IGNORE_INDEX, Prepared
-from jobs.data.sources.bad_rows import Reason
+from jobs.data.sources.bad_records import Reason
 from jobs.data.sources.formats import ChatSample, ClassSample, TextSample
 from jobs.data.sources.tokenize import tokenise
 from jobs.model_files.tokenizer import load_tokenizer
@@ -339,7 +339,7 @@ def test_over_one_percent_of_bad_rows_is_refused(tmp_path: Path, model_dir: str)
     train = reviews(tmp_path / "r.csv", 100)
     with open(train, "a") as file:
         file.writelines(["bad\n"] * 12)
-    with pytest.raises(DataError, match=r"12 of 112 rows \(10.7%\) of data.train") as caught:
+    with pytest.raises(DataError, match=r"12 of 112 records \(10.7%\) of data.train") as caught:
         prepare(spec_of(tmp_path / "out", train), model_dir, engine="plain", say=quiet)
     assert str(caught.value).count("r.csv:") == 10
     assert not list(tmp_path.rglob("manifest.json"))

@@ -203,7 +203,9 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CHANGED", path)
     spec = text_spec(tmp_path / "out", model_dir, path, format="changing_format:changes_the_file")
-    with pytest.raises(DataError, match=r"t\.jsonl changed while it was read, so the rows do not belong to one state"):
+    with pytest.raises(
+        DataError, match=r"t\.jsonl changed while it was read, so the records do not belong to one state"
+    ):
         prepare(spec, model_dir, engine="plain", say=quiet)
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
 
@@ -310,7 +312,7 @@ def test_bad_rows_at_the_head_of_a_file_do_not_stop_it_if_they_are_few_in_all(
     spec = text_spec(tmp_path / "out", model_dir, path, max_bad_fraction=0.04)
     assert prepare(spec, model_dir, engine="plain", say=quiet).manifest.bad_rows == 1_200
     strict = text_spec(tmp_path / "out2", model_dir, path, max_bad_fraction=0.01)
-    with pytest.raises(DataError, match=r"rows .* of data\.train cannot be used"):
+    with pytest.raises(DataError, match=r"records .* of data\.train cannot be used"):
         prepare(strict, model_dir, engine="plain", say=quiet)
     # What is tokenised is kept: the next prepare may allow more.
     said: list[str] = []

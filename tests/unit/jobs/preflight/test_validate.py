@@ -46,7 +46,7 @@ def test_good_job_has_no_problem_and_no_warning(base: dict[str, Any], tmp_path: 
     found = validate(spec(base))
     assert found.warnings == ()
     assert found.not_looked_at == ("model: whether it can be trained; a run tries that before its workers start",)
-    assert "data.train: all 3 rows" in found.looked_at
+    assert "data.train: all 3 records" in found.looked_at
     assert not (tmp_path / "runs").exists()
 
 
@@ -79,13 +79,13 @@ def test_general_text_is_looked_at_and_refused_if_it_is_empty(base: dict[str, An
     general = tmp_path / "general.txt"
     general.write_text("One line of text.\nAnother line.\n")
     found = validate(spec(base, eval={"general": str(general), "eval_steps": 2}))
-    assert "eval.general: all 2 rows" in found.looked_at and not found.warnings, "eval_steps has something to score"
+    assert "eval.general: all 2 records" in found.looked_at and not found.warnings, "eval_steps has something to score"
     general.write_text("")
     with pytest.raises(DataError, match="holds no records") as caught:
         validate(spec(base, eval={"general": str(general)}))
     assert [one.field for one in caught.value.mistakes] == ["eval.general"]
     (tmp_path / "blank.jsonl").write_text('{"text": " "}\n')
-    with pytest.raises(DataError, match="none of the first 1 rows of"):
+    with pytest.raises(DataError, match="none of the first 1 records of"):
         validate(spec(base, eval={"general": str(tmp_path / "blank.jsonl")}))
 
 
@@ -159,19 +159,19 @@ def test_bad_rows_that_were_seen_are_refused_as_the_preparation_would(base: dict
     (tmp_path / "bad.jsonl").write_text("\n".join(map(json.dumps, rows)))
     bad = {"train": str(tmp_path / "bad.jsonl")}
     with pytest.raises(
-        DataError, match=r"data\.train: 2 of 43 rows cannot be used.*\n.*bad\.jsonl:42: 'text' is empty"
+        DataError, match=r"data\.train: 2 of 43 records cannot be used.*\n.*bad\.jsonl:42: 'text' is empty"
     ):
         validate(spec(base, data=bad))
     found = validate(spec(base, data={**bad, "max_bad_fraction": 0.05}))
-    assert "2 of 43 rows cannot be used: they will be set aside" in found.warnings[0]
+    assert "2 of 43 records cannot be used: they will be set aside" in found.warnings[0]
 
 
 def test_bad_rows_at_the_start_of_a_large_source_are_a_warning(base: dict[str, Any], tmp_path: Path) -> None:
     rows = [{"text": ""}] * 30 + [{"text": "a row like the others"}] * 30_000
     (tmp_path / "large.jsonl").write_text("\n".join(map(json.dumps, rows)))
     found = validate(spec(base, data={"train": str(tmp_path / "large.jsonl")}))
-    assert "30 of the first 1,000 rows cannot be used: at most 0.01 of all rows" in found.warnings[0]
-    assert "data.train: the first 1,000 rows" in found.looked_at
+    assert "30 of the first 1,000 records cannot be used: at most 0.01 of all records" in found.warnings[0]
+    assert "data.train: the first 1,000 records" in found.looked_at
 
 
 def test_a_run_leaves_the_estimate_of_what_is_cut_to_the_preparation_of_its_data(

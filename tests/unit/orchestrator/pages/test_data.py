@@ -155,7 +155,7 @@ def test_an_ok_report_says_so_first_and_has_no_empty_sections() -> None:
     assert "packed: 3,478 rows of 1,024, 98.4 % full" in shown
     assert "1,000 of 1,000 records: 900 train, 100 eval" in shown
     assert "100,000 (40.0 % of the tokens)" in shown
-    for absent in ("error", "warning", "label", "bad rows", "compared", "\n\n\n", "weight"):
+    for absent in ("error", "warning", "label", "bad records", "compared", "\n\n\n", "weight"):
         assert absent not in shown
 
 
@@ -279,7 +279,7 @@ def test_an_empty_report_is_short() -> None:
 
 def test_paths_to_copy_come_last_and_whole() -> None:
     shown = page(report(bad_rows_file=LONG_NAME), 60, html="/reports/page.html")
-    assert shown.splitlines()[-2:] == [f"bad rows  {LONG_NAME}", "page      /reports/page.html"]
+    assert shown.splitlines()[-2:] == [f"bad records  {LONG_NAME}", "page         /reports/page.html"]
 
 
 def test_newlines_are_visible_and_escapes_spelled_out() -> None:

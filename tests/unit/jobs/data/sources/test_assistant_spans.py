@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs.data.sources.assistant_spans import Frame, Turn, assistant_spans, frame_of, framed_spans
-from jobs.data.sources.bad_rows import Rejected
+from jobs.data.sources.bad_records import Rejected
 
 ENDS = ("<|im_start|>", "<|im_end|>", "</s>", "<s>", "<|eot|>", "<|head|>", "<|/head|>")
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
-from jobs.data.sources.bad_rows import BadRow
-from jobs.data.sources.first_records import format_bad_rows, look_at
+from jobs.data.sources.bad_records import BadRecord
+from jobs.data.sources.first_records import format_bad_records, look_at
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, TextSample, sample_of
 from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.model_files.directory import has_chat_template
@@ -98,20 +98,20 @@ def test_jsonl_tells_bad_lines_from_good_ones(tmp_path: Path) -> None:
     rows = list(RecordReader(write(tmp_path / "x.jsonl", content)))
     assert [(row.line, type(row).__name__) for row in rows] == [
         (1, "Record"),
-        (3, "BadRow"),
-        (4, "BadRow"),
-        (5, "BadRow"),
-        (6, "BadRow"),
+        (3, "BadRecord"),
+        (4, "BadRecord"),
+        (5, "BadRecord"),
+        (6, "BadRecord"),
         (8, "Record"),
     ]
-    reasons = [row.reason for row in rows if isinstance(row, BadRow)]
+    reasons = [row.reason for row in rows if isinstance(row, BadRecord)]
     assert [reason.split(":")[0] for reason in reasons[:1]] == ["not JSON"]
     assert "array" in reasons[1] and "string" in reasons[2] and "UTF-8" in reasons[3]
 
 
 def test_deep_json_is_a_bad_row(tmp_path: Path) -> None:
     (row,) = RecordReader(write(tmp_path / "x.jsonl", '{"text":' + "[" * 100_000))
-    assert isinstance(row, BadRow)
+    assert isinstance(row, BadRecord)
 
 
 def test_csv_counts_lines_of_quoted_records(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_csv_counts_lines_of_quoted_records(tmp_path: Path) -> None:
     assert [row.line for row in rows] == [2, 5, 6, 7, 8, 9]
     assert rows[0] == Record(str(tmp_path / "x.csv"), 2, {"text": "two\nlines", "label": "1"})
     assert rows[2] == Record(str(tmp_path / "x.csv"), 6, {"text": 'say "hi", all', "label": "0"})
-    reasons = [row.reason for row in rows if isinstance(row, BadRow)]
+    reasons = [row.reason for row in rows if isinstance(row, BadRecord)]
     assert reasons[0] == "1 fields, but the header has 2" and reasons[1] == "3 fields, but the header has 2"
     assert reasons[2].startswith("not CSV")
 
@@ -132,7 +132,7 @@ def test_csv_field_of_more_than_pythons_limit_is_read(tmp_path: Path) -> None:
 
 def test_csv_with_bytes_that_are_not_utf8_loses_that_row_only(tmp_path: Path) -> None:
     rows = list(RecordReader(write(tmp_path / "x.csv", b"text\nok\n\xff\xfe\nzo\xc3\xab\n")))
-    assert [type(row) for row in rows] == [Record, BadRow, Record]
+    assert [type(row) for row in rows] == [Record, BadRecord, Record]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_text_must_be_there_and_be_text() -> None:
         ({"text": "\ud800"}, "'text' holds half of a surrogate pair, which is no character"),
     ]
     for value, reason in refused:
-        assert sample(value) == BadRow("f.jsonl", 7, reason)
+        assert sample(value) == BadRecord("f.jsonl", 7, reason)
 
 
 @pytest.mark.parametrize(("label", "expected"), [("pos", 1), (" neg ", 0), (1, 1), ("0", 0), (1.0, 1), ("1.0", 1)])
@@ -220,13 +220,13 @@ def test_labels_that_are_no_class_are_refused(label: Any, reason: str, fatal: bo
     import re
 
     row = sample({"text": "a", "label": label}, 2, **CLASSES)
-    assert isinstance(row, BadRow) and row.fatal == fatal
+    assert isinstance(row, BadRecord) and row.fatal == fatal
     assert re.match(reason, row.reason)
 
 
 def test_without_names_only_numbers_are_labels() -> None:
     row = sample({"text": "a", "label": "pos"}, 2, format="classification")
-    assert isinstance(row, BadRow) and row.fatal and "data.labels" in row.reason
+    assert isinstance(row, BadRecord) and row.fatal and "data.labels" in row.reason
 
 
 TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "weight": 1}]
@@ -254,7 +254,7 @@ def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:
     import re
 
     row = sample({"messages": messages}, format="chat")
-    assert isinstance(row, BadRow) and not row.fatal
+    assert isinstance(row, BadRecord) and not row.fatal
     assert re.search(reason, row.reason)
 
 
@@ -275,7 +275,7 @@ def test_check_refuses_a_source_without_a_usable_row(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no records"):
         look_at(reading(), empty)
     useless = write(tmp_path / "u.jsonl", '{"text": ""}\n' * 3)
-    with pytest.raises(DataError, match=r"none of the first 3 rows .*\n  .*u\.jsonl:1: 'text' is empty"):
+    with pytest.raises(DataError, match=r"none of the first 3 records .*\n  .*u\.jsonl:1: 'text' is empty"):
         look_at(reading(), useless)
 
 
@@ -287,12 +287,12 @@ def test_a_file_in_another_encoding_comes_with_the_command_that_converts_it(
     with pytest.raises(DataError, match=r"not UTF-8(.|\n)*iconv -f WINDOWS-1252 -t UTF-8 old > new"):
         look_at(reading(), useless)
     looked = look_at(reading(), write(tmp_path / name, head + b"caf\xe9\ntext\n"))
-    assert "iconv" in str(format_bad_rows(looked, 0.01)[0])
+    assert "iconv" in str(format_bad_records(looked, 0.01)[0])
 
 
 def test_check_reads_no_further_than_asked(tmp_path: Path) -> None:
     path = write(tmp_path / "x.jsonl", '{"text": "a"}\n' * 10 + '{"text": 1}\n' * 10)
-    look_at(reading(), path, max_rows=10)
+    look_at(reading(), path, max_records=10)
 
 
 def test_chat_template_is_found_wherever_it_is_kept(tmp_path: Path) -> None:

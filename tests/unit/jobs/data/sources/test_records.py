@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.errors import DataError
-from jobs.data.sources.bad_rows import BadRow
+from jobs.data.sources.bad_records import BadRecord
 from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.records import SUPPORTED, Record, RecordReader, expand
 
@@ -207,7 +207,7 @@ def test_nul_bytes_spoil_only_their_row(tmp_path: Path) -> None:
 def test_a_latin_1_row_is_a_bad_row(tmp_path: Path, name: str, content: bytes, line: int) -> None:
     first, bad, last = RecordReader(write(tmp_path / name, content))
     assert isinstance(first, Record) and isinstance(last, Record) and last.value == {"a": "2"}
-    assert isinstance(bad, BadRow) and bad.line == line and bad.reason.startswith("not UTF-8") and not bad.fatal
+    assert isinstance(bad, BadRecord) and bad.line == line and bad.reason.startswith("not UTF-8") and not bad.fatal
 
 
 def test_json_is_taken_as_python_takes_it(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_a_table_row_without_a_python_value_is_a_bad_row(tmp_path: Path) -> None
         ("x.arrow", arrow_bytes(pa.table({"text": text}), stream=True)),
     ):
         first, bad, last = RecordReader(write(tmp_path / name, content))
-        assert isinstance(first, Record) and isinstance(bad, BadRow) and isinstance(last, Record)
+        assert isinstance(first, Record) and isinstance(bad, BadRecord) and isinstance(last, Record)
         assert (bad.line, last.line, last.value) == (2, 3, {"text": "b"}) and "utf-8" in bad.reason
 
 

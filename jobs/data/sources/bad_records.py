@@ -28,7 +28,7 @@ class Reason:
 
 
 class Rejected(Exception):
-    """A record cannot be used. `reason` says why; for `fatal`, see `BadRow`."""
+    """A record cannot be used. `reason` says why; for `fatal`, see `BadRecord`."""
 
     def __init__(self, text: str, kind: str = "", *, fatal: bool = False) -> None:
         super().__init__(text)
@@ -36,17 +36,19 @@ class Rejected(Exception):
 
 
 @dataclass(frozen=True)
-class BadRow:
+class BadRecord:
     """A record that cannot be used, and why; `reason` and `kind` are those of `Reason`."""
 
     file: str
     line: int
     reason: str
     kind: str = field(default="", compare=False, kw_only=True)
-    fatal: bool = field(default=False, kw_only=True)  # the spec does not fit the data: no row may be set aside for it
+    fatal: bool = field(
+        default=False, kw_only=True
+    )  # the spec does not fit the data: no record may be set aside for it
 
     @classmethod
-    def of(cls, file: str, line: int, reason: Reason, *, fatal: bool = False) -> BadRow:
+    def of(cls, file: str, line: int, reason: Reason, *, fatal: bool = False) -> BadRecord:
         return cls(file, line, reason.text, kind=reason.kind, fatal=fatal)
 
     @property
@@ -57,7 +59,7 @@ class BadRow:
         return f"{self.file}:{self.line}: {self.reason}"
 
 
-def write_bad_rows(path: str, rows: Iterable[BadRow]) -> None:
-    """Write one JSON object a line, with the file, line and reason of a row. Raises StorageError."""
-    lines = (json.dumps({"file": row.file, "line": row.line, "reason": row.reason}) for row in rows)
+def write_bad_records(path: str, records: Iterable[BadRecord]) -> None:
+    """Write one JSON object a line, with the file, line and reason of a record. Raises StorageError."""
+    lines = (json.dumps({"file": one.file, "line": one.line, "reason": one.reason}) for one in records)
     storage.write_bytes(path, "".join(f"{line}\n" for line in lines).encode())

@@ -108,7 +108,7 @@ class Saver:
         from jobs.training.checkpoint.writer import Checkpointer
         from jobs.training.model.engine import build_engine
         from jobs.training.reporter import Reporter
-        from jobs.training.worker_context import RayGang
+        from jobs.training.worker_context import RayWorkerContext
 
         torch.set_num_threads(1)
         paths = JobPaths(config["root"])
@@ -120,13 +120,15 @@ class Saver:
                 "resources": {"num_workers": WORKERS, "gpus_per_worker": 0},
             }
         )
-        gang = RayGang(paths, 0)
-        self.engine = build_engine(spec, config["model"], gang, 0)
+        worker = RayWorkerContext(paths, 0)
+        self.engine = build_engine(spec, config["model"], worker, 0)
         partitions = self.engine.partitions
-        self.checkpoints = Checkpointer(paths, partitions, HostCopy(partitions), gang, 1, Reporter(paths, gang.rank))
+        self.checkpoints = Checkpointer(
+            paths, partitions, HostCopy(partitions), worker, 1, Reporter(paths, worker.rank)
+        )
         self.scratch = pathlib.Path(config["root"]).parent
         self.state_mb = 3 * 4 * sum(flat.numel() for flat in partitions.flats) * WORKERS / 1e6
-        self.tokens = torch.randint(0, 49152, (1, TOKENS), generator=torch.Generator().manual_seed(gang.rank))
+        self.tokens = torch.randint(0, 49152, (1, TOKENS), generator=torch.Generator().manual_seed(worker.rank))
         self.ways = {"fleetune": self.fleetune, "deepspeed+report": self.deepspeed}
 
     def step(self) -> float:

@@ -196,13 +196,13 @@ def read_on_ray(reading: Reading) -> None:
 
 
 def ray_worker(config: dict[str, Any]) -> None:
-    from jobs.training.worker_context import RayGang
+    from jobs.training.worker_context import RayWorkerContext
 
     reading: Reading = config["reading"]
-    gang = RayGang(JobPaths(reading.run_root), 0)
-    stream = reading.of(gang.rank)
+    worker = RayWorkerContext(JobPaths(reading.run_root), 0)
+    stream = reading.of(worker.rank)
     asked = time.perf_counter()
-    read(reading, gang.rank, gang.steps(stream, reading.start), asked)
+    read(reading, worker.rank, worker.steps(stream, reading.start), asked)
 
 
 def read_plainly(reading: Reading) -> None:

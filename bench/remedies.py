@@ -42,7 +42,7 @@ from jobs.storage.journal import read_journal
 from jobs.training.loop import loop
 from jobs.training.loop import step as step_module
 from jobs.training.model.batch import Batch, collate
-from jobs.training.worker_context import TorchrunGang
+from jobs.training.worker_context import TorchrunWorkerContext
 from jobs.training.worker_input import Job
 
 ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
@@ -140,7 +140,7 @@ def run_gang(folder: pathlib.Path, cases: dict[str, dict[str, Any]]) -> None:
     subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=sys.stderr)
 
 
-class Gang(TorchrunGang):
+class Worker(TorchrunWorkerContext):
     """Knows the step that it trains, from 1."""
 
     step = 0
@@ -158,28 +158,28 @@ def worker(listing: pathlib.Path) -> int:
     for case in json.loads(listing.read_text()):
         spec = load_spec(case["spec"])
         job = Job(spec, case["run"], case["prepared"], spec.model.path)
-        gang = Gang(job.paths, 0, world)
+        worker = Worker(job.paths, 0, world)
 
-        def poisoned(*given: Any, at: int | None = case["poisoned"], gang: Gang = gang, **named: Any) -> Batch:
+        def poisoned(*given: Any, at: int | None = case["poisoned"], worker: Worker = worker, **named: Any) -> Batch:
             batch = collate(*given, **named)
-            if gang.step != at:
+            if worker.step != at:
                 return batch
-            noise = torch.Generator().manual_seed(gang.rank)
+            noise = torch.Generator().manual_seed(worker.rank)
             inputs = {**batch.inputs, "input_ids": _random_like(batch.inputs["input_ids"], noise)}
             return replace(batch, inputs=inputs, targets=_random_like(batch.targets, noise))
 
-        def scaled(logits: Any, targets: Any, at: int | None = case["poisoned"], gang: Gang = gang) -> Any:
-            return loss_sum(logits * (100 if gang.step == at else 1), targets)
+        def scaled(logits: Any, targets: Any, at: int | None = case["poisoned"], worker: Worker = worker) -> Any:
+            return loss_sum(logits * (100 if worker.step == at else 1), targets)
 
         step_module.collate, step_module.loss_sum = poisoned, scaled
-        with contextlib.closing(loop.Reporter(job.paths, gang.rank)) as reporter:
-            run = loop.set_up(job, gang, reporter)
+        with contextlib.closing(loop.Reporter(job.paths, worker.rank)) as reporter:
+            run = loop.set_up(job, worker, reporter)
             try:
                 loop.train_steps(run, loop.restored(run))
             except RunFailed as error:
                 reporter.event("failed", str(error))
             run.checkpoints.finish()
-        gang.close()
+        worker.close()
     return 0
 
 

@@ -51,7 +51,7 @@ import_deepspeed(torch.device("cpu"))
 
 
 @dataclass
-class ZooGang(WorkerContext):
+class ZooWorker(WorkerContext):
     """As torchrun's gang, but nobody watches for orders: a run stops at a step that is known before."""
 
     rank: int
@@ -72,7 +72,7 @@ class ZooGang(WorkerContext):
     def requests(self) -> Requests:
         return Requests(stop=self.stop_at is not None and self._step >= self.stop_at)
 
-    def for_run(self, paths: JobPaths, driver: str = "") -> ZooGang:
+    def for_run(self, paths: JobPaths, driver: str = "") -> ZooWorker:
         return self
 
     def close(self) -> None:
@@ -125,11 +125,11 @@ def plain(order: dict[str, Any]) -> dict[str, Any]:
 def train(order: dict[str, Any]) -> dict[str, Any]:
     """Train through the product's own loop, from the newest checkpoint if there is one."""
     job = Job(load_spec(order["spec"]), order["run"], order["prepared"], order["model"])
-    gang = ZooGang(dist.get_rank(), dist.get_world_size(), order["stop_at"])
-    reporter = loop.Reporter(job.paths, gang.rank)
+    worker = ZooWorker(dist.get_rank(), dist.get_world_size(), order["stop_at"])
+    reporter = loop.Reporter(job.paths, worker.rank)
     run = None
     try:
-        run = loop.set_up(job, gang, reporter)
+        run = loop.set_up(job, worker, reporter)
         state = loop.train_steps(run, loop.restored(run))
         if order["export"]:
             loop.finish(run, state)

@@ -67,7 +67,7 @@ class Requests:
     save: bool = False  # write a checkpoint at the next step
 
 
-def gang_device(gpus_per_worker: int, local_rank: int) -> torch.device:
+def worker_device(gpus_per_worker: int, local_rank: int) -> torch.device:
     if gpus_per_worker == 0:
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
@@ -75,7 +75,7 @@ def gang_device(gpus_per_worker: int, local_rank: int) -> torch.device:
     return device
 
 
-class RayGang(WorkerContext):
+class RayWorkerContext(WorkerContext):
     """A worker of Ray Train, whose rows come through Ray Data."""
 
     def __init__(
@@ -107,7 +107,7 @@ class RayGang(WorkerContext):
         self._pulse.mark(doing)
 
 
-class TorchrunGang(WorkerContext):
+class TorchrunWorkerContext(WorkerContext):
     """A process that torchrun started, whose rows come from a plain reader."""
 
     def __init__(
@@ -118,7 +118,7 @@ class TorchrunGang(WorkerContext):
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         """`asked_to_stop` returns whether this process got a stop request; the next all-reduce tells other ranks."""
-        device = gang_device(gpus_per_worker, world.local_rank)
+        device = worker_device(gpus_per_worker, world.local_rank)
         super().__init__(world.rank, world.world_size, os.uname().nodename, device, paths, driver="")
         self._asked_to_stop = asked_to_stop
 

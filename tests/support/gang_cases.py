@@ -38,12 +38,12 @@ from jobs.training.loop.warm import serve
 from jobs.training.mailbox import Answer, MessageFolder, Order
 from jobs.training.model import export
 from jobs.training.model.batch import collate, model_logits
-from jobs.training.worker_context import Requests, TorchrunGang
+from jobs.training.worker_context import Requests, TorchrunWorkerContext
 from jobs.training.worker_input import Job
 from tests.support.faulty import FaultyFileSystem, register
 
 
-class ScriptedGang(TorchrunGang):
+class ScriptedWorker(TorchrunWorkerContext):
     """Asked to stop during the step that leads to `stop_at`; faults of the storage begin and end before given steps.
 
     A checkpoint is complete before the step that ends with the next one, and before a fault, unless the storage is
@@ -82,26 +82,26 @@ class ScriptedGang(TorchrunGang):
         return Requests(stop=self._stop_at is not None and self.step >= self._stop_at)
 
 
-def poisoning(gang: ScriptedGang, steps: Sequence[int], poison: str) -> Callable[..., torch.Tensor]:
+def poisoning(worker: ScriptedWorker, steps: Sequence[int], poison: str) -> Callable[..., torch.Tensor]:
     """A loss that is poisoned in the given steps: see `Case.poison`."""
 
     def loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        if gang.step in steps and poison == "logits":
+        if worker.step in steps and poison == "logits":
             logits = logits * 50
-        elif gang.step in steps and gang.rank == 1:
+        elif worker.step in steps and worker.rank == 1:
             logits.register_hook(lambda slope: slope * float("nan"))
         return loss_sum(logits, targets)
 
     return loss
 
 
-def damaging(gang: ScriptedGang, run: Any, step: int) -> Callable[[], None]:
+def damaging(worker: ScriptedWorker, run: Any, step: int) -> Callable[[], None]:
     """Before a step: multiply all weights by 4, the first time."""
     partitions, left = run.engine.partitions, [True]
 
     @torch.no_grad()
     def damage() -> None:
-        if gang.step == step and left.pop():
+        if worker.step == step and left.pop():
             left.append(False)
             for flat in partitions.flats:
                 flat.mul_(4)
@@ -115,15 +115,15 @@ def run_case(case: dict[str, Any]) -> None:
     assert world is not None
     spec = load_spec(case["spec"])
     job = Job(spec, case["run_root"], case["prepared_root"], spec.model.path)
-    gang = ScriptedGang(job.paths, world, case["stop_at"], case["faults"])
-    step.loss_sum = poisoning(gang, case.get("poisoned", ()), case.get("poison", "nan"))
+    worker = ScriptedWorker(job.paths, world, case["stop_at"], case["faults"])
+    step.loss_sum = poisoning(worker, case.get("poisoned", ()), case.get("poison", "nan"))
     if case["name"] == "gpt2":  # read the export back sharded over the gang, as a large model is
         export.ONE_PROCESS_BYTES = 0
-    with contextlib.closing(loop.Reporter(job.paths, gang.rank)) as reporter:
-        run = loop.set_up(job, gang, reporter)
-        gang.save_steps, gang.writes = spec.checkpoint.save_steps, lambda: run.checkpoints.busy
+    with contextlib.closing(loop.Reporter(job.paths, worker.rank)) as reporter:
+        run = loop.set_up(job, worker, reporter)
+        worker.save_steps, worker.writes = spec.checkpoint.save_steps, lambda: run.checkpoints.busy
         if case.get("damaged_at"):
-            gang.before_step = damaging(gang, run, case["damaged_at"])
+            worker.before_step = damaging(worker, run, case["damaged_at"])
         try:
             state = loop.begun(run, loop.restored(run))
             if state.step < run.plan.total_steps:
@@ -135,11 +135,11 @@ def run_case(case: dict[str, Any]) -> None:
         if case["logits"]:
             loop.finish(run, state)
             rows = Prepared.open(job.prepared_root).split("train").read_rows(np.arange(3))
-            batch = collate(rows, spec.model.task, run.engine.pad_token_id, gang.device)
+            batch = collate(rows, spec.model.task, run.engine.pad_token_id, worker.device)
             run.engine.module.eval()
             with torch.no_grad():
                 logits = model_logits(run.engine.module, batch, spec.model.task)
-            if gang.rank == 0:
+            if worker.rank == 0:
                 np.save(case["logits"], logits.float().numpy())
 
 
@@ -147,7 +147,7 @@ def run_warm(case: dict[str, Any], world: TorchrunWorld) -> None:
     """A warm gang, whose orders lie in its mailbox already. `memory`: a file for rank 0's resident MB after each."""
     spec = load_spec(case["spec"])
     job = Job(spec, case["gang_root"], case["prepared_root"], spec.model.path)
-    gang = TorchrunGang(job.paths, 0, world)
+    worker = TorchrunWorkerContext(job.paths, 0, world)
     resident: list[float] = []
     answered, awaited, loss = MessageFolder.put, MessageFolder.wait, step.loss_sum
 
@@ -161,8 +161,8 @@ def run_warm(case: dict[str, Any], world: TorchrunWorld) -> None:
         return order
 
     MessageFolder.put, MessageFolder.wait = noting, poisoned  # type: ignore[method-assign,assignment]
-    serve(job, gang, 1)
-    if gang.rank == 0:
+    serve(job, worker, 1)
+    if worker.rank == 0:
         pathlib.Path(case["memory"]).write_text(json.dumps(resident))
 
 

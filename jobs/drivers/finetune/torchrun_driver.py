@@ -38,7 +38,7 @@ from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
 from jobs.training.loop.loop import train
 from jobs.training.loop.worker import guarded
-from jobs.training.worker_context import TorchrunGang, gang_device
+from jobs.training.worker_context import TorchrunWorkerContext, worker_device
 from jobs.training.worker_input import Job
 
 # Other ranks wait this long for rank 0 to prepare the data. In training, a hanging rank is given up much earlier.
@@ -61,7 +61,7 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
     spec = with_workers(spec, world.world_size)
     if spec.resources.gpus_per_worker:
         expand_gpu_memory()
-    device = gang_device(spec.resources.gpus_per_worker, world.local_rank)
+    device = worker_device(spec.resources.gpus_per_worker, world.local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
     waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)
     if world.rank == 0:
@@ -118,7 +118,7 @@ def _prepare_and_train(
     kills = memory_here().kills
     with FailureWatch(paths, end), Watch(paths, progress).in_background():
         try:
-            result = guarded(job, _gang(job, world), train)
+            result = guarded(job, _worker(job, world), train)
         except Exception as error:
             raise _lost_peer_error(error, kills, spec) from error
     write_manifest(paths, facts | (result or {}).get("facts", {}))
@@ -183,13 +183,13 @@ def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
     enter_working_dir(job.spec)
     watch = FailureWatch(job.paths, lambda: end_process(1)) if world.local_rank == 0 else contextlib.nullcontext()
     with watch, redirected_output(job.paths.log(f"rank-{world.rank}")):
-        guarded(job, _gang(job, world), train)
+        guarded(job, _worker(job, world), train)
     failed = bool(storage.list_names(job.paths.failures))  # rank 0 reports the reason
     return Outcome(status=Status.FAILED if failed else Status.SUCCEEDED, ended_at=ended)
 
 
-def _gang(job: Job, world: TorchrunWorld) -> TorchrunGang:
+def _worker(job: Job, world: TorchrunWorld) -> TorchrunWorkerContext:
     stop = StopRequest(patient=True)
     stop.defer()
     stop.hold()
-    return TorchrunGang(job.paths, job.spec.resources.gpus_per_worker, world, lambda: stop.asked)
+    return TorchrunWorkerContext(job.paths, job.spec.resources.gpus_per_worker, world, lambda: stop.asked)

@@ -70,7 +70,7 @@ class Checkpointer:
         paths: JobPaths,
         partitions: Partitions,
         host: HostCopy,
-        gang: WorkerContext,
+        worker: WorkerContext,
         keep: int,
         reporter: Reporter,
     ) -> None:
@@ -82,10 +82,10 @@ class Checkpointer:
         """
         self._paths, self._partitions, self._host, self._keep = paths, partitions, host, keep
         self._reporter, self._report = reporter, reporter.event
-        self._rank, self._world_size = gang.rank, gang.world_size
+        self._rank, self._world_size = worker.rank, worker.world_size
         token = [secrets.token_hex(4)]
         dist.broadcast_object_list(token, src=0)
-        self._stem = [part_stem(number, gang.world_size, token[0]) for number in range(gang.world_size)]
+        self._stem = [part_stem(number, worker.world_size, token[0]) for number in range(worker.world_size)]
         self._writing: Writing | None = None
         self._copied = False  # the host copy holds a state
         self.last_began_at = time.monotonic()  # start of the newest save; at first, of the worker group

@@ -47,7 +47,7 @@ class Evaluator:
     unpack: bool = False  # score each sample of a packed row in a separate row
 
     @torch.no_grad()
-    def score(self, engine: torch.nn.Module, gang: WorkerContext) -> tuple[dict[str, float], Confusion | None]:
+    def score(self, engine: torch.nn.Module, worker: WorkerContext) -> tuple[dict[str, float], Confusion | None]:
         """Return eval_* and the confusion of all rows. Every rank must call it and gets the same values.
 
         Each rank scores its share. A rank that has finished its share processes empty rows until the others finish,
@@ -60,17 +60,17 @@ class Evaluator:
         tally, pairs = _Tally(self.spec.num_labels or 0), list[Pair]()
         engine.eval()
         try:
-            rounds = list(shares(len(self.split), self.rows_at_once(engine), gang.world_size))
-            for start, stop in rounds[gang.rank :: gang.world_size]:
+            rounds = list(shares(len(self.split), self.rows_at_once(engine), worker.world_size))
+            for start, stop in rounds[worker.rank :: worker.world_size]:
                 rows = self.split.read_rows(np.arange(start, stop))
-                batch = collate(rows, self.spec.model.task, self.pad_token_id, gang.device, self.unpack)
+                batch = collate(rows, self.spec.model.task, self.pad_token_id, worker.device, self.unpack)
                 logits = model_logits(engine, batch, self.spec.model.task)
                 tally.add(logits, batch)
                 if own:
                     pairs.append(_pair_of(logits, batch))
         finally:
             engine.train()
-        sums = tally.over_all_ranks(gang.device)
+        sums = tally.over_all_ranks(worker.device)
         metrics = metrics_of(self.metrics, sums)
         return metrics | (_judged(pairs, own) if own else {}), confusion_of(sums)
 

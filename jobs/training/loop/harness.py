@@ -57,7 +57,7 @@ class Harness:
     pad_token_id: int
     _tasks: dict[str, Any] = field(default_factory=dict)  # of rank 0
 
-    def score(self, engine: torch.nn.Module, gang: WorkerContext) -> dict[str, float]:
+    def score(self, engine: torch.nn.Module, worker: WorkerContext) -> dict[str, float]:
         """Return `eval_lm_eval_<task>_<metric>` of each task. Every rank must call it and gets the same values.
 
         Raises:
@@ -65,9 +65,9 @@ class Harness:
         """
         engine.eval()
         try:
-            message: Any = self._on_rank_0(engine, gang) if gang.rank == 0 else _receive()
+            message: Any = self._on_rank_0(engine, worker) if worker.rank == 0 else _receive()
             while isinstance(message, list):
-                _score_shares(self, engine, gang, message)
+                _score_shares(self, engine, worker, message)
                 message = _receive()
         finally:
             engine.train()
@@ -75,14 +75,14 @@ class Harness:
             raise MetricFailed(message)
         return dict(message)
 
-    def _on_rank_0(self, engine: torch.nn.Module, gang: WorkerContext) -> dict[str, float] | str:
+    def _on_rank_0(self, engine: torch.nn.Module, worker: WorkerContext) -> dict[str, float] | str:
         """Let lm-eval score all tasks, and send its texts and then the result to the other ranks."""
         failed = list[BaseException]()
 
         def score(texts: list[Text]) -> list[Score]:
             try:
                 _send(texts)
-                return _score_shares(self, engine, gang, texts)
+                return _score_shares(self, engine, worker, texts)
             except BaseException as error:  # of the model: other ranks are in a collective
                 failed.append(error)
                 raise
@@ -114,21 +114,23 @@ def _receive() -> Any:
     return message[0]
 
 
-def _score_shares(harness: Harness, engine: torch.nn.Module, gang: WorkerContext, texts: Sequence[Text]) -> list[Score]:
+def _score_shares(
+    harness: Harness, engine: torch.nn.Module, worker: WorkerContext, texts: Sequence[Text]
+) -> list[Score]:
     """Score the texts on all ranks. Return the scores in the order of `texts` on rank 0, and none on others."""
     order = sorted(range(len(texts)), key=lambda number: -len(texts[number].tokens))  # rows of like length together
     longest = max((len(text.tokens) for text in texts), default=1)
     wanted = harness.spec.eval.per_device_eval_batch_size
     at_once = rows_within(wanted, 1, longest * vocabulary_of(engine))
-    rounds = list(shares(len(texts), at_once, gang.world_size))
+    rounds = list(shares(len(texts), at_once, worker.world_size))
     found = list[tuple[int, Score]]()
     with torch.no_grad():
-        for start, stop in rounds[gang.rank :: gang.world_size]:
+        for start, stop in rounds[worker.rank :: worker.world_size]:
             numbers = order[start:stop]
-            batch = _batch([texts[number] for number in numbers], harness.pad_token_id, gang.device)
+            batch = _batch([texts[number] for number in numbers], harness.pad_token_id, worker.device)
             logits = model_logits(engine, batch, "causal-lm")
             found += zip(numbers, _scores(logits, batch.targets), strict=False)  # without texts, there is one row
-    gathered: list[Any] | None = [None] * gang.world_size if gang.rank == 0 else None
+    gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
     dist.gather_object(found, gathered)
     return [score for _, score in sorted(pair for pairs in gathered or () for pair in pairs)]
 

@@ -49,18 +49,18 @@ from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
 
-def train(job: Job, gang: WorkerContext) -> LoopState:
+def train(job: Job, worker: WorkerContext) -> LoopState:
     """Train from the newest checkpoint, or from the start, until the end or a request to stop; export at the end."""
-    reporter = Reporter(job.paths, gang.rank)
+    reporter = Reporter(job.paths, worker.rank)
     run = None
     try:
-        run = set_up(job, gang, reporter)
+        run = set_up(job, worker, reporter)
         state = begun(run, restored(run))
         if state.step < run.plan.total_steps:
             state = train_steps(run, state)
         if not state.stopped:
             state = finish(run, state)
-        return replace(state, facts={**run.engine.facts(), "peak_memory_bytes": most_memory_bytes(gang)})
+        return replace(state, facts={**run.engine.facts(), "peak_memory_bytes": most_memory_bytes(worker)})
     finally:
         if run is not None:
             run.checkpoints.finish()
@@ -86,7 +86,7 @@ def train_steps(
     spec, plan = run.job.spec, run.plan
     if ends_early(run, state):  # the run was interrupted between its last step and its export
         return state
-    rows_of_steps = timed(run.gang.steps(run.stream(), state.step, rewound))
+    rows_of_steps = timed(run.worker.steps(run.stream(), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
         if any(one.step == rows.step for one in state.replay_raises):
@@ -94,7 +94,7 @@ def train_steps(
         factor = state.history.rate_factor * rate_factor(state.rate_cuts)
         rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * factor
         signals = train_step(run, rows, rate, state.history if spec.remedies.outlier_steps else None)
-        run.gang.mark(Doing.OTHER)
+        run.worker.mark(Doing.OTHER)
         check_step(run, state, signals)
         state = counted(run, state.after(signals.loss, signals.digest), signals)
         if may_be_worse_than_at_first(state.history, state.step):
@@ -171,39 +171,39 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
         "tokens_per_s": tokens / step_time_s,
         "step_time_s": step_time_s,
         "data_wait_s": data_wait_s,
-        "max_memory_bytes": peak_memory_bytes(run.gang.device),
+        "max_memory_bytes": peak_memory_bytes(run.worker.device),
         "micro_batch": run.batching.per_device,
         "chain": to_hex(state.chain),
         "at": round(time.time(), 3),
     }
 
 
-def most_memory_bytes(gang: WorkerContext) -> int:
+def most_memory_bytes(worker: WorkerContext) -> int:
     """Return the largest peak of any rank. Every rank must call it."""
-    peak = torch.tensor(peak_memory_bytes(gang.device), dtype=torch.int64, device=gang.device)
+    peak = torch.tensor(peak_memory_bytes(worker.device), dtype=torch.int64, device=worker.device)
     dist.all_reduce(peak, dist.ReduceOp.MAX)
     return int(peak)
 
 
-def set_up(job: Job, gang: WorkerContext, reporter: Reporter) -> Run:
+def set_up(job: Job, worker: WorkerContext, reporter: Reporter) -> Run:
     """Load the rows and the model, and make the run ready. Every rank must call it."""
-    lost = count_attempts(job.paths) - job.earlier_attempts if gang.rank == 0 else 0
+    lost = count_attempts(job.paths) - job.earlier_attempts if worker.rank == 0 else 0
     if lost > 0:  # only under Ray, where the driver starts new worker groups
         reporter.event("warning", f"workers were lost and are started again ({lost} so far)", lost=lost)
-    reporter.event("phase", f"loading the model on {many(gang.world_size, 'worker')}", phase="model")
-    return ready(load(job, gang, reporter), job, gang, reporter)
+    reporter.event("phase", f"loading the model on {many(worker.world_size, 'worker')}", phase="model")
+    return ready(load(job, worker, reporter), job, worker, reporter)
 
 
-def load(job: Job, gang: WorkerContext, reporter: Reporter) -> Loaded:
+def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     """Open the prepared rows, load the sharded model and build the engine. Every rank must call it."""
     prepared = Prepared.open(job.prepared_root)
-    engine = build_engine(job.spec, local_model_dir(job.model), gang, prepared.manifest.pad_token_id)
-    unpack = rows_are_unpacked(job.spec, gang, engine.module, engine.pad_token_id, reporter)
+    engine = build_engine(job.spec, local_model_dir(job.model), worker, prepared.manifest.pad_token_id)
+    unpack = rows_are_unpacked(job.spec, worker, engine.module, engine.pad_token_id, reporter)
     harness = Harness(job.spec, job.model, engine.pad_token_id) if job.spec.eval.lm_eval.tasks else None
     return Loaded(engine, prepared, unpack, row_digests(prepared.split("train").index.sample_ids), harness)
 
 
-def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> Run:
+def ready(loaded: Loaded, job: Job, worker: WorkerContext, reporter: Reporter) -> Run:
     """Make a run of the job from the loaded parts, with the engine's present weights. Every rank must call it."""
     engine, prepared = loaded.engine, loaded.prepared
     split, host = prepared.split("train"), HostCopy(engine.partitions)
@@ -220,11 +220,11 @@ def ready(loaded: Loaded, job: Job, gang: WorkerContext, reporter: Reporter) -> 
     return Run(
         **vars(loaded),
         job=job,
-        gang=gang,
+        worker=worker,
         checkpoints=Checkpointer(
-            job.paths, engine.partitions, host, gang, job.spec.checkpoint.save_total_limit, reporter
+            job.paths, engine.partitions, host, worker, job.spec.checkpoint.save_total_limit, reporter
         ),
-        reader=CheckpointReader(job.paths, engine.partitions, engine.buffers, host, gang.rank, reporter.event),
+        reader=CheckpointReader(job.paths, engine.partitions, engine.buffers, host, worker.rank, reporter.event),
         split=split,
         plan=plan,
         replay_raises=(),
@@ -274,9 +274,9 @@ def scored(
     what = f"evaluating on {many(len(evaluator.split), row)}{of}"
     rows = evaluator.rows_at_once(run.engine.module)
     run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
-    run.gang.mark(Doing.EVALUATION)
-    found = evaluator.score(run.engine.module, run.gang)
-    run.gang.mark(Doing.OTHER)
+    run.worker.mark(Doing.EVALUATION)
+    found = evaluator.score(run.engine.module, run.worker)
+    run.worker.mark(Doing.OTHER)
     give_back_freed_memory()
     return found
 
@@ -286,8 +286,8 @@ def scored_tasks(run: Run, harness: Harness, record: Record | None) -> dict[str,
     what = f"evaluating on {many(len(run.job.spec.eval.lm_eval.tasks), 'task')} of lm-eval"
     # One row, as for the longest texts: a smaller batch would not help where memory is short.
     run.reporter.event("phase", what, phase="evaluate", rows=1, **({} if record is None else {"record": record}))
-    run.gang.mark(Doing.OTHER)  # no bound: rank 0 may fetch the data of the tasks, while the others wait
-    found = harness.score(run.engine.module, run.gang)
+    run.worker.mark(Doing.OTHER)  # no bound: rank 0 may fetch the data of the tasks, while the others wait
+    found = harness.score(run.engine.module, run.worker)
     give_back_freed_memory()
     return found
 
@@ -320,7 +320,7 @@ def finish(run: Run, state: LoopState) -> LoopState:
     run.reporter.event("phase", "exporting the model", phase="export")
     run.engine.partitions.release()  # frees the memory that reading the model back needs
     give_back_freed_memory()
-    difference = run.engine.export(run.job, run.gang, fixed_rows(run))
+    difference = run.engine.export(run.job, run.worker, fixed_rows(run))
     run.reporter.event(
         "exported",
         f"model exported and read back: logits differ by at most {difference:.1e} of their largest",

@@ -40,15 +40,15 @@ def cooled_down(run: Run, state: LoopState, steps: int) -> tuple[dict[str, float
     last = min(state.step + steps, run.plan.total_steps)
     rate = learning_rate_at(state.step, run.job.spec.train, run.plan.total_steps)
     tokens = 0
-    for rows in run.gang.steps(run.stream(), state.step):
+    for rows in run.worker.steps(run.stream(), state.step):
         left = (last - rows.step) / (last - state.step)
         train_step(run, rows, rate * left)
         tokens += run.tokens_of(rows.step)
         if rows.step + 1 == last:
             break
-    metrics, _ = run.evaluator.score(run.engine.module, run.gang)
+    metrics, _ = run.evaluator.score(run.engine.module, run.worker)
     if run.harness is not None:
-        metrics = metrics | run.harness.score(run.engine.module, run.gang)
+        metrics = metrics | run.harness.score(run.engine.module, run.worker)
     kept.put_back(run.engine)
     return metrics, tokens
 
@@ -99,8 +99,8 @@ def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = Fa
     Args:
         rewound: this worker group has trained steps of the run.
     """
-    rows, *scored = list(islice(run.gang.steps(run.stream(), 0, rewound), 1 + _SCORED_STEPS))
-    run.gang.mark(Doing.OTHER)
+    rows, *scored = list(islice(run.worker.steps(run.stream(), 0, rewound), 1 + _SCORED_STEPS))
+    run.worker.mark(Doing.OTHER)
     before = tuple(on_host(flat) for flat in run.engine.partitions.flats)
     losses = [_loss(run, scored)]
     train_step(run, rows, _LENGTH)
@@ -114,22 +114,22 @@ def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = Fa
 
 def loss_of_first_step(run: Run) -> float:
     """Return the mean loss of the first step's rows, with the present weights. Every rank must call it."""
-    rows = list(islice(run.gang.steps(run.stream(), 0, rewound=True), 1))
-    run.gang.mark(Doing.OTHER)
+    rows = list(islice(run.worker.steps(run.stream(), 0, rewound=True), 1))
+    run.worker.mark(Doing.OTHER)
     return _loss(run, rows)
 
 
 @torch.no_grad()
 def _loss(run: Run, steps: Sequence[StepRows]) -> float:
     """Return the mean loss over the targets of these rows, without dropout."""
-    gang, task = run.gang, run.job.spec.model.task
+    worker, task = run.worker, run.job.spec.model.task
     targets = run.targets_of(*(one.step for one in steps))
-    total = torch.zeros((), dtype=torch.float64, device=gang.device)
+    total = torch.zeros((), dtype=torch.float64, device=worker.device)
     run.engine.module.eval()
     try:
         for one in steps:
             for table in one.micros:
-                batch = collate(table, task, run.engine.pad_token_id, gang.device, run.unpack)
+                batch = collate(table, task, run.engine.pad_token_id, worker.device, run.unpack)
                 total += loss_sum(model_logits(run.engine.module, batch, task), batch.targets).double()
     finally:
         run.engine.module.train()

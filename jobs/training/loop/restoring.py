@@ -147,7 +147,7 @@ def check_data(run: Run, commit: Commit) -> None:
             f"{commit.step} was trained on {commit.data_fingerprint}. Restore the old files, or start a new run"
         )
     verdict = [True]
-    if run.gang.rank == 0:
+    if run.worker.rank == 0:
         plan = run.with_raises(commit.replay_raises).plan
         verdict[0] = chain_of(plan, run.row_digests, commit.step) == from_hex(commit.chain)
     dist.broadcast_object_list(verdict, src=0)
@@ -165,7 +165,7 @@ def expected_loss(run: Run, step: int, chain: str) -> float | None:
         chain: digest chain before the step, in hexadecimal digits.
     """
     told: list[Any] = [None]
-    if run.gang.rank == 0 and step <= run.plan.total_steps:
+    if run.worker.rank == 0 and step <= run.plan.total_steps:
         after = to_hex(extended(from_hex(chain), _planned_digest(run, step - 1)))
         with contextlib.suppress(StorageError):
             told[0] = logged_loss(run.job.paths, step, run.batching.per_device, after)

@@ -44,11 +44,11 @@ def digest_of_rows(table: Any, first_place: int) -> int:
 
 def pack_signals(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
     """Return this rank's summand of the step's all-reduce; (7,) float64."""
-    requests = run.gang.requests()
+    requests = run.worker.requests()
     minutes, checkpoints = run.job.spec.checkpoint.save_minutes, run.checkpoints
     overdue = minutes is not None and time.monotonic() - checkpoints.last_began_at > 60 * minutes
     high, low = divmod(digest % 2**64, _HALF)
-    signs = [requests.stop, requests.save or (run.gang.rank == 0 and overdue), checkpoints.busy, checkpoints.failed]
+    signs = [requests.stop, requests.save or (run.worker.rank == 0 and overdue), checkpoints.busy, checkpoints.failed]
     rest = torch.tensor([float(high), float(low), *map(float, signs)], dtype=torch.float64, device=loss.device)
     return torch.cat([loss.reshape(1), rest])
 

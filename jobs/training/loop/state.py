@@ -76,7 +76,7 @@ class Run(Loaded):
     """The parts of a run that do not change from step to step, beside those that it shares with other runs."""
 
     job: Job
-    gang: WorkerContext
+    worker: WorkerContext
     checkpoints: Checkpointer
     reader: CheckpointReader
     split: Split  # the training rows
@@ -101,4 +101,4 @@ class Run(Loaded):
 
     def stream(self) -> Stream:
         """Return this rank's rows."""
-        return Stream(self.job.prepared_root, self.job.spec, self.gang.rank, self.replay_raises)
+        return Stream(self.job.prepared_root, self.job.spec, self.worker.rank, self.replay_raises)

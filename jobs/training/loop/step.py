@@ -29,19 +29,19 @@ def train_step(run: Run, rows: StepRows, rate: float, history: StepHistory | Non
     Returns:
         The result of the step's all-reduce, which is the same on every rank.
     """
-    gang, engine, spec = run.gang, run.engine, run.job.spec
+    worker, engine, spec = run.worker, run.engine, run.job.spec
     targets = max(run.targets_of(rows.step), 1)
     engine.set_learning_rate(rate)
-    loss_here = torch.zeros((), dtype=torch.float64, device=gang.device)
+    loss_here = torch.zeros((), dtype=torch.float64, device=worker.device)
     digest = 0
     for turn, table in enumerate(rows.micros):
         if turn:
             engine.step()  # only counts the micro-batch
-        number = turn * gang.world_size + gang.rank
+        number = turn * worker.world_size + worker.rank
         seed_micro_batch(spec.seed, rows.step, number)
-        batch = collate(table, spec.model.task, engine.pad_token_id, gang.device, run.unpack)
+        batch = collate(table, spec.model.task, engine.pad_token_id, worker.device, run.unpack)
         loss = loss_sum(model_logits(engine.module, batch, spec.model.task), batch.targets)
-        engine.backward(loss * (gang.world_size / targets))
+        engine.backward(loss * (worker.world_size / targets))
         loss_here += loss.detach().double()
         digest += digest_of_rows(table, number * run.batching.per_device)
     summed = pack_signals(run, loss_here, digest)

@@ -27,7 +27,7 @@ from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
 
-def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
+def serve(job: Job, worker: WorkerContext, first: int) -> LoopState:
     """Carry out the gang's orders until it is told to end. Every rank must call it.
 
     Args:
@@ -38,16 +38,16 @@ def serve(job: Job, gang: WorkerContext, first: int) -> LoopState:
         Exception: an error that may concern this rank alone, after which the gang cannot be used.
     """
     mailbox = Mailbox(job.run_root)
-    with contextlib.closing(Reporter(job.paths, gang.rank)) as reporter:
-        loaded = load(job, gang, reporter)
-    runner = _TrialRunner(job, gang, loaded, HeldState.of(loaded.engine, is_new=True))
-    if gang.rank == 0:
+    with contextlib.closing(Reporter(job.paths, worker.rank)) as reporter:
+        loaded = load(job, worker, reporter)
+    runner = _TrialRunner(job, worker, loaded, HeldState.of(loaded.engine, is_new=True))
+    if worker.rank == 0:
         mailbox.open()
     number = first
     while (order := mailbox.orders.wait(number)).action != "end":
         began_s = time.monotonic()
         answer = runner.carry_out(order)
-        if gang.rank == 0:
+        if worker.rank == 0:
             mailbox.answers.put(number, answer.model_copy(update={"seconds": time.monotonic() - began_s}))
         number += 1
     return LoopState(step=number - first)
@@ -61,8 +61,8 @@ def without_remedies(spec: Spec) -> Spec:
 class _TrialRunner:
     """A loaded engine, and the trial whose state it holds."""
 
-    def __init__(self, job: Job, gang: WorkerContext, loaded: Loaded, base: HeldState) -> None:
-        self._job, self._gang, self._loaded, self._base = job, gang, loaded, base
+    def __init__(self, job: Job, worker: WorkerContext, loaded: Loaded, base: HeldState) -> None:
+        self._job, self._worker, self._loaded, self._base = job, worker, loaded, base
         self._other = base  # base state for the newest seed that differs from the job's
         self._before = dict[int, dict[str, float]]()  # eval_* before the first step, by the seed of the weights
         self._held: tuple[str, LoopState] | None = None  # root of a trial's run, and the state that the engine holds
@@ -71,10 +71,10 @@ class _TrialRunner:
         assert order.spec is not None
         spec = without_remedies(order.spec)
         job = replace(self._job, spec=spec, run_root=order.run, driver=order.driver)
-        gang, reporter = self._gang.for_run(job.paths, order.driver), Reporter(job.paths, self._gang.rank)
+        worker, reporter = self._worker.for_run(job.paths, order.driver), Reporter(job.paths, self._worker.rank)
         run = None
         try:
-            run = ready(replace(self._loaded, engine=self._loaded.engine.set_for(job.spec)), job, gang, reporter)
+            run = ready(replace(self._loaded, engine=self._loaded.engine.set_for(job.spec)), job, worker, reporter)
             state = self._state_of(run)
             if order.action == "probe":
                 self._held = None
@@ -93,7 +93,7 @@ class _TrialRunner:
             if run is not None:
                 run.checkpoints.finish()
             reporter.close()
-            gang.close()
+            worker.close()
 
     def _state_of(self, run: Run) -> LoopState:
         """Load the trial's newest state into the engine, and return it."""

@@ -28,16 +28,16 @@ from jobs.training.worker_input import Job
 PEER_GRACE_S = 15.0  # wait for a peer's report after an error that a lost peer may have caused
 
 
-def guarded(job: Job, gang: WorkerContext, loop: Callable[[Job, WorkerContext], LoopState]) -> Record | None:
+def guarded(job: Job, worker: WorkerContext, loop: Callable[[Job, WorkerContext], LoopState]) -> Record | None:
     """Run the loop. Returns rank 0's result (see `result_of`); None on other ranks and after a failure."""
     blind = hosts_that_do_not_see(job.paths, job.spec.working_dir)
     if blind is not None:  # returned, because the driver might not see a failure file that this worker writes
-        return {"failure": blind} if gang.rank == 0 else None
+        return {"failure": blind} if worker.rank == 0 else None
     # DeepSpeed's own calls cause these warnings, at every step; a user cannot act on them.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     joined = dist.is_initialized()
     try:
-        state = loop(job, gang)
+        state = loop(job, worker)
     except Exception as error:
         traceback.print_exc()
         fault = fault_of(error, taken_apart=joined and not dist.is_initialized())
@@ -45,10 +45,10 @@ def guarded(job: Job, gang: WorkerContext, loop: Callable[[Job, WorkerContext], 
             if not a_peer_reported(job.paths):
                 raise
             return None
-        record_failure(job, gang.rank, gang.node, error, fault)
+        record_failure(job, worker.rank, worker.node, error, fault)
         leave_gang()
         return None
-    return result_of(state) if gang.rank == 0 else None
+    return result_of(state) if worker.rank == 0 else None
 
 
 def result_of(state: LoopState) -> Record:

@@ -36,11 +36,11 @@ _COMPARED_TARGETS = 64  # of each row in the comparison of the exported model wi
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
-def build_engine(spec: Spec, model_dir: str, gang: WorkerContext, pad_token_id: int) -> Engine:
+def build_engine(spec: Spec, model_dir: str, worker: WorkerContext, pad_token_id: int) -> Engine:
     """Load the model and wrap it in an engine. Every rank must call it, inside a joined process group."""
-    deepspeed = import_deepspeed(gang.device)
-    deepspeed.init_distributed(dist_backend="nccl" if gang.device.type == "cuda" else "gloo", verbose=False)
-    has_bf16 = gang.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    deepspeed = import_deepspeed(worker.device)
+    deepspeed.init_distributed(dist_backend="nccl" if worker.device.type == "cuda" else "gloo", verbose=False)
+    has_bf16 = worker.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     precision = precision_of(spec.train, has_bf16)
     config = deepspeed_config(spec, precision)
     sharding = sharded_loading(spec, model_dir, config)
@@ -53,16 +53,16 @@ def build_engine(spec: Spec, model_dir: str, gang: WorkerContext, pad_token_id: 
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     built = Engine(engine, spec, precision, sharding, UpdateGate(engine))
     built.partitions.share_fp32_weights()
-    check_weights(spec, built.partitions, gang)
-    if gang.device.type == "cpu":
+    check_weights(spec, built.partitions, worker)
+    if worker.device.type == "cpu":
         keep_freed_memory(largest_tensor_bytes(spec, model))
         give_back_freed_memory()
     return built
 
 
-def check_weights(spec: Spec, partitions: Partitions, gang: WorkerContext) -> None:
+def check_weights(spec: Spec, partitions: Partitions, worker: WorkerContext) -> None:
     """Raise DataError on every rank if a weight of the model is NaN or infinite. Every rank must call it."""
-    names: list[Any] = [None] * gang.world_size
+    names: list[Any] = [None] * worker.world_size
     dist.all_gather_object(names, partitions.not_finite())
     wrong = sorted({name for of_rank in names for name in of_rank})
     if wrong:
@@ -251,12 +251,12 @@ class Engine:
             if found != expected:
                 raise RunFailed(f"after the checkpoint was read, the optimizer has {found} for {name}, not {expected}")
 
-    def export(self, job: Job, gang: WorkerContext, rows: Any) -> float:
+    def export(self, job: Job, worker: WorkerContext, rows: Any) -> float:
         """Write job.paths.model and read it back. Returns the largest difference of logits (see `verify_export`)."""
         dtype, task = DTYPES[self.precision], self.spec.model.task
         # One row at a time, with few targets: beside the training state, whole rows of logits do not fit into memory.
         batches = [
-            collate(rows.slice(number, 1), task, self.pad_token_id, gang.device).with_few_columns(_COMPARED_TARGETS)
+            collate(rows.slice(number, 1), task, self.pad_token_id, worker.device).with_few_columns(_COMPARED_TARGETS)
             for number in range(rows.num_rows)
         ]
 
@@ -268,12 +268,12 @@ class Engine:
         living = run(self.module)
         self.partitions.free_gathered()  # DeepSpeed cannot gather a weight that is already being gathered
         model_dir, is_full = local_model_dir(job.model), self.spec.method.kind == "full"
-        if gang.rank == 0:  # an export that was interrupted, or an older one, may have other files
+        if worker.rank == 0:  # an export that was interrupted, or an older one, may have other files
             storage.remove_dir(job.paths.model)
-        export_model(self.module, job.paths.model, model_dir, gang.rank, dtype, is_full)
+        export_model(self.module, job.paths.model, model_dir, worker.rank, dtype, is_full)
         size = sum(size for _, size in Weights(self.module.module).sizes)
-        load = functools.partial(self._reloaded, None if is_full else model_dir, gang.device)
-        difference = verify_export(job.paths.model, dtype, size, living, run, load, gang.rank)
+        load = functools.partial(self._reloaded, None if is_full else model_dir, worker.device)
+        difference = verify_export(job.paths.model, dtype, size, living, run, load, worker.rank)
         self.module.train()
         return difference
 

@@ -40,7 +40,7 @@ _TOLERANCE = {torch.float32: 1e-2, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 _UNSEEN = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 
 
-def rows_are_unpacked(spec: Spec, gang: WorkerContext, model: Any, pad_token_id: int, reporter: Reporter) -> bool:
+def rows_are_unpacked(spec: Spec, worker: WorkerContext, model: Any, pad_token_id: int, reporter: Reporter) -> bool:
     """Test on the model whether each sample of a packed row needs a separate row. Every rank must call it.
 
     Args:
@@ -54,8 +54,8 @@ def rows_are_unpacked(spec: Spec, gang: WorkerContext, model: Any, pad_token_id:
 
     def holds(proof: Callable[..., bool], **more: Any) -> bool:
         """Return whether the proof succeeds on every rank. All ranks get the same result."""
-        failed = torch.tensor(float(not proof(model, pad_token_id, gang.device, rows, spec.data.seq_len, **more)))
-        failed = failed.to(gang.device)
+        failed = torch.tensor(float(not proof(model, pad_token_id, worker.device, rows, spec.data.seq_len, **more)))
+        failed = failed.to(worker.device)
         dist.all_reduce(failed)
         return not bool(failed > 0)
 

@@ -27,7 +27,7 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
         from jobs.training.loop.loop import train
         from jobs.training.loop.warm import serve
         from jobs.training.loop.worker import guarded
-        from jobs.training.worker_context import RayGang
+        from jobs.training.worker_context import RayWorkerContext
 
-        gang = RayGang(job.paths, job.spec.resources.gpus_per_worker, job.driver, pulse)
-        return guarded(job, gang, train if first is None else functools.partial(serve, first=first))
+        worker = RayWorkerContext(job.paths, job.spec.resources.gpus_per_worker, job.driver, pulse)
+        return guarded(job, worker, train if first is None else functools.partial(serve, first=first))

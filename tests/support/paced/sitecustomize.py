@@ -24,7 +24,7 @@ def _pace(loop: Any) -> None:
     step = loop.train_step
 
     def paced(run: Any, rows: Any, *rest: Any) -> Any:
-        if run.gang.rank == 0:
+        if run.worker.rank == 0:
             time.sleep(_STEP_S) if _HOLD is None else _wait(_HOLD, run, rows.step)
         return step(run, rows, *rest)
 
@@ -38,12 +38,12 @@ def _wait(hold: str, run: Any, steps: int) -> None:
     waited = False
     while _is_held(hold, run, steps):
         if not waited:
-            run.gang.mark(Doing.DATA)
+            run.worker.mark(Doing.DATA)
             open(f"{hold}.reached", "w").close()
         waited = True
         time.sleep(_LOOK_S)
     if waited:
-        run.gang.mark(Doing.STEP)
+        run.worker.mark(Doing.STEP)
 
 
 def _is_held(hold: str, run: Any, steps: int) -> bool:
@@ -52,7 +52,7 @@ def _is_held(hold: str, run: Any, steps: int) -> bool:
             wanted = json.load(file)
     except FileNotFoundError:
         return False
-    watch = getattr(run.gang, "_watch", None)
+    watch = getattr(run.worker, "_watch", None)
     if wanted["heeds"] and watch is not None and (watch._stop or watch._save):
         return False
     return steps >= wanted["step"] and any(part in run.job.run_root for part in wanted["runs"])

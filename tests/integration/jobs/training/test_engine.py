@@ -30,9 +30,9 @@ spec, store = load_spec(sys.argv[1]), sys.argv[2]
 if len(sys.argv) > 3:
     memory.SUB_GROUP_SIZE = deepspeed_config.SUB_GROUP_SIZE = int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-gang = types.SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"))
+worker = types.SimpleNamespace(rank=0, world_size=1, device=torch.device("cpu"))
 try:
-    engine = build_engine(spec, spec.model.path, gang, pad_token_id=0)
+    engine = build_engine(spec, spec.model.path, worker, pad_token_id=0)
 except DataError as error:
     print(json.dumps(str(error)))
     sys.exit()

@@ -56,7 +56,7 @@ class FakeRun(SimpleNamespace):
 def run_of(root: pathlib.Path, precision: str = "fp32", **changes: Any) -> Any:
     return FakeRun(
         **{
-            "gang": SimpleNamespace(rank=0), "job": SimpleNamespace(paths=JobPaths(str(root))), "plan": PLAN,
+            "worker": SimpleNamespace(rank=0), "job": SimpleNamespace(paths=JobPaths(str(root))), "plan": PLAN,
             "row_digests": DIGESTS, "prepared": SimpleNamespace(manifest=SimpleNamespace(fingerprint="f")),
             "engine": SimpleNamespace(precision=precision), "batching": SimpleNamespace(per_device=2), **changes,
         }
@@ -252,7 +252,7 @@ def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, **rule: Any)
     """What one rank says in a step's all-reduce."""
     orders = SimpleNamespace(stop=False, save=False)
     run: Any = SimpleNamespace(
-        gang=SimpleNamespace(rank=rank, requests=lambda: orders),
+        worker=SimpleNamespace(rank=rank, requests=lambda: orders),
         job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(**rule))),
         checkpoints=SimpleNamespace(last_began_at=time.monotonic() - since_save_s, busy=False, failed=False),
     )
@@ -285,10 +285,10 @@ def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
         "mask": torch.tensor([True, False]),
     }
     partitions: Any = SimpleNamespace(pieces=())
-    gang: Any = SimpleNamespace(rank=0, world_size=1)
+    worker: Any = SimpleNamespace(rank=0, world_size=1)
     reporter: Any = SimpleNamespace(event=lambda *told, **data: None)
     host: Any = SimpleNamespace()
-    checkpoints = Checkpointer(JobPaths(str(tmp_path)), partitions, host, gang, 1, reporter)
+    checkpoints = Checkpointer(JobPaths(str(tmp_path)), partitions, host, worker, 1, reporter)
     tensors, described = checkpoints._part(buffers)
     part = Part(file=write_shard(str(tmp_path), "a.safetensors", tensors), **described)
     back = read_buffers(str(tmp_path), part, buffers)

@@ -23,7 +23,7 @@ from jobs.training.faults import Fault
 from jobs.training.loop import worker
 from jobs.training.loop.state import LoopState
 from jobs.training.loop.watching import tell_if_worse
-from jobs.training.worker_context import OrderWatch, RayGang
+from jobs.training.worker_context import OrderWatch, RayWorkerContext
 from jobs.training.worker_input import Job
 from tests.support import tiny
 
@@ -45,7 +45,7 @@ def job(tmp_path: pathlib.Path) -> Job:
 
 
 def failing(error: Exception) -> Any:
-    def loop(job: Job, gang: Any) -> LoopState:
+    def loop(job: Job, worker: Any) -> LoopState:
         raise error
 
     return loop
@@ -114,7 +114,7 @@ def test_whatever_a_rank_hits_whose_gang_was_taken_apart_is_the_loss_of_a_peer(
 ) -> None:
     """Ray Train closes the process group of a rank that is still at work once another one is lost."""
 
-    def loop(job: Job, gang: Any) -> LoopState:
+    def loop(job: Job, worker: Any) -> LoopState:
         dist.destroy_process_group()
         raise error
 
@@ -144,7 +144,7 @@ def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
         step=3, loss=0.5, metrics={"eval_loss": 0.4}, evaluated_at=3, metrics_before={"eval_loss": 0.9},
         confusion=((1, 2), (0, 3)),
     )  # fmt: skip
-    result = worker.guarded(job, OneRank(), lambda job, gang: state)  # type: ignore[arg-type]
+    result = worker.guarded(job, OneRank(), lambda job, worker: state)  # type: ignore[arg-type]
     outcome = ending.outcome_of(job.paths, result, [])
     assert outcome.status is Status.SUCCEEDED and outcome.exit_code == 0 and outcome.step == 3
     assert outcome.metrics == {"eval_loss": 0.4, "loss": 0.5} and outcome.metrics_before == {"eval_loss": 0.9}
@@ -166,10 +166,10 @@ def test_workers_end_once_another_driver_has_taken_their_run(job: Job) -> None:
 
 def test_steps_after_a_rollback_are_marked_so_that_a_hang_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = list[tuple[Any, ...]]()
-    gang = object.__new__(RayGang)
-    monkeypatch.setattr(gang, "_pulse", SimpleNamespace(mark=lambda *given: marks.append(given)), raising=False)
+    worker = object.__new__(RayWorkerContext)
+    monkeypatch.setattr(worker, "_pulse", SimpleNamespace(mark=lambda *given: marks.append(given)), raising=False)
     monkeypatch.setattr(worker_context, "plain_steps", lambda stream, start: iter([SimpleNamespace(step=start)]))
-    for _ in gang.steps(None, 4, rewound=True):  # type: ignore[arg-type]
+    for _ in worker.steps(None, 4, rewound=True):  # type: ignore[arg-type]
         assert marks == [(Doing.DATA, 4), (Doing.STEP, 5)]
     assert marks[-1] == (Doing.DATA,)
 

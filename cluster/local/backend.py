@@ -250,7 +250,7 @@ def _record_loss(folder: Path) -> dict[str, Any] | None:
     """Kill the processes of a submission without a supervisor, and record that it is lost; None: some still run."""
     token = json.loads((folder / files.LAUNCH).read_text())["token"]
     deadline = time.monotonic() + _DIES_WITHIN_S
-    while files.kill(files.marked(token)):
+    while files.kill(files.pids_with_token(token)):
         if time.monotonic() > deadline:
             return None
         time.sleep(0.01)

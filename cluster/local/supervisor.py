@@ -1,7 +1,8 @@
 """Runs one program of the local backend, ends the processes that it leaves behind, and records its exit code.
 
-It is started as a script (`python -I -S supervisor.py FOLDER`) and inherits the lock. It uses only the standard
-library, so it is up in 25 ms. Its folder is the submission's. Callers write a request there and send SIGTERM.
+The starter runs it as a script (`python -I -S supervisor.py FOLDER`), and it inherits the starter's lock. It uses only
+the standard library, so it is up in 25 ms. FOLDER is the submission's folder. To stop the program, callers write SOFT
+or HARD to the file STOP there and send SIGTERM to the supervisor. docs/glossary.md explains the terms ("Machines").
 """
 
 from __future__ import annotations
@@ -28,17 +29,17 @@ STOP = "stop"  # SOFT or HARD, written by a caller that wants the program to end
 END = "end.json"  # written when no process of the submission runs any more
 OUTPUT = "output"
 SOFT, HARD = "soft", "hard"
-TOKEN_VARIABLE = "FLEETUNE_PROGRAM"  # marks all processes of one submission, independent of their parents
+TOKEN_VARIABLE = "FLEETUNE_PROGRAM"  # holds the program token, which all processes of one submission inherit
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # exit codes as of a shell
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # the exit codes of a shell
 _SIGNALS = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP}
 _KILL_AGAIN_S = 0.02
 
 MOST_OUTPUT_BYTES = 1 << 30  # output of one program on disk: a job that prints forever must not fill the disk
 _LAST_BYTES = 1 << 20  # of the output beyond that, the last bytes are kept in memory
 _CHUNK_BYTES = 1 << 16  # the capacity of a pipe
-_MOST_CHUNKS_HELD = 16  # a pipe that was made larger holds up to 1 MiB
+_MOST_CHUNKS_HELD = 16  # chunks in a full pipe that the program has made larger: up to 1 MiB
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -66,7 +67,7 @@ def process_lives(pid: int) -> bool:
     return fields is not None and fields[0] not in "ZX"
 
 
-def marked(token: str) -> list[int]:
+def pids_with_token(token: str) -> list[int]:
     """Return the ids of this user's processes that have the token in their environment."""
     wanted = f"{TOKEN_VARIABLE}={token}".encode()
     found = []
@@ -227,7 +228,7 @@ class Supervisor:
         self._pid = 0  # of the program
         self._exit_code: int | None = None
         self._gone = False
-        self._asked = False
+        self._sigterm_sent = False
 
     def run(self) -> None:
         self._libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become children of this process
@@ -285,8 +286,8 @@ class Supervisor:
                 self._reap()
             elif self._stop() == HARD:
                 self._kill_all()
-            elif not self._asked:  # once, because many programs end without cleaning up after a second SIGTERM
-                self._asked = True
+            elif not self._sigterm_sent:  # once, because many programs end without cleaning up after a second SIGTERM
+                self._sigterm_sent = True
                 with contextlib.suppress(PermissionError):
                     os.kill(self._pid, signal.SIGTERM)
 

@@ -41,13 +41,13 @@ _DEVIATION_OF_MAD = 1.4826  # standard deviation of a normal distribution, in me
 _LEAST = 1e-9  # the logarithm of a loss of 0 is taken here
 _MOST_LOG = 700.0  # of a float
 
-TROUBLE: Final = 3  # outlying steps in a row after which the weights are suspected
+TROUBLE: Final = 3  # consecutive outlying steps after which the weights are suspected
 SUSPECTED: Final = 8  # steps before the first outlier whose batches may have done the damage
 MOST_ROLLBACKS: Final = 4
 _RATE_CUT = 0.5  # the range of good rates is about a factor of two wide, with a cliff above it
 _LARGEST_CUT = 1 / 16  # of one rollback: the first steps of a long warmup say little
 
-# fp16 needs at most 17 skips in a row to find its loss scale: 16 halvings from 2^16 to 1, the first after two.
+# fp16 needs at most 17 consecutive skips to find its loss scale: 16 halvings from 2^16 to 1, the first after two.
 MOST_IN_A_ROW: Final = 20
 FEWEST_STEPS: Final = 40  # steps before the share of skipped ones is judged
 

@@ -88,7 +88,7 @@ class StepHistory(Frozen):
 
     losses: tuple[float, ...] = Field((), description="Of the newest steps that changed the weights, oldest first.")
     norms: tuple[float, ...] = Field((), description="Norms of the gradients of the same steps.")
-    lowest_losses: tuple[float, ...] = Field((), description="The eight in a row that had the least median.")
+    lowest_losses: tuple[float, ...] = Field((), description="The eight consecutive losses with the lowest median.")
     lowest_at: int = Field(0, description="Steps that were done when the newest losses were last as low.")
     first_loss: float | None = Field(None, description="Of the first step, which no update precedes.")
     first_compared_at: int = Field(0, description="Steps that were done when its rows were last measured again.")

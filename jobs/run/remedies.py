@@ -99,7 +99,7 @@ class Trouble(Frozen):
     )
     at: datetime.datetime = Field(description="UTC.")
     step: int | None = Field(None, ge=0, description="The step after which the run acted; None: not known.")
-    times: int = Field(1, ge=1, description="How often this happened in a row.")
+    times: int = Field(1, ge=1, description="Number of consecutive times that this happened.")
     last_step: int | None = Field(None, ge=0, description="The step of the last time.")
     cause: str = Field(description="What went wrong.")
     action: str = Field(description="What the run did.")

@@ -40,7 +40,7 @@ class Meters:
             "fleetune_heartbeat_faults", "Writes of heartbeats that failed unexpectedly.", registry=own
         )
         self.leads = Gauge("fleetune_leader", "1: this server leads, and its passes succeed.", registry=own)
-        self.failing = Gauge("fleetune_passes_failing", "Passes in a row that have failed.", registry=own)
+        self.failing = Gauge("fleetune_passes_failing", "Consecutive passes that have failed.", registry=own)
         self.set_aside = Gauge(
             "fleetune_set_aside", "Rows that cannot be read, and jobs that cannot be planned.", registry=own
         )

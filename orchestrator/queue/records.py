@@ -206,7 +206,7 @@ class UnreadableRow:
 
     Attributes:
         table: job, lease, event, tenant, token or node-rule.
-        name: name of the row; of a job, its id.
+        name: key of the row; of a job, its id.
         tenant: tenant of the job; None: the row belongs to no tenant.
         problem: what cannot be read, in one line.
     """

@@ -26,7 +26,7 @@ _SHORTEST_GAP_S = 0.1
 _REST = 9.0  # idle for nine times the duration of the last pass, so that bursts of submissions share one pass
 _ENDS_WITHIN_S = 5.0
 _IDLE_S = 10.0  # time without clients and jobs after which an embedded server ends
-_FAILING = 3  # failed passes in a row before trouble is reported; a single failure may be chance
+_FAILING = 3  # consecutive failed passes before trouble is reported; a single failure may be chance
 
 Follow = Callable[[], object]
 
@@ -82,7 +82,7 @@ class ControlLoop:
         passes = (self.step, self._stop, self._wake, say)
         self._thread = threading.Thread(target=run_passes, args=passes, name="passes", daemon=True)
         self._led = self._fenced = False
-        self._failures = 0  # failed passes in a row
+        self._failures = 0  # consecutive failed passes
         self._rest_until_s = 0.0
 
     def start(self) -> None:

@@ -20,7 +20,7 @@ def workers_that_fit(gang: Gang, node: Node) -> int:
 
 
 def largest_gang(gang: Gang, inventory: Inventory) -> int:
-    """Return the most workers like the gang's that the cluster can hold, when empty and extended as far as possible.
+    """Return the largest number of such workers that the cluster could hold, if it were empty and had its most nodes.
 
     A gang with GPUs uses nodes of one accelerator type. One without GPUs fits on one node of any kind, or across
     several nodes without GPUs.
@@ -38,7 +38,7 @@ def _is_of(accelerator_type: str | None, node: Node) -> bool:
 
 
 def _nodes_and_more(inventory: Inventory) -> list[Node]:
-    """Return the existing nodes, and one node of each type that may be added."""
+    """Return the existing nodes, and one node of each type that the autoscaler may add."""
     return [*inventory.nodes, *(kind.node for kind, _ in inventory.more if inventory.most_more)]
 
 
@@ -54,7 +54,7 @@ def _workers_on(gang: Gang, inventory: Inventory, may_be_on: Callable[[Node], bo
 
 
 def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
-    """Reject a gang that the cluster could not hold even if it were empty and extended as far as possible.
+    """Reject a gang that the cluster could not hold even if it were empty and had its most nodes.
 
     Raises:
         CapacityError: the gang cannot fit. The message has the numbers, and the largest gang that would fit.
@@ -81,8 +81,8 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
 
 
 def _format_growth(inventory: Inventory) -> str:
-    """Format the possible growth: `, and may get 3 more (2 of gpu, 1 of cpu)`; '' without an autoscaler."""
+    """Format what the autoscaler may add, as `, and may add 3 nodes (2 of type gpu, 1 of type cpu)`; '' without one."""
     if not inventory.growth.types:
         return ""
-    kinds = ", ".join(f"{count} of {kind.node.node_id}" for kind, count in inventory.more)
-    return f", and may get {inventory.most_more} more{f' ({kinds})' if inventory.most_more else ''}"
+    kinds = ", ".join(f"{count} of type {kind.node.node_id}" for kind, count in inventory.more)
+    return f", and may add {many(inventory.most_more, 'node')}{f' ({kinds})' if inventory.most_more else ''}"

@@ -51,7 +51,7 @@ def killed_since(before: Sequence[int], after: Sequence[int]) -> bool:
 def _groups(root: Path) -> Iterator[Path]:
     """Yield the folders of this process's memory control groups, the innermost first.
 
-    In a container, the only visible group may be mounted in the place of the outermost one.
+    In a container, the path of the group may not exist: its own group is then mounted where the outermost one would be.
     """
     for line in _text(root / "proc/self/cgroup").splitlines():
         number, _, rest = line.partition(":")

@@ -16,7 +16,7 @@ from jobs.storage.journal import Record
 COMPARISON_VERSION: Final = 1
 # Student's t, 97.5 %, by degrees of freedom from 1 to 9.
 _T: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-_SLOW_START: Final = 5  # one step in this many, at the start, is slower and does not count for tokens/s
+_SLOW_START: Final = 5  # the first fifth of the steps is slower, and does not count for tokens/s
 
 
 class Mean(Frozen):
@@ -36,7 +36,7 @@ class MethodFigures(Frozen):
 
     name: str
     method: str = Field(description="full, lora or prompt.")
-    settings: str = Field("", description="Rank, or number of virtual tokens, in words.")
+    settings: str = Field("", description="Rank of LoRA, or number of virtual tokens, as text.")
     sweep: str = Field(description="Root of its sweep.")
     status: str | None = Field(None, description="How the sweep has ended; None: it has not.")
     reason: str | None = Field(None, description="Why it did not succeed.")
@@ -46,10 +46,10 @@ class MethodFigures(Frozen):
     metrics: dict[str, Mean] = Field(default_factory=dict, description="eval_* at the end, over the seeds.")
     before: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step.")
     general_change: Mean | None = Field(None, description="Increase of the loss on general text, as a share.")
-    peak_memory_bytes: int | None = Field(None, description="Of rank 0: on a GPU allocated, else the resident set.")
+    peak_memory_bytes: int | None = Field(None, description="Peak of rank 0: its GPU, else its resident set.")
     run_s: float | None = Field(None, description="Seconds in the steps of one run.")
-    tokens_per_s: float | None = Field(None, description="Of all workers together; median of the steps.")
-    checkpoint_bytes: int | None = Field(None, description="Of one checkpoint.")
+    tokens_per_s: float | None = Field(None, description="Speed of all workers together; median of the steps.")
+    checkpoint_bytes: int | None = Field(None, description="Size of one checkpoint.")
     trials: int = Field(0, description="Trials of the search, with the repeats for other seeds.")
     tokens: int = Field(0, description="Tokens that the search has trained on.")
     search_s: float = Field(0.0, description="Seconds of the search.")
@@ -96,7 +96,7 @@ def quantile_of_t(degrees: int) -> float:
     return _T[degrees - 1] if degrees <= len(_T) else 1.96 + 2.372 / degrees + 2.822 / degrees**2
 
 
-def reached(runs: Sequence[RunFigures]) -> dict[str, Any]:
+def figures_of_runs(runs: Sequence[RunFigures]) -> dict[str, Any]:
     """Return the fields of `MethodFigures` that come from the runs with the best values.
 
     A metric that is not finite in one of the runs, as a user's function may return it, is left out.

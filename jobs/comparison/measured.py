@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cluster.errors import StorageError
-from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, reached
+from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, figures_of_runs
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
@@ -47,7 +47,7 @@ def figures_of(name: str, paths: JobPaths) -> MethodFigures:
     if best is None:
         return figures
     runs = [best, *(trial for trial in trials.repeats_of(best) if trial.state == "finished")]
-    return figures.model_copy(update={"values": best.values, **reached([_run_of(trial) for trial in runs])})
+    return figures.model_copy(update={"values": best.values, **figures_of_runs([_run_of(trial) for trial in runs])})
 
 
 def _settings(job: Spec) -> str:

@@ -1,5 +1,5 @@
 """The process that leads a job, from its start to its outcome.
 
-May import everything else in `jobs`. The doors are `attempt`, which a queue starts, and `ray_submitted`.
-Every driver is stopped by its `stop_request`.
+May import everything else in `jobs`. Start with `attempt`, which the queue starts for each attempt of a job, or
+with `ray_submitted`, for jobs that come through `ray job submit`. `stop_request` is how every driver is asked to stop.
 """

@@ -29,6 +29,6 @@ def newest_start(paths: JobPaths) -> int:
 
 def take_run(paths: JobPaths) -> str:
     """Write a random id of this driver over that of the previous one, and return it (see `JobPaths.driver`)."""
-    word = secrets.token_hex(8)
-    storage.write_bytes(paths.driver, word.encode())
-    return word
+    driver_id = secrets.token_hex(8)
+    storage.write_bytes(paths.driver, driver_id.encode())
+    return driver_id

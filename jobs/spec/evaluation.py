@@ -83,7 +83,7 @@ class Eval(Frozen):
     )
     early_stopping_patience: Count | None = Field(
         None,
-        description="End after this many consecutive evaluations without a better metric_for_best_model; export the best.",
+        description="Consecutive evaluations without a better metric_for_best_model after which the run ends.",
     )
     early_stopping_threshold: float = Field(
         0.0,

@@ -1,4 +1,4 @@
-"""What a path in a spec refers to: a file relative to the spec's own file, a model of the hub, or a run's model."""
+"""What a path in a spec refers to: a file beside the spec, a model of Hugging Face's hub, or the model of a run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def absolute(path: str, base: str) -> str:
 
 
 def absolute_model(path: str, base: str) -> str:
-    """Make the path of a model's directory absolute. Names of the hub and `run:NAME` are not changed."""
+    """Make the path of a model's directory absolute. Model ids of the hub and `run:NAME` are not changed."""
     if run_named(path) is not None:
         return path
     local = path.startswith(("./", "../", "/", "~")) or path in (".", "..") or not _HUB_ID.match(path)
@@ -47,7 +47,7 @@ def absolute_working_dir(path: str | None, base: str) -> str | None:
     """Make `working_dir` absolute. Raises SpecError if it is a URL."""
     found = None if path is None else absolute(path, base)
     if found is not None and storage.is_url(found):
-        what = f"{found} is a URL, and programs run in directories: give one that nodes see"
+        what = f"{found} is a URL, but a program needs a directory: give one that every node sees"
         raise SpecError.at("working_dir", what)
     return found
 

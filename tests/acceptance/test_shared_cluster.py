@@ -249,7 +249,7 @@ def test_a_job_of_ray_that_the_queue_knows_nothing_of_is_planned_around_and_name
         assert (shared.job(pair)["state"], shared.job(pair)["attempt"]) == ("queued", 0)
         told = shared.queue.run("why", pair)
         assert told.returncode == 0, told.stderr
-        assert "outside Fleetune run: somebody-elses" in told.stdout, told.stdout
+        assert "programs outside Fleetune: somebody-elses" in told.stdout, told.stdout
     finally:
         client.stop_job("somebody-elses")
     shared.ended(pair)

@@ -16,7 +16,7 @@ from jobs.data.preparation.assemble import Samples, SplitPlan, write_splits
 from jobs.data.preparation.engines import Engine, Progress, Say, is_little, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.parts import PartIndex, missing, parts_folder, read_index, store_part, stored_parts
-from jobs.data.preparation.prepare_lock import Lease
+from jobs.data.preparation.prepare_lock import PrepareLock
 from jobs.data.preparation.shard_writer import remove_notes
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
 from jobs.data.sources.bad_records import BadRecord, write_bad_records
@@ -44,9 +44,9 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
         DataError: a file cannot be read, changes during reading, does not fit the spec, or has too many bad records.
         StorageError: the storage cannot be written or is full.
     """
-    lease = Lease(storage.join(job.root, "preparing.json"), say)
+    lock = PrepareLock(storage.join(job.root, "preparing.json"), say)
     try:
-        with lease.held_unless(lambda: _is_whole(job)) as held:
+        with lock.held_unless(lambda: _is_whole(job)) as held:
             if held:
                 _set_damaged_aside(job, say)
                 _prepare(job, engine, progress, say)

@@ -25,7 +25,7 @@ DEAD_S = 30.0  # without a change of the file, after which the holder counts as 
 SAY_EVERY_S = 20.0
 
 
-class Lease:
+class PrepareLock:
     """The lock of one prepared directory."""
 
     def __init__(self, path: str, say: Callable[[str], None]) -> None:
@@ -46,7 +46,7 @@ class Lease:
         if not self._waited(done):
             yield False
             return
-        thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        thread = threading.Thread(target=self._keep, name="prepare-lock", daemon=True)
         thread.start()
         try:
             yield True

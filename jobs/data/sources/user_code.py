@@ -28,7 +28,7 @@ from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading, Sample, sample_
 from jobs.data.sources.records import Record
 from jobs.spec.data import Columns
 
-_MOST_BYTES = 32 * 2**20
+_MOST_BYTES = 32 * 2**20  # a larger package is not sent, and must be installed on every node
 _FRAMES = 4  # innermost frames of a traceback that are shown
 
 
@@ -49,6 +49,7 @@ class UserCode:
 
     @property
     def top(self) -> str:
+        """The name of the top-level module or package."""
         return self.name.partition(":")[0].partition(".")[0]
 
 

@@ -1,5 +1,6 @@
-"""Changes the spec by the next rung of the ladder when a worker group ran out of memory; stores and announces it.
+"""Makes the next change of the spec after a worker group ran out of memory, stores it and announces it.
 
+`jobs.remedies.out_of_memory` decides which change is next.
 The driver under Ray then starts a new worker group (`ray_driver`). Under torchrun nothing can be started again; there,
 `with_earlier_changes` alone is used.
 """
@@ -54,11 +55,14 @@ def with_earlier_changes(spec: Spec, paths: JobPaths, announce: Announcer) -> Sp
     spec, changes = with_remedies(spec, earlier)
     for one in changes:
         effect = f"an earlier attempt of this run ran out of memory with {one.before}"
-        said = f"{effect}, so this one begins with {one}. Any other value in the spec counts"
+        said = f"{effect}, so this one begins with {one}. To prevent that, set another value in the spec"
         report = RemedyReport(REMEDY, "an earlier attempt ran out of memory", str(one), effect)
         report.tell(announce, said, stage="earlier", **facts_of(one))
     if earlier and not changes:
-        announce("warning", f"the spec or the kind of workers has changed: {paths.remedies} is not applied")
+        announce(
+            "warning",
+            f"the spec or the kind of workers has changed, so the changes in {paths.remedies} are not applied",
+        )
     return spec
 
 
@@ -127,13 +131,13 @@ class MemoryRemedy:
         group = self._group
         if group is None or self._made is None:
             return
-        with contextlib.suppress(StorageError):  # the next look asks again
+        with contextlib.suppress(StorageError):  # the next look tries again
             group.look()
             if group.step > 0:
-                self._went_on(self._made)
+                self._announce_first_step(self._made)
 
-    def _went_on(self, made: Remedy) -> None:
-        """Store and announce what the remedy cost. Raises StorageError."""
+    def _announce_first_step(self, made: Remedy) -> None:
+        """Store and announce how long the remedy took, once the new group has trained a step. Raises StorageError."""
         seconds = max(time.time() - self._ran_out_at, 0.0)
         done = made.model_copy(update={"seconds": round(seconds, 1)})
         remedies = (*read_remedies(self._paths)[:-1], done)
@@ -194,11 +198,12 @@ class MemoryRemedy:
         facts = {name: getattr(made, name) for name in ("where", "rung", "field", "before", "after", "from_step")}
         report.tell(self._announce, step=group.step, **facts)
         storage.remove_dir(self._paths.failures)
-        begun = count_attempts(self._paths) - group.attempts  # this group was not lost
+        # The driver gives a run up after several lost groups. This group does not count as one of them.
+        begun = count_attempts(self._paths) - group.attempts
         # Workers of the old group that still wait for a rank that has left see the new id, and end.
-        word = take_run(self._paths)
+        driver_id = take_run(self._paths)
         spec = changed(job.spec, change)
-        return replace(job, spec=spec, earlier_attempts=job.earlier_attempts + begun, driver=word)
+        return replace(job, spec=spec, earlier_attempts=job.earlier_attempts + begun, driver=driver_id)
 
     def _remedy(self, spec: Spec, change: Change, cause: str, group: Group) -> Remedy:
         gpus_per_worker, accelerator_type = workers_of(spec)

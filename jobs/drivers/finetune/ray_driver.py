@@ -77,7 +77,7 @@ def drive_on_ray(
     most = spec.resources.num_workers
     if given.num_workers is not None:
         spec = with_workers(spec, given.num_workers)
-    facts, word = run_facts(), take_run(paths)
+    facts, driver_id = run_facts(), take_run(paths)
     announce("phase", "connecting to Ray", phase="connect")
     least = gang_of(with_workers(spec, worker_numbers(spec)[0]))
     with connected_as_given(spec, least, address, given, _NEEDED) as inventory:
@@ -85,7 +85,7 @@ def drive_on_ray(
         if not is_own(address):
             keep_actors_here()
         watch = Watch(paths, progress)
-        driver = Driver(paths, word, facts, stop, announce, watch, given.places, is_own(address), most)
+        driver = Driver(paths, driver_id, facts, stop, announce, watch, given.places, is_own(address), most)
         return trained(spec, driver)
 
 
@@ -94,7 +94,7 @@ class Driver:
     """The parts of a run's driver that do not change while it is connected to Ray.
 
     Attributes:
-        word: see `JobPaths.driver`.
+        driver_id: see `JobPaths.driver`.
         facts: content of the manifest.
         watch: looks twice a second while workers run.
         places: node of each worker, as a queue assigned it; None lets Ray choose.
@@ -103,7 +103,7 @@ class Driver:
     """
 
     paths: JobPaths
-    word: str
+    driver_id: str
     facts: Mapping[str, Any]
     stop: StopRequest
     announce: Announcer
@@ -130,7 +130,7 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     find_places = functools.partial(places_under_ray, spec, driver.places, driver.alone)
     spec = with_planned_fields(spec, kept, prepared, find_places, paths, announce, driver.most_workers)
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
-    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.word)
+    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.driver_id)
     draining = Draining(paths, announce, driver.places, driver.stop)
     result = Training(job, driver, draining, StopRelay(driver.stop, paths, announce)).run()
     write_manifest(paths, facts | (result or {}).get("facts", {}))

@@ -44,8 +44,8 @@ from jobs.training.worker_input import Job
 # Other ranks wait this long for rank 0 to prepare the data. In training, a hanging rank is given up much earlier.
 _PREPARE_TIMEOUT = datetime.timedelta(hours=6)
 _TRAIN_TIMEOUT = datetime.timedelta(minutes=30)
-EVERY_S = 1.0  # seconds between two looks for failures
-# Seconds for the main thread, which may notice the failure too and then ends in the ordinary way.
+EVERY_S = 1.0  # seconds between two checks for failures
+# Seconds in which the main thread may notice the failure itself, and end the run in the ordinary way.
 GRACE_S = 5.0
 
 
@@ -137,7 +137,7 @@ def _lost_peer_error(error: Exception, kills: Sequence[int], spec: Spec) -> Flee
 
 
 class FailureWatch:
-    """Ends this process if its gang fails while its context is open and the main thread waits in a collective.
+    """A context manager that ends this process if the gang fails, even while the main thread waits in a collective.
 
     NCCL waits half an hour for a rank that has left. One process of each node watches `failures/`; once it has ended,
     torchrun ends the other processes of that node.
@@ -167,7 +167,7 @@ class FailureWatch:
                 return
 
     def _failed(self) -> bool:
-        with contextlib.suppress(StorageError):  # the next look asks again
+        with contextlib.suppress(StorageError):  # the next look tries again
             return bool(storage.list_names(self._paths.failures))
         return False
 

@@ -80,7 +80,7 @@ class Server:
         try:
             return reply.model_validate_json(content)
         except ValidationError as error:
-            if not isinstance(value.get("version"), int):  # every message of any release has one
+            if not isinstance(value.get("version"), int):  # every message of every Fleetune release has a version
                 raise NoAnswer(f"the program that answers at {self.url} is not a Fleetune server") from None
             mistakes = "; ".join(f"{one['loc']}: {one['msg']}" for one in error.errors(include_input=False)[:3])
             said = f"the answer of the server at {self.url} belongs to another release: {mistakes}"

@@ -120,14 +120,14 @@ def with_final_run(trials: Trials, found: Outcome, driver: SweepDriver) -> Outco
 
 def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriver) -> Outcome:
     """Train the final run, or raise any error of `trained`."""
-    word, size = take_run(paths), spec.resources.num_workers
+    driver_id, size = take_run(paths), spec.resources.num_workers
     places = None if driver.places is None else driver.places[:size]
     watch, stop = _FinalWatch(driver.paths, paths, driver.progress, driver.stop), driver.stop
     try:
         if stop.asked or storage.exists(driver.paths.stop_request):
             raise Interrupted("stopped on request before the first step")
         stop.defer(False)  # nothing looks for requests while the data is prepared
-        own = Driver(paths, word, driver.facts, stop, announce, watch, places, driver.alone)
+        own = Driver(paths, driver_id, driver.facts, stop, announce, watch, places, driver.alone)
         return trained(with_workers(spec, size), own)
     finally:
         stop.deferred = True

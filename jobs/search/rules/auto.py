@@ -14,15 +14,18 @@ from jobs.search.rules.varying import field_meant
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
 
-_PROBED = 8  # learning rates at which the loss after one step is measured
+_PROBED = 8  # number of learning rates at which the loss after one step is measured, before the first trial
 # One step, and at each rate forward passes over the rows of two steps. A forward pass costs a third of a step.
 PROBE_STEPS: Final = 1 + _PROBED * 2 / 3
-# Increase as a share of the loss. Even at the best rate, one step can raise the loss on other rows by a few percent.
+# Increase of the loss after one step, as a share, from which a rate is too high. Even at the best rate, one step can
+# raise the loss on other rows by a few percent.
 _EXCESSIVE: Final = 0.2
-BRACKETED: Final = 8  # compared trials whose rates bracket the best one; after them, a Gaussian process proposes
+BRACKETED: Final = 8  # the first compared trials bracket the best rate; then a Gaussian process proposes the values
 LATER: Final = (0.5,)  # the rung, as a share of a run, if nothing has been learned at the first one
-_LEAST_GAIN: Final = 0.05  # share of the base model's score; at a rung that was late enough, MiniLM had gained 15 %
-_NEAR: Final = 1.15  # factor between two rates; a whole run with one of them stands for the other
+# Least gain that shows that something was learned, as a share of the base model's score. At a rung that was late
+# enough, MiniLM had gained 15 %.
+_LEAST_GAIN: Final = 0.05
+_NEAR: Final = 1.15  # rates that differ by less than this factor need only one whole run
 _FURTHER: Final = 1.5  # factor from the target to the rate of a further whole run
 
 
@@ -140,7 +143,7 @@ def fixed_values(sweep: SweepSpec, best: Mapping[str, Any] | None = None) -> dic
     """Return the values that the sampler may not change in its next proposal.
 
     Args:
-        best: values of the best trial, whose learning rate a whole run has; None for a compared trial.
+        best: values of the best trial, for a whole run, which gets its learning rate; None for a compared trial.
     """
     name = rate_name(sweep)
     if name is None:
@@ -151,7 +154,7 @@ def fixed_values(sweep: SweepSpec, best: Mapping[str, Any] | None = None) -> dic
 
 
 def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
-    """Return the learning rates at which the loss after one step is measured, all above the prior; empty: none is."""
+    """Return the learning rates, all above the prior, at which the loss after one step is measured; may be empty."""
     rates = rate_range(sweep)
     if rates is None or not brackets_rate(sweep):
         return ()
@@ -167,7 +170,7 @@ def probe_steps(sweep: SweepSpec) -> float:
 
 
 def greatest_rate(rates: Sequence[float], losses: Sequence[float]) -> float | None:
-    """Return the lowest rate at which, and above which, one step clearly raises the loss; None if there is none.
+    """Return the upper bound of useful rates: from it on, one step clearly raises the loss. None if there is none.
 
     Args:
         rates: in ascending order.

@@ -194,7 +194,7 @@ class Checkpointer:
         took_s = time.monotonic() - writing.began_at
         self._report(
             "checkpoint",
-            f"checkpoint of step {writing.step}: {size / 1e6:,.1f} MB in {took_s:.1f} s, behind the training",
+            f"checkpoint of step {writing.step}: {size / 1e6:,.1f} MB in {took_s:.1f} s, in the background",
             step=writing.step,
             bytes=size,
             seconds=took_s,

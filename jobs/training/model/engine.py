@@ -32,7 +32,7 @@ from jobs.training.model.sharding import gather_data_dependent_modules, sharded_
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
-_COMPARED_TARGETS = 64  # of each row in the comparison of the exported model with the trained one
+_COMPARED_TARGETS = 64  # targets of each row whose logits are compared in `export`
 _SCALER_STATE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -49,7 +49,7 @@ def build_engine(spec: Spec, model_dir: str, worker: WorkerContext, pad_token_id
         gather_data_dependent_modules(model)
     groups = parameter_groups(model, spec.train.weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
-    if precision == "fp16":  # with the scale at 1, `jobs.remedies.outliers` decides when the run fails
+    if precision == "fp16":  # DeepSpeed would fail at a loss scale of 1; instead, `jobs.remedies.outliers` decides
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
     built = Engine(engine, spec, precision, sharding, UpdateGate(engine))
     built.partitions.share_fp32_weights()
@@ -83,8 +83,8 @@ def import_deepspeed(device: torch.device) -> Any:
     # Empty the list of operators that can be compiled here. DeepSpeed would compile one for inference on CPUs, for half
     # a minute at the first start, and to fill the list it would try every compiler in every process.
     deepspeed.ops.__compatible_ops__ = {}
-    # Leave the functions of the optimizer Muon uncompiled, which no job uses. Every engine imports them, and their
-    # decorator would import torch's compiler: most of a second of a core in every worker.
+    # No job uses the optimizer Muon, but every engine imports it. Its functions have a decorator that would import
+    # torch's compiler, which takes most of a second in every worker.
     from deepspeed.runtime import compiler
 
     compiler.compile = lambda: compiler.dummy_decorator
@@ -100,11 +100,11 @@ def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:
 
 
 class UpdateGate:
-    """Replaces the optimizer's `step`, which DeepSpeed calls for each flat partition, and may skip an update.
+    """Replaces the optimizer's `step`, and skips an update if the caller's `veto` returns True (see `Engine.step`).
 
-    At this call every ZeRO stage has computed the norm of the gradient over all ranks, and has not changed anything.
-    After a skipped update DeepSpeed copies the unchanged weights and frees the gradients as after any step. The loss
-    scale of fp16 stays, because DeepSpeed does not see a skipped update as an overflow.
+    DeepSpeed calls it for each flat partition. At this call every ZeRO stage has computed the norm of the gradient over
+    all ranks, and has not changed anything. After a skipped update DeepSpeed copies the unchanged weights and frees the
+    gradients as after any step. The loss scale of fp16 stays, because for DeepSpeed a skipped update is no overflow.
     """
 
     def __init__(self, engine: Any) -> None:
@@ -155,7 +155,7 @@ class Engine:
             group["lr"] = rate
 
     def set_for(self, spec: Spec) -> Engine:
-        """Set the engine for another run with the same model, batches, precision and ZeRO settings."""
+        """Apply the optimizer settings of another run with the same model, batches, precision and ZeRO settings."""
         train, zero = spec.train, self.module.optimizer
         for group in zero.param_groups:
             group["betas"], group["eps"] = (train.adam_beta1, train.adam_beta2), train.adam_epsilon
@@ -197,7 +197,7 @@ class Engine:
         self.module.backward(loss, scale_wrt_gas=False)
 
     def step(self, veto: Callable[[float], bool] | None = None) -> None:
-        """Call after each forward pass. DeepSpeed updates the weights at the last one of an optimizer step.
+        """Call after each backward pass. DeepSpeed updates the weights after the last one of an optimizer step.
 
         Args:
             veto: called before the update with the norm of the gradient, unless DeepSpeed skips the step. If it returns
@@ -265,7 +265,7 @@ class Engine:
             model.eval()
             return [model_logits(model, batch, task) for batch in batches]
 
-        living = run(self.module)
+        trained = run(self.module)
         self.partitions.free_gathered()  # DeepSpeed cannot gather a weight that is already being gathered
         model_dir, is_full = local_model_dir(job.model), self.spec.method.kind == "full"
         if worker.rank == 0:  # an export that was interrupted, or an older one, may have other files
@@ -273,7 +273,7 @@ class Engine:
         export_model(self.module, job.paths.model, model_dir, worker.rank, dtype, is_full)
         size = sum(size for _, size in Weights(self.module.module).sizes)
         load = functools.partial(self._reloaded, None if is_full else model_dir, worker.device)
-        difference = verify_export(job.paths.model, dtype, size, living, run, load, worker.rank)
+        difference = verify_export(job.paths.model, dtype, size, trained, run, load, worker.rank)
         self.module.train()
         return difference
 
@@ -295,7 +295,7 @@ class Engine:
         if not sharded:
             return model.to(device)
         engine, *_ = deepspeed.initialize(model=model, config=config)
-        engine.kept_alive = sharding
+        engine.kept_alive = sharding  # transformers has only a weak reference to it
         return engine
 
 

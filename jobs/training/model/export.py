@@ -23,7 +23,7 @@ from jobs.training.model.pooling import reads_padding
 from jobs.training.model.tensor_names import naming_of
 
 MAX_SHARD_BYTES = 2_000_000_000  # bounds the memory of rank 0, which holds one file at a time
-# Up to this size of weights, one process reads the exported model back; above, the gang reads it sharded.
+# Up to this size of the weights, one process reads the exported model back. Larger ones are sharded over the gang.
 ONE_PROCESS_BYTES = 1_000_000_000
 
 Shapes = list[tuple[str, int]]  # name and size in bytes
@@ -103,7 +103,8 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
 def _restore_pad_token(config: Any, model_dir: str) -> None:
     """Give the exported configuration the source's pad token, or none if the source has none.
 
-    PyTorch never trains the embedding of a configured pad token, and some types (Youtu) set it to zero on loading.
+    PyTorch never trains the embedding of a configured pad token. Some model types, such as Youtu, set it to zero when
+    they are loaded.
     """
     from transformers import AutoConfig
 
@@ -169,7 +170,7 @@ def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: tor
     dist.barrier()
 
 
-def check_same_logits(living: Iterable[torch.Tensor], reloaded: Iterable[torch.Tensor], dtype: torch.dtype) -> float:
+def check_same_logits(trained: Iterable[torch.Tensor], reloaded: Iterable[torch.Tensor], dtype: torch.dtype) -> float:
     """Compare logits of the model in training with those of the reloaded one, batch by batch.
 
     Returns:
@@ -180,7 +181,7 @@ def check_same_logits(living: Iterable[torch.Tensor], reloaded: Iterable[torch.T
     """
     pairs = [
         (one.float().abs().max(), (one.float() - other.float()).abs().max())
-        for one, other in zip(living, reloaded, strict=True)
+        for one, other in zip(trained, reloaded, strict=True)
     ]
     # Computed with tensors, because Python's max() may ignore NaN.
     largest, furthest = (float(torch.stack(values).max()) for values in zip(*pairs, strict=True))
@@ -189,7 +190,7 @@ def check_same_logits(living: Iterable[torch.Tensor], reloaded: Iterable[torch.T
     if not difference <= allowed:
         raise RunFailed(
             f"the exported model does not compute what the trained one does: logits differ by {difference:.2e} of "
-            f"their largest value (allowed {allowed:.0e}). The checkpoint is kept, and the export is no model"
+            f"their largest value (allowed {allowed:.0e}). The checkpoint is kept, and the export is removed"
         )
     return difference
 
@@ -198,7 +199,7 @@ def verify_export(
     folder: str,
     dtype: torch.dtype,
     size_bytes: int,
-    living: Sequence[torch.Tensor],
+    trained: Sequence[torch.Tensor],
     run: Callable[[Any], Sequence[torch.Tensor]],
     load: Callable[[str, bool], Any],
     rank: int,
@@ -206,7 +207,7 @@ def verify_export(
     """Read the exported directory back and compare logits; if that fails, remove it. Every rank must call it.
 
     Args:
-        living: logits of the model in training on fixed batches.
+        trained: logits of the model in training, on fixed batches.
         run: computes the logits of a given model on the same batches.
         load: (folder, sharded) -> a model, sharded over the gang or whole in this process.
 
@@ -222,7 +223,7 @@ def verify_export(
         if sharded or rank == 0:
             with on_this_node(folder, dist.barrier if sharded else lambda: None) as local:
                 try:
-                    verdict[0] = check_same_logits(living, run(load(local, sharded)), dtype)
+                    verdict[0] = check_same_logits(trained, run(load(local, sharded)), dtype)
                 except Exception as error:
                     if sharded:
                         raise

@@ -123,7 +123,7 @@ def _candidates(model: Any) -> Iterator[list[Any]]:
 
 
 def _try(model: Any, conversions: list[Any], tensors: Tensors) -> Tensors:
-    """Return the converted tensors; none if the conversion needs other tensors as well."""
+    """Return the converted tensors; an empty dict if the conversion needs other tensors as well."""
     try:
         return _reverted(model, conversions, tensors)
     except Exception:  # operations of a conversion may raise anything

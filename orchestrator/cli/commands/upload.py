@@ -15,7 +15,7 @@ from cluster.text import byte_size
 from jobs.storage import upload as uploading
 from orchestrator.cli.options import Json, Quiet
 
-DATA: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".txt")
+DATA_SUFFIXES: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".txt")
 LOGGED_EVERY_S: Final = 5.0  # seconds between lines of progress without a terminal
 
 
@@ -42,8 +42,8 @@ def upload(
         uploading.upload(plan, advance)
     field, sent = spec_field(path), len(plan.sent)
     if json_:
-        told = {"url": plan.target, "files": len(plan.files), "sent": sent, "bytes": plan.bytes, "field": field}
-        typer.echo(json.dumps(told))
+        result = {"url": plan.target, "files": len(plan.files), "sent": sent, "bytes": plan.bytes, "field": field}
+        typer.echo(json.dumps(result))
         return
     same = f", {len(plan.there)} were there already" if plan.there else ""
     typer.echo(f"{plan.target}: {sent} of {len(plan.files)} files sent{same}")
@@ -52,7 +52,10 @@ def upload(
 
 @contextlib.contextmanager
 def progress_of(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """Show progress in bytes on stderr: a bar on a terminal, else a line every few seconds."""
+    """Show progress in bytes on stderr: a bar on a terminal, else a line every few seconds.
+
+    Yields the function to call with the number of bytes that were sent since its last call.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -60,21 +63,21 @@ def progress_of(total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
         task = bar.add_task("", total=total)
-        done, told_s = 0, time.monotonic()
+        done, printed_s = 0, time.monotonic()
 
         def advance(count: int) -> None:
-            nonlocal done, told_s
+            nonlocal done, printed_s
             done += count
             bar.advance(task, count)
-            if not (quiet or console.is_terminal) and time.monotonic() - told_s >= LOGGED_EVERY_S:
-                told_s = time.monotonic()
+            if not (quiet or console.is_terminal) and time.monotonic() - printed_s >= LOGGED_EVERY_S:
+                printed_s = time.monotonic()
                 typer.echo(f"{byte_size(done)} of {byte_size(total)}", err=True)
 
         yield advance
 
 
 def spec_field(path: str) -> str | None:
-    """Return the field of a spec that takes this kind of file; None: several are possible."""
+    """Return the field of a spec that takes this kind of file; None: it may be for several fields."""
     if os.path.isdir(path):
         return "model.path" if os.path.exists(os.path.join(path, "config.json")) else None
-    return "data.train" if path.lower().endswith(DATA) else None
+    return "data.train" if path.lower().endswith(DATA_SUFFIXES) else None

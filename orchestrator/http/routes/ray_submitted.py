@@ -1,4 +1,7 @@
-"""Routes of programs that `ray job submit` has started; the messages are in `jobs.drivers.link.messages`."""
+"""Routes for programs that `ray job submit` has started: they queue their job, and follow it to its end.
+
+The messages are in `jobs.drivers.link.messages`.
+"""
 
 from __future__ import annotations
 
@@ -16,27 +19,26 @@ from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import SubmissionKey
 from orchestrator.service.context.caller import Caller
 from orchestrator.service.context.identity import queue_id, tokens_of
-from orchestrator.service.observability.state_text import ended
+from orchestrator.service.observability.state_text import describe_ended
 from orchestrator.service.ray_submitted import check_room, look
 
 
 def routes(serving: Serving) -> APIRouter:
     router = new_router("guests", "/v1/guest")
-    context, one_by_one = serving.context, threading.Lock()
+    context = serving.context
+    one_by_one = threading.Lock()  # between the check for room and the entry in the store, no other job may come
 
     @router.post(
         "/join",
         status_code=201,
-        **documented(
-            Joined, "A program that Ray has started asks for its job to be queued", 400, 403, 404, 409, 413, 422
-        ),
+        **documented(Joined, "Queue the job of a program that Ray has started", 400, 403, 404, 409, 413, 422),
     )
     def join(sent: Join, caller: Writer) -> Response:
         _check_queue(serving, sent.queue)
         if context.engine == "local" or sent.spec.get("kind", "finetune") == "command":
             raise QueueError(
-                "a job of `ray job submit` must train on the Ray cluster that has started it. This job runs a command, "
-                "or this server uses no Ray"
+                "a job that comes through `ray job submit` must be a training job for the Ray cluster of this queue. "
+                "This one has kind: command, or this server does not use Ray"
             )
         client = client_of(sent.submission, sent.environment)
         key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))
@@ -49,7 +51,7 @@ def routes(serving: Serving) -> APIRouter:
         return answer(Joined(job_id=job.job_id), 201)
 
     @router.post(
-        "/look", **documented(Looked, "What its job has written since, and how it is", 404, 409, 413, 422, 429)
+        "/look", **documented(Looked, "The new output of such a job, and its state in words", 404, 409, 413, 422, 429)
     )
     async def looked(sent: Look, caller: Asker) -> Response:
         def read() -> Looked:
@@ -57,7 +59,7 @@ def routes(serving: Serving) -> APIRouter:
             job = serving.job(sent.job_id, caller)
             told = look(context, job, sent.attempt, sent.after)
             scrub = serving.scrub.and_also(tokens_of(serving.context.driver_key, job))
-            words = _described(serving, job, caller)
+            words = _describe(serving, job, caller)
             return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.line(words)})
 
         return answer(await serving.slow.run(read))
@@ -71,12 +73,12 @@ def _check_queue(serving: Serving, queue: str) -> None:
         raise OtherQueue("this server keeps another queue than the one that the request names")
 
 
-def _described(serving: Serving, job: Job, caller: Caller) -> str:
+def _describe(serving: Serving, job: Job, caller: Caller) -> str:
     """Describe a waiting or ended job in one line; '' for a running job, which writes output itself."""
     if job.state is State.RUNNING:
         return ""
     if job.state not in ENDED:
         return serving.explainer.why(job.job_id, caller).reason
-    told = ended(job, serving.now_s())
+    told = describe_ended(job, serving.now_s())
     again = ["to do: submit it again with ray job submit"] if job.state is not State.SUCCEEDED else []
     return "; ".join([told.reason, *told.more, *again])

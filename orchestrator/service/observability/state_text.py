@@ -1,4 +1,4 @@
-"""Text about a job that does not wait for nodes: it has ended, runs, is paused, or waits for others."""
+"""Text about a job that does not wait for nodes: it has ended, runs, is paused, or waits for other jobs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class StateExplanation:
         return "\n".join([first, *self.more, *last])
 
 
-def ended(job: Job, now_s: float) -> StateExplanation:
+def describe_ended(job: Job, now_s: float) -> StateExplanation:
     ago = "" if job.ended_s is None else f" {span(max(now_s - job.ended_s, 0.0))} ago"
     more = detail_of(job.state, job.message)
     lines = ["it was never started"]
@@ -55,7 +55,7 @@ def ended(job: Job, now_s: float) -> StateExplanation:
     return StateExplanation(reason, more=lines, next_step=next_step)
 
 
-def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> StateExplanation:
+def describe_hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> StateExplanation:
     """Describe a job whose tenant has used up its GPU-hours of the month."""
     most, (_, next_s) = tenant.restrictions.max_gpu_hours_per_month or 0.0, month_around(now_s)
     return StateExplanation(
@@ -72,7 +72,7 @@ def hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: fl
 _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "was cancelled"}
 
 
-def holding(job: Job, now_s: float, label: Callable[[str], str]) -> StateExplanation:
+def describe_active(job: Job, now_s: float, label: Callable[[str], str]) -> StateExplanation:
     """Describe a job that holds a lease."""
     where = ", ".join(f"{label(node)} ({many(count, 'worker')})" for node, count in job.placement)
     for_s = now_s - (job.started_s if job.started_s is not None else now_s)
@@ -80,7 +80,7 @@ def holding(job: Job, now_s: float, label: Callable[[str], str]) -> StateExplana
     if job.state is State.STOPPING:
         lines += [f"why it stops: {job.message or job.reason.value}", _after_the_stop(job)]
     elif job.wanted is not DesiredState.RUN:
-        lines.append(f"it was asked to {_ASKED[job.wanted]}, and is told so within seconds")
+        lines.append(f"it was asked to {_ASKED[job.wanted]}, and its driver is told within seconds")
     if job.total_steps:
         lines.append(f"step {job.step} of {job.total_steps}")
     elif job.step:
@@ -119,23 +119,23 @@ def _after_the_stop(job: Job) -> str:
     if job.wanted is DesiredState.CANCEL:
         return "it will be cancelled once its program has ended"
     if job.wanted is DesiredState.PAUSE:
-        return f"then it is paused, until somebody says: fleetune resume {job.job_id}"
+        return f"then it is paused; to continue it: fleetune resume {job.job_id}"
     if job.reason in BUDGETS:
         how = "begins anew" if job.kind == "command" else "goes on from its newest checkpoint"
         return f"then it goes back into the queue by itself, and {how}"
-    return "it ends with that"
+    return "then it ends, and is not queued again"
 
 
-def not_wanted(job: Job, now_s: float) -> StateExplanation:
+def describe_paused_or_cancelled(job: Job, now_s: float) -> StateExplanation:
     """Describe a QUEUED job that its owner has paused or cancelled."""
     if job.wanted is DesiredState.PAUSE:
         since = span(max(now_s - job.waiting_since_s, 0.0))
         next_step = f"fleetune resume {job.job_id} lets it go on"
-        return StateExplanation(f"{job.job_id} has been paused for {since}, by order", next_step=next_step)
+        return StateExplanation(f"{job.job_id} has been paused for {since}, on request", next_step=next_step)
     return StateExplanation(f"{job.job_id} was asked to end, and will be cancelled within seconds")
 
 
-def waits_for(job: Job, parents: Sequence[Job], names: Sequence[str]) -> StateExplanation:
+def describe_waiting_for_jobs(job: Job, parents: Sequence[Job], names: Sequence[str]) -> StateExplanation:
     """Describe a job that waits for others.
 
     Args:
@@ -165,12 +165,12 @@ def _how_it_is(parent: Job) -> str:
     return does(parent.state, parent.wanted) + (left if parent.state in HOLDS_A_LEASE else "")
 
 
-def put_back(job: Job) -> str:
+def describe_earlier_attempts(job: Job) -> str:
     """Say why a job that has run before waits again; '' for other jobs."""
     if not job.attempt or job.reason in (Reason.SUBMITTED, Reason.RETRIED):
         return ""
     if job.reason is Reason.PAUSED:
-        return "it was paused, and is to go on"
+        return "it was paused and resumed"
     return f"it has run before, and was put back: {job.message or job.reason.value.replace('-', ' ')}"
 
 
@@ -179,7 +179,7 @@ def outside(found: Why, others: Sequence[str]) -> str:
     if not others or not any(node.foreign for node in found.nodes):
         return ""
     more = f", and {len(others) - _OUTSIDE_SHOWN} more" if len(others) > _OUTSIDE_SHOWN else ""
-    return f"outside Fleetune run: {', '.join(others[:_OUTSIDE_SHOWN])}{more}"
+    return f"programs outside Fleetune: {', '.join(others[:_OUTSIDE_SHOWN])}{more}"
 
 
 def limit(found: Why, tenant: Tenant | None) -> str:

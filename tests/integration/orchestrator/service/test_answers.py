@@ -97,7 +97,7 @@ def test_what_keeps_a_job_besides_nodes_is_said(world: ServiceWorld) -> None:
     world.clock.advance(120.0)
     said = text(world, paused)
     assert said.splitlines() == [
-        f"{paused.job_id} has been paused for 2 min, by order",
+        f"{paused.job_id} has been paused for 2 min, on request",
         f"to do: fleetune resume {paused.job_id} lets it go on",
     ]
     last = submitted(world, command("last", **queue(after=[paused.job_id, parent.job_id, child.job_id])))
@@ -110,7 +110,7 @@ def test_what_keeps_a_job_besides_nodes_is_said(world: ServiceWorld) -> None:
         f"to do: fleetune resume {paused.job_id}",
     ]
     world.store.ask(parent.job_id, Change(wanted=DesiredState.CANCEL), world.clock(), "anna")
-    assert "it was asked to end, and is told so within seconds" in text(world, parent)
+    assert "it was asked to end, and its driver is told within seconds" in text(world, parent)
 
 
 def test_the_limit_of_a_tenant_is_said_with_its_numbers(world: ServiceWorld) -> None:
@@ -166,7 +166,7 @@ def test_a_job_that_stops_says_why_and_where_it_goes_and_one_that_was_put_back_s
     assert "it has run before, and was put back: " in text(world, lost)
     ways = (State.STARTING, State.RUNNING, State.STOPPING)
     failed = go(world.store, failed, *ways, now_s=world.clock(), reason=Reason.RUN_FAILED)
-    assert "it ends with that" in text(world, failed)
+    assert "then it ends, and is not queued again" in text(world, failed)
 
 
 def test_machines_that_take_nothing_new_are_named_with_what_takes_that_back(world: ServiceWorld) -> None:
@@ -282,7 +282,7 @@ def test_who_holds_what_is_held_outside_fleetune_is_named(world: ServiceWorld) -
     (guest,) = world.admit(gpus(1, "guest"), client="ray:raysubmit_guest:0123456789abcdef")
     waits = submitted(world, gpus(1, "waits"))
     said = text(world, waits)
-    assert "are held outside Fleetune" in said and "outside Fleetune run: raysubmit_1\n" in said
+    assert "are held outside Fleetune" in said and "programs outside Fleetune: raysubmit_1\n" in said
     assert "raysubmit_guest" not in said and world.job(guest.job_id).state is State.QUEUED  # it holds nothing
 
 

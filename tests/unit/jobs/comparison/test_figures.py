@@ -11,11 +11,11 @@ from jobs.comparison.figures import (
     Comparison,
     MethodFigures,
     RunFigures,
+    figures_of_runs,
     findings,
     mean_of,
     quantile_of_t,
     rate_of,
-    reached,
 )
 from jobs.comparison.page import comparison_page, comparison_table, comparison_text
 
@@ -36,7 +36,7 @@ def run_figures(loss: float, general: float | None = None, before: float = 3.0, 
 def method(name: str, losses: list[float], rate: float | None = None, **changes: Any) -> MethodFigures:
     kind = name.partition("-")[0]
     values = {} if rate is None else {"learning_rate": rate}
-    fields = reached([run_figures(loss) for loss in losses]) if losses else {}
+    fields = figures_of_runs([run_figures(loss) for loss in losses]) if losses else {}
     return MethodFigures(**{"name": name, "method": kind, "sweep": name, "values": values, **fields, **changes})
 
 
@@ -56,7 +56,7 @@ def test_quantiles_are_those_of_the_tables(degrees: int, quantile: float) -> Non
 
 
 def test_the_runs_of_a_method_are_summed_up_over_their_seeds() -> None:
-    fields = reached([run_figures(0.4, 3.3), run_figures(0.6, 3.6)])
+    fields = figures_of_runs([run_figures(0.4, 3.3), run_figures(0.6, 3.6)])
     assert fields["metrics"]["eval_loss"].values == (0.4, 0.6) and "loss" not in fields["metrics"]
     assert fields["general_change"].values == pytest.approx((0.1, 0.2))
     assert fields["run_s"] == 9.0 + 9 * 2.0, "all steps count, the slow first one too"
@@ -65,14 +65,14 @@ def test_the_runs_of_a_method_are_summed_up_over_their_seeds() -> None:
 
 
 def test_a_metric_or_a_change_that_not_all_seeds_have_is_left_out() -> None:
-    fields = reached([run_figures(0.4, 3.3), run_figures(0.6)])
+    fields = figures_of_runs([run_figures(0.4, 3.3), run_figures(0.6)])
     assert "eval_general_loss" not in fields["metrics"] and fields["general_change"] is None
 
 
 def test_a_metric_that_is_no_number_is_left_out() -> None:
     """A user's function may return one. JSON has none, so comparison.json could not be read."""
     odd = [run_figures(loss)._replace(before={"eval_f1": math.nan}) for loss in (0.4, 0.6)]
-    fields = reached([one._replace(metrics={**one.metrics, "eval_f1": math.nan}) for one in odd])
+    fields = figures_of_runs([one._replace(metrics={**one.metrics, "eval_f1": math.nan}) for one in odd])
     assert "eval_loss" in fields["metrics"] and "eval_f1" not in fields["metrics"] and fields["before"] == {}
     found = comparison(method("full", [], **fields))
     assert Comparison.model_validate_json(found.model_dump_json()) == found
@@ -80,8 +80,8 @@ def test_a_metric_that_is_no_number_is_left_out() -> None:
 
 def test_the_peak_is_the_largest_of_all_steps_and_none_where_nothing_was_measured() -> None:
     steps = [{"step_time_s": 1.0, "tokens_per_s": 1.0, "max_memory_bytes": size} for size in (5, 9, 7)]
-    assert reached([run_figures(0.4, steps=steps), run_figures(0.4)])["peak_memory_bytes"] == 9
-    assert reached([run_figures(0.4)])["peak_memory_bytes"] is None
+    assert figures_of_runs([run_figures(0.4, steps=steps), run_figures(0.4)])["peak_memory_bytes"] == 9
+    assert figures_of_runs([run_figures(0.4)])["peak_memory_bytes"] is None
 
 
 def test_the_best_is_named_with_those_that_are_not_apart_from_it() -> None:
@@ -122,7 +122,7 @@ def test_the_table_has_a_row_for_each_method_with_what_it_took() -> None:
 
 
 def test_general_text_has_a_column_where_a_method_was_scored_on_it() -> None:
-    scored = reached([run_figures(0.4, 3.3), run_figures(0.6, 3.6)])
+    scored = figures_of_runs([run_figures(0.4, 3.3), run_figures(0.6, 3.6)])
     full = method("full", [], **scored)
     heads, (first, second) = comparison_table(comparison(full, method("lora", [0.4])))
     assert first[heads.index("general loss")].startswith("3.4500 (+15.0% ± ")

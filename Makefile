@@ -5,7 +5,7 @@ RUN_TESTS := $(BIN)/python -m pytest
 # Two files at a time, in an order that keeps both cores busy: see tests/conftest.py.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: install demo demo-lm lint test-unit test test-changed test-all soak bench bench-scheduling clean
+.PHONY: install demo demo-lm lint test-unit quick test test-changed test-all soak bench bench-scheduling clean
 
 install: .venv/.installed
 
@@ -55,14 +55,18 @@ lint: install
 test-unit: install
 	$(RUN_TESTS) -q -n 2 --durations=3 tests/unit
 
-test: lint test-unit
+# mypy has one thread, so both cores have work only beside the unit tests.
+quick: install
+	$(MAKE) --no-print-directory -j 2 lint test-unit
+
+test: quick
 	$(RUN_TESTS) $(SIDE_BY_SIDE) -m "not slow" --ignore=tests/unit
 
 # The tests near what differs from SINCE: minutes, while one works.
 test-changed: lint
 	$(RUN_TESTS) -q -m "not slow" $$($(BIN)/python -m tests.changed --since $(or $(SINCE),origin/main))
 
-test-all: lint test-unit
+test-all: quick
 	$(RUN_TESTS) $(SIDE_BY_SIDE) --durations=25 --junitxml=build/tests.xml --ignore=tests/unit
 
 # Random faults over a queue of real jobs on three hosts of this machine; needs root. SEED=N does the same again.

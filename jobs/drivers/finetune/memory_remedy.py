@@ -1,8 +1,7 @@
 """Makes the next change of the spec after a worker group ran out of memory, stores it and announces it.
 
-`jobs.remedies.out_of_memory` decides which change is next.
-The driver under Ray then starts a new worker group (`ray_driver`). Under torchrun nothing can be started again; there,
-`with_earlier_changes` alone is used.
+`jobs.remedies.out_of_memory` decides which change is next. The driver under Ray then starts a new worker group
+(`ray_driver`). Under torchrun nothing can be started again; there, `with_earlier_changes` alone is used.
 """
 
 from __future__ import annotations

@@ -178,7 +178,7 @@ def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
     dist.broadcast_object_list(heard, src=0, group=waiting)
     job = heard[0]
     ended = datetime.datetime.now(datetime.UTC)
-    if job is None:  # rank 0 reports the reason
+    if job is None:  # rank 0 has found a mistake and reports it, so this process ends without an error of its own
         return Outcome(status=Status.SUCCEEDED, ended_at=ended)
     enter_working_dir(job.spec)
     watch = FailureWatch(job.paths, lambda: end_process(1)) if world.local_rank == 0 else contextlib.nullcontext()
@@ -189,6 +189,7 @@ def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
 
 
 def _worker(job: Job, world: TorchrunWorld) -> TorchrunWorkerContext:
+    """Make this process's context. A signal to stop is only recorded; the next all-reduce passes it to all ranks."""
     stop = StopRequest(patient=True)
     stop.defer()
     stop.hold()

@@ -36,13 +36,13 @@ def plan_shards(sizes: Shapes, max_shard_bytes: int = MAX_SHARD_BYTES) -> list[t
         (file name, tensor names) for each file. The file names are those that transformers uses.
     """
     shards: list[list[str]] = []
-    room = -1
+    free_bytes = -1
     for name, size in sizes:
-        if size > room or not shards:
+        if size > free_bytes or not shards:
             shards.append([])
-            room = max_shard_bytes
+            free_bytes = max_shard_bytes
         shards[-1].append(name)
-        room -= size
+        free_bytes -= size
     if len(shards) == 1:
         return [("model.safetensors", shards[0])]
     return [(f"model-{number:05d}-of-{len(shards):05d}.safetensors", names) for number, names in enumerate(shards, 1)]

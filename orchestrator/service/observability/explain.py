@@ -28,7 +28,7 @@ from orchestrator.scheduling.forecast.why_text import ends_are_known, format_exp
 from orchestrator.scheduling.snapshot import Snapshot
 from orchestrator.service.context.caller import ANYBODY, Caller
 from orchestrator.service.context.context import ServiceContext
-from orchestrator.service.observability import state_text as statetext
+from orchestrator.service.observability import state_text
 from orchestrator.service.observability.state_text import StateExplanation
 
 _KEPT_S = 5.0
@@ -79,11 +79,11 @@ class Explainer:
         store, now_s = self._context.store, self._context.clock.now_s()
         job = store.job(job_id)
         if job.state in ENDED:
-            return _said(statetext.describe_ended(job, now_s))
+            return _said(state_text.describe_ended(job, now_s))
         if job.state is not State.QUEUED:
-            return _said(statetext.describe_active(job, now_s, self._context.machines.label))
+            return _said(state_text.describe_active(job, now_s, self._context.machines.label))
         if job.wanted is not DesiredState.RUN:
-            return _said(statetext.describe_paused_or_cancelled(job, now_s))
+            return _said(state_text.describe_paused_or_cancelled(job, now_s))
         if waits := self._waits_for(job, caller):
             return _said(waits)
         return self._of_the_queue(job, caller)
@@ -96,7 +96,7 @@ class Explainer:
         left = [known[one] for one in job.after if one in known and known[one].state is not State.SUCCEEDED]
         if not left:
             return None
-        return statetext.describe_waiting_for_jobs(job, left, [_name(parent, caller) for parent in left])
+        return state_text.describe_waiting_for_jobs(job, left, [_name(parent, caller) for parent in left])
 
     def _of_the_queue(self, job: Job, caller: Caller) -> WhyView:
         whose = None if caller.sees_all else caller.tenant
@@ -133,7 +133,9 @@ class Explainer:
             )
         tenant = moment.tenants.get(job.tenant)
         if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
-            return _said(statetext.describe_hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s))
+            return _said(
+                state_text.describe_hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s)
+            )
         found = why(moment.snapshot, self._context.policy, row)
         expected = self._expected(moment, found) if moment.snapshot.waiting[row] else None
         names = [_name(one, caller) for one in moment.jobs]
@@ -143,11 +145,13 @@ class Explainer:
         expects = "" if expected is None else format_expected(expected, known, ran)
         lines = [
             *why_lines(found, moment.snapshot, names, called, expects),
-            statetext.describe_earlier_attempts(job),
+            state_text.describe_earlier_attempts(job),
             "the machines do not answer now: nothing is started until they do" if moment.silent else "",
-            *statetext.closed(found, moment.snapshot.cluster.names, moment.rules, called),
-            statetext.outside(found, self._others(moment) if any(node.foreign for node in found.nodes) else ()),
-            statetext.limit(found, tenant),
+            *state_text.describe_closed_nodes(found, moment.snapshot.cluster.names, moment.rules, called),
+            state_text.describe_outside_programs(
+                found, self._others(moment) if any(node.foreign for node in found.nodes) else ()
+            ),
+            state_text.describe_limit(found, tenant),
             format_growth(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
         ]
         reason = why_reason(found, moment.snapshot, names)

@@ -174,7 +174,7 @@ def describe_earlier_attempts(job: Job) -> str:
     return f"it has run before, and was put back: {job.message or job.reason.value.replace('-', ' ')}"
 
 
-def outside(found: Why, others: Sequence[str]) -> str:
+def describe_outside_programs(found: Why, others: Sequence[str]) -> str:
     """Name programs that may hold slots outside Fleetune; '': there are none, or they are unknown."""
     if not others or not any(node.foreign for node in found.nodes):
         return ""
@@ -182,7 +182,7 @@ def outside(found: Why, others: Sequence[str]) -> str:
     return f"programs outside Fleetune: {', '.join(others[:_OUTSIDE_SHOWN])}{more}"
 
 
-def limit(found: Why, tenant: Tenant | None) -> str:
+def describe_limit(found: Why, tenant: Tenant | None) -> str:
     """Give the numbers of a limit that is reached; '': none is."""
     if found.obstacle is not Obstacle.LIMIT or tenant is None:
         return ""
@@ -190,7 +190,9 @@ def limit(found: Why, tenant: Tenant | None) -> str:
     return f"tenant {tenant.name} may hold {most} at once: it starts when its other jobs have given some back"
 
 
-def closed(found: Why, ids: Sequence[str], rules: Mapping[str, NodeRule], called: Sequence[str]) -> list[str]:
+def describe_closed_nodes(
+    found: Why, ids: Sequence[str], rules: Mapping[str, NodeRule], called: Sequence[str]
+) -> list[str]:
     """Say which nodes that the job could use are closed, by whom, and which command opens them."""
     lines = []
     for use in found.nodes:

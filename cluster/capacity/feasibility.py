@@ -81,8 +81,12 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
 
 
 def _format_growth(inventory: Inventory) -> str:
-    """Format what the autoscaler may add, as `, and may add 3 nodes (2 of type gpu, 1 of type cpu)`; '' without one."""
+    """Format what the autoscaler may add: `, and Ray's autoscaler may add 4 more nodes (at most 3 of gpu, 3 of cpu)`.
+
+    Returns '' without an autoscaler.
+    """
     if not inventory.growth.types:
         return ""
-    kinds = ", ".join(f"{count} of type {kind.node.node_id}" for kind, count in inventory.more)
-    return f", and may add {many(inventory.most_more, 'node')}{f' ({kinds})' if inventory.most_more else ''}"
+    kinds = ", ".join(f"{count} of {kind.node.node_id}" for kind, count in inventory.more)
+    most = f" (at most {kinds})" if inventory.most_more else ""
+    return f", and Ray's autoscaler may add {many(inventory.most_more, 'more node')}{most}"

@@ -113,7 +113,7 @@ def test_a_gang_fits_where_the_cluster_may_grow_to_hold_it() -> None:
     check_can_ever_fit(Gang(32, 1, 1, "H100"), found)
     with pytest.raises(CapacityError, match=r"the most that would fit is resources\.num_workers: 32") as raised:
         check_can_ever_fit(Gang(33, 1, 1, "H100"), found)
-    assert "may get 4 more (3 of gpu, 3 of cpu)" in str(raised.value)
+    assert "Ray's autoscaler may add 4 more nodes (at most 3 of gpu, 3 of cpu)" in str(raised.value)
     with pytest.raises(CapacityError, match="its accelerator types are: H100"):
         check_can_ever_fit(Gang(1, 1, 1, "A100"), grown(HEAD))
     with pytest.raises(CapacityError, match="not one worker fits"):

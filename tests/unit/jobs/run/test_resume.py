@@ -86,8 +86,9 @@ def end(paths: JobPaths, status: Status, **more: Any) -> None:
     write_outcome(paths, Outcome(status=status, ended_at=datetime.datetime.now(datetime.UTC), **more))
 
 
-def put_events(paths: JobPaths, *records: dict[str, Any], writer: str = "driver", ago_s: float = 0.0) -> None:
-    part = f"{time.time_ns() - int(ago_s * 1e9):020d}-{writer}.jsonl"
+def put_events(paths: JobPaths, *records: dict[str, Any], writer: str = "driver", at_s: float | None = None) -> None:
+    """`at_s`: seconds since 1970; None: now."""
+    part = f"{int((time.time() if at_s is None else at_s) * 1e9):020d}-{writer}.jsonl"
     storage.write_bytes(storage.join(paths.events, part), "\n".join(map(json.dumps, records)).encode())
 
 
@@ -214,10 +215,11 @@ def test_a_run_that_a_process_of_this_host_drives_is_refused_while_it_lives(spec
 def test_a_run_that_was_driven_elsewhere_may_go_on_when_it_has_been_silent(
     spec: Spec, paths: JobPaths, elsewhere: dict[str, str]
 ) -> None:
-    put_events(paths, sign_of_life(pid=7, **elsewhere), ago_s=20)
+    now_s = time.time()
+    put_events(paths, sign_of_life(pid=7, **elsewhere), at_s=now_s - 20)
     with pytest.raises(InputError, match=r"process 7 on host .* wrote 20 s ago.* may go on in 130 s"):
-        check_resumable(paths, spec)
-    assert check_resumable(paths, spec, lambda: time.time() + SILENT_S) == spec
+        check_resumable(paths, spec, lambda: now_s)
+    assert check_resumable(paths, spec, lambda: now_s + SILENT_S) == spec
 
 
 def test_a_run_that_has_an_outcome_may_go_on_at_once(spec: Spec, paths: JobPaths) -> None:

@@ -102,7 +102,10 @@ def test_beats_carry_the_newest_that_is_known_and_nothing_that_is_no_number(serv
     link.close()
 
 
-def test_the_last_beat_is_sent_at_the_end_and_none_after_it(server: WireServer, told: Told) -> None:
+def test_the_last_beat_is_sent_at_the_end_and_none_after_it(
+    server: WireServer, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_LAST_BEAT_S", 120.0)
     link = HttpLink(server.place, told.say)
     link.register()
     link.start(1000.0, told.order)

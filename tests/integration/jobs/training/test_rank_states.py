@@ -39,6 +39,7 @@ with PulseWriter("key", 1) as pulse:
 def stuck(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
     """A rank in its fourth step, in which it waits for a lock that it holds. Its log is `log`."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("jobs.training.rank_states._STACK_WITHIN_S", 120.0)  # it may stand still before it writes
     program = tmp_path / "jobs" / "training" / "loop" / "stuck.py"
     program.parent.mkdir(parents=True)
     program.write_text(RANK)

@@ -265,7 +265,7 @@ def test_a_rank_that_is_stopped_is_named_and_killed_and_the_run_goes_on(
     with begun(job, workshop, hold) as (process, paths):
         wait_for_step(process, paths, 8)
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
-        os.kill(workers_of(process)[1], signal.SIGSTOP)
+        os.kill(hold.wait(), signal.SIGSTOP)  # so that the other one waits for it already
         hold.release()
         output, _ = process.communicate(timeout=BEGINS_WITHIN_S)
     assert process.returncode == 0, output

@@ -32,9 +32,10 @@ class Hold:
         beside.write_text(json.dumps({"step": step, "runs": runs or [""], "heeds": heeds}))
         os.replace(beside, self._file)
 
-    def wait(self, within_s: float = 120.0) -> None:
-        """Return once a training waits."""
+    def wait(self, within_s: float = 120.0) -> int:
+        """Return once a training waits, with the process id of its rank 0."""
         wait_for(self._reached.exists, "a training is held", within_s)
+        return int(self._reached.read_text())
 
     def release(self) -> None:
         self._file.unlink(missing_ok=True)

@@ -39,7 +39,9 @@ def _wait(hold: str, run: Any, steps: int) -> None:
     while _is_held(hold, run, steps):
         if not waited:
             run.worker.mark(Doing.DATA)
-            open(f"{hold}.reached", "w").close()
+            with open(f"{hold}.part-{os.getpid()}", "w") as file:
+                file.write(str(os.getpid()))
+            os.replace(file.name, f"{hold}.reached")
         waited = True
         time.sleep(_LOOK_S)
     if waited:

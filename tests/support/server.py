@@ -22,6 +22,7 @@ from tests.support.processes import free_port, wait_for
 
 UP_WITHIN_S, ENDS_WITHIN_S = 120.0, 60.0
 _ADDRESS = re.compile(r"^ +address +(https?://\S+)", re.MULTILINE)
+_PASSES = re.compile(r"^fleetune_pass_seconds_count (\S+)", re.MULTILINE)
 COMMAND: Mapping[str, Any] = {
     "kind": "command",
     "name": "job",
@@ -100,6 +101,16 @@ class Server:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         transport = httpx.HTTPTransport(local_address=address, verify=self.trusts or False)
         return httpx.Client(base_url=self.url, timeout=60.0, headers=headers, trust_env=False, transport=transport)
+
+    def looks_anew(self, token: str | None = None) -> None:
+        """Return once it has done a pass over the queue that began after this call: it goes by what it saw then."""
+        with self.client(token) as client:
+
+            def passes() -> float:
+                return float(_PASSES.findall(client.get("/metrics").text)[0])
+
+            before = passes()
+            wait_for(lambda: passes() >= before + 2, "it has ended the pass that it is at, and another one", 120.0)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """`fleetune ARGUMENTS` beside it."""

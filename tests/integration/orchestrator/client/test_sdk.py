@@ -103,6 +103,7 @@ def order(here: Server, wanted: str, *nodes: str) -> None:
 def test_many_are_queued_in_their_order_in_few_requests(here: Server, client: Client) -> None:
     nodes = [node.node_id for node in client.nodes()]
     order(here, "cordon", *nodes)  # else some start between two requests
+    here.looks_anew()
     runs = client.submit_many(does(f"echo {number}", f"many-{number}") for number in range(1100))
     assert [run.name for run in runs] == [f"many-{number}" for number in range(1100)]
     assert len({run.id for run in runs}) == 1100
@@ -221,7 +222,7 @@ class Passing(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         content = self.rfile.read(int(self.headers.get("content-length", "0")))
         headers = {"content-type": "application/json"}
-        with httpx.Client(trust_env=False) as client:
+        with httpx.Client(trust_env=False, timeout=60.0) as client:
             answer = client.request(self.command, self.server.server_url + self.path, content=content, headers=headers)
         if self.command == "POST" and self.server.lose:
             self.server.lose -= 1

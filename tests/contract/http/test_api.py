@@ -219,9 +219,11 @@ def test_unknown_things_are_404_and_say_what_was_meant(client: httpx.Client) -> 
 
 def test_server_me_health_and_metrics(client: httpx.Client) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
-    assert client.get("/readyz").json() == {"status": "ready"}
+    # A server that stands still for most of a term does not lead before its next pass.
+    wait_for(lambda: client.get("/readyz").json() == {"status": "ready"}, "it is ready")
+    wait_for(lambda: client.get("/v1/server").json()["leads"], "it leads")
     about = client.get("/v1/server").json()
-    assert (about["engine"], about["leads"], about["api"]) == ("fake", True, "1")
+    assert (about["engine"], about["api"]) == ("fake", "1")
     assert client.get("/v1/me").json() == {"name": "local", "role": "admin", "tenant": None, "tokens_needed": False}
     (sent,) = submit(client, spec("counted"))
     assert job(client, sent.job_id).name == "counted"

@@ -154,7 +154,9 @@ def test_killed_while_writing_shards_keeps_those_that_are_whole(
 def test_two_who_ask_at_once_prepare_once(texts: str, model_dir: str, tmp_path: pathlib.Path) -> None:  # noqa: F811
     spec = text_spec(tmp_path / "out", model_dir, texts)
     names = [f"job-{number}" for number in range(3)]
-    processes = [started(spec, tmp_path, name, parts=1) for name in names]
+    processes = [started(spec, tmp_path, names[0], parts=1)]
+    processes[0].says("tokenising data.train", 240.0)  # one that stands still as it takes the lock would take it, too
+    processes += [started(spec, tmp_path, name, parts=1) for name in names[1:]]
     wait_for(lambda: sum(WAITS in process.output for process in processes) == 2, "two wait for the third", 240.0)
     for name in names:
         hold_of(tmp_path, name).unlink()

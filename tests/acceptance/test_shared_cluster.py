@@ -240,6 +240,7 @@ def test_a_job_of_ray_that_the_queue_knows_nothing_of_is_planned_around_and_name
     client.submit_job(entrypoint=shlex.join([sys.executable, "-c", HOLDS]), submission_id="somebody-elses")
     try:
         wait_for(lambda: shared.backend().inventory().nodes[0].foreign_cpus == 3, "it holds three slots", 120.0, _rest)
+        shared.queue.looks_anew()
         pair, single = shared.submit(
             command("pair", 2, ["sh", "-c", "echo hello from $RANK"], {"tenant": "vision"}),
             command("single", 1, ["true"], {"tenant": "speech"}),

@@ -27,6 +27,7 @@ from tests.support.processes import wait_for
 from tests.support.server import Server, server, spec
 
 EXAMPLES = 20  # for each route, of what is allowed and of what is not
+ANSWERS_WITHIN_S = 240.0  # by itself schemathesis waits for 10 s
 CHECKS = [not_a_server_error, content_type_conformance]
 
 
@@ -78,7 +79,7 @@ def fuzz(operation: Any, mode: GenerationMode, known: Known) -> None:
     def asked(case: schemathesis.Case[Any], of_what_there_is: bool) -> None:
         if of_what_there_is:
             lead_to_what_there_is(case, known)
-        answer = case.call(headers={"Authorization": f"Bearer {token}"})
+        answer = case.call(headers={"Authorization": f"Bearer {token}"}, timeout=ANSWERS_WITHIN_S)
         case.validate_response(answer, checks=CHECKS)
         with contextlib.suppress(InvalidSchema):  # schemathesis turns prefixItems into what it then refuses
             case.validate_response(answer, checks=[response_schema_conformance])
@@ -100,7 +101,7 @@ def lead_to_what_there_is(case: schemathesis.Case[Any], known: Known) -> None:
 def test_it_was_asked_a_lot_and_has_logged_no_failure(fuzzed: Server, known: Known) -> None:
     assert "Traceback" not in fuzzed.log
     with fuzzed.client(known.admin) as client:
-        assert client.get("/readyz").status_code == 200
+        wait_for(lambda: client.get("/readyz").status_code == 200, "it is ready")
         counted = re.findall(r'_count\{.*status="(\d+)"\} (\d+)', client.get("/metrics").text)
     asked: Counter[str] = Counter()
     for status, number in counted:

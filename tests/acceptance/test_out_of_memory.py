@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,9 @@ def test_the_ladder_is_climbed_until_a_step_fits_and_the_losses_are_those_of_a_r
         "gpt2", train__max_steps=STEPS, train__per_device_train_batch_size=2, train__gradient_accumulation_steps=2,
         checkpoint__save_steps=SAVED, checkpoint__save_total_limit=9,
     )  # fmt: skip
+    began_s = time.monotonic()
     done = run_scarce({"from_step": 6, "training": ROW, "plain": 0}, spec)
+    took_s = time.monotonic() - began_s
     assert done.returncode == 0, done.stdout + done.stderr
     paths = newest_run(workshop)
     changes = [(one.field, one.before, one.after) for one in outcome_of(paths).remedies]
@@ -68,7 +71,7 @@ def test_the_ladder_is_climbed_until_a_step_fits_and_the_losses_are_those_of_a_r
     told = remedies_told(paths)
     assert all({"cause", "action", "effect", "where", "rung"} <= one.keys() for one in told if "seconds" not in one)
     _, trouble = outcome_of(paths).troubles
-    assert trouble.seconds is not None and trouble.seconds < 60
+    assert trouble.seconds is not None and 0 < trouble.seconds < took_s
     assert (trouble.remedy, trouble.steps_again) == ("out_of_memory", 2)
     assert "rank 1 on" in told[0]["cause"] and "simulated" not in told[0]["action"]
     assert (

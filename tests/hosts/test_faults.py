@@ -69,7 +69,7 @@ class Training:
         """The name of the node of its lease."""
         ((node, workers),) = self.job.placement
         assert workers == self.num_workers
-        return next(name for name, node_id in self.cluster.nodes().items() if node_id == node)
+        return next(name for name, node_id in self.cluster.known_nodes().items() if node_id == node)
 
     def steps(self) -> list[int]:
         return [record["step"] for record in read_journal(self.paths.metrics)]
@@ -266,7 +266,7 @@ def test_a_training_leaves_a_node_that_ray_takes_away_with_the_step_that_it_stop
     steps = training.steps()[before - 1 :]
     assert steps == list(range(steps[0], steps[0] + len(steps)))  # none was lost, none computed twice
     assert cluster.fleetune("events").count("Ray is about to take") == 1
-    awaited(lambda: where not in cluster.nodes(), "Ray has taken it away", TRAINS_WITHIN_S, training.told)
+    awaited(lambda: where not in cluster.known_nodes(), "Ray has taken it away", TRAINS_WITHIN_S, training.told)
     cluster.power_off(where)
     cluster.start_ray(where)
 

@@ -114,7 +114,7 @@ class HostCluster:
 
     def drain(self, name: str) -> None:
         """As Ray does itself when a machine is about to be taken away."""
-        words = ["drain-node", "--address", f"{self.head.address}:{self.port}", "--node-id", self.nodes()[name]]
+        words = ["drain-node", "--address", f"{self.head.address}:{self.port}", "--node-id", self.known_nodes()[name]]
         words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
         done = self.head.run(str(BIN / "ray"), *words, "--deadline-remaining-seconds", "300")
         assert done.returncode == 0, done.stdout + done.stderr
@@ -143,6 +143,17 @@ class HostCluster:
         """Ids by name, as the server has them; none while it cannot say."""
         answer = self._asked("/v1/nodes")
         return {} if answer is None else {node["name"]: node["node_id"] for node in json.loads(answer)["nodes"]}
+
+    def known_nodes(self) -> dict[str, str]:
+        """As `nodes`, once the server says it: it may stand still for longer than it is waited for."""
+        found: list[dict[str, str]] = []
+
+        def says() -> bool:
+            found.append(self.nodes())
+            return bool(found[-1])
+
+        awaited(says, "the server says which nodes there are", UP_WITHIN_S, self.told)
+        return found[-1]
 
     def _asked(self, path: str) -> str | None:
         """What the server answers on its own host; None if it does not. Cheaper than a start of `fleetune`."""

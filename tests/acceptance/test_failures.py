@@ -35,7 +35,7 @@ from tests.acceptance.conftest import (
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 from tests.support.hold import Hold
-from tests.support.memorylimit import kill_for_memory
+from tests.support.memorylimit import kill_by_signal, kill_for_memory
 from tests.support.processes import wait_for
 
 WriteSpec = Callable[..., pathlib.Path]
@@ -166,7 +166,8 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
             wait_for_step(process, paths, step)
             wait_for(partial(has_saved, paths, step - 5), "it has saved five steps ago")
             wait_for(lambda: len(workers_of(process)) == 2, "there are two")
-            os.kill(workers_of(process)[rank], signal.SIGKILL)
+            begun_again = partial(lambda count: len(starts(paths)) > count, len(starts(paths)))
+            kill_by_signal(workers_of(process)[rank], partial(wait_for, begun_again, "others go on", BEGINS_WITHIN_S))
             hold.at(second_kill)
         hold.release()
         output, _ = process.communicate(timeout=BEGINS_WITHIN_S)

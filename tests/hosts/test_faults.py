@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +24,7 @@ from orchestrator.store import open_store
 from tests.support import tiny
 from tests.support.hostcluster import DEAD_AFTER_S, HEAD, WORKERS, HostCluster, awaited, host_cluster
 from tests.support.hosts import available, cut_off, cut_off_for, reconnect
+from tests.support.memorylimit import kill_by_signal
 from tests.support.reference import plain_losses
 
 pytestmark = [
@@ -246,8 +245,7 @@ def test_a_worker_process_that_was_killed_is_replaced_within_the_lease(
     """The driver sees to it alone: the queue counts no attempt."""
     attempt, groups, saved = training.job.attempt, training.groups(), training.saved()
     (driver,) = cluster.drivers()
-    os.kill(cluster.trainers()[0], signal.SIGKILL)
-    training.begins_again(len(groups))
+    kill_by_signal(cluster.trainers()[0], lambda: training.begins_again(len(groups)))
     training.goes_on()
     assert training.groups()[len(groups)] >= saved
     assert training.job.attempt == attempt and cluster.drivers() == [driver]

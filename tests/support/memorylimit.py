@@ -1,19 +1,27 @@
-"""Memory taken away from one process, so that the kernel kills it as it does on a machine that has run out."""
+"""Memory taken away from one process, so that the kernel kills it as it does on a machine that has run out.
+
+A driver learns from the kernel's count of such kills what a worker has died of, and the count is that of the machine.
+So one test at a time kills workers.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import secrets
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from jobs.training.vitals import EVERY_S
 from tests.support.processes import process_lives, wait_for
 
 LEAST_BYTES = 64 << 10
 _ENDS_WITHIN_S = 60.0
+_KILLS = Path(tempfile.gettempdir(), "fleetune-tests-kill")
 _ROOTS = {  # where groups are made, and what the limit is called there
     Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",
     Path("/sys/fs/cgroup"): "memory.max",
@@ -25,7 +33,7 @@ def kill_for_memory(pid: int, limited: Callable[[], None] = lambda: None) -> boo
 
     `limited`: called once the process may take no more memory. One that waits is to go on then: it takes none before.
     """
-    with contextlib.suppress(OSError), _group() as group:
+    with _alone(), contextlib.suppress(OSError), _group() as group:
         (group / "cgroup.procs").write_text(str(pid))
         limited()
         deadline = time.monotonic() + _ENDS_WITHIN_S
@@ -35,6 +43,24 @@ def kill_for_memory(pid: int, limited: Callable[[], None] = lambda: None) -> boo
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     return killed
+
+
+def kill_by_signal(pid: int, wait_until_noticed: Callable[[], object]) -> None:
+    """Kill a worker whose driver is to see that it was not killed for memory.
+
+    The worker's newest record has by then counted what other tests let the kernel kill.
+    """
+    with _alone():
+        time.sleep(EVERY_S + 1)
+        os.kill(pid, signal.SIGKILL)
+        wait_until_noticed()
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    with open(_KILLS, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -135,7 +135,8 @@ class RunFailed(FleetuneError):
 class Diverged(RunFailed):
     """The loss is not finite, or steps change nothing.
 
-    Every rank raises it at the same place, so the gang is whole afterwards.
+    Every rank raises it at the same place, so the gang is whole afterwards. The driver of a queued job then ends with
+    `DIVERGED_EXIT`.
     """
 
 
@@ -163,3 +164,5 @@ class Interrupted(FleetuneError):
 TRY_AGAIN_EXIT: Final = MachinesFailed.exit_code
 # The job ran out of memory. The queue starts it again only a few times: the same input may need as much memory again.
 OUT_OF_MEMORY_EXIT: Final = 76
+# The training diverged. The queue fails the job and advises no retry, which would compute the same.
+DIVERGED_EXIT: Final = 77

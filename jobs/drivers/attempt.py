@@ -1,7 +1,7 @@
 """The driver of one attempt of a queued job. The queue's backend starts it (`python -m jobs.drivers.attempt`).
 
 It imports little until the server has told it what to run. Exit codes: 0 succeeded, 1 failed, 2 bad input,
-75 the machines failed, 76 out of memory, 130 stopped.
+75 the machines failed, 76 out of memory, 77 diverged, 130 stopped.
 """
 
 from __future__ import annotations

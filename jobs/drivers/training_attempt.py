@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import TextIO
 
 from cluster.capacity.occupancy import workers_in
-from cluster.errors import OUT_OF_MEMORY_EXIT, MachinesFailed, SpecError, StorageError
+from cluster.errors import DIVERGED_EXIT, OUT_OF_MEMORY_EXIT, MachinesFailed, SpecError, StorageError
 from cluster.local.gpus import held_gpus
 from cluster.local.machine import this_machine
 from cluster.ray.connection import THIS_MACHINE
@@ -18,7 +18,7 @@ from jobs.drivers.link.messages import Registered
 from jobs.drivers.link.progress_reporter import ProgressReporter
 from jobs.drivers.stop_request import StopRequest
 from jobs.finetune import run_on_ray
-from jobs.run.outcome import Status, read_outcome
+from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress
 from jobs.spec.command import CommandSpec
@@ -59,7 +59,14 @@ def drive_training(registered: Registered, link: Link, stop: StopRequest, stream
             outcome = run_on_ray(spec, address=address, progress=progress, resume=resume, assignment=given, stop=stop)
     if outcome.faulty_nodes:
         link.tell(faulty=outcome.faulty_nodes)
-    return OUT_OF_MEMORY_EXIT if outcome.out_of_memory else outcome.exit_code
+    return exit_code_of(outcome)
+
+
+def exit_code_of(outcome: Outcome) -> int:
+    """Return the exit code that tells the queue how the run ended."""
+    if outcome.out_of_memory:
+        return OUT_OF_MEMORY_EXIT
+    return DIVERGED_EXIT if outcome.diverged else outcome.exit_code
 
 
 def run_so_far(run: str | None) -> tuple[bool, str | None]:

@@ -9,7 +9,7 @@ from cluster.text import format_time, long_duration
 from orchestrator.api import EventView, JobView, WhyView
 from orchestrator.pages.show import numbers
 from orchestrator.pages.tables import columns, cut, plain, table
-from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState, Reason, State
+from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, WOULD_FAIL_AGAIN, DesiredState, Reason, State
 from orchestrator.queue.wording import detail_of, happened
 
 LONGEST_NEXT: Final = 100  # characters; `status` shows the whole text
@@ -185,7 +185,7 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
         ("run", job.run or ""),
         ("logs", f"fleetune logs {job.job_id}{'' if job.state in ENDED else ' -f'}" if job.attempt else ""),
         ("to resume", f"fleetune resume {job.job_id}" if state == "paused" else ""),
-        ("to retry", f"fleetune retry {job.job_id}" if job.state in (State.FAILED, State.CANCELLED) else ""),
+        ("to retry", f"fleetune retry {job.job_id}" if _is_to_retry(job) else ""),
     ]
     # The value of `state` may have several lines; they are plain already.
     parts = [table((name, value if name == "state" else plain(value)) for name, value in rows if value)]
@@ -196,6 +196,10 @@ def status_page(job: JobView, why: WhyView | None, events: Sequence[EventView], 
     if log_end:
         parts.append(log_end)
     return "\n\n".join(parts)
+
+
+def _is_to_retry(job: JobView) -> bool:
+    return job.state in (State.FAILED, State.CANCELLED) and job.reason not in WOULD_FAIL_AGAIN
 
 
 def _attempts(job: JobView) -> str:

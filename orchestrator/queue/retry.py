@@ -10,7 +10,7 @@ import signal
 from collections.abc import Mapping
 
 from cluster.backend import Phase, Submission
-from cluster.errors import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT
+from cluster.errors import DIVERGED_EXIT, OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import DRIVER_ENDED, DesiredState, Reason, State
 
@@ -33,6 +33,7 @@ _ENDS = {
     Reason.CANCELLED: State.CANCELLED,
     Reason.TIMED_OUT: State.FAILED,
     Reason.BAD_INPUT: State.FAILED,
+    Reason.DIVERGED: State.FAILED,
     Reason.RUN_FAILED: State.FAILED,
 }
 _BACKS_OFF = (*DRIVER_ENDED, Reason.OUT_OF_MEMORY, Reason.SILENT, Reason.NOT_STARTED)
@@ -43,6 +44,7 @@ _BY_EXIT_CODE: Mapping[int | None, tuple[Reason, str]] = {
     BAD_INPUT_EXIT: (Reason.BAD_INPUT, "the driver says that its input is wrong: see the log"),
     TRY_AGAIN_EXIT: (Reason.DRIVER_LOST, "the driver says that the machines failed it: see the log"),
     OUT_OF_MEMORY_EXIT: (Reason.OUT_OF_MEMORY, "the driver says that the job ran out of memory: see the log"),
+    DIVERGED_EXIT: (Reason.DIVERGED, "the driver says that the training diverged: see the log"),
     INTERRUPTED_EXIT: (Reason.DRIVER_LOST, "the driver was told to end, as when a machine goes down"),
     # Nothing on the machine tells who sent the signal.
     -signal.SIGKILL: (Reason.DRIVER_KILLED, "the driver was killed, as happens where a machine runs out of memory"),

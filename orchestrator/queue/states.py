@@ -66,9 +66,11 @@ class Reason(StrEnum):
     CANCELLED = "cancelled"
     TIMED_OUT = "timed-out"  # its max_runtime_s is over
     BAD_INPUT = "bad-input"  # it would fail again
+    DIVERGED = "diverged"  # its training diverged; another attempt would compute the same
     RUN_FAILED = "run-failed"
     # reasons for ending while it is queued:
     PARENT_FAILED = "parent-failed"
 
 
 DRIVER_ENDED = (Reason.DRIVER_LOST, Reason.DRIVER_KILLED)
+WOULD_FAIL_AGAIN = (Reason.BAD_INPUT, Reason.DIVERGED)  # no retry is offered

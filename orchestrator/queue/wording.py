@@ -29,6 +29,8 @@ _SAY_NOTHING: Final = frozenset({Reason.ANSWERED.value, Reason.FINISHED.value, R
 _USUAL_ADVICE: Final = "see its log (fleetune logs {job}); fleetune retry {job} runs it again"
 _ADVICE: Final[Mapping[Reason, str]] = {
     Reason.BAD_INPUT: "correct the spec and submit it again",
+    Reason.DIVERGED: "submit it again with a lower train.learning_rate, or check the data; its log "
+    "(fleetune logs {job}) has more",
     Reason.OUT_OF_MEMORY: "let it use less memory (smaller micro-batches, more workers), or see what else uses the "
     "memory of its nodes; its log (fleetune logs {job}) has more",
     Reason.SILENT: "see in its log (fleetune logs {job}) whether it reaches the server: fleetune serve --url says how "

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from cluster.errors import OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT, MachinesFailed
+from cluster.errors import DIVERGED_EXIT, OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT, MachinesFailed
 from jobs.drivers.link.messages import Registered
 from jobs.spec.command import CommandSpec
 
@@ -77,10 +77,10 @@ def environment_of_program(around: Mapping[str, str], added: Mapping[str, str]) 
 def exit_code_of(code: int) -> int:
     """Translate the exit code of the first failed process into the driver's exit code.
 
-    A queue gives meanings to 2 (bad input), 75 (the machines failed), 76 (out of memory), 126 and above. A program that
-    ends with one of them means something else, so the driver ends with 1.
+    A queue gives meanings to 2 (bad input), 75 (the machines failed), 76 (out of memory), 77 (diverged), 126 and above.
+    A program that ends with one of them means something else, so the driver ends with 1.
     """
-    return code if 0 <= code <= 125 and code not in (2, TRY_AGAIN_EXIT, OUT_OF_MEMORY_EXIT) else 1
+    return code if 0 <= code <= 125 and code not in (2, TRY_AGAIN_EXIT, OUT_OF_MEMORY_EXIT, DIVERGED_EXIT) else 1
 
 
 def how_it_ended(code: int) -> str:

@@ -109,7 +109,7 @@ def test_when_one_fails_the_others_are_ended_and_the_driver_ends_as_it_did(
     assert "process 1 ended with exit code 7; SIGTERM to 2 processes" in running.output
 
 
-@pytest.mark.parametrize("code", [2, 75, 130])
+@pytest.mark.parametrize("code", [2, 75, 77, 130])
 def test_codes_with_a_meaning_for_the_queue_are_not_handed_on(server: WireServer, code: int) -> None:
     server.registered = registered(command(f"import sys; sys.exit({code})"))
     with driver(server) as running:

@@ -11,7 +11,7 @@ from orchestrator.api import EventView, JobView, NodeView, QuotaView, TenantView
 from orchestrator.pages.cluster import nodes_page, tenants_page, usage_page
 from orchestrator.pages.queue import event_lines, in_order, queue_page, status_page
 from orchestrator.pages.tables import columns
-from orchestrator.queue.states import DesiredState, Reason, State
+from orchestrator.queue.states import WOULD_FAIL_AGAIN, DesiredState, Reason, State
 from tests.support.jobviews import NOW_S, job
 
 
@@ -128,7 +128,14 @@ def test_the_page_of_a_job_has_what_is_known_and_nothing_else() -> None:
     stopping = job("a-1", State.STOPPING, reason=Reason.PAUSED, message="paused")
     assert "stopping (paused)\n" in status_page(stopping, None, (), NOW_S)
     failed = job("a-1", State.FAILED, reason=Reason.TIMED_OUT, message="ran for too long", ended_s=NOW_S)
-    assert "failed (timed-out): ran for too long" in status_page(failed, None, (), NOW_S)
+    page = status_page(failed, None, (), NOW_S)
+    assert "failed (timed-out): ran for too long" in page and "to retry   fleetune retry a-1" in page
+
+
+@pytest.mark.parametrize("reason", WOULD_FAIL_AGAIN)
+def test_no_retry_is_offered_for_a_job_that_would_fail_again(reason: Reason) -> None:
+    page = status_page(job("a-1", State.FAILED, reason=reason, ended_s=NOW_S), None, (), NOW_S)
+    assert f"failed ({reason})" in page and "retry" not in page
 
 
 def test_numbers_that_are_none_do_not_break_a_page() -> None:

@@ -11,7 +11,7 @@ from cluster.backend import Phase, Submission
 from orchestrator.queue.clock import Timing
 from orchestrator.queue.records import Job
 from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
-from orchestrator.queue.states import ENDED, MAY_GO_TO, DesiredState, Reason, State
+from orchestrator.queue.states import ENDED, MAY_GO_TO, WOULD_FAIL_AGAIN, DesiredState, Reason, State
 from orchestrator.queue.transitions import Observation, next_transition
 from orchestrator.queue.wording import advice
 from tests.support.queuejobs import NOW_S, job
@@ -62,6 +62,7 @@ def test_a_driver_that_runs_and_ends_well_takes_its_job_through() -> None:
         (Phase.FAILED, 75, Reason.DRIVER_LOST),
         (Phase.FAILED, -9, Reason.DRIVER_KILLED),
         (Phase.FAILED, 76, Reason.OUT_OF_MEMORY),
+        (Phase.FAILED, 77, Reason.DIVERGED),
         (Phase.FAILED, None, Reason.DRIVER_LOST),
         (Phase.LOST, None, Reason.DRIVER_LOST),
         (Phase.STOPPED, 130, Reason.DRIVER_LOST),
@@ -203,6 +204,13 @@ def test_a_job_that_runs_out_of_memory_is_tried_again_twice_after_a_pause_and_th
     assert landing(replace(stopping, retries={reason: 2}))[0] is State.FAILED
     assert may_start_at_s(job(reason=reason, retries={reason: 1}, waiting_since_s=NOW_S)) == NOW_S + 10.0
     assert "memory" in advice(reason, "x")
+
+
+def test_a_job_that_diverged_fails_without_another_attempt_and_no_retry_is_advised() -> None:
+    stopping = job(state=State.STOPPING, reason=Reason.DIVERGED, message="the loss of step 3 is nan")
+    assert landing(stopping) == (State.FAILED, "the loss of step 3 is nan")
+    assert "a lower train.learning_rate" in advice(Reason.DIVERGED, "x")
+    assert not any("retry" in advice(reason, "x") for reason in WOULD_FAIL_AGAIN)
 
 
 def test_an_end_without_a_code_is_no_failure_of_the_run() -> None:

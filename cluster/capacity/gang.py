@@ -17,12 +17,16 @@ MOST_OF_A_GANG: Final = 1 << 24  # CPUs of all workers together, and GPUs of all
 
 @dataclass(frozen=True)
 class Gang:
-    """Workers that start together or not at all."""
+    """Workers that start together or not at all. `accelerator_type` is None without GPUs, whatever was given."""
 
     num_workers: int
     cpus_per_worker: int = 1
     gpus_per_worker: int = 0
     accelerator_type: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.accelerator_type is not None and not self.gpus_per_worker:
+            object.__setattr__(self, "accelerator_type", None)
 
     def check_size(self) -> None:
         """Raise ValueError if a number is out of bounds, so that no plan can be made with it."""

@@ -23,7 +23,9 @@ class CommandResources(Frozen):
     num_workers: Workers = Field(1, description="Number of processes of the program.")
     gpus_per_worker: int = Field(0, ge=0, le=MOST_GPUS_PER_WORKER, description="GPUs that each process sees.")
     cpus_per_worker: CpusPerWorker = Field(1, description="CPU cores of each process.")
-    accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
+    accelerator_type: str | None = Field(
+        None, description="Only GPUs of this type, as Ray names it (A100, H100). No effect without GPUs."
+    )
 
     @model_validator(mode="after")
     def _gang_has_a_possible_size(self) -> CommandResources:

@@ -141,7 +141,9 @@ class Resources(Frozen):
     cpus_per_worker: CpusPerWorker = Field(
         1, description="CPU cores per worker, which Ray reserves and torch's threads use."
     )
-    accelerator_type: str | None = Field(None, description="Only GPUs of this type, as Ray names it (A100, H100).")
+    accelerator_type: str | None = Field(
+        None, description="Only GPUs of this type, as Ray names it (A100, H100). No effect without GPUs."
+    )
     plan: bool = Field(
         True, description="Predict the memory of workers, choose what train leaves out, and refuse what cannot fit."
     )

@@ -155,8 +155,6 @@ def _parents(ids: Sequence[str], after: Sequence[Sequence[str] | None]) -> dict[
 
 
 def _codes(jobs: JobTable, columns: Sequence[Sequence[Any]]) -> np.ndarray[Any, np.dtype[np.int32]]:
-    codes: dict[tuple[Any, ...], int] = {}
-    numbered = [codes.setdefault(shape, len(codes)) for shape in zip(*columns, strict=True)]
-    for shape in codes:
-        jobs.code(Gang(*shape))
-    return np.array(numbered, np.int32)
+    shapes = list(zip(*columns, strict=True))
+    codes = {shape: jobs.code(Gang(*shape)) for shape in dict.fromkeys(shapes)}
+    return np.array([codes[shape] for shape in shapes], np.int32)

@@ -17,6 +17,7 @@ from typing import Any
 from cluster.errors import StorageError
 from cluster.ray.connection import NODE_LABEL
 from cluster.settings import set_default
+from jobs.planning import gang_of
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
 from jobs.training.ending import failures_of
@@ -140,7 +141,7 @@ def _trainer(
             num_workers=resources.num_workers,
             use_gpu=bool(resources.gpus_per_worker),
             resources_per_worker=each,
-            accelerator_type=resources.accelerator_type,
+            accelerator_type=gang_of(job.spec).accelerator_type,
             label_selector=[{NODE_LABEL: place} for place in places] if places is not None else None,
         ),
         run_config=RunConfig(

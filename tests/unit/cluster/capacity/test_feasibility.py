@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cluster.capacity.feasibility import check_can_ever_fit, workers_that_fit
+from cluster.capacity.free_slots import FreeSlots
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
+from cluster.capacity.occupancy import Occupancy
 from cluster.errors import CapacityError
 from orchestrator.queue.tenants import Quota, Tenant
 from orchestrator.scheduling.quota import check_within_limit
@@ -45,6 +47,14 @@ def test_a_gang_that_can_never_fit_is_refused_with_what_would(gang: Gang, says: 
     with pytest.raises(CapacityError, match=says) as caught:
         check_can_ever_fit(gang, A100S)
     assert "2 node(s) with 64 CPUs and 16 GPUs" in str(caught.value)
+
+
+def test_a_type_of_gpus_counts_only_for_a_gang_that_needs_gpus() -> None:
+    without = Gang(2, gpus_per_worker=0, accelerator_type="H100")
+    assert without == Gang(2)
+    check_can_ever_fit(without, A100S)
+    check_can_ever_fit(without, Inventory((Node("laptop", cpus=8),)))
+    assert FreeSlots(Occupancy.of(A100S)).place(without) == ((0, 2),)
 
 
 def test_gpus_on_a_cluster_without_any_are_refused_with_the_way_to_train_on_cpus() -> None:

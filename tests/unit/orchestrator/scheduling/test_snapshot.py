@@ -57,6 +57,15 @@ def test_rows_keep_their_numbers_and_what_nobody_knows_stays_unknown() -> None:
     assert jobs.most_left_s.tolist() == [500.0, math.inf] and found.used_s.tolist() == [0.0, 50.0]
 
 
+def test_a_type_of_gpus_makes_no_difference_to_a_job_without_gpus() -> None:
+    found = snapshot(
+        row("one", gpus_per_worker=0, accelerator_type="H100"),
+        row("two", gpus_per_worker=0),
+        row("three", gpus_per_worker=1),
+    )
+    assert [found.jobs.gang_of(row) for row in range(3)] == [Gang(1, 4), Gang(1, 4), Gang(1, 4, 1)]
+
+
 def test_running_jobs_hold_their_nodes() -> None:
     found = snapshot(
         row("one", state=RUNNING, num_workers=3, placement=(("n2", 3),)),

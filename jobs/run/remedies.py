@@ -111,9 +111,11 @@ class Trouble(Frozen):
 def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
     """Return the troubles of a run in the order in which they happened, from its events.
 
-    Steps that were skipped one after another are one trouble.
+    Steps that were skipped one after another are one trouble. So is what a run tells twice because it was killed before
+    its next checkpoint: it then computes the same steps and goes back again. What it told in between is the same, too.
     """
     found: list[Trouble] = []
+    told: dict[tuple[Any, ...], int] = {}  # (remedy, number, step) of each return -> how many troubles there were then
     for one in events:
         data: Mapping[str, Any] = one.get("data", {})
         if one.get("kind") != "remedy" or "earlier" in (data.get("stage"), data.get("cause")):
@@ -122,11 +124,16 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
             same = [number for number, earlier in enumerate(found) if earlier.remedy == data["remedy"]]
             for number in same[-1:]:
                 found[number] = found[number].model_copy(update={"seconds": data["seconds"]})
-        elif data.get("stage") == "skip" and found and found[-1].last_step is not None:
-            again = {"times": found[-1].times + 1, "last_step": data["step"]}
-            found[-1] = found[-1].model_copy(update=again)
+        elif data.get("stage") == "skip" and found and (last_step := found[-1].last_step) is not None:
+            if data["step"] > last_step:
+                again = {"times": found[-1].times + 1, "last_step": data["step"]}
+                found[-1] = found[-1].model_copy(update=again)
         elif "cause" in data and "action" in data:  # others tell effects, or sum up
             found.append(_trouble(one["at"], data))
+            if "number" in data:
+                count = told.setdefault((data["remedy"], data["number"], data["step"]), len(found))
+                found[count:] = [other for other in found[count:] if other.remedy != data["remedy"]]
+                told = {key: earlier for key, earlier in told.items() if earlier <= count}
     return tuple(found)
 
 

@@ -51,6 +51,32 @@ def test_steps_that_are_skipped_in_a_row_are_one_trouble_and_the_newest_advice_c
     assert [one.times for one in troubles_of(told.events)] == [3, 1, 1, 1]
 
 
+def test_what_a_run_computes_again_after_a_kill_is_the_same_trouble() -> None:
+    """It was killed after it went back and before its next checkpoint: it skips the same steps and goes back again."""
+    told = Journal()
+    for attempt in range(3):
+        for step in (80, 81, 82):
+            told.skips(step)
+        report = outliers.rollback_report(Rollback(1, 79, 82, (71, 82), 1.0), 60, RATE)
+        report.tell(told, stage="rollback", step=82, number=1)
+        if not attempt:
+            RemedyReport("hang", "rank 0 hung", "it is killed", "").tell(told, step=85)
+    assert [(one.remedy, one.step, one.times) for one in troubles_of(told.events)] == [
+        ("outlier_steps", 80, 3),
+        ("outlier_steps", 82, 1),
+        ("hang", 85, 1),
+    ]
+    outliers.rollback_report(Rollback(2, 79, 82, None, 0.5), 60, RATE).tell(told, stage="rollback", step=82, number=2)
+    assert len(troubles_of(told.events)) == 4
+
+
+def test_skipped_steps_that_a_resume_computes_again_count_once() -> None:
+    told = Journal()
+    for step in (80, 81, 80, 81, 82):
+        told.skips(step)
+    assert [(one.step, one.times, one.last_step) for one in troubles_of(told.events)] == [(80, 3, 82)]
+
+
 def test_the_time_until_training_goes_on_belongs_to_the_newest_trouble_of_the_same_remedy() -> None:
     told = Journal()
     for rank in (0, 1):

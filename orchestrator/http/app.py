@@ -21,7 +21,7 @@ Submit, watch and change the jobs of a shared GPU cluster.
 * Send a token in the header `Authorization: Bearer ...`. A server that only its own machine can reach may need none.
 * Objects of other tenants get the same answers as objects that do not exist.
 """
-_ROUTES = (jobs, logs, nodes, tenants, tokens, drivers, ray_submitted, health)
+ROUTES = (jobs, logs, nodes, tenants, tokens, drivers, ray_submitted, health)
 
 
 def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
@@ -35,7 +35,7 @@ def make_app(serving: Serving, say: Callable[[str], None]) -> ASGIApp:
         redirect_slashes=False,
     )
     app.router.route_class = StrictRoute
-    for one in _ROUTES:
+    for one in ROUTES:
         app.include_router(one.routes(serving))
     handle(app, serving.scrub, say, serving.context.queue)
     knows_driver = serving.context.driver_key.knows

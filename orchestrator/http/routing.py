@@ -43,17 +43,19 @@ _WHAT: Final = {
     409: "It is too late or too early for that, or the name is taken.",
     410: "The attempt is over.",
     413: "The body is too large.",
+    415: "The body does not say that it is JSON.",
     422: "What was sent has the wrong shape.",
     429: "Too many at once.",
     500: "The server has failed.",
     503: "Store or machines do not answer now.",
 }
+OF_THE_GATE: Final = (401, 403, 413, 429)  # what `gate` may answer to a request with a user's token, on any route
 _LARGE = 1 << 18  # bytes; larger bodies are parsed in a thread, so that other requests are not held up
 
 
-def documented(model: Any, summary: str, *statuses: int) -> dict[str, Any]:
-    """Document a route that needs a token: its answer, and the errors that it may answer with besides 401."""
-    return {"response_model": model, "summary": summary, "responses": problems(401, *statuses)}
+def documented(model: Any, summary: str, *statuses: int, gate: Sequence[int] = OF_THE_GATE) -> dict[str, Any]:
+    """Document a route that needs a token: its answer, and the errors that it may answer with besides the gate's."""
+    return {"response_model": model, "summary": summary, "responses": problems(*gate, *statuses)}
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -13,6 +13,7 @@ from orchestrator.http.routing import Serving, answer, documented, new_router
 from orchestrator.service import drivers as driving
 
 _TOKEN = HTTPBearer(scheme_name="attempt", description="Of one attempt of a job.", auto_error=False)
+_OF_THE_GATE = (401, 413, 429)  # what `gate` may answer to a request with a driver's token
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -20,7 +21,10 @@ def routes(serving: Serving) -> APIRouter:
     context = serving.context
 
     @router.post(
-        "/register", **documented(Registered, "Register a driver; the answer says what to run", 404, 409, 410, 413, 422)
+        "/register",
+        **documented(
+            Registered, "Register a driver; the answer says what to run", 400, 409, 410, 415, 422, gate=_OF_THE_GATE
+        ),
     )
     def register(sent: Register, request: Request) -> Response:
         driving.check_attempt(context, bearer(request.headers) or "", sent)
@@ -30,7 +34,8 @@ def routes(serving: Serving) -> APIRouter:
         return answer(told)
 
     @router.post(
-        "/beat", **documented(Answer, "A driver's heartbeat; the answer says what to do", 404, 409, 410, 413, 422)
+        "/beat",
+        **documented(Answer, "A driver's heartbeat; the answer says what to do", 400, 409, 415, 422, gate=_OF_THE_GATE),
     )
     def beat(sent: Beat, request: Request) -> Response:
         driving.check_attempt(context, bearer(request.headers) or "", sent)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.http import metrics
-from orchestrator.http.routing import Asker, Serving, answer, documented, new_router, problems
+from orchestrator.http.routing import OF_THE_GATE, Asker, Serving, answer, documented, new_router, problems
 from orchestrator.queue.errors import StoreBroken
 
 
@@ -72,4 +72,7 @@ def routes(serving: Serving) -> APIRouter:
     return router
 
 
-_TEXT = {**problems(401, 429), 200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Text"}}
+_TEXT = {
+    **problems(*OF_THE_GATE),
+    200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Text"},
+}

@@ -44,7 +44,7 @@ def _submitting(router: APIRouter, serving: Serving) -> None:
     @router.post(
         "/jobs",
         status_code=201,
-        **documented(api.JobPage, "Submit jobs: all of them, or none", 400, 403, 404, 409, 413, 422),
+        **documented(api.JobPage, "Submit jobs: all of them, or none", 400, 404, 409, 415, 422),
     )
     def submit(sent: api.Submission, caller: Writer) -> Response:
         """A submission that is repeated with the same `key` returns the existing jobs."""
@@ -93,7 +93,7 @@ def digest_of(specs: Any) -> str:
 
 
 def _lists(router: APIRouter, serving: Serving) -> None:
-    @router.get("/jobs", **documented(api.JobPage, "A page of jobs, newest first", 403, 422))
+    @router.get("/jobs", **documented(api.JobPage, "A page of jobs, newest first", 422))
     def jobs(
         caller: Asker,
         tenant: OptionalTenant = None,
@@ -114,7 +114,7 @@ def _lists(router: APIRouter, serving: Serving) -> None:
         aside = serving.set_aside_for(caller)
         return answer(api.JobPage(jobs=serving.views(page), next=following, set_aside=aside))
 
-    @router.get("/counts", **documented(api.Counts, "Jobs by state", 403, 422))
+    @router.get("/counts", **documented(api.Counts, "Jobs by state", 422))
     def counts(caller: Asker, tenant: OptionalTenant = None) -> Response:
         found = serving.store.count(Filter(tenant or caller.tenant)) if _may_look(caller, tenant) else {}
         return answer(api.Counts(states=found))
@@ -165,7 +165,7 @@ def _asking(router: APIRouter, serving: Serving) -> None:
         return answer(serving.view(job))
 
     def order(name: str, wanted: DesiredState, summary: str) -> None:
-        @router.post(f"/jobs/{{job_id}}/{name}", name=name, **documented(api.JobView, summary, 403, 404, 409, 422))
+        @router.post(f"/jobs/{{job_id}}/{name}", name=name, **documented(api.JobView, summary, 404, 409, 422))
         def ordered(job_id: JobId, caller: Writer) -> Response:
             return asked(job_id, caller, Change(wanted=wanted))
 
@@ -175,7 +175,7 @@ def _asking(router: APIRouter, serving: Serving) -> None:
 
     @router.post(
         "/jobs/{job_id}/retry",
-        **documented(api.JobView, "Queue a job again after it has failed or was cancelled", 403, 404, 409, 422),
+        **documented(api.JobView, "Queue a job again after it has failed or was cancelled", 404, 409, 422),
     )
     def retry(job_id: JobId, caller: Writer) -> Response:
         known = serving.job(job_id, caller)
@@ -186,7 +186,7 @@ def _asking(router: APIRouter, serving: Serving) -> None:
         return answer(serving.view(job))
 
     @router.put(
-        "/jobs/{job_id}/priority", **documented(api.JobView, "Change the priority of a job", 403, 404, 409, 422)
+        "/jobs/{job_id}/priority", **documented(api.JobView, "Change the priority of a job", 404, 409, 415, 422)
     )
     def priority(job_id: JobId, sent: api.Priority, caller: Writer) -> Response:
         tenant = _tenant(serving, serving.job(job_id, caller))

@@ -92,7 +92,7 @@ def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
     @router.get(
         "/events",
         **documented(
-            api.Events, "What has happened, oldest first: of the jobs that one may see, and of the cluster", 422, 429
+            api.Events, "What has happened, oldest first: of the jobs that one may see, and of the cluster", 422
         ),
     )
     async def of_all(caller: Asker, after: After = 0, before: Before = None, limit: Limit = api.MOST_PAGE) -> Response:
@@ -119,7 +119,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
 
     @router.get(
         "/jobs/{job_id}/why",
-        **documented(api.WhyView, "Why a job is where it is, and when it is expected to start", 404, 422, 429),
+        **documented(api.WhyView, "Why a job is where it is, and when it is expected to start", 404, 422),
     )
     async def why(job_id: JobId, caller: Asker) -> Response:
         def explained() -> api.WhyView:
@@ -132,11 +132,11 @@ def _logs(router: APIRouter, serving: Serving) -> None:
 
         return answer(await serving.slow.run(explained))
 
-    @router.get("/jobs/{job_id}/logs", **documented(api.LogSources, "The names of a job's logs", 404, 422, 429))
+    @router.get("/jobs/{job_id}/logs", **documented(api.LogSources, "The names of a job's logs", 400, 404, 422))
     async def sources(job_id: JobId, caller: Asker) -> Response:
         return answer(await serving.slow.run(lambda: logs.sources(context, serving.job(job_id, caller))))
 
-    @router.get("/jobs/{job_id}/logs/{source}", **documented(api.LogPart, "A log, from a byte on", 400, 404, 422, 429))
+    @router.get("/jobs/{job_id}/logs/{source}", **documented(api.LogPart, "A log, from a byte on", 400, 404, 422))
     async def part(job_id: JobId, source: Source, caller: Asker, after: After = 0) -> Response:
         def read() -> api.LogPart:
             job = serving.job(job_id, caller)
@@ -148,7 +148,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
 
     @router.get(
         "/jobs/{job_id}/metrics",
-        **documented(api.MetricsPart, "The metrics of a job's run, step by step", 400, 404, 422, 429),
+        **documented(api.MetricsPart, "The metrics of a job's run, step by step", 400, 404, 422),
     )
     async def metrics(job_id: JobId, caller: Asker, after: After = 0) -> Response:
         def read() -> api.MetricsPart:

@@ -13,7 +13,7 @@ from orchestrator.service import nodes as service
 def routes(serving: Serving) -> APIRouter:
     router = new_router("nodes")
 
-    @router.get("/nodes", **documented(api.Nodes, "The machines, and who holds them", 422, 429))
+    @router.get("/nodes", **documented(api.Nodes, "The machines, and who holds them"))
     async def nodes(caller: Asker) -> Response:
         """Jobs of other tenants are not named."""
 
@@ -25,7 +25,7 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.put(
         "/nodes/{node_id}",
-        **documented(api.NodeView, "Put nothing new there, empty it, or use it again", 400, 403, 404, 422, 429),
+        **documented(api.NodeView, "Put nothing new there, empty it, or use it again", 400, 404, 415, 422),
     )
     async def order(node_id: Name, sent: api.NodeOrderSent, caller: Admin) -> Response:
         found = await serving.slow.run(lambda: service.order(serving.context, node_id, sent, caller))
@@ -34,9 +34,7 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.post(
         "/jobs/{job_id}/release",
-        **documented(
-            api.JobView, "Close the lease of a stopping job whose driver's node is gone", 403, 404, 409, 422, 429
-        ),
+        **documented(api.JobView, "Close the lease of a stopping job whose driver's node is gone", 404, 409, 422),
     )
     async def release(job_id: JobId, caller: Admin) -> Response:
         found = await serving.slow.run(lambda: service.release(serving.context, serving.job(job_id, caller), caller))

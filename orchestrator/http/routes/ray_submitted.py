@@ -31,7 +31,7 @@ def routes(serving: Serving) -> APIRouter:
     @router.post(
         "/join",
         status_code=201,
-        **documented(Joined, "Queue the job of a program that Ray has started", 400, 403, 404, 409, 413, 422),
+        **documented(Joined, "Queue the job of a program that Ray has started", 400, 404, 409, 415, 422),
     )
     def join(sent: Join, caller: Writer) -> Response:
         _check_queue(serving, sent.queue)
@@ -51,7 +51,7 @@ def routes(serving: Serving) -> APIRouter:
         return answer(Joined(job_id=job.job_id), 201)
 
     @router.post(
-        "/look", **documented(Looked, "The new output of such a job, and its state in words", 404, 409, 413, 422, 429)
+        "/look", **documented(Looked, "The new output of such a job, and its state in words", 404, 409, 415, 422)
     )
     async def looked(sent: Look, caller: Asker) -> Response:
         def read() -> Looked:

@@ -17,13 +17,13 @@ TenantName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
 def routes(serving: Serving) -> APIRouter:
     router = new_router("tenants")
 
-    @router.get("/tenants", **documented(api.Tenants, "Tenants that one may see", 429))
+    @router.get("/tenants", **documented(api.Tenants, "Tenants that one may see"))
     async def tenants(caller: Asker) -> Response:
         found = (await serving.slow.run(lambda: service.tenants(serving.context))).tenants
         return answer(api.Tenants(tenants=tuple(tenant for tenant in found if caller.may_see(tenant.name))))
 
     @router.put(
-        "/tenants/{tenant}", **documented(api.TenantView, "Make a tenant, or change all of its settings", 400, 403, 422)
+        "/tenants/{tenant}", **documented(api.TenantView, "Make a tenant, or change all of its settings", 400, 415, 422)
     )
     def put(tenant: TenantName, sent: api.TenantSent, caller: Admin) -> Response:
         found = service.put(serving.context, tenant, sent, caller.name)
@@ -32,7 +32,7 @@ def routes(serving: Serving) -> APIRouter:
 
     @router.get(
         "/usage",
-        **documented(api.Usage, "GPU-hours by tenant and month; without a month, of the newest twelve", 400, 422, 429),
+        **documented(api.Usage, "GPU-hours by tenant and month; without a month, of the newest twelve", 400, 422),
     )
     async def usage(
         caller: Asker,

@@ -14,14 +14,14 @@ from orchestrator.service import tokens as service
 def routes(serving: Serving) -> APIRouter:
     router = new_router("tokens")
 
-    @router.get("/tokens", **documented(api.Tokens, "All tokens, also revoked", 403))
+    @router.get("/tokens", **documented(api.Tokens, "All tokens, also revoked"))
     def tokens(caller: Admin) -> Response:
         return answer(api.Tokens(tokens=tuple(map(service.view, serving.store.tokens()))))
 
     @router.post(
         "/tokens",
         status_code=201,
-        **documented(api.NewToken, "Make a token; it is shown here only", 400, 403, 404, 409, 422),
+        **documented(api.NewToken, "Make a token; it is shown here only", 400, 404, 409, 415, 422),
     )
     def make(sent: api.TokenSent, caller: Admin) -> Response:
         now_s, role = serving.now_s(), Role(sent.role)
@@ -29,7 +29,7 @@ def routes(serving: Serving) -> APIRouter:
         serving.tokens.forget()
         return answer(api.NewToken(name=sent.name, token=token), 201)
 
-    @router.delete("/tokens/{name}", **documented(api.TokenView, "Revoke a token", 403, 404, 409))
+    @router.delete("/tokens/{name}", **documented(api.TokenView, "Revoke a token", 404, 409, 422))
     def revoke(name: Name, caller: Admin) -> Response:
         now_s = serving.now_s()
         service.check_revocable(serving.store, name, now_s)

@@ -18,7 +18,11 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.core.errors import InvalidSchema
 from schemathesis.core.result import Ok
 from schemathesis.generation import GenerationMode
-from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from orchestrator.problem import Problem
 from orchestrator.service.context.identity import attempt_token
@@ -28,7 +32,7 @@ from tests.support.server import Server, server, spec
 
 EXAMPLES = 20  # for each route, of what is allowed and of what is not
 ANSWERS_WITHIN_S = 240.0  # by itself schemathesis waits for 10 s
-CHECKS = [not_a_server_error, content_type_conformance]
+CHECKS = [not_a_server_error, content_type_conformance, status_code_conformance]
 
 
 @pytest.fixture(scope="module")

@@ -213,7 +213,9 @@ def workers_in(placement: Iterable[tuple[object, int]]) -> int:
 
 
 def placement_of(row: int, gang: Gang, occupancy: Occupancy) -> Placement:
-    """Return the placement of a row from its slots. Empty if the gang holds none."""
+    """Return the placement of a row, from its slots unless it has none. Empty if the gang holds nothing."""
+    if row in occupancy.without_slots:
+        return occupancy.without_slots[row]
     held = Counter((occupancy.slots == row).nonzero()[0].tolist())
     per_worker = gang.gpus_per_worker or gang.cpus_per_worker
     return tuple((node, slots // per_worker) for node, slots in held.items())

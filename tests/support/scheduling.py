@@ -156,7 +156,9 @@ def carry_out(before: Snapshot, plan: Plan, later_s: float = 0.0) -> Snapshot:
 
 
 def placement_in(before: Snapshot, row: int) -> Placement:
-    """Where a running job holds slots."""
+    """Where a running job is."""
+    if row in before.cluster.without_slots:
+        return before.cluster.without_slots[row]
     gang = before.jobs.gang_of(row)
     each = gang.gpus_per_worker or gang.cpus_per_worker
     held = Counter(node for node, line in enumerate(before.cluster.slots.tolist()) for one in line if one == row)

@@ -106,8 +106,7 @@ class QueueSimulation:
         simulation._left_s, simulation._error = left_s + elapsed, np.ones(jobs.rows)
         simulation.waiting = int((jobs.state == WAITING).sum())
         for row in snapshot.running.nonzero()[0].tolist():
-            cpus_only = simulation.cluster.without_slots.get(row)
-            simulation._where[row] = cpus_only or placement_of(row, jobs.gang_of(row), simulation.cluster)
+            simulation._where[row] = placement_of(row, jobs.gang_of(row), simulation.cluster)
             simulation._in_use[jobs.tenant[row]] += jobs.size[row]
             heapq.heappush(simulation._ends, (snapshot.now_s + float(left_s[row]), row, float(jobs.started_s[row])))
         return simulation

@@ -138,8 +138,7 @@ def is_worth_growing(row: int, num_workers: int, snapshot: Snapshot, policy: Pol
 def is_whole(placement: Placement, gang: Gang) -> bool:
     """Whether a placement holds all workers of a gang.
 
-    It does not if a node of the gang is not seen at the moment, or if the gang needs no GPU and is on a node that has
-    some: it holds no slot there.
+    It does not if a node of the gang is not seen at the moment.
     """
     return workers_in(placement) == gang.num_workers
 

@@ -1,15 +1,16 @@
 """Preemption: the cheapest set of jobs whose interruption makes room for a gang.
 
-The search is by slot. If the slots of a node are sorted by the cost of freeing each, the sum of the first n is a lower
-bound for freeing n slots there; this is computed for all nodes at once. The few cheapest nodes are then searched job by
-job.
+The search is by slot, and by CPU for jobs that take only CPUs of nodes with GPUs, and so hold no slot there. If the
+slots of a node are sorted by the cost of freeing each, the sum of the first n is a lower bound for freeing n slots
+there; this is computed for all nodes at once. The few cheapest nodes are then searched job by job.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,30 +43,73 @@ def preemption_for(
     """
     if victims.nobody_yields_to(row):
         return None
-    open_jobs = victims.open_to(row)
-    if int(cluster.free.sum()) + float(jobs.size @ open_jobs) < jobs.size[row]:
-        return None
-    fits = cluster.fits(gang) if closed is None else cluster.fits(gang) & ~closed
-    open_slots = np.concatenate((open_jobs, _NOBODY_YIELDS))[cluster.slots] & fits[:, None]
-    search = _Search(gang, jobs, cluster, victims, open_slots)
-    if cluster.fits_every_node(gang):
-        return search.on_one_node(None)
-    found = []
-    for kind in sorted(cluster.kinds_for(gang)):
-        of_kind = cluster.kinds == kind
-        one = search.on_whole_nodes(of_kind) if cluster.spans_nodes(gang, kind) else search.on_one_node(of_kind)
-        found += [(search.cost(one.victims), kind, one)] if one is not None else []
-    return min(found)[2] if found else None
+    open_nodes = cluster.usable if closed is None else cluster.usable & ~closed
+    search = _Search(gang, jobs, cluster, victims, victims.open_to(row), open_nodes)
+    found = [search.by_slots(float(jobs.size[row])), None if gang.gpus_per_worker else search.by_cpus()]
+    return min((one for one in found if one is not None), key=lambda one: search.cost(one.victims), default=None)
 
 
 class _Search:
-    """The search for one gang. `open_slots`: [nodes, slots]; True: free, or held by a job that may be interrupted."""
+    """The search for one gang.
+
+    Args:
+        open_jobs: [rows]; jobs that may be interrupted.
+        open_nodes: [nodes]; nodes on which the gang may be placed.
+    """
 
     def __init__(
-        self, gang: Gang, jobs: JobTable, cluster: Occupancy, victims: Victims, open_slots: NDArray[np.bool_]
+        self,
+        gang: Gang,
+        jobs: JobTable,
+        cluster: Occupancy,
+        victims: Victims,
+        open_jobs: NDArray[np.bool_],
+        open_nodes: NDArray[np.bool_],
     ) -> None:
-        self._gang, self._jobs, self._cluster, self._victims, self._open = gang, jobs, cluster, victims, open_slots
+        self._gang, self._jobs, self._cluster, self._victims = gang, jobs, cluster, victims
+        self._open_jobs, self._open_nodes = open_jobs, open_nodes
         self._per_worker = gang.gpus_per_worker or gang.cpus_per_worker
+
+    @cached_property
+    def _open(self) -> NDArray[np.bool_]:
+        """[nodes, slots]; True: free, or held by a job that may be interrupted."""
+        fits = self._cluster.fits(self._gang) & self._open_nodes
+        return np.concatenate((self._open_jobs, _NOBODY_YIELDS))[self._cluster.slots] & fits[:, None]
+
+    @cached_property
+    def _only_cpus(self) -> dict[int, dict[int, int]]:
+        """CPUs of jobs that hold no slot there and may be interrupted: by node with GPUs, then by row."""
+        found: dict[int, dict[int, int]] = {}
+        for row, placement in self._cluster.without_slots.items():
+            for node, workers in placement if self._open_jobs[row] else ():
+                if self._cluster.has_gpus[node]:
+                    found.setdefault(node, {})[row] = workers * self._jobs.gang_of(row).cpus_per_worker
+        return found
+
+    def by_slots(self, size: float) -> Preemption | None:
+        """Return the cheapest preemption on nodes of the gang's kind. `size`: slots of the gang."""
+        gang, cluster = self._gang, self._cluster
+        if int(cluster.free.sum()) + float(self._jobs.size @ self._open_jobs) < size:
+            return None
+        if cluster.fits_every_node(gang):
+            return self.on_one_node(None)
+        found = []
+        for kind in sorted(cluster.kinds_for(gang)):
+            of_kind = cluster.kinds == kind
+            one = self.on_whole_nodes(of_kind) if cluster.spans_nodes(gang, kind) else self.on_one_node(of_kind)
+            found += [(self.cost(one.victims), kind, one)] if one is not None else []
+        return min(found)[2] if found else None
+
+    def by_cpus(self) -> Preemption | None:
+        """Return the cheapest preemption for a gang without GPUs on a node with GPUs, of jobs without GPUs."""
+        need, options = self._gang.num_workers * self._gang.cpus_per_worker, []
+        for node, held in sorted(self._only_cpus.items()):
+            rows = self._chosen(held, need - int(self._cluster.cpus_free[node])) if self._open_nodes[node] else None
+            options += [(self.cost(rows), node, rows)] if rows is not None else []
+        if not options:
+            return None
+        _, node, rows = min(options)
+        return Preemption(rows, ((node, self._gang.num_workers),))
 
     def on_one_node(self, among: NDArray[np.bool_] | None) -> Preemption | None:
         workers = self._gang.num_workers
@@ -82,8 +126,10 @@ class _Search:
         stopped: dict[int, None] = {}
         for node in whole[np.lexsort((self._cost_of_all_on(whole), -cluster.sizes[whole]))].tolist():
             on_it = dict.fromkeys(row for row in cluster.slots[node].tolist() if row >= 0)
+            most = int(cluster.sizes[node]) // self._per_worker
+            on_it = dict.fromkeys(self._with_cpus(node, tuple(on_it), most * self._gang.cpus_per_worker) or on_it)
             by_cpus = self._cpus_with(node, tuple(on_it)) // max(self._gang.cpus_per_worker, 1)
-            each = min(int(cluster.sizes[node]) // self._per_worker, by_cpus)
+            each = min(most, by_cpus)
             if each > left or not left:
                 break
             if each:
@@ -126,7 +172,10 @@ class _Search:
         for at in cost.argsort(kind="stable")[:_LOOKED_AT].tolist():
             node = int(nodes[at])
             rows = self._on(node, size, stopped) if cost[at] < np.inf else None
-            if rows is not None and self._cpus_with(node, (*stopped, *rows)) >= workers * self._gang.cpus_per_worker:
+            if rows is not None:
+                rows = self._with_cpus(node, (*stopped, *rows), workers * self._gang.cpus_per_worker)
+            if rows is not None:
+                rows = rows[len(stopped) :]
                 options.append((self.cost(rows), self._left_over(node, rows, stopped), node, rows))
         if not options:
             return None
@@ -142,14 +191,23 @@ class _Search:
         return np.where(self._open[nodes], harm[self._cluster.slots[nodes]], np.inf)
 
     def _on(self, node: int, size: int, stopped: Sequence[int]) -> tuple[int, ...] | None:
-        """Choose jobs on a node whose slots make up `size` together with its free ones; None: there are too few.
+        """Choose jobs on a node whose slots make up `size` together with its free ones; None: there are too few."""
+        line = self._cluster.slots[node]
+        held = Counter[int](line[self._open[node] & (line >= 0)].tolist())
+        return self._chosen(held, size - int(self._cluster.free[node]) - sum(held.pop(row, 0) for row in stopped))
+
+    def _with_cpus(self, node: int, rows: tuple[int, ...], cpus: int) -> tuple[int, ...] | None:
+        """Add jobs that take only CPUs of the node, until so many CPUs are free there; None: there are too few."""
+        held = {row: count for row, count in self._only_cpus.get(node, {}).items() if row not in rows}
+        more = self._chosen(held, cpus - self._cpus_with(node, rows))
+        return None if more is None else (*rows, *more)
+
+    def _chosen(self, held: Mapping[int, int], need: int) -> tuple[int, ...] | None:
+        """Choose jobs that hold `need` together; None: there are too few. `held`: by row.
 
         Jobs that are expected to run longest are chosen first, as long as they do not exceed the need. The last choice
         is the smallest job that is enough.
         """
-        line = self._cluster.slots[node]
-        held = Counter[int](line[self._open[node] & (line >= 0)].tolist())
-        need = size - int(self._cluster.free[node]) - sum(held.pop(row, 0) for row in stopped)
         chosen: dict[int, int] = {}
         for row in sorted(held, key=self._longest_first):
             if 0 < held[row] <= need:
@@ -181,4 +239,5 @@ class _Search:
             held = self._jobs.gang_of(row)
             per_worker = held.gpus_per_worker or held.cpus_per_worker
             free += line.count(row) // per_worker * held.cpus_per_worker
+            free += self._only_cpus.get(node, {}).get(row, 0)
         return free

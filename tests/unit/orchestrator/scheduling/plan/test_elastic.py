@@ -122,10 +122,16 @@ def test_the_snapshot_stays_as_it_was_and_a_growth_names_nobody() -> None:
     assert made.decisions[0] == Interrupt(0, Cause.RESIZED, None) and before.jobs.gang_of(0).num_workers == 2
 
 
-def test_one_that_holds_no_slots_or_is_on_a_node_that_is_not_seen_is_left_alone() -> None:
-    by_cpu = elastic("a", 2, 4, on={0: 2}, gpus_per_worker=0)
-    assert decided(nodes(8), [by_cpu]) == []
+def test_one_that_takes_only_cpus_of_a_node_with_gpus_grows_there_and_shrinks_for_others() -> None:
+    by_cpu = elastic("a", 2, 4, on={0: 2}, gpus_per_worker=0, left_s=HOUR)
+    assert decided(nodes(8, cpus=4), [by_cpu]) == ["a stops: resized", "a 0:4"]
+    larger = elastic("a", 2, 4, on={0: 4}, gpus_per_worker=0, left_s=HOUR)
+    assert decided(nodes(8, cpus=5), [larger, Job("b", 3)]) == ["a stops for b: resized", "b 0:3", "a 0:2"]
+    assert decided(nodes(8, cpus=3), [by_cpu]) == []
     assert decided(nodes(8), [by_cpu, Job("b", 16)]) == []
+
+
+def test_one_on_a_node_that_is_not_seen_is_left_alone() -> None:
     before = snapshot(nodes(8), [elastic("a", 2, 4, on={0: 2}), Job("b", 8)])
     before.cluster.slots[before.cluster.slots == 0] = -2  # absent
     assert plan(before, DEFAULT).decisions == ()

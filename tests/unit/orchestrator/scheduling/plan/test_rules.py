@@ -182,6 +182,31 @@ def test_a_higher_class_takes_the_place_of_a_lower_at_once_and_never_the_other_w
     assert decided(nodes(8), [low, replace(high, on={0: 8})]) == []
 
 
+def without_gpus(name: str, workers: int, node: int | None = None, **more: float) -> Job:
+    on = {} if node is None else {node: workers}
+    return Job(name, workers, on=on, gpus_per_worker=0, **more)  # type: ignore[arg-type]
+
+
+def test_who_takes_only_cpus_of_a_node_with_gpus_yields_to_a_higher_class_with_and_without_gpus() -> None:
+    small, large = without_gpus("small", 2, 0, left_s=LONG), without_gpus("large", 4, 0, left_s=LONG)
+    for high in (Job("high", 3, priority=1), without_gpus("high", 3, priority=1)):
+        assert decided(nodes(8, cpus=8), [small, large, high]) == ["stop small", "start high on 0"]
+        assert decided(nodes(8, cpus=6), [small, large, high]) == ["stop large", "start high on 0"]
+        assert decided(nodes(8, cpus=8), [replace(small, priority=2), replace(large, priority=2), high]) == []
+        fixed = replace(large, preemptible=False)
+        assert decided(nodes(8, cpus=6), [small, fixed, high]) == []
+    gang = Job("gang", 16, priority=1)
+    assert decided(nodes(8, 8, cpus=8), [small, gang]) == ["stop small", "start gang on 0:8 1:8"]
+
+
+def test_a_job_without_gpus_stops_no_job_with_gpus_and_takes_the_cheapest_place() -> None:
+    on_gpus, high = Job("gpus", 8, on={0: 8}, left_s=LONG), without_gpus("high", 4, priority=1)
+    assert decided(nodes(8, cpus=8), [on_gpus, high]) == []
+    dear, cheap = without_gpus("dear", 4, 0, left_s=LONG, cost_s=HOUR), without_gpus("cheap", 4, 1, left_s=LONG)
+    assert decided(nodes(8, 0, cpus=4), [dear, cheap, high]) == ["stop cheap", "start high on 1"]
+    assert decided(nodes(0, 8, cpus=4), [dear, cheap, high]) == ["stop cheap", "start high on 1"]
+
+
 def test_what_is_not_preemptible_is_never_interrupted() -> None:
     assert decided(nodes(8), [stays("runs", 8, 0, left_s=LONG), Job("high", 8, priority=9, left_s=60.0)]) == []
 

@@ -12,7 +12,6 @@ succeeded are not repeated, so that the cases may be computed one at a time. One
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pathlib
 import random
@@ -27,6 +26,7 @@ import numpy as np
 import torch
 
 from bench import models
+from bench.results import other_output_to_stderr, tell
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import IGNORE_INDEX, Prepared, Split
 from jobs.run.find import run_names
@@ -59,13 +59,13 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=CASES)
     parser.add_argument("--work", type=pathlib.Path)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="fleetune-forgetting-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="fleetune-forgetting-") as scratch, other_output_to_stderr():
         folder = (options.work or pathlib.Path(scratch)) / f"{options.steps}-steps-at-{options.rate:g}"
         folder.mkdir(parents=True, exist_ok=True)
         write_texts(folder)
         for case in options.only:
             for line in mixed(folder, options) if case == "mixed" else [trained(folder, case, options)]:
-                print(json.dumps(line), flush=True)
+                tell(line)
     return 0
 
 

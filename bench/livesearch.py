@@ -14,7 +14,6 @@ Lines for people go to stderr, one JSON object for each search and one for all t
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -28,6 +27,7 @@ import numpy as np
 
 from bench.curves import DATA, TASKS, sweep_of
 from bench.replay import GRID, MIDDLE, PRIOR_OFF, Table, chosen
+from bench.results import other_output_to_stderr, tell
 from jobs.run.progress import PlainProgress
 from jobs.search.rules.prior import with_prior
 from jobs.search.trials import LEDGER, Trials
@@ -48,9 +48,9 @@ def main() -> int:
     found = []
     for seed in options.seeds:
         prior = float(MIDDLE * PRIOR_OFF ** np.random.default_rng(seed).uniform(-1, 1))
-        with tempfile.TemporaryDirectory(prefix="fleetune-live-") as folder, contextlib.redirect_stdout(sys.stderr):
+        with tempfile.TemporaryDirectory(prefix="fleetune-live-") as folder, other_output_to_stderr():
             found.append(searched(table, options.task, Path(folder), seed, prior, options.runs))
-        print(json.dumps(found[-1]), flush=True)
+        tell(found[-1])
     allowed = table.allowed_regret
     regrets = [one["regret"] for one in found]
     summary = {
@@ -61,7 +61,7 @@ def main() -> int:
         "median_regret": statistics.median(regrets),
         "share_of_grid_tokens": max(one["share_of_grid_tokens"] for one in found),
     }
-    print(json.dumps(summary), flush=True)
+    tell(summary)
     return 0
 
 

@@ -18,7 +18,6 @@ Lines for people go to stderr, one JSON object for each way to stdout.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
 import statistics
@@ -35,6 +34,7 @@ from typing import Any
 
 import psutil
 
+from bench.results import other_output_to_stderr, tell
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.run.record import read_steps
@@ -65,8 +65,7 @@ def main() -> int:
     if unknown:
         parser.error(f"there is no part {', '.join(unknown)}: name some of {', '.join(parts)}")
     for name in options.parts or parts:
-        # Ray Tune and DeepSpeed print to stdout, which is for results.
-        with tempfile.TemporaryDirectory(prefix="fleetune-search-") as folder, contextlib.redirect_stdout(sys.stderr):
+        with tempfile.TemporaryDirectory(prefix="fleetune-search-") as folder, other_output_to_stderr():
             say(f"{name}:")
             parts[name](Path(folder))
     return 0
@@ -234,10 +233,6 @@ def memory(sweep: SweepSpec) -> None:
     later = [size for number, size in sorted(resident.items()) if number >= 3]
     facts = {"resident_mb": [round(size) for _, size in sorted(resident.items())]}
     tell(facts | {"growth_after_third": round(max(later) / later[0] - 1, 4)})
-
-
-def tell(facts: dict[str, Any]) -> None:
-    print(json.dumps(facts), file=sys.__stdout__, flush=True)
 
 
 def say(text: str) -> None:

@@ -35,6 +35,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # the exit codes of a shell
 _SIGNALS = {signal.SIGTERM, signal.SIGCHLD, signal.SIGINT, signal.SIGHUP}
 _KILL_AGAIN_S = 0.02
+_WRITE_AGAIN_S = 1.0  # after END could not be written
 
 MOST_OUTPUT_BYTES = 1 << 30  # output of one program on disk: a job that prints forever must not fill the disk
 _LAST_BYTES = 1 << 20  # of the output beyond that, the last bytes are kept in memory
@@ -246,7 +247,9 @@ class Supervisor:
             code = _NOT_FOUND if isinstance(error, FileNotFoundError) else _NOT_EXECUTABLE
             self._end(code, f"{self._launch['command'][0]} cannot be started: {error}")
             return
-        write_whole(self._folder / PROGRAM, json.dumps({"pid": self._pid}))
+        # On a full disk the program goes on. It only seems not to have started yet.
+        with contextlib.suppress(OSError):
+            write_whole(self._folder / PROGRAM, json.dumps({"pid": self._pid}))
         self._wait()
         self._kill_all()
         output.finish()
@@ -318,7 +321,16 @@ class Supervisor:
     def _end(self, exit_code: int | None, message: str = "") -> None:
         stopped = bool(self._stop())
         end = {"exit_code": exit_code, "stopped": stopped, "lost": False, "message": message}
-        write_whole(self._folder / END, json.dumps(end))
+        while True:
+            try:
+                write_whole(self._folder / END, json.dumps(end))
+                return
+            except OSError:  # for example, the disk is full
+                # Without this file the program would count as lost, although it may have succeeded. The lock is held
+                # meanwhile, so it counts as running.
+                if not self._folder.exists():
+                    raise
+                time.sleep(_WRITE_AGAIN_S)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pathlib
+import resource
 import shutil
 import signal
 import subprocess
@@ -218,6 +219,32 @@ def test_a_program_that_prints_without_end_fills_no_disk_and_its_last_words_are_
     assert opened.ended(launch) == Submission(launch.submission, Phase.FAILED, 3, "the reason")
     assert b"the last ones follow\n\0" in opened.backend.output(launch.submission, most)
     assert (folder_of(opened, launch) / files.OUTPUT).stat().st_size < most + (1 << 20) + 1000
+
+
+def test_an_end_that_cannot_be_recorded_on_a_full_disk_is_recorded_once_there_is_space(opened: Machines) -> None:
+    """A limit on the process stands for the disk's end."""
+    script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.02; done"
+    launch = opened.command("a", "sh", "-c", script)
+    opened.backend.start(launch, opened.fence)
+    opened.wait_for(lambda: opened.backend.output(launch.submission), "it is up")
+    supervisor = supervisor_of(opened, launch)
+    no_limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    opened.backend.stop(launch.submission)
+    wait_for(lambda: processes_with(f"FLEETUNE_TEST={opened.mark}") in ([], [supervisor]), "the program has ended")
+    running = Submission(launch.submission, Phase.RUNNING)
+    assert opened.state(launch) == running, "not lost, because its end may be a success"
+    resource.prlimit(supervisor, resource.RLIMIT_FSIZE, no_limit)
+    assert opened.ended(launch) == Submission(launch.submission, Phase.STOPPED, 7)
+
+
+def test_a_program_goes_on_if_its_start_cannot_be_recorded(tmp_path: pathlib.Path) -> None:
+    launch = {"command": ["true"], "working_dir": str(tmp_path), "token": "token"}
+    (tmp_path / files.LAUNCH).write_text(json.dumps(launch))
+    (tmp_path / files.PROGRAM / "in the way").mkdir(parents=True)
+    subprocess.run([sys.executable, "-I", "-S", files.__file__, str(tmp_path)], check=True)
+    wait_for((tmp_path / files.END).exists, "the program has ended")
+    assert json.loads((tmp_path / files.END).read_text())["exit_code"] == 0
 
 
 def test_a_program_starts_also_for_a_server_of_an_older_release(tmp_path: pathlib.Path) -> None:

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from cluster.errors import StorageError
+from cluster.text import many
 from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, figures_of_runs
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
+from jobs.run.summary import Now, summarise, utc_now
+from jobs.search.report.status import DriverState, read_driver_state, read_status
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import load_sweep
+from jobs.spec.load import load_sweep, load_to_run
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, read_journal
 
 
-def measure(spec: CompareSpec, paths: JobPaths) -> Comparison:
-    """Return the figures of all methods so far. Raises StorageError."""
-    methods = tuple(figures_of(one.name, JobPaths(paths.method(one.name))) for one in spec.methods)
+def measure(spec: CompareSpec, paths: JobPaths, now: Now = utc_now) -> Comparison:
+    """Return the figures of all methods so far, also of a search that is running. Raises StorageError."""
+    methods = tuple(figures_of(one.name, JobPaths(paths.method(one.name)), now) for one in spec.methods)
     device = "GPU" if spec.base.resources.gpus_per_worker else "CPU"
     return Comparison(metric=spec.judged, lower_is_better=spec.lower_is_better, device=device, methods=methods)
 
 
-def figures_of(name: str, paths: JobPaths) -> MethodFigures:
+def figures_of(name: str, paths: JobPaths, now: Now = utc_now) -> MethodFigures:
     """Return the figures of one method so far. Raises StorageError."""
     sweep = load_sweep(paths.spec)
     if sweep is None:
         raise StorageError(f"{paths.spec} is not the spec of a sweep: start a new comparison")
     trials, outcome = Trials(sweep, paths.root), read_outcome(paths)
     failed = outcome is not None and outcome.status is not Status.SUCCEEDED
+    is_running = summarise(paths, now).status == "running"
+    status = read_status(trials, read_driver_state(paths) if is_running else DriverState(), now())
     figures = MethodFigures(
         name=name,
         method=sweep.base.method.kind,
@@ -39,9 +44,9 @@ def figures_of(name: str, paths: JobPaths) -> MethodFigures:
         status=None if outcome is None else outcome.status,
         reason=outcome.reason if outcome is not None and failed else None,
         trials=len(trials.trials),
-        tokens=trials.tokens,
-        search_s=trials.seconds,
-        device_hours=trials.device_hours,
+        tokens=status.tokens,
+        search_s=status.used_s,
+        device_hours=status.device_hours,
     )
     best = trials.best
     if best is None:
@@ -53,7 +58,7 @@ def figures_of(name: str, paths: JobPaths) -> MethodFigures:
 def _settings(job: Spec) -> str:
     if job.method.kind == "lora":
         return f"rank {job.lora.rank}"
-    return f"{job.prompt.num_virtual_tokens} virtual tokens" if job.method.kind == "prompt" else ""
+    return many(job.prompt.num_virtual_tokens, "virtual token") if job.method.kind == "prompt" else ""
 
 
 def _run_of(trial: Trial) -> RunFigures:
@@ -74,6 +79,14 @@ def _run_of(trial: Trial) -> RunFigures:
 
 def write_comparison(paths: JobPaths, comparison: Comparison) -> None:
     storage.write_bytes(paths.comparison, comparison.model_dump_json(indent=1).encode())
+
+
+def comparison_so_far(paths: JobPaths) -> Comparison | None:
+    """Return the figures of a comparison that has ended, or those of one that goes on. Raises StorageError."""
+    spec = load_to_run(paths.spec)
+    if read_outcome(paths) is None and isinstance(spec, CompareSpec):
+        return measure(spec, paths)
+    return read_comparison(paths)
 
 
 def read_comparison(paths: JobPaths) -> Comparison | None:

@@ -43,7 +43,7 @@ class TimeLimit:
 
 def time_limits(trials: Trials, spent: Spent) -> list[TimeLimit]:
     """Return the limits in minutes and GPU-hours. The time of a repeat is estimated from the trials so far. Pure."""
-    budget, per_gang = trials.sweep.budget, _devices(trials.sweep.base)
+    budget, per_gang = trials.sweep.budget, devices_of(trials.sweep.base)
     seconds, device_seconds = (sum(each[place] for each in spent.values()) for place in (0, 1))
     whole_s = seconds_of_a_run(trials)
     running = sum(trial.repeats is not None and not trial.is_over for trial in list(trials.trials.values()))
@@ -61,7 +61,7 @@ def time_limits(trials: Trials, spent: Spent) -> list[TimeLimit]:
     return found
 
 
-def _devices(base: Spec) -> int:
+def devices_of(base: Spec) -> int:
     """Return the GPUs of one gang; without GPUs, its CPUs."""
     gang = gang_of(base)
     return gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)

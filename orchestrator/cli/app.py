@@ -213,10 +213,10 @@ def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None
     details = run_list.describe_run(run_meant(run, storage_root(storage)))
     typer.echo(details.model_dump_json() if json_ else text.run_page(details))
     if not json_ and details.spec.get("kind") == "compare":
-        from jobs.comparison.measured import read_comparison
+        from jobs.comparison.measured import comparison_so_far
         from jobs.comparison.page import comparison_text
 
-        if (found := read_comparison(JobPaths(details.summary.root))) is not None:
+        if (found := comparison_so_far(JobPaths(details.summary.root))) is not None:
             typer.echo(f"\n{comparison_text(found)}")
 
 

@@ -19,6 +19,7 @@ from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import format_phase
 from jobs.search.report.trial_text import format_seeds
+from jobs.search.spending import devices_of
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
@@ -105,7 +106,7 @@ class SweepStatus:
         runs: these tokens in units of one whole run of the base; None if unknown.
         used_s: seconds that all drivers have searched.
         remaining_s: estimated seconds to the end; None if not known.
-        device_hours: hours of GPUs (without GPUs, of CPUs) until the newest answer of a trial.
+        device_hours: hours of GPUs (without GPUs, of CPUs), including those of the trials that are being trained.
     """
 
     sweep: SweepSpec
@@ -174,7 +175,7 @@ def status_of(trials: Trials, driver: DriverState, newest: Mapping[int, Record],
         runs=tokens / trials.tokens_per_run if trials.tokens_per_run else None,
         used_s=used_s,
         remaining_s=_remaining_s(trials.sweep.budget, driver, done, newest, used_s),
-        device_hours=trials.device_hours,
+        device_hours=trials.device_hours + _unrecorded_hours(trials, driver, used_s),
     )
 
 
@@ -196,6 +197,12 @@ def _used_s(trials: Trials, driver: DriverState, now: datetime.datetime) -> floa
         return trials.seconds
     earlier = sum(seconds for name, (seconds, _) in trials.spent.items() if name != driver.name)
     return earlier + max((now - driver.began_at).total_seconds(), 0.0)
+
+
+def _unrecorded_hours(trials: Trials, driver: DriverState, used_s: float) -> float:
+    """Return the hours of the present trials' GPUs (or CPUs) since the driver's newest answer."""
+    seconds = max(used_s - trials.seconds, 0.0)
+    return seconds * len(driver.running) * devices_of(trials.sweep.base) / 3600
 
 
 def _remaining_s(

@@ -241,7 +241,7 @@ def test_a_bound_in_minutes_bounds_the_time_to_go(tmp_path: Path) -> None:
     status = status_with(ledger, heard(1), {1: record(10)})
     assert status.remaining_s == pytest.approx(510.0)
     assert format_budget(status) == [
-        "500 of 20,000 tokens, 0.1 runs", "1 of 4 trials begun", "0 of 2 GPU-hours", "1.5 of 10 minutes"
+        "500 of 20,000 tokens, 0.1 runs", "1 of 4 trials begun", "0.025 of 2 GPU-hours", "1.5 of 10 minutes"
     ]  # fmt: skip
 
 

@@ -1,0 +1,42 @@
+"""What a comparison shows before it has ended."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from jobs.comparison.measured import comparison_so_far
+from jobs.comparison.page import comparison_text
+from jobs.run.outcome import event
+from jobs.run.paths import JobPaths
+from jobs.search.ledger import Ledger
+from jobs.search.spending import devices_of
+from jobs.spec.load import dump_spec
+from jobs.storage.files import write_bytes
+from jobs.storage.journal import JournalWriter
+from tests.unit.jobs.spec.test_compare import compare_of
+
+
+def test_the_hours_of_a_running_search_count_before_its_first_answer(tmp_path: Path) -> None:
+    spec, paths = compare_of(tmp_path), JobPaths(str(tmp_path / "runs/compare-20261128-120000-abcd"))
+    write_bytes(paths.spec, dump_spec(spec))
+    for method in spec.methods:
+        write_bytes(JobPaths(paths.method(method.name)).spec, dump_spec(spec.sweep_of(method)))
+    sweep, searched = spec.sweep_of(spec.methods[0]), JobPaths(paths.method(spec.methods[0].name))
+    ledger = Ledger(sweep, searched.root, lambda job: 20, 1000.0)
+    ledger.add({"learning_rate": 1e-4})
+    ledger.close()
+    began = datetime.datetime.now(datetime.UTC) - datetime.timedelta(hours=2)
+    events = JournalWriter(searched.events, "driver")
+    for data in ({"phase": "workers", "driver": "01"}, {"phase": "train", "trial": 1, "until": 20}):
+        told = event("phase", "", **data).model_copy(update={"at": began})
+        events.append(told.model_dump(mode="json"))
+    events.close()
+    found = comparison_so_far(paths)
+    assert found is not None
+    running, waiting = found.methods
+    assert running.device_hours == pytest.approx(2.0 * devices_of(sweep.base), rel=0.01) and running.trials == 1
+    assert (waiting.device_hours, waiting.trials) == (0.0, 0)
+    assert "GPU-hours, 1 trial" in comparison_text(found)

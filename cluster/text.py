@@ -16,8 +16,9 @@ _ERROR = re.compile(r"^(?:\S+ \S+Z )?(?:error|failed): (?P<said>\S.*)$", re.MULT
 
 
 def many(count: int, noun: str) -> str:
-    """Format a count with its noun: `1 record`, `1,204 records`."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    """Format a count with its noun: `1 record`, `1,204 records`, `2 processes`."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{count:,} {noun}{'' if count == 1 else plural}"
 
 
 def format_time(at_s: float | None) -> str:

@@ -12,6 +12,7 @@ from cluster.local.gpus import held_gpus
 from cluster.local.machine import this_machine
 from cluster.ray.connection import THIS_MACHINE
 from cluster.settings import add_to_environment, ray_address, visible_gpus
+from cluster.text import many
 from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.link.link import Link, Say
 from jobs.drivers.link.messages import Registered
@@ -87,7 +88,7 @@ def places_of(registered: Registered, num_workers: int) -> tuple[str, ...]:
     """Return the node of each worker, in the order of the lease. Raises MachinesFailed."""
     places = tuple(node for node, workers in registered.placement for _ in range(workers))
     if len(places) != num_workers:
-        raise MachinesFailed(f"the lease has room for {len(places)} workers, but the job has {num_workers}")
+        raise MachinesFailed(f"the lease has room for {many(len(places), 'worker')}, but the job has {num_workers}")
     return places
 
 

@@ -6,6 +6,7 @@ import math
 from fractions import Fraction
 
 from cluster.errors import SpecError
+from cluster.text import many
 from jobs.spec.finetune import Spec, Train
 
 DEFAULT_EPOCHS = 3.0
@@ -42,7 +43,7 @@ def warmup_steps(train: Train, total: int) -> int:
         return math.ceil(total * (train.warmup_steps or 0.0))
     if train.warmup_steps > total:
         raise SpecError(
-            f"warmup_steps ({int(train.warmup_steps)}) is longer than the run of {total} steps: "
+            f"warmup_steps ({int(train.warmup_steps)}) is longer than the run of {many(total, 'step')}: "
             "lower it, give warmup_ratio instead, or train longer (num_train_epochs, max_steps)"
         )
     return int(train.warmup_steps)

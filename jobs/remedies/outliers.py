@@ -297,7 +297,10 @@ def failure_report(history: StepHistory, step: int, learning_rate: float) -> Rem
 
 def untrained(steps: int) -> str:
     """Explain the failure of a run in which every step was skipped."""
-    return f"none of {steps} steps changed the weights: the gradients or losses were never finite. {_LOWER_THE_RATE}"
+    return (
+        f"none of {many(steps, 'step')} changed the weights: the gradients or losses were never finite. "
+        f"{_LOWER_THE_RATE}"
+    )
 
 
 def _excessive(learning_rate: float, factor: float) -> str:

@@ -12,7 +12,7 @@ from itertools import chain
 import typer
 
 from cluster.errors import FleetuneError
-from cluster.text import long_duration
+from cluster.text import long_duration, many
 from orchestrator.api import JobView, WhyView
 from orchestrator.client.connection import Connection
 from orchestrator.client.log_reader import ALL, TAIL_LINES, LogLine, LogReader, follow_lines, last_lines, run_logs
@@ -74,7 +74,7 @@ def _of_run(connection: Connection, job: JobView, count: int, as_json: bool) -> 
     except FleetuneError:  # the requested output is printed already
         return
     if logs and not as_json:
-        names = ", ".join(logs[:NAMED]) + (f" and {len(logs) - NAMED} others" if len(logs) > NAMED else "")
+        names = ", ".join(logs[:NAMED]) + (f" and {many(len(logs) - NAMED, 'other')}" if len(logs) > NAMED else "")
         command = f"fleetune logs {job.job_id} --source NAME, or --source all"
         typer.echo(f"more logs: {names}. To see them: {command}", err=True)
 

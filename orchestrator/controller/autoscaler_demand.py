@@ -16,6 +16,7 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node, NodeType
 from cluster.capacity.occupancy import Occupancy, Placement
 from cluster.ray.bundles import Bundle, bundle
+from cluster.text import many
 from orchestrator.controller.ledger import Cluster, Nominations, places_of, snapshot
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import DesiredState, State
@@ -144,8 +145,7 @@ def format_growth(inventory: Inventory) -> str:
     if not inventory.most_more:
         return "Ray's autoscaler has added all the nodes that it may"
     kinds = ", ".join(f"{count} x {_format_node(kind.node)}" for kind, count in inventory.more)
-    more = "1 more node" if inventory.most_more == 1 else f"{inventory.most_more} more nodes"
-    return f"Ray's autoscaler may add {more} ({kinds})"
+    return f"Ray's autoscaler may add {many(inventory.most_more, 'more node')} ({kinds})"
 
 
 def _format_node(node: Node) -> str:

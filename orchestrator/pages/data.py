@@ -341,17 +341,17 @@ def rows_page(rows: list[ShownRow], colour: bool) -> str:
 def _row(row: ShownRow, colour: bool) -> str:
     tokens = sum(len(sample.tokens) for sample in row.samples)
     targets = sum(sum(sample.targets) for sample in row.samples)
-    head = f"== row {row.number}: {tokens:,} tokens"
+    head = f"== row {row.number}: {many(tokens, 'token')}"
     if row.samples[0].label is None:
-        many = "" if len(row.samples) == 1 else f", {len(row.samples)} samples"
-        head += f", {targets:,} targets{many}"
+        samples = "" if len(row.samples) == 1 else f", {many(len(row.samples), 'sample')}"
+        head += f", {many(targets, 'target')}{samples}"
     return "\n".join([head, *(_sample(place, sample, colour) for place, sample in enumerate(row.samples, 1))])
 
 
 def _sample(place: int, sample: ShownSample, colour: bool) -> str:
     of = f" of source {sample.source}" if sample.source else ""
     label = f", label {sample.label}" if sample.label is not None else ""
-    head = f"-- sample {place} (number {sample.number}{of}): {len(sample.tokens):,} tokens{label}"
+    head = f"-- sample {place} (number {sample.number}{of}): {many(len(sample.tokens), 'token')}{label}"
     return "\n".join([head, _text(sample, colour), f"   ids: {_ids(sample)}"])
 
 

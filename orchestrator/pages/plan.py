@@ -120,7 +120,7 @@ def _facts(plan: JobPlan, option: Option, price: float | None) -> list[tuple[str
     facts = [
         ("machines", f"{plan.machines} ({option.room / GIB:.1f} GiB for each {device})"),
         ("model", f"{compact(plan.parameters)} parameters, {plan.precision}"),
-        ("batch", f"{rows:,} rows of {plan.seq_len:,} tokens in a step"),
+        ("batch", f"{many(rows, 'row')} of {many(plan.seq_len, 'token')} in a step"),
         ("step", f"{_seconds(time.seconds)}, {compact(time.tokens_per_s)} tokens/s, {100 * time.mfu:.0f} % MFU"),
     ]
     hours = plan.hours(option)
@@ -282,7 +282,7 @@ def accuracy_page(checks: Mapping[str, PlanCheck]) -> str:
     found = accuracy_json(checks)
     lines = [
         f"{title}: median {100 * found[key]['median']:.1f} %, worst {100 * found[key]['worst']:.1f} % "
-        f"of {found[key]['runs']} runs"
+        f"of {many(found[key]['runs'], 'run')}"
         for key, title in (("memory", "memory"), ("step_after_first_steps", "step time, from the first steps"))
         if found[key]["runs"]
     ]

@@ -120,14 +120,14 @@ def prepared_page(facts: Mapping[str, Any], spec: Spec) -> str:
     """Format the output of `fleetune data prepare`."""
     rows = [("prepared at", str(facts["root"])), ("records", f"{facts['records']:,}")]
     if facts["bad_rows"]:
-        rows.append(("set aside", f"{facts['bad_rows']:,} bad records, listed in bad_rows.jsonl of their source"))
+        rows.append(("set aside", f"{many(facts['bad_rows'], 'bad record')}, listed in bad_rows.jsonl of their source"))
     for name in ("train", "eval", "general"):
         if name in facts:
             counts = facts[name]
             density = counts["tokens"] / (counts["rows"] * spec.data.seq_len)
             filled = f", {density:.1%} full" if spec.packed else ""
-            said = f"{counts['samples']:,} samples in {counts['rows']:,} rows{filled}"
-            rows.append((name, f"{said}, {counts['tokens']:,} tokens, {counts['targets']:,} targets"))
+            said = f"{many(counts['samples'], 'sample')} in {many(counts['rows'], 'row')}{filled}"
+            rows.append((name, f"{said}, {many(counts['tokens'], 'token')}, {many(counts['targets'], 'target')}"))
     return table(rows)
 
 
@@ -224,7 +224,7 @@ def class_rows(confusion: Sequence[Sequence[int]] | None, labels: Sequence[str])
         f1 = 2 * hits / max(true + predicted[number], 1)
         scores = f"precision {hits / max(predicted[number], 1):.3f}  recall {hits / max(true, 1):.3f}  f1 {f1:.3f}"
         taken_for = ", ".join(f"{count:,} as {names[other]}" for other, count in enumerate(row) if count)
-        rows.append((f"class {name}", f"{scores}  ({true:,} samples: {taken_for or 'none'})"))
+        rows.append((f"class {name}", f"{scores}  ({many(true, 'sample')}: {taken_for or 'none'})"))
     return rows
 
 

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable
+from cluster.text import many
 from orchestrator.http.scrub import Scrubber
 from orchestrator.service.context.context import ServiceContext
 
@@ -95,7 +96,7 @@ def _size(inventory: Inventory) -> str:
     kinds = sorted({node.accelerator_type for node in nodes if node.accelerator_type})
     gpus = f"{inventory.gpus} GPUs" + (f" ({', '.join(kinds)})" if kinds else "")
     more = f"; may get {inventory.most_more} more" if inventory.growth.types else ""
-    return f"{len(nodes)} {'node' if len(nodes) == 1 else 'nodes'}, {inventory.cpus} CPUs, {gpus}{more}"
+    return f"{many(len(nodes), 'node')}, {inventory.cpus} CPUs, {gpus}{more}"
 
 
 def _tokens(needed: bool, in_clear: bool) -> str:

@@ -120,7 +120,8 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
     if there:
         kept = [read_index(job.root, name) for name in there]
         progress.keep(((job.where, part.name.file), part.position) for part in kept)
-        say(f"going on with {job.where}: {sum(len(part.num_tokens) for part in kept):,} samples are tokenised already")
+        samples = many(sum(len(part.num_tokens) for part in kept), "sample")
+        say(f"going on with {job.where}, with {samples} tokenised already")
     if todo:
         files = many(len(todo), "file")
         say(f"tokenising {job.where}: {files}, {byte_size(sum(job.sizes[file] for file in todo))}")
@@ -175,7 +176,7 @@ def _check_bad(job: SourceJob, bad: int, records: int) -> None:
     path = bad_records_path(job.root)
     shown = [BadRecord(**json.loads(line)) for line in storage.read_bytes(path).splitlines()[:BAD_RECORDS_SHOWN]]
     raise _TooManyBad(
-        f"{bad:,} of {records:,} records ({bad / records:.1%}) of {job.where} cannot be used, but at most "
+        f"{bad:,} of {many(records, 'record')} ({bad / records:.1%}) of {job.where} cannot be used, but at most "
         f"{job.max_bad_fraction:.0%} may be set aside (data.max_bad_fraction). Correct the data, data.format or "
         f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_RECORDS_SHOWN)
     )
@@ -200,8 +201,8 @@ def _empty(job: SourceJob, split: str, samples: int) -> str:
         return f"no row of {job.where} ({job.path}) can be used: give a file with at least one sample"
     name = "train" if split == ROWS else "eval"
     return (
-        f"data.eval_fraction ({job.eval_fraction}) of {samples} samples of {job.path} leaves none for {name} (equal "
-        "samples stay together): choose another fraction, or give data.eval"
+        f"data.eval_fraction ({job.eval_fraction}) of {many(samples, 'sample')} of {job.path} leaves none for {name} "
+        "(equal samples stay together): choose another fraction, or give data.eval"
     )
 
 

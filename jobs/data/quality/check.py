@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.text import many
 from jobs.data.order.row_order import GROUP_STEPS
 from jobs.data.preparation.engines import Engine, Progress, Say, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
@@ -50,7 +51,7 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> DataReport
     del workers
     digest, _ = fingerprint_of_jobs(jobs)
     facts = _joined(spec, every, tables)
-    say(f"comparing {len(facts.good):,} samples")
+    say(f"comparing {many(len(facts.good), 'sample')}")
     bad_rows = _list_bad_records(facts, storage.join(check_folder(spec.storage_path, digest), "bad_rows.jsonl"))
     return _report(spec, every, facts, digest, bad_rows)
 
@@ -137,7 +138,7 @@ def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
         bad, records = int((facts.source[facts.bad] == number).sum()), facts.records[number]
         if bad > spec.data.max_bad_fraction * records:
             return (
-                f"{bad:,} of {records:,} records of {job.where} cannot be used, more than data.max_bad_fraction "
+                f"{bad:,} of {many(records, 'record')} of {job.where} cannot be used, more than data.max_bad_fraction "
                 f"({spec.data.max_bad_fraction:g})"
             )
         role = facts.role[facts.good[facts.source[facts.good] == number]]
@@ -145,9 +146,8 @@ def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
             return f"{job.where} ({job.path}) has no sample"
         if job.eval_fraction is not None and len(set(role.tolist())) < 2:
             which = "eval" if role[0] == TRAIN else "train"
-            return (
-                f"data.eval_fraction ({job.eval_fraction}) of {len(role)} samples of {job.path} leaves none for {which}"
-            )
+            share = f"data.eval_fraction ({job.eval_fraction}) of {many(len(role), 'sample')} of {job.path}"
+            return f"{share} leaves none for {which}"
     return None
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from cluster.text import first_line
+from cluster.text import first_line, many
 from jobs.data.quality.duplicates import Pairs, chosen_to_compare, exact_duplicates, near_duplicates
 from jobs.data.quality.report import Example, Finding, Severity
 
@@ -231,7 +231,7 @@ def _cut(facts: Facts) -> Iterator[Finding]:
     rows = facts.good[facts.numbers("cut")[facts.good] > 0]
     severity: Severity = "warning" if len(rows) > _MANY_CUT * samples else "note"
     tokens = int(facts.numbers("cut")[rows].sum())
-    title = f"longer than data.seq_len ({facts.seq_len:,}), so cut by {tokens:,} tokens in all"
+    title = f"longer than data.seq_len ({facts.seq_len:,}), so cut by {many(tokens, 'token')} in all"
     longest = rows[np.argsort(-facts.numbers("tokens")[rows], kind="stable")]
     yield from _finding(
         facts, "cut-by-seq-len", severity, title, longest, samples, "raise data.seq_len, or shorten them"

@@ -145,7 +145,7 @@ def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where
     except Exception:  # tokenizers raises a bare Exception; preparing the data reports what is wrong with a tokenizer
         return None
     words = format_cut(where, cut_of(lengths, seq_len), seq_len, longest_text(model_dir))
-    return words and f"{words} (counted on {len(some):,} samples)"
+    return words and f"{words} (counted on {many(len(some), 'sample')})"
 
 
 def _text_of(sample: Sample) -> str:

@@ -22,6 +22,7 @@ from pydantic import Field, ValidationError
 
 from cluster.errors import DataError, StorageError
 from cluster.local.locks import try_lock
+from cluster.text import many
 from jobs.frozen import Frozen
 from jobs.model_files.directory import weight_files
 from jobs.storage import files as storage
@@ -113,7 +114,7 @@ def _draw(file: TextIO, kept: _Kept, model_dir: str, settings: Settings, say: Sa
         if time.monotonic() - told > _SAY_EVERY_S:
             told = time.monotonic()
             a_minute = 60 * (count - kept.samples) / (told - began)
-            say(f"{count:,} of {settings.samples:,} samples, {a_minute:,.0f} a minute")
+            say(f"{count:,} of {many(settings.samples, 'sample')}, {a_minute:,.0f} a minute")
 
 
 def check_target(to: str) -> None:

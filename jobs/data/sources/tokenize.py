@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 import numpy as np
 import numpy.typing as npt
 
+from cluster.text import many
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.assistant_spans import (
     REFUSED,
@@ -159,7 +160,7 @@ def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str
         return [row]
     if np.any(labels[1:] != IGNORE_INDEX):
         left = f"no token of {whose} is left after data.seq_len"
-        return Reason(f"{left} ({seq_len}) has cut its {len(ids)} tokens: raise it", left)
+        return Reason(f"{left} ({seq_len}) has cut its {many(len(ids), 'token')}: raise it", left)
     return Reason(f"there is no token of {whose} to learn")
 
 

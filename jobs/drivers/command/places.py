@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import DIVERGED_EXIT, OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT, MachinesFailed
+from cluster.text import many
 from jobs.drivers.link.messages import Registered
 from jobs.spec.command import CommandSpec
 
@@ -32,7 +33,9 @@ def places_of(placement: Sequence[tuple[str, int]], num_workers: int) -> tuple[P
     for node, workers in placement:
         by_node[node] = by_node.get(node, 0) + workers
     if sum(by_node.values()) != num_workers:
-        raise MachinesFailed(f"the lease has room for {sum(by_node.values())} processes, but the job has {num_workers}")
+        raise MachinesFailed(
+            f"the lease has room for {many(sum(by_node.values()), 'process')}, but the job has {num_workers}"
+        )
     places: list[Place] = []
     for node_rank, (node, workers) in enumerate(by_node.items()):
         first = len(places)

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
+from cluster.text import many
 from jobs.storage import files as storage
 from orchestrator.cli.options import Json, Quiet
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
@@ -142,8 +143,8 @@ def _simulations(trace: str, setup: Setup, what_if_nodes: int | None, silent: bo
         setups.append(dataclasses.replace(setup, nodes=what_if_nodes))
     found = []
     for one in setups:
-        name = f"{one.nodes:,} node{'' if one.nodes == 1 else 's'}"
-        with shown_progress(f"{len(jobs):,} jobs on {name}", silent) as progress:
+        name = many(one.nodes, "node")
+        with shown_progress(f"{many(len(jobs), 'job')} on {name}", silent) as progress:
             found.append((name, run(jobs, one, progress)))
     return found
 
@@ -154,7 +155,7 @@ def _check_gangs(jobs: Sequence[TraceJob], what_if_nodes: int, gpus_per_node: in
     if what_if_nodes < least:
         raise InputError(
             f"--what-if-nodes {what_if_nodes} has {what_if_nodes * gpus_per_node:,} GPUs, but a job of the trace needs "
-            f"{largest:,}: give at least {least} nodes"
+            f"{largest:,}: give at least {many(least, 'node')}"
         )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from cluster.text import byte_size
+from cluster.text import byte_size, many
 from jobs.storage import upload as uploading
 from orchestrator.cli.options import Json, Quiet
 
@@ -46,7 +46,7 @@ def upload(
         typer.echo(json.dumps(result))
         return
     same = f", {len(plan.there)} were there already" if plan.there else ""
-    typer.echo(f"{plan.target}: {sent} of {len(plan.files)} files sent{same}")
+    typer.echo(f"{plan.target}: {sent} of {many(len(plan.files), 'file')} sent{same}")
     typer.echo(f"in the spec:  {field or 'model.path or data.train'}: {plan.target}")
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from cluster.text import span
+from cluster.text import many, span
 from orchestrator.scheduling.forecast.expected_start import Expected
 from orchestrator.scheduling.forecast.why import Before, NodeUse, Obstacle, Why
 from orchestrator.scheduling.snapshot import Snapshot
@@ -118,7 +118,7 @@ def _nodes_to_show(found: Why) -> list[NodeUse]:
 def _format_node(node: NodeUse, snapshot: Snapshot, names: Sequence[str], nodes: Sequence[str]) -> str:
     held = [f"{names[row]} has {slots}{_until(ends, snapshot.now_s)}" for row, slots, ends in node.holders[:_SHOWN]]
     more = len(node.holders) - _SHOWN
-    held += [f"{more} more jobs"] if more > 0 else []
+    held += [many(more, "more job")] if more > 0 else []
     held += [f"{node.foreign} outside Fleetune"] if node.foreign else []
     state = "" if node.usable else " (takes nothing new)"
     return f"  {nodes[node.node]}{state}: {node.free} of {node.size} free; " + (", ".join(held) or "nobody there")

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from cluster.text import many
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.record import open_run
 from jobs.run.summary import describe_run
 from jobs.spec.finetune import Spec
-from orchestrator.pages.show import ending, run_page
+from orchestrator.pages.show import ending, prepared_page, run_page
 
 BEFORE = {"eval_loss": 3.0, "eval_general_loss": 4.0}
 AFTER = {"loss": 1.0, "eval_loss": 1.5, "eval_general_loss": 4.4}
@@ -75,3 +76,14 @@ def test_a_model_that_is_past_the_bound_may_be_mixed_with_its_base(
 def test_a_run_without_general_text_has_no_such_rows() -> None:
     text = ending(outcome(metrics_before={"eval_loss": 3.0}, metrics={"eval_loss": 1.5}), "/run")
     assert row(text, "trade-off") is row(text, "forgetting") is None
+
+
+def test_one_of_a_thing_is_no_plural() -> None:
+    spec = Spec.model_validate(
+        {"model": {"path": "/m", "task": "causal-lm"}, "data": {"train": "/d", "format": "text"}, "storage_path": "/s"}
+    )
+    one = {"samples": 1, "rows": 1, "tokens": 1, "targets": 1}
+    text = prepared_page({"root": "/p", "records": 2, "bad_rows": 1, "train": one}, spec)
+    assert row(text, "set aside") == "1 bad row, listed in bad_rows.jsonl of their source"
+    assert str(row(text, "train")).startswith("1 sample in 1 row, ") and text.endswith("1 token, 1 target")
+    assert many(2, "process") == "2 processes"

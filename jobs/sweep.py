@@ -50,7 +50,7 @@ def run_sweep(
     by_hand = assignment is None
     if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
         raise CapacityError(problem)
-    found = validate(sweep.base, estimates=False)
+    found = validate(sweep.base, estimates=False, judged=sweep.judged)
     sweep = sweep.model_copy(update={"base": found.spec})
     prior_from = None
     if resume is not None:

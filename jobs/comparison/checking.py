@@ -38,7 +38,7 @@ def checked_methods(spec: CompareSpec) -> list[CheckedMethod]:
         try:
             with about_method(method.name):
                 sweep, rate_from = _sweep_of(spec, method)
-                found = validate(sweep.base)
+                found = validate(sweep.base, judged=sweep.judged)
                 sweep, source = checked_sweep(sweep.model_copy(update={"base": found.spec}))
         except InputError as error:
             problems.append(error)

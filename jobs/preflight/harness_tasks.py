@@ -12,6 +12,7 @@ import yaml
 
 from cluster.errors import Mistake, SpecError
 from cluster.text import did_you_mean
+from jobs.run.metric_names import harness_name, is_harness, missing_metric
 from jobs.spec.evaluation import SCORABLE, is_task_file
 from jobs.spec.finetune import Spec
 
@@ -23,10 +24,16 @@ class _WithoutFunctions(yaml.SafeLoader):
 _WithoutFunctions.add_multi_constructor("!", lambda *_: None)
 
 
-def check_harness_tasks(spec: Spec) -> None:
-    """Reject tasks that lm-eval does not know or that cannot be scored in training. Raises SpecError.
+def check_harness_tasks(spec: Spec, judged: str | None = None) -> None:
+    """Reject tasks that lm-eval does not know or that cannot be scored in training, and metrics that no task has.
 
     It takes about ten seconds if a task is named, because lm-eval reads the files of all its tasks.
+
+    Args:
+        judged: full name of the metric of a sweep of this job.
+
+    Raises:
+        SpecError: all problems.
     """
     if not spec.eval.lm_eval.tasks:
         return
@@ -35,7 +42,9 @@ def check_harness_tasks(spec: Spec) -> None:
             "eval.lm_eval", "the package lm_eval is not installed: run pip install 'fleetune[lm-eval]' on every node"
         )
     named = [task for task in spec.eval.lm_eval.tasks if not is_task_file(task)]
-    problems = [problem for task in spec.eval.lm_eval.tasks if is_task_file(task) and (problem := _file_problem(task))]
+    files = [task for task in spec.eval.lm_eval.tasks if is_task_file(task)]
+    problems = [problem for task in files if (problem := _file_problem(task))]
+    manager: Any = None
     if named:
         from lm_eval.tasks import TaskManager
 
@@ -43,6 +52,46 @@ def check_harness_tasks(spec: Spec) -> None:
         problems += [problem for task in named if (problem := _name_problem(task, manager))]
     if problems:
         raise SpecError.of(Mistake(problem, "eval.lm_eval.tasks") for problem in problems)
+    wanted = {"checkpoint.metric_for_best_model": spec.checkpoint.best_metric, "metric": judged}
+    of_tasks = {field: metric for field, metric in wanted.items() if metric is not None and is_harness(metric)}
+    if not of_tasks or any(":" in name for name in spec.eval.metrics):  # a user's function may report any name
+        return
+    known = _known_metrics([*files, *(path for task in named for path in _single_files(task, manager))])
+    if known is not None and (wrong := {field: name for field, name in of_tasks.items() if name not in known}):
+        raise SpecError.of(Mistake(missing_metric(name, known), field) for field, name in wrong.items())
+
+
+def _single_files(task: str, manager: Any) -> Iterator[str]:
+    """Yield the files of a single task or of the tasks of a tag, or the file of a group."""
+    entry = manager.task_index[task]
+    if entry.kind.name == "GROUP":
+        yield str(entry.yaml_path)
+    else:
+        yield from (path for _, path in _files(task, manager))
+
+
+def _known_metrics(paths: Iterable[str]) -> set[str] | None:
+    """Return the names of all metrics that tasks may report, by their files; None if the files do not tell all."""
+    known = set[str]()
+    for path in paths:
+        metrics = _metrics_of(_read(path))
+        if metrics is None:
+            return None
+        known |= metrics
+    return known
+
+
+def _metrics_of(config: dict[str, Any]) -> set[str] | None:
+    """Return the names of all metrics that a task may report; None if only lm-eval or the task's code knows them."""
+    metrics, filters = config.get("metric_list"), config.get("filter_list") or [{"name": "none"}]
+    own = {"group", "class", "process_results"} & config.keys()
+    if own or not isinstance(metrics, list) or not isinstance(filters, list):
+        return None
+    names: list[Any] = [one.get("metric") if isinstance(one, dict) else None for one in metrics]
+    filtered: list[Any] = [one.get("name") if isinstance(one, dict) else None for one in filters]
+    if not all(isinstance(name, str) for name in (*names, *filtered)):  # a function
+        return None
+    return {harness_name(str(config["task"]), name, one) for name in names for one in filtered}
 
 
 def _file_problem(path: str) -> str | None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.machinery import ModuleSpec
 from typing import TYPE_CHECKING, get_args
 
@@ -57,18 +58,20 @@ class Validated:
     not_looked_at: tuple[str, ...]
 
 
-def validate(spec: Spec, *, estimates: bool = True) -> Validated:
+def validate(spec: Spec, *, estimates: bool = True, judged: str | None = None) -> Validated:
     """Check batch, warmup, metrics, model directory, data and storage. Changes to the spec's working_dir.
 
     Args:
         estimates: also warn of what `data.seq_len` truncates, which is estimated on some samples. A run does without:
             it prepares all of the data, and then warns with exact numbers.
+        judged: full name of the metric of a sweep of this job.
 
     Raises:
         InputError: all problems, one a line; the error has the type of the first problem.
     """
     problems = list[InputError]()
-    for check in _CHECKS:
+    checks: list[Callable[[Spec], object]] = [*_CHECKS, partial(check_harness_tasks, judged=judged)]
+    for check in checks:
         try:
             check(spec)
         except InputError as error:
@@ -217,7 +220,6 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
     worker_numbers,
     lambda spec: spec.train.max_steps and warmup_steps(spec.train, spec.train.max_steps),
     check_metrics,
-    check_harness_tasks,
     lambda spec: check_model_dir(with_model_of_run(spec)),
     check_formats,
     lambda spec: storage.check_writable(spec.storage_path),

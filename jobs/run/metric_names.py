@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
+
+from cluster.text import did_you_mean
 
 ACCURACY: Final = "eval_accuracy"
 # Share of held-out samples in the most frequent class: the accuracy of a model that always predicts that class.
@@ -12,6 +14,7 @@ MAJORITY: Final = "eval_majority_share"
 # an evaluation on several data sets.
 GENERAL_LOSS: Final = "eval_general_loss"
 LOSS: Final = "eval_loss"
+_NAMED: Final = 12  # metrics that a message lists
 
 
 def general_name(name: str) -> str:
@@ -23,13 +26,22 @@ def is_general(name: str) -> bool:
     return name.startswith("eval_general_")
 
 
-def harness_name(task: str, metric: str) -> str:
-    """Return the name of a metric of one of lm-eval's tasks."""
-    return f"eval_lm_eval_{task}_{metric}"
+def harness_name(task: str, metric: str, filtered: str = "none") -> str:
+    """Return the name of a metric of one of lm-eval's tasks. `filtered`: the task's filter of the answers."""
+    return f"eval_lm_eval_{task}_{metric}" if filtered == "none" else f"eval_lm_eval_{task}_{metric}_{filtered}"
 
 
 def is_harness(name: str) -> bool:
     return name.startswith("eval_lm_eval_")
+
+
+def missing_metric(metric: str, reported: Iterable[str]) -> str:
+    """Explain that evaluations do not report a metric, with the names that they report."""
+    names = sorted(reported)
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    known = ", ".join(names[:_NAMED]) or "nothing"
+    near = did_you_mean(metric.removeprefix("eval_"), (name.removeprefix("eval_") for name in names))
+    return f"the job reports no {metric}; it reports {known}{more}{near}"
 
 
 def general_increase(before: Mapping[str, float], after: Mapping[str, float]) -> float | None:

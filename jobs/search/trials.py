@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from cluster.errors import SpecError
+from jobs.run.metric_names import missing_metric
 from jobs.run.paths import JobPaths
 from jobs.search.rules.auto import (
     LATER,
@@ -191,8 +192,7 @@ class Trials:
         """Return why an answer has no score; None if it has one."""
         score = answer.judged.get(self.sweep.judged)
         if score is None:
-            known = ", ".join(sorted(answer.judged)) or "nothing"
-            return f"the job reports no {self.sweep.judged}: it reports {known}"
+            return missing_metric(self.sweep.judged, answer.judged)
         return None if math.isfinite(score) else f"{self.sweep.judged} was {score} after step {answer.step}"
 
     @property

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, get_args
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from cluster.capacity.gang import Gang
+from cluster.text import did_you_mean
 from jobs.frozen import Frozen
 from jobs.spec.bounds import MOST_COUNT, Count, CpusPerWorker, Epochs, Rows, Workers, name_field
 from jobs.spec.data import Data, Source, StoragePath, absolute_sources, checked_path
@@ -267,6 +268,7 @@ class Spec(JobSpec):
         if not self.eval.may_report(wanted):
             raise ValueError(
                 f"checkpoint.metric_for_best_model is {wanted}, but eval.metrics has {list(self.eval.metrics)}"
+                f"{did_you_mean(wanted.removeprefix('eval_'), ('loss', *self.eval.metrics))}"
             )
         return self
 

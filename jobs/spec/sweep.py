@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from cluster.text import did_you_mean
 from jobs.frozen import Frozen
 from jobs.spec.bounds import Count, name_field
 from jobs.spec.evaluation import full_name, is_loss
@@ -138,7 +139,8 @@ class Search(Frozen):
             )
         if not self.base.eval.may_report(self.metric):
             names = ", ".join(sorted({"loss", *self.base.eval.metrics}))
-            raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {names}")
+            hint = did_you_mean(self.metric.removeprefix("eval_"), ("loss", *self.base.eval.metrics))
+            raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {names}{hint}")
         if self.seeds > 1 and any(name.rpartition(".")[2] == "seed" for name in self.space):
             raise ValueError("seeds trains the best trials with other seeds, and space has seed too: drop one of them")
         return self

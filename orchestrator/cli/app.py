@@ -159,7 +159,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
         marked = Loaded(sweep.base, of_base)
     loaded = finetune_spec(marked.spec, spec)
     with place_errors(Named(loaded, spec, marked.marks)):
-        found = check(loaded)
+        found = check(loaded, judged=None if sweep is None else sweep.judged)
     facts = text.plan(loaded, varied)
     if sweep is not None:
         space = f"{format_space(sweep)}{format_prior(sweep, source)}"

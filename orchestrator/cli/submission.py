@@ -104,8 +104,9 @@ def _check(specs: Sequence[Named], say: Say) -> None:
     """Validate specs as `fleetune validate` does, if model and data are on this machine. Raises InputError."""
     several = len(specs) > 1
     for one in specs:
-        spec, path = trained_job(one.spec), one.name
+        spec, path, judged = trained_job(one.spec), one.name, None
         if isinstance(one.spec, SweepSpec):
+            judged = one.spec.judged
             with place_errors(one):
                 checked_sweep(one.spec)
         if spec is None:
@@ -114,7 +115,7 @@ def _check(specs: Sequence[Named], say: Say) -> None:
             say(f"warning: {path}: model.path {spec.model.path} is read as a model of the hub; {hint}")
         if _is_here(spec):
             with place_errors(one):
-                warnings = validate(spec).warnings
+                warnings = validate(spec, judged=judged).warnings
             for warning in warnings:
                 say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
         else:

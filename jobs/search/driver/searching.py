@@ -16,6 +16,7 @@ from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.stop_request import StopRelay
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
+from jobs.run.metric_names import missing_metric
 from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed
 from jobs.search.driver.checkpoint_space import limit_checkpoints
@@ -253,7 +254,7 @@ class Search:
         """Raise SpecError if the job does not report the judged metric, and no trial ever did."""
         judged, known = self.ledger.sweep.judged, answer.judged
         if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
-            raise SpecError.at("metric", f"the job reports no {judged}; it reports {', '.join(sorted(known))}")
+            raise SpecError.at("metric", missing_metric(judged, known))
 
     def _train(self, trial: Trial) -> Answer:
         """Train a trial up to its next score. Raises FleetuneError: no gang is left."""

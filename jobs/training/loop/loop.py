@@ -40,7 +40,7 @@ from jobs.training.loop.restoring import check_step, load_best, restored, rolled
 from jobs.training.loop.saving import best_score, save_if_due
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.loop.step import train_step
-from jobs.training.loop.watching import check_skips, counted, tell_if_worse, tell_summary
+from jobs.training.loop.watching import check_skips, counted, tell_if_worse, tell_missing_metric, tell_summary
 from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.model.isolation import rows_are_unpacked
@@ -259,6 +259,7 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
         said = f"{' and '.join(wrong)} is NaN or infinite after step {state.step}, and can choose no best checkpoint"
         advice = "Check the held-out samples, and your function if eval.metrics names one"
         run.reporter.event("warning", f"{said}. {advice}", step=state.step, not_finite=wrong)
+    tell_missing_metric(run, state, metrics)
     if state.step == 0:  # kept apart, so that a run that ends early does not report these as its final metrics
         return told_before_training(run, replace(state, metrics_before=metrics), time.perf_counter() - began)
     said = f"after step {state.step}: {metric_text(metrics)}"

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from cluster.errors import Diverged, MetricFailed
 from jobs.model_files.directory import local_model_dir
+from jobs.run.metric_names import missing_metric
 from jobs.spec.finetune import Spec
 from jobs.spec.remedies import Forgetting
 from jobs.training.loop.loop import begun, finish, load, ready, told_before_training, train_steps
@@ -123,7 +124,7 @@ class _TrialRunner:
     def _trained(self, run: Run, state: LoopState, order: Order) -> Answer:
         before, scores_all = state.metrics_before, run.job.spec.eval.eval_on_start
         if before and scores_all and order.metric and order.metric not in before:
-            return Answer(status="failed", metrics=before, reason=f"the job reports no {order.metric}")
+            return Answer(status="failed", metrics=before, reason=missing_metric(order.metric, before))
         stop = min(order.until or run.plan.total_steps, run.plan.total_steps)
         start, state = state.step, replace(state, stopped=False)
         if start < stop:

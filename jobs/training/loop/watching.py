@@ -6,6 +6,7 @@ The rules are in `jobs.remedies.outliers`. Their arguments are the same on all r
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from cluster.errors import Diverged
 from jobs.remedies import outliers
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory
+from jobs.run.metric_names import missing_metric
 from jobs.spec.evaluation import full_name
 from jobs.training.loop.saving import StepSignals
 from jobs.training.loop.state import LoopState, Run
@@ -105,6 +107,19 @@ def tell_if_worse(run: Run, state: LoopState) -> None:
             "for fewer steps, or check that the held-out samples are like the training samples",
             metric=metric,
         )
+
+
+def tell_missing_metric(run: Run, state: LoopState, metrics: Mapping[str, float]) -> None:
+    """Warn if the first evaluation of held-out rows lacks the metric of the best checkpoint. A later one may have it.
+
+    Args:
+        metrics: all that the evaluation after the state's step reports.
+    """
+    spec = run.job.spec
+    metric, is_first = spec.checkpoint.best_metric, (state.step == 0) == spec.eval.eval_on_start
+    if metric is not None and metric not in metrics and is_first and state.evaluated_at is None:
+        said = f"checkpoint.metric_for_best_model: {missing_metric(metric, metrics)}"
+        run.reporter.event("warning", f"{said}. Without it no checkpoint is the best", step=state.step, metric=metric)
 
 
 def tell_summary(run: Run, state: LoopState) -> None:

@@ -22,7 +22,7 @@ from jobs.training import ending, worker_context
 from jobs.training.faults import Fault
 from jobs.training.loop import worker
 from jobs.training.loop.state import LoopState
-from jobs.training.loop.watching import tell_if_worse
+from jobs.training.loop.watching import tell_if_worse, tell_missing_metric
 from jobs.training.worker_context import OrderWatch, RayWorkerContext
 from jobs.training.worker_input import Job
 from tests.support import tiny
@@ -195,3 +195,24 @@ def test_an_exported_model_that_is_worse_than_the_base_is_told(tmp_path: pathlib
     by_accuracy: dict[str, Any] = {**accuracy, "data__eval_fraction": 0.1, "classify": True}
     assert not told({"eval_accuracy": 0.5, "eval_loss": 0.7}, {"eval_accuracy": 0.8, "eval_loss": 0.9}, **by_accuracy)
     assert told({"eval_accuracy": 0.5}, {"eval_accuracy": 0.4}, **by_accuracy)
+
+
+def test_a_best_metric_that_the_first_evaluation_does_not_report_is_told_once(tmp_path: pathlib.Path) -> None:
+    def told(state: LoopState, metric: str, on_start: bool = True) -> list[str]:
+        said = list[str]()
+        spec = tiny.spec_of(
+            tmp_path, tmp_path / "model", tmp_path / "text.jsonl", checkpoint__metric_for_best_model=metric,
+            data__eval_fraction=0.1, eval={"metrics": ["loss", "mine:score"], "eval_on_start": on_start},
+        )  # fmt: skip
+        run: Any = SimpleNamespace(
+            job=SimpleNamespace(spec=spec), reporter=SimpleNamespace(event=lambda kind, text, **_: said.append(text))
+        )
+        tell_missing_metric(run, state, {"eval_loss": 1.0, "eval_score": 2.0})
+        return said
+
+    (said,) = told(LoopState(), "scor")
+    assert "reports no eval_scor; it reports eval_loss, eval_score; did you mean score?" in said
+    assert not told(LoopState(), "score") and not told(LoopState(step=5), "scor")
+    assert not told(LoopState(), "scor", on_start=False), "only general text was scored"
+    assert told(LoopState(step=5), "scor", on_start=False)
+    assert not told(LoopState(step=9, evaluated_at=5), "scor", on_start=False)

@@ -80,7 +80,7 @@ def test_the_next_driver_knows_what_the_last_one_knew(sweep: SweepSpec, root: st
         (scored("finished", STEPS, float("inf")), "eval_loss was inf after step 10"),
         (
             Answer(status="finished", step=STEPS, metrics={"eval_f1": 1.0}),
-            "the job reports no eval_loss: it reports eval_f1",
+            "the job reports no eval_loss; it reports eval_f1",
         ),
     ],
 )

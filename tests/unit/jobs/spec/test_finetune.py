@@ -132,6 +132,7 @@ def test_nothing_can_be_assigned() -> None:
             {"data": {"eval": "/e"}, "checkpoint": {"metric_for_best_model": "lm_eval_arc_easy_acc"}},
             "metric_for_best_model is lm_eval_arc_easy_acc, but",
         ),
+        ({"data": {"eval": "/e"}, "checkpoint": {"metric_for_best_model": "eval_los"}}, "; did you mean loss\\?"),
     ],
 )
 def test_contradiction_is_refused(sections: dict[str, Any], expected: str) -> None:

@@ -84,6 +84,6 @@ def test_one_of_a_thing_is_no_plural() -> None:
     )
     one = {"samples": 1, "rows": 1, "tokens": 1, "targets": 1}
     text = prepared_page({"root": "/p", "records": 2, "bad_rows": 1, "train": one}, spec)
-    assert row(text, "set aside") == "1 bad row, listed in bad_rows.jsonl of their source"
+    assert row(text, "set aside") == "1 bad record, listed in bad_rows.jsonl of their source"
     assert str(row(text, "train")).startswith("1 sample in 1 row, ") and text.endswith("1 token, 1 target")
     assert many(2, "process") == "2 processes"

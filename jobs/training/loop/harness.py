@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from cluster.errors import DataError, MetricFailed
+from cluster.text import did_you_mean
 from jobs.data.order.row_order import shares
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.model_files.tokenizer import load_tokenizer
@@ -90,7 +91,7 @@ class Harness:
         result: dict[str, float] | str
         try:
             if not self._tasks:
-                self._tasks.update(_load_tasks(self.spec.eval.lm_eval))
+                self._tasks.update(load_tasks(self.spec.eval.lm_eval))
             config = getattr(engine, "module", engine).config
             prompt = self.spec.prompt.num_virtual_tokens if self.spec.method.kind == "prompt" else 0
             model = _language_model(self.model_dir, config, max(_LONGEST, self.spec.data.seq_len), prompt, score)
@@ -156,7 +157,7 @@ def _scores(logits: torch.Tensor, targets: torch.Tensor) -> list[Score]:
     return list(zip((-lost.view_as(targets).sum(-1)).tolist(), greedy.tolist(), strict=True))
 
 
-def _load_tasks(rule: LmEval) -> dict[str, Any]:
+def load_tasks(rule: LmEval) -> dict[str, Any]:
     """Load the tasks and their data, as `lm_eval.tasks.TaskManager.load` returns them, by the names in the spec."""
     from lm_eval.tasks import TaskManager
 
@@ -173,11 +174,41 @@ def _load_tasks(rule: LmEval) -> dict[str, Any]:
                     f"{task.task_name} has the output type {task.OUTPUT_TYPE}, which cannot be scored in training. "
                     f"Remove {name} from the tasks, and run lm-eval on the exported model"
                 )
+            if missing := _missing_column(task):
+                raise DataError(missing)
             if rule.num_fewshot is not None and task.get_config("num_fewshot") != 0:
                 task.set_config(key="num_fewshot", value=rule.num_fewshot)
             elif task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
     return loaded
+
+
+def _missing_column(task: Any) -> str | None:
+    """Explain that a task names a column that its data lacks; None if it names none.
+
+    lm-eval takes a name that is no column for a constant text. With such a target, a task of choices scores 0. Names
+    in templates need no check: lm-eval rejects those that a document lacks.
+    """
+    config, columns = task.config, getattr(task, "features", None)
+    if columns is None or getattr(config, "use_prompt", None):  # a task in Python; a template of another package
+        return None
+    names = {}
+    if task.OUTPUT_TYPE != "loglikelihood_rolling":
+        names["doc_to_text"] = config.doc_to_text
+    # With several inputs, or with results that the task computes, the target need not be an answer.
+    if not task.multiple_input and not callable(config.process_results):
+        names["doc_to_target"] = config.doc_to_target
+    for key, name in names.items():
+        if not isinstance(name, str) or not name.isidentifier() or name in columns:
+            continue
+        of_choices = key == "doc_to_target" and task.OUTPUT_TYPE == "multiple_choice"
+        if of_choices and any(name in task.doc_to_choice(doc) for doc in task.eval_docs):
+            continue
+        return (
+            f"{task.task_name}: {key} is {name}, but its data has no such column. It has {', '.join(columns)}"
+            f"{did_you_mean(name, columns)}. For the constant text, write {{{{ '{name}' }}}}"
+        )
+    return None
 
 
 @contextlib.contextmanager
@@ -224,7 +255,7 @@ def _metrics(task: str, results: dict[str, Any]) -> dict[str, float]:
     for key, value in results.items():
         metric, _, filtered = key.partition(",")
         if filtered and isinstance(value, int | float) and not metric.endswith("_stderr"):
-            found[harness_name(task, metric if filtered == "none" else f"{metric}_{filtered}")] = float(value)
+            found[harness_name(task, metric, filtered)] = float(value)
     return found
 
 

@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 import transformers
 
-from cluster.errors import SpecError
+from cluster.errors import DataError, SpecError
 from jobs.preflight.harness_tasks import check_harness_tasks
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.spec.evaluation import LmEval
+from jobs.training.loop.harness import load_tasks
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 
@@ -132,6 +133,36 @@ def test_an_adapter_begins_as_its_base_and_a_prompt_takes_positions_of_the_texts
 def test_a_task_without_data_ends_the_run_on_all_ranks_with_its_name(cases: dict[str, Case]) -> None:
     assert "eval.lm_eval" in cases["lost"].failure
     assert "lost.jsonl" in cases["lost"].failure
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("colours", "doc_to_target: answer", "doc_to_target: anser", "doc_to_target is anser, .*did you mean answer"),
+        ("colours", 'doc_to_text: "{{question}}"', "doc_to_text: qestion", "doc_to_text is qestion, but .* question, "),
+        ("texts", 'doc_to_target: "{{text}}"', "doc_to_target: txt", "doc_to_target is txt, but its data has no such"),
+        ("colours", "doc_to_target: answer", 'doc_to_target: "{{anser}}"', "'anser' is undefined"),
+        ("colours", "doc_to_target: answer", "doc_to_target: 0", None),
+        ("colours", "doc_to_target: answer", "doc_to_target: other", None),
+        ("colours", "doc_to_target: answer", "doc_to_target: \"{{ 'constant' }}\"", None),
+        ("texts", 'doc_to_text: ""', "doc_to_text: unused", None),
+    ],
+)
+def test_a_task_that_names_a_column_which_its_data_lacks_is_refused_when_it_is_loaded(
+    folder: pathlib.Path, name: str, old: str, new: str, said: str | None
+) -> None:
+    content = {"colours": COLOURS, "texts": TEXTS}[name]
+    assert old in content
+    content = content.replace(old, new)
+    if "other" in new:  # a constant answer, which all documents have among their choices
+        content = content.replace('doc_to_choice: "{{choices}}"', "doc_to_choice: [this, other]")
+    (folder / "changed.yaml").write_text(content)
+    rule = LmEval(tasks=(str(folder / "changed.yaml"),))
+    if said is None:
+        assert load_tasks(rule)
+    else:
+        with pytest.raises(DataError, match=said):
+            load_tasks(rule)
 
 
 def test_tasks_that_cannot_be_scored_are_refused_before_a_run(

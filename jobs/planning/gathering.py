@@ -36,7 +36,7 @@ class Gathering:
     strategy: Strategy
     num_workers: int
     width: int  # bytes of an element
-    gloo: bool  # gloo gathers into a copy of the result
+    gloo: bool  # gloo gathers into a copy of the flat tensor, which lives until the slowest worker gathers too
     held: int = 0
     _step: int = 0
     _live: int = 0  # elements, without persistent ones
@@ -71,7 +71,7 @@ class Gathering:
                 continue
             if not group.copied:
                 self._land(group)
-                most = max(most, self.held + (group.flat if self.gloo else 0))
+                most = max(most, self.held)
             group.waiting.discard(number)
             if not group.waiting and len(group.members) > 1:
                 self.held -= group.flat
@@ -99,13 +99,15 @@ class Gathering:
         self._live += sum(self.sizes[number] for number in numbers)
         flat = sum(self._bytes(number) for number in numbers)
         group = _Group(flat, set(numbers), tuple(numbers))
-        self.held += flat
+        self.held += 2 * flat if self.gloo else flat
         self._flying.update(dict.fromkeys(numbers, group))
 
     def _land(self, group: _Group) -> None:
         """Finish a gathering. A single parameter is the flat tensor; of several, each is a copy out of it."""
         group.copied = True
         self._whole.update(group.members)
+        if self.gloo:
+            self.held -= group.flat
         if len(group.members) > 1:
             self.held += group.flat
 

@@ -11,13 +11,13 @@ FORWARD = [(0,), (1,), (2,)]
 BACKWARD = [(2,), (1,), (0,)]
 
 
-def gathering(sizes: tuple[int, ...] = (100, 100, 100), **changes: int) -> Gathering:
+def gathering(sizes: tuple[int, ...] = (100, 100, 100), gloo: bool = False, **changes: int) -> Gathering:
     settings: dict[str, Any] = {
         "prefetch_bucket_size": 0,
         "param_persistence_threshold": 10,
         "max_reuse_distance": 0,
     } | changes
-    return Gathering(sizes, [*FORWARD, *BACKWARD], Strategy(**settings), num_workers=2, width=2, gloo=False)
+    return Gathering(sizes, [*FORWARD, *BACKWARD], Strategy(**settings), num_workers=2, width=2, gloo=gloo)
 
 
 def highest(held: Gathering) -> int:
@@ -67,3 +67,11 @@ def test_a_parameter_is_padded_to_equal_parts() -> None:
     held = gathering((101, 100, 100))
     held.enter((0,))
     assert held.held == 204
+
+
+def test_gloo_s_copy_of_what_is_fetched_ahead_lives_until_a_module_has_waited_for_it() -> None:
+    held = gathering((100, 300, 100), gloo=True, prefetch_bucket_size=1)
+    held.enter((0,))
+    assert held.held == 200 + 2 * 600, "the other worker may be late"
+    held.enter((1,))
+    assert held.held == 200 + 600 + 2 * 200

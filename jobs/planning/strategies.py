@@ -24,7 +24,7 @@ _ZEROS: Final[tuple[tuple[Literal[1, 2, 3], bool, bool], ...]] = (
     (3, True, True),
 )
 _ALIKE: Final = 0.02  # options whose times differ by less are equal; then the one that changes least is chosen
-Trace = Callable[[bool], ModelTrace]
+Trace = Callable[[Strategy], ModelTrace]
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def options(
         written: the spec's values, or the defaults of those that it leaves out.
         batching: of the spec, on as many workers as the machines have GPUs. Its rows are kept.
         free: the fields that may be chosen.
-        trace: makes the model's trace without and with gradient checkpointing.
+        trace: returns the model's trace for a strategy.
         most_workers: to which an elastic job may grow; no micro-batch may leave some of them without rows.
         copied_bytes: see `memory_of_process`.
     """
     device: Device = "cpu" if machines.is_cpu else "cuda"
 
     def option(strategy: Strategy) -> Option:
-        traced = trace(strategy.gradient_checkpointing)
+        traced = trace(strategy)
         passes = _passes(batching, strategy.per_device_train_batch_size)
         return Option(
             strategy=strategy,

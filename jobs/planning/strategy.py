@@ -36,6 +36,11 @@ class Strategy:
         }
 
 
+def keeps_frozen_inputs(spec: Spec) -> bool:
+    """Whether linear layers keep their inputs until backward although they are frozen, as under ZeRO-3."""
+    return spec.method.kind != "full" and spec.train.zero.stage == 3
+
+
 def strategy_of(spec: Spec) -> Strategy:
     """Return the part of a spec that decides about memory."""
     zero = spec.train.zero

@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.model_files.directory import WEIGHTS, safetensors_header, weight_files
 from jobs.planning.memory import ModelTrace
 from jobs.planning.precision import Precision
+from jobs.planning.strategy import keeps_frozen_inputs
 from jobs.spec.finetune import Spec
 
 _VERSIONS = ("fleetune", "torch", "transformers")
@@ -31,7 +32,7 @@ Kept = TypeVar("Kept")
 
 
 def kept_trace(spec: Spec, model_dir: str, precision: Precision, compute: Callable[[], ModelTrace]) -> ModelTrace:
-    """Return the cached trace of this model for this task, row length, precision and checkpointing, or make it."""
+    """Return the cached trace of this model for this task, row length, precision and strategy, or make it."""
     return _kept("traces", _of_trace(spec, model_dir, precision), _TRACE, compute)
 
 
@@ -41,8 +42,7 @@ def is_kept(spec: Spec, model_dir: str, precision: Precision) -> bool:
 
 
 def _of_trace(spec: Spec, model_dir: str, precision: Precision) -> tuple[str, ...]:
-    # The stage decides what frozen layers keep.
-    of_adapter = () if spec.method.kind == "full" else (version("peft"), str(spec.train.zero.stage))
+    of_adapter = () if spec.method.kind == "full" else (version("peft"), str(keeps_frozen_inputs(spec)))
     # An adapter also trains the parameters that the weights lack.
     weights = [] if spec.method.kind == "full" else Path(model_dir).glob("*.safetensors")
     return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -23,7 +22,7 @@ from jobs.planning.batching import global_rows
 from jobs.planning.memory import COPIED, ModelTrace
 from jobs.planning.precision import Precision, precision_of
 from jobs.planning.strategies import JobPlan, options
-from jobs.planning.strategy import strategy_of
+from jobs.planning.strategy import Strategy, keeps_frozen_inputs, strategy_of
 from jobs.preflight.kept import kept_cpu_speed, kept_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
@@ -90,13 +89,18 @@ def plan_on(
     if spec.packed and spec.model.attn_implementation == "flash_attention_2":
         free -= {"per_device_train_batch_size"}  # with this kernel, samples are kept apart in batches of one row only
 
-    @functools.cache
-    def trace(gradient_checkpointing: bool) -> ModelTrace:
-        asked = rows.with_value("train.gradient_checkpointing", gradient_checkpointing)
-        return _trace(asked, model_dir, precision)
+    traces = dict[tuple[bool, bool], ModelTrace]()
+
+    def trace(strategy: Strategy) -> ModelTrace:
+        asked = rows.with_value("train.gradient_checkpointing", strategy.gradient_checkpointing)
+        asked = asked.with_value("train.zero.stage", strategy.stage)
+        key = strategy.gradient_checkpointing, keeps_frozen_inputs(asked)
+        if key not in traces:
+            traces[key] = _trace(asked, model_dir, precision)
+        return traces[key]
 
     ways = options(written, batching, free, trace, machines, most_workers, copied_bytes)
-    traced = trace(written.gradient_checkpointing)
+    traced = trace(written)
     return JobPlan(
         machines=machines,
         precision=precision,

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
 from jobs.planning.memory import EventKind, piece_of_loss
+from jobs.planning.strategy import keeps_frozen_inputs
 from jobs.preflight.tracker import Event, Tracker
 from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
@@ -189,7 +190,7 @@ def _without_data(spec: Spec) -> Iterator[None]:
     The pieces of the loss take the same memory one after another, so only the first few are computed.
     """
     with ExitStack() as stack:
-        if spec.method.kind != "full" and spec.train.zero.stage == 3:
+        if keeps_frozen_inputs(spec):
             stack.enter_context(mock.patch.object(torch.nn.functional, "linear", _linear))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(without_decisions_from_data(spec.packed))

@@ -67,6 +67,23 @@ def test_a_prompt_is_planned_with_its_tokens_before_every_sample(spec: pathlib.P
     assert like[1]["gradients"] < like[0]["gradients"] / 100 and like[1]["total"] < like[0]["total"]
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_stage_takes_the_same_memory_of_frozen_layers_whatever_stage_the_spec_has(
+    spec: pathlib.Path, stage: int
+) -> None:
+    def memory_of(*changes: str) -> list[tuple[int, dict[str, int]]]:
+        plan = planned(spec, "--on", "2xH100-80", *(f"--set={one}" for one in ("method=lora", *changes)))
+        options = [(one["strategy"], one["memory"]) for one in plan["options"]]
+        return [
+            (strategy["per_device_train_batch_size"], memory)
+            for strategy, memory in options
+            if (strategy["stage"], strategy["offload_optimizer"]) == (stage, False)
+        ]
+
+    fixed = "train.gradient_checkpointing=false"  # ZeRO-3, unless the spec has another stage
+    assert memory_of(fixed) == memory_of(fixed, f"train.zero.stage={stage}") != []
+
+
 def test_what_the_spec_gives_is_not_changed(spec: pathlib.Path) -> None:
     given = ("train.per_device_train_batch_size=4", "train.zero.stage=2", "train.gradient_checkpointing=true")
     sets = [part for one in given for part in ("--set", one)]

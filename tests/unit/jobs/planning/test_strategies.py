@@ -38,7 +38,7 @@ def trace(gradient_checkpointing: bool, parameters: int = 7 * B) -> ModelTrace:
 def found(machines: Machines, free: frozenset[Planned] = PLANNED, rows: int = 64) -> JobPlan:
     workers = machines.gpus
     batching = Batching(rows, 1, -(-rows // workers), workers)
-    ways = options(Strategy(), batching, free, trace, machines)
+    ways = options(Strategy(), batching, free, lambda strategy: trace(strategy.gradient_checkpointing), machines)
     return JobPlan(machines, "bf16", 7 * B, 7 * B, 4096, ways, free, None)
 
 
@@ -61,6 +61,17 @@ def test_a_worker_without_gpu_is_offered_no_offload() -> None:
     cpu = Machines(1, 2, replace(accelerator_of("A100-40"), name=CPU), 64)
     assert not any(option.strategy.offload_optimizer for option in found(cpu).options)
     assert {option.strategy.stage for option in found(cpu).options} == {1, 2, 3}
+
+
+def test_each_option_is_predicted_from_the_trace_of_its_own_strategy() -> None:
+    asked = list[Strategy]()
+
+    def traced(strategy: Strategy) -> ModelTrace:
+        asked.append(strategy)
+        return trace(strategy.gradient_checkpointing)
+
+    compared = options(Strategy(), Batching(8, 1, 8, 1), PLANNED, traced, on(1, "H100-80"))
+    assert asked == [option.strategy for option in compared], "frozen layers keep more under ZeRO-3"
 
 
 def test_the_global_batch_is_kept() -> None:

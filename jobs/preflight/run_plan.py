@@ -17,6 +17,7 @@ from cluster.text import long_duration, many
 from jobs.data.order.stream import step_plan
 from jobs.data.prepared import Prepared
 from jobs.model_files.directory import weight_files
+from jobs.model_files.sizes import FEED_FORWARD, HEADS, LAYERS, WIDTH, size_in
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import GIB, Accelerator, Machines
@@ -225,26 +226,13 @@ def rough_bytes(
         weights_bytes: size of the files with the model's weights.
         copied_bytes: see `jobs.planning.memory.memory_of_process`.
     """
-    inner = config.get("text_config")
-    text = inner if isinstance(inner, Mapping) else config
-    layers, width, heads = (_number(text, *names) for names in _NAMES)
+    layers, width, heads = (size_in(config, names) for names in (LAYERS, WIDTH, HEADS))
     if not (layers and width and heads and weights_bytes):
         return None
-    feed_forward = _number(text, "intermediate_size", "ffn_dim", "n_inner", "encoder_ffn_dim") or 4 * width
-    experts = _number(text, "num_experts_per_tok") or 1
+    feed_forward = size_in(config, FEED_FORWARD) or 4 * width
+    experts = size_in(config, ("num_experts_per_tok",)) or 1
     per_token = layers * (width * _OF_WIDTH + experts * feed_forward * _OF_INNER + heads * seq_len * _OF_ATTENTION)
-    logits = (_number(text, "vocab_size") or 0) * _OF_LOGITS if spec.model.task == "causal-lm" else 0
+    logits = (size_in(config, ("vocab_size",)) or 0) * _OF_LOGITS if spec.model.task == "causal-lm" else 0
     rows = spec.train.per_device_train_batch_size
     for_each_byte = _FOR_EACH_BYTE + copied_bytes // _LEAST_WIDTH
     return for_each_byte * weights_bytes + rows * seq_len * (per_token + logits) * _FP32
-
-
-_NAMES = (
-    ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers"),
-    ("hidden_size", "n_embd", "d_model", "dim"),
-    ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads", "n_heads"),
-)
-
-
-def _number(config: Mapping[str, Any], *names: str) -> int | None:
-    return next((config[name] for name in names if isinstance(config.get(name), int)), None)

@@ -8,6 +8,7 @@ import statistics
 from typing import Any, Final
 
 from cluster.errors import SpecError, StorageError
+from jobs.model_files.sizes import WIDTH, size_in
 from jobs.run.paths import JobPaths
 from jobs.run.summary import started_at
 from jobs.search.rules.varying import field_meant
@@ -110,9 +111,8 @@ def hidden_size(model: str) -> int | None:
     """Return the hidden size of a model (of its text part); None if its config.json cannot be read here."""
     with contextlib.suppress(StorageError, ValueError, AttributeError):
         config = json.loads(storage.read_bytes(storage.join(model, "config.json")))
-        text = config.get("text_config") or config
-        size = next((text[key] for key in ("hidden_size", "n_embd", "d_model", "dim") if key in text), None)
-        return size if isinstance(size, int) and size > 0 else None
+        size = size_in(config, WIDTH)
+        return size if size and size > 0 else None
     return None
 
 

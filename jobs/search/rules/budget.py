@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.errors import SpecError
+from jobs.planning import plan_batching, total_rows
 from jobs.search.rules.auto import extrapolates, rate_name, rate_range
 from jobs.search.rules.rungs import cooldown_of, halving_steps, stops_of
 from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, tried
@@ -99,9 +100,20 @@ def runs_of(budget: Budget, tokens_per_run: float) -> float:
 
 
 def check_budget(sweep: SweepSpec) -> None:
-    """Raise SpecError if a budget in runs does not pay for one trial. `checked_plan` checks a budget in tokens."""
-    if (wrong := too_little(sweep, _MANY, sweep.budget.runs or math.inf)) is not None:
+    """Raise SpecError if a budget in runs or tokens cannot pay for one trial, whatever the data is.
+
+    `checked_plan` checks a budget in tokens again, once the data is prepared.
+    """
+    if (wrong := too_little(sweep, _MANY, runs_of(sweep.budget, _fewest_tokens(sweep.base)))) is not None:
         raise SpecError.at("budget", wrong)
+
+
+def _fewest_tokens(job: Spec) -> int:
+    """Return a lower bound of the tokens of a run: the data has one row or more, and a row one token or more."""
+    try:
+        return total_rows(job, 1, plan_batching(job).rows)
+    except SpecError:  # the check of the base reports it
+        return 1
 
 
 def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
@@ -112,7 +124,7 @@ def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
     if runs >= needed:
         return None
     return (
-        f"it pays for {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give more, fewer "
+        f"it pays for at most {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give more, fewer "
         "rungs, or scheduler: none"
     )
 

@@ -75,7 +75,7 @@ def test_a_sweep_is_an_elastic_job_of_whole_gangs(world: ServiceWorld) -> None:
     wrong = sweep(space={"lr": [1e-4]}, budget={"runs": 0.2})
     assert refused(world, wrong)[1].splitlines() == [
         "space.lr: unknown key; use train.learning_rate",
-        "budget: it pays for 0.2 runs, but one trial with its cool-downs takes 1.1: give more, fewer rungs, or "
+        "budget: it pays for at most 0.2 runs, but one trial with its cool-downs takes 1.1: give more, fewer rungs, or "
         "scheduler: none",
     ]
     assert "base.data.eval_fraction" in refused(world, sweep(finetune()))[1]

@@ -48,7 +48,19 @@ def call(*arguments: str) -> tuple[int, str]:
 def test_a_budget_that_is_too_small_names_its_file_and_line(sweep: str, command: str) -> None:
     Path(sweep).write_text(SWEEP.replace("runs: 8", "runs: 0.1"))
     code, said = call(command, sweep)
-    assert code == 2 and said.startswith("error: sweep.yaml:3: budget: it pays for 0.1 runs")
+    assert code == 2 and said.startswith("error: sweep.yaml:3: budget: it pays for at most 0.1 runs")
+
+
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_budget_of_fewer_tokens_than_a_trial_has_rows_is_refused_before_the_data_is_read(
+    sweep: str, command: str
+) -> None:
+    Path("job.yaml").write_text(f"{BASE}  max_steps: 100\n")
+    Path(sweep).write_text(SWEEP.replace("runs: 8", "tokens: 10"))
+    code, said = call(command, sweep)
+    assert code == 2 and said.startswith("error: sweep.yaml:3: budget: it pays for at most 0.1 runs"), said
+    Path(sweep).write_text(SWEEP.replace("runs: 8", "tokens: 1_000_000"))
+    assert call("validate", sweep)[0] == 0
 
 
 @pytest.mark.parametrize("command", ["validate", "run"])

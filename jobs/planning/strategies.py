@@ -65,8 +65,8 @@ class JobPlan:
     """The needs of a job on the machines.
 
     Attributes:
-        options: ways to train; the spec's values first.
-        free: fields that the spec leaves out, which the plan may choose.
+        options: each strategy, with what it needs; the spec's values first.
+        choosable: fields that the spec leaves out, which the plan may choose.
         total_steps: of the whole run; None: not known before the data is prepared.
         parameters, trained: of the model and of these the trained ones, in elements.
         note: a limit of the estimate for this model, in words; None: there is none.
@@ -78,7 +78,7 @@ class JobPlan:
     trained: int
     seq_len: int
     options: tuple[Option, ...]
-    free: frozenset[Planned]
+    choosable: frozenset[Planned]
     total_steps: int | None
     note: str | None = None
 
@@ -88,7 +88,7 @@ class JobPlan:
         return "worker" if self.machines.is_cpu else "GPU"
 
     @property
-    def written(self) -> Option:
+    def spec_option(self) -> Option:
         """The spec's values, with the defaults of the fields that it leaves out."""
         return self.options[0]
 
@@ -111,9 +111,9 @@ class JobPlan:
 
 
 def options(
-    written: Strategy,
+    spec_strategy: Strategy,
     batching: Batching,
-    free: frozenset[Planned],
+    choosable: frozenset[Planned],
     trace: Trace,
     machines: Machines,
     most_workers: int = 1,
@@ -122,9 +122,9 @@ def options(
     """List what can be chosen, the spec's values first.
 
     Args:
-        written: the spec's values, or the defaults of those that it leaves out.
+        spec_strategy: the spec's values, or the defaults of those that it leaves out.
         batching: of the spec, on as many workers as the machines have GPUs. Its rows are kept.
-        free: the fields that may be chosen.
+        choosable: the fields that the plan may choose.
         trace: returns the model's trace for a strategy.
         most_workers: to which an elastic job may grow; no micro-batch may leave some of them without rows.
         copied_bytes: see `memory_of_process`.
@@ -141,26 +141,28 @@ def options(
             time=step_time(traced, strategy, passes, machines),
             room=machines.accelerator.memory,
             host_room=machines.host_memory,
-            changes={name: value for name, value in strategy.fields.items() if value != written.fields[name]},
+            changes={name: value for name, value in strategy.fields.items() if value != spec_strategy.fields[name]},
         )
 
-    return tuple(map(option, dict.fromkeys((written, *_strategies(written, batching, free, device, most_workers)))))
+    others = _strategies(spec_strategy, batching, choosable, device, most_workers)
+    return tuple(map(option, dict.fromkeys((spec_strategy, *others))))
 
 
 def _strategies(
-    written: Strategy, batching: Batching, free: frozenset[Planned], device: Device, most_workers: int
+    spec_strategy: Strategy, batching: Batching, choosable: frozenset[Planned], device: Device, most_workers: int
 ) -> Iterator[Strategy]:
-    checkpointing = (False, True) if "gradient_checkpointing" in free else (written.gradient_checkpointing,)
+    checkpointing = (False, True) if "gradient_checkpointing" in choosable else (spec_strategy.gradient_checkpointing,)
     # The host's memory is the one that a worker without GPU has anyway.
     all_zeros = [zero for zero in _ZEROS if device == "cuda" or not zero[1]]
-    own_zero = (written.stage, written.offload_optimizer, written.offload_param)
-    zeros = all_zeros if "zero" in free else [own_zero]
-    sizes = _micro_batches(batching, most_workers) if "per_device_train_batch_size" in free else (batching.per_device,)
+    own_zero = (spec_strategy.stage, spec_strategy.offload_optimizer, spec_strategy.offload_param)
+    zeros = all_zeros if "zero" in choosable else [own_zero]
+    is_chosen = "per_device_train_batch_size" in choosable
+    sizes = _micro_batches(batching, most_workers) if is_chosen else (batching.per_device,)
     for stage, offload_optimizer, offload_param in zeros:
         for again in checkpointing:
             for size in sizes:
                 yield replace(
-                    written,
+                    spec_strategy,
                     stage=stage,
                     offload_optimizer=offload_optimizer,
                     offload_param=offload_param,

@@ -1,4 +1,4 @@
-"""Plans a job: traces its model without weights, and compares the ways to train it. Imports torch when it is called."""
+"""Plans a job: traces its model without weights, and compares strategies. Imports torch when it is called."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def plan_on(
     model_dir: str,
     steps: int | None,
     longest: int | None = None,
-    free: frozenset[Planned] | None = None,
+    choosable: frozenset[Planned] | None = None,
     most_workers: int = 1,
     copied_bytes: int = COPIED,
 ) -> JobPlan:
@@ -69,7 +69,7 @@ def plan_on(
         model_dir: a directory with the model's config.json.
         steps: number of steps of the whole run; None: not known.
         longest: tokens of the longest row, if it is known and shorter than `data.seq_len`.
-        free: fields that the plan may choose; None: those that the spec leaves out.
+        choosable: fields that the plan may choose; None: those that the spec leaves out.
         most_workers: largest number of workers of the job.
         copied_bytes: see `jobs.planning.memory.memory_of_process`.
 
@@ -82,12 +82,13 @@ def plan_on(
     precision = precision_of(spec.train, machines.accelerator.has_bf16 and not machines.is_cpu)
     rows = spec.with_value("data.seq_len", min(longest or spec.data.seq_len, spec.data.seq_len))
     batching = plan_batching(spec)
-    written = strategy_of(spec)
-    free = free_fields(spec) if free is None else free
+    spec_strategy = strategy_of(spec)
+    choosable = choosable_fields(spec) if choosable is None else choosable
     if architecture_problems(config, spec.with_value("train.gradient_checkpointing", True)):
-        free -= {"gradient_checkpointing"}
+        choosable -= {"gradient_checkpointing"}
     if spec.packed and spec.model.attn_implementation == "flash_attention_2":
-        free -= {"per_device_train_batch_size"}  # with this kernel, samples are kept apart in batches of one row only
+        # With this kernel, samples are kept apart in batches of one row only.
+        choosable -= {"per_device_train_batch_size"}
 
     traces = dict[tuple[bool, bool], ModelTrace]()
 
@@ -99,16 +100,15 @@ def plan_on(
             traces[key] = _trace(asked, model_dir, precision)
         return traces[key]
 
-    ways = options(written, batching, free, trace, machines, most_workers, copied_bytes)
-    traced = trace(written)
+    traced = trace(spec_strategy)
     return JobPlan(
         machines=machines,
         precision=precision,
         parameters=traced.parameters,
         trained=traced.trained,
         seq_len=rows.data.seq_len,
-        options=ways,
-        free=free,
+        options=options(spec_strategy, batching, choosable, trace, machines, most_workers, copied_bytes),
+        choosable=choosable,
         total_steps=steps,
         note=traced.note,
     )
@@ -147,16 +147,16 @@ def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
     return config
 
 
-def free_fields(spec: Spec) -> frozenset[Planned]:
+def choosable_fields(spec: Spec) -> frozenset[Planned]:
     """Return the fields that the spec leaves out and that change only memory and time.
 
-    Without a global batch, the micro-batch is part of what is computed, so it is not free.
+    Without a global batch, the micro-batch is part of what is computed, so it is not one of them.
     """
-    train, free = spec.train, PLANNED - spec.train.model_fields_set
+    train, choosable = spec.train, PLANNED - spec.train.model_fields_set
     whole = train.global_batch_size is not None or train.global_batch_tokens is not None
     if not whole or train.gradient_accumulation_steps is not None:
-        free -= {"per_device_train_batch_size"}
-    return free
+        choosable -= {"per_device_train_batch_size"}
+    return choosable
 
 
 def machines_for(spec: Spec) -> Machines:

@@ -26,7 +26,7 @@ from jobs.planning.precision import precision_of
 from jobs.planning.strategies import JobPlan, Option
 from jobs.planning.strategy import strategy_of
 from jobs.preflight.kept import is_kept
-from jobs.preflight.plan import config_of, cpu_worker, free_fields, plan_on
+from jobs.preflight.plan import choosable_fields, config_of, cpu_worker, plan_on
 from jobs.preflight.plan_text import format_fields, format_refusal, format_strategy, gib
 from jobs.remedies.out_of_memory import with_global_batch
 from jobs.run.checkpoints import committed_steps
@@ -80,11 +80,11 @@ def kept_choice(spec: Spec, paths: JobPaths) -> dict[str, Any]:
     With the same micro-batch, a resumed run computes the same numbers. A micro-batch that would leave workers of a
     larger gang without rows is not kept.
     """
-    earlier, free = read_plan(paths), set[str](free_fields(spec))
+    earlier, choosable = read_plan(paths), set[str](choosable_fields(spec))
     if earlier is None:
         return {}
     most = -(-plan_batching(spec).rows // spec.resources.num_workers)
-    fields = {name: value for name, value in earlier.chosen.items() if name in free}
+    fields = {name: value for name, value in earlier.chosen.items() if name in choosable}
     if fields.get(_MICRO_BATCH, 1) > most:
         del fields[_MICRO_BATCH]
     return fields
@@ -127,17 +127,17 @@ def with_planned_fields(
     steps = step_plan(spec, prepared.split("train")).total_steps
     machines = places.machines(spec.resources.cpus_per_worker)
 
-    def plan_with(free: Collection[Planned]) -> JobPlan:
-        return plan_on(spec, machines, model_dir, steps, longest, frozenset(free), most_workers, copied_bytes)
+    def plan_with(choosable: Collection[Planned]) -> JobPlan:
+        return plan_on(spec, machines, model_dir, steps, longest, frozenset(choosable), most_workers, copied_bytes)
 
-    left_out = free_fields(spec)
+    left_out = choosable_fields(spec)
     try:
         plan = plan_with(() if kept else left_out)
         if kept and decided(plan) is None:  # these machines have less memory than those of the earlier attempt
             unchanged = {name for name in PLANNED if name in kept and strategy_of(spec).fields[name] == kept[name]}
             plan = plan_with(left_out | unchanged)
-        fits_as_written = decided(plan) is not None
-        if not fits_as_written and spec.remedies.out_of_memory:  # which may change what is written
+        spec_fits = decided(plan) is not None
+        if not spec_fits and spec.remedies.out_of_memory:  # which may change what is written
             plan = plan_with(PLANNED)
     except DataError as error:  # the dry run has shown that the model works, so the plan is at fault
         announce("warning", f"memory is not planned: {error}")
@@ -149,7 +149,7 @@ def with_planned_fields(
             raise OutOfMemory(f"the job {said}. To try it anyway, set resources.plan: false")
         announce("warning", f"the job may not fit: according to the plan, it {said}")
         option = near
-    elif not fits_as_written:
+    elif not spec_fits:
         said = f"the values of the spec do not fit {plan.machines}, so remedies.out_of_memory changes them"
         announce("warning", f"{said}: {format_fields(option.changes)}")
     _keep(plan, option, {**kept, **option.changes}, paths, announce)
@@ -158,7 +158,7 @@ def with_planned_fields(
 
 def decided(plan: JobPlan) -> Option | None:
     """Return the option with which the run is trained; None if no option fits."""
-    return plan.written if plan.machines.is_cpu and plan.written.fits else plan.chosen
+    return plan.spec_option if plan.machines.is_cpu and plan.spec_option.fits else plan.chosen
 
 
 def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:

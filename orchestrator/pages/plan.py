@@ -92,9 +92,9 @@ def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = Non
         "parameters": plan.parameters,
         "trained": plan.trained,
         "total_steps": plan.total_steps,
-        "device_bytes": plan.written.room,
-        "host_bytes": plan.written.host_room,
-        "free": sorted(plan.free),
+        "device_bytes": plan.spec_option.room,
+        "host_bytes": plan.spec_option.host_room,
+        "free": sorted(plan.choosable),
         "note": plan.note,
         "chosen": None if best is None else plan.options.index(best),
         "options": [of(option) for option in plan.options],
@@ -150,15 +150,15 @@ def _memory(option: Option, is_cpu: bool) -> str:
 def _options(plan: JobPlan) -> str:
     """Format the spec's option, and then each other strategy with its best micro-batch, the fastest first."""
     best = plan.chosen
-    ways: dict[object, Option] = {_way(plan.written): plan.written}
+    best_of: dict[object, Option] = {_without_micro_batch(plan.spec_option): plan.spec_option}
     for option in (*([] if best is None else [best]), *plan.options):
-        known = ways.setdefault(_way(option), option)
-        if known not in (best, plan.written) and _rank(option) < _rank(known):
-            ways[_way(option)] = option
+        known = best_of.setdefault(_without_micro_batch(option), option)
+        if known not in (best, plan.spec_option) and _rank(option) < _rank(known):
+            best_of[_without_micro_batch(option)] = option
     if best is not None:
-        ways[_way(best)] = best
-    others = sorted(ways.values(), key=_rank)
-    shown = list(dict.fromkeys([plan.written, *others]))[:_MOST_OPTIONS]
+        best_of[_without_micro_batch(best)] = best
+    others = sorted(best_of.values(), key=_rank)
+    shown = list(dict.fromkeys([plan.spec_option, *others]))[:_MOST_OPTIONS]
     head = ("", "strategy", "passes", "GiB", "step", "tokens/s", "MFU", "fits")
     return columns(
         head,
@@ -178,7 +178,7 @@ def _options(plan: JobPlan) -> str:
     )
 
 
-def _way(option: Option) -> object:
+def _without_micro_batch(option: Option) -> object:
     """Return the strategy without its micro-batch, to compare strategies."""
     return dataclasses.replace(option.strategy, per_device_train_batch_size=0, accumulates=False)
 

@@ -35,11 +35,15 @@ def trace(gradient_checkpointing: bool, parameters: int = 7 * B) -> ModelTrace:
     )  # fmt: skip
 
 
-def found(machines: Machines, free: frozenset[Planned] = PLANNED, rows: int = 64) -> JobPlan:
+def traced(strategy: Strategy) -> ModelTrace:
+    return trace(strategy.gradient_checkpointing)
+
+
+def found(machines: Machines, choosable: frozenset[Planned] = PLANNED, rows: int = 64) -> JobPlan:
     workers = machines.gpus
     batching = Batching(rows, 1, -(-rows // workers), workers)
-    ways = options(Strategy(), batching, free, lambda strategy: trace(strategy.gradient_checkpointing), machines)
-    return JobPlan(machines, "bf16", 7 * B, 7 * B, 4096, ways, free, None)
+    compared = options(Strategy(), batching, choosable, traced, machines)
+    return JobPlan(machines, "bf16", 7 * B, 7 * B, 4096, compared, choosable, None)
 
 
 def on(text_gpus: int, name: str) -> Machines:
@@ -66,11 +70,11 @@ def test_a_worker_without_gpu_is_offered_no_offload() -> None:
 def test_each_option_is_predicted_from_the_trace_of_its_own_strategy() -> None:
     asked = list[Strategy]()
 
-    def traced(strategy: Strategy) -> ModelTrace:
+    def noted(strategy: Strategy) -> ModelTrace:
         asked.append(strategy)
-        return trace(strategy.gradient_checkpointing)
+        return traced(strategy)
 
-    compared = options(Strategy(), Batching(8, 1, 8, 1), PLANNED, traced, on(1, "H100-80"))
+    compared = options(Strategy(), Batching(8, 1, 8, 1), PLANNED, noted, on(1, "H100-80"))
     assert asked == [option.strategy for option in compared], "frozen layers keep more under ZeRO-3"
 
 
@@ -82,11 +86,11 @@ def test_the_global_batch_is_kept() -> None:
         assert (batching.accumulation - 1) * batching.per_device * batching.num_workers < 60
 
 
-def test_only_free_fields_are_changed() -> None:
-    ways = found(on(1, "T4-16"), free=frozenset({"gradient_checkpointing"}))
-    assert {tuple(option.changes) for option in set(ways.options)} == {(), ("gradient_checkpointing",)}
-    assert ways.chosen is None
-    assert ways.nearest.missing > 100 * GIB, "weights, gradients and Adam's states: 18 bytes for each parameter"
+def test_only_choosable_fields_are_changed() -> None:
+    plan = found(on(1, "T4-16"), choosable=frozenset({"gradient_checkpointing"}))
+    assert {tuple(option.changes) for option in set(plan.options)} == {(), ("gradient_checkpointing",)}
+    assert plan.chosen is None
+    assert plan.nearest.missing > 100 * GIB, "weights, gradients and Adam's states: 18 bytes for each parameter"
 
 
 def test_a_step_takes_what_its_flops_take() -> None:

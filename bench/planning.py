@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from jobs.planning.memory import Memory, ModelTrace, memory_of
+from jobs.planning.memory import RESERVE, Memory, ModelTrace, memory_of
 from jobs.planning.precision import Precision
 from jobs.planning.strategy import keeps_frozen_inputs, strategy_of
 from jobs.spec.finetune import Spec
@@ -150,7 +150,8 @@ def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:
     if spec.train.zero.stage == 3:
         return memory
     # Frozen weights stay in the mapped file, which `allocations.c` does not count.
-    return replace(memory, parameters=memory.parameters - trace.width * (trace.parameters - trace.trained))
+    counted = replace(memory, parameters=memory.parameters - trace.width * (trace.parameters - trace.trained))
+    return replace(counted, reserve=int(RESERVE * counted.used))
 
 
 def real(specs: Sequence[Spec], folder: pathlib.Path) -> Iterator[list[dict[str, Any]]]:

@@ -257,7 +257,7 @@ def test_killed_prepare_goes_on_and_ends_as_an_undisturbed_one(
     assert not [name for name in objects(store, "killed/") if name.endswith("/manifest.json")]
     done = fleetune("data", "prepare", spec, env=store)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "going on with data.train[0]: " in done.stderr + done.stdout
+    assert "going on with data.train[0], with " in done.stderr + done.stdout
     assert digests(store, "killed/") == digests(store, "calm/")
     again = prepared(store, spec)
     assert again | {"root": undisturbed["root"]} == undisturbed

@@ -25,39 +25,39 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 
 ROOT = pathlib.Path(__file__).parents[1]
-HIDDEN, LAYERS, VOCABULARY, TOKENS = 256, 4, 16_000, 256
+HIDDEN, LAYERS, VOCABULARY, TOKENS = 128, 4, 8_000, 128
 # Buckets and limits are as small as the models. They fill up and overflow as often as those of large models do.
 ZERO: Final = {
-    "reduce_bucket_size": 2_000_000,
-    "prefetch_bucket_size": 1_000_000,
-    "param_persistence_threshold": 1_000,
-    "max_live_parameters": 6_000_000,
-    "max_reuse_distance": 1_000_000,
+    "reduce_bucket_size": 500_000,
+    "prefetch_bucket_size": 250_000,
+    "param_persistence_threshold": 500,
+    "max_live_parameters": 1_500_000,
+    "max_reuse_distance": 250_000,
 }
 _COMMON: Final = {
     "hidden_size": HIDDEN,
     "num_hidden_layers": LAYERS,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
-    "max_position_embeddings": 1024,
+    "max_position_embeddings": 512,
     "vocab_size": VOCABULARY,
     "bos_token_id": 1,
     "eos_token_id": 0,
     "pad_token_id": 0,
 }
-_GEMMA: Final = {**_COMMON, "intermediate_size": 3 * HIDDEN, "head_dim": 32, "sliding_window": 128}
+_GEMMA: Final = {**_COMMON, "intermediate_size": 3 * HIDDEN, "head_dim": 16, "sliding_window": 64}
 MODELS: Final[dict[str, dict[str, Any]]] = {
     "llama": {**_COMMON, "intermediate_size": 3 * HIDDEN},
-    "gpt2": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 8, "n_positions": 1024, "vocab_size": VOCABULARY},
+    "gpt2": {"n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 8, "n_positions": 512, "vocab_size": VOCABULARY},
     "bert": {**_COMMON, "intermediate_size": 4 * HIDDEN, "num_labels": 3},
     "qwen2": {**_COMMON, "intermediate_size": 3 * HIDDEN, "tie_word_embeddings": True},
-    "qwen3": {**_COMMON, "intermediate_size": 3 * HIDDEN, "head_dim": 32},
+    "qwen3": {**_COMMON, "intermediate_size": 3 * HIDDEN, "head_dim": 16},
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "mixtral": {**_COMMON, "intermediate_size": HIDDEN, "num_local_experts": 4, "num_experts_per_tok": 2},
     "qwen3_moe": {
-        **_COMMON, "intermediate_size": HIDDEN, "moe_intermediate_size": 128, "num_experts": 8,
-        "num_experts_per_tok": 2, "head_dim": 32,
+        **_COMMON, "intermediate_size": HIDDEN, "moe_intermediate_size": 64, "num_experts": 8,
+        "num_experts_per_tok": 2, "head_dim": 16,
     },
 }  # fmt: skip
 
@@ -122,7 +122,7 @@ def cases(models: Sequence[str]) -> list[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """A minute of cases: both kinds of peaks, every stage, on 1 and 2 workers."""
+    """Half a minute of cases: both kinds of peaks, every stage, on 1 and 2 workers."""
     return [
         Case("llama"),
         Case("gpt2", 2),
@@ -225,7 +225,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, and say on stdout what it found
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="nine cases, a minute")
+    parser.add_argument("--quick", action="store_true", help="nine cases, half a minute")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")
     given = parser.parse_args()
     records = []

@@ -82,7 +82,8 @@ def test_nodes_come_for_a_gang_that_waits_and_go_when_nobody_does(host: Host, ve
     grows = "Ray's autoscaler may add 2 more nodes (2 x worker: 2 CPU)"
     wait_for(lambda: grows in queue.fleetune("nodes").stdout, "the server knows the autoscaler", 240.0, a_second)
     refused = queue.submit("large", workers=3)
-    assert refused.returncode == 2 and "Ray's autoscaler may add 2 more nodes (at most 2 of worker)" in refused.stderr, refused.stderr
+    assert refused.returncode == 2, refused.stderr
+    assert "Ray's autoscaler may add 2 more nodes (at most 2 of worker)" in refused.stderr
     assert "the most that would fit is resources.num_workers: 2" in refused.stderr
 
     submitted = queue.submit("gang", workers=2)

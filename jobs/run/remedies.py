@@ -111,8 +111,8 @@ class Trouble(Frozen):
 def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
     """Return the troubles of a run in the order in which they happened, from its events.
 
-    Steps that were skipped one after another are one trouble. So is what a run tells twice because it was killed before
-    its next checkpoint: it then computes the same steps and goes back again. What it told in between is the same, too.
+    Steps that were skipped one after another are one trouble. A run that is killed between a rollback and its next
+    checkpoint computes the same steps again, and reports the same troubles and the same rollback: they count once.
     """
     found: list[Trouble] = []
     told: dict[tuple[Any, ...], int] = {}  # (remedy, number, step) of each return -> how many troubles there were then

@@ -1,7 +1,7 @@
 """Memory taken away from one process, so that the kernel kills it as it does on a machine that has run out.
 
-A driver learns from the kernel's count of such kills what a worker has died of, and the count is that of the machine.
-So one test at a time kills workers.
+A driver learns from the kernel's count of such kills whether a worker was killed for memory. The count is that of the
+whole machine, so only one test at a time kills workers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def kill_for_memory(pid: int, limited: Callable[[], None] = lambda: None) -> boo
 def kill_by_signal(pid: int, wait_until_noticed: Callable[[], object]) -> None:
     """Kill a worker whose driver is to see that it was not killed for memory.
 
-    The worker's newest record has by then counted what other tests let the kernel kill.
+    The worker writes a new record first, so that kills of earlier tests are not taken for its own.
     """
     with _alone():
         time.sleep(EVERY_S + 1)

@@ -53,7 +53,12 @@ def run_comparison(
         verb = "comparison" if resume is None else "resuming comparison"
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root)
         with StopRequest() as stop, repeatedly(lambda: stop.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
-            outcome = concluded(paths, lambda: _compared(spec, paths, address, announce, display, stop), announce)
+
+            def drive() -> Outcome:
+                with stop.raising():
+                    return _compared(spec, paths, address, announce, display, stop)
+
+            outcome = concluded(paths, drive, announce)
         announce("ended", ending_of_comparison(paths, outcome), status=outcome.status)
     return outcome, paths
 

@@ -63,7 +63,8 @@ def run_on_ray(
         def drive() -> Outcome:
             from jobs.drivers.finetune.ray_driver import drive_on_ray
 
-            return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
+            with held.raising():
+                return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
         with stop or StopRequest() as held:
             outcome = concluded(paths, drive, announce)

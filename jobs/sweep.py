@@ -78,7 +78,8 @@ def run_sweep(
         def drive() -> Outcome:
             from jobs.search.driver.drive import drive_sweep
 
-            return drive_sweep(sweep, paths, address, announce, progress, held, assignment)
+            with held.raising():
+                return drive_sweep(sweep, paths, address, announce, progress, held, assignment)
 
         with stop or StopRequest() as held:
             outcome = concluded(paths, drive, announce)

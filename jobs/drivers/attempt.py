@@ -34,11 +34,12 @@ def main() -> int:
     link, stop = HttpLink(place, say), StopRequest(patient=True)
     stop.hold()
     try:
-        registered = link.register()
-        if registered.order is not Order.GO_ON:
-            raise Interrupted(f"the server says: {registered.order}")
-        link.start(registered.beat_every_s, lambda order, reason: stop.ask("heartbeat", reason, _KINDS[order]))
-        return run(registered, place, link, stop, say)
+        with stop.raising():
+            registered = link.register()
+            if registered.order is not Order.GO_ON:
+                raise Interrupted(f"the server says: {registered.order}")
+            link.start(registered.beat_every_s, lambda order, reason: stop.ask("heartbeat", reason, _KINDS[order]))
+            return run(registered, place, link, stop, say)
     except FleetuneError as error:
         say(f"error: {error}")
         return error.exit_code
@@ -49,7 +50,6 @@ def main() -> int:
         traceback.print_exc()
         return FleetuneError.exit_code
     finally:
-        stop.deferred = True  # later signals must not change how the attempt ended
         link.close()
 
 

@@ -108,12 +108,12 @@ def queue_and_wait(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, s
     stop, joined = StopRequest(), None
     stop.hold()
     try:
-        joined = queued_job.join(message)
-        where = f"the orchestrator of this cluster, {queued_job.url}"
-        say(f"queued as {joined.job_id} by {where}: fleetune why {joined.job_id}")
-        return queued_job.stay(joined)
+        with stop.raising():
+            joined = queued_job.join(message)
+            where = f"the orchestrator of this cluster, {queued_job.url}"
+            say(f"queued as {joined.job_id} by {where}: fleetune why {joined.job_id}")
+            return queued_job.stay(joined)
     except KeyboardInterrupt:
-        stop.deferred = True
         if joined is not None:
             queued_job.leave(joined.job_id)
         raise Interrupted("this program was asked to end: its job is cancelled") from None

@@ -10,10 +10,12 @@ import contextlib
 import os
 import queue
 import signal
+import sys
 import threading
+from collections.abc import Iterator
 from enum import IntEnum
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from cluster.errors import Interrupted, StorageError
 from cluster.local.supervisor import descendants, kill, process_lives
@@ -22,6 +24,7 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
 StopSource = Literal["signal", "heartbeat", "node", "file"]
+_AGAIN_S: Final = 1.0  # from one exception to the next, if the main thread does not end
 
 
 class StopKind(IntEnum):
@@ -40,7 +43,9 @@ class StopRequest:
     """The request to stop this driver: its kind, source and reason. A process has one such object.
 
     A request raises `Stopped` in the main thread while nothing there looks for requests: during imports, the
-    preparation of data, and the start of Ray. With `deferred` it is only recorded, because the main thread looks.
+    preparation of data, and the start of Ray. Where code drops the exception (Cython modules drop any while they are
+    imported), it is raised again a second later. With `deferred`, a request is only recorded, because the main thread
+    looks.
 
     Attributes:
         kind: None if the driver was not asked to stop.
@@ -73,8 +78,7 @@ class StopRequest:
             self.source, self.reason, self.kind = source, reason, kind
         self.woken.put(None)
         if any(self._kept) and not self.deferred and threading.current_thread() is not threading.main_thread():
-            # Only a signal interrupts a waiting main thread. Ray replaces the handler of SIGTERM, but not of SIGINT.
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)  # only signals interrupt a wait
 
     def look_for_file(self, paths: JobPaths) -> None:
         """Request a stop if the file of `fleetune stop` is there. If the storage fails, the next look may find it."""
@@ -88,25 +92,58 @@ class StopRequest:
         if self.asked:
             raise Stopped("interrupted while no workers were training")
 
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Let requests raise `Stopped` in this block, until `defer`. After the block they are only recorded."""
+        try:
+            self.defer(False)
+            yield
+        finally:
+            self.deferred = True
+
     def hold(self) -> StopRequest:
-        """Handle SIGINT and SIGTERM from now on, if this is the main thread. A `with` block restores the handlers."""
+        """Handle SIGINT and SIGTERM from now on, if this is the main thread. A `with` block restores the handlers.
+
+        Also SIGALRM, with which this object interrupts the main thread.
+        """
         held = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-        self._kept.append({number: signal.signal(number, self._arrived) for number in held})
+        handlers: dict[int, Any] = {number: signal.signal(number, self._arrived) for number in held}
+        if held:
+            handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._interrupt)
+        self._kept.append(handlers)
         return self
 
     __enter__ = hold
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._kept.pop().items():
+        kept = self._kept.pop()
+        if kept and not any(self._kept):
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+        for number, handler in kept.items():
             signal.signal(number, handler)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         again, self._signalled = self._signalled and not self._patient, True
         kind = StopKind.AT_ONCE if again else StopKind.AFTER_CHECKPOINT
         self.ask("signal", signal.Signals(number).name, kind)
-        if not self.deferred and self._raised is not self.kind:  # once, so that later signals do not disturb the end
-            self._raised = self.kind
-            raise Stopped("interrupted while no workers were training")
+        self._interrupt()
+
+    def _interrupt(self, *_: object) -> None:
+        """Raise in the main thread, once for each kind unless the exception was lost, so that its end is in order."""
+        if self.deferred or not self.asked or (self._raised is self.kind and _is_ending()):
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            return
+        self._raised = self.kind
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
+        raise Stopped("interrupted while no workers were training")
+
+
+def _is_ending() -> bool:
+    """Return whether the caller was interrupted while it handled a KeyboardInterrupt."""
+    error = sys.exception()
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 class StopRelay:

@@ -12,6 +12,8 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 from cluster.local.supervisor import descendants, kill
 from jobs.drivers.link.messages import Registered
 from jobs.spec.load import dump_spec, spec_of
@@ -39,7 +41,10 @@ class Driver:
         return "\n".join(self.lines)
 
     def ended(self, within_s: float = 400.0) -> int:
-        code = self.process.wait(within_s)
+        try:
+            code = self.process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it lives after {within_s:.0f} s, and has written:\n{self.output}")
         self._reader.join(60)
         return code
 

@@ -123,14 +123,11 @@ def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriv
     driver_id, size = take_run(paths), spec.resources.num_workers
     places = None if driver.places is None else driver.places[:size]
     watch, stop = _FinalWatch(driver.paths, paths, driver.progress, driver.stop), driver.stop
-    try:
-        if stop.asked or storage.exists(driver.paths.stop_request):
-            raise Interrupted("stopped on request before the first step")
-        stop.defer(False)  # nothing looks for requests while the data is prepared
+    if stop.asked or storage.exists(driver.paths.stop_request):
+        raise Interrupted("stopped on request before the first step")
+    with stop.raising():
         own = Driver(paths, driver_id, driver.facts, stop, announce, watch, places, driver.alone)
         return trained(with_workers(spec, size), own)
-    finally:
-        stop.deferred = True
 
 
 class _FinalWatch(Watch):

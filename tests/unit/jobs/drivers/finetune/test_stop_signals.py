@@ -6,6 +6,7 @@ import contextlib
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,12 @@ from jobs.drivers.stop_request import StopKind, Stopped, StopRelay, StopRequest
 from jobs.run.paths import JobPaths
 
 
-def nobody(*_: object, **__: object) -> None:
+def nothing(*_: object, **__: object) -> None:
     pass
 
 
 def relay_of(stop: StopRequest, folder: Path) -> StopRelay:
-    return StopRelay(stop, JobPaths(str(folder)), nobody)  # type: ignore[arg-type]
+    return StopRelay(stop, JobPaths(str(folder)), nothing)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -45,19 +46,52 @@ def test_before_training_what_another_thread_asks_interrupts_a_wait_once() -> No
     asks = threading.Timer(0.3, stop.ask, ("heartbeat", "paused"))
 
     def wait() -> None:
-        asks.start()
-        time.sleep(300)
-        pytest.fail("nothing has interrupted it")
+        try:
+            asks.start()
+            time.sleep(300)
+            pytest.fail("nothing has interrupted it")
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGALRM)
+            ended.append(True)
 
+    ended: list[bool] = []
     with stop:
-        with pytest.raises(Stopped):
+        with pytest.raises(Stopped), stop.raising():
             wait()
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # as while the outcome is written
+    assert ended
     asks.join()
     assert (stop.source, stop.reason) == ("heartbeat", "paused")
 
 
-def test_a_request_whose_exception_was_swallowed_is_seen_when_training_begins() -> None:
+@pytest.mark.parametrize("request_comes_from", ["signal", "heartbeat"])
+def test_a_request_whose_exception_was_dropped_interrupts_again(request_comes_from: str) -> None:
+    """As Cython modules drop it while they are imported. Nobody asks a second time."""
+    dropped = 0
+
+    def prepare(asks: Callable[[], object]) -> None:
+        nonlocal dropped
+        for _ in range(2):
+            with contextlib.suppress(KeyboardInterrupt):
+                asks()
+                time.sleep(300)
+            dropped += 1
+            asks = nothing
+        time.sleep(300)
+
+    with StopRequest() as stop, stop.raising():
+        asks: dict[str, Callable[[], object]] = {
+            "signal": lambda: signal.raise_signal(signal.SIGTERM),
+            "heartbeat": threading.Timer(0.1, stop.ask, ("heartbeat", "paused")).start,
+        }
+        with pytest.raises(Stopped):
+            prepare(asks[request_comes_from])
+    assert dropped == 2 and stop.kind is StopKind.AFTER_CHECKPOINT
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
+
+
+def test_a_request_whose_exception_was_dropped_is_seen_when_training_begins() -> None:
     with StopRequest(patient=True) as stop:
         with contextlib.suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)

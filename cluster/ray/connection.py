@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import math
 import os
@@ -146,7 +147,7 @@ def _start_local(options: Mapping[str, Any]) -> None:
 
     for _ in range(_LOCAL_STARTS):
         try:
-            with _without_needless_processes():
+            with _needed_processes_apart():
                 ray.init(**options)
         except Exception as error:
             if type(error) is not Exception:
@@ -159,19 +160,22 @@ def _start_local(options: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _without_needless_processes() -> Iterator[None]:
-    """Let a local Ray start without dashboard, autoscaler and forwarding of logs.
+def _needed_processes_apart() -> Iterator[None]:
+    """Let a local Ray start without dashboard, autoscaler and forwarding of logs, in process groups of its own.
 
-    Each would take about a second of a core, and Ray waits for the dashboard. Ray has no public option for this.
+    Each of these would take about a second of a core, and Ray waits for the dashboard. `timeout` and terminals send
+    signals to a whole process group: only this process should get them, because it needs Ray to end in order. Ray has
+    no public option for either.
     """
     from unittest import mock  # takes 60 ms of every command
 
-    from ray._private import node, utils
+    from ray._private import node, services, utils
 
     # Ray would import the packages of the dashboard into this process, to see whether they are there.
     absent = mock.patch.object(utils, "get_dashboard_dependency_error", return_value=ImportError("not needed"))
     starts = dict.fromkeys(("start_api_server", "start_monitor", "start_log_monitor"), mock.DEFAULT)
-    with absent, mock.patch.multiple(node.Node, **starts):
+    apart = mock.patch.object(services, "ConsolePopen", functools.partial(services.ConsolePopen, process_group=0))
+    with absent, apart, mock.patch.multiple(node.Node, **starts):
         yield
 
 

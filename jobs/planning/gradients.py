@@ -31,6 +31,7 @@ class Gradients:
     strategy: Strategy
     num_workers: int
     width: int  # bytes of an element of the weights
+    gloo: bool = False  # gloo reduces in a copy
     held: int = 0
     buckets: int = 0
     _filled: int = 0  # elements in the bucket
@@ -110,7 +111,8 @@ class Gradients:
     def _reduce(self) -> int:
         """Empty the bucket. Returns the bytes of the copies that a collective needs."""
         single = self._members == 1 and self._filled % self.num_workers == 0
-        copies = 0 if single else self._filled * self._bucket_width
+        in_a_copy = self.gloo and self.stage == 3 and self.num_workers > 1
+        copies = (in_a_copy + (not single)) * self._filled * self._bucket_width
         if self.width < 4:
             copies += 4 * self._filled // (self.num_workers if self.stage == 3 else 1)
         if self.stage < 3 and not self._reduced:

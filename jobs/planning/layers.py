@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from jobs.planning.memory import EventKind
 
@@ -20,6 +20,7 @@ class Line:
     """One event, with bytes as a fixed part and a part for each row."""
 
     kind: EventKind
+    place: str  # name of the module that begins or ends, or of the gradient's parameter
     parameters: tuple[str, ...]
     live: tuple[int, int]
     peak: tuple[int, int]
@@ -53,7 +54,7 @@ class Depth:
         return (self.layers - self.deep) // self.period
 
     def layer_of(self, name: str) -> int | None:
-        match = re.match(rf"{re.escape(self.prefix)}\.(\d+)\.", name)
+        match = re.match(rf"{re.escape(self.prefix)}\.(\d+)(?:\.|$)", name)
         return int(match[1]) if match else None
 
 
@@ -91,7 +92,7 @@ def _at_logits(lines: Sequence[Line]) -> Line:
 
 
 def _is_repeated(line: Line, depth: Depth) -> bool:
-    layer = depth.layer_of(line.parameters[0]) if line.parameters else None
+    layer = depth.layer_of(line.place)
     return layer is not None and depth.first + depth.period <= layer < depth.first + 2 * depth.period
 
 
@@ -107,10 +108,10 @@ def _moved(line: Line, depth: Depth, copies: int, left: tuple[int, int]) -> Line
         layer = depth.layer_of(name)
         if layer is None or layer < depth.first + depth.period:
             return name
-        return name.replace(f"{depth.prefix}.{layer}.", f"{depth.prefix}.{layer + copies * depth.period}.", 1)
+        return f"{depth.prefix}.{layer + copies * depth.period}{name[len(f'{depth.prefix}.{layer}') :]}"
 
     live, peak = (_plus(size, left, copies) for size in (line.live, line.peak))
-    return replace(line, parameters=tuple(map(renamed, line.parameters)), live=live, peak=peak)
+    return Line(line.kind, renamed(line.place), tuple(map(renamed, line.parameters)), live, peak)
 
 
 def _plus(one: tuple[int, int], other: tuple[int, int], times: int) -> tuple[int, int]:

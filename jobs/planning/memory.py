@@ -247,8 +247,9 @@ def _pass(
     visits = [moment.parameters for moment in trace.moments if moment.kind in ("enter", "enter-backward")]
     gathers = strategy.offload_param or (strategy.stage == 3 and num_workers > 1)
     sizes = trace.sizes if gathers else (0,) * len(trace.sizes)
-    gathering = Gathering(sizes, visits, strategy, num_workers, trace.width, gloo=device == "cpu")
-    gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.width)
+    gloo = device == "cpu"
+    gathering = Gathering(sizes, visits, strategy, num_workers, trace.width, gloo)
+    gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.width, gloo)
     after = _Added(gradients.held, gathering.held, gradients.buckets)
     for moment in trace.moments_of_one_row if strategy.per_device_train_batch_size == 1 else trace.moments:
         before, copied = after, 0

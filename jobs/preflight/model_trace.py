@@ -101,7 +101,7 @@ def _shallow(trace: Callable[..., TracedPass], config: Any, depth: Depth) -> lis
     """Trace the fewest layers up to the logits; empty if another setting than the usual one decides about the depth."""
     config = _with_layers(config, depth, depth.shallow)
     first = trace(config=config, rows=_ROWS[0], to_logits=True)
-    found = {depth.layer_of(name) for event in first.events for name in event.parameters} - {None}
+    found = {depth.layer_of(event.place) for event in first.events} - {None}
     if len(found) != depth.shallow:
         return []
     return [first, *(trace(config=config, rows=rows, to_logits=True) for rows in _ROWS[1:])]
@@ -122,16 +122,20 @@ def _lines(passes: Sequence[TracedPass]) -> tuple[Line, ...]:
     """Return the events of the first pass, or of all others, split into a fixed part and one for each row."""
     first, *others = passes
     if not others:
-        return tuple(Line(event.kind, event.parameters, (event.live, 0), (event.peak, 0)) for event in first.events)
+        return tuple(_line_of(event, (event.live, 0), (event.peak, 0)) for event in first.events)
     two, three = (traced.events for traced in others)
-    if [(event.kind, event.parameters) for event in two] != [(event.kind, event.parameters) for event in three]:
+    if [(event.kind, event.place) for event in two] != [(event.kind, event.place) for event in three]:
         raise RuntimeError("the modules of this model run in an order that depends on the number of rows")
     return tuple(_line(*pair) for pair in zip(two, three, strict=True))
 
 
 def _line(two: Event, three: Event) -> Line:
     live, peak = three.live - two.live, three.peak - two.peak
-    return Line(two.kind, two.parameters, (two.live - 2 * live, live), (two.peak - 2 * peak, peak))
+    return _line_of(two, (two.live - 2 * live, live), (two.peak - 2 * peak, peak))
+
+
+def _line_of(event: Event, live: tuple[int, int], peak: tuple[int, int]) -> Line:
+    return Line(event.kind, event.place, event.parameters, live, peak)
 
 
 def _trace(

@@ -45,13 +45,13 @@ def lengthened(trace: Callable[[int], TracedPass], seq_len: int, step: int) -> T
     def at_length(values: Sequence[int]) -> int:
         return _continued(values, turns)
 
-    if len({tuple((event.kind, event.parameters) for event in one.events) for one in passes}) > 1:
+    if len({tuple((event.kind, event.place, event.parameters) for event in one.events) for one in passes}) > 1:
         raise NotAParabolaError("the order of the modules depends on the length of the rows")
     events, before = list[Event](), 0
     for several in zip(*(one.events for one in passes), strict=True):
         live = at_length([event.live for event in several])
         peak = max(live, before, *map(at_length, _matched([event.details for event in several])))
-        events.append(Event(several[0].kind, several[0].parameters, live, peak))
+        events.append(replace(several[0], live=live, peak=peak, details=()))
         before = live
     growing = ("buffer_bytes", "logits", "logits_bytes", "flops", "operations")
     sums = {name: at_length([getattr(one, name) for one in passes]) for name in growing}

@@ -215,9 +215,10 @@ def _batch(spec: Spec, mode: FakeTensorMode, rows: int) -> Batch:
 
 
 def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
-    """Note when a module with parameters begins and ends, forward and backward, and when a gradient is ready.
+    """Note when a module begins and ends, forward and backward, and when a gradient is ready.
 
-    The events are those at which DeepSpeed's hooks act. A gradient that is ready is freed, as DeepSpeed does.
+    The events are those at which DeepSpeed's hooks act: also at modules without parameters, where it gathers what comes
+    next. A gradient that is ready is freed, as DeepSpeed does.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     leaves = set(data_dependent_modules(model))
@@ -226,30 +227,29 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
             continue
         inside = module.parameters(recurse=name in leaves)
         own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
-        if own:
-            module.register_forward_pre_hook(partial(_noted, tracker, own, "enter", "leave-backward"))
-            module.register_forward_hook(partial(_noted, tracker, own, "leave", "enter-backward"))
+        module.register_forward_pre_hook(partial(_noted, tracker, name, own, "enter", "leave-backward"))
+        module.register_forward_hook(partial(_noted, tracker, name, own, "leave", "enter-backward"))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.register_post_accumulate_grad_hook(partial(_ready, tracker, names[id(parameter)]))
 
 
 def _noted(
-    tracker: Tracker, own: tuple[str, ...], now: EventKind, backward: EventKind, module: Any, *tensors: Any
+    tracker: Tracker, name: str, own: tuple[str, ...], now: EventKind, backward: EventKind, module: Any, *tensors: Any
 ) -> Any:
     """Be a hook before or after a module's forward. The tensors there tell when its backward ends or begins."""
-    tracker.note(now, *own)
+    tracker.note(now, name, own)
     first = iter([True])
 
     def note() -> None:
         if next(first, False):
-            tracker.note(backward, *own)
+            tracker.note(backward, name, own)
 
     return _marked(tensors[-1], note)
 
 
 def _ready(tracker: Tracker, name: str, parameter: torch.Tensor) -> None:
-    tracker.note("gradient", name)
+    tracker.note("gradient", name, (name,))
     parameter.grad = None
 
 

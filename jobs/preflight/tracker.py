@@ -28,7 +28,8 @@ class Event:
     """One event of a step, and the bytes of living tensors around it. Parameters and buffers are not counted."""
 
     kind: EventKind
-    parameters: tuple[str, ...]  # names: those of the module that begins or ends, or that of the gradient
+    place: str  # name of the module that begins or ends, or of the gradient's parameter
+    parameters: tuple[str, ...]  # names: the module's own, or the gradient's
     live: int
     peak: int  # most bytes since the event before
     details: tuple[tuple[str, int], ...] = ()  # of operators since the event before: name, bytes after it
@@ -62,8 +63,8 @@ class Tracker(TorchDispatchMode):
         self.live = self.peak = self.flops = self.operations = 0
         self._known = {tensor.untyped_storage()._cdata for tensor in uncounted}
 
-    def note(self, kind: EventKind, *parameters: str) -> None:
-        self.events.append(Event(kind, parameters, self.live, self.peak, tuple(self._details or ())))
+    def note(self, kind: EventKind, place: str = "", parameters: tuple[str, ...] = ()) -> None:
+        self.events.append(Event(kind, place, parameters, self.live, self.peak, tuple(self._details or ())))
         self.peak = self.live
         if self._details is not None:
             self._details = []

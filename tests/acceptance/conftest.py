@@ -74,10 +74,10 @@ def fleetune(
 
 @contextlib.contextmanager
 def started(*arguments: str | pathlib.Path, **extra: str) -> Iterator[subprocess.Popen[str]]:
-    """`fleetune run ARGUMENTS`; its stdout and stderr are one stream of lines. Killed at the end of the context."""
+    """`fleetune run ARGUMENTS` in a process group; stdout and stderr are one stream of lines. Killed at the end."""
     process = subprocess.Popen(
         [str(FLEETUNE), "run", *map(str, arguments)], cwd=ROOT, env=environment(**extra), text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, process_group=0,
     )  # fmt: skip
     try:
         yield process

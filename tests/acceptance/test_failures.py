@@ -199,15 +199,15 @@ def test_a_worker_that_is_killed_for_memory_ends_the_run_with_one_line_that_says
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_checkpoint_that_can_be_exported_and_gone_on_with_on_other_workers(
+def test_a_signal_to_all_leaves_a_checkpoint_that_can_be_exported_and_gone_on_with_on_other_workers(
     starved: Starved, job: pathlib.Path, hold: Hold, undisturbed: Callable[[pathlib.Path], Case], tmp_path: pathlib.Path
 ) -> None:
-    """The run goes on that was killed for memory; it is interrupted, and goes on once more."""
+    """The run goes on that was killed for memory; it is ended as by `timeout`, and goes on once more."""
     paths = starved.paths
     hold.at(starved.reached + 5)  # the request to stop ends it
     with started("--resume", paths.root, **hold.environment) as process:
         wait_for_step(process, paths, starved.reached + 5)
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGTERM)
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output
     assert "resumed from the checkpoint of step" in output

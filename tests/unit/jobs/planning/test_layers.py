@@ -18,17 +18,29 @@ def events(layers: int, left: tuple[int, ...], first: int = 0) -> list[Line]:
     def added_by(layer: int) -> int:
         return 50 if layer < first else left[(layer - first) % len(left)]
 
-    lines, live = [Line("enter", ("embed.weight",), (5, 1), (5, 1))], (5, 1)
+    lines, live = [Line("enter", "embed.weight", ("embed.weight",), (5, 1), (5, 1))], (5, 1)
     for layer in range(layers):
         added = added_by(layer)
         live = (live[0] + added, live[1] + 2 * added)
-        lines.append(Line("enter", (f"model.layers.{layer}.weight",), live, (live[0] + 3, live[1])))
-    lines.append(Line("logits", (), live, live))
+        lines.append(
+            Line(
+                "enter", f"model.layers.{layer}.weight", (f"model.layers.{layer}.weight",), live, (live[0] + 3, live[1])
+            )
+        )
+    lines.append(Line("logits", "", (), live, live))
     for layer in reversed(range(layers)):
-        lines.append(Line("gradient", (f"model.layers.{layer}.weight",), live, (live[0] + 7, live[1])))
+        lines.append(
+            Line(
+                "gradient",
+                f"model.layers.{layer}.weight",
+                (f"model.layers.{layer}.weight",),
+                live,
+                (live[0] + 7, live[1]),
+            )
+        )
         added = added_by(layer)
         live = (live[0] - added, live[1] - 2 * added)
-    return [*lines, Line("gradient", ("embed.weight",), live, live)]
+    return [*lines, Line("gradient", "embed.weight", ("embed.weight",), live, live)]
 
 
 @pytest.mark.parametrize("first", [0, 1, 3])

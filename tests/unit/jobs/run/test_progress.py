@@ -139,6 +139,17 @@ def test_time_to_the_end_is_that_of_the_steps_and_of_the_evaluations_that_are_le
     assert pace.eta_s(record(42, at=at + 12.0, step_time_s=3.0)) == 58 * 5.0 + 2 * 40.0
 
 
+def test_the_first_steps_are_slow_and_soon_forgotten() -> None:
+    pace = Pace()
+    pace.event(event("plan", "100 steps", total_steps=100))
+    found = {}
+    for step in range(1, 60):
+        found[step] = pace.eta_s(record(step, step_time_s=4.0 if step in (1, 2, 3, 4, 30) else 2.0))
+    assert {step: left for step, left in found.items() if left != (100 - step) * 2.0} == {
+        step: (100 - step) * 4.0 for step in range(1, 6)
+    }
+
+
 def test_a_run_without_evaluations_or_of_an_unknown_length_has_no_time_for_them() -> None:
     pace = Pace()
     assert pace.eta_s(record(1, step_time_s=2.0)) is None

@@ -110,6 +110,7 @@ def cases(models: Sequence[str]) -> list[Case]:
         ]
         found += [Case(model, 2, stage, accumulation=1) for stage in (1, 2, 3)]
         found += [Case(model, 8, stage, rows=1) for stage in (1, 2, 3)]
+        found += [Case(model, workers, rows=1) for workers in (2, 4)]
         found += [Case(model, 2, 3, packing=True)]
         found += [
             Case(model, workers, stage, method=method, checkpointing=again)
@@ -122,7 +123,7 @@ def cases(models: Sequence[str]) -> list[Case]:
 
 
 def quick_cases() -> list[Case]:
-    """Half a minute of cases: both kinds of peaks, every stage, on 1 and 2 workers."""
+    """A minute of cases: both kinds of peaks, every stage, on 1 and 2 workers."""
     return [
         Case("llama"),
         Case("gpt2", 2),
@@ -133,6 +134,8 @@ def quick_cases() -> list[Case]:
         Case("llama", 2, method="lora"),
         Case("llama", 2, 2, method="lora"),
         Case("llama", 2, method="prompt"),
+        Case("llama", 2, rows=1),
+        Case("mixtral", 2),
     ]
 
 
@@ -225,7 +228,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, and say on stdout what it found
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="nine cases, half a minute")
+    parser.add_argument("--quick", action="store_true", help="eleven cases, a minute")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")
     given = parser.parse_args()
     records = []

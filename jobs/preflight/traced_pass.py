@@ -237,27 +237,34 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
 def _noted(
     tracker: Tracker, name: str, own: tuple[str, ...], now: EventKind, backward: EventKind, module: Any, *tensors: Any
 ) -> Any:
-    """Be a hook before or after a module's forward. The tensors there tell when its backward ends or begins."""
+    """Be a hook before or after a module's forward. The tensors there tell when its backward ends or begins.
+
+    It begins with the first gradient of its outputs, and ends with the last gradient of its inputs.
+    """
     tracker.note(now, name, own)
-    first = iter([True])
+    tensors_left = 0
 
     def note() -> None:
-        if next(first, False):
+        nonlocal tensors_left
+        tensors_left -= 1
+        if tensors_left == (of_outputs - 1 if backward == "enter-backward" else 0):
             tracker.note(backward, name, own)
 
-    return _marked(tensors[-1], note)
+    def mark(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal tensors_left
+        if not tensor.requires_grad:
+            return tensor
+        tensors_left += 1
+        return cast(torch.Tensor, _Mark.apply(tensor, note))  # type: ignore[no-untyped-call]
+
+    marked = tree_map_only(torch.Tensor, mark, tensors[-1])
+    of_outputs = tensors_left
+    return marked
 
 
 def _ready(tracker: Tracker, name: str, parameter: torch.Tensor) -> None:
     tracker.note("gradient", name, (name,))
     parameter.grad = None
-
-
-def _marked(value: Any, note: Any) -> Any:
-    def mark(tensor: torch.Tensor) -> torch.Tensor:
-        return _Mark.apply(tensor, note) if tensor.requires_grad else tensor  # type: ignore[no-untyped-call]
-
-    return tree_map_only(torch.Tensor, mark, value)
 
 
 class _Mark(torch.autograd.Function):

@@ -28,7 +28,7 @@ from jobs.training.model.export import Weights, export_model, verify_export
 from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_memory
 from jobs.training.model.load import DTYPES, load_base, parameter_groups, weight_decay_of
 from jobs.training.model.partitions import Partitions
-from jobs.training.model.sharding import gather_data_dependent_modules, sharded_loading
+from jobs.training.model.sharding import free_gathered_experts, gathered_together, sharded_loading
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
@@ -46,7 +46,8 @@ def build_engine(spec: Spec, model_dir: str, worker: WorkerContext, pad_token_id
     sharding = sharded_loading(spec, model_dir, config)
     model = load_model(spec, model_dir, precision, pad_token_id)
     if spec.train.zero.stage == 3:
-        gather_data_dependent_modules(model)
+        config["zero_optimization"] |= gathered_together(model)
+        free_gathered_experts(model)
     groups = parameter_groups(model, spec.train.weight_decay)
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     if precision == "fp16":  # DeepSpeed would fail at a loss scale of 1; instead, `jobs.remedies.outliers` decides

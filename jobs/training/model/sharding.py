@@ -7,10 +7,11 @@ each rank needs memory for the whole model.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
@@ -41,21 +42,65 @@ def sharded_loading(spec: Spec, model_dir: str, config: dict[str, Any]) -> Any:
     return HfDeepSpeedConfig(config) if spec.train.zero.stage == 3 and loads_in_shards(spec, model_dir) else None
 
 
-def gather_data_dependent_modules(model: torch.nn.Module) -> None:
-    """Make ZeRO-3 gather the experts of a layer together, and also the indexer of sparse attention.
+def gathered_together(model: torch.nn.Module) -> dict[str, Any]:
+    """Return the settings that make ZeRO-3 gather the modules of `data_dependent_modules`, each in one piece.
 
-    The data decides which modules inside are called, and how often: ranks choose different experts, and an indexer
-    (Qwen4) calls a norm once for each token that has enough tokens before it. DeepSpeed gathers parameters module by
-    module, and expects the same calls on all ranks.
+    DeepSpeed would add the router of three types of models to their experts.
     """
-    from deepspeed.utils import set_z3_leaf_module
+    names = list(data_dependent_modules(model))
+    return {"leaf_module": {"classes": [], "names": names}} if names else {}
 
+
+def free_gathered_experts(model: torch.nn.Module) -> None:
+    """Let ZeRO-3 free the parameters of the modules of `data_dependent_modules` between forward and backward.
+
+    Experts are slices of one parameter. Autograd keeps each slice that a product needs, and with it the memory of the
+    whole gathered parameter, after DeepSpeed has released it: without gradient checkpointing, the experts of all layers
+    would stay gathered. Instead, the slice is made again in the backward pass, for which DeepSpeed gathers again.
+    """
     for name in data_dependent_modules(model):
-        set_z3_leaf_module(model.get_submodule(name), True)
+        module = model.get_submodule(name)
+        module.forward = functools.partial(_without_kept_slices, module, module.forward)
+
+
+def _without_kept_slices(module: torch.nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+    with torch.autograd.graph.saved_tensors_hooks(functools.partial(_slice_of, module), _whole):
+        return forward(*inputs, **named)
+
+
+class _Slice(NamedTuple):
+    """A view of a parameter's memory, by its place in there."""
+
+    parameter: torch.nn.Parameter
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int  # elements, from the parameter's first
+
+
+def _slice_of(module: torch.nn.Module, tensor: torch.Tensor) -> torch.Tensor | _Slice:
+    """Return the tensor, or its place if it is a part of one of the module's parameters."""
+    place = tensor.untyped_storage().data_ptr()
+    for parameter in module.parameters():
+        if place and place == parameter.untyped_storage().data_ptr() and tensor.dtype == parameter.dtype:
+            offset = int(tensor.storage_offset() - parameter.storage_offset())
+            return _Slice(parameter, tuple(tensor.shape), tensor.stride(), offset)
+    return tensor
+
+
+def _whole(saved: torch.Tensor | _Slice) -> torch.Tensor:
+    if isinstance(saved, torch.Tensor):
+        return saved
+    whole = saved.parameter.detach()
+    return whole.as_strided(saved.size, saved.stride, whole.storage_offset() + saved.offset)
 
 
 def data_dependent_modules(model: torch.nn.Module) -> Iterator[str]:
-    """Yield the names of the modules that are gathered together: DeepSpeed looks at no module inside."""
+    """Yield the names of the modules that are gathered in one piece: the experts of a layer, and an indexer.
+
+    The data decides which modules inside are called, and how often: ranks choose different experts, and an indexer of
+    sparse attention (Qwen4) calls a norm once for each token that has enough tokens before it. DeepSpeed gathers
+    parameters module by module, and expects the same calls on all ranks. It looks at no module inside these.
+    """
     for name, module in model.named_modules():
         kind = name.rpartition(".")[2]
         # Experts with nested parameters may call these without calling the modules' own forward (JetMoe).

@@ -1,6 +1,6 @@
 """Measures how much SmolLM2-135M forgets in narrow tuning, and how much a bound, replay and mixing reduce that.
 
-    python -m bench.forgetting [--steps 12] [--rate 2e-4] [--only unguarded guarded replay-5 ...] [--work DIR]
+    python -m bench.forgetting [--steps 12] [--rate 2e-4] [--seed 1] [--only unguarded replay-5 ...] [--work DIR]
 
 Every run tunes all of SmolLM2-135M on short dialogues, on two workers with one thread each, and measures its loss on
 pages of the Brown corpus. `guarded` has a bound and lowers its rate. `replay-N` trains on N % of other pages of that
@@ -57,10 +57,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate at the end of the warmup")
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=CASES)
+    parser.add_argument("--seed", type=int, default=1, help="of the order of the samples, and of dropout")
     parser.add_argument("--work", type=pathlib.Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fleetune-forgetting-") as scratch, other_output_to_stderr():
-        folder = (options.work or pathlib.Path(scratch)) / f"{options.steps}-steps-at-{options.rate:g}"
+        name = f"{options.steps}-steps-at-{options.rate:g}" + (f"-seed-{options.seed}" if options.seed != 1 else "")
+        folder = (options.work or pathlib.Path(scratch)) / name
         folder.mkdir(parents=True, exist_ok=True)
         write_texts(folder)
         for case in options.only:
@@ -117,7 +119,7 @@ def spec_of(folder: pathlib.Path, case: str, options: argparse.Namespace) -> Spe
             "remedies": {"forgetting": bounded},
             "resources": {"num_workers": WORKERS, "gpus_per_worker": 0},
             "storage_path": str(folder / "runs"),
-            "seed": 1,
+            "seed": options.seed,
         }
     )
 
@@ -152,6 +154,7 @@ def trained(folder: pathlib.Path, case: str, options: argparse.Namespace) -> dic
     return {
         "case": case,
         "rate": options.rate,
+        "seed": options.seed,
         **_losses(before["eval_loss"], after["eval_loss"], before["eval_general_loss"], after["eval_general_loss"]),
         "steps": outcome.step,
         "exported_step": outcome.exported_step,

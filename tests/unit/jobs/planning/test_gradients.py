@@ -21,6 +21,13 @@ def test_a_full_bucket_is_reduced_through_a_copy() -> None:
     assert held.held == held.buckets == 0  # ZeRO-3 has its bucket and its part of the gradients all the time
 
 
+@pytest.mark.parametrize(("stage", "workers", "copies"), [(3, 2, 2), (3, 1, 1), (2, 2, 1)])
+def test_gloo_reduces_and_scatters_in_one_more_copy(stage: int, workers: int, copies: int) -> None:
+    held = gradients(stage, workers=workers)
+    held.gloo = True
+    assert [held.add(number) for number in (2, 1, 0)] == [0, 0, copies * 140 * 4]
+
+
 def test_a_gradient_larger_than_the_bucket_stays_until_its_reduction() -> None:
     held = gradients(3, bucket=50)
     assert held.add(0) == 0 and held.held == 400

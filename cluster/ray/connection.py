@@ -163,9 +163,8 @@ def _start_local(options: Mapping[str, Any]) -> None:
 def _needed_processes_apart() -> Iterator[None]:
     """Let a local Ray start without dashboard, autoscaler and forwarding of logs, in process groups of its own.
 
-    Each of these would take about a second of a core, and Ray waits for the dashboard. `timeout` and terminals send
-    signals to a whole process group: only this process should get them, because it needs Ray to end in order. Ray has
-    no public option for either.
+    Each of these would take about a second of a core, and Ray waits for the dashboard. Signals that `timeout` sends to
+    a process group should reach this process alone, which needs Ray to end in order. Ray has no options for this.
     """
     from unittest import mock  # takes 60 ms of every command
 

@@ -61,9 +61,9 @@ def run_on_ray(
         begun.tell(announce)
 
         def drive() -> Outcome:
-            from jobs.drivers.finetune.ray_driver import drive_on_ray
-
             with held.raising():
+                from jobs.drivers.finetune.ray_driver import drive_on_ray
+
                 return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
         with stop or StopRequest() as held:

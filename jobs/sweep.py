@@ -76,9 +76,9 @@ def run_sweep(
         announce("phase", f"searching {format_space(sweep)}{format_prior(sweep, prior_from)}", phase="search")
 
         def drive() -> Outcome:
-            from jobs.search.driver.drive import drive_sweep
-
             with held.raising():
+                from jobs.search.driver.drive import drive_sweep
+
                 return drive_sweep(sweep, paths, address, announce, progress, held, assignment)
 
         with stop or StopRequest() as held:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib
 import math
 import os
@@ -21,6 +20,7 @@ from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import CapacityError, MachinesFailed
 from cluster.job_environment import JobEnvironment
 from cluster.ray.bundles import accelerator_of, bundle
+from cluster.ray.local_start import start_local
 from cluster.settings import add_to_environment, protocols_environment, ray_address, set_default
 
 # Logical CPUs in addition to the workers' own, for Ray Data's tasks and the Train controller.
@@ -31,7 +31,6 @@ LISTENING_TIMEOUT_S = 10.0
 PLACED_WITHIN_S = 300.0  # most seconds that previous users of the nodes may take to leave
 _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
-_LOCAL_STARTS = 3  # tries to start a Ray on this machine
 THIS_MACHINE = "local"
 _PUT_BACK_S = 0.01  # how often the handler of SIGTERM is put back while Ray starts and ends
 NODE_LABEL = "ray.io/node-id"  # a label that every node has
@@ -70,7 +69,7 @@ def connected(
         try:
             _check_listening(where)
             if where is None:
-                _start_local(options)
+                start_local(options)
             else:
                 ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -135,47 +134,6 @@ def _join(thread: threading.Thread, handler: Any) -> None:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)
         thread.join(_PUT_BACK_S)
-
-
-def _start_local(options: Mapping[str, Any]) -> None:
-    """Start a Ray on this machine, again if it does not come up. Raises CapacityError, or what `ray.init` raises.
-
-    Ray waits 30 seconds for its start, which is too short while other programs keep all cores busy. It then raises a
-    plain `Exception`. The processes of the failed start end with this process.
-    """
-    import ray
-
-    for _ in range(_LOCAL_STARTS):
-        try:
-            with _needed_processes_apart():
-                ray.init(**options)
-        except Exception as error:
-            if type(error) is not Exception:
-                raise
-            failed = error
-            continue
-        return
-    said = f"Ray did not come up on this machine, in {_LOCAL_STARTS} tries of 30 s"
-    raise CapacityError(f"{said}: the machine may be overloaded. Look at its load, and try again later") from failed
-
-
-@contextlib.contextmanager
-def _needed_processes_apart() -> Iterator[None]:
-    """Let a local Ray start without dashboard, autoscaler and forwarding of logs, in process groups of its own.
-
-    Each of these would take about a second of a core, and Ray waits for the dashboard. Signals that `timeout` sends to
-    a process group should reach this process alone, which needs Ray to end in order. Ray has no options for this.
-    """
-    from unittest import mock  # takes 60 ms of every command
-
-    from ray._private import node, services, utils
-
-    # Ray would import the packages of the dashboard into this process, to see whether they are there.
-    absent = mock.patch.object(utils, "get_dashboard_dependency_error", return_value=ImportError("not needed"))
-    starts = dict.fromkeys(("start_api_server", "start_monitor", "start_log_monitor"), mock.DEFAULT)
-    apart = mock.patch.object(services, "ConsolePopen", functools.partial(services.ConsolePopen, process_group=0))
-    with absent, apart, mock.patch.multiple(node.Node, **starts):
-        yield
 
 
 def is_own(address: str | None) -> bool:

@@ -63,6 +63,7 @@ class StopRequest:
         self._patient, self._signalled = patient, False
         self._raised: StopKind | None = None
         self._kept: list[dict[int, Any]] = []  # handlers before each `hold`
+        self._timer = (0.0, 0.0)  # of the real time, before the first `hold`
 
     @property
     def asked(self) -> bool:
@@ -110,6 +111,8 @@ class StopRequest:
         handlers: dict[int, Any] = {number: signal.signal(number, self._arrived) for number in held}
         if held:
             handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._interrupt)
+            if not any(self._kept):
+                self._timer = signal.setitimer(signal.ITIMER_REAL, 0.0)
         self._kept.append(handlers)
         return self
 
@@ -117,10 +120,12 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         kept = self._kept.pop()
-        if kept and not any(self._kept):
+        if kept:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in kept.items():
             signal.signal(number, handler)
+        if kept and not any(self._kept):
+            signal.setitimer(signal.ITIMER_REAL, *self._timer)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         again, self._signalled = self._signalled and not self._patient, True
@@ -129,13 +134,13 @@ class StopRequest:
         self._interrupt()
 
     def _interrupt(self, *_: object) -> None:
-        """Raise in the main thread, once for each kind unless the exception was lost, so that its end is in order."""
-        if self.deferred or not self.asked or (self._raised is self.kind and _is_ending()):
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
+        """Raise in the main thread, unless it is handling an earlier exception of this kind: its end is in order."""
+        if self.deferred or not self.asked:
             return
-        self._raised = self.kind
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
-        raise Stopped("interrupted while no workers were training")
+        if self._raised is not self.kind or not _is_ending():
+            self._raised = self.kind
+            raise Stopped("interrupted while no workers were training")
 
 
 def _is_ending() -> bool:

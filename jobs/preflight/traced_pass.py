@@ -259,7 +259,15 @@ def _noted(
 
     marked = tree_map_only(torch.Tensor, mark, tensors[-1])
     of_outputs = tensors_left
-    return marked
+    return tuple(map(_in_place, tensors[-1], marked)) if now == "enter" else marked
+
+
+def _in_place(given: Any, marked: Any) -> Any:
+    """Return the marked input. A dict stays the same object, as in DeepSpeed, because a module may write into it."""
+    if not isinstance(given, dict):
+        return marked
+    given.update(marked)
+    return given
 
 
 def _ready(tracker: Tracker, name: str, parameter: torch.Tensor) -> None:

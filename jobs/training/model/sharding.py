@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -52,19 +52,24 @@ def gathered_together(model: torch.nn.Module) -> dict[str, Any]:
 
 
 def free_gathered_experts(model: torch.nn.Module) -> None:
-    """Let ZeRO-3 free the parameters of the modules of `data_dependent_modules` between forward and backward.
+    """Let ZeRO-3 free the parameters of all experts between forward and backward.
 
     Experts are slices of one parameter. Autograd keeps each slice that a product needs, and with it the memory of the
     whole gathered parameter, after DeepSpeed has released it: without gradient checkpointing, the experts of all layers
     would stay gathered. Instead, the slice is made again in the backward pass, for which DeepSpeed gathers again.
     """
     for name in data_dependent_modules(model):
-        module = model.get_submodule(name)
-        module.forward = functools.partial(_without_kept_slices, module, module.forward)
+        if name.rpartition(".")[2] == "experts":
+            module = model.get_submodule(name)
+            module.forward = functools.partial(_without_kept_slices, module, module.forward)
 
 
 def _without_kept_slices(module: torch.nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-    with torch.autograd.graph.saved_tensors_hooks(functools.partial(_slice_of, module), _whole):
+    parameters: dict[int, torch.nn.Parameter] = {}  # by the address of their memory; on one worker, several have one
+    for parameter in module.parameters():
+        parameters.setdefault(parameter.untyped_storage().data_ptr(), parameter)
+    parameters.pop(0, None)
+    with torch.autograd.graph.saved_tensors_hooks(functools.partial(_slice_of, parameters), _whole):
         return forward(*inputs, **named)
 
 
@@ -77,14 +82,13 @@ class _Slice(NamedTuple):
     offset: int  # elements, from the parameter's first
 
 
-def _slice_of(module: torch.nn.Module, tensor: torch.Tensor) -> torch.Tensor | _Slice:
-    """Return the tensor, or its place if it is a part of one of the module's parameters."""
-    place = tensor.untyped_storage().data_ptr()
-    for parameter in module.parameters():
-        if place and place == parameter.untyped_storage().data_ptr() and tensor.dtype == parameter.dtype:
-            offset = int(tensor.storage_offset() - parameter.storage_offset())
-            return _Slice(parameter, tuple(tensor.shape), tensor.stride(), offset)
-    return tensor
+def _slice_of(parameters: Mapping[int, torch.nn.Parameter], tensor: torch.Tensor) -> torch.Tensor | _Slice:
+    """Return the tensor, or its place if it is a part of one of the parameters."""
+    parameter = parameters.get(tensor.untyped_storage().data_ptr())
+    if parameter is None or tensor.dtype != parameter.dtype:
+        return tensor
+    offset = int(tensor.storage_offset() - parameter.storage_offset())
+    return _Slice(parameter, tuple(tensor.shape), tensor.stride(), offset)
 
 
 def _whole(saved: torch.Tensor | _Slice) -> torch.Tensor:

@@ -11,7 +11,7 @@ import pytest
 import ray
 
 from cluster.errors import CapacityError
-from cluster.ray import connection
+from cluster.ray.local_start import start_local
 
 ROOT = pathlib.Path(__file__).parents[4]
 
@@ -32,7 +32,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, *results: Exception | None) -> list[
 def test_a_ray_that_does_not_come_up_in_time_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray says this after 30 seconds, on a machine without a free core, in an error of no class of its own."""
     calls = starts(monkeypatch, Exception("The current node timed out during startup."), None)
-    connection._start_local({"num_cpus": 3})
+    start_local({"num_cpus": 3})
     assert calls == [{"num_cpus": 3}, {"num_cpus": 3}]
 
 
@@ -40,24 +40,25 @@ def test_after_three_tries_the_machine_is_said_to_be_overloaded(monkeypatch: pyt
     late = Exception("The current node timed out during startup.")
     calls = starts(monkeypatch, late, late, late)
     with pytest.raises(CapacityError, match=r"did not come up on this machine, in 3 tries.*overloaded") as caught:
-        connection._start_local({})
+        start_local({})
     assert len(calls) == 3 and caught.value.__cause__ is late
 
 
 def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = starts(monkeypatch, ValueError("num_cpus must be positive"))
     with pytest.raises(ValueError, match="num_cpus"):
-        connection._start_local({})
+        start_local({})
     assert len(calls) == 1
 
 
 START = """
-import pathlib, psutil, ray
+import os, pathlib, psutil, ray
 from cluster.capacity.gang import Gang
 from cluster.ray.connection import THIS_MACHINE, connected
 with connected(THIS_MACHINE, Gang(1)):
     assert ray.get(ray.remote(lambda: 3).remote()) == 3
     processes = psutil.Process().children(recursive=True)
+    assert os.getpgid(0) not in {os.getpgid(process.pid) for process in processes}, "a signal to the group reaches one"
     print(*{pathlib.Path(word).name for process in processes for word in process.cmdline()}, sep="\\n")
 """
 

@@ -16,7 +16,8 @@ from jobs.planning.memory import memory_of, piece_of_loss
 from jobs.planning.strategy import Strategy
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
-from jobs.preflight.traced_pass import traced_pass
+from jobs.preflight.traced_pass import _watch, traced_pass
+from jobs.preflight.tracker import Tracker
 from jobs.training.loop import loss
 from jobs.training.model.load import DTYPES, model_config
 from tests.support import tiny
@@ -96,6 +97,22 @@ def test_with_checkpointing_a_layer_of_experts_leaves_its_input_alone(tmp_path: 
         left.append(traced.events[-1].live)
     tokens, width = spec.data.seq_len, 64
     assert left[1] - left[0] == pytest.approx(4 * tokens * width, rel=0.1)  # some bytes are numbers of a generator
+
+
+def test_a_module_that_is_watched_writes_into_the_dict_that_it_is_given() -> None:
+    class Writes(torch.nn.Linear):
+        def forward(self, inputs: torch.Tensor, shared: dict[str, torch.Tensor]) -> torch.Tensor:  # type: ignore[override]
+            shared["seen"] = inputs + shared["before"]
+            return super().forward(inputs)
+
+    model, inputs = Writes(2, 2), torch.ones(1, 2, requires_grad=True)
+    tracker = Tracker(model.parameters())
+    _watch(model, tracker)
+    shared = {"before": inputs}
+    model(inputs, shared)
+    assert torch.equal(shared["seen"], torch.full((1, 2), 2.0))
+    shared["before"].sum().backward()
+    assert [event.kind for event in tracker.events] == ["enter", "leave"]
 
 
 def test_a_model_whose_depth_is_set_in_another_way_is_traced_whole(tmp_path: pathlib.Path) -> None:

@@ -88,7 +88,33 @@ def test_a_request_whose_exception_was_dropped_interrupts_again(request_comes_fr
         with pytest.raises(Stopped):
             prepare(asks[request_comes_from])
     assert dropped == 2 and stop.kind is StopKind.AFTER_CHECKPOINT
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
+
+
+def test_one_that_is_handled_for_longer_and_dropped_then_interrupts_again() -> None:
+    """As where an import is tried, and another one if it fails."""
+
+    def prepare() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException:
+            time.sleep(1.3)
+        time.sleep(300)
+
+    with StopRequest() as stop, stop.raising(), pytest.raises(Stopped):
+        prepare()
+
+
+def test_nothing_interrupts_what_writes_the_end_and_a_timer_of_somebody_else_goes_on() -> None:
+    signal.setitimer(signal.ITIMER_REAL, 600.0)
+    try:
+        with StopRequest() as stop:
+            with pytest.raises(Stopped), stop.raising():
+                signal.raise_signal(signal.SIGTERM)
+            time.sleep(1.3)
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getitimer(signal.ITIMER_REAL)[0] > 500.0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def test_a_request_whose_exception_was_dropped_is_seen_when_training_begins() -> None:

@@ -65,11 +65,11 @@ def free_gathered_experts(model: torch.nn.Module) -> None:
 
 
 def _without_kept_slices(module: torch.nn.Module, forward: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
-    parameters: dict[int, torch.nn.Parameter] = {}  # by the address of their memory; on one worker, several have one
+    by_memory: dict[int, list[torch.nn.Parameter]] = {}  # on one worker, several lie in one piece of memory
     for parameter in module.parameters():
-        parameters.setdefault(parameter.untyped_storage().data_ptr(), parameter)
-    parameters.pop(0, None)
-    with torch.autograd.graph.saved_tensors_hooks(functools.partial(_slice_of, parameters), _whole):
+        by_memory.setdefault(parameter.untyped_storage().data_ptr(), []).append(parameter)
+    by_memory.pop(0, None)
+    with torch.autograd.graph.saved_tensors_hooks(functools.partial(_slice_of, by_memory), _whole):
         return forward(*inputs, **named)
 
 
@@ -82,13 +82,13 @@ class _Slice(NamedTuple):
     offset: int  # elements, from the parameter's first
 
 
-def _slice_of(parameters: Mapping[int, torch.nn.Parameter], tensor: torch.Tensor) -> torch.Tensor | _Slice:
+def _slice_of(by_memory: Mapping[int, list[torch.nn.Parameter]], tensor: torch.Tensor) -> torch.Tensor | _Slice:
     """Return the tensor, or its place if it is a part of one of the parameters."""
-    parameter = parameters.get(tensor.untyped_storage().data_ptr())
-    if parameter is None or tensor.dtype != parameter.dtype:
-        return tensor
-    offset = int(tensor.storage_offset() - parameter.storage_offset())
-    return _Slice(parameter, tuple(tensor.shape), tensor.stride(), offset)
+    for parameter in by_memory.get(tensor.untyped_storage().data_ptr(), ()):
+        offset = int(tensor.storage_offset() - parameter.storage_offset())
+        if 0 <= offset < parameter.numel() and tensor.dtype == parameter.dtype:
+            return _Slice(parameter, tuple(tensor.shape), tensor.stride(), offset)
+    return tensor
 
 
 def _whole(saved: torch.Tensor | _Slice) -> torch.Tensor:

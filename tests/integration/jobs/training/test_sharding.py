@@ -42,34 +42,44 @@ def test_the_experts_of_a_layer_are_gathered_together(model_type: str, layers: l
 
 
 class Experts(torch.nn.Module):
-    """Two experts in one parameter, which get all samples; also a slice of a slice, and a transposed one."""
+    """Two experts in two parameters, which get all samples; also a slice of a slice, and a transposed one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(2, 8, 8))
+        self.up = torch.nn.Parameter(torch.randn(2, 8, 8))
+        self.down = torch.nn.Parameter(torch.randn(2, 4, 8))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         outputs = inputs
-        for expert in self.weight:
-            outputs = outputs + torch.nn.functional.linear(outputs, expert).tanh() @ expert[2:6].T @ expert[2:6]
+        for up, down in zip(self.up, self.down, strict=True):
+            outputs = outputs + torch.nn.functional.linear(outputs, up).tanh() @ up[2:6].T @ down
         return outputs
 
 
-def test_a_gathered_parameter_is_freed_until_the_backward_pass_as_if_it_had_stayed() -> None:
+@pytest.mark.parametrize("in_one_piece", [False, True])
+def test_gathered_parameters_are_freed_until_the_backward_pass_as_if_they_had_stayed(in_one_piece: bool) -> None:
     model = torch.nn.ModuleDict({"experts": Experts()})
     experts: Any = model["experts"]
-    weights, inputs = experts.weight.detach().clone(), torch.randn(4, 8, requires_grad=True)
-    expected = torch.autograd.grad(experts(inputs).square().sum(), [inputs, experts.weight])
+    parameters, inputs = [experts.up, experts.down], torch.randn(4, 8, requires_grad=True)
+    weights = [parameter.detach().clone() for parameter in parameters]
+    expected = torch.autograd.grad(experts(inputs).square().sum(), [inputs, *parameters])
     free_gathered_experts(model)
-    gathered = weights.numpy().copy()
-    lives = weakref.ref(gathered)
-    experts.weight.data = torch.from_numpy(gathered)
-    del gathered
+    sizes = [weight.numel() for weight in weights]
+    memory = [torch.cat([weight.flatten() for weight in weights])] if in_one_piece else weights
+    gathered = [piece.numpy().copy() for piece in memory]
+    lives = [weakref.ref(piece) for piece in gathered]
+    pieces = [torch.from_numpy(piece) for piece in gathered]
+    if in_one_piece:
+        pieces = list(pieces[0].split(sizes))
+    for parameter, piece, weight in zip(parameters, pieces, weights, strict=True):
+        parameter.data = piece.view(weight.shape)
+    del gathered, pieces, piece
     loss = experts(inputs).square().sum()
-    assert lives() is not None
-    experts.weight.data = torch.empty(0)  # as DeepSpeed releases a parameter
-    assert lives() is None, "nothing in the graph keeps it"
-    flat = torch.cat([torch.zeros(5), weights.flatten()])
-    experts.weight.data = flat[5:].view(2, 8, 8)  # gathered again, into another place
-    found = torch.autograd.grad(loss, [inputs, experts.weight])
+    assert all(one() is not None for one in lives)
+    for parameter in parameters:
+        parameter.data = torch.empty(0)  # as DeepSpeed releases a parameter
+    assert all(one() is None for one in lives), "nothing in the graph keeps it"
+    for parameter, weight in zip(parameters, weights, strict=True):  # gathered again, into another place
+        parameter.data = torch.cat([torch.zeros(5), weight.flatten()])[5:].view(weight.shape)
+    found = torch.autograd.grad(loss, [inputs, *parameters])
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))

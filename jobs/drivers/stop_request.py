@@ -7,11 +7,13 @@ heartbeat, nodes that leave, and the file of `fleetune stop`. Light to import.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from enum import IntEnum
 from types import FrameType
@@ -25,6 +27,7 @@ from jobs.storage import files as storage
 
 StopSource = Literal["signal", "heartbeat", "node", "file"]
 _AGAIN_S: Final = 1.0  # from one exception to the next, if the main thread does not end
+_SAME_TERM_S: Final = 1.0  # SIGTERMs that arrive within this time count as one
 
 
 class StopKind(IntEnum):
@@ -60,7 +63,9 @@ class StopRequest:
         self.reason = ""
         self.deferred = False
         self.woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may put into it
-        self._patient, self._signalled = patient, False
+        self._patient = patient
+        self._terminated_s = -math.inf  # when the newest SIGTERM has arrived
+        self._signalled = False
         self._raised: StopKind | None = None
         self._kept: list[dict[int, Any]] = []  # handlers before each `hold`
         self._timer = (0.0, 0.0)  # of the real time, before the first `hold`
@@ -128,6 +133,10 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGTERM:  # `timeout` sends it to the process, and then to its group
+            before_s, self._terminated_s = self._terminated_s, time.monotonic()
+            if self._terminated_s - before_s < _SAME_TERM_S:
+                return
         again, self._signalled = self._signalled and not self._patient, True
         kind = StopKind.AT_ONCE if again else StopKind.AFTER_CHECKPOINT
         self.ask("signal", signal.Signals(number).name, kind)

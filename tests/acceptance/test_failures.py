@@ -207,6 +207,7 @@ def test_a_signal_to_all_leaves_a_checkpoint_that_can_be_exported_and_gone_on_wi
     hold.at(starved.reached + 5)  # the request to stop ends it
     with started("--resume", paths.root, **hold.environment) as process:
         wait_for_step(process, paths, starved.reached + 5)
+        process.send_signal(signal.SIGTERM)
         os.killpg(process.pid, signal.SIGTERM)
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 130, output

@@ -135,6 +135,8 @@ def test_during_training_the_first_asks_for_an_end_and_the_second_ends(tmp_path:
         relay.check()
         assert (tmp_path / "stop").read_text() == "signal" and stop.kind is StopKind.AFTER_CHECKPOINT
         signal.raise_signal(signal.SIGTERM)
+        relay.check()  # `timeout` sends it twice
+        signal.raise_signal(signal.SIGINT)
         with pytest.raises(Interrupted, match="twice"):
             relay.check()
 

@@ -27,6 +27,7 @@ from jobs.storage import files as storage
 
 StopSource = Literal["signal", "heartbeat", "node", "file"]
 _AGAIN_S: Final = 1.0  # from one exception to the next, if the main thread does not end
+_AFTER_IMPORT_S: Final = 0.01
 _SAME_TERM_S: Final = 1.0  # SIGTERMs that arrive within this time count as one
 
 
@@ -140,11 +141,17 @@ class StopRequest:
         again, self._signalled = self._signalled and not self._patient, True
         kind = StopKind.AT_ONCE if again else StopKind.AFTER_CHECKPOINT
         self.ask("signal", signal.Signals(number).name, kind)
-        self._interrupt()
+        self._interrupt(number, frame)
 
-    def _interrupt(self, *_: object) -> None:
-        """Raise in the main thread, unless it is handling an earlier exception of this kind: its end is in order."""
+    def _interrupt(self, _: int, frame: FrameType | None) -> None:
+        """Raise in the main thread, unless it is handling an earlier exception of this kind: its end is in order.
+
+        Not in Python's own import functions: they would keep the lock of all imports, for which other threads wait.
+        """
         if self.deferred or not self.asked:
+            return
+        if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
+            signal.setitimer(signal.ITIMER_REAL, _AFTER_IMPORT_S)
             return
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
         if self._raised is not self.kind or not _is_ending():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -88,6 +90,26 @@ def test_a_request_whose_exception_was_dropped_interrupts_again(request_comes_fr
         with pytest.raises(Stopped):
             prepare(asks[request_comes_from])
     assert dropped == 2 and stop.kind is StopKind.AFTER_CHECKPOINT
+
+
+def test_python_s_own_import_functions_are_not_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two instructions they hold the lock of all imports: a thread that imports would wait for ever."""
+    finished: list[bool] = []
+
+    class Finder:
+        def find_spec(self, *_: object) -> None:
+            stop._arrived(signal.SIGTERM, sys._getframe(1))  # as if the caller had been interrupted
+            finished.append(True)
+
+    def prepare() -> None:
+        monkeypatch.setattr(sys, "meta_path", [Finder(), *sys.meta_path])
+        with contextlib.suppress(ImportError):
+            importlib.import_module("no_module_of_this_name")
+        time.sleep(300)
+
+    with StopRequest() as stop, stop.raising(), pytest.raises(Stopped):
+        prepare()
+    assert finished and stop.kind is StopKind.AFTER_CHECKPOINT
 
 
 def test_one_that_is_handled_for_longer_and_dropped_then_interrupts_again() -> None:

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ _LOOK_S, _REMOVED_WITHIN_S = 2.0, 15.0
 _SAY_FIRST_S, SAY_AGAIN_S = 10.0, 60.0
 THIS_MACHINE = "local"
 _PUT_BACK_S = 0.01  # how often the handler of SIGTERM is put back while Ray starts and ends
+_IMPORTED_WITHIN_S = 10.0  # after an exception, which may have left a lock that the imports need
 NODE_LABEL = "ray.io/node-id"  # a label that every node has
 # A local Ray shares the machine's cores with the training. These settings switch off services that are not needed.
 QUIET_LOCAL_RAY = {
@@ -62,7 +64,7 @@ def connected(
 
     where = _where(address)
     options = _init_options(where, gang, job_environment or JobEnvironment())
-    imports = threading.Thread(target=_import_all, args=(ahead,), name="imports")
+    imports = threading.Thread(target=_import_all, args=(ahead,), name="imports", daemon=True)
     imports.start()
     handler = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     try:
@@ -79,7 +81,7 @@ def connected(
                 handler(signal.SIGTERM, None)
             raise KeyboardInterrupt from error
         finally:
-            _join(imports, handler)
+            _join(imports, handler, _IMPORTED_WITHIN_S if isinstance(sys.exception(), KeyboardInterrupt) else math.inf)
         inventory = snapshot()
         if gang is not None:
             check_can_ever_fit(gang, inventory)
@@ -126,10 +128,10 @@ def _init_options(where: str | None, gang: Gang | None, job_environment: JobEnvi
     return options
 
 
-def _join(thread: threading.Thread, handler: Any) -> None:
+def _join(thread: threading.Thread, handler: Any, within_s: float = math.inf) -> None:
     """Wait for a thread, and keep the handler of SIGTERM, which `ray.init` and `ray.shutdown` replace below Python."""
-    lives = True
-    while lives:
+    lives, deadline = True, time.monotonic() + within_s
+    while lives and time.monotonic() < deadline:
         lives = thread.is_alive()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)

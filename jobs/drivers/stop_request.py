@@ -7,6 +7,7 @@ heartbeat, nodes that leave, and the file of `fleetune stop`. Light to import.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import queue
@@ -27,7 +28,8 @@ from jobs.storage import files as storage
 
 StopSource = Literal["signal", "heartbeat", "node", "file"]
 _AGAIN_S: Final = 1.0  # from one exception to the next, if the main thread does not end
-_AFTER_IMPORT_S: Final = 0.01
+_LOGGING: Final = str(logging.__file__)
+_AFTER_LOCK_S: Final = 0.01
 _SAME_TERM_S: Final = 1.0  # SIGTERMs that arrive within this time count as one
 
 
@@ -146,12 +148,12 @@ class StopRequest:
     def _interrupt(self, _: int, frame: FrameType | None) -> None:
         """Raise in the main thread, unless it is handling an earlier exception of this kind: its end is in order.
 
-        Not in Python's own import functions: they would keep the lock of all imports, for which other threads wait.
+        Not in Python's own import functions and in logging: they would keep a lock for which other threads wait.
         """
         if self.deferred or not self.asked:
             return
-        if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):
-            signal.setitimer(signal.ITIMER_REAL, _AFTER_IMPORT_S)
+        if frame is not None and frame.f_code.co_filename.startswith(("<frozen importlib", _LOGGING)):
+            signal.setitimer(signal.ITIMER_REAL, _AFTER_LOCK_S)
             return
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
         if self._raised is not self.kind or not _is_ending():

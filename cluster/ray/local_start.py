@@ -1,4 +1,4 @@
-"""Starts a Ray on this machine, with the processes that a driver needs."""
+"""Starts a Ray on this machine, with only the processes that a driver needs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.errors import CapacityError
 
-_STARTS = 3  # tries
+_TRIES = 3
 
 
 def start_local(options: Mapping[str, Any]) -> None:
@@ -21,9 +21,9 @@ def start_local(options: Mapping[str, Any]) -> None:
     """
     import ray
 
-    for _ in range(_STARTS):
+    for _ in range(_TRIES):
         try:
-            with _needed_processes_apart():
+            with _lean_start():
                 ray.init(**options)
         except Exception as error:
             if type(error) is not Exception:
@@ -31,16 +31,17 @@ def start_local(options: Mapping[str, Any]) -> None:
             failed = error
             continue
         return
-    said = f"Ray did not come up on this machine, in {_STARTS} tries of 30 s"
+    said = f"Ray did not come up on this machine, in {_TRIES} tries of 30 s"
     raise CapacityError(f"{said}: the machine may be overloaded. Look at its load, and try again later") from failed
 
 
 @contextlib.contextmanager
-def _needed_processes_apart() -> Iterator[None]:
-    """Let a local Ray start without dashboard, autoscaler and forwarding of logs, in process groups of its own.
+def _lean_start() -> Iterator[None]:
+    """Change how `ray.init` starts a local Ray: no dashboard, autoscaler or log monitor, and other process groups.
 
-    Each of these would take about a second of a core, and Ray waits for the dashboard. Signals that `timeout` sends to
-    a process group should reach this process alone, which needs Ray to end in order. Ray has no options for this.
+    Each of the three takes about a second of a core, and Ray waits for the dashboard. `timeout` sends SIGTERM to a
+    whole process group: it must reach this process and not Ray's, because a driver needs Ray until its workers have
+    saved. Ray has no options for this.
     """
     from unittest import mock  # takes 60 ms of every command
 
@@ -55,5 +56,5 @@ def _needed_processes_apart() -> Iterator[None]:
 
 
 def _started_apart(start: Callable[..., Any], *command: Any, **options: Any) -> Any:
-    """Start a process in a group of its own. It has no input: reading the terminal would suspend its group."""
+    """Start a process in its own process group, and with an empty stdin: reading a terminal would suspend the group."""
     return start(*command, **{**options, "process_group": 0, "stdin": options.get("stdin") or subprocess.DEVNULL})

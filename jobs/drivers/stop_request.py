@@ -27,9 +27,9 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
 StopSource = Literal["signal", "heartbeat", "node", "file"]
-_AGAIN_S: Final = 1.0  # from one exception to the next, if the main thread does not end
+_AGAIN_S: Final = 1.0  # after this time, `Stopped` is raised again unless the main thread is handling one
 _LOGGING: Final = str(logging.__file__)
-_AFTER_LOCK_S: Final = 0.01
+_AFTER_LOCK_S: Final = 0.01  # until the next try, where the interrupted function may have a lock
 _SAME_TERM_S: Final = 1.0  # SIGTERMs that arrive within this time count as one
 
 
@@ -71,7 +71,7 @@ class StopRequest:
         self._signalled = False
         self._raised: StopKind | None = None
         self._kept: list[dict[int, Any]] = []  # handlers before each `hold`
-        self._timer = (0.0, 0.0)  # of the real time, before the first `hold`
+        self._timer = (0.0, 0.0)  # ITIMER_REAL as it was before the first `hold`
 
     @property
     def asked(self) -> bool:
@@ -146,9 +146,9 @@ class StopRequest:
         self._interrupt(number, frame)
 
     def _interrupt(self, _: int, frame: FrameType | None) -> None:
-        """Raise in the main thread, unless it is handling an earlier exception of this kind: its end is in order.
+        """Raise `Stopped` in the main thread, unless the thread is already handling one of the same kind.
 
-        Not in Python's own import functions and in logging: they would keep a lock for which other threads wait.
+        Functions of importlib and logging are not interrupted: they could leave a lock that other threads wait for.
         """
         if self.deferred or not self.asked:
             return

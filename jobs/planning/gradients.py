@@ -31,7 +31,7 @@ class Gradients:
     strategy: Strategy
     num_workers: int
     width: int  # bytes of an element of the weights
-    gloo: bool = False  # gloo reduces in a copy
+    gloo: bool = False  # gloo reduces and scatters in a copy
     held: int = 0
     buckets: int = 0
     _filled: int = 0  # elements in the bucket

@@ -18,7 +18,8 @@ STEP_LINE_INTERVAL_S = 10.0  # at most one line for a step in this time
 SILENCE_S = 30.0  # without another line for this long, a sign of life is printed
 
 _STEPS = 50  # newest steps from which the time of the others is estimated
-_SLOW_STEPS, _FEWEST = 8, 3  # of them, at most so many of the first do not count, and at least so many count
+_SLOW_STEPS = 8  # most of the first steps that do not count
+_FEWEST_STEPS = 3  # newest steps that always count
 
 Clock = Callable[[], float]
 
@@ -91,7 +92,7 @@ class Pace:
         self._evaluation_s = record.get("eval_time_s", self._evaluation_s)
         if self.total is None:
             return None
-        counted = max(len(self._step_s) - min(len(self._step_s) // 2, _SLOW_STEPS), _FEWEST)
+        counted = max(len(self._step_s) - min(len(self._step_s) // 2, _SLOW_STEPS), _FEWEST_STEPS)
         step_s = statistics.median(list(self._step_s)[-counted:]) + statistics.mean(self._between_s or [0.0])
         return max(self.total - step, 0) * step_s + self._evaluations_left(record) * self._evaluation_s
 

@@ -45,7 +45,7 @@ def sharded_loading(spec: Spec, model_dir: str, config: dict[str, Any]) -> Any:
 def gathered_together(model: torch.nn.Module) -> dict[str, Any]:
     """Return the settings that make ZeRO-3 gather the modules of `data_dependent_modules`, each in one piece.
 
-    DeepSpeed would add the router of three types of models to their experts.
+    Without the empty `classes`, DeepSpeed would gather the router together with the experts in three types of models.
     """
     names = list(data_dependent_modules(model))
     return {"leaf_module": {"classes": [], "names": names}} if names else {}
@@ -69,12 +69,12 @@ def _without_kept_slices(module: torch.nn.Module, forward: Callable[..., Any], *
     for parameter in module.parameters():
         by_memory.setdefault(parameter.untyped_storage().data_ptr(), []).append(parameter)
     by_memory.pop(0, None)
-    with torch.autograd.graph.saved_tensors_hooks(functools.partial(_slice_of, by_memory), _whole):
+    with torch.autograd.graph.saved_tensors_hooks(functools.partial(_slice_of, by_memory), _tensor_of):
         return forward(*inputs, **named)
 
 
 class _Slice(NamedTuple):
-    """A view of a parameter's memory, by its place in there."""
+    """Where a tensor lies in the memory of a parameter."""
 
     parameter: torch.nn.Parameter
     size: tuple[int, ...]
@@ -83,7 +83,7 @@ class _Slice(NamedTuple):
 
 
 def _slice_of(by_memory: Mapping[int, list[torch.nn.Parameter]], tensor: torch.Tensor) -> torch.Tensor | _Slice:
-    """Return the tensor, or its place if it is a part of one of the parameters."""
+    """Return the tensor, or where it lies if it is a part of one of the parameters."""
     for parameter in by_memory.get(tensor.untyped_storage().data_ptr(), ()):
         offset = int(tensor.storage_offset() - parameter.storage_offset())
         if 0 <= offset < parameter.numel() and tensor.dtype == parameter.dtype:
@@ -91,7 +91,7 @@ def _slice_of(by_memory: Mapping[int, list[torch.nn.Parameter]], tensor: torch.T
     return tensor
 
 
-def _whole(saved: torch.Tensor | _Slice) -> torch.Tensor:
+def _tensor_of(saved: torch.Tensor | _Slice) -> torch.Tensor:
     if isinstance(saved, torch.Tensor):
         return saved
     whole = saved.parameter.detach()

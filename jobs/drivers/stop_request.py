@@ -27,6 +27,7 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
 StopSource = Literal["signal", "heartbeat", "node", "file"]
+_REASON: Final = "stopped while no workers were training"
 _AGAIN_S: Final = 1.0  # after this time, `Stopped` is raised again unless the main thread is handling one
 _LOGGING: Final = str(logging.__file__)
 _AFTER_LOCK_S: Final = 0.01  # until the next try, where the interrupted function may have a lock
@@ -99,7 +100,7 @@ class StopRequest:
         """Only record requests from now on, or raise for them again. Raises Stopped if there was one already."""
         self.deferred = deferred
         if self.asked:
-            raise Stopped("interrupted while no workers were training")
+            raise Stopped(_REASON)
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
@@ -158,7 +159,7 @@ class StopRequest:
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_S)
         if self._raised is not self.kind or not _is_ending():
             self._raised = self.kind
-            raise Stopped("interrupted while no workers were training")
+            raise Stopped(_REASON)
 
 
 def _is_ending() -> bool:

@@ -120,8 +120,8 @@ def outcome_after_order_at(server: WireServer, moment: str, code: int, **environ
 @pytest.mark.parametrize(
     ("moment", "phase", "reason"),
     [
-        ("connecting to Ray", "connect", "interrupted while no workers were training"),
-        ("preparing", "prepare", "interrupted while no workers were training"),
+        ("connecting to Ray", "connect", "stopped while no workers were training"),
+        ("preparing", "prepare", "stopped while no workers were training"),
         ("starting 1 worker", None, "stopped on request after step 1"),
     ],
 )

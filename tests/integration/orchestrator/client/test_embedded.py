@@ -81,12 +81,25 @@ class Home:
         if (found := local_server(self.path)) is None:
             return
         if left := self.unfinished():
-            with contextlib.suppress(AssertionError):  # the end of its script may have ended it meanwhile
+            said = ""
+            try:
                 self.fleetune("cancel", *left)
-            wait_for(lambda: not self.unfinished(), "nothing is left", 120.0, partial(time.sleep, 0.2))
+            except AssertionError as error:  # the end of its script may have ended it meanwhile
+                said = str(error)
+            try:
+                wait_for(lambda: not self.unfinished(), "nothing is left", 120.0, partial(time.sleep, 0.2))
+            except AssertionError as error:
+                raise AssertionError(f"{error}\nfleetune cancel: {said}\n{self.story(left)}") from None
         with contextlib.suppress(ProcessLookupError):  # a server ends itself, once no script lives and no job runs
             os.kill(found.pid, signal.SIGTERM)
         wait_for(lambda: not process_lives(found.pid), "the server ends")
+
+    def story(self, jobs: list[str]) -> str:
+        """What the store, the server and the drivers have written about jobs that do not end."""
+        with contextlib.closing(open_store(str(self.path / "queue.db"))) as store:
+            known = [f"{store.job(job)}" for job in jobs]
+        logs = [self.path / "serve.log", *self.path.rglob("output"), *self.path.rglob("supervisor.log")]
+        return "\n".join([*known, *(f"{log}:\n{log.read_text(errors='replace')[-2000:]}" for log in logs)])
 
     def unfinished(self) -> list[str]:
         """From the store: the server may end at any time, now that its scripts have."""

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Sequence
 
 from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError
+from cluster.imports import quick_imports
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
 from jobs.console import Console, end_process, redirected_output, user_stream
@@ -62,7 +63,8 @@ def run_on_ray(
 
         def drive() -> Outcome:
             with held.raising():
-                from jobs.drivers.finetune.ray_driver import drive_on_ray
+                with quick_imports():
+                    from jobs.drivers.finetune.ray_driver import drive_on_ray
 
                 return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
@@ -109,7 +111,8 @@ def _run_under_torchrun(spec: Spec, resume: str | None, world: TorchrunWorld) ->
         raise CapacityError(problem)
     if spec.resources.gpus_per_worker == 0:  # otherwise DeepSpeed warns at its import that it found no GPU
         set_default("DS_ACCELERATOR", "cpu")
-    from jobs.drivers.finetune.torchrun_driver import run_under_torchrun
+    with quick_imports():
+        from jobs.drivers.finetune.torchrun_driver import run_under_torchrun
 
     return run_under_torchrun(spec, world, resume).exit_code
 

@@ -19,6 +19,7 @@ from cluster.capacity.feasibility import check_can_ever_fit
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory, Node
 from cluster.errors import CapacityError, MachinesFailed
+from cluster.imports import quick_imports
 from cluster.job_environment import JobEnvironment
 from cluster.ray.bundles import accelerator_of, bundle
 from cluster.ray.local_start import start_local
@@ -60,7 +61,8 @@ def connected(
         KeyboardInterrupt: SIGTERM has arrived while Ray started. Its handler was called.
     """
     _set_defaults()
-    import ray
+    with quick_imports():
+        import ray
 
     where = _where(address)
     options = _init_options(where, gang, job_environment or JobEnvironment())
@@ -148,9 +150,10 @@ def _where(address: str | None) -> str | None:
 
 
 def _import_all(modules: Sequence[str]) -> None:
-    for module in modules:
-        with contextlib.suppress(Exception):  # the module's user imports it again, and gets the error
-            importlib.import_module(module)
+    with quick_imports():
+        for module in modules:
+            with contextlib.suppress(Exception):  # the module's user imports it again, and gets the error
+                importlib.import_module(module)
 
 
 def _entering(job_environment: JobEnvironment, environment: Mapping[str, str]) -> Callable[[], None]:

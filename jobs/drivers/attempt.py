@@ -10,6 +10,7 @@ import sys
 import traceback
 
 from cluster.errors import FleetuneError, InputError, Interrupted
+from cluster.imports import quick_imports
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
 from jobs.console import Console, end_process
 from jobs.drivers.link.link import HttpLink
@@ -56,10 +57,12 @@ def main() -> int:
 def run(registered: Registered, place: DriverPlace, link: HttpLink, stop: StopRequest, say: Console) -> int:
     """Import what this kind of job needs, and run it. Raises FleetuneError."""
     if registered.kind == "command":
-        from jobs.drivers.command.attempt import drive_command
+        with quick_imports():
+            from jobs.drivers.command.attempt import drive_command
 
         return drive_command(registered, place, stop, say.stream.fileno(), say)
-    from jobs.drivers.training_attempt import drive_training
+    with quick_imports():
+        from jobs.drivers.training_attempt import drive_training
 
     return drive_training(registered, link, stop, say.stream, say)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from cluster.imports import quick_imports
 from jobs.console import redirected_output
 from jobs.storage.journal import Record
 from jobs.training.pulse import PulseWriter
@@ -24,10 +25,11 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
     rank = ray.train.get_context().get_world_rank()
     log = redirected_output(job.paths.log(f"rank-{rank}"))
     with log, Vitals(job.driver, rank), PulseWriter(job.driver if first is None else "", rank) as pulse:
-        from jobs.training.loop.loop import train
-        from jobs.training.loop.warm import serve
-        from jobs.training.loop.worker import guarded
-        from jobs.training.worker_context import RayWorkerContext
+        with quick_imports():
+            from jobs.training.loop.loop import train
+            from jobs.training.loop.warm import serve
+            from jobs.training.loop.worker import guarded
+            from jobs.training.worker_context import RayWorkerContext
 
         worker = RayWorkerContext(job.paths, job.spec.resources.gpus_per_worker, job.driver, pulse)
         return guarded(job, worker, train if first is None else functools.partial(serve, first=first))

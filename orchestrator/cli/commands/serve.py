@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cluster.errors import InputError
+from cluster.imports import quick_imports
 
 
 def serve(
@@ -94,7 +95,8 @@ def serve(
     """Run the queue's server, which starts and watches jobs."""
     typer.echo("fleetune serve: starting ...", err=True)  # the imports that follow take seconds
     try:
-        from orchestrator.server.process import Options, serve
+        with quick_imports():
+            from orchestrator.server.process import Options, serve
     except ModuleNotFoundError as error:
         raise InputError(f"a server needs {error.name}: pip install 'fleetune[serve]'") from error
     lists = {"urls": tuple(urls or ()), "shared": tuple(shared or ())}

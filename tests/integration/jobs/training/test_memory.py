@@ -34,9 +34,9 @@ from jobs.storage.journal import read_journal
 from tests.support import tiny
 from tests.support.gangs import ROOT, torchrun
 
-TOKENS = 2048
+TOKENS = 1024
 ROWS_PER_BLOCK = 16  # a quarter of the usual, so that a few hundred rows come from every shard
-BLOCKS_PER_SHARD = 1024
+BLOCKS_PER_SHARD = 2048
 ROWS_PER_SHARD = ROWS_PER_BLOCK * BLOCKS_PER_SHARD
 ROWS_PER_STEP, STEPS = 16, 40
 VOCABULARY = 64

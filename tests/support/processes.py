@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 POLL_S = 0.05  # what is asked at each look, a server or all processes, takes milliseconds of a core
+MOST_COUNTED_S = 5.0
 # Neither the kernel for connections (from 32768 on) nor Ray for its workers (up to 19999) takes these ports.
 PORTS = range(20_000, 32_000)
 
@@ -85,10 +86,15 @@ def pause() -> None:
 def wait_for(
     true: Callable[[], object], what: str, within_s: float = 60.0, between: Callable[[], None] = pause
 ) -> None:
-    """Returns once it is true. `between`: done between two looks, where waiting alone would not help."""
-    deadline = time.monotonic() + within_s
+    """Returns once it is true. `between`: done between two looks, where waiting alone would not help.
+
+    A look and the wait before it count for a few seconds at most: if the whole machine stood still, nothing had time.
+    """
+    waited_s, looked_s = 0.0, time.monotonic()
     while not true():
-        assert time.monotonic() < deadline, f"after {within_s} s it is still not true that {what}"
+        now_s = time.monotonic()
+        waited_s, looked_s = waited_s + min(now_s - looked_s, MOST_COUNTED_S), now_s
+        assert waited_s < within_s, f"after {within_s} s it is still not true that {what}"
         between()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import importlib
+import pathlib
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -31,13 +33,31 @@ def test_an_import_that_fails_leaves_collections_on() -> None:
     assert gc.isenabled()
 
 
-def test_what_was_imported_is_left_out_of_collections_and_what_comes_later_is_not() -> None:
+def test_what_was_imported_is_left_out_of_collections_and_what_comes_later_is_not(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "imported_once.py").write_text("content = [[] for _ in range(1000)]")
+    monkeypatch.syspath_prepend(tmp_path)
     with quick_imports():
-        imported: list[list[int]] = [[] for _ in range(1000)]
+        content = importlib.import_module("imported_once").content
     later: list[object] = []
     later.append(later)
-    assert not any(one is imported for one in gc.get_objects())
+    assert not any(one is content for one in gc.get_objects())
     assert any(one is later for one in gc.get_objects())
+
+
+def test_garbage_is_collected_where_everything_was_imported_before() -> None:
+    class Garbage:
+        pass
+
+    one = Garbage()
+    one.itself = one  # type: ignore[attr-defined]
+    seen = weakref.ref(one)
+    del one
+    with quick_imports():
+        importlib.import_module("json")
+    gc.collect()
+    assert seen() is None
 
 
 def test_who_has_switched_collections_off_keeps_them_off() -> None:

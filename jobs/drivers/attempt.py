@@ -33,8 +33,8 @@ def main() -> int:
     take_out(DRIVER_TOKEN)
     say = Console()
     link, stop = HttpLink(place, say), StopRequest(patient=True)
-    stop.hold()
     try:
+        stop.hold()
         with stop.raising():
             registered = link.register()
             if registered.order is not Order.GO_ON:

@@ -10,7 +10,6 @@ import contextlib
 import logging
 import math
 import os
-import queue
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import Any, Final, Literal
 
 from cluster.errors import Interrupted, StorageError
 from cluster.local.supervisor import descendants, kill, process_lives
+from cluster.wake import Wake
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
@@ -57,7 +57,7 @@ class StopRequest:
     Attributes:
         kind: None if the driver was not asked to stop.
         deferred: requests are recorded without an exception.
-        woken: receives an item with each request. A thread that waits for requests reads it.
+        wake: ends a wait for requests, with each request.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
@@ -66,7 +66,7 @@ class StopRequest:
         self.source: StopSource | None = None
         self.reason = ""
         self.deferred = False
-        self.woken: queue.SimpleQueue[None] = queue.SimpleQueue()  # a signal handler may put into it
+        self.wake = Wake()
         self._patient = patient
         self._terminated_s = -math.inf  # when the newest SIGTERM has arrived
         self._signalled = False
@@ -86,7 +86,7 @@ class StopRequest:
             os._exit(Interrupted.exit_code)
         if self.kind is None or kind > self.kind:
             self.source, self.reason, self.kind = source, reason, kind
-        self.woken.put(None)
+        self.wake.wake()
         if any(self._kept) and not self.deferred and threading.current_thread() is not threading.main_thread():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)  # only signals interrupt a wait
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
 from cluster.errors import DataError
-from cluster.imports import quick_imports
 from jobs.storage import files as storage
 
 if TYPE_CHECKING:
@@ -119,8 +118,7 @@ def load_tokenizer(model_dir: str) -> PreTrainedTokenizerBase:
 
 
 def _from_dir(folder: str, source: str) -> PreTrainedTokenizerBase:
-    with quick_imports():
-        from transformers import AutoTokenizer
+    from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

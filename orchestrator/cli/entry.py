@@ -3,12 +3,12 @@
 import atexit
 import sys
 
-from cluster.imports import quick_imports
-
 
 def main() -> None:
     """Run the command. Ctrl-C is handled during the imports, too."""
     try:
+        from cluster.imports import quick_imports
+
         with quick_imports():
             from orchestrator.cli.app import main as run
 

@@ -22,7 +22,7 @@ class Output:
 
     def __init__(self, scrub: Scrubber, verbose: bool = False) -> None:
         self.scrub, self._verbose = scrub, verbose
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # while it prints, a finalizer may log
         self._gone = False
 
     def say(self, text: str) -> None:

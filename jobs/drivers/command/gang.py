@@ -100,7 +100,8 @@ class GangWatch:
     def __init__(self, processes: Sequence[Process], log: Log, asked_to_stop: Callable[[], bool], say: Say) -> None:
         self._processes, self._log, self._say = processes, log, say
         self._asked_to_stop = asked_to_stop
-        self._ended: queue.SimpleQueue[tuple[int, int | FleetuneError]] = queue.SimpleQueue()
+        # Not a SimpleQueue: its `get` would wait for ever if the handler of a signal ends after the timeout.
+        self._ended: queue.Queue[tuple[int, int | FleetuneError]] = queue.Queue()
         self._left = set(range(len(processes)))
         self._kill_at: float | None = None
         self._stopped = False

@@ -96,8 +96,9 @@ class HttpLink:
 
     def start(self, every_s: float, on_order: OnOrder) -> None:
         """Start the heartbeats. Each order except GO_ON is passed to `on_order` once, in a thread."""
-        self._thread = threading.Thread(target=self._run, args=(every_s, on_order), name="link", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(every_s, on_order), name="link", daemon=True)
+        thread.start()
+        self._thread = thread  # once it has started: `close` waits for it
 
     def tell(self, **known: Any) -> None:
         with self._lock:

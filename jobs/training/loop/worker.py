@@ -17,11 +17,14 @@ from typing import Any
 
 import torch.distributed as dist
 
+from cluster.imports import quick_imports
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
 from jobs.training.faults import Fault, fault_of, is_of_host_memory, reason_of, shortage_of
 from jobs.training.loop.state import LoopState
+from jobs.training.model.engine import import_deepspeed
+from jobs.training.model.load import import_model_classes
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
@@ -37,6 +40,9 @@ def guarded(job: Job, worker: WorkerContext, loop: Callable[[Job, WorkerContext]
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     joined = dist.is_initialized()
     try:
+        with quick_imports():
+            import_deepspeed(worker.device)
+            import_model_classes()
         state = loop(job, worker)
     except Exception as error:
         traceback.print_exc()

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from cluster.errors import DataError, SpecError
-from cluster.imports import quick_imports
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 from jobs.spec.method import ALL_LINEAR
@@ -62,8 +61,7 @@ def adapted(spec: Spec, model: Any, model_dir: str, new: Collection[str] = ()) -
         SpecError: lora.target_modules match nothing.
         DataError: PEFT cannot tune a prompt for a model of this type, or a new module has a tied parameter.
     """
-    with quick_imports():
-        import peft
+    import peft
 
     full = outermost({*head_modules(spec, model), *new})
     _check_not_tied(spec, model, full)

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 
 from cluster.errors import DataError, RunFailed
-from cluster.imports import quick_imports
 from cluster.text import many
 from jobs.model_files.directory import local_model_dir
 from jobs.planning.precision import Precision, precision_of
@@ -79,9 +78,8 @@ def import_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, which reads the kind of device at its first import."""
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    with quick_imports():
-        import deepspeed
-        import deepspeed.ops
+    import deepspeed
+    import deepspeed.ops
 
     # Empty the list of operators that can be compiled here. DeepSpeed would compile one for inference on CPUs, for half
     # a minute at the first start, and to fill the list it would try every compiler in every process.

@@ -11,7 +11,6 @@ from unittest import mock
 import numpy as np
 import torch
 
-from cluster.imports import quick_imports
 from jobs.model_files.directory import tensor_shapes
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
@@ -134,17 +133,16 @@ def set_pad_token(config: Any, pad_token_id: int) -> int:
 @functools.cache
 def import_model_classes() -> dict[str, Any]:
     """Import and return the transformers classes by task."""
-    with quick_imports():
-        import transformers
+    import transformers
 
-        # Every model imports all losses, and those of object detection import SciPy if they find it: half a second of
-        # a core in every worker. No task of a job uses them.
-        with mock.patch("transformers.utils.is_scipy_available", return_value=False):
-            import transformers.loss.loss_utils
-        return {
-            "causal-lm": transformers.AutoModelForCausalLM,
-            "sequence-classification": transformers.AutoModelForSequenceClassification,
-        }
+    # Every model imports all losses, and those of object detection import SciPy if they find it: half a second of a
+    # core in every worker. No task of a job uses them.
+    with mock.patch("transformers.utils.is_scipy_available", return_value=False):
+        import transformers.loss.loss_utils
+    return {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "sequence-classification": transformers.AutoModelForSequenceClassification,
+    }
 
 
 def model_class(spec: Spec) -> Any:

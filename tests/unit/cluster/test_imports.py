@@ -6,7 +6,6 @@ import gc
 import importlib
 import pathlib
 import threading
-import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -44,20 +43,6 @@ def test_what_was_imported_is_left_out_of_collections_and_what_comes_later_is_no
     later.append(later)
     assert not any(one is content for one in gc.get_objects())
     assert any(one is later for one in gc.get_objects())
-
-
-def test_garbage_is_collected_where_everything_was_imported_before() -> None:
-    class Garbage:
-        pass
-
-    one = Garbage()
-    one.itself = one  # type: ignore[attr-defined]
-    seen = weakref.ref(one)
-    del one
-    with quick_imports():
-        importlib.import_module("json")
-    gc.collect()
-    assert seen() is None
 
 
 def test_who_has_switched_collections_off_keeps_them_off() -> None:

@@ -81,9 +81,8 @@ class Home:
         if (found := local_server(self.path)) is None:
             return
         if left := self.unfinished():
-            said = ""
             try:
-                self.fleetune("cancel", *left)
+                said = self.fleetune("cancel", *left)
             except AssertionError as error:  # the end of its script may have ended it meanwhile
                 said = str(error)
             try:
@@ -99,7 +98,8 @@ class Home:
         with contextlib.closing(open_store(str(self.path / "queue.db"))) as store:
             known = [f"{store.job(job)}" for job in jobs]
         logs = [self.path / "serve.log", *self.path.rglob("output"), *self.path.rglob("supervisor.log")]
-        return "\n".join([*known, *(f"{log}:\n{log.read_text(errors='replace')[-2000:]}" for log in logs)])
+        said = [f"{log}:\n{log.read_text(errors='replace')[-2000:]}" for log in logs if log.exists()]
+        return "\n".join([*known, *said])
 
     def unfinished(self) -> list[str]:
         """From the store: the server may end at any time, now that its scripts have."""

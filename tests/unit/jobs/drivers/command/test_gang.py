@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import json
+import signal
+import threading
+import time
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.errors import MachinesFailed
-from jobs.drivers.command.gang import LONGEST_LINE, Log
+from cluster.errors import Interrupted, MachinesFailed
+from jobs.drivers.command.gang import LONGEST_LINE, GangWatch, Log
 from jobs.drivers.command.places import (
     environment_of_program,
     exit_code_of,
@@ -121,3 +124,35 @@ def test_a_log_that_nobody_reads_is_written_by_one_process_at_a_time() -> None:
     two(b"b\n")
     one(b"a\n")
     assert into == [b"[1] b\n", b"[0] aa\n"]
+
+
+class Sleeper:
+    """A process that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.told = threading.Event()
+
+    def read(self, wait_s: float) -> tuple[bytes, int | None]:
+        return b"", -signal.SIGTERM if self.told.wait(wait_s) else None
+
+    def stop(self, *, hard: bool = False) -> None:
+        self.told.set()
+
+
+@pytest.mark.timeout(60)
+def test_a_signal_whose_handler_outlasts_the_wait_for_an_end_is_obeyed() -> None:
+    """CPython's SimpleQueue.get would wait for ever then."""
+    sleeper, asked = Sleeper(), threading.Event()
+
+    def slow(*_: Any) -> None:
+        time.sleep(0.5)  # a wait takes 0.2 s
+        asked.set()
+
+    kept = signal.signal(signal.SIGUSR1, slow)
+    try:
+        threading.Timer(0.1, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1)).start()
+        with pytest.raises(Interrupted):
+            GangWatch([sleeper], Log(lambda lines: None, ()), asked.is_set, lambda text: None).until_the_end()
+    finally:
+        signal.signal(signal.SIGUSR1, kept)
+    assert sleeper.told.is_set()

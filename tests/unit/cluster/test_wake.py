@@ -1,0 +1,58 @@
+"""A wait that a thread or a signal handler ends."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from cluster.wake import Wake
+
+
+@pytest.fixture
+def handled() -> Iterator[Callable[[Callable[..., Any]], None]]:
+    """Call the function from the handler of a signal that arrives in 0.05 s."""
+    kept = signal.getsignal(signal.SIGUSR1)
+
+    def handle(act: Callable[..., Any]) -> None:
+        signal.signal(signal.SIGUSR1, act)
+        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1)).start()
+
+    yield handle
+    signal.signal(signal.SIGUSR1, kept)
+
+
+def took_s(wake: Wake, timeout_s: float) -> float:
+    began = time.monotonic()
+    wake.wait(timeout_s)
+    return time.monotonic() - began
+
+
+def test_a_wake_up_before_the_wait_ends_it_at_once_and_counts_once() -> None:
+    wake = Wake()
+    wake.wake()
+    wake.wake()
+    assert took_s(wake, 60.0) < 30.0
+    assert took_s(wake, 0.1) >= 0.1
+
+
+def test_a_thread_ends_the_wait() -> None:
+    wake = Wake()
+    threading.Timer(0.05, wake.wake).start()
+    assert took_s(wake, 60.0) < 30.0
+
+
+def test_a_handler_that_interrupts_the_wait_ends_it(handled: Callable[..., None]) -> None:
+    wake = Wake()
+    handled(lambda *_: wake.wake())
+    assert took_s(wake, 60.0) < 30.0
+
+
+@pytest.mark.timeout(60)
+def test_a_handler_that_outlasts_the_timeout_does_not_prolong_the_wait(handled: Callable[..., None]) -> None:
+    handled(lambda *_: time.sleep(0.5))
+    assert took_s(Wake(), 0.2) < 30.0

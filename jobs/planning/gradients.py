@@ -63,8 +63,20 @@ class Gradients:
 
     @property
     def reduced_at_the_end(self) -> int:
-        """Bytes of the copy in which `BF16_Optimizer` reduces its sums (`allreduce_bucket` of the engine)."""
-        return 4 * min(sum(self.sizes), _ENGINE_BUCKET) if self.sums_all and self.num_workers > 1 else 0
+        """Bytes of the copies in which `BF16_Optimizer` reduces its sums, also on one worker.
+
+        The engine collects the flat sums of the optimizer's groups until a bucket is full. `allreduce_bucket` joins
+        those of a bucket in fp32 if it has several, and copies them in the precision of the weights.
+        """
+        if not self.sums_all:
+            return 0
+        buckets: list[list[int]] = [[]]
+        for kind in (True, False):
+            if size := sum(size for size, decays in zip(self.sizes, self.decays, strict=True) if decays is kind):
+                buckets[-1].append(size)
+                if sum(buckets[-1]) > _ENGINE_BUCKET:
+                    buckets.append([])
+        return max((4 * (len(bucket) > 1) + self.width) * sum(bucket) for bucket in buckets)
 
     @property
     def _kept(self) -> int:

@@ -111,6 +111,7 @@ def cases(models: Sequence[str]) -> list[Case]:
         found += [Case(model, 2, stage, accumulation=1) for stage in (1, 2, 3)]
         found += [Case(model, 8, stage, rows=1) for stage in (1, 2, 3)]
         found += [Case(model, workers, rows=1) for workers in (2, 4)]
+        found += [Case(model, workers, 1, bf16=True, rows=1) for workers in (1, 2)]
         found += [Case(model, 2, 3, packing=True)]
         found += [
             Case(model, workers, stage, method=method, checkpointing=again)

@@ -23,13 +23,17 @@ class QueueReader:
         return self._connection.get("/v1/counts", Counts, {"tenant": self._tenant}).states
 
     def jobs(self, states: Sequence[State], most_ended: int) -> list[JobView]:
-        """Return jobs that hold a lease, jobs that wait (see LOOKED_AT), and the newest that have ended."""
+        """Return jobs that wait (see LOOKED_AT), jobs that hold a lease, and the newest that have ended.
+
+        They are read in the order in which a job takes these states, so that one that starts or ends meanwhile is not
+        missed. If it was read twice, the newer view counts.
+        """
         held = [state for state in states if state in HOLDS_A_LEASE]
         ended = [state for state in states if state in ENDED]
-        found = self._pages(held, self._looked_at) if held else []
-        if State.QUEUED in states:
-            found += self._pages([State.QUEUED], self._looked_at, after=0)
-        return found + (self._pages(ended, most_ended) if ended else [])
+        found = self._pages([State.QUEUED], self._looked_at, after=0) if State.QUEUED in states else []
+        found += self._pages(held, self._looked_at) if held else []
+        found += self._pages(ended, most_ended) if ended else []
+        return list({job.job_id: job for job in found}.values())
 
     def _pages(self, states: Sequence[State], most: int, after: int | None = None) -> list[JobView]:
         """Return up to `most` jobs, the newest first; with `after`, the oldest first."""

@@ -31,7 +31,8 @@ _REASON: Final = "stopped while no workers were training"
 _AGAIN_S: Final = 1.0  # after this time, `Stopped` is raised again unless the main thread is handling one
 _LOGGING: Final = str(logging.__file__)
 _AFTER_LOCK_S: Final = 0.01  # until the next try, where the interrupted function may have a lock
-_SAME_TERM_S: Final = 1.0  # SIGTERMs that arrive within this time count as one
+# Equal signals that arrive within this time count as one. Nobody presses Ctrl-C twice in a tenth of a second.
+_SAME_S: Final = {signal.SIGTERM: 1.0, signal.SIGINT: 0.1}
 
 
 class StopKind(IntEnum):
@@ -68,7 +69,7 @@ class StopRequest:
         self.deferred = False
         self.wake = Wake()
         self._patient = patient
-        self._terminated_s = -math.inf  # when the newest SIGTERM has arrived
+        self._arrived_s = dict.fromkeys(_SAME_S, -math.inf)  # when the newest signal of each kind has arrived
         self._signalled = False
         self._raised: StopKind | None = None
         self._kept: list[dict[int, Any]] = []  # handlers before each `hold`
@@ -137,13 +138,14 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGTERM:  # `timeout` sends it to the process, and then to its group
-            before_s, self._terminated_s = self._terminated_s, time.monotonic()
-            if self._terminated_s - before_s < _SAME_TERM_S:
-                return
+        # `timeout` sends its signal to the process, and then to its group.
+        arrived = signal.Signals(number)
+        before_s, self._arrived_s[arrived] = self._arrived_s[arrived], time.monotonic()
+        if self._arrived_s[arrived] - before_s < _SAME_S[arrived]:
+            return
         again, self._signalled = self._signalled and not self._patient, True
         kind = StopKind.AT_ONCE if again else StopKind.AFTER_CHECKPOINT
-        self.ask("signal", signal.Signals(number).name, kind)
+        self.ask("signal", arrived.name, kind)
         self._interrupt(number, frame)
 
     def _interrupt(self, _: int, frame: FrameType | None) -> None:

@@ -251,6 +251,7 @@ def test_a_second_ctrl_c_ends_at_once(write_spec: WriteSpec, workshop: pathlib.P
             seen += line
             if "Ctrl-C again ends at once" in line:
                 break
+        time.sleep(0.5)  # as one who has read that; sooner, both would count as one
         process.send_signal(signal.SIGINT)
         seen += process.communicate(timeout=300)[0]
     assert process.returncode == 130, seen

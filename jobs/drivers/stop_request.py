@@ -21,7 +21,7 @@ from typing import Any, Final, Literal
 
 from cluster.errors import Interrupted, StorageError
 from cluster.local.supervisor import descendants, kill, process_lives
-from cluster.wake import Wake
+from cluster.wakeup import Wakeup
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
@@ -31,7 +31,8 @@ _REASON: Final = "stopped while no workers were training"
 _AGAIN_S: Final = 1.0  # after this time, `Stopped` is raised again unless the main thread is handling one
 _LOGGING: Final = str(logging.__file__)
 _AFTER_LOCK_S: Final = 0.01  # until the next try, where the interrupted function may have a lock
-# Equal signals that arrive within this time count as one. Nobody presses Ctrl-C twice in a tenth of a second.
+# Two signals of the same kind within this many seconds count as one: `timeout` sends its signal to the process and then
+# to the process group. A user takes longer to press Ctrl-C again.
 _SAME_S: Final = {signal.SIGTERM: 1.0, signal.SIGINT: 0.1}
 
 
@@ -58,7 +59,7 @@ class StopRequest:
     Attributes:
         kind: None if the driver was not asked to stop.
         deferred: requests are recorded without an exception.
-        wake: ends a wait for requests, with each request.
+        wakeup: set with each request. The thread that acts on requests waits for it.
     """
 
     def __init__(self, *, patient: bool = False) -> None:
@@ -67,7 +68,7 @@ class StopRequest:
         self.source: StopSource | None = None
         self.reason = ""
         self.deferred = False
-        self.wake = Wake()
+        self.wakeup = Wakeup()
         self._patient = patient
         self._arrived_s = dict.fromkeys(_SAME_S, -math.inf)  # when the newest signal of each kind has arrived
         self._signalled = False
@@ -87,7 +88,7 @@ class StopRequest:
             os._exit(Interrupted.exit_code)
         if self.kind is None or kind > self.kind:
             self.source, self.reason, self.kind = source, reason, kind
-        self.wake.wake()
+        self.wakeup.set()
         if any(self._kept) and not self.deferred and threading.current_thread() is not threading.main_thread():
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)  # only signals interrupt a wait
 
@@ -138,7 +139,6 @@ class StopRequest:
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        # `timeout` sends its signal to the process, and then to its group.
         arrived = signal.Signals(number)
         before_s, self._arrived_s[arrived] = self._arrived_s[arrived], time.monotonic()
         if self._arrived_s[arrived] - before_s < _SAME_S[arrived]:

@@ -209,7 +209,7 @@ class Training:
         """Run one worker group. Raises any exception of `fit`."""
         self.hangs.begin(self.job, self.driver.watch.newest)
         try:
-            return fit(self.job, self.driver.places, self.driver.alone, self._look, wake=self.driver.stop.wake)
+            return fit(self.job, self.driver.places, self.driver.alone, self._look, wakeup=self.driver.stop.wakeup)
         finally:
             self.hangs.leave()
 

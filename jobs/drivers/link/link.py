@@ -98,7 +98,7 @@ class HttpLink:
         """Start the heartbeats. Each order except GO_ON is passed to `on_order` once, in a thread."""
         thread = threading.Thread(target=self._run, args=(every_s, on_order), name="link", daemon=True)
         thread.start()
-        self._thread = thread  # once it has started: `close` waits for it
+        self._thread = thread  # not before: `close` cannot join a thread that has not started
 
     def tell(self, **known: Any) -> None:
         with self._lock:

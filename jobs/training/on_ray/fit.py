@@ -16,7 +16,7 @@ from typing import Any
 from cluster.errors import StorageError
 from cluster.ray.connection import NODE_LABEL
 from cluster.settings import set_default
-from cluster.wake import Wake
+from cluster.wakeup import Wakeup
 from jobs.planning import gang_of
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
@@ -45,7 +45,7 @@ def fit(
     places: Sequence[str] | None,
     alone: bool,
     look: Callable[[], None],
-    wake: Wake | None = None,
+    wakeup: Wakeup | None = None,
     first: int | None = None,
 ) -> Record | None:
     """Train on the connected cluster. Returns rank 0's result; None if a worker reported a failure.
@@ -56,14 +56,14 @@ def fit(
         places: the node of each worker; None lets Ray choose.
         alone: Ray ends with this process.
         look: called twice a second. An exception from it ends the wait, not the workers.
-        wake: each wake-up causes another call of `look`, at once.
+        wakeup: when it is set, `look` is called at once.
         first: see `ray_worker`.
 
     Raises:
         Exception: any exception of `TorchTrainer.fit`.
     """
     done: dict[str, Any] = {}
-    wake = wake or Wake()
+    wakeup = wakeup or Wakeup()
     left = threading.Event()
     name = f"ray-{secrets.token_hex(4)}"
 
@@ -74,14 +74,14 @@ def fit(
             done["error"] = error
         with contextlib.suppress(StorageError):  # Ray Train's own state, which is never read again
             storage.remove_dir(storage.join(job.run_root, name))
-        wake.wake()
+        wakeup.set()
 
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
     try:
         ends_at: float | None = None
         while thread.is_alive():
-            wake.wait(_POLL_S)
+            wakeup.wait(_POLL_S)
             look()
             if ends_at is None:
                 with contextlib.suppress(StorageError):  # the next look asks again

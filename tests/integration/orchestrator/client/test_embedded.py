@@ -94,7 +94,7 @@ class Home:
         wait_for(lambda: not process_lives(found.pid), "the server ends")
 
     def story(self, jobs: list[str]) -> str:
-        """What the store, the server and the drivers have written about jobs that do not end."""
+        """The records and logs of jobs that do not end, and the log of their server."""
         with contextlib.closing(open_store(str(self.path / "queue.db"))) as store:
             known = [f"{store.job(job)}" for job in jobs]
         logs = [self.path / "serve.log", *self.path.rglob("output"), *self.path.rglob("supervisor.log")]

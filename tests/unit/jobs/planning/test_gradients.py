@@ -62,7 +62,7 @@ def test_zero_1_moves_whole_gradients_into_the_buckets() -> None:
 def test_zero_1_in_bf16_reduces_the_sums_of_a_bucket_of_groups_in_copies(
     monkeypatch: pytest.MonkeyPatch, workers: int, bucket: int, copies: int
 ) -> None:
-    """A group that fills the bucket alone is not copied in fp32. The bucket of the engine is not that of the spec."""
+    """A group that is larger than the engine's bucket is reduced alone, without a copy in fp32."""
     monkeypatch.setattr("jobs.planning.gradients._ENGINE_BUCKET", bucket)
     assert gradients(1, 2, workers).reduced_at_the_end == copies
     assert gradients(1, 4, workers).reduced_at_the_end == gradients(2, 2, workers).reduced_at_the_end == 0

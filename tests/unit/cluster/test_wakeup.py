@@ -1,4 +1,4 @@
-"""A wait that a thread or a signal handler ends."""
+"""A wait that another thread or a signal handler ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.wake import Wake
+from cluster.wakeup import Wakeup
 
 
 @pytest.fixture
@@ -26,33 +26,33 @@ def handled() -> Iterator[Callable[[Callable[..., Any]], None]]:
     signal.signal(signal.SIGUSR1, kept)
 
 
-def took_s(wake: Wake, timeout_s: float) -> float:
+def took_s(wakeup: Wakeup, timeout_s: float) -> float:
     began = time.monotonic()
-    wake.wait(timeout_s)
+    wakeup.wait(timeout_s)
     return time.monotonic() - began
 
 
-def test_a_wake_up_before_the_wait_ends_it_at_once_and_counts_once() -> None:
-    wake = Wake()
-    wake.wake()
-    wake.wake()
-    assert took_s(wake, 60.0) < 30.0
-    assert took_s(wake, 0.1) >= 0.1
+def test_what_is_set_before_the_wait_ends_it_at_once_and_counts_once() -> None:
+    wakeup = Wakeup()
+    wakeup.set()
+    wakeup.set()
+    assert took_s(wakeup, 60.0) < 30.0
+    assert took_s(wakeup, 0.1) >= 0.1
 
 
 def test_a_thread_ends_the_wait() -> None:
-    wake = Wake()
-    threading.Timer(0.05, wake.wake).start()
-    assert took_s(wake, 60.0) < 30.0
+    wakeup = Wakeup()
+    threading.Timer(0.05, wakeup.set).start()
+    assert took_s(wakeup, 60.0) < 30.0
 
 
 def test_a_handler_that_interrupts_the_wait_ends_it(handled: Callable[..., None]) -> None:
-    wake = Wake()
-    handled(lambda *_: wake.wake())
-    assert took_s(wake, 60.0) < 30.0
+    wakeup = Wakeup()
+    handled(lambda *_: wakeup.set())
+    assert took_s(wakeup, 60.0) < 30.0
 
 
 @pytest.mark.timeout(60)
 def test_a_handler_that_outlasts_the_timeout_does_not_prolong_the_wait(handled: Callable[..., None]) -> None:
     handled(lambda *_: time.sleep(0.5))
-    assert took_s(Wake(), 0.2) < 30.0
+    assert took_s(Wakeup(), 0.2) < 30.0

@@ -12,7 +12,7 @@ def quick_imports() -> Iterator[None]:
     """Import in this block without garbage collections, and leave all that lives at its end out of later ones.
 
     An import creates up to a million objects that stay. Python would look through all of them again and again: for
-    torch, transformers and DeepSpeed that takes a seventh of the time. Use it before the process has a model, which
+    torch, transformers and DeepSpeed that takes a tenth of the time. Use it before the process has a model, which
     would otherwise never be collected. Threads may be in such blocks at the same time.
     """
     enabled = gc.isenabled()

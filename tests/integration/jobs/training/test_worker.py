@@ -33,6 +33,7 @@ LOST = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer 
 class OneRank:
     rank = 0
     node = "n1"
+    device = torch.device("cpu")
 
 
 @pytest.fixture

@@ -65,6 +65,7 @@ class Answer(Frozen):
         (), description="For a probe: the loss before the step, and after it at each rate."
     )
     reason: str | None = Field(None, description="Why the order failed.")
+    diverged: bool = Field(False, description="The training diverged: another attempt would compute the same.")
     seconds: float = Field(0.0, ge=0.0, description="Seconds that the gang took for the order.")
 
     @property

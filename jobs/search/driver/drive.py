@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import Interrupted, OutOfMemory, RunFailed, StorageError
+from cluster.errors import Diverged, Interrupted, OutOfMemory, RunFailed, StorageError
 from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
 from jobs.data.order.stream import step_plan
@@ -226,6 +226,7 @@ def concluded_sweep(search: Search) -> Outcome:
 
     Raises:
         RunFailed: every trial failed, or the export did.
+        Diverged: every trial diverged.
     """
     ledger, now = search.ledger, datetime.datetime.now(datetime.UTC)
     if search.asked_to_stop():
@@ -242,7 +243,10 @@ def concluded_sweep(search: Search) -> Outcome:
         (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
         if (log := search.gangs.log_of(reason)) is not None:
             search.announce("log", f"the end of {log[0]}:\n{log[1]}")
-        raise RunFailed(f"no trial was trained to its end; {count} of {len(ledger.trials)} ended so: {reason}")
+        said = f"no trial was trained to its end; {count} of {len(ledger.trials)} ended so: {reason}"
+        if ledger.trials and all(trial.diverged for trial in ledger.trials.values()):
+            raise Diverged(f"{said}. All trials diverged: search other values, usually lower learning rates")
+        raise RunFailed(said)
     storage.write_bytes(search.paths.best, dump_spec(best.spec))
     before = read_outcome(best.paths)
     model = before.model_path if before is not None else None

@@ -166,7 +166,8 @@ def with_outcome_of_final_run(found: Outcome, final: Outcome, paths: JobPaths) -
         reason = f"the search has ended, and the final run was interrupted: {final.reason}"
     else:
         why, logs = str(final.reason).rstrip("."), f"Its logs: {paths.logs}"
-        again = "" if final.bad_input else ". --resume trains it again, from its newest checkpoint if it has one"
+        is_useless = final.bad_input or final.diverged
+        again = "" if is_useless else ". --resume trains it again, from its newest checkpoint if it has one"
         reason = f"the search has ended, but the final run failed: {why}. {logs}{again}"
     update = {"metrics": found.metrics, "step": found.step, "evaluated_step": found.evaluated_step, "reason": reason}
     return final.model_copy(update=update | {"model_path": None, "metrics_before": {}, "confusion": None})

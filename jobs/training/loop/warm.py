@@ -89,7 +89,7 @@ class _TrialRunner:
             return self._trained(run, state, order)
         except (Diverged, MetricFailed) as error:
             traceback.print_exc()  # to the rank's log
-            return Answer(status="failed", reason=str(error))
+            return Answer(status="failed", reason=str(error), diverged=isinstance(error, Diverged))
         finally:
             if run is not None:
                 run.checkpoints.finish()

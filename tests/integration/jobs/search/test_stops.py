@@ -13,6 +13,7 @@ from cluster.errors import RunFailed, SpecError
 from jobs.drivers.stop_request import StopRelay, StopRequest
 from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths
+from jobs.run.record import outcome_of_error
 from jobs.run.requests import ask_to_stop
 from jobs.search.changes import Change, Changes
 from jobs.search.driver import drive, searching
@@ -83,6 +84,25 @@ def test_where_all_rates_have_failed_no_whole_run_is_begun_at_the_best_of_them(
     with pytest.raises(RunFailed, match="2 of 2 ended so: diverged"):
         drive.concluded_sweep(search)
     assert "log the end of rank-0.log:\nTraceback of diverged" in capsys.readouterr().out
+
+
+def test_only_where_all_trials_have_diverged_is_another_attempt_useless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = {
+        1e-2: Answer(status="failed", reason="the loss of step 3 is nan", diverged=True),
+        1e-1: Answer(status="finished", step=8, total_steps=8, metrics={"eval_loss": float("inf")}),
+        1.0: Answer(status="failed", reason="its gang was lost 3 times"),
+    }
+    search = search_in(tmp_path, monkeypatch, algorithm="auto", budget={"trials": 3})
+    useless = []
+    for rate, answer in ends.items():
+        search.ledger.answered(search.ledger.add({"learning_rate": rate}), answer)
+        with pytest.raises(RunFailed) as failure:
+            drive.concluded_sweep(search)
+        useless.append(outcome_of_error(failure.value).diverged)
+        assert ("usually lower learning rates" in str(failure.value)) == useless[-1]
+    assert useless == [True, True, False]
 
 
 def test_a_metric_that_the_job_does_not_report_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,8 +121,9 @@ def test_its_failure_is_the_sweeps_and_says_what_to_do() -> None:
     assert str(outcome.reason).startswith("the search has ended, but the final run failed: rank 1 is gone. Its logs: ")
     assert "--resume trains it again" in str(outcome.reason)
     assert (outcome.metrics, outcome.step, outcome.evaluated_step) == (FOUND.metrics, 9, 9)
-    useless = with_outcome_of_final_run(FOUND, failed.model_copy(update={"bad_input": True}), paths)
-    assert useless.bad_input and "--resume" not in str(useless.reason)
+    for why in ("bad_input", "diverged"):
+        useless = with_outcome_of_final_run(FOUND, failed.model_copy(update={why: True}), paths)
+        assert getattr(useless, why) and "--resume" not in str(useless.reason)
 
 
 def test_one_that_was_stopped_interrupts_the_sweep() -> None:

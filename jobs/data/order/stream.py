@@ -31,6 +31,9 @@ from jobs.spec.finetune import Spec
 
 CHUNK_SCHEMA = pa.schema([("step", pa.int64()), ("micro", pa.int32()), *ROW_SCHEMA])
 _CHUNK_ROWS = 256  # rows of a chunk, about
+# Ray Data starts two actors in a cluster and a process for each reader: about two seconds of CPU time and 200 MB each,
+# which take longer than reading so little.
+_LEAST_RAY_BYTES = 16 * 2**20
 # A task yields its chunks one by one, so many steps in one task need no memory, but each task costs Ray time at its
 # start.
 _CHUNKS_PER_TASK = 64
@@ -181,6 +184,11 @@ class OpenStream:
             ends, plain = np.cumsum([0, *expected]), rows.select(ROW_SCHEMA.names)
             yield StepRows(step, tuple(plain.slice(low, high - low) for low, high in pairwise(ends)))
 
+    def bytes_from(self, start: int) -> float:
+        """Estimate the bytes of this worker's rows from step `start` to the end, from the mean length of a row."""
+        rows = (self.plan.total_rows - start * self.plan.rows_per_step) / self.batching.num_workers
+        return rows * _BYTES_PER_TOKEN * float(self.split.index.num_tokens.mean())
+
     def chunks(self, start: int, stop: int) -> Iterator[Any]:
         at_once = steps_per_chunk(self.batching)
         for first in range(start, stop, at_once):
@@ -248,7 +256,8 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
 def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[StepRows]:
     """Yield the steps from `start` to the end. This process reads the first chunk; tasks of Ray Data read the rest.
 
-    Ray needs seconds to start its first tasks. Ray Data starts with the second chunk, once the first step is taken.
+    Ray needs seconds to start its first tasks. Ray Data starts with the second chunk, once the first step is taken. A
+    thread of this process reads the rest if it is little.
 
     Args:
         node: id of the node on which rows are read. Without it Ray spreads reading over all nodes, including those of
@@ -260,8 +269,9 @@ def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[S
 
     def tables() -> Iterator[Any]:
         yield opened.read(start, soon)
-        if later == stop:
-            yield from opened.chunks(soon, stop)
+        if later == stop or opened.bytes_from(later) < _LEAST_RAY_BYTES:
+            with _ahead(opened.chunks(soon, stop), depth=2) as read:
+                yield from read
             return
         with _ahead(_ray_tables(stream, opened, later, node), depth=1) as read:
             yield from opened.chunks(soon, later)

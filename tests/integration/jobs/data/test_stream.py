@@ -6,12 +6,14 @@ import contextlib
 import pathlib
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 
+from jobs.data.order import stream as stream_module
 from jobs.data.order.row_order import micro_batches
 from jobs.data.order.stream import StepRows, Stream, block_bytes, plain_steps, ray_steps, steps_per_chunk
 from jobs.data.preparation.prepare import prepare
@@ -43,8 +45,9 @@ def content(steps: list[StepRows]) -> list[Any]:
 
 @pytest.mark.parametrize(("num_workers", "start"), [(1, 0), (2, 0), (2, 137), (3, 299)])
 def test_both_readers_give_the_same_rows_from_any_start(
-    job: tuple[Spec, Prepared], local_ray: None, num_workers: int, start: int
+    job: tuple[Spec, Prepared], local_ray: None, monkeypatch: pytest.MonkeyPatch, num_workers: int, start: int
 ) -> None:
+    monkeypatch.setattr(stream_module, "_LEAST_RAY_BYTES", 0)
     spec, prepared = job
     spec = spec.model_copy(update={"resources": spec.resources.model_copy(update={"num_workers": num_workers})})
     seen: list[set[int]] = [set() for _ in range(300)]
@@ -59,6 +62,26 @@ def test_both_readers_give_the_same_rows_from_any_start(
                 assert not ids & seen[step]
                 seen[step] |= ids
     assert all(len(ids) == 7 for ids in seen[start:])
+
+
+@pytest.mark.parametrize("start", [0, 137])
+def test_little_is_read_without_ray_data(
+    job: tuple[Spec, Prepared], monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    def too_much(*_: Any) -> Iterator[Any]:
+        raise AssertionError("Ray Data starts")
+
+    monkeypatch.setattr(stream_module, "_ray_tables", too_much)
+    spec, prepared = job
+    stream = Stream(prepared.root, spec, 1)
+    assert content(list(ray_steps(stream, start))) == content(list(plain_steps(stream, start)))
+    expected = sum(8 * micro["input_ids"].nbytes // 4 for step in plain_steps(stream, 0) for micro in step.micros)
+    assert stream.open().bytes_from(0) == pytest.approx(expected, rel=0.1)
+    monkeypatch.setattr(stream_module, "_LEAST_RAY_BYTES", expected / 2)
+    with pytest.raises(AssertionError, match="Ray Data starts"):
+        list(ray_steps(stream, 0))
+    late = 200  # a third is left
+    assert content(list(ray_steps(stream, late))) == content(list(plain_steps(stream, late)))
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # a log of Ray's own stays open

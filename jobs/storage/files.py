@@ -55,6 +55,7 @@ class Writable(Protocol):
 
 
 _UPLOAD_BYTES = 32 * 2**20
+_UNFINISHED: Final = ".unfinished"  # end of the names of local files that are being written
 
 
 def is_url(path: str) -> bool:
@@ -183,14 +184,18 @@ def is_dir(path: str) -> bool:
 
 
 def list_names(path: str) -> list[str]:
-    """List the names directly under a directory, sorted; empty if it does not exist. Raises StorageError."""
+    """List the names directly under a directory, sorted; empty if it does not exist. Raises StorageError.
+
+    Files that are still being written, or whose writer was killed, are left out.
+    """
     with reached("list", path) as (fs, inner):
         fs.invalidate_cache()
         try:
             entries = fs.ls(inner, detail=False)
         except FileNotFoundError:
             return []
-        return sorted({posixpath.basename(str(entry).rstrip("/")) for entry in entries} - {""})
+        names = {posixpath.basename(str(entry).rstrip("/")) for entry in entries} - {""}
+        return sorted(name for name in names if not name.endswith(_UNFINISHED))
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -212,7 +217,7 @@ def _replacing(path: str) -> Iterator[BinaryIO]:
     """Open a new file beside `path`, and rename it to `path` if the context ends without an error."""
     folder = os.path.dirname(path) or "."
     os.makedirs(folder, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.")
+    handle, beside = tempfile.mkstemp(dir=folder, prefix=f".{os.path.basename(path)}.", suffix=_UNFINISHED)
     try:
         with os.fdopen(handle, "wb") as file:
             yield cast(BinaryIO, file)

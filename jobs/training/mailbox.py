@@ -82,9 +82,9 @@ class MessageFolder(Generic[Message]):
         self._poll_s = _POLL_LOCAL_S if storage.is_local(root) else _POLL_REMOTE_S
 
     def names(self) -> list[str]:
-        """List the names of complete messages, sorted. The name of a file that is being written begins with a dot."""
+        """List the names of complete messages, sorted."""
         found = storage.list_names(self._root)
-        return sorted(name.removesuffix(".json") for name in found if name.endswith(".json") and name[0] != ".")
+        return [name.removesuffix(".json") for name in found if name.endswith(".json")]
 
     def put(self, name: str | int, message: Message) -> None:
         storage.write_bytes(self._path(name), message.model_dump_json().encode())

@@ -114,7 +114,7 @@ def wait_for_step(process: subprocess.Popen[str], paths: JobPaths, step: int) ->
 def starts(paths: JobPaths) -> list[int]:
     """The step at which each worker group began."""
     folder = pathlib.Path(paths.attempt(0)).parent
-    return [json.loads(file.read_text())["start"] for file in sorted(folder.iterdir())]
+    return [json.loads(file.read_text())["start"] for file in sorted(folder.glob("[0-9]*.json"))]
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:

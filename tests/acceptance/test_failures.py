@@ -38,6 +38,9 @@ from tests.support.hold import Hold
 from tests.support.memorylimit import kill_by_signal, kill_for_memory
 from tests.support.processes import wait_for
 
+# The longest one takes a minute on an idle machine, and four on one with a load of six.
+pytestmark = pytest.mark.timeout(1500)
+
 WriteSpec = Callable[..., pathlib.Path]
 
 
@@ -83,10 +86,12 @@ def hold(workshop: pathlib.Path) -> Hold:
 
 
 @contextlib.contextmanager
-def begun(job: pathlib.Path, workshop: pathlib.Path, hold: Hold) -> Iterator[tuple[subprocess.Popen[str], JobPaths]]:
+def begun(
+    job: pathlib.Path, workshop: pathlib.Path, hold: Hold, **environment: str
+) -> Iterator[tuple[subprocess.Popen[str], JobPaths]]:
     """A run of the job that has begun."""
     before = runs_in(workshop)
-    with started(job, **hold.environment) as process:
+    with started(job, **hold.environment, **environment) as process:
         deadline = time.monotonic() + BEGINS_WITHIN_S
         while not (found := runs_in(workshop) - before):
             assert time.monotonic() < deadline and process.poll() is None
@@ -154,14 +159,18 @@ def check_same(paths: JobPaths, case: Case, tolerance: float) -> None:
 
 @pytest.mark.slow
 def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_nothing_changes(
-    job: pathlib.Path, workshop: pathlib.Path, hold: Hold, undisturbed: Callable[[pathlib.Path], Case]
+    job: pathlib.Path,
+    workshop: pathlib.Path,
+    hold: Hold,
+    undisturbed: Callable[[pathlib.Path], Case],
+    tmp_path: pathlib.Path,
 ) -> None:
-    """The only one under `fleetune run`: losses, rates and samples are those of a run without Ray that nothing
-    disturbed.
+    """The only one under `fleetune run` and with Ray Data: losses, rates and samples are those of a run without Ray
+    that nothing disturbed.
     """
-    first_kill, second_kill = 10, EPOCH + 10
+    first_kill, second_kill, by_ray = 10, EPOCH + 10, tmp_path / "read-by-ray"
     hold.at(first_kill)
-    with begun(job, workshop, hold) as (process, paths):
+    with begun(job, workshop, hold, FLEETUNE_TESTS_RAY_DATA=str(by_ray)) as (process, paths):
         for step, rank in ((first_kill, 1), (second_kill, 0)):
             wait_for_step(process, paths, step)
             wait_for(partial(has_saved, paths, step - 5), "it has saved five steps ago")
@@ -174,6 +183,7 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
     assert process.returncode == 0, output
     first, second, third = starts(paths)
     assert first == 0 and 5 <= second < WARMUP and EPOCH + 5 <= third < 2 * EPOCH
+    assert len(by_ray.read_text().splitlines()) == 3 * 2, "each start, on each worker"
     assert output.count("resumed from the checkpoint of step") == 2
     assert "workers were lost and are started again (2 so far)" in output
     assert min(record["grad_norm"] for record in read_steps(paths)) > 0.5, "clipping was active"

@@ -20,6 +20,7 @@ from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.load import load_spec
 from jobs.storage.journal import read_journal
+from tests.acceptance.conftest import BEGINS_WITHIN_S
 from tests.support.gangs import ROOT
 from tests.support.processes import Talker, wait_for
 from tests.support.projects import make_project
@@ -95,7 +96,7 @@ def submit(head: RayHead, project: Path) -> Iterator[Callable[..., Submitted]]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
     head: RayHead, queue: Server, project: Path, submit: Callable[..., Submitted], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,9 +109,9 @@ def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
     wait_for(lambda: (found := read_record(elsewhere)) is not None and found.url == queue.url, "it is copied", 120.0)
 
     first = submit("patient")
-    first.says("step 1/", 180.0)
+    first.says("step 1/", BEGINS_WITHIN_S)
     waits = submit("waits", "--set", "train.max_steps=4", priority="-1")
-    waits.says("too little is free", 180.0)
+    waits.says("too little is free", BEGINS_WITHIN_S)
     waits.stop()
     waits.ends(300.0)
     assert "was stopped" in waits.output and "its job is cancelled" in waits.output
@@ -127,7 +128,7 @@ def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
     assert patient["interruptions"] == 1
     paths = JobPaths(patient["run"])
     interrupted_at = len(read_journal(paths.metrics))
-    wait_for(lambda: len(read_journal(paths.metrics)) > interrupted_at + FURTHER, "it goes on", 180.0)
+    wait_for(lambda: len(read_journal(paths.metrics)) > interrupted_at + FURTHER, "it goes on", BEGINS_WITHIN_S)
     first.stop()
     records = read_journal(paths.metrics)
     assert [record["step"] for record in records] == list(range(1, len(records) + 1))  # none was computed twice

@@ -12,8 +12,11 @@ def local_ray() -> Iterator[None]:
     """A Ray of its own on this machine, with more logical CPUs than the machine may have."""
     import ray
 
+    from cluster.ray.local_start import start_local
+
+    options = {"address": "local", "num_cpus": 4, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYTHONPATH", FORKED)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, configure_logging=False)
+        start_local(options | {"log_to_driver": False, "configure_logging": False})
     yield
     ray.shutdown()

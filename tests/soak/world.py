@@ -72,6 +72,7 @@ class World:
     nodes: list[Node]
     token: str
     hold: Hold  # of trainings
+    ray_of_head: subprocess.Popen[Any] | None = None
     server: subprocess.Popen[Any] | None = None
     frozen: bool = False
     starts: int = 0
@@ -141,7 +142,7 @@ class World:
     def start_head(self) -> None:
         words = ["start", "--head", "--node-name", "head", "--node-ip-address", self.head.address, "--port", "6379"]
         words += ["--num-cpus", "0", "--object-store-memory", OBJECT_STORE_BYTES, *WITHOUT_LOG_MONITOR, "--block"]
-        self.head.start(str(BIN / "ray"), *words)
+        self.ray_of_head = self.head.start(str(BIN / "ray"), *words)
 
     def start_node(self, node: Node) -> None:
         end_all(node)
@@ -220,8 +221,7 @@ def world() -> Iterator[World]:
         nodes = [Node(host, name) for name, host in by_name.items() if name != "head"]
         found = World(folder, by_name["head"], nodes, token, hold)
         try:
-            found.start_head()
-            until(lambda: "head" in _answered(found), "Ray's head is up", UP_WITHIN_S)
+            until(lambda: _head_is_up(found), "Ray's head is up", UP_WITHIN_S)
             until(lambda: _all_up(found), "Ray's nodes are up", UP_WITHIN_S)
             found.start_server()
             until(found.ready, "the server is ready", UP_WITHIN_S)
@@ -241,6 +241,13 @@ def _answered(found: World) -> dict[str, str]:
         return found.living()
     except Unreachable:
         return {}
+
+
+def _head_is_up(found: World) -> bool:
+    """Starts it, and again if it gives up: see `_all_up`."""
+    if found.ray_of_head is None or found.ray_of_head.poll() is not None:
+        found.start_head()
+    return "head" in _answered(found)
 
 
 def _all_up(found: World) -> bool:

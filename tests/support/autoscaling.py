@@ -65,13 +65,19 @@ def autoscaled(host: Host, folder: pathlib.Path, version: int, most: int = 2) ->
         "RAY_CLOUD_INSTANCE_ID": HEAD_ID,
         "RAY_NODE_TYPE_NAME": HEAD_TYPE,
     }
-    host.start(
+    command = [
         str(BIN / "ray"), "start", "--head", "--node-ip-address", host.address, "--port", str(PORT),
         "--dashboard-port", str(DASHBOARD_PORT), "--num-cpus", "0",
         "--autoscaling-config", str(config), *WITHOUT_LOG_MONITOR, "--block",
-    )  # fmt: skip
+    ]  # fmt: skip
     found = Scaled(host, f"http://127.0.0.1:{DASHBOARD_PORT}")
-    wait_for(lambda: len(found.nodes()) == 1, "the head is up", COMES_UP_S, functools.partial(time.sleep, 0.5))
+
+    def is_up() -> bool:
+        if all(process.poll() is not None for process in host.started):  # Ray's own time-out may be too short
+            host.start(*command)
+        return len(found.nodes()) == 1
+
+    wait_for(is_up, "the head is up", COMES_UP_S, functools.partial(time.sleep, 0.5))
     return found
 
 

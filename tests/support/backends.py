@@ -59,8 +59,8 @@ class Program:
 
     def command(self, traces: pathlib.Path, name: str) -> tuple[str, ...]:
         """As a shell script. It leaves a line in `traces` for every time that it is started."""
-        lines = [f"echo {name} >> '{traces / 'starts'}'"]
-        lines += [] if self.listens else ["trap '' TERM"]
+        lines = [] if self.listens else ["trap '' TERM"]
+        lines += [f"echo {name} >> '{traces / 'starts'}'"]
         lines += [f"(setsid sleep 1000 & echo $! > '{traces / name}.escaped')"] if self.escapes else []
         lines += ["printf '" + "".join(f"\\{byte:03o}" for byte in self.output) + "'"] if self.output else []
         lines += ["exec sleep 1000" if self.forever else f"exit {self.exit_code}"]

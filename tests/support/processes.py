@@ -16,6 +16,8 @@ POLL_S = 0.05  # what is asked at each look, a server or all processes, takes mi
 MOST_COUNTED_S = 5.0
 # Neither the kernel for connections (from 32768 on) nor Ray for its workers (up to 19999) takes these ports.
 PORTS = range(20_000, 32_000)
+_SHARES = 4  # of processes of pytest
+_returned = set[int]()
 
 
 def processes_with(variable: str) -> list[int]:
@@ -99,13 +101,18 @@ def wait_for(
 
 
 def free_port() -> int:
-    """Return a port that is free, and that nothing takes by chance before it is used, or used again."""
-    chance = random.SystemRandom()
+    """Return a port that is free, and that nothing takes by chance before it is used, or used again.
+
+    None is returned twice, and those of another process of pytest are left to it.
+    """
+    chance, worker = random.SystemRandom(), int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     while True:
-        port = chance.choice(PORTS)
+        port = chance.choice(PORTS[worker % _SHARES :: _SHARES])
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("", port))
-            return port
+            if port not in _returned:
+                _returned.add(port)
+                return port
 
 
 @contextlib.contextmanager
@@ -131,9 +138,8 @@ class Talker:
         return self._log.read_text()
 
     def says(self, text: str, within_s: float = 60.0) -> None:
-        deadline = time.monotonic() + within_s
-        while text not in self.output and self.process.poll() is None and time.monotonic() < deadline:
-            pause()
+        with contextlib.suppress(AssertionError):
+            wait_for(lambda: text in self.output or self.process.poll() is not None, "", within_s)
         assert text in self.output, f"it did not say {text!r} within {within_s} s; it said:\n{self.output}"
 
     def ends(self, within_s: float = 60.0) -> int:

@@ -58,10 +58,16 @@ def ray_head(num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
         "--temp-dir", str(temp / "ray"), *WITHOUT_LOG_MONITOR, "--block",
     ]  # fmt: skip
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
     head = RayHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", token, temp)
+    deadline = time.monotonic() + COMES_UP_S
+    process = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
     try:
-        _wait_until_up(head, process)
+        while not _is_up(head):
+            assert time.monotonic() < deadline, "the head did not come up"
+            if process.poll() is not None:  # on a busy machine Ray's own time-out may be too short
+                _end_what_is_left(temp)
+                process = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
+            time.sleep(0.2)
         yield head
     finally:
         process.terminate()
@@ -72,21 +78,16 @@ def ray_head(num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
         shutil.rmtree(temp, ignore_errors=True)
 
 
-def _wait_until_up(head: RayHead, process: subprocess.Popen[Any]) -> None:
-    """Until it knows its node, and could take a job."""
+def _is_up(head: RayHead) -> bool:
+    """Whether it knows its node, and could take a job."""
     request = urllib.request.Request(
         f"{head.dashboard}/api/v0/nodes?detail=1", headers={"Authorization": f"Bearer {head.token}"}
     )
-    deadline = time.monotonic() + COMES_UP_S
-    while True:
-        try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
-                if b'"ALIVE"' in answer.read():
-                    return
-        except (OSError, urllib.error.URLError):
-            assert process.poll() is None, "the head has ended"
-        assert time.monotonic() < deadline, "the head did not come up"
-        time.sleep(0.2)
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return b'"ALIVE"' in answer.read()
+    except (OSError, urllib.error.URLError):
+        return False
 
 
 def _end_what_is_left(temp: pathlib.Path) -> None:

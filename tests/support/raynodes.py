@@ -10,7 +10,6 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from tests.support.processes import processes_with, wait_for
@@ -43,7 +42,7 @@ class Nodes:
 
 @contextlib.contextmanager
 def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2, **environment: str) -> Iterator[Nodes]:
-    nodes, started = Nodes(head), list[subprocess.Popen[bytes]]()
+    nodes, process_of = Nodes(head), dict[str, subprocess.Popen[bytes]]()
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         for name in names:
@@ -56,11 +55,16 @@ def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2, **environment: str)
                 str(RAY), "start", "--address", head.gcs, "--node-ip-address", "127.0.0.1", "--num-cpus",
                 str(num_cpus), "--labels", f"test-node={name}", *WITHOUT_LOG_MONITOR, "--block",
             ]  # fmt: skip
-            started.append(subprocess.Popen(command, env=env, start_new_session=True, **quiet))
-            wait_for(partial(_find, nodes, name), f"node {name} is up", COMES_UP_S)
+
+            def is_up(command: list[str] = command, env: dict[str, str] = env, name: str = name) -> bool:
+                if process_of.get(name) is None or process_of[name].poll() is not None:  # Ray may have given up
+                    process_of[name] = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
+                return _find(nodes, name)
+
+            wait_for(is_up, f"node {name} is up", COMES_UP_S)
         yield nodes
     finally:
-        for process in started:
+        for process in process_of.values():
             process.kill()
             process.wait()
         for name in names:

@@ -240,6 +240,8 @@ def test_what_is_forgotten_is_not_listed_and_its_name_stays_taken(opened: Machin
 @on_all
 def test_machines_that_do_not_answer_are_told_from_those_that_know_nothing(opened: Machines) -> None:
     launch = opened.started(opened.launch("a", FOREVER))
+    # It runs before its supervisor has said so, which it could not say meanwhile.
+    opened.wait_for(lambda: (state := opened.state(launch)) and state.phase is Phase.RUNNING, "it is said to run")
     with opened.world.unreachable() as backend:
         for call in (
             backend.inventory,
@@ -251,9 +253,7 @@ def test_machines_that_do_not_answer_are_told_from_those_that_know_nothing(opene
         ):
             with pytest.raises(BackendUnreachable):
                 call()
-    # It runs before its supervisor has said so, and goes on running: nothing that was asked meanwhile was done.
-    opened.wait_for(lambda: (state := opened.state(launch)) and state.phase is not Phase.PENDING, "it is said to run")
-    state = opened.state(launch)
+    state = opened.state(launch)  # nothing that was asked meanwhile was done
     assert state is not None and state.phase is Phase.RUNNING
 
 

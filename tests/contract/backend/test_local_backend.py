@@ -35,6 +35,11 @@ def folder_of(opened: Machines, launch: Launch) -> pathlib.Path:
     return opened.traces / "local" / "submissions" / launch.submission
 
 
+def runs(opened: Machines, launch: Launch) -> bool:
+    state = opened.state(launch)
+    return state is not None and state.phase is Phase.RUNNING
+
+
 def supervisor_of(opened: Machines, launch: Launch) -> int:
     return int(json.loads((folder_of(opened, launch) / files.SUPERVISOR).read_text())["pid"])
 
@@ -160,6 +165,7 @@ def test_a_program_starts_in_its_working_dir_and_finds_programs_there_by_path(op
 def test_only_its_owner_can_read_the_folder_and_secrets_are_not_kept_in_it(opened: Machines) -> None:
     launch = opened.command("a", "sleep", "1000", SECRET="do-not-keep-me")
     opened.backend.start(launch, opened.fence)
+    opened.wait_for(lambda: runs(opened, launch), "it runs, and all of its files are written")
     root = opened.traces / "local"
     assert root.stat().st_mode & 0o777 == 0o700
     assert not [path for path in root.rglob("*") if path.is_file() and b"do-not-keep-me" in path.read_bytes()]
@@ -226,7 +232,7 @@ def test_an_end_that_cannot_be_recorded_on_a_full_disk_is_recorded_once_there_is
     script = "trap 'exit 7' TERM; echo up; while :; do sleep 0.02; done"
     launch = opened.command("a", "sh", "-c", script)
     opened.backend.start(launch, opened.fence)
-    opened.wait_for(lambda: opened.backend.output(launch.submission), "it is up")
+    opened.wait_for(lambda: opened.backend.output(launch.submission) and runs(opened, launch), "it is up")
     supervisor = supervisor_of(opened, launch)
     no_limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
     resource.prlimit(supervisor, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))

@@ -5,6 +5,9 @@ is about, processes that start, then takes half as long.
 
 With FLEETUNE_TESTS_HOLD, the path of a file, nothing is slowed down. As long as the file is there, rank 0 waits where
 `tests.support.hold` says. What it does meanwhile is marked as a wait for rows, which may take any time.
+
+With FLEETUNE_TESTS_RAY_DATA, the path of a file, Ray Data reads all rows but the first few of a worker, however little
+they are, and each start of Ray Data adds a line to the file.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from tests.support.changed_module import LOOP, when_loaded
 
 _STEP_S, _LOOK_S = 0.5, 0.05
 _HOLD = os.environ.get("FLEETUNE_TESTS_HOLD")
+_RAY_DATA = os.environ.get("FLEETUNE_TESTS_RAY_DATA")
 
 
 def _pace(loop: Any) -> None:
@@ -29,6 +33,17 @@ def _pace(loop: Any) -> None:
         return step(run, rows, *rest)
 
     loop.train_step = paced
+
+
+def _read_by_ray(stream: Any) -> None:
+    read = stream._ray_tables
+
+    def noted(*given: Any) -> Any:
+        with open(str(_RAY_DATA), "a") as file:
+            file.write("started\n")
+        return read(*given)
+
+    stream._LEAST_RAY_BYTES, stream._CHUNK_ROWS, stream._ray_tables = 0, 16, noted
 
 
 def _wait(hold: str, run: Any, steps: int) -> None:
@@ -61,3 +76,5 @@ def _is_held(hold: str, run: Any, steps: int) -> bool:
 
 
 when_loaded(LOOP, _pace)
+if _RAY_DATA is not None:
+    when_loaded("jobs.data.order.stream", _read_by_ray)

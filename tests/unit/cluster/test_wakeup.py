@@ -17,12 +17,14 @@ from cluster.wakeup import Wakeup
 def handled() -> Iterator[Callable[[Callable[..., Any]], None]]:
     """Call the function from the handler of a signal that arrives in 0.05 s."""
     kept = signal.getsignal(signal.SIGUSR1)
+    sends = threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1))
 
     def handle(act: Callable[..., Any]) -> None:
         signal.signal(signal.SIGUSR1, act)
-        threading.Timer(0.05, signal.pthread_kill, (threading.main_thread().ident, signal.SIGUSR1)).start()
+        sends.start()
 
     yield handle
+    sends.join()  # without a handler, the signal would end this process
     signal.signal(signal.SIGUSR1, kept)
 
 

@@ -84,7 +84,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Three files of 20,000 texts: five chunks each, and more rows than a shard holds where they are not packed."""
     folder = tmp_path_factory.mktemp("texts")
     for number in range(3):
-        write_texts(folder / f"part-{number}.jsonl", 20_000, seed=number)
+        write_texts(folder / f"part-{number}.jsonl", 20_000, seed=number, words=4)
     return str(folder)
 
 
@@ -307,9 +307,9 @@ def test_bad_rows_at_the_head_of_a_file_do_not_stop_it_if_they_are_few_in_all(
     model_dir: str,  # noqa: F811
     tmp_path: pathlib.Path,
 ) -> None:
-    path = write_texts(tmp_path / "t.jsonl", 30_000)
+    path = write_texts(tmp_path / "t.jsonl", 30_000, words=4)
     whole = pathlib.Path(path).read_bytes()
-    bad = b'{"text": "", "more": "as long as the other rows, so that all are alike"}\n'
+    bad = b'{"text": "", "more": "as long as the others"}\n'
     pathlib.Path(path).write_bytes(bad * 1_200 + whole)
     spec = text_spec(tmp_path / "out", model_dir, path, max_bad_fraction=0.04)
     assert prepare(spec, model_dir, engine="plain", say=quiet).manifest.bad_rows == 1_200

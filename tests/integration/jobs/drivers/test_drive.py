@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs.drivers.link.messages import Order, Registered
+from jobs.run.checkpoints import committed_steps
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
@@ -150,6 +151,7 @@ def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at
     with driver(server, PYTHONPATH=str(ROOT)) as first:
         trains(server, first, 3)
         paths = run_of(server)
+        wait_for(lambda: committed_steps(paths), "there is a checkpoint")
         server.order = Order.LEAVE
         assert first.ended() == 130
         assert read_outcome(paths) is None

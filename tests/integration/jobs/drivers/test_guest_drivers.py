@@ -23,7 +23,7 @@ from tests.support.gangs import ROOT
 from tests.support.processes import Talker, wait_for
 from tests.support.server import Server, server
 
-MANY, MOST_MB, MOST_OF_A_CORE = 40, 60, 0.01
+MANY, MOST_MB, MOST_OF_A_CORE = 16, 60, 0.01
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +233,7 @@ def test_a_repetition_is_answered_with_the_same_job_and_a_package_is_one_of_ray_
 
 
 @pytest.mark.slow
-def test_each_of_forty_waits_in_little_memory_and_a_hundredth_of_a_core(queue: Server, start: Start) -> None:
+def test_each_of_many_waits_in_little_memory_and_a_hundredth_of_a_core(queue: Server, start: Start) -> None:
     """Ray's own process for each submitted job comes on top; Ray has no way to do without."""
     first = start("raysubmit_first")
     first.says("queued as")

@@ -268,7 +268,7 @@ def test_rows_that_cannot_be_read_are_named_to_admins_and_counted_for_everybody(
     with contextlib.closing(open_store(world.server.store)) as store:
         store.add_events([QueueEvent(0.0, SET_ASIDE, "token secret-project is set aside")])
     path = world.server.store.removeprefix("sqlite:///")
-    with contextlib.closing(sqlite3.connect(path)) as raw, world.client("admin") as admin, raw:
+    with contextlib.closing(sqlite3.connect(path, timeout=60.0)) as raw, world.client("admin") as admin, raw:
         raw.execute("INSERT INTO tokens SELECT 'hidden', 999, 'x', 'of-a-newer-release', NULL, 0, NULL, NULL")
         raw.commit()
         counted = {"status": "ready", "set_aside": "token: 1"}

@@ -240,14 +240,21 @@ def test_a_second_server_on_one_store_takes_over(made_up: Server, tmp_path: Path
     other = Server(tmp_path / "other", (*made_up.options, "--store", made_up.store))
     other.folder.mkdir()
     other.start()
+
+    def leads(client: httpx.Client) -> bool:
+        return bool(client.get("/v1/server").json()["leads"])
+
     try:
-        with other.client() as client, made_up.client() as first:
-            assert client.get("/v1/server").json()["leads"] is False
-            assert client.get("/v1/server").json()["leader_url"] == made_up.url
+        with other.client() as of_other, made_up.client() as of_made_up:
+            wait_for(lambda: leads(of_other) != leads(of_made_up), "one leads")
+            # Usually the first one; but if it stood still just now, the other one has taken over.
+            pair = [(made_up, of_made_up), (other, of_other)]
+            (leader, of_leader), (_, client) = reversed(pair) if leads(of_other) else pair
+            assert client.get("/v1/server").json()["leader_url"] == leader.url
             (job_id,) = submit(client, spec())
-            wait_for(lambda: state(first, job_id) == "running", "the leader has started it")
-            made_up.end()
-            wait_for(lambda: client.get("/v1/server").json()["leads"], "it leads")
+            wait_for(lambda: state(of_leader, job_id) == "running", "the leader has started it")
+            leader.end()
+            wait_for(lambda: leads(client), "the other one leads")
             assert state(client, job_id) == "running"
     finally:
         other.kill()

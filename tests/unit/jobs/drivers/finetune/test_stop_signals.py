@@ -10,12 +10,22 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from cluster.errors import Interrupted
+from jobs.drivers import stop_request
 from jobs.drivers.stop_request import StopKind, Stopped, StopRelay, StopRequest
 from jobs.run.paths import JobPaths
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time at which signals arrive, in seconds."""
+    now = [100.0]
+    monkeypatch.setattr(stop_request, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    return now
 
 
 def nothing(*_: object, **__: object) -> None:
@@ -147,7 +157,7 @@ def test_a_request_whose_exception_was_dropped_is_seen_when_training_begins() ->
             stop.defer()
 
 
-def test_during_training_the_first_asks_for_an_end_and_the_second_ends(tmp_path: Path) -> None:
+def test_during_training_the_first_asks_for_an_end_and_the_second_ends(tmp_path: Path, clock: list[float]) -> None:
     with StopRequest() as stop:
         relay = relay_of(stop, tmp_path)
         stop.defer()
@@ -156,6 +166,7 @@ def test_during_training_the_first_asks_for_an_end_and_the_second_ends(tmp_path:
         signal.raise_signal(signal.SIGTERM)
         relay.check()
         assert (tmp_path / "stop").read_text() == "signal" and stop.kind is StopKind.AFTER_CHECKPOINT
+        clock[0] += 0.9
         signal.raise_signal(signal.SIGTERM)
         relay.check()  # `timeout` sends it twice
         signal.raise_signal(signal.SIGINT)
@@ -172,15 +183,16 @@ def test_a_patient_one_asks_once_however_many_come(tmp_path: Path) -> None:
     assert (tmp_path / "stop").exists()
 
 
-def test_a_signal_after_the_file_is_the_first_one(tmp_path: Path) -> None:
+def test_a_signal_after_the_file_is_the_first_one(tmp_path: Path, clock: list[float]) -> None:
     with StopRequest() as stop:
         stop.defer()
         stop.ask("file", "fleetune stop")
         signal.raise_signal(signal.SIGINT)
         relay_of(stop, tmp_path).check()
+        clock[0] += 0.09
         signal.raise_signal(signal.SIGINT)
         relay_of(stop, tmp_path).check()  # `timeout --signal=INT` sends it twice
-        time.sleep(0.15)
+        clock[0] += 0.11
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Interrupted, match="twice"):
             relay_of(stop, tmp_path).check()

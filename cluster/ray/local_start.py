@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import shlex
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.errors import CapacityError
+from cluster.ray import no_agent
 
 _TRIES = 3
+_AGENT_COMMAND = "--dashboard_agent_command="  # an argument of the raylet
 
 
 def start_local(options: Mapping[str, Any]) -> None:
     """Start a Ray on this machine, again if it does not come up. Raises CapacityError, or what `ray.init` raises.
 
     Ray waits 30 seconds for its start, which is too short while other programs keep all cores busy. It then raises a
-    plain `Exception`. The processes of the failed start end with this process.
+    plain `Exception`. The processes of the failed start end with this process. The later tries have Ray's own agent.
     """
     import ray
 
-    for _ in range(_TRIES):
+    for number in range(_TRIES):
         try:
-            with _lean_start():
+            with _lean_start(with_agent=number > 0):
                 ray.init(**options)
         except Exception as error:
             if type(error) is not Exception:
@@ -36,10 +40,11 @@ def start_local(options: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _lean_start() -> Iterator[None]:
-    """Change how `ray.init` starts a local Ray: no dashboard, autoscaler or log monitor, and other process groups.
+def _lean_start(with_agent: bool) -> Iterator[None]:
+    """Change how `ray.init` starts a local Ray: fewer processes, and in other process groups.
 
-    Each of the three takes about a second of a core, and Ray waits for the dashboard. `timeout` sends SIGTERM to a
+    Dashboard, autoscaler, log monitor and agent take about a second of a core each, and Ray waits for the dashboard.
+    `no_agent.py` takes the place of the agent. `timeout` sends SIGTERM to a
     whole process group: it must reach this process and not Ray's, because a driver needs Ray until its workers have
     saved. Ray has no options for this.
     """
@@ -50,11 +55,22 @@ def _lean_start() -> Iterator[None]:
     # Ray would import the packages of the dashboard into this process, to see whether they are there.
     absent = mock.patch.object(utils, "get_dashboard_dependency_error", return_value=ImportError("not needed"))
     starts = dict.fromkeys(("start_api_server", "start_monitor", "start_log_monitor"), mock.DEFAULT)
-    apart = mock.patch.object(services, "ConsolePopen", functools.partial(_started_apart, services.ConsolePopen))
+    started = functools.partial(_started_apart, services.ConsolePopen, with_agent)
+    apart = mock.patch.object(services, "ConsolePopen", started)
     with absent, apart, mock.patch.multiple(node.Node, **starts):
         yield
 
 
-def _started_apart(start: Callable[..., Any], *command: Any, **options: Any) -> Any:
+def _started_apart(start: Callable[..., Any], with_agent: bool, command: Sequence[str], **options: Any) -> Any:
     """Start a process in its own process group, and with an empty stdin: reading a terminal would suspend the group."""
-    return start(*command, **{**options, "process_group": 0, "stdin": options.get("stdin") or subprocess.DEVNULL})
+    words = list(command) if with_agent else [_without_agent(word) for word in command]
+    return start(words, **{**options, "process_group": 0, "stdin": options.get("stdin") or subprocess.DEVNULL})
+
+
+def _without_agent(word: str) -> str:
+    """Return an argument of the raylet. If it is the command of the agent, return that of `no_agent.py`."""
+    if not word.startswith(_AGENT_COMMAND):
+        return word
+    given = shlex.split(word.removeprefix(_AGENT_COMMAND))
+    session_dir = next(one.partition("=")[2] for one in given if one.startswith("--session-dir="))
+    return _AGENT_COMMAND + subprocess.list2cmdline([sys.executable, "-I", "-S", no_agent.__file__, session_dir])

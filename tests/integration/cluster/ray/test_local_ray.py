@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 import subprocess
 import sys
 from typing import Any
 
 import pytest
 import ray
+from ray._private import services
 
 from cluster.errors import CapacityError
+from cluster.ray import no_agent
 from cluster.ray.local_start import start_local
 
 ROOT = pathlib.Path(__file__).parents[4]
@@ -59,7 +62,7 @@ with connected(THIS_MACHINE, Gang(1)):
     assert ray.get(ray.remote(lambda: 3).remote()) == 3
     processes = psutil.Process().children(recursive=True)
     assert os.getpgid(0) not in {os.getpgid(process.pid) for process in processes}, "a signal to the group reaches one"
-    print(*{pathlib.Path(word).name for process in processes for word in process.cmdline()}, sep="\\n")
+    print(*[pathlib.Path(word).name for process in processes for word in process.cmdline()], sep="\\n")
 """
 
 
@@ -67,6 +70,28 @@ def test_its_processes_are_those_that_a_run_needs() -> None:
     """A later version of Ray may start others: each costs a second of a core before the first step."""
     done = subprocess.run([sys.executable, "-c", START], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    named = set(done.stdout.splitlines())
-    assert {"gcs_server", "raylet"} <= named
-    assert not named & {"dashboard.py", "monitor.py", "log_monitor.py"}
+    named = [word.strip() for word in done.stdout.splitlines()]
+    assert {"gcs_server", "raylet", "no_agent.py"} <= set(named)
+    assert not set(named) & {"dashboard.py", "monitor.py", "log_monitor.py", "agent.py", "ray::DashboardAgent"}
+    assert len([word for word in named if word == "ray::IDLE" or word == "default_worker.py"]) == 1, "of the one task"
+
+
+def test_if_it_does_not_come_up_the_next_try_has_rays_own_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    given = "--dashboard_agent_command=python -u /ray/dashboard/agent.py '--session-dir=/tmp/a b/s' --minimal"
+
+    def init() -> None:
+        services.ConsolePopen(["raylet", given], stdout=None)  # type: ignore[attr-defined]
+        raise Exception("The current node timed out during startup.")
+
+    def started(words: list[str], **options: Any) -> None:
+        assert options == {"stdout": None, "process_group": 0, "stdin": subprocess.DEVNULL}
+        commands.append(words)
+
+    monkeypatch.setattr(services, "ConsolePopen", started)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(CapacityError):
+        start_local({})
+    assert commands[1:] == [["raylet", given], ["raylet", given]]
+    first = shlex.split(commands[0][1].partition("=")[2])
+    assert first == [sys.executable, "-I", "-S", no_agent.__file__, "/tmp/a b/s"]

@@ -1,0 +1,28 @@
+"""Takes the place of the dashboard agent in a local Ray, which has no dashboard: a program that only waits.
+
+A raylet does not start without an agent, and ends with it. Without a dashboard, Ray's own agent only writes that it
+serves no ports, but it takes 1.3 seconds of CPU time and 135 MB. Usage: `python -I -S no_agent.py SESSION_DIR`.
+"""
+
+import os
+import sys
+import time
+
+NAMES = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port")  # of Ray's files
+NOT_SERVED = "-1"
+_LOOK_S = 1.0
+
+
+def main(session_dir: str) -> None:
+    raylet = os.getppid()
+    for name in NAMES:
+        path = os.path.join(session_dir, f"{name}_{os.environ['RAY_NODE_ID']}")
+        with open(f"{path}.part", "w") as file:
+            file.write(NOT_SERVED)
+        os.replace(f"{path}.part", path)  # Ray reads the file as soon as it is there
+    while os.getppid() == raylet:
+        time.sleep(_LOOK_S)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -81,7 +81,7 @@ def test_if_it_does_not_come_up_the_next_try_has_rays_own_agent(monkeypatch: pyt
     given = "--dashboard_agent_command=python -u /ray/dashboard/agent.py '--session-dir=/tmp/a b/s' --minimal"
 
     def init() -> None:
-        services.ConsolePopen(["raylet", given], stdout=None)  # type: ignore[attr-defined]
+        services.ConsolePopen(["raylet", given], stdout=None)
         raise Exception("The current node timed out during startup.")
 
     def started(words: list[str], **options: Any) -> None:

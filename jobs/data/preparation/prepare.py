@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -77,7 +78,8 @@ def _set_damaged_aside(job: SourceJob, say: Say) -> None:
 
 def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
     try:
-        _tokenise(job, engine, progress, say)
+        with _parts_are_kept():
+            _tokenise(job, engine, progress, say)
         names = stored_parts(job.root)
         if missing(names, len(job.work.files)):  # possible also if this process was stopped while another one finished
             raise StorageError(
@@ -94,7 +96,8 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
         storage.remove_dir(parts_folder(job.root))  # the same source would fail again
         raise
     say(f"shuffling and writing {many(len(every), 'sample')}")
-    splits = dict(zip([plan.name for plan in plans], write_splits(job.root, parts, every, plans), strict=True))
+    with _parts_are_kept():
+        splits = dict(zip([plan.name for plan in plans], write_splits(job.root, parts, every, plans), strict=True))
     write_manifest(
         job.root,
         Manifest(
@@ -111,6 +114,16 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
     for name, split in splits.items():
         remove_notes(job.root, name, len(split.shards))
     storage.remove_dir(parts_folder(job.root))
+
+
+@contextlib.contextmanager
+def _parts_are_kept() -> Iterator[None]:
+    """Add to an error of the storage that nothing is tokenised twice."""
+    try:
+        yield
+    except StorageError as error:
+        said = str(error).rstrip(".")
+        raise type(error)(f"{said}. Tokenised parts are kept, and the next preparation uses them") from error
 
 
 def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> None:
@@ -132,7 +145,7 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
                 where = f"{job.work.files[facts['file']]}:{facts['fatal_line']}: " if facts["fatal_line"] else ""
                 raise DataError(where + facts["fatal"])
             if facts["error"] is not None:
-                raise StorageError(f"{facts['error']}. Tokenised parts are kept, and the next preparation uses them")
+                raise StorageError(str(facts["error"]))
             progress.add((job.where, facts["file"]), facts["position"], facts["samples"])
             bad, records = bad + facts["bad"], records + facts["records"]
             read[facts["file"]] = facts["position"]

@@ -26,7 +26,7 @@ def scratch_errors(folder: str) -> Iterator[None]:
         where = os.path.dirname(folder)
         raise StorageError(
             f"cannot write scratch files in {where}: {error.strerror or error}. Free space there, or set TMPDIR to a "
-            "directory with more. Tokenised parts are kept, and the next preparation uses them"
+            "directory with more"
         ) from error
 
 

@@ -222,7 +222,9 @@ def full_disk(folder: pathlib.Path, megabytes: int) -> None:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
 
 
-@pytest.mark.parametrize("scratch", [False, True])
+@pytest.mark.parametrize(
+    ("scratch", "megabytes"), [(False, 2), (False, 6), (True, 6)], ids=["parts", "shards", "scratch"]
+)
 def test_a_full_disk_is_told_and_the_next_prepare_goes_on(
     texts: str,
     model_dir: str,  # noqa: F811
@@ -230,9 +232,10 @@ def test_a_full_disk_is_told_and_the_next_prepare_goes_on(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
     scratch: bool,
+    megabytes: int,
 ) -> None:
     disk = tmp_path / "disk"
-    full_disk(disk, 6)
+    full_disk(disk, megabytes)
     try:
         if scratch:
             monkeypatch.setattr("tempfile.tempdir", str(disk))

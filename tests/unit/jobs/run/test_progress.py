@@ -115,13 +115,13 @@ def test_step_stands_before_its_evaluation_and_only_once(watched: Watched, tmp_p
 
 
 def test_time_to_the_end_is_that_of_the_steps_and_of_the_evaluations_that_are_left() -> None:
-    """A step takes 1.5 s, the third one 12 s, the time between two steps 0.5 s, and an evaluation 40 s."""
+    """A step takes 1.5 s, the first one 12 s, the time between two steps 0.5 s, and an evaluation 40 s."""
     pace, at = Pace(), 1000.0
     pace.event(event("plan", "100 steps", total_steps=100, eval_steps=40))
     pace.event(event("evaluated", "before training", step=0, seconds=30.0))
     found = {}
     for step in range(1, 101):
-        took_s = 12.0 if step == 3 else 1.5
+        took_s = 12.0 if step == 1 else 1.5
         at += took_s + 0.5
         done = record(step, at=at, step_time_s=took_s)
         found[step] = pace.eta_s(done)
@@ -129,7 +129,7 @@ def test_time_to_the_end_is_that_of_the_steps_and_of_the_evaluations_that_are_le
             at += 40.0
             pace.event(event("evaluated", "", step=step, seconds=40.0))
             assert pace.eta_s(done | {"eval_time_s": 40.0}) == (100 - step) * 2.0 + {40: 2, 80: 1, 100: 0}[step] * 40.0
-    assert found[1] == 99 * 1.5 + 3 * 30.0
+    assert found[1] == 99 * 12.0 + 3 * 30.0
     assert {step: found[step] for step in (4, 40, 41, 79, 80, 99, 100)} == {
         4: 96 * 2.0 + 3 * 30.0, 40: 60 * 2.0 + 3 * 30.0, 41: 59 * 2.0 + 2 * 40.0, 79: 21 * 2.0 + 2 * 40.0,
         80: 20 * 2.0 + 2 * 40.0, 99: 2.0 + 40.0, 100: 40.0,
@@ -139,15 +139,19 @@ def test_time_to_the_end_is_that_of_the_steps_and_of_the_evaluations_that_are_le
     assert pace.eta_s(record(42, at=at + 12.0, step_time_s=3.0)) == 58 * 5.0 + 2 * 40.0
 
 
-def test_the_first_steps_are_slow_and_soon_forgotten() -> None:
+def test_the_first_two_steps_are_slow_and_do_not_count() -> None:
     pace = Pace()
     pace.event(event("plan", "100 steps", total_steps=100))
-    found = {}
-    for step in range(1, 60):
-        found[step] = pace.eta_s(record(step, step_time_s=4.0 if step in (1, 2, 3, 4, 30) else 2.0))
-    assert {step: left for step, left in found.items() if left != (100 - step) * 2.0} == {
-        step: (100 - step) * 4.0 for step in range(1, 6)
-    }
+    found = [pace.eta_s(record(step, step_time_s=5.0 if step < 3 else 2.0)) for step in range(1, 11)]
+    assert found == [99 * 5.0, 98 * 5.0, *((100 - step) * 2.0 for step in range(3, 11))]
+
+
+def test_steps_of_different_length_count_by_their_mean_and_one_that_was_held_up_hardly() -> None:
+    pace = Pace()
+    pace.event(event("plan", "1000 steps", total_steps=1000))
+    for step in range(1, 101):
+        left_s = pace.eta_s(record(step, step_time_s=300.0 if step == 80 else 1.0 + step % 3))
+    assert left_s == pytest.approx(900 * 2.0, rel=0.03)
 
 
 def test_a_run_without_evaluations_or_of_an_unknown_length_has_no_time_for_them() -> None:

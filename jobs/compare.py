@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from cluster.errors import CapacityError, InputError, Interrupted, RunFailed
+from cluster.errors import CapacityError, Diverged, FleetuneError, InputError, Interrupted, RunFailed
 from cluster.settings import ray_address
 from jobs.comparison.checking import about_method, checked_methods
 from jobs.comparison.page import comparison_page
@@ -111,12 +111,13 @@ def _compared(
 
     Raises:
         InputError: the input of all sweeps is wrong.
+        Diverged: all sweeps diverged.
         RunFailed: sweeps have failed; the others have run.
         Interrupted: a request to stop.
     """
     from jobs.comparison.measured import measure, write_comparison  # imports numpy
 
-    failed, bad_input = [], 0
+    failed: dict[str, Outcome] = {}
     for number, method in enumerate(spec.methods, 1):
         sweep = JobPaths(paths.method(method.name))
         stop.defer(False)  # the sweep of the previous method has deferred it
@@ -132,16 +133,24 @@ def _compared(
         if outcome.status is Status.INTERRUPTED:
             raise Interrupted(f"stopped during {method.name}: {outcome.reason}")
         if outcome.status is Status.FAILED:
-            bad_input += outcome.bad_input
-            failed.append(f"{method.name}: {outcome.reason}")
+            failed[method.name] = outcome
     comparison = measure(spec, paths)
     write_comparison(paths, comparison)
     storage.write_bytes(paths.comparison_page, comparison_page(comparison, paths.name).encode())
     if failed:
-        raise (InputError if bad_input == len(spec.methods) else RunFailed)("failed: " + "; ".join(failed))
+        raise failure_of(failed, len(spec.methods))
     best = comparison.ranked[0]
     metrics = {name: found.mean for name, found in best.metrics.items()}
     return Outcome(status=Status.SUCCEEDED, metrics=metrics, ended_at=datetime.datetime.now(datetime.UTC))
+
+
+def failure_of(failed: Mapping[str, Outcome], methods: int) -> FleetuneError:
+    """Return the error of a comparison from the outcomes of its sweeps that have failed, by their names. Pure."""
+    kind: type[FleetuneError] = RunFailed
+    if len(failed) == methods:
+        kind = InputError if all(one.bad_input for one in failed.values()) else kind
+        kind = Diverged if all(one.diverged for one in failed.values()) else kind
+    return kind("failed: " + "; ".join(f"{name}: {outcome.reason}" for name, outcome in failed.items()))
 
 
 def _searched(paths: JobPaths, address: str | None, display: Callable[[], Progress], stop: StopRequest) -> Outcome:

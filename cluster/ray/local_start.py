@@ -71,6 +71,6 @@ def _without_agent(word: str) -> str:
     """Return an argument of the raylet. If it is the command of the agent, return that of `no_agent.py`."""
     if not word.startswith(_AGENT_COMMAND):
         return word
-    given = shlex.split(word.removeprefix(_AGENT_COMMAND))
-    session_dir = next(one.partition("=")[2] for one in given if one.startswith("--session-dir="))
-    return _AGENT_COMMAND + subprocess.list2cmdline([sys.executable, "-I", "-S", no_agent.__file__, session_dir])
+    given = dict(one.removeprefix("--").partition("=")[::2] for one in shlex.split(word.removeprefix(_AGENT_COMMAND)))
+    words = [sys.executable, "-P", "-S", no_agent.__file__, given["session-dir"], given["node-id"]]
+    return _AGENT_COMMAND + subprocess.list2cmdline(words)

@@ -1,7 +1,7 @@
 """Takes the place of the dashboard agent in a local Ray, which has no dashboard: a program that only waits.
 
 A raylet does not start without an agent, and ends with it. Without a dashboard, Ray's own agent only writes that it
-serves no ports, but it takes 1.3 seconds of CPU time and 135 MB. Usage: `python -I -S no_agent.py SESSION_DIR`.
+serves no ports, but it takes 1.3 seconds of CPU time and 135 MB. Usage: `python -P -S no_agent.py SESSION_DIR NODE_ID`.
 """
 
 import os
@@ -13,10 +13,13 @@ NOT_SERVED = "-1"
 _LOOK_S = 1.0
 
 
-def main(session_dir: str) -> None:
+def main(session_dir: str, node_id: str) -> None:
     raylet = os.getppid()
+    with open(f"/proc/{raylet}/comm") as file:
+        if file.read().strip() != "raylet":  # it has ended before this program began
+            return
     for name in NAMES:
-        path = os.path.join(session_dir, f"{name}_{os.environ['RAY_NODE_ID']}")
+        path = os.path.join(session_dir, f"{name}_{node_id}")
         with open(f"{path}.part", "w") as file:
             file.write(NOT_SERVED)
         os.replace(f"{path}.part", path)  # Ray reads the file as soon as it is there
@@ -25,4 +28,4 @@ def main(session_dir: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

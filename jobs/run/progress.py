@@ -19,7 +19,7 @@ SILENCE_S = 30.0  # without another line for this long, a sign of life is printe
 
 _STEPS = 50  # newest steps from which the time of the others is estimated
 _SLOW_STEPS = 2  # first steps that do not count
-_MOST_MEDIANS = 2.0  # of a step that was slow for another reason, this many medians count
+_HELD_UP = 8  # of this many steps, one may have been held up, and counts as the next longest one
 
 Clock = Callable[[], float]
 
@@ -48,9 +48,10 @@ class NoProgress:
 class Pace:
     """Estimates the seconds to the end of a run from its events and the records of its steps.
 
-    A step takes the mean of the newest ones, without the first two of a run, which are slower, and the mean time
-    between steps, in which the run saves. Each evaluation that is left takes as long as the newest one, which may be
-    that before the first step.
+    A step takes the mean of the newest ones, without the first two of a run, which are slower, and with an eighth
+    shortened to the next longest, because something may have held them up; and the mean time between steps, in which
+    the run saves. Each evaluation that is left takes as long as the newest one, which may be that before the first
+    step.
     """
 
     def __init__(self) -> None:
@@ -92,8 +93,8 @@ class Pace:
         self._evaluation_s = record.get("eval_time_s", self._evaluation_s)
         if self.total is None:
             return None
-        counted = list(self._step_s)[min(_SLOW_STEPS, len(self._step_s) - 1) :]
-        most_s = _MOST_MEDIANS * statistics.median_low(counted)
+        counted = sorted(list(self._step_s)[min(_SLOW_STEPS, len(self._step_s) - 1) :])
+        most_s = counted[-1 - len(counted) // _HELD_UP]
         step_s = statistics.mean(min(one_s, most_s) for one_s in counted) + statistics.mean(self._between_s or [0.0])
         return max(self.total - step, 0) * step_s + self._evaluations_left(record) * self._evaluation_s
 

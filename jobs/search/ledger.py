@@ -76,7 +76,8 @@ class Ledger(Trials):
         Args:
             spent: what this driver has used so far: its name, seconds, and seconds times GPUs (without GPUs, CPUs).
         """
-        record = {"trial": trial.number, "answer": answer.model_dump(mode="json")}
+        unknown_before = set() if answer.diverged else {"diverged"}  # to the previous release
+        record = {"trial": trial.number, "answer": answer.model_dump(mode="json", exclude=unknown_before)}
         with self._lock:
             self._record(record if spent is None else {**record, "spent": list(spent)})
             if trial.is_over:
@@ -115,6 +116,7 @@ class Ledger(Trials):
             Outcome(
                 status=ends.get(trial.state, RunStatus.INTERRUPTED),
                 reason=trial.reason,
+                diverged=trial.diverged,
                 step=trial.step,
                 metrics={**trial.metrics, **({} if trial.loss is None else {"loss": trial.loss})},
                 evaluated_step=trial.scored_step if trial.metrics else None,

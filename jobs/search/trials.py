@@ -181,7 +181,8 @@ class Trials:
         trial.reason = answer.reason if answer.status == "failed" else self._unscored(answer)
         if trial.reason is not None:
             trial.state = "failed"
-            trial.diverged = answer.diverged or self.sweep.judged in answer.judged
+            is_loss = self.sweep.judged in ("eval_loss", "eval_perplexity")  # another metric may be nan by itself
+            trial.diverged = answer.diverged or (is_loss and self.sweep.judged in answer.judged)
             return
         if self.base_score is None:
             self.base_score = answer.base.get(self.sweep.judged)

@@ -71,9 +71,11 @@ class Stream:
         rows_at_once = plan_batching(self.spec).rows * (GROUP_STEPS if self.spec.grouped_by_length else 1)
         prepared = Prepared.open(self.prepared_root)
         split = prepared.split("train", 4 * WINDOW_BLOCKS + rows_at_once // ROWS_PER_BLOCK)
-        longest = max((part.longest_row for part in prepared.manifest.splits["train"]), default=0)
+        parts = prepared.manifest.splits["train"]
+        longest = max((part.longest_row for part in parts), default=0)
+        mean = sum(part.tokens for part in parts) / max(sum(part.rows for part in parts), 1)
         plan = step_plan(self.spec, split, self.raises)
-        return OpenStream(split, plan, plan_batching(self.spec), self.worker, longest)
+        return OpenStream(split, plan, plan_batching(self.spec), self.worker, longest, mean)
 
 
 def step_plan(spec: Spec, split: Split, raises: Sequence[ReplayRaise] = ()) -> StepPlan:
@@ -142,6 +144,7 @@ class OpenStream:
     batching: Batching
     worker: int
     longest_row: int  # tokens of the longest row of any worker
+    mean_row: float  # tokens
 
     def read(self, start: int, stop: int) -> Any:
         """Read this worker's rows for steps start..stop-1.
@@ -187,7 +190,7 @@ class OpenStream:
     def bytes_from(self, start: int) -> float:
         """Estimate the bytes of this worker's rows from step `start` to the end, from the mean length of a row."""
         rows = (self.plan.total_rows - start * self.plan.rows_per_step) / self.batching.num_workers
-        return rows * _BYTES_PER_TOKEN * float(self.split.index.num_tokens.mean())
+        return rows * _BYTES_PER_TOKEN * self.mean_row
 
     def chunks(self, start: int, stop: int) -> Iterator[Any]:
         at_once = steps_per_chunk(self.batching)

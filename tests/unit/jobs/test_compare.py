@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import DataError, InputError, SpecError
-from jobs.compare import reopen_comparison
+from cluster.errors import DataError, Diverged, InputError, RunFailed, SpecError
+from jobs.compare import failure_of, reopen_comparison
 from jobs.drivers.finetune.begin import load_job, load_work
 from jobs.drivers.stop_request import StopRequest
 from jobs.run.events import repeatedly
@@ -51,6 +51,26 @@ def test_one_that_has_succeeded_is_not_begun_again(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"has succeeded: nothing is left to do\. Its table: fleetune show"):
         reopen_comparison(compare_of(tmp_path), paths)
     assert Path(paths.outcome).exists()
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "kind"),
+    [
+        ([{"bad_input": True}, {"bad_input": True}], InputError),
+        ([{"diverged": True}, {"diverged": True}], Diverged),
+        ([{"diverged": True}, {"bad_input": True}], RunFailed),
+        ([{"diverged": True}], RunFailed),  # the other one has succeeded
+        ([{}, {}], RunFailed),
+    ],
+)
+def test_only_if_all_sweeps_would_fail_again_it_would(outcomes: list[dict[str, bool]], kind: type[Exception]) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    failed = {
+        f"m{number}": Outcome(status=Status.FAILED, reason="no", ended_at=now, **ends)
+        for number, ends in enumerate(outcomes)
+    }
+    error = failure_of(failed, 2)
+    assert type(error) is kind and str(error).startswith("failed: m0: no")
 
 
 def test_it_goes_on_with_its_own_spec_and_no_other(tmp_path: Path) -> None:

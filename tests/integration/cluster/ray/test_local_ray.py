@@ -55,14 +55,16 @@ def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 START = """
-import os, pathlib, psutil, ray
+import contextlib, os, pathlib, psutil, ray
 from cluster.capacity.gang import Gang
 from cluster.ray.connection import THIS_MACHINE, connected
 with connected(THIS_MACHINE, Gang(1)):
     assert ray.get(ray.remote(lambda: 3).remote()) == 3
     processes = psutil.Process().children(recursive=True)
     assert os.getpgid(0) not in {os.getpgid(process.pid) for process in processes}, "a signal to the group reaches one"
-    print(*[pathlib.Path(word).name for process in processes for word in process.cmdline()], sep="\\n")
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            print(*[pathlib.Path(word).name for word in process.cmdline()], sep="\\n")
 """
 
 
@@ -73,12 +75,12 @@ def test_its_processes_are_those_that_a_run_needs() -> None:
     named = [word.strip() for word in done.stdout.splitlines()]
     assert {"gcs_server", "raylet", "no_agent.py"} <= set(named)
     assert not set(named) & {"dashboard.py", "monitor.py", "log_monitor.py", "agent.py", "ray::DashboardAgent"}
-    assert len([word for word in named if word == "ray::IDLE" or word == "default_worker.py"]) == 1, "of the one task"
+    assert len([word for word in named if word in ("ray::IDLE", "default_worker.py")]) <= 1, "of the one task"
 
 
 def test_if_it_does_not_come_up_the_next_try_has_rays_own_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: list[list[str]] = []
-    given = "--dashboard_agent_command=python -u /ray/dashboard/agent.py '--session-dir=/tmp/a b/s' --minimal"
+    given = "--dashboard_agent_command=python -u /ray/agent.py --node-id=5f '--session-dir=/tmp/a b/s' --minimal"
 
     def init() -> None:
         services.ConsolePopen(["raylet", given], stdout=None)
@@ -94,4 +96,4 @@ def test_if_it_does_not_come_up_the_next_try_has_rays_own_agent(monkeypatch: pyt
         start_local({})
     assert commands[1:] == [["raylet", given], ["raylet", given]]
     first = shlex.split(commands[0][1].partition("=")[2])
-    assert first == [sys.executable, "-I", "-S", no_agent.__file__, "/tmp/a b/s"]
+    assert first == [sys.executable, "-P", "-S", no_agent.__file__, "/tmp/a b/s", "5f"]

@@ -91,6 +91,8 @@ def test_without_a_finite_score_a_trial_has_failed(sweep: SweepSpec, root: str, 
     ledger.answered(good, scored("finished", STEPS, 0.4))
     ledger.answered(bad, answer)
     assert (bad.state, bad.reason) == ("failed", reason)
+    outcome = read_outcome(bad.paths)
+    assert outcome is not None and outcome.diverged == bad.diverged == reason.startswith("eval_loss was")
     assert ledger.finite_score(bad) == 0.4, "the worst score that there is: a finite one"
     assert ledger.best is good and Trials(sweep, root).trials[2].state == "failed"
     assert reason in trial_line(ledger, bad) and reason in leaderboard(ledger)
@@ -115,7 +117,7 @@ def test_what_is_half_written_is_no_message(tmp_path: Path) -> None:
     folder = MessageFolder(str(tmp_path), Order)
     folder.put("0002", Order(action="end"))
     folder.put("0001", Order(action="end"))
-    (tmp_path / ".0003.json.part.json").write_text("")
+    (tmp_path / ".0003.json.x1y2.unfinished").write_text("")
     assert folder.names() == ["0001", "0002"] and folder.read("0001") == Order(action="end")
 
 

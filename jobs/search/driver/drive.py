@@ -42,6 +42,7 @@ from jobs.search.report.trial_text import leaderboard
 from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
 from jobs.search.rules.varying import engines, trial_spec
 from jobs.search.spending import kind_within
+from jobs.search.trial import Trial
 from jobs.spec.finetune import PLANNED, Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
@@ -247,6 +248,8 @@ def concluded_sweep(search: Search) -> Outcome:
         if ledger.trials and all(trial.diverged for trial in ledger.trials.values()):
             raise Diverged(f"{said}. All trials diverged: search other values, usually lower learning rates")
         raise RunFailed(said)
+    if (worse := worse_than_base(ledger, best)) is not None:
+        search.announce("warning", worse)
     storage.write_bytes(search.paths.best, dump_spec(best.spec))
     before = read_outcome(best.paths)
     model = before.model_path if before is not None else None
@@ -266,4 +269,15 @@ def concluded_sweep(search: Search) -> Outcome:
         evaluated_step=best.scored_step,
         model_path=model,
         ended_at=now,
+    )
+
+
+def worse_than_base(ledger: Ledger, best: Trial) -> str | None:
+    """Say that the best trial has made the model worse; None if it has not, or if it is not known."""
+    before, after, name = ledger.base_score, best.score, ledger.sweep.judged
+    if before is None or after is None or (after <= before if ledger.sweep.lower_is_better else after >= before):
+        return None
+    return (
+        f"{name} of the best trial is worse than before training: {after:.4g} after {before:.4g}. Search lower "
+        "learning rates (space.learning_rate), or check that the held-out samples are like the training samples"
     )

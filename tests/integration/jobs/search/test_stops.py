@@ -105,6 +105,21 @@ def test_only_where_all_trials_have_diverged_is_another_attempt_useless(
     assert useless == [True, True, False]
 
 
+@pytest.mark.parametrize(("loss", "is_told"), [(0.5, False), (15.6, True)])
+def test_a_best_trial_that_is_worse_than_the_base_model_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], loss: float, is_told: bool
+) -> None:
+    search = search_in(tmp_path, monkeypatch, then="nothing")
+    for rate, after in ((0.7, loss), (1.0, 45.7)):
+        answer = Answer(
+            status="finished", step=8, total_steps=8, metrics={"eval_loss": after}, base={"eval_loss": 0.69}
+        )
+        search.ledger.answered(search.ledger.add({"learning_rate": rate}), answer)
+    assert drive.concluded_sweep(search).status is Status.SUCCEEDED
+    said = "eval_loss of the best trial is worse than before training: 15.6 after 0.69"
+    assert (said in capsys.readouterr().out) is is_told
+
+
 def test_a_metric_that_the_job_does_not_report_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless some trial had it: then the trial alone has failed."""
     search = search_in(tmp_path, monkeypatch)

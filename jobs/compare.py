@@ -146,11 +146,13 @@ def _compared(
 
 def failure_of(failed: Mapping[str, Outcome], methods: int) -> FleetuneError:
     """Return the error of a comparison from the outcomes of its sweeps that have failed, by their names. Pure."""
-    kind: type[FleetuneError] = RunFailed
-    if len(failed) == methods:
-        kind = InputError if all(one.bad_input for one in failed.values()) else kind
-        kind = Diverged if all(one.diverged for one in failed.values()) else kind
-    return kind("failed: " + "; ".join(f"{name}: {outcome.reason}" for name, outcome in failed.items()))
+    said = "failed: " + "; ".join(f"{name}: {outcome.reason}" for name, outcome in failed.items())
+    all_failed = len(failed) == methods
+    if all_failed and all(outcome.bad_input for outcome in failed.values()):
+        return InputError(said)
+    if all_failed and all(outcome.diverged for outcome in failed.values()):
+        return Diverged(said)
+    return RunFailed(said)
 
 
 def _searched(paths: JobPaths, address: str | None, display: Callable[[], Progress], stop: StopRequest) -> Outcome:

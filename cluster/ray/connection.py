@@ -40,7 +40,7 @@ NODE_LABEL = "ray.io/node-id"  # a label that every node has
 # A local Ray shares the machine's cores with the training. These settings switch off services that are not needed.
 QUIET_LOCAL_RAY = {
     "RAY_num_workers_soft_limit": "0",  # keep no idle workers
-    "RAY_prestart_worker_first_driver": "0",  # and start none in advance: one for each CPU
+    "RAY_prestart_worker_first_driver": "0",  # start none in advance either; Ray would start one for each CPU
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # there is no dashboard to report to
 }
 

@@ -21,7 +21,8 @@ def start_local(options: Mapping[str, Any]) -> None:
     """Start a Ray on this machine, again if it does not come up. Raises CapacityError, or what `ray.init` raises.
 
     Ray waits 30 seconds for its start, which is too short while other programs keep all cores busy. It then raises a
-    plain `Exception`. The processes of the failed start end with this process. The later tries have Ray's own agent.
+    plain `Exception`. The processes of the failed start end with this process. From the second try on, Ray starts its
+    own agent (see `no_agent`).
     """
     import ray
 
@@ -44,9 +45,11 @@ def _lean_start(with_agent: bool) -> Iterator[None]:
     """Change how `ray.init` starts a local Ray: fewer processes, and in other process groups.
 
     Dashboard, autoscaler, log monitor and agent take about a second of a core each, and Ray waits for the dashboard.
-    `no_agent.py` takes the place of the agent. `timeout` sends SIGTERM to a
-    whole process group: it must reach this process and not Ray's, because a driver needs Ray until its workers have
-    saved. Ray has no options for this.
+    `no_agent.py` takes the place of the agent. `timeout` sends SIGTERM to a whole process group: it must reach this
+    process and not Ray's, because a driver needs Ray until its workers have saved. Ray has no options for this.
+
+    Args:
+        with_agent: start Ray's own agent all the same.
     """
     from unittest import mock  # takes 60 ms of every command
 
@@ -68,7 +71,7 @@ def _started_apart(start: Callable[..., Any], with_agent: bool, command: Sequenc
 
 
 def _without_agent(word: str) -> str:
-    """Return an argument of the raylet. If it is the command of the agent, return that of `no_agent.py`."""
+    """Return a word of a command. In the word that tells the raylet how to start its agent, name `no_agent.py`."""
     if not word.startswith(_AGENT_COMMAND):
         return word
     given = dict(one.removeprefix("--").partition("=")[::2] for one in shlex.split(word.removeprefix(_AGENT_COMMAND)))

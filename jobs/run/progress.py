@@ -19,7 +19,7 @@ SILENCE_S = 30.0  # without another line for this long, a sign of life is printe
 
 _STEPS = 50  # newest steps from which the time of the others is estimated
 _SLOW_STEPS = 2  # first steps that do not count
-_HELD_UP = 8  # of this many steps, one may have been held up, and counts as the next longest one
+_HELD_UP = 8  # one step of this many, the longest ones, may have been held up
 
 Clock = Callable[[], float]
 
@@ -48,10 +48,10 @@ class NoProgress:
 class Pace:
     """Estimates the seconds to the end of a run from its events and the records of its steps.
 
-    A step takes the mean of the newest ones, without the first two of a run, which are slower, and with an eighth
-    shortened to the next longest, because something may have held them up; and the mean time between steps, in which
-    the run saves. Each evaluation that is left takes as long as the newest one, which may be that before the first
-    step.
+    A step takes the mean of the newest steps. The first two steps are slower, and do not count. The longest eighth
+    counts as the longest of the others, because something may have held these steps up. The mean time between steps, in
+    which the run saves, is added. Each evaluation that is left takes as long as the newest one, which may be that
+    before the first step.
     """
 
     def __init__(self) -> None:

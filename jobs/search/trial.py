@@ -32,7 +32,7 @@ class Trial:
     loss: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str | None = None  # why it ended before its last step
-    diverged: bool = False  # or its score was not finite: another attempt would compute the same
+    diverged: bool = False  # or its loss was not finite: another attempt would compute the same
 
     @property
     def score(self) -> float | None:

@@ -84,7 +84,7 @@ class MessageFolder(Generic[Message]):
     def names(self) -> list[str]:
         """List the names of complete messages, sorted."""
         found = storage.list_names(self._root)
-        return [name.removesuffix(".json") for name in found if name.endswith(".json")]
+        return sorted(name.removesuffix(".json") for name in found if name.endswith(".json"))
 
     def put(self, name: str | int, message: Message) -> None:
         storage.write_bytes(self._path(name), message.model_dump_json().encode())

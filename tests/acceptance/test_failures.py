@@ -38,7 +38,7 @@ from tests.support.hold import Hold
 from tests.support.memorylimit import kill_by_signal, kill_for_memory
 from tests.support.processes import wait_for
 
-# The longest one takes a minute on an idle machine, and four on one with a load of six.
+# The longest one took 206 s while other tests kept both cores busy.
 pytestmark = pytest.mark.timeout(1500)
 
 WriteSpec = Callable[..., pathlib.Path]

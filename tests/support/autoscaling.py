@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from tests.support.hosts import BIN, Host
-from tests.support.processes import wait_for
+from tests.support.processes import start_until
 from tests.support.raycluster import WITHOUT_LOG_MONITOR
 
 HEAD_ID = f"{0:056x}".replace("0", "f", 51)  # as the provider knows it, and its type
@@ -71,13 +71,10 @@ def autoscaled(host: Host, folder: pathlib.Path, version: int, most: int = 2) ->
         "--autoscaling-config", str(config), *WITHOUT_LOG_MONITOR, "--block",
     ]  # fmt: skip
     found = Scaled(host, f"http://127.0.0.1:{DASHBOARD_PORT}")
-
-    def is_up() -> bool:
-        if all(process.poll() is not None for process in host.started):  # Ray's own time-out may be too short
-            host.start(*command)
-        return len(found.nodes()) == 1
-
-    wait_for(is_up, "the head is up", COMES_UP_S, functools.partial(time.sleep, 0.5))
+    start_until(
+        lambda: len(found.nodes()) == 1, lambda: host.start(*command), "the head is up", COMES_UP_S,
+        functools.partial(time.sleep, 0.5),
+    )  # fmt: skip
     return found
 
 

@@ -100,6 +100,25 @@ def wait_for(
         between()
 
 
+def start_until(
+    is_up: Callable[[], object],
+    start: Callable[[], subprocess.Popen[Any]],
+    what: str,
+    within_s: float,
+    between: Callable[[], None] = pause,
+) -> None:
+    """Start a program, and again if it ends before it is up: on a busy machine Ray's own time-outs may be too short."""
+    process = start()
+
+    def looked() -> object:
+        nonlocal process
+        if process.poll() is not None:
+            process = start()
+        return is_up()
+
+    wait_for(looked, what, within_s, between)
+
+
 def free_port() -> int:
     """Return a port that is free, and that nothing takes by chance before it is used, or used again.
 

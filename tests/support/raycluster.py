@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from tests.support.processes import free_port, processes_below, processes_with
+from tests.support.processes import free_port, processes_below, processes_with, start_until
 
 RAY = pathlib.Path(sys.executable).with_name("ray")
 # What a Ray of the tests does not do, since nobody looks at it: forward logs to drivers, start workers before somebody
@@ -59,17 +59,18 @@ def ray_head(num_cpus: int = 4, **environment: str) -> Iterator[RayHead]:
     ]  # fmt: skip
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     head = RayHead(f"http://127.0.0.1:{dashboard}", f"127.0.0.1:{gcs}", token, temp)
-    deadline = time.monotonic() + COMES_UP_S
-    process = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start() -> subprocess.Popen[bytes]:
+        _end_what_is_left(temp)
+        started.append(subprocess.Popen(command, env=env, start_new_session=True, **quiet))
+        return started[-1]
+
     try:
-        while not _is_up(head):
-            assert time.monotonic() < deadline, "the head did not come up"
-            if process.poll() is not None:  # on a busy machine Ray's own time-out may be too short
-                _end_what_is_left(temp)
-                process = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
-            time.sleep(0.2)
+        start_until(lambda: _is_up(head), start, "the head is up", COMES_UP_S)
         yield head
     finally:
+        process = started[-1]
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(ASKED_S)

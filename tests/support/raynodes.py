@@ -10,9 +10,10 @@ import subprocess
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from tests.support.processes import processes_with, wait_for
+from tests.support.processes import processes_with, start_until
 from tests.support.raycluster import COMES_UP_S, LEAN, RAY, WITHOUT_LOG_MONITOR, RayHead
 
 NODE_NAME = "FLEETUNE_TEST_NODE"
@@ -42,7 +43,7 @@ class Nodes:
 
 @contextlib.contextmanager
 def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2, **environment: str) -> Iterator[Nodes]:
-    nodes, process_of = Nodes(head), dict[str, subprocess.Popen[bytes]]()
+    nodes, started = Nodes(head), list[subprocess.Popen[bytes]]()
     quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     try:
         for name in names:
@@ -56,15 +57,14 @@ def ray_nodes(head: RayHead, *names: str, num_cpus: int = 2, **environment: str)
                 str(num_cpus), "--labels", f"test-node={name}", *WITHOUT_LOG_MONITOR, "--block",
             ]  # fmt: skip
 
-            def is_up(command: list[str] = command, env: dict[str, str] = env, name: str = name) -> bool:
-                if process_of.get(name) is None or process_of[name].poll() is not None:  # Ray may have given up
-                    process_of[name] = subprocess.Popen(command, env=env, start_new_session=True, **quiet)
-                return _find(nodes, name)
+            def start(command: list[str] = command, env: dict[str, str] = env) -> subprocess.Popen[bytes]:
+                started.append(subprocess.Popen(command, env=env, start_new_session=True, **quiet))
+                return started[-1]
 
-            wait_for(is_up, f"node {name} is up", COMES_UP_S)
+            start_until(partial(_find, nodes, name), start, f"node {name} is up", COMES_UP_S)
         yield nodes
     finally:
-        for process in process_of.values():
+        for process in started:
             process.kill()
             process.wait()
         for name in names:

@@ -31,8 +31,8 @@ from jobs.spec.finetune import Spec
 
 CHUNK_SCHEMA = pa.schema([("step", pa.int64()), ("micro", pa.int32()), *ROW_SCHEMA])
 _CHUNK_ROWS = 256  # rows of a chunk, about
-# Ray Data starts two actors in a cluster and a process for each reader: about two seconds of CPU time and 200 MB each,
-# which take longer than reading so little.
+# Fewer bytes are read without Ray Data, which starts two actors in a cluster and a process for each reader. For two
+# readers, these starts took 8 seconds of CPU time.
 _LEAST_RAY_BYTES = 16 * 2**20
 # A task yields its chunks one by one, so many steps in one task need no memory, but each task costs Ray time at its
 # start.
@@ -259,8 +259,8 @@ def _ahead(tables: Iterator[Any], depth: int) -> Iterator[Iterator[Any]]:
 def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[StepRows]:
     """Yield the steps from `start` to the end. This process reads the first chunk; tasks of Ray Data read the rest.
 
-    Ray needs seconds to start its first tasks. Ray Data starts with the second chunk, once the first step is taken. A
-    thread of this process reads the rest if it is little.
+    Ray needs seconds to start its first tasks. Ray Data starts with the second chunk, once the first step is taken. If
+    the rest has fewer than _LEAST_RAY_BYTES, a thread of this process reads it instead.
 
     Args:
         node: id of the node on which rows are read. Without it Ray spreads reading over all nodes, including those of

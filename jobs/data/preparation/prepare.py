@@ -118,7 +118,7 @@ def _prepare(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> No
 
 @contextlib.contextmanager
 def _parts_are_kept() -> Iterator[None]:
-    """Add to an error of the storage that nothing is tokenised twice."""
+    """Add to errors of the storage that the tokenised parts are kept."""
     try:
         yield
     except StorageError as error:

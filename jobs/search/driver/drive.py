@@ -273,7 +273,7 @@ def concluded_sweep(search: Search) -> Outcome:
 
 
 def worse_than_base(ledger: Ledger, best: Trial) -> str | None:
-    """Say that the best trial has made the model worse; None if it has not, or if it is not known."""
+    """Return a warning if the best trial is worse than the model before training; None if not, or if not known."""
     before, after, name = ledger.base_score, best.score, ledger.sweep.judged
     if before is None or after is None or (after <= before if ledger.sweep.lower_is_better else after >= before):
         return None

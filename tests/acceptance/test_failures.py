@@ -62,16 +62,17 @@ def test_a_mistake_of_the_user_on_one_rank_ends_the_run_at_once_and_is_told_in_o
     assert pathlib.Path(paths.log("rank-1")).read_text().count("DataError: eval.metrics: cannot import") == 1
 
 
-STEPS, EPOCH, WARMUP = 120, 40, 40
+STEPS, EPOCH, WARMUP = 60, 20, 20
 
 
 @pytest.fixture(scope="module")
 def job(workshop: pathlib.Path) -> pathlib.Path:
-    """Dropout, two groups with different decay, accumulation, clipping; 40 steps of warmup, which are one epoch."""
+    """Dropout, two groups with different decay, accumulation, clipping; 20 steps of warmup, which are one epoch."""
     tiny.write_text(workshop / "epoch.jsonl", EPOCH * 8)
     spec = tiny.spec_of(
         workshop / "runs", workshop / "gpt2", workshop / "epoch.jsonl", data__packing=False, train__max_steps=STEPS,
-        train__global_batch_size=8, train__warmup_ratio=WARMUP / STEPS, train__max_grad_norm=0.5,
+        train__global_batch_size=8, train__per_device_train_batch_size=2, train__warmup_ratio=WARMUP / STEPS,
+        train__max_grad_norm=0.5,
         checkpoint__save_steps=5, remedies__out_of_memory=False, remedies__hang=True,
     )  # fmt: skip
     file = workshop / "disturbed.json"
@@ -203,7 +204,7 @@ def test_a_worker_that_is_killed_for_memory_ends_the_run_with_one_line_that_says
     assert re.search(r"failed: rank [01] on node \S+ was killed for memory by the kernel: it held [\d.]+ GiB", said), (
         said
     )
-    assert "Lower eval.per_device_eval_batch_size" in said or "Lower data.seq_len" in said, said
+    assert "Lower train.per_device_train_batch_size (2) or data.seq_len (64)" in said, said
     assert f"resume: fleetune run --resume {starved.paths.root}" in output and "docs.ray.io" not in output
     assert starved.outcome.out_of_memory and starved.outcome.step >= 6
 

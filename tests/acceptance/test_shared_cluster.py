@@ -39,7 +39,7 @@ SLOTS, TENANTS = 4, ("vision", "speech", "search")
 LONG_S, SHORT_S = "600", "5"  # for how long no attempt is interrupted
 ENDED = ("succeeded", "failed", "cancelled")
 STEPS, FURTHER, SAVED_EVERY = 100_000, 30, 20
-SWEEP_STEPS = 100
+SWEEP_STEPS = 40
 HOLDS = """
 import sys, time, ray
 ray.init()

@@ -95,7 +95,7 @@ def test_a_run_leaves_all_that_is_needed_to_understand_and_repeat_it(under_ray: 
     assert paths.name in {entry["name"] for entry in listed}
 
 
-STEPS, EPOCH = 40, 15
+STEPS, EPOCH = 20, 8
 
 
 @pytest.mark.slow
@@ -105,8 +105,8 @@ def test_a_run_that_ray_began_goes_on_under_torchrun_and_saves_when_asked(
     """Over the ends of two epochs."""
     tiny.write_text(workshop / "epoch.jsonl", EPOCH * 8)
     spec = write_spec(
-        "gpt2", "epoch.jsonl", data__packing=False, train__global_batch_size=8, train__max_steps=STEPS,
-        train__max_grad_norm=0.5,
+        "gpt2", "epoch.jsonl", data__packing=False, train__global_batch_size=8, train__per_device_train_batch_size=2,
+        train__max_steps=STEPS, train__max_grad_norm=0.5,
     )  # fmt: skip
     before, hold = runs_in(workshop), Hold(tmp_path)
     hold.at(4)  # each request ends it for a step

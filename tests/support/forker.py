@@ -7,6 +7,7 @@ code is printed: 0, or the first other one of a worker.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -31,6 +32,8 @@ def import_what_a_gang_needs() -> None:
 
     for name in ("BertForSequenceClassification", "GPT2LMHeadModel", "LlamaForCausalLM"):
         getattr(transformers, name)
+    gc.collect()
+    gc.freeze()  # DeepSpeed collects garbage several times, and each time all of these objects would be looked at
 
 
 def forked(asked: dict[str, Any]) -> int:

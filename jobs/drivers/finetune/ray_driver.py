@@ -246,7 +246,7 @@ def crash_of(error: Exception, driver: str, places: Sequence[str] = ()) -> Crash
     """Describe the end of the workers, with what their nodes know about it; None if no worker was lost.
 
     Args:
-        error: exception of `TorchTrainer.fit`.
+        error: exception of `DriverTrainer.fit`.
         driver: see `Job`.
         places: nodes that a queue has assigned.
 

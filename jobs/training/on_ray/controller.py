@@ -12,23 +12,23 @@ import threading
 from typing import Any
 
 import ray
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller.controller import TrainController
 from ray.train.v2._internal.execution.scaling_policy import FixedScalingPolicy
 from ray.train.v2._internal.execution.worker_group import state, worker_group
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 # Callbacks that each start a process. The trainer has no data sets, and its placement group ends with this process.
 _NEEDLESS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
-class DriverTrainer(TorchTrainer):  # type: ignore[misc]  # ray carries no types
-    """A TorchTrainer whose controller runs in this process.
+class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]  # ray carries no types
+    """TorchTrainer's base, which does all of it but the process group; its controller runs in this process.
 
     Args:
         left: the driver sets this event when it gives up the workers. The controller then ends them, and `fit` raises
             ControllerError.
         alone: Ray ends with this process.
-        config, more: arguments of TorchTrainer.
+        config, more: arguments of DataParallelTrainer. The `backend_config` is a `ProcessGroup`.
     """
 
     def __init__(self, *config: Any, left: threading.Event, alone: bool = False, **more: Any) -> None:

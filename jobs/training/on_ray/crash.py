@@ -59,7 +59,7 @@ _KILLED = re.compile(r"Selected to kill: \(.*?task name=RayTrainWorker\..*?pid=(
 
 
 def crashes_of(error: BaseException) -> list[Crash]:
-    """List the lost workers that an error of `TorchTrainer.fit` reports; empty if no worker was lost."""
+    """List the lost workers that an error of `DriverTrainer.fit` reports; empty if no worker was lost."""
     from ray.exceptions import RayError
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError

@@ -50,7 +50,7 @@ def fit(
 ) -> Record | None:
     """Train on the connected cluster. Returns rank 0's result; None if a worker reported a failure.
 
-    `TorchTrainer.fit` runs in a thread, because on the main thread it would handle Ctrl-C itself and save nothing.
+    `DriverTrainer.fit` runs in a thread, because on the main thread it would handle Ctrl-C itself and save nothing.
 
     Args:
         places: the node of each worker; None lets Ray choose.
@@ -60,7 +60,7 @@ def fit(
         first: see `ray_worker`.
 
     Raises:
-        Exception: any exception of `TorchTrainer.fit`.
+        Exception: any exception of `DriverTrainer.fit`.
     """
     done: dict[str, Any] = {}
     wakeup = wakeup or Wakeup()
@@ -117,9 +117,9 @@ def _trainer(
         places, alone, first: see `fit`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig
 
     from jobs.training.on_ray.controller import DriverTrainer
+    from jobs.training.on_ray.process_group import ProcessGroup
 
     resources = job.spec.resources
     if resources.num_workers <= _FEW_WORKERS:
@@ -135,7 +135,7 @@ def _trainer(
         left=left,
         alone=alone,
         train_loop_config={"job": job, "first": first},
-        torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+        backend_config=ProcessGroup("nccl" if resources.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=resources.num_workers,
             use_gpu=bool(resources.gpus_per_worker),

@@ -14,6 +14,7 @@ from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission
 from cluster.capacity.inventory import Node
 from cluster.errors import BackendUnreachable, Fenced, LaunchRefused
 from tests.support.backends import Machines, Program, machines
+from tests.support.gangs import FORKED
 from tests.support.processes import process_lives, wait_for
 from tests.support.raycluster import RayHead, ray_head
 
@@ -24,7 +25,7 @@ KILLS = {"served": 6, "local": 12, "ray": 2}
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[RayHead]:
-    with ray_head() as head:
+    with ray_head(PYTHONPATH=FORKED) as head:
         yield head
 
 

@@ -18,6 +18,7 @@ from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray.backend import RayJobsBackend
 from cluster.ray.client import OutputRetention
 from tests.support.backends import Machines, Program, machines
+from tests.support.gangs import FORKED
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.raycluster import RayHead, ray_head
 
@@ -34,7 +35,7 @@ time.sleep(1000)
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[RayHead]:
-    with ray_head() as head:
+    with ray_head(PYTHONPATH=FORKED) as head:
         yield head
 
 

@@ -22,6 +22,7 @@ from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Change, Store
 from orchestrator.queue.tenants import Tenant
 from orchestrator.store import open_store
+from tests.support.gangs import FORKED
 from tests.support.queueservers import TERM_S, Servers, servers
 from tests.support.queueworld import new
 from tests.support.raycluster import ray_head
@@ -149,7 +150,7 @@ def test_a_server_killed_ten_times_over_twenty_jobs_of_a_real_ray_loses_none_and
     """The only one that kills servers while Ray's own list of jobs tells what runs; each program says whether it ran
     twice.
     """
-    with ray_head(num_cpus=8) as head:
+    with ray_head(num_cpus=8, PYTHONPATH=FORKED) as head:
         kill_ten_times(tmp_path, f"{head.dashboard} {head.token}", gpus=0, between_s=(1.0, 4.0))
 
 

@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import collections
+import gc
 import itertools
 import os
 import pathlib
@@ -66,3 +67,9 @@ def forked_ray_workers() -> Iterator[None]:
     """Run the fork server of this process of pytest: see `tests.support.fork_server`."""
     with fork_server.running():
         yield
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported and collected, some million objects, out of later garbage collections."""
+    gc.collect()
+    gc.freeze()

@@ -188,7 +188,7 @@ def record(name: str, trials: list[dict[str, Any]], out: pathlib.Path, folder: p
 def curve_of(task: Task, gangs: Any, run: JobPaths, spec: Any) -> dict[str, Any]:
     """Train one trial from rung to rung, and return its losses."""
     from jobs.run.attempts import take_run
-    from jobs.training.mailbox import Order
+    from jobs.training.mailbox import GangTask
 
     driver = take_run(run)
     raw, cooled, tokens = dict[int, float](), dict[int, float](), dict[int, int]()
@@ -196,7 +196,7 @@ def curve_of(task: Task, gangs: Any, run: JobPaths, spec: Any) -> dict[str, Any]
     # At a rung twice: with a cool-down, a gang scores nothing else.
     orders = [(stop, steps) for stop in task.stops for steps in (0, task.cooldown)]
     for until, cooldown in [*orders, (None, 0)]:
-        order = Order(action="train", run=run.root, spec=spec, until=until, driver=driver, cooldown_steps=cooldown)
+        order = GangTask(action="train", run=run.root, spec=spec, until=until, driver=driver, cooldown_steps=cooldown)
         answer = gangs.carry_out(order)
         if answer.status == "failed":
             failed = answer.reason

@@ -70,7 +70,8 @@ def fill(store: Store, path: Path, jobs: int) -> None:
     (job,) = store.jobs()
     epoch = epoch_of(store, 1.0)
     for to, reason, places in LIFE:
-        (job,) = store.move(epoch, [Transition(job.job_id, job.state, job.attempt, to, reason, "", places)], 1.0)
+        step = Transition(job.job_id, job.state, job.attempt, to, reason, "", places)
+        (job,) = store.apply_transitions(epoch, [step], 1.0)
     ended_s = f"({NOW_S - 60.0} - {SPAN_S} * (1.0 - n / {float(jobs)}))"
     began_s = f"({ended_s} - 1200.0 * (1 + n % 7))"
     job_id, change = "'job-' || substr('0000000' || n, -8)", f"{job.changed} + n"

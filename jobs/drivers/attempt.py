@@ -14,10 +14,10 @@ from cluster.imports import quick_imports
 from cluster.settings import DRIVER_TOKEN, DriverPlace, driver_place, take_out
 from jobs.console import Console, end_process
 from jobs.drivers.link.link import HttpLink
-from jobs.drivers.link.messages import Order, Registered
+from jobs.drivers.link.messages import Instruction, Registered
 from jobs.drivers.stop_request import StopKind, StopRequest
 
-_KINDS = {Order.STOP: StopKind.AFTER_CHECKPOINT, Order.LEAVE: StopKind.LEAVE}
+_KINDS = {Instruction.STOP: StopKind.AFTER_CHECKPOINT, Instruction.LEAVE: StopKind.LEAVE}
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
         stop.hold()
         with stop.raising():
             registered = link.register()
-            if registered.order is not Order.GO_ON:
+            if registered.order is not Instruction.GO_ON:
                 raise Interrupted(f"the server says: {registered.order}")
             link.start(registered.beat_every_s, lambda order, reason: stop.ask("heartbeat", reason, _KINDS[order]))
             return run(registered, place, link, stop, say)

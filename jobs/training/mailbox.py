@@ -1,7 +1,7 @@
 """Messages between the driver of a sweep, its trials and its warm gangs: files, each written once. Light to import.
 
-The driver writes an order for a gang; every worker of the gang reads it, and rank 0 writes the answer. An order is
-carried out once: if the workers are replaced, the new ones begin after the last order that the driver wrote.
+The driver writes a task for a gang; every worker of the gang reads it, and rank 0 writes the answer. A task is
+carried out once: if the workers are replaced, the new ones begin after the last task that the driver wrote.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Request(Frozen):
     trial: int = Field(ge=1, description="Number of the trial.")
 
 
-class Order(Frozen):
+class GangTask(Frozen):
     """The next task of a gang."""
 
     action: Action = Field(description="train, probe (losses after one step), export the trained model, or end.")
@@ -49,14 +49,14 @@ class Order(Frozen):
 
 
 class Answer(Frozen):
-    """The result of an order."""
+    """The result of a task."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")
 
     status: Status = Field(description="paused, finished, stopped on request, failed, probed, or exported.")
     step: int = Field(0, ge=0, description="Optimizer steps of the trial that are completed.")
     total_steps: int = Field(0, ge=0, description="Optimizer steps of the whole trial.")
-    tokens: int = Field(0, ge=0, description="Tokens that the steps of this order trained on.")
+    tokens: int = Field(0, ge=0, description="Tokens that the steps of this task trained on.")
     loss: float | None = Field(None, description="Training loss of the last step.")
     metrics: dict[str, float] = Field(default_factory=dict, description="Newest eval_*, measured after `step`.")
     base: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step, if known.")
@@ -64,9 +64,9 @@ class Answer(Frozen):
     losses: tuple[float, ...] = Field(
         (), description="For a probe: the loss before the step, and after it at each rate."
     )
-    reason: str | None = Field(None, description="Why the order failed.")
+    reason: str | None = Field(None, description="Why the task failed.")
     diverged: bool = Field(False, description="The training diverged: another attempt would compute the same.")
-    seconds: float = Field(0.0, ge=0.0, description="Seconds that the gang took for the order.")
+    seconds: float = Field(0.0, ge=0.0, description="Seconds that the gang took for the task.")
 
     @property
     def judged(self) -> dict[str, float]:
@@ -120,15 +120,15 @@ class TrialMailbox:
 
 
 class Mailbox:
-    """The orders and answers of one gang, numbered from 1."""
+    """The tasks and answers of one gang, numbered from 1."""
 
     def __init__(self, root: str) -> None:
-        self.orders = MessageFolder(storage.join(root, "orders"), Order)
+        self.tasks = MessageFolder(storage.join(root, "orders"), GangTask)
         self.answers = MessageFolder(storage.join(root, "answers"), Answer)
         self._opened = storage.join(root, "open")
 
     def open(self) -> None:
-        """Record that the model and the rows are loaded, so that orders will be read."""
+        """Record that the model and the rows are loaded, so that tasks will be read."""
         storage.write_bytes(self._opened, b"")
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ class WorkerContext(abc.ABC):
     ) -> None:
         """For `driver`, see `Job`."""
         self.rank, self.world_size, self.node, self.device = rank, world_size, node, device
-        self._paths, self._watch = paths, OrderWatch(paths, driver, rank)
+        self._paths, self._watch = paths, RequestWatch(paths, driver, rank)
 
     @abc.abstractmethod
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
@@ -51,7 +51,7 @@ class WorkerContext(abc.ABC):
     def for_run(self, paths: JobPaths, driver: str = "") -> WorkerContext:
         """Return this worker's context for another run, with that run's requests. Close it after that run."""
         other = copy.copy(self)
-        other._paths, other._watch = paths, OrderWatch(paths, driver, self.rank)
+        other._paths, other._watch = paths, RequestWatch(paths, driver, self.rank)
         return other
 
     def close(self) -> None:
@@ -139,7 +139,7 @@ def end_superseded() -> None:
     os._exit(1)
 
 
-class OrderWatch:
+class RequestWatch:
     """Looks, in a thread on rank 0, for requests in the run's directory and for another driver that has taken the run.
 
     Workers that are cut off from Ray and from their driver may still reach the storage. Another driver that resumes the
@@ -154,7 +154,7 @@ class OrderWatch:
         self._stop = self._save = False
         self._closed = threading.Event()
         if rank == 0:
-            threading.Thread(target=self._run, name="orders", daemon=True).start()
+            threading.Thread(target=self._run, name="requests", daemon=True).start()
 
     def requests(self) -> Requests:
         save = self._save

@@ -187,10 +187,10 @@ class _Term:
         """Make a plan, and write those of its decisions that can be carried out now."""
         planned = self._planner.plan(inventory, rules, self._drivers.slow(self._cache.jobs), now_s)
         if planned is not None:
-            self._write(planned.orders.transitions, now_s)
+            self._write(planned.result.transitions, now_s)
             self._planner.accept(planned)
 
     def _write(self, transitions: Sequence[Transition], now_s: float) -> None:
         if transitions:
             self._check_leadership()
-            self._cache.note(self._store.move(self.epoch, transitions, now_s))
+            self._cache.note(self._store.apply_transitions(self.epoch, transitions, now_s))

@@ -32,7 +32,7 @@ class Planned:
         again_s: time at which to plan again although `of` is the same, in seconds since 1970.
     """
 
-    orders: PlanResult
+    result: PlanResult
     of: Any
     again_s: float
 
@@ -104,7 +104,7 @@ class Planner:
 
     def accept(self, planned: Planned) -> None:
         """Keep a plan whose transitions are written."""
-        self._nominations, self._last = planned.orders.nominations, planned
+        self._nominations, self._last = planned.result.nominations, planned
 
     def demand(self) -> Demand:
         """Return the demand for an autoscaler, of the queue as the last pass left it."""

@@ -269,7 +269,7 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Leadership:
-    """The right to move jobs. `epoch` grows with each new holder; a write with an older epoch is refused."""
+    """The right to change jobs. `epoch` grows with each new holder; a write with an older epoch is refused."""
 
     holder: str
     epoch: int

@@ -155,7 +155,7 @@ class Store(Protocol):
     def changes(self, after: int, limit: int = 10_000) -> list[Job]:
         """Return jobs whose `changed` is above `after`, in that order. With `after` 0, ended jobs are left out."""
 
-    def move(self, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
+    def apply_transitions(self, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
         """Make the transitions that are still possible, each with an event. Returns the changed jobs.
 
         A transition is skipped if its job is in another state or attempt. A transition that MAY_GO_TO does not allow is

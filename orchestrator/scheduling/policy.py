@@ -10,7 +10,7 @@ from cluster.errors import InputError
 from cluster.text import nearest
 
 
-class Order(StrEnum):
+class RankBy(StrEnum):
     """What orders the jobs of one priority class; of equals, the job submitted first goes first."""
 
     SUBMITTED = "submitted"
@@ -45,14 +45,14 @@ class Policy:
         protected_s: time after the start of an attempt during which it is not interrupted.
         protected_growth: number of interruptions after which the protected time is doubled; it grows linearly.
         most_interruptions: most interruptions of one job.
-        attained_level_s: GPU-seconds that separate the two levels of Order.ATTAINED.
+        attained_level_s: GPU-seconds that separate the two levels of RankBy.ATTAINED.
         most_preempting: most gangs for which one plan interrupts others; the next plan goes on.
         move_worth_s: most cost of moving or shrinking others for a gang, in seconds of the gang's own GPUs.
         grow_worth: a running job grows only if this saves more than this many times the cost of its interruption.
     """
 
     name: str
-    order: Order
+    order: RankBy
     backfill: bool = True
     preemption: bool = False
     untold_s: float = 1800.0
@@ -76,16 +76,16 @@ class Policy:
     grow_worth: float = 2.0
 
 
-DEFAULT = Policy("default", Order.EXPECTED, preemption=True, guarded_share=0.35)
+DEFAULT = Policy("default", RankBy.EXPECTED, preemption=True, guarded_share=0.35)
 
 POLICIES: Mapping[str, Policy] = {
     policy.name: policy
     for policy in (
-        Policy("fifo", Order.SUBMITTED, backfill=False),
-        Policy("easy", Order.SUBMITTED),
+        Policy("fifo", RankBy.SUBMITTED, backfill=False),
+        Policy("easy", RankBy.SUBMITTED),
         Policy(
             "las",
-            Order.ATTAINED,
+            RankBy.ATTAINED,
             preemption=True,
             margin=1.0,
             cost_margin=0.0,
@@ -93,7 +93,7 @@ POLICIES: Mapping[str, Policy] = {
             most_interruptions=1_000_000,
             move_worth_s=0.0,
         ),
-        Policy("fair", Order.SHARE),
+        Policy("fair", RankBy.SHARE),
         DEFAULT,
     )
 }

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orchestrator.scheduling.job_table import Floats, Rows
-from orchestrator.scheduling.policy import Order, Policy
+from orchestrator.scheduling.policy import Policy, RankBy
 from orchestrator.scheduling.quota import NOT_ENTITLED, Limits, entitlements
 from orchestrator.scheduling.snapshot import Snapshot
 
@@ -22,12 +22,12 @@ class Ranking:
     """The ranking of all jobs. All arrays are [rows].
 
     Attributes:
-        score: within the priority class, the lower goes first; in seconds for Order.EXPECTED.
+        score: within the priority class, the lower goes first; in seconds for RankBy.EXPECTED.
         priority_class: higher classes go first.
         entitlement: the kind of nodes of its tenant's guarantee (see `quota`); None: no tenant has a guarantee.
         guarded: whether the job is among those that have waited longest (a starvation guard); None: there are none.
         waited_s: total time that the job has waited for its gang.
-        weight: weight of the gang's size; the score of Order.EXPECTED is time divided by it.
+        weight: weight of the gang's size; the score of RankBy.EXPECTED is time divided by it.
     """
 
     score: Floats
@@ -105,10 +105,10 @@ def _by_expected(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
 
 
 _SCORES = {
-    Order.SUBMITTED: _by_submission,
-    Order.ATTAINED: _by_attained,
-    Order.SHARE: _by_share,
-    Order.EXPECTED: _by_expected,
+    RankBy.SUBMITTED: _by_submission,
+    RankBy.ATTAINED: _by_attained,
+    RankBy.SHARE: _by_share,
+    RankBy.EXPECTED: _by_expected,
 }
 
 

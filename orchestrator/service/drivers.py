@@ -13,7 +13,7 @@ from typing import Any, Final
 from cluster.backend import Launch
 from cluster.capacity.occupancy import workers_in
 from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
-from jobs.drivers.link.messages import MOST_STEPS, Answer, Beat, Order, Register, Registered
+from jobs.drivers.link.messages import MOST_STEPS, Answer, Beat, Instruction, Register, Registered
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.spec.references import run_named
 from orchestrator.controller.drivers import LaunchOf
@@ -109,12 +109,12 @@ def register(context: ServiceContext, message: Register) -> Registered:
 def heartbeat(context: ServiceContext, message: Beat) -> Answer:
     """Record a heartbeat, and answer what to do.
 
-    If the attempt is over: Order.LEAVE. Raises QueueError, StoreBroken.
+    If the attempt is over: Instruction.LEAVE. Raises QueueError, StoreBroken.
     """
     job = _current(context, message)
     if job is None:
         reason = "the attempt is over, and another one may run"
-        return Answer(order=Order.LEAVE, reason=reason, queue=context.queue)
+        return Answer(order=Instruction.LEAVE, reason=reason, queue=context.queue)
     if message.run is not None and message.run != job.run:
         raise QueueError(f"{message.run[:200]} is not the run of {job.job_id}: that is {job.run}")
     said = Measured(
@@ -176,12 +176,12 @@ def _current(context: ServiceContext, message: Register | Beat) -> Job | None:
     return job if job.attempt == message.attempt and job.state in HOLDS_A_LEASE else None
 
 
-def _order(job: Job) -> tuple[Order, str]:
+def _order(job: Job) -> tuple[Instruction, str]:
     if job.wanted in _ASKED:
-        return Order.STOP, _ASKED[job.wanted]
+        return Instruction.STOP, _ASKED[job.wanted]
     if job.state is State.STOPPING:
-        return Order.STOP, job.message or job.reason.value
-    return Order.GO_ON, ""
+        return Instruction.STOP, job.message or job.reason.value
+    return Instruction.GO_ON, ""
 
 
 def _parents(context: ServiceContext, job: Job) -> list[Job]:

@@ -17,14 +17,14 @@ from cluster.errors import InputError
 from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.forecast.queue_simulation import Attempt, EndReason, Measuring, QueueSimulation
 from orchestrator.scheduling.job_table import WAITING
-from orchestrator.scheduling.policy import Order, policy_named
+from orchestrator.scheduling.policy import RankBy, policy_named
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 _JITTER_S = 10.0
 _REPORT_EVERY = 500  # passes between reports of progress
 _MOST_FAILURES = 10_000  # of one job, until the simulation is given up
 # These simple policies get the exact run times, like a scheduler whose jobs state exact time limits.
-_EXACT_TIMES = (Order.SUBMITTED, Order.SHARE)
+_EXACT_TIMES = (RankBy.SUBMITTED, RankBy.SHARE)
 
 OnWait = Callable[[QueueSimulation, int, int], None]
 

@@ -44,7 +44,9 @@ def submitted(new: NewJob, job_id: str, number: int, now_s: float, changed: int)
     )
 
 
-def moved(job: Job, transition: Transition, now_s: float, changed: int, parents_ended_s: float = 0.0) -> Job | None:
+def after_transition(
+    job: Job, transition: Transition, now_s: float, changed: int, parents_ended_s: float = 0.0
+) -> Job | None:
     """Return the job after a transition; None: the job is not in the state or attempt that the transition expects."""
     if job.state is not transition.expect or job.attempt != transition.attempt:
         return None

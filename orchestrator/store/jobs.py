@@ -17,7 +17,7 @@ from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import listing as pages
 from orchestrator.store.counters import take
-from orchestrator.store.database.rows import ASKED, HEARD, JOB_COLUMNS, MEASURED, MOVED, Values, values_of
+from orchestrator.store.database.rows import ASKED, CHANGED, HEARD, JOB_COLUMNS, MEASURED, Values, values_of
 from orchestrator.store.database.schema import ENDED_UNFOLLOWED, JOBS, OF_A_CLIENT, SPECS
 from orchestrator.store.database.unreadable import jobs_of, unread_of
 
@@ -123,7 +123,7 @@ def retry(connection: Connection, job_id: str, now_s: float, by: str) -> Job:
     if job.state is State.SUCCEEDED:
         raise JobEnded(f"job {job_id} has succeeded: submit it again to run it again")
     job = steps.retried(job, by, now_s, numbers.change + 1)
-    write(connection, [job], (*MOVED, "client"))
+    write(connection, [job], (*CHANGED, "client"))
     data = {"reason": job.reason, "by": by}
     history.add(connection, [QueueEvent(now_s, job.state, job.message, job_id, data)], numbers.event)
     return job

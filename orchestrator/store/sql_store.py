@@ -67,7 +67,7 @@ class SqlStore:
 
     last_change = _reads(counters.last_change)
     changes = _reads(listing.changes)
-    move = _writes(transitions.move)
+    apply_transitions = _writes(transitions.apply_transitions)
     pull_back = _writes(transitions.pull_back)
     measure = _writes(jobtable.measure)
     heard = _reads(jobtable.heard)

@@ -17,7 +17,7 @@ from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
 from orchestrator.store.counters import take
-from orchestrator.store.database.rows import JOB_COLUMNS, LEASE_COLUMNS, MOVED, Values, dumped, lease_of
+from orchestrator.store.database.rows import CHANGED, JOB_COLUMNS, LEASE_COLUMNS, Values, dumped, lease_of
 from orchestrator.store.database.schema import JOBS, LEASES
 from orchestrator.store.database.unreadable import jobs_of, records_of
 
@@ -35,12 +35,12 @@ _HELD = _LEASES.where(LEASES.c.released_s.is_(None))
 _SINCE = _LEASES.where(LEASES.c.released_s.is_(None) | (LEASES.c.released_s >= bindparam("since_s")))
 
 
-def move(connection: Connection, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
+def apply_transitions(connection: Connection, epoch: int, transitions: Sequence[Transition], now_s: float) -> list[Job]:
     steps.check(transitions)
     numbers = take(connection, epoch=epoch, changes=len(transitions), events=len(transitions))
     now = jobtable.get_all(connection, (one.job_id for one in transitions))
     parents_ended_s = jobtable.parents_ended_s(connection, now.values())
-    moved: dict[str, Job] = {}
+    changed: dict[str, Job] = {}
     granted: list[Values] = []
     released: list[Values] = []
     happened: list[QueueEvent] = []
@@ -48,7 +48,7 @@ def move(connection: Connection, epoch: int, transitions: Sequence[Transition], 
         before = now.get(one.job_id)
         if before is None:
             continue
-        after = steps.moved(before, one, now_s, numbers.change + place, parents_ended_s.get(one.job_id, 0.0))
+        after = steps.after_transition(before, one, now_s, numbers.change + place, parents_ended_s.get(one.job_id, 0.0))
         if after is None:
             continue
         if one.to is State.STARTING:
@@ -56,13 +56,13 @@ def move(connection: Connection, epoch: int, transitions: Sequence[Transition], 
         if before.state in HOLDS_A_LEASE and after.state not in HOLDS_A_LEASE:
             released.append(_release(before, now_s))
         happened.append(_event(after, now_s))
-        now[one.job_id] = moved[one.job_id] = after
-    jobtable.write(connection, moved.values(), MOVED)
+        now[one.job_id] = changed[one.job_id] = after
+    jobtable.write(connection, changed.values(), CHANGED)
     for statement, rows in ((_GRANT, granted), (_RELEASE, released)):
         if rows:
             connection.execute(statement, rows)
     history.add(connection, happened, numbers.event)
-    return list(moved.values())
+    return list(changed.values())
 
 
 def release(connection: Connection, job_id: str, attempt: int, now_s: float, by: str) -> Job:
@@ -74,9 +74,11 @@ def release(connection: Connection, job_id: str, attempt: int, now_s: float, by:
         )
     state, text = landing(job) if job.wanted is not DesiredState.CANCEL else (State.CANCELLED, "cancelled")
     reason = Reason.CANCELLED if job.wanted is DesiredState.CANCEL else job.reason
-    after = steps.moved(job, Transition(job_id, job.state, attempt, state, reason, text), now_s, numbers.change + 1)
+    after = steps.after_transition(
+        job, Transition(job_id, job.state, attempt, state, reason, text), now_s, numbers.change + 1
+    )
     assert after is not None
-    jobtable.write(connection, [after], MOVED)
+    jobtable.write(connection, [after], CHANGED)
     connection.execute(_RELEASE, [_release(job, now_s)])
     said = f"{by} has released the nodes of attempt {attempt}, whose driver was not seen to end"
     event = QueueEvent(now_s, "released", said, job_id, {"by": by, "attempt": attempt, "placement": job.placement})
@@ -91,7 +93,7 @@ def give_back(connection: Connection, job_id: str, attempt: int, kept: NodePlace
     if found is None:
         return job
     after, back = found
-    jobtable.write(connection, [after], MOVED)
+    jobtable.write(connection, [after], CHANGED)
     key = {"of_job": job.number, "of_attempt": attempt}
     connection.execute(_SHRINK.values(placement=dumped(after.placement), workers=workers_in(after.placement)), key)
     granted_s = now_s if job.started_s is None else job.started_s
@@ -110,7 +112,7 @@ def pull_back(connection: Connection, epoch: int, now_s: float) -> None:
     for place, job in enumerate(jobs, 1):
         began_s = None if job.started_s is None else min(job.started_s, now_s)
         since_s, changed = min(job.waiting_since_s, now_s), numbers.change + place
-        jobtable.write(connection, [replace(job, started_s=began_s, waiting_since_s=since_s, changed=changed)], MOVED)
+        jobtable.write(connection, [replace(job, started_s=began_s, waiting_since_s=since_s, changed=changed)], CHANGED)
 
 
 def _grant(job: Job, now_s: float) -> Values:

@@ -35,7 +35,7 @@ from jobs.spec.load import load_spec
 from jobs.training.loop import loop, step
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.warm import serve
-from jobs.training.mailbox import Answer, MessageFolder, Order
+from jobs.training.mailbox import Answer, GangTask, MessageFolder
 from jobs.training.model import export
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.worker_context import Requests, TorchrunWorkerContext
@@ -155,7 +155,7 @@ def run_warm(case: dict[str, Any], world: TorchrunWorld) -> None:
         resident.append(psutil.Process().memory_info().rss / 1e6)
         answered(self, number, answer)
 
-    def poisoned(self: MessageFolder[Order], number: int) -> Order:
+    def poisoned(self: MessageFolder[GangTask], number: int) -> GangTask:
         order = awaited(self, number)
         step.loss_sum = (lambda *of: loss(*of) * float("nan")) if order.run in case["poisoned"] else loss
         return order

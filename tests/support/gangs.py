@@ -21,7 +21,7 @@ from jobs.run.paths import JobPaths
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal
-from jobs.training.mailbox import Answer, Mailbox, Order
+from jobs.training.mailbox import Answer, GangTask, Mailbox
 
 ROOT = pathlib.Path(__file__).parents[2]
 _SUPPORT = ROOT / "tests/support"
@@ -117,7 +117,7 @@ def run_gang(
 
 
 def run_warm_gang(
-    folder: pathlib.Path, num_workers: int, base: Case, orders: list[Order], poisoned: Sequence[Case] = ()
+    folder: pathlib.Path, num_workers: int, base: Case, orders: list[GangTask], poisoned: Sequence[Case] = ()
 ) -> list[Answer]:
     """Have one warm gang carry out all orders; its answers. `memory.json` in the folder has the resident MB after each.
 
@@ -127,8 +127,8 @@ def run_warm_gang(
     """
     mailbox, spec_file = Mailbox(base.paths.root), folder / f"{base.name}.json"
     spec_file.write_bytes(dump_spec(base.spec))
-    for number, order in enumerate([*orders, Order(action="end")], 1):
-        mailbox.orders.put(number, order)
+    for number, order in enumerate([*orders, GangTask(action="end")], 1):
+        mailbox.tasks.put(number, order)
     case = {
         "spec": str(spec_file),
         "gang_root": base.paths.root,

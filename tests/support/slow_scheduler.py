@@ -13,7 +13,7 @@ from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Placement
 from orchestrator.scheduling.job_table import NOBODY, RUNNING, WAITING
 from orchestrator.scheduling.plan.decisions import Interrupt, Plan, Reservation, Start
-from orchestrator.scheduling.policy import Order, Policy
+from orchestrator.scheduling.policy import Policy, RankBy
 from orchestrator.scheduling.snapshot import Snapshot
 from tests.support.scheduling import Machine, placement_in, type_of
 
@@ -62,12 +62,12 @@ class Standings:
         jobs, policy = self.jobs, self.policy
         over = {number: self.snapshot.used_s[number] / one.weight for number, one in enumerate(self.snapshot.tenants)}
         tenant, size = int(jobs.tenant[row]), float(jobs.size[row])
-        if policy.order is Order.SHARE:
+        if policy.order is RankBy.SHARE:
             return float(over[tenant])
-        if policy.order is Order.ATTAINED:
+        if policy.order is RankBy.ATTAINED:
             running = self.snapshot.now_s - jobs.started_s[row] if jobs.state[row] == RUNNING else 0.0
             return float((jobs.attained_s[row] + running) * size >= policy.attained_level_s)
-        if policy.order is Order.SUBMITTED:
+        if policy.order is RankBy.SUBMITTED:
             return 0.0
         expected = float(jobs.remaining_s[row])
         if math.isnan(expected):

@@ -61,7 +61,7 @@ def go(store: Store, job: Job, *ways: State, now_s: float = START_S, reason: Rea
     """Along these states, all at one time; the reason is that of the last steps out of RUNNING."""
     epoch = lead(store, now_s=now_s)
     for to in ways:
-        (job,) = store.move(epoch, [step(job, to, reason if to not in _USUAL else None)], now_s)
+        (job,) = store.apply_transitions(epoch, [step(job, to, reason if to not in _USUAL else None)], now_s)
     return job
 
 

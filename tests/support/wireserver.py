@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.settings import DriverPlace
-from jobs.drivers.link.messages import Answer, Beat, Order, Register, Registered
+from jobs.drivers.link.messages import Answer, Beat, Instruction, Register, Registered
 from tests.support.processes import wait_for
 
 TOKEN, QUEUE = "the-attempt-s-own-token", "a1b2c3d4"
@@ -35,7 +35,7 @@ class WireServer:
     """
 
     registered: Registered
-    order: Order = Order.GO_ON
+    order: Instruction = Instruction.GO_ON
     status: int | None = None
     error: str = "X"
     queue: str = QUEUE

@@ -1,6 +1,6 @@
 """A row order over several sections of the data, which are used in proportion to their weights.
 
-It is used in place of a single `row_order.Order` if the sources have weights, and holds an `Order` for each section.
+It is used in place of `row_order.ShuffledRows` if the sources have weights, and holds one of these for each section.
 Like that, it is a pure function: for any position it computes which section the row comes from, and which use of that
 section it is. Use k of a section is the k-th row drawn from it, counted from 0 through all its epochs.
 Nothing depends on workers, on restarts or on the ranges that are requested, and only a few numbers are stored.
@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jobs.data.order.permutation import Rows, key, keys, walk
-from jobs.data.order.row_order import Order
+from jobs.data.order.row_order import ShuffledRows
 
 _MIX, _SECTION = 5, 6  # purposes of keys; `jobs.data.order.row_order` uses 1 to 4
 _SHARE_BITS = 20  # shares are multiples of 2**-20, so that all arithmetic on positions is exact in int64
@@ -37,7 +37,8 @@ _ALL = 1 << _SHARE_BITS
 _MAX_SECTIONS = 2**14  # their numbers are sorted as 16-bit integers, and with more sections shares would be coarse
 _MIN_CYCLE = 64
 _PIECE_ROWS = 2**15  # rows permuted at once, so that numpy's passes stay in a core's cache
-_STRETCH_ROWS = 2**18  # rows gathered by section at once: `Order` computes whole windows, so each section asks for many
+# Rows gathered by section at once: `ShuffledRows` computes whole windows, so each section asks for many.
+_STRETCH_ROWS = 2**18
 
 
 @dataclass(frozen=True)
@@ -240,9 +241,9 @@ class Mixture:
         return tuple(accumulate((section.rows for section in self.sections), initial=0))
 
     @cached_property
-    def _orders(self) -> tuple[Order, ...]:
+    def _orders(self) -> tuple[ShuffledRows, ...]:
         return tuple(
-            Order(section.rows, self.rows_per_block, key(self.seed, _SECTION, number))
+            ShuffledRows(section.rows, self.rows_per_block, key(self.seed, _SECTION, number))
             for number, section in enumerate(self.sections)
         )
 

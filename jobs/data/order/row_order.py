@@ -28,7 +28,7 @@ _PIECE_ROWS = 2**15  # rows processed at once, so that numpy's passes stay in a 
 
 
 class RowOrder(Protocol):
-    """The source of a `StepPlan`'s rows: an `Order`, or a mixture of several (see `jobs.data.order.mixture`)."""
+    """The source of a `StepPlan`'s rows: `ShuffledRows`, or a mixture of several (see `jobs.data.order.mixture`)."""
 
     @property
     def num_rows(self) -> int:
@@ -45,7 +45,7 @@ class RowOrder(Protocol):
 
 
 @dataclass(frozen=True)
-class Order:
+class ShuffledRows:
     """An endless sequence of rows: position p is in epoch p // num_rows; each epoch is a permutation of all rows.
 
     Windows consist of blocks, and are numbered through all epochs. Only the last block of the data may be shorter; the
@@ -139,7 +139,7 @@ class Order:
 
 
 @lru_cache(maxsize=256)  # a mixture has one order for each section
-def _short_place(order: Order, epoch: int) -> int:
+def _short_place(order: ShuffledRows, epoch: int) -> int:
     """Return one epoch's `_short_places`, cached because a loop over steps asks for it repeatedly."""
     last, with_key = np.array([[order.num_blocks - 1]]), keys(key(order.seed, _BLOCKS), np.array([[epoch]]))
     return int(walk(last, order.num_blocks, with_key, forward=False)[0, 0])

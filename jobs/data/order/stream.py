@@ -22,7 +22,7 @@ import pyarrow as pa
 from cluster.errors import SpecError
 from jobs.data.order.mixture import MixedSection, Mixture, Weights
 from jobs.data.order.permutation import Rows
-from jobs.data.order.row_order import GROUP_STEPS, WINDOW_BLOCKS, Order, RowOrder, StepPlan, micro_batches
+from jobs.data.order.row_order import GROUP_STEPS, WINDOW_BLOCKS, RowOrder, ShuffledRows, StepPlan, micro_batches
 from jobs.data.prepared import ROW_SCHEMA, ROWS_PER_BLOCK, Prepared, Split
 from jobs.planning.batching import Batching, plan_batching
 from jobs.planning.replay import ReplayRaise, raised_weights
@@ -111,7 +111,7 @@ def step_plan(spec: Spec, split: Split, raises: Sequence[ReplayRaise] = ()) -> S
 def row_order(spec: Spec, split: Split) -> RowOrder:
     """Return the row order: all rows once in each epoch, or, if the sources have weights, a mixture."""
     if not spec.data.mixed:
-        return Order(len(split), split.rows_per_block, spec.seed)
+        return ShuffledRows(len(split), split.rows_per_block, spec.seed)
     sections = (
         MixedSection(rows, source.weight or 1.0, source.max_epochs)
         for source, rows in zip(spec.data.train, split.rows_of_sources, strict=True)

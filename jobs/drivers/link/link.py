@@ -1,4 +1,4 @@
-"""The driver's connection to the queue: it registers, sends heartbeats and receives orders. Light to import.
+"""The driver's connection to the queue: it registers, sends heartbeats and receives instructions. Light to import.
 
 Training never depends on the connection. A server that was unreachable gets the newest values once it answers again.
 """
@@ -16,16 +16,16 @@ from typing import Any, Final, Protocol, TypeVar
 from cluster.errors import FleetuneError
 from cluster.settings import DriverPlace
 from jobs.drivers.link.call import ANSWER_S, NoAnswer, NotUnderstood, Refused, Server
-from jobs.drivers.link.messages import Answer, Beat, Message, Order, Register, Registered
+from jobs.drivers.link.messages import Answer, Beat, Instruction, Message, Register, Registered
 
 Say = Callable[[str], None]
-OnOrder = Callable[[Order, str], None]
+OnOrder = Callable[[Instruction, str], None]
 FromQueue = TypeVar("FromQueue", Registered, Answer)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
 _LAST_BEAT_S: Final = 5.0  # timeout of the last heartbeat
-_HURRIES_S: Final = 1.0  # interval of heartbeats while a draining run waits for an order
+_HURRIES_S: Final = 1.0  # interval of heartbeats while a draining run waits for an instruction
 _OVER: Final = "AttemptOver"  # the server's name of this error
 _BAD_REQUEST: Final = 400
 
@@ -49,9 +49,9 @@ class Link(Protocol):
 class HttpLink:
     """The link to the servers of a queue.
 
-    Only the queue itself can end the attempt: by `Order.LEAVE`, or by an error named `AttemptOver` with the id of the
-    queue that has started this driver. Any other answer may come from a proxy or from the server of another queue, and
-    counts as no answer. After that, the next server of the queue is asked.
+    Only the queue itself can end the attempt: by `Instruction.LEAVE`, or by an error named `AttemptOver` with the id of
+    the queue that has started this driver. Any other answer may come from a proxy or from the server of another queue,
+    and counts as no answer. After that, the next server of the queue is asked.
     """
 
     def __init__(self, place: DriverPlace, say: Say) -> None:
@@ -63,8 +63,8 @@ class HttpLink:
         self._wake, self._closing = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._silent = False
-        self._order = Order.GO_ON
-        self._hurries = False  # nodes are being taken away, and the driver waits for an order
+        self._order = Instruction.GO_ON
+        self._hurries = False  # nodes are being taken away, and the driver waits for an instruction
 
     def register(self) -> Registered:
         """Ask what to run, until a server of the queue answers; there is no time limit.
@@ -118,19 +118,19 @@ class HttpLink:
     def _run(self, every_s: float, on_order: OnOrder) -> None:
         last = False
         while not last:
-            hurries = self._hurries and self._order is Order.GO_ON
+            hurries = self._hurries and self._order is Instruction.GO_ON
             self._wake.wait((min(every_s, _HURRIES_S) if hurries else every_s) * random.uniform(0.8, 1.2))
             last = self._closing.is_set()
             self._wake.clear()
             order, reason = self._beat()
             if order is not self._order and not last:
                 self._order = order
-                if order is not Order.GO_ON:
+                if order is not Instruction.GO_ON:
                     self._say(f"the server says: {order}{f' ({reason})' if reason else ''}")
                     on_order(order, reason)
 
-    def _beat(self) -> tuple[Order, str]:
-        """Send a heartbeat and return the order and its reason; the last order if the server does not answer."""
+    def _beat(self) -> tuple[Instruction, str]:
+        """Send a heartbeat and return the instruction and its reason; the last ones if the server does not answer."""
         asked, place, last = self._servers[0].url, self._place, self._closing.is_set()
         try:
             with self._lock:
@@ -138,7 +138,7 @@ class HttpLink:
             beat = Beat(job_id=place.job_id, queue=place.queue, attempt=place.attempt, last=last, **known)
             answer = self._post("beat", beat, Answer, _LAST_BEAT_S if last else ANSWER_S)
         except AttemptOver as error:
-            return Order.LEAVE, str(error)
+            return Instruction.LEAVE, str(error)
         except Exception as error:  # no error of the link may end the training
             if not self._silent:
                 self._silent = True

@@ -1,7 +1,7 @@
 """The messages between a job's driver and the server: frozen values, sent as JSON over HTTP.
 
 A driver starts with `Register`, and is told what to run. Then it sends a `Beat` at regular intervals, and the answer
-holds an order. A beat reports all newest values, not changes, so a lost beat does no harm.
+holds an instruction. A beat reports all newest values, not changes, so a lost beat does no harm.
 
     POST /v1/driver/register   Register -> Registered
     POST /v1/driver/beat       Beat -> Answer
@@ -44,7 +44,7 @@ class Message(BaseModel):
     version: Literal[1] = WIRE_VERSION
 
 
-class Order(StrEnum):
+class Instruction(StrEnum):
     GO_ON = "go-on"
     STOP = "stop"  # save, end, and exit with 130
     LEAVE = "leave"  # the attempt is over, and another one may be running: end at once, and write nothing more
@@ -83,7 +83,7 @@ class Registered(Message):
     parents: Mapping[str, str] = Field(default_factory=dict)
     secrets: Mapping[str, str] = Field(default_factory=dict)
     beat_every_s: float = Field(10.0, gt=0.0)
-    order: Order = Order.GO_ON
+    order: Instruction = Instruction.GO_ON
 
 
 class Beat(Message):
@@ -128,7 +128,7 @@ class Beat(Message):
 class Answer(Message):
     """The answer to a heartbeat. `queue` is the id of the queue that answers."""
 
-    order: Order
+    order: Instruction
     reason: str = ""
     queue: str = ""
 

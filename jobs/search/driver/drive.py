@@ -47,7 +47,7 @@ from jobs.spec.finetune import PLANNED, Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
-from jobs.training.mailbox import Order
+from jobs.training.mailbox import GangTask
 from jobs.training.worker_input import Job
 
 _NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # modules that this process needs
@@ -106,7 +106,7 @@ def drive_sweep(
         planned = sweep.model_copy(update={"base": base})
         ledger = Ledger(planned, paths.root, steps_of, tokens_per_run(split, base))
         plan = checked_plan(ledger.sweep, ledger.total_steps, ledger.tokens_per_run, ledger.probe_steps)
-        # A directory for this driver, so that its gangs do not read the orders of earlier drivers.
+        # A directory for this driver, so that its gangs do not read the tasks of earlier drivers.
         own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
         goes_on = kind_within(ledger, plan, ledger.spent) != "done"  # else earlier drivers have ended the search
         if goes_on:
@@ -255,8 +255,8 @@ def concluded_sweep(search: Search) -> Outcome:
     model = before.model_path if before is not None else None
     if ledger.sweep.then == "export" and model is None:
         search.announce("phase", f"exporting the model of trial {best.number}", phase="export")
-        order = Order(action="export", run=best.paths.root, spec=best.spec, driver=best.driver)
-        answer = search.carried_out(order)
+        task = GangTask(action="export", run=best.paths.root, spec=best.spec, driver=best.driver)
+        answer = search.carried_out(task)
         if answer.status != "exported":
             raise RunFailed(f"the model of trial {best.number} could not be exported: {answer.reason}")
         model = best.paths.model

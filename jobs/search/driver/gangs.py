@@ -1,4 +1,4 @@
-"""All warm gangs of a sweep, and the choice of a free gang for each order."""
+"""All warm gangs of a sweep, and the choice of a free gang for each task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jobs.search.driver.warm_gang import GangLost, WarmGang
 from jobs.search.rules.varying import engine_of
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
-from jobs.training.mailbox import Answer, Order
+from jobs.training.mailbox import Answer, GangTask
 from jobs.training.worker_input import Job
 
 _LOG_BYTES = 1500  # of the end of a log, about 15 lines
@@ -43,9 +43,9 @@ class Gangs:
             most: largest number of gangs at once.
             alone: this process has started Ray, which ends with it.
             places: node of each worker of all gangs, as a queue assigned it; None lets Ray choose.
-            engines_vary: start each gang at its first order, with the engine of that order, and again for an order with
+            engines_vary: start each gang at its first task, with the engine of that task, and again for a task with
                 another engine. If a gang cannot be started, only the trial fails, and not the sweep.
-            at_once: start all gangs now, instead of each at its first order.
+            at_once: start all gangs now, instead of each at its first task.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
         self._engines_vary = engines_vary
@@ -57,7 +57,7 @@ class Gangs:
         ]
         self._free = list(range(most))  # numbers of gangs: their places in `_all`
         self._held = dict[int, str]()  # by number: the run whose state its gang holds
-        self._over = set[int]()  # numbers of gangs that get no more orders
+        self._over = set[int]()  # numbers of gangs that get no more tasks
         self._given_back = set[int]()  # numbers of those of them whose workers have ended
 
     def _started(self, number: int, spec: Spec) -> WarmGang:
@@ -73,7 +73,7 @@ class Gangs:
         return len(self._usable())
 
     def _usable(self) -> list[int]:
-        """Return the numbers of gangs that may get an order; those that wait for room only if all others do."""
+        """Return the numbers of gangs that may get a task; those that wait for room only if all others do."""
         usable = [number for number in range(len(self._all)) if self._is_usable(number)]
         return [number for number in usable if not ((gang := self._all[number]) and gang.waits_for_room)] or usable
 
@@ -86,17 +86,17 @@ class Gangs:
         """Why no gang is left; None while there is one."""
         return None if len(self) else next((gang.dead for gang in self._all if gang is not None and gang.dead), None)
 
-    def carry_out(self, order: Order) -> Answer:
-        """Wait for a free gang, and carry out an order on it: the gang with the run's state, else with its engine.
+    def carry_out(self, task: GangTask) -> Answer:
+        """Wait for a free gang, and carry out a task on it: the gang with the run's state, else with its engine.
 
         Raises:
-            GangLost: the order may be given again.
+            GangLost: the task may be given again.
             FleetuneError: no gang is left; or a node that the queue has assigned is gone.
         """
-        with self._taken(order) as number:
-            self._held[number] = order.run
+        with self._taken(task) as number:
+            self._held[number] = task.run
             try:
-                return self._gang_for(number, order.spec or self._job.spec).carry_out(order)
+                return self._gang_for(number, task.spec or self._job.spec).carry_out(task)
             except (GangLost, StorageError):
                 raise
             except FleetuneError as error:
@@ -121,13 +121,13 @@ class Gangs:
         return new
 
     @contextlib.contextmanager
-    def _taken(self, order: Order) -> Iterator[int]:
+    def _taken(self, task: GangTask) -> Iterator[int]:
         """Reserve a free gang, and yield its number."""
-        engine = engine_of(order.spec or self._job.spec)
+        engine = engine_of(task.spec or self._job.spec)
 
         def fits(number: int) -> tuple[bool, bool, bool]:
             gang = self._all[number]
-            return self._held.get(number) == order.run, gang is not None and gang.engine == engine, gang is None
+            return self._held.get(number) == task.run, gang is not None and gang.engine == engine, gang is None
 
         with self._changed:
             while not (usable := [number for number in self._usable() if number in self._free]):

@@ -37,7 +37,7 @@ from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader
-from jobs.training.mailbox import Answer, Order, TrialMailbox
+from jobs.training.mailbox import Answer, GangTask, TrialMailbox
 
 _POLL_S = 0.05
 _LOOK_EVERY_S = 1.0  # for requests and changes; each look asks the storage
@@ -142,9 +142,9 @@ class Search:
         self.announce("phase", f"looking for the greatest learning rate, up to {rates[-1]:.2g}", phase="probe")
         probe = JobPaths(storage.join(self._own, "probe"))
         spec = trial_spec(ledger.sweep.base, prior_of(ledger.sweep))  # the first trial's: the gang has its engine then
-        order = Order(action="probe", run=probe.root, spec=spec, rates=rates, driver=take_run(probe))
+        task = GangTask(action="probe", run=probe.root, spec=spec, rates=rates, driver=take_run(probe))
         try:
-            answer = self.gangs.carry_out(order)
+            answer = self.gangs.carry_out(task)
         except GangLost as error:
             self.announce("warning", f"{error}: the greatest learning rate is not looked for")
             return
@@ -265,7 +265,7 @@ class Search:
             trial.driver = take_run(trial.paths)
             for gone in (trial.paths.stop_request, trial.paths.save_request, trial.paths.outcome):
                 storage.remove_file(gone)  # of an earlier driver
-        order = Order(
+        task = GangTask(
             action="train",
             run=trial.paths.root,
             spec=trial.spec,
@@ -277,14 +277,14 @@ class Search:
         ledger.began(trial)
         said = f"training {format_trial(trial)} to step {until}"
         self.announce("phase", said, phase="train", trial=trial.number, until=until)
-        return self.carried_out(order)
+        return self.carried_out(task)
 
-    def carried_out(self, order: Order) -> Answer:
-        """Have a gang carry out an order; another gang if the first is lost. Raises FleetuneError: no gang is left."""
+    def carried_out(self, task: GangTask) -> Answer:
+        """Have a gang carry out a task; another gang if the first is lost. Raises FleetuneError: no gang is left."""
         losses = 0
         while True:
             try:
-                return self.gangs.carry_out(order)
+                return self.gangs.carry_out(task)
             except GangLost as error:
                 losses += 1
                 if losses >= _MAX_LOST_GANGS:

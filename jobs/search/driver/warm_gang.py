@@ -1,4 +1,4 @@
-"""One warm gang of a sweep's driver: starts its workers, gives them orders, and starts them again after a loss."""
+"""One warm gang of a sweep's driver: starts its workers, gives them tasks, and starts them again after a loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
-from jobs.training.mailbox import Answer, Mailbox, Order
+from jobs.training.mailbox import Answer, GangTask, Mailbox
 from jobs.training.on_ray.crash import How
 from jobs.training.on_ray.fit import Healing, fit
 from jobs.training.worker_input import Job
@@ -29,21 +29,21 @@ _END_S = 30.0
 
 
 class GangLost(FleetuneError):
-    """The gang was lost while it carried out an order. The order may be given again, to this gang or another one."""
+    """The gang was lost while it carried out a task. The task may be given again, to this gang or another one."""
 
 
 class _OrderFailed(FleetuneError):
-    """The workers ended because of the order. The driver answers it in their place."""
+    """The workers ended because of the task. The driver answers it in their place."""
 
 
 class WarmGang:
-    """A gang that stays from trial to trial, and carries out one order at a time.
+    """A gang that stays from trial to trial, and carries out one task at a time.
 
     Its methods may be called by any thread.
 
     Attributes:
         engine: see `engine_of`.
-        dead: why it will not carry out any more orders; None while it may.
+        dead: why it will not carry out any more tasks; None while it may.
         waits_for_room: its workers were lost, and the cluster has no room for others.
     """
 
@@ -60,16 +60,16 @@ class WarmGang:
         self.waits_for_room = False
         self._mailbox = Mailbox(job.run_root)
         self._lock = threading.Lock()
-        self._next = 1  # number of the next order
-        self._open: int | None = None  # number of the order that is being carried out
-        self._given_up: dict[int, FleetuneError] = {}  # by number: why the workers will not answer an order
+        self._next = 1  # number of the next task
+        self._open: int | None = None  # number of the task that is being carried out
+        self._given_up: dict[int, FleetuneError] = {}  # by number: why the workers will not answer a task
         self._ending = False
         storage.write_bytes(job.paths.spec, dump_spec(job.spec))
         self._thread = threading.Thread(target=self._run, name="gang", daemon=True)
         self._thread.start()
 
-    def carry_out(self, order: Order) -> Answer:
-        """Give an order to the workers, and wait for the answer.
+    def carry_out(self, task: GangTask) -> Answer:
+        """Give a task to the workers, and wait for the answer.
 
         Raises:
             GangLost: the workers were lost.
@@ -78,7 +78,7 @@ class WarmGang:
         with self._lock:
             if self.dead is not None:
                 raise self.dead
-            assert self._open is None, "one order at a time"
+            assert self._open is None, "one task at a time"
             number = self._open = self._next
             self._next += 1
 
@@ -89,7 +89,7 @@ class WarmGang:
                 raise error
 
         try:
-            self._mailbox.orders.put(number, order)
+            self._mailbox.tasks.put(number, task)
             return self._mailbox.answers.wait(number, look)
         except _OrderFailed as error:
             return Answer(status="failed", reason=str(error))
@@ -105,7 +105,7 @@ class WarmGang:
             number = self._next
             self._next += 1
         with contextlib.suppress(StorageError):
-            self._mailbox.orders.put(number, Order(action="end"))
+            self._mailbox.tasks.put(number, GangTask(action="end"))
         self._thread.join(_END_S)
         return not self._thread.is_alive()
 
@@ -171,10 +171,10 @@ class WarmGang:
         return lost.model_copy(update={"reason": reason, **facts})
 
     def _go_on_after(self, outcome: Outcome, healing: Healing) -> None:
-        """Give up the open order. Raises FleetuneError if the workers should not be started again."""
+        """Give up the open task. Raises FleetuneError if the workers should not be started again."""
         reason = str(outcome.reason)
         if outcome.status is not Status.FAILED:
-            raise RunFailed("the workers of the gang ended without an order to end")
+            raise RunFailed("the workers of the gang ended without a task to end")
         if not outcome.lost and not self._mailbox.is_open:
             raise RunFailed(reason, outcome.rank)
         if not healing.may_go_on():

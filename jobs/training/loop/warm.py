@@ -21,7 +21,7 @@ from jobs.training.loop.loop import begun, finish, load, ready, told_before_trai
 from jobs.training.loop.measuring import HeldState, cooled_down, losses_along_first_step
 from jobs.training.loop.restoring import restored
 from jobs.training.loop.state import Loaded, LoopState, Run
-from jobs.training.mailbox import Answer, Mailbox, Order, Status
+from jobs.training.mailbox import Answer, GangTask, Mailbox, Status
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
@@ -29,11 +29,11 @@ from jobs.training.worker_input import Job
 
 
 def serve(job: Job, worker: WorkerContext, first: int) -> LoopState:
-    """Carry out the gang's orders until it is told to end. Every rank must call it.
+    """Carry out the gang's tasks until it is told to end. Every rank must call it.
 
     Args:
         job: the base job; its run is the gang's directory.
-        first: number of the first order.
+        first: number of the first task.
 
     Raises:
         Exception: an error that may concern this rank alone, after which the gang cannot be used.
@@ -45,9 +45,9 @@ def serve(job: Job, worker: WorkerContext, first: int) -> LoopState:
     if worker.rank == 0:
         mailbox.open()
     number = first
-    while (order := mailbox.orders.wait(number)).action != "end":
+    while (task := mailbox.tasks.wait(number)).action != "end":
         began_s = time.monotonic()
-        answer = runner.carry_out(order)
+        answer = runner.carry_out(task)
         if worker.rank == 0:
             mailbox.answers.put(number, answer.model_copy(update={"seconds": time.monotonic() - began_s}))
         number += 1
@@ -68,25 +68,25 @@ class _TrialRunner:
         self._before = dict[int, dict[str, float]]()  # eval_* before the first step, by the seed of the weights
         self._held: tuple[str, LoopState] | None = None  # root of a trial's run, and the state that the engine holds
 
-    def carry_out(self, order: Order) -> Answer:
-        assert order.spec is not None
-        spec = without_remedies(order.spec)
-        job = replace(self._job, spec=spec, run_root=order.run, driver=order.driver)
-        worker, reporter = self._worker.for_run(job.paths, order.driver), Reporter(job.paths, self._worker.rank)
+    def carry_out(self, task: GangTask) -> Answer:
+        assert task.spec is not None
+        spec = without_remedies(task.spec)
+        job = replace(self._job, spec=spec, run_root=task.run, driver=task.driver)
+        worker, reporter = self._worker.for_run(job.paths, task.driver), Reporter(job.paths, self._worker.rank)
         run = None
         try:
             run = ready(replace(self._loaded, engine=self._loaded.engine.set_for(job.spec)), job, worker, reporter)
             state = self._state_of(run)
-            if order.action == "probe":
+            if task.action == "probe":
                 self._held = None
-                losses, tokens = losses_along_first_step(run, order.rates)
+                losses, tokens = losses_along_first_step(run, task.rates)
                 return Answer(status="probed", losses=tuple(losses), tokens=tokens)
-            if order.action == "export" and state.step < run.plan.total_steps:
+            if task.action == "export" and state.step < run.plan.total_steps:
                 return Answer(status="failed", step=state.step, reason="its last checkpoint is gone")
-            if order.action == "export":
+            if task.action == "export":
                 finish(run, state)
                 return _answer("exported", run, state)
-            return self._trained(run, state, order)
+            return self._trained(run, state, task)
         except (Diverged, MetricFailed) as error:
             traceback.print_exc()  # to the rank's log
             return Answer(status="failed", reason=str(error), diverged=isinstance(error, Diverged))
@@ -121,14 +121,14 @@ class _TrialRunner:
             self._other = replace(self._base, seed=seed, weights=weights)
         return self._other
 
-    def _trained(self, run: Run, state: LoopState, order: Order) -> Answer:
+    def _trained(self, run: Run, state: LoopState, task: GangTask) -> Answer:
         before, scores_all = state.metrics_before, run.job.spec.eval.eval_on_start
-        if before and scores_all and order.metric and order.metric not in before:
-            return Answer(status="failed", metrics=before, reason=missing_metric(order.metric, before))
-        stop = min(order.until or run.plan.total_steps, run.plan.total_steps)
+        if before and scores_all and task.metric and task.metric not in before:
+            return Answer(status="failed", metrics=before, reason=missing_metric(task.metric, before))
+        stop = min(task.until or run.plan.total_steps, run.plan.total_steps)
         start, state = state.step, replace(state, stopped=False)
         if start < stop:
-            state = train_steps(run, state, stop, score_pause=not order.cooldown_steps)
+            state = train_steps(run, state, stop, score_pause=not task.cooldown_steps)
         give_back_freed_memory()
         self._held = run.job.run_root, state
         if state.stopped:
@@ -136,8 +136,8 @@ class _TrialRunner:
         if state.step == run.plan.total_steps:
             return _answer("finished", run, state, start)
         answer = _answer("paused", run, state, start)
-        if order.cooldown_steps:
-            cooled, tokens = cooled_down(run, state, order.cooldown_steps)
+        if task.cooldown_steps:
+            cooled, tokens = cooled_down(run, state, task.cooldown_steps)
             answer = answer.model_copy(update={"cooled": cooled, "tokens": answer.tokens + tokens})
         return answer
 

@@ -27,8 +27,8 @@ class ProcessGroup(BackendConfig):  # type: ignore[misc]  # ray carries no types
         self.backend = backend
 
     @property
-    def backend_cls(self) -> type[_Gang]:
-        return _Gang
+    def backend_cls(self) -> type[_Backend]:
+        return _Backend
 
     @property
     def train_func_context(self) -> Any:
@@ -42,7 +42,7 @@ class ProcessGroup(BackendConfig):  # type: ignore[misc]  # ray carries no types
         return {"backend": self.backend}
 
 
-class _Gang(Backend):  # type: ignore[misc]
+class _Backend(Backend):  # type: ignore[misc]
     share_cuda_visible_devices = True  # NCCL reaches the other GPUs of a node directly
 
     def on_start(self, worker_group: Any, backend_config: ProcessGroup) -> None:

@@ -14,7 +14,7 @@ from jobs.training.worker_input import Job
 
 
 def ray_worker(config: dict[str, Any]) -> Record | None:
-    """Train the job of `config`, or carry out a warm gang's orders, starting with number `first` of `config`.
+    """Train the job of `config`, or carry out a warm gang's tasks, starting with number `first` of `config`.
 
     Returns what `jobs.training.loop.worker.guarded` returns.
     """

@@ -31,7 +31,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Moved:
+class Rearrangement:
     """Jobs to interrupt, where each of them starts again, and where the gang starts."""
 
     victims: tuple[int, ...]

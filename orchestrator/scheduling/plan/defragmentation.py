@@ -11,14 +11,14 @@ from cluster.capacity.free_slots import FreeSlots, Terms
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy, Placement, placement_of
 from orchestrator.scheduling.job_table import JobTable
-from orchestrator.scheduling.plan.decisions import Moved
+from orchestrator.scheduling.plan.decisions import Rearrangement
 from orchestrator.scheduling.plan.plan_builder import PlanBuilder
 
 _TRIED = 3  # number of nodes that are examined
 _NOBODYS = np.array([False, False, False])  # for the marks FOREIGN, ABSENT and FREE, which index from the end
 
 
-def moves_for(builder: PlanBuilder, row: int, terms: Terms) -> Moved | None:
+def moves_for(builder: PlanBuilder, row: int, terms: Terms) -> Rearrangement | None:
     """Return the cheapest way to clear one node for a gang, by moving other jobs to slots that are free now.
 
     None: there is no such way, or it costs more than `move_worth_s` of the gang's own GPUs. Jobs are moved only to
@@ -76,7 +76,7 @@ def _option(
 
 def _try(
     gang: Gang, node: int, on_node: Sequence[int], jobs: JobTable, cluster: Occupancy, free: FreeSlots
-) -> Moved | None:
+) -> Rearrangement | None:
     """Return the move if all its jobs find slots on other nodes, else None."""
     same_kind = Terms(kinds=frozenset({int(cluster.kinds[node])}))
     if not _may_go_elsewhere(node, on_node, jobs, cluster, free, same_kind):
@@ -95,7 +95,7 @@ def _try(
         if place is None or any(other == node for other, _ in place):
             return None
         elsewhere.append((row, place))
-    return Moved(tuple(on_node), tuple(elsewhere), placement)
+    return Rearrangement(tuple(on_node), tuple(elsewhere), placement)
 
 
 def _may_go_elsewhere(

@@ -9,7 +9,7 @@ from cluster.capacity.free_slots import FreeSlots, Terms
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Placement, placement_of, workers_in
 from orchestrator.scheduling.job_table import JobTable
-from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Moved, Start
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Rearrangement, Start
 from orchestrator.scheduling.plan.plan_builder import PlanBuilder
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import NOWHERE
@@ -161,7 +161,7 @@ def _is_worth(builder: PlanBuilder, row: int, group: Sequence[int]) -> bool:
 
 def _try(
     builder: PlanBuilder, row: int, group: Sequence[int], sizes: Mapping[int, tuple[int, ...]], terms: Terms
-) -> Moved | None:
+) -> Rearrangement | None:
     jobs, after = builder.jobs, builder.cluster.copy()
     same_kind: dict[int, Terms] = {}
     for one in group:
@@ -183,7 +183,7 @@ def _try(
         places[one] = place
     for one in order:
         places[one] = _largest(jobs.gang_of(one), sizes[one], places[one], left, same_kind[one])
-    return Moved(tuple(group), tuple(places.items()), placed)
+    return Rearrangement(tuple(group), tuple(places.items()), placed)
 
 
 def _largest(gang: Gang, sizes: Sequence[int], least: Placement, free: FreeSlots, terms: Terms) -> Placement:

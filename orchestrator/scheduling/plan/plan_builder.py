@@ -8,7 +8,7 @@ from cluster.capacity.free_slots import FreeSlots
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Occupancy, Placement, placement_of, workers_in
 from orchestrator.scheduling.job_table import JobTable
-from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Moved, Start
+from orchestrator.scheduling.plan.decisions import Cause, Interrupt, Rearrangement, Start
 from orchestrator.scheduling.plan.victims import Victims
 from orchestrator.scheduling.policy import Policy
 from orchestrator.scheduling.quota import Limits
@@ -106,16 +106,16 @@ class PlanBuilder:
         self.cluster.hold(row, gang, placement)
         self.limits.take(self.jobs, row, self.kind_of(placement))
 
-    def rearrange(self, row: int, moved: Moved | None, cause: Cause) -> bool:
+    def rearrange(self, row: int, found: Rearrangement | None, cause: Cause) -> bool:
         """Start a job on the slots of others, which go on elsewhere or with fewer workers. False: no way was found."""
-        if moved is None:
+        if found is None:
             return False
-        after = {victim: workers_in(placement) for victim, placement in moved.elsewhere}
-        for victim in moved.victims:
+        after = {victim: workers_in(placement) for victim, placement in found.elsewhere}
+        for victim in found.victims:
             same = after[victim] == self.jobs.gang_of(victim).num_workers
             self.stop(victim, Cause.MOVED if same else cause, row)
-        self.start(row, moved.placement)
-        for victim, placement in moved.elsewhere:
+        self.start(row, found.placement)
+        for victim, placement in found.elsewhere:
             self.start(victim, placement)
         return True
 

@@ -38,7 +38,7 @@ _REPORTED = tuple(one.name for one in fields(Measured) if one.name not in ("job_
 MEASURED = (*_REPORTED, "retries", "restored_at_step", "heard_s", "changed")
 HEARD = ("heard_s",)
 ASKED = ("wanted", "priority", "waiting_since_s", "waited_s", "changed")
-MOVED = (
+CHANGED = (
     "wanted",
     "state",
     "reason",

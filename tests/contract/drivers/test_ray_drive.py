@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs.drivers.link.messages import Order, Registered
+from jobs.drivers.link.messages import Instruction, Registered
 from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import driver, registered
@@ -128,7 +128,7 @@ def test_however_a_driver_ends_nothing_of_its_gang_stays(nodes: Nodes, server: W
         if way in ("sigterm", "kill"):
             running.process.send_signal(signal.SIGTERM if way == "sigterm" else signal.SIGKILL)
         else:
-            server.order = Order.STOP if way == "stop" else Order.LEAVE
+            server.order = Instruction.STOP if way == "stop" else Instruction.LEAVE
         assert running.ended() == (-signal.SIGKILL if way == "kill" else 130), running.output
         nothing_stays(nodes)
 

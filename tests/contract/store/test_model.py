@@ -84,7 +84,7 @@ def carry_out(store: Store, epoch: int, model: Model, what: str, now_s: float, *
         move = _move(model, what, *how)
         if move is None:
             return
-        moved = store.move(epoch, [move], now_s)
+        moved = store.apply_transitions(epoch, [move], now_s)
         expected = (move.expect, move.attempt) == (model.state, model.attempt)
         assert len(moved) == expected
         if expected:

@@ -102,7 +102,7 @@ def test_nothing_of_a_removed_job_stays_and_its_space_is_used_again(tmp_path: Pa
             )
             epoch = lead(store)
             for to in (*RUN, State.SUCCEEDED):
-                jobs = tuple(store.move(epoch, [step(job, to) for job in jobs], START_S))
+                jobs = tuple(store.apply_transitions(epoch, [step(job, to) for job in jobs], START_S))
             while prune(store):
                 pass
             with database.read() as connection:

@@ -39,7 +39,7 @@ def test_of_two_threads_one_moves_a_job(store: Store) -> None:
     grants = [step(job, State.STARTING) for job in jobs]
 
     def grant_all() -> int:
-        return sum(len(store.move(epoch, [grant], START_S)) for grant in grants)
+        return sum(len(store.apply_transitions(epoch, [grant], START_S)) for grant in grants)
 
     assert sum(at_once(grant_all, grant_all)) == 40
     assert [lease.attempt for lease in store.leases(held=True)] == [1] * 40

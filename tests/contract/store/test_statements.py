@@ -56,7 +56,7 @@ def test_moves_and_measurements_take_few_statements_however_many_there_are(watch
     epoch, jobs = lead(store), list(store.submit([new() for _ in range(900)], START_S))
     for to in (*RUN, State.STOPPING, State.QUEUED):
         with told(engine) as statements:
-            jobs = store.move(epoch, [step(job, to) for job in jobs], START_S)
+            jobs = store.apply_transitions(epoch, [step(job, to) for job in jobs], START_S)
         assert len(jobs) == 900
         assert len(statements) <= 5
     with told(engine) as statements:

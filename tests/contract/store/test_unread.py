@@ -63,7 +63,7 @@ def test_a_row_that_cannot_be_read_is_left_out_and_named(store: Store, path: Pat
     assert store.count()[State.QUEUED] >= 2
     with pytest.raises(UnreadableJob, match=f"job {bad.job_id} cannot be read: .*upgrade"):
         store.job(bad.job_id)
-    moved = store.move(lead(store), [step(one, State.STARTING) for one in (bad, last)], START_S)
+    moved = store.apply_transitions(lead(store), [step(one, State.STARTING) for one in (bad, last)], START_S)
     assert [job.job_id for job in moved] == [last.job_id]
     (row,) = store.unreadable()
     assert (row.table, row.name, row.tenant) == ("job", bad.job_id, "a") and row.problem

@@ -35,10 +35,10 @@ def used(store: Store) -> Store:
         granted_s = {0: MONTH_S, 1: MONTH_S - length_s, 2: NOW_S + 60.0}.get(number, granted_s)
         workers = job.gang.num_workers if number % 5 else 2
         start = Transition(job.job_id, job.state, 0, State.STARTING, Reason.GRANTED, placement=(("n0", workers),))
-        (job,) = store.move(epoch, [start], granted_s)
-        (job,) = store.move(epoch, [step(job, State.RUNNING)], granted_s)
+        (job,) = store.apply_transitions(epoch, [start], granted_s)
+        (job,) = store.apply_transitions(epoch, [step(job, State.RUNNING)], granted_s)
         if number % 9:
-            store.move(epoch, [step(job, State.SUCCEEDED)], granted_s + length_s)
+            store.apply_transitions(epoch, [step(job, State.SUCCEEDED)], granted_s + length_s)
     return store
 
 

@@ -42,7 +42,7 @@ def grant_all(store: Store) -> None:
     epoch = lead(store)
     for job in reversed(store.jobs(limit=1000)):
         move = Transition(job.job_id, State.QUEUED, 0, State.STARTING, Reason.GRANTED, "", PLACES)
-        if store.move(epoch, [move], START_S):
+        if store.apply_transitions(epoch, [move], START_S):
             say(job.job_id)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from jobs.drivers.command.member import MOST_HELD_BYTES, Member
-from jobs.drivers.link.messages import Order, Registered
+from jobs.drivers.link.messages import Instruction, Registered
 from tests.support.drivers import driver, registered, rss_mb
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.wireserver import JOB, TOKEN, WireServer, wire_server
@@ -152,7 +152,7 @@ def test_sigterm_reaches_the_programs_once_and_they_may_save(server: WireServer)
     with driver(server) as running:
         running.wait_for("[0] up")
         running.wait_for("[1] up")
-        server.order = Order.STOP
+        server.order = Instruction.STOP
         running.process.send_signal(signal.SIGTERM)
         assert running.ended() == 130, running.output
     assert running.output.count("saved") == 2 and nothing_is_left()
@@ -162,7 +162,7 @@ def test_leave_ends_everything_at_once(server: WireServer) -> None:
     server.registered = registered(command(IGNORES, 2))
     with driver(server) as running:
         running.wait_for("[1] up")
-        server.order = Order.LEAVE
+        server.order = Instruction.LEAVE
         assert running.ended() == 130
         wait_for(nothing_is_left, "all have ended")
 

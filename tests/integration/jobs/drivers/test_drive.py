@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.drivers.link.messages import Order, Registered
+from jobs.drivers.link.messages import Instruction, Registered
 from jobs.run.checkpoints import committed_steps
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
@@ -91,7 +91,7 @@ def test_a_spec_that_is_none_and_an_order_that_comes_first_end_the_driver(server
     with driver(server) as wrong:
         assert wrong.ended() == 2
     assert "error: model: is missing" in wrong.output
-    server.registered = NOTHING.model_copy(update={"order": Order.STOP})
+    server.registered = NOTHING.model_copy(update={"order": Instruction.STOP})
     with driver(server) as late:
         assert late.ended() == 130
 
@@ -152,12 +152,12 @@ def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at
         trains(server, first, 3)
         paths = run_of(server)
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
-        server.order = Order.LEAVE
+        server.order = Instruction.LEAVE
         assert first.ended() == 130
         assert read_outcome(paths) is None
         # The driver does not wait for those whose parent it has killed before them.
         wait_for(lambda: not processes_with(f"FLEETUNE_JOB={JOB}"), "nothing of it stays")
-    server.order = Order.GO_ON
+    server.order = Instruction.GO_ON
     server.requests.clear()
     server.registered = registered(spec(workshop, **elastic), run=paths.root, placement=large)
     with driver(server) as second:

@@ -14,7 +14,7 @@ from cluster.settings import DriverPlace
 from jobs.drivers.link import link as module
 from jobs.drivers.link.call import NotUnderstood
 from jobs.drivers.link.link import AttemptOver, HttpLink
-from jobs.drivers.link.messages import Order, Registered
+from jobs.drivers.link.messages import Instruction, Registered
 from tests.support.processes import closed_port, wait_for
 from tests.support.wireserver import ATTEMPT, JOB, QUEUE, TOKEN, WireServer, wire_server
 
@@ -28,12 +28,12 @@ EVERY_S = 0.05
 class Told:
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.orders: list[Order] = []
+        self.orders: list[Instruction] = []
 
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def order(self, order: Order, reason: str) -> None:
+    def order(self, order: Instruction, reason: str) -> None:
         self.orders.append(order)
 
 
@@ -78,8 +78,8 @@ def test_a_driver_whose_nodes_are_taken_away_asks_often_until_it_is_told_to_leav
     link.tell(draining=("n1",))
     wait_for(lambda: len(server.beats) > 5, "it asks again and again")
     assert server.newest.draining == ("n1",)
-    server.order = Order.STOP
-    wait_for(lambda: told.orders == [Order.STOP], "it is told")
+    server.order = Instruction.STOP
+    wait_for(lambda: told.orders == [Instruction.STOP], "it is told")
     time.sleep(0.2)
     known = len(server.beats)
     time.sleep(0.3)
@@ -163,18 +163,18 @@ def test_a_server_that_keeps_connections_open_holds_up_nobody(
 
 def test_an_order_is_heard_once_and_leave_after_stop(server: WireServer, told: Told) -> None:
     link = open_link(server, told)
-    server.order = Order.STOP
-    wait_for(lambda: told.orders == [Order.STOP], "the order is heard")
+    server.order = Instruction.STOP
+    wait_for(lambda: told.orders == [Instruction.STOP], "the order is heard")
     server.wait_for_beats(3)
-    server.order = Order.LEAVE
-    wait_for(lambda: told.orders == [Order.STOP, Order.LEAVE], "the next one is heard")
+    server.order = Instruction.LEAVE
+    wait_for(lambda: told.orders == [Instruction.STOP, Instruction.LEAVE], "the next one is heard")
     link.close()
 
 
 def test_only_the_own_queue_s_word_that_an_attempt_is_over_is_an_order_to_leave(server: WireServer, told: Told) -> None:
     link = open_link(server, told)
     server.error, server.status = "AttemptOver", 410
-    wait_for(lambda: told.orders == [Order.LEAVE], "it is heard")
+    wait_for(lambda: told.orders == [Instruction.LEAVE], "it is heard")
     link.close()
     with pytest.raises(AttemptOver, match=f"attempt 1 of job {JOB} is over: the test says 410"):
         HttpLink(server.place, told.say).register()
@@ -262,7 +262,7 @@ def test_what_a_listener_raises_ends_no_job(server: WireServer) -> None:
     link = HttpLink(server.place, say)
     link.register()
     link.start(EVERY_S, lambda order, reason: bad())
-    server.order = Order.STOP
+    server.order = Instruction.STOP
     server.wait_for_beats(3)
     link.tell(step="nonsense", unknown=object(), metrics={"a": None})
     link.tell(step=5)

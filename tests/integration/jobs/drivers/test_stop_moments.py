@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from jobs.drivers.link.messages import Order, Registered
+from jobs.drivers.link.messages import Instruction, Registered
 from jobs.run.checkpoints import committed_steps
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
@@ -107,7 +107,7 @@ def outcome_after_order_at(server: WireServer, moment: str, code: int, **environ
     """Order the stop as soon as the driver says this, and see how it ends."""
     with driver(server, **{"PYTHONPATH": str(ROOT), **environment}) as running:
         running.wait_for(moment)
-        server.order = Order.STOP
+        server.order = Instruction.STOP
         assert running.ended() == code, running.output
         assert "Traceback" not in running.output
     wait_for(lambda: not processes_with(f"FLEETUNE_JOB={JOB}"), "nothing is left")

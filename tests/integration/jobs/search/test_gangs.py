@@ -13,7 +13,7 @@ from jobs.search.driver.gangs import Gangs
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.rules.varying import engine_of, trial_spec
 from jobs.spec.finetune import Spec
-from jobs.training.mailbox import Answer, Order
+from jobs.training.mailbox import Answer, GangTask
 from jobs.training.worker_input import Job
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 
@@ -31,7 +31,7 @@ class Started:
 
     failures: dict[int | None, Exception]
 
-    def carry_out(self, order: Order) -> Answer:
+    def carry_out(self, order: GangTask) -> Answer:
         if self.dead is not None:
             raise self.dead
         return Answer(status="paused", step=order.until or 0)
@@ -69,15 +69,15 @@ def test_gangs_that_nobody_needs_are_given_back_but_for_those_at_work(base: Spec
     assert str(made.failure) == "it is gone"
 
 
-def order(base: Spec, run: str, batch: int) -> Order:
-    return Order(action="train", run=run, spec=trial_spec(base, {"global_batch_size": batch}), until=5)
+def order(base: Spec, run: str, batch: int) -> GangTask:
+    return GangTask(action="train", run=run, spec=trial_spec(base, {"global_batch_size": batch}), until=5)
 
 
 def test_without_other_engines_all_gangs_start_at_once_and_each_keeps_its_run(base: Spec) -> None:
     made = gangs_of(base, engines_vary=False)
     assert len(Started.every) == 2
     for run in ("a", "b", "a"):
-        assert made.carry_out(Order(action="train", run=run, spec=base)).status == "paused"
+        assert made.carry_out(GangTask(action="train", run=run, spec=base)).status == "paused"
     assert len(Started.every) == 2 and not any(one.ended for one in Started.every)
 
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.errors import DataError
-from jobs.data.order.row_order import Order
+from jobs.data.order.row_order import ShuffledRows
 from jobs.data.prepared import (
     IGNORE_INDEX,
     INDEX_SCHEMA,
@@ -121,7 +121,7 @@ def save_model(folder: pathlib.Path) -> pathlib.Path:
 
 def shards_of(rows: int, seed: int) -> set[int]:
     """The shards from which a run takes rows."""
-    order = Order(rows, ROWS_PER_BLOCK, seed)
+    order = ShuffledRows(rows, ROWS_PER_BLOCK, seed)
     return set(np.unique(order.rows_between(0, STEPS * ROWS_PER_STEP) // ROWS_PER_SHARD).tolist())
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from cluster.errors import DataError, RunFailed, SpecError
 from jobs.data.order.digest_chain import chain_of, step_digest, to_hex
-from jobs.data.order.row_order import Order, StepPlan
+from jobs.data.order.row_order import ShuffledRows, StepPlan
 from jobs.planning.replay import ReplayRaise
 from jobs.run.checkpoints import Best, Commit, Part
 from jobs.run.paths import JobPaths
@@ -32,7 +32,7 @@ from jobs.training.loop.state import LoopState
 from jobs.training.model.engine import Engine, UpdateGate
 from tests.support import tiny
 
-PLAN = StepPlan(Order(100, 64, 7), 8, 30, 240)
+PLAN = StepPlan(ShuffledRows(100, 64, 7), 8, 30, 240)
 DIGESTS = np.random.default_rng(0).integers(2**63, size=100, dtype=np.uint64)
 CHAIN = to_hex(7)  # of steps that were logged without one
 
@@ -86,7 +86,7 @@ def test_one_sample_that_was_another_stops_the_run(tmp_path: pathlib.Path) -> No
 
 
 def test_another_seed_stops_the_run(tmp_path: pathlib.Path) -> None:
-    other = dataclasses.replace(PLAN, order=Order(100, 64, 8))
+    other = dataclasses.replace(PLAN, order=ShuffledRows(100, 64, 8))
     with pytest.raises(RunFailed, match="in another order"):
         restoring.check_data(run_of(tmp_path, plan=other), commit())
 
@@ -140,7 +140,7 @@ def test_the_first_loss_after_a_resume_is_held_against_the_log(
         with pytest.raises(RunFailed, match=r"the log of the run has 2\.000000"):
             restoring.check_step(run, state, signals(loss, planned_digest(20)))
     assert restoring.expected_loss(run, 22, chain) is None
-    other = dataclasses.replace(PLAN, order=Order(100, 64, 8))
+    other = dataclasses.replace(PLAN, order=ShuffledRows(100, 64, 8))
     assert restoring.expected_loss(run_of(tmp_path, plan=other), 21, chain) is None, "the next step has other rows"
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.run.checkpoints import committed_steps
 from jobs.search.rules.auto import greatest_rate
-from jobs.training.mailbox import Answer, Order
+from jobs.training.mailbox import Answer, GangTask
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang, run_warm_gang
 
@@ -67,9 +67,9 @@ def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     turns += [("seed", None), ("metric", None), ("second", None)]
     turns = [("probe", None), *turns, ("probe", None)]
     orders = [
-        Order(action="probe", run=str(folder / "probe"), spec=base.spec, rates=PROBED)
+        GangTask(action="probe", run=str(folder / "probe"), spec=base.spec, rates=PROBED)
         if name == "probe"
-        else Order(action="train", run=warm[name].paths.root, spec=warm[name].spec, until=until, cooldown_steps=2)
+        else GangTask(action="train", run=warm[name].paths.root, spec=warm[name].spec, until=until, cooldown_steps=2)
         for name, until in turns
     ]
     given = run_warm_gang(folder, 2, base, orders, [warm["diverged"]])

@@ -23,7 +23,7 @@ from jobs.training.faults import Fault
 from jobs.training.loop import worker
 from jobs.training.loop.state import LoopState
 from jobs.training.loop.watching import tell_if_worse, tell_missing_metric
-from jobs.training.worker_context import OrderWatch, RayWorkerContext
+from jobs.training.worker_context import RayWorkerContext, RequestWatch
 from jobs.training.worker_input import Job
 from tests.support import tiny
 
@@ -159,7 +159,7 @@ def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
 
 def test_workers_end_once_another_driver_has_taken_their_run(job: Job) -> None:
     ended = threading.Event()
-    OrderWatch(job.paths, take_run(job.paths), 0, every_s=0.01, leave=ended.set)
+    RequestWatch(job.paths, take_run(job.paths), 0, every_s=0.01, leave=ended.set)
     assert not ended.wait(0.2)
     take_run(job.paths)
     assert ended.wait(60.0)

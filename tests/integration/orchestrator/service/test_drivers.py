@@ -15,7 +15,7 @@ import pytest
 
 from cluster.settings import driver_place
 from cluster.testing import FakeClock
-from jobs.drivers.link.messages import Beat, Order, Register
+from jobs.drivers.link.messages import Beat, Instruction, Register
 from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, dumped, loaded
 from orchestrator.queue.errors import (
     AttemptOver,
@@ -102,7 +102,7 @@ def test_servers_of_one_store_agree_on_the_key(tmp_path: Path) -> None:
 def test_a_driver_learns_what_it_is_to_run(world: ServiceWorld) -> None:
     job = started(world, command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue(secrets=["TOKEN"])))
     told = driving.register(world.context, came_up(job))
-    assert (told.kind, told.engine, told.order, told.run) == ("command", "local", Order.GO_ON, None)
+    assert (told.kind, told.engine, told.order, told.run) == ("command", "local", Instruction.GO_ON, None)
     assert told.placement == job.placement
     assert dict(told.secrets) == {"TOKEN": "hidden"}
     assert told.spec["command"] == ["python", "-m", "evaluate"]
@@ -193,13 +193,13 @@ def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWor
 @pytest.mark.parametrize("wanted", [DesiredState.PAUSE, DesiredState.CANCEL])
 def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: DesiredState) -> None:
     job = started(world, command())
-    assert driving.heartbeat(world.context, said(job)).order is Order.GO_ON
+    assert driving.heartbeat(world.context, said(job)).order is Instruction.GO_ON
     world.store.ask(job.job_id, Change(wanted=wanted), world.clock(), "anna")
-    assert driving.heartbeat(world.context, said(job)).order is Order.STOP
-    assert driving.register(world.context, came_up(job)).order is Order.STOP
+    assert driving.heartbeat(world.context, said(job)).order is Instruction.STOP
+    assert driving.register(world.context, came_up(job)).order is Instruction.STOP
     world.passes(3)
     answer = driving.heartbeat(world.context, said(job))
-    assert (answer.order, answer.reason) == (Order.LEAVE, "the attempt is over, and another one may run")
+    assert (answer.order, answer.reason) == (Instruction.LEAVE, "the attempt is over, and another one may run")
 
 
 def test_an_attempt_that_is_over_is_told_to_leave(world: ServiceWorld) -> None:
@@ -207,10 +207,10 @@ def test_an_attempt_that_is_over_is_told_to_leave(world: ServiceWorld) -> None:
     world.backend.lose(job.submission)
     world.passes(30)
     assert world.job(job.job_id).attempt == 2
-    assert driving.heartbeat(world.context, said(job, step=5)).order is Order.LEAVE
+    assert driving.heartbeat(world.context, said(job, step=5)).order is Instruction.LEAVE
     with pytest.raises(AttemptOver):
         driving.register(world.context, came_up(job))
-    assert driving.heartbeat(world.context, Beat(job_id="never-there", attempt=1)).order is Order.LEAVE
+    assert driving.heartbeat(world.context, Beat(job_id="never-there", attempt=1)).order is Instruction.LEAVE
     world.context.heartbeats.flush()
     assert world.job(job.job_id).step == 0
 
@@ -383,14 +383,14 @@ def test_a_job_whose_node_ray_takes_away_leaves_it_and_goes_on_elsewhere(world: 
     job = started(world, command(resources={"gpus_per_worker": 1}, **queue(preemptible=True)))
     (node, _), *_ = job.placement
     (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
-    assert driving.heartbeat(world.context, said(job, draining=(other,))).order is Order.GO_ON
+    assert driving.heartbeat(world.context, said(job, draining=(other,))).order is Instruction.GO_ON
     assert world.store.node_rules() == []  # it may speak of its own nodes only
     driving.heartbeat(world.context, said(job, draining=(node,)))
     driving.heartbeat(world.context, said(job, draining=(node,)))
     (rule,) = world.store.node_rules()
     assert (rule.node_id, rule.order, rule.by) == (node, NodeOrder.DRAIN, "ray")
     world.passes(1)
-    assert driving.heartbeat(world.context, said(job, draining=(node,))).order is Order.STOP
+    assert driving.heartbeat(world.context, said(job, draining=(node,))).order is Instruction.STOP
     world.passes(5)
     moved = world.job(job.job_id)
     assert moved.state is State.RUNNING and moved.placement[0][0] == other and moved.retries == {Reason.DRAINED: 1}

@@ -15,7 +15,7 @@ from jobs.search.report.trial_text import leaderboard, leaderboard_facts, trial_
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
-from jobs.training.mailbox import Answer, Mailbox, MessageFolder, Order
+from jobs.training.mailbox import Answer, GangTask, Mailbox, MessageFolder
 
 STEPS = 10
 
@@ -114,11 +114,11 @@ def test_the_greatest_is_best_where_the_metric_is_a_share(sweep: SweepSpec, root
 
 
 def test_what_is_half_written_is_no_message(tmp_path: Path) -> None:
-    folder = MessageFolder(str(tmp_path), Order)
-    folder.put("0002", Order(action="end"))
-    folder.put("0001", Order(action="end"))
+    folder = MessageFolder(str(tmp_path), GangTask)
+    folder.put("0002", GangTask(action="end"))
+    folder.put("0001", GangTask(action="end"))
     (tmp_path / ".0003.json.x1y2.unfinished").write_text("")
-    assert folder.names() == ["0001", "0002"] and folder.read("0001") == Order(action="end")
+    assert folder.names() == ["0001", "0002"] and folder.read("0001") == GangTask(action="end")
 
 
 def test_who_waits_for_an_answer_may_give_up(tmp_path: Path) -> None:

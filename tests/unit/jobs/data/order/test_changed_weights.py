@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobs.data.order.mixture import MixedSection, Mixture, Weights
 from jobs.data.order.permutation import key
-from jobs.data.order.row_order import Order
+from jobs.data.order.row_order import ShuffledRows
 from tests.support.roworders import counts_of, rows_at
 from tests.unit.jobs.data.order.test_mixture import LIMITED, SEEDS, WEIGHTS, end_of, mixture_of
 
@@ -27,7 +27,8 @@ def test_other_weights_from_a_position_on_leave_the_rows_before_it_and_the_epoch
     assert counts[1] == pytest.approx(64 * 40 * 9 / 28, abs=2)
     assert len(np.unique(after)) == stop, "no row comes twice in its first epoch"
     assert after.min() >= 0 and counts_of(changed, after)[0] <= 6000
-    gaps = sorted(set(rows_at(Order(900, 64, key(1, 6, 1)), range(counts_of(changed, after)[1]))) - {*(after - 6000)})
+    drawn = rows_at(ShuffledRows(900, 64, key(1, 6, 1)), range(counts_of(changed, after)[1]))
+    gaps = sorted(set(drawn) - {*(after - 6000)})
     assert 0 < len(gaps) <= 2 * (1 + round(64 * 3 / 22)), "of cycles that were cut short"
 
 

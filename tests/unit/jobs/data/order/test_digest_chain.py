@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from jobs.data.order.digest_chain import EMPTY_CHAIN, chain_of, extended, from_hex, row_digests, step_digest, to_hex
 from jobs.data.order.permutation import Rows, Words
-from jobs.data.order.row_order import Order, StepPlan, micro_batches
+from jobs.data.order.row_order import ShuffledRows, StepPlan, micro_batches
 
 SEEDS = st.integers(0, 2**63 - 1)
 ID_LISTS = st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5), max_size=30)
@@ -29,7 +29,7 @@ def digests_for(size: int) -> Words:
 
 def plan_of(size: int, seed: int, per_step: int, total_rows: int, grouped: bool = False) -> StepPlan:
     lengths = (np.arange(size) * 7919 % 300).astype(np.int32) if grouped else None
-    return StepPlan(Order(size, 64, seed), per_step, -(-total_rows // per_step), total_rows, lengths)
+    return StepPlan(ShuffledRows(size, 64, seed), per_step, -(-total_rows // per_step), total_rows, lengths)
 
 
 def folded(steps: Iterable[Rows], digests: Words) -> int:

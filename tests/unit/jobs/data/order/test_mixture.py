@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from jobs.data.order.digest_chain import EMPTY_CHAIN, chain_of, extended, step_digest
 from jobs.data.order.mixture import MixedSection, Mixture
 from jobs.data.order.permutation import Rows, key, walk
-from jobs.data.order.row_order import GROUP_STEPS, Order, StepPlan, micro_batches
+from jobs.data.order.row_order import GROUP_STEPS, ShuffledRows, StepPlan, micro_batches
 from tests.support.roworders import counts_of, rows_at, shares_of, used
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -78,7 +78,9 @@ def one_by_one(mixture: Mixture, wanted: int) -> list[int]:
             with_key = np.array([[key(key(mixture.seed, 5, phase), number_of_cycle)]], dtype=np.uint64)
             for place in walk(np.arange(cycle)[None], cycle, with_key)[0].tolist() if len(active) > 1 else [0]:
                 which = next(which for which, end in enumerate(ends[1:]) if place < end)
-                order = Order(sections[active[which]].rows, mixture.rows_per_block, key(mixture.seed, 6, active[which]))
+                order = ShuffledRows(
+                    sections[active[which]].rows, mixture.rows_per_block, key(mixture.seed, 6, active[which])
+                )
                 use = used[active[which]] + place - ends[which]
                 rows.append(offsets[active[which]] + rows_at(order, [use])[0])
             for number, low, high in zip(active, ends, ends[1:], strict=False):
@@ -266,7 +268,7 @@ def test_one_section_is_in_its_own_order() -> None:
         mixture = mixture_of((100, weight, 3.21))
         assert mixture.num_rows == mixture.all_rows == 100
         assert mixture.num_positions == 321
-        assert np.array_equal(mixture.rows_between(0, 321), Order(100, 64, key(1, 6, 0)).rows_between(0, 321))
+        assert np.array_equal(mixture.rows_between(0, 321), ShuffledRows(100, 64, key(1, 6, 0)).rows_between(0, 321))
 
 
 def test_an_epoch_is_a_pass_over_the_first_section() -> None:

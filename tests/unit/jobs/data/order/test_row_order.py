@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobs.data.order.permutation import Rows, key, walk
-from jobs.data.order.row_order import Order, StepPlan, micro_batches, shares
+from jobs.data.order.row_order import ShuffledRows, StepPlan, micro_batches, shares
 from tests.support.roworders import rows_at
 
 SIZES = st.integers(1, 5000)
@@ -26,7 +26,7 @@ def lengths_of(size: int, longest: int = 500) -> np.ndarray:
     return (np.arange(size) * 7919 % longest + 1).astype(np.int32)
 
 
-def plan_of(order: Order, per_step: int, total_rows: int, lengths: np.ndarray | None = None) -> StepPlan:
+def plan_of(order: ShuffledRows, per_step: int, total_rows: int, lengths: np.ndarray | None = None) -> StepPlan:
     return StepPlan(order, per_step, -(-total_rows // per_step), total_rows, lengths)
 
 
@@ -40,14 +40,14 @@ def test_walk_is_a_permutation_that_can_be_reversed(size: int, seed: int) -> Non
 
 @given(size=SIZES, seed=SEEDS, per_block=st.sampled_from([1, 3, 64]), epoch=st.integers(0, 100))
 def test_an_epoch_is_a_permutation(size: int, seed: int, per_block: int, epoch: int) -> None:
-    rows = Order(size, per_block, seed).rows_between(epoch * size, (epoch + 1) * size)
+    rows = ShuffledRows(size, per_block, seed).rows_between(epoch * size, (epoch + 1) * size)
     assert np.array_equal(np.sort(rows), np.arange(size))
 
 
 def test_the_order_is_what_it_always_was() -> None:
     """A run that was started with an earlier version goes on with the same rows."""
-    assert Order(10, 3, 7).rows_between(0, 12).tolist() == [7, 2, 3, 9, 8, 4, 6, 1, 5, 0, 2, 3]
-    assert rows_at(Order(100, 4, 1), [0, 99, 100, 205, 3, 10**12]) == [1, 29, 52, 74, 80, 15]
+    assert ShuffledRows(10, 3, 7).rows_between(0, 12).tolist() == [7, 2, 3, 9, 8, 4, 6, 1, 5, 0, 2, 3]
+    assert rows_at(ShuffledRows(100, 4, 1), [0, 99, 100, 205, 3, 10**12]) == [1, 29, 52, 74, 80, 15]
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_the_order_is_what_it_always_was() -> None:
 )
 def test_three_epochs_in_one_go_are_what_they_always_were(size: int, per_block: int, seed: int, expected: str) -> None:
     start = size // 2
-    assert sha256(Order(size, per_block, seed).rows_between(start, start + 3 * size + 7)) == expected
+    assert sha256(ShuffledRows(size, per_block, seed).rows_between(start, start + 3 * size + 7)) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_steps_of_a_run_grouped_by_length_are_what_they_always_were(
     size: int, per_step: int, total_rows: int, expected: str
 ) -> None:
     lengths = (np.arange(size) * 7919 % 311).astype(np.int32)
-    plan = plan_of(Order(size, 64, 4), per_step, total_rows, lengths)
+    plan = plan_of(ShuffledRows(size, 64, 4), per_step, total_rows, lengths)
     assert sha256(np.concatenate([plan.rows_of_step(step) for step in range(plan.total_steps)])) == expected
     assert sha256(plan.rows_of_steps(0, plan.total_steps)) == expected
 
@@ -83,7 +83,7 @@ def test_the_steps_of_a_run_grouped_by_length_are_what_they_always_were(
 def test_positions_asked_for_singly_are_those_of_a_long_stretch(
     size: int, seed: int, per_block: int, data: st.DataObject
 ) -> None:
-    order = Order(size, per_block, seed)
+    order = ShuffledRows(size, per_block, seed)
     start = data.draw(st.integers(0, 10 * size))
     stretch = order.rows_between(start, start + 2 * size + 3)
     assert len(stretch) == 2 * size + 3
@@ -102,7 +102,7 @@ def test_many_steps_in_one_go_have_the_rows_of_each_step(
     size: int, seed: int, per_step: int, epochs: float, longest: int | None, data: st.DataObject | None
 ) -> None:
     lengths = lengths_of(size, longest) if longest else None
-    plan = plan_of(Order(size, 64, seed), per_step, max(1, round(size * epochs)), lengths)
+    plan = plan_of(ShuffledRows(size, 64, seed), per_step, max(1, round(size * epochs)), lengths)
     start = data.draw(st.integers(0, plan.total_steps)) if data else 0
     stop = min(start + 100, plan.total_steps)
     singly = [plan.rows_of_step(step) for step in range(start, stop)]
@@ -111,7 +111,7 @@ def test_many_steps_in_one_go_have_the_rows_of_each_step(
 
 def test_a_long_stretch_of_steps_is_planned_quickly() -> None:
     """About 20 million rows a second, and half of it grouped by length, on one core that has nothing else to do."""
-    order = Order(1_000_000, 64, 1)
+    order = ShuffledRows(1_000_000, 64, 1)
     for lengths in (None, lengths_of(1_000_000)):
         plan = plan_of(order, 8, 8_000_000, lengths)
         started = time.thread_time()
@@ -120,17 +120,17 @@ def test_a_long_stretch_of_steps_is_planned_quickly() -> None:
 
 
 def test_epochs_and_seeds_differ_and_neighbours_are_torn_apart() -> None:
-    order = Order(4096, 64, 1)
+    order = ShuffledRows(4096, 64, 1)
     first, second = order.rows_between(0, 4096), order.rows_between(4096, 8192)
     assert np.mean(first == second) < 0.01
-    assert np.mean(first == Order(4096, 64, 2).rows_between(0, 4096)) < 0.01
+    assert np.mean(first == ShuffledRows(4096, 64, 2).rows_between(0, 4096)) < 0.01
     assert np.mean(np.abs(np.diff(first)) == 1) < 0.02
     assert abs(np.corrcoef(first, np.arange(4096))[0, 1]) < 0.4
 
 
 def test_a_stretch_of_the_order_stays_within_few_blocks() -> None:
     """A reader goes through the data window by window instead of jumping all over it."""
-    rows = Order(64 * 1000, 64, 3).rows_between(0, 2048)
+    rows = ShuffledRows(64 * 1000, 64, 3).rows_between(0, 2048)
     assert len(np.unique(rows // 64)) <= 3 * 16
 
 
@@ -147,7 +147,7 @@ def test_a_run_uses_every_row_of_every_epoch_exactly_once(
     lengths = np.random.default_rng(seed % 1000).integers(1, 500, size).astype(np.int32) if grouped else None
 
     def plan() -> StepPlan:
-        return StepPlan(Order(size, 64, seed), per_step, steps, total_rows, lengths)
+        return StepPlan(ShuffledRows(size, 64, seed), per_step, steps, total_rows, lengths)
 
     whole = [plan().rows_of_step(step) for step in range(steps)]
     used = np.concatenate(whole)
@@ -167,7 +167,7 @@ def test_grouping_by_length_saves_padding_and_keeps_epochs_apart() -> None:
         steps = [lengths[plan.rows_of_step(step)] for step in range(plan.total_steps)]
         return float(sum(len(step) * step.max() for step in steps) / sum(step.sum() for step in steps))
 
-    order = Order(6400, 64, 5)
+    order = ShuffledRows(6400, 64, 5)
     plain, grouped = StepPlan(order, 32, 200, 6400), StepPlan(order, 32, 200, 6400, lengths)
     assert padding(plain) > 1.6
     assert padding(grouped) < 1.1
@@ -182,7 +182,9 @@ def test_any_number_of_workers_deals_the_same_rows_and_no_row_twice(
     seed: int, size: int, rows: int, per_device: int, grouped: bool, start: int
 ) -> None:
     def plan() -> StepPlan:
-        return plan_of(Order(size, 64, seed), rows, rows * 100 - rows // 2, lengths_of(size) if grouped else None)
+        return plan_of(
+            ShuffledRows(size, 64, seed), rows, rows * 100 - rows // 2, lengths_of(size) if grouped else None
+        )
 
     steps = range(start, start + 3)  # the last one there is, 99, is a short one
     expected = [plan().rows_of_step(step) for step in steps]
@@ -206,7 +208,7 @@ def test_rows_that_do_not_fit_are_refused() -> None:
 
 
 def test_a_step_far_into_a_huge_run_is_found_at_once() -> None:
-    plan = StepPlan(Order(10**9, 64, 1), 512, 10**7, 5 * 10**9)
+    plan = StepPlan(ShuffledRows(10**9, 64, 1), 512, 10**7, 5 * 10**9)
     started = time.thread_time()
     for step in range(9_000_000, 9_000_100):
         assert len(plan.rows_of_step(step)) == 512
@@ -215,9 +217,9 @@ def test_a_step_far_into_a_huge_run_is_found_at_once() -> None:
 
 def test_a_step_outside_the_run_is_refused() -> None:
     with pytest.raises(ValueError, match=r"step 3 is outside 0\.\.2"):
-        StepPlan(Order(10, 64, 1), 4, 3, 12).rows_of_step(3)
+        StepPlan(ShuffledRows(10, 64, 1), 4, 3, 12).rows_of_step(3)
     with pytest.raises(ValueError, match=r"steps 2\.\.3 are not inside 0\.\.2"):
-        StepPlan(Order(10, 64, 1), 4, 3, 12).rows_of_steps(2, 4)
+        StepPlan(ShuffledRows(10, 64, 1), 4, 3, 12).rows_of_steps(2, 4)
 
 
 @given(count=st.integers(0, 300), per_device=st.integers(1, 9), workers=st.integers(1, 7))

@@ -39,14 +39,14 @@ def test_whoever_resigns_is_followed_at_once(store: Store) -> None:
 def test_a_move_is_refused_if_somebody_else_has_led_since(store: Store) -> None:
     job = submit(store)
     with pytest.raises(NotLeader, match="nobody has ever led"):
-        store.move(0, [step(job, State.STARTING)], START_S)
+        store.apply_transitions(0, [step(job, State.STARTING)], START_S)
     old = lead(store, "one", now_s=0.0)
     new_one = lead(store, "two", now_s=1000.0)
     for epoch in (old, new_one + 1):
         with pytest.raises(NotLeader, match=f"epoch {epoch} is over: two leads, with epoch {new_one}"):
-            store.move(epoch, [step(job, State.STARTING)], START_S)
+            store.apply_transitions(epoch, [step(job, State.STARTING)], START_S)
     with pytest.raises(NotLeader):
-        store.move(old, [], START_S)
+        store.apply_transitions(old, [], START_S)
     assert store.job(job.job_id) == job
     assert (len(store.events()), store.leases()) == (1, [])
 
@@ -54,7 +54,7 @@ def test_a_move_is_refused_if_somebody_else_has_led_since(store: Store) -> None:
 def test_a_leader_may_move_after_its_time_while_nobody_else_leads(store: Store) -> None:
     job = submit(store)
     epoch = lead(store, now_s=0.0)
-    assert store.move(epoch, [step(job, State.STARTING)], 1e9)
+    assert store.apply_transitions(epoch, [step(job, State.STARTING)], 1e9)
 
 
 def test_a_job_takes_a_lease_and_gives_it_back(store: Store) -> None:
@@ -111,7 +111,7 @@ def test_an_elastic_job_has_what_its_lease_has_and_waits_with_the_fewest(store: 
     epoch = lead(store)
 
     def to(one: Job, state: State, reason: Reason, placement: NodePlaces = ()) -> Job:
-        (moved,) = store.move(
+        (moved,) = store.apply_transitions(
             epoch, [Transition(one.job_id, one.state, one.attempt, state, reason, "", placement)], START_S
         )
         assert store.job(one.job_id) == moved
@@ -134,8 +134,8 @@ def test_a_part_of_a_lease_is_given_back_before_its_end(store: Store) -> None:
     job = submit(store, gang=Gang(2, 1, 1), sizes=(2, 4, 6, 8))
     epoch = lead(store)
     start = Transition(job.job_id, job.state, 0, State.STARTING, Reason.GRANTED, placement=(("n0", 4), ("n1", 4)))
-    (job,) = store.move(epoch, [start], START_S)
-    (job,) = store.move(epoch, [step(job, State.RUNNING)], START_S)
+    (job,) = store.apply_transitions(epoch, [start], START_S)
+    (job,) = store.apply_transitions(epoch, [step(job, State.RUNNING)], START_S)
     before = store.job(job.job_id).changed
 
     def given(kept: NodePlaces, attempt: int = 1, now_s: float = START_S + 60.0) -> Job:
@@ -171,8 +171,8 @@ def test_a_move_is_passed_over_where_the_job_is_elsewhere_by_now(store: Store) -
     first, second = store.submit([new(), new()], START_S)
     go(store, first, *RUN, State.STOPPING, State.QUEUED)
     moves = [step(first, State.STARTING), step(second, State.STARTING), Transition("gone", *_TO_START[1:])]
-    assert [job.job_id for job in store.move(epoch, moves, START_S)] == [second.job_id]
-    assert store.move(epoch, moves, START_S) == []
+    assert [job.job_id for job in store.apply_transitions(epoch, moves, START_S)] == [second.job_id]
+    assert store.apply_transitions(epoch, moves, START_S) == []
     assert store.job(first.job_id).attempt == 1
 
 
@@ -186,7 +186,7 @@ def test_several_moves_of_one_job_follow_each_other(store: Store) -> None:
     for before, to in zip((State.QUEUED, *ways), ways, strict=False):
         moves.append(step(replace(job, state=before), to))
         job = replace(job, attempt=job.attempt + (to is State.STARTING))
-    (moved,) = store.move(lead(store), moves, START_S + 5.0)
+    (moved,) = store.apply_transitions(lead(store), moves, START_S + 5.0)
     assert moved == store.job(job.job_id)
     assert (moved.state, moved.attempt, moved.retries) == (State.STARTING, 2, {Reason.PREEMPTED: 1})
     assert [lease.released_s for lease in store.leases()] == [START_S + 5.0, None]
@@ -199,16 +199,17 @@ def test_a_move_that_no_job_can_make_is_a_mistake_of_the_caller(store: Store) ->
     for state in State:
         for to in set(State) - MAY_GO_TO[state]:
             with pytest.raises(ValueError, match=f"may not go from {state} to {to}"):
-                store.move(epoch, [good, step(replace(job, state=state), to)], START_S)
+                store.apply_transitions(epoch, [good, step(replace(job, state=state), to)], START_S)
     for wrong in (replace(good, placement=()), replace(step(job, State.CANCELLED), placement=PLACES)):
         with pytest.raises(ValueError, match="a placement goes with a move to starting"):
-            store.move(epoch, [wrong], START_S)
+            store.apply_transitions(epoch, [wrong], START_S)
     assert store.job(job.job_id) == job
 
 
-def test_every_move_leaves_an_event(store: Store) -> None:
+def test_every_transition_leaves_an_event(store: Store) -> None:
     job = go(store, submit(store), State.STARTING, now_s=START_S + 1.0)
-    job = store.move(lead(store), [step(job, State.STOPPING, Reason.NODE_LOST, "n1 is gone\0 \udcff")], START_S)[0]
+    stopping = step(job, State.STOPPING, Reason.NODE_LOST, "n1 is gone\0 \udcff")
+    (job,) = store.apply_transitions(lead(store), [stopping], START_S)
     assert job == store.job(job.job_id)
     go(store, job, State.QUEUED, reason=Reason.NODE_LOST)
     events = store.events(job.job_id)
@@ -294,7 +295,7 @@ def test_many_jobs_go_all_ways_at_once(store: Store) -> None:
     epoch = lead(store)
     jobs = list(store.submit([new() for _ in range(2100)], START_S))
     for to in (*RUN, State.SUCCEEDED):
-        jobs = store.move(epoch, [step(job, to) for job in jobs], START_S)
+        jobs = store.apply_transitions(epoch, [step(job, to) for job in jobs], START_S)
         assert len(jobs) == 2100
     assert store.count() == {State.SUCCEEDED: 2100}
     assert len(store.leases()) == 2100

@@ -17,24 +17,24 @@ _EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, 
 _BAD_INPUT: Final = 2
 
 
-class TooManyGuests(QueueError):
+class TooManyRaySubmitted(QueueError):
     status = 409
 
 
 def check_room(context: ServiceContext, client: str) -> None:
-    """Check that one more program may be queued: each holds memory of the head while it waits.
+    """Check that one more program may be queued: each uses memory on the head node while it waits.
 
     A program that is queued already may ask again.
 
     Raises:
-        TooManyGuests: the limit is reached.
+        TooManyRaySubmitted: the limit is reached.
     """
     there = {job.client for job in context.store.of_clients() if ray_submission_of(job) is not None}
     if client not in there and len(there) >= context.most_ray_submitted:
-        raise TooManyGuests(
+        raise TooManyRaySubmitted(
             f"this server queues at most {many(context.most_ray_submitted, 'program')} of `ray job submit` (fleetune "
-            "serve --most-guests), because each of them holds memory of the head while it waits. Submit again when one "
-            "has ended, or use `fleetune submit`, which leaves no process behind"
+            "serve --most-ray-submitted), because each of them uses memory on the head node while it waits. Submit "
+            "again when one has ended, or use `fleetune submit`, which leaves no process behind"
         )
 
 

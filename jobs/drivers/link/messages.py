@@ -6,9 +6,9 @@ holds an instruction. A beat reports all newest values, not changes, so a lost b
     POST /v1/driver/register   Register -> Registered
     POST /v1/driver/beat       Beat -> Answer
 
-A program that `ray job submit` has started, and that finds an orchestrator in the cluster, is called a guest here. It
-asks for its job to be queued and follows the job, whose attempts are started like all others. If the server requires
-it, the guest sends its user's token. To cancel the job, it uses the route that all clients use.
+A process that `ray job submit` has started, and that finds an orchestrator in the cluster, asks for its job to be
+queued and follows the job, whose attempts are started like all others. If the server requires it, this submitted
+process sends its user's token. To cancel the job, it uses the route that all clients use.
 
     POST /v1/guest/join        Join -> Joined
     POST /v1/guest/look        Look -> Looked
@@ -134,16 +134,16 @@ class Answer(Message):
 
 
 class Join(Message):
-    """A guest's request to queue its job. A repetition gets the same job.
+    """A submitted process's request to queue its job. A repetition gets the same job.
 
     Attributes:
-        key: drawn by the guest; a message with the same key is a repetition.
-        queue: queue of the orchestrator that the guest found; '' accepts any.
-        submission: Ray's name of the guest. Its attempts run in the same environment (packages, variables, working
-            directory), and the job is cancelled when the guest ends.
-        environment: `digest_of_environment` of the guest, which proves that it is the submission that it names.
+        key: drawn by the process; a message with the same key is a repetition.
+        queue: queue of the orchestrator that the process found; '' accepts any.
+        submission: Ray's name of the process. The job's attempts run in the same environment (packages, variables,
+            working directory), and the job is cancelled when the process ends.
+        environment: `digest_of_environment` of the process, which proves that it is the submission that it names.
         spec: the resolved spec.
-        package: the directory that Ray has unpacked for the guest, and unpacks for its attempts on every node.
+        package: the directory that Ray has unpacked for the process, and unpacks for the attempts on every node.
     """
 
     key: str = Field(min_length=1, max_length=100)
@@ -170,11 +170,11 @@ class Joined(Message):
 
 
 class Look(Message):
-    """A guest's question about its job.
+    """A submitted process's question about its job.
 
     Attributes:
         queue: see Join.
-        attempt, after: the output that the guest has: an attempt, and the number of its bytes.
+        attempt, after: the output that the process has: an attempt, and the number of its bytes.
     """
 
     job_id: str

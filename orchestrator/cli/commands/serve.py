@@ -69,7 +69,8 @@ def serve(
         ),
     ] = None,
     most_ray_submitted: Annotated[
-        int, typer.Option("--most-guests", metavar="N", min=0, help="Most jobs from `ray job submit` in the queue.")
+        int,
+        typer.Option("--most-ray-submitted", metavar="N", min=0, help="Most jobs of `ray job submit` in the queue."),
     ] = 250,
     autoscaler: Annotated[
         str | None,

@@ -24,7 +24,7 @@ from orchestrator.service.ray_submitted import check_room, look
 
 
 def routes(serving: Serving) -> APIRouter:
-    router = new_router("guests", "/v1/guest")
+    router = new_router("ray-submitted", "/v1/guest")
     context = serving.context
     one_by_one = threading.Lock()  # between the check for room and the entry in the store, no other job may come
 

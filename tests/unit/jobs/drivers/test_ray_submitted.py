@@ -1,4 +1,4 @@
-"""Which programs are guests of an orchestrator, and how they find it."""
+"""Which programs of `ray job submit` queue their job at an orchestrator, and how they find it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_what_was_said_at_submission_is_known() -> None:
     assert ray_job({RAY_JOB: text}) == RayJob("a", {"job_submission_id": "a", "tenant": "vision", "priority": "3"})
 
 
-def test_only_somebody_s_own_submitted_job_is_a_guest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_somebody_s_own_submitted_job_is_queued(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEETUNE_URL", "http://head:8400")
     monkeypatch.delenv(RAY_JOB, raising=False)
     assert host_of_this_program() is None  # by hand
@@ -143,13 +143,13 @@ def test_the_package_is_the_folder_that_ray_has_unpacked() -> None:
     assert package_of("/home/anna") is None
 
 
-def test_attempts_run_in_the_guest_s_environment_without_what_names_its_server() -> None:
+def test_attempts_run_in_the_submitted_environment_without_what_names_its_server() -> None:
     given = {"pip": ["a"], "working_dir": "gcs://p.zip", "env_vars": {"A": "1", "FLEETUNE_TOKEN": "t"}}
     assert environment_like(SimpleNamespace(runtime_env=given)) == {**given, "env_vars": {"A": "1"}}
     assert environment_like(SimpleNamespace(runtime_env=None)) == environment_like(None) == {"env_vars": {}}
 
 
-def test_a_guest_is_known_by_what_not_everybody_knows_of_it() -> None:
+def test_a_submitted_process_is_known_by_what_not_everybody_knows_of_it() -> None:
     ours = {"env_vars": {"KEY": "secret"}, "working_dir": "gcs://p.zip", "pip": ["a"]}
     rays = {"working_dir": "gcs://p.zip", "env_vars": {"KEY": "secret"}, "pip": {"packages": ["a"], "pip_check": False}}
     assert digest_of_environment(ours) == digest_of_environment(rays)

@@ -122,7 +122,7 @@ def test_one_makes_way_for_another_and_goes_on_as_if_undisturbed(
     (made_way,) = [job for job in listed(queue) if job["priority"] == 9]
     outcome = read_outcome(JobPaths(made_way["run"]))
     assert outcome is not None and outcome.status is Status.SUCCEEDED
-    # The module travelled with the guest, and its attempt found it.
+    # The module travelled with the submitted process, and the attempt found it.
     assert outcome.metrics["eval_share_right"] == pytest.approx(outcome.metrics["eval_accuracy"])
     (patient,) = [job for job in listed(queue) if job["priority"] == 0]
     assert patient["interruptions"] == 1

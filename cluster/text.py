@@ -122,7 +122,7 @@ def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | Non
 
 
 def first_line(text: str) -> str:
-    """Cut a text for people for a place that has room for one line."""
+    """Return the first line of a text."""
     return text.partition("\n")[0]
 
 

@@ -1,8 +1,8 @@
 """Takes the place of the dashboard agent in a local Ray, which has no dashboard.
 
-A raylet does not start without an agent, and ends when its agent ends. Without a dashboard, Ray's own agent only writes
-to three files that it serves no ports, but it takes 1.3 seconds of CPU time and 135 MB. This program writes the same
-files, and waits until the raylet ends. Usage: `python -P -S no_agent.py SESSION_DIR NODE_ID`.
+A raylet does not start without an agent, and ends when its agent ends. Without a dashboard, Ray's own agent only
+records in three files that it serves no ports, but it takes 1.3 seconds of CPU time and 135 MB. This program writes the
+same files, and waits until the raylet ends. Usage: `python -P -S no_agent.py SESSION_DIR NODE_ID`.
 """
 
 import os

@@ -19,7 +19,7 @@ from jobs.planning.strategy import Strategy
 
 @dataclass
 class _Group:
-    """Parameters that are gathered together, into one flat tensor that lives until a module has waited for each."""
+    """Parameters that are gathered into one flat tensor, which is freed once modules have waited for all of them."""
 
     flat: int  # bytes
     waiting: set[int]

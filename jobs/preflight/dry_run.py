@@ -105,8 +105,8 @@ def _check_shapes(model: Any, model_dir: str) -> None:
 def _check_layers(spec: Spec, model: Any, model_dir: str) -> set[str]:
     """Check that the weights have as many layers (and experts, and so on) as the configuration.
 
-    A head may be new, and that of another task is not used. But a name that differs only in a number from one that is
-    in both belongs to a layer that would be dropped or begin with random weights.
+    A head may be new, and the weights may have one that is not used. Any other parameter that is on one side only, and
+    whose name differs only in a number from one on both sides, is a layer that would be dropped or begin at random.
 
     Returns:
         The parameters that the weights lack.

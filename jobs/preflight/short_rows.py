@@ -1,4 +1,4 @@
-"""Makes the pass of long rows from passes of short ones, for models that compute one token after another.
+"""Predicts the memory of a long row's pass from passes of short rows, for models that compute token after token.
 
 Such a model, as Mamba without its kernel, starts several operators for each token, so that the pass of a long row takes
 minutes to trace. What it holds after each operator is a polynomial in the length of the row. Operators are matched from
@@ -67,7 +67,7 @@ def _continued(values: Sequence[int], turns: int) -> int:
 
 
 def _matched(several: Sequence[tuple[tuple[str, int], ...]]) -> list[tuple[int, ...]]:
-    """Return the bytes after each operator of the shortest pass, in all passes."""
+    """Return, for each operator of the shortest pass, the bytes that each pass holds after it."""
     shortest = min(map(len, several))
     ahead = _alike(several, shortest)
     back = _alike([details[::-1] for details in several], shortest)

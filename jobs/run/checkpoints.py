@@ -89,7 +89,7 @@ class StepHistory(Frozen):
     losses: tuple[float, ...] = Field((), description="Of the newest steps that changed the weights, oldest first.")
     norms: tuple[float, ...] = Field((), description="Norms of the gradients of the same steps.")
     lowest_losses: tuple[float, ...] = Field((), description="The eight consecutive losses with the lowest median.")
-    lowest_at: int = Field(0, description="Steps that were done when the newest losses were last as low.")
+    lowest_at: int = Field(0, description="Number of the last step whose newest losses were the lowest.")
     first_loss: float | None = Field(None, description="Of the first step, which no update precedes.")
     first_compared_at: int = Field(0, description="Steps that were done when its rows were last measured again.")
     first_loss_now: float | None = Field(None, description="The result, if the loss was far higher then.")

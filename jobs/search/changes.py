@@ -40,7 +40,7 @@ class Change(Frozen):
     )
 
     def __str__(self) -> str:
-        """`budget.trials +3, learning_rate max 0.0005`."""
+        """Return the changes as `budget.trials +3, learning_rate max 0.0005`."""
         added = [f"budget.{name} +{value:,.10g}" for name, value in self.more.items()]
         return ", ".join([*added, *(f"{name} {_format_dimension(value)}" for name, value in self.space.items())])
 

@@ -26,7 +26,7 @@ class SetAside:
         self._store, self._go_on = store, go_on
         self._jobs: dict[str, tuple[int, UnreadableRow]] = {}  # job id -> number of its change, and its row
         self.rows: tuple[UnreadableRow, ...] = ()  # the rows of `_jobs`; a tuple that other threads may read
-        self._told: set[tuple[str, str]] = set()
+        self._told: set[UnreadableRow] = set()
 
     def __contains__(self, job: Job) -> bool:
         known = self._jobs.get(job.job_id)
@@ -40,6 +40,7 @@ class SetAside:
             self.rows = tuple(row for _, row in self._jobs.values())
 
     def note(self, job: Job, error: Exception, now_s: float) -> None:
+        """Set a job aside, because planning it raised this error."""
         problem = f"it cannot be planned: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
         row = UnreadableRow("job", job.job_id, job.tenant, problem)
         self._jobs[job.job_id] = (job.changed, row)
@@ -49,15 +50,16 @@ class SetAside:
     def tell(self, rows: Iterable[UnreadableRow], now_s: float) -> None:
         """Add an event for each row, unless this or an earlier leader has done so."""
         for row in rows:
-            said = f"{row.table} {row.name} is set aside, and the others go on: {row.problem}"
-            job_id = row.name if row.table == "job" else None
-            if (row.name, said) in self._told:
+            if row in self._told:
                 continue
-            self._told.add((row.name, said))
+            self._told.add(row)
+            job_id = row.name if row.table == "job" else None
+            data = {"table": row.table, "name": row.name, "problem": row.problem}
             known = self._store.events(job_id, limit=_EVENTS_LOOKED_AT) if job_id is not None else []
-            if not any(event.kind == KIND and event.message == said for event in known):
+            if not any(event.kind == KIND and event.data == data for event in known):
                 self._go_on()
-                self._store.add_events([QueueEvent(now_s, KIND, said, job_id)])
+                said = f"{row.table} {row.name} is set aside, and the others go on: {row.problem}"
+                self._store.add_events([QueueEvent(now_s, KIND, said, job_id, data=data)])
 
 
 def without_faulty(

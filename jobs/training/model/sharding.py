@@ -79,7 +79,7 @@ class _Slice(NamedTuple):
     parameter: torch.nn.Parameter
     size: tuple[int, ...]
     stride: tuple[int, ...]
-    offset: int  # elements, from the parameter's first
+    offset: int  # number of elements after the parameter's first
 
 
 def _slice_of(by_memory: Mapping[int, list[torch.nn.Parameter]], tensor: torch.Tensor) -> torch.Tensor | _Slice:

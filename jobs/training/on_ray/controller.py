@@ -22,7 +22,7 @@ _NEEDLESS = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
 
 
 class DriverTrainer(DataParallelTrainer):  # type: ignore[misc]  # ray carries no types
-    """TorchTrainer's base, which does all of it but the process group; its controller runs in this process.
+    """A DataParallelTrainer, the base class of TorchTrainer, whose controller runs in this process.
 
     Args:
         left: the driver sets this event when it gives up the workers. The controller then ends them, and `fit` raises

@@ -15,7 +15,8 @@ from orchestrator.scheduling.plan.decisions import Rearrangement
 from orchestrator.scheduling.plan.plan_builder import PlanBuilder
 
 _TRIED = 3  # number of nodes that are examined
-_NOBODYS = np.array([False, False, False])  # for the marks FOREIGN, ABSENT and FREE, which index from the end
+# A slot has the row of its job, or a negative mark: FOREIGN, ABSENT or FREE, which index these last three entries.
+_NOBODYS = np.array([False, False, False])
 
 
 def moves_for(builder: PlanBuilder, row: int, terms: Terms) -> Rearrangement | None:

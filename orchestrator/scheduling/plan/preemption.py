@@ -1,8 +1,8 @@
 """Preemption: the cheapest set of jobs whose interruption makes room for a gang.
 
-The search is by slot, and by CPU for jobs that take only CPUs of nodes with GPUs, and so hold no slot there. If the
-slots of a node are sorted by the cost of freeing each, the sum of the first n is a lower bound for freeing n slots
-there; this is computed for all nodes at once. The few cheapest nodes are then searched job by job.
+The cost is counted for each slot. Jobs that take only CPUs of nodes with GPUs hold no slot there, so theirs is counted
+for each CPU. If the slots of a node are sorted by the cost of freeing each, the sum of the first n is a lower bound for
+freeing n slots there; this is computed for all nodes at once. The few cheapest nodes are then searched job by job.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ class Victims:
         worth: [rows]; the score that is compared with a waiting job's: the job's own, less the cost of its
             interruption.
         movable: [rows]; running jobs that allow interruption and have not been interrupted too often.
-        harm_by_slot: [rows + 3]; cost of stopping a job, for each of its slots: what it loses, and a term that is large
-            if it is about to end. The last three are for slots that are FOREIGN, ABSENT or FREE.
+        harm_by_slot: [rows + 3]; cost of stopping a job, for each of its slots: what it loses, and a penalty
+            that grows as its end comes near. The last three are for slots that are FOREIGN, ABSENT or FREE.
     """
 
     def __init__(self, snapshot: Snapshot, ranking: Ranking, policy: Policy) -> None:

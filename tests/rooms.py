@@ -12,6 +12,7 @@ import ast
 import functools
 import graphlib
 import html
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -28,17 +29,23 @@ _WIDTH, _HEIGHT, _GAP, _RISE, _MARGIN = 152, 26, 14, 62, 24
 Arrows = Mapping[str, frozenset[str]]
 
 
+@functools.cache
 def files() -> list[str]:
     """Paths of all Python files of the packages, without migrations."""
     found = (path.relative_to(ROOT).as_posix() for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
     return sorted(path for path in found if not path.startswith(_NO_ROOM))
 
 
+@functools.cache
 def rooms() -> dict[str, str]:
     """What lives in each room, by its path: the first paragraph of its docstring."""
     inits = [path for path in files() if path.endswith("/__init__.py")]
-    said = {path.rpartition("/")[0]: ast.get_docstring(ast.parse((ROOT / path).read_text())) or "" for path in inits}
-    return {room: " ".join(text.partition("\n\n")[0].split()) for room, text in said.items()}
+    found = [path.rpartition("/")[0] for path in inits]
+    return {room: " ".join(_docstring(room).partition("\n\n")[0].split()) for room in found}
+
+
+def _docstring(room: str) -> str:
+    return ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or ""
 
 
 @functools.cache
@@ -78,6 +85,55 @@ def arrows() -> Arrows:
 def room_of(path: str) -> str:
     room = path.rpartition("/")[0]
     return ONE.get(room, room)
+
+
+def may_import() -> dict[str, frozenset[str]]:
+    """For each room, the files that it may import, by the sentence `May import ...` of its docstring.
+
+    These are the rooms and files that the sentence names, what these may import, the files beside and above the room,
+    and those directly in `cluster`. `all of` or `else in` before a room that the reader is in means all its rooms.
+    """
+    found = {}
+    for room in rooms():
+        folders, allowed, seen, left = {"cluster", room}, set[str](), set[str](), [room]
+        while left:
+            here = left.pop()
+            if here in seen:
+                continue
+            seen.add(here)
+            folders.update(_above(here)[:-1])
+            for named, whole in _named_by(here):
+                allowed.update(path for path in files() if path.startswith(f"{named}/") or path == f"{named}.py")
+                if whole:
+                    left.extend(other for other in rooms() if other.startswith(f"{named}/"))
+                left.append(named if named in rooms() else named.rpartition("/")[0])
+        allowed.update(path for path in files() if path.rpartition("/")[0] in folders)
+        found[room] = frozenset(allowed)
+    return found
+
+
+def _above(room: str) -> list[str]:
+    """The room and the folders that it lies in."""
+    parts = room.split("/")
+    return ["/".join(parts[:number]) for number in range(1, len(parts) + 1)]
+
+
+def _named_by(room: str) -> list[tuple[str, bool]]:
+    """The rooms and files (without `.py`) that a room's sentence names, and whether all of a room is meant.
+
+    A name is looked for in the room, then in each folder above it. Files beside and above the room need no name.
+    """
+    sentence = " ".join(_docstring(room).split()).partition("May import ")[2].partition(". ")[0]
+    found = []
+    for before, name in re.findall(r"([^`]*)`([^`]+)`", sentence):
+        path = name.removesuffix(".py").replace(".", "/")
+        places = [f"{folder}/{path}" for folder in reversed(_above(room))] + [path]
+        named = next((one for one in places if one in rooms() or f"{one}.py" in files()), None)
+        assert named is not None, f"{room} may import `{name}`, which is nowhere"
+        whole = before.endswith(("all of ", "else in "))
+        if whole or named not in _above(room):
+            found.append((named, whole))
+    return found
 
 
 def circle() -> list[str]:

@@ -1,4 +1,5 @@
 """The control loop of the queue, one pass after another: look, settle, plan, write, act.
 
-May import `queue`, `scheduling`, `cluster.backend` and `cluster.capacity`. Start with `controller`, then `planner`.
+May import `queue`, `scheduling`, `cluster.backend`, `cluster.capacity` and `cluster.ray.bundles`. Start with
+`controller`, then `planner`.
 """

@@ -1,4 +1,5 @@
 """The process of `fleetune serve`: its assembly, its background tasks, and its orderly end.
 
-May import `http`, `controller`, `store`, `local_server`, `client.discovery` and `cluster`. Start with `process`.
+May import `http`, `service`, `controller`, `store`, `local_server`, `client.discovery` and `cluster`. Start with
+`process`.
 """

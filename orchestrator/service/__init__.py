@@ -1,4 +1,4 @@
 """What the server does, independent of HTTP: drivers, launches, nodes, tenants, tokens and usage.
 
-May import its rooms, `api`, `controller` and `jobs`. Start with `drivers`.
+May import its rooms, `api`, `queue`, `controller` and `jobs`. Start with `drivers`.
 """

@@ -1,6 +1,7 @@
 """The store of the queue, on SQLite and PostgreSQL. Needs the group `serve`; its contract does not.
 
-May import `queue`, `database` and `cluster.capacity`. Start with `sql_store`.
+May import `queue`, `database`, `controller.fair_share`, `cluster.capacity`, `jobs.spec` and `jobs.drivers.link`. Start
+with `sql_store`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from jobs.planning import plan_batching
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_job_spec
-from tests import rooms
 
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("cluster", "jobs", "orchestrator")
@@ -71,7 +70,6 @@ LIGHT_MODULES = (
 READS_THE_ENVIRONMENT = "cluster/settings.py"
 MAY_SET_THE_ENVIRONMENT = ("jobs/training/model/engine.py", "jobs/data/preparation/ray_data.py")
 MOST_LINES = 400
-MOST_FILES = 15  # in one room
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md", "bench/**/*.md", "docker/**/*.md")
 BINARY_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".gguf", ".npy", ".npz", ".arrow")
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])/(?:work|root|mnt|Users|home/\w+)/[\w.]")
@@ -357,22 +355,6 @@ def test_no_weights_or_pickles_are_tracked() -> None:
     assert [name_of(path) for path in tracked() if path.stat().st_size > 1_000_000] == []
 
 
-def test_the_picture_and_the_table_of_rooms_are_those_of_the_code() -> None:
-    assert not rooms.circle(), "rooms import each other: carry what the lower one needs into it"
-    assert rooms.PICTURE.read_text() == rooms.picture(), "python -m tests.rooms draws it again"
-    assert rooms.table() in rooms.PAGE.read_text(), "python -m tests.rooms writes it again"
-
-
-def test_no_modules_import_each_other_in_a_circle_not_even_inside_functions() -> None:
-    assert len(rooms.imports()) > 400
-    assert rooms.circle_in(rooms.imports()) == [], "carry what both need into a module below them"
-
-
-def test_circle_check_sees_a_circle_of_three() -> None:
-    assert set(rooms.circle_in({"a": "b", "b": "c", "c": "a", "d": "a"})) == {"a", "b", "c"}
-    assert rooms.circle_in({"a": "bc", "b": "c"}) == []
-
-
 @pytest.mark.parametrize("tier", ["unit", "integration", "contract"])
 def test_folders_of_tests_are_packages(tier: str) -> None:
     """Without an `__init__.py`, pytest puts the folder above on sys.path: tests/unit/jobs would hide the package."""
@@ -386,11 +368,3 @@ def test_unit_tests_stand_in_the_folders_of_the_rooms() -> None:
     folders = {path.parent.relative_to(unit) for path in sources("tests/unit")} - {Path(".")}
     assert len(folders) > 40
     assert [folder.as_posix() for folder in sorted(folders) if not (ROOT / folder / "__init__.py").exists()] == []
-
-
-def test_every_room_is_small_and_says_where_to_start() -> None:
-    for room in rooms.rooms():
-        own = [path for path in rooms.files() if path.rpartition("/")[0] == room and not path.endswith("/__init__.py")]
-        said = (ROOT / room / "__init__.py").read_text()
-        assert len(own) <= MOST_FILES, room
-        assert "May import" in said and any(words in said for words in ("Start with", "doors are", "door is")), room

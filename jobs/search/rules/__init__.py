@@ -1,4 +1,4 @@
 """The decisions of a search, as pure functions: which fields vary, the prior, the budget, rungs and `auto`.
 
-May import `spec`, `planning`, `model_files`, files of finished runs and `search.trial`. Start with `budget`.
+May import `spec`, `planning`, `model_files`, `run` and `search.trial`. Start with `budget`.
 """

@@ -249,12 +249,15 @@ STORAGE = [
 
 MACHINES = [
     Case(
-        "worker killed", Kind.MACHINES, goes_on("rank 1", "was killed or crashed", starts=2),
+        "worker killed", Kind.MACHINES, goes_on("rank 1", "was killed or crashed", acts=("lost_workers",), starts=2),
         plants=(Plant("step", "kill", steps=(6,)),), quick=True,
     ),
     Case(
         "worker killed in every group", Kind.MACHINES,
-        ends(FAILED, "rank 1", "4 times without a newer checkpoint", advice=("log of that rank",), starts=4),
+        ends(
+            FAILED, "rank 1", "4 times without a newer checkpoint", advice=("log of that rank",), starts=4,
+            acts=("lost_workers*",),
+        ),
         plants=(Plant("step", "kill", steps=(3,), times=None),),
     ),
     Case(
@@ -263,7 +266,10 @@ MACHINES = [
     ),
     Case(
         "ECC error", Kind.MACHINES,
-        ends(MACHINE, "hardware of rank 1", "ECC", advice=("nvidia-smi",), rank=1, lost=True, out_of_memory=False),
+        ends(
+            MACHINE, "hardware of rank 1", "ECC", advice=("nvidia-smi",), rank=1, lost=True, out_of_memory=False,
+            acts=("machine",),
+        ),
         plants=(Plant("backward", "ecc", steps=(6,)),),
     ),
     Case(
@@ -280,15 +286,17 @@ MACHINES = [
 
 NETWORK = [
     Case(
-        "connections between ranks reset", Kind.NETWORK, goes_on("starting the workers again", starts=2), quick=True,
+        "connections between ranks reset", Kind.NETWORK, quick=True,
+        expected=goes_on("starting the workers again", acts=("lost_workers",), starts=2),
         plants=(Plant("step", "cut links", rank=None, steps=(6,)),),
     ),
     Case(
-        "NCCL: the peer is gone", Kind.NETWORK, goes_on("starting the workers again", starts=2),
+        "NCCL: the peer is gone", Kind.NETWORK, goes_on("starting the workers again", acts=("lost_workers",), starts=2),
         plants=(Plant("step", "nccl peer", steps=(6,)),),
     ),
     Case(
-        "NCCL: system error", Kind.NETWORK, ends(MACHINE, "hardware of rank 1", "unhandled system error", lost=True),
+        "NCCL: system error", Kind.NETWORK,
+        ends(MACHINE, "hardware of rank 1", "unhandled system error", lost=True, acts=("machine",)),
         plants=(Plant("step", "nccl system", steps=(6,)),),
     ),
     Case(
@@ -297,7 +305,7 @@ NETWORK = [
     ),
     Case(
         "object store gone when rows are read", Kind.NETWORK,
-        ends(MACHINE, "/prepared/", "Connection reset", lost=True, starts=0), storage=FAULTY,
+        ends(MACHINE, "/prepared/", "Connection reset", lost=True, starts=0, acts=("machine",)), storage=FAULTY,
         plants=(Plant("loading", "dropped rows", rank=0),),
     ),
 ]  # fmt: skip

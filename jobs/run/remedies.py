@@ -69,7 +69,7 @@ class RemedyReport(NamedTuple):
     """One act of a remedy, for an event of kind `remedy`.
 
     Attributes:
-        remedy: its name: out_of_memory, outlier_steps, hang, forgetting or early_stopping.
+        remedy: its name: out_of_memory, lost_workers, hang, outlier_steps, forgetting, early_stopping or machine.
         cause, action, effect: clauses that make one sentence for people.
         advice: a clause that says what to change in the next run.
         steps_again: steps that are computed again.
@@ -94,9 +94,7 @@ class RemedyReport(NamedTuple):
 class Trouble(Frozen):
     """Something that went wrong in a run, and what the run did about it."""
 
-    remedy: str = Field(
-        description="What acted: out_of_memory, outlier_steps, hang, forgetting or early_stopping of the spec."
-    )
+    remedy: str = Field(description="What acted: one of the spec's `remedies`, early_stopping or machine.")
     at: datetime.datetime = Field(description="UTC.")
     step: int | None = Field(None, ge=0, description="The step after which the run acted; None: not known.")
     times: int = Field(1, ge=1, description="Number of consecutive times that this happened.")

@@ -33,6 +33,9 @@ class Remedies(Frozen):
     out_of_memory: bool = Field(
         True, description="Out of memory: go on with a smaller micro-batch, then checkpointing, then offload."
     )
+    lost_workers: bool = Field(
+        True, description="Workers that were killed or lost their node: start them again from the newest checkpoint."
+    )
     hang: bool = Field(
         False, description="A rank that stops responding: kill it, and go on from the newest checkpoint."
     )

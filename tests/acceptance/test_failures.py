@@ -187,6 +187,8 @@ def test_workers_killed_in_the_warmup_and_in_the_second_epoch_are_replaced_and_n
     assert len(by_ray.read_text().splitlines()) == 3 * 2, "each start, on each worker"
     assert output.count("resumed from the checkpoint of step") == 2
     assert "workers were lost and are started again (2 so far)" in output
+    troubles = outcome_of(paths).troubles
+    assert [one.remedy for one in troubles] == ["lost_workers"] * 2 and all(one.seconds for one in troubles), troubles
     assert min(record["grad_norm"] for record in read_steps(paths)) > 0.5, "clipping was active"
     check_same(paths, undisturbed(job), 1e-6)
 

@@ -15,11 +15,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import StorageError
 from cluster.ray.connection import snapshot
 from cluster.ray.node_tasks import ask_nodes
+from jobs.drivers.finetune.lost_workers import newest_checkpoint
 from jobs.remedies.hang import Doing, Hang, Observations, hang_of, limit_s
-from jobs.run.checkpoints import committed_steps
 from jobs.run.events import Announcer
 from jobs.run.remedies import RemedyReport
 from jobs.storage.journal import Record, interval_s
@@ -76,6 +75,11 @@ class HangWatch:
             group.left.set()
             group.asking.join(_END_WITHIN_S)
 
+    @property
+    def has_ended_the_workers(self) -> bool:
+        """Whether a rank of the group was killed because it hung."""
+        return self._group is not None and self._group.hang is not None
+
     def named(self, crash: Crash | None) -> Crash | None:
         """Return the crash of the group with its cause, if a rank of the group was killed because it hung."""
         hang = self._group.hang if self._group is not None else None
@@ -101,7 +105,7 @@ class HangWatch:
     def _end(self, group: _Group, hang: Hang, observed: Iterable[Observations], nodes: Sequence[str]) -> None:
         group.hang, self._hung_at_s = hang, time.monotonic()
         rank, cause = hang.rank, _cause(hang)
-        saved = _newest_checkpoint(group.job)
+        saved = newest_checkpoint(group.job.paths)
         report = RemedyReport(
             REMEDY,
             cause,
@@ -202,10 +206,3 @@ def _data(hang: Hang) -> dict[str, Any]:
         "state": rank.state, "stack": list(rank.frames),
         "doing": rank.pulse.doing, "step": rank.pulse.step, "quiet_s": round(rank.age_s, 1), **_who(hang),
     }  # fmt: skip
-
-
-def _newest_checkpoint(job: Job) -> int:
-    try:
-        return max(committed_steps(job.paths), default=0)
-    except StorageError:
-        return 0

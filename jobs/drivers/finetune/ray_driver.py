@@ -26,6 +26,7 @@ from cluster.ray.connection import (
 from cluster.ray.node_tasks import ask_nodes
 from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.finetune.hang_watch import HangWatch
+from jobs.drivers.finetune.lost_workers import LostWorkers
 from jobs.drivers.finetune.machines import find_room, places_under_ray
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
@@ -34,7 +35,6 @@ from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import kept_choice, with_fields, with_planned_fields
 from jobs.run.attempts import count_attempts, take_run
-from jobs.run.checkpoints import committed_steps
 from jobs.run.events import Announcer, Watch
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome
@@ -46,7 +46,7 @@ from jobs.storage.journal import Record
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
-from jobs.training.on_ray.fit import Healing, fit
+from jobs.training.on_ray.fit import fit
 from jobs.training.vitals import dead_ranks
 from jobs.training.worker_input import Job
 
@@ -172,10 +172,12 @@ class Training:
     _looked_at_s: float = field(default_factory=time.monotonic)
     memory: MemoryRemedy = field(init=False)
     hangs: HangWatch = field(init=False)
+    losses: LostWorkers = field(init=False)
 
     def __post_init__(self) -> None:
         self.memory = MemoryRemedy(self.job.paths, self.driver.announce)
         self.hangs = HangWatch(self.driver.announce, self.driver.places)
+        self.losses = LostWorkers(self.job.paths, self.driver.announce, self.driver.places)
 
     def run(self) -> Record | None:
         """Return rank 0's result; None if a worker reported a failure.
@@ -185,8 +187,6 @@ class Training:
             Interrupted: a second signal, or workers were lost before they could answer a request to stop.
             Stopped: a request to stop while no workers were running.
         """
-        paths = self.job.paths
-        healing = Healing(lambda: max(committed_steps(paths), default=0))
         while True:
             find_room(self.job.spec, self.driver.places, self.driver.announce)
             self.driver.stop.defer()
@@ -202,7 +202,7 @@ class Training:
             except Exception as error:
                 traceback.print_exc()
                 crash = crash_of(error, self.job.driver, self.driver.places or ())
-                self._go_on_after(self.hangs.named(crash), healing, error)
+                self._go_on_after(self.hangs.named(crash), error)
             self.driver.stop.defer(False)
 
     def _fitted(self) -> Record | None:
@@ -217,13 +217,14 @@ class Training:
         self.driver.watch.look()
         self.memory.look()
         self.hangs.look(self.driver.watch.newest)
+        self.losses.look(self.driver.watch.newest)
         self.relay.check()
         if time.monotonic() - self._looked_at_s > _LOOK_AT_NODES_S:
             self.draining.look(leaving_nodes())
             check_alive(self.driver.places or (), snapshot())
             self._looked_at_s = time.monotonic()
 
-    def _go_on_after(self, crash: Crash | None, healing: Healing, error: Exception) -> None:
+    def _go_on_after(self, crash: Crash | None, error: Exception) -> None:
         """Return if the workers should be started again; raise RunFailed, MachinesFailed or Interrupted otherwise."""
         if crash is None:
             raise RunFailed(f"Ray Train gave the run up: {first_line(getattr(error, 'controller_failure', error))}")
@@ -234,12 +235,8 @@ class Training:
             return
         if crash.how is How.NO_ROOM and self.driver.places is None:
             return
-        if not healing.may_go_on():
-            said = f"workers were lost {healing.losses} times without a newer checkpoint; the last time {crash}"
-            if self.driver.places is not None:
-                raise MachinesFailed(said) from error
-            raise RunFailed(f"{said}. Look at the log of that rank", crash.rank) from error
-        self.driver.announce("warning", f"{crash}: starting the workers again", losses=healing.losses)
+        allowed, told = self.job.spec.remedies.lost_workers, self.hangs.has_ended_the_workers
+        self.losses.go_on(crash, self.driver.watch.newest, allowed=allowed, told=told)
 
 
 def crash_of(error: Exception, driver: str, places: Sequence[str] = ()) -> Crash | None:

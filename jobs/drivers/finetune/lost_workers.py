@@ -1,0 +1,88 @@
+"""Starts lost workers again, within a budget, and says what that costs the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from cluster.errors import MachinesFailed, RunFailed, StorageError
+from jobs.run.checkpoints import committed_steps
+from jobs.run.events import Announcer
+from jobs.run.paths import JobPaths
+from jobs.run.remedies import RemedyReport
+from jobs.storage.journal import Record
+from jobs.training.on_ray.crash import Crash
+from jobs.training.on_ray.fit import Healing
+
+REMEDY = "lost_workers"  # as in `jobs.spec.remedies`
+
+
+class LostWorkers:
+    """The losses of one driver. Call `look` while workers run, and `go_on` when they were lost."""
+
+    def __init__(
+        self,
+        paths: JobPaths,
+        announce: Announcer,
+        places: Sequence[str] | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`places`: ids of the nodes that a queue has assigned; None: any node may run workers."""
+        self._paths, self._announce, self._places, self._clock = paths, announce, places, clock
+        self._healing = Healing(lambda: max(committed_steps(paths), default=0))
+        self._lost: tuple[float, Record | None] | None = None  # when, and the newest step then; until training goes on
+
+    def look(self, newest: Record | None) -> None:
+        """Say how long the loss took once there is a step after it."""
+        if self._lost is None or newest is None or newest is self._lost[1]:
+            return
+        seconds, self._lost = self._clock() - self._lost[0], None
+        effect = f"training goes on {seconds:.1f} s after the workers were lost"
+        self._announce("remedy", effect, remedy=REMEDY, effect=effect, seconds=round(seconds, 1))
+
+    def go_on(self, crash: Crash, newest: Record | None, *, allowed: bool, told: bool) -> None:
+        """Return if the workers should be started again.
+
+        Args:
+            newest: the newest step of the run.
+            allowed: `remedies.lost_workers` of the spec.
+            told: another remedy has ended the workers, and has said so.
+
+        Raises:
+            MachinesFailed: they were lost too often, or it is not allowed; a queue may try other nodes.
+            RunFailed: the same, without a queue.
+        """
+        if not allowed:
+            said = f"{crash} (remedies.lost_workers is false)"
+        elif not self._healing.may_go_on():
+            said = f"workers were lost {self._healing.losses} times without a newer checkpoint; the last time {crash}"
+        else:
+            self._tell(crash, newest, told)
+            return
+        if self._places is not None:
+            raise MachinesFailed(said)
+        raise RunFailed(f"{said}. Look at the log of that rank", crash.rank)
+
+    def _tell(self, crash: Crash, newest: Record | None, told: bool) -> None:
+        losses, message = self._healing.losses, f"{crash}: starting the workers again"
+        if told:
+            self._announce("warning", message, losses=losses)
+            return
+        saved, step = newest_checkpoint(self._paths), 0 if newest is None else int(newest["step"])
+        report = RemedyReport(
+            REMEDY,
+            str(crash),
+            "the workers are started again",
+            f"they go on from step {saved}" if saved else "they begin anew",
+            steps_again=max(step - saved, 0),
+        )
+        self._lost = self._clock(), newest
+        report.tell(self._announce, message, step=step, losses=losses)
+
+
+def newest_checkpoint(paths: JobPaths) -> int:
+    """Return the step of the newest checkpoint; 0: there is none, or the storage does not answer."""
+    try:
+        return max(committed_steps(paths), default=0)
+    except StorageError:
+        return 0

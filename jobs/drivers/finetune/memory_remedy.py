@@ -16,6 +16,7 @@ from typing import Any
 from cluster.errors import OutOfMemory, StorageError
 from cluster.text import many
 from jobs.planning import plan_batching
+from jobs.preflight.plan_text import gib
 from jobs.remedies.out_of_memory import (
     Change,
     Rung,
@@ -33,6 +34,7 @@ from jobs.run.checkpoints import committed_steps
 from jobs.run.events import DRIVER, Announcer
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import Remedy, RemedyReport, next_time, read_remedies, write_remedies
+from jobs.run.run_plan import read_plan
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader, part_names, read_part
@@ -181,7 +183,8 @@ class MemoryRemedy:
         earlier = read_remedies(self._paths)
         if change is None:
             tried = format_tried([one for one in earlier if one.where == where])
-            raise OutOfMemory(f"{said}{f' These changes did not suffice: {tried}.' if tried else ''}", rank)
+            tried = f" These changes did not suffice: {tried}." if tried else ""
+            raise OutOfMemory(f"{said}{tried}{_planned(self._paths)}", rank)
         self._made = made = self._remedy(job.spec, change, cause, group)
         write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here
         again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
@@ -226,3 +229,13 @@ def format_action(before: Spec, after: Spec, change: Change) -> str:
         return str(change)
     old, new = plan_batching(before), plan_batching(after)
     return f"{change} (accumulation {new.accumulation} instead of {old.accumulation})"
+
+
+def _planned(paths: JobPaths) -> str:
+    """Return a sentence with the memory that the run's plan predicted; empty: there is no plan."""
+    plan = None
+    with contextlib.suppress(StorageError):
+        plan = read_plan(paths)
+    if plan is None:
+        return ""
+    return f" The plan expected {gib(plan.total_bytes)} GiB of the {gib(plan.room_bytes)} GiB for a worker."

@@ -14,11 +14,17 @@ from jobs.run.attempts import write_attempt
 from jobs.run.outcome import Event, event
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import read_remedies, troubles_of
+from jobs.run.run_plan import RunPlan, write_plan
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter
 from jobs.training.on_ray.crash import Crash, How
 from jobs.training.worker_input import Job
 from tests.support import tiny
+
+PLAN = RunPlan(
+    machines="2xCPU", precision="fp32", parameters=10, memory={}, total_bytes=3 * 2**29, room_bytes=2**32, step_s=1.0,
+    tokens_per_s=1.0,
+)  # fmt: skip
 
 KILLED = Crash(How.MEMORY, "was killed for memory by the kernel", rank=1, host="n2")
 
@@ -131,6 +137,7 @@ def test_a_change_is_stored_and_announced_and_the_effect_follows_with_the_next_s
 
 def test_the_ladder_ends_with_the_advice_and_the_changes_that_were_tried(tmp_path: Path) -> None:
     gang = Gang(tmp_path)
+    write_plan(gang.paths, PLAN)
     job: Job | None = gang.job
     for micro_batch in (4, 2, 1):
         assert job is not None and job.spec.train.per_device_train_batch_size == micro_batch
@@ -145,7 +152,8 @@ def test_the_ladder_ends_with_the_advice_and_the_changes_that_were_tried(tmp_pat
         gang.remedy.job_after_failure(job)
     assert error.value.rank == 1
     assert str(error.value) == (
-        "rank 1 ran out. Lower it. These changes did not suffice: train.per_device_train_batch_size 2, 1."
+        "rank 1 ran out. Lower it. These changes did not suffice: train.per_device_train_batch_size 2, 1. "
+        "The plan expected 1.50 GiB of the 4.00 GiB for a worker."
     )
 
 

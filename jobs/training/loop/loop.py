@@ -41,7 +41,7 @@ from jobs.training.loop.saving import best_score, save_if_due
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.loop.step import train_step
 from jobs.training.loop.watching import check_skips, counted, tell_if_worse, tell_missing_metric, tell_summary
-from jobs.training.model.engine import build_engine, peak_memory_bytes
+from jobs.training.model.engine import build_engine, must_compile, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.model.isolation import rows_are_unpacked
 from jobs.training.reporter import Reporter
@@ -197,6 +197,9 @@ def set_up(job: Job, worker: WorkerContext, reporter: Reporter) -> Run:
 def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     """Open the prepared rows, load the sharded model and build the engine. Every rank must call it."""
     prepared = Prepared.open(job.prepared_root)
+    if worker.rank == 0 and must_compile(job.spec, worker.device):
+        said = "compiling DeepSpeed's optimizer for the host: this takes a minute or two, once on each machine"
+        reporter.event("phase", said, phase="compile")
     engine = build_engine(job.spec, local_model_dir(job.model), worker, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, worker, engine.module, engine.pad_token_id, reporter)
     harness = Harness(job.spec, job.model, engine.pad_token_id) if job.spec.eval.lm_eval.tasks else None

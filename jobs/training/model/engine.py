@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import pathlib
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -90,6 +91,18 @@ def import_deepspeed(device: torch.device) -> Any:
 
     compiler.compile = lambda: compiler.dummy_decorator
     return deepspeed
+
+
+def must_compile(spec: Spec, device: torch.device) -> bool:
+    """Whether DeepSpeed is going to compile its optimizer for the host, which it does once on each machine."""
+    if spec.train.zero.offload_optimizer is None:
+        return False
+    import_deepspeed(device)
+    from deepspeed.ops.op_builder import CPUAdamBuilder
+    from torch.utils.cpp_extension import _get_build_directory
+
+    name = CPUAdamBuilder.NAME
+    return not pathlib.Path(_get_build_directory(name, False), f"{name}.so").exists()
 
 
 def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:

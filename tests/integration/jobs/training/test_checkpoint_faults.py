@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 import shutil
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -73,16 +74,20 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         "save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True,
         "load_best_model_at_end": True,
     }  # fmt: skip
-    best_spec = tiny.spec_of(
-        folder, model, text, train__max_steps=STEPS, train__global_batch_size=4, data__eval_fraction=0.2,
+    best_specs = partial(
+        tiny.spec_of, folder, model, text, train__max_steps=STEPS, train__global_batch_size=4, data__eval_fraction=0.2,
         eval__eval_on_start=False, eval__eval_steps=2, checkpoint=rule,
-        # So that weights may linger after the last evaluation, or be on their way when they are exported.
-        train__zero__param_persistence_threshold=0, train__zero__prefetch_bucket_size=100,
     )  # fmt: skip
-    best = case_of(folder, "best", best_spec)
-    patient = best_spec.model_copy(update={"eval": best_spec.eval.model_copy(update={"early_stopping_patience": 2})})
-    early = case_of(folder, "early", patient)
-    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best, early], with_export=frozenset({"best", "early"}))
+    # So that weights may linger after the last evaluation, or be on their way when they are exported.
+    lingering = {"train__zero__param_persistence_threshold": 0, "train__zero__prefetch_bucket_size": 100}
+    best = case_of(folder, "best", best_specs(**lingering))
+    early = case_of(folder, "early", best_specs(eval__early_stopping_patience=2, **lingering))
+    lower = [
+        case_of(folder, name, best_specs(eval__early_stopping_patience=2, train__zero__stage=stage))
+        for name, stage in (("early-zero1", 1), ("early-zero2", 2))
+    ]
+    with_export = frozenset({"best", "early", *(case.name for case in lower)})
+    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best, early, *lower], with_export=with_export)
     killed = dataclasses.replace(early, name="early-killed-before-its-export")
     shutil.copytree(early.paths.root, folder / killed.name)
     shutil.rmtree(killed.paths.model)
@@ -96,7 +101,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         flip_a_byte(pathlib.Path(JobPaths(str(folder / "all-gone")).checkpoint(step)))
     damaged.append(dataclasses.replace(stopped, name="all-gone", stop_at=None))
     run_gang(folder, 2, [*damaged, killed], with_export=frozenset({killed.name}))
-    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, early, killed, *damaged]}
+    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, early, *lower, killed, *damaged]}
 
 
 def losses(case: Case) -> list[float]:
@@ -164,8 +169,9 @@ def test_the_best_checkpoint_is_kept_and_exported(cases: dict[str, Case]) -> Non
     assert_exported(case, best)
 
 
-def test_early_stopping_ends_a_run_and_exports_the_best_also_after_a_kill(cases: dict[str, Case]) -> None:
-    case = cases["early"]
+@pytest.mark.parametrize("name", ["early", "early-zero1", "early-zero2"])
+def test_early_stopping_ends_a_run_and_exports_the_best_in_every_stage(cases: dict[str, Case], name: str) -> None:
+    case = cases[name]
     scores = {one["step"]: one["eval_loss"] for one in read_journal(case.paths.metrics) if "eval_loss" in one}
     best, end = max(scores, key=lambda step: scores[step]), max(scores)
     assert end == best + 2 * 2 < STEPS, "two evaluations without a better score"
@@ -174,9 +180,14 @@ def test_early_stopping_ends_a_run_and_exports_the_best_also_after_a_kill(cases:
     (told,) = [one for one in read_journal(case.paths.events) if one["kind"] == "remedy"]
     assert told["data"]["remedy"] == "early_stopping" and f"step {best}" in told["data"]["cause"]
     assert_exported(case, best)
-    again = cases["early-killed-before-its-export"]
-    assert max(one["step"] for one in read_journal(again.paths.metrics)) == end, "it trains no further"
-    assert_exported(again, best)
+
+
+def test_a_run_that_was_killed_after_early_stopping_exports_the_best_and_trains_no_further(
+    cases: dict[str, Case],
+) -> None:
+    again, end = cases["early-killed-before-its-export"], committed_steps(cases["early"].paths)[-1]
+    assert max(one["step"] for one in read_journal(again.paths.metrics)) == end
+    assert_exported(again, committed_steps(again.paths)[0])
 
 
 def assert_exported(case: Case, best: int, of: JobPaths | None = None) -> None:

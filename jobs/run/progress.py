@@ -20,6 +20,9 @@ SILENCE_S = 30.0  # without another line for this long, a sign of life is printe
 _STEPS = 50  # newest steps from which the time of the others is estimated
 _SLOW_STEPS = 2  # first steps that do not count
 _HELD_UP = 8  # one step of this many, the longest ones, may have been held up
+# The share of a step's time that is proportional to its tokens, before any is measured, and the weight of this guess in
+# squares of a step's relative deviation from the mean tokens: that of four steps that deviate by a quarter.
+_SHARE_BY_TOKENS, _GUESS = 0.5, 0.25
 
 Clock = Callable[[], float]
 
@@ -48,7 +51,8 @@ class NoProgress:
 class Pace:
     """Estimates the seconds to the end of a run from its events and the records of its steps.
 
-    A step takes the mean of the newest steps. The first two steps are slower, and do not count. The longest eighth
+    A step takes the mean of the newest steps. The first two steps are slower, and do not count. Steps with more tokens
+    than the mean take longer, so each counts as what it would have taken with the mean tokens. The longest eighth then
     counts as the longest of the others, because something may have held these steps up. The mean time between steps, in
     which the run saves, is added. Each evaluation that is left takes as long as the newest one, which may be that
     before the first step.
@@ -59,14 +63,16 @@ class Pace:
         self._eval_steps: int | None = None
         self._evaluation_s = 0.0  # seconds of the newest evaluation
         self._last: dict[str, Any] = {}  # the newest step; empty: none since training began or went back
+        self._tokens: float | None = None  # mean tokens of a step
         self._step_s: deque[float] = deque(maxlen=_STEPS)
+        self._deviations: deque[float] = deque(maxlen=_STEPS)  # of the tokens of these steps, relative to the mean
         self._between_s: deque[float] = deque(maxlen=_STEPS)  # seconds between steps without evaluations
 
     def event(self, event: Event) -> None:
         """Read from an event what the estimate needs."""
         if event.kind == "plan":
             self.total = event.data.get("total_steps", self.total)
-            self._eval_steps = event.data.get("eval_steps")
+            self._eval_steps, self._tokens = event.data.get("eval_steps"), event.data.get("tokens_per_step")
             self._begin()
         elif event.kind == "evaluated":
             self._evaluation_s = float(event.data.get("seconds", 0.0))
@@ -74,6 +80,7 @@ class Pace:
     def _begin(self) -> None:
         self._last = {}
         self._step_s.clear()
+        self._deviations.clear()
         self._between_s.clear()
 
     def eta_s(self, record: dict[str, Any]) -> float | None:
@@ -86,6 +93,8 @@ class Pace:
             self._begin()
         if step != self._last.get("step"):
             self._step_s.append(float(record.get("step_time_s", 0.0)))
+            known = self._tokens and "tokens" in record
+            self._deviations.append(record["tokens"] / self._tokens - 1 if known else 0.0)
             if "at" in record and "at" in self._last:  # older releases did not write it
                 before_s = self._step_s[-1] + self._last.get("eval_time_s", 0.0)
                 self._between_s.append(max(record["at"] - self._last["at"] - before_s, 0.0))
@@ -93,10 +102,23 @@ class Pace:
         self._evaluation_s = record.get("eval_time_s", self._evaluation_s)
         if self.total is None:
             return None
-        counted = sorted(list(self._step_s)[min(_SLOW_STEPS, len(self._step_s) - 1) :])
-        most_s = counted[-1 - len(counted) // _HELD_UP]
-        step_s = statistics.mean(min(one_s, most_s) for one_s in counted) + statistics.mean(self._between_s or [0.0])
+        step_s = self._mean_step_s() + statistics.mean(self._between_s or [0.0])
         return max(self.total - step, 0) * step_s + self._evaluations_left(record) * self._evaluation_s
+
+    def _mean_step_s(self) -> float:
+        """Return the seconds of a step with the mean tokens.
+
+        Seconds are m (1 + b x), where x is the relative deviation of the tokens. b is fitted by least squares, with a
+        guess beside the measurements.
+        """
+        first = min(_SLOW_STEPS, len(self._step_s) - 1)
+        steps = list(zip(self._step_s, self._deviations, strict=True))[first:]
+        mean_s = statistics.mean(one_s / (1 + _SHARE_BY_TOKENS * x) for one_s, x in steps) or 1.0
+        products = sum(x * (one_s / mean_s - 1) for one_s, x in steps) + _GUESS * _SHARE_BY_TOKENS
+        share = min(max(products / (sum(x * x for _, x in steps) + _GUESS), 0.0), 1.0)
+        counted = sorted(one_s / (1 + share * x) for one_s, x in steps)
+        most_s = counted[-1 - len(counted) // _HELD_UP]
+        return statistics.mean(min(one_s, most_s) for one_s in counted)
 
     def _evaluations_left(self, record: dict[str, Any]) -> int:
         """Count the evaluations after a step, with its own if that is still to come. The last step always has one."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import json
 import multiprocessing
@@ -114,6 +115,8 @@ def main(spec_files: list[str]) -> None:
     os.dup2(2, 1)  # what libraries print goes to stderr
     import_deepspeed(torch.device("cpu"))
     importlib.import_module("transformers.masking_utils")  # as every model does; it takes more than a second
+    gc.collect()
+    gc.freeze()  # DeepSpeed collects garbage several times in each gang
     for name in spec_files:
         line = json.dumps({"case": name, "ranks": measure(load_spec(name))}) + "\n"
         with contextlib.suppress(BrokenPipeError):

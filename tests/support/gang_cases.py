@@ -41,6 +41,7 @@ from jobs.training.model.batch import collate, model_logits
 from jobs.training.worker_context import Requests, TorchrunWorkerContext
 from jobs.training.worker_input import Job
 from tests.support.faulty import FaultyFileSystem, register
+from tests.support.one_step import make_one_step
 
 
 class ScriptedWorker(TorchrunWorkerContext):
@@ -177,7 +178,9 @@ def main(file: str, store: str = "env://") -> None:
     cases = json.loads(listing.read_text())
     for case in cases if isinstance(cases, list) else []:
         run_case(case)
-    if isinstance(cases, dict):
+    if isinstance(cases, dict) and "result" in cases:
+        make_one_step(cases)
+    elif isinstance(cases, dict):
         run_warm(cases, world)
     dist.barrier()
     dist.destroy_process_group()

@@ -147,6 +147,16 @@ def run_warm_gang(
     return [mailbox.answers.wait(number, missing) for number in range(1, len(orders) + 1)]
 
 
+def one_step(folder: pathlib.Path, spec: Spec, piece: int | None = None) -> Any:
+    """What `make_one_step` writes."""
+    (folder / "job.json").write_bytes(dump_spec(spec))
+    asked = {"spec": str(folder / "job.json"), "result": str(folder / "step.json"), "piece": piece}
+    (folder / "asked.json").write_text(json.dumps(asked))
+    output = folder / "step.log"
+    _ask({"workers": 1, "listing": str(folder / "asked.json"), "output": str(output)}, output)
+    return json.loads((folder / "step.json").read_text())
+
+
 def _ask(request: dict[str, Any], output: pathlib.Path) -> None:
     process, code = _forker(), ""
     assert process.stdin is not None and process.stdout is not None

@@ -18,7 +18,7 @@ from tests.support.textdata import text_spec
 # Resident memory of the process that prepares, the mapped files of libraries included. A source of 200 MB takes 500 MB.
 BOUND_BYTES = 650 * 10**6
 SOURCE_BYTES = 7 * 10**8
-WORDS = [f"word{number:04d}" + "x" * 80 for number in range(1000)]  # long, so that much text is tokenised quickly
+WORDS = [f"word{number:04d}" + "x" * 160 for number in range(1000)]  # long, so that much text is tokenised quickly
 
 PREPARE = """
 import sys
@@ -47,7 +47,7 @@ def write_source(path: pathlib.Path, size: int) -> int:
     """Lines of 5,000 to 30,000 bytes, drawn from a few hundred; how many there are."""
     draw = random.Random(0)
     lines = [
-        json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(100, 600)))}).encode() + b"\n"
+        json.dumps({"text": " ".join(draw.choices(WORDS, k=draw.randint(50, 300)))}).encode() + b"\n"
         for _ in range(400)
     ]
     written = rows = 0
@@ -70,6 +70,6 @@ def test_memory_is_bounded_whatever_the_size_of_the_source(tmp_path: pathlib.Pat
     peak = int(peak_kib) * 1024
     (train,) = Prepared.open(root).manifest.splits["train"]
     assert train.samples == rows and train.tokens / (train.rows * 2048) > 0.98
-    assert 8 * train.tokens > 6 * 10**7  # bytes written: much data goes out, too
+    assert 8 * train.tokens > 3 * 10**7  # bytes written: much data goes out, too
     print(f"peak {peak / 1e6:.0f} MB for a source of {SOURCE_BYTES / 1e6:.0f} MB, {train.tokens:,} tokens")
     assert peak < BOUND_BYTES

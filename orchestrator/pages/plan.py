@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any, Final
 
-from cluster.text import compact, long_duration, many
+from cluster.text import byte_size, compact, long_duration, many
 from jobs.advice.method_choice import Choice, Method, Situation
 from jobs.planning.accelerators import GIB
 from jobs.planning.strategies import JobPlan, Option
@@ -243,7 +243,7 @@ def _method_row(method: Method, plan: JobPlan, rate: float, price: float | None)
     return (
         method,
         f"{compact(plan.trained)} of {compact(plan.parameters)}",
-        f"{_CHECKPOINT_BYTES * plan.trained / 1e6:,.1f} MB",
+        byte_size(_CHECKPOINT_BYTES * plan.trained),
         format_strategy(option.strategy),
         f"{gib(option.memory.total)} of {gib(option.room)}{lacks}",
         length,

@@ -8,6 +8,7 @@ import posixpath
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.text import byte_size
 from jobs.data.preparation.engines import Say
 from jobs.data.sources.chunks import Work
 from jobs.data.sources.file_stamp import info_of, stamp
@@ -81,7 +82,7 @@ def _source_job(spec: Spec, source: Source, where: str, tokenizer: TokenizerFile
     stamps = tuple(stamp(file) for file in files)  # taken before reading, so that later changes are noticed
     sizes = tuple(storage.size(file) for file in files)
     if sum(sizes) > _SAY_BYTES and storage.is_local(source.path):
-        say(f"reading {where} ({sum(sizes) / 1e9:.1f} GB) for its fingerprint")
+        say(f"reading {where} ({byte_size(sum(sizes))}) for its fingerprint")
     fraction = data.eval_fraction if where.startswith("data.train") else None
     code = read_code(reading.format) if reading.own else None
     made_from = {

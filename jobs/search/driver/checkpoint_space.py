@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cluster.errors import StorageError
+from cluster.text import byte_size
 from jobs.run.events import Announcer
 from jobs.search.ledger import Ledger
 from jobs.search.rules.rungs import trials_to_clear
@@ -29,7 +30,7 @@ def limit_checkpoints(ledger: Ledger, announce: Announcer) -> None:
         trial = ledger.trials[number]
         ledger.stopped(trial, "its checkpoints were removed to keep those of better trials")
         storage.remove_dir(trial.paths.checkpoints)
-        said = f"removed the checkpoints of trial {number} ({sizes[number] / 1e9:.2f} GB)"
+        said = f"removed the checkpoints of trial {number} ({byte_size(sizes[number])})"
         announce("phase", said, phase="room")
 
 

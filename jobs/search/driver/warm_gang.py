@@ -32,7 +32,7 @@ class GangLost(FleetuneError):
     """The gang was lost while it carried out a task. The task may be given again, to this gang or another one."""
 
 
-class _OrderFailed(FleetuneError):
+class _TaskFailed(FleetuneError):
     """The workers ended because of the task. The driver answers it in their place."""
 
 
@@ -91,7 +91,7 @@ class WarmGang:
         try:
             self._mailbox.tasks.put(number, task)
             return self._mailbox.answers.wait(number, look)
-        except _OrderFailed as error:
+        except _TaskFailed as error:
             return Answer(status="failed", reason=str(error))
         finally:
             with self._lock:
@@ -182,5 +182,5 @@ class WarmGang:
         self._announce("warning", f"{reason}: starting the workers of the gang again", losses=healing.losses)
         with self._lock:
             if self._open is not None:
-                self._given_up[self._open] = GangLost(reason) if outcome.lost else _OrderFailed(reason)
+                self._given_up[self._open] = GangLost(reason) if outcome.lost else _TaskFailed(reason)
                 self._open = None  # the new workers must not begin with it again

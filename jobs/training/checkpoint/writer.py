@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.errors import StorageError
+from cluster.text import byte_size
 from jobs.run.checkpoints import (
     COMMIT_NAME,
     KINDS,
@@ -194,7 +195,7 @@ class Checkpointer:
         took_s = time.monotonic() - writing.began_at
         self._report(
             "checkpoint",
-            f"checkpoint of step {writing.step}: {size / 1e6:,.1f} MB in {took_s:.1f} s, in the background",
+            f"checkpoint of step {writing.step}: {byte_size(size)} in {took_s:.1f} s, in the background",
             step=writing.step,
             bytes=size,
             seconds=took_s,

@@ -21,7 +21,8 @@ from jobs.run.paths import JobPaths
 from jobs.spec.load import load_spec
 from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import BEGINS_WITHIN_S
-from tests.support.gangs import ROOT
+from tests.support.forked.fork_request import ONLY
+from tests.support.gangs import PACED
 from tests.support.processes import Talker, wait_for
 from tests.support.projects import make_project
 from tests.support.raycluster import RAY, RayHead, ray_head
@@ -31,13 +32,13 @@ from tests.support.server import Server
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is the one that runs this
 STEPS, FURTHER = 100_000, 10
 PROTECTED_S = 5.0
-# Without forks: the program of a submitted job looks for Ray's process among its ancestors.
-STARTED_AND_PACED = f"{ROOT / 'tests/support/paced'}:{ROOT}"
+# Only the workers of trainings are forked: the program of a submitted job looks for Ray's process among its ancestors.
+ONLY_TRAINING = {ONLY: "MALLOC_ARENA_MAX"}  # which `jobs.training.on_ray.fit` sets for them
 
 
 @pytest.fixture
 def head() -> Iterator[RayHead]:
-    with ray_head(num_cpus=3, PYTHONPATH=STARTED_AND_PACED, PATH=PATH) as head:
+    with ray_head(num_cpus=3, PYTHONPATH=PACED, PATH=PATH, **ONLY_TRAINING) as head:
         yield head
 
 

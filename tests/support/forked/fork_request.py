@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 SERVER = "FLEETUNE_TESTS_FORK_SERVER"  # variable with the place of its socket
 FORKED = b"+"  # the answer once the worker lives; its exit code follows
 LOG = "FLEETUNE_TESTS_FORK_LOG"  # variable with a file for a line about each worker
+ONLY = "FLEETUNE_TESTS_FORK_ONLY"  # variable with the name of another one: only workers that have it are forked
 SAME, ENTERED = ("pid", "user", "ipc"), ("net", "uts", "mnt")  # namespaces
 _OF_SETUP = re.compile("--(language|serialized-runtime-env-context)=")
 
@@ -53,6 +54,8 @@ def _ask(started: list[str]) -> str:
             return "another program"
         words = [word for word in words[1:] if not _OF_SETUP.match(word)]
         environment |= _expanded(context.get("env_vars") or {})
+    if os.environ.get(ONLY, "PATH") not in environment:
+        return "not to be forked"
     read = read_by_imports(environment, server["read_by_imports"], server["set_by_imports"])
     if read != server["environment"]:
         return f"other variables: {sorted(read.items() ^ server['environment'].items())}"

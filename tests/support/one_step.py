@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import sys
 import types
@@ -12,9 +13,10 @@ import torch
 
 from cluster.errors import DataError
 from jobs.planning import memory
+from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.training.model import deepspeed_config
-from jobs.training.model.engine import build_engine
+from jobs.training.model.engine import build_engine, must_compile
 
 
 def make_one_step(asked: dict[str, Any]) -> None:
@@ -48,5 +50,15 @@ def make_one_step(asked: dict[str, Any]) -> None:
         "flats": [flat.numel() for flat in flats],
         "largest": memory.largest_flat(trace, 3, 1),
         "total": float(sum(map(torch.sum, flats))),
+        "compiles": _compiles(spec, result.parent),
     }
     result.write_text(json.dumps(known))
+
+
+def _compiles(spec: Spec, folder: pathlib.Path) -> list[bool]:
+    """Whether DeepSpeed would compile its optimizer: without offload; with it; and once it has."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+    offloaded, cpu = spec.with_value("train.zero.offload_optimizer", "cpu"), torch.device("cpu")
+    found = [must_compile(spec, cpu), must_compile(offloaded, cpu)]
+    (folder / "cpu_adam/cpu_adam.so").touch()
+    return [*found, must_compile(offloaded, cpu)]

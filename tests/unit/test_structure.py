@@ -351,7 +351,9 @@ def test_machine_path_is_told_from_other_text(text: str, is_path: bool) -> None:
 
 
 def test_no_weights_or_pickles_are_tracked() -> None:
-    assert [name_of(path) for path in tracked() if path.suffix in BINARY_SUFFIXES] == []
+    """But for the rows of some invented sentences that an older release has prepared, 10 kB in all."""
+    found = [name_of(path) for path in tracked() if path.suffix in BINARY_SUFFIXES]
+    assert [name for name in found if not re.match(r"tests/contract/files/.*\.arrow$", name)] == []
     assert [name_of(path) for path in tracked() if path.stat().st_size > 1_000_000] == []
 
 

@@ -1,7 +1,7 @@
 """The request that a driver stops. Everything that asks for a stop sets it, and the driver acts on it in one place.
 
-Signals from outside set it (Ctrl-C; the queue's backend and Ray send SIGTERM), and also an order in the answer to a
-heartbeat, nodes that leave, and the file of `fleetune stop`. Light to import.
+Signals from outside set it (Ctrl-C; the queue's backend and Ray send SIGTERM), and also an instruction in the answer to
+a heartbeat, nodes that leave, and the file of `fleetune stop`. Light to import.
 """
 
 from __future__ import annotations

@@ -20,8 +20,8 @@ SILENCE_S = 30.0  # without another line for this long, a sign of life is printe
 _STEPS = 50  # newest steps from which the time of the others is estimated
 _SLOW_STEPS = 2  # first steps that do not count
 _HELD_UP = 8  # one step of this many, the longest ones, may have been held up
-# The share of a step's time that is proportional to its tokens, before any is measured, and the weight of this guess in
-# squares of a step's relative deviation from the mean tokens: that of four steps that deviate by a quarter.
+# A guess of the share of a step's time that is proportional to its tokens. It counts as much as four measured steps
+# whose tokens deviate by a quarter from the mean (the sum of the squares of these deviations).
 _SHARE_BY_TOKENS, _GUESS = 0.5, 0.25
 
 Clock = Callable[[], float]

@@ -27,7 +27,7 @@ from jobs.run.attempts import newest_start
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths, new_run_name
-from jobs.run.remedies import RemedyReport, read_remedies, trouble_rows, troubles_of
+from jobs.run.remedies import MACHINE, RemedyReport, read_remedies, trouble_rows, troubles_of
 from jobs.run.run_plan import FIRST_STEPS, PlanCheck, check_of, read_plan
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
@@ -90,8 +90,8 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer
     if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
         outcome = outcome.model_copy(update=last_record(paths))
     if outcome.lost:
-        action, effect = "the attempt ends", "another one goes on from the newest checkpoint, in a queue by itself"
-        report = RemedyReport("machine", outcome.reason or "a machine or the storage has failed", action, effect)
+        action, effect = "the attempt ends", "a queue starts another one; by hand, use --resume"
+        report = RemedyReport(MACHINE, outcome.reason or "a machine or the storage has failed", action, effect)
         report.tell(announce, f"{action}: {effect}", step=outcome.step)
     with contextlib.suppress(StorageError, ValueError):  # a newer release may have written the files
         outcome = outcome.model_copy(update={"remedies": read_remedies(paths)})

@@ -20,6 +20,9 @@ from jobs.storage import files as storage
 
 REMEDIES_VERSION: Final = 1
 _MOST_SHOWN: Final = 10  # troubles in a text for people
+MACHINE: Final = "machine"  # the trouble of an attempt that ended because of a machine or the storage
+# Troubles after which the workers start again from a checkpoint, and may skip the same steps again.
+_STARTS_AGAIN: Final = ("out_of_memory", "lost_workers", "hang", MACHINE)
 
 
 class Remedy(Frozen):
@@ -122,10 +125,11 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
             same = [number for number, earlier in enumerate(found) if earlier.remedy == data["remedy"]]
             for number in same[-1:]:
                 found[number] = found[number].model_copy(update={"seconds": data["seconds"]})
-        elif data.get("stage") == "skip" and found and (last_step := found[-1].last_step) is not None:
-            if data["step"] > last_step:
-                again = {"times": found[-1].times + 1, "last_step": data["step"]}
-                found[-1] = found[-1].model_copy(update=again)
+        elif data.get("stage") == "skip" and _is_known_skip(found, data["step"]):
+            pass
+        elif found and _goes_on(found[-1], data):
+            again = {"times": found[-1].times + 1, "last_step": data["step"]}
+            found[-1] = found[-1].model_copy(update=again)
         elif "cause" in data and "action" in data:  # others tell effects, or sum up
             found.append(_trouble(one["at"], data))
             if "number" in data:
@@ -135,10 +139,26 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
     return tuple(found)
 
 
+def _is_known_skip(found: Sequence[Trouble], step: int) -> bool:
+    """Whether the newest skipped steps include this one, which was computed again after a new start of the workers."""
+    for one in reversed(found):
+        if one.remedy not in _STARTS_AGAIN:
+            return one.last_step is not None and step <= one.last_step
+    return False
+
+
+def _goes_on(last: Trouble, data: Mapping[str, Any]) -> bool:
+    """Whether an event adds to the last trouble: another skipped step, or another attempt that ends for one cause."""
+    if data.get("remedy") != last.remedy:
+        return False
+    skips = data.get("stage") == "skip" and last.last_step is not None
+    return skips or bool(last.remedy == MACHINE and last.cause == data.get("cause"))
+
+
 def _trouble(at: str, data: Mapping[str, Any]) -> Trouble:
     names = ("remedy", "step", "cause", "action", "steps_again", "advice")
     known = {name: data[name] for name in names if name in data}
-    last_step = data["step"] if data.get("stage") == "skip" else None
+    last_step = data["step"] if data.get("stage") == "skip" or data["remedy"] == MACHINE else None
     return Trouble.model_validate({"at": at, "last_step": last_step, **known})
 
 

@@ -17,7 +17,7 @@ _EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, 
 _BAD_INPUT: Final = 2
 
 
-class TooManyRaySubmitted(QueueError):
+class TooManyGuests(QueueError):
     status = 409
 
 
@@ -27,11 +27,11 @@ def check_room(context: ServiceContext, client: str) -> None:
     A program that is queued already may ask again.
 
     Raises:
-        TooManyRaySubmitted: the limit is reached.
+        TooManyGuests: the limit is reached.
     """
     there = {job.client for job in context.store.of_clients() if ray_submission_of(job) is not None}
     if client not in there and len(there) >= context.most_ray_submitted:
-        raise TooManyRaySubmitted(
+        raise TooManyGuests(
             f"this server queues at most {many(context.most_ray_submitted, 'program')} of `ray job submit` (fleetune "
             "serve --most-ray-submitted), because each of them uses memory on the head node while it waits. Submit "
             "again when one has ended, or use `fleetune submit`, which leaves no process behind"

@@ -288,7 +288,7 @@ def test_a_rank_that_is_stopped_is_named_and_killed_and_the_run_goes_on(
     found, again = [one for one in read_journal(paths.events) if one["kind"] == "remedy"]
     data = found["data"]
     # 13.9 and 4.5 s beside other tests; more on a busier machine, where steps take longer.
-    assert data["quiet_s"] < 40 and again["data"]["seconds"] < 60, (data, again)
+    assert data["quiet_s"] < 60 and again["data"]["seconds"] < 60, (data, again)
     assert data["remedy"] == "hang" and data["rank"] in (0, 1) and data["state"] == "T", data
     assert "is stopped by a signal" in output and "was killed: starting the workers again" in output
     (stopped, other) = (

@@ -1,6 +1,6 @@
 """Watches a worker group for a rank that stops responding, and kills that rank.
 
-The driver then starts lost workers again, as after any death (`ray_driver`, `Healing`). A lack of new steps in the
+The driver then starts lost workers again, as after any death (`lost_workers`). A lack of new steps in the
 run's files only causes a question to the nodes: their answers decide (`jobs.remedies.hang`), because the storage may be
 late while training goes on. Runs under torchrun and trials of a sweep have no such watch.
 """

@@ -11,7 +11,7 @@ from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import RemedyReport
 from jobs.storage.journal import Record
-from jobs.training.on_ray.crash import Crash
+from jobs.training.on_ray.crash import Crash, How
 from jobs.training.on_ray.fit import Healing
 
 REMEDY = "lost_workers"  # as in `jobs.spec.remedies`
@@ -31,6 +31,11 @@ class LostWorkers:
         self._paths, self._announce, self._places, self._clock = paths, announce, places, clock
         self._healing = Healing(lambda: max(committed_steps(paths), default=0))
         self._lost: tuple[float, Record | None] | None = None  # when, and the newest step then; until training goes on
+        self._before: Record | None = None  # the newest step when the present group began
+
+    def begin(self, newest: Record | None) -> None:
+        """Call it before a group starts, with the newest step of the run."""
+        self._before = newest
 
     def look(self, newest: Record | None) -> None:
         """Say how long the loss took once there is a step after it."""
@@ -49,16 +54,15 @@ class LostWorkers:
             told: another remedy has ended the workers, and has said so.
 
         Raises:
-            MachinesFailed: they were lost too often, or it is not allowed; a queue may try other nodes.
-            RunFailed: the same, without a queue.
+            MachinesFailed: they were lost too often; a queue may try other nodes.
+            RunFailed: the same without a queue, or it is not allowed.
         """
-        if not allowed:
-            said = f"{crash} (remedies.lost_workers is false)"
-        elif not self._healing.may_go_on():
-            said = f"workers were lost {self._healing.losses} times without a newer checkpoint; the last time {crash}"
-        else:
+        if not (allowed or told or crash.how is How.NO_ROOM):
+            raise RunFailed(f"{crash}, and remedies.lost_workers is false. Look at the log of that rank", crash.rank)
+        if self._healing.may_go_on():
             self._tell(crash, newest, told)
             return
+        said = f"workers were lost {self._healing.losses} times without a newer checkpoint; the last time {crash}"
         if self._places is not None:
             raise MachinesFailed(said)
         raise RunFailed(f"{said}. Look at the log of that rank", crash.rank)
@@ -68,7 +72,9 @@ class LostWorkers:
         if told:
             self._announce("warning", message, losses=losses)
             return
-        saved, step = newest_checkpoint(self._paths), 0 if newest is None else int(newest["step"])
+        saved = newest_checkpoint(self._paths)
+        # Without a step of this group, nothing after the checkpoint is computed again.
+        step = saved if newest is None or newest is self._before else int(newest["step"])
         report = RemedyReport(
             REMEDY,
             str(crash),
@@ -77,7 +83,7 @@ class LostWorkers:
             steps_again=max(step - saved, 0),
         )
         self._lost = self._clock(), newest
-        report.tell(self._announce, message, step=step, losses=losses)
+        report.tell(self._announce, message, step=max(step, saved), losses=losses)
 
 
 def newest_checkpoint(paths: JobPaths) -> int:

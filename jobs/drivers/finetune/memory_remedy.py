@@ -184,7 +184,8 @@ class MemoryRemedy:
         if change is None:
             tried = format_tried([one for one in earlier if one.where == where])
             tried = f" These changes did not suffice: {tried}." if tried else ""
-            raise OutOfMemory(f"{said}{tried}{_planned(self._paths)}", rank)
+            of_device = not of_host or not job.spec.resources.gpus_per_worker
+            raise OutOfMemory(f"{said}{tried}{_planned(self._paths) if of_device else ''}", rank)
         self._made = made = self._remedy(job.spec, change, cause, group)
         write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here
         again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
@@ -234,8 +235,10 @@ def format_action(before: Spec, after: Spec, change: Change) -> str:
 def _planned(paths: JobPaths) -> str:
     """Return a sentence with the memory that the run's plan predicted; empty: there is no plan."""
     plan = None
-    with contextlib.suppress(StorageError):
+    with contextlib.suppress(StorageError, ValueError):  # a newer release may have written it
         plan = read_plan(paths)
     if plan is None:
         return ""
-    return f" The plan expected {gib(plan.total_bytes)} GiB of the {gib(plan.room_bytes)} GiB for a worker."
+    return (
+        f" The plan at the start expected {gib(plan.total_bytes)} GiB of the {gib(plan.room_bytes)} GiB for a worker."
+    )

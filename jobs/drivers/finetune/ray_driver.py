@@ -51,7 +51,7 @@ from jobs.training.vitals import dead_ranks
 from jobs.training.worker_input import Job
 
 _LOOK_AT_NODES_S = 5.0
-_NEEDED = ("ray.data", "ray.train.torch")  # modules that this process needs to start workers
+_NEEDED = ("ray.data", "jobs.training.on_ray.controller")  # modules that this process needs to start workers
 _MOST_EXAMINED = 8  # dead processes whose nodes are asked about them
 
 
@@ -208,6 +208,7 @@ class Training:
     def _fitted(self) -> Record | None:
         """Run one worker group. Raises any exception of `fit`."""
         self.hangs.begin(self.job, self.driver.watch.newest)
+        self.losses.begin(self.driver.watch.newest)
         try:
             return fit(self.job, self.driver.places, self.driver.alone, self._look, wakeup=self.driver.stop.wakeup)
         finally:

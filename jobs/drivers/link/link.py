@@ -19,7 +19,7 @@ from jobs.drivers.link.call import ANSWER_S, NoAnswer, NotUnderstood, Refused, S
 from jobs.drivers.link.messages import Answer, Beat, Instruction, Message, Register, Registered
 
 Say = Callable[[str], None]
-OnOrder = Callable[[Instruction, str], None]
+OnInstruction = Callable[[Instruction, str], None]
 FromQueue = TypeVar("FromQueue", Registered, Answer)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
@@ -94,8 +94,8 @@ class HttpLink:
             time.sleep(pause_s * random.uniform(0.7, 1.3))  # spreads the requests of many drivers that wait
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
-    def start(self, every_s: float, on_order: OnOrder) -> None:
-        """Start the heartbeats. Each order except GO_ON is passed to `on_order` once, in a thread."""
+    def start(self, every_s: float, on_order: OnInstruction) -> None:
+        """Start the heartbeats. Each instruction except GO_ON is passed to `on_order` once, in a thread."""
         thread = threading.Thread(target=self._run, args=(every_s, on_order), name="link", daemon=True)
         thread.start()
         self._thread = thread  # not before: `close` cannot join a thread that has not started
@@ -115,7 +115,7 @@ class HttpLink:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(_LAST_BEAT_S + 1.0)
 
-    def _run(self, every_s: float, on_order: OnOrder) -> None:
+    def _run(self, every_s: float, on_order: OnInstruction) -> None:
         last = False
         while not last:
             hurries = self._hurries and self._order is Instruction.GO_ON

@@ -50,7 +50,7 @@ from jobs.storage import files as storage
 from jobs.training.mailbox import GangTask
 from jobs.training.worker_input import Job
 
-_NEEDED = ("ray.data", "ray.train.torch", "ray.tune", "optuna")  # modules that this process needs
+_NEEDED = ("ray.data", "jobs.training.on_ray.controller", "ray.tune", "optuna")  # modules that this process needs
 ATTEMPTS = "drivers"
 
 

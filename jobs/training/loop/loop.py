@@ -48,7 +48,7 @@ from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
-_SAMPLED_STEPS = 1000  # steps whose tokens are counted for their mean
+_SAMPLED_ROWS = 2**16  # rows whose tokens are counted for the mean of a step
 
 
 def train(job: Job, worker: WorkerContext) -> LoopState:
@@ -221,8 +221,9 @@ def ready(loaded: Loaded, job: Job, worker: WorkerContext, reporter: Reporter) -
     facts, what = engine.facts(), f"training {many(plan.total_steps, 'step')}"
     if job.spec.method.kind != "full":
         what += f", trainable {compact(facts['trainable'])} of {compact(facts['parameters'])} parameters"
-    rows = plan.rows_of_steps(0, min(plan.total_steps, _SAMPLED_STEPS))
-    facts["tokens_per_step"] = float(split.index.num_tokens[rows].mean()) * plan.rows_per_step
+    if worker.rank == 0:
+        rows = plan.rows_of_steps(0, min(plan.total_steps, -(-_SAMPLED_ROWS // plan.rows_per_step)))
+        facts["tokens_per_step"] = float(split.index.num_tokens[rows].mean()) * plan.rows_per_step
     reporter.event("plan", what, total_steps=plan.total_steps, eval_steps=job.spec.eval.eval_steps, **facts)
     return Run(
         **vars(loaded),

@@ -98,11 +98,12 @@ def must_compile(spec: Spec, device: torch.device) -> bool:
     if spec.train.zero.offload_optimizer is None:
         return False
     import_deepspeed(device)
+    from deepspeed.git_version_info import installed_ops
     from deepspeed.ops.op_builder import CPUAdamBuilder
     from torch.utils.cpp_extension import _get_build_directory
 
     name = CPUAdamBuilder.NAME
-    return not pathlib.Path(_get_build_directory(name, False), f"{name}.so").exists()
+    return not installed_ops.get(name) and not pathlib.Path(_get_build_directory(name, False), f"{name}.so").exists()
 
 
 def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:

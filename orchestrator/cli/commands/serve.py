@@ -70,7 +70,13 @@ def serve(
     ] = None,
     most_ray_submitted: Annotated[
         int,
-        typer.Option("--most-ray-submitted", metavar="N", min=0, help="Most jobs of `ray job submit` in the queue."),
+        typer.Option(
+            "--most-ray-submitted",
+            "--most-guests",
+            metavar="N",
+            min=0,
+            help="Most jobs of `ray job submit` in the queue.",
+        ),
     ] = 250,
     autoscaler: Annotated[
         str | None,

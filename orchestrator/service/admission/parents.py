@@ -79,7 +79,7 @@ class Parents:
         return [job for job in self._store.jobs(which, limit=_SHOWN + 1) if self._caller.may_see(job.tenant)]
 
 
-class SubmittedProcessGone(QueueError):
+class GuestGone(QueueError):
     """The job ran in the environment of a Ray-submitted program that has ended."""
 
     status = 409
@@ -89,11 +89,11 @@ def check_retry(store: Store, job: Job, caller: Caller) -> None:
     """Check that a job can be queued again.
 
     Raises:
-        SubmittedProcessGone: the job was submitted with `ray job submit`.
+        GuestGone: the job was submitted with `ray job submit`.
         ParentFailed: a parent has failed or was cancelled. The message names all jobs to retry first.
     """
     if ray_submission_of(job) is not None:
-        raise SubmittedProcessGone(
+        raise GuestGone(
             f"{job.job_id} came by `ray job submit`, and ran in the environment of that program, which has ended: "
             "submit it again that way"
         )

@@ -77,6 +77,27 @@ def test_skipped_steps_that_a_resume_computes_again_count_once() -> None:
     assert [(one.step, one.times, one.last_step) for one in troubles_of(told.events)] == [(80, 3, 82)]
 
 
+def test_steps_that_are_skipped_again_after_lost_workers_count_once() -> None:
+    told = Journal()
+    told.skips(12)
+    for cause in ("rank 1 was killed", "rank 0 was killed"):
+        RemedyReport("lost_workers", cause, "they are started again", "").tell(told, step=14)
+        told.skips(12)
+    told.skips(16)
+    assert [(one.remedy, one.step) for one in troubles_of(told.events)] == [
+        ("outlier_steps", 12), ("lost_workers", 14), ("lost_workers", 14), ("outlier_steps", 16),
+    ]  # fmt: skip
+
+
+def test_attempts_that_end_for_one_cause_are_one_trouble() -> None:
+    told = Journal()
+    for cause, step in (("ECC error", 3), ("ECC error", 5), ("no storage", 5)):
+        RemedyReport("machine", cause, "the attempt ends", "").tell(told, step=step)
+    assert [(one.cause, one.times, one.last_step) for one in troubles_of(told.events)] == [
+        ("ECC error", 2, 5), ("no storage", 1, 5),
+    ]  # fmt: skip
+
+
 def test_the_time_until_training_goes_on_belongs_to_the_newest_trouble_of_the_same_remedy() -> None:
     told = Journal()
     for rank in (0, 1):

@@ -68,7 +68,20 @@ def test_too_many_losses_end_the_run(
 
 
 def test_without_the_remedy_the_first_loss_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path, monkeypatch)
+    run = Run(tmp_path, monkeypatch, ("n1",))
     with pytest.raises(RunFailed, match="lost_workers is false"):
         run.losses.go_on(CRASH, None, allowed=False, told=False)
     assert run.events == []
+    run.losses.go_on(CRASH, None, allowed=False, told=True)  # another remedy has ended the workers
+    run.losses.go_on(Crash(How.NO_ROOM, "found no room"), None, allowed=False, told=False)
+
+
+def test_a_group_that_is_lost_before_its_first_step_computes_nothing_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, monkeypatch)
+    run.saved, newest = 10, {"step": 14}
+    run.losses.go_on(CRASH, newest, allowed=True, told=False)
+    run.losses.begin(newest)
+    run.losses.go_on(CRASH, newest, allowed=True, told=False)
+    assert [(one.step, one.steps_again) for one in troubles_of(run.events)] == [(14, 4), (10, 0)]

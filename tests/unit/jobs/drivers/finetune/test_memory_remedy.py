@@ -153,7 +153,7 @@ def test_the_ladder_ends_with_the_advice_and_the_changes_that_were_tried(tmp_pat
     assert error.value.rank == 1
     assert str(error.value) == (
         "rank 1 ran out. Lower it. These changes did not suffice: train.per_device_train_batch_size 2, 1. "
-        "The plan expected 1.50 GiB of the 4.00 GiB for a worker."
+        "The plan at the start expected 1.50 GiB of the 4.00 GiB for a worker."
     )
 
 

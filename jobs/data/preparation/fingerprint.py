@@ -71,7 +71,10 @@ def source_jobs(spec: Spec, tokenizer: TokenizerFiles, say: Say = lambda line: N
 
 
 def check_formats(jobs: list[SourceJob], tokenizer: TokenizerFiles, model_dir: str) -> None:
-    """Load the tokenizer and reject it if a source's format cannot use it. Raises DataError."""
+    """Load the tokenizer and reject it if a source's format cannot use it. Raises DataError.
+
+    Its library imports torch, so `jobs` are only those that are not prepared yet.
+    """
     for data_format in sorted({job.work.reading.format for job in jobs}):
         check_tokenizer(tokenizer.load(), data_format, model_dir)
 

@@ -247,7 +247,7 @@ def prepare(
     if len(new) == len(every) and _soon_done(new, plain_up_to):
         engine = "plain"
     workers = started(engine) if new else None
-    check_formats(every, tokenizer, model_dir)
+    check_formats(new, tokenizer, model_dir)
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers

@@ -20,7 +20,7 @@ from jobs.data.prepared import IGNORE_INDEX, Prepared
 from jobs.data.sources.bad_records import Reason
 from jobs.data.sources.formats import ChatSample, ClassSample, TextSample
 from jobs.data.sources.tokenize import tokenise
-from jobs.model_files.tokenizer import load_tokenizer
+from jobs.model_files.tokenizer import TokenizerFiles, load_tokenizer
 from jobs.spec.finetune import Spec
 from tests.support.chats import CHATML
 
@@ -292,7 +292,10 @@ def test_chat_data_needs_a_chat_template(tmp_path: Path, model_dir: str) -> None
         prepare(spec, bare, engine="plain", say=quiet)
 
 
-def test_second_run_reuses_what_the_first_prepared(tmp_path: Path, model_dir: str) -> None:
+def test_second_run_reuses_what_the_first_prepared(
+    tmp_path: Path, model_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the tokenizer, whose library imports torch."""
     said: list[str] = []
     spec = spec_of(tmp_path / "out", reviews(tmp_path / "r.csv", 100))
     first = prepare(spec, model_dir, engine="plain", say=said.append)
@@ -300,6 +303,7 @@ def test_second_run_reuses_what_the_first_prepared(tmp_path: Path, model_dir: st
     moved.mkdir()
     shutil.move(tmp_path / "r.csv", moved / "r.csv")
     again = spec_of(tmp_path / "out", (moved / "r.csv").as_posix())
+    monkeypatch.delattr(TokenizerFiles, "load")
     second = prepare(again.model_copy(update={"seed": 1}), model_dir, engine="plain", say=said.append)
     assert second.root == first.root
     assert said[-1] == f"data is prepared already: {first.root}"

@@ -20,7 +20,7 @@ _LATER = 5  # least later steps
 
 
 def errors(root: str) -> dict[int, float]:
-    """The relative error of a step's time, by the number of steps that were done."""
+    """Return the relative error of the estimated time of a step, by the number of steps done."""
     paths, pace, found = JobPaths(root), Pace(), dict[int, float]()
     (plan, *_) = [one for one in read_journal(paths.events) if one["kind"] == "plan"]
     pace.event(event("plan", plan["message"], **plan["data"]))

@@ -140,7 +140,7 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
 
 
 def _is_known_skip(found: Sequence[Trouble], step: int) -> bool:
-    """Whether the newest skipped steps include this one, which was computed again after a new start of the workers."""
+    """Whether this step was skipped before, and is computed again because the workers have started again."""
     for one in reversed(found):
         if one.remedy not in _STARTS_AGAIN:
             return one.last_step is not None and step <= one.last_step
@@ -148,7 +148,7 @@ def _is_known_skip(found: Sequence[Trouble], step: int) -> bool:
 
 
 def _goes_on(last: Trouble, data: Mapping[str, Any]) -> bool:
-    """Whether an event adds to the last trouble: another skipped step, or another attempt that ends for one cause."""
+    """Whether an event repeats the last trouble: another skipped step, or an attempt that ends for the same cause."""
     if data.get("remedy") != last.remedy:
         return False
     skips = data.get("stage") == "skip" and last.last_step is not None

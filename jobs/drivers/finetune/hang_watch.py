@@ -77,7 +77,7 @@ class HangWatch:
 
     @property
     def has_ended_the_workers(self) -> bool:
-        """Whether a rank of the group was killed because it hung."""
+        """Whether the group ended because this watch killed a rank that hung."""
         return self._group is not None and self._group.hang is not None
 
     def named(self, crash: Crash | None) -> Crash | None:

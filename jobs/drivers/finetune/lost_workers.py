@@ -34,11 +34,11 @@ class LostWorkers:
         self._before: Record | None = None  # the newest step when the present group began
 
     def begin(self, newest: Record | None) -> None:
-        """Call it before a group starts, with the newest step of the run."""
+        """Note that a group starts. `newest`: the newest step of the run."""
         self._before = newest
 
     def look(self, newest: Record | None) -> None:
-        """Say how long the loss took once there is a step after it."""
+        """Announce how long the loss has held up training, once there is a new step."""
         if self._lost is None or newest is None or newest is self._lost[1]:
             return
         seconds, self._lost = self._clock() - self._lost[0], None
@@ -73,7 +73,7 @@ class LostWorkers:
             self._announce("warning", message, losses=losses)
             return
         saved = newest_checkpoint(self._paths)
-        # Without a step of this group, nothing after the checkpoint is computed again.
+        # A group that was lost before its first step has done nothing that is computed again.
         step = saved if newest is None or newest is self._before else int(newest["step"])
         report = RemedyReport(
             REMEDY,
@@ -87,7 +87,7 @@ class LostWorkers:
 
 
 def newest_checkpoint(paths: JobPaths) -> int:
-    """Return the step of the newest checkpoint; 0: there is none, or the storage does not answer."""
+    """Return the step of the newest checkpoint, or 0 if there is none or the storage does not answer."""
     try:
         return max(committed_steps(paths), default=0)
     except StorageError:

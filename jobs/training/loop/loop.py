@@ -200,7 +200,7 @@ def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     """Open the prepared rows, load the sharded model and build the engine. Every rank must call it."""
     prepared = Prepared.open(job.prepared_root)
     if worker.rank == 0 and must_compile(job.spec, worker.device):
-        said = "compiling DeepSpeed's optimizer for the host: this takes a minute or two, once on each machine"
+        said = "compiling DeepSpeed's CPU optimizer: this takes a minute or two, once on each machine"
         reporter.event("phase", said, phase="compile")
     engine = build_engine(job.spec, local_model_dir(job.model), worker, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, worker, engine.module, engine.pad_token_id, reporter)

@@ -94,7 +94,7 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def must_compile(spec: Spec, device: torch.device) -> bool:
-    """Whether DeepSpeed is going to compile its optimizer for the host, which it does once on each machine."""
+    """Whether DeepSpeed will compile its CPU optimizer at this start. It does so once on each machine."""
     if spec.train.zero.offload_optimizer is None:
         return False
     import_deepspeed(device)

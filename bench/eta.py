@@ -22,7 +22,9 @@ _LATER = 5  # least later steps
 def errors(root: str) -> dict[int, float]:
     """Return the relative error of the estimated time of a step, by the number of steps done."""
     paths, pace, found = JobPaths(root), Pace(), dict[int, float]()
-    (plan, *_) = [one for one in read_journal(paths.events) if one["kind"] == "plan"]
+    plan = next((one for one in read_journal(paths.events) if one["kind"] == "plan"), None)
+    if plan is None:
+        sys.exit(f"{root}: no training has begun there. Give the directory of a run")
     pace.event(event("plan", plan["message"], **plan["data"]))
     steps: list[dict[str, Any]] = [
         {name: value for name, value in record.items() if name != "eval_time_s"} | {"eval_s": record.get("eval_time_s")}

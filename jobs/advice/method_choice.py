@@ -1,24 +1,31 @@
-"""Chooses between full fine-tuning and LoRA by rules of thumb, and lists what would change the choice. Pure.
+"""Chooses between full fine-tuning, LoRA and prompt tuning by rules of thumb, and lists what would change the choice.
 
-With few examples, LoRA is about as accurate as full fine-tuning and costs less memory and compute. The more data there
-is, the further a low rank falls behind (arXiv 2405.09673). An adapter is small, so many tasks can share one base model.
+With little data, LoRA is about as accurate as full fine-tuning and costs less memory and compute. The more data there
+is, the further a low rank falls behind: with 110,000 examples of 73 million tokens it does (arXiv 2405.09673). An
+adapter is small, so many tasks can share one base model. A prompt is smaller still and as accurate as full fine-tuning
+for models of about ten billion parameters, but not for small ones (arXiv 2104.08691). Pure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Final, Literal
 
-from cluster.text import many
+from cluster.text import compact, many
 
-Method = Literal["full", "lora"]
+Method = Literal["full", "lora", "prompt"]
 Goal = Literal["accuracy", "cost"]
 
 FEW_EXAMPLES: Final = 10_000
 MANY_EXAMPLES: Final = 100_000
+FEW_TOKENS: Final = 7_300_000
+MANY_TOKENS: Final = 73_000_000
 MANY_TASKS: Final = 3
 LARGE_GPU_GIB: Final = 38.0  # memory that programs can use on a GPU of 40 GB
+LARGE_MODEL: Final = 10_000_000_000  # parameters
+NAMES: Final[dict[Method, str]] = {"full": "full fine-tuning", "lora": "LoRA", "prompt": "prompt tuning"}
 
 
 @dataclass(frozen=True)
@@ -27,25 +34,32 @@ class Situation:
 
     Attributes:
         examples: training samples.
+        tokens: of these samples, as they were prepared.
+        parameters: of the base model.
         tasks: number of models to train from the same base model.
-        full_fits, lora_fits: whether a plan for the machines exists.
+        fitting: methods that a plan for the machines fits.
         gpu_gib: memory of each GPU; None: the workers have none.
-        goal: what decides if both methods are possible.
+        goal: what decides if several methods are possible.
     """
 
     examples: int
+    tokens: int
+    parameters: int
     tasks: int
-    full_fits: bool
-    lora_fits: bool
+    fitting: frozenset[Method]
     gpu_gib: float | None
     goal: Goal
+
+    @property
+    def data(self) -> str:
+        return f"{many(self.examples, 'example')} of {compact(self.tokens)} tokens"
 
 
 @dataclass(frozen=True)
 class Choice:
     """The method, the reason, and the situations in which another method would have been chosen."""
 
-    method: Method | None  # None: neither fits
+    method: Method | None  # None: none fits
     why: str
     changes: tuple[str, ...] = ()
 
@@ -54,7 +68,7 @@ def choose(situation: Situation) -> Choice:
     """Choose the method for a situation, and list what would change the choice."""
     found = _decided(situation)
     changes = tuple(
-        f"{said}: {_format_method(other.method)}"
+        f"{said}: {'none' if other.method is None else NAMES[other.method]}"
         for said, changed in _others(situation)
         if (other := _decided(changed)).method != found.method
     )
@@ -62,35 +76,43 @@ def choose(situation: Situation) -> Choice:
 
 
 def _decided(now: Situation) -> Choice:
-    if not now.full_fits:
-        if now.lora_fits:
-            return Choice("lora", "full fine-tuning does not fit these machines")
-        return Choice(None, "neither method fits these machines")
-    if now.tasks >= MANY_TASKS:
+    if len(now.fitting) < 2:
+        only = next(iter(now.fitting), None)
+        return Choice(only, "nothing else fits these machines" if only else "no method fits these machines")
+    if now.tasks >= MANY_TASKS and "lora" in now.fitting:
+        if now.goal == "cost" and now.parameters >= LARGE_MODEL and "prompt" in now.fitting:
+            large = f"of {compact(LARGE_MODEL)} parameters or more"
+            return Choice("prompt", f"{now.tasks} tasks can share one base model {large}, each with a prompt")
         return Choice("lora", f"{now.tasks} tasks can share one base model, each with a small adapter")
-    if now.examples < FEW_EXAMPLES:
-        said = f"{many(now.examples, 'example')} are fewer than {FEW_EXAMPLES:,}"
-        return Choice("lora", f"{said}, where an adapter is about as accurate")
+    if "full" not in now.fitting:
+        return Choice("lora", "full fine-tuning does not fit these machines")
+    if "lora" not in now.fitting:
+        return Choice("full", "LoRA does not fit these machines")
+    if now.examples < FEW_EXAMPLES and now.tokens < FEW_TOKENS:
+        limits = f"{FEW_EXAMPLES:,} examples and {compact(FEW_TOKENS)} tokens"
+        return Choice("lora", f"{now.data} are less than {limits}, where an adapter is about as accurate")
     is_large = now.gpu_gib is not None and now.gpu_gib >= LARGE_GPU_GIB
-    if now.examples >= MANY_EXAMPLES and is_large:
-        said = f"{now.examples:,} examples are at least {MANY_EXAMPLES:,}, and the GPUs are large"
-        return Choice("full", f"{said}: a low rank falls behind")
-    between = f"with {now.examples:,} examples both methods are possible, and the goal is {now.goal}"
+    if (now.examples >= MANY_EXAMPLES or now.tokens >= MANY_TOKENS) and is_large:
+        limits = f"{MANY_EXAMPLES:,} examples or {compact(MANY_TOKENS)} tokens"
+        return Choice("full", f"{now.data} are at least {limits}, and the GPUs are large: a low rank falls behind")
+    between = f"with {now.data} both full fine-tuning and LoRA are possible, and the goal is {now.goal}"
     return Choice("full" if now.goal == "accuracy" else "lora", between)
 
 
 def _others(now: Situation) -> Iterator[tuple[str, Situation]]:
     """Yield situations that differ in one fact, with a description of the difference."""
-    yield f"with {FEW_EXAMPLES:,} examples", replace(now, examples=FEW_EXAMPLES)
-    yield f"with {MANY_EXAMPLES:,} examples", replace(now, examples=MANY_EXAMPLES)
-    yield f"with fewer than {FEW_EXAMPLES:,} examples", replace(now, examples=FEW_EXAMPLES - 1)
+    each = max(now.tokens / max(now.examples, 1), 1.0)
+
+    def with_examples(examples: int) -> Situation:
+        return replace(now, examples=examples, tokens=round(each * examples))
+
+    few, most = min(FEW_EXAMPLES, ceil(FEW_TOKENS / each)), min(MANY_EXAMPLES, ceil(MANY_TOKENS / each))
+    yield f"with {few:,} such examples", with_examples(few)
+    yield f"with {most:,} such examples", with_examples(most)
+    yield f"with fewer than {few:,} such examples", with_examples(few - 1)
     yield "for one task", replace(now, tasks=1)
     yield f"for {MANY_TASKS} tasks or more", replace(now, tasks=MANY_TASKS)
     other: Goal = "cost" if now.goal == "accuracy" else "accuracy"
     yield f"with --goal {other}", replace(now, goal=other)
-    yield "on machines with enough memory for full fine-tuning", replace(now, full_fits=True)
-    yield "on machines with too little memory for full fine-tuning", replace(now, full_fits=False)
-
-
-def _format_method(method: Method | None) -> str:
-    return "full fine-tuning" if method == "full" else "LoRA" if method == "lora" else "neither"
+    yield "on machines with enough memory for full fine-tuning", replace(now, fitting=frozenset(NAMES))
+    yield "on machines with too little memory for full fine-tuning", replace(now, fitting=now.fitting - {"full"})

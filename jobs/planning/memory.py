@@ -101,9 +101,17 @@ class Memory:
     program: int = 0  # of a worker without GPU: Python and its libraries
     kept: int = 0  # of a worker without GPU: freed memory that glibc keeps, see `_heap`
     checkpoint_copy: int = 0  # of a worker without GPU: `COPIED`
-    # Bytes of host memory for each worker with a GPU, beyond the program: what is offloaded, and `COPIED`. A worker
-    # without GPU has all its parts in host memory, and 0 here.
-    host: int = 0
+    # Host memory of a worker with a GPU, beyond the program: what is offloaded, and `COPIED`. A worker without GPU has
+    # all its parts in host memory, and 0 here.
+    host_parameters: int = 0
+    host_gradients: int = 0
+    host_optimizer_states: int = 0
+    host_checkpoint_copy: int = 0
+
+    @property
+    def host(self) -> int:
+        """Bytes on the host of a worker with a GPU."""
+        return self.host_parameters + self.host_gradients + self.host_optimizer_states + self.host_checkpoint_copy
 
     @property
     def total(self) -> int:
@@ -128,7 +136,15 @@ def memory_of(trace: ModelTrace, strategy: Strategy, num_workers: int, device: D
         key=lambda memory: memory.used,
     )
     if device == "cpu":  # what is offloaded is in the same memory
-        peak = replace(peak, optimizer_states=peak.optimizer_states + peak.host, host=0)
+        peak = replace(
+            peak,
+            parameters=peak.parameters + peak.host_parameters,
+            gradients=peak.gradients + peak.host_gradients,
+            optimizer_states=peak.optimizer_states + peak.host_optimizer_states,
+            host_parameters=0,
+            host_gradients=0,
+            host_optimizer_states=0,
+        )
     return replace(peak, reserve=int(RESERVE * peak.used))
 
 
@@ -143,7 +159,7 @@ def memory_of_process(
     memory = memory_of(trace, strategy, num_workers, device)
     copied = copied_bytes * -(-trace.trained // num_workers)
     if device == "cuda":
-        return replace(memory, host=memory.host + copied)
+        return replace(memory, host_checkpoint_copy=copied)
     kept = max(_heap(trace, strategy, num_workers) - memory.used, 0)
     process = replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied, kept=kept)
     return replace(process, reserve=int(RESERVE_OF_PROCESS * process.used))
@@ -177,28 +193,30 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int) -> Me
     (`Partitions.share_fp32_weights`). Offload moves the 12 bytes to the host, with 4 bytes for the gradient that Adam
     reads; ZeRO-1 and 2 add buffers for the way back.
     """
-    width = trace.width
+    width, offloads = trace.width, strategy.offload_optimizer
     part = -(-trace.trained // num_workers)
     frozen = (trace.parameters - trace.trained) * width
-    shared = strategy.stage == 3 and trace.precision == "fp32" and not strategy.offload_optimizer
+    shared = strategy.stage == 3 and trace.precision == "fp32" and not offloads
     states = part * (8 if shared else 12)
     if strategy.stage < 3:
         largest = max(trace.trained_sizes) * width
-        offloaded = part * (16 + width) + largest
         return Memory(
             parameters=trace.trained * width + frozen + trace.buffer_bytes,
             gradients=4 * trace.trained if sums_all_in_fp32(strategy, width) else 0,
-            optimizer_states=0 if strategy.offload_optimizer else states,
-            communication=largest if strategy.offload_optimizer else 0,
-            host=offloaded if strategy.offload_optimizer else 0,
+            optimizer_states=0 if offloads else states,
+            communication=largest if offloads else 0,
+            host_optimizer_states=states if offloads else 0,
+            host_gradients=part * (4 + width) + largest if offloads else 0,
         )
     weights = part * width + -(-frozen // num_workers)
     return Memory(
         parameters=trace.buffer_bytes + (0 if strategy.offload_param else weights),
-        gradients=0 if strategy.offload_optimizer else 4 * part,
-        optimizer_states=0 if strategy.offload_optimizer else states,
+        gradients=0 if offloads else 4 * part,
+        optimizer_states=0 if offloads else states,
         communication=strategy.reduce_bucket_size * width,
-        host=(20 * part if strategy.offload_optimizer else 0) + (weights if strategy.offload_param else 0),
+        host_parameters=weights if strategy.offload_param else 0,
+        host_optimizer_states=states if offloads else 0,
+        host_gradients=8 * part if offloads else 0,
     )
 
 

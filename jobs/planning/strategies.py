@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
@@ -60,6 +60,13 @@ class Option:
         return self.missing == self.missing_on_host == 0
 
 
+class Sufficient(NamedTuple):
+    """Machines on which a job fits, and the fastest option there."""
+
+    machines: Machines
+    option: Option
+
+
 @dataclass(frozen=True)
 class JobPlan:
     """The needs of a job on the machines.
@@ -70,6 +77,7 @@ class JobPlan:
         total_steps: of the whole run; None: not known before the data is prepared.
         parameters, trained: of the model and of these the trained ones, in elements.
         note: a limit of the estimate for this model, in words; None: there is none.
+        sufficient: more machines on which an option fits; None: an option fits on `machines`, or none was found.
     """
 
     machines: Machines
@@ -81,6 +89,7 @@ class JobPlan:
     choosable: frozenset[Planned]
     total_steps: int | None
     note: str | None = None
+    sufficient: Sufficient | None = None
 
     @property
     def device(self) -> str:
@@ -119,7 +128,7 @@ def options(
     most_workers: int = 1,
     copied_bytes: int = COPIED,
 ) -> tuple[Option, ...]:
-    """List what can be chosen, the spec's values first.
+    """List what can be chosen, the spec's values first. Of micro-batches that do not fit, the smallest is enough.
 
     Args:
         spec_strategy: the spec's values, or the defaults of those that it leaves out.
@@ -129,31 +138,49 @@ def options(
         most_workers: to which an elastic job may grow; no micro-batch may leave some of them without rows.
         copied_bytes: see `memory_of_process`.
     """
-    device: Device = "cpu" if machines.is_cpu else "cuda"
-
     def option(strategy: Strategy) -> Option:
-        traced = trace(strategy)
-        passes = _passes(batching, strategy.per_device_train_batch_size)
-        return Option(
-            strategy=strategy,
-            batching=passes,
-            memory=memory_of_process(traced, strategy, batching.num_workers, device, copied_bytes),
-            time=step_time(traced, strategy, passes, machines),
-            room=machines.accelerator.memory,
-            host_room=machines.host_memory,
-            changes={name: value for name, value in strategy.fields.items() if value != spec_strategy.fields[name]},
-        )
+        return option_of(strategy, spec_strategy, batching, trace(strategy), machines, copied_bytes)
 
-    others = _strategies(spec_strategy, batching, choosable, device, most_workers)
-    return tuple(map(option, dict.fromkeys((spec_strategy, *others))))
+    found = {spec_strategy: option(spec_strategy)}
+    too_large = set[Strategy]()
+    for strategy in strategies(spec_strategy, batching, choosable, machines.is_cpu, most_workers):
+        alike = replace(strategy, per_device_train_batch_size=0)
+        if strategy not in found and alike not in too_large:
+            found[strategy] = option(strategy)
+        if strategy in found and not found[strategy].fits:
+            too_large.add(alike)  # larger micro-batches, which follow, need more
+    return tuple(found.values())
 
 
-def _strategies(
-    spec_strategy: Strategy, batching: Batching, choosable: frozenset[Planned], device: Device, most_workers: int
+def option_of(
+    strategy: Strategy,
+    spec_strategy: Strategy,
+    batching: Batching,
+    traced: ModelTrace,
+    machines: Machines,
+    copied_bytes: int = COPIED,
+) -> Option:
+    """Predict memory and time of a strategy. The arguments are those of `options`; `traced`: for this strategy."""
+    device: Device = "cpu" if machines.is_cpu else "cuda"
+    passes = _passes(batching, strategy.per_device_train_batch_size)
+    return Option(
+        strategy=strategy,
+        batching=passes,
+        memory=memory_of_process(traced, strategy, batching.num_workers, device, copied_bytes),
+        time=step_time(traced, strategy, passes, machines),
+        room=machines.accelerator.memory,
+        host_room=machines.host_memory,
+        changes={name: value for name, value in strategy.fields.items() if value != spec_strategy.fields[name]},
+    )
+
+
+def strategies(
+    spec_strategy: Strategy, batching: Batching, choosable: frozenset[Planned], is_cpu: bool, most_workers: int = 1
 ) -> Iterator[Strategy]:
+    """Yield the strategies that differ from the spec's in choosable fields only. Arguments: see `options`."""
     checkpointing = (False, True) if "gradient_checkpointing" in choosable else (spec_strategy.gradient_checkpointing,)
     # The host's memory is the one that a worker without GPU has anyway.
-    all_zeros = [zero for zero in _ZEROS if device == "cuda" or not zero[1]]
+    all_zeros = [zero for zero in _ZEROS if not is_cpu or not zero[1]]
     own_zero = (spec_strategy.stage, spec_strategy.offload_optimizer, spec_strategy.offload_param)
     zeros = all_zeros if "zero" in choosable else [own_zero]
     is_chosen = "per_device_train_batch_size" in choosable

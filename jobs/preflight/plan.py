@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -18,8 +19,9 @@ from jobs.model_files.positions import too_few_positions
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, total_steps, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
-from jobs.planning.batching import global_rows
+from jobs.planning.batching import Batching, global_rows
 from jobs.planning.memory import COPIED, ModelTrace
+from jobs.planning.more_machines import sufficient_machines
 from jobs.planning.precision import Precision, precision_of
 from jobs.planning.strategies import JobPlan, options
 from jobs.planning.strategy import Strategy, keeps_frozen_inputs, strategy_of
@@ -100,8 +102,14 @@ def plan_on(
             traces[key] = _trace(asked, model_dir, precision)
         return traces[key]
 
+    def batching_on(workers: int) -> Batching | None:
+        try:
+            return plan_batching(with_workers(spec, workers))
+        except SpecError:  # a step has fewer rows than that
+            return None
+
     traced = trace(spec_strategy)
-    return JobPlan(
+    plan = JobPlan(
         machines=machines,
         precision=precision,
         parameters=traced.parameters,
@@ -112,6 +120,10 @@ def plan_on(
         total_steps=steps,
         note=traced.note,
     )
+    if plan.chosen is not None:
+        return plan
+    more = sufficient_machines(spec_strategy, batching_on, choosable, trace, machines, copied_bytes)
+    return dataclasses.replace(plan, sufficient=more)
 
 
 def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:

@@ -36,8 +36,13 @@ def format_refusal(plan: JobPlan) -> str:
         f"does not fit: the option that needs least ({format_strategy(near.strategy)}) needs {format_needed(near)} "
         f"for each {plan.device}. "
     )
+    if plan.sufficient is not None:
+        machines, option = plan.sufficient
+        used = f"{gib(option.memory.total)} GiB for each {plan.device}"
+        said += f"It would fit on {machines} ({format_strategy(option.strategy)}): {used}. "
+    lora = ["method: lora"] if plan.trained == plan.parameters else []
     if not near.missing:  # memory of a host depends on neither rows nor tokens
-        return f"{said}Use more workers or hosts with more memory, or method: lora"
+        return f"{said}These would help: {', '.join([*lora, 'more workers'])}, or hosts with more memory"
     rows, help_ = near.strategy.per_device_train_batch_size, list[str]()
     if rows > 1:
         help_.append(f"a smaller train.per_device_train_batch_size ({rows})")
@@ -46,9 +51,7 @@ def format_refusal(plan: JobPlan) -> str:
         help_.append("train.gradient_checkpointing: true")
     if near.strategy.stage < 3:
         help_.append("train.zero.stage: 3")
-    if plan.trained == plan.parameters:
-        help_.append("method: lora")
-    return f"{said}These would help: {', '.join(help_)}, more workers, or workers with more memory"
+    return f"{said}These would help: {', '.join([*help_, *lora, 'more workers'])}, or workers with more memory"
 
 
 def format_needed(option: Option) -> str:

@@ -1,4 +1,4 @@
-"""Output of `fleetune plan` and `fleetune advise`: memory, time, the options that fit, and the advised method.
+"""Output of `fleetune plan`: memory, time, and the options that fit.
 
 With `--accuracy`: predicted and measured memory and time of past runs.
 """
@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
-from cluster.text import byte_size, compact, long_duration, many
-from jobs.advice.method_choice import Choice, Method, Situation
+from cluster.text import compact, long_duration, many
 from jobs.planning.accelerators import GIB
+from jobs.planning.memory import Memory
 from jobs.planning.strategies import JobPlan, Option
 from jobs.preflight.plan_text import format_fields, format_missing, format_refusal, format_strategy, gib
 from jobs.run.run_plan import PlanCheck
@@ -35,15 +35,19 @@ _PARTS: Final = {
     "kept": "freed memory that is kept",
     "checkpoint_copy": "copies of the state",
 }
+_HOST_PARTS: Final = {
+    "host_parameters": "parameters",
+    "host_gradients": "gradients",
+    "host_optimizer_states": "optimizer states",
+    "host_checkpoint_copy": "copies of the state",
+}
 _MOST_OPTIONS: Final = 12
-_CHECKPOINT_BYTES: Final = 12  # for each trained parameter: its weight and two moments of AdamW in fp32
 # (predicted, measured) of a run, by the name that programs read.
 _PREDICTIONS: Final = {
     "memory": attrgetter("predicted_bytes", "measured_bytes"),
     "step": attrgetter("predicted_step_s", "measured_step_s"),
     "step_after_first_steps": attrgetter("first_steps_s", "measured_step_s"),
 }
-RATE_OF_LORA: Final = 10  # best learning rate of LoRA, in learning rates of full fine-tuning
 
 
 def plan_page(
@@ -70,22 +74,24 @@ def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = Non
     """Return a plan for programs. Sizes are bytes, times are seconds. `cost`: of the whole budget of a sweep."""
     best = plan.chosen
 
-    def of(option: Option) -> dict[str, Any]:
+    def of(option: Option, gpus: int = plan.machines.gpus) -> dict[str, Any]:
         hours = plan.hours(option)
-        gpu_hours = None if hours is None else hours * plan.machines.gpus
+        gpu_hours = None if hours is None else hours * gpus
         return {
             "fits": option.fits,
             "missing_bytes": option.missing,
             "missing_on_host_bytes": option.missing_on_host,
             "strategy": dataclasses.asdict(option.strategy),
             "gradient_accumulation_steps": option.batching.accumulation,
-            "memory": {**dataclasses.asdict(option.memory), "total": option.memory.total},
+            "memory": {**_bytes(option.memory, _PARTS), "total": option.memory.total, "host": option.memory.host},
+            "host_memory": _bytes(option.memory, _HOST_PARTS),
             "step": {**dataclasses.asdict(option.time), "seconds": option.time.seconds},
             "hours": hours,
             "gpu_hours": gpu_hours,
             "cost": None if gpu_hours is None or price is None else gpu_hours * price,
         }
 
+    more = plan.sufficient
     return {
         "machines": str(plan.machines),
         "precision": plan.precision,
@@ -98,8 +104,13 @@ def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = Non
         "note": plan.note,
         "chosen": None if best is None else plan.options.index(best),
         "options": [of(option) for option in plan.options],
+        "sufficient": None if more is None else {"machines": str(more.machines), **of(more.option, more.machines.gpus)},
         **({} if cost is None else {"sweep": dataclasses.asdict(cost)}),
     }
+
+
+def _bytes(memory: Memory, parts: Iterable[str]) -> dict[str, int]:
+    return {part.removeprefix("host_"): getattr(memory, part) for part in parts}
 
 
 def _cost(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None) -> str:
@@ -143,7 +154,9 @@ def _memory(option: Option, is_cpu: bool) -> str:
     rows = [(name, gib(getattr(memory, part))) for part, name in _PARTS.items() if getattr(memory, part)]
     rows.append(("total", f"{gib(memory.total)} of {gib(option.room)}"))
     if memory.host:
-        rows.append(("host memory", f"{gib(memory.host)} of {gib(option.host_room)}"))
+        on_host = ((f"host: {name}", getattr(memory, part)) for part, name in _HOST_PARTS.items())
+        rows += [(name, gib(size)) for name, size in on_host if size]
+        rows.append(("host: total", f"{gib(memory.host)} of {gib(option.host_room)}"))
     return columns((f"GiB for each {where}", format_strategy(option.strategy)), rows)
 
 
@@ -194,61 +207,6 @@ def _verdict(plan: JobPlan, best: Option | None) -> str:
         return "the spec fits as it is"
     lines = format_fields(best.changes, between="\n  ")
     return f"the fastest option that fits; write in the spec:\ntrain:\n  {lines}"
-
-
-def advice_page(
-    choice: Choice, situation: Situation, plans: dict[Method, JobPlan], rate: float, price: float | None = None
-) -> str:
-    """Format the advice.
-
-    Args:
-        rate: learning rate of the spec, for full fine-tuning.
-        price: of one GPU for one hour.
-    """
-    others = choice.changes or ("no other value of a single fact changes the advice",)
-    facts = [
-        ("data", f"{many(situation.examples, 'example')} for training"),
-        ("machines", str(plans["full"].machines)),
-        ("advice", "neither method fits" if choice.method is None else f"method: {choice.method}"),
-        ("because", choice.why),
-        *(("other advice", other) for other in others),
-    ]
-    head = ("", "trained", "checkpoint", "strategy", "GiB", "whole run", "rate")
-    rows = [_method_row(method, plan, rate, price) for method, plan in plans.items()]
-    return "\n\n".join([table(facts), columns(head, rows), "The limits are rules of thumb: see docs/planning.md"])
-
-
-def advice_json(
-    choice: Choice, situation: Situation, plans: dict[Method, JobPlan], price: float | None = None
-) -> dict[str, Any]:
-    """Return the advice for programs."""
-    return {
-        "method": choice.method,
-        "why": choice.why,
-        "changes": choice.changes,
-        "examples": situation.examples,
-        "tasks": situation.tasks,
-        "plans": {method: plan_json(plan, price) for method, plan in plans.items()},
-    }
-
-
-def _method_row(method: Method, plan: JobPlan, rate: float, price: float | None) -> tuple[str, ...]:
-    option = plan.chosen or plan.nearest
-    hours = plan.hours(option)
-    length = f"{option.time.tokens_per_s:,.0f} tokens/s"
-    if hours is not None:
-        cost = "" if price is None else f", {hours * plan.machines.gpus * price:,.2f}"
-        length = f"{long_duration(3600 * hours)}, {hours * plan.machines.gpus:,.2f} {plan.device}-hours{cost}"
-    lacks = "" if option.fits else f", {format_missing(option)} too much"
-    return (
-        method,
-        f"{compact(plan.trained)} of {compact(plan.parameters)}",
-        byte_size(_CHECKPOINT_BYTES * plan.trained),
-        format_strategy(option.strategy),
-        f"{gib(option.memory.total)} of {gib(option.room)}{lacks}",
-        length,
-        f"{rate:g}" if method == "full" else f"about {rate * RATE_OF_LORA:g}",
-    )
 
 
 def format_plan(check: PlanCheck) -> str:

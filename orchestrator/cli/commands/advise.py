@@ -1,4 +1,4 @@
-"""The command `fleetune advise`: recommends full fine-tuning or LoRA, with the reasons."""
+"""The command `fleetune advise`: recommends full fine-tuning, LoRA or prompt tuning, with the reasons."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
+from cluster.errors import DataError
 from jobs.advice.method_choice import Goal, Method, Situation, choose
 from jobs.planning.accelerators import machines_of
 from jobs.planning.strategies import JobPlan
@@ -18,7 +19,7 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import finetune_spec, load_marked
 from orchestrator.cli.options import Json, Price, Set, SpecFile
 from orchestrator.cli.output import progress_of
-from orchestrator.pages.plan import RATE_OF_LORA, advice_json, advice_page
+from orchestrator.pages.advice import RATE_OF_LORA, advice_json, advice_page
 
 
 def advise(
@@ -28,13 +29,13 @@ def advise(
         str | None, typer.Option("--on", metavar="GPUS", help="GPUs to plan for, as in fleetune plan [the spec's].")
     ] = None,
     tasks: Annotated[int, typer.Option("--tasks", min=1, help="Number of models to train from this base model.")] = 1,
-    goal: Annotated[Goal, typer.Option("--goal", help="What decides if both methods fit.")] = "accuracy",
+    goal: Annotated[Goal, typer.Option("--goal", help="What decides if several methods fit.")] = "accuracy",
     price: Price = None,
     json_: Json = False,
 ) -> None:
-    """Choose between full fine-tuning and LoRA.
+    """Choose between full fine-tuning, LoRA and prompt tuning.
 
-    The command prepares the data (like `fleetune data prepare`) to count the examples, and plans both methods.
+    The command prepares the data (like `fleetune data prepare`) to count examples and tokens, and plans each method.
     """
     loaded = finetune_spec(load_marked(spec, set_ or []).spec, spec)
     from jobs.preflight.plan import machines_for, plan_job
@@ -42,24 +43,32 @@ def advise(
     # Before the data is prepared, which may take long.
     machines = machines_for(loaded) if on is None else machines_of(on)
     plans: dict[Method, JobPlan] = {}
+    impossible: dict[Method, str] = {}
     with closing(progress_of(json_)) as progress:
         prepared = prepare_data(_with(loaded, "full"), None, progress)
         for method in get_args(Method):
             progress.event(event("phase", f"planning method: {method}", phase="plan"))
-            plans[method] = plan_job(_with(loaded, method), machines)
+            try:
+                plans[method] = plan_job(_with(loaded, method), machines)
+            except DataError as error:  # such as targets of LoRA, or positions that a prompt would need
+                if method == "full":
+                    raise
+                impossible[method] = str(error)
+    parts = prepared.manifest.splits["train"]
     situation = Situation(
-        examples=sum(part.samples for part in prepared.manifest.splits["train"]),
+        examples=sum(part.samples for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        parameters=plans["full"].parameters,
         tasks=tasks,
-        full_fits=plans["full"].chosen is not None,
-        lora_fits=plans["lora"].chosen is not None,
+        fitting=frozenset(method for method, plan in plans.items() if plan.chosen is not None),
         gpu_gib=None if machines.is_cpu else machines.accelerator.memory_gib,
         goal=goal,
     )
     choice = choose(situation)
     if json_:
-        typer.echo(json.dumps(advice_json(choice, situation, plans, price)))
+        typer.echo(json.dumps(advice_json(choice, situation, plans, impossible, price)))
     else:
-        typer.echo(advice_page(choice, situation, plans, rate_for_full(loaded), price))
+        typer.echo(advice_page(choice, situation, plans, impossible, rate_for_full(loaded), price))
     raise typer.Exit(0 if choice.method is not None else 2)
 
 
@@ -81,5 +90,5 @@ def rate_for_full(spec: Spec) -> float:
 def _with(spec: Spec, method: Method) -> Spec:
     """Return the spec with this method, and with default settings for the other methods."""
     chosen = spec.method.model_copy(update={"kind": method})
-    left = {} if method == "lora" else {"lora": type(spec.lora)()}
-    return spec.model_copy(update={"method": chosen, "prompt": type(spec.prompt)(), **left})
+    others = {name: type(getattr(spec, name))() for name in ("lora", "prompt") if name != method}
+    return spec.model_copy(update={"method": chosen, **others})

@@ -53,7 +53,7 @@ def test_it_says_what_a_job_takes_and_keeps_the_global_batch(spec: pathlib.Path)
         rows = option["strategy"]["per_device_train_batch_size"] * option["gradient_accumulation_steps"] * 8
         assert 64 <= rows < 64 + option["strategy"]["per_device_train_batch_size"] * 8
         memory = dict(option["memory"])
-        memory.pop("host")
+        assert memory.pop("host") == sum(option["host_memory"].values())
         assert memory.pop("total") == sum(memory.values())
 
 
@@ -145,7 +145,20 @@ def test_bad_input_gets_one_message(spec: pathlib.Path, arguments: list[str], sa
     assert said in result.output and "Traceback" not in result.output
 
 
-def test_advice_names_the_method_with_the_plan_of_both(tmp_path: pathlib.Path) -> None:
+def test_a_job_that_does_not_fit_gets_the_machines_on_which_it_would(
+    spec: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    # 150 million parameters, of which the hosts keep copies of 12 bytes each.
+    large = LLAMA | {"hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 4}
+    (tmp_path / "config.json").write_text(json.dumps(large))
+    given = ("--on", "1xT4-16", "--host-memory", "1", "--set", f"model.path={tmp_path}", "--set", "train.zero.stage=2")
+    plan = planned(spec, *given)
+    assert plan["chosen"] is None and plan["sufficient"]["machines"] == "2x1xT4-16" and plan["sufficient"]["fits"]
+    page = CliRunner().invoke(app, ["plan", str(spec), *given])
+    assert page.exit_code == 2 and "It would fit on 2x1xT4-16 (ZeRO 2, micro-batch 1): " in page.output
+
+
+def test_advice_names_the_method_with_the_plan_of_each(tmp_path: pathlib.Path) -> None:
     model, data = tiny.save_model(tmp_path / "bert", "bert"), tiny.write_labelled(tmp_path / "rows.jsonl", 60, 3)
     job = {
         "model": {"path": str(model), "task": "sequence-classification", "num_labels": 3},
@@ -158,12 +171,13 @@ def test_advice_names_the_method_with_the_plan_of_both(tmp_path: pathlib.Path) -
     result = CliRunner().invoke(app, ["advise", str(file), "--on", "1xA100-80", "--json"])
     assert result.exit_code == 0, result.output
     advice = json.loads(result.stdout)
-    assert advice["method"] == "lora" and advice["examples"] == 60
-    full, lora = advice["plans"]["full"], advice["plans"]["lora"]
+    assert advice["method"] == "lora" and advice["examples"] == 60 and advice["tokens"] > 60
+    full, lora, prompt = (advice["plans"][method] for method in ("full", "lora", "prompt"))
     assert full["trained"] == full["parameters"] and 0 < lora["trained"] < lora["parameters"] // 2
+    assert 0 < prompt["trained"] < lora["trained"]
     assert full["total_steps"] == lora["total_steps"] == 8
     page = CliRunner().invoke(app, ["advise", str(file), "--on", "1xA100-80"]).output
-    assert "method: lora" in page and "with 10,000 examples: full fine-tuning" in page
+    assert "method: lora" in page and "with 10,000 such examples: full fine-tuning" in page
     refused = CliRunner().invoke(app, ["advise", str(file), "--on", "1xH1000"])
     assert refused.exit_code == 2 and "H100" in refused.output
 

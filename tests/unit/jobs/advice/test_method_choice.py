@@ -6,9 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from jobs.advice.method_choice import Situation, choose
+from jobs.advice.method_choice import Method, Situation, choose
 
-BETWEEN = Situation(examples=50_000, tasks=1, full_fits=True, lora_fits=True, gpu_gib=79.1, goal="accuracy")
+ALL = frozenset[Method](("full", "lora", "prompt"))
+BETWEEN = Situation(
+    50_000, tokens=20_000_000, parameters=7 * 10**9, tasks=1, fitting=ALL, gpu_gib=79.1, goal="accuracy"
+)
+PROMPT_FITS, LORA_FITS, LARGE = frozenset[Method](("prompt",)), ALL - {"full"}, 12 * 10**9
 
 
 @pytest.mark.parametrize(
@@ -16,13 +20,20 @@ BETWEEN = Situation(examples=50_000, tasks=1, full_fits=True, lora_fits=True, gp
     [
         ({}, "full", "the goal is accuracy"),
         ({"goal": "cost"}, "lora", "the goal is cost"),
-        ({"examples": 9_999}, "lora", "9,999 examples are fewer than 10,000"),
+        ({"examples": 9_999, "tokens": 2_000_000}, "lora", "9,999 examples of 2M tokens are less than 10,000 examples"),
+        ({"examples": 500, "tokens": 8_000_000}, "full", "with 500 examples of 8M tokens both"),  # long ones
+        ({"examples": 500, "tokens": 80_000_000, "goal": "cost"}, "full", "a low rank falls behind"),
         ({"examples": 100_000, "goal": "cost"}, "full", "the GPUs are large"),
         ({"examples": 100_000, "goal": "cost", "gpu_gib": 22.0}, "lora", "the goal is cost"),
         ({"examples": 100_000, "goal": "cost", "gpu_gib": None}, "lora", "the goal is cost"),
         ({"examples": 500_000, "tasks": 3}, "lora", "3 tasks can share one base model"),
-        ({"examples": 500_000, "full_fits": False}, "lora", "full fine-tuning does not fit"),
-        ({"full_fits": False, "lora_fits": False}, None, "neither method fits"),
+        ({"tasks": 3, "goal": "cost"}, "lora", "each with a small adapter"),
+        ({"tasks": 3, "goal": "cost", "parameters": LARGE}, "prompt", "10B parameters or more, each with a prompt"),
+        ({"tasks": 3, "parameters": LARGE}, "lora", "each with a small adapter"),
+        ({"examples": 500_000, "fitting": LORA_FITS}, "lora", "full fine-tuning does not fit"),
+        ({"fitting": frozenset({"full", "prompt"}), "tasks": 3}, "full", "LoRA does not fit"),
+        ({"fitting": PROMPT_FITS}, "prompt", "nothing else fits"),
+        ({"fitting": frozenset()}, None, "no method fits"),
     ],
 )
 def test_the_first_rule_that_holds_decides(changes: dict[str, object], method: str | None, why: str) -> None:
@@ -33,11 +44,14 @@ def test_the_first_rule_that_holds_decides(changes: dict[str, object], method: s
 def test_what_would_change_the_choice_is_what_the_rules_answer_then() -> None:
     choice = choose(BETWEEN)
     assert choice.changes == (
-        "with fewer than 10,000 examples: LoRA",
+        "with fewer than 10,000 such examples: LoRA",
         "for 3 tasks or more: LoRA",
         "with --goal cost: LoRA",
         "on machines with too little memory for full fine-tuning: LoRA",
     )
-    too_small = choose(replace(BETWEEN, full_fits=False))
+    long_ones = choose(replace(BETWEEN, examples=100, tokens=1_000_000))
+    assert long_ones.method == "lora"
+    assert "with 730 such examples: full fine-tuning" in long_ones.changes
+    too_small = choose(replace(BETWEEN, fitting=LORA_FITS))
     assert too_small.changes == ("on machines with enough memory for full fine-tuning: full fine-tuning",)
-    assert choose(replace(BETWEEN, tasks=5, examples=500)).changes == ()
+    assert choose(replace(BETWEEN, tasks=5, examples=500, tokens=100_000)).changes == ()

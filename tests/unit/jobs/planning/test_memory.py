@@ -81,6 +81,7 @@ def test_a_7b_with_both_offloads_leaves_one_gpu_almost_empty_and_fills_the_host(
     held = static_memory(SEVEN_B, strategy, 1)
     assert held.used == 2 * strategy.reduce_bucket_size
     assert held.host == 22 * LLAMA_2_7B  # weights; master weights, moments, two of gradients
+    assert (held.host_parameters, held.host_gradients) == (2 * LLAMA_2_7B, 8 * LLAMA_2_7B)
     assert held.host / GIB == pytest.approx(138, abs=0.1)
 
 
@@ -137,6 +138,7 @@ def test_on_cpus_what_is_offloaded_counts_as_the_workers_memory() -> None:
     strategy = Strategy(stage=3, offload_optimizer=True)
     on_gpu, on_cpu = (memory_of(SEVEN_B, strategy, 2, device) for device in ("cuda", "cpu"))
     assert on_cpu.host == 0 and on_cpu.used == on_gpu.used + on_gpu.host
+    assert on_cpu.gradients == on_gpu.gradients + on_gpu.host_gradients > on_gpu.gradients
 
 
 def test_a_trace_is_plain_json() -> None:

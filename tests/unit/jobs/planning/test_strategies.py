@@ -129,3 +129,13 @@ def test_offload_costs_time_on_the_host() -> None:
     here = step_time(trace(False), Strategy(), batching, machines)
     there = step_time(trace(False), replace(Strategy(), offload_optimizer=True), batching, machines)
     assert there.optimizer_s > 10 * here.optimizer_s
+
+
+def test_micro_batches_beyond_one_that_does_not_fit_are_left_out() -> None:
+    sizes: dict[object, list[tuple[int, bool]]] = {}
+    for option in found(on(8, "A100-40")).options[1:]:
+        alike = replace(option.strategy, per_device_train_batch_size=0)
+        sizes.setdefault(alike, []).append((option.strategy.per_device_train_batch_size, option.fits))
+    fits = [[fit for _, fit in sorted(tried)] for tried in sizes.values()]
+    assert all(tried[:-1] == [True] * (len(tried) - 1) for tried in fits), "the last one may lack memory"
+    assert any(tried[-1] for tried in fits) and not all(tried[-1] for tried in fits)

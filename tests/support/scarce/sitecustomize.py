@@ -1,7 +1,8 @@
-"""On PYTHONPATH, the memory of a worker is simulated: too many logits raise torch.OutOfMemoryError on rank 1.
+"""On PYTHONPATH, the memory of a worker is simulated: an allocator raises torch.OutOfMemoryError on rank 1.
 
-The variable SCARCE holds a JSON object with these limits, each in elements of the logits of one forward pass:
-`training` from step `from_step` on, `plain` for a training without gradient checkpointing, and `evaluation`.
+The variable SCARCE holds a JSON object with these limits, each in bytes of living tensors that operators have returned
+since it began: `training` of a step, from step `from_step` on, and `evaluation` of a forward pass. With `told`, a file,
+the most bytes of each step are written there, and nothing is raised.
 
 A checkpoint is complete before the next step, so that the one that a run goes on from does not depend on how fast the
 machine writes.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from tests.support.changed_module import LOOP, when_loaded
@@ -21,32 +23,21 @@ _FAILING_RANK = 1
 
 def _limit(loop: Any) -> None:
     from jobs.training.loop import evaluation
-    from jobs.training.loop import step as step_module
 
-    step: Any = step_module
+    limits: dict[str, Any] = json.loads(os.environ["SCARCE"])
+    train_step, logits_of = loop.train_step, evaluation.model_logits
 
-    limits: dict[str, int] = json.loads(os.environ["SCARCE"])
-    train_step, logits_of, now = loop.train_step, step.model_logits, dict[str, int]()
-
-    def counted_step(run: Any, rows: Any, *given: Any) -> Any:
+    def step_with_little_memory(run: Any, rows: Any, *given: Any) -> Any:
         _wait_for_checkpoint(run)
-        now.update(step=rows.step, plain=not run.job.spec.train.gradient_checkpointing)
-        return train_step(run, rows, *given)
+        limit = limits.get("training") if rows.step >= limits.get("from_step", 0) else None
+        with _allocator(limit, limits.get("told"), rows.step):
+            return train_step(run, rows, *given)
 
-    def in_training(engine: Any, *given: Any) -> Any:
-        logits = logits_of(engine, *given)
-        if now["step"] >= limits.get("from_step", 0):
-            _check(logits, limits.get("training"))
-            if now["plain"]:
-                _check(logits, limits.get("plain"))
-        return logits
+    def logits_with_little_memory(*given: Any, **named: Any) -> Any:
+        with _allocator(limits.get("evaluation"), limits.get("told")):
+            return logits_of(*given, **named)
 
-    def in_evaluation(*given: Any, **named: Any) -> Any:
-        logits = logits_of(*given, **named)
-        _check(logits, limits.get("evaluation"))
-        return logits
-
-    loop.train_step, step.model_logits, evaluation.model_logits = counted_step, in_training, in_evaluation
+    loop.train_step, evaluation.model_logits = step_with_little_memory, logits_with_little_memory
 
 
 def _wait_for_checkpoint(run: Any) -> None:
@@ -58,12 +49,28 @@ def _wait_for_checkpoint(run: Any) -> None:
     dist.barrier()  # only rank 0 knows that the checkpoint is complete
 
 
-def _check(logits: Any, limit: int | None) -> None:
+def _allocator(limit: int | None, told: str | None = None, step: int = 0) -> AbstractContextManager[object]:
     import torch
     import torch.distributed as dist
 
-    if limit is not None and dist.get_rank() == _FAILING_RANK and logits.numel() > limit:
-        raise torch.OutOfMemoryError(f"simulated: {logits.numel():,} logits, and {limit:,} have room")
+    from jobs.preflight.tracker import Tracker
+
+    if dist.get_rank() != _FAILING_RANK or (limit is None and told is None):
+        return nullcontext()
+
+    class Allocator(Tracker):
+        def _register(self, storage: torch.UntypedStorage) -> None:
+            super()._register(storage)
+            if limit is not None and self.live > limit:
+                raise torch.OutOfMemoryError(f"simulated: {self.live:,} bytes, and {limit:,} have room")
+
+        def __exit__(self, *given: Any) -> None:
+            super().__exit__(*given)
+            if told is not None:
+                with open(told, "a") as file:
+                    file.write(f"{step} {self.peak}\n")
+
+    return Allocator(uncounted=())
 
 
 if "SCARCE" in os.environ:

@@ -1,4 +1,4 @@
-"""Predicted against real peaks of memory: `python -m bench.planning [--quick] [--only llama gpt2]`.
+"""Predicted against real peaks of memory: `python -m bench.planning [--quick] [--only llama gpt2] [--workers 8]`.
 
 Real: the engine of a run, in 1, 2 and 8 gloo processes on CPU, makes three steps of a small model with random weights;
 `allocations.c` counts what PyTorch's allocator hands out. One JSON line a case, and a summary at the end.
@@ -75,10 +75,13 @@ class Case:
     rows: int = 4
     accumulation: int = 2
     method: str = "full"
+    offload: str = ""  # "optimizer", or "both": the parameters too
 
     def spec(self, model_dir: pathlib.Path) -> Spec:
         classify = self.model == "bert"
         model = {"path": str(model_dir), "task": "sequence-classification" if classify else "causal-lm"}
+        fields = {"": (), "optimizer": ("offload_optimizer",), "both": ("offload_optimizer", "offload_param")}
+        offloads = dict.fromkeys(fields[self.offload], "cpu")
         return Spec.model_validate({
             "model": {**model, **({"num_labels": 3} if classify else {})},
             "method": self.method,
@@ -89,7 +92,7 @@ class Case:
             "train": {
                 "max_steps": 3, "per_device_train_batch_size": self.rows, "bf16": self.bf16,
                 "gradient_accumulation_steps": self.accumulation, "gradient_checkpointing": self.checkpointing,
-                "zero": {"stage": self.stage, **ZERO},
+                "zero": {"stage": self.stage, **ZERO, **offloads},
             },
             "resources": {"num_workers": self.workers, "gpus_per_worker": 0},
             "storage_path": str(model_dir.parent),
@@ -97,9 +100,12 @@ class Case:
 
 
 def cases(models: Sequence[str]) -> list[Case]:
-    """Every model with and without checkpointing on 1 and 2 workers; Llama and GPT-2 with everything, on 8 too."""
+    """Every model with and without checkpointing on 1, 2 and 8 workers; Llama and GPT-2 with everything else too."""
     found = [
-        Case(model, workers, checkpointing=again) for model in models for workers in (1, 2) for again in (False, True)
+        Case(model, workers, checkpointing=again, rows=1 if workers == 8 else 4)
+        for model in models
+        for workers in (1, 2, 8)
+        for again in (False, True)
     ]
     for model in [name for name in models if name in ("llama", "gpt2")]:
         found += [
@@ -113,6 +119,12 @@ def cases(models: Sequence[str]) -> list[Case]:
         found += [Case(model, workers, rows=1) for workers in (2, 4)]
         found += [Case(model, workers, 1, bf16=True, rows=1) for workers in (1, 2)]
         found += [Case(model, 2, 3, packing=True)]
+        found += [
+            Case(model, workers, stage, bf16=bf16, offload=offload)
+            for stage, offload in ((2, "optimizer"), (3, "optimizer"), (3, "both"))
+            for workers in (1, 2)
+            for bf16 in (False, True)
+        ]
         found += [
             Case(model, workers, stage, method=method, checkpointing=again)
             for stage in (2, 3)
@@ -231,9 +243,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="eleven cases, a minute")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")
+    parser.add_argument("--workers", type=int, nargs="+", choices=(1, 2, 4, 8), help="only cases with these numbers")
+    parser.add_argument("--offload", action="store_true", help="only cases with offload")
     given = parser.parse_args()
+    wanted = [
+        case
+        for case in (quick_cases() if given.quick else cases(given.only))
+        if (not given.workers or case.workers in given.workers) and (case.offload or not given.offload)
+    ]
     records = []
-    for record in compare(quick_cases() if given.quick else cases(given.only)):
+    for record in compare(wanted):
         records.append(record)
         print(json.dumps(record), flush=True)
     print(json.dumps({"summary": summary(records)}))

@@ -6,6 +6,8 @@ gradient that is ready is copied into a bucket; a bucket that has no room for th
 
 ZeRO-1 in bf16 is another class (`BF16_Optimizer`, runtime/bf16_optimizer.py), unless the optimizer is offloaded. It
 keeps all gradients twice, in bf16 and summed in fp32, and reduces the sums at the end.
+
+With an offloaded optimizer, each gradient is copied in fp64 for its norm before it goes to the host (`get_norm_dtype`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Final
 from jobs.planning.strategy import Strategy
 
 _ENGINE_BUCKET: Final = 500_000_000  # elements
+_NORM_AT_ONCE: Final = 250_000_000  # elements, of ZeRO-3 (`_constant_buffered_norm2`)
 
 
 @dataclass
@@ -31,11 +34,12 @@ class Gradients:
     strategy: Strategy
     num_workers: int
     width: int  # bytes of an element of the weights
-    gloo: bool = False  # gloo reduces and scatters in a copy
+    gloo: bool = False  # gloo reduces and scatters in a copy; its workers have no memory but that of the host
     held: int = 0
     buckets: int = 0
     _filled: int = 0  # elements in the bucket
     _members: int = 0
+    _largest: int = 0  # elements of the largest member
     _oversized: int = 0  # bytes of gradients that are too large for the bucket, and wait for their reduction
     _reduced: bool = False
 
@@ -44,6 +48,7 @@ class Gradients:
         self.sums_all = sums_all_in_fp32(self.strategy, self.width)
         self.part = -(-sum(self.sizes) // self.num_workers)  # elements that a worker updates
         self.own = _most_owned(self.sizes, self.decays, self.num_workers)  # of the parameters of which it has a part
+        self.on_host = self.strategy.offload_optimizer and not self.is_flat and not self.gloo
         if self.accumulates:
             self.held = self._kept
             if self.stage == 1 and not self.sums_all:  # made in the first pass, and released after the last one only
@@ -84,7 +89,7 @@ class Gradients:
 
         ZeRO-1 sums whole gradients and reduces them once. ZeRO-2 reduces each time, into this worker's part.
         """
-        if self.stage == 3:
+        if self.stage == 3 or self.on_host:
             return 0
         if self.sums_all:
             return self.width * sum(self.sizes)
@@ -110,6 +115,7 @@ class Gradients:
             self.held += waiting
         self._filled += size
         self._members += 1
+        self._largest = max(self._largest, size)
         return needed
 
     @property
@@ -123,17 +129,34 @@ class Gradients:
     def _reduce(self) -> int:
         """Empty the bucket. Returns the bytes of the copies that a collective needs."""
         single = self._members == 1 and self._filled % self.num_workers == 0
+        flat = 0 if single else self._filled * self._bucket_width
         in_a_copy = self.gloo and self.stage == 3 and self.num_workers > 1
-        copies = (in_a_copy + (not single)) * self._filled * self._bucket_width
-        if self.width < 4:
-            copies += 4 * self._filled // (self.num_workers if self.stage == 3 else 1)
-        if self.stage < 3 and not self._reduced:
+        sent = self._filled * self._bucket_width if in_a_copy else 0
+        cast = 4 * self._filled // (self.num_workers if self.stage == 3 else 1) if self.width < 4 else 0
+        if not self.strategy.offload_optimizer:
+            copies = flat + sent + cast
+        elif self.stage < 3:
+            copies = flat + max(cast, self._for_its_norm)
+        else:  # all of the bucket is cast before the first norm
+            copies = flat + max(sent, cast + self._for_its_norm)
+        if self.stage < 3 and not self._reduced and not self.on_host:
             self._reduced = True
             new = self.part if self.is_flat else self.own
             self.held += 0 if self.is_flat and self.accumulates and self.stage == 2 else 4 * new
         self.held -= self._oversized
-        self._filled = self._members = self._oversized = 0
+        self._filled = self._members = self._largest = self._oversized = 0
         return copies
+
+    @property
+    def _for_its_norm(self) -> int:
+        """Bytes of the fp64 copy of the largest gradient in the bucket.
+
+        ZeRO-3 first brings the sum of a partition back from the host, in fp32.
+        """
+        if self.stage < 3:
+            return 8 * min(self._largest, self.part)
+        part = -(-self._largest // self.num_workers)
+        return 8 * min(part, _NORM_AT_ONCE) + (0 if self.gloo else 4 * part)
 
 
 def sums_all_in_fp32(strategy: Strategy, width: int) -> bool:

@@ -129,7 +129,7 @@ class Memory:
 
 def memory_of(trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device = "cuda") -> Memory:
     """Return the peak of one worker's tensors. The trace must have been made with the strategy's checkpointing."""
-    static = static_memory(trace, strategy, num_workers)
+    static = static_memory(trace, strategy, num_workers, device)
     peak = max(
         _pass_peak(trace, strategy, num_workers, device, static),
         _update_peak(trace, strategy, num_workers, static),
@@ -172,7 +172,7 @@ def _heap(trace: ModelTrace, strategy: Strategy, num_workers: int) -> int:
     So each kind of tensor counts with its own highest moment, and each gradient with a place of its own. This is an
     estimate: docs/planning.md compares it with real processes.
     """
-    static = static_memory(trace, strategy, num_workers)
+    static = static_memory(trace, strategy, num_workers, "cpu")
     most, activations, copies = _Added(), 0, 0
     for moment, before, copied, after in _pass(trace, strategy, num_workers, "cpu"):
         most = _Added(*map(max, most, before, after))
@@ -183,30 +183,33 @@ def _heap(trace: ModelTrace, strategy: Strategy, num_workers: int) -> int:
     return static.used + static.host + sum(most) + activations + copies + gradients + update
 
 
-def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int) -> Memory:
+def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device = "cuda") -> Memory:
     """Return what is held for the whole step.
 
     ZeRO-1 and 2 (`DeepSpeedZeroOptimizer.__init__`): flat weights of all parameters, and of this worker's part an fp32
     copy and Adam's two moments, 12 bytes an element. In bf16, ZeRO-1 also has fp32 sums of all gradients. ZeRO-3
     (`_create_fp32_partitions`, `_setup_for_real_optimizer`): the part of the weights, the same 12 bytes, a flat fp32
-    buffer for the part's gradients, and a bucket. With fp32 and without offload the copy is the weights themselves
-    (`Partitions.share_fp32_weights`). Offload moves the 12 bytes to the host, with 4 bytes for the gradient that Adam
-    reads; ZeRO-1 and 2 add buffers for the way back.
+    buffer for the part's gradients, and a bucket. With fp32 the copy is the weights themselves, if both are in the same
+    memory (`Partitions.share_fp32_weights`). Offload moves the 12 bytes to the host, with 4 bytes for the gradient that
+    Adam reads. ZeRO-1 and 2 add buffers for the way back and, in fp32, the sums of earlier passes
+    (`accumulated_grads_in_cpu`); with 2 bytes for a weight, these sums stay on the GPU.
     """
     width, offloads = trace.width, strategy.offload_optimizer
     part = -(-trace.trained // num_workers)
     frozen = (trace.parameters - trace.trained) * width
-    shared = strategy.stage == 3 and trace.precision == "fp32" and not offloads
+    is_near = not offloads or strategy.offload_param or device == "cpu"
+    shared = strategy.stage == 3 and trace.precision == "fp32" and is_near
     states = part * (8 if shared else 12)
     if strategy.stage < 3:
         largest = max(trace.trained_sizes) * width
+        sums = 4 * part if width == 4 and strategy.accumulates and device == "cuda" else 0
         return Memory(
             parameters=trace.trained * width + frozen + trace.buffer_bytes,
             gradients=4 * trace.trained if sums_all_in_fp32(strategy, width) else 0,
             optimizer_states=0 if offloads else states,
             communication=largest if offloads else 0,
             host_optimizer_states=states if offloads else 0,
-            host_gradients=part * (4 + width) + largest if offloads else 0,
+            host_gradients=part * (4 + width) + sums + largest if offloads else 0,
         )
     weights = part * width + -(-frozen // num_workers)
     return Memory(
@@ -263,7 +266,8 @@ def _pass(
     are held after it. Activations and logits are not counted here.
     """
     visits = [moment.parameters for moment in trace.moments if moment.kind in ("enter", "enter-backward")]
-    gathers = strategy.offload_param or (strategy.stage == 3 and num_workers > 1)
+    from_host = strategy.offload_param and device == "cuda"
+    gathers = from_host or (strategy.stage == 3 and num_workers > 1)
     sizes = trace.sizes if gathers else (0,) * len(trace.sizes)
     gloo = device == "cpu"
     gathering = Gathering(sizes, visits, strategy, num_workers, trace.width, gloo)

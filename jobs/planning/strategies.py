@@ -138,6 +138,7 @@ def options(
         most_workers: to which an elastic job may grow; no micro-batch may leave some of them without rows.
         copied_bytes: see `memory_of_process`.
     """
+
     def option(strategy: Strategy) -> Option:
         return option_of(strategy, spec_strategy, batching, trace(strategy), machines, copied_bytes)
 

@@ -65,7 +65,7 @@ def _allocator(limit: int | None, told: str | None = None, step: int = 0) -> Abs
                 raise torch.OutOfMemoryError(f"simulated: {self.live:,} bytes, and {limit:,} have room")
 
         def __exit__(self, *given: Any) -> None:
-            super().__exit__(*given)
+            super().__exit__(*given)  # type: ignore[no-untyped-call]
             if told is not None:
                 with open(told, "a") as file:
                     file.write(f"{step} {self.peak}\n")

@@ -66,3 +66,30 @@ def test_zero_1_in_bf16_reduces_the_sums_of_a_bucket_of_groups_in_copies(
     monkeypatch.setattr("jobs.planning.gradients._ENGINE_BUCKET", bucket)
     assert gradients(1, 2, workers).reduced_at_the_end == copies
     assert gradients(1, 4, workers).reduced_at_the_end == gradients(2, 2, workers).reduced_at_the_end == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "width", "gloo", "copies"),
+    [
+        # A bucket of two gradients, of which the larger has 100 elements: 140 in one piece, then the largest in fp64.
+        (3, 4, True, 140 * 4 + max(140 * 4, 8 * 50)),  # gloo's copy is gone before
+        (3, 4, False, 140 * 4 + 8 * 50 + 4 * 50),  # the sum is brought back from the host
+        (3, 2, False, 140 * 2 + 4 * 70 + 8 * 50 + 4 * 50),  # and the bucket's part was cast
+        (2, 4, False, 140 * 4 + 8 * 100),
+        (2, 2, False, 140 * 2 + 8 * 100),
+    ],
+)
+def test_an_offloaded_optimizer_needs_each_gradient_in_fp64_for_its_norm(
+    stage: int, width: int, gloo: bool, copies: int
+) -> None:
+    strategy = Strategy(stage=stage, reduce_bucket_size=150, offload_optimizer=True)  # type: ignore[arg-type]
+    held = Gradients(SIZES, (True, True, False), strategy, 2, width, gloo)
+    assert [held.add(number) for number in (2, 1, 0)] == [0, 0, copies]
+
+
+def test_sums_of_an_offloaded_optimizer_in_fp32_are_on_the_host() -> None:
+    def held(width: int, gloo: bool) -> int:
+        strategy = Strategy(stage=2, reduce_bucket_size=150, offload_optimizer=True)
+        return Gradients(SIZES, (True, True, False), strategy, 2, width, gloo).held
+
+    assert (held(4, gloo=False), held(2, gloo=False), held(4, gloo=True)) == (0, 480, 560)

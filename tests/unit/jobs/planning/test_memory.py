@@ -91,6 +91,14 @@ def test_fp32_weights_of_zero_3_are_the_ones_that_adam_updates() -> None:
     assert static_memory(trace, Strategy(stage=2), 1).used == 16 * 1000  # a copy, but no buffer for gradients
 
 
+def test_fp32_weights_and_adam_s_are_one_tensor_where_both_are_on_the_host() -> None:
+    trace = trace_of((1000,), precision="fp32")
+    offloaded = Strategy(stage=3, offload_optimizer=True, reduce_bucket_size=1)
+    both = dataclasses.replace(offloaded, offload_param=True)
+    states = [static_memory(trace, strategy, 1).host_optimizer_states for strategy in (offloaded, both)]
+    assert [*states, static_memory(trace, offloaded, 1, "cpu").host_optimizer_states] == [12_000, 8_000, 8_000]
+
+
 def test_parts_are_those_of_one_moment_and_sum_to_the_total() -> None:
     moments = (
         Moment("enter", (0,)),

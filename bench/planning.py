@@ -148,6 +148,7 @@ def quick_cases() -> list[Case]:
         Case("llama", 2, 2, method="lora"),
         Case("llama", 2, method="prompt"),
         Case("llama", 2, rows=1),
+        Case("llama", 1, bf16=True, rows=1, offload="optimizer"),
         Case("mixtral", 2),
     ]
 
@@ -241,7 +242,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, and say on stdout what it found
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="eleven cases, a minute")
+    parser.add_argument("--quick", action="store_true", help="twelve cases, a minute")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")
     parser.add_argument("--workers", type=int, nargs="+", choices=(1, 2, 4, 8), help="only cases with these numbers")
     parser.add_argument("--offload", action="store_true", help="only cases with offload")

@@ -44,6 +44,24 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         "stage 2": tiny.spec_of(
             folder, llama, text, train__per_device_train_batch_size=4, train__zero__stage=2, **small
         ),
+        "stage 2, optimizer on the host": tiny.spec_of(
+            folder,
+            llama,
+            text,
+            train__per_device_train_batch_size=2,
+            train__zero__stage=2,
+            train__zero__offload_optimizer="cpu",
+            **small,
+        ),
+        "all on the host": tiny.spec_of(
+            folder,
+            llama,
+            text,
+            train__per_device_train_batch_size=2,
+            train__zero__offload_optimizer="cpu",
+            train__zero__offload_param="cpu",
+            **small,
+        ),
         "recomputed": tiny.spec_of(
             folder, llama, text, train__per_device_train_batch_size=4, train__gradient_checkpointing=True, **small
         ),
@@ -87,7 +105,10 @@ def test_very_uneven_lengths_give_the_same_loss_on_one_and_two_workers(cases: di
     assert cases["unpacked"].record("loss") == pytest.approx(cases["unpacked on one"].record("loss"), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["7 rows", "stage 1", "stage 2", "recomputed", "unpacked", "bloom"])
+WAYS = ["7 rows", "stage 1", "stage 2", "stage 2, optimizer on the host", "all on the host", "recomputed", "unpacked"]
+
+
+@pytest.mark.parametrize("name", [*WAYS, "bloom"])
 def test_the_way_it_is_run_does_not_change_the_loss(cases: dict[str, Case], name: str) -> None:
     case = cases[name]
     expected = plain_losses(case.spec, case.prepared, 6)

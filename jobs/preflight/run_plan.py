@@ -21,7 +21,7 @@ from jobs.model_files.sizes import FEED_FORWARD, HEADS, LAYERS, WIDTH, size_in
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import GIB, Accelerator, Machines
-from jobs.planning.memory import COPIED
+from jobs.planning.memory import COPIED, PROGRAM_BYTES, RESERVE_OF_PROCESS
 from jobs.planning.precision import precision_of
 from jobs.planning.strategies import JobPlan, Option
 from jobs.planning.strategy import strategy_of
@@ -31,7 +31,7 @@ from jobs.preflight.plan_text import format_fields, format_refusal, format_strat
 from jobs.remedies.out_of_memory import with_global_batch
 from jobs.run.checkpoints import committed_steps
 from jobs.run.paths import JobPaths
-from jobs.run.run_plan import RunPlan, read_plan, write_plan
+from jobs.run.run_plan import PLAN_VERSION, RunPlan, read_plan, write_plan
 from jobs.spec.finetune import PLANNED, Planned, Spec
 
 _UNCERTAIN: Final = 0.05  # largest error of predictions, as a share; a job that lacks less memory is tried
@@ -119,9 +119,13 @@ def with_planned_fields(
     longest = min(longest, spec.data.seq_len)
     bound = None if spec.resources.gpus_per_worker else _bound(spec, model_dir, longest, copied_bytes)
     if bound is not None and bound < _TINY_BYTES:
+        _keep_bound(spec, bound, kept, paths)
         return spec
     places = find_places()
-    if places is None or (bound is not None and bound < _SMALL * places.free_bytes / places.workers_per_node):
+    if places is None:
+        return spec
+    if bound is not None and bound < _SMALL * places.free_bytes / places.workers_per_node:
+        _keep_bound(spec, bound, kept, paths)
         return spec
     announce("phase", "planning the memory of the workers", phase="plan")
     steps = step_plan(spec, prepared.split("train")).total_steps
@@ -178,6 +182,15 @@ def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int |
         return None
     sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
     return rough_bytes(spec, config_of(spec, model_dir), sum(sizes), longest, copied_bytes)
+
+
+def _keep_bound(spec: Spec, bound: int, kept: Mapping[str, Any], paths: JobPaths) -> None:
+    """Store a plan that is an upper bound. It is not announced: there is nothing to decide."""
+    most = int((PROGRAM_BYTES + bound) / (1 - RESERVE_OF_PROCESS))
+    workers, precision = spec.resources.num_workers, precision_of(spec.train, False)
+    plan = RunPlan(version=PLAN_VERSION, machines=f"{workers}xCPU", precision=precision, is_bound=True,
+                   chosen=dict(kept), total_bytes=most)  # fmt: skip
+    write_plan(paths, plan)
 
 
 def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths, announce: Announce) -> None:

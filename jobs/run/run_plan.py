@@ -12,25 +12,29 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
 
-PLAN_VERSION: Final = 1
+PLAN_VERSION: Final = 2  # version 1 is without bounds
 FIRST_STEPS: Final = 3  # steps after which the remaining time is estimated from measured ones
 
 
 class RunPlan(Frozen):
-    """The prediction for the workers of a run, made before they start."""
+    """The prediction for the workers of a run, made before they start.
 
-    version: int = PLAN_VERSION
+    Of a small job on CPUs only an upper bound of the memory is known; fields that need a trace are None then.
+    """
+
+    version: int = Field(1, description="2 if the plan is a bound, which older releases cannot read.")
     machines: str = Field(description="Such as 8xH100-80, or 2xCPU.")
     precision: str = Field(description="fp32, bf16 or fp16.")
-    parameters: int = Field(description="Of the model, in elements.")
+    is_bound: bool = Field(False, description="total_bytes is an upper bound; the model was not traced.")
+    parameters: int | None = Field(None, description="Of the model, in elements.")
     chosen: dict[str, Any] = Field(
         default_factory=dict, description="Fields of `train` with the values that the plan chose."
     )
-    memory: dict[str, int] = Field(description="Parts of a worker's peak memory, bytes.")
+    memory: dict[str, int] = Field(default_factory=dict, description="Parts of a worker's peak memory, bytes.")
     total_bytes: int = Field(description="A worker's peak memory on its device; in host memory if it has no GPU.")
-    room_bytes: int = Field(description="Memory that a worker can use there.")
-    step_s: float = Field(description="Seconds of an optimizer step.")
-    tokens_per_s: float = Field(description="Of all workers, padding included.")
+    room_bytes: int | None = Field(None, description="Memory that a worker can use there.")
+    step_s: float | None = Field(None, description="Seconds of an optimizer step.")
+    tokens_per_s: float | None = Field(None, description="Of all workers, padding included.")
     total_steps: int | None = Field(None, description="Steps of the whole run.")
 
 
@@ -39,8 +43,9 @@ class PlanCheck(Frozen):
 
     machines: str
     predicted_bytes: int = Field(description="Peak memory of a worker.")
+    is_bound: bool = Field(False, description="predicted_bytes is an upper bound.")
     measured_bytes: int | None = Field(None, description="Peak memory of rank 0 while it trained; None: no step ended.")
-    predicted_step_s: float = Field(description="Seconds of a step.")
+    predicted_step_s: float | None = Field(None, description="Seconds of a step; None: not predicted.")
     first_steps_s: float | None = Field(
         None, description="Seconds of a step by the second and third step of the last attempt; None: there were fewer."
     )
@@ -71,6 +76,7 @@ def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:
     return PlanCheck(
         machines=plan.machines,
         predicted_bytes=plan.total_bytes,
+        is_bound=plan.is_bound,
         measured_bytes=max(peaks, default=None),
         predicted_step_s=plan.step_s,
         first_steps_s=statistics.mean(first) if len(first) == FIRST_STEPS - 1 else None,

@@ -107,7 +107,7 @@ def plan_checks(storage_path: str) -> dict[str, PlanCheck]:
     found = {name: plan for name, plan in plans.items() if plan is not None}
     if not found:
         raise StorageError(
-            f"no run in {storage_path} has a plan: small jobs on CPUs, and runs of earlier releases, have none"
+            f"no run in {storage_path} has a plan: runs of earlier releases, and those on unknown GPUs, have none"
         )
     return found
 

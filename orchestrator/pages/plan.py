@@ -211,9 +211,12 @@ def _verdict(plan: JobPlan, best: Option | None) -> str:
 
 def format_plan(check: PlanCheck) -> str:
     """Describe one run's plan in a line."""
-    memory = f"{gib(check.predicted_bytes)} GiB predicted"
+    memory = f"{'at most ' * check.is_bound}{gib(check.predicted_bytes)} GiB predicted"
     if check.measured_bytes is not None:
-        memory += f", {gib(check.measured_bytes)} measured ({_signed(_error(check, 'memory'))})"
+        error = _error(check, "memory")
+        memory += f", {gib(check.measured_bytes)} measured" + ("" if error is None else f" ({_signed(error)})")
+    if check.predicted_step_s is None:
+        return memory
     step = f"step {_known_seconds(check.predicted_step_s)} predicted"
     if check.measured_step_s is not None:
         step += f", {_known_seconds(check.measured_step_s)} measured"
@@ -226,7 +229,7 @@ def accuracy_page(checks: Mapping[str, PlanCheck]) -> str:
         (
             name,
             check.machines,
-            gib(check.predicted_bytes),
+            f"{'<= ' * check.is_bound}{gib(check.predicted_bytes)}",
             "" if check.measured_bytes is None else gib(check.measured_bytes),
             _signed(_error(check, "memory")),
             _known_seconds(check.predicted_step_s),
@@ -244,6 +247,9 @@ def accuracy_page(checks: Mapping[str, PlanCheck]) -> str:
         for key, title in (("memory", "memory"), ("step_after_first_steps", "step time, from the first steps"))
         if found[key]["runs"]
     ]
+    if bounds := [check for check in checks.values() if check.is_bound and check.measured_bytes is not None]:
+        kept = sum(check.predicted_bytes >= (check.measured_bytes or 0) for check in bounds)
+        lines.append(f"bounds of small jobs: {kept} of {many(len(bounds), 'run')} took at most that")
     return "\n\n".join([columns(head, rows), "\n".join(lines) or "no run with a plan has completed a step yet"])
 
 
@@ -258,6 +264,8 @@ def accuracy_json(checks: Mapping[str, PlanCheck]) -> dict[str, Any]:
 
 
 def _error(check: PlanCheck, what: str) -> float | None:
+    if check.is_bound and what == "memory":
+        return None
     predicted, measured = _PREDICTIONS[what](check)
     return predicted / measured - 1 if predicted is not None and measured else None
 

@@ -239,6 +239,7 @@ def _planned(paths: JobPaths) -> str:
         plan = read_plan(paths)
     if plan is None:
         return ""
+    room = "" if plan.room_bytes is None else f" of the {gib(plan.room_bytes)} GiB"
     return (
-        f" The plan at the start expected {gib(plan.total_bytes)} GiB of the {gib(plan.room_bytes)} GiB for a worker."
+        f" The plan at the start expected {'at most ' * plan.is_bound}{gib(plan.total_bytes)} GiB{room} for a worker."
     )

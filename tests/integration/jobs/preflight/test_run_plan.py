@@ -15,6 +15,7 @@ from jobs.data.prepared import Prepared
 from jobs.drivers.finetune.memory_remedy import with_earlier_changes
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import ACCELERATORS, GIB
+from jobs.planning.memory import PROGRAM_BYTES
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import Places, kept_choice, with_fields, with_planned_fields
 from jobs.run.events import Announcer
@@ -95,7 +96,11 @@ def test_on_gpus_the_fastest_that_fits_is_chosen_and_its_micro_batch_stays(run: 
     event = next(event for event in run.heard.events if event.kind == "planned")
     assert event.data["chosen"]["per_device_train_batch_size"] == 32 and event.data["remaining_s"] > 0
     kept = read_plan(run.paths)
-    assert kept is not None and kept.total_bytes == event.data["total_bytes"] < kept.room_bytes
+    assert (
+        kept is not None
+        and kept.room_bytes is not None
+        and kept.total_bytes == event.data["total_bytes"] < kept.room_bytes
+    )
     again = run.planned(Places(2, 1, 512 * GIB, H100))
     assert again.train.per_device_train_batch_size == 32
 
@@ -151,6 +156,9 @@ def test_a_job_that_cannot_fit_is_refused_with_the_ways_out(run: Run) -> None:
 def test_small_jobs_on_cpus_are_neither_traced_nor_changed(run: Run) -> None:
     changed = run.planned(Places(1, 2, 20 * GIB))
     assert changed.train.per_device_train_batch_size == 1 and not run.heard.events
+    plan = read_plan(run.paths)
+    assert plan is not None and plan.is_bound and plan.step_s is None
+    assert PROGRAM_BYTES < plan.total_bytes < PROGRAM_BYTES + GIB
 
 
 def test_where_the_workers_will_be_is_not_known_nothing_is_planned(run: Run) -> None:

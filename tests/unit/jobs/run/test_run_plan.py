@@ -44,6 +44,6 @@ def test_it_is_read_as_it_was_written_and_not_from_a_newer_release(tmp_path: pat
     assert read_plan(paths) is None
     write_plan(paths, PLAN)
     assert read_plan(paths) == PLAN
-    write_plan(paths, PLAN.model_copy(update={"version": 2}))
+    write_plan(paths, PLAN.model_copy(update={"version": 3}))
     with pytest.raises(StorageError, match="newer release"):
         read_plan(paths)

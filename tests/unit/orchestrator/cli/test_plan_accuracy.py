@@ -19,15 +19,16 @@ from orchestrator.cli.app import app
 GIB = 2**30
 
 
-def make_run(folder: Path, number: int, predicted_gib: float, *seconds: float) -> None:
-    """A run with a plan of 2 s a step, whose steps took so many seconds and held 2 GiB."""
+def make_run(folder: Path, number: int, predicted_gib: float, *seconds: float, is_bound: bool = False) -> None:
+    """A run with a plan of 2 s a step, or a bound, whose steps took so many seconds and held 2 GiB."""
     paths = JobPaths(str(folder / f"a-20261124-11590{number}-0001"))
     storage.write_bytes(paths.spec, json.dumps({"model": {"path": "/m"}, "data": {"train": "/d"}}).encode())
     plan = RunPlan(
         machines="8xH100-80", precision="bf16", parameters=10, memory={}, total_bytes=int(predicted_gib * GIB),
         room_bytes=80 * GIB, step_s=2.0, tokens_per_s=1.0,
     )  # fmt: skip
-    write_plan(paths, plan)
+    bound = RunPlan(version=2, machines="2xCPU", precision="fp32", is_bound=True, total_bytes=plan.total_bytes)
+    write_plan(paths, bound if is_bound else plan)
     records = [
         {"step": n, "loss": 1.0, "step_time_s": s, "max_memory_bytes": 2 * GIB} for n, s in enumerate(seconds, 1)
     ]
@@ -54,6 +55,19 @@ def test_the_errors_of_memory_and_of_the_step_time_after_the_first_steps_are_sum
     assert "+5.0 %" in page.stdout and "-10.0 %" in page.stdout and "-20.0 %" in page.stdout
 
 
+def test_a_bound_has_no_error_but_may_be_wrong(tmp_path: Path) -> None:
+    make_run(tmp_path, 1, 2.5, 9.0, 1.0, 1.0, 1.0, is_bound=True)
+    make_run(tmp_path, 2, 1.5, 9.0, 1.0, 1.0, 1.0, is_bound=True)
+    make_run(tmp_path, 3, 1.0, is_bound=True)
+    shown = CliRunner().invoke(app, ["plan", "--accuracy", "--storage", str(tmp_path), "--json"])
+    found = json.loads(shown.stdout)
+    assert len(found["runs"]) == 3 and found["memory"]["runs"] == found["step"]["runs"] == 0
+    page = CliRunner().invoke(app, ["plan", "--accuracy", "--storage", str(tmp_path)]).stdout
+    assert "bounds of small jobs: 1 of 2 runs took at most that" in page and "<= 2.50  2.00" in page
+    show = CliRunner().invoke(app, ["show", str(tmp_path / "a-20261124-115901-0001")]).stdout
+    assert "at most 2.50 GiB predicted, 2.00 measured\n" in show
+
+
 def test_where_no_run_has_a_plan_it_says_why(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["plan", "--accuracy", "--storage", str(tmp_path)])
-    assert shown.exit_code == 2 and "has a plan: small jobs on CPUs" in shown.output
+    assert shown.exit_code == 2 and "has a plan: runs of earlier releases" in shown.output

@@ -107,8 +107,9 @@ def _others(now: Situation) -> Iterator[tuple[str, Situation]]:
         return replace(now, examples=examples, tokens=round(each * examples))
 
     few, most = min(FEW_EXAMPLES, ceil(FEW_TOKENS / each)), min(MANY_EXAMPLES, ceil(MANY_TOKENS / each))
-    yield f"with {few:,} such examples", with_examples(few)
-    yield f"with {most:,} such examples", with_examples(most)
+    yield f"with {few:,} such examples or more", with_examples(few)
+    if _decided(with_examples(few)).method != _decided(with_examples(most)).method:
+        yield f"with {most:,} such examples or more", with_examples(most)
     yield f"with fewer than {few:,} such examples", with_examples(few - 1)
     yield "for one task", replace(now, tasks=1)
     yield f"for {MANY_TASKS} tasks or more", replace(now, tasks=MANY_TASKS)

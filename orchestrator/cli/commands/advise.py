@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import replace
 from typing import Annotated, get_args
 
 import typer
@@ -49,11 +50,14 @@ def advise(
         for method in get_args(Method):
             progress.event(event("phase", f"planning method: {method}", phase="plan"))
             try:
-                plans[method] = plan_job(_with(loaded, method), machines)
+                plan = plan_job(_with(loaded, method), machines)
             except DataError as error:  # such as targets of LoRA, or positions that a prompt would need
                 if method == "full":
                     raise
                 impossible[method] = str(error)
+                continue
+            # Rows with a prompt are prepared apart, and slightly more of them.
+            plans[method] = plan if plan.total_steps else replace(plan, total_steps=plans.get("full", plan).total_steps)
     parts = prepared.manifest.splits["train"]
     situation = Situation(
         examples=sum(part.samples for part in parts),

@@ -51,7 +51,9 @@ def test_what_would_change_the_choice_is_what_the_rules_answer_then() -> None:
     )
     long_ones = choose(replace(BETWEEN, examples=100, tokens=1_000_000))
     assert long_ones.method == "lora"
-    assert "with 730 such examples: full fine-tuning" in long_ones.changes
+    assert long_ones.changes[0] == "with 730 such examples or more: full fine-tuning"
+    for_cost = choose(replace(BETWEEN, examples=100, tokens=1_000_000, goal="cost"))
+    assert for_cost.changes[0] == "with 7,300 such examples or more: full fine-tuning"
     too_small = choose(replace(BETWEEN, fitting=LORA_FITS))
     assert too_small.changes == ("on machines with enough memory for full fine-tuning: full fine-tuning",)
     assert choose(replace(BETWEEN, tasks=5, examples=500, tokens=100_000)).changes == ()

@@ -1,12 +1,14 @@
 """Measures how much SmolLM2-135M forgets in narrow tuning, and how much a bound, replay and mixing reduce that.
 
-    python -m bench.forgetting [--steps 12] [--rate 2e-4] [--seed 1] [--only unguarded replay-5 ...] [--work DIR]
+    python -m bench.forgetting [--steps 12] [--rate 2e-4] [--seed 1] [--fp32] [--only unguarded ...] [--work DIR]
 
 Every run tunes all of SmolLM2-135M on short dialogues, on two workers with one thread each, and measures its loss on
 pages of the Brown corpus. `guarded` has a bound and lowers its rate. `replay-N` trains on N % of other pages of that
 corpus, and `raised` has a bound, begins with 1 % and raises that share. `mixed` takes the model of `unguarded` and
-mixes it with its base. `lora` trains an adapter of rank 16 instead, without a bound. With --work, runs that have
-succeeded are not repeated, so that the cases may be computed one at a time. One JSON line for each case goes to stdout.
+mixes it with its base. `lora` trains an adapter of rank 16 and `prompt` 20 virtual tokens instead, without a bound.
+Training is in bf16, which CPUs without instructions for it compute slowly; with --fp32 in fp32. With --work, runs that
+have succeeded are not repeated, so that the cases may be computed one at a time. One JSON line for each case goes to
+stdout.
 """
 
 from __future__ import annotations
@@ -45,8 +47,12 @@ LENGTH: Final = 128  # tokens of a row
 BOUND: Final = 0.02
 RATE: Final = 2e-4
 EVALUATIONS: Final = 6
-CASES: Final = ("unguarded", "guarded", "replay-1", "replay-5", "raised", "mixed", "lora")
+CASES: Final = ("unguarded", "guarded", "replay-1", "replay-5", "raised", "mixed", "lora", "prompt")
 ACTIONS: Final = {"guarded": "lower_learning_rate", "raised": "raise_replay"}
+METHODS: Final[dict[str, dict[str, Any]]] = {
+    "lora": {"method": "lora", "lora": {"rank": 16, "alpha": 32}},
+    "prompt": {"method": "prompt"},
+}
 BASE_WEIGHTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5)
 _HELD_OUT = 48  # dialogues
 _PROBE = 16  # pieces of general text
@@ -58,10 +64,12 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=RATE, help="learning rate at the end of the warmup")
     parser.add_argument("--only", nargs="*", default=list(CASES), choices=CASES)
     parser.add_argument("--seed", type=int, default=1, help="of the order of the samples, and of dropout")
+    parser.add_argument("--fp32", action="store_true")
     parser.add_argument("--work", type=pathlib.Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fleetune-forgetting-") as scratch, other_output_to_stderr():
         name = f"{options.steps}-steps-at-{options.rate:g}" + (f"-seed-{options.seed}" if options.seed != 1 else "")
+        name += "-fp32" if options.fp32 else ""
         folder = (options.work or pathlib.Path(scratch)) / name
         folder.mkdir(parents=True, exist_ok=True)
         write_texts(folder)
@@ -97,7 +105,7 @@ def spec_of(folder: pathlib.Path, case: str, options: argparse.Namespace) -> Spe
         train.append({"path": str(folder / "replay.jsonl"), "weight": share, "format": "text", "replay": True})
     return Spec.model_validate(
         {
-            **({"method": "lora", "lora": {"rank": 16, "alpha": 32}} if case == "lora" else {}),
+            **METHODS.get(case, {}),
             "name": case,
             "model": {"path": str(models.smollm2()), "task": "causal-lm"},
             "data": {
@@ -112,7 +120,7 @@ def spec_of(folder: pathlib.Path, case: str, options: argparse.Namespace) -> Spe
                 "max_steps": options.steps,
                 "global_batch_size": 4,
                 "per_device_train_batch_size": 2,
-                "bf16": True,
+                "bf16": not options.fp32,
             },
             "eval": {"general": str(folder / "probe.jsonl"), "eval_steps": max(options.steps // EVALUATIONS, 1)},
             "checkpoint": {"metric_for_best_model": "loss", "save_total_limit": 1},
@@ -155,6 +163,7 @@ def trained(folder: pathlib.Path, case: str, options: argparse.Namespace) -> dic
         "case": case,
         "rate": options.rate,
         "seed": options.seed,
+        "precision": "fp32" if options.fp32 else "bf16",
         **_losses(before["eval_loss"], after["eval_loss"], before["eval_general_loss"], after["eval_general_loss"]),
         "steps": outcome.step,
         "exported_step": outcome.exported_step,

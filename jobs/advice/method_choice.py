@@ -37,7 +37,8 @@ class Situation:
         tokens: of these samples, as they were prepared.
         parameters: of the base model.
         tasks: number of models to train from the same base model.
-        fitting: methods that a plan for the machines fits.
+        possible: methods that this model allows.
+        fitting: those of them that a plan for the machines fits.
         gpu_gib: memory of each GPU; None: the workers have none.
         goal: what decides if several methods are possible.
     """
@@ -46,13 +47,19 @@ class Situation:
     tokens: int
     parameters: int
     tasks: int
+    possible: frozenset[Method]
     fitting: frozenset[Method]
     gpu_gib: float | None
     goal: Goal
 
     @property
     def data(self) -> str:
-        return f"{many(self.examples, 'example')} of {compact(self.tokens)} tokens"
+        return f"{many(self.examples, 'example')} with {compact(self.tokens)} tokens in all"
+
+    def why_not(self, method: Method) -> str:
+        """Say why a method that is not in `fitting` is not."""
+        why = "does not fit these machines" if method in self.possible else "cannot be used for this model"
+        return f"{NAMES[method]} {why}"
 
 
 @dataclass(frozen=True)
@@ -78,16 +85,17 @@ def choose(situation: Situation) -> Choice:
 def _decided(now: Situation) -> Choice:
     if len(now.fitting) < 2:
         only = next(iter(now.fitting), None)
-        return Choice(only, "nothing else fits these machines" if only else "no method fits these machines")
+        others = [now.why_not(method) for method in NAMES if method not in now.fitting]
+        return Choice(only, "; ".join(others) if only else "no method fits these machines")
     if now.tasks >= MANY_TASKS and "lora" in now.fitting:
         if now.goal == "cost" and now.parameters >= LARGE_MODEL and "prompt" in now.fitting:
             large = f"of {compact(LARGE_MODEL)} parameters or more"
             return Choice("prompt", f"{now.tasks} tasks can share one base model {large}, each with a prompt")
         return Choice("lora", f"{now.tasks} tasks can share one base model, each with a small adapter")
     if "full" not in now.fitting:
-        return Choice("lora", "full fine-tuning does not fit these machines")
+        return Choice("lora", now.why_not("full"))
     if "lora" not in now.fitting:
-        return Choice("full", "LoRA does not fit these machines")
+        return Choice("full", now.why_not("lora"))
     if now.examples < FEW_EXAMPLES and now.tokens < FEW_TOKENS:
         limits = f"{FEW_EXAMPLES:,} examples and {compact(FEW_TOKENS)} tokens"
         return Choice("lora", f"{now.data} are less than {limits}, where an adapter is about as accurate")
@@ -107,13 +115,16 @@ def _others(now: Situation) -> Iterator[tuple[str, Situation]]:
         return replace(now, examples=examples, tokens=round(each * examples))
 
     few, most = min(FEW_EXAMPLES, ceil(FEW_TOKENS / each)), min(MANY_EXAMPLES, ceil(MANY_TOKENS / each))
-    yield f"with {few:,} such examples or more", with_examples(few)
-    if _decided(with_examples(few)).method != _decided(with_examples(most)).method:
-        yield f"with {most:,} such examples or more", with_examples(most)
-    yield f"with fewer than {few:,} such examples", with_examples(few - 1)
+    if few > 1:
+        yield f"with fewer than {few:,} such examples", with_examples(few - 1)
+    if few < most:
+        yield f"with {few:,} to {most - 1:,} such examples", with_examples(few)
+    yield f"with {most:,} such examples or more", with_examples(most)
     yield "for one task", replace(now, tasks=1)
     yield f"for {MANY_TASKS} tasks or more", replace(now, tasks=MANY_TASKS)
     other: Goal = "cost" if now.goal == "accuracy" else "accuracy"
     yield f"with --goal {other}", replace(now, goal=other)
-    yield "on machines with enough memory for full fine-tuning", replace(now, fitting=frozenset(NAMES))
-    yield "on machines with too little memory for full fine-tuning", replace(now, fitting=now.fitting - {"full"})
+    if "full" in now.fitting:
+        yield "on machines with too little memory for full fine-tuning", replace(now, fitting=now.fitting - {"full"})
+    else:
+        yield "on machines with enough memory for full fine-tuning", replace(now, fitting=now.possible)

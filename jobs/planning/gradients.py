@@ -47,7 +47,7 @@ class Gradients:
         self.stage, self.accumulates = self.strategy.stage, self.strategy.accumulates
         self.sums_all = sums_all_in_fp32(self.strategy, self.width)
         self.part = -(-sum(self.sizes) // self.num_workers)  # elements that a worker updates
-        self.own = _most_owned(self.sizes, self.decays, self.num_workers)  # of the parameters of which it has a part
+        self.own = most_owned(self.sizes, self.decays, self.num_workers)  # of the parameters of which it has a part
         self.on_host = self.strategy.offload_optimizer and not self.is_flat and not self.gloo
         if self.accumulates:
             self.held = self._kept
@@ -89,7 +89,7 @@ class Gradients:
 
         ZeRO-1 sums whole gradients and reduces them once. ZeRO-2 reduces each time, into this worker's part.
         """
-        if self.stage == 3 or self.on_host:
+        if self.stage == 3 or (self.on_host and self.stage == 2):
             return 0
         if self.sums_all:
             return self.width * sum(self.sizes)
@@ -137,8 +137,8 @@ class Gradients:
             copies = flat + sent + cast
         elif self.stage < 3:
             copies = flat + max(cast, self._for_its_norm)
-        else:  # all of the bucket is cast before the first norm
-            copies = flat + max(sent, cast + self._for_its_norm)
+        else:  # before the first norm, all of the bucket is cast, which ends the piece in which it was reduced
+            copies = max(flat + max(sent, cast), (flat if self.width == 4 else 0) + cast + self._for_its_norm)
         if self.stage < 3 and not self._reduced and not self.on_host:
             self._reduced = True
             new = self.part if self.is_flat else self.own
@@ -164,7 +164,7 @@ def sums_all_in_fp32(strategy: Strategy, width: int) -> bool:
     return strategy.stage == 1 and width < 4 and not strategy.offload_optimizer
 
 
-def _most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:
+def most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:
     """Return the most elements of parameters that lie, at least in part, in one worker's part of the flat groups."""
     owned = [0] * num_workers
     for kind in (True, False):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 from jobs.planning.gathering import Gathering
-from jobs.planning.gradients import Gradients, sums_all_in_fp32
+from jobs.planning.gradients import Gradients, most_owned, sums_all_in_fp32
 from jobs.planning.strategy import Strategy
 
 EventKind = Literal["enter", "leave", "enter-backward", "leave-backward", "gradient", "logits", "loss", "end"]
@@ -197,19 +197,21 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, devic
     width, offloads = trace.width, strategy.offload_optimizer
     part = -(-trace.trained // num_workers)
     frozen = (trace.parameters - trace.trained) * width
-    is_near = not offloads or strategy.offload_param or device == "cpu"
+    is_near = offloads == strategy.offload_param or device == "cpu"
     shared = strategy.stage == 3 and trace.precision == "fp32" and is_near
     states = part * (8 if shared else 12)
     if strategy.stage < 3:
         largest = max(trace.trained_sizes) * width
-        sums = 4 * part if width == 4 and strategy.accumulates and device == "cuda" else 0
+        sums_on_host = strategy.stage == 2 and width == 4 and strategy.accumulates and device == "cuda"
+        sums = 4 * most_owned(trace.trained_sizes, trace.decays, num_workers) if sums_on_host else 0
         return Memory(
             parameters=trace.trained * width + frozen + trace.buffer_bytes,
             gradients=4 * trace.trained if sums_all_in_fp32(strategy, width) else 0,
             optimizer_states=0 if offloads else states,
             communication=largest if offloads else 0,
             host_optimizer_states=states if offloads else 0,
-            host_gradients=part * (4 + width) + sums + largest if offloads else 0,
+            host_gradients=part * 4 + sums + largest if offloads else 0,
+            host_parameters=part * width if offloads else 0,
         )
     weights = part * width + -(-frozen // num_workers)
     return Memory(

@@ -9,7 +9,7 @@ from typing import Final
 from jobs.planning.accelerators import Machines
 from jobs.planning.batching import Batching
 from jobs.planning.memory import ModelTrace, static_memory
-from jobs.planning.strategies import Sufficient, Trace, option_of, strategies
+from jobs.planning.strategies import Sufficient, Trace, option_of, passes_of, strategies
 from jobs.planning.strategy import Strategy
 from jobs.spec.finetune import Planned
 
@@ -40,7 +40,8 @@ def sufficient_machines(
         batching = batching_on(larger.gpus)
         if batching is None:
             return None
-        batching = replace(batching, per_device=spec_strategy.per_device_train_batch_size)
+        batching = passes_of(batching, spec_strategy.per_device_train_batch_size)
+        spec_strategy = replace(spec_strategy, accumulates=batching.accumulation > 1)
         others = strategies(spec_strategy, batching, choosable, machines.is_cpu)
         fitting = [
             option
@@ -55,7 +56,7 @@ def sufficient_machines(
 
 def _may_fit(traced: ModelTrace, strategy: Strategy, machines: Machines, copied_bytes: int) -> bool:
     """Whether the states fit. This is known without the pass over the trace, which takes some 50 ms of a 70B model."""
-    states = static_memory(traced, strategy, machines.gpus)
+    states = static_memory(traced, strategy, machines.gpus, "cpu" if machines.is_cpu else "cuda")
     copies = copied_bytes * traced.trained // machines.gpus
     if machines.is_cpu:
         return states.used + states.host + copies <= machines.accelerator.memory

@@ -163,7 +163,7 @@ def option_of(
 ) -> Option:
     """Predict memory and time of a strategy. The arguments are those of `options`; `traced`: for this strategy."""
     device: Device = "cpu" if machines.is_cpu else "cuda"
-    passes = _passes(batching, strategy.per_device_train_batch_size)
+    passes = passes_of(batching, strategy.per_device_train_batch_size)
     return Option(
         strategy=strategy,
         batching=passes,
@@ -196,7 +196,7 @@ def strategies(
                     offload_param=offload_param,
                     gradient_checkpointing=again,
                     per_device_train_batch_size=size,
-                    accumulates=_passes(batching, size).accumulation > 1,
+                    accumulates=passes_of(batching, size).accumulation > 1,
                 )
 
 
@@ -207,6 +207,7 @@ def _micro_batches(batching: Batching, most_workers: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*powers, most)))
 
 
-def _passes(batching: Batching, per_device: int) -> Batching:
+def passes_of(batching: Batching, per_device: int) -> Batching:
+    """Return the batching of the same rows with this micro-batch."""
     accumulation = -(-batching.rows // (per_device * batching.num_workers))
     return replace(batching, per_device=per_device, accumulation=accumulation)

@@ -29,8 +29,8 @@ def format_missing(option: Option) -> str:
     return " and ".join(parts)
 
 
-def format_refusal(plan: JobPlan) -> str:
-    """Say that no option fits, how much memory is missing, and what to change."""
+def format_refusal(plan: JobPlan, what: str = "it") -> str:
+    """Say that no option fits, how much memory is missing, and what to change. `what`: it, or one gang of a sweep."""
     near = plan.nearest
     said = (
         f"does not fit: the option that needs least ({format_strategy(near.strategy)}) needs {format_needed(near)} "
@@ -39,7 +39,9 @@ def format_refusal(plan: JobPlan) -> str:
     if plan.sufficient is not None:
         machines, option = plan.sufficient
         used = f"{gib(option.memory.total)} GiB for each {plan.device}"
-        said += f"It would fit on {machines} ({format_strategy(option.strategy)}): {used}. "
+        rows = option.batching.rows
+        batch = "" if rows == near.batching.rows else f", with {rows} rows in a step"
+        said += f"On {machines}, {what} would fit ({format_strategy(option.strategy)}{batch}): {used}. "
     lora = ["method: lora"] if plan.trained == plan.parameters else []
     if not near.missing:  # memory of a host depends on neither rows nor tokens
         return f"{said}These would help: {', '.join([*lora, 'more workers'])}, or hosts with more memory"

@@ -31,7 +31,7 @@ from jobs.preflight.plan_text import format_fields, format_refusal, format_strat
 from jobs.remedies.out_of_memory import with_global_batch
 from jobs.run.checkpoints import committed_steps
 from jobs.run.paths import JobPaths
-from jobs.run.run_plan import PLAN_VERSION, RunPlan, read_plan, write_plan
+from jobs.run.run_plan import RunPlan, read_plan, write_plan
 from jobs.spec.finetune import PLANNED, Planned, Spec
 
 _UNCERTAIN: Final = 0.05  # largest error of predictions, as a share; a job that lacks less memory is tried
@@ -188,7 +188,7 @@ def _keep_bound(spec: Spec, bound: int, kept: Mapping[str, Any], paths: JobPaths
     """Store a plan that is an upper bound. It is not announced: there is nothing to decide."""
     most = int((PROGRAM_BYTES + bound) / (1 - RESERVE_OF_PROCESS))
     workers, precision = spec.resources.num_workers, precision_of(spec.train, False)
-    plan = RunPlan(version=PLAN_VERSION, machines=f"{workers}xCPU", precision=precision, is_bound=True,
+    plan = RunPlan(machines=f"{workers}xCPU", precision=precision, is_bound=True,
                    chosen=dict(kept), total_bytes=most)  # fmt: skip
     write_plan(paths, plan)
 

@@ -22,7 +22,7 @@ class RunPlan(Frozen):
     Of a small job on CPUs only an upper bound of the memory is known; fields that need a trace are None then.
     """
 
-    version: int = Field(1, description="2 if the plan is a bound, which older releases cannot read.")
+    version: int = PLAN_VERSION
     machines: str = Field(description="Such as 8xH100-80, or 2xCPU.")
     precision: str = Field(description="fp32, bf16 or fp16.")
     is_bound: bool = Field(False, description="total_bytes is an upper bound; the model was not traced.")

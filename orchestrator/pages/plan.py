@@ -64,7 +64,7 @@ def plan_page(
     blocks = [table(_facts(plan, shown, price)), _memory(shown, plan.machines.is_cpu), _options(plan)]
     if plan.note:
         blocks.append(f"note: {plan.note}")
-    blocks.append(_verdict(plan, best))
+    blocks.append(_verdict(plan, best, "it" if sweep is None else "one gang"))
     if sweep is not None and cost is not None:
         blocks.append(_cost(sweep, plan, cost, price))
     return "\n\n".join(blocks)
@@ -74,9 +74,7 @@ def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = Non
     """Return a plan for programs. Sizes are bytes, times are seconds. `cost`: of the whole budget of a sweep."""
     best = plan.chosen
 
-    def of(option: Option, gpus: int = plan.machines.gpus) -> dict[str, Any]:
-        hours = plan.hours(option)
-        gpu_hours = None if hours is None else hours * gpus
+    def needs(option: Option) -> dict[str, Any]:
         return {
             "fits": option.fits,
             "missing_bytes": option.missing,
@@ -86,6 +84,13 @@ def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = Non
             "memory": {**_bytes(option.memory, _PARTS), "total": option.memory.total, "host": option.memory.host},
             "host_memory": _bytes(option.memory, _HOST_PARTS),
             "step": {**dataclasses.asdict(option.time), "seconds": option.time.seconds},
+        }
+
+    def of(option: Option) -> dict[str, Any]:
+        hours = plan.hours(option)
+        gpu_hours = None if hours is None else hours * plan.machines.gpus
+        return {
+            **needs(option),
             "hours": hours,
             "gpu_hours": gpu_hours,
             "cost": None if gpu_hours is None or price is None else gpu_hours * price,
@@ -104,7 +109,7 @@ def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = Non
         "note": plan.note,
         "chosen": None if best is None else plan.options.index(best),
         "options": [of(option) for option in plan.options],
-        "sufficient": None if more is None else {"machines": str(more.machines), **of(more.option, more.machines.gpus)},
+        "sufficient": None if more is None else {"machines": str(more.machines), **needs(more.option)},
         **({} if cost is None else {"sweep": dataclasses.asdict(cost)}),
     }
 
@@ -200,9 +205,9 @@ def _rank(option: Option) -> tuple[bool, int, float]:
     return not option.fits, option.missing + option.missing_on_host, option.time.seconds
 
 
-def _verdict(plan: JobPlan, best: Option | None) -> str:
+def _verdict(plan: JobPlan, best: Option | None, what: str) -> str:
     if best is None:
-        return format_refusal(plan)
+        return format_refusal(plan, what)
     if not best.changes:
         return "the spec fits as it is"
     lines = format_fields(best.changes, between="\n  ")

@@ -199,13 +199,19 @@ def set_up(job: Job, worker: WorkerContext, reporter: Reporter) -> Run:
 def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     """Open the prepared rows, load the sharded model and build the engine. Every rank must call it."""
     prepared = Prepared.open(job.prepared_root)
-    if worker.rank == 0 and must_compile(job.spec, worker.device):
+    if job.spec.train.zero.offload_optimizer and _on_any_rank(must_compile(job.spec, worker.device), worker):
         said = "compiling DeepSpeed's CPU optimizer: this takes a minute or two, once on each machine"
         reporter.event("phase", said, phase="compile")
     engine = build_engine(job.spec, local_model_dir(job.model), worker, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, worker, engine.module, engine.pad_token_id, reporter)
     harness = Harness(job.spec, job.model, engine.pad_token_id) if job.spec.eval.lm_eval.tasks else None
     return Loaded(engine, prepared, unpack, row_digests(prepared.split("train").index.sample_ids), harness)
+
+
+def _on_any_rank(here: bool, worker: WorkerContext) -> bool:
+    found = torch.tensor(int(here), device=worker.device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return bool(found)
 
 
 def ready(loaded: Loaded, job: Job, worker: WorkerContext, reporter: Reporter) -> Run:

@@ -56,7 +56,7 @@ def advise(
                     raise
                 impossible[method] = str(error)
                 continue
-            # Rows with a prompt are prepared apart, and slightly more of them.
+            # The rows of a prompt are not prepared here. There are slightly more of them.
             plans[method] = plan if plan.total_steps else replace(plan, total_steps=plans.get("full", plan).total_steps)
     parts = prepared.manifest.splits["train"]
     situation = Situation(
@@ -64,6 +64,7 @@ def advise(
         tokens=sum(part.tokens for part in parts),
         parameters=plans["full"].parameters,
         tasks=tasks,
+        possible=frozenset(plans),
         fitting=frozenset(method for method, plan in plans.items() if plan.chosen is not None),
         gpu_gib=None if machines.is_cpu else machines.accelerator.memory_gib,
         goal=goal,

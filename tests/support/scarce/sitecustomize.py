@@ -2,7 +2,7 @@
 
 The variable SCARCE holds a JSON object with these limits, each in bytes of living tensors that operators have returned
 since it began: `training` of a step, from step `from_step` on, and `evaluation` of a forward pass. With `told`, a file,
-the most bytes of each step are written there, and nothing is raised.
+the most bytes of each step are written there.
 
 A checkpoint is complete before the next step, so that the one that a run goes on from does not depend on how fast the
 machine writes.

@@ -10,7 +10,7 @@ from jobs.advice.method_choice import Method, Situation, choose
 
 ALL = frozenset[Method](("full", "lora", "prompt"))
 BETWEEN = Situation(
-    50_000, tokens=20_000_000, parameters=7 * 10**9, tasks=1, fitting=ALL, gpu_gib=79.1, goal="accuracy"
+    50_000, tokens=20_000_000, parameters=7 * 10**9, tasks=1, possible=ALL, fitting=ALL, gpu_gib=79.1, goal="accuracy"
 )
 PROMPT_FITS, LORA_FITS, LARGE = frozenset[Method](("prompt",)), ALL - {"full"}, 12 * 10**9
 
@@ -20,8 +20,8 @@ PROMPT_FITS, LORA_FITS, LARGE = frozenset[Method](("prompt",)), ALL - {"full"}, 
     [
         ({}, "full", "the goal is accuracy"),
         ({"goal": "cost"}, "lora", "the goal is cost"),
-        ({"examples": 9_999, "tokens": 2_000_000}, "lora", "9,999 examples of 2M tokens are less than 10,000 examples"),
-        ({"examples": 500, "tokens": 8_000_000}, "full", "with 500 examples of 8M tokens both"),  # long ones
+        ({"examples": 9_999, "tokens": 2_000_000}, "lora", "9,999 examples with 2M tokens in all are less than 10,000"),
+        ({"examples": 500, "tokens": 8_000_000}, "full", "with 500 examples with 8M tokens in all both"),  # long ones
         ({"examples": 500, "tokens": 80_000_000, "goal": "cost"}, "full", "a low rank falls behind"),
         ({"examples": 100_000, "goal": "cost"}, "full", "the GPUs are large"),
         ({"examples": 100_000, "goal": "cost", "gpu_gib": 22.0}, "lora", "the goal is cost"),
@@ -32,7 +32,8 @@ PROMPT_FITS, LORA_FITS, LARGE = frozenset[Method](("prompt",)), ALL - {"full"}, 
         ({"tasks": 3, "parameters": LARGE}, "lora", "each with a small adapter"),
         ({"examples": 500_000, "fitting": LORA_FITS}, "lora", "full fine-tuning does not fit"),
         ({"fitting": frozenset({"full", "prompt"}), "tasks": 3}, "full", "LoRA does not fit"),
-        ({"fitting": PROMPT_FITS}, "prompt", "nothing else fits"),
+        ({"fitting": PROMPT_FITS}, "prompt", "full fine-tuning does not fit these machines; LoRA does not fit"),
+        ({"fitting": ALL - {"lora"}, "possible": ALL - {"lora"}}, "full", "LoRA cannot be used for this model"),
         ({"fitting": frozenset()}, None, "no method fits"),
     ],
 )
@@ -41,19 +42,49 @@ def test_the_first_rule_that_holds_decides(changes: dict[str, object], method: s
     assert choice.method == method and why in choice.why
 
 
-def test_what_would_change_the_choice_is_what_the_rules_answer_then() -> None:
-    choice = choose(BETWEEN)
-    assert choice.changes == (
-        "with fewer than 10,000 such examples: LoRA",
-        "for 3 tasks or more: LoRA",
-        "with --goal cost: LoRA",
-        "on machines with too little memory for full fine-tuning: LoRA",
-    )
-    long_ones = choose(replace(BETWEEN, examples=100, tokens=1_000_000))
-    assert long_ones.method == "lora"
-    assert long_ones.changes[0] == "with 730 such examples or more: full fine-tuning"
-    for_cost = choose(replace(BETWEEN, examples=100, tokens=1_000_000, goal="cost"))
-    assert for_cost.changes[0] == "with 7,300 such examples or more: full fine-tuning"
-    too_small = choose(replace(BETWEEN, fitting=LORA_FITS))
-    assert too_small.changes == ("on machines with enough memory for full fine-tuning: full fine-tuning",)
-    assert choose(replace(BETWEEN, tasks=5, examples=500, tokens=100_000)).changes == ()
+@pytest.mark.parametrize(
+    ("now", "changes"),
+    [
+        (
+            {},
+            (
+                "with fewer than 10,000 such examples: LoRA",
+                "for 3 tasks or more: LoRA",
+                "with --goal cost: LoRA",
+                "on machines with too little memory for full fine-tuning: LoRA",
+            ),
+        ),
+        (
+            {"examples": 100, "tokens": 1_000_000},
+            (
+                "with 730 to 7,299 such examples: full fine-tuning",
+                "with 7,300 such examples or more: full fine-tuning",
+            ),
+        ),
+        (
+            {"examples": 100, "tokens": 1_000_000, "goal": "cost"},
+            ("with 7,300 such examples or more: full fine-tuning",),
+        ),
+        (
+            {"examples": 200_000, "goal": "cost"},
+            (
+                "with fewer than 10,000 such examples: LoRA",
+                "with 10,000 to 99,999 such examples: LoRA",
+                "for 3 tasks or more: LoRA",
+                "on machines with too little memory for full fine-tuning: LoRA",
+            ),
+        ),
+        ({"fitting": LORA_FITS}, ("on machines with enough memory for full fine-tuning: full fine-tuning",)),
+        ({"fitting": frozenset({"full"}), "possible": ALL - {"lora"}, "examples": 500, "tokens": 1000}, (
+            "on machines with too little memory for full fine-tuning: none",
+        )),
+        ({"tasks": 5, "examples": 500, "tokens": 100_000}, ()),
+        ({"examples": 1, "tokens": 8_000_000, "goal": "cost"}, (
+            "with 10 such examples or more: full fine-tuning", "with --goal accuracy: full fine-tuning",
+        )),
+    ],
+)  # fmt: skip
+def test_what_would_change_the_choice_is_what_the_rules_answer_then(
+    now: dict[str, object], changes: tuple[str, ...]
+) -> None:
+    assert choose(replace(BETWEEN, **now)).changes == changes  # type: ignore[arg-type]

@@ -74,7 +74,7 @@ def test_zero_1_in_bf16_reduces_the_sums_of_a_bucket_of_groups_in_copies(
         # A bucket of two gradients, of which the larger has 100 elements: 140 in one piece, then the largest in fp64.
         (3, 4, True, 140 * 4 + max(140 * 4, 8 * 50)),  # gloo's copy is gone before
         (3, 4, False, 140 * 4 + 8 * 50 + 4 * 50),  # the sum is brought back from the host
-        (3, 2, False, 140 * 2 + 4 * 70 + 8 * 50 + 4 * 50),  # and the bucket's part was cast
+        (3, 2, False, 4 * 70 + 8 * 50 + 4 * 50),  # the bucket's part is cast, and the piece is gone
         (2, 4, False, 140 * 4 + 8 * 100),
         (2, 2, False, 140 * 2 + 8 * 100),
     ],
@@ -93,3 +93,7 @@ def test_sums_of_an_offloaded_optimizer_in_fp32_are_on_the_host() -> None:
         return Gradients(SIZES, (True, True, False), strategy, 2, width, gloo).held
 
     assert (held(4, gloo=False), held(2, gloo=False), held(4, gloo=True)) == (0, 480, 560)
+    strategy = Strategy(stage=1, reduce_bucket_size=150, offload_optimizer=True)
+    whole = Gradients(SIZES, (True, True, False), strategy, 2, 4)
+    assert whole.held == 960, "ZeRO-1 sums whole gradients on the GPU, and reduces them once"
+    assert [whole.held for number in (2, 1, 0) if whole.add(number) >= 0] == [800, 400, 0]

@@ -97,6 +97,8 @@ def test_fp32_weights_and_adam_s_are_one_tensor_where_both_are_on_the_host() -> 
     both = dataclasses.replace(offloaded, offload_param=True)
     states = [static_memory(trace, strategy, 1).host_optimizer_states for strategy in (offloaded, both)]
     assert [*states, static_memory(trace, offloaded, 1, "cpu").host_optimizer_states] == [12_000, 8_000, 8_000]
+    weights_only = Strategy(stage=3, offload_param=True, reduce_bucket_size=1)
+    assert static_memory(trace, weights_only, 1).optimizer_states == 12_000
 
 
 def test_parts_are_those_of_one_moment_and_sum_to_the_total() -> None:

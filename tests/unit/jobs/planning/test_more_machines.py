@@ -64,6 +64,12 @@ def test_what_the_spec_says_is_kept() -> None:
     assert enough.option.strategy.per_device_train_batch_size == 4
 
 
+def test_a_micro_batch_of_one_means_several_passes() -> None:
+    once = Strategy(stage=1, per_device_train_batch_size=64, accumulates=False)
+    enough = found(on("A100-80"), rows=64, strategy=once, choosable=frozenset({"per_device_train_batch_size"}))
+    assert enough is not None and enough.option.strategy.accumulates
+
+
 def test_no_more_machines_are_named_than_a_step_has_rows_or_help() -> None:
     assert found(on("T4-16"), rows=2) is None
     whole = Strategy(stage=1, gradient_checkpointing=True)  # the weights and their gradients are on every GPU

@@ -87,13 +87,15 @@ class Gradients:
     def _kept(self) -> int:
         """Bytes that earlier backward passes of the step have left.
 
-        ZeRO-1 sums whole gradients and reduces them once. ZeRO-2 reduces each time, into this worker's part.
+        ZeRO-1 sums whole gradients and reduces them once. ZeRO-2 reduces each time, into this worker's part. With an
+        offloaded optimizer, ZeRO-1 in bf16 also keeps its part from one step to the next.
         """
         if self.stage == 3 or (self.on_host and self.stage == 2):
             return 0
         if self.sums_all:
             return self.width * sum(self.sizes)
-        return 4 * (sum(self.sizes) if self.stage == 1 else self.part if self.is_flat else self.own)
+        part = self.part if self.is_flat else self.own if self.stage == 2 else 0
+        return 4 * (part + (sum(self.sizes) if self.stage == 1 else 0))
 
     def add(self, number: int) -> int:
         """Take the gradient of a parameter. Returns bytes that are needed for a moment."""
@@ -142,7 +144,7 @@ class Gradients:
         if self.stage < 3 and not self._reduced and not self.on_host:
             self._reduced = True
             new = self.part if self.is_flat else self.own
-            self.held += 0 if self.is_flat and self.accumulates and self.stage == 2 else 4 * new
+            self.held += 0 if self.is_flat and self.accumulates else 4 * new
         self.held -= self._oversized
         self._filled = self._members = self._largest = self._oversized = 0
         return copies

@@ -57,7 +57,12 @@ class Case:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=64, help="a power of two; the loss is also that of its halves")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=64,
+        help="a multiple of 8: the loss is also measured after 1/8, 1/4 and 1/2 of the steps",
+    )
     parser.add_argument("--only", nargs="*", default=list(METHODS), choices=METHODS)
     parser.add_argument("--work", type=pathlib.Path)
     options = parser.parse_args()

@@ -34,7 +34,7 @@ class Gradients:
     strategy: Strategy
     num_workers: int
     width: int  # bytes of an element of the weights
-    gloo: bool = False  # gloo reduces and scatters in a copy; its workers have no memory but that of the host
+    gloo: bool = False  # gloo reduces and scatters in a copy. Its workers have host memory only
     held: int = 0
     buckets: int = 0
     _filled: int = 0  # elements in the bucket
@@ -139,7 +139,7 @@ class Gradients:
             copies = flat + sent + cast
         elif self.stage < 3:
             copies = flat + max(cast, self._for_its_norm)
-        else:  # before the first norm, all of the bucket is cast, which ends the piece in which it was reduced
+        else:  # all of the bucket is cast to fp32 before the first norm; then the flat copy is freed
             copies = max(flat + max(sent, cast), (flat if self.width == 4 else 0) + cast + self._for_its_norm)
         if self.stage < 3 and not self._reduced and not self.on_host:
             self._reduced = True

@@ -161,7 +161,7 @@ def option_of(
     machines: Machines,
     copied_bytes: int = COPIED,
 ) -> Option:
-    """Predict memory and time of a strategy. The arguments are those of `options`; `traced`: for this strategy."""
+    """Predict memory and time of a strategy. Arguments: see `options`. `traced` is the trace for this strategy."""
     device: Device = "cpu" if machines.is_cpu else "cuda"
     passes = passes_of(batching, strategy.per_device_train_batch_size)
     return Option(

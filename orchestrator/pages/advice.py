@@ -54,7 +54,7 @@ def advice_json(
     impossible: Mapping[Method, str],
     price: float | None = None,
 ) -> dict[str, Any]:
-    """Return the advice for programs. The arguments are those of `advice_page`."""
+    """Return the advice for programs. Arguments: see `advice_page`."""
     return {
         "method": choice.method,
         "why": choice.why,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import groupby, zip_longest
 from math import ceil
 from typing import Final, Literal
 
@@ -74,10 +75,11 @@ class Choice:
 def choose(situation: Situation) -> Choice:
     """Choose the method for a situation, and list what would change the choice."""
     found = _decided(situation)
+    others = ((said, _decided(other).method) for said, other in _other_facts(situation))
     changes = tuple(
-        f"{said}: {'none' if other.method is None else NAMES[other.method]}"
-        for said, changed in _others(situation)
-        if (other := _decided(changed)).method != found.method
+        f"{said}: {'none' if method is None else NAMES[method]}"
+        for said, method in (*_amounts_of_data(situation), *others)
+        if method != found.method
     )
     return replace(found, changes=changes)
 
@@ -107,19 +109,26 @@ def _decided(now: Situation) -> Choice:
     return Choice("full" if now.goal == "accuracy" else "lora", between)
 
 
-def _others(now: Situation) -> Iterator[tuple[str, Situation]]:
-    """Yield situations that differ in one fact, with a description of the difference."""
+def _amounts_of_data(now: Situation) -> Iterator[tuple[str, Method | None]]:
+    """Yield intervals of the number of examples with the method for each, fewest first."""
     each = max(now.tokens / max(now.examples, 1), 1.0)
-
-    def with_examples(examples: int) -> Situation:
-        return replace(now, examples=examples, tokens=round(each * examples))
-
     few, most = min(FEW_EXAMPLES, ceil(FEW_TOKENS / each)), min(MANY_EXAMPLES, ceil(MANY_TOKENS / each))
-    if few > 1:
-        yield f"with fewer than {few:,} such examples", with_examples(few - 1)
-    if few < most:
-        yield f"with {few:,} to {most - 1:,} such examples", with_examples(few)
-    yield f"with {most:,} such examples or more", with_examples(most)
+
+    def method_from(examples: int) -> Method | None:
+        return _decided(replace(now, examples=examples, tokens=round(each * examples))).method
+
+    groups = [(method, min(starts)) for method, starts in groupby(sorted({1, few, most}), method_from)]
+    for (method, start), end in zip_longest(groups, [start for _, start in groups[1:]]):
+        if end is None:
+            yield f"with {start:,} such examples or more", method
+        elif start == 1:
+            yield f"with fewer than {end:,} such examples", method
+        else:
+            yield f"with {start:,} to {end - 1:,} such examples", method
+
+
+def _other_facts(now: Situation) -> Iterator[tuple[str, Situation]]:
+    """Yield situations that differ in one fact other than the data, with a description of the difference."""
     yield "for one task", replace(now, tasks=1)
     yield f"for {MANY_TASKS} tasks or more", replace(now, tasks=MANY_TASKS)
     other: Goal = "cost" if now.goal == "accuracy" else "accuracy"

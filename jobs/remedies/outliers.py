@@ -99,27 +99,32 @@ def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None
         return Outlier("loss", loss)
     if not math.isfinite(norm):
         return Outlier("gradients", norm)
-    middle, high = _middle_and_bound(history.losses)
-    if loss > high and _far_above(loss, max(history.losses)):
+    middle, high, highest = _compared(history.losses)
+    if loss > high and _far_above(loss, highest):
         return Outlier("loss", loss, middle)
-    middle, high = _middle_and_bound(history.norms)
-    if norm > max((high, *history.norms)) and norm > max(NORM_FACTOR * middle, LEAST_NORM):
+    middle, high, highest = _compared(history.norms)
+    if norm > max(high, highest, NORM_FACTOR * middle, LEAST_NORM):
         return Outlier("gradients", norm, middle)
     return None
 
 
-def _middle_and_bound(window: Sequence[float]) -> tuple[float, float]:
-    """Return the median of the window, and the value that is DEVIATIONS above it; infinite if the window is too short.
+def _compared(window: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median of the window, the value that is DEVIATIONS above it, and the highest value of the window.
+
+    All are infinite if the window is too short. A single value above the bound is left out of the highest: it is from
+    the first FEWEST steps, which are not compared, or from before the median fell. Several are usual for these data.
 
     The deviation is that of the logarithms, because the spread of losses and norms grows with their size: near the end
     of a run that knows its samples by heart, a batch has ten times the loss of another.
     """
     if len(window) < FEWEST:
-        return math.inf, math.inf
+        return math.inf, math.inf, math.inf
     logs = [math.log(max(one, _LEAST)) for one in window]
     median = statistics.median(logs)
     deviation = _DEVIATION_OF_MAD * statistics.median(abs(one - median) for one in logs)
-    return math.exp(median), math.exp(min(median + DEVIATIONS * deviation, _MOST_LOG))
+    high = math.exp(min(median + DEVIATIONS * deviation, _MOST_LOG))
+    second, highest = sorted(window)[-2:]
+    return math.exp(median), high, second if highest > high >= second else highest
 
 
 def is_barred(history: StepHistory, step: int) -> bool:

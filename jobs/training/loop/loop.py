@@ -327,8 +327,9 @@ def metric_text(metrics: dict[str, float]) -> str:
 def finish(run: Run, state: LoopState) -> LoopState:
     """Export the model and read it back. In the returned state, `exported` is the earlier step that was exported."""
     spec = run.job.spec
+    wants_best = spec.checkpoint.load_best_model_at_end or spec.eval.early_stopping_patience is not None
     bounded = spec.remedies.forgetting.max_general_loss_increase is not None
-    if spec.checkpoint.load_best_model_at_end or bounded or state.step < run.plan.total_steps:
+    if wants_best or bounded or state.step < run.plan.total_steps:
         state = load_best(run, state)
     tell_summary(run, state)
     tell_if_worse(run, state)

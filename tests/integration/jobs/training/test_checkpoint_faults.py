@@ -70,24 +70,22 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     full = dataclasses.replace(undisturbed, name="full", faults={8: {"full": True}, 10: {"full": False}})
     stalled = dataclasses.replace(undisturbed, name="stalled", faults={4: {"stalled": True}, 10: {"stalled": False}})
     # What is called best is the highest loss, so that it is not that of the last step.
-    rule = {
-        "save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True,
-        "load_best_model_at_end": True,
-    }  # fmt: skip
+    rule = {"save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True}
     best_specs = partial(
         tiny.spec_of, folder, model, text, train__max_steps=STEPS, train__global_batch_size=4, data__eval_fraction=0.2,
         eval__eval_on_start=False, eval__eval_steps=2, checkpoint=rule,
     )  # fmt: skip
     # So that weights may linger after the last evaluation, or be on their way when they are exported.
     lingering = {"train__zero__param_persistence_threshold": 0, "train__zero__prefetch_bucket_size": 100}
-    best = case_of(folder, "best", best_specs(**lingering))
+    best = case_of(folder, "best", best_specs(checkpoint__load_best_model_at_end=True, **lingering))
+    patient = case_of(folder, "patient", best_specs(eval__early_stopping_patience=STEPS // 2 - 1))
     early = case_of(folder, "early", best_specs(eval__early_stopping_patience=2, **lingering))
     lower = [
         case_of(folder, name, best_specs(eval__early_stopping_patience=2, train__zero__stage=stage))
         for name, stage in (("early-zero1", 1), ("early-zero2", 2))
     ]
-    with_export = frozenset({"best", "early", *(case.name for case in lower)})
-    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best, early, *lower], with_export=with_export)
+    with_export = frozenset({"best", "patient", "early", *(case.name for case in lower)})
+    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best, patient, early, *lower], with_export=with_export)
     killed = dataclasses.replace(early, name="early-killed-before-its-export")
     shutil.copytree(early.paths.root, folder / killed.name)
     shutil.rmtree(killed.paths.model)
@@ -101,7 +99,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         flip_a_byte(pathlib.Path(JobPaths(str(folder / "all-gone")).checkpoint(step)))
     damaged.append(dataclasses.replace(stopped, name="all-gone", stop_at=None))
     run_gang(folder, 2, [*damaged, killed], with_export=frozenset({killed.name}))
-    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, early, *lower, killed, *damaged]}
+    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, patient, early, *lower, killed, *damaged]}
 
 
 def losses(case: Case) -> list[float]:
@@ -157,8 +155,10 @@ def test_storage_that_stalls_puts_saves_off_and_never_stops_the_training(cases: 
     assert losses(cases["stalled"]) == losses(cases["undisturbed"])
 
 
-def test_the_best_checkpoint_is_kept_and_exported(cases: dict[str, Case]) -> None:
-    case = cases["best"]
+@pytest.mark.parametrize("name", ["best", "patient"])
+def test_the_best_checkpoint_is_kept_and_exported(cases: dict[str, Case], name: str) -> None:
+    """Because the spec asks for it, or because early stopping is on, although the run ends with its last step."""
+    case = cases[name]
     scores = {one["step"]: one["eval_loss"] for one in read_journal(case.paths.metrics) if "eval_loss" in one}
     assert sorted(scores) == list(range(2, STEPS + 1, 2))
     best = max(scores, key=lambda step: scores[step])

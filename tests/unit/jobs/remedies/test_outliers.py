@@ -79,6 +79,15 @@ def test_losses_of_two_sources_are_normal_although_the_lower_ones_are_more() -> 
     assert not found and outlier_of(history, 20.0, 1.0) is not None
 
 
+def test_one_outlier_among_the_first_steps_does_not_make_later_ones_normal() -> None:
+    """Nothing is compared there, so it enters the window. Two such values show that the data has them."""
+    early = [*noisy(4.0, 3), 60.0, *noisy(3.9, 4)]
+    history, found = trained(early)
+    assert not found and outlier_of(history, 60.0, 1.0) is not None and outlier_of(history, 4.1, 1.0) is None
+    history, found = trained([*early[:5], 58.0, *early[5:]])
+    assert not found and outlier_of(history, 60.0, 1.0) is None and outlier_of(history, 200.0, 1.0) is not None
+
+
 def test_a_loss_of_many_nats_need_not_double() -> None:
     history, _ = trained([4.0 + 0.01 * (step % 5) for step in range(40)])
     assert outlier_of(history, 5.5, 1.0) is not None and outlier_of(history, 4.9, 1.0) is None

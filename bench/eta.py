@@ -1,7 +1,7 @@
-"""Compare a run's estimates of its remaining time with what its later steps took: `python -m bench.eta RUN...`.
+"""Compare a run's estimates of its remaining time with the time that was left: `python -m bench.eta RUN...`.
 
-For each run, one JSON line: after how many steps, and the error of the estimated time of a step, as a share of the mean
-time of all later steps (with the time between them, without evaluations).
+For each run, one JSON line: after how many steps, and the error of the estimate as a share of the time that the later
+steps, their evaluations and the time between them took.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ _LATER = 5  # least later steps
 
 
 def errors(root: str) -> dict[int, float]:
-    """Return the relative error of the estimated time of a step, by the number of steps done."""
+    """Return the relative error of the remaining time, by the number of steps done."""
     paths, pace, found = JobPaths(root), Pace(), dict[int, float]()
-    plan = next((one for one in read_journal(paths.events) if one["kind"] == "plan"), None)
+    events = list(read_journal(paths.events))
+    plan = next((one for one in events if one["kind"] == "plan"), None)
     if plan is None:
         sys.exit(f"{root}: no training has begun there. Give the directory of a run")
-    pace.event(event("plan", plan["message"], **plan["data"]))
-    steps: list[dict[str, Any]] = [
-        {name: value for name, value in record.items() if name != "eval_time_s"} | {"eval_s": record.get("eval_time_s")}
-        for record in read_journal(paths.metrics)
-    ]
-    last = steps[-1]
-    for place, record in enumerate(steps[:-_LATER]):
+    before = [one for one in events if one["kind"] == "evaluated" and one["data"].get("step") == 0]
+    for one in (plan, *before):
+        pace.event(event(one["kind"], one["message"], **one["data"]))
+    steps = list(read_journal(paths.metrics))
+    for record in steps[:-_LATER]:
         left_s = pace.eta_s(record)
-        if record["step"] in AFTER and left_s is not None and pace.total is not None:
-            evaluations_s = sum(one["eval_s"] or 0.0 for one in steps[place:-1])
-            later_s = (last["at"] - record["at"] - evaluations_s) / (last["step"] - record["step"])
-            found[record["step"]] = left_s / (pace.total - record["step"]) / later_s - 1
+        if record["step"] in AFTER and left_s is not None:
+            found[record["step"]] = left_s / (_end(steps[-1]) - _end(record)) - 1
     return found
+
+
+def _end(record: dict[str, Any]) -> float:
+    """Return the time at which a step and its evaluation ended, in seconds since 1970."""
+    return float(record["at"]) + float(record.get("eval_time_s", 0.0))
 
 
 if __name__ == "__main__":

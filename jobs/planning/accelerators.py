@@ -70,6 +70,7 @@ ACCELERATORS: Final = {
         Accelerator("T4-16", 14.5, 320, 65, 8.1, 16, 16, 3.1, 48, has_bf16=False),
     )
 }
+GPUS_OF_A_NODE: Final = 8  # at most, unless the number is given
 _ON: Final = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<gpus>\d+)x(?P<name>.+)", re.IGNORECASE)
 _MOST: Final = 1_000_000
 
@@ -104,7 +105,7 @@ class Machines:
 
 
 def machines_of(text: str) -> Machines:
-    """Read `8xH100-80` or, with two nodes, `2x8xH100-80`.
+    """Read `8xH100-80` or, with two nodes, `2x8xH100-80`. More than 8 GPUs without a number of nodes are in several.
 
     Raises:
         InputError: the text has another form, or the accelerator is unknown; the message names similar ones.
@@ -114,10 +115,16 @@ def machines_of(text: str) -> Machines:
         raise InputError(
             f"--on {text!r}: give GPUs and their model, such as 8xH100-80, or nodes too, such as 2x8xH100-80"
         )
-    nodes, gpus = int(found["nodes"] or 1), int(found["gpus"])
+    accelerator, nodes, gpus = accelerator_of(found["name"]), int(found["nodes"] or 1), int(found["gpus"])
     if not (0 < nodes * gpus <= _MOST):
         raise InputError(f"--on {text!r}: the number of GPUs must be from 1 to {_MOST:,}, but is {nodes * gpus:,}")
-    return Machines(nodes, gpus, accelerator_of(found["name"]))
+    return Machines(nodes, gpus, accelerator) if found["nodes"] else machines_with(gpus, accelerator)
+
+
+def machines_with(gpus: int, accelerator: Accelerator) -> Machines:
+    """Return equal nodes with this number of GPUs in all, each with as many as possible, at most GPUS_OF_A_NODE."""
+    each = max(one for one in range(1, GPUS_OF_A_NODE + 1) if gpus % one == 0)
+    return Machines(gpus // each, each, accelerator)
 
 
 def gang_machines(machines: Machines, workers: int) -> tuple[Machines, int]:
@@ -145,13 +152,15 @@ def accelerator_of(name: str) -> Accelerator:
     Raises:
         InputError: there is none, or there are several sizes.
     """
-    wanted = name.strip().upper().removeprefix("NVIDIA").strip(" -").replace("GB", "").replace(" ", "-")
+    wanted = name.strip().upper().removeprefix("NVIDIA").strip(" -").replace(" ", "-")
+    wanted = re.sub(r"(-\d+)-?GB?$", r"\1", wanted)  # as vendors write it, and Ray: A100-80GB, A100-80G
     sizes = [one for one in ACCELERATORS if wanted == one or wanted == one.rpartition("-")[0]]
     if len(sizes) == 1:
         return ACCELERATORS[sizes[0]]
     if sizes:
         raise InputError(f"{name} is made with several sizes of memory: give {' or '.join(sizes)}")
-    hint = did_you_mean(wanted, ACCELERATORS) or "."
+    within = [one for one in ACCELERATORS if wanted and wanted in one]
+    hint = f"; did you mean {' or '.join(within)}?" if within else did_you_mean(wanted, ACCELERATORS) or "."
     raise InputError(f"the accelerator {name!r} is not known{hint} Known are {', '.join(ACCELERATORS)}")
 
 

@@ -21,7 +21,9 @@ Device = Literal["cpu", "cuda"]
 # Share of the total that is added: buffers inside operators, rows of uneven length, and what tensors below 1 KiB take.
 RESERVE: Final = 0.02
 RESERVE_OF_PROCESS: Final = 0.05  # the same of a whole process, whose heap is less regular
-PROGRAM_BYTES: Final = 500_000_000  # resident set of a worker's process before it loads a model, measured
+PROGRAM_BYTES: Final = 600_000_000  # resident set of a worker with a tiny model, measured: 570 MiB at most
+# Share of the freed memory that glibc would keep at worst, which real processes kept (docs/planning.md).
+_KEPT_SHARE: Final = 0.5
 # Bytes on the host for each element of a worker's part: the copy of weights and moments from which checkpoints are
 # written. A gang of trials also keeps the base weights, and the state before a cool-down.
 COPIED: Final = 12
@@ -99,10 +101,11 @@ class Memory:
     communication: int = 0  # buckets in which gradients are reduced, and copies for collectives
     reserve: int = 0
     program: int = 0  # of a worker without GPU: Python and its libraries
-    kept: int = 0  # of a worker without GPU: freed memory that glibc keeps, see `_heap`
+    kept: int = 0  # of a worker without GPU: freed memory that glibc keeps, see `_largest_heap`
     checkpoint_copy: int = 0  # of a worker without GPU: `COPIED`
-    # Host memory of a worker with a GPU, beyond the program: what is offloaded, and `COPIED`. A worker without GPU has
-    # all its parts in host memory, and 0 here.
+    # Host memory of a worker with a GPU: the program, what is offloaded, and `COPIED`. A worker without GPU has all its
+    # parts in host memory, and 0 here.
+    host_program: int = 0
     host_parameters: int = 0
     host_gradients: int = 0
     host_optimizer_states: int = 0
@@ -111,7 +114,10 @@ class Memory:
     @property
     def host(self) -> int:
         """Bytes on the host of a worker with a GPU."""
-        return self.host_parameters + self.host_gradients + self.host_optimizer_states + self.host_checkpoint_copy
+        return (
+            self.host_program + self.host_parameters + self.host_gradients + self.host_optimizer_states
+            + self.host_checkpoint_copy
+        )  # fmt: skip
 
     @property
     def total(self) -> int:
@@ -159,18 +165,17 @@ def memory_of_process(
     memory = memory_of(trace, strategy, num_workers, device)
     copied = copied_bytes * -(-trace.trained // num_workers)
     if device == "cuda":
-        return replace(memory, host_checkpoint_copy=copied)
-    kept = max(_heap(trace, strategy, num_workers) - memory.used, 0)
+        return replace(memory, host_program=PROGRAM_BYTES, host_checkpoint_copy=copied)
+    kept = int(_KEPT_SHARE * max(_largest_heap(trace, strategy, num_workers) - memory.used, 0))
     process = replace(memory, program=PROGRAM_BYTES, checkpoint_copy=copied, kept=kept)
     return replace(process, reserve=int(RESERVE_OF_PROCESS * process.used))
 
 
-def _heap(trace: ModelTrace, strategy: Strategy, num_workers: int) -> int:
-    """Return the bytes to which the tensors of a worker without GPU let glibc's heap grow.
+def _largest_heap(trace: ModelTrace, strategy: Strategy, num_workers: int) -> int:
+    """Return the bytes to which the tensors of a worker without GPU let glibc's heap grow at worst.
 
-    Freed memory stays in the heap (`jobs.training.model.host_memory`), in gaps that seldom fit what is allocated next.
-    So each kind of tensor counts with its own highest moment, and each gradient with a place of its own. This is an
-    estimate: docs/planning.md compares it with real processes.
+    Freed memory stays in the heap (`jobs.training.model.host_memory`). At worst, no gap fits what is allocated next.
+    Then each kind of tensor has its own highest moment, and each gradient a place of its own.
     """
     static = static_memory(trace, strategy, num_workers, "cpu")
     most, activations, copies = _Added(), 0, 0

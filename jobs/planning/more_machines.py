@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Final
 
-from jobs.planning.accelerators import Machines
+from jobs.planning.accelerators import GPUS_OF_A_NODE, Machines
 from jobs.planning.batching import Batching
 from jobs.planning.memory import ModelTrace, static_memory
 from jobs.planning.strategies import Sufficient, Trace, option_of, passes_of, strategies
@@ -14,7 +14,6 @@ from jobs.planning.strategy import Strategy
 from jobs.spec.finetune import Planned
 
 _MOST_WORKERS: Final = 1024
-_GPUS_OF_A_NODE: Final = 8
 
 
 def sufficient_machines(
@@ -67,7 +66,7 @@ def _larger(machines: Machines) -> Iterator[Machines]:
     """Double the GPUs, again and again: in one node up to 8, unless its memory is given, then in more nodes."""
     while 2 * machines.gpus <= _MOST_WORKERS:
         node_grows = machines.nodes == 1 and machines.node_gib is None and not machines.is_cpu
-        if node_grows and 2 * machines.gpus_per_node <= _GPUS_OF_A_NODE:
+        if node_grows and 2 * machines.gpus_per_node <= GPUS_OF_A_NODE:
             machines = replace(machines, gpus_per_node=2 * machines.gpus_per_node)
         else:
             machines = replace(machines, nodes=2 * machines.nodes)

@@ -1,11 +1,13 @@
 """Estimates the time of an optimizer step by a roofline. Pure.
 
 Compute and communication overlap, so the longer of them counts; the optimizer's update follows. The share of the peak
-that matrix products reach is an assumption until the first steps of a run have measured it.
+that matrix products reach is an assumption until the first steps of a run have measured it (`mean_step_s`).
 """
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +25,10 @@ _ADAM_BYTES: Final = 30
 # Seconds in which an eager model's program starts an operation on the device; a pass of few rows waits for it.
 _START_S: Final = 10e-6
 _HOST_ADAM_GB_S: Final = 25.0  # bandwidth of a worker's share of its host's memory: an assumption
+_HELD_UP: Final = 8  # one measured step of this many may have been held up
+# A guess of the share of a step's time that is proportional to its tokens. It counts as much as four measured steps
+# whose tokens deviate by a quarter from the mean (the sum of the squares of these deviations).
+_SHARE_BY_TOKENS, _GUESS = 0.5, 0.25
 
 
 @dataclass(frozen=True)
@@ -104,3 +110,24 @@ def _optimizer_s(trace: ModelTrace, strategy: Strategy, workers: int, gpu: Accel
         return shard * _ADAM_BYTES / (1e9 * gpu.bandwidth_gb_s)
     transfers = shard * (4 + trace.width) / (1e9 * gpu.host_gb_s)  # gradients in fp32 down, weights up
     return transfers + shard * _ADAM_BYTES / (1e9 * _HOST_ADAM_GB_S)
+
+
+def mean_step_s(seconds: Sequence[float], deviations: Sequence[float]) -> float:
+    """Estimate the seconds of a step with the mean tokens from measured steps.
+
+    Steps with more tokens than the mean take longer, so each counts as what it would have taken with the mean tokens:
+    seconds are m (1 + b x), where x is the relative deviation of the tokens from their mean, and b is fitted by least
+    squares, with a guess beside the measurements. The longest eighth, and at least the longest of several steps, then
+    counts as the longest of the others, because something may have held it up.
+
+    Args:
+        seconds: of measured steps, at least one.
+        deviations: x of each of them.
+    """
+    steps = list(zip(seconds, deviations, strict=True))
+    mean_s = statistics.mean(one_s / (1 + _SHARE_BY_TOKENS * x) for one_s, x in steps) or 1.0
+    products = sum(x * (one_s / mean_s - 1) for one_s, x in steps) + _GUESS * _SHARE_BY_TOKENS
+    share = min(max(products / (sum(x * x for _, x in steps) + _GUESS), 0.0), 1.0)
+    counted = sorted(one_s / (1 + share * x) for one_s, x in steps)
+    held_up = min(max(len(counted) // _HELD_UP, 1), len(counted) - 1)
+    return statistics.mean(min(one_s, counted[-1 - held_up]) for one_s in counted)

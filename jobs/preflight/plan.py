@@ -18,7 +18,7 @@ from jobs.model_files.architecture import architecture_problems
 from jobs.model_files.positions import too_few_positions
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, total_steps, with_workers
-from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of
+from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of, machines_with
 from jobs.planning.batching import Batching, global_rows
 from jobs.planning.memory import COPIED, ModelTrace
 from jobs.planning.more_machines import sufficient_machines
@@ -186,7 +186,7 @@ def machines_for(spec: Spec) -> Machines:
             "the type of the GPUs is not known: give --on, such as --on "
             f"{resources.num_workers}xH100-80, or resources.accelerator_type in the spec"
         )
-    return Machines(1, resources.num_workers, accelerator_of(resources.accelerator_type))
+    return machines_with(resources.num_workers, accelerator_of(resources.accelerator_type))
 
 
 def cpu_worker(memory: int, cores: int) -> Accelerator:

@@ -34,7 +34,9 @@ from jobs.run.paths import JobPaths
 from jobs.run.run_plan import RunPlan, read_plan, write_plan
 from jobs.spec.finetune import PLANNED, Planned, Spec
 
-_UNCERTAIN: Final = 0.05  # largest error of predictions, as a share; a job that lacks less memory is tried
+# Largest error of predictions, as a share; a job that lacks less memory is tried. Plans of workers without GPU count
+# freed memory, and a checkpoint that is being written, at the highest moment.
+_UNCERTAIN, _UNCERTAIN_ON_CPU = 0.05, 0.25
 # A job whose rough bound is below this share of the room is not traced, which takes seconds. Below these bytes, the
 # machines are not asked either.
 _SMALL: Final = 0.5
@@ -149,7 +151,8 @@ def with_planned_fields(
     option = decided(plan)
     if option is None:
         near, said = plan.nearest, format_refusal(plan)
-        if near.missing > _UNCERTAIN * near.memory.total or near.missing_on_host > _UNCERTAIN * near.memory.host:
+        share = _UNCERTAIN_ON_CPU if plan.machines.is_cpu else _UNCERTAIN
+        if near.missing > share * near.memory.total or near.missing_on_host > share * near.memory.host:
             raise OutOfMemory(f"the job {said}. To try it anyway, set resources.plan: false")
         announce("warning", f"the job may not fit: according to the plan, it {said}")
         option = near

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
 from cluster.text import duration
+from jobs.planning.step_time import mean_step_s
 from jobs.run.metric_names import metric_items
 from jobs.run.outcome import Event
 
@@ -19,10 +20,6 @@ SILENCE_S = 30.0  # without another line for this long, a sign of life is printe
 
 _STEPS = 50  # newest steps from which the time of the others is estimated
 _SLOW_STEPS = 2  # first steps that do not count
-_HELD_UP = 8  # one step of this many, the longest ones, may have been held up
-# A guess of the share of a step's time that is proportional to its tokens. It counts as much as four measured steps
-# whose tokens deviate by a quarter from the mean (the sum of the squares of these deviations).
-_SHARE_BY_TOKENS, _GUESS = 0.5, 0.25
 
 Clock = Callable[[], float]
 
@@ -51,11 +48,9 @@ class NoProgress:
 class Pace:
     """Estimates the seconds to the end of a run from its events and the records of its steps.
 
-    A step takes the mean of the newest steps. The first two steps are slower, and do not count. Steps with more tokens
-    than the mean take longer, so each counts as what it would have taken with the mean tokens. The longest eighth then
-    counts as the longest of the others, because something may have held these steps up. The mean time between steps, in
-    which the run saves, is added. Each evaluation that is left takes as long as the newest one, which may be that
-    before the first step.
+    A step takes `mean_step_s` of the newest steps. The first two steps are slower, and do not count if there are two
+    later ones. The mean time between steps, in which the run saves, is added. Each evaluation that is left takes as
+    long as the newest one, which may be that before the first step.
     """
 
     def __init__(self) -> None:
@@ -102,23 +97,10 @@ class Pace:
         self._evaluation_s = record.get("eval_time_s", self._evaluation_s)
         if self.total is None:
             return None
-        step_s = self._mean_step_s() + statistics.mean(self._between_s or [0.0])
+        first = min(_SLOW_STEPS, max(len(self._step_s) - 2, 0))
+        step_s = mean_step_s(list(self._step_s)[first:], list(self._deviations)[first:])
+        step_s += statistics.mean(self._between_s or [0.0])
         return max(self.total - step, 0) * step_s + self._evaluations_left(record) * self._evaluation_s
-
-    def _mean_step_s(self) -> float:
-        """Return the seconds of a step with the mean tokens.
-
-        Seconds are m (1 + b x), where x is the relative deviation of the tokens. b is fitted by least squares, with a
-        guess beside the measurements.
-        """
-        first = min(_SLOW_STEPS, len(self._step_s) - 1)
-        steps = list(zip(self._step_s, self._deviations, strict=True))[first:]
-        mean_s = statistics.mean(one_s / (1 + _SHARE_BY_TOKENS * x) for one_s, x in steps) or 1.0
-        products = sum(x * (one_s / mean_s - 1) for one_s, x in steps) + _GUESS * _SHARE_BY_TOKENS
-        share = min(max(products / (sum(x * x for _, x in steps) + _GUESS), 0.0), 1.0)
-        counted = sorted(one_s / (1 + share * x) for one_s, x in steps)
-        most_s = counted[-1 - len(counted) // _HELD_UP]
-        return statistics.mean(min(one_s, most_s) for one_s in counted)
 
     def _evaluations_left(self, record: dict[str, Any]) -> int:
         """Count the evaluations after a step, with its own if that is still to come. The last step always has one."""

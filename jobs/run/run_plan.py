@@ -8,6 +8,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from jobs.frozen import Frozen
+from jobs.planning.step_time import mean_step_s
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
@@ -47,9 +48,9 @@ class PlanCheck(Frozen):
     measured_bytes: int | None = Field(None, description="Peak memory of rank 0 while it trained; None: no step ended.")
     predicted_step_s: float | None = Field(None, description="Seconds of a step; None: not predicted.")
     first_steps_s: float | None = Field(
-        None, description="Seconds of a step by the second and third step of the last attempt; None: there were fewer."
+        None, description="Seconds of a step as the remaining time counts them after three steps of the last attempt."
     )
-    measured_step_s: float | None = Field(None, description="Median seconds of the steps after the third.")
+    measured_step_s: float | None = Field(None, description="Mean seconds of the steps after the third.")
 
 
 def write_plan(paths: JobPaths, plan: RunPlan) -> None:
@@ -68,10 +69,15 @@ def read_plan(paths: JobPaths) -> RunPlan | None:
 
 def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:
     """Compare a plan with the steps of the run's last attempt, in order. An empty record stands for an unknown step."""
-    seconds = [step.get("step_time_s") for step in steps]
-    first, later = (
-        [float(one) for one in part if one is not None] for part in (seconds[1:FIRST_STEPS], seconds[FIRST_STEPS:])
-    )
+    known = [step for step in steps[1:] if "step_time_s" in step]
+    tokens = statistics.mean(step.get("tokens", 0) for step in known) if known else 0.0
+
+    def seconds(first: int, end: int) -> list[tuple[float, float]]:
+        """Return the seconds of steps, each with the relative deviation of its tokens."""
+        some = (step for step in steps[first:end] if "step_time_s" in step)
+        return [(float(one["step_time_s"]), one["tokens"] / tokens - 1 if tokens else 0.0) for one in some]
+
+    first, later = seconds(1, FIRST_STEPS), seconds(FIRST_STEPS, len(steps))
     peaks = [int(step["max_memory_bytes"]) for step in steps if "max_memory_bytes" in step]
     return PlanCheck(
         machines=plan.machines,
@@ -79,6 +85,6 @@ def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:
         is_bound=plan.is_bound,
         measured_bytes=max(peaks, default=None),
         predicted_step_s=plan.step_s,
-        first_steps_s=statistics.mean(first) if len(first) == FIRST_STEPS - 1 else None,
-        measured_step_s=statistics.median(later) if later else None,
+        first_steps_s=mean_step_s(*zip(*first, strict=True)) if len(first) == FIRST_STEPS - 1 else None,
+        measured_step_s=statistics.mean(one_s for one_s, _ in later) if later else None,
     )

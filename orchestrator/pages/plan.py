@@ -36,6 +36,7 @@ _PARTS: Final = {
     "checkpoint_copy": "copies of the state",
 }
 _HOST_PARTS: Final = {
+    "host_program": "program",
     "host_parameters": "parameters",
     "host_gradients": "gradients",
     "host_optimizer_states": "optimizer states",

@@ -99,7 +99,8 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         flip_a_byte(pathlib.Path(JobPaths(str(folder / "all-gone")).checkpoint(step)))
     damaged.append(dataclasses.replace(stopped, name="all-gone", stop_at=None))
     run_gang(folder, 2, [*damaged, killed], with_export=frozenset({killed.name}))
-    return {case.name: case for case in [undisturbed, stopped, full, stalled, best, patient, early, *lower, killed, *damaged]}
+    every = [undisturbed, stopped, full, stalled, best, patient, early, *lower, killed, *damaged]
+    return {case.name: case for case in every}
 
 
 def losses(case: Case) -> list[float]:

@@ -16,6 +16,10 @@ from jobs.planning.accelerators import ACCELERATORS, accelerator_of, machines_of
         ("1xb200", 1, 1, "B200-180"),
         (" 4xA10G ", 1, 4, "A10G-24"),
         ("8xNVIDIA H100 80GB", 1, 8, "H100-80"),
+        ("8xA100-40G", 1, 8, "A100-40"),
+        ("32xH100-80", 4, 8, "H100-80"),
+        ("12xH100-80", 2, 6, "H100-80"),
+        ("1x16xB200", 1, 16, "B200-180"),
     ],
 )
 def test_machines_are_read_as_people_write_them(text: str, nodes: int, each: int, name: str) -> None:
@@ -33,6 +37,7 @@ def test_machines_are_read_as_people_write_them(text: str, nodes: int, each: int
         ("8xA100", "give A100-80 or A100-40"),
         ("0xH100-80", "from 1 to"),
         ("99999999x8xH100-80", "from 1 to"),
+        ("8x4090", "did you mean RTX4090-24?"),
         ("8xtpu", "Known are B200-180"),
     ],
 )

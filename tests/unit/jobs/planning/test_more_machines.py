@@ -54,7 +54,7 @@ def test_machines_are_doubled_until_an_option_fits(machines: Machines, larger: s
 def test_workers_without_gpu_get_more_machines_of_theirs() -> None:
     cpu = Machines(1, 2, replace(accelerator_of("A100-40"), name=CPU), 79)
     enough = found(cpu)
-    assert enough is not None and str(enough.machines) == "8x2xCPU"
+    assert enough is not None and str(enough.machines) == "4x2xCPU"
 
 
 def test_what_the_spec_says_is_kept() -> None:

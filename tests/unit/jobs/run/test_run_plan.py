@@ -27,10 +27,20 @@ def steps(*seconds: float) -> list[dict[str, float]]:
     return [{"step": n, "step_time_s": s, "max_memory_bytes": 900 + n} for n, s in enumerate(seconds, 1)]
 
 
-def test_the_first_step_is_left_out_and_later_ones_are_their_median() -> None:
-    check = check_of(PLAN, steps(9.0, 1.0, 1.2, 1.3, 7.0, 1.4))
-    assert (check.predicted_step_s, check.first_steps_s, check.measured_step_s) == (2.0, 1.1, 1.4)
+def test_the_first_step_is_left_out_and_the_later_ones_are_their_mean() -> None:
+    """Of the second and third step, the longer one may have been held up."""
+    check = check_of(PLAN, steps(9.0, 1.0, 2.5, 1.3, 1.2, 1.4))
+    assert (check.predicted_step_s, check.first_steps_s) == (2.0, 1.0)
+    assert check.measured_step_s == pytest.approx(1.3)
     assert (check.predicted_bytes, check.measured_bytes) == (1000, 906)
+
+
+def test_first_steps_with_few_tokens_predict_those_with_more() -> None:
+    records = steps(9.0, 1.0, 1.0, 2.0, 2.0, 2.0)
+    for record, tokens in zip(records, (100, 50, 50, 150, 150, 150), strict=True):
+        record["tokens"] = tokens
+    check = check_of(PLAN, records)
+    assert check.first_steps_s is not None and 1.2 < check.first_steps_s < 2.2 and check.measured_step_s == 2.0
 
 
 @pytest.mark.parametrize(("count", "first", "measured"), [(0, None, None), (2, None, None), (3, 1.0, None)])

@@ -139,8 +139,10 @@ def _compared(
     storage.write_bytes(paths.comparison_page, comparison_page(comparison, paths.name).encode())
     if failed:
         raise failure_of(failed, len(spec.methods))
-    best = comparison.ranked[0]
-    metrics = {name: found.mean for name, found in best.metrics.items()}
+    if not comparison.ranked:
+        said = f"no method has a finite {comparison.metric} with all its seeds, so none can be compared"
+        raise RunFailed(f"{said}. Look at the metrics with fleetune sweep leaderboard {paths.root}/methods/NAME")
+    metrics = {name: found.mean for name, found in comparison.ranked[0].metrics.items()}
     return Outcome(status=Status.SUCCEEDED, metrics=metrics, ended_at=datetime.datetime.now(datetime.UTC))
 
 

@@ -159,10 +159,10 @@ CODE = [
 MEMORY = [
     Case(
         f"GPU memory in the {at}", Kind.MEMORY,
-        goes_on("rank 1", "2.00 GiB more were asked for", acts=(HALVED,), starts=2),
+        goes_on(f"out of memory in {where}: rank 1", "2.00 GiB more were asked for", acts=(HALVED,), starts=2),
         plants=(Plant(at, "gpu memory", steps=(6,)),), quick=at == "forward",
     )
-    for at in ("forward", "backward", "update")
+    for at, where in (("forward", "training"), ("backward", "training"), ("update", "the update of the weights"))
 ] + [
     Case(
         "GPU memory in the evaluation", Kind.MEMORY,

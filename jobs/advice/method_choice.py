@@ -36,6 +36,7 @@ class Situation:
     Attributes:
         examples: training samples.
         tokens: of these samples, as they were prepared.
+        is_labelled: whether the model learns one label of each sample. The length of a sample does not count then.
         parameters: of the base model.
         tasks: number of models to train from the same base model.
         possible: methods that this model allows.
@@ -46,6 +47,7 @@ class Situation:
 
     examples: int
     tokens: int
+    is_labelled: bool
     parameters: int
     tasks: int
     possible: frozenset[Method]
@@ -54,7 +56,17 @@ class Situation:
     goal: Goal
 
     @property
+    def has_little(self) -> bool:
+        return self.examples < FEW_EXAMPLES and (self.is_labelled or self.tokens < FEW_TOKENS)
+
+    @property
+    def has_much(self) -> bool:
+        return self.examples >= MANY_EXAMPLES or (not self.is_labelled and self.tokens >= MANY_TOKENS)
+
+    @property
     def data(self) -> str:
+        if self.is_labelled:
+            return f"{many(self.examples, 'example')} with a label"
         return f"{many(self.examples, 'example')} with {compact(self.tokens)} tokens in all"
 
     def why_not(self, method: Method) -> str:
@@ -98,12 +110,12 @@ def _decided(now: Situation) -> Choice:
         return Choice("lora", now.why_not("full"))
     if "lora" not in now.fitting:
         return Choice("full", now.why_not("lora"))
-    if now.examples < FEW_EXAMPLES and now.tokens < FEW_TOKENS:
-        limits = f"{FEW_EXAMPLES:,} examples and {compact(FEW_TOKENS)} tokens"
+    if now.has_little:
+        limits = f"{FEW_EXAMPLES:,} examples" + ("" if now.is_labelled else f" and {compact(FEW_TOKENS)} tokens")
         return Choice("lora", f"{now.data} are less than {limits}, where an adapter is about as accurate")
     is_large = now.gpu_gib is not None and now.gpu_gib >= LARGE_GPU_GIB
-    if (now.examples >= MANY_EXAMPLES or now.tokens >= MANY_TOKENS) and is_large:
-        limits = f"{MANY_EXAMPLES:,} examples or {compact(MANY_TOKENS)} tokens"
+    if now.has_much and is_large:
+        limits = f"{MANY_EXAMPLES:,} examples" + ("" if now.is_labelled else f" or {compact(MANY_TOKENS)} tokens")
         return Choice("full", f"{now.data} are at least {limits}, and the GPUs are large: a low rank falls behind")
     between = f"with {now.data} both full fine-tuning and LoRA are possible, and the goal is {now.goal}"
     return Choice("full" if now.goal == "accuracy" else "lora", between)
@@ -112,7 +124,9 @@ def _decided(now: Situation) -> Choice:
 def _amounts_of_data(now: Situation) -> Iterator[tuple[str, Method | None]]:
     """Yield intervals of the number of examples with the method for each, fewest first."""
     each = max(now.tokens / max(now.examples, 1), 1.0)
-    few, most = min(FEW_EXAMPLES, ceil(FEW_TOKENS / each)), min(MANY_EXAMPLES, ceil(MANY_TOKENS / each))
+    few, most = FEW_EXAMPLES, MANY_EXAMPLES
+    if not now.is_labelled:
+        few, most = min(few, ceil(FEW_TOKENS / each)), min(most, ceil(MANY_TOKENS / each))
 
     def method_from(examples: int) -> Method | None:
         return _decided(replace(now, examples=examples, tokens=round(each * examples))).method

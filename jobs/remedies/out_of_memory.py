@@ -22,7 +22,8 @@ class Where(StrEnum):
     """The activity of the run when it ran out of memory."""
 
     LOADING = "loading"  # before the first forward pass on rows
-    TRAINING = "training"
+    TRAINING = "training"  # a forward or backward pass
+    UPDATE = "the update of the weights"
     EVALUATION = "evaluation"
     EXPORT = "export"
 
@@ -85,23 +86,33 @@ def next_rung(spec: Spec, shortage: Shortage, *, checkpointing: bool = True) -> 
 
 
 def _changes(spec: Spec, shortage: Shortage, checkpointing: bool) -> Iterator[Change]:
-    """Yield the changes that can help, the next one first. On CPU workers there is nothing to offload from."""
-    on_gpus, train, zero = spec.resources.gpus_per_worker > 0, spec.train, spec.train.zero
+    """Yield the changes that can help, the next one first. On CPU workers there is nothing to offload from.
+
+    A smaller micro-batch frees activations, which an update does not need. An evaluation needs no states of the
+    optimizer, so offload of these helps it too.
+    """
+    on_gpus, train = spec.resources.gpus_per_worker > 0, spec.train
     if on_gpus and shortage.of_host:
         return
+    if shortage.where is Where.UPDATE:
+        yield from _offloads(spec)
     if shortage.where is Where.EVALUATION:
         allowed = spec.eval.per_device_eval_batch_size
         if smaller := min(allowed, shortage.eval_rows or allowed) // 2:
             yield Change(Rung.EVAL_BATCH, allowed, smaller)
-        return
-    if shortage.where is Where.TRAINING:
+    if shortage.where in (Where.TRAINING, Where.UPDATE):
         if (rows := train.per_device_train_batch_size) > 1:
             yield Change(Rung.MICRO_BATCH, rows, rows // 2)
         if checkpointing and not train.gradient_checkpointing:
             yield Change(Rung.CHECKPOINTING, False, True)
-    if on_gpus and zero.offload_optimizer is None:
+    yield from _offloads(spec)
+
+
+def _offloads(spec: Spec) -> Iterator[Change]:
+    zero = spec.train.zero
+    if spec.resources.gpus_per_worker and zero.offload_optimizer is None:
         yield Change(Rung.OFFLOAD_OPTIMIZER, None, "cpu")
-    if on_gpus and zero.stage == 3 and zero.offload_param is None:
+    if spec.resources.gpus_per_worker and zero.stage == 3 and zero.offload_param is None:
         yield Change(Rung.OFFLOAD_PARAMETERS, None, "cpu")
 
 

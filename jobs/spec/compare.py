@@ -50,6 +50,12 @@ class CompareSpec(Search):
         max_length=_MOST_METHODS,
         description="What is compared: full, lora or prompt; or {name, method, lora, prompt}, to compare ranks.",
     )
+    seeds: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Seeds with which the two best trials of each method are trained, for the interval.",
+    )
     then: Literal["export", "nothing"] = Field(
         "export", description="At the end of each sweep: export the best trial's model, or nothing."
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import StrEnum
+from typing import Final
 
 from cluster.errors import Diverged, FleetuneError, InputError, OutOfMemory, StorageOutage
 from jobs.remedies.out_of_memory import advice
@@ -52,6 +53,7 @@ _SIGNS_OF_A_LOST_PEER = (
     "No route to host",
     "Network is unreachable",
 )
+IN_UPDATE: Final = "This was in the update of the weights."  # note of an exception
 _PLACE = re.compile(r"\[[^\]\s]+\.(?:cc|cpp|cu|h):\d+\] ?")  # a line of gloo's source code, which helps no user
 _GPU_MEMORY = re.compile(
     r"Tried to allocate (?P<asked>[\d.]+ \w+)\."
@@ -132,6 +134,11 @@ def is_of_host_memory(error: BaseException) -> bool:
     import torch
 
     return not isinstance(error, torch.OutOfMemoryError) and not is_of_a_gpu(error)
+
+
+def is_in_update(error: BaseException) -> bool:
+    """Whether the exception was raised in the update of the weights, which follows the passes of a step."""
+    return IN_UPDATE in getattr(error, "__notes__", ())
 
 
 def is_of_a_gpu(error: BaseException) -> bool:

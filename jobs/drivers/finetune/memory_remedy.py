@@ -159,7 +159,8 @@ class MemoryRemedy:
             return None
         first = failures[0]
         self._ran_out_at = float(first["at"])
-        return self._changed(job, first["cause"], first["of_host"], first["reason"], int(first["rank"]))
+        where = Where.UPDATE if first.get("in_update") else None
+        return self._changed(job, first["cause"], first["of_host"], first["reason"], int(first["rank"]), where)
 
     def job_after_kill(self, job: Job, crash: Crash) -> Job:
         """Return the changed job after a worker was killed for memory. Raises OutOfMemory."""
@@ -169,15 +170,18 @@ class MemoryRemedy:
             raise OutOfMemory(said, crash.rank)
         return self._changed(job, str(crash), True, said, crash.rank)
 
-    def _changed(self, job: Job, cause: str, of_host: bool, said: str, rank: int | None) -> Job:
+    def _changed(
+        self, job: Job, cause: str, of_host: bool, said: str, rank: int | None, where: Where | None = None
+    ) -> Job:
         """Store and announce the next change, and return the job with it.
 
         Args:
             said: the message of the error if no change is left.
+            where: what the run did; None: see the run's files.
         """
         group = self._group or Group(self._paths)
         group.look()
-        where = group.where
+        where = where or group.where
         shortage = Shortage(where, of_host, group.eval_rows)
         change = next_rung(job.spec, shortage, checkpointing=group.supports_checkpointing)
         earlier = read_remedies(self._paths)
@@ -186,7 +190,7 @@ class MemoryRemedy:
             tried = f" These changes did not suffice: {tried}." if tried else ""
             of_device = not of_host or not job.spec.resources.gpus_per_worker
             raise OutOfMemory(f"{said}{tried}{_planned(self._paths) if of_device else ''}", rank)
-        self._made = made = self._remedy(job.spec, change, cause, group)
+        self._made = made = self._remedy(job.spec, change, cause, where, group)
         write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here
         again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
         effect = f"the workers start again from step {made.from_step}, with the same global batch and order{again}"
@@ -208,14 +212,14 @@ class MemoryRemedy:
         spec = changed(job.spec, change)
         return replace(job, spec=spec, earlier_attempts=job.earlier_attempts + begun, driver=driver_id)
 
-    def _remedy(self, spec: Spec, change: Change, cause: str, group: Group) -> Remedy:
+    def _remedy(self, spec: Spec, change: Change, cause: str, where: Where, group: Group) -> Remedy:
         gpus_per_worker, accelerator_type = workers_of(spec)
         step = max(committed_steps(self._paths), default=0)
         return Remedy(
             at=datetime.datetime.now(datetime.UTC),
             cause=cause,
             action=format_action(spec, changed(spec, change), change),
-            where=group.where,
+            where=where,
             **facts_of(change),
             gpus_per_worker=gpus_per_worker,
             accelerator_type=accelerator_type,

@@ -16,6 +16,7 @@ from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory
 from jobs.run.metric_names import missing_metric
 from jobs.spec.evaluation import full_name
+from jobs.training.faults import IN_UPDATE
 from jobs.training.loop.saving import StepSignals
 from jobs.training.loop.state import LoopState, Run
 
@@ -38,7 +39,11 @@ def updated(run: Run, step: int, signals: StepSignals, history: StepHistory | No
         outlier = outliers.outlier_of(history if full else StepHistory(), signals.loss, found)
         return outlier is not None or outliers.is_barred(history, step)
 
-    run.engine.step(None if history is None else veto)
+    try:
+        run.engine.step(None if history is None else veto)
+    except Exception as error:
+        error.add_note(IN_UPDATE)
+        raise
     if run.engine.overflowed():
         what = Outlier("gradients", math.inf) if math.isfinite(signals.loss) else Outlier("loss", signals.loss)
         return replace(signals, skipped=True, outlier=what)

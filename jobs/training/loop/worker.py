@@ -21,7 +21,7 @@ from cluster.imports import quick_imports
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
-from jobs.training.faults import Fault, fault_of, is_of_host_memory, reason_of, shortage_of
+from jobs.training.faults import Fault, fault_of, is_in_update, is_of_host_memory, reason_of, shortage_of
 from jobs.training.loop.state import LoopState
 from jobs.training.model.engine import import_deepspeed
 from jobs.training.model.load import import_model_classes
@@ -96,6 +96,7 @@ def record_failure(job: Job, rank: int, node: str, error: Exception, fault: Faul
     }
     if fault is Fault.MEMORY:
         content |= {"cause": shortage_of(error, rank, host), "of_host": is_of_host_memory(error)}
+        content["in_update"] = is_in_update(error)
     storage.write_bytes(job.paths.failure(rank), json.dumps(content).encode())
 
 

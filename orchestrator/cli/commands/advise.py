@@ -62,6 +62,7 @@ def advise(
     situation = Situation(
         examples=sum(part.samples for part in parts),
         tokens=sum(part.tokens for part in parts),
+        is_labelled=loaded.model.task == "sequence-classification",
         parameters=plans["full"].parameters,
         tasks=tasks,
         possible=frozenset(plans),

@@ -10,8 +10,9 @@ from jobs.advice.method_choice import Method, Situation, choose
 
 ALL = frozenset[Method](("full", "lora", "prompt"))
 BETWEEN = Situation(
-    50_000, tokens=20_000_000, parameters=7 * 10**9, tasks=1, possible=ALL, fitting=ALL, gpu_gib=79.1, goal="accuracy"
-)
+    50_000, tokens=20_000_000, is_labelled=False, parameters=7 * 10**9, tasks=1, possible=ALL, fitting=ALL,
+    gpu_gib=79.1, goal="accuracy",
+)  # fmt: skip
 PROMPT_FITS, LORA_FITS, LARGE = frozenset[Method](("prompt",)), ALL - {"full"}, 12 * 10**9
 
 
@@ -23,6 +24,9 @@ PROMPT_FITS, LORA_FITS, LARGE = frozenset[Method](("prompt",)), ALL - {"full"}, 
         ({"examples": 9_999, "tokens": 2_000_000}, "lora", "9,999 examples with 2M tokens in all are less than 10,000"),
         ({"examples": 500, "tokens": 8_000_000}, "full", "with 500 examples with 8M tokens in all both"),  # long ones
         ({"examples": 500, "tokens": 80_000_000, "goal": "cost"}, "full", "a low rank falls behind"),
+        ({"examples": 500, "tokens": 80_000_000, "is_labelled": True}, "lora", "500 examples with a label are less"),
+        ({"tokens": 80_000_000, "is_labelled": True, "goal": "cost"}, "lora", "the goal is cost"),
+        ({"examples": 100_000, "is_labelled": True, "goal": "cost"}, "full", "a label are at least 100,000 examples,"),
         ({"examples": 100_000, "goal": "cost"}, "full", "the GPUs are large"),
         ({"examples": 100_000, "goal": "cost", "gpu_gib": 22.0}, "lora", "the goal is cost"),
         ({"examples": 100_000, "goal": "cost", "gpu_gib": None}, "lora", "the goal is cost"),
@@ -75,6 +79,9 @@ def test_the_first_rule_that_holds_decides(changes: dict[str, object], method: s
             "on machines with too little memory for full fine-tuning: none",
         )),
         ({"tasks": 5, "examples": 500, "tokens": 100_000}, ()),
+        ({"examples": 100, "tokens": 1_000_000, "is_labelled": True}, (
+            "with 10,000 such examples or more: full fine-tuning",
+        )),
         ({"examples": 1, "tokens": 8_000_000, "goal": "cost"}, (
             "with 10 such examples or more: full fine-tuning", "with --goal accuracy: full fine-tuning",
         )),

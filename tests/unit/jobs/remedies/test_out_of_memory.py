@@ -45,6 +45,7 @@ def ladder(spec: Spec, where: Where, *, of_host: bool = False, checkpointing: bo
 
 
 MICRO = [f"per_device_train_batch_size={size}" for size in (4, 2, 1)]
+EVAL = [f"per_device_eval_batch_size={size}" for size in (4, 2, 1)]
 OFFLOADS = ["offload_optimizer=cpu", "offload_param=cpu"]
 
 
@@ -59,7 +60,10 @@ OFFLOADS = ["offload_optimizer=cpu", "offload_param=cpu"]
         (ON_GPUS, Where.EXPORT, OFFLOADS),
         ({}, Where.LOADING, []),
         ({}, Where.EXPORT, []),
-        (ON_GPUS, Where.EVALUATION, [f"per_device_eval_batch_size={size}" for size in (4, 2, 1)]),
+        ({}, Where.UPDATE, [*MICRO, "gradient_checkpointing=True"]),
+        (ON_GPUS, Where.UPDATE, [*OFFLOADS, *MICRO, "gradient_checkpointing=True"]),
+        ({}, Where.EVALUATION, EVAL),
+        (ON_GPUS, Where.EVALUATION, [*EVAL, *OFFLOADS]),
     ],
 )
 def test_the_rungs_come_in_their_order_where_they_can_help(

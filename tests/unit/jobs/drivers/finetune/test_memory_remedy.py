@@ -66,9 +66,9 @@ class Gang:
             journal.append({"step": step})
         journal.close()
 
-    def fails(self, fault: str = "memory") -> None:
+    def fails(self, fault: str = "memory", in_update: bool = False) -> None:
         said = {"rank": 1, "node": "n2", "fault": fault, "reason": "rank 1 ran out. Lower it.", "at": 0.0}
-        memory = {"cause": "rank 1 ran out", "of_host": True}
+        memory = {"cause": "rank 1 ran out", "of_host": True, "in_update": in_update}
         storage.write_bytes(self.paths.failure(1), json.dumps({**said, **memory}).encode())
 
 
@@ -98,6 +98,16 @@ def test_the_files_of_the_group_tell_where_it_ran_out(
     (remedy,) = read_remedies(gang.paths)
     assert (remedy.field, remedy.where, remedy.steps_again) == (field, where, 3 if trains else 0)
     assert job.driver != "d1" and job.spec != gang.job.spec
+
+
+def test_a_rank_may_say_that_it_ran_out_in_the_update(tmp_path: Path) -> None:
+    gang = Gang(tmp_path)
+    gang.says(LOADED)
+    gang.trains(1, 2)
+    gang.fails(in_update=True)
+    assert gang.remedy.job_after_failure(gang.job) is not None
+    (remedy,) = read_remedies(gang.paths)
+    assert remedy.where == "the update of the weights"
 
 
 @pytest.mark.parametrize("said", [[], [LOADED], [LOADED, EVALUATING, EVALUATED, EXPORTING]])

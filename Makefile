@@ -10,9 +10,10 @@ SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "installing torch, transformers, deepspeed, ray and the tools for tests into .venv: a few minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	touch $@
+	touch $@ .venv/.train-installed
 
 .venv/.train-installed: pyproject.toml constraints.txt
 	@echo "installing torch, transformers, deepspeed and ray into .venv: once, a few minutes"

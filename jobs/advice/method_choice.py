@@ -117,7 +117,7 @@ def _decided(now: Situation) -> Choice:
     if now.has_much and is_large:
         limits = f"{MANY_EXAMPLES:,} examples" + ("" if now.is_labelled else f" or {compact(MANY_TOKENS)} tokens")
         return Choice("full", f"{now.data} are at least {limits}, and the GPUs are large: a low rank falls behind")
-    between = f"with {now.data} both full fine-tuning and LoRA are possible, and the goal is {now.goal}"
+    between = f"{now.data} allow both full fine-tuning and LoRA, and the goal is {now.goal}"
     return Choice("full" if now.goal == "accuracy" else "lora", between)
 
 

@@ -33,7 +33,7 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
     """Say that no option fits, how much memory is missing, and what to change. `what`: it, or one gang of a sweep."""
     near = plan.nearest
     said = (
-        f"does not fit: the option that needs least ({format_strategy(near.strategy)}) needs {format_needed(near)} "
+        f"does not fit: the option that lacks least ({format_strategy(near.strategy)}) needs {format_needed(near)} "
         f"for each {plan.device}. "
     )
     if plan.sufficient is not None:
@@ -46,11 +46,12 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
     if not near.missing:  # memory of a host depends on neither rows nor tokens
         return f"{said}These would help: {', '.join([*lora, 'more workers'])}, or hosts with more memory"
     rows, help_ = near.strategy.per_device_train_batch_size, list[str]()
-    if rows > 1:
-        help_.append(f"a smaller train.per_device_train_batch_size ({rows})")
-    help_.append(f"a smaller data.seq_len ({plan.seq_len:,})")
-    if not near.strategy.gradient_checkpointing:
-        help_.append("train.gradient_checkpointing: true")
+    if near.memory.activations + near.memory.logits >= near.missing:
+        if rows > 1:
+            help_.append(f"a smaller train.per_device_train_batch_size ({rows})")
+        help_.append(f"a smaller data.seq_len ({plan.seq_len:,})")
+        if not near.strategy.gradient_checkpointing:
+            help_.append("train.gradient_checkpointing: true")
     if near.strategy.stage < 3:
         help_.append("train.zero.stage: 3")
     return f"{said}These would help: {', '.join([*help_, *lora, 'more workers'])}, or workers with more memory"

@@ -37,7 +37,7 @@ BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
 }
 # The best rate of LoRA is about ten times that of full fine-tuning (Tinker's cookbook, 2025); that of prompt tuning is
 # up to 0.3 (arXiv 2104.08691).
-_USUAL_RATES = {"lora": (5e-5, 5e-3), "prompt": (1e-3, 0.5)}
+_USUAL_RATES = {"full": (1e-7, 1e-2), "lora": (5e-5, 5e-3), "prompt": (1e-3, 0.5)}
 _OFFLOAD_CPUS = 4  # threads with which Adam on the host keeps up with one GPU
 
 
@@ -232,11 +232,12 @@ def _warnings(spec: Spec) -> Iterator[str]:
         what = f"eval.metrics asks for {', '.join(asked)}" if asked else "eval.eval_steps is set"
         yield f"{what}, but there are no held-out samples: give data.eval or data.eval_fraction"
     train = spec.train
-    least, most = _USUAL_RATES.get(spec.method.kind, (0.0, 1.0))
+    least, most = _USUAL_RATES[spec.method.kind]
     if not least <= train.learning_rate <= most:
+        others = "" if spec.method.kind == "full" else ", far above those of full fine-tuning"
         yield (
             f"train.learning_rate ({train.learning_rate:g}) is unusual for method: {spec.method.kind}. Its best "
-            f"rates are mostly between {least:g} and {most:g}, far above those of full fine-tuning"
+            f"rates are mostly between {least:g} and {most:g}{others}"
         )
     if train.lr_scheduler_type == "warmup_stable_decay" and (train.warmup_ratio or 0.0) + train.decay_ratio > 1.0:
         yield f"warmup_ratio ({train.warmup_ratio}) + decay_ratio ({train.decay_ratio}) > 1: the decay is shortened"

@@ -208,16 +208,16 @@ def ending_of(paths: JobPaths, outcome: Outcome, search_succeeded: str | None = 
 
 
 def how_to_go_on(paths: JobPaths, outcome: Outcome | None, *, is_search: bool = False) -> str | None:
-    """Return the command that resumes a run; None if it has no checkpoint, succeeded, or would fail again.
+    """Return the command that resumes a run; None if it succeeded, or would fail again.
 
     Args:
         outcome: None for a run that was killed.
-        is_search: the run is a sweep or a comparison, which resumes without a checkpoint.
+        is_search: the run is a sweep or a comparison.
     """
     if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input or outcome.diverged):
         return None
-    if is_search:
-        return resume_command(paths)
+    if is_search or outcome is None or outcome.lost or outcome.status is Status.INTERRUPTED:
+        return resume_command(paths)  # without a checkpoint, a run begins again
     from jobs.run.checkpoints import committed_steps  # imports numpy, which the command line must not wait for
 
     try:

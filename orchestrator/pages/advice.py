@@ -32,7 +32,7 @@ def advice_page(
         rate: learning rate of the spec, for full fine-tuning.
         price: of one GPU for one hour.
     """
-    others = choice.changes or ("no other value of a single fact changes the advice",)
+    others = choice.changes or ("none: no other data, tasks, goal or machines alone would change it",)
     facts = [
         ("data", f"{situation.data} for training"),
         ("machines", str(plans["full"].machines)),
@@ -44,7 +44,10 @@ def advice_page(
     rates = {"full": f"{rate:g}", "lora": f"about {rate * RATE_OF_LORA:g}", "prompt": f"about {PROMPT_RATE:g}"}
     head = ("", "trained", "checkpoint", "strategy", "GiB", "whole run", "rate")
     rows = [(method, *_row(plan, price), rates[method]) for method, plan in plans.items()]
-    return "\n\n".join([table(facts), columns(head, rows), "The limits are rules of thumb: see docs/planning.md"])
+    limits = (
+        "The limits are rules of thumb: see docs/planning.md. kind: compare measures the methods on your data: see "
+    )
+    return "\n\n".join([table(facts), columns(head, rows), f"{limits}docs/comparison.md"])
 
 
 def advice_json(

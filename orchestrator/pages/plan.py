@@ -127,22 +127,24 @@ def _cost(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None) -> s
     facts = [
         ("sweep", format_sweep(sweep)),
         ("gangs", gangs),
-        ("budget", f"{many(cost.steps, 'step')} of {compact(cost.tokens)} tokens: {hours}, without evaluations"),
+        ("budget", f"{many(cost.steps, 'step')}, {compact(cost.tokens)} tokens in all: {hours}, without evaluations"),
     ]
     return table(facts)
 
 
 def _facts(plan: JobPlan, option: Option, price: float | None) -> list[tuple[str, str]]:
-    rows, time, device = option.batching.rows, option.time, plan.device
+    batching, time, device = option.batching, option.time, plan.device
+    idle = (batching.places - batching.rows) // batching.per_device if batching.accumulation == 1 else 0
+    no_rows = f"; {many(idle, 'worker')} of {batching.num_workers} without rows" if idle else ""
     facts = [
         ("machines", f"{plan.machines} ({option.room / GIB:.1f} GiB for each {device})"),
         ("model", f"{compact(plan.parameters)} parameters, {plan.precision}"),
-        ("batch", f"{many(rows, 'row')} of {many(plan.seq_len, 'token')} in a step"),
+        ("batch", f"{many(batching.rows, 'row')} of {many(plan.seq_len, 'token')} in a step{no_rows}"),
         ("step", f"{_seconds(time.seconds)}, {compact(time.tokens_per_s)} tokens/s, {100 * time.mfu:.0f} % MFU"),
     ]
     hours = plan.hours(option)
     if hours is None:
-        unknown = "not known yet: prepare the data (fleetune data prepare), or give train.max_steps"
+        unknown = "not known yet: prepare the data (fleetune data prepare), or give --set train.max_steps=1000 --set train.num_train_epochs=null"
         return [*facts, ("whole run", unknown)]
     used = hours * plan.machines.gpus
     cost = "" if price is None else f", {used * price:,.2f} at {price:g} each"

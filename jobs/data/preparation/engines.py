@@ -63,7 +63,7 @@ class Progress:
 
     def __init__(self, say: Say, total_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._say, self._total, self._clock = say, total_bytes, clock
-        self._started_at = self._said_at = clock()
+        self._said_at = clock()
         self._samples = 0
         self._positions: dict[tuple[str, int], int] = {}
         # Time, samples and bytes when the first chunk was done, because before that workers were starting.
@@ -101,7 +101,3 @@ class Progress:
         text += f", {self._done / self._total:.0%} of {byte_size(self._total)}"
         rate = (self._done - done) / elapsed if elapsed > 0.5 else 0.0
         return text + (f", eta {duration((self._total - self._done) / rate)}" if rate > 0 else "")
-
-    def elapsed_s(self) -> float:
-        """Return the seconds since the start."""
-        return self._clock() - self._started_at

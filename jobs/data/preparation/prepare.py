@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.metadata
 import json
+import time
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -236,6 +237,7 @@ def prepare(
         DataError: a file, column or label is wrong, too many records are bad, or a split would be empty.
         StorageError: storage_path cannot be written.
     """
+    began = time.monotonic()
     tokenizer = read_tokenizer(model_dir)
     jobs = source_jobs(spec, tokenizer, say)
     digest, made_from = fingerprint_of_jobs(jobs)
@@ -270,7 +272,7 @@ def prepare(
     )
     write_manifest(root, manifest)
     samples = sum(part.samples for parts in manifest.splits.values() for part in parts)
-    time_words = f"in {duration(progress.elapsed_s())}" if new else "(their sources were prepared already)"
+    time_words = f"in {duration(time.monotonic() - began)}" if new else "(their sources were prepared already)"
     done = f"prepared {many(samples, 'sample')} {time_words}"
     say(f"{done}: {_summary(manifest, spec)}")
     return Prepared.open(root)

@@ -14,7 +14,7 @@ from cluster.errors import Diverged
 from jobs.remedies import outliers
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory
-from jobs.run.metric_names import missing_metric
+from jobs.run.metric_names import MAJORITY, missing_metric
 from jobs.spec.evaluation import full_name
 from jobs.training.faults import IN_UPDATE
 from jobs.training.loop.saving import StepSignals
@@ -94,13 +94,18 @@ def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
 
 
 def tell_if_worse(run: Run, state: LoopState) -> None:
-    """Warn if the exported model is worse on held-out rows than the one before training.
+    """Warn if the exported model is worse on held-out rows than the one before training, or than no model.
 
     The metric is that of the best checkpoint if there is one, else the loss.
     """
     rule = run.job.spec.checkpoint
     metric = rule.best_metric or full_name("loss")
     after = state.exported.metrics if state.exported is not None else state.metrics
+    accuracy, majority = after.get(full_name("accuracy"), math.nan), after.get(MAJORITY, math.nan)
+    if accuracy < majority:
+        said = f"eval_accuracy ({accuracy:.4g}) is below the share of the most frequent class ({majority:.4g})"
+        advice = "Train for more steps, with another train.learning_rate, or with more samples of the other classes"
+        run.reporter.event("warning", f"{said}: the model is worse than always answering that class. {advice}")
     if metric not in after or metric not in state.metrics_before:
         return
     before, now = state.metrics_before[metric], after[metric]

@@ -22,7 +22,7 @@ PROMPT_FITS, LORA_FITS, LARGE = frozenset[Method](("prompt",)), ALL - {"full"}, 
         ({}, "full", "the goal is accuracy"),
         ({"goal": "cost"}, "lora", "the goal is cost"),
         ({"examples": 9_999, "tokens": 2_000_000}, "lora", "9,999 examples with 2M tokens in all are less than 10,000"),
-        ({"examples": 500, "tokens": 8_000_000}, "full", "with 500 examples with 8M tokens in all both"),  # long ones
+        ({"examples": 500, "tokens": 8_000_000}, "full", "500 examples with 8M tokens in all allow both"),  # long ones
         ({"examples": 500, "tokens": 80_000_000, "goal": "cost"}, "full", "a low rank falls behind"),
         ({"examples": 500, "tokens": 80_000_000, "is_labelled": True}, "lora", "500 examples with a label are less"),
         ({"tokens": 80_000_000, "is_labelled": True, "goal": "cost"}, "lora", "the goal is cost"),

@@ -315,17 +315,20 @@ def test_watch_passes_over_what_an_earlier_attempt_has_written(paths: JobPaths) 
     assert seen == [2]
 
 
-def test_ending_says_how_to_go_on_where_there_is_a_checkpoint(paths: JobPaths) -> None:
+def test_ending_says_how_to_go_on(paths: JobPaths) -> None:
     def stopped() -> Outcome:
         announce("remedy", "", remedy="hang", cause="rank 1 hung", action="it is killed", effect="")
         raise KeyboardInterrupt
 
     with contextlib.closing(Announcer(paths, NoProgress())) as announce:
         ending = ending_of(paths, concluded(paths, stopped, announce))
-        assert "resume" not in ending and "remedy: rank 1 hung: it is killed" in ending.splitlines()
+        resume = f"resume: fleetune run --resume {paths.root}"
+        assert ending.splitlines()[-1] == resume and "remedy: rank 1 hung: it is killed" in ending.splitlines()
+        failed = concluded(paths, stopped, announce).model_copy(update={"status": Status.FAILED})
+        assert "resume" not in ending_of(paths, failed)  # without a checkpoint, it would fail again
         storage.write_bytes(commit_path(paths, 5), b"{}")
         outcome = concluded(paths, stopped, announce)
-    assert ending_of(paths, outcome).splitlines()[-1] == f"resume: fleetune run --resume {paths.root}"
+    assert ending_of(paths, failed).splitlines()[-1] == ending_of(paths, outcome).splitlines()[-1] == resume
     for other in ({"status": Status.SUCCEEDED}, {"bad_input": True}, {"diverged": True}):
         assert "resume" not in ending_of(paths, outcome.model_copy(update=other))
 

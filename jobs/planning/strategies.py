@@ -103,11 +103,15 @@ class JobPlan:
 
     @property
     def chosen(self) -> Option | None:
-        """The fastest option that fits, or None. Of options with about the same time, the one that changes least."""
+        """The fastest option that fits, or None.
+
+        Of options with about the same time, it is the one that changes least, and of these the one that needs least
+        memory.
+        """
         fitting = [option for option in self.options if option.fits]
         most = (1 + _ALIKE) * min((option.time.seconds for option in fitting), default=0.0)
         alike = (option for option in fitting if option.time.seconds <= most)
-        return min(alike, key=lambda option: (len(option.changes), option.time.seconds), default=None)
+        return min(alike, key=lambda option: (len(option.changes), option.memory.total), default=None)
 
     @property
     def nearest(self) -> Option:

@@ -181,7 +181,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         troubles=troubles_of(events),
         plan=_plan(paths, outcome),
         events=tuple([event for event in events if event.get("kind") != "alive"][-LAST_EVENTS:]),
-        log_tail=None if tells_enough else log_tail(paths),
+        log_tail=None if tells_enough else log_tail(paths, outcome.rank if outcome else None),
     )
 
 
@@ -219,10 +219,10 @@ def _paths_of(paths: JobPaths, outcome: Outcome | None, is_search: bool) -> dict
     return found
 
 
-def log_tail(paths: JobPaths) -> str | None:
-    """Return the end of the driver's log, or else of the first rank's; None if the log is empty."""
+def log_tail(paths: JobPaths, rank: int | None = None) -> str | None:
+    """Return the end of this rank's log, or else of the driver's, or else of the first rank's; None if it is empty."""
     names = storage.list_names(paths.logs)
-    name = next((name for name in ("driver.log", *names) if name in names), None)
+    name = next((name for name in (f"rank-{rank}.log", "driver.log", *names) if name in names), None)
     if name is None:
         return None
     path = storage.join(paths.logs, name)

@@ -144,7 +144,8 @@ def _facts(plan: JobPlan, option: Option, price: float | None) -> list[tuple[str
     ]
     hours = plan.hours(option)
     if hours is None:
-        unknown = "not known yet: prepare the data (fleetune data prepare), or give --set train.max_steps=1000 --set train.num_train_epochs=null"
+        steps = "--set train.max_steps=1000 --set train.num_train_epochs=null"
+        unknown = f"not known yet: prepare the data (fleetune data prepare), or give {steps}"
         return [*facts, ("whole run", unknown)]
     used = hours * plan.machines.gpus
     cost = "" if price is None else f", {used * price:,.2f} at {price:g} each"

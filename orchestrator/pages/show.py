@@ -53,7 +53,8 @@ def plan(spec: Spec, varied: Mapping[str, str] = _NOTHING) -> dict[str, str]:
     empty = batching.places - batching.rows
     batch = (
         f"rows per step = {batching.rows} ({batching.per_device} per worker and pass x {batching.accumulation} "
-        f"accumulation x {many(batching.num_workers, 'worker')}{f', {empty} of {batching.places} places stay empty' if empty else ''})"
+        f"accumulation x {many(batching.num_workers, 'worker')}"
+        f"{f', {empty} of {batching.places} places stay empty' if empty else ''})"
     )
     packed = ", packed" if spec.packed else ""
     held_out = f"{data.eval_fraction:g} of the training samples" if data.eval_fraction else "none"

@@ -169,7 +169,15 @@ def test_a_job_that_does_not_fit_the_memory_of_its_cpus_is_fitted_or_refused(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jobs.preflight.run_plan._TINY_BYTES", 0)
-    fitted = run.planned(Places(1, 1, 3 * GIB), per_device_train_batch_size=64)
-    assert fitted.train.per_device_train_batch_size == 64
+    monkeypatch.setattr("jobs.preflight.run_plan._SMALL", 0.0)
+    needs = list[int]()
+    for rows in (64, 1):
+        kept = run.planned(Places(1, 1, 3 * GIB), per_device_train_batch_size=rows)
+        plan = read_plan(run.paths)
+        assert kept.train.per_device_train_batch_size == rows and plan is not None and not plan.is_bound
+        needs.append(plan.total_bytes)
+    fitted = run.planned(Places(1, 1, sum(needs) // 2), per_device_train_batch_size=64)
+    assert fitted.train.gradient_checkpointing and plan_batching(fitted).rows == 64
+    assert "chosen: gradient_checkpointing: true" in run.heard.events[-1].message
     with pytest.raises(OutOfMemory, match="for each worker"):
         run.planned(Places(1, 2, GIB // 2), per_device_train_batch_size=64)

@@ -48,7 +48,7 @@ from jobs.training.worker_input import Job
 ROOT: Final = pathlib.Path(__file__).resolve().parent.parent
 WORKERS: Final = 2
 GOOD_RATE: Final = 1e-3
-TOO_HIGH: Final = (1e-1, 2e-1)
+TOO_HIGH: Final = (1.5e-2, 3e-2, 1e-1, 2e-1)
 VOCABULARY: Final = 1000
 LENGTH: Final = 64  # tokens of a row
 _PRETRAINING_STEPS = 400
@@ -112,7 +112,7 @@ def case_of(
                 "global_batch_size": 16,
                 "per_device_train_batch_size": 8,
             },
-            "eval": {"eval_on_start": False},
+            "eval": {"eval_steps": 20},
             "checkpoint": {"save_steps": 20},
             "remedies": {"outlier_steps": remedy},
             "resources": {"num_workers": WORKERS, "gpus_per_worker": 0},

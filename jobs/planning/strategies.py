@@ -105,13 +105,13 @@ class JobPlan:
     def chosen(self) -> Option | None:
         """The fastest option that fits, or None.
 
-        Of options with about the same time, it is the one that changes least, and of these the one that needs least
-        memory.
+        Of options with about the same time, it is the one that changes least, of these one with least offload, whose
+        time is less certain, and of these the one that needs least memory.
         """
         fitting = [option for option in self.options if option.fits]
         most = (1 + _ALIKE) * min((option.time.seconds for option in fitting), default=0.0)
         alike = (option for option in fitting if option.time.seconds <= most)
-        return min(alike, key=lambda option: (len(option.changes), option.memory.total), default=None)
+        return min(alike, key=_cost, default=None)
 
     @property
     def nearest(self) -> Option:
@@ -121,6 +121,11 @@ class JobPlan:
     def hours(self, option: Option) -> float | None:
         """Hours of training, without the start, evaluations and checkpoints."""
         return None if self.total_steps is None else self.total_steps * option.time.seconds / 3600
+
+
+def _cost(option: Option) -> tuple[int, int, int]:
+    offloads = option.strategy.offload_optimizer + option.strategy.offload_param
+    return len(option.changes), offloads, option.memory.total
 
 
 def options(

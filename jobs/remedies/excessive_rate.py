@@ -1,7 +1,8 @@
 """A learning rate that is excessive from the first steps on: how it is noticed, and the rate to begin again with.
 
 Such a run is ruined within a few steps, so only its first loss is that of healthy weights. Later losses are of other
-rows, and may be higher for that reason. If they are, the loss of the first step's rows is measured again.
+rows, and may be higher for that reason. If they are, the loss of the first step's rows is measured again. A rate that is
+less excessive may lower the training loss and still ruin what the model knew: then an evaluation shows it.
 
 What is left of such a run says only that the rate was too high. So the first step is tried at several rates: the loss
 after it falls with the rate, and rises again above the best one. The functions are pure.
@@ -42,13 +43,29 @@ def may_be_worse_than_at_first(history: StepHistory, step: int) -> bool:
 def compared_with_first(history: StepHistory, step: int, loss: float) -> StepHistory:
     """Return the history with the present loss of the first step's rows, without dropout."""
     assert history.first_loss is not None
-    bound = max(_WORSE * history.first_loss, history.first_loss + _LEAST_EXCESS)
-    now = loss if bound < loss < math.inf else None
+    now = loss if _bound(history.first_loss) < loss < math.inf else None
     return history.model_copy(update={"first_compared_at": step, "first_loss_now": now})
 
 
+def compared_with_base(history: StepHistory, before: float, now: float) -> StepHistory:
+    """Return the history with the rise of the held-out loss since before training.
+
+    Call it in the first epoch only. Later, a model that knows its rows by heart may have a far higher held-out loss at
+    any rate.
+    """
+    rise = (before, now) if _bound(before) < now < math.inf else None
+    return history.model_copy(update={"held_out_rise": rise})
+
+
+def _bound(before: float) -> float:
+    return max(_WORSE * before, before + _LEAST_EXCESS)
+
+
 def worse_than_at_first(history: StepHistory) -> str | None:
-    """Say how far the loss of the first step's rows has risen; None if it has not, or is not known."""
+    """Say how far a loss has risen since before the first step; None if none has, or none is known."""
+    if history.held_out_rise is not None:
+        before, now = history.held_out_rise
+        return f"eval_loss rose from {before:.4g} before training to {now:.4g}"
     if history.first_loss is None or history.first_loss_now is None:
         return None
     return f"the loss of the first step's rows rose from {history.first_loss:.4g} to {history.first_loss_now:.4g}"

@@ -93,6 +93,9 @@ class StepHistory(Frozen):
     first_loss: float | None = Field(None, description="Of the first step, which no update precedes.")
     first_compared_at: int = Field(0, description="Steps that were done when its rows were last measured again.")
     first_loss_now: float | None = Field(None, description="The result, if the loss was far higher then.")
+    held_out_rise: tuple[float, float] | None = Field(
+        None, description="eval_loss before training and now, if it rose far within the first epoch."
+    )
     skipped: int = Field(0, description="Skipped steps, except those in which fp16 lowered its loss scale.")
     skipped_in_a_row: int = Field(0, description="Newest steps that were skipped, for any reason.")
     outliers: int = Field(0, description="Steps that were skipped because they were outlying.")

@@ -22,11 +22,12 @@ from jobs.data.prepared import Prepared
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
-from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
+from jobs.remedies.excessive_rate import compared_with_base, compared_with_first, may_be_worse_than_at_first
 from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
 from jobs.run.metric_names import general_name, is_general, is_harness, metric_items
+from jobs.spec.evaluation import full_name
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
@@ -88,6 +89,7 @@ def train_steps(
     spec, plan = run.job.spec, run.plan
     if ends_early(run, state):  # the run was interrupted between its last step and its export
         return state
+    warmup = warmup_steps(spec.train, plan.total_steps)
     rows_of_steps = timed(run.worker.steps(run.stream(), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
@@ -105,7 +107,7 @@ def train_steps(
         last = state.step == plan.total_steps
         ends = last or state.step == until
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
-        rollback = outliers.rollback_of(state.history, state.step, warmup_steps(spec.train, plan.total_steps))
+        rollback = outliers.rollback_of(state.history, state.step, warmup)
         scores = last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0)
         if scores and rollback is None:
             began = time.perf_counter()
@@ -113,6 +115,8 @@ def train_steps(
             record |= state.metrics
             if state.evaluated_at == state.step:
                 record["eval_time_s"] = time.perf_counter() - began
+                state = compared(run, state)
+                rollback = outliers.rollback_of(state.history, state.step, warmup)
         run.reporter.step(record)
         check_skips(run, state, signals, last)
         act = act_of(run, state)
@@ -134,6 +138,16 @@ def train_steps(
             return replace(state, stopped=signals.stop)
         started = time.perf_counter()
     return state
+
+
+def compared(run: Run, state: LoopState) -> LoopState:
+    """Compare the held-out loss with that before training, if the run has just been evaluated in its first epoch."""
+    name = full_name("loss")
+    before, now = state.metrics_before.get(name), state.metrics.get(name)
+    may_act = run.job.spec.remedies.outlier_steps and run.plan.epoch_of_step(state.step) <= 1
+    if before is None or now is None or not may_act:
+        return state
+    return replace(state, history=compared_with_base(state.history, before, now))
 
 
 def ends_early(run: Run, state: LoopState) -> bool:

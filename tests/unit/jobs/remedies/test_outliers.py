@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
+from jobs.remedies.excessive_rate import compared_with_base, compared_with_first, may_be_worse_than_at_first
 from jobs.remedies.outliers import (
     FEWEST,
     FEWEST_STEPS,
@@ -196,6 +196,22 @@ def test_a_run_that_is_ruined_within_its_first_steps_goes_back_to_its_start() ->
         assert targets_of(rollback, [4, 8]) == []
         assert "the loss of the first step's rows rose from" in rollback_report(rollback, 0, RATE).cause
         assert not may_be_worse_than_at_first(after_rollback(StepHistory(), worse, rollback, 0), 0)
+
+
+@pytest.mark.parametrize("now", [3.4, 2.0, math.nan, math.inf])
+def test_a_held_out_loss_that_has_risen_little_or_is_not_finite_is_no_rise(now: float) -> None:
+    history, _ = trained(noisy(3.0, 20))
+    assert rollback_of(compared_with_base(history, 3.0, now), 20, WARMUP) is None
+
+
+def test_a_held_out_loss_far_above_that_before_training_sends_the_run_back_to_its_start() -> None:
+    history, _ = trained(noisy(3.0, 20))
+    worse = compared_with_base(history, 3.0, 3.6)
+    rollback = rollback_of(worse, 20, WARMUP)
+    assert rollback is not None and rollback.cuts_rate and targets_of(rollback, [8, 16]) == []
+    assert rollback_report(rollback, 0, RATE).cause.startswith("eval_loss rose from 3 before training to 3.6, so ")
+    assert after_rollback(StepHistory(), worse, rollback, 0).held_out_rise is None
+    assert compared_with_base(worse, 3.0, 2.9).held_out_rise is None
 
 
 def test_a_loss_that_differs_from_batch_to_batch_has_not_risen() -> None:

@@ -175,7 +175,7 @@ def worker(listing: pathlib.Path) -> int:
         with contextlib.closing(loop.Reporter(job.paths, worker.rank)) as reporter:
             run = loop.set_up(job, worker, reporter)
             try:
-                loop.train_steps(run, loop.restored(run))
+                loop.train_steps(run, loop.begun(run, loop.restored(run)))
             except RunFailed as error:
                 reporter.event("failed", str(error))
             run.checkpoints.finish()

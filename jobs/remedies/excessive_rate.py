@@ -1,8 +1,8 @@
 """A learning rate that is excessive from the first steps on: how it is noticed, and the rate to begin again with.
 
 Such a run is ruined within a few steps, so only its first loss is that of healthy weights. Later losses are of other
-rows, and may be higher for that reason. If they are, the loss of the first step's rows is measured again. A rate that is
-less excessive may lower the training loss and still ruin what the model knew: then an evaluation shows it.
+rows, and may be higher for that reason. If they are, the loss of the first step's rows is measured again. A rate that
+is less excessive may lower the training loss and still ruin what the model knew: then an evaluation shows it.
 
 What is left of such a run says only that the rate was too high. So the first step is tried at several rates: the loss
 after it falls with the rate, and rises again above the best one. The functions are pure.

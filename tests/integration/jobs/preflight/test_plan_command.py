@@ -148,10 +148,19 @@ def test_bad_input_gets_one_message(spec: pathlib.Path, arguments: list[str], sa
 def test_a_job_that_does_not_fit_gets_the_machines_on_which_it_would(
     spec: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    # 150 million parameters, of which the hosts keep copies of 12 bytes each.
+    # 150 million parameters, of which the hosts keep copies of 12 bytes each beside the program.
     large = LLAMA | {"hidden_size": 2048, "intermediate_size": 2048, "num_hidden_layers": 4}
     (tmp_path / "config.json").write_text(json.dumps(large))
-    given = ("--on", "1xT4-16", "--host-memory", "1", "--set", f"model.path={tmp_path}", "--set", "train.zero.stage=2")
+    given = (
+        "--on",
+        "1xT4-16",
+        "--host-memory",
+        "1.6",
+        "--set",
+        f"model.path={tmp_path}",
+        "--set",
+        "train.zero.stage=2",
+    )
     plan = planned(spec, *given)
     assert plan["chosen"] is None and plan["sufficient"]["machines"] == "2x1xT4-16" and plan["sufficient"]["fits"]
     page = CliRunner().invoke(app, ["plan", str(spec), *given])
@@ -193,6 +202,8 @@ def test_of_a_sweep_one_gang_is_planned_and_the_whole_budget_is_counted(spec: pa
     assert plan["sweep"]["device_hours"] == pytest.approx(2 * hours)
     result = CliRunner().invoke(app, ["plan", str(file), "--on", "2x4xH100-80"])
     gangs, budget = result.output.splitlines()[-2:]
-    assert gangs == "gangs   4 gangs of 2 workers at once" and budget.startswith("budget  600 steps of 9.83M tokens: ")
+    assert gangs == "gangs   4 gangs of 2 workers at once" and budget.startswith(
+        "budget  600 steps, 9.83M tokens in all: "
+    )
     result = CliRunner().invoke(app, ["plan", str(file), "--on", "1xH100-80"])
     assert result.exit_code == 2 and "a gang of the sweep has 2 workers" in result.output

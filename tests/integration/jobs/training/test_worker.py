@@ -15,12 +15,14 @@ import torch.distributed as dist
 
 from cluster.errors import DataError, RunFailed, StorageOutage
 from jobs.remedies.hang import Doing
+from jobs.remedies.outliers import rollback_of
 from jobs.run.attempts import take_run
 from jobs.run.checkpoints import Best
 from jobs.run.outcome import Status
 from jobs.training import ending, worker_context
 from jobs.training.faults import Fault
 from jobs.training.loop import worker
+from jobs.training.loop.loop import compared
 from jobs.training.loop.state import LoopState
 from jobs.training.loop.watching import tell_if_worse, tell_missing_metric
 from jobs.training.worker_context import RayWorkerContext, RequestWatch
@@ -220,3 +222,19 @@ def test_a_best_metric_that_the_first_evaluation_does_not_report_is_told_once(tm
     assert not told(LoopState(), "scor", on_start=False), "only general text was scored"
     assert told(LoopState(step=5), "scor", on_start=False)
     assert not told(LoopState(step=9, evaluated_at=5), "scor", on_start=False)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "now", "may_act", "rises"),
+    [(0.5, 5.0, True, True), (1.5, 5.0, True, False), (0.5, 3.1, True, False), (0.5, 5.0, False, False)],
+)
+def test_a_held_out_loss_far_above_the_base_s_in_the_first_epoch_sends_the_run_back(
+    tmp_path: pathlib.Path, epoch: float, now: float, may_act: bool, rises: bool
+) -> None:
+    spec = tiny.spec_of(
+        tmp_path, tmp_path / "model", tmp_path / "text.jsonl", data__eval_fraction=0.1, remedies__outlier_steps=may_act
+    )
+    run: Any = SimpleNamespace(job=SimpleNamespace(spec=spec), plan=SimpleNamespace(epoch_of_step=lambda step: epoch))
+    state = compared(run, LoopState(step=9, metrics={"eval_loss": now}, metrics_before={"eval_loss": 3.0}))
+    assert (rollback_of(state.history, 9, warmup_steps=2) is not None) == rises
+    assert compared(run, LoopState(step=9, metrics={"eval_loss": now})).history.held_out_rise is None

@@ -33,7 +33,7 @@ def main() -> None:
         sys.exit('usage: python examples/classify.py MODEL_DIR "sentence" ...')
     warnings.simplefilter("ignore")
     model_dir, *sentences = sys.argv[1:]
-    if not os.path.isfile(f"{model_dir}/config.json"):
+    if not os.path.isdir(model_dir):
         sys.exit(f"{model_dir} is no model: give the directory model/ of a run that has succeeded")
     for sentence, (label, probability) in zip(sentences, classify(model_dir, sentences), strict=True):
         print(f"{label:<10} {probability:.3f}  {sentence}")

@@ -142,7 +142,8 @@ def findings(comparison: Comparison) -> list[str]:
         said.append(f"{metric.removeprefix('eval_')} is best with {best.name}")
         near = [one.name for one in others if best.metrics[metric].overlaps(one.metrics[metric])]
         if any(len(one.metrics[metric].values) < 2 for one in ranked):
-            said.append("a method with one seed has no interval, so the differences may be noise: give seeds: 3")
+            noise = "a method with one seed has no interval, so the differences may be noise"
+            said.append(f"{noise}: give seeds: 3, or a larger budget")
         elif near:
             said.append(f"its interval overlaps with that of {', '.join(near)}: more seeds may tell them apart")
     full = next((rate for one in comparison.methods if one.method == "full" and (rate := rate_of(one))), None)

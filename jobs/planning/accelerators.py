@@ -70,7 +70,7 @@ ACCELERATORS: Final = {
         Accelerator("T4-16", 14.5, 320, 65, 8.1, 16, 16, 3.1, 48, has_bf16=False),
     )
 }
-GPUS_OF_A_NODE: Final = 8  # at most, unless the number is given
+GPUS_OF_A_NODE: Final = 8  # of usual machines
 _ON: Final = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<gpus>\d+)x(?P<name>.+)", re.IGNORECASE)
 _MOST: Final = 1_000_000
 
@@ -105,7 +105,7 @@ class Machines:
 
 
 def machines_of(text: str) -> Machines:
-    """Read `8xH100-80` or, with two nodes, `2x8xH100-80`. More than 8 GPUs without a number of nodes are in several.
+    """Read `8xH100-80` or, with two nodes, `2x8xH100-80`. A multiple of 8 GPUs is in nodes of 8.
 
     Raises:
         InputError: the text has another form, or the accelerator is unknown; the message names similar ones.
@@ -122,9 +122,9 @@ def machines_of(text: str) -> Machines:
 
 
 def machines_with(gpus: int, accelerator: Accelerator) -> Machines:
-    """Return equal nodes with this number of GPUs in all, each with as many as possible, at most GPUS_OF_A_NODE."""
-    each = max(one for one in range(1, GPUS_OF_A_NODE + 1) if gpus % one == 0)
-    return Machines(gpus // each, each, accelerator)
+    """Return nodes of GPUS_OF_A_NODE GPUs for a multiple of it, else one node."""
+    nodes = 1 if gpus % GPUS_OF_A_NODE else gpus // GPUS_OF_A_NODE
+    return Machines(nodes, gpus // nodes, accelerator)
 
 
 def gang_machines(machines: Machines, workers: int) -> tuple[Machines, int]:

@@ -127,7 +127,7 @@ def mean_step_s(seconds: Sequence[float], deviations: Sequence[float]) -> float:
     steps = list(zip(seconds, deviations, strict=True))
     mean_s = statistics.mean(one_s / (1 + _SHARE_BY_TOKENS * x) for one_s, x in steps) or 1.0
     products = sum(x * (one_s / mean_s - 1) for one_s, x in steps) + _GUESS * _SHARE_BY_TOKENS
-    share = min(max(products / (sum(x * x for _, x in steps) + _GUESS), 0.0), 1.0)
+    share = min(max(products / (sum(x * x for _, x in steps) + _GUESS), 0.0), 0.99)
     counted = sorted(one_s / (1 + share * x) for one_s, x in steps)
     held_up = min(max(len(counted) // _HELD_UP, 1), len(counted) - 1)
     return statistics.mean(min(one_s, counted[-1 - held_up]) for one_s in counted)

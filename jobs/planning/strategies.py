@@ -105,8 +105,8 @@ class JobPlan:
     def chosen(self) -> Option | None:
         """The fastest option that fits, or None.
 
-        Of options with about the same time, it is the one that changes least, of these one with least offload, whose
-        time is less certain, and of these the one that needs least memory.
+        Of options with about the same time, it is the one that changes least, then one with the least offload, because
+        its time is uncertain, and then the one that needs least memory.
         """
         fitting = [option for option in self.options if option.fits]
         most = (1 + _ALIKE) * min((option.time.seconds for option in fitting), default=0.0)

@@ -50,8 +50,8 @@ def compared_with_first(history: StepHistory, step: int, loss: float) -> StepHis
 def compared_with_base(history: StepHistory, before: float, now: float) -> StepHistory:
     """Return the history with the rise of the held-out loss since before training.
 
-    Call it in the first epoch only. Later, a model that knows its rows by heart may have a far higher held-out loss at
-    any rate.
+    Call it for the first evaluation only, and in the first epoch. Later, a model that knows its rows by heart may have
+    a far higher held-out loss at any rate, and there are checkpoints that were better.
     """
     rise = (before, now) if _bound(before) < now < math.inf else None
     return history.model_copy(update={"held_out_rise": rise})

@@ -99,32 +99,38 @@ def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None
         return Outlier("loss", loss)
     if not math.isfinite(norm):
         return Outlier("gradients", norm)
-    middle, high, highest = _compared(history.losses)
-    if loss > high and _far_above(loss, highest):
+    middle, high = _middle_and_bound(history.losses)
+    if loss > high and _far_above(loss, _highest(history, high)):
         return Outlier("loss", loss, middle)
-    middle, high, highest = _compared(history.norms)
-    if norm > max(high, highest, NORM_FACTOR * middle, LEAST_NORM):
+    middle, high = _middle_and_bound(history.norms)
+    if norm > max((high, *history.norms)) and norm > max(NORM_FACTOR * middle, LEAST_NORM):
         return Outlier("gradients", norm, middle)
     return None
 
 
-def _compared(window: Sequence[float]) -> tuple[float, float, float]:
-    """Return the median of the window, the value that is DEVIATIONS above it, and the highest value of the window.
+def _highest(history: StepHistory, high: float) -> float:
+    """Return the highest loss of the window.
 
-    All are infinite if the window is too short. A single value above the bound is left out of the highest: it is from
-    the first FEWEST steps, which are not compared, or from before the median fell. Several are usual for these data.
+    A single one above `high` is left out: it may be an outlier of the first FEWEST steps, which are not compared. If a
+    step was skipped for a high loss since then, the data may have such batches, and it counts.
+    """
+    *_, second, highest = sorted(history.losses)
+    is_single = highest > high >= second and (history.skipped_loss is None or history.outliers_in_a_row > 0)
+    return second if is_single else highest
+
+
+def _middle_and_bound(window: Sequence[float]) -> tuple[float, float]:
+    """Return the median of the window, and the value that is DEVIATIONS above it; infinite if the window is too short.
 
     The deviation is that of the logarithms, because the spread of losses and norms grows with their size: near the end
     of a run that knows its samples by heart, a batch has ten times the loss of another.
     """
     if len(window) < FEWEST:
-        return math.inf, math.inf, math.inf
+        return math.inf, math.inf
     logs = [math.log(max(one, _LEAST)) for one in window]
     median = statistics.median(logs)
     deviation = _DEVIATION_OF_MAD * statistics.median(abs(one - median) for one in logs)
-    high = math.exp(min(median + DEVIATIONS * deviation, _MOST_LOG))
-    second, highest = sorted(window)[-2:]
-    return math.exp(median), high, second if highest > high >= second else highest
+    return math.exp(median), math.exp(min(median + DEVIATIONS * deviation, _MOST_LOG))
 
 
 def is_barred(history: StepHistory, step: int) -> bool:
@@ -167,6 +173,7 @@ def after_step(
             "skipped_in_a_row": 0 if applied or (barred and outlier is None) else history.skipped_in_a_row + 1,
             "outliers": history.outliers + (outlier is not None and counted),
             "outliers_in_a_row": in_a_row,
+            "skipped_loss": loss if outlier is not None and outlier.what == "loss" else history.skipped_loss,
             "bad_data": not applied and (history.bad_data or (ends_bar and in_a_row >= TROUBLE)),
         }
     )

@@ -100,6 +100,7 @@ class StepHistory(Frozen):
     skipped_in_a_row: int = Field(0, description="Newest steps that were skipped, for any reason.")
     outliers: int = Field(0, description="Steps that were skipped because they were outlying.")
     outliers_in_a_row: int = 0
+    skipped_loss: float | None = Field(None, description="Of the newest step that was skipped for its loss.")
     bad_data: bool = Field(False, description="The newest outliers are outlying with earlier weights too.")
     rollbacks: int = 0
     steps_again: int = Field(0, description="Steps that rollbacks have caused to be computed again.")

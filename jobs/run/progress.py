@@ -48,9 +48,9 @@ class NoProgress:
 class Pace:
     """Estimates the seconds to the end of a run from its events and the records of its steps.
 
-    A step takes `mean_step_s` of the newest steps. The first two steps are slower, and do not count if there are two
-    later ones. The mean time between steps, in which the run saves, is added. Each evaluation that is left takes as
-    long as the newest one, which may be that before the first step.
+    A step takes `mean_step_s` of the newest steps. The first two steps are slower: as many of them are left out as
+    leave two steps. The mean time between steps, in which the run saves, is added. Each evaluation that is left takes
+    as long as the newest one, which may be that before the first step.
     """
 
     def __init__(self) -> None:

@@ -69,13 +69,12 @@ def read_plan(paths: JobPaths) -> RunPlan | None:
 
 def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:
     """Compare a plan with the steps of the run's last attempt, in order. An empty record stands for an unknown step."""
-    known = [step for step in steps[1:] if "step_time_s" in step]
-    tokens = statistics.mean(step.get("tokens", 0) for step in known) if known else 0.0
+    tokens = statistics.mean([step["tokens"] for step in steps[1:] if step.get("tokens")] or [0])
 
     def seconds(first: int, end: int) -> list[tuple[float, float]]:
         """Return the seconds of steps, each with the relative deviation of its tokens."""
-        some = (step for step in steps[first:end] if "step_time_s" in step)
-        return [(float(one["step_time_s"]), one["tokens"] / tokens - 1 if tokens else 0.0) for one in some]
+        some = (step for step in steps[first:end] if step.get("step_time_s") is not None)
+        return [(float(one["step_time_s"]), one.get("tokens", tokens) / tokens - 1 if tokens else 0.0) for one in some]
 
     first, later = seconds(1, FIRST_STEPS), seconds(FIRST_STEPS, len(steps))
     peaks = [int(step["max_memory_bytes"]) for step in steps if "max_memory_bytes" in step]

@@ -187,7 +187,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
 
 def resume_of(run: RunSummary, *, is_search: bool) -> str | None:
     """Return the command that resumes a run that ended early; None if it runs, succeeded, or would fail again."""
-    if run.status in ("running", Status.SUCCEEDED):
+    if run.status in ("running", "unreadable", Status.SUCCEEDED):
         return None
     paths = JobPaths(run.root)
     return how_to_go_on(paths, _outcome(paths), is_search=is_search)

@@ -40,6 +40,10 @@ def _from_name(value: object) -> object:
     return value
 
 
+def _varies_seed(space: object) -> bool:
+    return isinstance(space, dict) and any(name.rpartition(".")[2] == "seed" for name in space)
+
+
 class CompareSpec(Search):
     """A comparison of methods on the same data and the same budget. Each is a sweep, which finds its own rate."""
 
@@ -51,10 +55,12 @@ class CompareSpec(Search):
         description="What is compared: full, lora or prompt; or {name, method, lora, prompt}, to compare ranks.",
     )
     seeds: int = Field(
-        3,
+        default_factory=lambda data: 1 if _varies_seed(data.get("space")) else 3,
         ge=1,
         le=100,
-        description="Seeds with which the two best trials of each method are trained, for the interval.",
+        description="Seeds with which the two best trials of each method are trained, for the interval; default: 3, or "
+        "1 if space has a seed. A budget in minutes or gpu_hours has room for the repeats; one in trials, runs or "
+        "tokens does not count them.",
     )
     then: Literal["export", "nothing"] = Field(
         "export", description="At the end of each sweep: export the best trial's model, or nothing."

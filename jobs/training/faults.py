@@ -53,7 +53,7 @@ _SIGNS_OF_A_LOST_PEER = (
     "No route to host",
     "Network is unreachable",
 )
-IN_UPDATE: Final = "This was in the update of the weights."  # note of an exception
+IN_UPDATE: Final = "Raised in the update of the weights."  # note of an exception
 _PLACE = re.compile(r"\[[^\]\s]+\.(?:cc|cpp|cu|h):\d+\] ?")  # a line of gloo's source code, which helps no user
 _GPU_MEMORY = re.compile(
     r"Tried to allocate (?P<asked>[\d.]+ \w+)\."

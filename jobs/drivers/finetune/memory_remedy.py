@@ -186,7 +186,9 @@ class MemoryRemedy:
         change = next_rung(job.spec, shortage, checkpointing=group.supports_checkpointing)
         earlier = read_remedies(self._paths)
         if change is None:
-            tried = format_tried([one for one in earlier if one.where == where])
+            steps = (Where.TRAINING, Where.UPDATE)
+            places = steps if where in steps else (where,)
+            tried = format_tried([one for one in earlier if one.where in places])
             tried = f" These changes did not suffice: {tried}." if tried else ""
             of_device = not of_host or not job.spec.resources.gpus_per_worker
             raise OutOfMemory(f"{said}{tried}{_planned(self._paths) if of_device else ''}", rank)

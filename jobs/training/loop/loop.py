@@ -110,11 +110,12 @@ def train_steps(
         rollback = outliers.rollback_of(state.history, state.step, warmup)
         scores = last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0)
         if scores and rollback is None:
-            began = time.perf_counter()
+            began, is_first = time.perf_counter(), state.evaluated_at is None
             state = evaluated(run, state, record)
             record |= state.metrics
             if state.evaluated_at == state.step:
                 record["eval_time_s"] = time.perf_counter() - began
+            if is_first and not last:
                 state = compared(run, state)
                 rollback = outliers.rollback_of(state.history, state.step, warmup)
         run.reporter.step(record)
@@ -141,11 +142,14 @@ def train_steps(
 
 
 def compared(run: Run, state: LoopState) -> LoopState:
-    """Compare the held-out loss with that before training, if the run has just been evaluated in its first epoch."""
+    """Compare the held-out loss of the first evaluation after a step with that before training, in the first epoch.
+
+    Once the rate was lowered it is not at fault: the held-out rows may be unlike the training rows.
+    """
     name = full_name("loss")
     before, now = state.metrics_before.get(name), state.metrics.get(name)
-    may_act = run.job.spec.remedies.outlier_steps and run.plan.epoch_of_step(state.step) <= 1
-    if before is None or now is None or not may_act:
+    may_act = run.job.spec.remedies.outlier_steps and state.history.rate_factor == 1
+    if before is None or now is None or not may_act or run.plan.epoch_of_step(state.step) > 1:
         return state
     return replace(state, history=compared_with_base(state.history, before, now))
 

@@ -105,7 +105,9 @@ def tell_if_worse(run: Run, state: LoopState) -> None:
     if accuracy < majority:
         said = f"eval_accuracy ({accuracy:.4g}) is below the share of the most frequent class ({majority:.4g})"
         advice = "Train for more steps, with another train.learning_rate, or with more samples of the other classes"
-        run.reporter.event("warning", f"{said}: the model is worse than always answering that class. {advice}")
+        run.reporter.event(
+            "warning", f"{said}: by accuracy, the model is worse than always answering that class. {advice}"
+        )
     if metric not in after or metric not in state.metrics_before:
         return
     before, now = state.metrics_before[metric], after[metric]

@@ -38,6 +38,10 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         "poisoned in bf16 and stage 1": {"train__bf16": True, "train__zero__stage": 1},
         "nan": {}, "damaged": {"checkpoint__save_steps": 5}, "damaged, from the start": {}, "bad data": {},
         "excessive rate": {"train__learning_rate": 1.0, "train__warmup_ratio": 0.1},
+        "excessive rate, evaluated": {
+            "train__learning_rate": 1.0, "train__warmup_ratio": 0.1, "data__eval_fraction": 0.1,
+            "eval__eval_on_start": True, "eval__eval_steps": 6,
+        },
     }  # fmt: skip
     plain = {name: case_of(folder, name, spec(**changes)) for name, changes in of_case.items()}
     changes: dict[str, dict[str, Any]] = {
@@ -138,6 +142,16 @@ def test_a_run_with_an_excessive_rate_begins_again_with_a_measured_one(cases: di
     run_gang(case.folder, 2, [new])
     for column in ("loss", "grad_norm", "learning_rate", "chain"):
         assert by_step(case, column) == new.record(column)
+
+
+def test_the_first_evaluation_tells_an_excessive_rate(cases: dict[str, Case]) -> None:
+    """Eight losses, which the other rules need, are not there yet."""
+    case = cases["excessive rate, evaluated"]
+    (act,) = acts(case, "rollback")
+    assert (act["step"], act["to_step"]) == (6, 0) and "eval_loss rose from" in act["cause"]
+    assert "the loss after one step at several rates" in act["action"]
+    losses = {one["step"]: one["eval_loss"] for one in read_journal(case.paths.metrics) if "eval_loss" in one}
+    assert sorted(losses) == [6, 12, 18, 24, 30, 36, STEPS] and losses[STEPS] < 5.0
 
 
 def test_the_chain_of_a_run_that_went_back_is_that_of_the_plan(cases: dict[str, Case]) -> None:

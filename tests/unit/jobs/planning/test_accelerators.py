@@ -18,7 +18,7 @@ from jobs.planning.accelerators import ACCELERATORS, accelerator_of, machines_of
         ("8xNVIDIA H100 80GB", 1, 8, "H100-80"),
         ("8xA100-40G", 1, 8, "A100-40"),
         ("32xH100-80", 4, 8, "H100-80"),
-        ("12xH100-80", 2, 6, "H100-80"),
+        ("12xH100-80", 1, 12, "H100-80"),
         ("1x16xB200", 1, 16, "B200-180"),
     ],
 )

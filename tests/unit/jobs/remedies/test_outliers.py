@@ -84,6 +84,8 @@ def test_one_outlier_among_the_first_steps_does_not_make_later_ones_normal() -> 
     early = [*noisy(4.0, 3), 60.0, *noisy(3.9, 4)]
     history, found = trained(early)
     assert not found and outlier_of(history, 60.0, 1.0) is not None and outlier_of(history, 4.1, 1.0) is None
+    rare = [2.0 if step % 10 else 4.5 for step in range(1, 201)]  # one batch of ten has a loss of its own
+    assert len(trained([4.5, *rare])[1]) == 1, "the first one seems an outlier, the others do not"
     history, found = trained([*early[:5], 58.0, *early[5:]])
     assert not found and outlier_of(history, 60.0, 1.0) is None and outlier_of(history, 200.0, 1.0) is not None
 

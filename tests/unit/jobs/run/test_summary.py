@@ -12,7 +12,6 @@ import fsspec
 import pytest
 
 from cluster.errors import InputError, StorageError
-from jobs.run.checkpoints import commit_path
 from jobs.run.find import find_run
 from jobs.run.outcome import Outcome, Status, event, write_outcome
 from jobs.run.paths import JobPaths
@@ -192,8 +191,6 @@ def test_accuracy_stands_with_the_majority_s_share_and_each_class_with_its_score
 def test_run_that_was_killed_is_described_with_how_to_go_on(root: str) -> None:
     paths = make_run(root, "a-20261124-100000-0001")
     assert f"fleetune run --resume {paths.root}" in run_page(describe_run(paths.root, now)), "from the start"
-    storage.write_bytes(commit_path(paths, 5), b"{}")
-    assert f"fleetune run --resume {paths.root}" in run_page(describe_run(paths.root, now))
     end(paths)
     assert "resume" not in run_page(describe_run(paths.root, now))
 

@@ -131,7 +131,7 @@ def test_an_evaluation_is_made_smaller_and_a_later_attempt_begins_with_that(
     ]  # fmt: skip
     assert [one.where for one in outcome.remedies] == ["evaluation", "evaluation", "training"]
     tried = "These changes did not suffice: train.per_device_train_batch_size 1."
-    assert f"{tried} The plan at the start expected at most 0.5" in str(outcome.reason)
+    assert f"{tried} The plan at the start expected at most 0.6" in str(outcome.reason)
     assert "Lower eval.per_device_eval_batch_size (2) or data.seq_len (64)" in str(outcome.reason)
 
     before = len(remedies_told(paths))

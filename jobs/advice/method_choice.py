@@ -36,7 +36,7 @@ class Situation:
     Attributes:
         examples: training samples.
         tokens: of these samples, as they were prepared.
-        is_labelled: whether the model learns one label of each sample. The length of a sample does not count then.
+        is_labelled: whether each sample has one label. Then tokens do not count, because a long text has one label too.
         parameters: of the base model.
         tasks: number of models to train from the same base model.
         possible: methods that this model allows.
@@ -66,7 +66,7 @@ class Situation:
     @property
     def data(self) -> str:
         if self.is_labelled:
-            return f"{many(self.examples, 'example')} with a label"
+            return many(self.examples, "labelled example")
         return f"{many(self.examples, 'example')} with {compact(self.tokens)} tokens in all"
 
     def why_not(self, method: Method) -> str:

@@ -54,7 +54,7 @@ def sufficient_machines(
 
 
 def _may_fit(traced: ModelTrace, strategy: Strategy, machines: Machines, copied_bytes: int) -> bool:
-    """Whether the states fit. This check is cheap: a pass over the trace of a 70B model takes some 50 ms."""
+    """Whether the states alone fit. This is checked first: following the trace of a 70B model takes some 50 ms."""
     states = static_memory(traced, strategy, machines.gpus, "cpu" if machines.is_cpu else "cuda")
     copies = copied_bytes * traced.trained // machines.gpus
     if machines.is_cpu:

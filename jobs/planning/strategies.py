@@ -111,7 +111,7 @@ class JobPlan:
         fitting = [option for option in self.options if option.fits]
         most = (1 + _ALIKE) * min((option.time.seconds for option in fitting), default=0.0)
         alike = (option for option in fitting if option.time.seconds <= most)
-        return min(alike, key=_cost, default=None)
+        return min(alike, key=_preference, default=None)
 
     @property
     def nearest(self) -> Option:
@@ -123,7 +123,7 @@ class JobPlan:
         return None if self.total_steps is None else self.total_steps * option.time.seconds / 3600
 
 
-def _cost(option: Option) -> tuple[int, int, int]:
+def _preference(option: Option) -> tuple[int, int, int]:
     offloads = option.strategy.offload_optimizer + option.strategy.offload_param
     return len(option.changes), offloads, option.memory.total
 

@@ -88,8 +88,8 @@ def next_rung(spec: Spec, shortage: Shortage, *, checkpointing: bool = True) -> 
 def _changes(spec: Spec, shortage: Shortage, checkpointing: bool) -> Iterator[Change]:
     """Yield the changes that can help, the next one first. On CPU workers there is nothing to offload from.
 
-    A smaller micro-batch frees activations, which an update does not need. An evaluation needs no states of the
-    optimizer, so offload of these helps it too.
+    A smaller micro-batch frees activations, and there are none in an update. An evaluation does not use the states of
+    the optimizer, so their offload frees memory for it.
     """
     on_gpus, train = spec.resources.gpus_per_worker > 0, spec.train
     if on_gpus and shortage.of_host:
@@ -151,6 +151,13 @@ def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[C
 def workers_of(spec: Spec) -> tuple[int, str | None]:
     """Return the kind of the workers, which decides how much memory each has."""
     return spec.resources.gpus_per_worker, spec.resources.accelerator_type
+
+
+def made_for(remedies: Sequence[Remedy], where: Where) -> list[Remedy]:
+    """Return the changes that were made after a lack of memory in the same part of the run. A step is one part."""
+    of_a_step = (Where.TRAINING, Where.UPDATE)
+    places = of_a_step if where in of_a_step else (where,)
+    return [one for one in remedies if one.where in places]
 
 
 def format_tried(remedies: Sequence[Remedy]) -> str:

@@ -29,8 +29,8 @@ REMEDY: Final = "outlier_steps"  # as in `jobs.spec.remedies`
 WINDOW: Final = 32  # steps that a step is compared with
 FEWEST: Final = 8  # steps before the first comparison
 # A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it
-# (a norm) or above all others (a loss, because sources may differ in theirs). The bounds were chosen from the curves in
-# docs/decisions/0032-outlier-steps.md.
+# (a norm) or above the highest loss (a loss, because sources may differ in theirs; see `_highest`). The bounds were
+# chosen from the curves in docs/decisions/0032-outlier-steps.md.
 LOSS_FACTOR: Final = 2.0
 LOSS_EXCESS: Final = 1.0  # nats; the loss of a language model of 4 nats never doubles
 LEAST_EXCESS: Final = 0.2  # nats; once a run knows its samples by heart, far smaller losses differ by large factors
@@ -111,12 +111,12 @@ def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None
 def _highest(history: StepHistory, high: float) -> float:
     """Return the highest loss of the window.
 
-    A single one above `high` is left out: it may be an outlier of the first FEWEST steps, which are not compared. If a
-    step was skipped for a high loss since then, the data may have such batches, and it counts.
+    If a single loss is above `high`, the second highest is returned: the first FEWEST steps are not compared, and one
+    of them may be an outlier. But once an earlier step was skipped for its loss, such batches belong to the data.
     """
     *_, second, highest = sorted(history.losses)
-    is_single = highest > high >= second and (history.skipped_loss is None or history.outliers_in_a_row > 0)
-    return second if is_single else highest
+    is_usual = history.skipped_for_loss and not history.outliers_in_a_row
+    return second if highest > high >= second and not is_usual else highest
 
 
 def _middle_and_bound(window: Sequence[float]) -> tuple[float, float]:
@@ -173,7 +173,7 @@ def after_step(
             "skipped_in_a_row": 0 if applied or (barred and outlier is None) else history.skipped_in_a_row + 1,
             "outliers": history.outliers + (outlier is not None and counted),
             "outliers_in_a_row": in_a_row,
-            "skipped_loss": loss if outlier is not None and outlier.what == "loss" else history.skipped_loss,
+            "skipped_for_loss": history.skipped_for_loss or (outlier is not None and outlier.what == "loss"),
             "bad_data": not applied and (history.bad_data or (ends_bar and in_a_row >= TROUBLE)),
         }
     )

@@ -94,13 +94,13 @@ class StepHistory(Frozen):
     first_compared_at: int = Field(0, description="Steps that were done when its rows were last measured again.")
     first_loss_now: float | None = Field(None, description="The result, if the loss was far higher then.")
     held_out_rise: tuple[float, float] | None = Field(
-        None, description="eval_loss before training and now, if it rose far within the first epoch."
+        None, description="eval_loss before training and in the first evaluation, if it has risen far."
     )
     skipped: int = Field(0, description="Skipped steps, except those in which fp16 lowered its loss scale.")
     skipped_in_a_row: int = Field(0, description="Newest steps that were skipped, for any reason.")
     outliers: int = Field(0, description="Steps that were skipped because they were outlying.")
     outliers_in_a_row: int = 0
-    skipped_loss: float | None = Field(None, description="Of the newest step that was skipped for its loss.")
+    skipped_for_loss: bool = Field(False, description="A step was skipped because its loss was outlying.")
     bad_data: bool = Field(False, description="The newest outliers are outlying with earlier weights too.")
     rollbacks: int = 0
     steps_again: int = Field(0, description="Steps that rollbacks have caused to be computed again.")

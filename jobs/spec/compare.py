@@ -12,7 +12,7 @@ from jobs.frozen import Frozen
 from jobs.spec.bounds import LONGEST_NAME, NAME_PATTERN, name_field
 from jobs.spec.finetune import Spec
 from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
-from jobs.spec.sweep import Search, SweepSpec
+from jobs.spec.sweep import Search, SweepSpec, varies_seed
 
 _MOST_METHODS: Final = 16
 _METHODS: Final = get_args(ChosenMethod.model_fields["kind"].annotation)
@@ -40,10 +40,6 @@ def _from_name(value: object) -> object:
     return value
 
 
-def _varies_seed(space: object) -> bool:
-    return isinstance(space, dict) and any(name.rpartition(".")[2] == "seed" for name in space)
-
-
 class CompareSpec(Search):
     """A comparison of methods on the same data and the same budget. Each is a sweep, which finds its own rate."""
 
@@ -55,12 +51,12 @@ class CompareSpec(Search):
         description="What is compared: full, lora or prompt; or {name, method, lora, prompt}, to compare ranks.",
     )
     seeds: int = Field(
-        default_factory=lambda data: 1 if _varies_seed(data.get("space")) else 3,
+        default_factory=lambda data: 1 if varies_seed(data.get("space", {})) else 3,
         ge=1,
         le=100,
-        description="Seeds with which the two best trials of each method are trained, for the interval; default: 3, or "
-        "1 if space has a seed. A budget in minutes or gpu_hours has room for the repeats; one in trials, runs or "
-        "tokens does not count them.",
+        description="Seeds with which the two best trials of each method are trained. The table has the interval over "
+        "them. Default: 3, or 1 if space has a seed. A budget in minutes or gpu_hours includes the repeats; one in "
+        "trials, runs or tokens does not.",
     )
     then: Literal["export", "nothing"] = Field(
         "export", description="At the end of each sweep: export the best trial's model, or nothing."

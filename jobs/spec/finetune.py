@@ -121,10 +121,7 @@ class Train(Frozen):
     def _no_two_fields_for_one_setting(self) -> Train:
         for one, other in EITHER_IN_TRAIN:
             if getattr(self, one) is not None and getattr(self, other) is not None:
-                raise ValueError(
-                    f"{one} and {other} are both given: drop one of them, on the command line with --set "
-                    f"train.{one}=null or --set train.{other}=null"
-                )
+                raise ValueError(f"{one} and {other} are both given: drop one of them, or set it to null")
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both true: drop one of them")
         if self.warmup_steps is not None and self.warmup_steps >= 1 and self.warmup_steps != int(self.warmup_steps):

@@ -6,6 +6,7 @@ A spec of kind `compare` has most of the same fields: see `jobs.spec.compare`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
@@ -53,6 +54,11 @@ def default_space(rate: float) -> dict[str, Range | tuple[Any, ...]]:
         "learning_rate": Range(min=rate / _AROUND, max=min(rate * _AROUND, 1.0), log=True),
         "warmup_ratio": Range(min=0.0, max=_MOST_WARMUP),
     }
+
+
+def varies_seed(space: Mapping[str, Any]) -> bool:
+    """Whether the trials have different seeds. `space`: dotted names of fields and what to try."""
+    return any(name.rpartition(".")[2] == "seed" for name in space)
 
 
 def _is_auto(data: dict[str, Any]) -> bool:
@@ -141,7 +147,7 @@ class Search(Frozen):
             names = ", ".join(sorted({"loss", *self.base.eval.metrics}))
             hint = did_you_mean(self.metric.removeprefix("eval_"), ("loss", *self.base.eval.metrics))
             raise ValueError(f"metric is {self.metric}, but base.eval.metrics has {names}{hint}")
-        if self.seeds > 1 and any(name.rpartition(".")[2] == "seed" for name in self.space):
+        if self.seeds > 1 and varies_seed(self.space):
             raise ValueError("seeds trains the best trials with other seeds, and space has seed too: drop one of them")
         return self
 

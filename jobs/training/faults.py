@@ -137,7 +137,7 @@ def is_of_host_memory(error: BaseException) -> bool:
 
 
 def is_in_update(error: BaseException) -> bool:
-    """Whether the exception was raised in the update of the weights, which follows the passes of a step."""
+    """Whether the weights were being updated when the exception was raised."""
     return IN_UPDATE in getattr(error, "__notes__", ())
 
 

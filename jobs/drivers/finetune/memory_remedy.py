@@ -25,6 +25,7 @@ from jobs.remedies.out_of_memory import (
     advice,
     changed,
     format_tried,
+    made_for,
     next_rung,
     with_remedies,
     workers_of,
@@ -177,7 +178,7 @@ class MemoryRemedy:
 
         Args:
             said: the message of the error if no change is left.
-            where: what the run did; None: see the run's files.
+            where: the part of the run that lacked memory; None: the files of the group tell it.
         """
         group = self._group or Group(self._paths)
         group.look()
@@ -186,9 +187,7 @@ class MemoryRemedy:
         change = next_rung(job.spec, shortage, checkpointing=group.supports_checkpointing)
         earlier = read_remedies(self._paths)
         if change is None:
-            steps = (Where.TRAINING, Where.UPDATE)
-            places = steps if where in steps else (where,)
-            tried = format_tried([one for one in earlier if one.where in places])
+            tried = format_tried(made_for(earlier, where))
             tried = f" These changes did not suffice: {tried}." if tried else ""
             of_device = not of_host or not job.spec.resources.gpus_per_worker
             raise OutOfMemory(f"{said}{tried}{_planned(self._paths) if of_device else ''}", rank)

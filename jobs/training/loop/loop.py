@@ -22,12 +22,11 @@ from jobs.data.prepared import Prepared
 from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
-from jobs.remedies.excessive_rate import compared_with_base, compared_with_first, may_be_worse_than_at_first
+from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
 from jobs.remedies.forgetting import Act, rate_factor
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
 from jobs.run.metric_names import general_name, is_general, is_harness, metric_items
-from jobs.spec.evaluation import full_name
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
@@ -41,7 +40,14 @@ from jobs.training.loop.restoring import check_step, load_best, restored, rolled
 from jobs.training.loop.saving import best_score, save_if_due
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.loop.step import train_step
-from jobs.training.loop.watching import check_skips, counted, tell_if_worse, tell_missing_metric, tell_summary
+from jobs.training.loop.watching import (
+    check_skips,
+    compared,
+    counted,
+    tell_if_worse,
+    tell_missing_metric,
+    tell_summary,
+)
 from jobs.training.model.engine import build_engine, must_compile, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.model.isolation import rows_are_unpacked
@@ -139,19 +145,6 @@ def train_steps(
             return replace(state, stopped=signals.stop)
         started = time.perf_counter()
     return state
-
-
-def compared(run: Run, state: LoopState) -> LoopState:
-    """Compare the held-out loss of the first evaluation after a step with that before training, in the first epoch.
-
-    Once the rate was lowered it is not at fault: the held-out rows may be unlike the training rows.
-    """
-    name = full_name("loss")
-    before, now = state.metrics_before.get(name), state.metrics.get(name)
-    may_act = run.job.spec.remedies.outlier_steps and state.history.rate_factor == 1
-    if before is None or now is None or not may_act or run.plan.epoch_of_step(state.step) > 1:
-        return state
-    return replace(state, history=compared_with_base(state.history, before, now))
 
 
 def ends_early(run: Run, state: LoopState) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from cluster.errors import Diverged
 from jobs.remedies import outliers
+from jobs.remedies.excessive_rate import compared_with_base
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory
 from jobs.run.metric_names import MAJORITY, missing_metric
@@ -77,6 +78,20 @@ def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
         scaling=scaling,
     )
     return replace(state, history=history)
+
+
+def compared(run: Run, state: LoopState) -> LoopState:
+    """Compare the held-out loss of the first evaluation after a step with the one before training.
+
+    Nothing is compared after the first epoch, nor after the rate was lowered: if the loss is still high then, the
+    cause is not the rate. The held-out rows may be unlike the training rows.
+    """
+    name = full_name("loss")
+    before, now = state.metrics_before.get(name), state.metrics.get(name)
+    may_act = run.job.spec.remedies.outlier_steps and state.history.rate_factor == 1
+    if before is None or now is None or not may_act or run.plan.epoch_of_step(state.step) > 1:
+        return state
+    return replace(state, history=compared_with_base(state.history, before, now))
 
 
 def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) -> None:

@@ -22,9 +22,8 @@ from jobs.run.outcome import Status
 from jobs.training import ending, worker_context
 from jobs.training.faults import Fault
 from jobs.training.loop import worker
-from jobs.training.loop.loop import compared
 from jobs.training.loop.state import LoopState
-from jobs.training.loop.watching import tell_if_worse, tell_missing_metric
+from jobs.training.loop.watching import compared, tell_if_worse, tell_missing_metric
 from jobs.training.worker_context import RayWorkerContext, RequestWatch
 from jobs.training.worker_input import Job
 from tests.support import tiny

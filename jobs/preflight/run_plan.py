@@ -36,7 +36,7 @@ from jobs.spec.finetune import PLANNED, Planned, Spec
 
 # Largest error of predictions, as a share; a job that lacks less memory is tried. Plans of workers without GPU count
 # freed memory, and a checkpoint that is being written, at the highest moment.
-_UNCERTAIN, _UNCERTAIN_ON_CPU = 0.05, 0.25
+_UNCERTAIN, _UNCERTAIN_ON_CPU = 0.05, 0.3
 # A job whose rough bound is below this share of the room is not traced, which takes seconds. Below these bytes, the
 # machines are not asked either.
 _SMALL: Final = 0.5

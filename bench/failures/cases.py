@@ -265,6 +265,16 @@ MACHINES = [
         plants=(Plant("step", "stop", steps=(6,)),), changes={"remedies.hang": True},
     ),
     Case(
+        "worker gets little of its core", Kind.MACHINES,
+        goes_on("rank 1 on host", "times slower", "other programs use the cores there", acts=("straggler",)),
+        plants=(Plant("step", "throttle", rank=None, steps=(2,)),),
+    ),
+    Case(
+        "worker on a slow processor", Kind.MACHINES,
+        goes_on("computes 3.0 times slower", "processor itself is slow", "Look at that machine", acts=("straggler",)),
+        plants=(Plant("step", "slow processor", rank=None, steps=(2,)),),
+    ),
+    Case(
         "ECC error", Kind.MACHINES,
         ends(
             MACHINE, "hardware of rank 1", "ECC", advice=("nvidia-smi",), rank=1, lost=True, out_of_memory=False,

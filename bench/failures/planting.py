@@ -9,12 +9,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jobs.remedies.straggler import Timing
 from tests.support.changed_module import LOOP, when_loaded
 
 _WAIT_S = 120.0
@@ -222,6 +225,39 @@ def _damage(given: Given) -> None:
         given.run.engine.partitions._refresh()
 
 
+def _throttle(_: Given) -> None:
+    """Stop this process for 90 of every 100 ms if it is rank 1, and let rank 0 compare the speeds after every step."""
+    import torch.distributed as dist
+
+    from jobs.training import speed_watch
+
+    speed_watch.EVERY_S = 0.0  # type: ignore[misc]
+    if dist.get_rank() == 1:
+        subprocess.Popen([sys.executable, "-c", _THROTTLE, str(os.getpid())])
+
+
+_THROTTLE = """
+import os, signal, sys, time
+pid = int(sys.argv[1])
+while os.getppid() == pid:
+    os.kill(pid, signal.SIGSTOP)
+    time.sleep(0.09)
+    os.kill(pid, signal.SIGCONT)
+    time.sleep(0.01)
+"""
+
+
+def _slow_processor(_: Given) -> None:
+    """Let all work of a probe seem to take three times as long on this rank, and compare after every step."""
+    import torch.distributed as dist
+
+    from jobs.training import speed_watch
+
+    speed_watch.EVERY_S = 0.0  # type: ignore[misc]
+    times = 3 if dist.get_rank() == 1 else 1
+    speed_watch.timing_of = lambda *_: Timing(0.03 * times, 0.03 * times)
+
+
 CONTROLS = ("full", "stalled", "dropped", "dropped rows")
 
 
@@ -247,6 +283,8 @@ ACTS: dict[str, Callable[[Given], None]] = {
     "stop": _signal(signal.SIGSTOP),
     "wait": _wait,
     "cut links": _cut_links,
+    "throttle": _throttle,
+    "slow processor": _slow_processor,
     "lose rows": _lose_rows,
     "damage": _damage,
     "well": _well,

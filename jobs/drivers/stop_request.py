@@ -101,6 +101,8 @@ class StopRequest:
     def defer(self, deferred: bool = True) -> None:
         """Only record requests from now on, or raise for them again. Raises Stopped if there was one already."""
         self.deferred = deferred
+        if deferred:
+            self._disarm()
         if self.asked:
             raise Stopped(_REASON)
 
@@ -112,6 +114,7 @@ class StopRequest:
             yield
         finally:
             self.deferred = True
+            self._disarm()
 
     def hold(self) -> StopRequest:
         """Handle SIGINT and SIGTERM from now on, if this is the main thread. A `with` block restores the handlers.
@@ -130,13 +133,17 @@ class StopRequest:
     __enter__ = hold
 
     def __exit__(self, *_: object) -> None:
+        self._disarm()
         kept = self._kept.pop()
-        if kept:
-            signal.setitimer(signal.ITIMER_REAL, 0.0)
         for number, handler in kept.items():
             signal.signal(number, handler)
         if kept and not any(self._kept):
             signal.setitimer(signal.ITIMER_REAL, *self._timer)
+
+    def _disarm(self) -> None:
+        """Stop the timer that raises `Stopped` again. At its end, Python lets SIGALRM kill the process."""
+        if any(self._kept):
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         arrived = signal.Signals(number)

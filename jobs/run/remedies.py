@@ -72,7 +72,8 @@ class RemedyReport(NamedTuple):
     """One act of a remedy, for an event of kind `remedy`.
 
     Attributes:
-        remedy: its name: out_of_memory, lost_workers, hang, outlier_steps, forgetting, early_stopping or machine.
+        remedy: its name: out_of_memory, lost_workers, hang, straggler, outlier_steps, forgetting, early_stopping or
+            machine.
         cause, action, effect: clauses that make one sentence for people.
         advice: a clause that says what to change in the next run.
         steps_again: steps that are computed again.

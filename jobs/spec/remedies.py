@@ -39,6 +39,9 @@ class Remedies(Frozen):
     hang: bool = Field(
         False, description="A rank that stops responding: kill it, and go on from the newest checkpoint."
     )
+    straggler: bool = Field(
+        True, description="A rank that computes slower than the others: name it and its host, and tell the queue."
+    )
     outlier_steps: bool = Field(
         True,
         description="Skip steps of outlying loss or gradient; if they go on, or the loss rises for good, roll back and "

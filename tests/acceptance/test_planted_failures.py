@@ -11,7 +11,13 @@ from bench.failures.given import Workshop
 from bench.failures.judging import problems
 from bench.failures.running import run_case
 
-NAMES = ("prepared rows gone before training", "gzip cut short", "metric is NaN", "GPU memory in the update")
+NAMES = (
+    "prepared rows gone before training",
+    "gzip cut short",
+    "metric is NaN",
+    "GPU memory in the update",
+    "worker gets little of its core",
+)
 
 
 @pytest.fixture(scope="module")

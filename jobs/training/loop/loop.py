@@ -51,7 +51,9 @@ from jobs.training.loop.watching import (
 from jobs.training.model.engine import build_engine, must_compile, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.model.isolation import rows_are_unpacked
+from jobs.training.model.load import DTYPES
 from jobs.training.reporter import Reporter
+from jobs.training.speed_watch import SpeedWatch
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
@@ -126,6 +128,8 @@ def train_steps(
                 rollback = outliers.rollback_of(state.history, state.step, warmup)
         run.reporter.step(record)
         check_skips(run, state, signals, last)
+        if signals.probe:
+            run.speeds.probe(state.step)
         act = act_of(run, state)
         if rollback is not None or act is Act.GO_BACK:
             rows_of_steps.close()
@@ -257,6 +261,7 @@ def ready(loaded: Loaded, job: Job, worker: WorkerContext, reporter: Reporter) -
         evaluator=evaluator("eval", job.spec.eval.metrics),
         general=evaluator("general", ("loss", "perplexity")),
         reporter=reporter,
+        speeds=SpeedWatch(worker, reporter, DTYPES[engine.precision], job.spec.remedies.straggler),
     )
 
 

@@ -30,6 +30,7 @@ class StepSignals:
     save: bool  # a checkpoint was requested, or is due by time
     busy: bool  # a rank is still writing the last checkpoint
     failed: bool  # a rank failed to write it
+    probe: bool  # the speeds of the ranks are to be compared
     digest: int  # of all rows that were trained on, with their places (see `jobs.data.order.digest_chain.step_digest`)
     skipped: bool = False  # the step changed no weight
     norm: float | None = None  # of the gradient, if the step may be compared with later ones
@@ -43,21 +44,23 @@ def digest_of_rows(table: Any, first_place: int) -> int:
 
 
 def pack_signals(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
-    """Return this rank's summand of the step's all-reduce; (7,) float64."""
+    """Return this rank's summand of the step's all-reduce; (8,) float64."""
     requests = run.worker.requests()
     minutes, checkpoints = run.job.spec.checkpoint.save_minutes, run.checkpoints
     overdue = minutes is not None and time.monotonic() - checkpoints.last_began_at > 60 * minutes
     high, low = divmod(digest % 2**64, _HALF)
-    signs = [requests.stop, requests.save or (run.worker.rank == 0 and overdue), checkpoints.busy, checkpoints.failed]
+    save = requests.save or (run.worker.rank == 0 and overdue)
+    signs = [requests.stop, save, checkpoints.busy, checkpoints.failed, run.speeds.is_due]
     rest = torch.tensor([float(high), float(low), *map(float, signs)], dtype=torch.float64, device=loss.device)
     return torch.cat([loss.reshape(1), rest])
 
 
 def unpack_signals(summed: torch.Tensor, targets: int) -> StepSignals:
     """Read the sum of all ranks' summands. `targets`: in the global batch."""
-    loss, high, low, stop, save, busy, failed = summed.tolist()
+    loss, high, low, *signs = summed.tolist()
     digest = (int(high) * _HALF + int(low)) % 2**64
-    return StepSignals(loss / targets, stop > 0, save > 0, busy > 0, failed > 0, digest)
+    stop, save, busy, failed, probe = (sign > 0 for sign in signs)
+    return StepSignals(loss / targets, stop, save, busy, failed, probe, digest)
 
 
 def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) -> LoopState:

@@ -22,6 +22,7 @@ from jobs.training.loop.harness import Harness
 from jobs.training.loop.metrics import Confusion
 from jobs.training.model.engine import Engine
 from jobs.training.reporter import Reporter
+from jobs.training.speed_watch import SpeedWatch
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
@@ -86,6 +87,7 @@ class Run(Loaded):
     evaluator: Evaluator | None  # of held-out rows
     general: Evaluator | None  # of general text
     reporter: Reporter
+    speeds: SpeedWatch
 
     def targets_of(self, *steps: int) -> int:
         return sum(int(self.split.index.num_targets[self.plan.rows_of_step(step)].sum()) for step in steps)

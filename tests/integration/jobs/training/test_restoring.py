@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_parameters() -> None:
 
 
 def signals(loss: float, digest: int) -> StepSignals:
-    return StepSignals(loss, stop=False, save=False, busy=False, failed=False, digest=digest)
+    return StepSignals(loss, stop=False, save=False, busy=False, failed=False, probe=False, digest=digest)
 
 
 def planned_digest(step: int) -> int:

@@ -19,8 +19,9 @@ from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from jobs.spec.vary import sweep_values
 from jobs.storage import files as storage
-from orchestrator.api import MOST_JOBS, JobView, Server, Submission
+from orchestrator.api import MOST_JOBS, JobView, Nodes, Server, Submission
 from orchestrator.cli.log_printing import print_logs
+from orchestrator.cli.submit_plan import plan_all
 from orchestrator.client.client import iter_completed, send_specs, with_queue_settings
 from orchestrator.client.connection import Connection
 from orchestrator.client.handle import JobHandle
@@ -58,7 +59,7 @@ def submit_all(server: Connection, options: SubmitOptions, say: Say) -> list[Job
     specs = _vary_all(load_named(options.specs, options.overrides), options.sweep)
     server.get("/v1/server", Server)  # fails now, not after the checks, if the server cannot be used
     if options.check:
-        _check(specs, say)
+        plan_all(_check(specs, say), server.get("/v1/nodes", Nodes), say)
     parents = tuple(find_job(server, job).job_id for job in options.after)
     bodies = with_queue_settings(specs, options.tenant, options.priority, parents)
     body = Submission(specs=tuple(bodies), key=options.key or uuid.uuid4().hex)
@@ -100,9 +101,13 @@ def _check_options(options: SubmitOptions) -> None:
         raise InputError("--tenant is empty: leave it out, or give a name")
 
 
-def _check(specs: Sequence[Named], say: Say) -> None:
-    """Validate specs as `fleetune validate` does, if model and data are on this machine. Raises InputError."""
-    several = len(specs) > 1
+def _check(specs: Sequence[Named], say: Say) -> list[Named]:
+    """Validate specs as `fleetune validate` does, if model and data are on this machine, and return these.
+
+    Raises:
+        InputError: a spec is wrong.
+    """
+    several, checked = len(specs) > 1, list[Named]()
     for one in specs:
         spec, path, judged = trained_job(one.spec), one.name, None
         if isinstance(one.spec, SweepSpec):
@@ -118,8 +123,10 @@ def _check(specs: Sequence[Named], say: Say) -> None:
                 warnings = validate(spec, judged=judged).warnings
             for warning in warnings:
                 say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
+            checked.append(one)
         else:
             say(f"not checked: model and data of {path}, because they are not all on this machine")
+    return checked
 
 
 def _similar_directory(model: str, path: str) -> str:

@@ -50,7 +50,9 @@ def submit(
         str | None,
         typer.Option("--key", metavar="TEXT", help="Repeating a submission with the same key makes no new jobs."),
     ] = None,
-    check: Annotated[bool, typer.Option("--check/--no-check", help="Check model and data before submitting.")] = True,
+    check: Annotated[
+        bool, typer.Option("--check/--no-check", help="Check model, data and memory before submitting.")
+    ] = True,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the jobs end; see the exit codes.")] = False,
     follow: Annotated[bool, typer.Option("--follow", help="Like --wait, and print the logs.")] = False,
     json_: Json = False,

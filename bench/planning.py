@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from jobs.planning.memory import RESERVE, Memory, ModelTrace, memory_of
 from jobs.planning.precision import Precision
-from jobs.planning.strategy import keeps_frozen_inputs, strategy_of
+from jobs.planning.strategy import as_traced, strategy_of
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 
@@ -33,6 +33,12 @@ ZERO: Final = {
     "param_persistence_threshold": 500,
     "max_live_parameters": 1_500_000,
     "max_reuse_distance": 250_000,
+}
+SMALL_BUFFERS: Final = {
+    "reduce_bucket_size": 100_000,
+    "prefetch_bucket_size": 50_000,
+    "max_live_parameters": 100_000,
+    "max_reuse_distance": 0,
 }
 _COMMON: Final = {
     "hidden_size": HIDDEN,
@@ -76,12 +82,14 @@ class Case:
     accumulation: int = 2
     method: str = "full"
     offload: str = ""  # "optimizer", or "both": the parameters too
+    small_buffers: bool = False
 
     def spec(self, model_dir: pathlib.Path) -> Spec:
         classify = self.model == "bert"
         model = {"path": str(model_dir), "task": "sequence-classification" if classify else "causal-lm"}
         fields = {"": (), "optimizer": ("offload_optimizer",), "both": ("offload_optimizer", "offload_param")}
         offloads = dict.fromkeys(fields[self.offload], "cpu")
+        buffers = ZERO | (SMALL_BUFFERS if self.small_buffers else {})
         return Spec.model_validate({
             "model": {**model, **({"num_labels": 3} if classify else {})},
             "method": self.method,
@@ -92,7 +100,7 @@ class Case:
             "train": {
                 "max_steps": 3, "per_device_train_batch_size": self.rows, "bf16": self.bf16,
                 "gradient_accumulation_steps": self.accumulation, "gradient_checkpointing": self.checkpointing,
-                "zero": {"stage": self.stage, **ZERO, **offloads},
+                "zero": {"stage": self.stage, **buffers, **offloads},
             },
             "resources": {"num_workers": self.workers, "gpus_per_worker": 0},
             "storage_path": str(model_dir.parent),
@@ -124,6 +132,12 @@ def cases(models: Sequence[str]) -> list[Case]:
             for stage, offload in ((2, "optimizer"), (3, "optimizer"), (3, "both"))
             for workers in (1, 2)
             for bf16 in (False, True)
+        ]
+        found += [
+            Case(model, workers, bf16=bf16, rows=1, checkpointing=again, small_buffers=True)
+            for workers in (1, 2)
+            for bf16 in (False, True)
+            for again in (False, True)
         ]
         found += [
             Case(model, workers, stage, method=method, checkpointing=again)
@@ -158,10 +172,11 @@ def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:
     from jobs.preflight.model_trace import trace_model
 
     precision: Precision = "bf16" if spec.train.bf16 else "fp32"
-    again, keeps_inputs = spec.train.gradient_checkpointing, keeps_frozen_inputs(spec)
-    key = (spec.model.path, precision, again, spec.packed, spec.method.kind, keeps_inputs)
+    traced = as_traced(spec, json.loads(pathlib.Path(spec.model.path, "config.json").read_bytes()))
+    again, stage = spec.train.gradient_checkpointing, traced.train.zero.stage
+    key = (spec.model.path, precision, again, spec.packed, spec.method.kind, stage)
     if key not in traces:
-        traces[key] = trace_model(spec, spec.model.path, precision)
+        traces[key] = trace_model(traced, spec.model.path, precision)
     trace = traces[key]
     memory = memory_of(trace, strategy_of(spec), spec.resources.num_workers, "cpu")
     if spec.train.zero.stage == 3:
@@ -246,11 +261,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")
     parser.add_argument("--workers", type=int, nargs="+", choices=(1, 2, 4, 8), help="only cases with these numbers")
     parser.add_argument("--offload", action="store_true", help="only cases with offload")
+    parser.add_argument("--small-buffers", action="store_true", help="only cases with small buffers")
     given = parser.parse_args()
     wanted = [
         case
         for case in (quick_cases() if given.quick else cases(given.only))
-        if (not given.workers or case.workers in given.workers) and (case.offload or not given.offload)
+        if (not given.workers or case.workers in given.workers)
+        and (case.offload or not given.offload)
+        and (case.small_buffers or not given.small_buffers)
     ]
     records = []
     for record in compare(wanted):

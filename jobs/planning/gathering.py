@@ -60,7 +60,8 @@ class Gathering:
         self._queue.extend((number, step) for step, visit in enumerate(self.visits) for number in sorted(visit))
 
     def enter(self, parameters: tuple[int, ...]) -> int:
-        """Make a module's parameters whole, and fetch ahead. Returns bytes that are needed for a moment."""
+        """Make a module's parameters whole, and fetch ahead. Returns the most bytes that this adds for a moment."""
+        before = self.held
         missing = [number for number in parameters if number not in self._whole and number not in self._flying]
         if missing:
             self._gather(missing)
@@ -78,7 +79,7 @@ class Gathering:
         self._fetch_ahead(parameters)
         most = max(most, self.held)
         self._step += 1
-        return most - self.held
+        return most - before
 
     def leave(self, parameters: tuple[int, ...]) -> None:
         """Free a module's parameters, except those that are needed again soon."""

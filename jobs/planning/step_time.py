@@ -1,6 +1,7 @@
 """Estimates the time of an optimizer step by a roofline. Pure.
 
-Compute and communication overlap, so the longer of them counts; the optimizer's update follows. The share of the peak
+Compute and communication overlap, so the longer of them counts, unless ZeRO-3 gathers nothing ahead; the optimizer's
+update follows. The share of the peak
 that matrix products reach is an assumption until the first steps of a run have measured it (`mean_step_s`).
 """
 
@@ -37,10 +38,11 @@ class StepTime:
 
     Attributes:
         compute_s: forward and backward passes of a worker.
-        communication_s: gathering of parameters and reduction of gradients; mostly hidden behind the passes.
+        communication_s: gathering of parameters and reduction of gradients.
         optimizer_s: the update of the worker's shard, with transfers to and from the host if it is offloaded.
         tokens_per_s: of all workers, padding included.
         mfu: model FLOPs, without recomputation, as a share of the dense peak.
+        overlaps: whether communication is hidden behind the passes.
     """
 
     compute_s: float
@@ -48,10 +50,15 @@ class StepTime:
     optimizer_s: float
     tokens_per_s: float
     mfu: float
+    overlaps: bool = True
 
     @property
     def seconds(self) -> float:
-        return max(self.compute_s, self.communication_s) + self.optimizer_s
+        return _seconds(self.compute_s, self.communication_s, self.optimizer_s, self.overlaps)
+
+
+def _seconds(compute: float, communication: float, optimizer: float, overlaps: bool) -> float:
+    return (max(compute, communication) if overlaps else compute + communication) + optimizer
 
 
 def step_time(trace: ModelTrace, strategy: Strategy, batching: Batching, machines: Machines) -> StepTime:
@@ -72,13 +79,15 @@ def step_time(trace: ModelTrace, strategy: Strategy, batching: Batching, machine
     compute = max(executed / (peak * EFFICIENCY), reading, passes * trace.operations * _START_S)
     communication = _communication_s(trace, strategy, batching, machines)
     optimizer = _optimizer_s(trace, strategy, batching.num_workers, gpu)
-    seconds = max(compute, communication) + optimizer
+    overlaps = not strategy.has_small_buffers
+    seconds = _seconds(compute, communication, optimizer, overlaps)
     return StepTime(
         compute_s=compute,
         communication_s=communication,
         optimizer_s=optimizer,
         tokens_per_s=batching.rows * trace.seq_len / seconds,
         mfu=model_flops / seconds / (peak * batching.num_workers),
+        overlaps=overlaps,
     )
 
 

@@ -159,6 +159,10 @@ def options(
             found[strategy] = option(strategy)
         if strategy in found and not found[strategy].fits:
             too_large.add(alike)  # larger micro-batches, which follow, need more
+            memory, small = found[strategy].memory, strategy.with_small_buffers
+            may_suffice = found[strategy].missing <= memory.gathered_buckets + memory.communication
+            if "zero" in choosable and strategy.stage == 3 and may_suffice and small not in found:
+                found[small] = option(small)
     return tuple(found.values())
 
 

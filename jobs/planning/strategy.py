@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal
 
 from jobs.planning.batching import plan_batching
 from jobs.spec.finetune import Spec
+from jobs.spec.zero import Zero
+
+# Values of `train.zero` with which ZeRO-3 holds little beside its part, in elements. It then gathers each module's
+# parameters when the module begins, so computing waits for it.
+_SMALL_BUFFERS: Final = {
+    "reduce_bucket_size": 10_000_000,
+    "prefetch_bucket_size": 10_000_000,
+    "max_live_parameters": 100_000_000,
+    "max_reuse_distance": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -29,16 +40,37 @@ class Strategy:
     def fields(self) -> dict[str, Any]:
         """The fields of `train` that a plan may choose, with their values as a spec has them."""
         offload = {name: "cpu" for name in ("offload_optimizer", "offload_param") if getattr(self, name)}
+        own = {name: getattr(self, name) for name in _SMALL_BUFFERS}
+        buffers = {name: size for name, size in own.items() if size != getattr(Strategy, name)}
         return {
             "per_device_train_batch_size": self.per_device_train_batch_size,
             "gradient_checkpointing": self.gradient_checkpointing,
-            "zero": {"stage": self.stage, **offload},
+            "zero": {"stage": self.stage, **offload, **buffers},
         }
 
+    @property
+    def has_small_buffers(self) -> bool:
+        """Whether ZeRO-3 gathers no parameters ahead."""
+        return self.stage == 3 and self.max_live_parameters <= _SMALL_BUFFERS["max_live_parameters"]
 
-def keeps_frozen_inputs(spec: Spec) -> bool:
-    """Whether linear layers keep their inputs until backward although they are frozen, as under ZeRO-3."""
-    return spec.method.kind != "full" and spec.train.zero.stage == 3
+    @property
+    def with_small_buffers(self) -> Strategy:
+        """The strategy with less memory for buffers of ZeRO-3. Smaller sizes stay."""
+        return replace(self, **{name: min(size, getattr(self, name)) for name, size in _SMALL_BUFFERS.items()})
+
+
+def as_traced(spec: Spec, config: Mapping[str, Any]) -> Spec:
+    """Return the spec with ZeRO-3 if a trace of it differs from one of the other stages, else with ZeRO-2.
+
+    ZeRO-3 replaces linear layers: they keep their inputs until backward although they are frozen, and the gradients of
+    tied weights are added in place (`LinearFunctionForZeroStage3` of DeepSpeed).
+
+    Args:
+        config: the content of the model's config.json. Without `tie_word_embeddings`, weights may be tied.
+    """
+    differs = spec.method.kind != "full" or config.get("tie_word_embeddings", True)
+    zero = Zero(stage=3 if spec.train.zero.stage == 3 and differs else 2)
+    return spec.model_copy(update={"train": spec.train.model_copy(update={"zero": zero})})
 
 
 def strategy_of(spec: Spec) -> Strategy:

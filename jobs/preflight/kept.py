@@ -18,7 +18,6 @@ from pydantic import TypeAdapter, ValidationError
 from jobs.model_files.directory import WEIGHTS, safetensors_header, weight_files
 from jobs.planning.memory import ModelTrace
 from jobs.planning.precision import Precision
-from jobs.planning.strategy import keeps_frozen_inputs
 from jobs.spec.finetune import Spec
 
 _VERSIONS = ("fleetune", "torch", "transformers")
@@ -42,7 +41,7 @@ def is_kept(spec: Spec, model_dir: str, precision: Precision) -> bool:
 
 
 def _of_trace(spec: Spec, model_dir: str, precision: Precision) -> tuple[str, ...]:
-    of_adapter = () if spec.method.kind == "full" else (version("peft"), str(keeps_frozen_inputs(spec)))
+    of_adapter = () if spec.method.kind == "full" else (version("peft"),)
     # An adapter also trains the parameters that the weights lack.
     weights = [] if spec.method.kind == "full" else Path(model_dir).glob("*.safetensors")
     return (
@@ -52,7 +51,8 @@ def _of_trace(spec: Spec, model_dir: str, precision: Precision) -> tuple[str, ..
         spec.method.model_dump_json(),
         spec.lora.model_dump_json(),
         spec.prompt.model_dump_json(),
-        str((spec.num_labels, spec.data.seq_len, spec.packed, precision, spec.train.gradient_checkpointing)),
+        str((spec.num_labels, spec.data.seq_len, spec.packed, precision)),
+        str((spec.train.gradient_checkpointing, spec.train.zero.stage == 3)),
         Path(model_dir, "config.json").read_text(errors="replace"),
         str(sorted((path.name, path.stat().st_size) for path in weights)),
         *_code(),

@@ -24,7 +24,7 @@ from jobs.planning.memory import COPIED, ModelTrace
 from jobs.planning.more_machines import sufficient_machines
 from jobs.planning.precision import Precision, precision_of
 from jobs.planning.strategies import JobPlan, options
-from jobs.planning.strategy import Strategy, keeps_frozen_inputs, strategy_of
+from jobs.planning.strategy import Strategy, as_traced, strategy_of
 from jobs.preflight.kept import kept_cpu_speed, kept_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
@@ -92,12 +92,12 @@ def plan_on(
         # With this kernel, samples are kept apart in batches of one row only.
         choosable -= {"per_device_train_batch_size"}
 
-    traces = dict[tuple[bool, bool], ModelTrace]()
+    traces = dict[tuple[bool, int], ModelTrace]()
 
     def trace(strategy: Strategy) -> ModelTrace:
         asked = rows.with_value("train.gradient_checkpointing", strategy.gradient_checkpointing)
-        asked = asked.with_value("train.zero.stage", strategy.stage)
-        key = strategy.gradient_checkpointing, keeps_frozen_inputs(asked)
+        asked = as_traced(asked.with_value("train.zero.stage", strategy.stage), config)
+        key = strategy.gradient_checkpointing, asked.train.zero.stage
         if key not in traces:
             traces[key] = _trace(asked, model_dir, precision)
         return traces[key]

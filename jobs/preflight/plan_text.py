@@ -20,6 +20,8 @@ def format_strategy(strategy: Strategy) -> str:
         words.append("optimizer and parameters on the host" if strategy.offload_param else "optimizer on the host")
     if strategy.gradient_checkpointing:
         words.append("checkpointing")
+    if strategy.has_small_buffers:
+        words.append("small buffers")
     return ", ".join([*words, f"micro-batch {strategy.per_device_train_batch_size}"])
 
 

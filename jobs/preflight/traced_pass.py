@@ -21,7 +21,6 @@ from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
 from jobs.planning.memory import EventKind, piece_of_loss
-from jobs.planning.strategy import keeps_frozen_inputs
 from jobs.preflight.tracker import Event, Tracker
 from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
@@ -128,7 +127,7 @@ def _without_pieces(events: Sequence[Event]) -> Iterator[Event]:
         before = event.live
 
 
-class _LinearKeepingInput(torch.autograd.Function):
+class _LinearOfZero3(torch.autograd.Function):
     """A linear layer as DeepSpeed computes it under ZeRO-3: its input stays until backward, also if it is frozen."""
 
     @staticmethod
@@ -148,7 +147,7 @@ class _LinearKeepingInput(torch.autograd.Function):
 
 
 def _linear(inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return cast(torch.Tensor, _LinearKeepingInput.apply(inputs, weight, bias))  # type: ignore[no-untyped-call]
+    return cast(torch.Tensor, _LinearOfZero3.apply(inputs, weight, bias))  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -190,7 +189,7 @@ def _without_data(spec: Spec) -> Iterator[None]:
     The pieces of the loss take the same memory one after another, so only the first few are computed.
     """
     with ExitStack() as stack:
-        if keeps_frozen_inputs(spec):
+        if spec.train.zero.stage == 3:
             stack.enter_context(mock.patch.object(torch.nn.functional, "linear", _linear))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(without_decisions_from_data(spec.packed))

@@ -7,7 +7,7 @@ takes milliseconds and no memory. A dispatch mode sees every result, and a final
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from jobs.planning.memory import EventKind
 
 # The registry counts attention of GPUs only. The operator of CPUs has the same first arguments.
 _ON_CPU: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_UNIQUE: Final = 4  # references to an argument of an operator that only its caller holds
 _COUNTED_AS: Final = {_ON_CPU: torch.ops.aten._scaled_dot_product_flash_attention}
 
 
@@ -61,7 +62,10 @@ class Tracker(TorchDispatchMode):
         self.most_operations = most_operations
         self._details: list[tuple[str, int]] | None = [] if detailed else None
         self.live = self.peak = self.flops = self.operations = 0
-        self._known = {tensor.untyped_storage()._cdata for tensor in uncounted}
+        given = list(uncounted)
+        self._known = {tensor.untyped_storage()._cdata for tensor in given}
+        self._shapes = {tensor.shape for tensor in given}
+        self._reused: set[int] = set()  # storages whose bytes belong to a later tensor
 
     def note(self, kind: EventKind, place: str = "", parameters: tuple[str, ...] = ()) -> None:
         self.events.append(Event(kind, place, parameters, self.live, self.peak, tuple(self._details or ())))
@@ -78,6 +82,9 @@ class Tracker(TorchDispatchMode):
         elif packet.__name__ == "grouped_mm_fallback":  # experts: (tokens, k) times (experts, k, n)
             self.flops += 2 * args[0].numel() * args[1].shape[-1]
         before = self.operations
+        # Of activations, real engines add some in place and some not, so these count as not.
+        if func is torch.ops.aten.add.Tensor and out.shape in self._shapes and is_sum_in_place(args):
+            self._reuse(args[0].untyped_storage(), out.untyped_storage())
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 self._register(tensor.untyped_storage())
@@ -96,6 +103,30 @@ class Tracker(TorchDispatchMode):
             self.peak = max(self.peak, self.live)
             weakref.finalize(storage, self._end, key, size)
 
+    def _reuse(self, old: torch.UntypedStorage, new: torch.UntypedStorage) -> None:
+        """Let a new storage have the bytes of an old one."""
+        key, size = new._cdata, new.nbytes()
+        if old._cdata in self._known and old.nbytes() == size:
+            self._reused.add(old._cdata)
+            self._known.add(key)
+            self.operations += 1
+            weakref.finalize(new, self._end, key, size)
+
     def _end(self, key: int, size: int) -> None:
         self._known.discard(key)
-        self.live -= size
+        if key in self._reused:
+            self._reused.discard(key)
+        else:
+            self.live -= size
+
+
+def is_sum_in_place(args: Sequence[Any]) -> bool:
+    """Whether autograd adds a gradient to one that nothing else refers to, which it does in place for real tensors.
+
+    It adds the newer one, the second argument, unless the older one is a view, whose base is referred to. Source:
+    `InputBuffer::accumulate` of PyTorch.
+    """
+    if torch._C._current_graph_task_id() == -1 or not all(isinstance(one, torch.Tensor) for one in args[:2]):
+        return False
+    older: Any = args[0]
+    return args[1].shape == older.shape and not older._is_view() and older._use_count() == _UNIQUE

@@ -139,3 +139,28 @@ def test_micro_batches_beyond_one_that_does_not_fit_are_left_out() -> None:
     fits = [[fit for _, fit in sorted(tried)] for tried in sizes.values()]
     assert all(tried[:-1] == [True] * (len(tried) - 1) for tried in fits), "the last one may lack memory"
     assert any(tried[-1] for tried in fits) and not all(tried[-1] for tried in fits)
+
+
+def test_small_buffers_are_tried_where_they_may_suffice() -> None:
+    def with_room(gib: float, choosable: frozenset[Planned] = PLANNED) -> JobPlan:
+        gpu = replace(accelerator_of("A100-80"), memory_gib=gib, host_gib=12.0)
+        return found(Machines(1, 8, gpu), choosable)
+
+    default = next(one for one in with_room(80.0).options if one.strategy == Strategy(gradient_checkpointing=True))
+    needed = default.memory.total / GIB
+    plan = with_room(needed - 0.05)
+    assert plan.chosen is not None and plan.chosen.strategy == replace(
+        Strategy(gradient_checkpointing=True),
+        reduce_bucket_size=10_000_000,
+        prefetch_bucket_size=10_000_000,
+        max_live_parameters=100_000_000,
+        max_reuse_distance=0,
+    )
+    assert plan.chosen.changes["zero"] == {
+        "stage": 3, "reduce_bucket_size": 10_000_000, "prefetch_bucket_size": 10_000_000,
+        "max_live_parameters": 100_000_000, "max_reuse_distance": 0,
+    }  # fmt: skip
+    time = plan.chosen.time
+    assert time.seconds == pytest.approx(time.compute_s + time.communication_s + time.optimizer_s), "nothing overlaps"
+    assert not any(one.strategy.has_small_buffers for one in with_room(needed + 0.05).options if one.fits)
+    assert with_room(needed - 0.05, frozenset({"gradient_checkpointing"})).chosen is None

@@ -117,11 +117,11 @@ def tell_if_worse(run: Run, state: LoopState) -> None:
     metric = rule.best_metric or full_name("loss")
     after = state.exported.metrics if state.exported is not None else state.metrics
     accuracy, majority = after.get(full_name("accuracy"), math.nan), after.get(MAJORITY, math.nan)
-    if accuracy < majority:
-        said = f"eval_accuracy ({accuracy:.4g}) is below the share of the most frequent class ({majority:.4g})"
+    if accuracy <= majority < 1.0:
+        said = f"eval_accuracy ({accuracy:.4g}) is not above the share of the most frequent class ({majority:.4g})"
         advice = "Train for more steps, with another train.learning_rate, or with more samples of the other classes"
         run.reporter.event(
-            "warning", f"{said}: by accuracy, the model is worse than always answering that class. {advice}"
+            "warning", f"{said}: by accuracy, the model is no better than always answering that class. {advice}"
         )
     if metric not in after or metric not in state.metrics_before:
         return

@@ -7,17 +7,19 @@ import pathlib
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from jobs.planning.memory import memory_of, piece_of_loss
 from jobs.planning.strategy import Strategy
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
-from jobs.preflight.traced_pass import _watch, traced_pass
+from jobs.preflight.traced_pass import _linear, _watch, traced_pass
 from jobs.preflight.tracker import Tracker
 from jobs.training.loop import loss
 from jobs.training.model.load import DTYPES, model_config
@@ -149,3 +151,18 @@ def test_pieces_of_the_loss_are_those_of_the_loop(vocabulary: int, targets: int)
     logits = torch.empty((1, targets, vocabulary), device="meta")
     pieces = [piece.numel() for piece, _, _ in loss._pieces(logits, logits[..., 0], logits[..., 0])]
     assert sum(pieces) == logits.numel() and max(pieces) == piece_of_loss(vocabulary, logits.numel())
+
+
+def test_only_zero_3_adds_the_gradients_of_tied_weights_in_place() -> None:
+    """A view, which the linear layer of the other stages has as its gradient, has a base that is still referred to."""
+
+    def most_weights(linear: Callable[..., torch.Tensor]) -> int:
+        with FakeTensorMode():
+            weight = torch.nn.Parameter(torch.empty(1000, 32))
+            rows = torch.nn.functional.embedding(torch.zeros(2, dtype=torch.long), weight)
+            loss = linear(rows * 2, weight).sum()
+            with Tracker([weight]) as tracker:
+                loss.backward()
+        return int(tracker.peak / (4 * weight.numel()))
+
+    assert most_weights(torch.nn.functional.linear) == 3 and most_weights(_linear) == 2

@@ -198,8 +198,10 @@ def test_an_exported_model_that_is_worse_than_the_base_is_told(tmp_path: pathlib
     assert not told({"eval_accuracy": 0.5, "eval_loss": 0.7}, {"eval_accuracy": 0.8, "eval_loss": 0.9}, **by_accuracy)
     assert told({"eval_accuracy": 0.5}, {"eval_accuracy": 0.4}, **by_accuracy)
     (said,) = told({}, {"eval_accuracy": 0.37, "eval_majority_share": 0.63}, classify=True)
-    assert "eval_accuracy (0.37) is below the share of the most frequent class (0.63)" in said
-    assert not told({}, {"eval_accuracy": 0.63, "eval_majority_share": 0.63}, classify=True)
+    assert "eval_accuracy (0.37) is not above the share of the most frequent class (0.63)" in said
+    assert told({}, {"eval_accuracy": 0.63, "eval_majority_share": 0.63}, classify=True)
+    assert not told({}, {"eval_accuracy": 0.64, "eval_majority_share": 0.63}, classify=True)
+    assert not told({}, {"eval_accuracy": 1.0, "eval_majority_share": 1.0}, classify=True), "there is one class"
 
 
 def test_a_best_metric_that_the_first_evaluation_does_not_report_is_told_once(tmp_path: pathlib.Path) -> None:

@@ -266,12 +266,12 @@ MACHINES = [
     ),
     Case(
         "worker gets little of its core", Kind.MACHINES,
-        goes_on("rank 1 on host", "times slower", "other programs use the cores there", acts=("straggler",)),
+        goes_on("rank 1 on host", "times slower", "use the cores there", acts=("straggler",)),
         plants=(Plant("step", "throttle", rank=None, steps=(2,)),),
     ),
     Case(
         "worker on a slow processor", Kind.MACHINES,
-        goes_on("computes 3.0 times slower", "processor itself is slow", "Look at that machine", acts=("straggler",)),
+        goes_on("computes 3.0 times slower", "its processor is slow", acts=("straggler",)),
         plants=(Plant("step", "slow processor", rank=None, steps=(2,)),),
     ),
     Case(

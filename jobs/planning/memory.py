@@ -182,7 +182,8 @@ def _largest_heap(trace: ModelTrace, strategy: Strategy, num_workers: int) -> in
     for moment, before, copied, after in _pass(trace, strategy, num_workers, "cpu"):
         most = _Added(*map(max, most, before, after))
         activations = max(activations, moment.peak_at(strategy.per_device_train_batch_size))
-        copies = max(copies, copied)
+        lasting = max(after.gathered_buckets - before.gathered_buckets, 0)  # of the copies, what is in `after` too
+        copies = max(copies, copied - lasting)
     gradients = trace.width * trace.trained
     update = _update_peak(trace, strategy, num_workers, static).used - static.used
     return static.used + static.host + sum(most) + activations + copies + gradients + update

@@ -1,8 +1,8 @@
 """Estimates the time of an optimizer step by a roofline. Pure.
 
-Compute and communication overlap, so the longer of them counts, unless ZeRO-3 gathers nothing ahead; the optimizer's
-update follows. The share of the peak
-that matrix products reach is an assumption until the first steps of a run have measured it (`mean_step_s`).
+Compute and communication overlap, so the longer of them counts; with small buffers of ZeRO-3, their sum. The
+optimizer's update follows. The share of the peak that matrix products reach is an assumption until the first steps of a
+run have measured it (`mean_step_s`).
 """
 
 from __future__ import annotations
@@ -94,22 +94,24 @@ def step_time(trace: ModelTrace, strategy: Strategy, batching: Batching, machine
 def _communication_s(trace: ModelTrace, strategy: Strategy, batching: Batching, machines: Machines) -> float:
     """Seconds in which the slowest link moves a step's parameters and gradients (ZeRO, 1910.02054, section 7).
 
-    Stage 3 gathers the parameters for the forward and the backward pass and reduces the gradients, in every pass. Stage
+    Stage 3 gathers the parameters for the forward and the backward pass and reduces the gradients, in every pass. With
+    small buffers, what is computed again for checkpointing is not kept for the backward pass, but gathered again. Stage
     2 reduces in every pass, stage 1 once a step, and both gather the updated parameters once.
     """
     workers, gpu = batching.num_workers, machines.accelerator
     passes, trained = batching.accumulation, trace.trained
+    gatherings = 3 if strategy.has_small_buffers and strategy.gradient_checkpointing else 2
     elements = {
         1: 2 * trained,
         2: (1 + passes) * trained,
-        3: passes * (2 * trace.parameters + trained),
+        3: passes * (gatherings * trace.parameters + trained),
     }[strategy.stage]
     moved = trace.width * elements * (workers - 1) / workers
     link = gpu.link_gb_s if machines.nodes == 1 else min(gpu.link_gb_s, gpu.network_gb_s)
     seconds = moved / (1e9 * link)
-    if strategy.offload_param:  # every worker sends its shard to its GPU for both gatherings
+    if strategy.offload_param:  # every worker sends its shard to its GPU for each gathering
         shard = trace.width * trace.parameters / workers
-        seconds = max(seconds, 2 * batching.accumulation * shard / (1e9 * gpu.host_gb_s))
+        seconds = max(seconds, gatherings * batching.accumulation * shard / (1e9 * gpu.host_gb_s))
     return seconds
 
 

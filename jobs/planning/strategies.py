@@ -160,8 +160,10 @@ def options(
         if strategy in found and not found[strategy].fits:
             too_large.add(alike)  # larger micro-batches, which follow, need more
             memory, small = found[strategy].memory, strategy.with_small_buffers
-            may_suffice = found[strategy].missing <= memory.gathered_buckets + memory.communication
-            if "zero" in choosable and strategy.stage == 3 and may_suffice and small not in found:
+            may_suffice = 0 < found[strategy].missing <= memory.gathered_buckets + memory.communication
+            # Without GPUs, what is freed stays in the process, and buffers are a small part of it.
+            is_open = "zero" in choosable and strategy.stage == 3 and not machines.is_cpu
+            if is_open and may_suffice and small not in found:
                 found[small] = option(small)
     return tuple(found.values())
 

@@ -10,8 +10,7 @@ from jobs.planning.batching import plan_batching
 from jobs.spec.finetune import Spec
 from jobs.spec.zero import Zero
 
-# Values of `train.zero` with which ZeRO-3 holds little beside its part, in elements. It then gathers each module's
-# parameters when the module begins, so computing waits for it.
+# Values of `train.zero` with which ZeRO-3 holds little beside its part, in elements. It then gathers little ahead.
 _SMALL_BUFFERS: Final = {
     "reduce_bucket_size": 10_000_000,
     "prefetch_bucket_size": 10_000_000,
@@ -50,7 +49,7 @@ class Strategy:
 
     @property
     def has_small_buffers(self) -> bool:
-        """Whether ZeRO-3 gathers no parameters ahead."""
+        """Whether ZeRO-3 gathers so little ahead that computing mostly waits for it."""
         return self.stage == 3 and self.max_live_parameters <= _SMALL_BUFFERS["max_live_parameters"]
 
     @property

@@ -34,10 +34,16 @@ _LOCAL_GB_S = 1.0  # between workers of one machine through gloo: an assumption
 _MOST_CHARACTERS = 300
 
 
-def plan_job(spec: Spec, machines: Machines | None = None, copied_bytes: int = COPIED) -> JobPlan:
+def plan_job(
+    spec: Spec,
+    machines: Machines | None = None,
+    copied_bytes: int = COPIED,
+    choosable: frozenset[Planned] | None = None,
+) -> JobPlan:
     """Plan a job with a worker on each GPU of the machines; None: those of its section `resources`.
 
     Args:
+        choosable: see `plan_on`.
         copied_bytes: see `jobs.planning.memory.memory_of_process`.
 
     Raises:
@@ -52,7 +58,8 @@ def plan_job(spec: Spec, machines: Machines | None = None, copied_bytes: int = C
         )
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
-    return plan_on(spec, found, model_dir, _total_steps(spec, model_dir), copied_bytes=copied_bytes)
+    steps = _total_steps(spec, model_dir)
+    return plan_on(spec, found, model_dir, steps, choosable=choosable, copied_bytes=copied_bytes)
 
 
 def plan_on(

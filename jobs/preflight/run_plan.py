@@ -171,7 +171,7 @@ def decided(plan: JobPlan) -> Option | None:
 def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:
     """Return the spec with fields of `train`, and with the same global batch."""
     values = dict(fields)
-    if "zero" in values:  # what is written about buckets stays
+    if "zero" in values:  # what is written about buckets stays, unless the plan makes them smaller
         offload = {"offload_optimizer": None, "offload_param": None}
         values["zero"] = spec.train.zero.model_copy(update=offload | values["zero"])
     if values.get(_MICRO_BATCH, spec.train.per_device_train_batch_size) != spec.train.per_device_train_batch_size:

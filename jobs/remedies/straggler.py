@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from statistics import median
 from typing import Final
 
@@ -26,7 +27,7 @@ class Timing:
     """One rank's time for the work of a probe.
 
     Attributes:
-        host_s: seconds of the work on the host's cores; NaN if it failed.
+        host_s: seconds of the work on one core of the host; NaN if it failed.
         core_s: of these, the seconds in which the thread had a core.
         gpu_s: seconds of the work on the GPU; None without a GPU, NaN if it failed.
     """
@@ -36,25 +37,31 @@ class Timing:
     gpu_s: float | None = None
 
 
+class Cause(StrEnum):
+    """Why a rank is slow. The values are sayings for people."""
+
+    GPU = "its GPU is slow: throttled, broken, or used by another program too"
+    CORES = "other programs, or other threads of the worker, use the cores there"
+    PROCESSOR = "its processor is slow"
+
+
 @dataclass(frozen=True)
 class Slow:
     """A rank that was slow in all of the newest probes.
 
     Attributes:
         times: its median time, in units of the usual rank's.
-        on_gpu: its GPU is slow; else a core of its host.
         core_share: share of the time in which its thread had a core.
     """
 
     rank: int
     times: float
-    on_gpu: bool
+    cause: Cause
     core_share: float
 
     @property
-    def lacks_a_core(self) -> bool:
-        """Whether other programs of its host are the cause, and not its hardware."""
-        return not self.on_gpu and self.core_share < _HAS_ITS_CORE
+    def key(self) -> tuple[int, Cause]:
+        return self.rank, self.cause
 
 
 def slow_ranks(probes: Sequence[Sequence[Timing]]) -> list[Slow]:
@@ -63,6 +70,9 @@ def slow_ranks(probes: Sequence[Sequence[Timing]]) -> list[Slow]:
     The usual time of a probe is the lower median over all ranks. So a whole node may be slow, if it has at most half of
     the ranks; where more than half are slow, nothing tells them from ranks that have the speed of their hardware.
 
+    A GPU is blamed only if the host is not slow, because a host without free cores is late to give it work. The
+    processor of a worker with a GPU is not blamed.
+
     Args:
         probes: oldest first, each with one timing for each rank.
     """
@@ -70,12 +80,19 @@ def slow_ranks(probes: Sequence[Sequence[Timing]]) -> list[Slow]:
     if len(newest) < ENOUGH:
         return []
     found: dict[int, Slow] = {}
-    for on_gpu in (False, True):  # where both are slow, the GPU is what training needs
-        seconds = [[timing.gpu_s if on_gpu else timing.host_s for timing in probe] for probe in newest]
-        for rank, times in _slow_in_all(seconds).items():
-            shares = [probe[rank].core_s / max(probe[rank].host_s, 1e-9) for probe in newest]
-            found[rank] = Slow(rank, times, on_gpu, median(shares))
+    for rank, times in _slow_in_all([[timing.gpu_s for timing in probe] for probe in newest]).items():
+        found[rank] = Slow(rank, times, Cause.GPU, _core_share(newest, rank))
+    has_gpu = newest[-1][0].gpu_s is not None
+    for rank, times in _slow_in_all([[timing.host_s for timing in probe] for probe in newest]).items():
+        share = _core_share(newest, rank)
+        cause = Cause.CORES if share < _HAS_ITS_CORE else Cause.PROCESSOR
+        if cause is Cause.CORES or not has_gpu:
+            found[rank] = Slow(rank, times, cause, share)
     return sorted(found.values(), key=lambda one: one.rank)
+
+
+def _core_share(probes: Sequence[Sequence[Timing]], rank: int) -> float:
+    return median(probe[rank].core_s / max(probe[rank].host_s, 1e-9) for probe in probes)
 
 
 def _slow_in_all(probes: Sequence[Sequence[float | None]]) -> dict[int, float]:
@@ -91,24 +108,23 @@ def _slow_in_all(probes: Sequence[Sequence[float | None]]) -> dict[int, float]:
     return {rank: median(its) for rank, its in by_rank.items() if min(its) >= SLOWER}
 
 
-def report_of(ranks: Sequence[Slow], host: str, told: bool) -> RemedyReport:
-    """Describe slow ranks of one host. `told`: their node is reported to the queue, if there is one."""
+def report_of(ranks: Sequence[Slow], host: str) -> RemedyReport:
+    """Describe ranks of one host that are slow for the same cause."""
     worst = max(ranks, key=lambda one: one.times)
     numbers = ", ".join(str(one.rank) for one in ranks)
-    who = f"{'rank' if len(ranks) == 1 else 'ranks'} {numbers} on host {host}"
-    if worst.lacks_a_core:
-        share = min(one.core_share for one in ranks)
-        why = f"other programs use the cores there, and the thread that trains has one for {share:.0%} of the time"
-        advice = f"look at what else runs on host {host}, or use a host with free cores"
-    else:
-        why = f"the {'GPU' if worst.on_gpu else 'processor'} itself is slow"
-        advice = f"look at the clock and the temperature of the {'GPU' if worst.on_gpu else 'processor'} on host {host}"
-    verb = "computes" if len(ranks) == 1 else "compute"
-    cause = f"{who} {verb} {worst.times:.1f} times slower than the usual rank, in {ENOUGH} consecutive probes: {why}"
+    who = f"rank {numbers} on host {host} computes" if len(ranks) == 1 else f"ranks {numbers} on host {host} compute"
+    why = worst.cause.value
+    if worst.cause is Cause.CORES:
+        why += f", and the thread that trains has one for {min(one.core_share for one in ranks):.0%} of the time"
+    advice = {
+        Cause.GPU: f"look at clocks, temperatures and processes of the GPUs on host {host} (nvidia-smi -q)",
+        Cause.CORES: f"look at what else runs on host {host}, or use a host with free cores",
+        Cause.PROCESSOR: f"leave host {host} out, or use equal hosts",
+    }
     return RemedyReport(
         REMEDY,
-        cause,
-        "the node is named as faulty" if told else "none, because the machine is not at fault",
+        f"{who} {worst.times:.1f} times slower than the usual rank, in {ENOUGH} consecutive probes: {why}",
+        "the node is named as faulty" if worst.cause is Cause.GPU else "the cause is named, and nothing is changed",
         "every step takes as long as on the slowest rank",
-        advice,
+        advice[worst.cause],
     )

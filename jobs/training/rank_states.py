@@ -23,9 +23,10 @@ _LOG_WITHIN_S = 1.0  # a log's storage may block
 _MOST_FRAMES = 6
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
 _TRAINS = "/jobs/training/loop/"  # the thread whose stack contains this path is the one that trains
-# Innermost calls of a rank that waits for the others. With NCCL it waits in the call that reads the result.
-_COLLECTIVES = re.compile(r"/torch/distributed/|/deepspeed/")
-_READS_RESULT = "unpack_signals"
+# Innermost calls of a rank that waits for the others. With NCCL it waits in the call that reads the result, or waits
+# for the GPU, as the probes of speed do.
+_COLLECTIVES = re.compile(r"/torch/distributed/|/deepspeed/|/torch/cuda/")
+_READ_RESULTS = ("unpack_signals", "_gathered")
 
 
 def rank_states(key: str, apart_s: float) -> tuple[Observations, ...]:
@@ -145,7 +146,7 @@ def waits_in_collective(stack: str) -> bool:
     """Whether a thread of a faulthandler text waits for other ranks."""
     for thread in stack.split("\n\n"):
         innermost = _FRAME.search(thread)
-        if innermost and (_COLLECTIVES.search(innermost["file"]) or innermost["name"] == _READS_RESULT):
+        if innermost and (_COLLECTIVES.search(innermost["file"]) or innermost["name"] in _READ_RESULTS):
             return True
     return False
 

@@ -11,18 +11,19 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 
-from jobs.remedies.straggler import ENOUGH, Slow, Timing, report_of, slow_ranks
+from jobs.remedies.hang import Doing
+from jobs.remedies.straggler import ENOUGH, Cause, Slow, Timing, report_of, slow_ranks
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 
 EVERY_S: Final = 10.0
-# The work: products of square matrices. 40 ms with one core, some 2 ms on an H100.
+# The work: products of square matrices. 30 ms on one core; on a GPU so large that starting them takes no time.
 _HOST_SIZE, _HOST_TIMES = 384, 20
-_GPU_SIZE, _GPU_TIMES = 2048, 50
+_GPU_SIZE, _GPU_TIMES = 4096, 10
 
 
 class SpeedWatch:
-    """The probes of one run. Rank 0 says when one is due; then every rank must call `probe` after the same step."""
+    """The probes of one run. Rank 0 says when one is due; then every rank must call `compare` after the same step."""
 
     def __init__(self, worker: WorkerContext, reporter: Reporter, dtype: torch.dtype, enabled: bool = True) -> None:
         """`dtype`: of the products on the GPU."""
@@ -30,20 +31,22 @@ class SpeedWatch:
         self._decides = enabled and worker.world_size > 1 and worker.rank == 0
         self._last_s = time.monotonic()
         self._probes: deque[list[Timing]] = deque(maxlen=ENOUGH)
-        self._told: set[int] = set()
+        self._told: set[tuple[int, Cause]] = set()
 
     @property
     def is_due(self) -> bool:
         """Always false on all ranks but the first."""
         return self._decides and time.monotonic() - self._last_s >= EVERY_S
 
-    def probe(self, step: int) -> None:
+    def compare(self, step: int) -> None:
         """Time the work on every rank, and report ranks that are slow again and again. Every rank must call it."""
         self._last_s = time.monotonic()
+        self._worker.mark(Doing.STEP)  # a rank that hangs here is noticed as in a step
         self._probes.append(self._gathered(timing_of(self._worker.device, self._dtype)))
+        self._worker.mark(Doing.OTHER)
         slow = slow_ranks(list(self._probes))
-        if new := [one for one in slow if one.rank not in self._told]:
-            self._told |= {one.rank for one in new}
+        if new := [one for one in slow if one.key not in self._told]:
+            self._told |= {one.key for one in new}
             self._tell(new, step)
 
     def _gathered(self, timing: Timing) -> list[Timing]:
@@ -52,49 +55,57 @@ class SpeedWatch:
         mine = torch.tensor([timing.host_s, timing.core_s, gpu_s], dtype=torch.float64, device=device)
         every = [torch.empty_like(mine) for _ in range(self._worker.world_size)]
         dist.all_gather(every, mine)
-        return [
-            Timing(host_s, core_s, gpu_s if on_gpu else None)
-            for host_s, core_s, gpu_s in map(torch.Tensor.tolist, every)
-        ]
+        found = torch.stack(every).tolist()
+        return [Timing(host_s, core_s, gpu_s if on_gpu else None) for host_s, core_s, gpu_s in found]
 
     def _tell(self, slow: list[Slow], step: int) -> None:
         places: list[Any] = [None] * self._worker.world_size
         dist.all_gather_object(places, (self._worker.node, os.uname().nodename))
-        by_place: dict[tuple[str, str], list[Slow]] = defaultdict(list)
+        alike: dict[tuple[str, str, Cause], list[Slow]] = defaultdict(list)
         for one in slow:
-            by_place[places[one.rank]].append(one)
-        for (node, host), ranks in by_place.items():
-            broken = not all(one.lacks_a_core for one in ranks)
-            report = report_of(ranks, host, broken)
+            alike[(*places[one.rank], one.cause)].append(one)
+        for (node, host, cause), ranks in alike.items():
+            report = report_of(ranks, host)
             report.tell(self._reporter.event, step=step, host=host, ranks=[one.rank for one in ranks])
-            if broken:
-                said = f"host {host} is slower than the others of this run. Look at that machine"
+            if cause is Cause.GPU:
+                said = f"a GPU of host {host} is slower than the others of this run. Look at that machine"
                 self._reporter.event("faulty", said, nodes=[node], host=host)
 
 
 def timing_of(device: torch.device, dtype: torch.dtype) -> Timing:
     """Do the work of a probe on this process's host and GPU. `dtype`: of the products on the GPU."""
-    host_s, core_s = _products(torch.device("cpu"), torch.float32, _HOST_SIZE, _HOST_TIMES)
-    gpu_s = None if device.type == "cpu" else _products(device, dtype, _GPU_SIZE, _GPU_TIMES)[0]
-    return Timing(host_s, core_s, gpu_s)
+    host_s, core_s = _on_one_core()
+    return Timing(host_s, core_s, None if device.type == "cpu" else _on_gpu(device, dtype))
 
 
 @torch.no_grad()
-def _products(device: torch.device, dtype: torch.dtype, size: int, times: int) -> tuple[float, float]:
-    """Return the seconds that the products take, and those in which this thread had a core; NaN if memory lacks."""
+def _on_one_core() -> tuple[float, float]:
+    """Return the seconds that the products take, and those in which this thread had a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the time of other threads is not known
     try:
-        left = torch.ones((size, size), dtype=dtype, device=device)
+        left = torch.ones((_HOST_SIZE, _HOST_SIZE))
         product = left @ left  # the first one loads and chooses a kernel
-        _wait(device)
         began_s, began_core_s = time.perf_counter(), time.thread_time()
-        for _ in range(times):
+        for _ in range(_HOST_TIMES):
             torch.mm(left, left, out=product)
-        _wait(device)
-    except torch.OutOfMemoryError:
-        return math.nan, math.nan
-    return time.perf_counter() - began_s, time.thread_time() - began_core_s
+        return time.perf_counter() - began_s, time.thread_time() - began_core_s
+    finally:
+        torch.set_num_threads(threads)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
+@torch.no_grad()
+def _on_gpu(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the seconds between the first and the last product on the GPU; NaN if memory lacks."""
+    try:
+        left = torch.ones((_GPU_SIZE, _GPU_SIZE), dtype=dtype, device=device)
+        product = left @ left
+        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        began.record()
+        for _ in range(_GPU_TIMES):
+            torch.mm(left, left, out=product)
+        ended.record()
         torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        return math.nan
+    return float(began.elapsed_time(ended)) / 1e3

@@ -19,7 +19,7 @@ from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
 from jobs.spec.vary import sweep_values
 from jobs.storage import files as storage
-from orchestrator.api import MOST_JOBS, JobView, Nodes, Server, Submission
+from orchestrator.api import MOST_JOBS, JobView, Server, Submission
 from orchestrator.cli.log_printing import print_logs
 from orchestrator.cli.submit_plan import plan_all
 from orchestrator.client.client import iter_completed, send_specs, with_queue_settings
@@ -59,7 +59,7 @@ def submit_all(server: Connection, options: SubmitOptions, say: Say) -> list[Job
     specs = _vary_all(load_named(options.specs, options.overrides), options.sweep)
     server.get("/v1/server", Server)  # fails now, not after the checks, if the server cannot be used
     if options.check:
-        plan_all(_check(specs, say), server.get("/v1/nodes", Nodes), say)
+        plan_all(_check(specs, say), len(specs) > 1, server, say)
     parents = tuple(find_job(server, job).job_id for job in options.after)
     bodies = with_queue_settings(specs, options.tenant, options.priority, parents)
     body = Submission(specs=tuple(bodies), key=options.key or uuid.uuid4().hex)

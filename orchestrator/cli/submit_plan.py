@@ -1,79 +1,107 @@
-"""Plans jobs at `fleetune submit`, on the cluster's GPUs, so that nobody waits for a job that cannot fit."""
+"""Tells at `fleetune submit` what jobs will take on the cluster's GPUs, so that nobody waits for what cannot fit.
+
+Nothing is refused: the memory of hosts, the longest row and the nodes of a job are known only to its driver, which
+plans again before workers start.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from cluster.errors import DataError, InputError, SpecError
+from cluster.errors import DataError, FleetuneError, InputError
 from cluster.text import long_duration, many
 from jobs.planning.accelerators import Machines, accelerator_of
 from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
 from jobs.planning.strategies import JobPlan
 from jobs.preflight.plan_text import format_fields, format_refusal, format_strategy, gib
-from jobs.spec.finetune import Spec
-from jobs.spec.load import trained_job
+from jobs.search.rules.varying import engines
+from jobs.spec.finetune import PLANNED, Spec
+from jobs.spec.load import AnySpec
 from jobs.spec.sweep import SweepSpec
 from orchestrator.api import Nodes, NodeView
-from orchestrator.client.spec_names import Named, place_errors
+from orchestrator.client.connection import Connection
+from orchestrator.client.spec_names import Named
 
 Say = Callable[[str], None]
-_UNCERTAIN: Final = 0.05  # as for a run: see `jobs.preflight.run_plan`
-_SHOWN: Final = 5  # plans
-# Sections on which a plan depends, and fields of them that change neither memory nor time.
-_SECTIONS: Final = {"model", "data", "method", "train", "resources", "storage_path"}
+_SHOWN: Final = 5  # plans that fit
+# Sections on which a plan does not depend, and fields of `train` that change neither memory nor time.
+_OTHER_SECTIONS: Final = {"name", "seed", "queue", "eval", "checkpoint"}
 _ALIKE: Final = {"learning_rate": 1e-5, "warmup_ratio": None, "warmup_steps": None, "weight_decay": 0.0}
 
 
-def plan_all(specs: Sequence[Named], cluster: Nodes, say: Say) -> None:
-    """Plan each job whose workers have GPUs, and say what is chosen. Without torch on this machine, nothing is planned.
+def plan_all(specs: Sequence[Named], several: bool, server: Connection, say: Say) -> None:
+    """Plan each job whose workers have GPUs, say what is chosen, and warn of a job that fits no kind of node.
 
-    The plan assumes the memory that hosts with such GPUs usually have, so a lack of host memory only warns.
+    Jobs with the same plan are told once. Without torch on this machine, nothing is planned.
 
-    Raises:
-        SpecError: a job lacks GPU memory on every kind of node that the cluster has.
+    Args:
+        several: whether the user has given more specs than one.
     """
-    if importlib.util.find_spec("torch") is None:
+    jobs = [(one, job) for one in specs if (job := planned_job(one.spec)) is not None]
+    if not jobs or importlib.util.find_spec("torch") is None:
         return
-    known: dict[str, JobPlan | None] = {}
-    for one in specs:
-        job = trained_job(one.spec)
-        if job is None or not job.resources.plan or not job.resources.gpus_per_worker:
+    try:
+        nodes = server.get("/v1/nodes", Nodes).nodes
+    except FleetuneError as error:  # the server queues jobs meanwhile
+        say(f"not planned: {error}")
+        return
+    shown = 0
+    told = set[str]()
+    for one, job in jobs:
+        places = machines_on(job, nodes)
+        trials = isinstance(one.spec, SweepSpec)
+        key = f"{_alike(job)} {trials}"
+        if not places or key in told:
             continue
-        found = places_of(job, cluster.nodes)
-        places = [machines for machines in found.values() if machines is not None]
-        if not places:
-            continue
-        if not known:
+        if not told:
             say("planning the memory of the workers")
-        key = f"{_alike(job)} {isinstance(one.spec, SweepSpec)} {places}"
-        if key not in known:
-            known[key] = _planned(one, job, places, say)
-            plan = known[key]
-            if plan is not None and plan.chosen is not None and len(known) <= _SHOWN:
-                say(f"plan of {one.name}: {format_plan(plan)}" if len(specs) > 1 else f"plan: {format_plan(plan)}")
-        plan = known[key]
-        if plan is not None and plan.chosen is None:
-            _refuse(one, plan, not cluster.growth and None not in found.values(), say)
-
-
-def places_of(job: Spec, nodes: Iterable[NodeView]) -> dict[str, Machines | None]:
-    """Return the machines of a gang of the job on each kind of node; None: the kind's memory is not known. Pure."""
-    resources = job.resources
-    largest: dict[str, int] = {}
-    for node in nodes:
-        kind = node.accelerator_type
-        if node.usable and node.gpus and kind and resources.accelerator_type in (None, kind):
-            largest[kind] = max(node.gpus, largest.get(kind, 0))
-    found: dict[str, Machines | None] = {}
-    for kind, gpus in sorted(largest.items()):
-        workers = resources.num_workers
-        each = max(size for size in range(1, min(gpus, workers) + 1) if workers % size == 0)
+        told.add(key)
+        name = f" of {one.name}" if several else ""
         try:
-            found[kind] = Machines(workers // each, each, accelerator_of(kind))
+            plan, changed = _plan(job, places, trials)
+        except DataError as error:  # a worker may have other versions
+            say(f"warning: memory is not planned: {error}")
+            continue
+        if plan.chosen is None or changed:
+            what = "one gang of the sweep" if trials else "it"
+            say(f"warning: the plan{name}: on {plan.machines}, {what} {_problem(plan, what)}")
+        elif shown < _SHOWN:
+            shown += 1
+            say(f"plan{name}: {format_plan(plan)}")
+
+
+def planned_job(spec: AnySpec) -> Spec | None:
+    """Return the job that is planned: the spec, or the base of a sweep if all its trials have the same engine. Pure."""
+    if isinstance(spec, SweepSpec):
+        job = spec.base if engines(spec) == [{}] else None
+    else:
+        job = spec if isinstance(spec, Spec) else None
+    return job if job is not None and job.resources.plan and job.resources.gpus_per_worker else None
+
+
+def machines_on(job: Spec, nodes: Iterable[NodeView]) -> list[Machines]:
+    """Return the machines of a gang of the job on each kind of node that has room for it. Pure.
+
+    Kinds that are not in the table of accelerators are left out. An elastic job has as many workers as fit.
+    """
+    resources, room = job.resources, defaultdict[str, list[int]](list)
+    for node in nodes:
+        if node.accelerator_type and resources.accelerator_type in (None, node.accelerator_type):
+            room[node.accelerator_type].append(min(node.cpus // resources.cpus_per_worker, node.gpus))
+    found = []
+    for kind, fits in sorted(room.items()):
+        workers = min(resources.num_workers, sum(fits))
+        if workers < (resources.min_workers or resources.num_workers):
+            continue
+        sizes = (size for size in range(workers, 0, -1) if workers % size == 0)
+        each = next(size for size in sizes if sum(fit // size for fit in fits) >= workers // size)
+        try:
+            found.append(Machines(workers // each, each, accelerator_of(kind)))
         except InputError:  # the table lacks it, or the name leaves its memory open
-            found[kind] = None
+            continue
     return found
 
 
@@ -91,34 +119,33 @@ def format_plan(plan: JobPlan) -> str:
     return said + (f"; chosen: {format_fields(option.changes)}" if option.changes else "")
 
 
+def _problem(plan: JobPlan, what: str) -> str:
+    if plan.chosen is None:
+        return format_refusal(plan, what)
+    return f"does not fit with the values of the spec. The run will change them: {format_fields(plan.chosen.changes)}"
+
+
 def _alike(job: Spec) -> str:
     """Return a text that is the same for jobs with the same plan."""
     like = job.model_copy(update={"train": job.train.model_copy(update=_ALIKE)})
-    return like.model_dump_json(include=_SECTIONS)
+    return like.model_dump_json(exclude=_OTHER_SECTIONS)
 
 
-def _planned(one: Named, job: Spec, places: Sequence[Machines], say: Say) -> JobPlan | None:
-    """Return the fastest plan that fits, else the one that lacks least; None: the model cannot be traced."""
+def _plan(job: Spec, places: Sequence[Machines], trials: bool) -> tuple[JobPlan, bool]:
+    """Return the fastest plan that fits, else the one that lacks least, and whether it changes what the spec says.
+
+    As before a run, `remedies.out_of_memory` may change that if nothing fits with it.
+    """
     from jobs.preflight.plan import plan_job
 
-    copied = COPIED_BY_TRIALS if isinstance(one.spec, SweepSpec) else COPIED
-    try:
-        with place_errors(one):
-            plans = [plan_job(job, machines, copied) for machines in places]
-    except DataError as error:  # a worker may have other versions
-        say(f"warning: {one.name}: memory is not planned: {error}")
-        return None
+    copied = COPIED_BY_TRIALS if trials else COPIED
+    plans = [plan_job(job, machines, copied) for machines in places]
+    changed = False
+    if not any(plan.chosen for plan in plans) and job.remedies.out_of_memory and not trials:
+        others = [plan_job(job, machines, copied, PLANNED) for machines in places]
+        changed = any(plan.chosen for plan in others)
+        plans = others if changed else plans
     fitting = [(plan.chosen.time.seconds, plan) for plan in plans if plan.chosen is not None]
     if fitting:
-        return min(fitting, key=lambda found: found[0])[1]
-    return min(plans, key=lambda plan: plan.nearest.missing)
-
-
-def _refuse(one: Named, plan: JobPlan, every_node: bool, say: Say) -> None:
-    """Raise SpecError if GPU memory lacks for certain. `every_node`: the cluster has no other kinds of nodes."""
-    near, what = plan.nearest, "it" if not isinstance(one.spec, SweepSpec) else "one gang of the sweep"
-    said = f"on {plan.machines}, {what} {format_refusal(plan, what)}"
-    if near.missing > _UNCERTAIN * near.memory.total and every_node:
-        with place_errors(one):
-            raise SpecError(f"{said}. To queue it anyway, set resources.plan: false")
-    say(f"warning: {one.name} may not fit: {said}")
+        return min(fitting, key=lambda found: found[0])[1], changed
+    return min(plans, key=lambda plan: plan.nearest.missing), changed

@@ -128,8 +128,8 @@ def train_steps(
                 rollback = outliers.rollback_of(state.history, state.step, warmup)
         run.reporter.step(record)
         check_skips(run, state, signals, last)
-        if signals.probe:
-            run.speeds.probe(state.step)
+        if signals.compare_speeds:
+            run.speeds.compare(state.step)
         act = act_of(run, state)
         if rollback is not None or act is Act.GO_BACK:
             rows_of_steps.close()

@@ -30,7 +30,7 @@ class StepSignals:
     save: bool  # a checkpoint was requested, or is due by time
     busy: bool  # a rank is still writing the last checkpoint
     failed: bool  # a rank failed to write it
-    probe: bool  # the speeds of the ranks are to be compared
+    compare_speeds: bool  # a probe is due (see `jobs.training.speed_watch`)
     digest: int  # of all rows that were trained on, with their places (see `jobs.data.order.digest_chain.step_digest`)
     skipped: bool = False  # the step changed no weight
     norm: float | None = None  # of the gradient, if the step may be compared with later ones
@@ -59,8 +59,8 @@ def unpack_signals(summed: torch.Tensor, targets: int) -> StepSignals:
     """Read the sum of all ranks' summands. `targets`: in the global batch."""
     loss, high, low, *signs = summed.tolist()
     digest = (int(high) * _HALF + int(low)) % 2**64
-    stop, save, busy, failed, probe = (sign > 0 for sign in signs)
-    return StepSignals(loss / targets, stop, save, busy, failed, probe, digest)
+    stop, save, busy, failed, compare_speeds = (sign > 0 for sign in signs)
+    return StepSignals(loss / targets, stop, save, busy, failed, compare_speeds, digest)
 
 
 def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) -> LoopState:

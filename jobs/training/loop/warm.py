@@ -55,8 +55,12 @@ def serve(job: Job, worker: WorkerContext, first: int) -> LoopState:
 
 
 def without_remedies(spec: Spec) -> Spec:
-    """Return a trial's spec without remedies, which would hide the effect of its learning rate or a divergence."""
-    return spec.with_value("remedies.outlier_steps", False).with_value("remedies.forgetting", Forgetting())
+    """Return a trial's spec without remedies, which would hide the effect of its learning rate or a divergence.
+
+    Nor are speeds compared: trials are short, and their driver does not read their events.
+    """
+    off = spec.with_value("remedies.outlier_steps", False).with_value("remedies.straggler", False)
+    return off.with_value("remedies.forgetting", Forgetting())
 
 
 class _TrialRunner:

@@ -103,5 +103,6 @@ def test_the_innermost_call_tells_whether_a_rank_waits_for_others() -> None:
     assert frames_of_loop(COLLECTIVE)[1] == "train_step (/jobs/training/loop/loop.py:190)"
     nccl = COLLECTIVE.replace("/site-packages/torch/distributed/distributed_c10d.py", "x.py")
     assert not waits_in_collective(nccl)
-    assert waits_in_collective(nccl.replace("all_reduce", "unpack_signals"))
+    for reads in ("unpack_signals", "_gathered"):
+        assert waits_in_collective(nccl.replace("all_reduce", reads))
     assert not waits_in_collective("") and frames_of_loop("") == ()

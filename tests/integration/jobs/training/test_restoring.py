@@ -105,7 +105,7 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_parameters() -> None:
 
 
 def signals(loss: float, digest: int) -> StepSignals:
-    return StepSignals(loss, stop=False, save=False, busy=False, failed=False, probe=False, digest=digest)
+    return StepSignals(loss, stop=False, save=False, busy=False, failed=False, compare_speeds=False, digest=digest)
 
 
 def planned_digest(step: int) -> int:
@@ -255,6 +255,7 @@ def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, **rule: Any)
         worker=SimpleNamespace(rank=rank, requests=lambda: orders),
         job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(**rule))),
         checkpoints=SimpleNamespace(last_began_at=time.monotonic() - since_save_s, busy=False, failed=False),
+        speeds=SimpleNamespace(is_due=False),
     )
     return pack_signals(run, torch.zeros((), dtype=torch.float64), digest)
 

@@ -25,43 +25,51 @@ class Events:
 @pytest.fixture
 def gang(monkeypatch: pytest.MonkeyPatch) -> list[Timing]:
     """The timings of its ranks, two on each of two nodes. This process is rank 0."""
-    timings = [Timing(0.03, 0.03)] * 4
+    timings = [Timing(0.03, 0.03, 0.002)] * 4
 
     def all_gather(every: list[torch.Tensor], mine: torch.Tensor) -> None:
         for into, timing in zip(every, timings, strict=True):
-            into.copy_(torch.tensor([timing.host_s, timing.core_s, float("nan")]))
+            into.copy_(torch.tensor([timing.host_s, timing.core_s, timing.gpu_s]))
 
     def all_gather_object(places: list[Any], mine: Any) -> None:
         places[:] = [("node-a", "a"), ("node-a", "a"), ("node-b", "b"), ("node-b", "b")]
 
     monkeypatch.setattr(dist, "all_gather", all_gather)
     monkeypatch.setattr(dist, "all_gather_object", all_gather_object)
+    monkeypatch.setattr(speed_watch, "timing_of", lambda *_: timings[0])
     return timings
 
 
 def watch(events: Events, **changes: Any) -> SpeedWatch:
-    worker = SimpleNamespace(rank=0, world_size=4, node="node-a", device=torch.device("cpu"))
-    return SpeedWatch(SimpleNamespace(**{**vars(worker), **changes}), events, torch.float32)  # type: ignore[arg-type]
+    worker = {"rank": 0, "world_size": 4, "node": "node-a", "device": torch.device("cpu"), "mark": lambda _: None}
+    return SpeedWatch(SimpleNamespace(**{**worker, **changes}), events, torch.float32)  # type: ignore[arg-type]
 
 
-def test_a_slow_node_is_named_as_faulty_once(gang: list[Timing]) -> None:
-    gang[2:] = [Timing(0.07, 0.07)] * 2
+def test_the_node_of_a_slow_gpu_is_named_as_faulty_once(gang: list[Timing]) -> None:
+    gang[2:] = [Timing(0.03, 0.03, 0.005)] * 2
     events = Events()
     speeds = watch(events)
     for step in range(1, 3 * ENOUGH):
-        speeds.probe(step)
+        speeds.compare(step)
     (kind, data), (then, node) = events.told
     assert kind == "remedy" and data["ranks"] == [2, 3] and data["step"] == ENOUGH and data["host"] == "b"
     assert then == "faulty" and node == {"nodes": ["node-b"], "host": "b"}
 
 
-def test_a_node_whose_cores_others_use_is_not_faulty(gang: list[Timing]) -> None:
-    gang[3] = Timing(0.09, 0.03)
+def test_each_cause_is_told_for_itself(gang: list[Timing]) -> None:
+    """A host whose cores others use is not faulty. Its GPU may be, once the cores are free."""
+    gang[2:] = [Timing(0.09, 0.03, 0.005), Timing(0.03, 0.03, 0.005)]
     events = Events()
     speeds = watch(events)
     for step in range(ENOUGH):
-        speeds.probe(step)
-    assert [kind for kind, _ in events.told] == ["remedy"]
+        speeds.compare(step)
+    told = {(kind, tuple(data.get("ranks", ()))) for kind, data in events.told}
+    assert told == {("remedy", (2,)), ("remedy", (3,)), ("faulty", ())}
+    gang[2] = gang[3]
+    events.told.clear()
+    for step in range(ENOUGH):
+        speeds.compare(step)
+    assert [(kind, data.get("ranks")) for kind, data in events.told] == [("remedy", [2]), ("faulty", None)]
 
 
 def test_only_the_first_rank_of_several_says_when_a_probe_is_due(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import SpecError
+from cluster.errors import BackendUnreachable
+from jobs.spec.sweep import SweepSpec
 from orchestrator.api import JobView, NodeView
 from orchestrator.cli.submission import SubmitOptions, submit_all
-from orchestrator.cli.submit_plan import places_of
+from orchestrator.cli.submit_plan import machines_on, planned_job
 from orchestrator.client.connection import Connection
-from orchestrator.client.lookup import all_jobs
 from tests.support.server import Server, server
 from tests.support.tiny import changed, save_model, spec_of, write_text, written
 
@@ -66,18 +66,56 @@ def test_it_says_what_each_job_will_take_and_plans_equal_ones_once(
     assert said.count("planning the memory of the workers") == 1
 
 
-def test_a_job_that_fits_on_no_gpu_of_the_cluster_is_not_queued(
+def test_a_job_that_fits_on_no_gpu_of_the_cluster_is_queued_with_a_warning(
     queue: Server, material: tuple[Path, Path], tmp_path: Path
 ) -> None:
     large = {"train__per_device_train_batch_size": 2_000_000, "train__global_batch_size": 32_000_000}
-    good, bad = file_of(tmp_path, material), file_of(tmp_path, material, "large", **large)
-    with pytest.raises(SpecError, match=r"large\.json.*2x8xH100-80.*does not fit.*2000000.*resources\.plan: false"):
-        submitted(queue, good, bad)
-    with closing(Connection(queue.url)) as connection:
-        assert not [job for job in all_jobs(connection) if job.job_id.startswith("large")]
+    bad = file_of(tmp_path, material, "large", **large)
+    jobs, said = submitted(queue, file_of(tmp_path, material), bad)
+    (warning,) = [line for line in said if line.startswith("warning: the plan of ")]
+    assert len(jobs) == 2 and "large.json" in warning and "2x8xH100-80" in warning
+    assert "does not fit with the values of the spec. The run will change them: per_device_train_batch" in warning
+    _, said = submitted(queue, bad, overrides=("remedies.out_of_memory=false",))
+    (warning,) = [line for line in said if line.startswith("warning: the plan: ")]
+    assert "does not fit: the option that lacks least" in warning
+    assert "a smaller train.per_device_train_batch_size (2000000)" in warning
     for options in ({"overrides": ("resources.plan=false",)}, {"check": False}):
         jobs, said = submitted(queue, bad, **options)
-        assert len(jobs) == 1 and not any(line.startswith("plan") for line in said)
+        assert len(jobs) == 1 and not any(line.startswith(("plan", "warning: the plan")) for line in said)
+
+
+def test_what_an_adapter_needs_is_planned_for_itself(
+    queue: Server, material: tuple[Path, Path], tmp_path: Path
+) -> None:
+    _, said = submitted(queue, file_of(tmp_path, material, method="lora"), sweep=("lora.rank=2,8",))
+    assert len([line for line in said if line.startswith("plan of ")]) == 2
+
+
+def test_a_sweep_is_planned_unless_its_trials_have_different_engines(
+    material: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base = json.loads(Path(file_of(tmp_path, material, data__eval_fraction=0.2)).read_text())
+
+    def of(space: dict[str, Any]) -> Any:
+        return planned_job(SweepSpec.model_validate({"kind": "sweep", "base": base, "space": space}))
+
+    assert of({"learning_rate": [1e-4, 1e-3]}) is not None
+    assert of({"per_device_train_batch_size": [1, 2]}) is None
+
+
+def test_without_an_answer_about_the_nodes_jobs_are_queued(
+    queue: Server, material: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get = Connection.get
+
+    def fails(self: Connection, path: str, *rest: Any) -> Any:
+        if path == "/v1/nodes":
+            raise BackendUnreachable("Ray does not answer")
+        return get(self, path, *rest)
+
+    monkeypatch.setattr(Connection, "get", fails)
+    jobs, said = submitted(queue, file_of(tmp_path, material))
+    assert len(jobs) == 1 and "not planned: Ray does not answer" in said
 
 
 def node(name: str, gpus: int = 8, kind: str | None = "H100", usable: bool = True) -> NodeView:
@@ -87,21 +125,26 @@ def node(name: str, gpus: int = 8, kind: str | None = "H100", usable: bool = Tru
     )  # fmt: skip
 
 
+NODES = (
+    node("a"), node("b", gpus=2), node("c", 4, "A100-40G"), node("d", 0, None), node("e", kind="GX-9"),
+    node("f", 8, "B200", usable=False), node("g", 8, None),
+)  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("workers", "kind", "expected"),
+    ("resources", "expected"),
     [
-        (4, None, {"A100-40G": "4xA100-40", "GX-9": "None", "H100": "4xH100-80"}),
-        (16, None, {"A100-40G": "4x4xA100-40", "GX-9": "None", "H100": "2x8xH100-80"}),
-        (6, None, {"A100-40G": "2x3xA100-40", "GX-9": "None", "H100": "6xH100-80"}),
-        (8, "H100", {"H100": "8xH100-80"}),
-        (8, "B200", {}),
+        ({"num_workers": 4}, ["4xA100-40", "4xB200-180", "4xH100-80"]),
+        ({"num_workers": 10}, ["5x2xH100-80"]),
+        ({"num_workers": 6}, ["6xB200-180", "6xH100-80"]),
+        ({"num_workers": 8, "accelerator_type": "H100"}, ["8xH100-80"]),
+        ({"num_workers": 16}, []),
+        ({"num_workers": {"min": 2, "max": 64}}, ["4xA100-40", "8xB200-180", "5x2xH100-80"]),
+        ({"num_workers": 4, "cpus_per_worker": 20}, ["2x2xH100-80"]),
     ],
 )
-def test_a_gang_is_planned_for_each_kind_of_node(
-    workers: int, kind: str | None, expected: dict[str, str], material: tuple[Path, Path], tmp_path: Path
+def test_a_gang_is_planned_for_each_kind_of_node_with_room_for_it(
+    resources: dict[str, Any], expected: list[str], material: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    resources = {"num_workers": workers, "gpus_per_worker": 1, "accelerator_type": kind}
-    job = spec_of(tmp_path, *material, resources=resources)
-    nodes = [node("a"), node("b", gpus=2), node("c", 4, "A100-40G"), node("d", 0, None), node("e", kind="GX-9")]
-    nodes.append(node("f", 8, "B200", usable=False))
-    assert {kind: str(machines) for kind, machines in places_of(job, nodes).items()} == expected
+    job = spec_of(tmp_path, *material, resources={"gpus_per_worker": 1, **resources}, train__global_batch_size=64)
+    assert list(map(str, machines_on(job, NODES))) == expected

@@ -271,7 +271,7 @@ MACHINES = [
     ),
     Case(
         "worker on a slow processor", Kind.MACHINES,
-        goes_on("computes 3.0 times slower", "its processor is slow", acts=("straggler",)),
+        goes_on("computes 3.0 times slower", "the processor is slow", acts=("straggler",)),
         plants=(Plant("step", "slow processor", rank=None, steps=(2,)),),
     ),
     Case(

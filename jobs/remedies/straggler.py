@@ -40,9 +40,9 @@ class Timing:
 class Cause(StrEnum):
     """Why a rank is slow. The values are sayings for people."""
 
-    GPU = "its GPU is slow: throttled, broken, or used by another program too"
+    GPU = "the GPU is slow: throttled, broken, or used by another program too"
     CORES = "other programs, or other threads of the worker, use the cores there"
-    PROCESSOR = "its processor is slow"
+    PROCESSOR = "the processor is slow"
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,11 @@ def test_what_is_said_depends_on_the_cause() -> None:
     assert "has one for 33% of the time" in report.cause and "nothing is changed" in report.action
     (throttled,) = slow_ranks([[NORMAL, Timing(0.09, 0.09), NORMAL]] * ENOUGH)
     report = report_of([throttled], "n2")
-    assert "its processor is slow" in report.cause and "nothing is changed" in report.action
+    assert "the processor is slow" in report.cause and "nothing is changed" in report.action
 
 
 def test_ranks_of_one_host_are_named_together() -> None:
     slow = [Slow(rank, 1.5 + rank / 10, Cause.GPU, core_share=1.0) for rank in (4, 5, 6)]
     report = report_of(slow, "n2")
     assert report.message.startswith("ranks 4, 5, 6 on host n2 compute 2.1 times slower")
-    assert "its GPU is slow" in report.message and "named as faulty" in report.action and "nvidia-smi" in str(report)
+    assert "the GPU is slow" in report.message and "named as faulty" in report.action and "nvidia-smi" in str(report)

@@ -1,8 +1,18 @@
-"""Locks on files, without waiting. Light to import."""
+"""Locks on files, and files that are locks, without waiting. Light to import."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import glob
+import os
+import time
+from pathlib import Path
+from typing import Final
+
+# Types of file systems that other machines may use too.
+_SHARED: Final = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse.")
+_LEFT_AFTER_S: Final = 600.0  # there, an older lock counts as left
 
 
 def try_lock(descriptor: int, shared: bool = False) -> bool:
@@ -16,3 +26,37 @@ def try_lock(descriptor: int, shared: bool = False) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def remove_if_left(path: str) -> bool:
+    """Remove a file that is a lock by its existence, if its process is gone, and return whether it was removed.
+
+    Such a process has the file open until it removes it, as `torch.utils.file_baton` does. Processes of other machines
+    are not seen: on a file system that they may use too, the file must also be ten minutes old.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if _is_open(path) or (_is_shared(path) and time.time() - os.stat(path).st_mtime < _LEFT_AFTER_S):
+            return False
+        os.remove(path)
+        return True
+    return False
+
+
+def _is_open(path: str) -> bool:
+    real = os.path.realpath(path)
+    for descriptor in glob.iglob("/proc/[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):  # it is closed meanwhile, or belongs to another user
+            if os.readlink(descriptor) == real:
+                return True
+    return False
+
+
+def _is_shared(path: str) -> bool:
+    """Whether the file system of a file may be used by other machines too (proc(5), mountinfo)."""
+    real, found = os.path.realpath(path), ("", "")
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        mount, kind = before.split()[4], after.split()[0]
+        if len(mount) >= len(found[0]) and (f"{real}/").startswith(f"{mount.rstrip('/')}/"):
+            found = mount, kind
+    return found[1].startswith(_SHARED)

@@ -56,9 +56,13 @@ def make_one_step(asked: dict[str, Any]) -> None:
 
 
 def _compiles(spec: Spec, folder: pathlib.Path) -> list[bool]:
-    """Whether DeepSpeed would compile its optimizer: without offload; with it; and once it has."""
+    """Whether DeepSpeed would compile its optimizer: without offload; with it; and once it has.
+
+    A lock that a killed process has left is gone then.
+    """
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     offloaded, cpu = spec.with_value("train.zero.offload_optimizer", "cpu"), torch.device("cpu")
     found = [must_compile(spec, cpu), must_compile(offloaded, cpu)]
     (folder / "cpu_adam/cpu_adam.so").touch()
-    return [*found, must_compile(offloaded, cpu)]
+    (folder / "cpu_adam/lock").touch()
+    return [*found, must_compile(offloaded, cpu), (folder / "cpu_adam/lock").exists()]

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.errors import DataError, RunFailed
+from cluster.local.locks import remove_if_left
 from cluster.text import many
 from jobs.model_files.directory import local_model_dir
 from jobs.planning.precision import Precision, precision_of
@@ -94,7 +95,10 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def must_compile(spec: Spec, device: torch.device) -> bool:
-    """Whether DeepSpeed will compile its CPU optimizer at this start. It does so once on each machine."""
+    """Whether DeepSpeed will compile its CPU optimizer at this start. It does so once on each machine.
+
+    A lock of a process that was killed while it compiled is removed, because DeepSpeed would wait for it forever.
+    """
     if spec.train.zero.offload_optimizer is None:
         return False
     import_deepspeed(device)
@@ -103,7 +107,11 @@ def must_compile(spec: Spec, device: torch.device) -> bool:
     from torch.utils.cpp_extension import _get_build_directory
 
     name = CPUAdamBuilder.NAME
-    return not installed_ops.get(name) and not pathlib.Path(_get_build_directory(name, False), f"{name}.so").exists()
+    if installed_ops.get(name):
+        return False
+    folder = pathlib.Path(_get_build_directory(name, False))
+    remove_if_left(str(folder / "lock"))
+    return not (folder / f"{name}.so").exists()
 
 
 def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:

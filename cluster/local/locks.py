@@ -54,9 +54,9 @@ def _is_open(path: str) -> bool:
 def _is_shared(path: str) -> bool:
     """Whether the file system of a file may be used by other machines too (proc(5), mountinfo)."""
     real, found = os.path.realpath(path), ("", "")
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        before, _, after = line.partition(" - ")
-        mount, kind = before.split()[4], after.split()[0]
+    for mounted in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = mounted.split()
+        mount, kind = fields[4], fields[fields.index("-") + 1]  # before it, their number varies
         if len(mount) >= len(found[0]) and (f"{real}/").startswith(f"{mount.rstrip('/')}/"):
             found = mount, kind
     return found[1].startswith(_SHARED)

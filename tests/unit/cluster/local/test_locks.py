@@ -40,9 +40,9 @@ def test_where_other_machines_may_hold_it_a_lock_must_be_old_too(
 def test_the_file_system_of_the_longest_mount_point_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     table = (
         "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
-        "40 22 0:50 / /home rw,relatime shared:1 - nfs4 server:/home rw\n"
-        "41 22 254:1 / /home/local rw - xfs /dev/vdb rw\n"
+        "40 22 0:50 / /net rw,relatime shared:1 - nfs4 server:/net rw\n"
+        "41 22 254:1 / /net/local rw - xfs /dev/vdb rw\n"
     )
     monkeypatch.setattr(Path, "read_text", lambda self: table)
-    assert locks._is_shared("/home/anna/.cache/lock")
-    assert not locks._is_shared("/home/local/lock") and not locks._is_shared("/homes/lock")
+    assert locks._is_shared("/net/anna/lock")
+    assert not locks._is_shared("/net/local/lock") and not locks._is_shared("/nets/lock")

@@ -7,7 +7,6 @@ import fcntl
 import glob
 import os
 import time
-from pathlib import Path
 from typing import Final
 
 # Types of file systems that other machines may use too.
@@ -51,12 +50,12 @@ def _is_open(path: str) -> bool:
     return False
 
 
-def _is_shared(path: str) -> bool:
-    """Whether the file system of a file may be used by other machines too (proc(5), mountinfo)."""
+def _is_shared(path: str, table: str = "/proc/self/mountinfo") -> bool:
+    """Whether the file system of a file may be used by other machines too. For the table of mounts, see proc(5)."""
     real, found = os.path.realpath(path), ("", "")
-    for mounted in Path("/proc/self/mountinfo").read_text().splitlines():
-        fields = mounted.split()
-        mount, kind = fields[4], fields[fields.index("-") + 1]  # before it, their number varies
-        if len(mount) >= len(found[0]) and (f"{real}/").startswith(f"{mount.rstrip('/')}/"):
-            found = mount, kind
+    with open(table) as mounts:
+        for fields in map(str.split, mounts):
+            mount, kind = fields[4], fields[fields.index("-") + 1]  # before it, their number varies
+            if len(mount) >= len(found[0]) and (f"{real}/").startswith(f"{mount.rstrip('/')}/"):
+                found = mount, kind
     return found[1].startswith(_SHARED)

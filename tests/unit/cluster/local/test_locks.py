@@ -37,12 +37,12 @@ def test_where_other_machines_may_hold_it_a_lock_must_be_old_too(
     assert remove_if_left(str(lock)) and not lock.exists()
 
 
-def test_the_file_system_of_the_longest_mount_point_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = (
+def test_the_file_system_of_the_longest_mount_point_counts(tmp_path: Path) -> None:
+    table = tmp_path / "mountinfo"
+    table.write_text(
         "22 1 254:0 / / rw - ext4 /dev/vda rw\n"
         "40 22 0:50 / /net rw,relatime shared:1 - nfs4 server:/net rw\n"
         "41 22 254:1 / /net/local rw - xfs /dev/vdb rw\n"
     )
-    monkeypatch.setattr(Path, "read_text", lambda self: table)
-    assert locks._is_shared("/net/anna/lock")
-    assert not locks._is_shared("/net/local/lock") and not locks._is_shared("/nets/lock")
+    shared = {path: locks._is_shared(path, str(table)) for path in ("/net/anna/lock", "/net/local/lock", "/nets/lock")}
+    assert shared == {"/net/anna/lock": True, "/net/local/lock": False, "/nets/lock": False}

@@ -248,7 +248,7 @@ while os.getppid() == pid:
 
 
 def _slow_processor(_: Given) -> None:
-    """Let all work of a probe seem to take three times as long on this rank, and compare after every step."""
+    """Let the work of a speed test seem to take three times as long on rank 1, and do a test after every step."""
     import torch.distributed as dist
 
     from jobs.training import speed_watch

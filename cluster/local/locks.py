@@ -1,4 +1,4 @@
-"""Locks on files, and files that are locks, without waiting. Light to import."""
+"""Locks on files, without waiting, and lock files that were left behind. Light to import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 # Types of file systems that other machines may use too.
 _SHARED: Final = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "fuse.")
-_LEFT_AFTER_S: Final = 600.0  # there, an older lock counts as left
+_LEFT_AFTER_S: Final = 600.0  # an older lock on such a file system was left behind
 
 
 def try_lock(descriptor: int, shared: bool = False) -> bool:
@@ -28,10 +28,11 @@ def try_lock(descriptor: int, shared: bool = False) -> bool:
 
 
 def remove_if_left(path: str) -> bool:
-    """Remove a file that is a lock by its existence, if its process is gone, and return whether it was removed.
+    """Remove a lock file whose process has ended, and return whether it was removed.
 
-    Such a process has the file open until it removes it, as `torch.utils.file_baton` does. Processes of other machines
-    are not seen: on a file system that they may use too, the file must also be ten minutes old.
+    The existence of the file is the lock. Its process keeps the file open until it removes it, as
+    `torch.utils.file_baton` does. Processes of other machines are not visible. So on a file system that other machines
+    may use, the file must also be ten minutes old.
     """
     with contextlib.suppress(FileNotFoundError):
         if _is_open(path) or (_is_shared(path) and time.time() - os.stat(path).st_mtime < _LEFT_AFTER_S):
@@ -51,7 +52,7 @@ def _is_open(path: str) -> bool:
 
 
 def _is_shared(path: str, table: str = "/proc/self/mountinfo") -> bool:
-    """Whether the file system of a file may be used by other machines too. For the table of mounts, see proc(5)."""
+    """Return whether other machines may use the file system of `path` too. `table`: mounts, as proc(5) describes."""
     real, found = os.path.realpath(path), ("", "")
     with open(table) as mounts:
         for fields in map(str.split, mounts):

@@ -10,7 +10,7 @@ from jobs.planning.batching import plan_batching
 from jobs.spec.finetune import Spec
 from jobs.spec.zero import Zero
 
-# Values of `train.zero` with which ZeRO-3 holds little beside its part, in elements. It then gathers little ahead.
+# Values of `train.zero`, in elements, with which ZeRO-3 fetches few parameters in advance and needs little memory.
 _SMALL_BUFFERS: Final = {
     "reduce_bucket_size": 10_000_000,
     "prefetch_bucket_size": 10_000_000,
@@ -49,20 +49,20 @@ class Strategy:
 
     @property
     def has_small_buffers(self) -> bool:
-        """Whether ZeRO-3 gathers so little ahead that computing mostly waits for it."""
+        """Whether ZeRO-3 fetches so few parameters in advance that computation mostly waits for them."""
         return self.stage == 3 and self.max_live_parameters <= _SMALL_BUFFERS["max_live_parameters"]
 
     @property
     def with_small_buffers(self) -> Strategy:
-        """The strategy with less memory for buffers of ZeRO-3. Smaller sizes stay."""
+        """The strategy with small buffers for ZeRO-3. Values that are smaller already stay."""
         return replace(self, **{name: min(size, getattr(self, name)) for name, size in _SMALL_BUFFERS.items()})
 
 
 def as_traced(spec: Spec, config: Mapping[str, Any]) -> Spec:
-    """Return the spec with ZeRO-3 if a trace of it differs from one of the other stages, else with ZeRO-2.
+    """Return the spec with ZeRO-2, or with ZeRO-3 if the spec has it and its trace differs from that of ZeRO-2.
 
-    ZeRO-3 replaces linear layers: they keep their inputs until backward although they are frozen, and the gradients of
-    tied weights are added in place (`LinearFunctionForZeroStage3` of DeepSpeed).
+    ZeRO-3 replaces linear layers (`LinearFunctionForZeroStage3` of DeepSpeed). Frozen ones then keep their inputs until
+    the backward pass, and the gradients of tied weights are added in place.
 
     Args:
         config: the content of the model's config.json. Without `tie_word_embeddings`, weights may be tied.

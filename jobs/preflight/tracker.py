@@ -82,7 +82,7 @@ class Tracker(TorchDispatchMode):
         elif packet.__name__ == "grouped_mm_fallback":  # experts: (tokens, k) times (experts, k, n)
             self.flops += 2 * args[0].numel() * args[1].shape[-1]
         before = self.operations
-        # Of activations, real engines add some in place and some not, so these count as not.
+        # In real runs, some gradients of activations are added in place and others are not. All of them count as not.
         if func is torch.ops.aten.add.Tensor and out.shape in self._shapes and is_sum_in_place(args):
             self._reuse(args[0].untyped_storage(), out.untyped_storage())
         for tensor in tree_leaves(out):
@@ -104,7 +104,7 @@ class Tracker(TorchDispatchMode):
             weakref.finalize(storage, self._end, key, size)
 
     def _reuse(self, old: torch.UntypedStorage, new: torch.UntypedStorage) -> None:
-        """Let a new storage have the bytes of an old one."""
+        """Count the bytes of an old storage as those of a new one, because both are the same memory in a real run."""
         key, size = new._cdata, new.nbytes()
         if old._cdata in self._known and old.nbytes() == size:
             self._reused.add(old._cdata)
@@ -121,10 +121,10 @@ class Tracker(TorchDispatchMode):
 
 
 def is_sum_in_place(args: Sequence[Any]) -> bool:
-    """Whether autograd adds a gradient to one that nothing else refers to, which it does in place for real tensors.
+    """Whether these arguments of `add` are two gradients that autograd adds in place if they are real tensors.
 
-    It adds the newer one, the second argument, unless the older one is a view, whose base is referred to. Source:
-    `InputBuffer::accumulate` of PyTorch.
+    It writes the sum into the older gradient, the first argument, if nothing else refers to its storage. The base of a
+    view refers to it. Source: `InputBuffer::accumulate` of PyTorch.
     """
     if torch._C._current_graph_task_id() == -1 or not all(isinstance(one, torch.Tensor) for one in args[:2]):
         return False

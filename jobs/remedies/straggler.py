@@ -1,7 +1,7 @@
 """Decides whether ranks compute slower than the others. Pure.
 
-In a step this cannot be seen: every rank waits for the slowest one in each collective, so all take equally long. So all
-ranks now and then compute the same small piece of work at the same time, without waiting for each other
+The duration of a step does not show this, because every rank waits for the slowest one in each collective. So there are
+speed tests: all ranks compute the same small piece of work at the same time, without waiting for each other
 (`jobs.training.speed_watch`).
 """
 
@@ -17,14 +17,14 @@ from typing import Final
 from jobs.run.remedies import RemedyReport
 
 REMEDY: Final = "straggler"  # as in `jobs.spec.remedies`
-ENOUGH: Final = 5  # consecutive probes in which a rank must be slow; other programs use a core for a time only
-SLOWER: Final = 1.5  # times as slow as the usual rank. Throttled GPUs and shared cores lose half of their speed or more
-_HAS_ITS_CORE: Final = 0.8  # least share of the time in which a thread computes that nothing else wants the core of
+ENOUGH: Final = 5  # consecutive speed tests in which a rank must be slow, because other programs come and go
+SLOWER: Final = 1.5  # times the usual rank's time; for the noise of the tests, see decision 41
+_HAS_ITS_CORE: Final = 0.8  # share of the time; a thread that has its core for less shares it with others
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One rank's time for the work of a probe.
+    """One rank's time for the work of a speed test.
 
     Attributes:
         host_s: seconds of the work on one core of the host; NaN if it failed.
@@ -38,7 +38,7 @@ class Timing:
 
 
 class Cause(StrEnum):
-    """Why a rank is slow. The values are sayings for people."""
+    """Why a rank is slow. The values are texts for people."""
 
     GPU = "the GPU is slow: throttled, broken, or used by another program too"
     CORES = "other programs, or other threads of the worker, use the cores there"
@@ -47,7 +47,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class Slow:
-    """A rank that was slow in all of the newest probes.
+    """A rank that was slow in all of the newest speed tests.
 
     Attributes:
         times: its median time, in units of the usual rank's.
@@ -64,26 +64,26 @@ class Slow:
         return self.rank, self.cause
 
 
-def slow_ranks(probes: Sequence[Sequence[Timing]]) -> list[Slow]:
-    """Return the ranks that were slow in all of the newest probes, the lowest first.
+def slow_ranks(tests: Sequence[Sequence[Timing]]) -> list[Slow]:
+    """Return the ranks that were slow in all of the newest speed tests, the lowest first.
 
-    The usual time of a probe is the lower median over all ranks. So a whole node may be slow, if it has at most half of
-    the ranks; where more than half are slow, nothing tells them from ranks that have the speed of their hardware.
+    The usual time of a test is the lower median over all ranks. So a whole node is found too, if it has at most half of
+    the ranks. If more than half of the ranks are slow, they are taken for the usual ones.
 
     A GPU is blamed only if the host is not slow, because a host without free cores is late to give it work. The
     processor of a worker with a GPU is not blamed.
 
     Args:
-        probes: oldest first, each with one timing for each rank.
+        tests: oldest first, each with one timing for each rank.
     """
-    newest = probes[-ENOUGH:]
+    newest = tests[-ENOUGH:]
     if len(newest) < ENOUGH:
         return []
     found: dict[int, Slow] = {}
-    for rank, times in _slow_in_all([[timing.gpu_s for timing in probe] for probe in newest]).items():
+    for rank, times in _slow_in_all([[timing.gpu_s for timing in test] for test in newest]).items():
         found[rank] = Slow(rank, times, Cause.GPU, _core_share(newest, rank))
     has_gpu = newest[-1][0].gpu_s is not None
-    for rank, times in _slow_in_all([[timing.host_s for timing in probe] for probe in newest]).items():
+    for rank, times in _slow_in_all([[timing.host_s for timing in test] for test in newest]).items():
         share = _core_share(newest, rank)
         cause = Cause.CORES if share < _HAS_ITS_CORE else Cause.PROCESSOR
         if cause is Cause.CORES or not has_gpu:
@@ -91,20 +91,20 @@ def slow_ranks(probes: Sequence[Sequence[Timing]]) -> list[Slow]:
     return sorted(found.values(), key=lambda one: one.rank)
 
 
-def _core_share(probes: Sequence[Sequence[Timing]], rank: int) -> float:
-    return median(probe[rank].core_s / max(probe[rank].host_s, 1e-9) for probe in probes)
+def _core_share(tests: Sequence[Sequence[Timing]], rank: int) -> float:
+    return median(test[rank].core_s / max(test[rank].host_s, 1e-9) for test in tests)
 
 
-def _slow_in_all(probes: Sequence[Sequence[float | None]]) -> dict[int, float]:
-    """Return how many times slower ranks are, for those that are slow in every probe."""
+def _slow_in_all(tests: Sequence[Sequence[float | None]]) -> dict[int, float]:
+    """Return how many times slower ranks are, for those that are slow in every test."""
     ratios = []
-    for times in probes:
+    for times in tests:
         known = [seconds for seconds in times if seconds is not None and math.isfinite(seconds)]
         if len(known) < len(times):
             return {}
         usual = max(sorted(known)[(len(known) - 1) // 2], 1e-9)
         ratios.append([seconds / usual for seconds in known])
-    by_rank = {rank: [probe[rank] for probe in ratios] for rank in range(len(ratios[0]))}
+    by_rank = {rank: [test[rank] for test in ratios] for rank in range(len(ratios[0]))}
     return {rank: median(its) for rank, its in by_rank.items() if min(its) >= SLOWER}
 
 
@@ -123,7 +123,7 @@ def report_of(ranks: Sequence[Slow], host: str) -> RemedyReport:
     }
     return RemedyReport(
         REMEDY,
-        f"{who} {worst.times:.1f} times slower than the usual rank, in {ENOUGH} consecutive probes: {why}",
+        f"{who} {worst.times:.1f} times slower than the usual rank, in {ENOUGH} consecutive speed tests: {why}",
         "the node is named as faulty" if worst.cause is Cause.GPU else "the cause is named, and nothing is changed",
         "every step takes as long as on the slowest rank",
         advice[worst.cause],

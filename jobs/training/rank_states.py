@@ -23,8 +23,8 @@ _LOG_WITHIN_S = 1.0  # a log's storage may block
 _MOST_FRAMES = 6
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
 _TRAINS = "/jobs/training/loop/"  # the thread whose stack contains this path is the one that trains
-# Innermost calls of a rank that waits for the others. With NCCL it waits in the call that reads the result, or waits
-# for the GPU, as the probes of speed do.
+# Innermost calls of a rank that waits for the others. With NCCL it waits in the call that reads the result, or, in a
+# speed test, in the call that waits for the GPU.
 _COLLECTIVES = re.compile(r"/torch/distributed/|/deepspeed/|/torch/cuda/")
 _READ_RESULTS = ("unpack_signals", "_gathered")
 

@@ -23,14 +23,14 @@ _GPU_SIZE, _GPU_TIMES = 4096, 10
 
 
 class SpeedWatch:
-    """The probes of one run. Rank 0 says when one is due; then every rank must call `compare` after the same step."""
+    """The speed tests of a run. Rank 0 says when one is due. Every rank must call `compare` after the same step."""
 
     def __init__(self, worker: WorkerContext, reporter: Reporter, dtype: torch.dtype, enabled: bool = True) -> None:
         """`dtype`: of the products on the GPU."""
         self._worker, self._reporter, self._dtype = worker, reporter, dtype
         self._decides = enabled and worker.world_size > 1 and worker.rank == 0
         self._last_s = time.monotonic()
-        self._probes: deque[list[Timing]] = deque(maxlen=ENOUGH)
+        self._tests: deque[list[Timing]] = deque(maxlen=ENOUGH)
         self._told: set[tuple[int, Cause]] = set()
 
     @property
@@ -42,9 +42,9 @@ class SpeedWatch:
         """Time the work on every rank, and report ranks that are slow again and again. Every rank must call it."""
         self._last_s = time.monotonic()
         self._worker.mark(Doing.STEP)  # a rank that hangs here is noticed as in a step
-        self._probes.append(self._gathered(timing_of(self._worker.device, self._dtype)))
+        self._tests.append(self._gathered(timing_of(self._worker.device, self._dtype)))
         self._worker.mark(Doing.OTHER)
-        slow = slow_ranks(list(self._probes))
+        slow = slow_ranks(list(self._tests))
         if new := [one for one in slow if one.key not in self._told]:
             self._told |= {one.key for one in new}
             self._tell(new, step)
@@ -73,7 +73,7 @@ class SpeedWatch:
 
 
 def timing_of(device: torch.device, dtype: torch.dtype) -> Timing:
-    """Do the work of a probe on this process's host and GPU. `dtype`: of the products on the GPU."""
+    """Do the work of a speed test on this process's host and GPU. `dtype`: of the products on the GPU."""
     host_s, core_s = _on_one_core()
     return Timing(host_s, core_s, None if device.type == "cpu" else _on_gpu(device, dtype))
 

@@ -1,7 +1,7 @@
-"""Tells at `fleetune submit` what jobs will take on the cluster's GPUs, so that nobody waits for what cannot fit.
+"""Plans jobs at `fleetune submit`, on the GPUs of the cluster. So users learn at once that a job is too large.
 
-Nothing is refused: the memory of hosts, the longest row and the nodes of a job are known only to its driver, which
-plans again before workers start.
+No job is refused. Only its driver knows its nodes, the memory of their hosts, and the longest row, and plans again
+before workers start.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from jobs.planning import memory
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.training.model import deepspeed_config
-from jobs.training.model.engine import build_engine, must_compile
+from jobs.training.model.engine import build_engine, must_compile, remove_left_lock
 
 
 def make_one_step(asked: dict[str, Any]) -> None:
@@ -56,13 +56,14 @@ def make_one_step(asked: dict[str, Any]) -> None:
 
 
 def _compiles(spec: Spec, folder: pathlib.Path) -> list[bool]:
-    """Whether DeepSpeed would compile its optimizer: without offload; with it; and once it has.
+    """Whether DeepSpeed would compile its optimizer without offload, with offload, and when it has compiled it.
 
-    A lock that a killed process has left is gone then.
+    The last value tells whether the lock of a killed process is still there after its removal.
     """
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
     offloaded, cpu = spec.with_value("train.zero.offload_optimizer", "cpu"), torch.device("cpu")
     found = [must_compile(spec, cpu), must_compile(offloaded, cpu)]
     (folder / "cpu_adam/cpu_adam.so").touch()
     (folder / "cpu_adam/lock").touch()
+    remove_left_lock(cpu)
     return [*found, must_compile(offloaded, cpu), (folder / "cpu_adam/lock").exists()]

@@ -48,7 +48,7 @@ from jobs.training.loop.watching import (
     tell_missing_metric,
     tell_summary,
 )
-from jobs.training.model.engine import build_engine, must_compile, peak_memory_bytes
+from jobs.training.model.engine import build_engine, must_compile, peak_memory_bytes, remove_left_lock
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.model.isolation import rows_are_unpacked
 from jobs.training.model.load import DTYPES
@@ -214,9 +214,11 @@ def set_up(job: Job, worker: WorkerContext, reporter: Reporter) -> Run:
 def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     """Open the prepared rows, load the sharded model and build the engine. Every rank must call it."""
     prepared = Prepared.open(job.prepared_root)
-    if job.spec.train.zero.offload_optimizer and _on_any_rank(must_compile(job.spec, worker.device), worker):
-        said = "compiling DeepSpeed's CPU optimizer: this takes a minute or two, once on each machine"
-        reporter.event("phase", said, phase="compile")
+    if job.spec.train.zero.offload_optimizer:
+        remove_left_lock(worker.device)
+        if _on_any_rank(must_compile(job.spec, worker.device), worker):
+            said = "compiling DeepSpeed's CPU optimizer: this takes a minute or two, once on each machine"
+            reporter.event("phase", said, phase="compile")
     engine = build_engine(job.spec, local_model_dir(job.model), worker, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, worker, engine.module, engine.pad_token_id, reporter)
     harness = Harness(job.spec, job.model, engine.pad_token_id) if job.spec.eval.lm_eval.tasks else None

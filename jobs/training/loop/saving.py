@@ -30,7 +30,7 @@ class StepSignals:
     save: bool  # a checkpoint was requested, or is due by time
     busy: bool  # a rank is still writing the last checkpoint
     failed: bool  # a rank failed to write it
-    compare_speeds: bool  # a probe is due (see `jobs.training.speed_watch`)
+    compare_speeds: bool  # a speed test is due (see `jobs.training.speed_watch`)
     digest: int  # of all rows that were trained on, with their places (see `jobs.data.order.digest_chain.step_digest`)
     skipped: bool = False  # the step changed no weight
     norm: float | None = None  # of the gradient, if the step may be compared with later ones

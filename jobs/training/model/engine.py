@@ -95,23 +95,31 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def must_compile(spec: Spec, device: torch.device) -> bool:
-    """Whether DeepSpeed will compile its CPU optimizer at this start. It does so once on each machine.
-
-    A lock of a process that was killed while it compiled is removed, because DeepSpeed would wait for it forever.
-    """
+    """Whether DeepSpeed will compile its CPU optimizer at this start. It does so once on each machine."""
     if spec.train.zero.offload_optimizer is None:
         return False
+    folder = _compiled_optimizer(device)
+    return folder is not None and not (folder / f"{folder.name}.so").exists()
+
+
+def remove_left_lock(device: torch.device) -> None:
+    """Remove the lock of a process that was killed while it compiled DeepSpeed's CPU optimizer.
+
+    DeepSpeed would wait for it forever. No rank of the gang may have begun to compile.
+    """
+    if (folder := _compiled_optimizer(device)) is not None:
+        remove_if_left(str(folder / "lock"))
+
+
+def _compiled_optimizer(device: torch.device) -> pathlib.Path | None:
+    """Return the directory in which DeepSpeed compiles its CPU optimizer; None: it was installed with DeepSpeed."""
     import_deepspeed(device)
     from deepspeed.git_version_info import installed_ops
     from deepspeed.ops.op_builder import CPUAdamBuilder
     from torch.utils.cpp_extension import _get_build_directory
 
     name = CPUAdamBuilder.NAME
-    if installed_ops.get(name):
-        return False
-    folder = pathlib.Path(_get_build_directory(name, False))
-    remove_if_left(str(folder / "lock"))
-    return not (folder / f"{name}.so").exists()
+    return None if installed_ops.get(name) else pathlib.Path(_get_build_directory(name, False))
 
 
 def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:

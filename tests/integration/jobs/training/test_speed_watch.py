@@ -1,4 +1,4 @@
-"""What the probes of a gang report; `tests.acceptance.test_planted_failures` has them in a real one."""
+"""What the speed tests of a gang report. `tests.acceptance.test_planted_failures` has a slow rank in a real gang."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_each_cause_is_told_for_itself(gang: list[Timing]) -> None:
     assert [(kind, data.get("ranks")) for kind, data in events.told] == [("remedy", [2]), ("faulty", None)]
 
 
-def test_only_the_first_rank_of_several_says_when_a_probe_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_rank_of_several_says_when_a_speed_test_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed_watch, "EVERY_S", 0.0)
     assert watch(Events()).is_due
     assert not watch(Events(), rank=1).is_due and not watch(Events(), world_size=1).is_due
@@ -80,6 +80,6 @@ def test_only_the_first_rank_of_several_says_when_a_probe_is_due(monkeypatch: py
     assert not watch(Events()).is_due
 
 
-def test_the_work_of_a_probe_takes_under_a_hundredth_of_the_time_between_two() -> None:
+def test_the_work_of_a_speed_test_takes_under_a_hundredth_of_the_time_between_two() -> None:
     timing = timing_of(torch.device("cpu"), torch.float32)
     assert 0.0 < timing.core_s < 0.01 * speed_watch.EVERY_S and timing.gpu_s is None

@@ -1,4 +1,4 @@
-"""What `fleetune submit` says about memory and time, against a real server whose nodes have eight H100."""
+"""What `fleetune submit` says about memory and time. The server is real; its nodes, with eight H100 each, are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When a file that is a lock by its existence is removed."""
+"""When a lock file that was left behind is removed."""
 
 from __future__ import annotations
 

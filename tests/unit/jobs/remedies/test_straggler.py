@@ -11,30 +11,30 @@ from jobs.remedies.straggler import ENOUGH, Cause, Slow, Timing, report_of, slow
 NORMAL = Timing(0.030, 0.030)
 
 
-def probe(*host_s: float, core_share: float = 1.0) -> list[Timing]:
+def timings(*host_s: float, core_share: float = 1.0) -> list[Timing]:
     return [Timing(seconds, seconds * core_share) for seconds in host_s]
 
 
-def test_a_rank_is_slow_if_it_is_so_in_all_of_the_newest_probes() -> None:
-    slow = probe(0.03, 0.06, 0.031)
+def test_a_rank_is_slow_if_it_is_so_in_all_of_the_newest_speed_tests() -> None:
+    slow = timings(0.03, 0.06, 0.031)
     assert slow_ranks([slow] * (ENOUGH - 1)) == []
     (one,) = slow_ranks([slow] * ENOUGH)
     assert one == Slow(1, one.times, Cause.PROCESSOR, core_share=1.0) and one.times == pytest.approx(60 / 31)
-    assert slow_ranks([*[slow] * ENOUGH, probe(0.03, 0.044, 0.03)]) == []  # now below the limit
+    assert slow_ranks([*[slow] * ENOUGH, timings(0.03, 0.044, 0.03)]) == []  # now below the limit
 
 
 def test_other_ranks_in_turn_are_noise() -> None:
-    assert slow_ranks([probe(0.03, 0.06), probe(0.06, 0.03)] * ENOUGH) == []
+    assert slow_ranks([timings(0.03, 0.06), timings(0.06, 0.03)] * ENOUGH) == []
 
 
 def test_a_whole_node_may_be_slow_but_not_most_of_the_gang() -> None:
-    half = probe(*[0.03] * 8, *[0.05] * 8)
+    half = timings(*[0.03] * 8, *[0.05] * 8)
     assert [one.rank for one in slow_ranks([half] * ENOUGH)] == list(range(8, 16))
-    assert slow_ranks([probe(0.03, 0.06, 0.06)] * ENOUGH) == []
+    assert slow_ranks([timings(0.03, 0.06, 0.06)] * ENOUGH) == []
 
 
 def test_one_of_two_ranks_is_compared_with_the_faster_one() -> None:
-    assert [one.rank for one in slow_ranks([probe(0.09, 0.03)] * ENOUGH)] == [0]
+    assert [one.rank for one in slow_ranks([timings(0.09, 0.03)] * ENOUGH)] == [0]
 
 
 def test_a_gpu_is_blamed_only_if_its_host_is_not_slow() -> None:
@@ -46,9 +46,9 @@ def test_a_gpu_is_blamed_only_if_its_host_is_not_slow() -> None:
     assert slow_ranks([old_processor] * ENOUGH) == []
 
 
-def test_a_probe_that_failed_proves_nothing() -> None:
+def test_a_speed_test_that_failed_proves_nothing() -> None:
     failed = [Timing(math.nan, math.nan), Timing(0.09, 0.09)]
-    assert slow_ranks([*[probe(0.03, 0.09)] * 4, failed]) == []
+    assert slow_ranks([*[timings(0.03, 0.09)] * 4, failed]) == []
     without_memory = [Timing(0.03, 0.03, math.nan), Timing(0.03, 0.03, 0.9)]
     assert slow_ranks([without_memory] * ENOUGH) == []
 

@@ -54,7 +54,7 @@ SPEC = [
     ),
     Case(
         "batch smaller than the gang", Kind.SPEC,
-        refused("fewer rows than num_workers (2)", advice=("Raise the global batch to 2",)),
+        refused("fewer rows than num_workers (2)", advice=("Raise train.global_batch_size to 2",)),
         changes={"train.global_batch_size": 1},
     ),
     Case(

@@ -9,6 +9,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from pydantic import Field, JsonValue
 
+from cluster.text import compact
 from jobs.frozen import Frozen
 from jobs.run.metric_names import general_increase
 from jobs.storage.journal import Record
@@ -149,7 +150,7 @@ def findings(comparison: Comparison) -> list[str]:
     full = next((rate for one in comparison.methods if one.method == "full" and (rate := rate_of(one))), None)
     rates = {one.name: rate for one in comparison.methods if one.method != "full" and (rate := rate_of(one))}
     if full is not None and rates:
-        times = ", ".join(f"{name} {rate / full:.2g}" for name, rate in rates.items())
+        times = ", ".join(f"{name} {compact(rate / full)}" for name, rate in rates.items())
         said.append(f"best learning rate, divided by that of full fine-tuning: {times}")
     for one in comparison.methods:
         if one.reason is not None:

@@ -36,7 +36,7 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
             _NONE if one.run_s is None else duration(one.run_s),
             _NONE if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}",
             _NONE if one.checkpoint_bytes is None else byte_size(one.checkpoint_bytes),
-            f"{one.device_hours:.2g} {comparison.device}-hours, {many(one.trials, 'trial')}",
+            f"{compact(one.device_hours)} {comparison.device}-hours, {many(one.trials, 'trial')}",
         ]
         for one in comparison.methods
     ]

@@ -72,11 +72,12 @@ def model_files_problems(folder: str, spec: Spec) -> list[str]:
     if not os.path.isdir(folder):
         return ["no such directory"]
     config, problem = _read_config(folder)
-    problems = [problem] if problem else _config_problems(config, spec)
+    problems = [problem] if problem else config_problems(config, spec)
     return problems + _weights_problems(folder)
 
 
-def _config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
+def config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
+    """List why a model with this configuration cannot be trained."""
     if "auto_map" in config and not _is_known_to_transformers(str(config.get("model_type", ""))):
         return [
             "config.json has auto_map: this model needs Python code from its directory, and trust_remote_code is off "

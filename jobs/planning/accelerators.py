@@ -146,15 +146,24 @@ def gang_machines(machines: Machines, workers: int) -> tuple[Machines, int]:
     return replace(machines, nodes=nodes), machines.nodes // nodes
 
 
+def sizes_of(name: str) -> list[str]:
+    """List the accelerators that have this name, or this model with any size of memory; case does not matter."""
+    wanted = _usual(name)
+    return [one for one in ACCELERATORS if wanted == one or wanted == one.rpartition("-")[0]]
+
+
+def _usual(name: str) -> str:
+    wanted = name.strip().upper().removeprefix("NVIDIA").strip(" -").replace(" ", "-")
+    return re.sub(r"(-\d+)-?GB?$", r"\1", wanted)  # as vendors write it, and Ray: A100-80GB, A100-80G
+
+
 def accelerator_of(name: str) -> Accelerator:
     """Find an accelerator by its name, or by its model if that has one size of memory; case does not matter.
 
     Raises:
         InputError: there is none, or there are several sizes.
     """
-    wanted = name.strip().upper().removeprefix("NVIDIA").strip(" -").replace(" ", "-")
-    wanted = re.sub(r"(-\d+)-?GB?$", r"\1", wanted)  # as vendors write it, and Ray: A100-80GB, A100-80G
-    sizes = [one for one in ACCELERATORS if wanted == one or wanted == one.rpartition("-")[0]]
+    wanted, sizes = _usual(name), sizes_of(name)
     if len(sizes) == 1:
         return ACCELERATORS[sizes[0]]
     if sizes:

@@ -27,6 +27,12 @@ class Batching:
         """Rows that the grid of forward passes could hold: `rows`, or slightly more."""
         return self.micro_batches * self.per_device
 
+    @property
+    def most_rows(self) -> int:
+        """Rows of one optimizer step on the first worker, which has the most (`row_order.micro_batches`)."""
+        full = self.accumulation - 1
+        return full * self.per_device + min(self.per_device, self.rows - full * self.num_workers * self.per_device)
+
 
 def plan_batching(spec: Spec) -> Batching:
     """Derive those of micro-batch, accumulation, workers and global batch that the spec leaves out.
@@ -44,7 +50,7 @@ def plan_batching(spec: Spec) -> Batching:
     if rows < workers:
         raise SpecError(
             f"{named}, fewer rows than num_workers ({workers}): every worker needs a row of each step. "
-            f"Raise the global batch to {workers} or more, or set resources.num_workers to {max(rows, 1)}"
+            f"Raise {rows_raised(spec, workers)}" + (f", or set resources.num_workers to {rows}" if rows else "")
         )
     derived = -(-rows // (per_device * workers))
     if accumulation is not None and accumulation != derived:
@@ -53,6 +59,13 @@ def plan_batching(spec: Spec) -> Batching:
             f"num_workers ({workers}) = {per_device * accumulation * workers}, but {named}: drop one of them"
         )
     return Batching(rows, per_device, derived, workers)
+
+
+def rows_raised(spec: Spec, rows: int) -> str:
+    """Say to which value the field of the global batch must be raised for so many rows."""
+    if spec.train.global_batch_size is not None:
+        return f"train.global_batch_size to {rows} or more"
+    return f"train.global_batch_tokens to {rows * spec.data.seq_len} or more"
 
 
 def global_rows(spec: Spec) -> tuple[int, str] | None:

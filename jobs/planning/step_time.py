@@ -70,9 +70,9 @@ def step_time(trace: ModelTrace, strategy: Strategy, batching: Batching, machine
     """
     gpu = machines.accelerator
     peak = 1e12 * (gpu.fp32_tflops if trace.precision == "fp32" else gpu.tflops)
-    forward = trace.flops_per_row * batching.rows
-    model_flops = (2.0 + trace.trained / trace.parameters) * forward
-    executed = (model_flops + (forward if strategy.gradient_checkpointing else 0.0)) / batching.num_workers
+    flops_per_row = (2.0 + trace.trained / trace.parameters) * trace.flops_per_row
+    again = trace.flops_per_row if strategy.gradient_checkpointing else 0.0
+    executed = (flops_per_row + again) * batching.most_rows  # the others wait for the first worker
     # Every pass reads all weights at least once, in the forward pass and twice in the backward pass.
     reading = batching.accumulation * 3 * trace.width * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
     passes = batching.accumulation * (4 if strategy.gradient_checkpointing else 3)
@@ -86,7 +86,7 @@ def step_time(trace: ModelTrace, strategy: Strategy, batching: Batching, machine
         communication_s=communication,
         optimizer_s=optimizer,
         tokens_per_s=batching.rows * trace.seq_len / seconds,
-        mfu=model_flops / seconds / (peak * batching.num_workers),
+        mfu=flops_per_row * batching.rows / seconds / (peak * batching.num_workers),
         overlaps=overlaps,
     )
 

@@ -77,6 +77,8 @@ class JobPlan:
         total_steps: of the whole run; None: not known before the data is prepared.
         parameters, trained: of the model and of these the trained ones, in elements.
         note: a limit of the estimate for this model, in words; None: there is none.
+        can_checkpoint: whether the model's type supports gradient checkpointing.
+        run_tokens: tokens of the whole run without padding; None: not counted, or the data is not prepared.
         sufficient: more machines on which an option fits; None: an option fits on `machines`, or none was found.
     """
 
@@ -89,6 +91,8 @@ class JobPlan:
     choosable: frozenset[Planned]
     total_steps: int | None
     note: str | None = None
+    can_checkpoint: bool = True
+    run_tokens: float | None = None
     sufficient: Sufficient | None = None
 
     @property
@@ -103,11 +107,14 @@ class JobPlan:
 
     @property
     def chosen(self) -> Option | None:
-        """The fastest option that fits, or None.
+        """The option with which the run is trained: on GPUs the fastest one that fits, or None.
 
         Of options with about the same time, it is the one that changes least, then one with the least offload, because
-        its time is uncertain, and then the one that needs least memory.
+        its time is uncertain, and then the one that needs least memory. Workers without GPU keep the spec's values as
+        long as these fit, because the time of small models depends on more than a plan knows.
         """
+        if self.machines.is_cpu and self.spec_option.fits:
+            return self.spec_option
         fitting = [option for option in self.options if option.fits]
         most = (1 + _ALIKE) * min((option.time.seconds for option in fitting), default=0.0)
         alike = (option for option in fitting if option.time.seconds <= most)
@@ -179,10 +186,11 @@ def option_of(
     """Predict memory and time of a strategy. Arguments: see `options`. `traced` is the trace for this strategy."""
     device: Device = "cpu" if machines.is_cpu else "cuda"
     passes = passes_of(batching, strategy.per_device_train_batch_size)
+    in_a_pass = replace(strategy, per_device_train_batch_size=min(passes.per_device, batching.rows))
     return Option(
         strategy=strategy,
         batching=passes,
-        memory=memory_of_process(traced, strategy, batching.num_workers, device, copied_bytes),
+        memory=memory_of_process(traced, in_a_pass, batching.num_workers, device, copied_bytes),
         time=step_time(traced, strategy, passes, machines),
         room=machines.accelerator.memory,
         host_room=machines.host_memory,

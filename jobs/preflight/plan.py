@@ -10,16 +10,18 @@ import pathlib
 from typing import Any
 
 from cluster.errors import DataError, InputError, SpecError
+from cluster.imports import quick_imports
 from cluster.local.memory import memory_here
 from cluster.text import many
+from jobs.data.order.stream import step_plan, tokens_per_run
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.prepared import Prepared
 from jobs.model_files.architecture import architecture_problems
-from jobs.model_files.positions import too_few_positions
+from jobs.model_files.directory import config_problems
 from jobs.model_files.without_weights import without_weights
-from jobs.planning import plan_batching, total_steps, with_workers
-from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of, machines_with
-from jobs.planning.batching import Batching, global_rows
+from jobs.planning import plan_batching, with_workers
+from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of, machines_with, sizes_of
+from jobs.planning.batching import Batching, global_rows, rows_raised
 from jobs.planning.memory import COPIED, ModelTrace
 from jobs.planning.more_machines import sufficient_machines
 from jobs.planning.precision import Precision, precision_of
@@ -39,11 +41,13 @@ def plan_job(
     machines: Machines | None = None,
     copied_bytes: int = COPIED,
     choosable: frozenset[Planned] | None = None,
+    counts_tokens: bool = False,
 ) -> JobPlan:
     """Plan a job with a worker on each GPU of the machines; None: those of its section `resources`.
 
     Args:
         choosable: see `plan_on`.
+        counts_tokens: whether to count the tokens of the run, which needs the prepared data.
         copied_bytes: see `jobs.planning.memory.memory_of_process`.
 
     Raises:
@@ -51,15 +55,19 @@ def plan_job(
         DataError: the model's configuration cannot be read or built.
     """
     found = machines or machines_for(spec)
+    most_workers = 1 if spec.resources.min_workers is None else spec.resources.num_workers
     if (batch := global_rows(spec)) is not None and batch[0] < found.gpus != spec.resources.num_workers:
         raise SpecError(
-            f"{batch[1]}, fewer rows than {found} has GPUs: every GPU needs a row of each step. Plan for "
-            f"{many(max(batch[0], 1), 'GPU')} or fewer, or raise the global batch to {found.gpus} or more"
+            f"{batch[1]}, fewer rows than {found} has GPUs: every GPU needs a row of each step. Raise "
+            f"{rows_raised(spec, found.gpus)}" + (f", or plan for {many(batch[0], 'GPU')} or fewer" if batch[0] else "")
         )
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
-    steps = _total_steps(spec, model_dir)
-    return plan_on(spec, found, model_dir, steps, choosable=choosable, copied_bytes=copied_bytes)
+    steps, tokens = _length(spec, model_dir, counts_tokens)
+    plan = plan_on(
+        spec, found, model_dir, steps, choosable=choosable, most_workers=most_workers, copied_bytes=copied_bytes
+    )
+    return dataclasses.replace(plan, run_tokens=tokens)
 
 
 def plan_on(
@@ -86,14 +94,15 @@ def plan_on(
         DataError: the model's configuration cannot be read or built.
     """
     config = config_of(spec, model_dir)
-    if problems := [*architecture_problems(config, spec), *too_few_positions(config, spec)]:
+    if problems := config_problems(config, spec):
         raise DataError(f"model.path {spec.model.path}: {'; '.join(problems)}")
     precision = precision_of(spec.train, machines.accelerator.has_bf16 and not machines.is_cpu)
     rows = spec.with_value("data.seq_len", min(longest or spec.data.seq_len, spec.data.seq_len))
     batching = plan_batching(spec)
     spec_strategy = strategy_of(spec)
     choosable = choosable_fields(spec) if choosable is None else choosable
-    if architecture_problems(config, spec.with_value("train.gradient_checkpointing", True)):
+    can_checkpoint = not architecture_problems(config, spec.with_value("train.gradient_checkpointing", True))
+    if not can_checkpoint:
         choosable -= {"gradient_checkpointing"}
     if spec.packed and spec.model.attn_implementation == "flash_attention_2":
         # With this kernel, samples are kept apart in batches of one row only.
@@ -126,6 +135,7 @@ def plan_on(
         choosable=choosable,
         total_steps=steps,
         note=traced.note,
+        can_checkpoint=can_checkpoint,
     )
     if plan.chosen is not None:
         return plan
@@ -137,8 +147,11 @@ def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     """Return the trace that this machine keeps, or make it. Raises DataError."""
 
     def compute() -> ModelTrace:
-        from jobs.preflight.model_trace import trace_model  # imports torch, which takes seconds
+        with quick_imports():  # torch and transformers take seconds
+            from jobs.preflight.model_trace import trace_model
+            from jobs.training.model.load import import_model_classes
 
+            import_model_classes()
         try:
             return trace_model(spec, model_dir, precision)
         except InputError:
@@ -159,7 +172,9 @@ def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
         raise DataError(f"model.path {spec.model.path}: there is no config.json. Give the directory of a model")
     try:
         config = json.loads(pathlib.Path(path).read_bytes())
-    except ValueError as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}. Check its permissions") from error
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}. Use the file that was released with the model") from error
     if not isinstance(config, dict):
         raise DataError(f"{path} does not contain a JSON object. Use the file that was released with the model")
@@ -178,22 +193,29 @@ def choosable_fields(spec: Spec) -> frozenset[Planned]:
     return choosable
 
 
-def machines_for(spec: Spec) -> Machines:
+def machines_for(spec: Spec, gangs: int = 1) -> Machines:
     """Return the machines that the spec's section `resources` describes.
+
+    Args:
+        gangs: that share this machine, if the workers have no GPU.
 
     Raises:
         InputError: it asks for GPUs without a type, or the type is unknown.
     """
     resources = spec.resources
     if not resources.gpus_per_worker:
-        memory = memory_here().limit_bytes // resources.num_workers
+        memory = memory_here().limit_bytes // (gangs * resources.num_workers)
         return Machines(1, resources.num_workers, cpu_worker(memory, resources.cpus_per_worker))
     if resources.accelerator_type is None:
         raise SpecError(
             "the type of the GPUs is not known: give --on, such as --on "
             f"{resources.num_workers}xH100-80, or resources.accelerator_type in the spec"
         )
-    return machines_with(resources.num_workers, accelerator_of(resources.accelerator_type))
+    name = resources.accelerator_type
+    if len(sizes := sizes_of(name)) > 1:  # Ray's name does not tell the size
+        on = " or ".join(f"--on {resources.num_workers}x{size}" for size in sizes)
+        raise SpecError(f"resources.accelerator_type: {name} is made with several sizes of memory: give {on}")
+    return machines_with(resources.num_workers, accelerator_of(name))
 
 
 def cpu_worker(memory: int, cores: int) -> Accelerator:
@@ -220,12 +242,13 @@ def cpu_worker(memory: int, cores: int) -> Accelerator:
     )
 
 
-def _total_steps(spec: Spec, model_dir: str) -> int | None:
-    """Return the steps of the run; None if they depend on data that is not prepared yet."""
-    if spec.train.max_steps is not None:
-        return spec.train.max_steps
+def _length(spec: Spec, model_dir: str, counts_tokens: bool) -> tuple[int | None, float | None]:
+    """Return the steps and tokens of the run; None if they depend on data that is not prepared yet."""
+    if spec.train.max_steps is not None and not counts_tokens:
+        return spec.train.max_steps, None
     with contextlib.suppress(InputError):  # `validate` tells what is wrong with the data
         prepared = Prepared.find(prepared_root(spec.storage_path, fingerprint(spec, model_dir)[0]))
         if prepared is not None:
-            return total_steps(spec, len(prepared.split("train")), plan_batching(spec).rows)
-    return None
+            split = prepared.split("train")
+            return step_plan(spec, split).total_steps, tokens_per_run(spec, split)
+    return spec.train.max_steps, None

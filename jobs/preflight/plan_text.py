@@ -52,7 +52,7 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
         if rows > 1:
             help_.append(f"a smaller train.per_device_train_batch_size ({rows})")
         help_.append(f"a smaller data.seq_len ({plan.seq_len:,})")
-        if not near.strategy.gradient_checkpointing:
+        if plan.can_checkpoint and not near.strategy.gradient_checkpointing:
             help_.append("train.gradient_checkpointing: true")
     if near.strategy.stage < 3:
         help_.append("train.zero.stage: 3")

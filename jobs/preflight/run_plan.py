@@ -1,8 +1,4 @@
-"""Plans every run before its workers start: chooses fields that the spec leaves out, and refuses jobs that cannot fit.
-
-On GPUs the fastest way that fits is chosen. Workers without GPU keep the spec's values as long as these fit, because
-the time of small models depends on more than a plan knows.
-"""
+"""Plans every run before its workers start: chooses what the spec leaves out, and refuses jobs that cannot fit."""
 
 from __future__ import annotations
 
@@ -76,25 +72,39 @@ class Places:
         return Machines(self.nodes, self.workers_per_node, accelerator, self.free_bytes / GIB)
 
 
-def kept_choice(spec: Spec, paths: JobPaths) -> dict[str, Any]:
-    """Return the fields that an earlier attempt's plan chose, and that the spec still leaves out.
+@dataclass(frozen=True)
+class EarlierChoice:
+    """What the plans of earlier attempts have decided.
 
-    With the same micro-batch, a resumed run computes the same numbers. A micro-batch that would leave workers of a
-    larger gang without rows is not kept.
+    Attributes:
+        fields: of `train`, with the values that were chosen.
+        choosable: the fields that may still be chosen.
     """
-    earlier, choosable = read_plan(paths), set[str](choosable_fields(spec))
+
+    fields: Mapping[str, Any]
+    choosable: frozenset[Planned]
+
+
+def earlier_choice(spec: Spec, paths: JobPaths) -> EarlierChoice:
+    """Return the choice of the earlier attempts for the fields that the spec still leaves out.
+
+    With the same micro-batch, a resumed run computes the same numbers. So fields that an earlier plan left at their
+    defaults stay there too. A micro-batch that would leave workers of a larger gang without rows is chosen anew.
+    """
+    earlier, choosable = read_plan(paths), choosable_fields(spec)
     if earlier is None:
-        return {}
+        return EarlierChoice({}, choosable)
+    fields: dict[str, Any] = {name: value for name, value in earlier.chosen.items() if name in choosable}
     most = -(-plan_batching(spec).rows // spec.resources.num_workers)
-    fields = {name: value for name, value in earlier.chosen.items() if name in choosable}
-    if fields.get(_MICRO_BATCH, 1) > most:
-        del fields[_MICRO_BATCH]
-    return fields
+    if fields.get(_MICRO_BATCH, 1) <= most:
+        return EarlierChoice(fields, frozenset())
+    del fields[_MICRO_BATCH]
+    return EarlierChoice(fields, frozenset({_MICRO_BATCH}))
 
 
 def with_planned_fields(
     spec: Spec,
-    kept: Mapping[str, Any],
+    earlier: EarlierChoice,
     prepared: Prepared,
     find_places: FindPlaces,
     paths: JobPaths,
@@ -105,8 +115,8 @@ def with_planned_fields(
     """Plan the run, store and announce the plan, and return the spec with the chosen fields.
 
     Args:
-        spec: with the number of workers of this attempt, the kept choice, and the changes after a lack of memory.
-        kept: see `kept_choice`. It is chosen anew if nothing fits with it.
+        spec: with the number of workers of this attempt, the earlier choice, and the changes after a lack of memory.
+        earlier: see `earlier_choice`. All that the spec leaves out is chosen anew if nothing fits with it.
         find_places: returns where the workers will be, or None if it is not known; then nothing is planned.
         most_workers: largest number of workers of the job.
         copied_bytes: see `jobs.planning.memory.memory_of_process`.
@@ -121,13 +131,13 @@ def with_planned_fields(
     longest = min(longest, spec.data.seq_len)
     bound = None if spec.resources.gpus_per_worker else _bound(spec, model_dir, longest, copied_bytes)
     if bound is not None and bound < _TINY_BYTES:
-        _keep_bound(spec, bound, kept, paths)
+        _keep_bound(spec, bound, earlier.fields, paths)
         return spec
     places = find_places()
     if places is None:
         return spec
     if bound is not None and bound < _SMALL * places.free_bytes / places.workers_per_node:
-        _keep_bound(spec, bound, kept, paths)
+        _keep_bound(spec, bound, earlier.fields, paths)
         return spec
     announce("phase", "planning the memory of the workers", phase="plan")
     steps = step_plan(spec, prepared.split("train")).total_steps
@@ -136,19 +146,21 @@ def with_planned_fields(
     def plan_with(choosable: Collection[Planned]) -> JobPlan:
         return plan_on(spec, machines, model_dir, steps, longest, frozenset(choosable), most_workers, copied_bytes)
 
-    left_out = choosable_fields(spec)
+    left_out, fields = choosable_fields(spec), strategy_of(spec).fields
+    first = earlier.choosable & left_out
+    # Those that were changed since, after a lack of memory, stay.
+    again = left_out | {name for name in PLANNED if name in earlier.fields and fields[name] == earlier.fields[name]}
     try:
-        plan = plan_with(() if kept else left_out)
-        if kept and decided(plan) is None:  # these machines have less memory than those of the earlier attempt
-            unchanged = {name for name in PLANNED if name in kept and strategy_of(spec).fields[name] == kept[name]}
-            plan = plan_with(left_out | unchanged)
-        spec_fits = decided(plan) is not None
+        plan = plan_with(first)
+        if plan.chosen is None and again != first:  # these machines have less memory than those of the earlier attempt
+            plan = plan_with(again)
+        spec_fits = plan.chosen is not None
         if not spec_fits and spec.remedies.out_of_memory:  # which may change what is written
             plan = plan_with(PLANNED)
     except DataError as error:  # the dry run has shown that the model works, so the plan is at fault
         announce("warning", f"memory is not planned: {error}")
         return spec
-    option = decided(plan)
+    option = plan.chosen
     if option is None:
         near, said = plan.nearest, format_refusal(plan)
         share = _UNCERTAIN_ON_CPU if plan.machines.is_cpu else _UNCERTAIN
@@ -159,13 +171,8 @@ def with_planned_fields(
     elif not spec_fits:
         said = f"the values of the spec do not fit {plan.machines}, so remedies.out_of_memory changes them"
         announce("warning", f"{said}: {format_fields(option.changes)}")
-    _keep(plan, option, {**kept, **option.changes}, paths, announce)
+    _keep(plan, option, {**earlier.fields, **option.changes}, paths, announce)
     return with_fields(spec, option.changes)
-
-
-def decided(plan: JobPlan) -> Option | None:
-    """Return the option with which the run is trained; None if no option fits."""
-    return plan.spec_option if plan.machines.is_cpu and plan.spec_option.fits else plan.chosen
 
 
 def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:
@@ -189,12 +196,12 @@ def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int |
     return rough_bytes(spec, config, sum(sizes), longest, copied_bytes)
 
 
-def _keep_bound(spec: Spec, bound: int, kept: Mapping[str, Any], paths: JobPaths) -> None:
+def _keep_bound(spec: Spec, bound: int, chosen: Mapping[str, Any], paths: JobPaths) -> None:
     """Store a plan that is an upper bound. It is not announced: there is nothing to decide."""
     most = int((PROGRAM_BYTES + bound) / (1 - RESERVE_OF_PROCESS))
     workers, precision = spec.resources.num_workers, precision_of(spec.train, False)
     plan = RunPlan(machines=f"{workers}xCPU", precision=precision, is_bound=True,
-                   chosen=dict(kept), total_bytes=most)  # fmt: skip
+                   chosen=dict(chosen), total_bytes=most)  # fmt: skip
     write_plan(paths, plan)
 
 
@@ -220,7 +227,9 @@ def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths
         f"plan: {gib(memory.total)} of {gib(option.room)} GiB for each {plan.device} "
         f"({format_strategy(option.strategy)}), about {long_duration(left * time.seconds)} for {many(left, 'step')}"
     )
-    chosen = f"; chosen: {format_fields(fields)}" if fields else ""
+    # Others were changed since, after a lack of memory.
+    trained = {name: value for name, value in fields.items() if option.strategy.fields[name] == value}
+    chosen = f"; chosen: {format_fields(trained)}" if trained else ""
     announce(
         "planned",
         said + chosen,
@@ -228,7 +237,7 @@ def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths
         room_bytes=option.room,
         step_s=time.seconds,
         remaining_s=left * time.seconds,
-        chosen=fields,
+        chosen=trained,
     )
 
 

@@ -52,7 +52,7 @@ class Cost:
     Attributes:
         gangs: number of gangs at once.
         steps: optimizer steps of all trials, cool-downs and repeats, and of the probe.
-        tokens: tokens of these steps, padding included.
+        tokens: tokens of these steps.
         device_hours: hours of GPUs; of CPUs if the workers have no GPU.
         least_hours: hours on these gangs, if all of them are busy to the end.
     """
@@ -64,7 +64,22 @@ class Cost:
     least_hours: float
 
 
-def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s: float, step_tokens: float) -> Cost:
+@dataclass(frozen=True)
+class PlannedTrials:
+    """What a plan of memory says of a sweep.
+
+    Attributes:
+        sweep: whose trials are planned.
+        gangs: number of gangs at once.
+        cost: of the whole budget; None: not known, or different for each engine.
+    """
+
+    sweep: SweepSpec
+    gangs: int
+    cost: Cost | None
+
+
+def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s: float, run_tokens: float) -> Cost:
     """Predict the cost of the whole budget.
 
     Args:
@@ -73,17 +88,17 @@ def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s
         gangs: number of gangs that fit on the machines.
         devices: GPUs of one gang; its CPUs if it has no GPU.
         step_s: seconds of a step.
-        step_tokens: tokens of a step, padding included.
+        run_tokens: tokens of one whole run.
 
     Raises:
         SpecError: the budget does not pay for one trial.
     """
     gangs, budget, probe = max(min(gangs, most_gangs(sweep)), 1), sweep.budget, probe_steps(sweep)
-    plan = checked_plan(sweep, total_steps, total_steps * step_tokens, probe)
+    plan = checked_plan(sweep, total_steps, run_tokens, probe)
     steps = _steps(sweep, plan, total_steps) + (probe if sweep.scheduler == "halving" else 0)
     if budget.minutes is not None:
         steps = min(steps, budget.minutes * 60 * gangs / step_s)
     if budget.gpu_hours is not None:
         steps = min(steps, budget.gpu_hours * 3600 / (devices * step_s))
     gang_s = steps * step_s
-    return Cost(gangs, round(steps), steps * step_tokens, gang_s * devices / 3600, gang_s / gangs / 3600)
+    return Cost(gangs, round(steps), steps * run_tokens / total_steps, gang_s * devices / 3600, gang_s / gangs / 3600)

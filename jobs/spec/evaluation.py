@@ -126,7 +126,7 @@ class Checkpoint(Frozen):
         None, min_length=1, description="Held-out metric that decides which checkpoint is best, e.g. accuracy or loss."
     )
     greater_is_better: bool | None = Field(
-        None, description="Whether more of that metric is better; default: false for loss and perplexity, else true."
+        None, description="Whether more of that metric is better; default: by its name, such as false for loss."
     )
     load_best_model_at_end: bool = Field(False, description="Export the best checkpoint instead of the last state.")
 

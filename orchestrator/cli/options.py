@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import shlex
 import shutil
@@ -29,6 +30,14 @@ _SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 8
 _SIZE = re.compile(r"^([0-9]{1,15}(?:\.[0-9]{1,9})?) ?(?:([KMGTP])(i?))?B$", re.IGNORECASE)
 _POWERS: Final[Mapping[str, int]] = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4, "P": 5}
 
+
+def finite(value: float | None) -> float | None:
+    """Refuse infinity and NaN, which pass the check of a range."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
 SpecFile = Annotated[str, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")]
 Set = Annotated[
     list[str] | None,
@@ -42,7 +51,10 @@ Storage = Annotated[
     str | None,
     typer.Option("--storage", metavar="PATH", help="Directory or URL of runs [FLEETUNE_STORAGE_PATH, else ./runs]."),
 ]
-Price = Annotated[float | None, typer.Option("--price", min=0.0, metavar="X", help="Price of one GPU for one hour.")]
+Price = Annotated[
+    float | None,
+    typer.Option("--price", min=0.0, metavar="X", help="Price of one GPU for one hour.", callback=finite),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Url = Annotated[

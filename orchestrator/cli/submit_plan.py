@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from cluster.errors import DataError, FleetuneError, InputError
-from cluster.text import long_duration, many
+from cluster.text import compact, long_duration, many
 from jobs.planning.accelerators import Machines, accelerator_of
+from jobs.planning.elastic import worker_numbers
 from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
 from jobs.planning.strategies import JobPlan
 from jobs.preflight.plan_text import format_fields, format_refusal, format_strategy, gib
@@ -85,7 +86,8 @@ def planned_job(spec: AnySpec) -> Spec | None:
 def machines_on(job: Spec, nodes: Iterable[NodeView]) -> list[Machines]:
     """Return the machines of a gang of the job on each kind of node that has room for it. Pure.
 
-    Kinds that are not in the table of accelerators are left out. An elastic job has as many workers as fit.
+    Kinds that are not in the table of accelerators are left out. An elastic job has the largest useful number of
+    workers for which there is room.
     """
     resources, room = job.resources, defaultdict[str, list[int]](list)
     for node in nodes:
@@ -93,8 +95,8 @@ def machines_on(job: Spec, nodes: Iterable[NodeView]) -> list[Machines]:
             room[node.accelerator_type].append(min(node.cpus // resources.cpus_per_worker, node.gpus))
     found = []
     for kind, fits in sorted(room.items()):
-        workers = min(resources.num_workers, sum(fits))
-        if workers < (resources.min_workers or resources.num_workers):
+        workers = max((number for number in worker_numbers(job) if number <= sum(fits)), default=0)
+        if not workers:
             continue
         sizes = (size for size in range(workers, 0, -1) if workers % size == 0)
         each = next(size for size in sizes if sum(fit // size for fit in fits) >= workers // size)
@@ -111,7 +113,7 @@ def format_plan(plan: JobPlan) -> str:
     assert option is not None
     said = (
         f"on {plan.machines}, {gib(option.memory.total)} of {gib(option.room)} GiB for each {plan.device} "
-        f"({format_strategy(option.strategy)}), {option.time.seconds:.2g} s for a step"
+        f"({format_strategy(option.strategy)}), {compact(option.time.seconds)} s for a step"
     )
     if plan.total_steps is not None:
         whole = long_duration(plan.total_steps * option.time.seconds)
@@ -148,4 +150,4 @@ def _plan(job: Spec, places: Sequence[Machines], trials: bool) -> tuple[JobPlan,
     fitting = [(plan.chosen.time.seconds, plan) for plan in plans if plan.chosen is not None]
     if fitting:
         return min(fitting, key=lambda found: found[0])[1], changed
-    return min(plans, key=lambda plan: plan.nearest.missing), changed
+    return min(plans, key=lambda plan: plan.nearest.missing + plan.nearest.missing_on_host), changed

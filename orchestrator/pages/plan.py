@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
@@ -17,9 +17,8 @@ from jobs.planning.memory import Memory
 from jobs.planning.strategies import JobPlan, Option
 from jobs.preflight.plan_text import format_fields, format_missing, format_refusal, format_strategy, gib
 from jobs.run.run_plan import PlanCheck
-from jobs.search.planned import Cost
+from jobs.search.planned import PlannedTrials
 from jobs.search.rules.spec_text import format_sweep
-from jobs.spec.sweep import SweepSpec
 from orchestrator.pages.tables import columns, table
 
 _PARTS: Final = {
@@ -51,28 +50,28 @@ _PREDICTIONS: Final = {
 }
 
 
-def plan_page(
-    plan: JobPlan, price: float | None = None, sweep: SweepSpec | None = None, cost: Cost | None = None
-) -> str:
+def plan_page(plan: JobPlan, price: float | None = None, trials: PlannedTrials | None = None, title: str = "") -> str:
     """Format a plan.
 
     Args:
-        price: of one GPU for one hour, in any currency.
-        sweep, cost: the sweep whose trials are planned, and what its whole budget takes, if known.
+        price: of one GPU for one hour, or of one worker without GPU, in any currency.
+        trials: given if those of a sweep are planned.
+        title: what is planned, where a command plans several jobs.
     """
     best = plan.chosen
     shown = best or plan.nearest
-    blocks = [table(_facts(plan, shown, price)), _memory(shown, plan.machines.is_cpu), _options(plan)]
+    facts = _facts(plan, shown, price, "" if trials is None else "base.")
+    blocks = [*filter(None, [title]), table(facts), _memory(shown, plan.machines.is_cpu), _options(plan)]
     if plan.note:
         blocks.append(f"note: {plan.note}")
-    blocks.append(_verdict(plan, best, "it" if sweep is None else "one gang"))
-    if sweep is not None and cost is not None:
-        blocks.append(_cost(sweep, plan, cost, price))
+    blocks.append(_verdict(plan, best, "it" if trials is None else "one gang"))
+    if trials is not None:
+        blocks.append(table(_sweep_facts(trials, plan, price)))
     return "\n\n".join(blocks)
 
 
-def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = None) -> dict[str, Any]:
-    """Return a plan for programs. Sizes are bytes, times are seconds. `cost`: of the whole budget of a sweep."""
+def plan_json(plan: JobPlan, price: float | None = None, trials: PlannedTrials | None = None) -> dict[str, Any]:
+    """Return a plan for programs, with bytes, seconds and hours. `trials`: given if those of a sweep are planned."""
     best = plan.chosen
 
     def needs(option: Option) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def plan_json(plan: JobPlan, price: float | None = None, cost: Cost | None = Non
             "cost": None if gpu_hours is None or price is None else gpu_hours * price,
         }
 
-    more = plan.sufficient
+    more, cost = plan.sufficient, None if trials is None else trials.cost
     return {
         "machines": str(plan.machines),
         "precision": plan.precision,
@@ -119,20 +118,20 @@ def _bytes(memory: Memory, parts: Iterable[str]) -> dict[str, int]:
     return {part.removeprefix("host_"): getattr(memory, part) for part in parts}
 
 
-def _cost(sweep: SweepSpec, plan: JobPlan, cost: Cost, price: float | None) -> str:
-    """Format what the whole budget of a sweep takes. `plan`: the plan of one gang."""
-    money = "" if price is None else f", {cost.device_hours * price:,.2f} at {price:g} each"
-    gangs = f"{many(cost.gangs, 'gang')} of {many(plan.machines.gpus, 'worker')} at once"
-    hours = f"{cost.device_hours:,.1f} {plan.device}-hours{money}, at least {long_duration(3600 * cost.least_hours)}"
-    facts = [
-        ("sweep", format_sweep(sweep)),
-        ("gangs", gangs),
-        ("budget", f"{many(cost.steps, 'step')}, {compact(cost.tokens)} tokens in all: {hours}, without evaluations"),
-    ]
-    return table(facts)
+def _sweep_facts(trials: PlannedTrials, plan: JobPlan, price: float | None) -> Iterator[tuple[str, str]]:
+    """Describe a sweep and what its whole budget takes. `plan`: the plan of one gang."""
+    yield "sweep", format_sweep(trials.sweep)
+    yield "gangs", f"{many(trials.gangs, 'gang')} of {many(plan.machines.gpus, 'worker')} at once"
+    if (cost := trials.cost) is None:
+        return
+    used = cost.device_hours / (trials.sweep.base.resources.cpus_per_worker if plan.machines.is_cpu else 1)
+    money = "" if price is None else f", {used * price:,.2f} at {price:g} each"
+    hours = f"{used:,.1f} {plan.device}-hours{money}, at least {long_duration(3600 * cost.least_hours)}"
+    yield "budget", f"{many(cost.steps, 'step')}, {compact(cost.tokens)} tokens in all: {hours}, without evaluations"
 
 
-def _facts(plan: JobPlan, option: Option, price: float | None) -> list[tuple[str, str]]:
+def _facts(plan: JobPlan, option: Option, price: float | None, section: str) -> list[tuple[str, str]]:
+    """`section`: the place of the job in the spec, such as `base.`."""
     batching, time, device = option.batching, option.time, plan.device
     idle = (batching.places - batching.rows) // batching.per_device if batching.accumulation == 1 else 0
     no_rows = f"; {many(idle, 'worker')} of {batching.num_workers} without rows" if idle else ""
@@ -144,7 +143,7 @@ def _facts(plan: JobPlan, option: Option, price: float | None) -> list[tuple[str
     ]
     hours = plan.hours(option)
     if hours is None:
-        steps = "--set train.max_steps=1000 --set train.num_train_epochs=null"
+        steps = f"--set {section}train.max_steps=1000 --set {section}train.num_train_epochs=null"
         unknown = f"not known yet: prepare the data (fleetune data prepare), or give {steps}"
         return [*facts, ("whole run", unknown)]
     used = hours * plan.machines.gpus

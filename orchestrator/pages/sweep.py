@@ -75,7 +75,7 @@ def format_budget(status: SweepStatus) -> list[str]:
     if math.isfinite(most := most_trials(status.sweep)):
         words.append(f"{len(status.searched)} of {many(int(most), 'trial')} begun")
     if budget.gpu_hours is not None:
-        words.append(f"{status.device_hours:.2g} of {budget.gpu_hours:g} GPU-hours")
+        words.append(f"{compact(status.device_hours)} of {budget.gpu_hours:g} GPU-hours")
     if budget.minutes is not None:
         words.append(f"{status.used_s / 60:.1f} of {budget.minutes:g} minutes")
     return words

@@ -108,6 +108,11 @@ def step_plan(spec: Spec, split: Split, raises: Sequence[ReplayRaise] = ()) -> S
     return replace(plan, order=replace(order, changes=tuple(changes)))
 
 
+def tokens_per_run(spec: Spec, split: Split) -> float:
+    """Estimate the tokens of a run, without padding, from the mean length of a row. Raises SpecError."""
+    return int(split.index.num_tokens.sum()) * step_plan(spec, split).total_rows / max(len(split), 1)
+
+
 def row_order(spec: Spec, split: Split) -> RowOrder:
     """Return the row order: all rows once in each epoch, or, if the sources have weights, a mixture."""
     if not spec.data.mixed:

@@ -33,7 +33,7 @@ from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.stop_request import StopRelay, StopRequest
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
-from jobs.preflight.run_plan import kept_choice, with_fields, with_planned_fields
+from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
 from jobs.run.attempts import count_attempts, take_run
 from jobs.run.events import Announcer, Watch
 from jobs.run.manifest import run_facts
@@ -125,10 +125,10 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     write_manifest(paths, facts)
     if spec.resources.min_workers is not None:  # decided only now, because preparation may have taken hours
         spec = with_workers(spec, most_workers(spec, free_now()))
-    kept = kept_choice(spec, paths)
-    spec = with_earlier_changes(with_fields(spec, kept), paths, announce)
+    earlier = earlier_choice(spec, paths)
+    spec = with_earlier_changes(with_fields(spec, earlier.fields), paths, announce)
     find_places = functools.partial(places_under_ray, spec, driver.places, driver.alone)
-    spec = with_planned_fields(spec, kept, prepared, find_places, paths, announce, driver.most_workers)
+    spec = with_planned_fields(spec, earlier, prepared, find_places, paths, announce, driver.most_workers)
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.driver_id)
     draining = Draining(paths, announce, driver.places, driver.stop)

@@ -22,7 +22,7 @@ from jobs.drivers.finetune.memory_remedy import with_earlier_changes
 from jobs.drivers.stop_request import StopRequest
 from jobs.planning import with_workers
 from jobs.preflight.ready import ready_data
-from jobs.preflight.run_plan import kept_choice, with_fields, with_planned_fields
+from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
 from jobs.preflight.validate import enter_working_dir
 from jobs.remedies.out_of_memory import advice
 from jobs.run.attempts import count_attempts
@@ -102,10 +102,10 @@ def _prepare_and_train(
     prepared = ready_data(spec, "plain", announce)
     facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
     write_manifest(paths, facts)
-    kept = kept_choice(spec, paths)
-    spec = with_earlier_changes(with_fields(spec, kept), paths, announce)
+    earlier = earlier_choice(spec, paths)
+    spec = with_earlier_changes(with_fields(spec, earlier.fields), paths, announce)
     places = functools.partial(places_here, spec) if world.is_one_node else lambda: None
-    spec = with_planned_fields(spec, kept, prepared, places, paths, announce)
+    spec = with_planned_fields(spec, earlier, prepared, places, paths, announce)
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
     tell(job)
 

@@ -14,8 +14,8 @@ from typing import Any
 from cluster.errors import Diverged, Interrupted, OutOfMemory, RunFailed, StorageError
 from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
-from jobs.data.order.stream import step_plan
-from jobs.data.prepared import Prepared, Split
+from jobs.data.order.stream import step_plan, tokens_per_run
+from jobs.data.prepared import Prepared
 from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.finetune.machines import places_under_ray
 from jobs.drivers.finetune.node_draining import Draining
@@ -24,7 +24,14 @@ from jobs.drivers.stop_request import StopRelay, StopRequest
 from jobs.planning import gang_of
 from jobs.planning.memory import COPIED_BY_TRIALS
 from jobs.preflight.ready import ready_data
-from jobs.preflight.run_plan import Announce, FindPlaces, kept_choice, with_fields, with_planned_fields
+from jobs.preflight.run_plan import (
+    Announce,
+    EarlierChoice,
+    FindPlaces,
+    earlier_choice,
+    with_fields,
+    with_planned_fields,
+)
 from jobs.run.events import Announcer
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome, Status, read_outcome, write_outcome
@@ -99,12 +106,12 @@ def drive_sweep(
 
         total_steps = steps_of(sweep.base)  # all checks come before the plan and the ledger are written
         check_lengths(sweep, steps_of)
-        checked_plan(sweep, total_steps, tokens_per_run(split, sweep.base), 0.0)
+        checked_plan(sweep, total_steps, tokens_per_run(sweep.base, split), 0.0)
         count = _number_of_gangs(sweep, given, alone)
         find_places = functools.partial(places_under_ray, sweep.base, given.places, alone, count)
         base = planned_base(sweep, prepared, find_places, paths, announce)
         planned = sweep.model_copy(update={"base": base})
-        ledger = Ledger(planned, paths.root, steps_of, tokens_per_run(split, base))
+        ledger = Ledger(planned, paths.root, steps_of, tokens_per_run(base, split))
         plan = checked_plan(ledger.sweep, ledger.total_steps, ledger.tokens_per_run, ledger.probe_steps)
         # A directory for this driver, so that its gangs do not read the tasks of earlier drivers.
         own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
@@ -193,17 +200,17 @@ def planned_base(
         announce(kind, message, **data)
 
     if each == [{}]:
-        kept = kept_choice(fixed, paths)
-        spec = with_fields(fixed, kept)
-        planned = with_planned_fields(spec, kept, prepared, find_places, paths, tell, copied_bytes=COPIED_BY_TRIALS)
+        earlier = earlier_choice(fixed, paths)
+        spec = with_fields(fixed, earlier.fields)
+        planned = with_planned_fields(spec, earlier, prepared, find_places, paths, tell, copied_bytes=COPIED_BY_TRIALS)
         return base.model_copy(update={"train": planned.train})
-    places = find_places()
+    places, nothing = find_places(), EarlierChoice({}, frozenset())
     for engine in each:
         spec = trial_spec(fixed, engine)
         written = spec.train.model_copy(update={name: getattr(spec.train, name) for name in PLANNED})
         try:
             spec = spec.model_copy(update={"train": written})
-            with_planned_fields(spec, {}, prepared, lambda: places, paths, tell, copied_bytes=COPIED_BY_TRIALS)
+            with_planned_fields(spec, nothing, prepared, lambda: places, paths, tell, copied_bytes=COPIED_BY_TRIALS)
         except OutOfMemory as error:
             said = ", ".join(f"{name} {value}" for name, value in engine.items())
             raise OutOfMemory(f"trials with {said}: {error}") from error
@@ -215,11 +222,6 @@ def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
     with contextlib.suppress(StorageError):
         for _, change in Changes(paths).waiting():
             announce("warning", f"{change} came too late. To apply it: {resume_command(paths)}")
-
-
-def tokens_per_run(split: Split, job: Spec) -> float:
-    """Estimate the tokens of a run from the mean length of a row."""
-    return int(split.index.num_tokens.sum()) * step_plan(job, split).total_rows / max(len(split), 1)
 
 
 def concluded_sweep(search: Search) -> Outcome:

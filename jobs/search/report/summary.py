@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from cluster.text import compact
 from jobs.search.rules.auto import extrapolates, rate_for_a_whole_run, rate_range, varied_rate
 from jobs.search.trials import Trials
 
@@ -157,7 +158,7 @@ def summary_lines(trials: Trials) -> list[str]:
     if trials.tokens_per_run:
         kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"
         lines.append(
-            f"{trials.tokens:,} tokens were trained on in {trials.device_hours:.2g} {kind}-hours, as many as "
+            f"{trials.tokens:,} tokens were trained on in {compact(trials.device_hours)} {kind}-hours, as many as "
             f"{trials.tokens / trials.tokens_per_run:.1f} runs; a grid would have taken {trials.sweep.grid_size} runs"
         )
     return lines

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cluster.errors import SpecError
+from cluster.text import compact
 from jobs.planning import plan_batching, total_rows
 from jobs.search.rules.auto import extrapolates, rate_name, rate_range
 from jobs.search.rules.rungs import cooldown_of, halving_steps, stops_of
@@ -124,8 +125,8 @@ def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
     if runs >= needed:
         return None
     return (
-        f"it pays for at most {runs:.2g} runs, but one trial with its cool-downs takes {needed:.2g}: give more, fewer "
-        "rungs, or scheduler: none"
+        f"it pays for at most {compact(runs)} runs, but one trial with its cool-downs takes {compact(needed)}: give "
+        "more, fewer rungs, or scheduler: none"
     )
 
 

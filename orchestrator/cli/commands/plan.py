@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import typer
@@ -13,18 +15,20 @@ import typer
 from cluster.errors import InputError
 from jobs.comparison.checking import sweeps_to_plan
 from jobs.planning.accelerators import Machines, gang_machines, machines_of
-from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
+from jobs.planning.memory import COPIED_BY_TRIALS
 from jobs.planning.strategies import JobPlan
 from jobs.run.find import storage_root
 from jobs.run.outcome import event
 from jobs.run.summary import plan_checks
-from jobs.search.planned import Cost, cost_of
+from jobs.search.planned import Cost, PlannedTrials, cost_of
+from jobs.search.rules.budget import most_gangs
 from jobs.search.rules.checking import checked_sweep
+from jobs.search.rules.varying import engines, trial_spec
 from jobs.spec.compare import CompareSpec
-from jobs.spec.finetune import Spec
+from jobs.spec.finetune import Planned, Spec
 from jobs.spec.load import Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
-from orchestrator.cli.options import Json, Price, Set
+from orchestrator.cli.options import Json, Price, Set, finite
 from orchestrator.cli.output import progress_of
 from orchestrator.client.spec_names import Named, place_errors
 from orchestrator.pages.plan import accuracy_json, accuracy_page, plan_json, plan_page
@@ -39,7 +43,13 @@ def plan(
     ] = None,
     host_memory: Annotated[
         float | None,
-        typer.Option("--host-memory", min=1.0, metavar="GIB", help="Memory of a node [usual for these GPUs]."),
+        typer.Option(
+            "--host-memory",
+            min=1.0,
+            metavar="GIB",
+            help="Memory of a node [usual for these GPUs].",
+            callback=finite,
+        ),
     ] = None,
     price: Price = None,
     accuracy: Annotated[
@@ -70,53 +80,88 @@ def plan(
         raise InputError("--host-memory describes the nodes of --on: give --on too")
     machines = None if on is None else replace(machines_of(on), node_gib=host_memory)
     marked = load_marked(spec, set_ or [])
-    jobs = _jobs_of(marked, spec)
+    jobs = list(_jobs_of(marked, spec))
     with closing(progress_of(json_, sys.stderr)) as progress:
         progress.event(event("phase", "tracing the model without weights", phase="plan"))
-        planned = {name: _planned(job, sweep, machines) for name, (job, sweep) in jobs.items()}
+        plans = [_planned(job, machines) for job in jobs]
     if json_:
-        found = {name: plan_json(one, price, cost) for name, (one, _, cost) in planned.items()}
+        found = {job.name: plan_json(plan, price, trials) for job, (plan, trials) in zip(jobs, plans, strict=True)}
         typer.echo(json.dumps(found.get("", found)))
     else:
-        pages = [
-            (f"method {name}\n\n" if name else "") + plan_page(one, price, sweep, cost)
-            for name, (one, sweep, cost) in planned.items()
-        ]
+        pages = (plan_page(plan, price, trials, job.title) for job, (plan, trials) in zip(jobs, plans, strict=True))
         typer.echo("\n\n".join(pages))
-    raise typer.Exit(0 if all(one.chosen is not None for one, _, _ in planned.values()) else 2)
+    raise typer.Exit(0 if all(plan.chosen is not None for plan, _ in plans) else 2)
 
 
-def _jobs_of(marked: Loaded, path: str) -> dict[str, tuple[Spec, SweepSpec | None]]:
-    """Return the jobs to plan, each with its sweep, by the method of a comparison; the only job has the name ""."""
+@dataclass(frozen=True)
+class _Job:
+    """A job that has a plan of its own.
+
+    Attributes:
+        spec: the values of a trial, if those of the engine vary.
+        name: for programs; "" if there is one job.
+        title: for people.
+        sweep: whose trials are planned.
+        varies: whether other trials have other engines. Then no field is chosen, in the sweep itself either.
+    """
+
+    spec: Spec
+    name: str = ""
+    title: str = ""
+    sweep: SweepSpec | None = None
+    varies: bool = False
+
+
+def _jobs_of(marked: Loaded, path: str) -> Iterator[_Job]:
     spec = marked.spec
     if isinstance(spec, CompareSpec):
-        sweeps = sweeps_to_plan(spec)
+        for name, sweep in sweeps_to_plan(spec).items():
+            yield from _jobs_of_sweep(sweep, name, f"method {name}")
     elif isinstance(spec, SweepSpec):
         with place_errors(Named(spec, path, marked.marks)):
-            sweeps = {"": checked_sweep(spec)[0]}
+            yield from _jobs_of_sweep(checked_sweep(spec)[0])
     else:
-        return {"": (finetune_spec(spec, path), None)}
-    return {name: (sweep.base, sweep) for name, sweep in sweeps.items()}
+        yield _Job(finetune_spec(spec, path))
 
 
-def _planned(
-    job: Spec, sweep: SweepSpec | None, machines: Machines | None
-) -> tuple[JobPlan, SweepSpec | None, Cost | None]:
-    """Return the plan of a job, its sweep, if it has one, and what the sweep's whole budget takes, if it is known."""
-    from jobs.preflight.plan import plan_job
+def _jobs_of_sweep(sweep: SweepSpec, name: str = "", title: str = "") -> Iterator[_Job]:
+    """Yield a job for each of the sweep's engines."""
+    for engine in engines(sweep):
+        if engine:
+            own = ", ".join(f"{field} {value}" for field, value in engine.items())
+            names, titles = filter(None, (name, own)), filter(None, (title, f"trials with {own}"))
+            yield _Job(trial_spec(sweep.base, engine), ", ".join(names), ", ".join(titles), sweep, True)
+        else:
+            yield _Job(sweep.base, name, title, sweep)
 
-    gangs = 1
-    if sweep is not None and machines is not None:
-        machines, gangs = gang_machines(machines, job.resources.num_workers)
-    plan = plan_job(job, machines, COPIED if sweep is None else COPIED_BY_TRIALS)
-    return plan, sweep, None if sweep is None else _cost(sweep, plan, gangs)
+
+def _planned(job: _Job, machines: Machines | None) -> tuple[JobPlan, PlannedTrials | None]:
+    from jobs.preflight.plan import machines_for, plan_job
+    from jobs.preflight.validate import enter_working_dir
+
+    with suppress(InputError):  # the user's functions, from which prepared data is found, are in it
+        enter_working_dir(job.spec)
+    sweep, resources = job.sweep, job.spec.resources
+    if sweep is None:
+        return plan_job(job.spec, machines), None
+    gangs = most = most_gangs(sweep)
+    if machines is not None:
+        machines, gangs = gang_machines(machines, resources.num_workers)
+    elif not resources.gpus_per_worker:
+        gangs = (os.cpu_count() or 1) // (resources.num_workers * resources.cpus_per_worker)
+    gangs = max(1, min(gangs, most))
+    if machines is None:
+        machines = machines_for(job.spec, gangs)
+    choosable = frozenset[Planned]() if job.varies else None
+    plan = plan_job(job.spec, machines, COPIED_BY_TRIALS, choosable, counts_tokens=sweep.budget.tokens is not None)
+    return plan, PlannedTrials(sweep, gangs, None if job.varies else _cost(sweep, plan, gangs))
 
 
 def _cost(sweep: SweepSpec, plan: JobPlan, gangs: int) -> Cost | None:
     """Return what the whole budget takes; None: nothing fits, or the length of a run is not known yet."""
     option = plan.chosen
-    if option is None or plan.total_steps is None:
+    if option is None or plan.total_steps is None or (sweep.budget.tokens is not None and plan.run_tokens is None):
         return None
-    tokens = option.batching.rows * plan.seq_len
+    tokens = plan.run_tokens or plan.total_steps * option.batching.rows * plan.seq_len
     devices = plan.machines.gpus * (sweep.base.resources.cpus_per_worker if plan.machines.is_cpu else 1)
     return cost_of(sweep, plan.total_steps, gangs, devices, option.time.seconds, tokens)

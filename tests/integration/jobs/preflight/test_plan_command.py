@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -84,6 +85,28 @@ def test_a_stage_takes_the_same_memory_of_frozen_layers_whatever_stage_the_spec_
     assert memory_of(fixed) == memory_of(fixed, f"train.zero.stage={stage}") != []
 
 
+def test_no_worker_of_an_elastic_job_is_left_without_rows(spec: pathlib.Path) -> None:
+    given = ("resources.num_workers={min: 2, max: 8}", "train.global_batch_size=16")
+    plan = planned(spec, "--on", "2xH100-80", *(f"--set={one}" for one in given))
+    assert {one["strategy"]["per_device_train_batch_size"] for one in plan["options"]} == {1, 2}
+
+
+def test_a_mixture_has_the_steps_of_its_run(tmp_path: pathlib.Path) -> None:
+    model = tiny.save_model(tmp_path / "model", "llama")
+    sources = [{"path": str(tiny.write_text(tmp_path / f"{rows}.jsonl", rows)), "weight": 1.0} for rows in (20, 200)]
+    job = {
+        "model": {"path": str(model), "task": "causal-lm"},
+        "data": {"train": sources, "format": "text", "seq_len": 64, "packing": False},
+        "train": {"global_batch_size": 4, "num_train_epochs": 1},
+        "storage_path": str(tmp_path / "runs"),
+    }
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job))
+    assert planned(file, "--on", "1xH100-80")["total_steps"] is None
+    assert CliRunner().invoke(app, ["data", "prepare", str(file)]).exit_code == 0
+    assert planned(file, "--on", "1xH100-80")["total_steps"] == 10, "an epoch: the smaller source once, and as many"
+
+
 def test_what_the_spec_gives_is_not_changed(spec: pathlib.Path) -> None:
     given = ("train.per_device_train_batch_size=4", "train.zero.stage=2", "train.gradient_checkpointing=true")
     sets = [part for one in given for part in ("--set", one)]
@@ -125,6 +148,12 @@ def test_a_type_without_a_class_for_the_task_is_one_message(spec: pathlib.Path, 
     (tmp_path / "config.json").write_text("{")
     result = CliRunner().invoke(app, ["plan", str(spec), "--on", "1xT4-16", "--set", f"model.path={tmp_path}"])
     assert result.exit_code == 2 and "is not JSON" in result.output
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    result = CliRunner().invoke(app, ["plan", str(spec), "--on", "1xT4-16", "--set", f"model.path={tmp_path}"])
+    assert result.exit_code == 2 and "is not JSON" in result.output
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"quantization_config": {"quant_method": "fp8"}}))
+    result = CliRunner().invoke(app, ["plan", str(spec), "--on", "1xT4-16", "--set", f"model.path={tmp_path}"])
+    assert result.exit_code == 2 and "the weights are quantised (fp8)" in result.output
 
 
 @pytest.mark.parametrize(
@@ -133,7 +162,10 @@ def test_a_type_without_a_class_for_the_task_is_one_message(spec: pathlib.Path, 
         (["--on", "8xH10-80"], "did you mean H100-80?"),
         (["--on", "8xA100"], "give A100-80 or A100-40"),
         ([], "give --on, such as --on 1xH100-80"),
+        (["--set", "resources.accelerator_type=A100"], "give --on 1xA100-80 or --on 1xA100-40"),
         (["--host-memory", "100"], "give --on too"),
+        (["--on", "8xH100-80", "--host-memory", "inf"], "is not a finite number"),
+        (["--on", "8xH100-80", "--price", "nan"], "greater than or equal to 0"),
         (["--on", "8xH100-80", "--set", "train.global_batch_size=4"], "fewer rows than 8xH100-80 has GPUs"),
         (["--on", "8xH100-80", "--set", "model.path=/nowhere"], "/nowhere"),
         (["--on", "8xH100-80", "--set", "train.bf16=true", "--set", "train.fp16=true"], "drop one of them"),
@@ -207,3 +239,45 @@ def test_of_a_sweep_one_gang_is_planned_and_the_whole_budget_is_counted(spec: pa
     )
     result = CliRunner().invoke(app, ["plan", str(file), "--on", "1xH100-80"])
     assert result.exit_code == 2 and "a gang of the sweep has 2 workers" in result.output
+
+
+def test_trials_with_different_engines_are_planned_as_they_are_written(spec: pathlib.Path) -> None:
+    base = json.loads(spec.read_text())
+    base["data"]["eval_fraction"] = 0.1
+    file = spec.parent / "engines.json"
+    space = {"learning_rate": [1e-4, 1e-3], "per_device_train_batch_size": [1, 64]}
+    budget = {"trials": 6}
+    file.write_text(
+        json.dumps({"kind": "sweep", "base": base, "algorithm": "random", "budget": budget, "space": space})
+    )
+    plans = planned(file, "--on", "2xH100-80")
+    assert list(plans) == ["per_device_train_batch_size 1", "per_device_train_batch_size 64"]
+    for rows, plan in zip((1, 64), plans.values(), strict=True):
+        (option,) = plan["options"]
+        assert option["strategy"]["per_device_train_batch_size"] == rows and plan["chosen"] == 0
+    large = ["--set", "space.per_device_train_batch_size=[1, 64]", "--set", "base.data.seq_len=512"]
+    result = CliRunner().invoke(app, ["plan", str(file), "--on", "1xT4-16", *large, "--set", "base.train.zero.stage=3"])
+    assert "trials with per_device_train_batch_size 64" in result.output and "gangs" in result.output
+
+
+def test_a_budget_in_tokens_is_counted_only_if_those_of_a_run_are_known(spec: pathlib.Path) -> None:
+    base = json.loads(spec.read_text())
+    base["data"]["eval_fraction"] = 0.1
+    file = spec.parent / "tokens.json"
+    file.write_text(json.dumps({"kind": "sweep", "base": base, "budget": {"tokens": 20_000}}))
+    plan = planned(file, "--on", "1xH100-80")
+    assert plan["chosen"] is not None and "sweep" not in plan
+
+
+def test_gangs_without_gpus_share_the_memory_of_the_machine(spec: pathlib.Path) -> None:
+    base = json.loads(spec.read_text())
+    base["data"]["eval_fraction"], base["resources"] = 0.1, {"num_workers": 1, "gpus_per_worker": 0}
+    file = spec.parent / "cpus.json"
+    file.write_text(json.dumps({"kind": "sweep", "base": base, "algorithm": "random", "budget": {"trials": 6}}))
+    job = spec.parent / "on-cpus.json"
+    job.write_text(json.dumps(base))
+    plan, alone = planned(file), planned(job)
+    gangs = min(6, os.cpu_count() or 1)
+    assert plan["sweep"]["gangs"] == gangs and plan["device_bytes"] == pytest.approx(alone["device_bytes"] / gangs)
+    page = CliRunner().invoke(app, ["plan", str(file), "--set", "base.train.max_steps=null"]).output
+    assert "--set base.train.max_steps=1000 --set base.train.num_train_epochs=null" in page

@@ -17,7 +17,7 @@ from jobs.planning import plan_batching
 from jobs.planning.accelerators import ACCELERATORS, GIB
 from jobs.planning.memory import PROGRAM_BYTES
 from jobs.preflight.ready import ready_data
-from jobs.preflight.run_plan import Places, kept_choice, with_fields, with_planned_fields
+from jobs.preflight.run_plan import Places, earlier_choice, with_fields, with_planned_fields
 from jobs.run.events import Announcer
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
@@ -54,9 +54,11 @@ class Run:
             update={"train": self.spec.train.model_copy(update=train), "resources": with_gpus}
         )
         spec = Spec.model_validate_json(dump_spec(changed))
-        kept = kept_choice(spec, self.paths)
-        spec = with_earlier_changes(with_fields(spec, kept), self.paths, self._announce)
-        return with_planned_fields(spec, kept, self.prepared, lambda: places, self.paths, self._announce, most_workers)
+        earlier = earlier_choice(spec, self.paths)
+        spec = with_earlier_changes(with_fields(spec, earlier.fields), self.paths, self._announce)
+        return with_planned_fields(
+            spec, earlier, self.prepared, lambda: places, self.paths, self._announce, most_workers
+        )
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +116,20 @@ def test_an_attempt_with_less_memory_takes_a_smaller_micro_batch(run: Run) -> No
 def test_what_the_spec_gives_is_kept(run: Run) -> None:
     given = run.planned(gpus(80), per_device_train_batch_size=2)
     assert given.train.per_device_train_batch_size == 2
+
+
+def test_where_the_first_attempt_left_all_at_the_defaults_a_later_one_does_too(run: Run) -> None:
+    assert run.planned(Places(1, 2, 20 * GIB)).train.per_device_train_batch_size == 1
+    on_gpus = run.planned(gpus(80))
+    assert on_gpus.train.per_device_train_batch_size == 1 and on_gpus.train.zero.stage == 3
+
+
+def test_a_larger_gang_for_which_the_micro_batch_is_too_large_chooses_that_alone_anew(run: Run) -> None:
+    first = run.planned(gpus(80))
+    assert first.train.per_device_train_batch_size == 32
+    run.spec = run.spec.with_value("resources.num_workers", 4)
+    later = run.planned(replace(gpus(80), workers_per_node=4))
+    assert later.train.per_device_train_batch_size == 16 and later.train.zero == first.train.zero
 
 
 def test_where_nothing_can_be_planned_a_later_attempt_keeps_the_choice_of_the_first(run: Run) -> None:

@@ -35,7 +35,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def file_of(folder: Path, material: tuple[Path, Path], name: str = "job", **changes: Any) -> str:
@@ -140,11 +140,14 @@ NODES = (
         ({"num_workers": 8, "accelerator_type": "H100"}, ["8xH100-80"]),
         ({"num_workers": 16}, []),
         ({"num_workers": {"min": 2, "max": 64}}, ["4xA100-40", "8xB200-180", "5x2xH100-80"]),
+        ({"num_workers": {"min": 2, "max": 63}}, ["4xA100-40", "8xB200-180", "5x2xH100-80"]),
+        ({"num_workers": {"min": 9, "max": 18}}, ["9x1xH100-80"]),  # 10 would take as many passes for 18 rows
         ({"num_workers": 4, "cpus_per_worker": 20}, ["2x2xH100-80"]),
     ],
 )
 def test_a_gang_is_planned_for_each_kind_of_node_with_room_for_it(
     resources: dict[str, Any], expected: list[str], material: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    job = spec_of(tmp_path, *material, resources={"gpus_per_worker": 1, **resources}, train__global_batch_size=64)
+    rows = 18 if resources["num_workers"] == {"min": 9, "max": 18} else 64
+    job = spec_of(tmp_path, *material, resources={"gpus_per_worker": 1, **resources}, train__global_batch_size=rows)
     assert list(map(str, machines_on(job, NODES))) == expected

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import SpecError
+from jobs.data.order.row_order import micro_batches
 from jobs.planning import Batching, plan_batching
 from jobs.spec.finetune import Spec
 
@@ -73,7 +75,7 @@ def test_fewer_rows_than_workers_is_refused(train: dict[str, int]) -> None:
 
 
 def test_fewer_tokens_than_one_row_is_refused() -> None:
-    with pytest.raises(SpecError, match="is 0, fewer rows"):
+    with pytest.raises(SpecError, match=r"is 0, fewer rows.*Raise train\.global_batch_tokens to 1024 or more$"):
         plan_batching(spec(1, global_batch_tokens=1000))
 
 
@@ -87,3 +89,5 @@ def test_all_rows_have_a_place_and_no_pass_is_needless(workers: int, per_device:
         return
     found = plan_batching(given_spec)
     assert found.places - per_device * workers < rows <= found.places
+    parts = micro_batches(np.arange(rows), per_device, found.accumulation, workers)
+    assert found.most_rows == max(sum(map(len, worker)) for worker in parts) == sum(map(len, parts[0]))

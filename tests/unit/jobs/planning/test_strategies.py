@@ -104,6 +104,20 @@ def test_a_step_takes_what_its_flops_take() -> None:
     assert again.compute_s == pytest.approx(4 / 3 * time.compute_s)
 
 
+def test_workers_without_rows_make_a_step_no_faster() -> None:
+    eight, sixteen = (
+        step_time(trace(False), Strategy(), Batching(64, 8, 1, workers), on(workers, "H100-80")) for workers in (8, 16)
+    )
+    assert sixteen.compute_s == eight.compute_s and sixteen.mfu < 0.6 * eight.mfu
+
+
+def test_without_gpus_the_values_of_the_spec_stay_as_long_as_they_fit() -> None:
+    accelerator = replace(accelerator_of("H100"), name=CPU, memory_gib=4000)
+    assert found(Machines(1, 8, accelerator)).chosen == found(Machines(1, 8, accelerator)).spec_option
+    small = found(Machines(1, 8, replace(accelerator, memory_gib=36)))
+    assert small.chosen is not None and small.chosen.changes
+
+
 def test_a_slow_network_decides_the_step() -> None:
     batching, card = Batching(16, 1, 1, 16), accelerator_of("L4")
     near = step_time(trace(False), Strategy(), batching, Machines(1, 16, card))

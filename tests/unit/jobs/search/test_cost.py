@@ -17,7 +17,7 @@ from tests.unit.jobs.search.rules.test_auto import RATE, sweep_with
 def cost(folder: Path, gangs: int = 4, **fields: Any) -> Cost:
     """Runs of 100 steps of 36 s and 1,000 tokens, on gangs of 2 GPUs."""
     sweep, _ = with_prior(sweep_with(folder, prior={RATE: 1e-4}, **fields))
-    return cost_of(sweep, 100, gangs, 2, 36.0, 1000.0)
+    return cost_of(sweep, 100, gangs, 2, 36.0, 100_000.0)
 
 
 def test_auto_takes_its_rates_with_cool_downs_a_whole_run_and_the_probe(tmp_path: Path) -> None:

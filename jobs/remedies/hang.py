@@ -104,10 +104,16 @@ class Observations:
 
 @dataclass(frozen=True)
 class Hang:
-    """A group that makes no progress, and the rank to kill."""
+    """A group that makes no progress, and the rank to kill.
+
+    Attributes:
+        why: verb phrase: what the rank's process does.
+        is_to_blame: False if all ranks wait for others, as after the loss of a connection between any two of them.
+    """
 
     rank: RankState
-    why: str  # verb phrase: what the rank's process does
+    why: str
+    is_to_blame: bool = True
 
 
 def limit_s(longest_s: float) -> float:
@@ -142,10 +148,10 @@ def hang_of(ranks: Sequence[Observations], num_ranks: int) -> Hang | None:
         return _hang(idle, "waits, but not for other ranks")
     if quiet_s < max(_LEAST_BUSY_S, _TIMES_LONGEST_BUSY * longest_s):
         return None
-    return (
-        _hang(outside, "computes and never finishes") if outside else _hang(ranks, "waits for ranks that wait as well")
-    )
+    if outside:
+        return _hang(outside, "computes and never finishes")
+    return _hang(ranks, "waits for ranks that wait as well", is_to_blame=False)
 
 
-def _hang(ranks: Sequence[Observations], why: str) -> Hang:
-    return Hang(min((observed.second for observed in ranks), key=lambda one: one.pulse.rank), why)
+def _hang(ranks: Sequence[Observations], why: str, is_to_blame: bool = True) -> Hang:
+    return Hang(min((observed.second for observed in ranks), key=lambda one: one.pulse.rank), why, is_to_blame)

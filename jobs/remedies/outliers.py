@@ -2,7 +2,8 @@
 
 A step is outlying if its loss or the norm of its gradient is far above those of the steps before it, or is not finite.
 The loop leaves out the update of such a step. If that does not end the outliers, the weights are at fault: the run goes
-back to an earlier checkpoint, first without the batches before the trouble, and then with half the learning rate.
+back to an earlier checkpoint, first without the batches before the trouble. With the earlier weights, these batches are
+outlying again, and so at fault, or normal. Then further trouble is answered by half the learning rate.
 
 A learning rate that is far too high may raise the loss step by step, without an outlier. So the median of the newest
 losses is compared with the lowest one so far. If it is far above, the run goes back and continues with half of the
@@ -20,10 +21,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from cluster.text import many
 from jobs.remedies.excessive_rate import worse_than_at_first
 from jobs.run.checkpoints import StepHistory
-from jobs.run.remedies import RemedyReport
 
 REMEDY: Final = "outlier_steps"  # as in `jobs.spec.remedies`
 WINDOW: Final = 32  # steps that a step is compared with
@@ -44,17 +43,12 @@ _MOST_LOG = 700.0  # of a float
 TROUBLE: Final = 3  # consecutive outlying steps after which the weights are suspected
 SUSPECTED: Final = 8  # steps before the first outlier whose batches may have done the damage
 MOST_ROLLBACKS: Final = 4
-_RATE_CUT = 0.5  # the range of good rates is about a factor of two wide, with a cliff above it
+RATE_CUT: Final = 0.5  # the range of good rates is about a factor of two wide, with a cliff above it
 _LARGEST_CUT = 1 / 16  # of one rollback: the first steps of a long warmup say little
 
 # fp16 needs at most 17 consecutive skips to find its loss scale: 16 halvings from 2^16 to 1, the first after two.
 MOST_IN_A_ROW: Final = 20
 FEWEST_STEPS: Final = 40  # steps before the share of skipped ones is judged
-
-_LOWER_THE_RATE = (
-    "Lower train.learning_rate or lengthen the warmup. Use bf16 or fp32 instead of fp16. Check the data of these "
-    "steps, and the weights that the run started from."
-)
 
 
 @dataclass(frozen=True)
@@ -86,11 +80,8 @@ class Rollback:
     barred: tuple[int, int] | None
     rate_factor: float
     rise: str | None = None  # how the loss rose; None: steps were outlying
+    cuts_rate: bool = True
     is_measured: bool = False  # the rate follows from losses after one step (see `excessive_rate`)
-
-    @property
-    def cuts_rate(self) -> bool:
-        return self.number > 1 or self.rise is not None
 
 
 def outlier_of(history: StepHistory, loss: float, norm: float) -> Outlier | None:
@@ -135,7 +126,11 @@ def _middle_and_bound(window: Sequence[float]) -> tuple[float, float]:
 
 def is_barred(history: StepHistory, step: int) -> bool:
     """Whether the batch of this step (from 0) is skipped after a rollback."""
-    return history.barred is not None and history.barred[0] <= step < history.barred[1]
+    return any(first <= step < stop for first, stop in _left_out(history))
+
+
+def _left_out(history: StepHistory) -> tuple[tuple[int, int], ...]:
+    return history.bad_batches if history.barred is None else (*history.bad_batches, history.barred)
 
 
 def after_step(
@@ -161,7 +156,9 @@ def after_step(
     kept = applied and norm is not None and math.isfinite(loss)
     losses = (*history.losses, loss)[-WINDOW:] if kept else history.losses
     lowest, as_low = _lowest(history.lowest_losses, losses[-FEWEST:])
-    ends_bar = history.barred is not None and step + 1 == history.barred[1]
+    at_fault, end = in_a_row >= TROUBLE, step + 1
+    is_told = history.barred is not None and end == history.barred[1]
+    ends_bar = any(end == stop for _, stop in _left_out(history))
     return history.model_copy(
         update={
             "losses": losses,
@@ -174,7 +171,9 @@ def after_step(
             "outliers": history.outliers + (outlier is not None and counted),
             "outliers_in_a_row": in_a_row,
             "skipped_for_loss": history.skipped_for_loss or (outlier is not None and outlier.what == "loss"),
-            "bad_data": not applied and (history.bad_data or (ends_bar and in_a_row >= TROUBLE)),
+            "bad_data": not applied and (history.bad_data or (ends_bar and at_fault)),
+            "batches_at_fault": at_fault if is_told else history.batches_at_fault,
+            "bad_batches": tuple(sorted({*_left_out(history)})) if is_told and at_fault else history.bad_batches,
         }
     )
 
@@ -223,28 +222,26 @@ def in_trouble(history: StepHistory, step: int) -> bool:
 def rollback_of(history: StepHistory, step: int, warmup_steps: int) -> Rollback | None:
     """Decide after `step` steps whether to go back; None if there is no trouble, or no rollback is left.
 
-    If steps were outlying, the first rollback leaves out the batches before and in the trouble, and each further one
-    cuts the learning rate. If the outliers have come again soon, the batches were not the cause and are used again.
-    If the loss has risen, the rate is cut at once. If the loss was lowest in the warmup, the rate was still a part of
-    its peak then, because it rises linearly.
+    If steps were outlying, the first rollback leaves out the batches before and in the trouble. If they were not at
+    fault, each further one cuts the learning rate, and if the outliers have come again soon, the batches are used
+    again. If the loss has risen, the rate is cut at once. If the loss was lowest in the warmup, the rate was still a
+    part of its peak then, because it rises linearly.
     """
     if not in_trouble(history, step) or history.rollbacks >= MOST_ROLLBACKS:
         return None
     number, barred = history.rollbacks + 1, history.barred
     if (worse := worse_than_at_first(history)) is not None:
-        return Rollback(number, 0, step, barred, history.rate_factor * _RATE_CUT, worse)
+        return Rollback(number, 0, step, barred, history.rate_factor * RATE_CUT, worse)
     if (rise := rise_of(history)) is not None:
         middle = history.lowest_at - len(history.lowest_losses) // 2
         part_of_peak = min(middle / max(warmup_steps, 1), 1.0)
-        factor = history.rate_factor * max(_RATE_CUT * part_of_peak, _LARGEST_CUT)
+        factor = history.rate_factor * max(RATE_CUT * part_of_peak, _LARGEST_CUT)
         return Rollback(number, history.lowest_at, step, barred, factor, rise)
     first = step - history.outliers_in_a_row
-    if number == 1:
-        barred = (max(first - SUSPECTED, 0), step)
-    elif barred is not None and step <= barred[1] + WINDOW:
-        barred = None
-    factor = history.rate_factor * (1.0 if number == 1 else _RATE_CUT)
-    return Rollback(number, first, step, barred, factor)
+    if history.batches_at_fault or (history.batches_at_fault is None and barred is None):
+        return Rollback(number, first, step, (max(first - SUSPECTED, 0), step), history.rate_factor, cuts_rate=False)
+    is_soon = barred is not None and step <= barred[1] + WINDOW
+    return Rollback(number, first, step, None if is_soon else barred, history.rate_factor * RATE_CUT)
 
 
 def targets_of(rollback: Rollback, saved: Sequence[int]) -> list[int]:
@@ -260,126 +257,28 @@ def targets_of(rollback: Rollback, saved: Sequence[int]) -> list[int]:
 
 def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollback, target: int) -> StepHistory:
     """Return the history with which the run continues: that of the earlier state, with the counts of the whole run."""
-    return earlier.model_copy(
-        update={
-            "outliers": history.outliers,
-            "steps_again": history.steps_again + rollback.until - target,
-            "rollbacks": rollback.number,
-            "rate_factor": rollback.rate_factor,
-            "barred": rollback.barred,
-        }
-    )
+    kept = with_counts(earlier, history)
+    changed: dict[str, object] = {
+        "steps_again": history.steps_again + rollback.until - target,
+        "rollbacks": rollback.number,
+        "rate_factor": rollback.rate_factor,
+        "barred": rollback.barred,
+    }
+    if rollback.rise is None:  # other batches are suspected, or none any more
+        changed["batches_at_fault"] = False if rollback.cuts_rate else None
+    return kept.model_copy(update=changed)
+
+
+def with_counts(earlier: StepHistory, history: StepHistory, same_rows: bool = True) -> StepHistory:
+    """Return an earlier history with the counts of the whole run.
+
+    Args:
+        same_rows: whether the later steps have the same batches again, so that it matters which of them are bad.
+    """
+    names = ("barred", "batches_at_fault", "bad_batches") if same_rows else ()
+    return earlier.model_copy(update={**history.counts(), **{name: getattr(history, name) for name in names}})
 
 
 def without_window(history: StepHistory) -> StepHistory:
     """Return the history without the losses that later steps are compared with, because those have other rows."""
     return history.model_copy(update={"losses": (), "norms": (), "lowest_losses": ()})
-
-
-def failure(history: StepHistory, step: int, learning_rate: float) -> str | None:
-    """Return why the run fails after `step` steps and what to do; None while it may continue."""
-    if in_trouble(history, step) and history.rollbacks >= MOST_ROLLBACKS:
-        cause = rise_of(history) or f"the last {history.outliers_in_a_row} steps were outlying"
-        excessive = _excessive(learning_rate, history.rate_factor)
-        return f"{cause} again, after {history.rollbacks} rollbacks. {excessive}"
-    if history.skipped_in_a_row >= MOST_IN_A_ROW:
-        what = f"the last {history.skipped_in_a_row} steps changed nothing"
-        if history.bad_data:
-            return (
-                f"{what}: their losses or gradients are outlying, even with the weights from before the trouble. "
-                f"Check the data of steps {step - history.skipped_in_a_row + 1} to {step}"
-            )
-        return f"{what}: their gradients or losses are outlying or not finite. {_LOWER_THE_RATE}"
-    if step >= FEWEST_STEPS and 2 * history.skipped >= step:
-        return (
-            f"{history.skipped} of {step} steps changed nothing: their gradients, or their losses, are not finite or "
-            f"outlying. {_LOWER_THE_RATE}"
-        )
-    return None
-
-
-def failure_report(history: StepHistory, step: int, learning_rate: float) -> RemedyReport | None:
-    """Describe the failure of a run that is in trouble after its last rollback; None for any other."""
-    if not in_trouble(history, step):
-        return None
-    cause = rise_of(history) or f"steps {step - history.outliers_in_a_row + 1} to {step} were outlying"
-    to_change = _lower_rate(learning_rate, history.rate_factor * _RATE_CUT)
-    return RemedyReport(REMEDY, f"{cause} again", "no rollback is left", "the run fails", to_change)
-
-
-def untrained(steps: int) -> str:
-    """Explain the failure of a run in which every step was skipped."""
-    return (
-        f"none of {many(steps, 'step')} changed the weights: the gradients or losses were never finite. "
-        f"{_LOWER_THE_RATE}"
-    )
-
-
-def _excessive(learning_rate: float, factor: float) -> str:
-    """Name an excessive learning rate, and suggest one."""
-    reached = f", and so is {learning_rate * factor:.3g}" if factor < 1 else ""
-    return (
-        f"train.learning_rate {learning_rate:g} is too high{reached}. Start a new run with at most "
-        f"{learning_rate * factor * _RATE_CUT:.3g}, or lengthen the warmup"
-    )
-
-
-def skip_message(step: int, outlier: Outlier, scale: float | None) -> str:
-    """Describe a skipped step in one line. `step` is counted from 1; `scale`: the loss scale of fp16."""
-    scaled = "" if scale is None else f"; the loss scale of fp16 is now {scale:g}"
-    return f"step {step} is skipped and changes nothing: {outlier}{scaled}"
-
-
-def skip_report(step: int, outlier: Outlier, history: StepHistory, learning_rate: float) -> RemedyReport:
-    """Describe a skipped step as a remedy. `step` is counted from 1; `learning_rate`: of the spec."""
-    effect = "weights and optimizer stay as they are"
-    return RemedyReport(REMEDY, f"step {step}: {outlier}", "skipped", effect, advice(history, learning_rate))
-
-
-def rollback_report(rollback: Rollback, target: int, learning_rate: float) -> RemedyReport:
-    """Describe a rollback to step `target`. `learning_rate`: of the spec."""
-    state = f"the checkpoint of step {target}" if target else "the start"
-    cause = rollback.rise or f"steps {rollback.begins + 1} to {rollback.until} were outlying"
-    again = rollback.until - target
-    if rollback.cuts_rate:
-        cause += " again" if rollback.number > 1 else ""
-        cause += f", so train.learning_rate {learning_rate:g} is too high"
-        action = f"the run goes back to {state} and continues with at most {learning_rate * rollback.rate_factor:.3g}"
-        if rollback.is_measured:
-            action += ", which follows from the loss after one step at several rates"
-        to_change = _lower_rate(learning_rate, rollback.rate_factor)
-    else:
-        first, stop = rollback.barred or (0, 0)
-        action = f"the run goes back to {state} and skips the batches of steps {first + 1} to {stop}"
-        to_change = f"check the data of steps {first + 1} to {stop}"
-    return RemedyReport(REMEDY, cause, action, f"{many(again, 'step')} are computed again", to_change, again)
-
-
-def advice(history: StepHistory, learning_rate: float) -> str:
-    """Say what to change in the next run, as a clause. `learning_rate`: of the spec."""
-    cut = history.rate_factor < 1
-    return _lower_rate(learning_rate, history.rate_factor) if cut else "check the data of the skipped steps"
-
-
-def _lower_rate(learning_rate: float, factor: float) -> str:
-    return f"set train.learning_rate to at most {learning_rate * factor:.3g}"
-
-
-def summary(history: StepHistory, learning_rate: float, step: int | None) -> str | None:
-    """Say after the last step what the remedies did, what they cost and what to change; None if they did nothing.
-
-    Args:
-        step: the last one; None: the state of an earlier step is exported.
-    """
-    if not history.outliers and not history.rollbacks:
-        return None
-    again = many(history.steps_again, "step")
-    skipped = f"{many(history.outliers, 'step')} skipped" if history.outliers else ""
-    back = f"{many(history.rollbacks, 'rollback')}, which cost {again} computed again" if history.rollbacks else ""
-    said = f"outlying steps: {', '.join(filter(None, (skipped, back)))}" if skipped else f"loss that rose: {back}"
-    if history.rate_factor == 1 and step is not None and history.skipped_in_a_row >= TROUBLE:
-        said += (
-            f". The last {history.skipped_in_a_row} steps changed nothing, so the model is that of step "
-            f"{step - history.skipped_in_a_row}"
-        )
-    return f"{said}. Next time, {advice(history, learning_rate)}"

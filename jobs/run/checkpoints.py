@@ -106,6 +106,12 @@ class StepHistory(Frozen):
     steps_again: int = Field(0, description="Steps that rollbacks have caused to be computed again.")
     rate_factor: float = Field(1.0, description="The learning rate of every step is multiplied by this.")
     barred: tuple[int, int] | None = Field(None, description="First and last + 1 step whose batch is left out, from 0.")
+    batches_at_fault: bool | None = Field(
+        None, description="Whether the batches left out last are outlying with earlier weights too; None: not known."
+    )
+    bad_batches: tuple[tuple[int, int], ...] = Field(
+        (), description="First and last + 1 step of batches that are, so they are left out for good."
+    )
 
     def counts(self) -> dict[str, float]:
         return self.model_dump(include={"outliers", "rollbacks", "steps_again", "rate_factor"})
@@ -132,6 +138,7 @@ class Commit(Frozen):
     evaluated_at: int | None = Field(None, description="The step of `metrics`.")
     metrics_before: dict[str, float]
     best: Best | None = None
+    eval_steps: int | None = Field(None, description="eval.eval_steps of the attempt.")
     set_aside: Best | None = Field(None, description="The best score before the run began again at its start.")
     history: StepHistory = Field(default_factory=StepHistory, description="See `jobs.remedies.outliers`.")
     rate_cuts: int = Field(0, description="How often forgetting has lowered the learning rate.")

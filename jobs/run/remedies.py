@@ -23,6 +23,7 @@ _MOST_SHOWN: Final = 10  # troubles in a text for people
 MACHINE: Final = "machine"  # the trouble of an attempt that ended because of a machine or the storage
 # Troubles after which the workers start again from a checkpoint, and may skip the same steps again.
 _STARTS_AGAIN: Final = ("out_of_memory", "lost_workers", "hang", MACHINE)
+_RETURNS: Final = ("outlier_steps", "forgetting")  # after which a run may go back to an earlier state
 
 
 class Remedy(Frozen):
@@ -117,6 +118,7 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
     checkpoint computes the same steps again, and reports the same troubles and the same rollback: they count once.
     """
     found: list[Trouble] = []
+    slow = set[tuple[Any, ...] | None]()
     told: dict[tuple[Any, ...], int] = {}  # (remedy, number, step) of each return -> how many troubles there were then
     for one in events:
         data: Mapping[str, Any] = one.get("data", {})
@@ -131,8 +133,11 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
         elif found and _goes_on(found[-1], data):
             again = {"times": found[-1].times + 1, "last_step": data["step"]}
             found[-1] = found[-1].model_copy(update=again)
+        elif (rank := _slow_rank(data)) is not None and rank in slow:
+            pass  # told again after a start of the workers
         elif "cause" in data and "action" in data:  # others tell effects, or sum up
             found.append(_trouble(one["at"], data))
+            slow.add(rank)
             if "number" in data:
                 count = told.setdefault((data["remedy"], data["number"], data["step"]), len(found))
                 found[count:] = [other for other in found[count:] if other.remedy != data["remedy"]]
@@ -141,11 +146,26 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
 
 
 def _is_known_skip(found: Sequence[Trouble], step: int) -> bool:
-    """Whether this step was skipped before, and is computed again because the workers have started again."""
+    """Whether this step was skipped before, and is computed again because the workers have started again.
+
+    After a return to an earlier state in the same group, the step has other weights or another rate.
+    """
+    started_again = False
     for one in reversed(found):
-        if one.remedy not in _STARTS_AGAIN:
-            return one.last_step is not None and step <= one.last_step
+        if one.remedy in _STARTS_AGAIN:
+            started_again = True
+        elif one.last_step is not None:
+            return step <= one.last_step
+        elif one.remedy in _RETURNS and not started_again:
+            return False
     return False
+
+
+def _slow_rank(data: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return the host, the ranks and the cause of a slow rank; None for any other trouble."""
+    if data.get("remedy") != "straggler":
+        return None
+    return data.get("host"), tuple(data.get("ranks", ())), data.get("advice")  # each cause has its own advice
 
 
 def _goes_on(last: Trouble, data: Mapping[str, Any]) -> bool:

@@ -96,7 +96,8 @@ class HangWatch:
             hang = hang_of(list(observed), group.job.spec.resources.num_workers)
             if hang is not None and not group.left.is_set():
                 self._end(group, hang, observed, nodes)
-                self._count(next(node for one, node in observed.items() if one.second is hang.rank), hang)
+                if hang.is_to_blame:
+                    self._count(next(node for one, node in observed.items() if one.second is hang.rank), hang)
         except Exception:  # Ray has been left meanwhile; without an answer nothing is killed
             traceback.print_exc()
         finally:

@@ -204,7 +204,7 @@ class MemoryRemedy:
             made.steps_again,
         )
         facts = {name: getattr(made, name) for name in ("where", "rung", "field", "before", "after", "from_step")}
-        report.tell(self._announce, step=group.step, **facts)
+        report.tell(self._announce, step=max(group.step, made.from_step), **facts)
         storage.remove_dir(self._paths.failures)
         # The driver gives a run up after several lost groups. This group does not count as one of them.
         begun = count_attempts(self._paths) - group.attempts

@@ -42,6 +42,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
 from jobs.run.record import write_manifest
 from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
 from jobs.storage.journal import Record
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
@@ -188,7 +189,7 @@ class Training:
             Stopped: a request to stop while no workers were running.
         """
         while True:
-            find_room(self.job.spec, self.driver.places, self.driver.announce)
+            find_room(self.job.spec, self.driver.places, self.driver.announce, self._look_for_stop)
             self.driver.stop.defer()
             self.memory.begin()
             try:
@@ -203,7 +204,13 @@ class Training:
                 traceback.print_exc()
                 crash = crash_of(error, self.job.driver, self.driver.places or ())
                 self._go_on_after(self.hangs.named(crash), error)
+                storage.remove_dir(self.job.paths.failures)
             self.driver.stop.defer(False)
+
+    def _look_for_stop(self) -> None:
+        """Raise Stopped if a stop was requested, while there are no workers that save a checkpoint first."""
+        self.driver.stop.look_for_file(self.job.paths)
+        self.driver.stop.defer(False)
 
     def _fitted(self) -> Record | None:
         """Run one worker group. Raises any exception of `fit`."""

@@ -9,6 +9,7 @@ from typing import Any
 from jobs.planning.replay import raised_again, replay_share
 from jobs.remedies import forgetting
 from jobs.remedies.forgetting import Act
+from jobs.remedies.outliers import with_counts
 from jobs.run.checkpoints import Best
 from jobs.run.metric_names import GENERAL_LOSS
 from jobs.run.remedies import RemedyReport
@@ -38,10 +39,9 @@ def remedied(run: Run, state: LoopState) -> LoopState:
         state, best = replace(state, set_aside=set_aside(run, state, best)), None
     earlier = gone_back(run, state, lambda: _up_to(best, run.reader.candidates()))
     raises_replay = rule.action == "raise_replay"
-    # The numbers of barred steps mean other rows after a raise.
-    kept = {**state.history.counts(), "barred": None if raises_replay else state.history.barred}
+    history = with_counts(earlier.history, state.history, same_rows=not raises_replay)
     # Save soon: if the process ended before the next checkpoint, the number of times would be lost.
-    earlier = replace(earlier, history=earlier.history.model_copy(update=kept), save_due=True)
+    earlier = replace(earlier, history=history, save_due=True)
     if raises_replay:
         raises = raised_again(state.replay_raises, earlier.step)
         share_before, share = (replay_share(spec, number) for number in (times - 1, times))
@@ -62,11 +62,16 @@ def _up_to(best: Best | None, saved: Iterable[int]) -> list[int]:
     return [] if best is None else sorted((step for step in saved if step <= best.step), reverse=True)
 
 
-def tell_stop(run: Run, state: LoopState) -> None:
-    """Report that the run ends because its model has forgotten more than the bound allows."""
+def stop_of(run: Run, state: LoopState) -> RemedyReport:
+    """Describe the end of a run whose model has forgotten more than the bound allows."""
     rule, best = run.job.spec.remedies.forgetting, next(iter(bests(run.job.spec, state)), None)
-    report = forgetting.stop_report(rule, state.metrics_before, state.metrics, state.step, run.plan.total_steps, best)
-    _tell(run, state, report, stage="stop", to_step=None if best is None else best.step)
+    return forgetting.stop_report(rule, state.metrics_before, state.metrics, state.step, run.plan.total_steps, best)
+
+
+def tell_stop(run: Run, state: LoopState) -> None:
+    """Report that the run ends because its model has forgotten too much."""
+    best = next(iter(bests(run.job.spec, state)), None)
+    _tell(run, state, stop_of(run, state), stage="stop", to_step=None if best is None else best.step)
 
 
 def _tell(run: Run, state: LoopState, report: RemedyReport, **facts: Any) -> None:

@@ -23,16 +23,17 @@ from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
 from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
-from jobs.remedies.forgetting import Act, rate_factor
+from jobs.remedies.forgetting import Act
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
 from jobs.run.metric_names import general_name, is_general, is_harness, metric_items
+from jobs.run.remedies import RemedyReport
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
-from jobs.training.loop.forgetting import act_of, remedied, tell_stop
+from jobs.training.loop.forgetting import act_of, remedied, stop_of, tell_stop
 from jobs.training.loop.harness import Harness
 from jobs.training.loop.measuring import loss_of_first_step
 from jobs.training.loop.metrics import Confusion
@@ -95,16 +96,18 @@ def train_steps(
     """
     run = run.with_raises(state.replay_raises)
     spec, plan = run.job.spec, run.plan
-    if ends_early(run, state):  # the run was interrupted between its last step and its export
+    if ends_early(run, state):  # interrupted between the last step and the export, or the spec has changed since
+        run.reporter.event("phase", f"no step follows: {end_of(run, state).cause}", phase="ended", step=state.step)
         return state
+    if not spec.remedies.outlier_steps:  # an earlier attempt may have had it
+        state = replace(state, history=outliers.without_window(state.history))
     warmup = warmup_steps(spec.train, plan.total_steps)
     rows_of_steps = timed(run.worker.steps(run.stream(), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
         if any(one.step == rows.step for one in state.replay_raises):
             state = replace(state, history=outliers.without_window(state.history))
-        factor = state.history.rate_factor * rate_factor(state.rate_cuts)
-        rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * factor
+        rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * state.rate_factor
         signals = train_step(run, rows, rate, state.history if spec.remedies.outlier_steps else None)
         run.worker.mark(Doing.OTHER)
         check_step(run, state, signals)
@@ -142,7 +145,7 @@ def train_steps(
         state = save_if_due(run, state, signals, ends or early)
         run.checkpoints.rest()
         if early and act is None:
-            tell_early_end(run, state)
+            end_of(run, state).tell(run.reporter.event, step=state.step)
         if early:
             return state
         if (signals.stop or ends) and not last:
@@ -158,12 +161,14 @@ def ends_early(run: Run, state: LoopState) -> bool:
     return act_of(run, state) is Act.STOP or early_stopping.stops_early(spec.eval, best, state.evaluated_at)
 
 
-def tell_early_end(run: Run, state: LoopState) -> None:
-    """Report that early stopping ends the run, with the scores that led to it."""
-    assert state.best is not None
-    score = state.metrics.get(state.best.metric, math.nan)
-    report = early_stopping.end_report(run.job.spec.eval, state.best, score, state.step, run.plan.total_steps)
-    report.tell(run.reporter.event, step=state.step)
+def end_of(run: Run, state: LoopState) -> RemedyReport:
+    """Describe why the run ends early: the bound on forgetting, or early stopping with the scores that led to it."""
+    if act_of(run, state) is Act.STOP:
+        return stop_of(run, state)
+    best = best_score(run.job.spec, state)
+    assert best is not None
+    score = state.metrics.get(best.metric, math.nan)
+    return early_stopping.end_report(run.job.spec.eval, best, score, state.step, run.plan.total_steps)
 
 
 def timed(items: Iterator[StepRows]) -> Generator[tuple[StepRows, float]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -90,8 +91,22 @@ class HeldState:
         engine.load_loss_scaler(self.loss_scaler)
 
 
-def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = False) -> tuple[list[float], int]:
-    """Return the mean loss before the step, and after it at each rate, and the tokens of all passes.
+class FirstStep(NamedTuple):
+    """The losses along the first step.
+
+    Attributes:
+        losses: the mean loss before the step, and after it at each rate.
+        tokens: of all passes.
+        save: a checkpoint was asked for meanwhile.
+    """
+
+    losses: list[float]
+    tokens: int
+    save: bool
+
+
+def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = False) -> FirstStep:
+    """Measure the mean loss before the first step, and after it at each rate.
 
     Every rank must call it, with the state before the first step. Afterwards the weights differ, and the optimizer's
     state is empty.
@@ -103,13 +118,14 @@ def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = Fa
     run.worker.mark(Doing.OTHER)
     before = tuple(on_host(flat) for flat in run.engine.partitions.flats)
     losses = [_loss(run, scored)]
-    train_step(run, rows, _LENGTH)
+    save = train_step(run, rows, _LENGTH).save
     way = tuple(on_host(flat) - start for flat, start in zip(run.engine.partitions.flats, before, strict=True))
     for rate in rates:
         there = tuple(start + rate / _LENGTH * part for start, part in zip(before, way, strict=True))
         run.engine.partitions.restart(there)
         losses.append(_loss(run, scored))
-    return losses, run.tokens_of(rows.step) + len(losses) * run.tokens_of(*(one.step for one in scored))
+    tokens = run.tokens_of(rows.step) + len(losses) * run.tokens_of(*(one.step for one in scored))
+    return FirstStep(losses, tokens, save)
 
 
 def loss_of_first_step(run: Run) -> float:

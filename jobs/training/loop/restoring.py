@@ -15,7 +15,9 @@ from cluster.text import many
 from jobs.data.order.digest_chain import chain_of, extended, from_hex, step_digest, to_hex
 from jobs.model_files.directory import local_model_dir
 from jobs.remedies.excessive_rate import rate_after, rates_to_try
-from jobs.remedies.outliers import Rollback, after_rollback, rollback_report, targets_of
+from jobs.remedies.forgetting import rate_factor
+from jobs.remedies.outlier_text import rollback_report
+from jobs.remedies.outliers import Rollback, after_rollback, targets_of
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
 from jobs.training.loop.measuring import losses_along_first_step
@@ -54,9 +56,17 @@ def _state_at(run: Run, commit: Commit) -> LoopState:
     check_data(run, commit)
     run.engine.load_loss_scaler(commit.loss_scaler)
     run.engine.check_groups(commit.optimizer_step)
+    commit = counted_anew(commit, run.job.spec.eval.eval_steps)
     if commit.per_device_train_batch_size != run.batching.per_device:
         return state_of(commit)  # other micro-batches have other dropout masks, so the loss may differ
     return state_of(commit, expected_loss(run.with_raises(commit.replay_raises), commit.step + 1, commit.chain))
+
+
+def counted_anew(commit: Commit, eval_steps: int | None) -> Commit:
+    """Let early stopping count evaluations from here on if those of the earlier attempt had another distance. Pure."""
+    if commit.best is None or commit.eval_steps in (None, eval_steps):
+        return commit
+    return commit.model_copy(update={"best": commit.best.model_copy(update={"improved_at": commit.step})})
 
 
 def state_of(commit: Commit, expected_loss: float | None = None) -> LoopState:
@@ -92,9 +102,11 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
     """Go back to an earlier state after outlying steps, and return it. Every rank must call it."""
     earlier = gone_back(run, state, lambda: targets_of(rollback, run.reader.candidates()))
-    if rollback.cuts_rate and earlier.step == 0 and state.history.rate_factor == 1:
-        rollback = with_measured_rate(run, rollback)
-    rollback_report(rollback, earlier.step, run.job.spec.train.learning_rate).tell(
+    if rollback.cuts_rate and earlier.step == 0 and state.rate_factor == 1:
+        rollback, save = with_measured_rate(run, rollback)
+        earlier = replace(earlier, save_due=earlier.save_due or save)
+    told = replace(rollback, rate_factor=rollback.rate_factor * rate_factor(state.rate_cuts))
+    rollback_report(told, earlier.step, run.job.spec.train.learning_rate).tell(
         run.reporter.event,
         stage="rollback",
         step=rollback.until,
@@ -107,20 +119,23 @@ def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:
     return replace(earlier, history=history)
 
 
-def with_measured_rate(run: Run, rollback: Rollback) -> Rollback:
+def with_measured_rate(run: Run, rollback: Rollback) -> tuple[Rollback, bool]:
     """Lower the rate of a rollback to the start by what the loss after the first step is at several rates.
 
     Every rank must call it. Weights and optimizer are as before the first step, before and afterwards.
+
+    Returns:
+        Also whether a checkpoint was asked for meanwhile.
     """
     peak = run.job.spec.train.learning_rate
     rates = rates_to_try(peak)
     run.reporter.event("phase", f"measuring the loss after one step at {len(rates)} learning rates", phase="measure")
-    losses, _ = losses_along_first_step(run, rates, rewound=True)
+    losses, _, save = losses_along_first_step(run, rates, rewound=True)
     run.engine.restart(local_model_dir(run.job.model))
     rate = rate_after(rates, losses)
     if rate is None or rate >= peak * rollback.rate_factor:
-        return rollback
-    return replace(rollback, rate_factor=rate / peak, is_measured=True)
+        return rollback, save
+    return replace(rollback, rate_factor=rate / peak, is_measured=True), save
 
 
 def check_precision(run: Run, commit: Commit) -> None:

@@ -164,6 +164,7 @@ def save(run: Run, state: LoopState) -> None:
         "precision": run.engine.precision,
         "loss_scaler": run.engine.loss_scaler(),
         "chain": to_hex(state.chain),
+        "eval_steps": run.job.spec.eval.eval_steps,
         "data_fingerprint": run.prepared.manifest.fingerprint,
         **{name: getattr(state, name) for name in SAVED},
     }

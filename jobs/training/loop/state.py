@@ -14,6 +14,7 @@ from jobs.data.order.stream import Stream, step_plan
 from jobs.data.prepared import Prepared, Split
 from jobs.planning import Batching
 from jobs.planning.replay import ReplayRaise
+from jobs.remedies import forgetting
 from jobs.run.checkpoints import Best, StepHistory
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
@@ -54,6 +55,16 @@ class LoopState:
     replay_raises: tuple[ReplayRaise, ...] = ()  # when forgetting has raised the weights of replay
     exported: Best | None = None  # the earlier state that was exported in place of the last
     facts: dict[str, Any] = field(default_factory=dict)  # for the run's manifest
+
+    @property
+    def rate_factor(self) -> float:
+        """The learning rate of every step is multiplied by this."""
+        return self.history.rate_factor * forgetting.rate_factor(self.rate_cuts)
+
+    @property
+    def told(self) -> StepHistory:
+        """The history for messages, with all cuts of the rate."""
+        return self.history.model_copy(update={"rate_factor": self.rate_factor})
 
     def after(self, loss: float, digest: int) -> LoopState:
         """Return the state after one more step."""

@@ -83,8 +83,8 @@ class _TrialRunner:
             state = self._state_of(run)
             if task.action == "probe":
                 self._held = None
-                losses, tokens = losses_along_first_step(run, task.rates)
-                return Answer(status="probed", losses=tuple(losses), tokens=tokens)
+                found = losses_along_first_step(run, task.rates)
+                return Answer(status="probed", losses=tuple(found.losses), tokens=found.tokens)
             if task.action == "export" and state.step < run.plan.total_steps:
                 return Answer(status="failed", step=state.step, reason="its last checkpoint is gone")
             if task.action == "export":

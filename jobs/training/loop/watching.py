@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.errors import Diverged
-from jobs.remedies import outliers
+from jobs.remedies import outlier_text, outliers
 from jobs.remedies.excessive_rate import compared_with_base
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory
@@ -61,10 +61,10 @@ def counted(run: Run, state: LoopState, signals: StepSignals) -> LoopState:
     if signals.skipped and signals.outlier is not None:
         outlier = signals.outlier
         facts: dict[str, Any] = {"step": state.step, "skipped": outlier.what, **outlier.numbers()}
-        message = outliers.skip_message(state.step, outlier, scale)
+        message = outlier_text.skip_message(state.step, outlier, scale)
         if is_remedy:
             rate = run.job.spec.train.learning_rate
-            report = outliers.skip_report(state.step, outlier, state.history, rate)
+            report = outlier_text.skip_report(state.step, outlier, state.told, rate)
             report.tell(run.reporter.event, message, stage="skip", **facts)
         else:
             run.reporter.event("warning", message, **facts)
@@ -88,7 +88,7 @@ def compared(run: Run, state: LoopState) -> LoopState:
     """
     name = full_name("loss")
     before, now = state.metrics_before.get(name), state.metrics.get(name)
-    may_act = run.job.spec.remedies.outlier_steps and state.history.rate_factor == 1
+    may_act = run.job.spec.remedies.outlier_steps and state.rate_factor == 1
     if before is None or now is None or not may_act or run.plan.epoch_of_step(state.step) > 1:
         return state
     return replace(state, history=compared_with_base(state.history, before, now))
@@ -99,11 +99,11 @@ def check_skips(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
     if not signals.skipped and not math.isfinite(signals.loss):
         raise Diverged(f"the loss of step {state.step} is {signals.loss}: lower train.learning_rate, or check the data")
     rate = run.job.spec.train.learning_rate
-    reason = outliers.failure(state.history, state.step, rate)
+    reason = outlier_text.failure(state.told, state.step, rate)
     if reason is None and last and signals.skipped and run.engine.partitions.optimizer_step() == 0:
-        reason = outliers.untrained(state.step)
+        reason = outlier_text.untrained(state.step)
     if reason is not None:
-        if report := outliers.failure_report(state.history, state.step, rate):
+        if report := outlier_text.failure_report(state.told, state.step, rate):
             report.tell(run.reporter.event, f"{report.cause}: {report.action}", stage="failure", step=state.step)
         raise Diverged(reason)
 
@@ -152,6 +152,6 @@ def tell_missing_metric(run: Run, state: LoopState, metrics: Mapping[str, float]
 def tell_summary(run: Run, state: LoopState) -> None:
     """Report how many steps were skipped or repeated, and what to change; nothing if there were none."""
     step = state.step if state.exported is None else None
-    if told := outliers.summary(state.history, run.job.spec.train.learning_rate, step):
+    if told := outlier_text.summary(state.told, run.job.spec.train.learning_rate, step):
         facts = {"remedy": outliers.REMEDY, "stage": "summary", "step": state.step}
         run.reporter.event("remedy", told, **facts, **state.history.counts())

@@ -60,7 +60,7 @@ _KILLED = re.compile(r"Selected to kill: \(.*?task name=RayTrainWorker\..*?pid=(
 
 def crashes_of(error: BaseException) -> list[Crash]:
     """List the lost workers that an error of `DriverTrainer.fit` reports; empty if no worker was lost."""
-    from ray.exceptions import RayError
+    from ray.exceptions import RayError, RayTaskError
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError, WorkerGroupStartupTimeoutError
 
@@ -71,6 +71,8 @@ def crashes_of(error: BaseException) -> list[Crash]:
         return [Crash(How.NO_ROOM, "found no room")]
     if isinstance(cause, WorkerGroupStartupFailedError):
         return [Crash(How.DIED, "died while the workers were starting")]
+    if isinstance(cause, RayTaskError):  # raised while the workers joined their process group
+        return [replace(_of_ray(cause, str(cause)), what=f"could not join the others ({first_line(cause.cause)})")]
     return [_of_ray(cause, str(cause))] if isinstance(cause, RayError) else []
 
 

@@ -94,6 +94,9 @@ def fit(
         thread.join(_LEAVES_WITHIN_S)
     look()
     if "error" in done:
+        with contextlib.suppress(StorageError):
+            if failures_of(job.paths):  # the loss of its process, or of others, follows from it
+                return None
         raise done["error"]
     result: Record | None = done["result"]
     return result
@@ -176,6 +179,7 @@ class Healing:
         """Count one more loss. Returns whether the workers may be started again."""
         step = self._newest()
         if step > self._step:
-            self._step, self.losses = step, 0
+            self.losses = 0
+        self._step = step  # it may be lower: a run that goes back removes later checkpoints
         self.losses += 1
         return self.losses <= self._most

@@ -147,7 +147,7 @@ def test_where_ray_kills_its_controller_too_the_largest_worker_is_named() -> Non
 
 
 def test_other_ends_of_workers_are_told_apart() -> None:
-    from ray.exceptions import ActorDiedError
+    from ray.exceptions import ActorDiedError, RayTaskError
     from ray.train import ControllerError, WorkerGroupError
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
@@ -162,6 +162,13 @@ def test_other_ends_of_workers_are_told_apart() -> None:
     (waiting,) = crashes_of(ControllerError(WorkerGroupStartupTimeoutError(2)))
     assert waiting.how is How.NO_ROOM
     assert crashes_of(ControllerError(ValueError("a bug"))) == []
+    unreachable = RayTaskError(
+        "join", "a traceback", RuntimeError("connect to 10.0.0.1 timed out")
+    ).as_instanceof_cause()
+    (apart,) = crashes_of(ControllerError(unreachable))
+    assert apart.how is How.DIED and str(apart).endswith(
+        "could not join the others (RuntimeError: connect to 10.0.0.1 timed out)"
+    )
 
 
 def test_a_killed_worker_leaves_its_rank_and_what_it_held(

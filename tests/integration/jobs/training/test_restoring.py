@@ -19,9 +19,10 @@ from cluster.errors import DataError, RunFailed, SpecError
 from jobs.data.order.digest_chain import chain_of, step_digest, to_hex
 from jobs.data.order.row_order import ShuffledRows, StepPlan
 from jobs.planning.replay import ReplayRaise
+from jobs.remedies.early_stopping import stops_early
 from jobs.run.checkpoints import Best, Commit, Part
 from jobs.run.paths import JobPaths
-from jobs.spec.evaluation import Checkpoint
+from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.spec.remedies import Remedies
 from jobs.storage.journal import JournalWriter, read_part
 from jobs.storage.tensor_file import write_shard
@@ -71,6 +72,18 @@ def commit(**changes: Any) -> Commit:
         "per_device_train_batch_size": 1, **changes,
     }  # fmt: skip
     return Commit.model_validate(values)
+
+
+def test_early_stopping_counts_anew_after_a_change_of_the_distance_between_evaluations() -> None:
+    best = Best(metric="eval_loss", greater_is_better=False, step=10, score=1.0)
+    saved = commit(best=best, eval_steps=5, evaluated_at=15)
+    rule = Eval(eval_steps=1, early_stopping_patience=3)
+    assert stops_early(rule, saved.best, 15)
+    now = restoring.counted_anew(saved, 1)
+    assert now.best is not None and now.best.step == 10 and not stops_early(rule, now.best, 22)
+    assert stops_early(rule, now.best, 23)
+    for same in (restoring.counted_anew(saved, 5), restoring.counted_anew(commit(best=best), 1)):
+        assert same.best == best
 
 
 def test_the_same_data_in_the_same_order_is_let_through(tmp_path: pathlib.Path) -> None:

@@ -63,3 +63,4 @@ def test_nothing_is_decided_while_a_rank_is_missing() -> None:
 def test_the_lowest_rank_is_killed_if_all_wait_for_each_other() -> None:
     found = hang_of([rank(1, age_s=61.0), rank(0, age_s=61.0)], 2)
     assert found is not None and (found.rank.pulse.rank, found.why) == (0, "waits for ranks that wait as well")
+    assert not found.is_to_blame, "the connection between any two of them may be at fault"

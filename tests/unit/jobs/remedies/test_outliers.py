@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from jobs.remedies.excessive_rate import compared_with_base, compared_with_first, may_be_worse_than_at_first
+from jobs.remedies.outlier_text import failure, failure_report, rollback_report, skip_message, summary, untrained
 from jobs.remedies.outliers import (
     FEWEST,
     FEWEST_STEPS,
@@ -24,17 +25,12 @@ from jobs.remedies.outliers import (
     Rollback,
     after_rollback,
     after_step,
-    failure,
-    failure_report,
     is_barred,
     outlier_of,
     rise_of,
     rollback_of,
-    rollback_report,
-    skip_message,
-    summary,
     targets_of,
-    untrained,
+    with_counts,
     without_window,
 )
 from jobs.run.checkpoints import StepHistory
@@ -134,14 +130,16 @@ def test_no_recorded_run_is_in_trouble(table: str, least: int) -> None:
 
 def in_trouble(rollbacks: int = 0, rate_factor: float = 1.0, done: int = 80) -> tuple[StepHistory, int]:
     history, _ = trained([*noisy(3.0, done), 9.0, 9.1, 9.2])
-    return history.model_copy(update={"rollbacks": rollbacks, "rate_factor": rate_factor}), done + TROUBLE
+    at_fault = False if rollbacks else None  # the batches of the first trouble
+    changed = {"rollbacks": rollbacks, "rate_factor": rate_factor, "batches_at_fault": at_fault}
+    return history.model_copy(update=changed), done + TROUBLE
 
 
 def test_two_outliers_are_skipped_and_the_third_in_a_row_goes_back() -> None:
     history, _ = trained([*noisy(3.0, 80), 9.0, 9.1])
     assert rollback_of(history, 82, WARMUP) is None
     history, step = in_trouble()
-    assert rollback_of(history, step, WARMUP) == Rollback(1, 80, 83, (80 - SUSPECTED, 83), 1.0)
+    assert rollback_of(history, step, WARMUP) == Rollback(1, 80, 83, (80 - SUSPECTED, 83), 1.0, cuts_rate=False)
 
 
 def test_the_second_rollback_halves_the_rate_and_the_fifth_trouble_fails() -> None:
@@ -228,7 +226,7 @@ def test_a_run_that_has_changed_nothing_has_nothing_to_go_back_to() -> None:
 
 
 def test_a_checkpoint_older_than_the_suspected_batches_is_preferred() -> None:
-    rollback = Rollback(1, 80, 83, (72, 83), 1.0)
+    rollback = Rollback(1, 80, 83, (72, 83), 1.0, cuts_rate=False)
     assert targets_of(rollback, [40, 60, 76, 82]) == [60, 40]
     assert targets_of(rollback, [75, 78, 82]) == [75, 78]
     assert targets_of(rollback, [82]) == []
@@ -262,6 +260,66 @@ def test_batches_that_are_normal_with_earlier_weights_clear_the_data() -> None:
     history, step = gone_back([3.0, 3.1, 2.9, 9.0, 9.0, 9.0])
     again = rollback_of(history, step, WARMUP)
     assert again is not None and again.number == 2 and again.barred is None
+
+
+def run_with(losses: list[float], saved: Iterable[int], history: StepHistory | None = None) -> StepHistory:
+    """Train all steps, going back as the rules say. Bad batches have their losses with any weights."""
+    histories, step = {0: history or StepHistory()}, 0
+    history = histories[0]
+    while step < len(losses):
+        history, _ = trained([losses[step]], history, step)
+        step += 1
+        histories[step] = history
+        assert failure(history, step, RATE) is None, failure(history, step, RATE)
+        if (rollback := rollback_of(history, step, WARMUP)) is not None:
+            target = next(iter(targets_of(rollback, [one for one in saved if one < step])), 0)
+            history, step = after_rollback(histories[target], history, rollback, target), target
+    return history
+
+
+BAD = [*noisy(3.0, 105), *[9.0] * 5, *noisy(3.0, 95), *[9.0] * 5, *noisy(3.0, 60)]
+
+
+@pytest.mark.parametrize("saved", [(), range(0, 300, 20), range(0, 300, 50)])
+def test_each_stretch_of_bad_data_is_left_out_and_the_rate_stays(saved: Iterable[int]) -> None:
+    """Without a checkpoint between them, the first stretch comes again after the second rollback."""
+    history = run_with(BAD, saved)
+    assert history.rollbacks == 2 and history.rate_factor == 1.0 and history.batches_at_fault
+    assert [stop for _, stop in history.bad_batches] == [108, 208]
+    assert not history.bad_data and history.outliers_in_a_row == 0
+
+
+def test_bad_data_after_a_loss_that_rose_is_left_out_too() -> None:
+    history = run_with(BAD, (), StepHistory(rollbacks=1, rate_factor=0.5))
+    assert history.rollbacks == 3 and history.rate_factor == 0.5
+    spent = StepHistory(rollbacks=MOST_ROLLBACKS, bad_batches=((4, 9), (40, 50)), batches_at_fault=True)
+    history, _ = trained([*noisy(3.0, 80), 9.0, 9.1, 9.2], spent)
+    reason = failure(history, 83, RATE)
+    assert reason is not None and reason.endswith("Check the data of steps 5 to 9, 41 to 50") and "rate" not in reason
+    report = failure_report(history, 83, RATE)
+    assert report is not None and report.advice == "check the data of steps 5 to 9, 41 to 50"
+
+
+def test_trouble_before_the_batches_that_are_left_out_lowers_the_rate() -> None:
+    """They were normal the first time, so the weights are at fault."""
+    history, step = in_trouble()
+    rollback = rollback_of(history, step, WARMUP)
+    assert rollback is not None and not rollback.cuts_rate
+    history = after_rollback(StepHistory(), history, rollback, 0)
+    history, _ = trained([*noisy(3.0, 40), 9.0, 9.1, 9.2], history)
+    second = rollback_of(history, 43, WARMUP)
+    assert second is not None and second.rate_factor == 0.5 and second.barred is None
+    history = after_rollback(StepHistory(), history, second, 0)
+    history, _ = trained([*noisy(3.0, 60), 9.0, 9.1, 9.2], history)
+    third = rollback_of(history, 63, WARMUP)
+    assert third is not None and third.rate_factor == 0.25
+
+
+def test_what_is_known_of_batches_is_kept_unless_the_steps_have_other_rows() -> None:
+    history = StepHistory(rollbacks=2, rate_factor=0.5, barred=(3, 9), bad_batches=((1, 2),), batches_at_fault=True)
+    assert with_counts(StepHistory(), history) == history
+    other = with_counts(StepHistory(), history, same_rows=False)
+    assert other == StepHistory(rollbacks=2, rate_factor=0.5)
 
 
 def counts(skipped: Iterable[bool], scaling: bool = False, history: StepHistory | None = None) -> StepHistory:
@@ -306,7 +364,7 @@ def test_messages_have_short_sentences() -> None:
         skip_message(3, Outlier("gradients", math.inf), 2.0),
         skip_message(3, Outlier("loss", math.nan), None),
         skip_message(3, Outlier("loss", 9.0, 3.0), None),
-        rollback_report(Rollback(1, 80, 83, (72, 83), 1.0), 50, RATE).message,
+        rollback_report(Rollback(1, 80, 83, (72, 83), 1.0, cuts_rate=False), 50, RATE).message,
         rollback_report(Rollback(2, 80, 83, None, 0.5), 0, RATE).message,
         summary(bad, RATE, step),
         summary(spent, RATE, late),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from jobs.remedies import outliers
+from jobs.remedies.outlier_text import rollback_report, skip_message, skip_report
 from jobs.remedies.outliers import Outlier, Rollback
 from jobs.run.checkpoints import StepHistory
 from jobs.run.outcome import event
@@ -24,8 +24,8 @@ class Journal:
 
     def skips(self, step: int) -> None:
         outlier = Outlier("loss", 9.0, 3.0)
-        report = outliers.skip_report(step, outlier, StepHistory(), RATE)
-        report.tell(self, outliers.skip_message(step, outlier, None), stage="skip", step=step)
+        report = skip_report(step, outlier, StepHistory(), RATE)
+        report.tell(self, skip_message(step, outlier, None), stage="skip", step=step)
 
     def rows(self) -> list[tuple[str, str]]:
         return trouble_rows(troubles_of(self.events))
@@ -35,7 +35,7 @@ def test_steps_that_are_skipped_in_a_row_are_one_trouble_and_the_newest_advice_c
     told = Journal()
     for step in (80, 81, 82):
         told.skips(step)
-    outliers.rollback_report(Rollback(1, 79, 82, (71, 82), 1.0), 60, RATE).tell(told, stage="rollback", step=82)
+    rollback_report(Rollback(1, 79, 82, (71, 82), 1.0, cuts_rate=False), 60, RATE).tell(told, stage="rollback", step=82)
     told("remedy", "outlying steps: 3 steps skipped", remedy="outlier_steps", stage="summary", step=100)
     assert told.rows() == [
         ("remedy", "step 80: its loss is 9; the median of the steps before is 3: skipped (3 times, until step 82)"),
@@ -46,7 +46,7 @@ def test_steps_that_are_skipped_in_a_row_are_one_trouble_and_the_newest_advice_c
         ),
         ("next time", "check the data of steps 72 to 82"),
     ]
-    outliers.rollback_report(Rollback(2, 90, 93, None, 0.5), 0, RATE).tell(told, stage="rollback", step=93)
+    rollback_report(Rollback(2, 90, 93, None, 0.5), 0, RATE).tell(told, stage="rollback", step=93)
     told.skips(97)
     assert [one.times for one in troubles_of(told.events)] == [3, 1, 1, 1]
 
@@ -57,7 +57,7 @@ def test_what_a_run_computes_again_after_a_kill_is_the_same_trouble() -> None:
     for attempt in range(3):
         for step in (80, 81, 82):
             told.skips(step)
-        report = outliers.rollback_report(Rollback(1, 79, 82, (71, 82), 1.0), 60, RATE)
+        report = rollback_report(Rollback(1, 79, 82, (71, 82), 1.0, cuts_rate=False), 60, RATE)
         report.tell(told, stage="rollback", step=82, number=1)
         if not attempt:
             RemedyReport("hang", "rank 0 hung", "it is killed", "").tell(told, step=85)
@@ -66,7 +66,7 @@ def test_what_a_run_computes_again_after_a_kill_is_the_same_trouble() -> None:
         ("outlier_steps", 82, 1),
         ("hang", 85, 1),
     ]
-    outliers.rollback_report(Rollback(2, 79, 82, None, 0.5), 60, RATE).tell(told, stage="rollback", step=82, number=2)
+    rollback_report(Rollback(2, 79, 82, None, 0.5), 60, RATE).tell(told, stage="rollback", step=82, number=2)
     assert len(troubles_of(told.events)) == 4
 
 
@@ -87,6 +87,32 @@ def test_steps_that_are_skipped_again_after_lost_workers_count_once() -> None:
     assert [(one.remedy, one.step) for one in troubles_of(told.events)] == [
         ("outlier_steps", 12), ("lost_workers", 14), ("lost_workers", 14), ("outlier_steps", 16),
     ]  # fmt: skip
+
+
+def test_what_stands_between_two_skips_of_a_step_decides_whether_they_are_one() -> None:
+    lost, returned = ("lost_workers", "rank 1 was killed"), ("forgetting", "the loss rose")
+    slow = ("straggler", "rank 1 computes slower")
+    for between, times in (
+        ([slow], 1),
+        ([slow, lost], 1),
+        ([returned, lost], 1),
+        ([returned], 2),
+        ([lost, returned], 2),
+    ):
+        told = Journal()
+        told.skips(50)
+        for remedy, cause in between:
+            RemedyReport(remedy, cause, "acts", "").tell(told, step=60, host="h", ranks=[1])
+        told.skips(50)
+        assert sum(one.remedy == "outlier_steps" for one in troubles_of(told.events)) == times, between
+
+
+def test_a_slow_rank_counts_once_however_often_the_workers_start() -> None:
+    told = Journal()
+    for start, ranks in enumerate(([1], [1], [2])):
+        report = RemedyReport("straggler", f"{start + 2} times slower", "named", "", "look at host a")
+        report.tell(told, step=start, host="a", ranks=ranks)
+    assert [one.cause for one in troubles_of(told.events)] == ["2 times slower", "4 times slower"]
 
 
 def test_attempts_that_end_for_one_cause_are_one_trouble() -> None:

@@ -67,6 +67,15 @@ def test_too_many_losses_end_the_run(
         run.losses.go_on(CRASH, None, allowed=True, told=False)
 
 
+def test_newer_checkpoints_count_from_where_the_run_has_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rollback removes later checkpoints."""
+    run = Run(tmp_path, monkeypatch)
+    for run.saved in (100, 0, 10, 20, 30, 40):
+        run.losses.go_on(CRASH, None, allowed=True, told=False)
+
+
 def test_without_the_remedy_the_first_loss_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path, monkeypatch, ("n1",))
     with pytest.raises(RunFailed, match="lost_workers is false"):

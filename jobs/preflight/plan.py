@@ -158,8 +158,9 @@ def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
             raise
         except Exception as error:  # configurations and model classes may raise anything
             raise DataError(
-                f"model.path {spec.model.path}: a training step of this model cannot be traced: "
-                f"{type(error).__name__}: {' '.join(str(error).split())[:_MOST_CHARACTERS]}"
+                f"model.path {spec.model.path}: a training step of this model cannot be traced "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:_MOST_CHARACTERS]}), so its memory is not "
+                "known. A run trains it without a plan"
             ) from error
 
     return kept_trace(spec, model_dir, precision, compute)

@@ -41,9 +41,9 @@ def advice_page(
         *(("other advice", other) for other in others),
         *((f"no {NAMES[method]}", why) for method, why in impossible.items()),
     ]
-    rates = {"full": f"{rate:g}", "lora": f"about {rate * RATE_OF_LORA:g}", "prompt": f"about {PROMPT_RATE:g}"}
     head = ("", "trained", "checkpoint", "strategy", "GiB", "whole run", "rate")
-    rows = [(method, *_row(plan, price), rates[method]) for method, plan in plans.items()]
+    about = {method: "" if method == "full" else "about " for method in plans}
+    rows = [(method, *_row(plan, price), f"{about[method]}{_rates(rate)[method]:g}") for method, plan in plans.items()]
     limits = (
         "The limits are rules of thumb: see docs/planning.md. kind: compare measures the methods on your data: see "
     )
@@ -55,6 +55,7 @@ def advice_json(
     situation: Situation,
     plans: Mapping[Method, JobPlan],
     impossible: Mapping[Method, str],
+    rate: float,
     price: float | None = None,
 ) -> dict[str, Any]:
     """Return the advice for programs. Arguments: see `advice_page`."""
@@ -65,9 +66,15 @@ def advice_json(
         "examples": situation.examples,
         "tokens": situation.tokens,
         "tasks": situation.tasks,
+        "learning_rates": {method: _rates(rate)[method] for method in plans},
         "plans": {method: plan_json(plan, price) for method, plan in plans.items()},
         "impossible": dict(impossible),
     }
+
+
+def _rates(rate: float) -> dict[Method, float]:
+    """Return the learning rate to begin with, given that of full fine-tuning."""
+    return {"full": rate, "lora": float(f"{rate * RATE_OF_LORA:.3g}"), "prompt": PROMPT_RATE}
 
 
 def _row(plan: JobPlan, price: float | None) -> tuple[str, ...]:

@@ -51,12 +51,12 @@ def advise(
             progress.event(event("phase", f"planning method: {method}", phase="plan"))
             try:
                 plan = plan_job(_with(loaded, method), machines)
-            except DataError as error:  # such as targets of LoRA, or positions that a prompt would need
+            except DataError as error:  # such as positions that a prompt would need
                 if method == "full":
                     raise
                 impossible[method] = str(error)
                 continue
-            # The rows of a prompt are not prepared here. There are slightly more of them.
+            # The rows of a prompt are not prepared here. They are as many, or shorter and more if rows are packed.
             plans[method] = plan if plan.total_steps else replace(plan, total_steps=plans.get("full", plan).total_steps)
     parts = prepared.manifest.splits["train"]
     situation = Situation(
@@ -72,7 +72,7 @@ def advise(
     )
     choice = choose(situation)
     if json_:
-        typer.echo(json.dumps(advice_json(choice, situation, plans, impossible, price)))
+        typer.echo(json.dumps(advice_json(choice, situation, plans, impossible, rate_for_full(loaded), price)))
     else:
         typer.echo(advice_page(choice, situation, plans, impossible, rate_for_full(loaded), price))
     raise typer.Exit(0 if choice.method is not None else 2)

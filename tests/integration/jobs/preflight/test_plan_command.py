@@ -213,6 +213,8 @@ def test_advice_names_the_method_with_the_plan_of_each(tmp_path: pathlib.Path) -
     assert result.exit_code == 0, result.output
     advice = json.loads(result.stdout)
     assert advice["method"] == "lora" and advice["examples"] == 60 and advice["tokens"] > 60
+    rates = advice["learning_rates"]
+    assert rates["lora"] == pytest.approx(10 * rates["full"]) and 0 < rates["prompt"] <= 0.5
     full, lora, prompt = (advice["plans"][method] for method in ("full", "lora", "prompt"))
     assert full["trained"] == full["parameters"] and 0 < lora["trained"] < lora["parameters"] // 2
     assert 0 < prompt["trained"] < lora["trained"]

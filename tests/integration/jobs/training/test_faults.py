@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from cluster.errors import DataError, Diverged, RunFailed
+from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
 from jobs.training.faults import Fault, fault_of, first_line, reason_of
+from jobs.training.on_ray import fit
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
 from jobs.training.on_ray.fit import Healing
 from jobs.training.vitals import Vitals, dead_ranks, resident_bytes
@@ -199,3 +205,26 @@ def test_a_newer_checkpoint_restores_the_budget_of_losses() -> None:
     assert [healing.may_go_on() for _ in range(2)] == [True, True]
     saved = 10
     assert [healing.may_go_on() for _ in range(3)] == [True, True, False]
+
+
+def test_a_reported_failure_counts_although_the_process_died_before_it_ended(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NCCL ends a process some seconds after an error that its rank has reported."""
+    from ray.exceptions import ActorDiedError
+
+    paths = JobPaths(str(tmp_path / "run"))
+    job: Any = SimpleNamespace(paths=paths, run_root=paths.root)
+
+    class Trainer:
+        def fit(self) -> Any:
+            raise ActorDiedError
+
+    def died() -> Any:
+        return fit.fit(job, None, True, lambda: None)
+
+    monkeypatch.setattr(fit, "_trainer", lambda *_: Trainer())
+    with pytest.raises(ActorDiedError):
+        died()
+    storage.write_bytes(paths.failure(1), json.dumps({"fault": Fault.PROGRAM, "rank": 1, "reason": "r"}).encode())
+    assert died() is None

@@ -19,9 +19,8 @@ from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, open_run, reopen_run
-from jobs.search.rules.checking import check_sweep_resumable, checked_sweep, with_stored_values
+from jobs.search.rules.checking import check_sweep, check_sweep_resumable, checked_sweep, with_stored_values
 from jobs.search.rules.spec_text import format_prior, format_space
-from jobs.search.rules.varying import check_space
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
 
@@ -57,7 +56,7 @@ def run_sweep(
         sweep = with_stored_values(sweep, JobPaths(resume), by_hand=by_hand)
     if not sweep.prior or resume is None:
         sweep, prior_from = checked_sweep(sweep)
-    check_space(sweep)
+    check_sweep(sweep)
     sweep = sweep.model_copy(update={"space": sweep.dimensions})  # stored, so that a range can be changed later
     if resume is not None:
         check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)

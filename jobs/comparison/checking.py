@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.errors import InputError, Mistake
+from cluster.errors import InputError, Mistake, SpecError
 from jobs.preflight.validate import Validated, validate
 from jobs.run.find import with_model_of_run
 from jobs.search.rules.checking import checked_sweep
@@ -44,6 +44,8 @@ def checked_methods(spec: CompareSpec) -> list[CheckedMethod]:
             problems.append(error)
         else:
             checked.append(CheckedMethod(method.name, sweep, rate_from if source and rate_from else source, found))
+    if not problems and (problem := _unequal_rows([one.sweep for one in checked])) is not None:
+        raise problem
     if problems:
         raise type(problems[0]).of(_once([one for error in problems for one in error.mistakes], len(spec.methods)))
     return checked
@@ -59,7 +61,20 @@ def sweeps_to_plan(spec: CompareSpec) -> dict[str, SweepSpec]:
     for method in spec.methods:
         with about_method(method.name):
             found[method.name] = checked_sweep(_sweep_of(spec, method)[0])[0]
+    if (problem := _unequal_rows(list(found.values()))) is not None:
+        raise problem
     return found
+
+
+def _unequal_rows(sweeps: Sequence[SweepSpec]) -> SpecError | None:
+    """Return an error if the same number of steps is more data for one method than for another."""
+    if len({sweep.base.packed for sweep in sweeps}) < 2 or all(sweep.base.train.max_steps is None for sweep in sweeps):
+        return None
+    return SpecError.at(
+        "base.train.max_steps",
+        "rows of method: prompt are not packed, so its steps have fewer samples than those of the other methods: give "
+        "num_train_epochs instead, or base.data.packing: false",
+    )
 
 
 def _sweep_of(spec: CompareSpec, method: ComparedMethod) -> tuple[SweepSpec, str | None]:

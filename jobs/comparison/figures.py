@@ -41,6 +41,8 @@ class MethodFigures(Frozen):
     sweep: str = Field(description="Root of its sweep.")
     status: str | None = Field(None, description="How the sweep has ended; None: it has not.")
     reason: str | None = Field(None, description="Why it did not succeed.")
+    failed_seeds: int = Field(0, description="Repeats of the best trial with other seeds that failed.")
+    failed_because: str | None = Field(None, description="The reason of the first of them.")
     trained: int | None = Field(None, description="Elements of the parameters that are updated.")
     parameters: int | None = Field(None, description="Elements of all parameters.")
     values: dict[str, JsonValue] = Field(default_factory=dict, description="The best values of the search.")
@@ -142,7 +144,7 @@ def findings(comparison: Comparison) -> list[str]:
         best, *others = ranked
         said.append(f"{metric.removeprefix('eval_')} is best with {best.name}")
         near = [one.name for one in others if best.metrics[metric].overlaps(one.metrics[metric])]
-        if any(len(one.metrics[metric].values) < 2 for one in ranked):
+        if any(len(one.metrics[metric].values) + one.failed_seeds < 2 for one in ranked):
             noise = "a method with one seed has no interval, so the differences may be noise"
             said.append(f"{noise}: give seeds: 3, or a larger budget")
         elif near:
@@ -153,6 +155,12 @@ def findings(comparison: Comparison) -> list[str]:
         times = ", ".join(f"{name} {compact(rate / full)}" for name, rate in rates.items())
         said.append(f"best learning rate, divided by that of full fine-tuning: {times}")
     for one in comparison.methods:
+        if one.failed_seeds and metric in one.metrics:
+            seeds = one.failed_seeds + len(one.metrics[metric].values)
+            said.append(
+                f"{one.failed_seeds} of {seeds} seeds failed with {one.name} and are not in its mean: "
+                f"{one.failed_because or 'for an unknown reason'}"
+            )
         if one.reason is not None:
             said.append(f"{one.name} {'did not finish' if metric in one.metrics else 'has no result'}: {one.reason}")
     return said

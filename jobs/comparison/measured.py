@@ -51,7 +51,16 @@ def figures_of(name: str, paths: JobPaths, now: Now = utc_now) -> MethodFigures:
     best = trials.best
     if best is None:
         return figures
-    runs = [best, *(trial for trial in trials.repeats_of(best) if trial.state == "finished")]
+    repeats = trials.repeats_of(best)
+    lost = [trial for trial in repeats if trial.state == "failed"]
+    runs = [best, *(trial for trial in repeats if trial.state == "finished")]
+    figures = figures.model_copy(
+        update={
+            "settings": _settings(best.spec),
+            "failed_seeds": len(lost),
+            "failed_because": lost[0].reason if lost else None,
+        }
+    )
     return figures.model_copy(update={"values": best.values, **figures_of_runs([_run_of(trial) for trial in runs])})
 
 

@@ -6,10 +6,12 @@ All functions are pure, and their inputs are equal on all ranks, so all ranks de
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
+from cluster.errors import DataError
 from cluster.text import many
 from jobs.planning.replay import ReplayRaise, times_raised
 from jobs.run.checkpoints import Best
@@ -37,6 +39,18 @@ def is_past(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
         rule.max_general_loss_increase is not None
         and risen is not None
         and not (risen <= rule.max_general_loss_increase)
+    )
+
+
+def check_base(rule: Forgetting, before: Metrics) -> None:
+    """Raise DataError if the loss before training allows no bound on its relative increase."""
+    loss = before.get(GENERAL_LOSS)
+    if rule.max_general_loss_increase is None or loss is None or 0.0 < loss < math.inf:
+        return
+    raise DataError(
+        f"eval.general: the loss of the base model on general text is {loss:g}, so "
+        "remedies.forgetting.max_general_loss_increase has no meaning. Check the text and the model, train in bf16 or "
+        "fp32, or leave the bound out"
     )
 
 

@@ -240,8 +240,11 @@ class Spec(JobSpec):
 
     @model_validator(mode="after")
     def _only_the_section_of_the_method_is_given(self) -> Spec:
-        for name, left_out in (("lora", Lora()), ("prompt", Prompt())):
-            if self.method.kind != name and getattr(self, name) != left_out:
+        for name, section in (("lora", Lora), ("prompt", Prompt)):
+            given = getattr(self, name)
+            # Specs that were written by the program have all fields of both sections.
+            is_written = name in self.model_fields_set and given.model_fields_set != section.model_fields.keys()
+            if self.method.kind != name and (given != section() or is_written):
                 raise ValueError(
                     f"{name} is given, but method is {self.method.kind}: set method: {name}, or leave {name} out"
                 )

@@ -248,6 +248,17 @@ def put_file(local: str, path: str, callback: Callback = DEFAULT_CALLBACK) -> No
         fs.put_file(local, inner, callback=callback)
 
 
+def put_dir(local: str, path: str, last: str = "") -> None:
+    """Move or copy all files below a local directory. Raises StorageError.
+
+    Args:
+        last: name of a file that comes after all others.
+    """
+    found = (os.path.join(folder, name) for folder, _, names in os.walk(local) for name in names)
+    for file in sorted(found, key=lambda file: (os.path.relpath(file, local) == last, file)):
+        put_file(file, join(path, *os.path.relpath(file, local).split(os.sep)))
+
+
 def _move(source: str, target: str) -> None:
     try:
         os.replace(source, target)

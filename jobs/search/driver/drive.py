@@ -242,7 +242,8 @@ def concluded_sweep(search: Search) -> Outcome:
         search.announce("warning", f"{said}. To extend the budget: fleetune sweep extend")
     best = ledger.best
     if best is None:
-        reasons = Counter(trial.reason for trial in ledger.trials.values() if trial.reason)
+        ended = (trial for trial in ledger.trials.values() if trial.state in ("failed", "stopped"))
+        reasons = Counter(trial.reason for trial in ended if trial.reason)
         (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
         if (log := search.gangs.log_of(reason)) is not None:
             search.announce("log", f"the end of {log[0]}:\n{log[1]}")

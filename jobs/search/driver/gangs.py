@@ -173,6 +173,12 @@ class Gangs:
                     found = found or ((path, end) if end else None)
         return found
 
+    def end_waiting(self) -> None:
+        """End the gangs that wait for room, so that nothing waits for them."""
+        for gang in self._all:
+            if gang is not None and gang.waits_for_room:
+                gang.end()
+
     def end(self) -> bool:
         """End all gangs at once. Return False if workers have not ended after half a minute."""
         ended = list[bool]()

@@ -286,6 +286,8 @@ class Search:
             try:
                 return self.gangs.carry_out(task)
             except GangLost as error:
+                if self.asked_to_stop():
+                    raise
                 losses += 1
                 if losses >= _MAX_LOST_GANGS:
                     return Answer(status="failed", reason=f"its gang was lost {losses} times; the last time {error}")
@@ -349,7 +351,8 @@ class Search:
         return facts
 
     def _stop_running(self, within_s: float = math.inf) -> None:
-        """Stop the running trials with a checkpoint, and wait for them."""
+        """Stop the running trials with a checkpoint, and wait for them. Gangs that wait for room are ended."""
+        threading.Thread(target=self.gangs.end_waiting, daemon=True).start()
         until_s = time.monotonic() + within_s
         while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
             for trial in self._running():

@@ -181,6 +181,7 @@ class WarmGang:
             raise MachinesFailed(f"the workers of a gang were lost {healing.losses} times; the last time {reason}")
         self._announce("warning", f"{reason}: starting the workers of the gang again", losses=healing.losses)
         with self._lock:
+            self.waits_for_room = self._places is None  # until `_find_room` ends; no task may come here before
             if self._open is not None:
                 self._given_up[self._open] = GangLost(reason) if outcome.lost else _TaskFailed(reason)
                 self._open = None  # the new workers must not begin with it again

@@ -117,7 +117,8 @@ def noise_warning(trials: Trials) -> str | None:
     if not extrapolates(trials.sweep) or trials.sweep.rung_shares[0] >= 0.5 or len(compared) < FEWEST_FITTED:
         return None
     scores = [trial.scores[0][1] for trial in compared]
-    spread = (max(scores) - min(scores)) / max(abs(score) for score in scores)
+    largest = max(abs(score) for score in scores)
+    spread = (max(scores) - min(scores)) / largest if largest else 0.0
     if spread >= _LEAST_SPREAD:
         return None
     return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _RUNS_PER_WHOLE_RUN = 3  # auto: one whole run without a comparison for this man
 _MOST_WHOLE_RUNS = 16
 _DEFAULT_MAX_GANGS = 8  # if num_gangs is left out. With more, more trials begin before the scores of others are known
 _USUAL_COMPARED = 6  # by auto, before one whole run
+_HOPELESS = 8  # trials; if so many and all have failed without a score, no other one begins
 _MANY = 1000  # trials, or steps: enough that rounding does not matter
 
 
@@ -88,11 +90,9 @@ def compared_steps(sweep: SweepSpec, trials: int, total_steps: int) -> int:
 
 
 def _trials_within(sweep: SweepSpec, steps: float, total_steps: int) -> int:
-    """Return the largest number of compared trials that fits into `steps` optimizer steps."""
-    trials = 0
-    while compared_steps(sweep, trials + 1, total_steps) <= steps:
-        trials += 1
-    return trials
+    """Return the largest number of compared trials that fits into `steps` optimizer steps, at most MOST_TRIALS."""
+    numbers = range(1, MOST_TRIALS + 1)
+    return bisect.bisect_right(numbers, steps, key=lambda trials: compared_steps(sweep, trials, total_steps))
 
 
 def runs_of(budget: Budget, tokens_per_run: float) -> float:
@@ -176,12 +176,15 @@ def next_kind(
         is_repeating: whether a repeat is being trained, or waits for a gang.
     """
     compared, whole = [trial for trial in trials if not trial.without_rungs], _whole_runs(trials, plan)
-    if used < plan.first_share and len(compared) < plan.compared:
+    all_failed = bool(compared) and not any(trial.scores for trial in compared)
+    is_hopeless = all_failed and len(compared) >= _HOPELESS and all(trial.is_over for trial in compared)
+    if used < plan.first_share and len(compared) < plan.compared and not is_hopeless:
         return "compared"
     if any_goes_on or any(_is_unfinished(trial) for trial in compared):
         return "wait"
-    all_failed = bool(compared) and not any(trial.scores for trial in compared)
-    if whole < plan.whole_runs and (used < 1 or (plan.extrapolates and whole == 0)) and not all_failed:
+    # The values of a whole run are those of a finished trial, unless they are extrapolated.
+    may_begin = not all_failed and (plan.extrapolates or any(trial.state == "finished" for trial in compared))
+    if whole < plan.whole_runs and (used < 1 or (plan.extrapolates and whole == 0)) and may_begin:
         return "whole"
     if any(_is_unfinished(trial) for trial in trials):
         return "wait"

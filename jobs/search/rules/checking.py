@@ -83,8 +83,8 @@ def check_sweep_resumable(paths: JobPaths, now: SweepSpec, *, alone: bool = Fals
 def check_same_search(before: SweepSpec, now: SweepSpec) -> None:
     """Raise SpecError if trials of the two specs could not be compared."""
     changed = [f"base.{line}" for line in differences(before.base, now.base)]
-    if before.algorithm == "grid" and before.space != now.space:
-        changed.append("space: the trials of a grid are numbered by it")
+    if before.algorithm == "grid" and list(before.space.items()) != list(now.space.items()):
+        changed.append("space: the trials of a grid are numbered by it, in its order")
     if only_one := set(before.dimensions) ^ set(now.dimensions):
         changed.append(f"space: only one of the two specs has {', '.join(sorted(only_one))}")
     for name in before.dimensions.keys() & now.dimensions.keys():

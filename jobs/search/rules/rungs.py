@@ -27,7 +27,8 @@ def going_on(trials: Sequence[Trial], rungs: int, eta: int, lower_is_better: boo
         return []
     for rung in range(1, rungs + 1):
         reached = sum(len(trial.scores) >= rung for trial in trials)
-        beyond = sum(len(trial.scores) > rung for trial in trials)
+        # One that failed or was stopped later on is replaced.
+        beyond = sum(len(trial.scores) > rung and trial.state not in ("failed", "stopped") for trial in trials)
         room = max(max(1, reached // eta) - beyond, 0)
         here = [trial for trial in alive if len(trial.scores) == rung]
         if going := sorted(here, key=lambda trial: trial.scores[-1][1], reverse=not lower_is_better)[:room]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -74,9 +75,10 @@ def interpolate(tuned: str, base: str, to: str, base_weight: float, max_shard_by
 
         sizes = [(name, file.get_tensor(name).nbytes) for name, file in ours.items()]  # views of the mapped files
         write_weights(to, sizes, mixed(), max_shard_bytes)
-    for name in sorted(os.listdir(tuned)):
-        if not name.endswith((".safetensors", ".safetensors.index.json")):
-            storage.put_file(os.path.join(tuned, name), storage.join(to, name))
+    with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
+        ignored = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json")
+        shutil.copytree(tuned, scratch, ignore=ignored, dirs_exist_ok=True)  # `put_dir` may move files
+        storage.put_dir(scratch, to)
 
 
 def _check_same(ours: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]], base: str) -> None:

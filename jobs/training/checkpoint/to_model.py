@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Set
@@ -19,6 +20,7 @@ from jobs.run.checkpoints import Commit, Part, Read, Slice, committed_steps, rea
 from jobs.run.find import export_source
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths, made_from
+from jobs.spec.checking.fields import SEARCHES
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
@@ -50,9 +52,11 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
         The directory's path or URL.
 
     Raises:
+        InputError: the run is a search.
         DataError: the run has neither a model nor a checkpoint, or `to` may not be overwritten.
     """
     paths = JobPaths(run_root)
+    _refuse_searches(paths)
     target = paths.model if to is None or _place(to) == _place(paths.model) else to
     check_target(target, paths, own=paths.model)
     outcome = read_outcome(paths)
@@ -92,6 +96,7 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
         RunFailed: the merged model computes other logits than the base with its adapter.
     """
     paths = JobPaths(run_root)
+    _refuse_searches(paths)
     spec, target = load_spec(paths.spec), paths.merged if to is None or _place(to) == _place(paths.merged) else to
     if spec.method.kind != "lora":
         why = "is a whole model already" if spec.method.kind == "full" else "is a prompt, which is no change of weights"
@@ -102,6 +107,17 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
         with redirected_output(paths.log("export")):
             _merge(without_flash_attention(spec), scratch, target)
     return target
+
+
+def _refuse_searches(paths: JobPaths) -> None:
+    """Raise InputError for a sweep or a comparison, whose models are in the runs of their trials."""
+    kind = json.loads(storage.read_bytes(paths.spec)).get("kind")
+    if kind not in SEARCHES:
+        return
+    outcome = read_outcome(paths)
+    model = None if outcome is None else outcome.model_path
+    has = "" if model is None else f" Its best model is in {model}."
+    raise InputError(f"run {paths.name} is a {kind}, which has no model of its own.{has} Export one of its trials")
 
 
 def check_target(to: str, paths: JobPaths, own: str | None = None) -> None:
@@ -147,15 +163,15 @@ def _merge(spec: Spec, adapter: str, target: str) -> None:
         storage.remove_dir(target)
     with _removed_on_failure(target), tempfile.TemporaryDirectory(prefix="fleetune-merge-") as beside:
         expected = write_merged(spec, base_dir, adapter, precision, pad, target, beside)
-        files = sorted(os.listdir(beside), key=lambda name: (name == _CONFIG, name))
         with on_this_node(target, lambda: None) as local:
-            for name in os.listdir(local):
-                if ".safetensors" in name:
-                    os.symlink(os.path.join(local, name), os.path.join(beside, name))
+            links = [name for name in os.listdir(local) if ".safetensors" in name]
+            for name in links:
+                os.symlink(os.path.join(local, name), os.path.join(beside, name))
             merged = load_base(spec, beside, precision, pad)[0]
             check_same_logits(expected, _logits(merged, spec), DTYPES[precision])
-        for name in files:
-            storage.put_file(os.path.join(beside, name), storage.join(target, name))
+        for name in links:
+            os.unlink(os.path.join(beside, name))
+        storage.put_dir(beside, target, last=_CONFIG)
 
 
 @contextlib.contextmanager
@@ -167,7 +183,8 @@ def _removed_on_failure(target: str) -> Iterator[None]:
     except BaseException:
         with contextlib.suppress(StorageError):
             for name in set(storage.list_names(target)) - set(before):
-                storage.remove_file(storage.join(target, name))
+                added = storage.join(target, name)
+                (storage.remove_dir if storage.is_dir(added) else storage.remove_file)(added)
         raise
 
 
@@ -199,8 +216,7 @@ def _copied(source: str, target: str) -> str:
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
         storage.fetch_dir(source, scratch)
         with _removed_on_failure(target):
-            for name in storage.list_names(scratch):
-                storage.put_file(storage.join(scratch, name), storage.join(target, name))
+            storage.put_dir(scratch, target)
     return target
 
 

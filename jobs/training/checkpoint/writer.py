@@ -254,6 +254,8 @@ class Checkpointer:
         if self._rank != 0:
             return
         kept, folder = self._paths.set_aside, self._paths.checkpoint(step)
+        if step in committed_steps(kept) and not storage.exists(commit_path(self._paths, step)):
+            return  # the process ended after this and before the run began again
         if committed_steps(kept):
             storage.remove_dir(kept.checkpoints)
         for name in sorted(storage.list_names(folder), key=lambda name: name == COMMIT_NAME):

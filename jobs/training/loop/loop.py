@@ -23,7 +23,7 @@ from jobs.model_files.directory import local_model_dir
 from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
 from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
-from jobs.remedies.forgetting import Act
+from jobs.remedies.forgetting import Act, check_base
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
 from jobs.run.metric_names import general_name, is_general, is_harness, metric_items
@@ -80,8 +80,12 @@ def train(job: Job, worker: WorkerContext) -> LoopState:
 
 
 def begun(run: Run, state: LoopState) -> LoopState:
-    """Evaluate before the first step, if the run is new."""
-    return evaluated(run, state) if state.step == 0 else state
+    """Evaluate before the first step, if the run is new. Raises DataError: a bound on forgetting has no base."""
+    if state.step > 0:
+        return state
+    state = evaluated(run, state)
+    check_base(run.job.spec.remedies.forgetting, state.metrics_before)
+    return state
 
 
 def train_steps(

@@ -111,8 +111,9 @@ def set_aside(run: Run, state: LoopState, best: Best) -> Best:
     Returns:
         The score whose checkpoint is kept.
     """
-    kept = state.set_aside
-    if kept is not None and kept.metric == best.metric and better_first([kept, best])[0] is kept:
+    kept, rule = state.set_aside, run.job.spec.remedies.forgetting
+    may_be_exported = kept is not None and not is_past(rule, state.metrics_before, kept.metrics)
+    if kept is not None and may_be_exported and kept.metric == best.metric and better_first([kept, best])[0] is kept:
         return kept
     run.checkpoints.settle()
     run.checkpoints.set_aside(best.step)

@@ -18,7 +18,7 @@ from jobs.run.metric_names import missing_metric
 from jobs.spec.finetune import Spec
 from jobs.spec.remedies import Forgetting
 from jobs.training.loop.loop import begun, finish, load, ready, told_before_training, train_steps
-from jobs.training.loop.measuring import HeldState, cooled_down, losses_along_first_step
+from jobs.training.loop.measuring import HeldState, cooled_down, losses_along_first_step, on_host
 from jobs.training.loop.restoring import restored
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.mailbox import Answer, GangTask, Mailbox, Status
@@ -57,9 +57,11 @@ def serve(job: Job, worker: WorkerContext, first: int) -> LoopState:
 def without_remedies(spec: Spec) -> Spec:
     """Return a trial's spec without remedies, which would hide the effect of its learning rate or a divergence.
 
-    Nor are speeds compared: trials are short, and their driver does not read their events.
+    Nor are speeds compared: trials are short, and their driver does not read their events. The model that is exported
+    is that of the last step, whose score ranks the trial.
     """
     off = spec.with_value("remedies.outlier_steps", False).with_value("remedies.straggler", False)
+    off = off.with_value("checkpoint.load_best_model_at_end", False)
     return off.with_value("remedies.forgetting", Forgetting())
 
 
@@ -121,7 +123,7 @@ class _TrialRunner:
             return self._base
         if seed != self._other.seed:
             self._other = self._base  # frees the weights of the other seed before new ones are made
-            weights = run.engine.new_weights(run.job.spec, local_model_dir(run.job.model))
+            weights = tuple(map(on_host, run.engine.new_weights(run.job.spec, local_model_dir(run.job.model))))
             self._other = replace(self._base, seed=seed, weights=weights)
         return self._other
 

@@ -291,8 +291,7 @@ def write_adapter(folder: str, model: Any, tensors: Iterable[tuple[str, torch.Te
         save_file(held, os.path.join(scratch, _WEIGHTS), metadata={"format": "pt"})
         config.save_pretrained(scratch)
         AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False).save_pretrained(scratch)
-        for name in sorted(os.listdir(scratch)):
-            storage.put_file(os.path.join(scratch, name), storage.join(folder, name))
+        storage.put_dir(scratch, folder)  # a tokenizer with several chat templates has a folder of its own
 
 
 def _file_name(name: str) -> str:

@@ -82,7 +82,7 @@ def write_weights(
 
 def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) -> None:
     """Write config, generation config and tokenizer beside the weights."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GenerationConfig
 
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
         config = type(model.config).from_dict({**model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
@@ -91,13 +91,15 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
         config.architectures = [type(model).__name__]
         config.save_pretrained(scratch)
         if model.can_generate() and model.generation_config is not None:
-            model.generation_config.save_pretrained(scratch)
+            generation = model.generation_config
+            if os.path.exists(os.path.join(model_dir, "generation_config.json")) and generation._from_model_config:
+                generation = GenerationConfig.from_pretrained(model_dir)  # the model was built without its weights
+            generation.save_pretrained(scratch)
         tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
         if tokenizer.pad_token_id is None:  # batches of several texts need a pad token
             tokenizer.pad_token_id = model.config.pad_token_id
         tokenizer.save_pretrained(scratch)
-        for name in sorted(os.listdir(scratch)):
-            storage.put_file(os.path.join(scratch, name), storage.join(folder, name))
+        storage.put_dir(scratch, folder)  # a tokenizer with several chat templates has a folder of its own
 
 
 def _restore_pad_token(config: Any, model_dir: str) -> None:

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cluster.errors import InputError
 from jobs.compare import open_comparison, run_comparison
-from jobs.comparison.checking import checked_methods
+from jobs.comparison.checking import checked_methods, sweeps_to_plan
 from jobs.finetune import run_on_ray
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
@@ -38,7 +38,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compare_in(workshop: Path, methods: list[Any], train: dict[str, Any] | None = None, **fields: Any) -> CompareSpec:
     base = {
         "model": {"path": "llama", "task": "causal-lm"},
-        "data": {"train": "text.jsonl", "format": "text", "eval_fraction": 0.2, "seq_len": 32},
+        "data": {"train": "text.jsonl", "format": "text", "eval_fraction": 0.2, "seq_len": 32, "packing": False},
         "train": {"max_steps": 8, **(train or {})},
         "resources": {"num_workers": 1, "gpus_per_worker": 0},
         "storage_path": "runs",
@@ -48,6 +48,16 @@ def compare_in(workshop: Path, methods: list[Any], train: dict[str, Any] | None 
     spec = load_to_run(str(workshop / "compare.json"))
     assert isinstance(spec, CompareSpec)
     return spec
+
+
+def test_methods_whose_steps_have_unequal_data_are_not_compared_by_steps(workshop: Path) -> None:
+    packed = compare_in(workshop, ["full", "prompt"])
+    packed = packed.model_copy(update={"base": packed.base.with_value("data.packing", True)})
+    for check in (checked_methods, sweeps_to_plan):
+        with pytest.raises(InputError, match=r"rows of method: prompt are not packed.*give num_train_epochs instead"):
+            check(packed)
+    epochs = packed.base.with_value("train.max_steps", None).with_value("train.num_train_epochs", 1.0)
+    assert len(checked_methods(packed.model_copy(update={"base": epochs}))) == 2
 
 
 def test_each_method_begins_at_its_own_rate_whether_or_not_the_base_has_one(workshop: Path) -> None:

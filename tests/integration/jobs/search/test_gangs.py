@@ -118,6 +118,13 @@ def test_a_gang_that_waits_for_room_gets_no_order_while_another_one_has_room(bas
         assert place == held and len(made) == 2
 
 
+def test_a_stop_ends_the_gangs_that_wait_for_room(base: Spec) -> None:
+    made = gangs_of(base, engines_vary=False)
+    Started.every[1].waits_for_room = True
+    made.end_waiting()
+    assert [gang.ended for gang in Started.every] == [False, True]
+
+
 def test_where_a_node_of_the_lease_is_gone_the_queue_is_told(base: Spec) -> None:
     Started.failures = {16: MachinesFailed("a node is gone")}
     made = gangs_of(base, engines_vary=True, places=("node-1",))

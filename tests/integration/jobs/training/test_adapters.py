@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bench.zoo.tiny import save_tokenizer, tiny_config
-from cluster.errors import DataError, RunFailed, StorageError
+from cluster.errors import DataError, InputError, RunFailed, StorageError
 from jobs.run.find import export_source
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
@@ -126,6 +126,13 @@ def test_an_export_that_fails_leaves_nothing_behind(tmp_path: pathlib.Path) -> N
         export_run(paths.root, f"cut://{other}", say=lambda text: None)
     assert not merged.exists() or not list(merged.iterdir())
     assert [path.name for path in other.iterdir()] == ["mine.safetensors"]
+
+
+def test_a_search_has_no_model_of_its_own(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "spec.json").write_text('{"kind": "sweep"}')
+    for export in (export_run, merge_run):
+        with pytest.raises(InputError, match=r"is a sweep, which has no model of its own\. Export one of its trials"):
+            export(str(tmp_path), say=lambda text: None)
 
 
 def test_no_export_writes_over_its_sources_or_beside_another_model(tmp_path: pathlib.Path) -> None:

@@ -191,6 +191,21 @@ def test_an_export_has_a_pad_token_of_ours_only_where_the_model_needs_it(
     assert model.config.pad_token_id == 3
 
 
+def test_an_export_has_all_chat_templates_and_the_generation_config_of_the_source(tmp_path: pathlib.Path) -> None:
+    """A tokenizer with several templates has a folder for them. A model that is built without weights has no config."""
+    source, out = tiny.save_model(tmp_path / "llama", "llama"), str(tmp_path / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = {"default": "{{ messages }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(source)
+    (source / "generation_config.json").write_text('{"eos_token_id": [2, 0], "temperature": 0.6, "do_sample": true}')
+    config = transformers.AutoConfig.from_pretrained(source)
+    write_config(out, transformers.AutoModelForCausalLM.from_config(config), str(source), torch.float32)
+    written = transformers.AutoTokenizer.from_pretrained(out).chat_template
+    assert written == tokenizer.chat_template
+    generation = transformers.GenerationConfig.from_pretrained(out)
+    assert (generation.eos_token_id, generation.temperature) == ([2, 0], 0.6)
+
+
 def test_an_export_of_a_checkpoint_with_transformers_own_names_keeps_those(tmp_path: pathlib.Path) -> None:
     model = transformers.AutoModelForCausalLM.from_config(tiny_config("qwen3_moe"))
     weights = Weights(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import pathlib
 import shutil
 
@@ -94,7 +95,7 @@ def test_the_command_mixes_the_export_of_a_run_and_leaves_it_as_it_is(
     shutil.move(tuned, paths.model)
     now = datetime.datetime.now(datetime.UTC)
     write_outcome(paths, Outcome(status=Status.SUCCEEDED, step=3, model_path=paths.model, ended_at=now))
-    before = load_file(f"{paths.model}/model.safetensors")
+    before, names = load_file(f"{paths.model}/model.safetensors"), sorted(os.listdir(paths.model))
 
     def export(*options: str) -> tuple[int, str]:
         result = CliRunner().invoke(cli.app, ["export", paths.root, "--base-weight", "0.3", *options])
@@ -111,3 +112,4 @@ def test_the_command_mixes_the_export_of_a_run_and_leaves_it_as_it_is(
         assert code == 2 and reason in said
     after = load_file(f"{paths.model}/model.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in before)
+    assert sorted(os.listdir(paths.model)) == names and set(names) <= {*os.listdir(tmp_path / "mixed"), "made_from"}

@@ -24,11 +24,21 @@ from jobs.run.checkpoints import Best, Commit, Part
 from jobs.run.paths import JobPaths
 from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.spec.remedies import Remedies
+from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter, read_part
 from jobs.storage.tensor_file import write_shard
 from jobs.training.checkpoint.reader import check_same_model
+from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop import restoring
-from jobs.training.loop.saving import StepSignals, best_of, best_score, bests, pack_signals, unpack_signals
+from jobs.training.loop.saving import (
+    StepSignals,
+    best_of,
+    best_score,
+    bests,
+    pack_signals,
+    set_aside,
+    unpack_signals,
+)
 from jobs.training.loop.state import LoopState
 from jobs.training.model.engine import Engine, UpdateGate
 from tests.support import tiny
@@ -240,6 +250,37 @@ def test_a_score_past_the_bound_on_forgetting_is_not_the_best(tmp_path: pathlib.
     better = best_score(unbound, later)
     assert better is not None and better.step == 20
     assert best_score(spec, dataclasses.replace(later, best=better)) is None, "an earlier attempt had no bound"
+
+
+def test_a_checkpoint_that_is_set_aside_already_stays(tmp_path: pathlib.Path) -> None:
+    """The process was killed after it was moved, and before the run began again."""
+    paths = JobPaths(str(tmp_path))
+    for name in ("rank-0.safetensors", "commit.json"):
+        storage.write_bytes(storage.join(paths.checkpoint(20), name), b"{}")
+    writer: Any = SimpleNamespace(busy=False, _rank=0, _paths=paths)
+    for _ in range(2):
+        Checkpointer.set_aside(writer, 20)
+        assert storage.list_names(paths.set_aside.checkpoint(20)) == ["commit.json", "rank-0.safetensors"]
+
+
+def test_one_past_the_present_bound_does_not_keep_its_place(tmp_path: pathlib.Path) -> None:
+    spec = tiny.spec_of(
+        tmp_path, tmp_path, tmp_path, data__eval_fraction=0.1, eval={"general": "/g", "eval_steps": 10},
+        checkpoint__metric_for_best_model="loss", remedies__forgetting={"max_general_loss_increase": 0.05},
+    )  # fmt: skip
+    moved: list[int] = []
+    checkpoints = SimpleNamespace(settle=lambda: None, set_aside=moved.append)
+    run: Any = SimpleNamespace(job=SimpleNamespace(spec=spec), checkpoints=checkpoints)
+    before = {"eval_general_loss": 4.0}
+    old, new = (
+        Best(
+            metric="eval_loss", greater_is_better=False, step=step, score=score, metrics={"eval_general_loss": general}
+        )
+        for step, score, loss in ((10, 1.0, 4.3), (20, 1.1, 4.15))
+    )
+    assert set_aside(run, LoopState(metrics_before=before, set_aside=old), new) == new and moved == [20]
+    within = old.model_copy(update={"metrics": {"eval_general_loss": 4.1}})
+    assert set_aside(run, LoopState(metrics_before=before, set_aside=within), new) == within and moved == [20]
 
 
 def test_the_best_score_of_before_a_new_beginning_counts_while_it_is_within_the_bound(tmp_path: pathlib.Path) -> None:

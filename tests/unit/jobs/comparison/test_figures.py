@@ -94,6 +94,15 @@ def test_the_best_is_named_with_those_that_are_not_apart_from_it() -> None:
     ]
 
 
+def test_seeds_that_failed_are_named() -> None:
+    said = findings(
+        comparison(method("full", [0.4, 0.5], failed_seeds=1, failed_because="diverged"), method("lora", [0.6]))
+    )
+    assert "1 of 3 seeds failed with full and are not in its mean: diverged" in said
+    alone = findings(comparison(method("full", [0.4], failed_seeds=2, failed_because="d"), method("lora", [0.6, 0.7])))
+    assert not any("give seeds: 3" in one for one in alone)
+
+
 def test_where_more_is_better_the_order_is_the_other() -> None:
     found = comparison(method("full", [0.4]), method("lora", [0.5]), metric="eval_accuracy")
     assert [one.name for one in found.ranked] == ["full", "lora"]

@@ -6,11 +6,13 @@ import math
 
 import pytest
 
+from cluster.errors import DataError
 from jobs.planning.replay import ReplayRaise
 from jobs.remedies.forgetting import (
     MOST_TIMES,
     Act,
     act_of,
+    check_base,
     format_rate,
     format_replay,
     has_room,
@@ -46,6 +48,14 @@ def test_the_bound_is_a_share_of_the_first_value_and_a_loss_that_is_no_number_is
 def test_without_a_bound_or_without_both_values_nothing_is_past_it() -> None:
     assert not is_past(Forgetting(), BEFORE, after(40.0))
     assert not is_past(LOWER, BEFORE, {"eval_loss": 2.0}) and not is_past(LOWER, {}, after(40.0))
+
+
+def test_a_bound_needs_a_base_loss_that_is_a_positive_number() -> None:
+    for loss in (0.0, math.inf, math.nan):
+        with pytest.raises(DataError, match="max_general_loss_increase has no meaning"):
+            check_base(LOWER, {GENERAL_LOSS: loss})
+        check_base(Forgetting(), {GENERAL_LOSS: loss})
+    check_base(LOWER, BEFORE)
 
 
 def test_a_state_has_room_if_it_has_used_at_most_half_of_the_bound() -> None:

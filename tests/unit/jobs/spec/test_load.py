@@ -179,6 +179,7 @@ def test_all_problems_come_at_once_in_the_order_of_lines(tmp_path: Path) -> None
         ("method: lora\nlora: {target_modules: []}\n", "lora.target_modules: must be a list of 1 or more"),
         ("method: lora\nlora: {lora_alpha: 8}\n", "lora.lora_alpha: unknown key; it is called alpha here"),
         ("lora: {rank: 4}\n", "lora is given, but method is full: set method: lora, or leave lora out"),
+        ("lora: {rank: 16}\n", "lora is given, but method is full: set method: lora, or leave lora out"),
         ("method: lora\nprompt: {num_virtual_tokens: 4}\n", "prompt is given, but method is lora"),
         ("  lr_scheduler_type: cosin\n", 'but is "cosin"; did you mean cosine?'),
         ("  warmup_ratio: 0.1\n  warmup_steps: 3\n", "warmup_ratio and warmup_steps are both given"),

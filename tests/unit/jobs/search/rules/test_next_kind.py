@@ -49,6 +49,21 @@ def test_no_whole_run_begins_if_all_compared_trials_have_failed() -> None:
     assert next_kind([failed[0], begun(state="paused")], plan, 0.9, False) == "whole"
 
 
+def test_a_search_whose_first_trials_all_fail_ends() -> None:
+    plan, failed = BudgetPlan(runs=10), begun(state="failed", scores=())
+    assert next_kind([failed] * 7, plan, 0.0, False) == "compared"
+    assert next_kind([failed] * 7 + [begun(scores=())], plan, 0.0, False) == "compared"
+    assert next_kind([failed] * 8, plan, 0.0, False) == "done"
+    assert next_kind([*[failed] * 8, begun(state="finished")], plan, 0.0, False) == "compared"
+
+
+def test_no_whole_run_has_the_values_of_a_trial_that_did_not_finish() -> None:
+    late = begun(state="failed", scores=[(5, 0.5), (9, 0.4)])
+    trials = [late, begun(state="paused")]
+    assert next_kind(trials, BudgetPlan(compared=2, whole_runs=1), 0.9, False) == "done"
+    assert next_kind(trials, BudgetPlan(compared=2, whole_runs=2, extrapolates=True), 0.9, False) == "whole"
+
+
 def test_no_more_gangs_are_needed_than_trials_can_still_be_trained_at_once() -> None:
     paused, running = begun(state="paused", scores=[(5, 0.5)]), begun()
     plan = BudgetPlan(compared=4, whole_runs=1)

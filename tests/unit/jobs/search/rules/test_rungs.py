@@ -54,6 +54,12 @@ def test_those_that_were_passed_over_go_on_once_more_trials_have_come_as_far() -
     assert going_on([*first, trial_of(4, "paused", [(10, 0.45)])], len(STOPS) - 1, 2, True) == [4]
 
 
+def test_one_that_fails_after_a_later_rung_is_replaced() -> None:
+    some = trials(t1=[0.5], t2=[0.4], t3=[0.1, 0.05], t4=[0.6])
+    some[2].state = "failed"
+    assert going_on(some, len(STOPS) - 1, 2, True) == [2, 1]
+
+
 def test_those_that_failed_leave_their_places_to_nobody() -> None:
     some = trials(t1=[0.5], t2=[0.4], t3=[])
     some[2].state = "failed"

@@ -236,10 +236,14 @@ class Trials:
 
     @property
     def finalists(self) -> list[Trial]:
-        """The finished trials that are repeated with other seeds, best first."""
+        """The finished trials that are repeated with other seeds, best first. No two of them have the same values."""
         sign = 1.0 if self.sweep.lower_is_better else -1.0
         finished = [trial for trial in self.searched if trial.state == "finished" and trial.score is not None]
-        return sorted(finished, key=lambda trial: sign * (trial.score or 0.0))[:FINALISTS]
+        found = list[Trial]()
+        for trial in sorted(finished, key=lambda trial: sign * (trial.score or 0.0)):
+            if all(trial.values != other.values for other in found):
+                found.append(trial)
+        return found[:FINALISTS]
 
     def to_repeat(self) -> Trial | None:
         """Return the finalist that is repeated next; None if each has the number of seeds that the sweep asks for."""

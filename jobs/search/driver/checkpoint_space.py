@@ -23,7 +23,7 @@ def limit_checkpoints(ledger: Ledger, announce: Announcer) -> None:
     if most is None:
         return
     sizes = {trial.number: _size_of(trial) for trial in list(ledger.trials.values())}
-    wanted = {*ledger.going_on, *(one.number for one in ledger.finalists if ledger.sweep.seeds > 1)}
+    wanted = {*ledger.going_on, *(one.number for one in ledger.finalists)}  # a resume may ask for more seeds
     ranked = [trial for trial in ledger.ranked() if trial.number not in wanted and not _will_continue(ledger, trial)]
     ranked.sort(key=lambda trial: trial.repeats is not None)  # repeats last, so that theirs are removed first
     for number in trials_to_clear(ranked, sizes, most * 1e9):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import Diverged, Interrupted, OutOfMemory, RunFailed, StorageError
+from cluster.errors import DataError, Diverged, Interrupted, OutOfMemory, RunFailed, StorageError
 from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
 from jobs.data.order.stream import step_plan, tokens_per_run
@@ -50,6 +51,7 @@ from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
 from jobs.search.rules.varying import engines, trial_spec
 from jobs.search.spending import kind_within
 from jobs.search.trial import Trial
+from jobs.search.trials import Trials
 from jobs.spec.finetune import PLANNED, Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
@@ -98,6 +100,7 @@ def drive_sweep(
         if not alone:
             keep_actors_here()
         prepared = ready_data(sweep.base, "ray", announce)
+        _check_same_data(sweep, paths, prepared.manifest.fingerprint)
         write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
         split = prepared.split("train")
 
@@ -135,6 +138,18 @@ def drive_sweep(
             outcome = with_final_run(ledger, outcome, driver)
     _tell_late_changes(paths, announce)
     return outcome
+
+
+def _check_same_data(sweep: SweepSpec, paths: JobPaths, fingerprint: str) -> None:
+    """Raise DataError if trials of an earlier driver had other data, because their scores could not be compared."""
+    if not storage.exists(paths.manifest) or not Trials(sweep, paths.root).trials:
+        return
+    before = json.loads(storage.read_bytes(paths.manifest)).get("data_fingerprint")
+    if before not in (None, fingerprint):
+        raise DataError(
+            f"the data is not that of the sweep: its fingerprint is {fingerprint}, but the trials so far were trained "
+            f"on {before}. Restore the old files, or start a new sweep"
+        )
 
 
 def _number_of_gangs(sweep: SweepSpec, given: Assignment, alone: bool) -> int:

@@ -130,9 +130,13 @@ def first_whole_run(sweep: SweepSpec, best: dict[str, Any]) -> dict[str, Any] | 
     return in_space(sweep, {**best, name: whole_run_rate(sweep, best[name])})
 
 
+_POWERS: Final = (-1, 1, -2, 2)  # of _FURTHER
+OTHER_RATES: Final = len(_POWERS)  # of whole runs, beside the target
+
+
 def further_rate(sweep: SweepSpec, target: float, tried: Sequence[float]) -> float:
     """Return the rate of one more whole run: near `target`, and not near a rate in `tried`."""
-    for power in (-1, 1, -2, 2):
+    for power in _POWERS:
         rate = float(nearest_in(sweep.dimensions[varied_rate(sweep)], target * _FURTHER**power))
         if not any(is_near(rate, other) for other in tried):
             return rate

@@ -11,7 +11,7 @@ from typing import Literal
 from cluster.errors import SpecError
 from cluster.text import compact
 from jobs.planning import plan_batching, total_rows
-from jobs.search.rules.auto import extrapolates, rate_name, rate_range
+from jobs.search.rules.auto import OTHER_RATES, extrapolates, rate_name, rate_range
 from jobs.search.rules.rungs import cooldown_of, halving_steps, stops_of
 from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, tried
 from jobs.search.trial import Trial
@@ -230,8 +230,10 @@ def most_whole_runs(sweep: SweepSpec) -> float:
     """Return the largest number of whole runs that differ from each other."""
     if sweep.algorithm != "auto" or rate_name(sweep) is None:
         return 0
-    if len(sweep.dimensions) > 1 or extrapolates(sweep):
+    if len(sweep.dimensions) > 1:
         return math.inf
+    if extrapolates(sweep):
+        return 1 + OTHER_RATES
     return 0 if rate_range(sweep) is None else 1
 
 

@@ -273,9 +273,7 @@ def test_one_past_the_present_bound_does_not_keep_its_place(tmp_path: pathlib.Pa
     run: Any = SimpleNamespace(job=SimpleNamespace(spec=spec), checkpoints=checkpoints)
     before = {"eval_general_loss": 4.0}
     old, new = (
-        Best(
-            metric="eval_loss", greater_is_better=False, step=step, score=score, metrics={"eval_general_loss": general}
-        )
+        Best(metric="eval_loss", greater_is_better=False, step=step, score=score, metrics={"eval_general_loss": loss})
         for step, score, loss in ((10, 1.0, 4.3), (20, 1.1, 4.15))
     )
     assert set_aside(run, LoopState(metrics_before=before, set_aside=old), new) == new and moved == [20]

@@ -11,6 +11,7 @@ from cluster.errors import InputError, SpecError
 from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed, larger, narrower
 from jobs.search.ledger import Ledger
+from jobs.search.rules.checking import check_same_search
 from jobs.spec.load import dump_spec, load_sweep
 from jobs.spec.space import Range
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
@@ -86,6 +87,15 @@ def test_the_points_of_a_grid_stay(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, BASE, algorithm="grid", space={"learning_rate": [1e-4, 1e-3]})
     with pytest.raises(SpecError, match="the trials of a grid are numbered by it"):
         changed(sweep, Change(space={"learning_rate": [1e-4]}))
+
+
+def test_the_points_of_a_grid_keep_their_order(tmp_path: Path) -> None:
+    """The order of the fields in the spec numbers them."""
+    space: dict[str, Any] = {"learning_rate": [1e-4, 1e-3], "warmup_ratio": [0.0, 0.1]}
+    before = sweep_of(tmp_path, BASE, algorithm="grid", space=space)
+    check_same_search(before, before)
+    with pytest.raises(SpecError, match="numbered by it, in its order"):
+        check_same_search(before, sweep_of(tmp_path, BASE, algorithm="grid", space=dict(reversed(space.items()))))
 
 
 def test_one_run_is_not_changed(tmp_path: Path) -> None:

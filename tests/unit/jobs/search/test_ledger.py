@@ -140,6 +140,14 @@ def test_whole_runs_without_a_comparison_take_nobodys_place_at_a_rung(sweep: Swe
     assert ledger.going_on == [2]
 
 
+def test_no_two_finalists_have_the_same_values(sweep: SweepSpec, root: str) -> None:
+    """A list of a few values may be drawn from more than once."""
+    ledger = ledger_of(sweep.model_copy(update={"seeds": 3}), root)
+    for rate in (1e-5, 2e-5, 1e-5, 3e-5):
+        ledger.answered(add(ledger, rate), scored("finished", STEPS, 0.4 + rate))
+    assert [trial.number for trial in ledger.finalists] == [1, 2]
+
+
 def test_the_finalists_are_repeated_with_other_seeds_and_ranked_by_their_mean(sweep: SweepSpec, root: str) -> None:
     ledger = ledger_of(sweep.model_copy(update={"seeds": 3}), root)
     for rate, loss in ((1e-5, 0.50), (2e-5, 0.40), (3e-5, 0.45)):

@@ -101,6 +101,7 @@ def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
         ([0.6902, 0.6846, 0.6873, 0.7006, 0.6935, 0.6941], True),  # MiniLM, seed 42, after 12 steps
         ([0.677, 0.636, 0.611, 0.586, 0.605, 0.628], False),  # seed 1
         ([0.69, 0.68], False),  # too few
+        ([0.0] * 6, True),  # such as f1, before anything is learned
     ],
 )
 def test_scores_at_the_rung_that_may_be_noise_are_told(tmp_path: Path, scores: list[float], says: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from jobs.search.rules.spec_text import format_sweep
 from jobs.search.trials import Trials
 from jobs.spec.load import dump_spec, load_sweep
 from jobs.spec.space import Range
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import MOST_TRIALS, SweepSpec
 from jobs.training.mailbox import Answer
 from tests.support.trials import trial_of
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
@@ -360,3 +361,11 @@ def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:
 
     grid = sweep_with(tmp_path, algorithm="grid", space={"learning_rate": [1e-4, 1e-3]})
     assert budget_plan(grid, 100, 1000).compared == 2
+
+
+def test_a_large_budget_is_counted_at_once_and_has_no_copies_of_a_whole_run(tmp_path: Path) -> None:
+    sweep = sweep_with(tmp_path, prior={RATE: 1e-4}, space={RATE: {"min": 1e-6, "max": 1e-2}}, budget={"runs": 1e6})
+    began = time.process_time()
+    plan = budget_plan(sweep, 100, 1.0)
+    assert time.process_time() - began < 1.0
+    assert plan.whole_runs == 5 and plan.compared == MOST_TRIALS

@@ -143,9 +143,8 @@ def targets_of(wanted: Collection[str], linear: Collection[str]) -> list[str]:
     Raises:
         SpecError: a wanted name matches no linear module.
     """
-    if ALL_LINEAR in wanted:
-        return list(linear)
-    strangers = [name for name in wanted if not any(_ends_with(one, name) for one in linear)]
+    named = [name for name in wanted if name != ALL_LINEAR]
+    strangers = [name for name in named if not any(_ends_with(one, name) for one in linear)]
     if strangers:
         ends = list(dict.fromkeys(re.sub(r"^.*\.", "", one) for one in linear))
         more = f" and {len(ends) - _MOST_NAMES} more" if len(ends) > _MOST_NAMES else ""
@@ -155,6 +154,8 @@ def targets_of(wanted: Collection[str], linear: Collection[str]) -> list[str]:
             f"the model has no linear module {', '.join(strangers)}: it has {shown or 'none'}. "
             f"Name some of them, or leave it out ({ALL_LINEAR})",
         )
+    if ALL_LINEAR in wanted:
+        return list(linear)
     return [one for one in linear if any(_ends_with(one, name) for name in wanted)]
 
 
@@ -176,6 +177,13 @@ def _linear_modules(model: Any, full: Collection[str]) -> list[str]:
     ]
 
 
+def _smaller_side(module: Any) -> int:
+    """Return the smaller side of a linear module's matrix, of which a worker may hold only a part."""
+    if isinstance(module, torch.nn.Linear):
+        return min(module.in_features, module.out_features)
+    return int(min(module.nx, module.nf))  # Conv1D of transformers
+
+
 def _takes_lora(model: Any, name: str) -> bool:
     """Whether PEFT adapts the module: Mamba's kernels read the weights of some modules, and not their adapters."""
     from peft import LoraConfig
@@ -195,6 +203,14 @@ def _lora_config(spec: Spec, model: Any, full: list[str]) -> PeftConfig:
     targets = targets_of(wanted, [name for name in linear if ALL_LINEAR not in wanted or _takes_lora(model, name)])
     if not targets:
         raise SpecError.at("method", f"{type(model).__name__} has no linear module that could get a LoRA adapter")
+    modules = dict(model.named_modules())
+    widest = max(_smaller_side(modules[name]) for name in targets)
+    if spec.lora.rank > widest:
+        raise SpecError.at(
+            "lora.rank",
+            f"{spec.lora.rank} is more than the smaller side of every adapted matrix ({widest}), so the adapter would "
+            "be larger than the matrices: use method: full, or a smaller rank",
+        )
     return LoraConfig(
         task_type=_TASKS[spec.model.task],
         base_model_name_or_path=spec.model.path,

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from bench.zoo.tiny import save_tokenizer, tiny_config
-from cluster.errors import DataError, InputError, RunFailed, StorageError
+from cluster.errors import DataError, InputError, RunFailed, SpecError, StorageError
 from jobs.run.find import export_source
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
@@ -63,6 +63,20 @@ def test_what_the_model_directory_lacks_is_trained_fully_and_in_the_adapter(
     with torch.no_grad():
         first, second = (model_logits(one, batch, spec.model.task) for one in (model, again))
     assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"method": "lora", "lora__rank": 1024}, r"lora\.rank: 1024 is more than the smaller side .*\(32\)"),
+        ({"method": "lora", "lora__target_modules": ["all-linear", "q_prj"]}, "no linear module q_prj"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(tmp_path: pathlib.Path, changes: dict[str, Any], said: str) -> None:
+    model = tiny.save_model(tmp_path / "llama", "llama")
+    spec = tiny.spec_of(tmp_path, model, tmp_path / "text.jsonl", data__packing=False, **changes)
+    with pytest.raises(SpecError, match=said):
+        load_model(spec, str(model), "fp32", 0)
 
 
 def test_an_adapter_in_bf16_is_read_back_in_bf16(tmp_path: pathlib.Path) -> None:

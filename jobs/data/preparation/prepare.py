@@ -49,7 +49,7 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
     lock = PrepareLock(storage.join(job.root, "preparing.json"), say)
     try:
         with lock.held_unless(lambda: _is_whole(job)) as held:
-            if held:
+            if held and not _is_whole(job):  # it may have become whole while the lock was taken
                 _set_damaged_aside(job, say)
                 _prepare(job, engine, progress, say)
     except StorageError:

@@ -70,6 +70,7 @@ def _applied(task: Task, work: Work) -> Callable[[Any], Iterator[Any]]:
 def _taken_up(stored: Any) -> tuple[Task, Work]:
     """Get the task and the work from the object store, unpickled once per process."""
     if stored.hex() not in _TAKEN_UP:
+        _TAKEN_UP.clear()  # another source's tokenizer would stay in memory
         _TAKEN_UP[stored.hex()] = ray.get(stored)
     return _TAKEN_UP[stored.hex()]
 

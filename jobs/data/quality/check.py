@@ -62,7 +62,7 @@ def _facts(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> tupl
     tables, records = [FACTS_SCHEMA.empty_table()], 0
     for table in run(facts_of, job.work, todo, engine, say):
         position, file = table["position"][0].as_py(), table["file"][0].as_py()
-        records += pc.sum(table["records"]).as_py()
+        records += pc.sum(table["records"]).as_py() or 0  # Ray may split a chunk; its first row has the number
         real = table.filter(pc.greater_equal(table["line"], 0))
         progress.add((job.where, file), position, real.num_rows)
         tables.append(real)

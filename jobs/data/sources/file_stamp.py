@@ -21,6 +21,8 @@ _VERSIONS = (
     "updated",
     "created",
     "Content-MD5",
+    "blob_id",  # of the Hugging Face hub, as the next
+    "xet_hash",
 )
 
 

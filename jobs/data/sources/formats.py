@@ -181,6 +181,8 @@ def _label(value: Any, reading: Reading) -> int:
         raise Rejected("label is empty")
     if not _INTEGER.fullmatch(name):
         raise _not_a_class(value, reading)
+    if any(map(_INTEGER.fullmatch, reading.labels or ())):  # then numbers are names, not ids
+        raise _unknown(value, reading)
     num_labels = reading.num_labels
     if int(name) < 0 or (num_labels is not None and int(name) >= num_labels):
         top = "" if num_labels is None else f" to {num_labels - 1}"
@@ -195,6 +197,10 @@ def _label(value: Any, reading: Reading) -> int:
 def _not_a_class(value: Any, reading: Reading) -> Rejected:
     if isinstance(value, float) or re.fullmatch(r"[+-]?\d*\.\d+", str(value).strip()):
         return Rejected(f"label {_short(value)} is not a whole number", "label is not a whole number")
+    return _unknown(value, reading)
+
+
+def _unknown(value: Any, reading: Reading) -> Rejected:
     what = "give the names of the classes, in the order of their ids, in data.labels"
     if reading.labels:
         what = f"data.labels is {list(reading.labels)}"

@@ -119,7 +119,17 @@ def _matches(fs: Any, inner: str) -> list[str]:
         return [inner]
     if not glob.has_magic(inner):
         return []
-    return [str(name) for name in fs.glob(inner) if fs.isfile(name)]
+    parts = inner.split("/")
+    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    shown = tuple(part[0] for part in parts[fixed:] if part.startswith(_HIDDEN))  # the pattern asks for such names
+
+    def is_hidden(name: str) -> bool:
+        return any(part.startswith(_HIDDEN) and part[0] not in shown for part in name.split("/")[fixed:])
+
+    return [str(name) for name in fs.glob(inner) if not is_hidden(str(name)) and fs.isfile(name)]
+
+
+_HIDDEN = (".", "_")  # with which the names of hidden files and directories begin
 
 
 class RecordReader:
@@ -294,7 +304,13 @@ def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadReco
             if "unexpected end of data" in str(error):
                 what = "a quote that opens in this record is never closed, so what follows is lost: close it"
                 raise DataError(f"{file}:{line}: {what}") from error
-            fields = BadRecord(file, line, f"not CSV: {error}", kind="not CSV")
+            if "field limit" in str(error):
+                what = f"a field of this record has more than {LONGEST_CSV_FIELD:,} characters: is a quote not closed?"
+                raise DataError(f"{file}:{line}: {what}") from error
+            # A quote that is closed lines later takes these lines with it: each of them is lost.
+            for lost in range(line, reader.line_num + 1):
+                yield lost, BadRecord(file, lost, f"not CSV: {error}", kind="not CSV")
+            continue
         if fields:
             yield line, fields
 

@@ -197,4 +197,5 @@ def _raised(name: str, error: BaseException) -> Reason:
     frames = traceback.extract_tb(error.__traceback__)[1:][-_FRAMES:]
     lines = "".join(traceback.format_list(frames)).rstrip()
     what = f"{name} raised {type(error).__name__}"
-    return Reason(f"{what}: {error}" + (f"\n{lines}" if lines else ""), what)
+    said = f"{error}".encode("utf-8", "backslashreplace").decode()  # the text may hold half of a surrogate pair
+    return Reason(f"{what}: {said}" + (f"\n{lines}" if lines else ""), what)

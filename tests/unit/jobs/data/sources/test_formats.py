@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import DataError
+from jobs.data.sources import records
 from jobs.data.sources.bad_records import BadRecord
 from jobs.data.sources.first_records import format_bad_records, look_at
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, TextSample, sample_of
@@ -54,6 +55,19 @@ def test_glob_gives_sorted_files(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "c.csv"):
         write(tmp_path / name, "")
     assert expand(f"{tmp_path}/*.jsonl") == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl")
+
+
+def test_glob_leaves_hidden_names_out_unless_it_asks_for_them(tmp_path: Path) -> None:
+    for name in ("a.jsonl", "._a.jsonl", ".ipynb_checkpoints/a-checkpoint.jsonl", "b/c.jsonl", "b/_old/c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        write(tmp_path / name, "")
+    assert expand(f"{tmp_path}/*.jsonl") == (f"{tmp_path}/a.jsonl",)
+    assert expand(f"{tmp_path}/**/*.jsonl") == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b/c.jsonl")
+    assert expand(f"{tmp_path}/b/_*/*.jsonl") == (f"{tmp_path}/b/_old/c.jsonl",)
+    below = tmp_path / ".hidden"
+    below.mkdir()
+    write(below / "d.jsonl", "")
+    assert expand(f"{below}/*.jsonl") == (f"{below}/d.jsonl",), "what stands before the pattern is the user's choice"
 
 
 def test_file_name_with_brackets_is_no_glob(tmp_path: Path) -> None:
@@ -123,6 +137,21 @@ def test_csv_counts_lines_of_quoted_records(tmp_path: Path) -> None:
     reasons = [row.reason for row in rows if isinstance(row, BadRecord)]
     assert reasons[0] == "1 fields, but the header has 2" and reasons[1] == "3 fields, but the header has 2"
     assert reasons[2].startswith("not CSV")
+
+
+def test_csv_counts_every_line_that_a_quote_takes_with_it(tmp_path: Path) -> None:
+    content = 'text,label\n"open,1\nb,2\nc,3\n"x"y,4\nlast,5\n'
+    rows = list(RecordReader(write(tmp_path / "x.csv", content)))
+    assert [(row.line, isinstance(row, BadRecord)) for row in rows] == [
+        (2, True), (3, True), (4, True), (5, True), (6, False),
+    ]  # fmt: skip
+
+
+def test_csv_field_beyond_every_limit_ends_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "LONGEST_CSV_FIELD", 100)
+    path = write(tmp_path / "x.csv", 'text,label\na,1\n"' + "b,2\n" * 50 + '",3\n')
+    with pytest.raises(DataError, match=r"x\.csv:3: a field of this record has more than 100 characters"):
+        list(RecordReader(path))
 
 
 def test_csv_field_of_more_than_pythons_limit_is_read(tmp_path: Path) -> None:
@@ -201,6 +230,12 @@ def test_name_of_a_class_wins_over_its_id() -> None:
         assert sample({"text": "a", "label": one}, 3, **stars) == ClassSample("a", 0)
 
 
+@pytest.mark.parametrize("label", [0, "0", 0.0, "7", -1])
+def test_where_classes_are_named_by_numbers_other_numbers_are_no_class(label: Any) -> None:
+    row = sample({"text": "a", "label": label}, 3, format="classification", labels=("1", "2", "3"))
+    assert isinstance(row, BadRecord) and row.fatal and "unknown label" in row.reason
+
+
 @pytest.mark.parametrize(
     ("label", "reason", "fatal"),
     [
@@ -262,6 +297,14 @@ def test_check_names_the_columns_and_the_likely_one(tmp_path: Path) -> None:
     path = write(tmp_path / "x.csv", "Texts,label\na,1\n")
     with pytest.raises(DataError, match=r"no column 'text'; it has 'Texts', 'label'\. Did you mean 'Texts'\?"):
         look_at(reading("classification", 2), path)
+
+
+def test_an_input_column_that_is_named_must_be_there(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.jsonl", '{"instruction": "a", "context": "b", "output": "c"}\n')
+    of = {"format": "instruction", "labels": None, "num_labels": None}
+    look_at(Reading(columns=Columns(), **of), path)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"no column 'contxt'.*Did you mean 'context'"):
+        look_at(Reading(columns=Columns(input="contxt"), **of), path)  # type: ignore[arg-type]
 
 
 def test_check_stops_at_the_first_wrong_label(tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def run_case(case: dict[str, Any]) -> None:
     job = Job(spec, case["run_root"], case["prepared_root"], spec.model.path)
     worker = ScriptedWorker(job.paths, world, case["stop_at"], case["faults"])
     step.loss_sum = poisoning(worker, case.get("poisoned", ()), case.get("poison", "nan"))
-    if case["name"] == "gpt2":  # read the export back sharded over the gang, as a large model is
+    if case["name"] in ("gpt2", "stage 2"):  # read the export back sharded over the gang, as a large model is
         export.ONE_PROCESS_BYTES = 0
     with contextlib.closing(loop.Reporter(job.paths, worker.rank)) as reporter:
         run = loop.set_up(job, worker, reporter)

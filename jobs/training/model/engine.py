@@ -318,10 +318,11 @@ class Engine:
         from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
         unset_hf_deepspeed_config()
-        config = deepspeed_config(self.spec, self.precision)
+        spec = self.spec.with_value("train.zero.stage", 3)  # the only one that DeepSpeed has without an optimizer
+        config = deepspeed_config(spec, self.precision)
         del config["optimizer"]
-        sharding = sharded_loading(self.spec, base or folder, config) if sharded else None
-        model, _ = load_base(self.spec, base or folder, self.precision, self.pad_token_id)
+        sharding = sharded_loading(spec, base or folder, config) if sharded else None
+        model, _ = load_base(spec, base or folder, self.precision, self.pad_token_id)
         model = model if base is None else with_adapter_of(model, folder, in_fp32=False)
         if not sharded:
             return model.to(device)

@@ -73,7 +73,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     poisoned = {"some skipped": (3, 4), "all skipped": tuple(range(1, 7))}
     on_two = [case_of(folder, name, spec) for name, spec in specs.items()]
     on_two += [replace(case_of(folder, name, specs["4x1"]), poisoned=steps) for name, steps in poisoned.items()]
-    run_gang(folder, 2, on_two, with_export=frozenset({"llama", "gpt2", "bert", "bf16"}))
+    run_gang(folder, 2, on_two, with_export=frozenset({"llama", "gpt2", "bert", "bf16", "stage 2"}))
     alone = specs["unpacked"].model_copy(
         update={"resources": specs["unpacked"].resources.model_copy(update={"num_workers": 1})}
     )

@@ -68,7 +68,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     }
     on_two = [case_of(folder, name, spec) for name, spec in specs.items()]
     stopped = case_of(folder, "stopped", dropped, STOP)
-    run_gang(folder, 2, [*on_two, stopped], with_export=frozenset({*EXPORTED, "bf16"}))
+    run_gang(folder, 2, [*on_two, stopped], with_export=frozenset({*EXPORTED, "bf16", "stage 2"}))
     alone = dropped.resources.model_copy(update={"num_workers": 1})
     on_one = dataclasses.replace(stopped, stop_at=None, spec=dropped.model_copy(update={"resources": alone}))
     whole = specs["llama"].model_copy(update={"resources": alone})

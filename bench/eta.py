@@ -39,7 +39,7 @@ def errors(root: str) -> dict[int, float]:
 
 def _end(record: dict[str, Any]) -> float:
     """Return the time at which a step and its evaluation ended, in seconds since 1970."""
-    return float(record["at"]) + float(record.get("eval_time_s", 0.0))
+    return float(record["at"]) + float(record.get("evaluation_s", 0.0))
 
 
 if __name__ == "__main__":

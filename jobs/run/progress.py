@@ -91,10 +91,10 @@ class Pace:
             known = self._tokens and "tokens" in record
             self._deviations.append(record["tokens"] / self._tokens - 1 if known else 0.0)
             if "at" in record and "at" in self._last:  # older releases did not write it
-                before_s = self._step_s[-1] + self._last.get("eval_time_s", 0.0)
+                before_s = self._step_s[-1] + self._last.get("evaluation_s", 0.0)
                 self._between_s.append(max(record["at"] - self._last["at"] - before_s, 0.0))
         self._last = record
-        self._evaluation_s = record.get("eval_time_s", self._evaluation_s)
+        self._evaluation_s = record.get("evaluation_s", self._evaluation_s)
         if self.total is None:
             return None
         first = min(_SLOW_STEPS, max(len(self._step_s) - 2, 0))
@@ -106,7 +106,7 @@ class Pace:
         """Count the evaluations after a step, with its own if that is still to come. The last step always has one."""
         step, total = int(record["step"]), self.total or 0
         every = self._eval_steps or max(total, 1)
-        is_due = (step % every == 0 or step >= total) and "eval_time_s" not in record
+        is_due = (step % every == 0 or step >= total) and "evaluation_s" not in record
         later = -(-total // every) - step // every if step < total else 0
         return later + is_due
 

@@ -7,7 +7,7 @@ import functools
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cluster.capacity.gang import Gang
@@ -205,6 +205,8 @@ class Training:
                 crash = crash_of(error, self.job.driver, self.driver.places or ())
                 self._go_on_after(self.hangs.named(crash), error)
                 storage.remove_dir(self.job.paths.failures)
+                # Old workers that are cut off, and still reach the storage, see the new id and end.
+                self.job = replace(self.job, driver=take_run(self.job.paths))
             self.driver.stop.defer(False)
 
     def _look_for_stop(self) -> None:

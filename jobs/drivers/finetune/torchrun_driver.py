@@ -119,6 +119,8 @@ def _prepare_and_train(
     with FailureWatch(paths, end), Watch(paths, progress).in_background():
         try:
             result = guarded(job, _worker(job, world), train)
+        except FleetuneError:  # such as a storage that does not answer
+            raise
         except Exception as error:
             raise _lost_peer_error(error, kills, spec) from error
     write_manifest(paths, facts | (result or {}).get("facts", {}))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import weakref
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ class HostCopy:
         self._on_gpu = partitions.flats[0].device.type == "cuda"
         self._pieces = partitions.pieces
         self._maps: list[mmap.mmap] = []
+        self._pinned: list[int] = []  # addresses
+        # Before the memory is unmapped: a gang of trials has one such object after another.
+        weakref.finalize(self, _unpin, self._pinned).atexit = False
         self.flats = {kind: tuple(self._room(flat.numel()) for flat in partitions.flats) for kind in KINDS}
 
     def _room(self, numel: int) -> torch.Tensor:
@@ -31,8 +35,8 @@ class HostCopy:
         memory = mmap.mmap(-1, mapped_bytes(numel), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._maps.append(memory)
         flat = torch.frombuffer(memory, dtype=torch.float32)[:numel]
-        if self._on_gpu:
-            pin(flat, len(memory))
+        if self._on_gpu and pin(flat, len(memory)):
+            self._pinned.append(flat.data_ptr())
         return flat
 
     @torch.no_grad()
@@ -58,12 +62,20 @@ class HostCopy:
         return [Read(kind, piece.slice, self.bytes_of(kind, piece)) for kind in KINDS for piece in self._pieces]
 
 
-def pin(flat: torch.Tensor, num_bytes: int) -> None:
-    """Pin mapped memory for the current GPU. If CUDA refuses, copies are slower and nothing else changes."""
+def pin(flat: torch.Tensor, num_bytes: int) -> bool:
+    """Pin mapped memory for the current GPU. Returns False if CUDA refuses: then copies are slower."""
     runtime: Any = torch.cuda
-    if int(runtime.cudart().cudaHostRegister(flat.data_ptr(), num_bytes, 0)) != 0:
-        with contextlib.suppress(RuntimeError):  # the next kernel reports CUDA's last error, which clears it
-            torch.ones(1, device="cuda").neg_()
+    if int(runtime.cudart().cudaHostRegister(flat.data_ptr(), num_bytes, 0)) == 0:
+        return True
+    with contextlib.suppress(RuntimeError):  # the next kernel reports CUDA's last error, which clears it
+        torch.ones(1, device="cuda").neg_()
+    return False
+
+
+def _unpin(addresses: list[int]) -> None:
+    runtime: Any = torch.cuda
+    for address in addresses:
+        runtime.cudart().cudaHostUnregister(address)
 
 
 def mapped_bytes(numel: int) -> int:

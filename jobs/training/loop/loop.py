@@ -129,7 +129,7 @@ def train_steps(
             state = evaluated(run, state, record)
             record |= state.metrics
             if state.evaluated_at == state.step:
-                record["eval_time_s"] = time.perf_counter() - began
+                record["evaluation_s"] = time.perf_counter() - began
             if is_first and not last:
                 state = compared(run, state)
                 rollback = outliers.rollback_of(state.history, state.step, warmup)

@@ -95,6 +95,8 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
         if commit.replay_raises != state.replay_raises:
             earlier = replace(earlier, expected_loss=None)  # the next step may have other rows
     run.checkpoints.remove_after(earlier.step)
+    if earlier.best is not None and earlier.best.step not in run.reader.candidates():
+        earlier = replace(earlier, best=None)  # a later state had a better score, so that its checkpoint was removed
     kept = {name: getattr(state, name) for name in ("rate_cuts", "replay_raises", "set_aside", "save_due")}
     return replace(earlier, **kept)
 

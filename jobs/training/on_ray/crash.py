@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
+from cluster.errors import StorageError
 from jobs.training.faults import first_line
 from jobs.training.vitals import DeadRanks
 
@@ -87,6 +88,8 @@ def _of_worker(rank: int, failure: Any) -> Crash:
         return replace(_of_ray(failure, str(failure)), rank=rank)
     if isinstance(failure, RayTrainError):
         return Crash(How.DIED, "stopped answering", rank)
+    if isinstance(failure, StorageError):
+        return Crash(How.LEFT, f"could not use the storage ({first_line(failure)})", rank)
     return Crash(How.LEFT, f"lost its connection to the others ({first_line(failure)})", rank)
 
 

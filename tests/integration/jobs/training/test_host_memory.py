@@ -24,6 +24,23 @@ def resident_bytes() -> int:
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
+def test_pinned_memory_is_unpinned_before_it_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed: CUDA's calls are recorded."""
+    pinned: set[int] = set()
+
+    def register(address: int, size: int, flags: int) -> int:
+        pinned.add(address)
+        return 0
+
+    runtime = SimpleNamespace(cudaHostRegister=register, cudaHostUnregister=pinned.remove)
+    monkeypatch.setattr(torch.cuda, "cudart", lambda: runtime)
+    flat = SimpleNamespace(device=torch.device("cuda"), numel=lambda: 1000)
+    copy = HostCopy(cast(Any, SimpleNamespace(flats=(flat,), pieces=())))
+    assert pinned == {one.data_ptr() for flats in copy.flats.values() for one in flats} and len(pinned) > 1
+    del copy
+    assert not pinned
+
+
 def test_a_host_copy_takes_memory_only_while_it_holds_a_state() -> None:
     """In a process of its own: others' threads and their memory come and go in this one."""
     own = "from tests.integration.jobs.training.test_host_memory import take_and_give_back as run; run()"

@@ -128,7 +128,7 @@ def test_time_to_the_end_is_that_of_the_steps_and_of_the_evaluations_that_are_le
         if step in (40, 80, 100):
             at += 40.0
             pace.event(event("evaluated", "", step=step, seconds=40.0))
-            assert pace.eta_s(done | {"eval_time_s": 40.0}) == (100 - step) * 2.0 + {40: 2, 80: 1, 100: 0}[step] * 40.0
+            assert pace.eta_s(done | {"evaluation_s": 40.0}) == (100 - step) * 2.0 + {40: 2, 80: 1, 100: 0}[step] * 40.0
     assert found[1] == 99 * 12.0 + 3 * 30.0
     assert {step: found[step] for step in (4, 40, 41, 79, 80, 99, 100)} == {
         4: 96 * 2.0 + 3 * 30.0, 40: 60 * 2.0 + 3 * 30.0, 41: 59 * 2.0 + 2 * 40.0, 79: 21 * 2.0 + 2 * 40.0,

@@ -44,10 +44,9 @@ def checked_methods(spec: CompareSpec) -> list[CheckedMethod]:
             problems.append(error)
         else:
             checked.append(CheckedMethod(method.name, sweep, rate_from if source and rate_from else source, found))
-    if not problems and (problem := _unequal_rows([one.sweep for one in checked])) is not None:
-        raise problem
     if problems:
         raise type(problems[0]).of(_once([one for error in problems for one in error.mistakes], len(spec.methods)))
+    _check_equal_steps([one.sweep for one in checked])
     return checked
 
 
@@ -61,19 +60,18 @@ def sweeps_to_plan(spec: CompareSpec) -> dict[str, SweepSpec]:
     for method in spec.methods:
         with about_method(method.name):
             found[method.name] = checked_sweep(_sweep_of(spec, method)[0])[0]
-    if (problem := _unequal_rows(list(found.values()))) is not None:
-        raise problem
+    _check_equal_steps(list(found.values()))
     return found
 
 
-def _unequal_rows(sweeps: Sequence[SweepSpec]) -> SpecError | None:
-    """Return an error if the same number of steps is more data for one method than for another."""
+def _check_equal_steps(sweeps: Sequence[SweepSpec]) -> None:
+    """Raise SpecError if the length is given in steps, and a step has more data with one method than with another."""
     if len({sweep.base.packed for sweep in sweeps}) < 2 or all(sweep.base.train.max_steps is None for sweep in sweeps):
-        return None
-    return SpecError.at(
+        return
+    raise SpecError.at(
         "base.train.max_steps",
-        "rows of method: prompt are not packed, so its steps have fewer samples than those of the other methods: give "
-        "num_train_epochs instead, or base.data.packing: false",
+        "a step of method: prompt has fewer samples than one of the other methods, because its rows are not packed: "
+        "give num_train_epochs instead, or base.data.packing: false",
     )
 
 

@@ -54,14 +54,14 @@ def figures_of(name: str, paths: JobPaths, now: Now = utc_now) -> MethodFigures:
     repeats = trials.repeats_of(best)
     lost = [trial for trial in repeats if trial.state == "failed"]
     runs = [best, *(trial for trial in repeats if trial.state == "finished")]
-    figures = figures.model_copy(
-        update={
-            "settings": _settings(best.spec),
-            "failed_seeds": len(lost),
-            "failed_because": lost[0].reason if lost else None,
-        }
-    )
-    return figures.model_copy(update={"values": best.values, **figures_of_runs([_run_of(trial) for trial in runs])})
+    found = {
+        "settings": _settings(best.spec),
+        "values": best.values,
+        "failed_seeds": len(lost),
+        "failed_because": lost[0].reason if lost else None,
+        **figures_of_runs([_run_of(trial) for trial in runs]),
+    }
+    return figures.model_copy(update=found)
 
 
 def _settings(job: Spec) -> str:

@@ -62,7 +62,7 @@ def plan_batching(spec: Spec) -> Batching:
 
 
 def rows_raised(spec: Spec, rows: int) -> str:
-    """Say to which value the field of the global batch must be raised for so many rows."""
+    """Return the field of the global batch with its least value for this number of rows, as a phrase."""
     if spec.train.global_batch_size is not None:
         return f"train.global_batch_size to {rows} or more"
     return f"train.global_batch_tokens to {rows * spec.data.seq_len} or more"

@@ -107,7 +107,7 @@ class JobPlan:
 
     @property
     def chosen(self) -> Option | None:
-        """The option with which the run is trained: on GPUs the fastest one that fits, or None.
+        """The option that a run takes: on GPUs the fastest one that fits. None: no option fits.
 
         Of options with about the same time, it is the one that changes least, then one with the least offload, because
         its time is uncertain, and then the one that needs least memory. Workers without GPU keep the spec's values as

@@ -74,11 +74,11 @@ class Places:
 
 @dataclass(frozen=True)
 class EarlierChoice:
-    """What the plans of earlier attempts have decided.
+    """The choice of the plans of earlier attempts.
 
     Attributes:
-        fields: of `train`, with the values that were chosen.
-        choosable: the fields that may still be chosen.
+        fields: the fields of `train` that were chosen, with their values.
+        choosable: the fields that this attempt may choose.
     """
 
     fields: Mapping[str, Any]
@@ -148,11 +148,11 @@ def with_planned_fields(
 
     left_out, fields = choosable_fields(spec), strategy_of(spec).fields
     first = earlier.choosable & left_out
-    # Those that were changed since, after a lack of memory, stay.
+    # Fields that were changed after a lack of memory stay as they are.
     again = left_out | {name for name in PLANNED if name in earlier.fields and fields[name] == earlier.fields[name]}
     try:
         plan = plan_with(first)
-        if plan.chosen is None and again != first:  # these machines have less memory than those of the earlier attempt
+        if plan.chosen is None and again != first:  # such as on machines with less memory than before
             plan = plan_with(again)
         spec_fits = plan.chosen is not None
         if not spec_fits and spec.remedies.out_of_memory:  # which may change what is written
@@ -227,7 +227,7 @@ def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths
         f"plan: {gib(memory.total)} of {gib(option.room)} GiB for each {plan.device} "
         f"({format_strategy(option.strategy)}), about {long_duration(left * time.seconds)} for {many(left, 'step')}"
     )
-    # Others were changed since, after a lack of memory.
+    # The values of the other fields were changed after a lack of memory.
     trained = {name: value for name, value in fields.items() if option.strategy.fields[name] == value}
     chosen = f"; chosen: {format_fields(trained)}" if trained else ""
     announce(

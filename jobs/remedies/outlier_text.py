@@ -64,7 +64,7 @@ def failure_report(history: StepHistory, step: int, learning_rate: float) -> Rem
 
 
 def _is_data(history: StepHistory) -> bool:
-    """Whether all trouble so far was the fault of batches."""
+    """Whether bad batches, and not the learning rate, have caused all trouble so far."""
     return history.rate_factor == 1 and bool(history.bad_batches)
 
 

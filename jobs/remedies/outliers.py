@@ -2,8 +2,8 @@
 
 A step is outlying if its loss or the norm of its gradient is far above those of the steps before it, or is not finite.
 The loop leaves out the update of such a step. If that does not end the outliers, the weights are at fault: the run goes
-back to an earlier checkpoint, first without the batches before the trouble. With the earlier weights, these batches are
-outlying again, and so at fault, or normal. Then further trouble is answered by half the learning rate.
+back to an earlier checkpoint, first without the batches before the trouble. Their losses with the earlier weights show
+whether these batches are at fault. If they are not, further trouble halves the learning rate.
 
 A learning rate that is far too high may raise the loss step by step, without an outlier. So the median of the newest
 losses is compared with the lowest one so far. If it is far above, the run goes back and continues with half of the
@@ -222,10 +222,10 @@ def in_trouble(history: StepHistory, step: int) -> bool:
 def rollback_of(history: StepHistory, step: int, warmup_steps: int) -> Rollback | None:
     """Decide after `step` steps whether to go back; None if there is no trouble, or no rollback is left.
 
-    If steps were outlying, the first rollback leaves out the batches before and in the trouble. If they were not at
-    fault, each further one cuts the learning rate, and if the outliers have come again soon, the batches are used
-    again. If the loss has risen, the rate is cut at once. If the loss was lowest in the warmup, the rate was still a
-    part of its peak then, because it rises linearly.
+    If steps were outlying, the first rollback leaves out the batches before and in the trouble. If these batches were
+    at fault, the next trouble is answered in the same way. If not, each further rollback cuts the learning rate, and
+    the batches are used again if the outliers have come again soon. If the loss has risen, the rate is cut at once. If
+    the loss was lowest in the warmup, the rate was still a part of its peak then, because it rises linearly.
     """
     if not in_trouble(history, step) or history.rollbacks >= MOST_ROLLBACKS:
         return None
@@ -264,7 +264,7 @@ def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollbac
         "rate_factor": rollback.rate_factor,
         "barred": rollback.barred,
     }
-    if rollback.rise is None:  # other batches are suspected, or none any more
+    if rollback.rise is None:  # the answer for the new batches is not known yet; after a cut, no batch is suspected
         changed["batches_at_fault"] = False if rollback.cuts_rate else None
     return kept.model_copy(update=changed)
 

@@ -110,7 +110,8 @@ class StepHistory(Frozen):
         None, description="Whether the batches left out last are outlying with earlier weights too; None: not known."
     )
     bad_batches: tuple[tuple[int, int], ...] = Field(
-        (), description="First and last + 1 step of batches that are, so they are left out for good."
+        (),
+        description="First and last + 1 step of batches that are outlying with any weights; they are always left out.",
     )
 
     def counts(self) -> dict[str, float]:

@@ -146,9 +146,9 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
 
 
 def _is_known_skip(found: Sequence[Trouble], step: int) -> bool:
-    """Whether this step was skipped before, and is computed again because the workers have started again.
+    """Whether this skip was reported before, and is reported again because the workers have started again.
 
-    After a return to an earlier state in the same group, the step has other weights or another rate.
+    A run that has returned to an earlier state in the same group reports a new skip: its weights or rate differ.
     """
     started_again = False
     for one in reversed(found):

@@ -254,9 +254,11 @@ def put_dir(local: str, path: str, last: str = "") -> None:
     Args:
         last: name of a file that comes after all others.
     """
-    found = (os.path.join(folder, name) for folder, _, names in os.walk(local) for name in names)
-    for file in sorted(found, key=lambda file: (os.path.relpath(file, local) == last, file)):
-        put_file(file, join(path, *os.path.relpath(file, local).split(os.sep)))
+    found = (
+        os.path.relpath(os.path.join(folder, name), local) for folder, _, names in os.walk(local) for name in names
+    )
+    for name in sorted(found, key=lambda name: (name == last, name)):
+        put_file(os.path.join(local, name), join(path, *name.split(os.sep)))
 
 
 def _move(source: str, target: str) -> None:

@@ -10,7 +10,7 @@ import json
 import os
 import posixpath
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Final, cast
 
 from cluster.errors import DataError
 from jobs.data.sources.bad_records import Reason
@@ -20,6 +20,7 @@ PARQUET_ROWS = 256  # converted to Python values at a time; batches in a file ma
 _STATE, _INFO, _SPLITS = "state.json", "dataset_info.json", "dataset_dict.json"
 # JSON files that describe data and are no data; `datasets` ignores the same names.
 _DESCRIPTIONS = (_INFO, _SPLITS, "dataset_infos.json", "config.json")
+HIDDEN: Final = (".", "_")  # the names of hidden files and directories begin with one of these
 _NAMED = 5  # names in a message, of possibly many
 
 
@@ -119,7 +120,7 @@ def _raise(error: OSError) -> None:
 
 
 def _hidden(file: str) -> bool:
-    return any(part.startswith((".", "_")) for part in file.split("/"))
+    return any(part.startswith(HIDDEN) for part in file.split("/"))
 
 
 def _is_data(file: str, endings: tuple[str, ...]) -> bool:

@@ -24,7 +24,6 @@ from jobs.data.sources.formats import (
 )
 from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.model_files.directory import longest_text
-from jobs.spec.data import Columns
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
 LOOKED_AT_RECORDS = 1000
@@ -157,10 +156,7 @@ def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:
     if not records:
         return
     present = tuple(dict.fromkeys(itertools.chain.from_iterable(record.value for record in records)))
-    named = reading.required
-    if reading.format == "instruction" and reading.columns.input != Columns().input:  # may be missing only unnamed
-        named = (*named, ("input", reading.columns.input))
-    for role, column in named:
+    for role, column in reading.required:
         if column not in present:
             meant = f" Did you mean {near!r}?" if (near := nearest(column, present)) else ""
             raise DataError.at(

@@ -102,7 +102,10 @@ class Reading:
     @property
     def required(self) -> tuple[tuple[str, str], ...]:
         """The required columns: (name in the spec, name in the file)."""
-        return tuple((role, getattr(self.columns, role)) for role in REQUIRED_COLUMNS.get(self.format, ()))
+        roles = REQUIRED_COLUMNS.get(self.format, ())
+        if self.format == "instruction" and self.columns.input != Columns().input:
+            roles = (*roles, "input")  # optional only under its default name: else a misspelt name drops all inputs
+        return tuple((role, getattr(self.columns, role)) for role in roles)
 
 
 def sample_of(record: Record, reading: Reading) -> Sample | BadRecord:

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from cluster.errors import DataError, StorageError
 from cluster.text import did_you_mean
 from jobs.data.sources.bad_records import NOT_JSON, NOT_UTF8, BadRecord, Reason
-from jobs.data.sources.dataset_dirs import arrow_batches, files_in, parquet_batches, values_of
+from jobs.data.sources.dataset_dirs import HIDDEN, arrow_batches, files_in, parquet_batches, values_of
 from jobs.data.sources.file_stamp import info_of
 from jobs.storage import files as storage
 
@@ -121,15 +121,12 @@ def _matches(fs: Any, inner: str) -> list[str]:
         return []
     parts = inner.split("/")
     fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
-    shown = tuple(part[0] for part in parts[fixed:] if part.startswith(_HIDDEN))  # the pattern asks for such names
+    shown = tuple(part[0] for part in parts[fixed:] if part.startswith(HIDDEN))  # the pattern asks for such names
 
     def is_hidden(name: str) -> bool:
-        return any(part.startswith(_HIDDEN) and part[0] not in shown for part in name.split("/")[fixed:])
+        return any(part.startswith(HIDDEN) and part[0] not in shown for part in name.split("/")[fixed:])
 
     return [str(name) for name in fs.glob(inner) if not is_hidden(str(name)) and fs.isfile(name)]
-
-
-_HIDDEN = (".", "_")  # with which the names of hidden files and directories begin
 
 
 class RecordReader:
@@ -307,7 +304,7 @@ def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadReco
             if "field limit" in str(error):
                 what = f"a field of this record has more than {LONGEST_CSV_FIELD:,} characters: is a quote not closed?"
                 raise DataError(f"{file}:{line}: {what}") from error
-            # A quote that is closed lines later takes these lines with it: each of them is lost.
+            # If a quote is closed only some lines later, all lines up to there are lost.
             for lost in range(line, reader.line_num + 1):
                 yield lost, BadRecord(file, lost, f"not CSV: {error}", kind="not CSV")
             continue

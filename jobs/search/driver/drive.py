@@ -147,8 +147,8 @@ def _check_same_data(sweep: SweepSpec, paths: JobPaths, fingerprint: str) -> Non
     before = json.loads(storage.read_bytes(paths.manifest)).get("data_fingerprint")
     if before not in (None, fingerprint):
         raise DataError(
-            f"the data is not that of the sweep: its fingerprint is {fingerprint}, but the trials so far were trained "
-            f"on {before}. Restore the old files, or start a new sweep"
+            f"the data has changed since the last trial: its fingerprint was {before}, and is {fingerprint} now. "
+            "Restore the old files, or start a new sweep"
         )
 
 

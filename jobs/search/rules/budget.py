@@ -22,7 +22,7 @@ _RUNS_PER_WHOLE_RUN = 3  # auto: one whole run without a comparison for this man
 _MOST_WHOLE_RUNS = 16
 _DEFAULT_MAX_GANGS = 8  # if num_gangs is left out. With more, more trials begin before the scores of others are known
 _USUAL_COMPARED = 6  # by auto, before one whole run
-_HOPELESS = 8  # trials; if so many and all have failed without a score, no other one begins
+_HOPELESS = 8  # trials; if at least so many have begun, and all have failed without a score, no other one begins
 _MANY = 1000  # trials, or steps: enough that rounding does not matter
 
 

@@ -64,13 +64,17 @@ def _up_to(best: Best | None, saved: Iterable[int]) -> list[int]:
 
 def stop_of(run: Run, state: LoopState) -> RemedyReport:
     """Describe the end of a run whose model has forgotten more than the bound allows."""
-    rule, best = run.job.spec.remedies.forgetting, next(iter(bests(run.job.spec, state)), None)
+    rule, best = run.job.spec.remedies.forgetting, _exported(run, state)
     return forgetting.stop_report(rule, state.metrics_before, state.metrics, state.step, run.plan.total_steps, best)
+
+
+def _exported(run: Run, state: LoopState) -> Best | None:
+    return next(iter(bests(run.job.spec, state)), None)
 
 
 def tell_stop(run: Run, state: LoopState) -> None:
     """Report that the run ends because its model has forgotten too much."""
-    best = next(iter(bests(run.job.spec, state)), None)
+    best = _exported(run, state)
     _tell(run, state, stop_of(run, state), stage="stop", to_step=None if best is None else best.step)
 
 

@@ -54,7 +54,7 @@ def test_methods_whose_steps_have_unequal_data_are_not_compared_by_steps(worksho
     packed = compare_in(workshop, ["full", "prompt"])
     packed = packed.model_copy(update={"base": packed.base.with_value("data.packing", True)})
     for check in (checked_methods, sweeps_to_plan):
-        with pytest.raises(InputError, match=r"rows of method: prompt are not packed.*give num_train_epochs instead"):
+        with pytest.raises(InputError, match=r"its rows are not packed: give num_train_epochs instead"):
             check(packed)
     epochs = packed.base.with_value("train.max_steps", None).with_value("train.num_train_epochs", 1.0)
     assert len(checked_methods(packed.model_copy(update={"base": epochs}))) == 2

@@ -63,7 +63,7 @@ def _state_at(run: Run, commit: Commit) -> LoopState:
 
 
 def counted_anew(commit: Commit, eval_steps: int | None) -> Commit:
-    """Let early stopping count evaluations from here on, if `eval_steps` has changed since the earlier attempt. Pure."""
+    """Let early stopping count evaluations from here on if `eval_steps` has changed since the last attempt. Pure."""
     if commit.best is None or commit.eval_steps in (None, eval_steps):
         return commit
     return commit.model_copy(update={"best": commit.best.model_copy(update={"improved_at": commit.step})})

@@ -47,6 +47,11 @@ class TokenizerFiles:
         """SHA-256 of each file."""
         return {name: hashlib.sha256(content).hexdigest() for name, content in self.files}
 
+    @property
+    def writes_date(self) -> bool:
+        """Whether a chat template may write today's date into its texts."""
+        return any(b"strftime_now" in content for name, content in self.files if name.endswith((".json", ".jinja")))
+
     def load(self) -> PreTrainedTokenizerBase:
         """Load the tokenizer, once per process. Raises DataError."""
         return _loaded(self)

@@ -146,6 +146,7 @@ class Commit(Frozen):
     replay_raises: tuple[ReplayRaise, ...] = Field((), description="When forgetting has raised the weights of replay.")
     chain: str = Field(description="Hash chain over the samples of all steps so far; 16 hex digits.")
     data_fingerprint: str
+    base_digest: str | None = Field(None, description="Of the frozen model's weights, if the run trains an adapter.")
 
 
 def part_stem(rank: int, num_workers: int, token: str) -> str:

@@ -14,6 +14,7 @@ from jobs.data.sources.chunks import Work
 from jobs.data.sources.file_stamp import info_of, stamp
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading
 from jobs.data.sources.records import expand
+from jobs.data.sources.tokenize import DATE
 from jobs.data.sources.user_code import read_code
 from jobs.model_files.tokenizer import TokenizerFiles, check_tokenizer, read_tokenizer
 from jobs.run.paths import prepared_root
@@ -102,6 +103,8 @@ def _source_job(spec: Spec, source: Source, where: str, tokenizer: TokenizerFile
         "packed": spec.packed,
         "tokenizer": tokenizer.digests,
     }
+    if tokenizer.writes_date and reading.format not in ("text", "classification"):
+        made_from["date"] = DATE.isoformat()
     digest = _digest(made_from)
     return SourceJob(
         where=where,

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.errors import StorageError
+from cluster.errors import StorageError, StorageOutage
 from jobs.data.prepared import IGNORE_INDEX, read_buffer
 from jobs.data.sources.chunks import Chunk, Work, tokens_of
 from jobs.storage import files as storage
@@ -33,7 +33,8 @@ FACTS_SCHEMA = pa.schema(
         ("position", pa.int64()),  # bytes of the file that were read by the end of the chunk
         ("fatal", pa.string()),  # the first reason for which nothing can be prepared; usually null
         ("fatal_line", pa.int64()),  # line of that reason
-        ("error", pa.string()),  # why the part could not be stored; usually null
+        ("error", pa.string()),  # why the chunk could not be read or its part stored; usually null
+        ("outage", pa.bool_()),  # whether that may be different later
     ]
 )
 
@@ -84,13 +85,13 @@ def store_part(chunk: Chunk, work: Work, root: str) -> Any:
     table = tokens_of(chunk, work)
     bad = table.filter(pc.is_valid(table["reason"]))
     fatal = bad.filter(bad["fatal"]).slice(0, 1).to_pylist()
-    error = None
+    error, outage = chunk.outage, chunk.outage is not None
     if not fatal:
         try:
             name = PartName(chunk.file, chunk.number, chunk.last)
             storage.write_bytes(storage.join(parts_folder(root), str(name)), _encoded(table, chunk))
         except StorageError as problem:
-            error = str(problem)
+            error, outage = str(problem), isinstance(problem, StorageOutage)
     facts = {
         "file": chunk.file,
         "records": len(chunk.rows),
@@ -100,6 +101,7 @@ def store_part(chunk: Chunk, work: Work, root: str) -> Any:
         "fatal": fatal[0]["reason"] if fatal else None,
         "fatal_line": fatal[0]["line"] if fatal else None,
         "error": error,
+        "outage": outage,
     }
     return pa.Table.from_pylist([facts], schema=FACTS_SCHEMA)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
-from cluster.errors import DataError, StorageError
+from cluster.errors import DataError, StorageError, StorageOutage
 from cluster.text import byte_size, duration, many
 from jobs.data.cutting import Cut, cut_of, format_cut
 from jobs.data.preparation.assemble import Samples, SplitPlan, write_splits
@@ -142,11 +142,11 @@ def _tokenise(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> N
     bad, records, read = 0, 0, dict[int, int]()
     for table in run(functools.partial(store_part, root=job.root), job.work, todo, engine, say):
         for facts in table.to_pylist():
+            if facts["error"] is not None:
+                raise (StorageOutage if facts["outage"] else StorageError)(facts["error"])
             if facts["fatal"] is not None:
                 where = f"{job.work.files[facts['file']]}:{facts['fatal_line']}: " if facts["fatal_line"] else ""
                 raise DataError(where + facts["fatal"])
-            if facts["error"] is not None:
-                raise StorageError(str(facts["error"]))
             progress.add((job.where, facts["file"]), facts["position"], facts["samples"])
             bad, records = bad + facts["bad"], records + facts["records"]
             read[facts["file"]] = facts["position"]

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from cluster.errors import DataError
+from cluster.errors import DataError, StorageOutage
 from jobs.data.sources.bad_records import BadRecord, Reason
 from jobs.data.sources.file_stamp import stamp
 from jobs.data.sources.formats import ChatSample, ClassSample, Reading, Sample, TextSample, sample_of, texts_of
@@ -66,6 +66,7 @@ class Chunk:
     ]  # (line, ...); records if a user's function will read them
     position: int  # bytes of the file that were read by the end of the chunk
     last: bool = False  # whether the file ends here; the last chunk may have no rows
+    outage: str | None = None  # why the rest of the file could not be read, if it may be read later
 
 
 Task = Callable[[Chunk, Work], pa.Table]  # pure, and can be pickled
@@ -87,7 +88,7 @@ def read_chunks(file: int, work: Work, skip: frozenset[int] = frozenset()) -> It
             if number not in skip:
                 yield Chunk(file, number, tuple(rows), reader.position)
             rows, chars, number = [], 0, number + 1
-    yield Chunk(file, number, tuple(rows), reader.position, last=True)
+    yield Chunk(file, number, tuple(rows), reader.position, last=True, outage=reader.outage)
 
 
 class _Reader:
@@ -96,6 +97,7 @@ class _Reader:
     def __init__(self, file: int, work: Work) -> None:
         self._path, self._stamp, self._reading = work.files[file], work.stamps[file], work.reading
         self._records: RecordReader | None = None
+        self.outage: str | None = None
 
     @property
     def position(self) -> int:
@@ -114,6 +116,9 @@ class _Reader:
             problem = _changed(self._path) if self._changed() else None
         except DataError as error:
             problem = Reason(str(error), f"{self._path} cannot be read")
+        except StorageOutage as error:
+            self.outage = str(error)
+            problem = Reason(self.outage, f"{self._path} cannot be read now")
         if problem is not None:
             yield 0, BadRecord.of(self._path, 0, problem, fatal=True)
 

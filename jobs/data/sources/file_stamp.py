@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, cast
 
-from cluster.errors import DataError
+from cluster.errors import DataError, StorageOutage
 from jobs.storage import files as storage
 
 # Facts that stores report about a file and that change when it is written again; which ones depends on the store.
@@ -33,7 +33,8 @@ def stamp(file: str) -> tuple[str, ...]:
     which there may be none, as with some HTTP servers.
 
     Raises:
-        DataError: there is no such file, or the store does not answer.
+        DataError: there is no such file, or it cannot be looked at.
+        StorageOutage: the store does not answer.
     """
     if storage.is_local(file):
         try:
@@ -47,7 +48,7 @@ def stamp(file: str) -> tuple[str, ...]:
 
 
 def info_of(file: str, fresh: bool) -> dict[str, Any]:
-    """Return what the filesystem reports about a file; if `fresh`, without its cache. Raises DataError."""
+    """Return what the filesystem reports about a file; if `fresh`, without its cache. Raises as `stamp` does."""
     try:
         fs, inner = storage.filesystem(file)
         if fresh:
@@ -56,4 +57,5 @@ def info_of(file: str, fresh: bool) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(f"cannot read {file}: no such file") from error
     except Exception as error:  # the client of an object store may raise anything
-        raise DataError(f"cannot look at {file}: {type(error).__name__}: {error}") from error
+        kind = StorageOutage if storage.is_outage(error, storage.is_local(file)) else DataError
+        raise kind(f"cannot look at {file}: {type(error).__name__}: {error}") from error

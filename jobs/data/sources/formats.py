@@ -24,6 +24,7 @@ REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
     "classification": ("text", "label"),
 }
+_CALLS = ("tool_calls", "function_call")  # keys of a turn that calls a function in place of answering
 # ShareGPT's names of the two roles, and the names that chat templates use.
 _OTHER_ROLES = {"human": "user", "gpt": "assistant"}
 
@@ -237,6 +238,8 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
         raise _in_turn(number, f"{{turn}} is a {type(turn).__name__}, expected {{{{role, content}}}}")
     if "role" not in turn and "from" in turn:  # ShareGPT's keys
         turn = {"role": _OTHER_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
+    if turn.get("content") is None and any(turn.get(key) for key in _CALLS):
+        turn = {**turn, "content": ""}  # the reason is then the call
     for key in ("role", "content"):
         if key not in turn:
             there = ", ".join(map(repr, turn)) or "no keys"
@@ -245,6 +248,8 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
             raise _in_turn(number, f"{key} of {{turn}} is a {type(turn[key]).__name__}, expected text")
         if not is_unicode(turn[key]):
             raise _in_turn(number, f"{key} of {{turn}} holds half of a surrogate pair, which is no character")
+    if calls := next((key for key in _CALLS if turn.get(key)), None):
+        raise _in_turn(number, f"{{turn}} has {calls}, which would be lost: write the call as text into content")
     return turn["role"], turn["content"]
 
 

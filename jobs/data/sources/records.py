@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from cluster.errors import DataError, StorageError
+from cluster.errors import DataError, StorageError, StorageOutage
 from cluster.text import did_you_mean
 from jobs.data.sources.bad_records import NOT_JSON, NOT_UTF8, BadRecord, Reason
 from jobs.data.sources.dataset_dirs import HIDDEN, arrow_batches, files_in, parquet_batches, values_of
@@ -78,6 +78,7 @@ def expand(pattern: str) -> tuple[str, ...]:
 
     Raises:
         DataError: no file matches, a directory has no supported file, or an ending is not supported.
+        StorageOutage: the storage does not answer.
     """
     try:
         fs, inner = storage.filesystem(pattern)
@@ -90,7 +91,8 @@ def expand(pattern: str) -> tuple[str, ...]:
     except StorageError as error:
         raise DataError(f"cannot look for {error}") from error
     except Exception as error:  # the client of an object store may raise anything
-        raise DataError(f"cannot look for {pattern} ({error!r}): check the address, credentials and network") from error
+        kind = StorageOutage if storage.is_outage(error, storage.is_local(pattern)) else DataError
+        raise kind(f"cannot look for {pattern} ({error!r}): check the address, credentials and network") from error
     if not names:
         where = "" if inner == pattern else f" (looked for {inner})"
         near = _near(inner) if storage.is_local(pattern) else ""
@@ -135,6 +137,7 @@ class RecordReader:
     Raises:
         DataError: the ending is not supported or there is no such file; or, during iteration, the file cannot be read,
             has other content than its name says, or is damaged so that the rest is lost.
+        StorageOutage: the storage does not answer, or no longer.
     """
 
     def __init__(self, file: str) -> None:
@@ -161,9 +164,15 @@ class RecordReader:
                 for row in self._rows(raw):
                     line = row.line
                     yield row
+        except StorageOutage:
+            raise
         except StorageError as error:
             raise DataError(str(error)) from error
-        except (OSError, EOFError, zlib.error) as error:
+        except Exception as error:  # the client of an object store may raise anything
+            if storage.is_outage(error, storage.is_local(self.file)):
+                raise StorageOutage(f"{self._cannot_read(line)}: {type(error).__name__}: {error}") from error
+            if not isinstance(error, (OSError, EOFError, zlib.error)):
+                raise
             raise DataError(self._lost(line, error)) from error
         self.done = self.size
 
@@ -184,8 +193,11 @@ class RecordReader:
         _check_json(self.file, head, strict=self._suffix in (".json", ".json.gz"))
         return (_json_record(self.file, number, line.strip()) for number, line in _lines(self.file, lines, "object"))
 
+    def _cannot_read(self, line: int) -> str:
+        return f"cannot read {self.file} after line {line}, at byte {self.position} of {self.size}"
+
     def _lost(self, line: int, error: Exception) -> str:
-        what = f"cannot read {self.file} after line {line}, at byte {self.position} of {self.size}: {error}"
+        what = f"{self._cannot_read(line)}: {error}"
         if isinstance(error, gzip.BadGzipFile) and not line:
             return f"{what}. If it is not compressed, let its name end without .gz; else copy or write it again."
         return f"{what}. Copy or write the file again."

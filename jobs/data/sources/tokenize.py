@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import functools
 import itertools
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 LossOn = Literal["completion", "all"]
+# Today, for templates that write the date, so that equal data has equal tokens on any day. Llama 3's template has this
+# date where there is no clock.
+DATE = datetime.date(2024, 7, 26)
+_DATE_CALL = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -168,6 +175,16 @@ def _turns(sample: ChatSample) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in sample.messages]
 
 
+def _rendering(tokenizer: Tokenizer) -> Callable[..., Any]:
+    """Return the tokenizer's `apply_chat_template`, for which it is always the same day."""
+
+    def on_that_day(call: re.Match[str]) -> str:
+        return json.dumps(DATE.strftime(call[2]))
+
+    template = _DATE_CALL.sub(on_that_day, tokenizer.get_chat_template())
+    return functools.partial(tokenizer.apply_chat_template, chat_template=template)
+
+
 Tokenised = tuple[Ints, Mask] | Reason  # tokens of a dialogue, and which of them are the assistant's; or a reason
 
 
@@ -175,7 +192,7 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterat
     """Tokenise with a template that marks the generated tokens itself."""
     for sample in samples:
         try:
-            encoded: Any = tokenizer.apply_chat_template(
+            encoded: Any = _rendering(tokenizer)(
                 _turns(sample), return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
             )
         except Exception as error:  # the template is a program and may raise anything
@@ -187,8 +204,10 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterat
 def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterator[Tokenised]:
     """Tokenise with a template without marks: rendering turn by turn shows which characters are the assistant's."""
 
+    rendering = _rendering(tokenizer)
+
     def render(messages: Sequence[dict[str, str]], prompt: bool) -> str:
-        return cast(str, tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt))
+        return cast(str, rendering(messages, tokenize=False, add_generation_prompt=prompt))
 
     ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
     frame = frame_of(render, ends)

@@ -19,7 +19,7 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -62,21 +62,31 @@ def read_code(name: str) -> UserCode:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     importlib.invalidate_caches()
-    spec = PathFinder.find_spec(code.top)  # importlib.util.find_spec would return modules that are already imported
+    spec = _find_spec(code.top)
     if spec is None:
         return code
     folders = list(spec.submodule_search_locations or ())
     if folders:
         root = os.path.dirname(folders[0])
-        paths = sorted(_python_files(folders[0]))
+        # The directory of a package that is installed as editable may have another name than the package.
+        paths = {os.path.join(code.top, os.path.relpath(path, folders[0])): path for path in _python_files(folders[0])}
     elif spec.origin is not None and spec.origin.endswith(".py"):
-        root, paths = os.path.dirname(spec.origin), [spec.origin]
+        root, paths = os.path.dirname(spec.origin), {f"{code.top}.py": spec.origin}
     else:
         return code
-    files = [(os.path.relpath(path, root), Path(path).read_bytes()) for path in paths]
+    files = [(inner, Path(path).read_bytes()) for inner, path in sorted(paths.items())]
     if sum(len(content) for _, content in files) > _MOST_BYTES:
         files = files[:0]
     return UserCode(name, root, tuple(files))
+
+
+def _find_spec(top: str) -> ModuleSpec | None:
+    """Find a top-level module, also where an editable installation has a finder of its own.
+
+    `importlib.util.find_spec` would return modules that are already imported.
+    """
+    found = (finder.find_spec(top, None) for finder in sys.meta_path if hasattr(finder, "find_spec"))
+    return next((spec for spec in found if spec is not None), None)
 
 
 def _python_files(folder: str) -> Iterator[str]:

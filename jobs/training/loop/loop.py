@@ -19,7 +19,7 @@ from cluster.text import compact, many
 from jobs.data.order.digest_chain import row_digests, to_hex
 from jobs.data.order.stream import StepRows, step_plan
 from jobs.data.prepared import Prepared
-from jobs.model_files.directory import local_model_dir
+from jobs.model_files.directory import local_model_dir, weights_digest
 from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
 from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
@@ -228,10 +228,13 @@ def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
         if _on_any_rank(must_compile(job.spec, worker.device), worker):
             said = "compiling DeepSpeed's CPU optimizer: this takes a minute or two, once on each machine"
             reporter.event("phase", said, phase="compile")
-    engine = build_engine(job.spec, local_model_dir(job.model), worker, prepared.manifest.pad_token_id)
+    model_dir = local_model_dir(job.model)
+    engine = build_engine(job.spec, model_dir, worker, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, worker, engine.module, engine.pad_token_id, reporter)
     harness = Harness(job.spec, job.model, engine.pad_token_id) if job.spec.eval.lm_eval.tasks else None
-    return Loaded(engine, prepared, unpack, row_digests(prepared.split("train").index.sample_ids), harness)
+    digests = row_digests(prepared.split("train").index.sample_ids)
+    base_digest = None if job.spec.method.kind == "full" else weights_digest(model_dir)
+    return Loaded(engine, prepared, unpack, digests, harness, base_digest)
 
 
 def _on_any_rank(here: bool, worker: WorkerContext) -> bool:

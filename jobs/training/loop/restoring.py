@@ -54,6 +54,7 @@ def _state_at(run: Run, commit: Commit) -> LoopState:
     """Check the checkpoint that was read into the engine, and return its state."""
     check_precision(run, commit)
     check_data(run, commit)
+    check_base(run, commit)
     run.engine.load_loss_scaler(commit.loss_scaler)
     run.engine.check_groups(commit.optimizer_step)
     commit = counted_anew(commit, run.job.spec.eval.eval_steps)
@@ -147,6 +148,15 @@ def check_precision(run: Run, commit: Commit) -> None:
             f"the run was computed in {commit.precision} so far, and would continue in {run.engine.precision} on this "
             f"device. Set train.bf16: {str(commit.precision == 'bf16').lower()} in the spec of the resume, or start "
             "a new run"
+        )
+
+
+def check_base(run: Run, commit: Commit) -> None:
+    """Raise DataError if an adapter would continue on another base model, which its checkpoint does not hold."""
+    if None not in (commit.base_digest, run.base_digest) and commit.base_digest != run.base_digest:
+        raise DataError(
+            f"the weights in model.path {run.job.spec.model.path} are not those on which the adapter was trained for "
+            f"{many(commit.step, 'step')}. Give the same base model, or start a new run"
         )
 
 

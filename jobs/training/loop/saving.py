@@ -167,6 +167,7 @@ def save(run: Run, state: LoopState) -> None:
         "chain": to_hex(state.chain),
         "eval_steps": run.job.spec.eval.eval_steps,
         "data_fingerprint": run.prepared.manifest.fingerprint,
+        "base_digest": run.base_digest,
         **{name: getattr(state, name) for name in SAVED},
     }
     run.checkpoints.save(state.step, fields, run.engine.buffers)

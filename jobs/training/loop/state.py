@@ -81,6 +81,7 @@ class Loaded:
     unpack: bool  # without separate rows, the model would let packed samples see each other
     row_digests: npt.NDArray[np.uint64]  # of every prepared training row
     harness: Harness | None  # of tasks of lm-eval
+    base_digest: str | None  # of the weights under an adapter
 
 
 @dataclass(frozen=True)

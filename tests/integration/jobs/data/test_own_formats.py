@@ -1,7 +1,9 @@
 """Functions of the user's own as formats: imported in workers only, and readable about what goes wrong in them."""
 
+import importlib.util
 import json
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from cluster.errors import DataError, InputError
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
+from jobs.data.sources.user_code import function_of, read_code
 from jobs.model_files.tokenizer import load_tokenizer
 from jobs.preflight.validate import validate
 from jobs.spec.finetune import Spec
@@ -188,3 +191,42 @@ def test_another_code_of_the_function_gives_another_fingerprint(
 def test_a_function_may_give_dialogues(job: Any, model_dir: str) -> None:  # noqa: F811
     prepared = prepare(job("talk"), model_dir, engine="plain", say=quiet)
     assert all("<|im_start|>assistant\n0-" in text for text in texts_of(prepared, model_dir))
+
+
+class _EditableFinder:
+    """As `pip install -e` writes it for packages that lie in no directory of the path: a finder with a table."""
+
+    def __init__(self, folders: dict[str, pathlib.Path]) -> None:
+        self._folders = folders
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name not in self._folders:
+            return None
+        folder = self._folders[name]
+        return importlib.util.spec_from_file_location(
+            name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+
+
+def test_a_function_of_an_editable_package_is_part_of_the_fingerprint_and_travels_to_workers(
+    model_dir: str,  # noqa: F811
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = tmp_path / "source"  # another name than that of the package
+    source.mkdir()
+    (source / "__init__.py").write_text("")
+    (source / "formats.py").write_text(
+        "from own_editable.inner import word\n\ndef f(row):\n    return {'text': word}\n"
+    )
+    (source / "inner.py").write_text("word = 'before'\n")
+    finder = _EditableFinder({"own_editable": source})
+    monkeypatch.setattr("sys.meta_path", [*sys.meta_path, finder])
+    path = write_texts(tmp_path / "t.jsonl", 20)
+    spec = text_spec(tmp_path / "out", model_dir, path, format="own_editable.formats:f")
+    first = fingerprint(spec, model_dir)
+    (source / "inner.py").write_text("word = 'afterwards'\n")
+    assert fingerprint(spec, model_dir) != first
+    code = read_code("own_editable.formats:f")
+    monkeypatch.setattr("sys.meta_path", [one for one in sys.meta_path if one is not finder])  # another host
+    assert function_of(code)({}) == {"text": "afterwards"}

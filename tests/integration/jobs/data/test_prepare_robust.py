@@ -1,6 +1,7 @@
 """Prepare under adverse circumstances: killed, started twice at once, files that change, disks that are full."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -11,11 +12,15 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFile, MemoryFileSystem
 
-from cluster.errors import DataError, StorageError
+from cluster.errors import DataError, StorageError, StorageOutage
+from jobs.data.preparation.fingerprint import source_jobs
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
+from jobs.model_files.tokenizer import read_tokenizer
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from tests.integration.jobs.data.test_prepare import model_dir, quiet, source_root  # noqa: F401 - a fixture
@@ -210,6 +215,51 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     ):
         prepare(spec, model_dir, engine="plain", say=quiet)
     assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+class _Breaks(MemoryFile):  # type: ignore[misc]  # fsspec carries no types
+    """A file of which only the first bytes can be read."""
+
+    def readinto(self, buffer: Any) -> Any:
+        if self.tell() > _Flaky.most:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return super().readinto(buffer)
+
+    def read(self, *given: Any) -> bytes:
+        if self.tell() > _Flaky.most:
+            raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+        return bytes(super().read(*given))
+
+
+class _Flaky(MemoryFileSystem):  # type: ignore[misc]
+    protocol = "dropping"
+    most = 0
+
+    def _open(self, path: str, mode: str = "rb", *given: Any, **named: Any) -> Any:
+        return _Breaks(self, path, super()._open(path, mode, *given, **named).getvalue())
+
+
+@pytest.mark.usefixtures("own_protocols")
+def test_a_source_that_is_away_for_a_while_is_no_bad_input_and_what_is_read_is_kept(
+    model_dir: str,  # noqa: F811
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fsspec.register_implementation("dropping", _Flaky, clobber=True)
+    content = pathlib.Path(write_texts(tmp_path / "t.jsonl", 9_000)).read_bytes()  # three chunks
+    _Flaky().pipe_file("dropping://bucket/t.jsonl", content)
+    spec = text_spec(tmp_path / "out", model_dir, "dropping://bucket/t.jsonl")
+    monkeypatch.setattr(_Flaky, "most", len(content))
+    stamped = source_jobs(spec, read_tokenizer(model_dir))  # plain files in memory have no version: this reads them
+    monkeypatch.setattr("jobs.data.preparation.prepare.source_jobs", lambda *given: stamped)
+    monkeypatch.setattr(_Flaky, "most", len(content) * 2 // 3)
+    with pytest.raises(StorageOutage, match=r"after line \d+, .*ConnectionReset.* Tokenised parts are kept"):
+        prepare(spec, model_dir, engine="plain", say=quiet)
+    assert len(list((tmp_path / "out").rglob("parts/*.parquet"))) == 1
+    monkeypatch.setattr(_Flaky, "most", len(content))
+    said: list[str] = []
+    assert prepare(spec, model_dir, engine="plain", say=said.append).manifest.records == 9_000
+    assert any("going on with data.train, with 4,096 samples" in line for line in said)
 
 
 def full_disk(folder: pathlib.Path, megabytes: int) -> None:

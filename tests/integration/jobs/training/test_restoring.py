@@ -69,7 +69,8 @@ def run_of(root: pathlib.Path, precision: str = "fp32", **changes: Any) -> Any:
         **{
             "worker": SimpleNamespace(rank=0), "job": SimpleNamespace(paths=JobPaths(str(root))), "plan": PLAN,
             "row_digests": DIGESTS, "prepared": SimpleNamespace(manifest=SimpleNamespace(fingerprint="f")),
-            "engine": SimpleNamespace(precision=precision), "batching": SimpleNamespace(per_device=2), **changes,
+            "engine": SimpleNamespace(precision=precision), "batching": SimpleNamespace(per_device=2),
+            "base_digest": None, **changes,
         }
     )  # fmt: skip
 
@@ -125,6 +126,15 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_parameters() -> None:
     check_same_model(commit(), {"w": (4, 2), "b": (4,)})
     with pytest.raises(DataError, match=r"2 parameters differ, first b \[4\] -> \[5\]; c missing -> \[1\]"):
         check_same_model(commit(), {"w": (4, 2), "b": (5,), "c": (1,)})
+
+
+def test_an_adapter_goes_on_only_on_the_base_model_that_it_was_trained_on(tmp_path: pathlib.Path) -> None:
+    spec = SimpleNamespace(model=SimpleNamespace(path="/m"))
+    for now, saved in (("a", "a"), ("a", None), (None, None)):  # None: of an earlier release, or no adapter
+        restoring.check_base(run_of(tmp_path, base_digest=now), commit(base_digest=saved))
+    other = run_of(tmp_path, base_digest="b", job=SimpleNamespace(spec=spec))
+    with pytest.raises(DataError, match=r"the weights in model\.path /m are not those on which the adapter"):
+        restoring.check_base(other, commit(base_digest="a"))
 
 
 def signals(loss: float, digest: int) -> StepSignals:

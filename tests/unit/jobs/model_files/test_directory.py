@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cluster.errors import DataError
-from jobs.model_files.directory import check_model_dir, check_model_files, local_model_dir, safetensors_problem
+from jobs.model_files.directory import (
+    check_model_dir,
+    check_model_files,
+    local_model_dir,
+    safetensors_problem,
+    weights_digest,
+)
 from jobs.model_files.without_weights import without_weights
 from jobs.spec.finetune import Spec
 from tests.support.counted import CountedFileSystem, counted_bytes
@@ -313,3 +321,21 @@ def test_a_driver_reads_no_weights_and_still_finds_what_is_wrong_with_them(folde
     store.pipe_file("/models/m/model.safetensors", content[:-1])
     with pytest.raises(DataError, match="but its header says"):
         check(without_weights("counted:///models/m", str(tmp_path / "cache")))
+
+
+def test_weights_are_told_apart_by_what_every_tensor_begins_with(tmp_path: Path) -> None:
+    def saved(name: str, files: dict[str, dict[str, Any]]) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        for file, tensors in files.items():
+            save_file(tensors, folder / file)
+        weight_map = {tensor: file for file, tensors in files.items() for tensor in tensors}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+        return weights_digest(str(folder))
+
+    first, second = np.arange(5_000, dtype=np.float32), np.ones((2, 3), np.float32)
+    whole = saved("one", {"model.safetensors": {"a": first, "b": second}})
+    assert saved("two", {"1.safetensors": {"b": second}, "2.safetensors": {"a": first}}) == whole
+    for name, other in {"value": second * 2, "type": second.astype(np.float16), "shape": second.T.copy()}.items():
+        assert saved(name, {"model.safetensors": {"a": first, "b": other}}) != whole
+    assert saved("names", {"model.safetensors": {"b": first, "a": second}}) != whole

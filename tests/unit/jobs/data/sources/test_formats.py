@@ -264,13 +264,15 @@ def test_without_names_only_numbers_are_labels() -> None:
     assert isinstance(row, BadRecord) and row.fatal and "data.labels" in row.reason
 
 
-TALK = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "weight": 1}]
+TALK: list[Any] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "weight": 1}]
 
 
 def test_chat_is_a_list_of_turns_or_its_json() -> None:
     expected = ChatSample((("user", "hi"), ("assistant", "yo")))
     assert sample({"messages": TALK}, format="chat") == expected
     assert sample({"messages": json.dumps(TALK)}, format="chat") == expected
+    no_calls = [{**turn, "tool_calls": None, "function_call": {}} for turn in TALK]
+    assert sample({"messages": no_calls}, format="chat") == expected
 
 
 @pytest.mark.parametrize(
@@ -283,6 +285,11 @@ def test_chat_is_a_list_of_turns_or_its_json() -> None:
         ([{"role": "user"}], "turn 1 has no content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "content of turn 1 is a list"),
         (TALK[:1], r"no assistant turn.*roles: user"),
+        (
+            [TALK[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
+            "turn 2 has tool_calls, which",
+        ),
+        ([TALK[0], {"role": "assistant", "content": "", "function_call": {"name": "f"}}], "turn 2 has function_call"),
     ],
 )
 def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:

@@ -124,6 +124,7 @@ def _placed(
     for row in ranking(made, policy).order(rows, made.jobs.submitted_s).tolist():
         gang, kinds = made.jobs.gang_of(row), limits.kinds(made.jobs, row)
         if kinds == NOWHERE:
+            limits.keep(made.jobs, row)
             continue
         placement = free.place(gang, Terms(kinds=kinds))
         if placement is None or len(new | grown.new(placement)) > grown.most_more:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,12 +50,16 @@ def entitlements(snapshot: Snapshot, score: Floats, priority_class: NDArray[np.i
 
 
 class Limits:
-    """What each tenant may still take, while a plan is made."""
+    """What each tenant may still take, while a plan is made.
+
+    What a tenant's limit stops keeps that limit (`keep`): later jobs of the tenant that count towards it do not overtake.
+    """
 
     def __init__(self, snapshot: Snapshot) -> None:
         self._cluster = snapshot.cluster
         self._limits = {number: tenant.limit for number, tenant in enumerate(snapshot.tenants) if tenant.limit}
         self._used: dict[int, _Used] = {number: {} for number in self._limits}
+        self._kept: dict[int, set[str | None]] = {}  # limits by their accelerator type, as in `Quota`
         for row in snapshot.running.nonzero()[0].tolist() if self._limits else ():
             self.take(snapshot.jobs, row, int(snapshot.kinds[row]))
 
@@ -70,9 +75,25 @@ class Limits:
         if not gang.gpus_per_worker:
             return None
         limit, used, size = self._limits[tenant], self._used[tenant], float(jobs.size[row])
-        fits = self._cluster.kinds_for(gang)
-        allowed = frozenset(kind for kind in fits if _within(limit, used, self._cluster.types[kind], size))
+        fits, types = self._cluster.kinds_for(gang), self._cluster.types
+        kept: AbstractSet[str | None] = self._kept.get(tenant, frozenset())
+        allowed = frozenset(
+            kind
+            for kind in fits
+            if not _exceeded(limit, used, types[kind], size) and kept.isdisjoint((None, types[kind]))
+        )
         return None if allowed == fits else allowed
+
+    def keep(self, jobs: JobTable, row: int) -> None:
+        """Let no later job overtake this one on the limits that stop it. One that can never start keeps nothing."""
+        tenant, size = int(jobs.tenant[row]), float(jobs.size[row])
+        limit, used = self._limits[tenant], self._used[tenant]
+        types = {self._cluster.types[kind] for kind in self._cluster.kinds_for(jobs.gang_of(row))}
+        stops = [_exceeded(limit, used, kind, size) for kind in types if not _exceeded(limit, {}, kind, size)]
+        self._kept.setdefault(tenant, set()).update(*stops)
+
+    def keep_nothing(self) -> None:
+        self._kept.clear()
 
     def stopped(self, jobs: JobTable, rows: Rows) -> NDArray[np.bool_]:
         """[rows]; which waiting jobs exceed what their tenant may still take, on every kind of nodes."""
@@ -99,8 +120,9 @@ def _claim(quota: dict[str | None, int], used: _Used, kinds: Iterable[int], clus
     return NOT_ENTITLED
 
 
-def _within(limit: Quota, used: _Used, kind: str | None, size: float) -> bool:
-    return all(used.get(key, 0.0) + size <= most for key, most in limit if key is None or key == kind)
+def _exceeded(limit: Quota, used: _Used, kind: str | None, size: float) -> set[str | None]:
+    """Return the limits, by their accelerator type, that a job on nodes of a type would exceed."""
+    return {key for key, most in limit if key in (None, kind) and used.get(key, 0.0) + size > most}
 
 
 def check_within_limit(gang: Gang, tenant: Tenant) -> None:

@@ -131,16 +131,21 @@ class Standings:
 
 def is_stopped_by_its_limit(snapshot: Snapshot, where: Mapping[int, Placement], row: int) -> bool:
     """Whether its tenant may take no more of any type of GPU that it could use. `where` has the jobs that run."""
+    types = types_for(snapshot, row)
+    return bool(types) and all(exceeded(snapshot, where, row, kind) for kind in types)
+
+
+def types_for(snapshot: Snapshot, row: int) -> set[str | None]:
+    """Types of the GPUs that a job could use; none for a job without GPUs."""
     gang = snapshot.jobs.gang_of(row)
     machines = [one for one in machines_of(snapshot) if one.has_gpus and gang.accelerator_type in (None, one.type)]
-    types = {one.type for one in machines}
-    allowed = [kind for kind in types if is_within_limit(snapshot, where, row, kind)]
-    return bool(types and gang.gpus_per_worker) and not allowed
+    return {one.type for one in machines} if gang.gpus_per_worker else set()
 
 
-def is_within_limit(snapshot: Snapshot, where: Mapping[int, Placement], row: int, kind: str | None) -> bool:
+def exceeded(snapshot: Snapshot, where: Mapping[int, Placement], row: int, kind: str | None) -> set[str | None]:
+    """The limits, by their type, that a job on nodes of a type would exceed."""
     jobs, machines = snapshot.jobs, machines_of(snapshot)
-    tenant = int(jobs.tenant[row])
+    tenant, found = int(jobs.tenant[row]), set[str | None]()
     for key, most in snapshot.tenants[tenant].limit:
         held = sum(
             float(jobs.size[other])
@@ -150,8 +155,8 @@ def is_within_limit(snapshot: Snapshot, where: Mapping[int, Placement], row: int
             and key in (None, machines[placement[0][0]].type)
         )
         if key in (None, kind) and held + float(jobs.size[row]) > most:
-            return False
-    return True
+            found.add(key)
+    return found
 
 
 def place(
@@ -241,17 +246,22 @@ class _SlowPass:
         self.where = {row: placement_in(snapshot, row) for row in self.running}
         self.decisions: list[Interrupt | Start] = []
         self.reservation: Reservation | None = None
+        self.kept: set[tuple[int, str | None]] = set()  # tenants, and which of their limits a waiting job keeps
 
     def run(self) -> Plan:
         self.go_through(self.standings.waiting)
         return Plan(tuple(self.decisions), self.reservation)
 
     def go_through(self, rows: list[int]) -> None:
-        at_limit: set[int] = set()
+        self.kept.clear()
         for row in self.standings.order(rows):
-            tenant = int(self.jobs.tenant[row])
-            if tenant in at_limit or self.is_stopped_by_its_limit(row):
-                at_limit.add(tenant)  # nobody passes an own job that waits for the limit of both
+            types = types_for(self.snapshot, row)
+            if types and not types & {*(self.allowed(row) or ())}:
+                # Nobody passes an own job that waits for the limit of both.
+                for kind in types:
+                    if not exceeded(self.snapshot, {}, row, kind):
+                        keys = exceeded(self.snapshot, self.where, row, kind)
+                        self.kept |= {(int(self.jobs.tenant[row]), key) for key in keys}
                 continue
             placement = self.placement_for(row)
             if placement is not None:
@@ -269,16 +279,15 @@ class _SlowPass:
         return self.snapshot.now_s + (float(self.jobs.most_left_s[row]) if math.isnan(left) else left)
 
     def allowed(self, row: int) -> list[str | None] | None:
-        """Types that the tenant's limit leaves."""
+        """Types that the tenant's limit leaves, and earlier jobs of the tenant that wait for it."""
         if not self.jobs.gang_of(row).gpus_per_worker:
             return None
-        return [kind for kind in self.snapshot.cluster.types if self.within_limit(row, kind)]
-
-    def is_stopped_by_its_limit(self, row: int) -> bool:
-        return is_stopped_by_its_limit(self.snapshot, self.where, row)
-
-    def within_limit(self, row: int, kind: str | None) -> bool:
-        return is_within_limit(self.snapshot, self.where, row, kind)
+        tenant = int(self.jobs.tenant[row])
+        return [
+            kind
+            for kind in self.snapshot.cluster.types
+            if not exceeded(self.snapshot, self.where, row, kind) and not self.kept & {(tenant, None), (tenant, kind)}
+        ]
 
     def start(self, row: int, placement: Placement) -> None:
         gang = self.jobs.gang_of(row)

@@ -29,7 +29,7 @@ from orchestrator.scheduling.plan.plan_builder import PlanBuilder
 from orchestrator.scheduling.plan.preemption import preemption_for
 from orchestrator.scheduling.plan.reservation import reserve
 from orchestrator.scheduling.policy import DEFAULT, Policy
-from orchestrator.scheduling.quota import NOWHERE
+from orchestrator.scheduling.quota import NOT_ENTITLED, NOWHERE
 from orchestrator.scheduling.snapshot import Snapshot
 
 
@@ -71,15 +71,16 @@ class _Planning:
         queue = order.tolist()
         keys, yields = self._keys(order)
         distinct = len(set(keys))
-        at_limit: set[int] = set()  # tenants with a job that waits for their limit; their later jobs do not overtake it
+        self._builder.limits.keep_nothing()
         for at, row in enumerate(queue):
-            if keys[at] in self._no_room or (at_limit and int(self._builder.jobs.tenant[row]) in at_limit):
+            if keys[at] in self._no_room:
                 continue
             if self._builder.kinds(row) == NOWHERE:
                 if self._may_make_room and self._note_room(take_back_within_limit(self._builder, row, self._terms)):
                     started.add(row)
                 else:
-                    at_limit.add(int(self._builder.jobs.tenant[row]))
+                    self._builder.limits.keep(self._builder.jobs, row)
+                    self._no_room.add(keys[at])
                 continue
             if self._start(row, Terms(yields[at])):
                 started.add(row)
@@ -124,8 +125,8 @@ class _Planning:
         codes = self._builder.jobs.gang[rows].astype(np.int64)
         if self._builder.limits or self._ranking_is_by_tenant:
             codes = codes * len(self._snapshot.tenants) + self._builder.jobs.tenant[rows]
-        if self._ranking_is_by_tenant:
-            codes = codes * 2 + [self._builder.ranking.is_entitled(row) for row in rows.tolist()]
+        if (entitlement := self._builder.ranking.entitlement) is not None:
+            codes = codes * (int(entitlement.max()) - NOT_ENTITLED + 1) + entitlement[rows] - NOT_ENTITLED
         yields = self._yields(rows)
         return (codes * 2 + yields).tolist(), yields.tolist()
 

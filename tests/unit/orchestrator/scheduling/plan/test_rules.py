@@ -341,6 +341,22 @@ WAS_WRONG = {
     "nothing is reserved for a job that its tenant's limit stops": (
         nodes(8), [stays("runs", 4, 0), Job("more", 4), replace(FIXED, gpus=4, tenant=1)],
         ["start fixed on 0"], DEFAULT, {"tenants": (Tenant("a", limit=((None, 4),)), Tenant("b"))}),
+    "a gang above its tenant's limit keeps nobody waiting": (
+        nodes(8, 8, type="A"), [Job("never", 16), Job("small")],
+        ["start small on 0"], DEFAULT, {"tenants": [Tenant("a", limit=(("A", 8),))]}),
+    "nobody overtakes who waits for the same limit": (
+        nodes(8), [stays("runs", 4, 0), Job("first", 4), Job("later", 2)],
+        [], DEFAULT, {"tenants": [Tenant("a", limit=((None, 6),))]}),
+    "who waits for the limit of a type keeps nobody from other types, nor from CPUs": (
+        AB, [stays("runs", 4, 0), Job("first", 4, type="A"), Job("other", 2), Job("cpus", 2, gpus_per_worker=0)],
+        ["start other on 1", "start cpus on 0"], DEFAULT, {"tenants": [Tenant("a", limit=(("A", 4),))]}),
+    "who waits for the limit of all types keeps nobody from CPUs": (
+        nodes(8), [stays("runs", 4, 0), Job("first", 4), Job("cpus", 2, gpus_per_worker=0)],
+        ["start cpus on 0"], DEFAULT, {"tenants": [Tenant("a", limit=((None, 4),))]}),
+    "a claim on one type that finds nothing does not stop a claim on any": (
+        AB, [Job("b", 4, on={0: 4}, tenant=1), Job("c", 4, on={1: 4}, tenant=2), Job("one", 4), Job("two", 4)],
+        ["stop c", "start two on 1"], DEFAULT,
+        {"tenants": (Tenant("a", guaranteed=(("A", 4), (None, 4))), Tenant("b", guaranteed=((None, 4),)), Tenant("c"))}),
     "each tenant has a claim of its own": (
         nodes(8), [Job("a", 8, on={0: 8}, left_s=HOUR), Job("a2", 4, left_s=HOUR), Job("b", 4, tenant=1, left_s=HOUR)],
         ["stop a", "start a2 on 0", "start b on 0"], DEFAULT, {"tenants": OWED_4}),

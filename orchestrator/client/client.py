@@ -218,24 +218,26 @@ def iter_completed(
     connection: Connection, handles: Iterable[JobHandle], timeout_s: float | None = None
 ) -> Iterator[JobHandle]:
     """Yield handles as `Client.as_completed` does."""
-    waiting = {handle.id: handle for handle in handles}
+    waiting = list({id(handle): handle for handle in handles}.values())  # several handles may be of one job
     until_s = math.inf if timeout_s is None else time.monotonic() + timeout_s
     yield from _pop_ended(waiting)
-    after = min((handle.view.changed for handle in waiting.values()), default=0)
+    after = min((handle.view.changed for handle in waiting), default=0)
     pause_s = FIRST_POLL_S
     while waiting:
+        asked_s = time.monotonic()
         changes = connection.get("/v1/changes", Changes, {"after": after, "limit": MOST_PAGE})
-        for view in changes.jobs:
-            if view.job_id in waiting:
-                waiting[view.job_id].learn(view)
-        if changes.last < after:  # the server has another store than before: check that the jobs still exist
-            for handle in waiting.values():
+        changed = {view.job_id: view for view in changes.jobs}
+        for handle in waiting:
+            if handle.id in changed:
+                handle.learn(changed[handle.id], asked_s)
+        if changes.last < after:  # the server has another store than before, such as a restored backup
+            for handle in waiting:
                 handle.refresh()
         after = changes.last
-        ended = list(_pop_ended(waiting))
+        ended = _pop_ended(waiting)
         yield from ended
         if waiting and len(changes.jobs) < MOST_PAGE:
-            late = f"{len(waiting)} jobs have not ended yet, and go on"
+            late = f"{len({handle.id for handle in waiting})} jobs have not ended yet, and go on"
             pause_s = pause_between_polls(FIRST_POLL_S if ended else pause_s, until_s, late)
 
 
@@ -284,7 +286,8 @@ def _id_of(job: Job) -> str:
     return job.id if isinstance(job, JobHandle) else job
 
 
-def _pop_ended(waiting: dict[str, JobHandle]) -> Iterator[JobHandle]:
-    """Remove and yield the handles whose jobs have ended, as far as is known."""
-    for handle in [handle for handle in waiting.values() if handle.view.state in ENDED]:
-        yield waiting.pop(handle.id)
+def _pop_ended(waiting: list[JobHandle]) -> list[JobHandle]:
+    """Remove and return the handles whose jobs have ended, as far as is known."""
+    ended = {handle: None for handle in waiting if handle.view.state in ENDED}
+    waiting[:] = [handle for handle in waiting if handle not in ended]
+    return list(ended)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -23,13 +24,19 @@ from orchestrator.queue.errors import UnknownJob
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
-PATIENCE_S: Final = 60.0  # seconds to repeat requests to a server that has answered before, or that asks to try again
+# Seconds from the first failure of a request in which it is sent again, if the server has answered before or asks to
+# try again. A request that is sent within this time still has ANSWER_S for its answer.
+PATIENCE_S: Final = 60.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 # These errors occur before anything reaches the server, so that every request may be repeated.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+# Statuses of a proxy whose server does not answer. The first two may follow a request that the server has carried out.
+_BAD_GATEWAY: Final = (502, 504)
+_UNAVAILABLE: Final = 503
 
 _TOO_OFTEN: Final = "TooManyFailures"  # the error of an address that failed too often; repeating does not help
 
@@ -60,9 +67,10 @@ class Connection:
         token: sent with each request; None: none.
         token_from: where the token comes from, for messages.
         note: what is known about a server that does not answer, for messages.
-        find: returns the current URL of the server after it has stopped answering; another server may have started.
-        patience_s: how long a request is repeated if that is safe. If the server has never answered, the first failure
-            is final, since the server is probably not running.
+        find: returns the current URL of the server after it has stopped answering; another server may have started. If
+            given, the server has answered before the connection was made.
+        patience_s: seconds from the first failure of a request in which it is repeated if that is safe. If the server
+            has never answered, and `find` is not given, the first failure is final: the server is probably not running.
     """
 
     def __init__(
@@ -83,7 +91,7 @@ class Connection:
         self._token, self._token_from, self._note = token, token_from, note
         self._patience_s, self._clock, self._sleep = patience_s, clock, sleep
         self._find = find
-        self._has_answered = False
+        self._has_answered = find is not None
         headers = {"User-Agent": f"fleetune/{version('fleetune')}"}
         if token is not None:
             headers["Authorization"] = f"Bearer {_checked_token(token, token_from)}"
@@ -139,26 +147,42 @@ class Connection:
         return self._read(self._send(request, again), answer)
 
     def _send(self, request: Callable[[], httpx.Request], again: bool) -> httpx.Response:
-        until_s = self._clock() + self._patience_s
-        pause_s = FIRST_PAUSE_S
+        """Send a request, again after failures that may pass. `again`: it may be sent again after it has arrived."""
+        until_s, pause_s = math.inf, FIRST_PAUSE_S
         while True:
+            response: httpx.Response | None = None
+            failed: httpx.TransportError | None = None
             try:
                 response = self._http.send(request())
+                waits = self._asks_to_wait(response, again)
             except httpx.TransportError as error:
-                waits = self._has_answered and (again or isinstance(error, _NOT_SENT))
-                if not waits or self._clock() >= until_s:
-                    raise self._no_server(error) from error
-                if self._find is not None and isinstance(error, _NOT_SENT):
-                    self.url = self._find()
-                    self._http.base_url = httpx.URL(self.url)
+                failed, waits = error, self._has_answered and (again or isinstance(error, _NOT_SENT))
             except httpx.InvalidURL as error:
                 raise InputError(f"{self.url} is no URL: {error}") from error
-            else:
-                if response.status_code not in (429, 503) or self._clock() >= until_s or _is_too_often(response):
-                    return response
-                self._has_answered = True
+            now_s = self._clock()
+            until_s = min(
+                until_s, now_s + self._patience_s
+            )  # a failure may take ANSWER_S, which is no part of the patience
+            if not waits or now_s >= until_s:
+                if response is None:
+                    assert failed is not None
+                    raise self._no_server(failed) from failed
+                return response
+            if self._find is not None and isinstance(failed, _NOT_SENT):
+                self.url = self._find()
+                self._http.base_url = httpx.URL(self.url)
             self._sleep(min(pause_s * random.uniform(0.8, 1.2), max(until_s - self._clock(), 0.0)))
             pause_s = min(pause_s * 2.0, LONGEST_PAUSE_S)
+
+    def _asks_to_wait(self, response: httpx.Response, again: bool) -> bool:
+        """Whether a request should be sent again because of this answer."""
+        if response.status_code in _BAD_GATEWAY:
+            return self._has_answered and again and _problem_in(response) is None
+        if response.status_code not in (429, _UNAVAILABLE):
+            return False
+        problem = _problem_in(response)
+        self._has_answered = self._has_answered or problem is not None
+        return problem is None or problem.error != _TOO_OFTEN
 
     def _read(self, response: httpx.Response, answer: type[ToldT]) -> ToldT:
         kind: type[ToldT] | type[Problem] = answer if response.is_success else Problem
@@ -194,11 +218,7 @@ class Connection:
 
     def _no_server(self, error: httpx.TransportError) -> NoServer:
         if self._has_answered:
-            return NoServer(
-                f"the server at {self.url} does not answer any more ({_cause(error)}). The request may have been done "
-                "or not: start the server again (`fleetune serve`), and see `fleetune queue`. Running jobs go on "
-                "without it"
-            )
+            return self._gone(_cause(error))
         if isinstance(error, httpx.TimeoutException):
             what = f"no server answers at {self.url} in time ({_cause(error)})"
         elif isinstance(error, httpx.ConnectError):
@@ -210,7 +230,15 @@ class Connection:
         note = f"; {self._note}" if self._note else ""
         return NoServer(f"{what}{note}: start one with `fleetune serve`, or say which with --url or FLEETUNE_URL")
 
+    def _gone(self, cause: str) -> NoServer:
+        return NoServer(
+            f"the server at {self.url} does not answer any more ({cause}). The request may have been done or not: "
+            "start the server again (`fleetune serve`), and see `fleetune queue`. Running jobs go on without it"
+        )
+
     def _strange(self, response: httpx.Response, error: ValidationError) -> FleetuneError:
+        if self._has_answered and response.status_code in (*_BAD_GATEWAY, _UNAVAILABLE):
+            return self._gone(f"a proxy said {response.status_code}")
         kind = response.headers.get("content-type", "no type").partition(";")[0]
         if kind == "application/json" and self._has_answered:
             first = error.errors(include_url=False)[0]
@@ -228,20 +256,21 @@ class Connection:
         )
 
 
-def _is_too_often(response: httpx.Response) -> bool:
+def _problem_in(response: httpx.Response) -> Problem | None:
+    """Return the error in a server's answer; None: the answer is a proxy's, and not the server's."""
     try:
-        return Problem.model_validate_json(response.content).error == _TOO_OFTEN
-    except ValidationError:  # the answer of a proxy, and not of the server
-        return False
+        return Problem.model_validate_json(response.content)
+    except ValidationError:
+        return None
 
 
 def checked_url(url: str) -> str:
     """Return the URL without a trailing slash. Raises InputError."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port_is_one = parts.port is None or parts.port > 0
-    except ValueError:
-        port_is_one = False
+    except ValueError:  # the port is no number, or a bracket of an IPv6 address is missing
+        parts, port_is_one = urlsplit(""), False
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_one or parts.query or parts.fragment:
         hint = f"; did you mean http://{url}?" if "://" not in url and url else ""
         raise InputError(f"{url!r} is no URL of a server, as http://127.0.0.1:8400 is{hint}")

@@ -105,12 +105,20 @@ class JobHandle:
 
     def refresh(self) -> JobView:
         """Request the state of the job now."""
-        return self.learn(self._connection.get(self._path, JobView))
+        asked_s = time.monotonic()
+        return self.learn(self._connection.get(self._path, JobView), asked_s)
 
-    def learn(self, view: JobView) -> JobView:
-        """Take over a state of the job that was received elsewhere, unless a newer one is known."""
+    def learn(self, view: JobView, asked_s: float) -> JobView:
+        """Take over a state of the job from the server, unless a newer one is known.
+
+        A state that was requested after the known one had arrived is newer, even if its `changed` is smaller: a server
+        whose store was restored from a backup counts on from there.
+
+        Args:
+            asked_s: when the state was requested, of `time.monotonic()`.
+        """
         with self._lock:
-            if view.changed >= self._view.changed:
+            if asked_s >= self._seen_s or view.changed >= self._view.changed:
                 self._view = view
             self._seen_s = time.monotonic()
             return self._view
@@ -281,7 +289,8 @@ class JobHandle:
         return job_path(self.id)
 
     def _order(self, what: str) -> None:
-        self.learn(self._connection.post(f"{self._path}/{what}", JobView))
+        asked_s = time.monotonic()
+        self.learn(self._connection.post(f"{self._path}/{what}", JobView), asked_s)
 
     def _fresh(self) -> JobView:
         """Return a fresh state. The state of an ended job does not change, so it is not requested again."""

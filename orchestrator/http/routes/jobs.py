@@ -121,10 +121,15 @@ def _lists(router: APIRouter, serving: Serving) -> None:
 
     @router.get("/changes", **documented(api.Changes, "Jobs that have changed since", 422))
     def changes(caller: Asker, after: After = 0, limit: Limit = api.MOST_PAGE) -> Response:
-        """With `after=0`, the answer has only `last`: where to begin."""
+        """With `after=0`, the answer has only `last`: where to begin.
+
+        If `last` is below `after`, the store was restored from a backup: all that was known of jobs may be wrong.
+        """
         if after == 0:
             return answer(api.Changes(jobs=(), last=max(serving.store.last_change(), 1)))
         found, last = _changes(serving, caller, after, limit)
+        if last == after:  # nothing is newer; a restored store has counted less far
+            last = min(last, max(serving.store.last_change(), 1))
         return answer(api.Changes(jobs=serving.views(found), last=last))
 
 

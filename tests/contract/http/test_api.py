@@ -153,6 +153,11 @@ def test_changes_are_told_from_where_one_began(client: httpx.Client) -> None:
     client.post(f"/v1/jobs/{sent.job_id}/cancel")
 
 
+def test_who_knows_more_changes_than_a_restored_store_has_is_told_where_it_is(client: httpx.Client) -> None:
+    told = client.get("/v1/changes", params={"after": 2**40}).json()
+    assert told["jobs"] == [] and 1 <= told["last"] < 2**40
+
+
 def test_lists_are_filtered_by_state_name_and_tenant(client: httpx.Client) -> None:
     client.put("/v1/tenants/filters", json={"weight": 2.0}).raise_for_status()
     (sent,) = submit(client, spec("filtered", gpus=8, queue={"tenant": "filters"}))

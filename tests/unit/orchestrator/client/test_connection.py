@@ -23,11 +23,18 @@ Answer = Callable[[httpx.Request], httpx.Response]
 
 
 class Talk:
-    """A connection to odd servers, and what has passed."""
+    """A connection to odd servers, and what has passed. `each_s`: how long each request but the first takes."""
 
-    def __init__(self, *answers: httpx.Response | Exception, token: str | None = None, patience_s: float = 5.0) -> None:
+    def __init__(
+        self,
+        *answers: httpx.Response | Exception,
+        token: str | None = None,
+        patience_s: float = 5.0,
+        each_s: float = 0.0,
+        find: Callable[[], str] | None = None,
+    ) -> None:
         self.requests: list[httpx.Request] = []
-        self.slept_s = 0.0
+        self.slept_s, self._each_s = 0.0, each_s
         self._answers = chain(answers, repeat(answers[-1]))
         self.connection = Connection(
             "http://127.0.0.1:1",
@@ -35,7 +42,8 @@ class Talk:
             token_from="of FLEETUNE_TOKEN",
             patience_s=patience_s,
             transport=httpx.MockTransport(self._answer),
-            clock=lambda: self.slept_s,
+            find=find,
+            clock=lambda: self.slept_s + self._each_s * (len(self.requests) - 1),
             sleep=self._sleep,
         )
 
@@ -144,6 +152,45 @@ def test_waiting_has_an_end() -> None:
     assert talk.slept_s == pytest.approx(5.0)
 
 
+def test_the_time_of_a_request_without_an_answer_counts_for_no_patience() -> None:
+    late = httpx.ReadTimeout("timed out")
+    talk = Talk(ok(), late, ok(), each_s=60.0)
+    talk.me()
+    assert talk.me().name == "anna" and len(talk.requests) == 3
+    talk = Talk(ok(), late, each_s=60.0)
+    talk.me()
+    with pytest.raises(NoServer, match=r"does not answer any more \(it took too long"):
+        talk.me()
+    assert len(talk.requests) == 3, "the second failure is later than the patience after the first one"
+
+
+def test_the_error_of_a_proxy_is_waited_out_after_the_server_has_answered() -> None:
+    def proxy(status: int) -> httpx.Response:
+        return httpx.Response(status, html="<html>nginx</html>")
+
+    talk = Talk(ok(), proxy(502), proxy(504), proxy(503), ok())
+    talk.me()
+    assert talk.me().name == "anna" and len(talk.requests) == 5
+    talk = Talk(ok(), proxy(502))
+    talk.me()
+    with pytest.raises(NoServer, match=r"does not answer any more \(a proxy said 502\)"):
+        talk.me()
+    assert talk.slept_s == pytest.approx(5.0)
+    talk = Talk(ok(), proxy(504))
+    talk.me()
+    with pytest.raises(NoServer, match="may have been done or not"):
+        talk.connection.post("/v1/jobs/a/cancel", Me)
+    assert len(talk.requests) == 2
+    with pytest.raises(NotAServer, match="it said 502"):
+        Talk(proxy(502)).me()
+
+
+def test_a_server_that_was_found_and_ends_before_the_first_request_is_found_again() -> None:
+    talk = Talk(REFUSED, ok(), find=lambda: "http://127.0.0.1:2")
+    assert talk.me().name == "anna"
+    assert [request.url.port for request in talk.requests] == [1, 2]
+
+
 def test_not_yet_ready_is_waited_for_and_then_said() -> None:
     talk = Talk(problem(503, "NotLeader", "nobody leads"))
     with pytest.raises(FleetuneError, match="nobody leads"):
@@ -188,7 +235,8 @@ def test_more_than_is_known_is_passed_over_and_less_is_said_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8400", "", "ftp://host", "http://", "http://h:99999", "http://h?x=1", "http://h:x"]
+    "url",
+    ["localhost:8400", "", "ftp://host", "http://", "http://h:99999", "http://h?x=1", "http://h:x", "http://[::1:8400"],
 )
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(InputError, match="is no URL of a server"):

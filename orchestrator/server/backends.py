@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,12 +15,14 @@ from cluster.capacity.inventory import Growth
 from cluster.errors import BackendUnreachable, InputError
 from cluster.ray.autoscaler import Autoscaler
 from orchestrator.http.auth import is_loopback
+from orchestrator.queue.records import Lease
 from orchestrator.queue.store import Store
 from orchestrator.service.context.context import Engine
 from orchestrator.service.context.identity import queue_id
 
 _DASHBOARD = "http://127.0.0.1:8265"
 _GCS_PORT = 6379  # Ray's default port
+_REPORTED_AFTER_S = 8.0  # `/api/cluster_status` is up to 5 s old, and workers end a moment after their driver
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
         backend = RayJobsBackend(
             dashboard,
             queue=queue_id(store),
-            own_use=lambda: held_by_node(store),
+            own_use=OwnUse(store),
             growth=grows.growth if grows is not None else Growth,
         )
         backend.inventory()
@@ -96,12 +100,28 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
     return Place(backend, "ray", f"Ray at {dashboard}", here, session if here else None, grows)
 
 
-def held_by_node(store: Store) -> Mapping[str, tuple[float, float]]:
-    """Return the (CPUs, GPUs) that held leases use on each node."""
-    held: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-    for lease in store.leases(held=True):
-        for node, workers in lease.placement:
-            cpus, gpus = held[node]
-            gang = lease.gang
-            held[node] = cpus + workers * gang.cpus_per_worker, gpus + workers * gang.gpus_per_worker
-    return held
+class OwnUse:
+    """What leases use on each node: those that are held, and those that were a moment ago.
+
+    Ray's report of what is used is older than the store, and what has just ended would count as use by others.
+    """
+
+    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store, self._clock = store, clock
+        self._lock = threading.Lock()
+        self._held_at: dict[Lease, float] = {}
+
+    def __call__(self) -> Mapping[str, tuple[float, float]]:
+        """Return (CPUs, GPUs) by node."""
+        with self._lock:
+            now_s = self._clock()
+            self._held_at |= dict.fromkeys(self._store.leases(held=True), now_s)
+            self._held_at = {lease: at_s for lease, at_s in self._held_at.items() if now_s - at_s <= _REPORTED_AFTER_S}
+            leases = list(self._held_at)
+        held: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
+        for lease in leases:
+            for node, workers in lease.placement:
+                cpus, gpus = held[node]
+                gang = lease.gang
+                held[node] = cpus + workers * gang.cpus_per_worker, gpus + workers * gang.gpus_per_worker
+        return held

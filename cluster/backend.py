@@ -117,7 +117,11 @@ class Backend(Protocol):
         """
 
     def output(self, submission: str, after: int = 0) -> bytes:
-        """Return up to 1 MiB of the program's stdout and stderr, from byte `after` on; empty if nothing is known."""
+        """Return up to 1 MiB of the program's stdout and stderr, from byte `after` on; empty if nothing is known.
+
+        Raises:
+            BackendUnreachable: the output exists, but cannot be read at the moment.
+        """
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         """Return those of these programs, which others have started, that are known to have ended."""

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from cluster.backend import MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_fence, check_launch
-from cluster.capacity.inventory import Inventory
-from cluster.errors import BackendUnreachable, LaunchRefused
+from cluster.capacity.inventory import Inventory, Node
+from cluster.errors import BackendUnreachable, LaunchRefused, MachinesFailed
 from cluster.local import supervisor as files
 from cluster.local.locks import try_lock
 from cluster.local.machine import this_machine
@@ -64,9 +64,18 @@ class LocalBackend:
     def inventory(self) -> Inventory:
         with self._answering():
             os.stat(self._known)
-            if self._inventory is None:
-                self._inventory = Inventory((this_machine(),))
-            return self._inventory
+            if self._inventory is not None:
+                return self._inventory
+            here = self._here()
+            if here.gpus:  # without GPUs ask again: their driver may not be loaded yet
+                self._inventory = Inventory((here,))
+            return Inventory((here,))
+
+    def _here(self) -> Node:
+        try:
+            return this_machine()
+        except MachinesFailed as error:
+            raise BackendUnreachable(str(error)) from error
 
     def fence(self, fence: int) -> None:
         with self._answering(), self._locked():
@@ -124,6 +133,8 @@ class LocalBackend:
             if folder is None or not (folder / files.OUTPUT).exists():
                 return b""
             with open(folder / files.OUTPUT, "rb") as file:
+                if after >= os.fstat(file.fileno()).st_size:  # the kernel refuses offsets near 2**63
+                    return b""
                 file.seek(after)
                 return file.read(MAX_OUTPUT_BYTES)
 

@@ -7,22 +7,42 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from cluster.capacity.inventory import Node
+from cluster.errors import MachinesFailed
 from cluster.local.memory import Memory, memory_here
+from cluster.settings import visible_gpus
 
+_LIST_GPUS = ["nvidia-smi", "-L"]
 _GPU_MEMORY = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]  # MiB, a line for each
-_GPU_LINE = re.compile(r"GPU \d+: (.+?) \(UUID")
+_GPU_LINE = re.compile(r"^GPU \d+: (.+?) \(UUID", re.MULTILINE)
+_UUID = re.compile(r"\(UUID: ([^)\s]+)\)")  # of GPUs, and of the MIG instances that follow each GPU
 _GPU_MODEL = re.compile(r"\w+\s+((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")  # as Ray reads it: "NVIDIA H100 80GB" is "H100"
 _ASK_GPUS_S = 20.0
+_NO_GPUS = frozenset({6, 9, 12})  # exit codes of nvidia-smi: no device, driver not loaded, no NVML library
 
 
 def this_machine() -> Node:
-    """Return the CPUs and GPUs that this process may use. GPUs are read from nvidia-smi, if it is installed."""
-    gpus = _GPU_LINE.findall(_asked(["nvidia-smi", "-L"]))
-    return Node(os.uname().nodename, len(os.sched_getaffinity(0)), len(gpus), _model(gpus[0]) if gpus else None)
+    """Return the CPUs and GPUs that this process may use, for which nvidia-smi and CUDA_VISIBLE_DEVICES count.
+
+    Raises:
+        MachinesFailed: nvidia-smi is installed and fails, so the number of GPUs is not known.
+    """
+    visible = visible_gpus()
+    listed = "" if visible == () else _asked(_LIST_GPUS)
+    models = _GPU_LINE.findall(listed)
+    count = len(models) if visible is None else _count(visible, len(models), _UUID.findall(listed))
+    return Node(os.uname().nodename, len(os.sched_getaffinity(0)), count, _model(models[0]) if count else None)
+
+
+def _count(visible: Sequence[str], gpus: int, uuids: Sequence[str]) -> int:
+    """Count the visible GPUs as CUDA does: up to the first name of no GPU. A UUID may be shortened."""
+    known = (int(name) < gpus if name.isdecimal() else any(uuid.startswith(name) for uuid in uuids) for name in visible)
+    return sum(takewhile(bool, known))
 
 
 @dataclass(frozen=True)
@@ -40,9 +60,12 @@ class Hardware:
 
 
 def hardware_here() -> Hardware:
-    """Return the hardware of this machine. With GPUs it takes a second."""
-    gpu = this_machine().accelerator_type
-    sizes = [int(line) for line in _asked(_GPU_MEMORY).split() if line.isdigit()] if gpu else []
+    """Return the hardware of this machine, whichever GPUs are visible. With GPUs it takes a second."""
+    gpu, sizes = None, list[int]()
+    with contextlib.suppress(MachinesFailed):
+        models = _GPU_LINE.findall(_asked(_LIST_GPUS))
+        gpu = _model(models[0]) if models else None
+        sizes = [int(line) for line in _asked(_GPU_MEMORY).split() if line.isdigit()] if gpu else []
     return Hardware(memory_here(), gpu, min(sizes, default=0) << 20)
 
 
@@ -59,13 +82,26 @@ def machine_name() -> str:
     return f"{os.uname().nodename} {boot.read_text()[:13]}" if boot.exists() else os.uname().nodename
 
 
-def _asked(command: list[str]) -> str:
-    """Return the output of nvidia-smi; empty if it is not installed or fails."""
-    if shutil.which(command[0]):
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_GPUS_S, check=True)
-            return done.stdout
-    return ""
+def _asked(command: Sequence[str]) -> str:
+    """Return the output of nvidia-smi; empty if it is not installed or finds no GPU. Raises MachinesFailed."""
+    if not shutil.which(command[0]):
+        return ""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ASK_GPUS_S, check=False)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise _failed(command, str(error)) from error
+    if done.returncode in _NO_GPUS:
+        return ""
+    if done.returncode:
+        raise _failed(command, f"exit code {done.returncode}: {(done.stderr or done.stdout).strip()[:500]}")
+    return done.stdout
+
+
+def _failed(command: Sequence[str], why: str) -> MachinesFailed:
+    return MachinesFailed(
+        f"the GPUs of this machine cannot be counted, because `{' '.join(command)}` fails ({why}). Repair the NVIDIA "
+        "driver, or set CUDA_VISIBLE_DEVICES to an empty value to use no GPU"
+    )
 
 
 def _model(name: str) -> str | None:

@@ -34,6 +34,7 @@ from cluster.ray.client import (
     OutputRetention,
     entries_to_delete,
     environment_like,
+    has_no_log,
     job_named,
     json_of,
     one_line,
@@ -190,8 +191,10 @@ class RayJobsBackend:
             file = f"node_id={job.driver_node_id}&filename=job-driver-{submission}.log"
             answer = client._do_request("GET", f"/api/v0/logs/file?{file}&lines=-1&timeout={_LOG_S}", stream=True)
             with contextlib.closing(answer):
-                if answer.status_code != 200:  # the node is gone, or nothing has been written
-                    return b""
+                if answer.status_code != 200:
+                    if has_no_log(answer.status_code, answer.text):
+                        return b""
+                    raise RuntimeError(f"status {answer.status_code} for the log of {submission}: {answer.text[:500]}")
                 rays_line = f"Running entrypoint for job {submission}: {job.entrypoint}\n".encode()
                 return program_output(answer.iter_content(1 << 16), rays_line, after)
 

@@ -17,6 +17,8 @@ _LOST_TYPES = frozenset(
     for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
 )
 _LONGEST_MESSAGE = 500
+# Ray's answers if a log does not exist: its node has not written it, or Ray has removed the node.
+_NO_LOG = ("A file is not found at", "Agent for node id")
 # Ray keeps one log of a job, with lines of its own. Most come first, but Ray may write the last one after the program
 # has begun. So the shell writes a mark before it starts the program, and Ray's line is removed wherever it is.
 WRITE_MARK = r"printf '\036\n'"  # for a shell
@@ -39,6 +41,15 @@ def json_of(client: Any, path: str) -> Any:
     if answer.status_code != 200:
         raise RuntimeError(f"status {answer.status_code} for {path}: {answer.text[:500]}")
     return answer.json()
+
+
+def has_no_log(status: int, text: str) -> bool:
+    """Whether Ray says that a log does not exist. Its other errors say that the log cannot be read at the moment.
+
+    Args:
+        text: body of the answer. Ray answers 500 both for a missing log and for failures.
+    """
+    return status == 404 or (status == 500 and text.startswith(_NO_LOG))
 
 
 def ray_client(dashboard: str, token: str | None, timeout_s: float) -> Any:

@@ -18,6 +18,7 @@ from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.run_files import RunFiles, records
 
 PART_BYTES = 256 << 10
+_MOST_BEGIN = 1 << 62  # behind the end of every file; the kernel refuses offsets near 2**63
 _MOST_OUTCOME_BYTES = 16 << 20  # large, because an outcome may contain a confusion matrix
 OUTPUT, LOGS = "output", "logs"
 _OUTPUT_OF = re.compile(r"output(?:-([1-9][0-9]{0,8}))?")
@@ -46,12 +47,13 @@ def part(context: ServiceContext, job: Job, source: str, after: int) -> LogPart:
         StorageError, BackendUnreachable: it cannot be read at the moment.
     """
     after = max(after, 0)
+    begin = min(after, _MOST_BEGIN)
     attempt = _attempt(job, source)
     if attempt is not None:
         submission, over = f"{job.job_id}-{attempt}", attempt < job.attempt or job.state not in HOLDS_A_LEASE
         # Read after the job's state: if the attempt is over, the output is complete.
-        return _cut(context.backend.output(submission, after), after, over, MAX_OUTPUT_BYTES)
-    content = _run_with(context, job, source).read(LOGS, f"{source}.log", after, PART_BYTES + 1)
+        return _cut(context.backend.output(submission, begin), after, over, MAX_OUTPUT_BYTES)
+    content = _run_with(context, job, source).read(LOGS, f"{source}.log", begin, PART_BYTES + 1)
     return _cut(content, after, job.state in ENDED, PART_BYTES)
 
 

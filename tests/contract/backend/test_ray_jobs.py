@@ -16,7 +16,7 @@ import pytest
 from cluster.backend import Launch, Phase
 from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray.backend import RayJobsBackend
-from cluster.ray.client import OutputRetention
+from cluster.ray.client import OutputRetention, has_no_log, ray_client
 from tests.support.backends import Machines, Program, machines
 from tests.support.gangs import FORKED
 from tests.support.processes import command_of, originals, processes_with, wait_for
@@ -157,3 +157,12 @@ def test_entries_of_attempts_that_are_over_are_deleted_and_no_name_is_started_tw
         assert launch.submission not in names()
     assert launch.submission not in {one.submission for one in backend.submissions()}
     assert backend.output(launch.submission) == b""
+
+
+def test_ray_says_of_a_log_that_it_does_not_exist(head: RayHead) -> None:
+    client = ray_client(head.dashboard, head.token, 60.0)
+    (node,) = RayJobsBackend(head.dashboard, token=head.token).inventory().nodes
+    for node_id in (node.node_id, "0" * len(node.node_id)):
+        path = f"/api/v0/logs/file?node_id={node_id}&filename=job-driver-nothing.log&lines=-1"
+        answer = client._do_request("GET", path)
+        assert has_no_log(answer.status_code, answer.text), (answer.status_code, answer.text)

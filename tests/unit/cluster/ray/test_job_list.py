@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.backend import Launch
-from cluster.errors import Fenced
+from cluster.errors import BackendUnreachable, Fenced
 from cluster.ray.backend import FENCE_KEY, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
 from cluster.ray.client import OutputRetention, entries_to_delete
 
@@ -22,6 +22,7 @@ class Dashboard:
     def __init__(self) -> None:
         self.jobs: dict[str, Any] = {}
         self.lists = self.rows = 0
+        self.log = (200, "")  # status and text of Ray's answer to a request for any log
 
     def list_jobs(self) -> list[Any]:
         self.lists += 1
@@ -42,6 +43,11 @@ class Dashboard:
         return self.jobs[name]
 
     def _do_request(self, method: str, endpoint: str, **_: Any) -> Any:
+        if endpoint.startswith("/api/v0/logs/"):
+            status, text = self.log
+            return SimpleNamespace(
+                status_code=status, text=text, iter_content=lambda size: [text.encode()], close=lambda: None
+            )
         return SimpleNamespace(status_code=200 if endpoint.removeprefix("/api/jobs/") in self.jobs else 404)
 
     def add(self, name: str, status: str, metadata: dict[str, str], ended_s: float | None = None) -> None:
@@ -52,6 +58,7 @@ class Dashboard:
             end_time=None if ended_s is None else int(ended_s * 1000),
             driver_exit_code=0,
             driver_node_id=None,
+            entrypoint="true",
             message="",
             error_type=None,
         )
@@ -150,3 +157,38 @@ def test_the_oldest_are_deleted_first_and_none_that_has_only_just_ended() -> Non
     keeping = OutputRetention(kept_s=700.0, most=3, least_s=250.0)
     found = entries_to_delete(ended_s, [*ended_s, "unknown"], {"helper"}, 10_000.0, keeping)
     assert found == ["helper", *(f"job{age}" for age in range(900, 250, -100))]
+
+
+def with_log(status: int, text: str) -> tuple[RayJobsBackend, str]:
+    dashboard = Dashboard()
+    dashboard.log = (status, text)
+    name = dashboard.add_ended(1, 60.0)
+    dashboard.jobs[name].driver_node_id = "aa"
+    return backend_on(dashboard), name
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (404, "404: Not Found"),
+        (500, "A file is not found at: /tmp/ray/session_1/logs/job-driver-old-1.log"),
+        (500, "Agent for node id: aa doesn't exist."),
+    ],
+)
+def test_a_log_that_does_not_exist_is_empty(status: int, text: str) -> None:
+    backend, name = with_log(status, text)
+    assert backend.output(name) == b""
+
+
+@pytest.mark.parametrize(
+    ("status", "text"),
+    [
+        (429, '{"result": false, "msg": "Max number of in-progress requests=100 reached."}'),
+        (500, "<AioRpcError of RPC that terminated with: status = StatusCode.UNAVAILABLE>"),
+        (503, "no healthy upstream"),
+    ],
+)
+def test_a_log_that_cannot_be_read_now_is_not_taken_for_an_empty_one(status: int, text: str) -> None:
+    backend, name = with_log(status, text)
+    with pytest.raises(BackendUnreachable, match=f"status {status} for the log of old-1"):
+        backend.output(name)

@@ -116,10 +116,11 @@ def test_half_a_character_waits_for_its_other_half(tmp_path: Path) -> None:
     assert (part.text, part.next) == ("a", 1)
 
 
-def test_behind_the_end_there_is_nothing_yet(tmp_path: Path) -> None:
+@pytest.mark.parametrize("after", [10**12, 2**63 - 1])
+def test_behind_the_end_there_is_nothing_yet(tmp_path: Path, after: int) -> None:
     of = with_log(tmp_path, b"short\n")
-    part = logs.part(context(), of, "driver", 10**12)
-    assert (part.text, part.next, part.ended) == ("", 10**12, False)
+    part = logs.part(context(), of, "driver", after)
+    assert (part.text, part.next, part.ended) == ("", after, False)
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,15 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
 from typing import NoReturn, TextIO
 
 from jobs.storage import files as storage
+
+_MOST_EARLIER_BYTES = 64 << 20  # kept of earlier attempts, because each attempt copies them once more
 
 
 def user_stream() -> TextIO:
@@ -35,7 +38,11 @@ class Console:
 def redirected_output(log: str) -> Iterator[None]:
     """Append everything that this process writes to stdout and stderr, native code included, to `log`.
 
-    For a log on a URL, a local file is written first and uploaded at the end.
+    For a log at a URL, a local file is written first. At the end it replaces the object, together with what the object
+    held: earlier attempts have written that, and readers may stand anywhere in it.
+
+    Raises:
+        StorageError: the log at a URL cannot be read or written.
     """
     with contextlib.ExitStack() as ending:
         if storage.is_local(log):
@@ -43,9 +50,25 @@ def redirected_output(log: str) -> Iterator[None]:
             os.makedirs(os.path.dirname(target), exist_ok=True)
         else:
             target = os.path.join(ending.enter_context(tempfile.TemporaryDirectory(prefix="fleetune-log-")), "log")
-            ending.callback(storage.put_file, target, log)
+            ending.callback(_append_object, target, log)
         with _redirected(target):
             yield
+
+
+def _append_object(written: str, log: str) -> None:
+    """Append a local file to an object. Of an object above `_MOST_EARLIER_BYTES` only its last lines stay."""
+    whole = f"{written}.whole"
+    with open(whole, "wb") as target:
+        if storage.exists(log):
+            with storage.open_read(log) as earlier:
+                excess = earlier.seek(0, os.SEEK_END) - _MOST_EARLIER_BYTES
+                earlier.seek(max(excess - 1, 0))
+                if excess > 0:
+                    earlier.readline()  # the rest of a line that is cut
+                shutil.copyfileobj(earlier, target)
+        with open(written, "rb") as new:
+            shutil.copyfileobj(new, target)
+    storage.put_file(whole, log)
 
 
 @contextlib.contextmanager

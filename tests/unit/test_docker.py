@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,6 +135,44 @@ def test_roles_of_the_services_are_cases_of_the_entrypoint() -> None:
     text = (DOCKER / "entrypoint.sh").read_text()
     assert text.count("exec ") == 4 and "set -eu" in text
     assert (DOCKER / "entrypoint.sh").stat().st_mode & 0o111
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Callable[[], str]:
+    """A start of a container: `serve` ends at once, and all other commands of fleetune are the real ones."""
+    home, programs = tmp_path / "home", tmp_path / "bin"
+    home.mkdir()
+    programs.mkdir()
+    fleetune = f'#!/bin/sh\n[ "$1" = serve ] && echo served || exec {BIN / "fleetune"} "$@"\n'
+    (programs / "fleetune").write_text(fleetune)
+    (programs / "fleetune").chmod(0o755)
+
+    def start() -> str:
+        env = {"PATH": f"{programs}:{BIN}:/usr/bin:/bin", "FLEETUNE_HOME": str(home), "HOME": str(home)}
+        done = subprocess.run([DOCKER / "entrypoint.sh", "serve"], env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (0, "served\n"), done.stderr
+        return done.stderr
+
+    return start
+
+
+def test_the_admin_s_token_is_made_once_and_no_start_fails_because_it_is_gone(
+    started: Callable[[], str], tmp_path: Path
+) -> None:
+    store, file = tmp_path / "home" / "queue.db", tmp_path / "home" / "admin-token"
+    assert f"the admin's token is in {file}" in started()
+    made = file.read_text()
+    assert made.startswith("ft_") and file.stat().st_mode & 0o077 == 0
+    assert started() == ""
+    file.rename(file.with_name("admin-token.new"))  # as if a start had been killed before the rename
+    started()
+    assert file.read_text() == made and not file.with_name("admin-token.new").exists()
+    file.unlink()
+    file.with_name("admin-token.new").touch()  # as if a start had been killed before it wrote the token
+    assert "the store has an admin's token" in started() and not file.exists()
+    subprocess.run([BIN / "fleetune", "tokens", "revoke", "admin", "--store", store], check=True, capture_output=True)
+    started()
+    assert file.read_text().startswith("ft_") and file.read_text() != made
 
 
 def test_ray_asks_every_service_for_its_token_which_is_a_secret_file() -> None:

@@ -88,7 +88,8 @@ class _Admission:
     ) -> None:
         self._context, self._caller = context, caller
         self._tenants = {tenant.name: tenant for tenant in context.store.tenants()}
-        self._readable = Readable(context.shared, context.shares_files, packages, context.protocols)
+        same_user = context.engine != "ray"  # Ray may run as another user, which alone may write where its jobs run
+        self._readable = Readable(context.shared, context.shares_files, packages, context.protocols, same_user)
         names = frozenset(name for value in specs if isinstance(name := value.get("name"), str))
         self._parents = Parents(context.store, caller, names)
         self._too_large = functools.cache(self._find_too_large)

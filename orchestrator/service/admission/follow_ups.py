@@ -52,6 +52,7 @@ def _submit(context: ServiceContext, job: Job) -> None:
 def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
     """Make the job that follows one that has ended. It has no follow-up itself."""
     on_end, environment, queue = OnEnd.model_validate_json(job.on_end), _told(job), spec.get("queue") or {}
+    base = spec["base"] if job.kind == "sweep" else spec
     command = on_end.command or (*python, "-m", "jobs.webhook")
     if on_end.webhook is not None:
         environment |= {"FLEETUNE_WEBHOOK_URL": on_end.webhook, "FLEETUNE_WEBHOOK_BODY": json.dumps(_body(job))}
@@ -59,7 +60,7 @@ def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
         kind="command",
         name=job.name[: _LONGEST_NAME - len(_END)] + _END,
         command=command,
-        working_dir=spec.get("working_dir"),
+        working_dir=base.get("working_dir"),
         env=environment,
         queue=Queue(tenant=job.tenant, priority=job.priority, secrets=tuple(queue.get("secrets") or ())),
     )

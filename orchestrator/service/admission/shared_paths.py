@@ -23,6 +23,7 @@ from jobs.storage import without_links as beneath
 from orchestrator.queue.tenants import Tenant
 from orchestrator.service.roots import outside, root_of
 
+_LEFT_TO_THE_JOB = (errno.ELOOP, errno.ENOTDIR)  # the path is behind a link, or below a file
 _HUB_ID = re.compile(r"(?=.*\w)[\w-][\w.-]*(/[\w-][\w.-]*)?")  # for example meta-llama/Llama-3.2-1B
 
 
@@ -48,16 +49,18 @@ class Readable:
         one_machine: bool,
         packages: Sequence[str] = (),
         protocols: Collection[str] = (),
+        same_user: bool = True,
     ) -> None:
         """
         Args:
+            same_user: the workers run as the user of this process. Otherwise, it cannot tell where they may write.
             packages: folders that Ray unpacks on each worker; files written there are lost.
             protocols: protocols that the administrator allows in addition to `locations.PROTOCOLS`.
         """
         self._protocols = protocols
         self._shared = tuple(os.path.normpath(root) for root in shared)
         self._packages = tuple(os.path.normpath(root) for root in packages)
-        self._one_machine = one_machine
+        self._one_machine, self._same_user = one_machine, same_user
         self._problem = functools.cache(self._look)
 
     def problems(self, spec: AnySpec, tenant: Tenant | None = None) -> Iterator[InputError]:
@@ -93,8 +96,11 @@ class Readable:
             return None  # the workers see the shared folder, and this machine does not
         if roots is not None:
             own = root_of(path, roots)  # None for a working_dir, which roots do not limit
-            return _problem_below(own.removeprefix("file://"), path, is_written) if own is not None else None
-        return _cannot_be_written(path) if is_written else _is_not_there(field, path)
+            if own is None:
+                return None
+            own = own.removeprefix("file://")
+            return _not_written_below(own, path, self._same_user) if is_written else _not_read_below(own, path)
+        return _cannot_be_written(path, self._same_user) if is_written else _is_not_there(field, path)
 
     def _elsewhere(self, field: str, path: str) -> str:
         seen = f" Paths that all machines see begin with {' or '.join(self._shared)}." if self._shared else ""
@@ -152,33 +158,40 @@ def _not_writable(path: str) -> str:
     return f"{path} cannot be written to: give a directory, or the path of one that can be made"
 
 
-def _cannot_be_written(path: str) -> str | None:
+def _cannot_be_written(path: str, same_user: bool) -> str | None:
     """Return a problem unless the path is a directory, or can be created, as far as this process can tell."""
     there = path
     while not os.path.lexists(there):
         there = os.path.dirname(there)
-    fits = os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
+    fits = os.path.isdir(there) and (not same_user or os.access(there, os.W_OK | os.X_OK))
     return None if fits else _not_writable(path)
 
 
-def _problem_below(root: str, path: str, is_written: bool) -> str | None:
+def _not_read_below(root: str, path: str) -> str | None:
     """Check a path below a tenant's root without following links. Paths behind a link are not checked."""
-    path = path if is_written else _before_glob(path)
-    names = tuple(os.path.relpath(path, root).split("/")) if path != os.path.normpath(root) else ()
     try:
-        if is_written:
-            return None if _has_writable_part(root, names) else _not_writable(path)
-        with beneath.opened(root, names, os.O_RDONLY | os.O_NONBLOCK):
+        with beneath.opened(root, _names_below(root, _before_glob(path)), os.O_RDONLY | os.O_NONBLOCK):
             return None
     except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENOTDIR):  # behind a link, or below a file: left to the job
-            return None
-        return _not_writable(path) if is_written else _not_there(path)
+        return None if error.errno in _LEFT_TO_THE_JOB else _not_there(path)
 
 
-def _has_writable_part(root: str, names: Sequence[str]) -> bool:
-    """Whether the deepest existing directory of the path can be written. Raises OSError."""
+def _not_written_below(root: str, path: str, same_user: bool) -> str | None:
+    """Like `_not_read_below`, for a path that the workers write."""
+    try:
+        return None if _has_writable_part(root, _names_below(root, path), same_user) else _not_writable(path)
+    except OSError as error:
+        hidden = isinstance(error, PermissionError) and not same_user
+        return None if hidden or error.errno in _LEFT_TO_THE_JOB else _not_writable(path)
+
+
+def _names_below(root: str, path: str) -> tuple[str, ...]:
+    return tuple(os.path.relpath(path, root).split("/")) if path != os.path.normpath(root) else ()
+
+
+def _has_writable_part(root: str, names: Sequence[str], same_user: bool) -> bool:
+    """Whether the deepest existing directory of the path can be written, as far as is known. Raises OSError."""
     for depth in range(len(names), -1, -1):
         with contextlib.suppress(FileNotFoundError), beneath.opened(root, names[:depth]) as handle:
-            return os.access(".", os.W_OK | os.X_OK, dir_fd=handle)
+            return not same_user or os.access(".", os.W_OK | os.X_OK, dir_fd=handle)
     return False

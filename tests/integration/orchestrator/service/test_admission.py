@@ -311,6 +311,18 @@ def test_on_other_machines_only_shared_folders_and_urls_are_read(tmp_path: Path)
     world.close()
 
 
+@pytest.mark.parametrize(("engine", "roots"), [("ray", False), ("ray", True), ("local", False), ("local", True)])
+def test_a_folder_that_only_the_user_of_ray_may_write_is_refused_without_ray(
+    engine: str, roots: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode, **_: not mode & os.W_OK)  # mode bits do not bind root
+    world = ServiceWorld(8, engine=engine, shared=(str(tmp_path),))
+    world.store.put_tenant(Tenant("a", restrictions=Restrictions(roots=(str(tmp_path),) if roots else None)), START_S)
+    spec = finetune(storage_path=str(tmp_path / "runs"), data=str(tmp_path))
+    assert len(world.admit(spec)) == 1 if engine == "ray" else "cannot be written" in refused(world, spec)[1]
+    world.close()
+
+
 @pytest.mark.parametrize("field", ["storage_path", "model", "data"])
 @pytest.mark.parametrize("protocol", sorted({*fsspec.available_protocols(), "HTTP", "S3"} - set(PROTOCOLS)))
 def test_a_protocol_that_is_not_allowed_is_refused(world: ServiceWorld, field: str, protocol: str) -> None:

@@ -114,7 +114,7 @@ class Store(Protocol):
 
         Raises:
             UnknownJob: the job does not exist.
-            JobEnded: the job has ended.
+            JobEnded: the job has ended, or it is stopping because it was cancelled and is to run or to wait.
         """
 
     def retry(self, job_id: str, now_s: float, by: str) -> Job:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, bindparam, literal_column, select, text, upda
 
 from orchestrator.queue.errors import JobEnded, NotEnded, UnknownJob, UnreadableJob
 from orchestrator.queue.records import Job, Measured, QueueEvent
-from orchestrator.queue.states import ENDED, State
+from orchestrator.queue.states import ENDED, DesiredState, Reason, State
 from orchestrator.queue.store import Change, Filter
 from orchestrator.queue.wording import HAS_ENDED
 from orchestrator.store import events as history
@@ -92,11 +92,16 @@ def unknown(connection: Connection, job_id: str, more: str = "") -> UnknownJob:
     return UnknownJob.named(job_id, more=more)
 
 
+_GO_ON = frozenset({DesiredState.RUN, DesiredState.PAUSE})
+
+
 def ask(connection: Connection, job_id: str, change: Change, now_s: float, by: str) -> Job:
     numbers = take(connection, changes=1, events=1)
     job = get(connection, job_id)
     if job.state in ENDED:
         raise JobEnded(f"job {job_id} {HAS_ENDED[job.state]}: it is too late for that")
+    if job.state is State.STOPPING and job.reason is Reason.CANCELLED and change.wanted in _GO_ON:
+        raise JobEnded(f"job {job_id} is ending, because it was cancelled: retry it once it has ended")
     job = steps.asked(job, change, now_s, numbers.change + 1, parents_ended_s(connection, [job]).get(job_id, 0.0))
     write(connection, [job], ASKED)
     history.add(connection, [_asked(job_id, change, now_s, by)], numbers.event)

@@ -113,12 +113,14 @@ def _move(model: Model, what: str, way: Any, *rest: Any) -> Transition | None:
 
 
 def _ask(store: Store, model: Model, now_s: float, wanted: DesiredState, priority: int | None) -> None:
+    is_cancelled = model.state is State.STOPPING and model.reason is Reason.CANCELLED
+    is_too_late = model.state in ENDED or (is_cancelled and wanted is not DesiredState.CANCEL)
     try:
         store.ask(model.job_id, Change(wanted, priority), now_s, "anna")
     except QueueError:
-        assert model.state in ENDED
+        assert is_too_late
         return
-    assert model.state not in ENDED
+    assert not is_too_late
     if model.state is State.QUEUED and wanted not in (None, model.wanted):
         model.wait(now_s)
         model.since_s = now_s

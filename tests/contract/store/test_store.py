@@ -198,6 +198,17 @@ def test_it_is_too_late_to_ask_anything_of_a_job_that_has_ended(store: Store) ->
     assert store.job(job.job_id) == job
 
 
+@pytest.mark.parametrize("wanted", [DesiredState.RUN, DesiredState.PAUSE])
+def test_a_cancelled_job_that_is_stopping_cannot_go_on(store: Store, wanted: DesiredState) -> None:
+    job = go(store, submit(store), *RUN, State.STOPPING, reason=Reason.CANCELLED)
+    with pytest.raises(JobEnded, match="is ending, because it was cancelled: retry it once it has ended"):
+        store.ask(job.job_id, Change(wanted=wanted), START_S, "bert")
+    assert store.job(job.job_id) == job
+    assert store.ask(job.job_id, Change(wanted=DesiredState.CANCEL, priority=3), START_S, "bert").priority == 3
+    preempted = go(store, submit(store), *RUN, State.STOPPING, reason=Reason.PREEMPTED)
+    assert store.ask(preempted.job_id, Change(wanted=wanted), START_S, "bert").wanted is wanted
+
+
 def test_a_job_is_put_back_with_fresh_budgets(store: Store) -> None:
     job = go(store, submit(store), *RUN, State.STOPPING, State.QUEUED, reason=Reason.NODE_LOST)
     job = go(store, job, *RUN, State.STOPPING, State.FAILED, reason=Reason.RUN_FAILED, now_s=START_S + 10.0)

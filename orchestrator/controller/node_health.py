@@ -66,6 +66,12 @@ def added(incidents: Sequence[Incident], found: Iterable[Incident], now_s: float
     return [one for one in every if now_s - one.at_s <= WITHIN_S][-_MOST_KEPT:]
 
 
+def without(incidents: Iterable[Incident], nodes: Collection[str]) -> list[Incident]:
+    """Return the incidents as far as they count against other nodes."""
+    left = (replace(one, nodes=tuple(node for node in one.nodes if node not in nodes)) for one in incidents)
+    return [one for one in left if one.nodes]
+
+
 def suspects(incidents: Iterable[Incident], now_s: float, reported: Iterable[Incident] = ()) -> Mapping[str, str]:
     """Return nodes that have failed often enough, each with the evidence in one line.
 
@@ -122,6 +128,7 @@ class NodeWatch:
         self._store, self._go_on = store, go_on
         self._incidents = loaded(store.facts().get(FACT, ""))
         self._reported: list[Incident] = []
+        self._ordered: frozenset[str] = frozenset()  # names of nodes under an order, in the last pass
         self._read_at_s = -math.inf
         self._present: frozenset[str] = frozenset()
         self._gone: dict[str, float] = {}  # id -> time at which it disappeared
@@ -155,11 +162,15 @@ class NodeWatch:
     def suspect(self, inventory: Inventory, rules: Sequence[NodeRule], now_s: float) -> None:
         """Cordon nodes that fail repeatedly, but never the last one.
 
-        The incidents of such a node are then forgotten, so that it starts anew once somebody lets it work again.
+        The incidents of a node under an order are forgotten, so that it starts anew once somebody lets it work again.
         """
-        labels, named = inventory.labels, {rule.node_id for rule in rules}
+        labels, named = inventory.labels, frozenset(rule.node_id for rule in rules)
         closed = {labels[node] for node in rules_by_node(rules, inventory.nodes)}
+        if named != self._ordered:
+            self._read_at_s = -math.inf  # reports from before the end of an order must not count after it
         self._read_reported(now_s)
+        self._forget(named | self._ordered)
+        self._ordered = named
         for node, evidence in suspects(self._incidents, now_s, self._reported).items():
             others = [one for one in inventory.nodes if one.usable and labels[one.node_id] not in closed | {node}]
             if node in named or node in closed or not others:
@@ -171,9 +182,15 @@ class NodeWatch:
             data = {"node": node, "by": BY, "attempts": under}
             said = f"{node} takes nothing new: it {evidence}"
             self._store.add_events([QueueEvent(now_s, NodeOrder.CORDON.value, said, data=data)])
-            self._keep([one for one in self._incidents if node not in one.nodes])
-            known = loaded(self._store.facts().get(REPORTED, ""))
-            self._reported = [one for one in known if node not in one.nodes]
+            self._forget({node})
+
+    def _forget(self, nodes: Collection[str]) -> None:
+        """Forget the incidents of these nodes, which are given by name."""
+        if any(node in nodes for one in self._incidents for node in one.nodes):
+            self._keep(without(self._incidents, nodes))
+        if any(node in nodes for one in self._reported for node in one.nodes):
+            self._go_on()
+            self._reported = without(loaded(self._store.facts().get(REPORTED, "")), nodes)
             self._store.put_facts({REPORTED: dumped(self._reported)})
 
     def _read_reported(self, now_s: float) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.testing import FakeBackend
 from orchestrator.api import NodeOrderSent
-from orchestrator.controller.node_health import BY
+from orchestrator.controller.node_health import BY, REPORTED, Incident, dumped, loaded
 from orchestrator.queue.records import NodeOrder
 from orchestrator.queue.states import State
 from orchestrator.service import nodes
@@ -65,6 +67,35 @@ def test_a_node_that_was_lost_three_times_gets_nothing_new_and_why_says_so() -> 
     nodes.order(world.context, view.node_id, NodeOrderSent(order="use", reason="new disk"), ANYBODY)
     world.passes(20)
     assert world.store.node_rules() == [] and world.job(waits[0].job_id).state is State.RUNNING
+    world.close()
+
+
+def test_an_order_that_is_withdrawn_resets_the_count() -> None:
+    world = a_world()
+    world.submit(*(new(f"job-{number}", 8) for number in range(3)))
+    world.passes(3)
+    break_down(world, world.backend, "gpu-1", 2)
+    for order in ("cordon", "use"):
+        (node,) = [node.node_id for node in world.backend.inventory().nodes if node.name == "gpu-1"]
+        nodes.order(world.context, node, NodeOrderSent(order=order, reason="new cable"), ANYBODY)
+        world.passes(3)
+    break_down(world, world.backend, "gpu-1", 2)
+    assert world.store.node_rules() == []
+    break_down(world, world.backend, "gpu-1", 1)
+    assert [(rule.node_id, rule.by) for rule in world.store.node_rules()] == [("gpu-1", BY)]
+    world.close()
+
+
+def test_reports_from_before_the_end_of_an_order_do_not_count_after_it() -> None:
+    world = a_world()
+    world.passes(3)
+    nodes.order(world.context, "n1", NodeOrderSent(order="drain", reason=""), ANYBODY)
+    world.passes(1)
+    reports = [Incident(world.clock(), ("gpu-1", "gpu-2"), f"job-{number}-1") for number in range(2)]
+    world.store.put_facts({REPORTED: dumped(reports)})
+    nodes.order(world.context, "n1", NodeOrderSent(order="use", reason="new GPU"), ANYBODY)
+    world.passes(1)
+    assert loaded(world.store.facts()[REPORTED]) == [replace(one, nodes=("gpu-2",)) for one in reports]
     world.close()
 
 

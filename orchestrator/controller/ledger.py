@@ -171,8 +171,15 @@ def _row(job: Job, nodes: NodePlaces, nominated: NodePlaces, now_s: float, spent
         job.interruption_cost_s,
         nodes,
         job.after,
-        job.usable_sizes,
+        _sizes(job, spent),
     )
+
+
+def _sizes(job: Job, spent: Container[str]) -> tuple[int, ...]:
+    """Return the numbers of workers that an elastic job may have: no more than now once the GPU-hours are used up."""
+    if job.gang.gpus_per_worker and job.tenant in spent:
+        return tuple(size for size in job.usable_sizes if size <= job.gang.num_workers)
+    return job.usable_sizes
 
 
 def _state(job: Job, nodes: NodePlaces, spent: Container[str]) -> int:

@@ -52,7 +52,7 @@ def entitlements(snapshot: Snapshot, score: Floats, priority_class: NDArray[np.i
 class Limits:
     """What each tenant may still take, while a plan is made.
 
-    What a tenant's limit stops keeps that limit (`keep`): later jobs of the tenant that count towards it do not overtake.
+    A job that its tenant's limit stops keeps that limit (`keep`): no later job that counts towards it overtakes.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:

@@ -100,7 +100,7 @@ def _by_share(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
 def _by_expected(snapshot: Snapshot, policy: Policy, weight: Floats) -> Floats:
     """Shortest remaining time first, as runs measure it; docs/decisions/0015 explains the weights and the guard."""
     jobs = snapshot.jobs
-    told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, policy.untold_s), jobs.remaining_s)
+    told = np.minimum(jobs.most_left_s, np.where(np.isnan(jobs.remaining_s), policy.untold_s, jobs.remaining_s))
     return np.maximum(told, _LEAST_S) * shares(snapshot, policy)[jobs.tenant] / weight
 
 

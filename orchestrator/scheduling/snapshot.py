@@ -84,9 +84,8 @@ class Snapshot:
 
     @cached_property
     def left_s(self) -> Floats:
-        """[rows]; upper bound of each job's remaining time: measured, else declared, else inf."""
-        jobs = self.jobs
-        return np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
+        """[rows]; upper bound of each job's remaining time: as measured and at most as declared; inf: neither is."""
+        return np.fmin(self.jobs.remaining_s, self.jobs.most_left_s)
 
     @cached_property
     def ends_s(self) -> Floats:

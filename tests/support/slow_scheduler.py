@@ -69,9 +69,8 @@ class Standings:
             return float((jobs.attained_s[row] + running) * size >= policy.attained_level_s)
         if policy.order is RankBy.SUBMITTED:
             return 0.0
-        expected = float(jobs.remaining_s[row])
-        if math.isnan(expected):
-            expected = min(float(jobs.most_left_s[row]), policy.untold_s)
+        measured = float(jobs.remaining_s[row])
+        expected = min(float(jobs.most_left_s[row]), policy.untold_s if math.isnan(measured) else measured)
         return float(max(expected, 60.0) * self._share(over, tenant) / size**policy.size_exponent)
 
     def _share(self, over: dict[int, float], tenant: int) -> float:
@@ -276,7 +275,8 @@ class _SlowPass:
 
     def end_of(self, row: int) -> float:
         left = float(self.jobs.remaining_s[row])
-        return self.snapshot.now_s + (float(self.jobs.most_left_s[row]) if math.isnan(left) else left)
+        most = float(self.jobs.most_left_s[row])
+        return self.snapshot.now_s + (most if math.isnan(left) else min(left, most))
 
     def allowed(self, row: int) -> list[str | None] | None:
         """Types that the tenant's limit leaves, and earlier jobs of the tenant that wait for it."""

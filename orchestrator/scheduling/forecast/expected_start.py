@@ -83,7 +83,7 @@ def _left_s(snapshot: Snapshot, ran_s: Sequence[float]) -> Floats:
     draw = (np.arange(jobs.rows) * _GOLDEN + 0.5) % 1.0
     like = past[np.minimum((from_ + draw * (len(past) - from_)).astype(int), len(past) - 1)]
     guess = np.where(from_ < len(past), like - done, done)  # longer than every past run: assume as much again
-    told = np.where(np.isnan(jobs.remaining_s), np.minimum(jobs.most_left_s, guess), jobs.remaining_s)
+    told = np.minimum(jobs.most_left_s, np.where(np.isnan(jobs.remaining_s), guess, jobs.remaining_s))
     return np.maximum(told, _LEAST_S)
 
 

@@ -88,13 +88,27 @@ def _kinds_if_shrunk(builder: PlanBuilder, row: int, victim: int) -> frozenset[i
 
 
 def _who_waits(builder: PlanBuilder) -> tuple[bool, set[int]]:
-    """Return whether a job still waits for slots, and the tenants that have a job waiting for their limit."""
+    """Return whether a job still waits for jobs to end, and the tenants that have a job waiting for their limit."""
     started = {one.row for one in builder.decisions if isinstance(one, Start)}
     rows = builder.snapshot.waiting.nonzero()[0].tolist()
     rows += [one.row for one in builder.decisions if isinstance(one, Interrupt)]
     left = [row for row in rows if row not in started]
-    at_limit = [row for row in left if builder.kinds(row) == NOWHERE]
-    return len(left) > len(at_limit), {int(builder.jobs.tenant[row]) for row in at_limit}
+    at_limit = {row for row in left if builder.kinds(row) == NOWHERE}
+    waits = _any_fits_without_jobs(builder, [row for row in left if row not in at_limit])
+    return waits, {int(builder.jobs.tenant[row]) for row in at_limit}
+
+
+def _any_fits_without_jobs(builder: PlanBuilder, rows: Sequence[int]) -> bool:
+    """Whether one of these jobs would have room if no job ran. Others wait for nodes that are not there."""
+    if not rows:
+        return False
+    snapshot = builder.snapshot
+    empty = snapshot.cluster.copy()
+    for row in snapshot.running.nonzero()[0].tolist():
+        gang = snapshot.jobs.gang_of(row)
+        empty.release(row, gang, placement_of(row, gang, snapshot.cluster))
+    free = FreeSlots(empty)
+    return any(free.place(gang) is not None for gang in {builder.jobs.gang_of(row) for row in rows})
 
 
 def _put_larger(builder: PlanBuilder, row: int, placement: Placement, terms_of: TermsOf, runs: bool = False) -> bool:

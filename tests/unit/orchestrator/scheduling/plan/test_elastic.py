@@ -96,7 +96,8 @@ def test_it_grows_when_nobody_waits_and_it_pays() -> None:
     assert decided(nodes(8), [replace(a, left_s=150.0)]) == []  # 3/4 of which are less than twice 60 s
     assert decided(nodes(8), [replace(a, on={0: 8}, gpus=8)]) == []
     assert decided(nodes(8), [a], replace(DEFAULT, preemption=False)) == []
-    assert decided(nodes(8), [a, Job("wide", 16)]) == []
+    assert decided(nodes(8), [a, Job("x", 2, on={0: 2}, preemptible=False), Job("wide", 8)]) == []
+    assert decided(nodes(8), [a, Job("never", 16)]) == ["a stops: resized", "a 0:8"]
     assert decided(nodes(8), [a, Job("held", 16, held=True)]) == ["a stops: resized", "a 0:8"]
 
 
@@ -128,7 +129,7 @@ def test_one_that_takes_only_cpus_of_a_node_with_gpus_grows_there_and_shrinks_fo
     larger = elastic("a", 2, 4, on={0: 4}, gpus_per_worker=0, left_s=HOUR)
     assert decided(nodes(8, cpus=5), [larger, Job("b", 3)]) == ["a stops for b: resized", "b 0:3", "a 0:2"]
     assert decided(nodes(8, cpus=3), [by_cpu]) == []
-    assert decided(nodes(8), [by_cpu, Job("b", 16)]) == []
+    assert decided(nodes(8), [by_cpu, Job("x", 2, on={0: 2}, preemptible=False), Job("b", 8)]) == []
 
 
 def test_one_on_a_node_that_is_not_seen_is_left_alone() -> None:

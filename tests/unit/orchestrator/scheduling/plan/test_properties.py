@@ -136,7 +136,7 @@ def test_whoever_passes_a_blocked_gang_is_gone_when_its_nodes_are_reserved(one: 
     if made.reservation is None:
         return
     standings, jobs = Standings(before, policy), before.jobs
-    left_s = np.where(np.isnan(jobs.remaining_s), jobs.most_left_s, jobs.remaining_s)
+    left_s = np.fmin(jobs.remaining_s, jobs.most_left_s)
     for start in [one for one in made.decisions if isinstance(one, Start)]:
         passes = standings.order([start.row, made.reservation.row])[1] == start.row
         if passes and {node for node, _ in start.placement} & set(made.reservation.nodes):

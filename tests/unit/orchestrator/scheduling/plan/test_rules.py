@@ -356,7 +356,7 @@ WAS_WRONG = {
     "a claim on one type that finds nothing does not stop a claim on any": (
         AB, [Job("b", 4, on={0: 4}, tenant=1), Job("c", 4, on={1: 4}, tenant=2), Job("one", 4), Job("two", 4)],
         ["stop c", "start two on 1"], DEFAULT,
-        {"tenants": (Tenant("a", guaranteed=(("A", 4), (None, 4))), Tenant("b", guaranteed=((None, 4),)), Tenant("c"))}),
+        {"tenants": (Tenant("a", guaranteed=(("A", 4), (None, 4))), OWED_4[1], Tenant("c"))}),
     "each tenant has a claim of its own": (
         nodes(8), [Job("a", 8, on={0: 8}, left_s=HOUR), Job("a2", 4, left_s=HOUR), Job("b", 4, tenant=1, left_s=HOUR)],
         ["stop a", "start a2 on 0", "start b on 0"], DEFAULT, {"tenants": OWED_4}),
@@ -410,3 +410,12 @@ def test_no_more_is_interrupted_than_a_gang_on_several_nodes_needs() -> None:
     a, b = Job("a", 10, on={0: 8, 1: 2}, left_s=5 * HOUR), Job("b", 6, on={1: 6}, left_s=LONG)
     # After that a, of less index, may take b's place.
     assert decided(nodes(8, 8, 4), [a, b, Job("gang", 10)])[:2] == ["stop a", "start gang on 0:8 1:2"]
+
+
+def test_what_was_declared_bounds_what_is_measured() -> None:
+    """A run that measures twenty hours is stopped after the hour that it may still have."""
+    measured = Job("runs", 8, on={0: 8}, preemptible=False, left_s=20 * HOUR, most_left_s=HOUR)
+    gang, short = Job("gang", 16, priority=1), Job("short", 8, preemptible=False, left_s=2 * HOUR)
+    made = plan(snapshot(nodes(8, 8), [measured, gang, short]), DEFAULT)
+    assert made.decisions == () and made.reservation is not None
+    assert made.reservation.at_s == pytest.approx(snapshot(nodes(8), []).now_s + HOUR)

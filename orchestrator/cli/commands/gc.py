@@ -12,6 +12,11 @@ from jobs.run.find import storage_root
 from orchestrator.cli.options import Json, Storage, duration_s, size_bytes
 from orchestrator.gc.values import Bounds, Held
 
+_NO_SERVER = (
+    "No server is known on this machine, so the runs that jobs of a queue need are not kept. If a queue uses this "
+    "storage, set FLEETUNE_URL to its server. --no-server leaves this note out."
+)
+
 
 def gc(
     storage: Storage = None,
@@ -43,8 +48,7 @@ def gc(
     --max-size removes the checkpoints of succeeded runs first, then those of other runs, then whole runs. A model is
     removed only together with its run.
     """
-    from orchestrator.client.discovery import recorded_url
-    from orchestrator.gc.needed import needed_by_queue
+    from orchestrator.gc.needed import needed_by_queue, url_to_ask
     from orchestrator.gc.plan import plan_gc
     from orchestrator.gc.remove import carry_out
     from orchestrator.gc.scan import look
@@ -61,8 +65,10 @@ def gc(
         raise InputError("--storage is empty: is a shell variable not set?")
     root, now_s = storage_root(storage), time.time()
     found = look(root, now_s)
-    url = recorded_url() if bounds.any and not no_server else None
+    url = url_to_ask() if bounds.any and not no_server else None
     held = Held() if url is None else needed_by_queue(url, {run.name for run in found.runs})
+    if url is None and bounds.any and not no_server:
+        typer.echo(_NO_SERVER, err=True)
     plan = plan_gc(found, bounds, now_s, held)
     if not json_:
         typer.echo(gcpage.page(plan, found, bounds, now_s))

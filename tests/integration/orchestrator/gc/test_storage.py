@@ -125,7 +125,7 @@ def test_dry_run_says_exactly_what_the_real_one_then_does(root: str) -> None:
 def test_only_checkpoints_go_and_the_model_stays(root: str) -> None:
     paths = make_run(root, "a", 40)
     done = fleetune_gc(root, "--older-than", "30d", "--checkpoints-only", "--json")
-    told = json.loads(done.output)
+    told = json.loads(done.stdout)
     assert [(one["goes"], one["freed"]) for one in told["runs"]] == [("checkpoints", 2004)] and told["removed"] == 2004
     assert committed_steps(paths) == [] and not storage.exists(paths.checkpoints)
     assert storage.exists(paths.spec) and storage.list_names(paths.model) == ["model.safetensors"]
@@ -352,6 +352,46 @@ def test_what_jobs_of_the_queue_need_stays(root: str) -> None:
     assert "job j-1 has not ended" in done.output and "job j-2 starts from it" in done.output
     assert committed_steps(owned) == [10, 20] and committed_steps(parent) == [] == committed_steps(before)
     assert not storage.exists(other.root)
+
+
+def test_runs_that_parents_of_jobs_have_left_stay(root: str) -> None:
+    read, started, other = (make_run(root, name, 40) for name in ("read", "started", "other"))
+    jobs = {"jobs": [job(kind="command", after=("p-1",)), job(job_id="j-2", after=("p-1", "p-2"))], "next": None}
+    answers = {
+        "jobs/j-2/spec": {"model": {"path": "/m"}},
+        "jobs/p-1": job(job_id="p-1", state=State.SUCCEEDED, run=read.root),
+        "jobs/p-2": job(job_id="p-2", state=State.SUCCEEDED, run=started.root),
+    }
+    with queue(me=ME, jobs=jobs, **answers) as url:
+        done = fleetune_gc(root, "--older-than", "30d", FLEETUNE_URL=url)
+    assert done.exit_code == 0 and run_names(root) == sorted([read.name, started.name]), done.output
+    assert "job j-1 comes after it" in done.output and "job j-2 comes after it" in done.output
+    assert committed_steps(read) == [10, 20] and committed_steps(started) == []
+    assert not storage.exists(other.root)
+
+
+def test_a_server_at_the_usual_address_is_asked_although_nothing_names_it(
+    root: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owned, other = make_run(root, "owned", 40), make_run(root, "other", 40)
+    with queue(me=ME, jobs={"jobs": [job(kind="command", run=owned.root)], "next": None}) as url:
+        monkeypatch.setattr("orchestrator.gc.needed.USUAL_URL", url)
+        done = fleetune_gc(root, "--older-than", "30d")
+    assert done.exit_code == 0 and run_names(root) == [owned.name], done.output
+    assert "No server is known" not in done.stderr and not storage.exists(other.root)
+    with queue() as url:  # it does not tell its jobs
+        monkeypatch.setattr("orchestrator.gc.needed.USUAL_URL", url)
+        done = fleetune_gc(root, "--older-than", "30d")
+    assert done.exit_code == 1 and "--no-server" in done.output and run_names(root) == [owned.name]
+
+
+def test_where_no_server_is_known_that_is_said_and_nobody_is_asked(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_run(root, "a", 40)
+    monkeypatch.setattr("orchestrator.gc.needed.USUAL_URL", f"http://127.0.0.1:{free_port()}")
+    assert "No server is known" in fleetune_gc(root, "--older-than", "30d", "--dry-run").stderr
+    assert fleetune_gc(root, "--older-than", "30d", "--dry-run", "--no-server").stderr == ""
+    done = fleetune_gc(root, "--older-than", "30d")
+    assert done.exit_code == 0 and "set FLEETUNE_URL to its server" in done.stderr and run_names(root) == []
 
 
 def test_without_an_answer_of_the_queue_nothing_goes_unless_that_is_said(root: str, tmp_path: pathlib.Path) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from cluster.capacity.inventory import Inventory, Node
 from cluster.capacity.occupancy import Placement, workers_in
 from cluster.text import many
+from orchestrator.queue.clock import USUAL
 from orchestrator.queue.months import spent
 from orchestrator.queue.records import Job, NodePlaces, Transition
 from orchestrator.queue.retry import BUDGETS, may_start_at_s
@@ -164,7 +165,7 @@ def _row(job: Job, nodes: NodePlaces, nominated: NodePlaces, now_s: float, spent
         may_start_at_s(job),
         since_s,
         job.attained_s,
-        job.remaining_s,
+        USUAL.grace_s if job.state is State.STOPPING and not nominated else job.remaining_s,
         left_s,
         job.preemptible and runs,
         job.interruptions,

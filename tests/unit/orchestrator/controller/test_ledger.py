@@ -75,6 +75,13 @@ def test_a_job_that_does_not_stop_keeps_its_nodes_and_nominations_on_them_are_of
     assert said(decided(jobs, {}, slow)) == ["high queued -> starting {'n1': 4}"]
 
 
+def test_a_job_that_stops_is_expected_to_leave_soon_unless_it_goes_on_elsewhere() -> None:
+    stops = replace(job("stops", State.STOPPING, 4), remaining_s=72_000.0)
+    cluster = Cluster(inventory(4, 4), A, slow=frozenset({"stops"}))
+    assert snapshot([stops], {}, cluster, NOW_S).left_s.tolist() == [120.0]
+    assert snapshot([stops], {"stops": (("n1", 4),)}, cluster, NOW_S).left_s.tolist() == [72_000.0]
+
+
 @pytest.mark.parametrize(
     "changed",
     [{"wanted": DesiredState.CANCEL}, {"wanted": DesiredState.PAUSE}, {"state": State.STARTING}],

@@ -41,7 +41,7 @@ def queue(
     json_: Json = False,
     url: Url = None,
 ) -> None:
-    """List running jobs, and waiting jobs in order.
+    """List running jobs, and waiting jobs by priority and submission.
 
     TIME is how long a job has run or waited, or how long ago it ended. NEXT is when it is expected to start or end, or
     how it ended.

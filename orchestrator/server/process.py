@@ -29,7 +29,7 @@ from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.http.scrub import Scrubber
 from orchestrator.local_server import locked, make_home, write_record
-from orchestrator.queue.clock import SystemClock, Timing
+from orchestrator.queue.clock import USUAL, SystemClock, Timing
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import QueueEvent
 from orchestrator.queue.store import Store
@@ -49,7 +49,7 @@ from orchestrator.service.drivers import launch_of
 from orchestrator.service.observability.explain import Explainer
 from orchestrator.service.retention import Retention
 from orchestrator.service.tokens import has_admin
-from orchestrator.store import open_store
+from orchestrator.store import label_of, open_store
 
 REGISTER_S, SILENT_S = 600.0, 6 * 3600.0
 TENANT = "default"  # created at the start, so that a first submission works
@@ -73,6 +73,7 @@ class Options:
     protected_s: float = DEFAULT.protected_s
     register_s: float = REGISTER_S
     silent_s: float = SILENT_S
+    grace_s: float = USUAL.grace_s
     retention_days: float | None = None
     most_ray_submitted: int = MOST_RAY_SUBMITTED
     autoscaler: str | None = None
@@ -105,7 +106,7 @@ def serve(options: Options) -> None:
         if options.store is None:
             stack.enter_context(locked(home))
         sock = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
-        store = stack.enter_context(_opened(options, home))
+        store = stack.enter_context(_opened(options, home, output))
         place = machines(options.address, store, home, Path(options.autoscaler) if options.autoscaler else None)
         _check_python(options.python, place)
         urls, say = urls_for_drivers(sock, options.urls, options.scheme), partial(_tell_of_clock, store, output)
@@ -137,22 +138,50 @@ def _check_python(given: str | None, place: Place) -> None:
         )
 
 
+def _store_of(options: Options, home: Path) -> str:
+    return options.store if options.store is not None else str(home / "queue.db")
+
+
 @contextlib.contextmanager
-def _opened(options: Options, home: Path) -> Iterator[Store]:
-    store = open_store(options.store if options.store is not None else str(home / "queue.db"))
+def _opened(options: Options, home: Path, output: Output) -> Iterator[Store]:
+    store = open_store(_store_of(options, home))
     try:
-        if not is_loopback(options.host) and not has_admin(store, time.time()):
-            url = options.store if options.store is not None and "@" not in options.store else "URL"
-            where = f" --store {url}" if options.store is not None else f" --store {home / 'queue.db'}"
-            raise InputError(
-                f"on {options.host} anybody could reach this server, and it has no admin's token yet. Make one first:\n"
-                f"  fleetune tokens add NAME --role admin{where}"
-            )
+        if warning := check_tokens(options, home, store, time.time()):
+            output.say(warning)
         if TENANT not in {tenant.name for tenant in store.tenants()}:
             store.put_tenant(Tenant(TENANT), SystemClock().now_s())
         yield store
     finally:
         store.close()
+
+
+def _timing(options: Options, drivers_speak: bool) -> Timing:
+    return Timing(
+        grace_s=options.grace_s,
+        slow_s=options.grace_s + USUAL.slow_s - USUAL.grace_s,
+        register_s=options.register_s,
+        silent_s=options.silent_s if drivers_speak else None,  # drivers on a fake cluster send no heartbeats
+    )
+
+
+def check_tokens(options: Options, home: Path, store: Store, now_s: float) -> str:
+    """Check that a server that other machines reach has a token. Returns a warning if no admin's token is valid, or ''.
+
+    Expired tokens let nobody in, so they keep no server from starting: its jobs go on.
+
+    Raises InputError.
+    """
+    url = _store_of(options, home)
+    url = "URL" if "@" in url or "?" in url else url  # it may contain a password
+    command = f"fleetune tokens add NAME --role admin --store {url}"
+    if all(token.revoked_s is not None for token in store.tokens()):
+        if is_loopback(options.host):
+            return ""
+        raise InputError(
+            f"on {options.host} anybody could reach this server, and it has no admin's token yet. Make one first:\n"
+            f"  {command}"
+        )
+    return "" if has_admin(store, now_s) else f"no token of an admin is valid any more. To make one: {command}"
 
 
 def _service_context(
@@ -219,7 +248,7 @@ class _Server:
         options = self._options
         return greeting(
             self._context,
-            store=options.store if options.store is not None else str(self._home / "queue.db"),
+            store=label_of(_store_of(options, self._home)),
             machines=self._place.label,
             url=self._url_here,
             named=options.store is None,
@@ -236,7 +265,6 @@ class _Server:
 
     def _make_loop(self) -> ControlLoop:
         context, say = self._context, self._output.say
-        speak = context.engine != "fake"  # drivers on a fake cluster send no heartbeats
         controller = self._controller = Controller(
             context.store,
             context.backend,
@@ -244,7 +272,7 @@ class _Server:
             self._election,
             launch_of(context),
             context.policy,
-            timing=Timing(register_s=self._options.register_s, silent_s=self._options.silent_s if speak else None),
+            timing=_timing(self._options, drivers_speak=context.engine != "fake"),
             takes_over=self._options.take_over,
         )
         event_log = EventLog(context.store, self._meters, say)

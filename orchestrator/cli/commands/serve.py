@@ -58,6 +58,12 @@ def serve(
         float,
         typer.Option("--silent-s", metavar="S", min=60.0, help="Stop a driver that has sent nothing for S seconds."),
     ] = 21600.0,
+    grace_s: Annotated[
+        float,
+        typer.Option(
+            "--grace-s", metavar="S", min=10.0, help="Seconds that a job has to save and leave before it is killed."
+        ),
+    ] = 120.0,
     retention_days: Annotated[
         float | None,
         typer.Option(

@@ -66,8 +66,8 @@ COMMANDS = {
     "priority": {"JOB", "--to", "--json", "--url"},
     "serve": {
         "--store", "--address", "--host", "--port", "--url", "--shared",
-        "--python", "--protected-s", "--register-s", "--silent-s", "--retention-days", "--most-ray-submitted",
-        "--autoscaler", "--take-over", "--embedded", "--verbose", "--tls-cert", "--tls-key",
+        "--python", "--protected-s", "--register-s", "--silent-s", "--grace-s", "--retention-days",
+        "--most-ray-submitted", "--autoscaler", "--take-over", "--embedded", "--verbose", "--tls-cert", "--tls-key",
     },
     "tokens add": {"NAME", "--role", "--tenant", "--expires", "--store", "--url", "--json"},
     "tokens list": {"--store", "--url", "--json"},

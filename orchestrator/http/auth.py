@@ -186,7 +186,10 @@ class Failures:
 
 
 def address_of(scope: Mapping[str, Any]) -> str:
-    """Return the address of the peer of the connection; behind a proxy, this is the proxy's."""
+    """Return the address of the peer of the connection; behind a proxy, this is the proxy's.
+
+    A socket for both versions of IP shows an IPv4 address as an IPv6 one, `::ffff:10.0.0.7`.
+    """
     client = scope.get("client")
     if not client:
         return "an unknown address"
@@ -194,6 +197,8 @@ def address_of(scope: Mapping[str, Any]) -> str:
         address = ipaddress.ip_address(str(client[0]).partition("%")[0])
     except ValueError:
         return str(client[0])[:100]
+    if address.version == 6 and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
     if address.version == 4:
         return str(address)
     return str(ipaddress.ip_network((address, _IPV6_PREFIX), strict=False))

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from cluster.errors import BackendUnreachable, FleetuneError, InputError, Mistake
+from cluster.errors import BackendUnreachable, FleetuneError, InputError, Mistake, StorageOutage
 from jobs.spec.checking.mistakes import must_be, shown
 from orchestrator.http.scrub import Scrubber
 from orchestrator.problem import Problem, ProblemItem
@@ -41,6 +41,7 @@ _MUST_BE: Mapping[str, str] = {  # in addition to those for specs
     "model_type": "an object with keys",
     "model_attributes_type": "an object with keys",
 }
+_PASSING = (NotLeader, StoreBroken, BackendUnreachable, StorageOutage)  # the same request may succeed later
 _NAMES: Mapping[int, str] = {400: "BadRequest", 404: "NotFound", 405: "MethodNotAllowed", 413: "TooLarge"}
 
 
@@ -54,7 +55,7 @@ def status_of(error: FleetuneError) -> int:
     given = getattr(error, "status", None)
     if isinstance(given, int):
         return given
-    if isinstance(error, NotLeader | StoreBroken | BackendUnreachable):
+    if isinstance(error, _PASSING):
         return 503
     return 400 if isinstance(error, InputError) else 500
 
@@ -105,7 +106,7 @@ def handle(app: FastAPI, scrub: Scrubber, say: Callable[[str], None], queue: str
 
     @app.exception_handler(FleetuneError)
     async def known(_: Request, error: FleetuneError) -> Response:
-        if status_of(error) >= 500 and not isinstance(error, StoreBroken | BackendUnreachable | NotLeader):
+        if status_of(error) >= 500 and not isinstance(error, _PASSING):
             say(f"{type(error).__name__}: {error}")
         return answer_to(error, scrub, queue)
 

@@ -81,10 +81,10 @@ class UsageMonths:
             return {row.tenant: row.gpu_hours for row in self._of(month_of(now_s), now_s)}
 
     def _of(self, month: str, now_s: float) -> tuple[UsageRow, ...]:
-        begin_s, end_s = month_around(month_begins_s(month))
-        if begin_s > now_s:
+        begin_s = month_begins_s(month)
+        if begin_s > now_s:  # the end of the last month of year 9999 is no date
             return ()
-        if now_s >= end_s:
+        if now_s >= month_around(begin_s)[1]:
             return self._over(begin_s)
         if month != self._running[0] or time.monotonic() >= self._until_s:
             self._running, self._until_s = (month, self._read(begin_s)), time.monotonic() + _FRESH_S

@@ -9,7 +9,14 @@ from __future__ import annotations
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.store import Store
 
-__all__ = ["open_store"]
+__all__ = ["label_of", "open_store"]
+
+
+def label_of(url: str) -> str:
+    """Return the name of a store for people: its path, or its URL without password and options. Raises QueueError."""
+    from orchestrator.store.database.database import address_of
+
+    return address_of(url).label.removeprefix("the store ")
 
 
 def open_store(url: str) -> Store:

@@ -29,7 +29,8 @@ def sources(context: ServiceContext, job: Job) -> LogSources:
     """List the logs: `output` (newest attempt), `output-1` ... (earlier attempts), and logs of the run: `driver`, ...
 
     Raises:
-        StorageError: the run cannot be listed at the moment.
+        StorageError: the run cannot be listed.
+        StorageOutage: the storage does not answer now.
     """
     outputs = [OUTPUT] if job.attempt else []
     outputs += [f"{OUTPUT}-{attempt}" for attempt in range(1, job.attempt)]
@@ -44,7 +45,8 @@ def part(context: ServiceContext, job: Job, source: str, after: int) -> LogPart:
 
     Raises:
         UnknownSource: the job has no such log (404).
-        StorageError, BackendUnreachable: it cannot be read at the moment.
+        StorageError: it cannot be read.
+        StorageOutage, BackendUnreachable: it cannot be read at the moment.
     """
     after = max(after, 0)
     begin = min(after, _MOST_BEGIN)

@@ -5,6 +5,7 @@ Records of metrics are read by number. Sizes of their parts are cached, so that 
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from cluster.errors import StorageError
+from cluster.errors import StorageError, StorageOutage
 from jobs.storage import files as storage
 from jobs.storage import journal
 from jobs.storage import without_links as beneath
@@ -25,6 +26,8 @@ from orchestrator.service.roots import check_run, root_of
 FOLDER = "metrics"
 MOST_RECORDS = 1000
 LARGEST_PART = 4 << 20  # bytes; a run writes parts of 1 MiB, and reading a larger one would hold up other callers
+# A folder is missing, or is a link, which is not followed, or may not be read.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
 _PARTS_KEPT = 100_000
 
 _sizes: OrderedDict[tuple[str, str], int] = OrderedDict()  # (run, part) -> number of records; a part never changes
@@ -67,16 +70,24 @@ class RunFiles:
         return cls(path, storage.local_path(root) if root is not None else os.path.dirname(path))
 
     def names(self, folder: str) -> list[str]:
-        """List a folder of the run; empty if it does not exist. Raises StorageError."""
+        """List a folder of the run; empty if it does not exist, or if this server may not read it.
+
+        Raises:
+            StorageOutage: the file system does not answer now.
+            StorageError: it cannot be listed for another reason.
+        """
+        path = storage.join(self.run, folder)
         if not self.base:
-            return storage.list_names(storage.join(self.run, folder))
+            return storage.list_names(path)
         try:
             return beneath.names_in(self.base, self._names(folder))
-        except OSError:
-            return []
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return []
+            raise _error_of("list", path, error) from error
 
     def read(self, folder: str, name: str, begin: int, most: int) -> bytes:
-        """Read up to `most` bytes of a file in a folder of the run, from a byte on. Raises StorageError.
+        """Read up to `most` bytes of a file in a folder of the run, from a byte on. Raises StorageError, StorageOutage.
 
         An empty `folder` means the run's directory itself.
         """
@@ -88,11 +99,16 @@ class RunFiles:
         try:
             return beneath.read(self.base, self._names(*inside), begin, most)
         except OSError as error:
-            raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+            raise _error_of("read", path, error) from error
 
     def _names(self, *inside: str) -> tuple[str, ...]:
         above = os.path.relpath(self.run, self.base).split("/")
         return (*above, *inside)
+
+
+def _error_of(what: str, path: str, error: OSError) -> StorageError:
+    kind = StorageOutage if storage.is_outage(error, local=True) else StorageError
+    return kind(f"cannot {what} {path}: {error.strerror or error}")
 
 
 def records(files: RunFiles, after: int) -> tuple[dict[str, Any], ...]:

@@ -51,6 +51,7 @@ def test_no_more_addresses_are_kept_than_fit() -> None:
     ("client", "address"),
     [
         ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
         ("2001:db8::1", "2001:db8::/64"),
         ("2001:db8::ffff:1%eth0", "2001:db8::/64"),
         (None, "an unknown address"),

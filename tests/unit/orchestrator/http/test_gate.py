@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 
-from cluster.errors import BackendUnreachable, FleetuneError, RunFailed, SpecError
+from cluster.errors import BackendUnreachable, FleetuneError, RunFailed, SpecError, StorageOutage
 from orchestrator.http.auth import Tokens
 from orchestrator.http.errors import handle
 from orchestrator.http.gate import Gate
@@ -84,6 +84,7 @@ def test_a_fault_of_our_own_is_in_the_log_and_not_in_the_answer(within: bool) ->
         (StoreBroken("not now"), 503),
         (NotLeader("not now"), 503),
         (BackendUnreachable("not now"), 503),
+        (StorageOutage("not now"), 503),
         (RunFailed("strange"), 500),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from cluster.backend import Launch
-from cluster.errors import StorageError
+from cluster.errors import StorageError, StorageOutage
 from cluster.testing import FakeBackend, FakeClock, FakeCluster
 from orchestrator.queue.errors import QueueError, UnknownSource
 from orchestrator.queue.records import Job
@@ -140,6 +141,24 @@ def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "run" / "logs" / "evil.log").symlink_to(tmp_path / "secret")
     with pytest.raises(StorageError, match="cannot read"):
         logs.part(context(), of, "evil", 0)
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageOutage), (errno.EIO, StorageError)])
+def test_a_run_that_cannot_be_listed_now_is_not_one_without_logs(
+    number: int, kind: type[StorageError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: object) -> list[str]:
+        raise OSError(number, os.strerror(number))
+
+    of = with_log(tmp_path, b"x")
+    (tmp_path / "metrics").mkdir()
+    monkeypatch.setattr(os, "listdir", broken)
+    for ask in (lambda: logs.sources(context(), of), lambda: logs.metrics(context(), of, 0)):
+        with pytest.raises(StorageError, match=f"cannot list {tmp_path}/") as caught:
+            ask()
+        assert type(caught.value) is kind
+    monkeypatch.setattr(os, "listdir", lambda _: (_ for _ in ()).throw(PermissionError(errno.EACCES, "no")))
+    assert logs.sources(context(), of).sources == ("output",)
 
 
 def test_the_output_of_an_attempt_is_read_from_the_backend() -> None:

@@ -11,6 +11,7 @@ from orchestrator.controller.autoscaler_demand import Demand, demand
 from orchestrator.controller.fair_share import Shares
 from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.ledger import Cluster, Nominations, PlanResult, kept, orders, snapshot
+from orchestrator.controller.own_waits import OwnWaits
 from orchestrator.controller.set_aside import SetAside, without_faulty
 from orchestrator.queue.clock import Clock, Timing
 from orchestrator.queue.months import MonthUse
@@ -52,6 +53,7 @@ class Planner:
         self._nominations: Nominations = {}
         self._cluster: Cluster | None = None  # as of the last pass
         self._last: Planned | None = None
+        self._own_waits = OwnWaits()
         self._last_demand: tuple[Any, Demand] = (None, Demand())
         # Jobs that the previous leader was stopping. Preempt nothing until they are gone: it is unknown for whom they
         # stop.
@@ -137,11 +139,16 @@ class Planner:
         def of(some: Sequence[Job]) -> PlanResult:
             ids = {job.job_id for job in some}
             nominations = {job_id: places for job_id, places in self._nominations.items() if job_id in ids}
-            return orders(some, plan(snapshot(some, nominations, cluster, now_s), policy), nominations, cluster)
+            waited = [self._own_waits.without(job, now_s) for job in some]
+            made = snapshot(waited, nominations, cluster, now_s)
+            self._own_waits.look(some, made, cluster)
+            return orders(some, plan(made, policy), nominations, cluster)
 
         planned = [
             job
             for job in jobs
             if job.state is not State.QUEUED or (job not in self._aside and self._cache.may_be_planned(job))
         ]
-        return without_faulty(planned, of, lambda job, error: self._aside.note(job, error, now_s))
+        found = without_faulty(planned, of, lambda job, error: self._aside.note(job, error, now_s))
+        self._own_waits.go_on(jobs)
+        return replace(found, transitions=tuple(self._own_waits.told(one, now_s) for one in found.transitions))

@@ -141,6 +141,7 @@ class Transition:
     Attributes:
         expect, attempt: the job's state and newest attempt before.
         placement: the lease to grant for a new attempt; only for transitions to STARTING.
+        stopped_s: seconds of its wait in which its own tenant's limits stopped it; only for transitions to STARTING.
     """
 
     job_id: str
@@ -150,6 +151,7 @@ class Transition:
     reason: Reason
     message: str = ""
     placement: NodePlaces = ()
+    stopped_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

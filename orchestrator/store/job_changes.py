@@ -63,7 +63,7 @@ def after_transition(
 
 def _leaving(job: Job, transition: Transition, now_s: float, parents_ended_s: float) -> dict[str, Any]:
     if job.state is State.QUEUED:
-        return {"waited_s": job.waited_s + waits_s(job, now_s, parents_ended_s)}
+        return {"waited_s": job.waited_s + max(waits_s(job, now_s, parents_ended_s) - transition.stopped_s, 0.0)}
     if job.state in HOLDS_A_LEASE and transition.to not in HOLDS_A_LEASE:
         held_s = max(now_s - job.started_s, 0.0) if job.started_s is not None else 0.0
         return {"placement": (), "started_s": None, "attained_s": job.attained_s + held_s, "most_workers": None}

@@ -289,3 +289,24 @@ def test_what_the_queue_wishes_for_follows_it_from_pass_to_pass() -> None:
     world.until_all_end()
     world.passes(1)
     assert world.server.demand() == Demand()
+
+
+def test_waiting_for_the_own_tenants_limit_gives_no_right_to_go_before_others() -> None:
+    """Eight days behind the own limit are no wait for nodes, also not for a server that comes later."""
+    world = QueueWorld(2, tenants=(Tenant("a", limit=((None, 1),)), Tenant("b")))
+    day_s = 86_400.0
+    world.backend.script("*", runs_s=8 * day_s)
+    first, other = world.submit(new("first"), new("other", tenant="b", priority=5))
+    world.passes(3)
+    (backlog,) = world.submit(new("backlog"))
+    assert world.states(first, other, backlog) == [State.RUNNING, State.RUNNING, State.QUEUED]
+    world.passes(95, day_s / 24)
+    world.server = world.another("second")
+    world.passes(96, day_s / 24)
+    assert world.states(first, backlog) == [State.RUNNING, State.QUEUED]
+    (urgent,) = world.submit(new("urgent", tenant="b", priority=5))
+    world.backend.script("urgent*", runs_s=day_s / 2)
+    world.passes(4, day_s / 24)
+    assert world.states(first, urgent) == [State.SUCCEEDED, State.RUNNING]
+    world.passes(13, day_s / 24)
+    assert world.states(backlog) == [State.RUNNING] and world.job(backlog).waited_s < day_s

@@ -67,17 +67,18 @@ class Slow:
     """A thread pool for calls that wait for storage, so that they do not block the threads of other routes.
 
     Args:
+        what: the calls, for messages.
         threads: number of threads.
         waiting: most calls that wait; further ones are refused.
     """
 
-    def __init__(self, threads: int, waiting: int) -> None:
-        self._limiter, self._most = anyio.CapacityLimiter(threads), waiting
+    def __init__(self, what: str, threads: int, waiting: int = 256) -> None:
+        self._what, self._limiter, self._most = what, anyio.CapacityLimiter(threads), waiting
 
     async def run(self, call: Callable[[], Result]) -> Result:
         """Run a call in the pool. Raises TooMany."""
         if self._limiter.statistics().tasks_waiting >= self._most:
-            raise TooMany("too many requests for logs, nodes or reasons at once: try again in a few seconds")
+            raise TooMany(f"too many {self._what} at once: try again in a few seconds")
         return await to_thread.run_sync(call, limiter=self._limiter)
 
 
@@ -91,6 +92,8 @@ class Serving:
         machine: see `api.Server`.
         trouble: returns why the queue makes no progress; '' if it does.
         planning_leaves_out: jobs that this server could not plan.
+        slow: runs reads of storage and machines.
+        submitting: runs submissions, whose paths are looked up and may be on a file system that hangs.
     """
 
     context: ServiceContext
@@ -104,7 +107,8 @@ class Serving:
     machine: str
     trouble: Callable[[], str] = lambda: ""
     planning_leaves_out: Callable[[], Sequence[UnreadableRow]] = tuple
-    slow: Slow = field(default_factory=lambda: Slow(threads=16, waiting=256))
+    slow: Slow = field(default_factory=lambda: Slow("requests for logs, nodes or reasons", threads=16))
+    submitting: Slow = field(default_factory=lambda: Slow("submissions", threads=16))
 
     @property
     def store(self) -> Store:

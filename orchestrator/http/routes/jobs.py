@@ -46,16 +46,20 @@ def _submitting(router: APIRouter, serving: Serving) -> None:
         status_code=201,
         **documented(api.JobPage, "Submit jobs: all of them, or none", 400, 404, 409, 415, 422),
     )
-    def submit(sent: api.Submission, caller: Writer) -> Response:
+    async def submit(sent: api.Submission, caller: Writer) -> Response:
         """A submission that is repeated with the same `key` returns the existing jobs."""
         if sent.client is not None:
             check_client(sent.client)
-        digest = digest_of(sent.specs)
-        key = None if sent.key is None else SubmissionKey(caller.name, sent.key, digest)
-        jobs = submitted(serving, sent.specs, caller, key, sent.client)
-        serving.meters.submitted.inc(len(jobs))
-        serving.wake()
-        return answer(api.JobPage(jobs=serving.views(jobs), next=None), 201)
+
+        def submit() -> Response:
+            digest = digest_of(sent.specs)
+            key = None if sent.key is None else SubmissionKey(caller.name, sent.key, digest)
+            jobs = submitted(serving, sent.specs, caller, key, sent.client)
+            serving.meters.submitted.inc(len(jobs))
+            serving.wake()
+            return answer(api.JobPage(jobs=serving.views(jobs), next=None), 201)
+
+        return await serving.submitting.run(submit)
 
 
 def submitted(

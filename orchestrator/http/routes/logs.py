@@ -54,14 +54,17 @@ def routes(serving: Serving) -> APIRouter:
     return router
 
 
-def _view(serving: Serving, event: QueueEvent) -> api.EventView:
+def _view(serving: Serving, event: QueueEvent, caller: Caller) -> api.EventView:
+    data = dict(event.data)
+    if event.job_id is None and not caller.sees_all:
+        data.pop("attempts", None)  # of jobs of all tenants, which the evidence against a node names
     return api.EventView(
         number=event.number,
         at_s=event.at_s,
         kind=event.kind,
         message=serving.scrub.line(event.message),
         job_id=event.job_id,
-        data=serving.scrub.value(dict(event.data)),
+        data=serving.scrub.value(data),
     )
 
 
@@ -87,7 +90,7 @@ def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
         last = found[-1].number if found else after
         if before is not None and len(found) < limit:
             last = 0
-        return answer(api.Events(events=tuple(_view(serving, event) for event in found), last=last))
+        return answer(api.Events(events=tuple(_view(serving, event, caller) for event in found), last=last))
 
     @router.get(
         "/events",
@@ -109,7 +112,7 @@ def _events(router: APIRouter, serving: Serving, owners: Ownership) -> None:
                 if len(page) < _PAGE or len(found) >= limit:
                     break
             last = found[limit - 1].number if len(found) > limit else last
-            return api.Events(events=tuple(_view(serving, event) for event in found[:limit]), last=last)
+            return api.Events(events=tuple(_view(serving, event, caller) for event in found[:limit]), last=last)
 
         return answer(await serving.slow.run(read))
 

@@ -5,14 +5,12 @@ The messages are in `jobs.drivers.link.messages`.
 
 from __future__ import annotations
 
-import threading
-
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from jobs.drivers.link.messages import Join, Joined, Look, Looked
 from orchestrator.http.routes.jobs import digest_of, submitted
-from orchestrator.http.routing import Asker, Serving, Writer, answer, documented, new_router
+from orchestrator.http.routing import Asker, Serving, Slow, Writer, answer, documented, new_router
 from orchestrator.queue.errors import OtherQueue, QueueError
 from orchestrator.queue.records import Job, client_of
 from orchestrator.queue.states import ENDED, State
@@ -26,14 +24,18 @@ from orchestrator.service.ray_submitted import check_room, look
 def routes(serving: Serving) -> APIRouter:
     router = new_router("ray-submitted", "/v1/guest")
     context = serving.context
-    one_by_one = threading.Lock()  # between the check for room and the entry in the store, no other job may come
+    # Between the check for room and the entry in the store, no other job may come.
+    one_by_one = Slow("programs of `ray job submit`", threads=1)
 
     @router.post(
         "/join",
         status_code=201,
         **documented(Joined, "Queue the job of a program that Ray has started", 400, 404, 409, 415, 422),
     )
-    def join(sent: Join, caller: Writer) -> Response:
+    async def join(sent: Join, caller: Writer) -> Response:
+        return answer(Joined(job_id=await one_by_one.run(lambda: joined(sent, caller))), 201)
+
+    def joined(sent: Join, caller: Caller) -> str:
         _check_queue(serving, sent.queue)
         if context.engine == "local" or sent.spec.get("kind", "finetune") == "command":
             raise QueueError(
@@ -43,12 +45,11 @@ def routes(serving: Serving) -> APIRouter:
         client = client_of(sent.submission, sent.environment)
         key = SubmissionKey(caller.name, f"{client}:{sent.key}", digest_of([sent.spec]))
         packages = () if sent.package is None else (sent.package,)
-        with one_by_one:
-            check_room(context, client)
-            (job,) = submitted(serving, [sent.spec], caller, key, client, packages)
+        check_room(context, client)
+        (job,) = submitted(serving, [sent.spec], caller, key, client, packages)
         serving.meters.submitted.inc()
         serving.wake()
-        return answer(Joined(job_id=job.job_id), 201)
+        return job.job_id
 
     @router.post(
         "/look", **documented(Looked, "The new output of such a job, and its state in words", 404, 409, 415, 422)

@@ -281,6 +281,18 @@ def test_rows_that_cannot_be_read_are_named_to_admins_and_counted_for_everybody(
     assert ["secret-project" in text for text in texts] == [True, False, False]
 
 
+def test_the_evidence_against_a_node_names_jobs_to_those_who_see_all(world: World) -> None:
+    with contextlib.closing(open_store(world.server.store)) as store:
+        data = {"node": "n1", "by": "fleetune", "attempts": ["secret-name-abc123-1"]}
+        store.add_events([QueueEvent(0.0, "cordon", "n1 takes nothing new: it was lost", data=data)])
+    texts = []
+    for who in ("admin", "viewer", "member-a", "viewer-b"):
+        with world.client(who) as client:
+            texts.append(client.get("/v1/events", params={"before": 2**62, "limit": 1000}).text)
+    assert all("n1 takes nothing new" in text for text in texts)
+    assert ["secret-name" in text for text in texts] == [True, True, False, False]
+
+
 def test_the_token_of_one_attempt_opens_no_other(world: World) -> None:
     with world.client("attempt") as client:
         for job_id, attempt in ((world.job, 2), ("other-job", 1), (world.job + "-1", 1)):

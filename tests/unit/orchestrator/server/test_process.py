@@ -12,7 +12,7 @@ from orchestrator.server.process import Options, check_tokens
 from orchestrator.service import tokens
 from orchestrator.store import label_of, open_store
 
-HOME = Path("/home/anna/.fleetune")
+HOME = Path("/srv/home")
 NOW_S = 1_800_000_000.0
 OPEN, LOOPBACK = Options(host="0.0.0.0"), Options()
 
@@ -20,7 +20,7 @@ OPEN, LOOPBACK = Options(host="0.0.0.0"), Options()
 def test_a_server_that_others_reach_needs_a_token_and_starts_with_an_expired_one() -> None:
     store = open_store("sqlite://")
     assert check_tokens(LOOPBACK, HOME, store, NOW_S) == ""
-    with pytest.raises(InputError, match=r"tokens add NAME --role admin --store /home/anna/.fleetune/queue.db$"):
+    with pytest.raises(InputError, match=r"tokens add NAME --role admin --store /srv/home/queue.db$"):
         check_tokens(OPEN, HOME, store, NOW_S)
     tokens.add(store, "root", Role.ADMIN, None, NOW_S, "test", lifetime_s=10.0)
     for options in (OPEN, LOOPBACK):

@@ -160,9 +160,7 @@ class Connection:
             except httpx.InvalidURL as error:
                 raise InputError(f"{self.url} is no URL: {error}") from error
             now_s = self._clock()
-            until_s = min(
-                until_s, now_s + self._patience_s
-            )  # a failure may take ANSWER_S, which is no part of the patience
+            until_s = min(until_s, now_s + self._patience_s)  # the time of the first failure is no part of the patience
             if not waits or now_s >= until_s:
                 if response is None:
                     assert failed is not None

@@ -6,20 +6,29 @@ import json
 from collections import Counter
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from jobs.frozen import Frozen
 from jobs.spec.bounds import LONGEST_NAME, NAME_PATTERN, name_field
 from jobs.spec.finetune import Spec
-from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
+from jobs.spec.method import Lora, Method, MethodName, Prompt
 from jobs.spec.sweep import Search, SweepSpec, varies_seed
 
 _MOST_METHODS: Final = 16
-_METHODS: Final = get_args(ChosenMethod.model_fields["kind"].annotation)
+_METHODS: Final = get_args(MethodName)
+
+
+def _for_editors(schema: dict[str, Any]) -> None:
+    """Allow a mapping without `method` whose name is a method, which `_from_name` completes."""
+    schema["required"] = []
+    named = {"required": ["name"], "properties": {"name": {"enum": list(_METHODS)}}}
+    schema["anyOf"] = [{"required": ["method"]}, named]
 
 
 class ComparedMethod(Frozen):
     """A method of training, under a name. All other fields of the job are the same for all methods."""
+
+    model_config = ConfigDict(json_schema_extra=_for_editors)
 
     method: Method = Field(description="full, lora or prompt.")
     name: str = Field(
@@ -40,12 +49,15 @@ def _from_name(value: object) -> object:
     return value
 
 
+_Compared = Annotated[ComparedMethod, BeforeValidator(_from_name, json_schema_input_type=MethodName | ComparedMethod)]
+
+
 class CompareSpec(Search):
     """A comparison of methods on the same data and the same budget. Each is a sweep, which finds its own rate."""
 
     kind: Literal["compare"] = Field(description="compare.")
     name: str = name_field("compare", "the comparison's name")
-    methods: tuple[Annotated[ComparedMethod, BeforeValidator(_from_name)], ...] = Field(
+    methods: tuple[_Compared, ...] = Field(
         min_length=2,
         max_length=_MOST_METHODS,
         description="What is compared: full, lora or prompt; or {name, method, lora, prompt}, to compare ranks.",

@@ -86,7 +86,8 @@ def _sources(value: object) -> object:
     return value
 
 
-Sources = Annotated[tuple[Source, ...], BeforeValidator(_sources), Field(min_length=1)]
+_Written = str | Source | Annotated[tuple[str | Source, ...], Field(min_length=1)]  # what a file may have, for editors
+Sources = Annotated[tuple[Source, ...], Field(min_length=1), BeforeValidator(_sources, json_schema_input_type=_Written)]
 
 
 class Data(Frozen):

@@ -129,6 +129,13 @@ class Train(Frozen):
         return self
 
 
+class LeastAndMost(Frozen):
+    """The form of `num_workers` that also gives the fewest workers."""
+
+    min: Workers = Field(description="Fewest workers.")
+    max: Workers = Field(description="Most workers.")
+
+
 class Resources(Frozen):
     """The gang of a run: all its workers start together, or none does."""
 
@@ -166,7 +173,7 @@ class Resources(Frozen):
         least = values.pop("min_workers", None)
         return values if least is None else {**values, "num_workers": {"min": least, "max": self.num_workers}}
 
-    @field_validator("num_workers", mode="before")
+    @field_validator("num_workers", mode="before", json_schema_input_type=Workers | LeastAndMost)
     @classmethod
     def _one_number_or_two(cls, value: object) -> object:
         if not isinstance(value, Mapping):

@@ -13,16 +13,23 @@ _MOST_RANK: Final = 65_536  # more than the width of any model
 _MOST_VIRTUAL_TOKENS: Final = 65_536
 
 
+MethodName = Literal["full", "lora", "prompt"]
+
+
 class ChosenMethod(Frozen):
     """What is trained."""
 
-    kind: Literal["full", "lora", "prompt"] = Field(
+    kind: MethodName = Field(
         "full",
         description="full: every parameter; lora: low-rank adapters of a frozen model; prompt: tokens before each row.",
     )
 
 
-Method = Annotated[ChosenMethod, BeforeValidator(lambda value: {"kind": value} if isinstance(value, str) else value)]
+def _from_name(value: object) -> object:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+Method = Annotated[ChosenMethod, BeforeValidator(_from_name, json_schema_input_type=MethodName | ChosenMethod)]
 
 
 def _names(value: object) -> object:
@@ -37,7 +44,9 @@ class Lora(Frozen):
     rank: int = Field(16, ge=1, le=_MOST_RANK, description="Rank of the update of each module.")
     alpha: float = Field(32.0, gt=0.0, le=1e6, description="The update is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout of the input of each adapter.")
-    target_modules: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+    target_modules: Annotated[
+        tuple[str, ...], BeforeValidator(_names, json_schema_input_type=str | tuple[str, ...])
+    ] = Field(
         (ALL_LINEAR,),
         min_length=1,
         description="Linear modules that get an adapter: ends of their names, or all-linear (all but the head).",

@@ -66,13 +66,21 @@ def _is_auto(data: dict[str, Any]) -> bool:
     return bool(data.get("algorithm", "auto") == "auto")
 
 
+def _or_a_path(schema: dict[str, Any]) -> None:
+    """Allow a path for `base` in editors: `load` replaces it by the spec in that file."""
+    schema["anyOf"] = [{"type": "string"}, {"$ref": schema.pop("$ref")}]
+
+
 class Search(Frozen):
     """What is searched, from which job, and how: the fields that the kinds `sweep` and `compare` share."""
 
     version: Literal[1] = Field(SCHEMA_VERSION, description="Version of this schema.")
     kind: Literal["sweep", "compare"] = Field(description="sweep or compare.")
     name: str = name_field("search", "the name of its directory")
-    base: Spec = Field(description="The job that every trial changes: a path (relative to this file), or a spec.")
+    base: Spec = Field(
+        json_schema_extra=_or_a_path,
+        description="The job that every trial changes: a path (relative to this file), or a spec.",
+    )
     space: Space = Field(
         default_factory=dict,
         max_length=MOST_FIELDS,

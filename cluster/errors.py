@@ -159,6 +159,10 @@ class Interrupted(FleetuneError):
     exit_code = 130
 
 
+class RunTaken(Interrupted):
+    """Another driver has taken the run, so this one must not write into its directory any more."""
+
+
 # The exit code of a driver whose node or cluster failed: the queue starts the job again. The others: 0 succeeded,
 # 1 failed, 2 bad input, 130 stopped.
 TRY_AGAIN_EXIT: Final = MachinesFailed.exit_code

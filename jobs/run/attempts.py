@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
 
+from cluster.errors import RunTaken, StorageError
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
@@ -32,3 +34,19 @@ def take_run(paths: JobPaths) -> str:
     driver_id = secrets.token_hex(8)
     storage.write_bytes(paths.driver, driver_id.encode())
     return driver_id
+
+
+def check_held(paths: JobPaths, driver_id: str) -> None:
+    """Raise RunTaken if another driver has taken the run. A storage that does not answer tells nothing."""
+    with contextlib.suppress(StorageError):
+        if storage.read_bytes(paths.driver).decode() != driver_id:
+            raise RunTaken(
+                f"another driver has taken run {paths.name}, such as one that resumes it: this one ends and writes "
+                "nothing more into it"
+            )
+
+
+def retake_run(paths: JobPaths, driver_id: str) -> str:
+    """Take a run again, so that workers of an earlier start end. Raises RunTaken."""
+    check_held(paths, driver_id)
+    return take_run(paths)

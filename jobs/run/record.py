@@ -19,6 +19,7 @@ from cluster.errors import (
     MachinesFailed,
     OutOfMemory,
     RunFailed,
+    RunTaken,
     StorageError,
     StorageOutage,
 )
@@ -79,9 +80,15 @@ _EARLIER = re.compile(r"^(?:spec|manifest|outcome)-(\d+)\.json$")
 
 
 def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer) -> Outcome:
-    """Call `drive` and write its outcome. An error becomes the outcome, and its traceback goes to the log."""
+    """Call `drive` and write its outcome. An error becomes the outcome, and its traceback goes to the log.
+
+    Raises:
+        RunTaken: the outcome is another driver's to write.
+    """
     try:
         outcome = drive()
+    except RunTaken:
+        raise
     except Exception as error:
         traceback.print_exc()
         outcome = outcome_of_error(error)

@@ -115,11 +115,16 @@ class TorchrunWorkerContext(WorkerContext):
         paths: JobPaths,
         gpus_per_worker: int,
         world: TorchrunWorld,
+        driver: str = "",
         asked_to_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`asked_to_stop` returns whether this process got a stop request; the next all-reduce tells other ranks."""
+        """For `driver`, see `Job`.
+
+        Args:
+            asked_to_stop: returns whether this process got a stop request; the next all-reduce tells other ranks.
+        """
         device = worker_device(gpus_per_worker, world.local_rank)
-        super().__init__(world.rank, world.world_size, os.uname().nodename, device, paths, driver="")
+        super().__init__(world.rank, world.world_size, os.uname().nodename, device, paths, driver)
         self._asked_to_stop = asked_to_stop
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
@@ -166,10 +171,12 @@ class RequestWatch:
         self._closed.set()
 
     def _run(self) -> None:
-        while not self._stop and not self._closed.wait(self._every_s):
+        while not self._closed.wait(self._every_s):
             if self._is_superseded():
                 self._leave()
                 return
+            if self._stop:
+                continue
             with contextlib.suppress(StorageError):  # the next look is a second later
                 self._stop = storage.exists(self._paths.stop_request)
                 if storage.exists(self._paths.save_request):

@@ -30,7 +30,7 @@ from jobs.remedies.out_of_memory import (
     with_remedies,
     workers_of,
 )
-from jobs.run.attempts import count_attempts, take_run
+from jobs.run.attempts import count_attempts, retake_run
 from jobs.run.checkpoints import committed_steps
 from jobs.run.events import DRIVER, Announcer
 from jobs.run.paths import JobPaths
@@ -209,7 +209,7 @@ class MemoryRemedy:
         # The driver gives a run up after several lost groups. This group does not count as one of them.
         begun = count_attempts(self._paths) - group.attempts
         # Workers of the old group that still wait for a rank that has left see the new id, and end.
-        driver_id = take_run(self._paths)
+        driver_id = retake_run(self._paths, job.driver)
         spec = changed(job.spec, change)
         return replace(job, spec=spec, earlier_attempts=job.earlier_attempts + begun, driver=driver_id)
 

@@ -34,7 +34,7 @@ from jobs.drivers.stop_request import StopRelay, StopRequest
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
-from jobs.run.attempts import count_attempts, take_run
+from jobs.run.attempts import check_held, count_attempts, retake_run, take_run
 from jobs.run.events import Announcer, Watch
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome
@@ -73,6 +73,7 @@ def drive_on_ray(
         MachinesFailed: an assigned node or its cluster is gone, or workers were lost there too often.
         Interrupted: a second Ctrl-C.
         Stopped: a request to stop before training began.
+        RunTaken: another driver has taken the run.
     """
     given = assignment or Assignment()
     most = spec.resources.num_workers
@@ -133,7 +134,11 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.driver_id)
     draining = Draining(paths, announce, driver.places, driver.stop)
-    result = Training(job, driver, draining, StopRelay(driver.stop, paths, announce)).run()
+    training = Training(job, driver, draining, StopRelay(driver.stop, paths, announce))
+    try:
+        result = training.run()
+    finally:  # workers that another driver has cut off look like lost ones
+        check_held(paths, training.job.driver)
     write_manifest(paths, facts | (result or {}).get("facts", {}))
     return outcome_of(paths, result, failures_of(paths))
 
@@ -185,6 +190,7 @@ class Training:
 
         Raises:
             RunFailed, MachinesFailed: see `drive_on_ray`.
+            RunTaken: another driver has taken the run.
             Interrupted: a second signal, or workers were lost before they could answer a request to stop.
             Stopped: a request to stop while no workers were running.
         """
@@ -202,11 +208,12 @@ class Training:
                 raise
             except Exception as error:
                 traceback.print_exc()
+                check_held(self.job.paths, self.job.driver)
                 crash = crash_of(error, self.job.driver, self.driver.places or ())
                 self._go_on_after(self.hangs.named(crash), error)
                 storage.remove_dir(self.job.paths.failures)
                 # Old workers that are cut off, and still reach the storage, see the new id and end.
-                self.job = replace(self.job, driver=take_run(self.job.paths))
+                self.job = replace(self.job, driver=retake_run(self.job.paths, self.job.driver))
             self.driver.stop.defer(False)
 
     def _look_for_stop(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cluster.errors import FleetuneError, OutOfMemory, RunFailed, StorageError
+from cluster.errors import FleetuneError, OutOfMemory, RunFailed, RunTaken, StorageError
 from cluster.local.memory import killed_since, memory_here
 from cluster.settings import TorchrunWorld, expand_gpu_memory
 from jobs.console import end_process, redirected_output, user_stream
@@ -25,7 +25,7 @@ from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
 from jobs.preflight.validate import enter_working_dir
 from jobs.remedies.out_of_memory import advice
-from jobs.run.attempts import count_attempts
+from jobs.run.attempts import check_held, count_attempts, take_run
 from jobs.run.events import Announcer, Watch
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome, Status
@@ -38,7 +38,7 @@ from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import first_line
 from jobs.training.loop.loop import train
 from jobs.training.loop.worker import guarded
-from jobs.training.worker_context import TorchrunWorkerContext, worker_device
+from jobs.training.worker_context import TorchrunWorkerContext, end_superseded, worker_device
 from jobs.training.worker_input import Job
 
 # Other ranks wait this long for rank 0 to prepare the data. In training, a hanging rank is given up much earlier.
@@ -99,6 +99,7 @@ def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, pr
 def _prepare_and_train(
     spec: Spec, world: TorchrunWorld, paths: JobPaths, announce: Announcer, progress: Progress, tell: Any
 ) -> Outcome:
+    driver_id = take_run(paths)
     prepared = ready_data(spec, "plain", announce)
     facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
     write_manifest(paths, facts)
@@ -106,10 +107,14 @@ def _prepare_and_train(
     spec = with_earlier_changes(with_fields(spec, earlier.fields), paths, announce)
     places = functools.partial(places_here, spec) if world.is_one_node else lambda: None
     spec = with_planned_fields(spec, earlier, prepared, places, paths, announce)
-    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths))
+    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver_id)
     tell(job)
 
     def end() -> None:
+        try:
+            check_held(paths, driver_id)
+        except RunTaken:
+            end_superseded()
         outcome = concluded(paths, lambda: outcome_of(paths, None, failures_of(paths)), announce)
         announce("ended", ending_of(paths, outcome), status=outcome.status)
         announce.close()
@@ -123,6 +128,8 @@ def _prepare_and_train(
             raise
         except Exception as error:
             raise _lost_peer_error(error, kills, spec) from error
+        finally:
+            check_held(paths, driver_id)
     write_manifest(paths, facts | (result or {}).get("facts", {}))
     return outcome_of(paths, result, failures_of(paths))
 
@@ -195,4 +202,5 @@ def _worker(job: Job, world: TorchrunWorld) -> TorchrunWorkerContext:
     stop = StopRequest(patient=True)
     stop.defer()
     stop.hold()
-    return TorchrunWorkerContext(job.paths, job.spec.resources.gpus_per_worker, world, lambda: stop.asked)
+    gpus = job.spec.resources.gpus_per_worker
+    return TorchrunWorkerContext(job.paths, gpus, world, job.driver, lambda: stop.asked)

@@ -12,7 +12,7 @@ from cluster.errors import FleetuneError, MachinesFailed, RunFailed, StorageErro
 from jobs.drivers.finetune.machines import find_room
 from jobs.drivers.finetune.ray_driver import crash_of
 from jobs.remedies.out_of_memory import advice
-from jobs.run.attempts import take_run
+from jobs.run.attempts import retake_run
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status
 from jobs.search.rules.varying import engine_of
@@ -129,7 +129,7 @@ class WarmGang:
         storage.remove_dir(paths.failures)
         self._mailbox.close()
         # Workers of an earlier start, which may still wait for a failed rank, see the new driver id and end.
-        self._job = replace(self._job, driver=take_run(paths))
+        self._job = replace(self._job, driver=retake_run(paths, self._job.driver))
         self._find_room()
         with self._lock:
             if self._ending:

@@ -1,16 +1,22 @@
-"""A driver that waits for room hears a request to stop."""
+"""A driver that waits for room hears a request to stop; one that has lost its run to another driver ends."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cluster.errors import RunTaken
 from jobs.drivers.finetune import ray_driver
 from jobs.drivers.stop_request import Stopped, StopRequest
+from jobs.run.attempts import take_run
+from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
+from jobs.run.progress import NoProgress
+from jobs.run.record import concluded
 from jobs.storage import files as storage
 
 
@@ -31,3 +37,23 @@ def test_fleetune_stop_is_heard_while_there_is_no_room(tmp_path: Path, monkeypat
     with pytest.raises(Stopped):
         ray_driver.Training(job, driver, nothing, nothing).run()
     assert looks == 1 and driver.stop.source == "file"
+
+
+def test_a_driver_whose_run_another_one_has_taken_neither_takes_it_back_nor_writes_its_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its workers saw the other driver's id, and ended as lost ones do."""
+    paths, own = JobPaths(str(tmp_path)), take_run(JobPaths(str(tmp_path)))
+
+    def cut_off(*given: Any, **named: Any) -> Any:
+        take_run(paths)
+        raise RuntimeError("worker died")
+
+    monkeypatch.setattr(ray_driver, "find_room", lambda *given: None)
+    monkeypatch.setattr(ray_driver.Training, "_fitted", cut_off)
+    driver: Any = SimpleNamespace(announce=lambda *_, **__: None, places=None, stop=StopRequest())
+    job: Any = SimpleNamespace(paths=paths, spec=None, driver=own)
+    nothing: Any = None
+    with contextlib.closing(Announcer(paths, NoProgress())) as announce, pytest.raises(RunTaken, match="has taken run"):
+        concluded(paths, lambda: ray_driver.Training(job, driver, nothing, nothing).run(), announce)  # type: ignore[arg-type, return-value]
+    assert not storage.exists(paths.outcome) and storage.read_bytes(paths.driver).decode() != own

@@ -10,7 +10,7 @@ from typing import Any
 
 from cluster.errors import Mistake, SpecError, StorageError
 from cluster.text import did_you_mean
-from jobs.spec.checking.check import check, valid_spec
+from jobs.spec.checking.check import check, check_characters, valid_spec
 from jobs.spec.checking.fields import SEARCHES
 from jobs.spec.checking.lines import Document, Mark, Path, dotted, parse
 from jobs.spec.checking.mistakes import shown
@@ -116,8 +116,12 @@ def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
     if not isinstance(document.value, dict):
         what = "is empty" if document.value is None else "is not a mapping of keys to values"
         raise SpecError(f"{path}: {what}: a spec needs model and data. `fleetune spec` prints every field")
+    # A change of `base` or `kind` comes first, because the fields that the others change may be in the base's file.
+    early = [one for one in overrides if one.partition("=")[0].strip() in ("base", "kind")]
+    for one in early:
+        override(document, one)
     base = _take_in_base(document, path)
-    for one in overrides:
+    for one in (one for one in overrides if one not in early):
         override(document, one)
     marks = {dotted(place): mark for place, mark in document.marks.items() if place}
     return Loaded(_checked(document).with_absolute_paths(base), marks)
@@ -166,6 +170,7 @@ def spec_of(value: Mapping[str, Any], reader: str = "release") -> AnySpec:
 
 def _checked(document: Document, reader: str = "release") -> OfAnyKind:
     """Check everything and return the spec. Raises SpecError with the mistakes, up to MOST_MISTAKES."""
+    check_characters(document)
     version = document.value.get("version", SCHEMA_VERSION)
     if isinstance(version, int | float) and version > SCHEMA_VERSION:
         shown_version = str(version)[:_LONGEST_VERSION]
@@ -203,7 +208,7 @@ def _text(path: str) -> str:
     if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
         raise SpecError(f"{path} is a directory: give the spec's file{_specs_beside(path)}")
     try:
-        return storage.read_bytes(path).decode()
+        return storage.read_bytes(path).decode("utf-8-sig")  # some editors begin a file with a byte-order mark
     except UnicodeDecodeError as error:
         raise SpecError(
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}): give the YAML or JSON file of a spec"

@@ -21,8 +21,11 @@ def run_named(path: str) -> str | None:
 
 
 def folder_of(path: str) -> str:
-    """Return the directory or URL of the file at `path`, to which relative paths in the file refer."""
-    return os.path.dirname(path if storage.is_url(path) else os.path.abspath(path))
+    """Return the directory or URL of the file at `path`, to which relative paths in the file refer.
+
+    A directory is given as a path, also if the file is given as file:///path.
+    """
+    return os.path.dirname(os.path.abspath(storage.local_path(path)) if storage.is_local(path) else path)
 
 
 def absolute(path: str, base: str) -> str:

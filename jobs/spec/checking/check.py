@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from jobs.spec.checking.mistakes import KEY, reworded
 from jobs.spec.queue import MOST_KEYS
 
 _LONGEST_KEY = 100
+_HALF = re.compile("[\ud800-\udfff]")
 _DEEPEST = 8  # levels at which the keys of mappings are counted; the fields of a spec nest less deeply
 MOST_MISTAKES = 50  # reported for one spec: each one costs time to describe, and a reader needs no more
 
@@ -43,6 +45,7 @@ def check(document: Document, model: type[Model], others: Models | None = None) 
     Raises:
         SpecError: the mistakes, up to MOST_MISTAKES.
     """
+    check_characters(document)
     del document.problems[MOST_MISTAKES:]
     meant = {target for target in _drop_unknown_keys(document, model, others or {}) if target}
     if (large := too_large(document.value)) is not None:
@@ -55,6 +58,28 @@ def check(document: Document, model: type[Model], others: Models | None = None) 
             mistakes.append(Mistake(f"no more than {MOST_MISTAKES} mistakes are looked for: there may be others"))
         raise SpecError.of(mistakes)
     return spec
+
+
+def check_characters(document: Document) -> None:
+    """Raise SpecError if a text has half of a surrogate pair, as in "\\ud800", which UTF-8 cannot store."""
+    places = islice(_halves(document.value), MOST_MISTAKES)
+    if mistakes := [Mistake(what, _short(dotted(path)), str(document.mark(path))) for path, what in places]:
+        raise SpecError.of(mistakes)
+
+
+def _halves(value: Any) -> Iterator[tuple[Path, str]]:
+    """Yield the paths of texts with half of a surrogate pair, and messages about them."""
+    waiting: list[tuple[Path, Any]] = [((), value)]  # no recursion: values may be nested deeply
+    while waiting:
+        path, one = waiting.pop()
+        if isinstance(one, str) and (half := _HALF.search(one)):
+            yield path, f"has half of a character ({half[0]!a}): write the whole character"
+        inner = one.items() if isinstance(one, dict) else enumerate(one) if isinstance(one, list) else ()
+        for name, within in reversed(list(inner)):
+            if isinstance(name, str) and (half := _HALF.search(name)):
+                yield path, f"has a key with half of a character ({half[0]!a}): write the whole character"
+            else:
+                waiting.append(((*path, name), within))
 
 
 def _short(key: str) -> str:

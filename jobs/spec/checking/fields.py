@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Iterable, Mapping
-from typing import Final, cast, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, cast, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -146,11 +146,26 @@ def section_model(info: FieldInfo) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
-def item_model(info: FieldInfo) -> type[BaseModel]:
-    """Return the model of the items of a field that is a list of sections."""
-    item = get_args(info.annotation)[0]
-    found: type[BaseModel] = item if isinstance(item, type) else get_args(item)[0]
+def model_at(model: type[BaseModel], path: Sequence[str]) -> type[BaseModel] | None:
+    """Return the model of the value at `path`, such as a source for data, train, 0; None if it has no fixed keys.
+
+    The items of a list have the path of the list with or without their number, because one source needs no list.
+    """
+    found: type[BaseModel] | None = model
+    for part in path:
+        if found is None or part.isdecimal():
+            continue
+        info = found.model_fields.get(part)
+        found = None if info is None else _model_of(info.annotation)
     return found
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if get_origin(annotation) is dict:
+        return None
+    return next((found for part in get_args(annotation) if (found := _model_of(part)) is not None), None)
 
 
 def keys_of(section: str, model: type[BaseModel]) -> list[str]:
@@ -178,6 +193,8 @@ def unknown_key(section: str, key: str, model: type[BaseModel], others: Models |
     if here in fields:
         home, _, name = here.rpartition(".")
         return f"no dots in the file: write {name} indented under {home}: (dots are for --set)", here
+    if not section and f"base.{key}" in fields:
+        return "belongs under base", f"base.{key}"
     if homes := homes_of(key, model):
         places = " or ".join(home.rpartition(".")[0] or "the top level" for home in homes)
         return f"belongs under {places}", homes[0] if len(homes) == 1 else None

@@ -19,6 +19,8 @@ from cluster.errors import Mistake, SpecError
 Path = tuple[str | int, ...]
 
 _NULL, _BOOL, _INT, _FLOAT, _STR = (f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str"))
+_LONGEST_SHOWN = 40  # characters of a value in a message
+_MOST_REPEATED = 100_000  # values that aliases may repeat; nested aliases of a small file could fill any memory
 _RESOLVERS = (
     (_NULL, r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     (_BOOL, r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -90,7 +92,13 @@ def parse_value(text: str, source: str) -> Any:
 
 def _built(text: str, source: str, place: str | None) -> Document:
     document = Document(None, {(): Mark(source)})
-    document.value = _Builder(document, place).build(_compose(text, source), ())
+    try:
+        document.value = _Builder(document, place).build(_compose(text, source), ())
+    except RecursionError as error:
+        raise _not_readable(source, "nested too deeply") from error
+    except _TooMany as error:
+        what = f"its aliases repeat more than {_MOST_REPEATED:,} values: use fewer aliases"
+        raise _not_readable(source, what) from error
     return document
 
 
@@ -102,14 +110,19 @@ def _compose(text: str, source: str) -> yaml.Node | None:
         place = f"{source}:{mark.line + 1}:{mark.column + 1}" if mark else source
         raise _not_readable(place, _readable(error)) from error
     except yaml.reader.ReaderError as error:
-        what = f"this is not YAML: it has the character {error.character!r}. Give the file of a spec"
-        raise _not_readable(source, what) from error
-    except RecursionError as error:
-        raise _not_readable(source, "nested too deeply") from error
+        raise _not_readable(source, f"this is not YAML: it has {_described(error.character)}") from error
 
 
 def _not_readable(place: str, message: str) -> SpecError:
     return SpecError.of([Mistake(message, place=place)])
+
+
+def _described(character: int | str) -> str:
+    """Describe a character that YAML cannot have; bytes that are not UTF-8 reach a command line as half characters."""
+    code = character if isinstance(character, int) else ord(character[:1] or "\0")
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"the byte 0x{code - 0xDC00:02x}, which is not UTF-8 text. Rename a file with such a name"
+    return f"the character {chr(code)!a}"
 
 
 def _readable(error: yaml.MarkedYAMLError) -> str:
@@ -125,6 +138,10 @@ def _readable(error: yaml.MarkedYAMLError) -> str:
     return f"not YAML: {problem}" + (f" {error.context}" if error.context else "")
 
 
+class _TooMany(Exception):
+    """Raised while a document is built whose aliases repeat more than _MOST_REPEATED values."""
+
+
 class _Builder:
     """Turns YAML nodes into plain values and records their places; with `source` None it records none."""
 
@@ -132,10 +149,16 @@ class _Builder:
         self._document = document
         self._source = source
         self._open: set[int] = set()
+        self._seen = set[int]()
+        self._repeated = 0
 
     def build(self, node: yaml.Node | None, path: Path) -> Any:
         if node is None:
             return None
+        self._repeated += id(node) in self._seen
+        self._seen.add(id(node))
+        if self._repeated > _MOST_REPEATED:
+            raise _TooMany
         self._remember(node, path)
         if id(node) in self._open:
             return self._problem(node, "an alias that contains itself")
@@ -151,7 +174,13 @@ class _Builder:
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         make = _SCALARS.get(node.tag)
-        return make(node.value) if make else self._problem(node, f"the YAML tag {node.tag} has no meaning here")
+        if make is None:
+            return self._problem(node, f"the YAML tag {node.tag} has no meaning here")
+        if node.tag != _STR and not _fits(node.tag, node.value):  # only an explicit tag may not fit its value
+            return self._problem(
+                node, f"{json.dumps(node.value[:_LONGEST_SHOWN])} does not fit its YAML tag {node.tag}"
+            )
+        return make(node.value)
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -180,6 +209,8 @@ def _parse_json(text: str, source: str) -> Document:
         raise _not_readable(f"{source}:{error.lineno}:{error.colno}", f"not JSON: {error.msg}") from error
     except RecursionError as error:
         raise _not_readable(source, "nested too deeply") from error
+    except ValueError as error:  # Python limits the digits of whole numbers that it converts
+        raise _not_readable(source, "cannot be read: it has a whole number of thousands of digits") from error
     # JSON is YAML except for tabs and escaped surrogates; a document with these has no line numbers.
     try:
         document = _built(text, source, source)
@@ -196,6 +227,12 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
     _FLOAT: lambda text: float(re.sub(r"\.(inf|nan)", r"\1", text.replace("_", "").lower())),
     _STR: lambda text: text,
 }
+
+
+def _fits(tag: str, text: str) -> bool:
+    """Whether a text is a value of a tag; a whole number is also a float."""
+    patterns = [pattern for one, pattern, _ in _RESOLVERS if one == tag or (one, tag) == (_INT, _FLOAT)]
+    return any(re.fullmatch(pattern, text) for pattern in patterns)
 
 
 def dotted(path: Path) -> str:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from types import NoneType
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import BaseModel
 
 from cluster.text import did_you_mean
-from jobs.spec.checking.fields import ABSENT, SEARCHES, item_model, keys_of, kind_of, spec_fields
-from jobs.spec.data import Columns, Source
-from jobs.spec.queue import OnEnd
+from jobs.spec.checking.fields import ABSENT, SEARCHES, keys_of, kind_of, model_at, spec_fields
+from jobs.spec.data import Source
 from jobs.spec.space import Range
 
 KEY = "[key]"  # pydantic's last part of a place, if the error is about a key and not about its value
-_A_SOURCE = re.compile(r"^data\.(train|eval)(\.\d+)?(\.|$)")
 _VARIABLE = "is not a valid variable name: use letters, digits and _, and do not begin with a digit"
+_LABEL = "is not a valid label: use up to 100 letters, digits and . _ / -, and begin with a letter or digit"
 
 
 def reworded(model: type[BaseModel], name: str, mistake: str, context: Mapping[str, Any], value: Any) -> str:
@@ -51,14 +49,13 @@ def reworded(model: type[BaseModel], name: str, mistake: str, context: Mapping[s
     if kind in SEARCHES and name.startswith("space.") and mistake == "model_type":
         return f"must be a list of values, or a range ({{min: 1e-5, max: 1e-3, log: true}}), but is {shown(value)}"
     if mistake in ("model_type", "model_attributes_type", "dict_type"):
-        keys = keys_of(name, model) or _model_within(model, f"{name}.").model_fields
+        inner = model_at(model, name.split("."))
+        if inner is None:
+            return f"must be names with their values (NAME: text), but is {shown(value)}"
+        keys = keys_of(name, model) or inner.model_fields
         return f"must be a section with the keys {', '.join(keys)}, but is {shown(value)}"
     if mistake == "string_pattern_mismatch":
-        if name.endswith(KEY) or name.startswith("queue.secrets"):
-            return f"{shown(value, '')} {_VARIABLE}"
-        if "\0" in str(value):
-            return "contains a zero byte, which cannot be passed to a program"
-        return f"{shown(value, '')} does not fit. {about}"
+        return _pattern_message(name, value) or f"{shown(value, '')} does not fit. {about}"
     text = must_be(mistake, context)
     return f"must be {text}, but is {shown(value)}" if text else f"{mistake}: {shown(value)}. {about}"
 
@@ -71,35 +68,33 @@ def must_be(mistake: str, context: Mapping[str, Any]) -> str | None:
 
 def _about(model: type[BaseModel], name: str) -> str:
     """Return the description of the field, or of the nearest section around it."""
-    fields = spec_fields(model)
-    inner = _model_within(model, name).model_fields.get(name.rpartition(".")[2])
-    if name not in fields and inner is not None:
-        return inner.description or ""
-    while name and name not in fields:
-        name = name.rpartition(".")[0]
-    return (fields[name].description or "") if name else ""
-
-
-def _model_within(model: type[BaseModel], name: str) -> type[BaseModel]:
-    """Return the model of a value that has keys but is not a section: a source, its columns, queue.on_end, a method."""
-    if name.startswith("queue.on_end"):
-        return OnEnd
-    if name.startswith("methods."):
-        method, within = item_model(model.model_fields["methods"]), name.split(".")[2:-1]
-        found: type[BaseModel] = method.model_fields[within[0]].annotation if within else method  # type: ignore[assignment]
-        return next((one for one in get_args(found) if one is not NoneType), found)
-    section = name if name.endswith("columns") else name.rpartition(".")[0]
-    return Columns if _A_SOURCE.match(name) and section.endswith("columns") else Source
+    parts = name.split(".") if name else []
+    for length in range(len(parts), 0, -1):
+        around = model_at(model, parts[: length - 1])
+        if around is not None and (info := around.model_fields.get(parts[length - 1])) is not None:
+            return info.description or ""
+    return ""
 
 
 def _unknown_key(model: type[BaseModel], name: str) -> str:
-    """Return the message about a key of a value that has keys but is not a section."""
-    key, keys = name.rpartition(".")[2], _model_within(model, name).model_fields
-    if name.startswith("methods."):
+    """Return the message about a key of a value that has keys but is not a section: a source, a method, `on_end`."""
+    *around, key = name.split(".")
+    found = model_at(model, around)
+    keys = found.model_fields if found is not None else {}
+    if around[0] == "methods":
         own = did_you_mean(key, keys) or f"; it has {', '.join(keys)}."
         return f"unknown key{own} Data, training arguments and budget are the same for all methods of a comparison"
-    whose = "on_end" if name.startswith("queue.") else "a source"
+    whose = "a source" if found is Source else next(part for part in reversed(around) if not part.isdecimal())
     return f"unknown key{did_you_mean(key, keys) or f'; {whose} has ' + ', '.join(keys)}"
+
+
+def _pattern_message(name: str, value: Any) -> str | None:
+    """Return the message about a name or a word that has a wrong character; None if the field explains itself."""
+    if name.endswith(KEY) and name.removeprefix("base.").startswith("queue.labels."):
+        return f"{shown(value, '')} {_LABEL}"
+    if name.endswith(KEY) or name.removeprefix("base.").startswith("queue.secrets."):
+        return f"{shown(value, '')} {_VARIABLE}"
+    return "contains a zero byte, which cannot be passed to a program" if "\0" in str(value) else None
 
 
 _MUST_BE = {

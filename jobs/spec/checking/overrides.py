@@ -37,6 +37,7 @@ def override(document: Document, text: str) -> None:
             break
         if isinstance(section, dict) and section.get(place) is None:
             section[place] = {}
+            document.marks[*path, place] = Mark(_SET)
         section, path = section[place], (*path, place)
     place = _place_in(section, last) if len(path) == len(sections) else None
     if place is None:

@@ -266,6 +266,12 @@ def test_model_path_is_a_directory_or_a_hub_id(tmp_path: Path, path: str, is_loc
     assert found.startswith("/") if is_local else found == path
 
 
+def test_a_spec_given_as_a_file_url_has_the_same_paths(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    path = write(tmp_path, GOOD.replace("./m", "m") + "working_dir: code\n")
+    assert load_spec(f"file://{path}") == load_spec(path) and load_spec(path).model.path == str(tmp_path / "m")
+
+
 def test_relative_storage_inside_rays_package_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "runtime_resources" / "working_dir_files" / "_ray_pkg_1"
     folder.mkdir(parents=True)

@@ -54,6 +54,17 @@ def test_the_set_values_of_a_base_in_a_file(tmp_path: Path) -> None:
     assert sweep is not None and sweep.base.train.max_steps == 7 and sweep.budget.trials == 3
 
 
+def test_a_set_base_replaces_the_files_base_before_other_changes(tmp_path: Path) -> None:
+    sweep_of(tmp_path, "jobs/base.json")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/base.json").write_text(json.dumps({**BASE, "seed": 7}))
+    sweep = load_sweep(str(tmp_path / "sweep.json"), ["base.train.max_steps=7", "base=other/base.json"])
+    assert sweep is not None and (sweep.base.seed, sweep.base.train.max_steps) == (7, 7)
+    assert sweep.base.storage_path == str(tmp_path / "other/runs")
+    with pytest.raises(SpecError, match=r"^--set: base: cannot read .*nope\.json"):
+        load_sweep(str(tmp_path / "sweep.json"), ["base=nope.json"])
+
+
 def test_it_is_what_it_was_after_it_was_written_and_read(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, BASE, space={"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}, "seed": [1, 2]})
     (tmp_path / "again.json").write_text(sweep.model_dump_json())

@@ -59,6 +59,7 @@ def connected(
 
     Raises:
         CapacityError: the gang can never fit, or nothing answers at the address.
+        MachinesFailed: a Ray of this machine does not come up.
         KeyboardInterrupt: SIGTERM has arrived while Ray started. Its handler was called.
     """
     _set_defaults()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from cluster.errors import CapacityError
+from cluster.errors import MachinesFailed
 from cluster.ray import no_agent
 
 _TRIES = 3
@@ -18,7 +18,7 @@ _AGENT_COMMAND = "--dashboard_agent_command="  # an argument of the raylet
 
 
 def start_local(options: Mapping[str, Any]) -> None:
-    """Start a Ray on this machine, again if it does not come up. Raises CapacityError, or what `ray.init` raises.
+    """Start a Ray on this machine, again if it does not come up. Raises MachinesFailed, or what `ray.init` raises.
 
     Ray waits 30 seconds for its start, which is too short while other programs keep all cores busy. It then raises a
     plain `Exception`. The processes of the failed start end with this process. From the second try on, Ray starts its
@@ -37,7 +37,7 @@ def start_local(options: Mapping[str, Any]) -> None:
             continue
         return
     said = f"Ray did not come up on this machine, in {_TRIES} tries of 30 s"
-    raise CapacityError(f"{said}: the machine may be overloaded. Look at its load, and try again later") from failed
+    raise MachinesFailed(f"{said}: the machine may be overloaded. Look at its load, and try again later") from failed
 
 
 @contextlib.contextmanager

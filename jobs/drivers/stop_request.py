@@ -32,8 +32,8 @@ _AGAIN_S: Final = 1.0  # after this time, `Stopped` is raised again unless the m
 _LOGGING: Final = str(logging.__file__)
 _AFTER_LOCK_S: Final = 0.01  # until the next try, where the interrupted function may have a lock
 # Two signals of the same kind within this many seconds count as one: `timeout` sends its signal to the process and then
-# to the process group. A user takes longer to press Ctrl-C again.
-_SAME_S: Final = {signal.SIGTERM: 1.0, signal.SIGINT: 0.1}
+# to the process group. A user takes longer to press Ctrl-C again. SIGHUP comes when the terminal is closed.
+_SAME_S: Final = {signal.SIGTERM: 1.0, signal.SIGINT: 0.1, signal.SIGHUP: 1.0}
 
 
 class StopKind(IntEnum):
@@ -117,11 +117,12 @@ class StopRequest:
             self._disarm()
 
     def hold(self) -> StopRequest:
-        """Handle SIGINT and SIGTERM from now on, if this is the main thread. A `with` block restores the handlers.
+        """Handle SIGINT, SIGTERM and SIGHUP from now on, if this is the main thread.
 
-        Also SIGALRM, with which this object interrupts the main thread.
+        Also SIGALRM, with which this object interrupts the main thread. A `with` block restores the handlers. Under
+        nohup, SIGHUP stays ignored.
         """
-        held = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+        held = _signals() if threading.current_thread() is threading.main_thread() else ()
         handlers: dict[int, Any] = {number: signal.signal(number, self._arrived) for number in held}
         if held:
             handlers[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._interrupt)
@@ -169,6 +170,12 @@ class StopRequest:
         if self._raised is not self.kind or not _is_ending():
             self._raised = self.kind
             raise Stopped(_REASON)
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    return tuple(
+        one for one in _SAME_S if one is not signal.SIGHUP or signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    )
 
 
 def _is_ending() -> bool:

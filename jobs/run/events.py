@@ -47,6 +47,13 @@ def repeatedly(act: Callable[[], object], every_s: float, name: str) -> Iterator
         thread.join()
 
 
+@contextlib.contextmanager
+def unseen_if_broken() -> Iterator[None]:
+    """Go on if a display cannot be written: its terminal or the reader of its pipe is gone, or its disk is full."""
+    with contextlib.suppress(OSError):
+        yield
+
+
 class Announcer:
     """Shows the driver's events and stores them with the run's. Writes a sign of life at the start and every minute."""
 
@@ -62,7 +69,8 @@ class Announcer:
     def __call__(self, kind: str, message: str, **data: Any) -> None:
         happened = event(kind, message, **data)
         self._journal.append(happened.model_dump(mode="json"))
-        self._progress.event(happened)
+        with unseen_if_broken():
+            self._progress.event(happened)
 
     def flush(self) -> None:
         """Write all events to storage now. Raises StorageError."""
@@ -98,7 +106,8 @@ class Watch:
                 if record := happened.data.get("record"):  # a step that reaches the metrics only after its evaluation
                     self._show_steps(before=record["step"])
                     self._show(record)
-                self._progress.event(happened)
+                with unseen_if_broken():
+                    self._progress.event(happened)
             self._show_steps()
 
     def _show_steps(self, before: int | None = None) -> None:
@@ -109,7 +118,8 @@ class Watch:
 
     def _show(self, record: Record) -> None:
         self.newest = record
-        self._progress.step(record)
+        with unseen_if_broken():
+            self._progress.step(record)
 
     @contextlib.contextmanager
     def in_background(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import statistics
 import threading
@@ -180,7 +181,8 @@ class PlainProgress:
         now = datetime.datetime.now(datetime.UTC)
         self._newest_at = at = max((at or now).astimezone(datetime.UTC), self._newest_at)
         self._printed_at = self._clock()
-        print(f"{at:%Y-%m-%d %H:%M:%SZ} {text}", file=self._stream, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or its disk is full
+            print(f"{at:%Y-%m-%d %H:%M:%SZ} {text}", file=self._stream, flush=True)
 
     def _keep_alive(self) -> None:
         while not self._closed.wait(1.0):

@@ -44,6 +44,7 @@ _PASSING: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
+_ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 # Parts of class names, because each client of an object store has its own tree of errors.
 _WORDS: Final = ("Timeout", "Connection", "Connect")
 
@@ -148,18 +149,35 @@ def read_versioned(path: str, version: int) -> Any:
 
 
 def exists(path: str) -> bool:
+    """Whether there is such a file or directory. Raises StorageError: nobody knows, such as of a mount that is away."""
     with reached("look at", path) as (fs, inner):
+        if is_local(path):  # fsspec would take every error for an absent file
+            return _is_there(inner)
         fs.invalidate_cache()
         return bool(fs.exists(inner))
 
 
+def _is_there(path: str) -> bool:
+    try:
+        os.stat(path)
+    except OSError as error:
+        if error.errno not in _ABSENT:
+            raise
+        return False
+    return True
+
+
 def read_end(path: str, most: int) -> str:
-    """Return the last lines of a text file, at most `most` bytes. Raises StorageError."""
+    """Return the last lines of a text file, at most `most` bytes: the end of the last line if that is longer.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
     with open_read(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - most, 0))
-        text = file.read().decode(errors="replace")
-    return (text if size <= most else text.partition("\n")[2]).rstrip()
+        text = file.read().decode(errors="replace").rstrip()
+    return text if size <= most else text.partition("\n")[2] or text
 
 
 def size(path: str) -> int:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from cluster.errors import FleetuneError, Interrupted
+from cluster.errors import FleetuneError, Interrupted, MachinesFailed
 from jobs.drivers.command.places import exit_code_of, how_it_ended
 from jobs.drivers.link.link import Say
 
@@ -152,6 +152,9 @@ class GangWatch:
         except queue.Empty:
             return
         self._left.discard(rank)
+        if isinstance(how, MachinesFailed) and isinstance(self._failure, int) and not self._stopped:
+            self._say(str(how))  # its peers often notice before Ray does, and fail first
+            self._failure = how
         if how == 0 or self._failure is not None or self._stopped:
             return
         self._failure = how

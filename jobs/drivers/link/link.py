@@ -126,8 +126,8 @@ class HttpLink:
             if order is not self._order and not last:
                 self._order = order
                 if order is not Instruction.GO_ON:
-                    self._say(f"the server says: {order}{f' ({reason})' if reason else ''}")
                     on_order(order, reason)
+                    self._say(f"the server says: {order}{f' ({reason})' if reason else ''}")
 
     def _beat(self) -> tuple[Instruction, str]:
         """Send a heartbeat and return the instruction and its reason; the last ones if the server does not answer."""

@@ -12,7 +12,7 @@ import pytest
 import ray
 from ray._private import services
 
-from cluster.errors import CapacityError
+from cluster.errors import MachinesFailed
 from cluster.ray import no_agent
 from cluster.ray.local_start import start_local
 
@@ -42,7 +42,7 @@ def test_a_ray_that_does_not_come_up_in_time_is_started_again(monkeypatch: pytes
 def test_after_three_tries_the_machine_is_said_to_be_overloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     late = Exception("The current node timed out during startup.")
     calls = starts(monkeypatch, late, late, late)
-    with pytest.raises(CapacityError, match=r"did not come up on this machine, in 3 tries.*overloaded") as caught:
+    with pytest.raises(MachinesFailed, match=r"did not come up on this machine, in 3 tries.*overloaded") as caught:
         start_local({})
     assert len(calls) == 3 and caught.value.__cause__ is late
 
@@ -92,7 +92,7 @@ def test_if_it_does_not_come_up_the_next_try_has_rays_own_agent(monkeypatch: pyt
 
     monkeypatch.setattr(services, "ConsolePopen", started)
     monkeypatch.setattr(ray, "init", init)
-    with pytest.raises(CapacityError):
+    with pytest.raises(MachinesFailed):
         start_local({})
     assert commands[1:] == [["raylet", given], ["raylet", given]]
     first = shlex.split(commands[0][1].partition("=")[2])

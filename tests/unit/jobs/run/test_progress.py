@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import io
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ from typing import Any
 import pytest
 
 from cluster.text import duration
-from jobs.run.events import Watch
-from jobs.run.outcome import event
+from jobs.run.events import Announcer, Watch
+from jobs.run.outcome import Event, event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress, Pace, PlainProgress, Progress, step_line
 from jobs.storage.journal import JournalWriter
@@ -257,3 +259,34 @@ def test_times_never_go_back(watched: Watched) -> None:
     watched.progress.event(event("phase", "evaluating", phase="x").model_copy(update={"at": LONG_AGO}))
     first, second = (" ".join(line.split(" ")[:2]) for line in watched.stream.getvalue().splitlines())
     assert LONG_AGO.strftime("%Y-%m-%d") < first <= second
+
+
+class _Broken(io.StringIO):
+    """A pipe whose reader is gone, or a terminal that was closed."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+class _BrokenDisplay(NoProgress):
+    def event(self, event: Event) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def step(self, record: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("display", [PlainProgress(_Broken(), background=False), _BrokenDisplay()])
+def test_a_display_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, display: Progress) -> None:
+    paths = JobPaths(str(tmp_path))
+    watch = Watch(paths, display)
+    with contextlib.closing(Announcer(paths, display)) as announce:
+        announce("phase", "training", phase="train")
+    for writer, written in (
+        (JournalWriter(paths.metrics, "rank-0"), record(1)),
+        (JournalWriter(paths.events, "rank-0"), event("evaluated", "loss 1").model_dump(mode="json")),
+    ):
+        writer.append(written)
+        writer.close()
+    watch.look()
+    assert watch.newest is not None and watch.newest["step"] == 1

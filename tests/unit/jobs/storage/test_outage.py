@@ -67,6 +67,21 @@ def test_a_disk_that_cannot_be_read_is_no_outage() -> None:
     assert not is_outage(OSError(errno.EIO, "Input/output error"), local=True)
 
 
+def test_a_mount_that_is_away_does_not_make_a_file_absent(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("x")
+    assert storage.exists(f"{tmp_path}/file") and not storage.exists(f"{tmp_path}/file/below")
+    assert not storage.exists(f"{tmp_path}/none") and not storage.exists(f"{tmp_path}/{'n' * 300}")
+
+    def away(path: Any, **named: Any) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr("os.stat", away)
+    with pytest.raises(StorageOutage, match="Stale file handle"):
+        storage.exists(f"{tmp_path}/file")
+
+
 def test_an_outage_does_not_make_a_checkpoint_damaged(silent: str) -> None:
     """A damaged checkpoint is passed over, and the run goes on from an earlier one, or from its start."""
     file = ShardFile(name="a", bytes=4, checksums=(0,), offsets={"weight:p": 0})

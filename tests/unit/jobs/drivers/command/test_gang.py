@@ -156,3 +156,31 @@ def test_a_signal_whose_handler_outlasts_the_wait_for_an_end_is_obeyed() -> None
     finally:
         signal.signal(signal.SIGUSR1, kept)
     assert sleeper.told.is_set()
+
+
+class _Ends:
+    """A process that ends in one way, once another one has been told to stop."""
+
+    def __init__(self, how: int | MachinesFailed, after: threading.Event | None = None) -> None:
+        self._how, self._after, self.told = how, after, threading.Event()
+
+    def read(self, wait_s: float) -> tuple[bytes, int | None]:
+        if self._after is not None and not self._after.wait(wait_s):
+            return b"", None
+        if isinstance(self._how, MachinesFailed):
+            raise self._how
+        return b"", self._how
+
+    def stop(self, *, hard: bool = False) -> None:
+        self.told.set()
+
+
+@pytest.mark.timeout(60)
+def test_a_lost_machine_is_the_reason_although_a_peer_noticed_first_and_failed() -> None:
+    """As rank 0 ends with "connection reset by peer" before Ray knows that the node of rank 1 is gone."""
+    said = list[str]()
+    lost = _Ends(MachinesFailed("process 1 was lost with its node"))
+    lost._after = lost.told
+    with pytest.raises(MachinesFailed, match="lost with its node"):
+        GangWatch([_Ends(1), lost], Log(lambda lines: None, ()), lambda: False, said.append).until_the_end()
+    assert said == ["process 0 ended with exit code 1; SIGTERM to the process", "process 1 was lost with its node"]

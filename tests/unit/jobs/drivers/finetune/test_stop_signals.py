@@ -36,7 +36,7 @@ def relay_of(stop: StopRequest, folder: Path) -> StopRelay:
     return StopRelay(stop, JobPaths(str(folder)), nothing)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_before_training_it_passes_what_catches_every_error(number: signal.Signals) -> None:
     """As functions of users, chat templates and storage are called."""
 
@@ -50,6 +50,16 @@ def test_before_training_it_passes_what_catches_every_error(number: signal.Signa
     with pytest.raises(Stopped, match="while no workers were training"):
         prepare()
     assert signal.getsignal(number) is kept
+
+
+def test_under_nohup_the_end_of_the_terminal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_before_training_what_another_thread_asks_interrupts_a_wait_once() -> None:

@@ -11,7 +11,7 @@ from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven, differences
 from jobs.search.rules.budget import check_budget
-from jobs.search.rules.prior import with_prior
+from jobs.search.rules.prior import check_has_use_for_prior, with_prior
 from jobs.search.rules.varying import check_space, field_meant
 from jobs.spec.load import spec_of
 from jobs.spec.sweep import SweepSpec
@@ -21,9 +21,9 @@ _FIXED: Final = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown"
 
 
 def check_sweep(sweep: SweepSpec) -> None:
-    """Check the space and the budget, without access to the sweep's storage. Raises SpecError with all mistakes."""
+    """Check space, prior and budget, without access to the sweep's storage. Raises SpecError with all mistakes."""
     problems = list[Mistake]()
-    for check in (check_space, check_budget):
+    for check in (check_space, check_has_use_for_prior, check_budget):
         try:
             check(sweep)
         except SpecError as error:
@@ -45,11 +45,14 @@ def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
 
 
 def stored_sweep(paths: JobPaths) -> SweepSpec:
-    """Read the spec in a sweep's directory. Raises StorageError: it cannot be read; InputError: it is not a sweep."""
+    """Read the spec in a sweep's directory, without a prior that has no effect, which earlier releases accepted.
+
+    Raises StorageError: it cannot be read; InputError: it is not a sweep.
+    """
     spec = spec_of(json.loads(storage.read_bytes(paths.spec)))
     if not isinstance(spec, SweepSpec):
         raise InputError(f"{paths.root} is not a sweep")
-    return spec
+    return spec if spec.algorithm == "auto" else spec.model_copy(update={"prior": {}})
 
 
 def with_stored_values(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = True) -> SweepSpec:
@@ -64,6 +67,7 @@ def with_stored_values(sweep: SweepSpec, paths: JobPaths, *, by_hand: bool = Tru
         return before
     known = {field_meant(name): value for name, value in before.prior.items()}
     same = all(known.get(field_meant(name)) == value for name, value in sweep.prior.items())
+    same = same and sweep.algorithm == before.algorithm
     update = {"space": sweep.space or before.space, "prior": before.prior if same else sweep.prior}
     return sweep.model_copy(update=update)
 

@@ -53,6 +53,12 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
     return sweep.model_copy(update={"space": space, "prior": prior}), said if RATE in fields else None
 
 
+def check_has_use_for_prior(sweep: SweepSpec) -> None:
+    """Raise SpecError if the spec gives a prior, but its algorithm has no first values."""
+    if sweep.prior and sweep.algorithm != "auto":
+        raise SpecError.at("prior", f"it is for algorithm: auto, but algorithm is {sweep.algorithm}: leave prior out")
+
+
 def _checked_rate(value: Any, key: str) -> float:
     """Return the learning rate that a prior gives under this key of the spec. Raises SpecError."""
     if not _is_number(value) or not 0 < value <= 1:

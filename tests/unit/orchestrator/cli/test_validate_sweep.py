@@ -70,6 +70,14 @@ def test_a_field_that_cannot_vary_names_its_file_and_line(sweep: str, command: s
     assert code == 2 and said.startswith("error: sweep.yaml:7: space.data.seq_len: the model and the rows are prepared")
 
 
+@pytest.mark.parametrize("command", ["validate", "run"])
+def test_a_prior_for_another_algorithm_names_its_file_and_line(sweep: str, command: str) -> None:
+    text = SWEEP.replace("runs: 8", "trials: 8")
+    Path(sweep).write_text(f"{text}algorithm: random\nprior: {{learning_rate: 1.0e-3}}\n")
+    code, said = call(command, sweep)
+    assert code == 2 and said.startswith("error: sweep.yaml:8: prior: it is for algorithm: auto"), said
+
+
 def test_a_mistake_in_the_base_names_the_file_of_the_base(sweep: str) -> None:
     Path("rows.jsonl").unlink()
     code, said = call("validate", sweep)

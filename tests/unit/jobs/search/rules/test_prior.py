@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cluster.errors import SpecError
+from jobs.run.record import open_run
+from jobs.search.rules.checking import check_same_search, check_sweep, checked_sweep, stored_sweep, with_stored_values
 from jobs.search.rules.prior import PROMPT_RATE, rate_by_size, with_prior
 from tests.unit.jobs.search.rules.test_auto import base_of, sweep_with
-from tests.unit.jobs.spec.test_sweep import BASE
+from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 
 
 def test_lora_begins_with_ten_times_the_rate_of_full_fine_tuning(tmp_path: Path) -> None:
@@ -30,3 +34,26 @@ def test_prompts_begin_where_their_rates_usually_are_unless_the_base_has_one(tmp
     given = {**base_of(tmp_path, learning_rate=0.1), "method": "prompt"}
     sweep, source = with_prior(sweep_with(tmp_path, base=given))
     assert sweep.prior["learning_rate"] == 0.1 and source == "the base"
+
+
+@pytest.mark.parametrize("check", [check_sweep, checked_sweep])
+def test_a_prior_is_refused_if_the_algorithm_does_not_begin_there(tmp_path: Path, check: Callable[..., object]) -> None:
+    sweep = sweep_of(tmp_path, BASE, algorithm="tpe", prior={"learning_rate": 1e-4})
+    with pytest.raises(SpecError) as caught:
+        check(sweep)
+    assert str(caught.value) == "prior: it is for algorithm: auto, but algorithm is tpe: leave prior out"
+    check(sweep_of(tmp_path, BASE, algorithm="tpe"))
+
+
+def test_a_sweep_of_an_earlier_release_with_such_a_prior_goes_on_without_it(tmp_path: Path) -> None:
+    paths = open_run(sweep_of(tmp_path, BASE, algorithm="tpe", prior={"learning_rate": 1e-4}))
+    given = sweep_of(tmp_path, BASE, algorithm="tpe")
+    for by_hand in (True, False):
+        sweep = with_stored_values(given, paths, by_hand=by_hand)
+        check_sweep(sweep)
+        check_same_search(stored_sweep(paths), sweep)
+
+
+def test_a_resume_with_another_algorithm_does_not_get_the_stored_prior(tmp_path: Path) -> None:
+    paths = open_run(with_prior(sweep_of(tmp_path, BASE, algorithm="auto"))[0])
+    assert not with_stored_values(sweep_of(tmp_path, BASE, algorithm="tpe"), paths).prior

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import posixpath
 import shlex
+from typing import Any
 
 from cluster import settings
 from cluster.errors import DataError, InputError, StorageError
@@ -35,8 +37,10 @@ def find_run(run: str, storage_path: str) -> str:
     """Return the root of a run, given its path, URL, name, or a start of the name that is unique.
 
     Raises:
-        InputError: no run or several runs match.
+        InputError: no run or several runs match, or `run` is empty.
     """
+    if not run.strip():  # it would be the start of every name
+        raise InputError("RUN is empty: is a shell variable not set?")
     if storage.is_url(run) or os.sep in run or os.path.exists(os.path.join(run, "spec.json")):
         root = _absolute(run).rstrip("/")
         if not storage.exists(JobPaths(root).spec):
@@ -54,6 +58,33 @@ def find_run(run: str, storage_path: str) -> str:
         else "there are no runs. Give the run's path, or set FLEETUNE_STORAGE_PATH to the directory of the runs"
     )
     raise InputError(f"no run {run!r} under {storage_path}{did_you_mean(run, names) or f': {what}'}")
+
+
+def read_spec_json(paths: JobPaths) -> dict[str, Any]:
+    """Read the spec.json of a run of any kind and release, without checking its fields.
+
+    Raises:
+        StorageError: the file cannot be read, or is damaged.
+    """
+    content = storage.read_bytes(paths.spec)
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise StorageError(
+            f"{paths.spec} is not the spec of a run: it is empty or damaged. Restore the file, or remove the run"
+        )
+    return found
+
+
+def sweep_of(paths: JobPaths) -> JobPaths | None:
+    """Return the sweep in whose directory a trial or a final run is; None: the run is not part of a sweep."""
+    sweep = JobPaths(posixpath.dirname(paths.root.rstrip("/")))
+    with contextlib.suppress(StorageError):
+        if storage.exists(sweep.spec) and read_spec_json(sweep).get("kind") == "sweep":
+            return sweep
+    return None
 
 
 def _absolute(path: str) -> str:

@@ -91,7 +91,7 @@ def read_outcome(paths: JobPaths) -> Outcome | None:
     """Read the outcome of a run; None while it has none.
 
     Raises:
-        StorageError: a newer release wrote the outcome.
+        StorageError: it cannot be read, it is damaged, or a newer release wrote it.
     """
     if not storage.exists(paths.outcome):
         return None
@@ -99,10 +99,13 @@ def read_outcome(paths: JobPaths) -> Outcome | None:
 
 
 def outcome_of(content: bytes, where: str) -> Outcome:
-    """Parse the content of an outcome file; `where` is its path. Raises StorageError or ValueError."""
-    raw = json.loads(content)
-    if not isinstance(raw, dict):
-        raise StorageError(f"{where} is not the outcome of a run: remove the file, and the run counts as lost")
-    if raw.get("version", 0) > OUTCOME_VERSION:
-        raise StorageError(f"{where} was written by a newer release: upgrade Fleetune to read it")
-    return Outcome.model_validate(raw)
+    """Parse the content of an outcome file; `where` is its path. Raises StorageError."""
+    try:
+        raw = json.loads(content)
+        if isinstance(raw, dict) and int(raw.get("version", 0)) > OUTCOME_VERSION:
+            raise StorageError(f"{where} was written by a newer release: upgrade Fleetune to read it")
+        return Outcome.model_validate(raw)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StorageError(
+            f"{where} is not the outcome of a run: remove the file, and the run counts as lost"
+        ) from error

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 
 from cluster.errors import InputError
 from cluster.text import duration, many
+from jobs.run.find import read_spec_json, sweep_of
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
 from jobs.run.summary import Now, summarise, utc_now
@@ -16,14 +17,19 @@ def ask_to_stop(root: str, now: Now = utc_now, is_trial: bool = False) -> str:
     """Ask a run to save a checkpoint and end. Returns a message about what will happen.
 
     Args:
-        is_trial: the run is a trial, which goes on in its sweep only.
+        is_trial: the run is a trial of a sweep that goes on, so the message names no commands.
 
     Raises:
         InputError: the run has ended.
     """
     paths = JobPaths(root)
     will = _ask(paths, paths.stop_request, "end as interrupted", now)
-    return will if is_trial else f"{will}; go on later with: {resume_command(paths)}"
+    if is_trial:
+        return will
+    if (sweep := sweep_of(paths)) is not None:
+        stop = f"fleetune stop {shlex.quote(sweep.root)}"
+        return f"{will}. It belongs to a sweep: to stop that, {stop}; to resume it later, {resume_command(sweep)}"
+    return f"{will}; go on later with: {resume_command(paths)}"
 
 
 def ask_to_save(root: str, now: Now = utc_now) -> str:
@@ -33,7 +39,7 @@ def ask_to_save(root: str, now: Now = utc_now) -> str:
         InputError: the run has ended, or it is a comparison.
     """
     paths = JobPaths(root)
-    if storage.exists(paths.spec) and json.loads(storage.read_bytes(paths.spec)).get("kind") == "compare":
+    if storage.exists(paths.spec) and read_spec_json(paths).get("kind") == "compare":
         raise InputError(
             f"{paths.name} is a comparison. Its sweeps save checkpoints: fleetune save {paths.method('NAME')}, with "
             "the name of the method that is trained now"

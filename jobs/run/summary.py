@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from pydantic import ConfigDict, Field
 
 from cluster.errors import FleetuneError, StorageError
 from jobs.frozen import Frozen
-from jobs.run.find import run_names
+from jobs.run.find import read_spec_json, run_names, sweep_of
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
@@ -44,7 +43,9 @@ class RunSummary(_Read):
 
     name: str
     root: str
-    status: str = Field(description="succeeded, failed or interrupted; running; or lost: silent for five minutes.")
+    status: str = Field(
+        description="succeeded, failed, interrupted, running, lost (silent for 5 minutes) or unreadable."
+    )
     started_at: datetime.datetime | None
     silent_s: float | None = Field(description="Seconds since the run last wrote something; None if it has ended.")
     step: int
@@ -113,15 +114,15 @@ def plan_checks(storage_path: str) -> dict[str, PlanCheck]:
 
 
 def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
-    """Summarise one run with a few small reads. A run with an unreadable outcome has the status `unreadable`."""
+    """Summarise one run with a few small reads. If one of the files is damaged, the status is `unreadable`."""
     known: dict[str, Any] = {"name": paths.name, "root": paths.root, "started_at": started_at(paths), "silent_s": None}
     try:
         outcome = read_outcome(paths)
-    except (FleetuneError, ValueError) as error:
+        last = (newest_record(paths.metrics) if outcome is None else None) or {}
+    except FleetuneError as error:
         return RunSummary(**known, status="unreadable", step=0, metrics={}, reason=str(error))
     if outcome is not None:
         return RunSummary(**known, **outcome.model_dump(include=_OF_OUTCOME))
-    last = newest_record(paths.metrics) or {}
     times = (_newest(paths.events), _newest(paths.metrics), known["started_at"])
     written_at = max((at for at in times if at), default=None)
     silent_s = max((now() - written_at).total_seconds(), 0.0) if written_at else None
@@ -163,7 +164,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
     plan: Record = next((one.get("data", {}) for one in reversed(events) if one.get("kind") == "plan"), {})
     outcome = _outcome(paths)
     tells_enough = summary.status in ("running", Status.SUCCEEDED, Status.INTERRUPTED)  # without the log
-    spec = json.loads(storage.read_bytes(paths.spec))
+    spec = read_spec_json(paths)
     is_search = spec.get("kind") in SEARCHES
     return RunDetails(
         summary=summary,
@@ -186,17 +187,22 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
 
 
 def resume_of(run: RunSummary, *, is_search: bool) -> str | None:
-    """Return the command that resumes a run that ended early; None if it runs, succeeded, or would fail again."""
+    """Return the command that resumes a run that ended early; None if it runs, succeeded, or would fail again.
+
+    A trial is resumed by its sweep, so the command is that of the sweep.
+    """
     if run.status in ("running", "unreadable", Status.SUCCEEDED):
         return None
     paths = JobPaths(run.root)
+    if not is_search and (sweep := sweep_of(paths)) is not None:
+        return resume_of(summarise(sweep), is_search=True)
     return how_to_go_on(paths, _outcome(paths), is_search=is_search)
 
 
 def _outcome(paths: JobPaths) -> Outcome | None:
     try:
         return read_outcome(paths)
-    except (FleetuneError, ValueError):
+    except FleetuneError:
         return None  # `summarise` reports it
 
 
@@ -214,9 +220,18 @@ def _paths_of(paths: JobPaths, outcome: Outcome | None, is_search: bool) -> dict
     found = {"run": paths.root, "spec": paths.spec, "logs": paths.logs}
     if not is_search:  # the checkpoints of a search are in its trials
         found["checkpoints"] = paths.checkpoints
-    if outcome and outcome.model_path:
-        found["model"] = outcome.model_path
+    if outcome and outcome.model_path and (model := _model_of(paths, outcome.model_path, is_search)):
+        found["model"] = model
     return found
+
+
+def _model_of(paths: JobPaths, exported: str, is_search: bool) -> str | None:
+    """Return where a model lies now. The run may have been moved since it exported to `exported`; None: it is gone."""
+    if not is_search:
+        return paths.model if storage.is_dir(paths.model) else None
+    inside = exported.rpartition(f"/{paths.name}/")[2]  # in the directory of a trial
+    moved = storage.join(paths.root, inside)
+    return moved if inside != exported and storage.is_dir(moved) else exported
 
 
 def log_tail(paths: JobPaths, rank: int | None = None) -> str | None:

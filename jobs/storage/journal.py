@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from cluster.errors import StorageError
 from jobs.storage import files as storage
 
 Record = dict[str, Any]
@@ -141,8 +142,20 @@ def written_at_s(part: str) -> float:
 
 
 def read_part(folder: str, part: str) -> list[Record]:
-    """Read the records of one part. Raises StorageError."""
-    return [json.loads(line) for line in storage.read_bytes(storage.join(folder, part)).splitlines()]
+    """Read the records of one part. Raises StorageError, also if the part is damaged."""
+    path = storage.join(folder, part)
+    content = storage.read_bytes(path)
+    try:
+        records: list[Record] = [json.loads(line) for line in content.splitlines()]
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path) from error
+    if not all(isinstance(record, dict) for record in records):
+        raise _damaged(path)
+    return records
+
+
+def _damaged(path: str) -> StorageError:
+    return StorageError(f"{path} is damaged. Restore the file, or remove it: then the records in it are missing")
 
 
 def newest_record(folder: str) -> Record | None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cluster.errors import SpecError
+from cluster.errors import InputError, SpecError
 from jobs.preflight.validate import validate
 from jobs.run.events import Announcer
-from jobs.run.find import find_run, storage_root
+from jobs.run.find import find_run, storage_root, sweep_of
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
-from jobs.run.record import open_run, reopen_run
+from jobs.run.record import open_run, reopen_run, resume_command
 from jobs.run.resume import check_resumable
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
@@ -50,21 +50,33 @@ def load_work(
             without a spec, where the environment says.
 
     Raises:
-        InputError: no run or several runs match, the spec is wrong, or a comparison is to be resumed with a change.
+        InputError: no run or several runs match, the spec is wrong, a comparison is to be resumed with a change, or
+            the run is a trial of a sweep, which only the sweep resumes.
     """
     if path is not None:
         spec = load_to_run(path, overrides)
         if resume is not None and isinstance(spec, CompareSpec):
             raise SpecError(UNCHANGED)
         base = spec.base if isinstance(spec, Search) else spec
-        return spec, None if resume is None else find_run(resume, base.storage_path)
+        return spec, None if resume is None else _run_to_resume(resume, base.storage_path)
     if resume is None:
         raise SpecError("give the spec of a new run, or --resume RUN to continue an earlier one")
-    root = find_run(resume, storage_root(None))
+    root = _run_to_resume(resume, storage_root(None))
     spec = load_to_run(JobPaths(root).spec, overrides)
     if overrides and isinstance(spec, CompareSpec):
         raise SpecError(UNCHANGED)
     return spec, root
+
+
+def _run_to_resume(resume: str, storage_path: str) -> str:
+    """Return the root of a run that is not part of a sweep. Raises InputError."""
+    root = find_run(resume, storage_path)
+    if (sweep := sweep_of(JobPaths(root))) is not None:
+        raise InputError(
+            f"{root} belongs to the sweep {sweep.name}, whose ledger would not know what was trained. To resume the "
+            f"sweep: {resume_command(sweep)}"
+        )
+    return root
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,17 @@ def test_stop_leaves_a_request_and_says_how_to_go_on(paths: JobPaths) -> None:
     assert storage.exists(paths.stop_request) and not storage.exists(paths.save_request)
 
 
+def test_a_trial_is_stopped_with_the_commands_of_its_sweep(paths: JobPaths) -> None:
+    storage.write_bytes(paths.spec, b'{"kind": "sweep"}')
+    trial = JobPaths.of(paths.root, "0001")
+    storage.write_bytes(trial.spec, b"{}")
+    put = f"{int(STARTED.timestamp() * 1e9):020d}-0.jsonl"
+    storage.write_bytes(storage.join(trial.metrics, put), b'{"step": 1}')
+    said = ask_to_stop(trial.root, soon)
+    assert f"fleetune stop {paths.root};" in said and said.endswith(f"fleetune run --resume {paths.root}")
+    assert storage.exists(trial.stop_request) and not storage.exists(paths.stop_request)
+
+
 def test_save_leaves_another_request(paths: JobPaths) -> None:
     assert ask_to_save(paths.root, soon).endswith("at its next step, and go on")
     assert storage.exists(paths.save_request) and not storage.exists(paths.stop_request)

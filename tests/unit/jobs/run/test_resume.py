@@ -368,6 +368,15 @@ def test_job_is_the_given_spec_or_the_run_s_own(
         load_job(None, [], None)
 
 
+def test_a_trial_is_not_resumed_behind_the_ledger_of_its_sweep(spec: Spec, paths: JobPaths) -> None:
+    trial = JobPaths.of(paths.root, "0001")
+    storage.write_bytes(trial.spec, dump_spec(spec))
+    storage.write_bytes(paths.spec, b'{"kind": "sweep"}')
+    for given in (None, trial.spec):
+        with pytest.raises(InputError, match=f"belongs to the sweep.*: fleetune run --resume {paths.root}$"):
+            load_job(given, [], trial.root)
+
+
 def test_run_that_is_not_there_is_answered_with_the_one_that_is(spec: Spec, paths: JobPaths) -> None:
     typo = paths.root.replace("run-", "rum-")
     for asked in (typo, typo.rpartition("/")[2]):

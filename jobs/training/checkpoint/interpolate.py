@@ -14,11 +14,10 @@ from safetensors import safe_open
 
 from cluster.errors import DataError
 from jobs.model_files.directory import local_model_dir, weight_files
-from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
-from jobs.training.checkpoint.to_model import check_target, export_run
+from jobs.training.checkpoint.to_model import check_target, export_run, has_own_export
 from jobs.training.model.export import MAX_SHARD_BYTES, write_weights
 
 _NAMED = 3  # tensors that an error names
@@ -42,9 +41,8 @@ def export_interpolated(run_root: str, to: str, base_weight: float, say: Callabl
         raise DataError(f"{paths.name} has trained an adapter, which has no weights in the base model to mix with")
     check_target(to, paths)
     base = local_model_dir(spec.model.path)
-    outcome = read_outcome(paths)
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
-        if outcome is not None and outcome.model_path is not None and storage.is_local(paths.model):
+        if storage.is_local(paths.model) and has_own_export(paths):
             tuned = storage.local_path(paths.model)
         else:
             tuned = export_run(run_root, scratch, say)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Set
@@ -17,7 +16,7 @@ from jobs.model_files.directory import local_model_dir, tensor_names
 from jobs.model_files.tokenizer import load_tokenizer, pad_token_id
 from jobs.planning.precision import Precision
 from jobs.run.checkpoints import Commit, Part, Read, Slice, committed_steps, read_commit, read_parts, read_slices
-from jobs.run.find import export_source
+from jobs.run.find import export_source, read_spec_json
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths, made_from
 from jobs.spec.checking.fields import SEARCHES
@@ -40,13 +39,15 @@ from jobs.training.model.load import DTYPES, empty_model, load_base, set_pad_tok
 from jobs.training.model.tensor_names import naming_of
 
 _CONFIG = "config.json"
+_ADAPTER_CONFIG = "adapter_config.json"
 _COMPARED_TOKENS = 32  # of one row, on which a merged model must agree with the base and its adapter
 
 
 def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] = print) -> str:
     """Put a run's model into `to`, or into its model/: a copy of its export, else made from its newest checkpoint.
 
-    One process reads the checkpoint, tensor by tensor; at most one output file is in memory.
+    If the run had exported its best checkpoint and the export is gone, that checkpoint is taken. One process reads the
+    checkpoint, tensor by tensor; at most one output file is in memory.
 
     Returns:
         The directory's path or URL.
@@ -59,17 +60,34 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
     _refuse_searches(paths)
     target = paths.model if to is None or _place(to) == _place(paths.model) else to
     check_target(target, paths, own=paths.model)
-    outcome = read_outcome(paths)
-    if outcome is not None and outcome.model_path is not None:  # the run has verified this export
+    if has_own_export(paths):
         return paths.model if target == paths.model else _copied(paths.model, target)
     with _marked(paths, target), _removed_on_failure(target):
         _write_newest(paths, target, say)
     return target
 
 
+def has_own_export(paths: JobPaths) -> bool:
+    """Whether model/ holds the model that the run itself has exported and verified. It may have been removed since.
+
+    Raises:
+        StorageError: the run cannot be read.
+    """
+    outcome = read_outcome(paths)
+    if outcome is None or outcome.model_path is None:
+        return False
+    return any(storage.exists(storage.join(paths.model, name)) for name in (_CONFIG, _ADAPTER_CONFIG))
+
+
 def _write_newest(paths: JobPaths, target: str, say: Callable[[str], None]) -> None:
-    """Write the model of the newest checkpoint that is not damaged. Raises DataError: there is none."""
-    for step in reversed(committed_steps(paths)):
+    """Write the model of the newest checkpoint that is not damaged; but rather of that which the run had exported.
+
+    Raises:
+        DataError: there is no such checkpoint.
+    """
+    outcome = read_outcome(paths)
+    exported = None if outcome is None else outcome.exported_step  # the best one
+    for step in sorted(committed_steps(paths), key=lambda step: (step == exported, step), reverse=True):
         try:
             commit = read_commit(paths, step)
             with redirected_output(paths.log("export")):
@@ -111,7 +129,7 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
 
 def _refuse_searches(paths: JobPaths) -> None:
     """Raise InputError for a sweep or a comparison, whose models are in the runs of their trials."""
-    kind = json.loads(storage.read_bytes(paths.spec)).get("kind")
+    kind = read_spec_json(paths).get("kind")
     if kind not in SEARCHES:
         return
     outcome = read_outcome(paths)
@@ -130,7 +148,7 @@ def check_target(to: str, paths: JobPaths, own: str | None = None) -> None:
         return
     if _place(to) in (_place(paths.model), _place(paths.merged)):
         raise DataError(f"{to} is the run's own directory for another export: give --to another directory")
-    for name, what in ((_CONFIG, "a model"), ("adapter_config.json", "an adapter")):
+    for name, what in ((_CONFIG, "a model"), (_ADAPTER_CONFIG, "an adapter")):
         if storage.exists(storage.join(to, name)):
             raise DataError(f"{to} holds {what} already ({name}), which stays as it is: give --to another directory")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -13,9 +14,12 @@ import pytest
 from safetensors.numpy import load_file
 
 from jobs.run.checkpoints import Read, Slice, committed_steps, read_commit, read_parts, read_slices
+from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
+from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal
 from jobs.storage.tensor_file import as_bytes
+from jobs.training.checkpoint.to_model import export_run
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 
@@ -168,6 +172,23 @@ def test_the_best_checkpoint_is_kept_and_exported(cases: dict[str, Case], name: 
     commit = read_commit(case.paths, STEPS)
     assert commit.best is not None and (commit.best.step, commit.best.score) == (best, scores[best])
     assert_exported(case, best)
+
+
+def test_an_export_that_was_removed_is_made_from_the_best_checkpoint_again(
+    cases: dict[str, Case], tmp_path: pathlib.Path
+) -> None:
+    case = cases["best"]
+    best, paths = committed_steps(case.paths)[0], JobPaths(str(tmp_path / "copied"))
+    shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns("model"))
+    pathlib.Path(paths.spec).write_bytes(dump_spec(case.spec))
+    pathlib.Path(paths.logs).mkdir(exist_ok=True)
+    ended = {"status": Status.SUCCEEDED, "step": STEPS, "exported_step": best, "model_path": case.paths.model}
+    write_outcome(paths, Outcome(**ended, ended_at=datetime.datetime.now(datetime.UTC)))
+    said: list[str] = []
+    export_run(paths.root, say=said.append)
+    assert said == [f"out of the checkpoint of step {best}"]
+    before, after = (load_file(f"{one.model}/model.safetensors") for one in (case.paths, paths))
+    assert before.keys() == after.keys() and all(np.array_equal(before[one], after[one]) for one in before)
 
 
 @pytest.mark.parametrize("name", ["early", "early-zero1", "early-zero2"])

@@ -18,7 +18,7 @@ import orchestrator.cli.app as cli
 from cluster.errors import DataError
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.record import open_run
-from jobs.training.checkpoint.interpolate import interpolate
+from jobs.training.checkpoint.interpolate import export_interpolated, interpolate
 from tests.support import tiny
 
 IDS = torch.arange(30)[None]
@@ -113,3 +113,14 @@ def test_the_command_mixes_the_export_of_a_run_and_leaves_it_as_it_is(
     after = load_file(f"{paths.model}/model.safetensors")
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert sorted(os.listdir(paths.model)) == names and set(names) <= {*os.listdir(tmp_path / "mixed"), "made_from"}
+
+
+def test_a_run_whose_export_was_removed_is_mixed_from_its_checkpoint(
+    tmp_path: pathlib.Path, base: pathlib.Path
+) -> None:
+    paths = open_run(tiny.spec_of(tmp_path, base, tmp_path / "text.jsonl"))
+    now = datetime.datetime.now(datetime.UTC)
+    write_outcome(paths, Outcome(status=Status.SUCCEEDED, step=3, model_path=paths.model, ended_at=now))
+    with pytest.raises(DataError, match="neither a model nor a complete checkpoint"):
+        export_interpolated(paths.root, str(tmp_path / "mixed"), 0.5)
+    assert not (tmp_path / "mixed").exists()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,8 @@ from safetensors.torch import load_file
 
 from cluster.errors import InputError
 from jobs.run.checkpoints import committed_steps, read_commit
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths
 from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal
 from jobs.training.checkpoint.to_model import export_run, merge_run
@@ -167,6 +171,23 @@ def test_the_newest_checkpoint_gives_the_adapter_that_the_run_exported(
     assert all(torch.equal(exported[one], rebuilt[one]) for one in exported)
     configs = [json.loads(pathlib.Path(one, "adapter_config.json").read_text()) for one in (case.paths.model, tmp_path)]
     assert configs[0] == configs[1]
+
+
+def test_a_succeeded_run_whose_model_was_removed_is_exported_from_its_checkpoint(
+    cases: dict[str, Case], tmp_path: pathlib.Path
+) -> None:
+    case = with_spec_file(cases["llama"])
+    before, paths = load_file(f"{case.paths.model}/adapter_model.safetensors"), JobPaths(str(tmp_path / "copied"))
+    shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns("model", "merged"))
+    ended = {"status": Status.SUCCEEDED, "step": STEPS, "ended_at": datetime.datetime.now(datetime.UTC)}
+    write_outcome(paths, Outcome(**ended, model_path=case.paths.model))
+    said: list[str] = []
+    for to in (str(tmp_path / "elsewhere"), None):
+        folder = export_run(paths.root, to, say=said.append)
+        after = load_file(f"{folder}/adapter_model.safetensors")
+        assert before.keys() == after.keys() and all(torch.equal(before[one], after[one]) for one in before)
+    assert said == [f"out of the checkpoint of step {STEPS}"] * 2
+    assert export_run(paths.root, say=said.append) == paths.model and len(said) == 2, "it is there now"
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "encoder"])

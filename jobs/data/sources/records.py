@@ -77,9 +77,20 @@ def expand(pattern: str) -> tuple[str, ...]:
     directories whose names begin with "." or "_" are left out.
 
     Raises:
-        DataError: no file matches, a directory has no supported file, or an ending is not supported.
+        DataError: no file matches, a directory has no supported file, or an ending is not supported; or the name of a
+            file is not UTF-8, so that it cannot be written to the description of the prepared data.
         StorageOutage: the storage does not answer.
     """
+    files = _meant(pattern)
+    for file in files:
+        if not is_unicode(file):
+            shown = os.fsencode(file).decode(errors="backslashreplace")
+            raise DataError(f"{shown}: rename it, because its name is not UTF-8")
+    return files
+
+
+def _meant(pattern: str) -> tuple[str, ...]:
+    """List the files as `expand` does, whatever characters their names have."""
     try:
         fs, inner = storage.filesystem(pattern)
         fs.invalidate_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,15 @@ def test_a_file_that_is_missing_is_answered_with_a_near_one(tmp_path: Path) -> N
     with pytest.raises(DataError) as caught:
         expand(f"{tmp_path}/mail.jsonl")
     assert str(caught.value).count(str(tmp_path)) == 1 and "did you mean mails.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize("pattern", ["", "/*.csv", "/in/*"])
+def test_a_file_whose_name_is_not_utf8_is_refused_before_it_is_read(tmp_path: Path, pattern: str) -> None:
+    (tmp_path / "in").mkdir()
+    try:
+        for folder in (tmp_path, tmp_path / "in"):
+            Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.csv")).write_text("text\na\n")
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    with pytest.raises(DataError, match=r"caf\\xe9\.csv: rename it, because its name is not UTF-8$"):
+        expand(f"{tmp_path}{pattern}")

@@ -7,7 +7,7 @@ import datetime
 import time
 from collections.abc import Callable, Mapping
 
-from cluster.errors import CapacityError, Diverged, FleetuneError, InputError, Interrupted, RunFailed
+from cluster.errors import CapacityError, Diverged, FleetuneError, InputError, Interrupted, MachinesFailed, RunFailed
 from cluster.settings import ray_address
 from jobs.comparison.checking import about_method, checked_methods
 from jobs.comparison.page import comparison_page
@@ -112,6 +112,7 @@ def _compared(
     Raises:
         InputError: the input of all sweeps is wrong.
         Diverged: all sweeps diverged.
+        MachinesFailed: sweeps were lost with a machine or the storage.
         RunFailed: sweeps have failed; the others have run.
         Interrupted: a request to stop.
     """
@@ -154,6 +155,8 @@ def failure_of(failed: Mapping[str, Outcome], methods: int) -> FleetuneError:
         return InputError(said)
     if all_failed and all(outcome.diverged for outcome in failed.values()):
         return Diverged(said)
+    if any(outcome.lost for outcome in failed.values()):  # the sweeps that were lost may go on
+        return MachinesFailed(said)
     return RunFailed(said)
 
 

@@ -70,7 +70,7 @@ def run_on_ray(
 
         with stop or StopRequest() as held:
             outcome = concluded(paths, drive, announce)
-        announce("ended", ending_of(paths, outcome), status=outcome.status)
+        announce("ended", ending_of(paths, outcome, is_queued=assignment is not None), status=outcome.status)
     return outcome
 
 

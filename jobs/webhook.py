@@ -8,7 +8,9 @@ from collections.abc import Callable
 
 import httpx
 
+from cluster.errors import InputError
 from cluster.settings import webhook_order
+from cluster.tls import trusted
 
 TRIES = 3
 TIMEOUT_S = 20.0  # of one request
@@ -41,7 +43,12 @@ def _try(url: str, body: str) -> tuple[str, bool]:
     """
     headers = {"Content-Type": "application/json", "User-Agent": "fleetune"}
     try:
-        answer = httpx.post(url, content=body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False)
+        certificates = trusted() if url.lower().startswith("https:") else False
+        answer = httpx.post(
+            url, content=body, headers=headers, timeout=TIMEOUT_S, follow_redirects=False, verify=certificates
+        )
+    except InputError as error:
+        return str(error), True
     except (httpx.InvalidURL, httpx.UnsupportedProtocol):
         return f"{_place(url)} is not a URL that something can be sent to", True
     except httpx.HTTPError as error:

@@ -54,9 +54,9 @@ from orchestrator.cli.options import (
     Storage,
     refuse_dashboard,
 )
-from orchestrator.cli.output import json_list, progress_of
-from orchestrator.cli.run_argument import run_meant, run_to_stop
-from orchestrator.cli.run_here import ProgressWithRoot, run_comparison_here, run_sweep_here
+from orchestrator.cli.output import echo_if_read, json_list, progress_of
+from orchestrator.cli.run_argument import check_not_queued, run_meant, run_to_stop
+from orchestrator.cli.run_here import ProgressWithRoot, as_ray_job, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, place_errors
 from orchestrator.pages import show as text
 
@@ -122,9 +122,10 @@ def run(
 ) -> None:
     """Train here, and show the progress. Paths are relative to the spec's file, also in --set."""
     overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
-    resumed, changes = ["--resume", resume] if resume else [], [word for one in overrides for word in ("--set", one)]
-    refuse_dashboard(address, [*([spec] if spec else []), *resumed, *changes])
+    refuse_dashboard(address, lambda: as_ray_job(spec, overrides, resume))
     loaded, root = load_work(spec, overrides, resume)
+    if root is not None:
+        check_not_queued(root)
     if isinstance(loaded, SweepSpec):
         if spec is not None and resume is None:
             with place_errors(Named(loaded, spec, load_marked(spec, overrides).marks)):
@@ -139,7 +140,7 @@ def run(
     bound = loaded.remedies.forgetting.max_general_loss_increase
     if loaded.method.kind != "full":  # an adapter cannot be mixed with its base
         bound = math.inf
-    typer.echo(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet, bound=bound))
+    echo_if_read(text.ending(outcome, progress.root, loaded.data.labels or (), told=not quiet, bound=bound))
     raise typer.Exit(outcome.exit_code)
 
 

@@ -66,7 +66,7 @@ def exit_on_error(until_interrupted: int | None = None) -> Iterator[None]:
             raise typer.Exit(until_interrupted) from None
         _fail("interrupted", 130)
     except BrokenPipeError:  # for example `fleetune runs | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_stdout()
         raise typer.Exit(0) from None
     except (typer.Exit, typer.Abort):
         raise
@@ -75,6 +75,19 @@ def exit_on_error(until_interrupted: int | None = None) -> Iterator[None]:
             traceback.print_exc(file=file)
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
         _fail(f"unexpected {type(error).__name__}: {error}{notes}\nThe traceback is in {file.name}", 1)
+
+
+def echo_if_read(text: str) -> None:
+    """Print the end of long work, whose exit code counts also if nobody reads the output any more."""
+    try:
+        typer.echo(text)
+    except OSError:
+        _forget_stdout()
+
+
+def _forget_stdout() -> None:
+    """Let stdout lead nowhere: what is still buffered would fail again at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _fail(message: str, code: int) -> None:

@@ -66,6 +66,15 @@ def not_stopped(job: JobView) -> str:
     )
 
 
+def check_not_queued(root: str) -> None:
+    """Raise InputError if a job of the queue writes this run and has not ended: the queue itself resumes it."""
+    if job := unfinished_job(root):
+        raise InputError(
+            f"{root} is the run of job {job.job_id}, which has not ended: the queue resumes it. To resume it here, "
+            f"cancel the job first: fleetune cancel {job.job_id}"
+        )
+
+
 def unfinished_job(root: str) -> JobView | None:
     """Return the job that writes this run and has not ended; None: there is none."""
     job = _job_meant(root.rstrip("/").rpartition("/")[2])

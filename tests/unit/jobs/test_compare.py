@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import DataError, Diverged, InputError, RunFailed, SpecError
+from cluster.errors import DataError, Diverged, InputError, MachinesFailed, RunFailed, SpecError
 from jobs.compare import failure_of, reopen_comparison
 from jobs.drivers.finetune.begin import load_job, load_work
 from jobs.drivers.stop_request import StopRequest
@@ -61,6 +61,8 @@ def test_one_that_has_succeeded_is_not_begun_again(tmp_path: Path) -> None:
         ([{"diverged": True}, {"bad_input": True}], RunFailed),
         ([{"diverged": True}], RunFailed),  # the other one has succeeded
         ([{}, {}], RunFailed),
+        ([{"lost": True}], MachinesFailed),  # a resume goes on with it
+        ([{"lost": True}, {"diverged": True}], MachinesFailed),
     ],
 )
 def test_only_if_all_sweeps_would_fail_again_it_would(outcomes: list[dict[str, bool]], kind: type[Exception]) -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -94,3 +95,11 @@ def test_nobody_there_is_said_in_one_line_and_without_the_urls_secrets() -> None
     assert len(done.stderr.splitlines()) == 1
     less = with_environment({"FLEETUNE_WEBHOOK_URL": ""})
     assert subprocess.run(command, env=less, capture_output=True, timeout=300, check=False).returncode == 2
+
+
+def test_https_is_checked_with_the_certificates_of_all_other_connections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLEETUNE_CA_FILE", str(tmp_path / "none.pem"))
+    said, pauses = sent("https://127.0.0.1:1/hook")
+    assert said is not None and f"the CA certificates of {tmp_path}/none.pem cannot be read" in said and not pauses

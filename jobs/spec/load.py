@@ -14,7 +14,7 @@ from jobs.spec.checking.check import check, check_characters, valid_spec
 from jobs.spec.checking.fields import SEARCHES
 from jobs.spec.checking.lines import Document, Mark, Path, dotted, parse
 from jobs.spec.checking.mistakes import shown
-from jobs.spec.checking.overrides import override
+from jobs.spec.checking.overrides import SET, override
 from jobs.spec.command import CommandSpec
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
@@ -125,6 +125,17 @@ def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
         override(document, one)
     marks = {dotted(place): mark for place, mark in document.marks.items() if place}
     return Loaded(_checked(document).with_absolute_paths(base), marks)
+
+
+def file_of_paths(path: str, marks: Mapping[str, Mark]) -> str:
+    """Return the file that relative paths in a loaded spec refer to: that of a sweep's base, or else the spec's `path`.
+
+    Args:
+        marks: places of the spec's fields (see `Loaded`).
+    """
+    base = marks.get("base")
+    is_file = base is not None and not base.line and base.source not in ("", SET)
+    return absolute(base.source, folder_of(path)) if base is not None and is_file else path
 
 
 def _take_in_base(document: Document, path: str) -> str:

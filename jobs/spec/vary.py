@@ -34,7 +34,7 @@ _PATHS: Final = frozenset(
     {"model.path", "data.train", "data.eval", "eval.general", "eval.lm_eval.tasks", "storage_path", "working_dir"}
 )
 _LONGEST_VALUE = 20
-_SWEEP: Final = "--sweep"
+SWEEP: Final = "--sweep"
 
 
 class JobSpec(Frozen):
@@ -61,25 +61,33 @@ class JobSpec(Frozen):
         Raises:
             SpecError: all mistakes in names and values.
         """
-        values = _values_by_field(type(self), {**(fields or {}), **named})
-        combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
-        # Warnings are off because a copied spec may hold a dictionary in place of a section; it is checked later.
-        base, problems, made = self.model_dump(mode="json", warnings=False), dict[Mistake, None](), list[Self]()
-        for changes in combinations:
-            try:
-                made.append(_changed(type(self), base, changes))
-            except SpecError as error:
-                problems |= dict.fromkeys(error.mistakes)
-        if problems:
-            raise SpecError.of(problems)
-        names = _names([one.name for one in made], values, combinations)
-        return [
-            one.model_copy(update={"name": name, "queue": one.queue.labelled(changes)})
-            for one, changes, name in zip(made, combinations, names, strict=True)
-        ]
+        return varied(self, {**(fields or {}), **named}, os.path.join(os.getcwd(), "spec"))
 
 
 AnyJob = TypeVar("AnyJob", bound=JobSpec)
+
+
+def varied(spec: AnyJob, fields: Mapping[str, Iterable[Any]], file: str) -> list[AnyJob]:
+    """Make a spec for each combination of values, as `JobSpec.vary` does, with paths relative to the file at `file`.
+
+    Raises SpecError with all mistakes in names and values.
+    """
+    values = _values_by_field(type(spec), fields)
+    combinations = [dict(zip(values, chosen, strict=True)) for chosen in itertools.product(*values.values())]
+    # Warnings are off because a copied spec may hold a dictionary in place of a section; it is checked later.
+    base, problems, made = spec.model_dump(mode="json", warnings=False), dict[Mistake, None](), list[AnyJob]()
+    for changes in combinations:
+        try:
+            made.append(_changed(type(spec), base, changes, file))
+        except SpecError as error:
+            problems |= dict.fromkeys(error.mistakes)
+    if problems:
+        raise SpecError.of(problems)
+    names = _names([one.name for one in made], values, combinations)
+    return [
+        one.model_copy(update={"name": name, "queue": one.queue.labelled(changes)})
+        for one, changes, name in zip(made, combinations, names, strict=True)
+    ]
 
 
 def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
@@ -94,10 +102,10 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
         key = key.strip()
         if not equals or not key or not text.strip():
             what = f"{option!r} must be KEY=VALUE,VALUE, such as train.learning_rate=1e-5,5e-5"
-            problems.append(Mistake(what, place=_SWEEP))
+            problems.append(Mistake(what, place=SWEEP))
             continue
         if key in fields:
-            problems.append(Mistake(f"{key} is given twice: give all its values in one option", place=_SWEEP))
+            problems.append(Mistake(f"{key} is given twice: give all its values in one option", place=SWEEP))
             continue
         is_list = text.lstrip().startswith("[")
         parts = [text] if is_list else text.split(",")
@@ -105,7 +113,7 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
             fields[key] = [part.strip() for part in parts]
             continue
         try:
-            values = [parse_value(part.strip(), f"{_SWEEP} {option}") for part in parts]
+            values = [parse_value(part.strip(), f"{SWEEP} {option}") for part in parts]
         except SpecError as error:
             problems += error.mistakes
             continue
@@ -119,7 +127,7 @@ def _values_by_field(model: type[BaseModel], fields: Mapping[str, Iterable[Any]]
     values, problems = dict[str, list[Any]](), list[Mistake]()
     for given, wanted in fields.items():
         try:
-            name, found = _field_meant(model, given), _list_of(given, wanted)
+            name, found = field_varied(model, given), _list_of(given, wanted)
             if name in values:
                 raise SpecError.at(given, f"{name} is given twice")
             values[name] = found
@@ -137,8 +145,8 @@ def _values_by_field(model: type[BaseModel], fields: Mapping[str, Iterable[Any]]
     return values
 
 
-def _field_meant(model: type[BaseModel], given: str) -> str:
-    """Return the dotted name of the field that was meant. Raises SpecError."""
+def field_varied(model: type[BaseModel], given: str) -> str:
+    """Return the dotted name of the field that `vary` changes for this name or its last part. Raises SpecError."""
     fields = spec_fields(model)
     if "env" in model.model_fields and given.startswith("env.") and len(given) > len("env."):
         return given
@@ -173,8 +181,8 @@ def _list_of(given: str, wanted: Any) -> list[Any]:
     return values
 
 
-def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str, Any]) -> AnyJob:
-    """Return the spec with these changes. Raises SpecError."""
+def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str, Any], file: str) -> AnyJob:
+    """Return the spec with these changes, whose paths are relative to the file at `file`. Raises SpecError."""
     value = json.loads(json.dumps(base))
     for name, new in changes.items():
         other = SAME_SETTING.get(name)
@@ -182,12 +190,14 @@ def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str,
             set_value(value, other, None)
         set_value(value, name, new)
     spec = valid_spec(value, model) or check(Document(value, {(): Mark()}), model)
-    if not _PATHS.intersection(changes):
+    prefix = "base." if "base" in model.model_fields else ""
+    if not any(f"{prefix}{name}" in changes for name in _PATHS):
         return spec
-    # A model's hub id may also be the name of a directory here: do not turn it into that directory's path.
-    model_path_is_final = {} if "model.path" in changes else {name: one for name, one in spec if name == "model"}
-    absolute = spec.with_absolute_paths(os.path.join(os.getcwd(), "spec"))
-    return absolute.model_copy(update=model_path_is_final)
+    absolute, job = spec.with_absolute_paths(file), getattr(spec, "base", spec)
+    if hasattr(job, "model") and f"{prefix}model.path" not in changes:
+        # A model's hub id may also be the name of a directory there: do not turn it into that directory's path.
+        absolute = absolute.with_value(f"{prefix}model", job.model)
+    return absolute
 
 
 def set_value(value: Any, name: str, new: Any) -> None:

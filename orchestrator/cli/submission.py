@@ -5,19 +5,20 @@ from __future__ import annotations
 import difflib
 import os
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
-from cluster.errors import FleetuneError, InputError
+from cluster.errors import FleetuneError, InputError, SpecError
 from jobs.preflight.validate import validate
 from jobs.search.rules.checking import checked_sweep
+from jobs.spec.checking.lines import Mark
 from jobs.spec.finetune import Spec
-from jobs.spec.load import trained_job
+from jobs.spec.load import file_of_paths, trained_job
 from jobs.spec.queue import MOST_PRIORITY
 from jobs.spec.references import run_named
 from jobs.spec.sweep import SweepSpec
-from jobs.spec.vary import sweep_values
+from jobs.spec.vary import SWEEP, field_varied, sweep_values, varied
 from jobs.storage import files as storage
 from orchestrator.api import MOST_JOBS, JobView, Server, Submission
 from orchestrator.cli.log_printing import print_logs
@@ -75,17 +76,27 @@ def _vary_all(specs: Sequence[Named], sweep: Sequence[str]) -> list[Named]:
     """Return one spec for each combination of the swept fields. Raises SpecError."""
     if not sweep:
         return list(specs)
-    fields = sweep_values(sweep)
-    found = [
-        Named(spec, f"{one.name} ({spec.name})", one.marks, is_checked=True)
-        for one in specs
-        for spec in one.spec.vary(fields)
-    ]
+    fields, found = sweep_values(sweep), list[Named]()
+    for one in specs:
+        try:
+            made = varied(one.spec, fields, file_of_paths(one.name, one.marks))
+        except SpecError as error:
+            raise SpecError.of(replace(mistake, place=SWEEP) for mistake in error.mistakes) from error
+        marks = _marks_of(one, fields)
+        found += [Named(spec, f"{one.name} ({spec.name})", marks, is_checked=True) for spec in made]
     if len(found) > MOST_JOBS:
         raise InputError(
             f"these are {len(found):,} jobs, but at most {MOST_JOBS:,} are accepted at once: give --sweep fewer values"
         )
     return found
+
+
+def _marks_of(spec: Named, swept: Iterable[str]) -> dict[str, Mark]:
+    """Return the places of the fields after a sweep: those that it varies are written in its options."""
+    names = [field_varied(type(spec.spec), given) for given in swept]
+    within = tuple(f"{name}." for name in names)
+    kept = {name: mark for name, mark in spec.marks.items() if not f"{name}.".startswith(within)}
+    return kept | dict.fromkeys(names, Mark(SWEEP))
 
 
 def _check_options(options: SubmitOptions) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from cluster.errors import Mistake, SpecError
 from jobs.spec.checking.lines import Document, Mark, Path, dotted, parse_value
 from jobs.spec.space import Range
 
-_SET = "--set"
+SET: Final = "--set"
 
 
 def override_value(text: str) -> tuple[str, Any]:
@@ -17,8 +17,8 @@ def override_value(text: str) -> tuple[str, Any]:
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts):
         what = f"{text!r} must be KEY=VALUE, such as train.learning_rate=1e-5"
-        raise SpecError.of([Mistake(what, place=_SET)])
-    return ".".join(parts), parse_value(raw, f"{_SET}: {text}")
+        raise SpecError.of([Mistake(what, place=SET)])
+    return ".".join(parts), parse_value(raw, f"{SET}: {text}")
 
 
 def override(document: Document, text: str) -> None:
@@ -26,7 +26,7 @@ def override(document: Document, text: str) -> None:
     try:
         name, value = override_value(text)
     except SpecError as error:
-        document.problems += [(Mark(_SET), mistake) for mistake in error.mistakes]
+        document.problems += [(Mark(SET), mistake) for mistake in error.mistakes]
         return
     path: Path = ()
     section: Any = document.value
@@ -37,19 +37,19 @@ def override(document: Document, text: str) -> None:
             break
         if isinstance(section, dict) and section.get(place) is None:
             section[place] = {}
-            document.marks[*path, place] = Mark(_SET)
+            document.marks[*path, place] = Mark(SET)
         section, path = section[place], (*path, place)
     place = _place_in(section, last) if len(path) == len(sections) else None
     if place is None:
         what = "is a value, not a section"
         if isinstance(section, list):
             what = f"is a list whose last entry has the number {len(section) - 1}" if section else "is an empty list"
-        document.add_problem(Mark(_SET), f"{text}: {dotted(path)} {what}")
+        document.add_problem(Mark(SET), f"{text}: {dotted(path)} {what}")
         return
     section[place], path = value, (*path, place)
     for known in [known for known in document.marks if known[: len(path)] == path]:
         del document.marks[known]
-    document.marks[path] = Mark(_SET)
+    document.marks[path] = Mark(SET)
 
 
 def _keys(name: str) -> list[str]:

@@ -25,11 +25,13 @@ from jobs.drivers.finetune.begin import Assignment, begin_run, load_job
 from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import no_gpu_here
-from jobs.run.events import Announcer
+from jobs.run.events import Announcer, repeatedly
 from jobs.run.outcome import Outcome
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of
 from jobs.spec.finetune import Spec
+
+_LOOK_EVERY_S = 1.0  # for the file of `fleetune stop`, which workers look for themselves
 
 
 def run_on_ray(
@@ -68,7 +70,7 @@ def run_on_ray(
 
                 return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
-        with stop or StopRequest() as held:
+        with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
             outcome = concluded(paths, drive, announce)
         announce("ended", ending_of(paths, outcome, is_queued=assignment is not None), status=outcome.status)
     return outcome

@@ -60,7 +60,8 @@ def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
         kind="command",
         name=job.name[: _LONGEST_NAME - len(_END)] + _END,
         command=command,
-        working_dir=base.get("working_dir"),
+        # A webhook imports nothing from there, where a module could have the name of one of ours.
+        working_dir=base.get("working_dir") if on_end.command else None,
         env=environment,
         queue=Queue(tenant=job.tenant, priority=job.priority, secrets=tuple(queue.get("secrets") or ())),
     )

@@ -16,6 +16,7 @@ from jobs.drivers.link.messages import Instruction, Registered
 from jobs.run.checkpoints import committed_steps
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
+from jobs.run.requests import ask_to_stop
 from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import driver, registered
@@ -103,11 +104,17 @@ def spec(workshop: pathlib.Path, data: pathlib.Path, **changes: Any) -> dict[str
     return found
 
 
-def outcome_after_order_at(server: WireServer, moment: str, code: int, **environment: str) -> tuple[JobPaths, Any]:
-    """Order the stop as soon as the driver says this, and see how it ends."""
+def outcome_after_order_at(
+    server: WireServer, moment: str, code: int, by_file: bool = False, **environment: str
+) -> tuple[JobPaths, Any]:
+    """Order the stop as soon as the driver says this, and see how it ends. `by_file`: as `fleetune stop` does."""
     with driver(server, **{"PYTHONPATH": str(ROOT), **environment}) as running:
         running.wait_for(moment)
-        server.order = Instruction.STOP
+        if by_file:
+            wait_for(lambda: server.newest.run is not None, "the driver has told its run")
+            ask_to_stop(str(server.newest.run))
+        else:
+            server.order = Instruction.STOP
         assert running.ended() == code, running.output
         assert "Traceback" not in running.output
     wait_for(lambda: not processes_with(f"FLEETUNE_JOB={JOB}"), "nothing is left")
@@ -118,15 +125,27 @@ def outcome_after_order_at(server: WireServer, moment: str, code: int, **environ
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moment", "phase", "reason"),
+    ("moment", "phase", "by_file", "reason"),
     [
-        ("connecting to Ray", "connect", "stopped while no workers were training"),
-        ("preparing", "prepare", "stopped while no workers were training"),
-        ("loading the model", None, "stopped on request after step 1"),  # before, the driver may still stop at once
+        ("connecting to Ray", "connect", False, "stopped while no workers were training"),
+        ("preparing", "prepare", False, "stopped while no workers were training"),
+        ("preparing", "prepare", True, "stopped while no workers were training"),
+        (
+            "loading the model",
+            None,
+            False,
+            "stopped on request after step 1",
+        ),  # before, the driver may still stop at once
     ],
 )
 def test_an_order_to_stop_is_obeyed_before_the_first_step(
-    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path, moment: str, phase: str | None, reason: str
+    server: WireServer,
+    workshop: pathlib.Path,
+    tmp_path: pathlib.Path,
+    moment: str,
+    phase: str | None,
+    by_file: bool,
+    reason: str,
 ) -> None:
     tiny.write_text(tmp_path / "text.jsonl", 100_000 if moment == "preparing" else 400)
     server.registered = registered(spec(workshop, tmp_path / "text.jsonl"))
@@ -134,7 +153,8 @@ def test_an_order_to_stop_is_obeyed_before_the_first_step(
     hold.at(0)  # until the workers see the request
     # Mostly the order comes in the midst of a phase; one that is later finds the driver at the phase's end.
     lingers = {"PYTHONPATH": LINGERING, "FLEETUNE_TESTS_LINGERS": str(phase)}
-    paths, outcome = outcome_after_order_at(server, moment, 130, **(hold.environment if phase is None else lingers))
+    own = hold.environment if phase is None else lingers
+    paths, outcome = outcome_after_order_at(server, moment, 130, by_file, **own)
     assert outcome.status is Status.INTERRUPTED and outcome.reason.startswith(reason), outcome
     assert committed_steps(paths) == ([1] if phase is None else [])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from jobs.run.record import open_run
 from jobs.search.rules.budget import check_lengths
 from jobs.search.rules.checking import check_sweep_resumable
 from jobs.search.rules.spec_text import format_space
-from jobs.search.rules.varying import VARYING, check_space, engine_of, engines, field_meant, trial_spec
+from jobs.search.rules.varying import ENGINE, VARYING, check_space, engine_of, engines, field_meant, trial_spec
 from jobs.spec.checking.lines import parse
 from jobs.spec.checking.overrides import override
 from jobs.spec.finetune import Spec
@@ -198,6 +199,14 @@ def test_what_is_wrong_is_said(tmp_path: Path, fields: dict[str, Any], said: str
     with pytest.raises(SpecError) as caught:
         sweep_of(tmp_path, **{"base": BASE, **fields})
     assert said in str(caught.value)
+
+
+def test_the_documents_list_every_field_that_may_vary() -> None:
+    page = (Path(__file__).parents[4] / "docs/search.md").read_text()
+    section = page.partition("## What may vary\n")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([\w.]+)`", section))
+    fields = (VARYING | ENGINE) - {"train.max_steps", "train.num_train_epochs"}
+    assert not {name for name in fields if not named & {name, name.partition(".")[2]}}, "of VARYING and ENGINE"
 
 
 def test_without_a_base_the_field_is_named(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,8 +21,10 @@ from jobs.model_files.directory import check_model_dir
 from jobs.planning import plan_batching, warmup_steps, worker_numbers
 from jobs.preflight.harness_tasks import check_harness_tasks
 from jobs.run.find import with_model_of_run
+from jobs.spec.command import CommandSpec
 from jobs.spec.data import OWN_FUNCTION, numbered
-from jobs.spec.finetune import Spec, Task
+from jobs.spec.finetune import Spec, Task, Train
+from jobs.spec.remedies import Forgetting
 from jobs.storage import files as storage
 
 if TYPE_CHECKING:
@@ -39,6 +42,15 @@ BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
 # up to 0.3 (arXiv 2104.08691).
 _USUAL_RATES = {"full": (1e-7, 1e-2), "lora": (5e-5, 5e-3), "prompt": (1e-3, 0.5)}
 _OFFLOAD_CPUS = 4  # threads with which Adam on the host keeps up with one GPU
+
+
+@dataclass(frozen=True)
+class CheckedCommand:
+    """The result for a spec of kind command without mistakes. Attributes: see `Validated`."""
+
+    warnings: tuple[str, ...] = ()
+    looked_at: tuple[str, ...] = ()
+    not_looked_at: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -82,13 +94,34 @@ def validate(spec: Spec, *, estimates: bool = True, judged: str | None = None) -
         raise type(problems[0]).of(mistakes) from problems[0]
     spec = with_model_of_run(spec)
     seen, unseen = _model_seen(spec)
-    warnings = list(_warnings(spec))
+    warnings = [*_warnings(spec), *([] if judged is not None else _warnings_of_a_run(spec))]
     for where, source in sources.items():
         seen.append(f"{where}: {source.words}")
         warnings += _source_warnings(spec, where, source, estimates)
         if not source.samples and not source.bad:
             unseen.append(f"{where}: the samples that your function makes (it runs when the data is prepared)")
     return Validated(spec, tuple(warnings), (*seen, f"storage: {spec.storage_path} can be written"), tuple(unseen))
+
+
+def validate_command(spec: CommandSpec) -> CheckedCommand:
+    """Check that the working directory is here, and look for the program. Nothing is started.
+
+    Raises:
+        SpecError: there is no such directory, or no such program in it.
+    """
+    folder, program = spec.working_dir, spec.command[0]
+    if folder is not None and not os.path.isdir(folder):
+        raise SpecError.at("working_dir", f"{folder} is not a directory here: give one that every node sees")
+    seen = () if folder is None else (f"working_dir: {folder}",)
+    in_folder = "/" in program and not os.path.isabs(program)
+    if in_folder and folder is None:
+        return CheckedCommand((), seen, (f"command: {program}, because working_dir is not given",))
+    found = shutil.which(os.path.join(folder or "", program) if in_folder else program)
+    if found is not None:
+        return CheckedCommand((), (*seen, f"command: {found}"), ("nodes: whether the program can be started there",))
+    if in_folder:
+        raise SpecError.at("command", f"{program} is not a program that can be started in {folder}")
+    return CheckedCommand((f"command: there is no program {program} here, and every node needs it",), seen)
 
 
 def no_gpu_here(spec: Spec) -> str | None:
@@ -226,6 +259,32 @@ _CHECKS: tuple[Callable[[Spec], object], ...] = (
 )
 
 
+def _warmup_share(train: Train) -> float:
+    """Return the warmup as a share of all steps; 0 if their number is not known yet."""
+    steps = train.warmup_steps or 0.0
+    if train.warmup_ratio is not None or steps < 1:
+        return train.warmup_ratio or steps
+    return steps / train.max_steps if train.max_steps else 0.0
+
+
+def _warnings_of_a_run(spec: Spec) -> Iterator[str]:
+    """Yield settings without effect in a single run; the trials of a sweep have values and scores of their own."""
+    train, forgetting = spec.train, spec.remedies.forgetting
+    if train.lr_scheduler_type != "warmup_stable_decay" and train.decay_ratio != Train().decay_ratio:
+        yield (
+            f"train.decay_ratio ({train.decay_ratio}) has no effect with lr_scheduler_type: {train.lr_scheduler_type}. "
+            "It is for warmup_stable_decay"
+        )
+    if spec.checkpoint.load_best_model_at_end and spec.eval.eval_steps is None:
+        scored = "only the first and the last state are" if spec.eval.eval_on_start else "only the last state is"
+        yield f"checkpoint.load_best_model_at_end: without eval.eval_steps, {scored} scored. Give eval.eval_steps"
+    if forgetting.max_general_loss_increase is None and forgetting.action != Forgetting().action:
+        yield (
+            f"remedies.forgetting.action ({forgetting.action}) has no effect without a bound: give "
+            "remedies.forgetting.max_general_loss_increase"
+        )
+
+
 def _warnings(spec: Spec) -> Iterator[str]:
     asked = [name for name in spec.eval.metrics if name != "loss"]
     if not spec.data.has_eval and (asked or (spec.eval.eval_steps and not spec.evaluates)):
@@ -239,8 +298,11 @@ def _warnings(spec: Spec) -> Iterator[str]:
             f"train.learning_rate ({train.learning_rate:g}) is unusual for method: {spec.method.kind}. Its best "
             f"rates are mostly between {least:g} and {most:g}{others}"
         )
-    if train.lr_scheduler_type == "warmup_stable_decay" and (train.warmup_ratio or 0.0) + train.decay_ratio > 1.0:
-        yield f"warmup_ratio ({train.warmup_ratio}) + decay_ratio ({train.decay_ratio}) > 1: the decay is shortened"
+    if train.lr_scheduler_type == "warmup_stable_decay" and _warmup_share(train) + train.decay_ratio > 1.0:
+        warmup = f"warmup_ratio ({train.warmup_ratio})"
+        if train.warmup_ratio is None:
+            warmup = f"the share of warmup_steps ({_warmup_share(train):g})"
+        yield f"{warmup} + decay_ratio ({train.decay_ratio}) > 1: the decay is shortened"
     cpus, gpus = spec.resources.cpus_per_worker, spec.resources.gpus_per_worker
     if train.zero.offload_optimizer is not None and gpus and cpus < _OFFLOAD_CPUS:
         yield (

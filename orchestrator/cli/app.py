@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 from collections.abc import Callable
 from contextlib import closing
 from typing import Annotated, Any, Literal
@@ -15,14 +16,15 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 from cluster.errors import InputError
 from jobs.comparison.checking import checked_methods
 from jobs.drivers.finetune.begin import load_work
-from jobs.preflight.validate import Validated, no_gpu_here
+from jobs.preflight.validate import Validated, no_gpu_here, validate_command
 from jobs.preflight.validate import validate as check
 from jobs.run import summary as run_list
 from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.requests import ask_to_save, ask_to_stop
-from jobs.search.rules.checking import check_sweep, checked_sweep
+from jobs.search.rules.checking import check_sweep, checked_sweep, sweep_warnings
 from jobs.search.rules.spec_text import format_prior, format_space, format_sweep, format_varied
+from jobs.spec.command import CommandSpec
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import SPEC_MODELS, Loaded, finetune_spec, load_marked
@@ -59,6 +61,7 @@ from orchestrator.cli.run_argument import check_not_queued, run_meant, run_to_st
 from orchestrator.cli.run_here import ProgressWithRoot, as_ray_job, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, place_errors
 from orchestrator.pages import show as text
+from orchestrator.pages.tables import table
 
 app = command_group(
     name="fleetune",
@@ -151,6 +154,10 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     if isinstance(marked.spec, CompareSpec):
         _validate_comparison(marked.spec, json_)
         return
+    if isinstance(marked.spec, CommandSpec):
+        with place_errors(Named(marked.spec, spec, marked.marks)):
+            _validate_command(marked.spec, json_)
+        return
     sweep, source, varied = None, None, dict[str, str]()
     if isinstance(marked.spec, SweepSpec):
         with place_errors(Named(marked.spec, spec, marked.marks)):
@@ -165,6 +172,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     if sweep is not None:
         space = f"{format_space(sweep)}{format_prior(sweep, source)}"
         facts = {"sweep": format_sweep(sweep), "space": space, **facts}
+        found = dataclasses.replace(found, warnings=(*found.warnings, *sweep_warnings(sweep)))
     if json_:
         typer.echo(json.dumps(_checks_json(found, facts, loaded)))
         return
@@ -173,6 +181,22 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
 
 def _checks_json(found: Validated, plan: dict[str, str], spec: Spec) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "plan": plan, "spec": spec.model_dump(mode="json")}
+
+
+def _validate_command(spec: CommandSpec, as_json: bool) -> None:
+    """Print the checks of a command. Raises InputError."""
+    found, gang = validate_command(spec), spec.resources
+    each = f"{gang.gpus_per_worker or 'no'} GPU, {gang.cpus_per_worker} CPU"
+    facts = {"command": shlex.join(spec.command), "workers": f"{gang.num_workers} x ({each})"}
+    facts |= {"env": ", ".join(spec.env)} if spec.env else {}
+    facts |= {"after": ", ".join(spec.queue.after)} if spec.queue.after else {}
+    if as_json:
+        typer.echo(json.dumps({**dataclasses.asdict(found), "plan": facts, "spec": spec.model_dump(mode="json")}))
+        return
+    lines = [f"checked      {one}" for one in found.looked_at]
+    lines += [f"not checked  {one}" for one in found.not_looked_at]
+    lines += [f"warning: {one}" for one in found.warnings]
+    typer.echo("\n".join([table(facts.items()), *lines, "ok: the checks found no problem"]))
 
 
 def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
@@ -188,7 +212,7 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
         searched = f"{format_space(one.sweep)}{format_prior(one.sweep, one.prior_from)}"
         facts[one.name] = f"{plans[one.name]['method']}; {searched}"
     facts |= {name: said for name, said in plans[checked[0].name].items() if name not in ("method", "rate")}
-    warnings = dict.fromkeys(warning for one in checked for warning in one.found.warnings)
+    warnings = dict.fromkeys([*(said for one in checked for said in one.found.warnings), *sweep_warnings(spec)])
     found = dataclasses.replace(checked[0].found, warnings=tuple(warnings))
     typer.echo(text.validated_page(facts, found, no_gpu_here(spec.base)))
 

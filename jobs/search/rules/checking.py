@@ -14,7 +14,7 @@ from jobs.search.rules.budget import check_budget
 from jobs.search.rules.prior import check_has_use_for_prior, with_prior
 from jobs.search.rules.varying import check_space, field_meant
 from jobs.spec.load import spec_of
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Search, SweepSpec
 from jobs.storage import files as storage
 
 _FIXED: Final = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
@@ -30,6 +30,13 @@ def check_sweep(sweep: SweepSpec) -> None:
             problems += error.mistakes
     if problems:
         raise SpecError.of(problems)
+
+
+def sweep_warnings(sweep: Search) -> list[str]:
+    """Return what to say about settings of a sweep or comparison that have no effect."""
+    if sweep.rungs and sweep.scheduler == "none":
+        return ["rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out"]
+    return []
 
 
 def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:

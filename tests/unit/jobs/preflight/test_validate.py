@@ -19,6 +19,9 @@ from jobs.preflight.validate import check_metrics, no_gpu_here, validate
 from jobs.run.progress import NoProgress
 from jobs.spec.finetune import Spec
 
+STABLE = {"lr_scheduler_type": "warmup_stable_decay"}
+BEST = {"metric_for_best_model": "loss", "load_best_model_at_end": True}
+
 
 @pytest.fixture
 def base(tmp_path: Path) -> dict[str, Any]:
@@ -138,8 +141,28 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
         ({"eval": {"eval_steps": 5}}, "eval_steps is set, but there are no held-out samples"),
         ({"train": {"max_steps": 5}, "checkpoint": {"save_steps": 6}}, "save_steps (6) is more than max_steps (5)"),
         (
-            {"train": {"lr_scheduler_type": "warmup_stable_decay", "warmup_ratio": 0.6, "decay_ratio": 0.6}},
-            "the decay is shortened",
+            {"train": {**STABLE, "warmup_ratio": 0.6, "decay_ratio": 0.6}},
+            "warmup_ratio (0.6) + decay_ratio (0.6) > 1: the decay is shortened",
+        ),
+        (
+            {"train": {**STABLE, "warmup_steps": 0.6, "decay_ratio": 0.6}},
+            "the share of warmup_steps (0.6) + decay_ratio (0.6) > 1: the decay is shortened",
+        ),
+        (
+            {"train": {**STABLE, "warmup_steps": 60, "max_steps": 100, "decay_ratio": 0.6}},
+            "the share of warmup_steps (0.6) + decay_ratio (0.6) > 1: the decay is shortened",
+        ),
+        (
+            {"train": {"decay_ratio": 0.3}},
+            "train.decay_ratio (0.3) has no effect with lr_scheduler_type: linear. It is for warmup_stable_decay",
+        ),
+        (
+            {"data": {"eval_fraction": 0.5}, "checkpoint": BEST},
+            "load_best_model_at_end: without eval.eval_steps, only the first and the last state are scored",
+        ),
+        (
+            {"remedies": {"forgetting": {"action": "raise_replay"}}},
+            "remedies.forgetting.action (raise_replay) has no effect without a bound",
         ),
         (
             {"resources": {"cpus_per_worker": 1}, "train": {"zero": {"offload_optimizer": "cpu"}}},
@@ -152,6 +175,11 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
 def test_allowed_but_odd_is_a_warning(base: dict[str, Any], sections: dict[str, Any], expected: str) -> None:
     (warning,) = validate(spec(base, **sections)).warnings
     assert expected in warning
+
+
+def test_trials_of_a_sweep_may_vary_what_would_have_no_effect_in_a_run(base: dict[str, Any]) -> None:
+    odd = spec(base, train={"decay_ratio": 0.3}, data={"eval_fraction": 0.5})
+    assert validate(odd, judged="eval_loss").warnings == ()
 
 
 def test_bad_rows_that_were_seen_are_refused_as_the_preparation_would(base: dict[str, Any], tmp_path: Path) -> None:

@@ -78,6 +78,18 @@ def test_a_prior_for_another_algorithm_names_its_file_and_line(sweep: str, comma
     assert code == 2 and said.startswith("error: sweep.yaml:8: prior: it is for algorithm: auto"), said
 
 
+def test_rungs_without_a_scheduler_are_a_warning(sweep: str) -> None:
+    Path(sweep).write_text(f"{SWEEP}scheduler: none\nrungs: [0.5]\n")
+    code, said = call("validate", sweep)
+    assert code == 0 and "warning: rungs has no effect with scheduler: none" in said
+    compare = SWEEP.replace("kind: sweep", "kind: compare\nmethods: [full, lora]")
+    Path("compare.yaml").write_text(f"{compare}scheduler: none\nrungs: [0.5]\n")
+    code, said = call("validate", "compare.yaml")
+    assert code == 0 and said.count("warning: rungs has no effect with scheduler: none") == 1
+    Path(sweep).write_text(f"{SWEEP}rungs: [0.5]\n")
+    assert "rungs has no effect" not in call("validate", sweep)[1]
+
+
 def test_a_mistake_in_the_base_names_the_file_of_the_base(sweep: str) -> None:
     Path("rows.jsonl").unlink()
     code, said = call("validate", sweep)

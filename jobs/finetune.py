@@ -16,7 +16,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError
+from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError, StorageError
 from cluster.imports import quick_imports
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
@@ -26,7 +26,7 @@ from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, queue_and_
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import no_gpu_here
 from jobs.run.events import Announcer, repeatedly
-from jobs.run.outcome import Outcome
+from jobs.run.outcome import Outcome, event
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of
 from jobs.spec.finetune import Spec
@@ -59,20 +59,25 @@ def run_on_ray(
         begun = begin_run(spec, resume, progress=progress)
     else:  # a job of a queue must record each failure
         begun = begin_run(spec, resume, alone=True, root=assignment.run)
-    paths = begun.paths
-    with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
-        begun.tell(announce)
+    paths, outcome = begun.paths, None
+    try:
+        with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
+            begun.tell(announce)
 
-        def drive() -> Outcome:
-            with held.raising():
-                with quick_imports():
-                    from jobs.drivers.finetune.ray_driver import drive_on_ray
+            def drive() -> Outcome:
+                with held.raising():
+                    with quick_imports():
+                        from jobs.drivers.finetune.ray_driver import drive_on_ray
 
-                return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
+                    return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
-        with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
-            outcome = concluded(paths, drive, announce)
-        announce("ended", ending_of(paths, outcome, is_queued=assignment is not None), status=outcome.status)
+            with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "file"):
+                outcome = concluded(paths, drive, announce)
+            announce("ended", ending_of(paths, outcome, is_queued=assignment is not None), status=outcome.status)
+    except StorageError as error:
+        if outcome is None:
+            raise
+        progress.event(event("warning", f"the outcome is stored, but the log or the last events are not: {error}"))
     return outcome
 
 

@@ -143,6 +143,21 @@ def enter_working_dir(spec: Spec) -> None:
         raise SpecError(
             f"working_dir {spec.working_dir}: {error.strerror}. Give a directory that every node sees"
         ) from error
+    if path := _in_place_of_ours(os.getcwd()):
+        raise SpecError(
+            f"{path} has the name of one of Fleetune's own modules, and workers would import it instead: rename it, or "
+            "start from another directory (or with another working_dir)"
+        )
+
+
+def _in_place_of_ours(folder: str) -> str | None:
+    """Return a module in this directory, the first place for imports, that has the name of one of ours."""
+    for name in ("cluster", "jobs"):
+        ours = os.path.dirname(os.path.dirname(str(sys.modules[name].__file__)))
+        for path in (os.path.join(folder, name, "__init__.py"), os.path.join(folder, f"{name}.py")):
+            if os.path.exists(path) and not os.path.samefile(folder, ours):
+                return path
+    return None
 
 
 def check_metrics(spec: Spec) -> None:

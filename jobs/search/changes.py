@@ -106,9 +106,12 @@ def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
             tokens, if the budget has only the other one.
 
     Raises:
-        SpecError: no amount is given, or the budget does not have the field.
+        SpecError: no amount is given, one is not above 0, or the budget does not have the field.
     """
     budget, more = trials.sweep.budget, {name: value for name, value in asked.items() if value is not None}
+    for name, value in more.items():
+        if value <= 0:
+            raise SpecError(f"--{name.replace('_', '-')} must be more than 0, but is {value:g}: a budget only grows")
     if (per_run := trials.tokens_per_run) and (budget.runs is None) != (budget.tokens is None):
         if "tokens" in more and budget.tokens is None:
             more["runs"] = more.get("runs", 0.0) + more.pop("tokens") / per_run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -11,24 +10,27 @@ from itertools import chain
 
 import typer
 
-from cluster.errors import FleetuneError
+from cluster.errors import FleetuneError, InputError
 from cluster.text import long_duration, many
-from orchestrator.api import JobView, WhyView
+from orchestrator.api import JobView, LogSources, WhyView
 from orchestrator.client.connection import Connection
-from orchestrator.client.log_reader import ALL, TAIL_LINES, LogLine, LogReader, follow_lines, last_lines, run_logs
+from orchestrator.client.log_reader import (
+    ALL,
+    OUTPUT,
+    TAIL_LINES,
+    LogLine,
+    LogReader,
+    follow_lines,
+    last_lines,
+    run_logs,
+)
 from orchestrator.client.lookup import job_path
+from orchestrator.pages.tables import printable
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.wording import does
 
 NAMED = 5  # most logs to name in a line
 
-# Escape sequences other than colours, and control characters.
-_CONTROL = re.compile(
-    r"\x1b\[[0-9;:?]*[ -/]*[@-ln-~]"  # moves, erases, queries
-    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # sets titles, clipboards
-    r"|\x1b(?!\[[0-9;]*m)"
-    r"|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f\x80-\x9f]"
-)
 FIRST_S, EVERY_S = 1.5, 15.0
 
 
@@ -38,7 +40,7 @@ def print_logs(
     """Print the lines of a job. Returns the job's last known state; with `follow`, it has ended.
 
     Raises:
-        InputError: the job has no such log.
+        InputError: the job has ended without such a log.
     """
     last, printed = job, False
     report = WaitReport(connection, lambda text: typer.echo(text, err=True))
@@ -58,11 +60,26 @@ def print_logs(
         _print(line, source, as_json)
     if source is None:
         _of_run(connection, last, TAIL_LINES if tail is None else tail, as_json)
-    if not printed and not as_json:
-        which = {None: "output", ALL: "logs"}.get(source, f"log {source}")
-        yet = "" if last.state in ENDED else f" yet: it is {last.state}"
-        typer.echo(f"job {job.job_id} has no {which}{yet}", err=True)
+    if not printed:
+        _nothing_printed(connection, last, source, quiet=as_json or tail == 0)
     return last
+
+
+def _nothing_printed(connection: Connection, job: JobView, source: str | None, *, quiet: bool) -> None:
+    """Say that a log is empty or does not exist yet. Raises InputError: the job has ended without it."""
+    known = connection.get(f"{job_path(job.job_id)}/logs", LogSources).sources if source not in (None, ALL) else ()
+    which = {None: "output", OUTPUT: "output", ALL: "logs"}.get(source, f"log {source}")
+    if job.state not in ENDED:
+        said = f"job {job.job_id} has no {which} yet: it is {job.state}"
+    elif source in (None, ALL, OUTPUT):
+        said = f"job {job.job_id} has no {which}"
+    elif source in known or source == f"{OUTPUT}-{job.attempt}":
+        said = f"the {which} of job {job.job_id} is empty"
+    else:
+        there = f": there are {', '.join(known)}, and all" if known else ", and no other one"
+        raise InputError(f"job {job.job_id} has no log {source!r}{there}")
+    if not quiet:
+        typer.echo(said, err=True)
 
 
 def _of_run(connection: Connection, job: JobView, count: int, as_json: bool) -> None:
@@ -94,15 +111,6 @@ def _print(line: LogLine, source: str | None, as_json: bool) -> None:
     else:
         text = printable(line.text)
         typer.echo(text if source not in (None, ALL) else f"{line.source} | {text}")
-
-
-def printable(text: str) -> str:
-    """Return a line without sequences that move the cursor. Colours are kept.
-
-    If carriage returns overwrite the line, as progress bars do, the last version is returned.
-    """
-    last = next((part for part in reversed(text.split("\r")) if part), "")
-    return _CONTROL.sub("", last)
 
 
 class WaitReport:

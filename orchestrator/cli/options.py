@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import math
+import os
 import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from cluster.errors import InputError, SpecError
+from cluster.settings import server_url
 from orchestrator.cli import completion as completing
 
 if TYPE_CHECKING:
@@ -24,6 +27,9 @@ QUEUE: Final = "The queue"
 CLUSTER: Final = "The cluster"
 
 PATIENCE_S: Final = 20.0  # seconds; commands wait less than scripts for a server that restarts
+
+# As `jobs.drivers.ray_submitted.WITHOUT`, which takes a tenth of a second to import.
+_WITHOUT: Final = "none"
 
 _DURATION: Final = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])$")
 _SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -102,21 +108,84 @@ def size_bytes(text: str) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** _POWERS[(match[2] or "").upper()])
 
 
-def refuse_dashboard(address: str | None, arguments: list[str]) -> None:
-    """Raise SpecError if the address is Ray's dashboard. `arguments`: of `jobs.finetune`, for the same run."""
-    if address is not None and address.startswith(("http://", "https://")):
-        raise SpecError(
-            f"--address {address} is Ray's dashboard, but this command connects to the cluster itself. Give the "
-            "cluster's address (auto, or HOST:6379), or submit the run as a Ray job:\n"
-            f"  ray job submit --address {address} --working-dir . -- python -m jobs.finetune {shlex.join(arguments)}"
+def refuse_dashboard(address: str | None, ray_job: Callable[[], Sequence[str] | None] = lambda: None) -> None:
+    """Raise SpecError if the address is Ray's dashboard.
+
+    Args:
+        ray_job: returns module and arguments of a Ray job that does the same; None: no such job exists.
+    """
+    if address is None or not address.startswith(("http://", "https://")):
+        return
+    said = (
+        f"--address {address} is Ray's dashboard, but this command connects to the cluster itself. Give the "
+        "cluster's address (auto, or HOST:6379)"
+    )
+    if (arguments := ray_job()) is not None:
+        said += (
+            ", or submit the run as a Ray job:\n"
+            f"  ray job submit --address {address} --working-dir . -- python -m {shlex.join(arguments)}"
         )
+    raise SpecError(said)
+
+
+def check_output_file(option: str, target: str | None, inputs: Mapping[str, str]) -> None:
+    """Check a file to write before the work begins; None: no file is written.
+
+    Args:
+        inputs: what each file or directory is that must not be overwritten, by path or URL.
+
+    Raises:
+        InputError: it cannot be a file, or it would overwrite an input.
+    """
+    if target is None:
+        return
+    if "://" not in target:
+        folder = os.path.dirname(os.path.realpath(target))
+        while not os.path.lexists(folder):
+            folder = os.path.dirname(folder)
+        if not os.path.basename(target) or os.path.isdir(target):
+            raise InputError(f"{option} {target!r} is not the name of a file: give one")
+        if not os.path.isdir(folder):
+            raise InputError(f"{option} {target} cannot be written: {folder} is not a directory")
+    for path, what in inputs.items():
+        if same_file(target, path):
+            raise InputError(f"{option} {target} is {what}: give another file")
+        if is_below(target, path):
+            raise InputError(f"{option} {target} is in {what}: give a file elsewhere")
+
+
+def same_file(one: str, other: str) -> bool:
+    """Whether two paths or URLs refer to the same file, however they are written."""
+    return _place(one) == _place(other)
+
+
+def is_below(target: str, path: str) -> bool:
+    """Whether a path or URL lies in a directory, or is one of the files that a pattern such as `data/*.csv` names."""
+    place, other = _place(target), _place(path)
+    is_pattern = any(character in other for character in "*?[")
+    return place.startswith(f"{other.rstrip('/')}/") or (is_pattern and fnmatch.fnmatchcase(place, other))
+
+
+def _place(path: str) -> str:
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    return path if "://" in path else os.path.realpath(path)
 
 
 @contextlib.contextmanager
 def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Connection]:
-    """Connect to the server. `orchestrator.client.discovery` takes long to import, so only a caller imports it."""
+    """Connect to the server. `orchestrator.client.discovery` takes long to import, so only a caller imports it.
+
+    Raises:
+        InputError: FLEETUNE_URL names no server.
+    """
     from orchestrator.client.discovery import connected
 
+    if url is None and (server_url() or "").lower() == _WITHOUT:
+        raise InputError(
+            "FLEETUNE_URL is none, which starts runs without the queue, so this command has no server: give --url, or "
+            "unset FLEETUNE_URL"
+        )
     with connected(url, patience_s) as server:
         yield server
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 
 import typer
 
+from cluster.errors import FleetuneError
+from jobs.run.find import find_run, read_spec_json, storage_root
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
 from jobs.spec.compare import CompareSpec
+from jobs.spec.load import load_marked
 from jobs.spec.sweep import SweepSpec
 from orchestrator.cli.output import progress_of, users_output
 
@@ -24,6 +28,24 @@ class ProgressWithRoot:
     def event(self, event: Event) -> None:
         self.root = event.data.get("root", self.root)
         self._inner.event(event)
+
+
+def as_ray_job(spec: str | None, overrides: Sequence[str], resume: str | None) -> list[str] | None:
+    """Return module and arguments of a Ray job that does what `fleetune run` does. None: there is no such module.
+
+    A spec or run that cannot be read on this machine counts as that of a single job.
+    """
+    try:
+        if resume is None:
+            kind = load_marked(str(spec), overrides).spec.kind
+        else:
+            kind = read_spec_json(JobPaths(find_run(resume, storage_root(None)))).get("kind", "finetune")
+    except FleetuneError:
+        kind = "finetune"
+    changes = [word for one in overrides for word in ("--set", one)]
+    if kind == "finetune":
+        return ["jobs.finetune", *([spec] if spec else []), *(["--resume", resume] if resume else []), *changes]
+    return ["jobs.sweep", str(spec), *changes] if kind == "sweep" and resume is None else None
 
 
 def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:

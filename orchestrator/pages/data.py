@@ -127,8 +127,8 @@ def _role(source: SourceReport) -> str:
 def format_share(finding: Finding) -> str:
     """Format a share, as in `1,204 of 80,000 records (1.5 %)`; '': nothing was counted."""
     if not finding.of:
-        return many(finding.count, "record") if finding.count else ""
-    return f"{finding.count:,} of {many(finding.of, 'record')} ({percent(finding.count, finding.of)})"
+        return many(finding.count, finding.unit) if finding.count else ""
+    return f"{finding.count:,} of {many(finding.of, finding.unit)} ({percent(finding.count, finding.of)})"
 
 
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:

@@ -28,7 +28,7 @@ from jobs.spec.load import SPEC_MODELS
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.space import Dimension
 from orchestrator.pages.plan import format_plan
-from orchestrator.pages.tables import columns, table
+from orchestrator.pages.tables import columns, printable, table
 
 Row = tuple[str, str | None]  # `table` leaves out a row with None
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -254,7 +254,7 @@ def run_page(details: RunDetails) -> str:
     """Format the page of `fleetune show`."""
     run, spec = details.summary, details.spec
     job = spec.get("base", spec)  # in a sweep, the base job of its trials
-    trials = f"fleetune sweep leaderboard {details.paths['run']}"
+    trials = f"fleetune sweep leaderboard {shlex.quote(details.paths['run'])}"
     if "methods" in spec:
         methods = ", ".join(str(one.get("name")) for one in spec["methods"])
         kind: list[Row] = [("methods", methods), ("trials", f"{trials}/methods/NAME")]
@@ -285,8 +285,8 @@ def run_page(details: RunDetails) -> str:
         ("resume", details.resume or None),
     ]
     events = table(map(_event_row, details.events), "  ")
-    parts = (table(rows), events and f"last events:\n{events}", details.log_tail and f"end of {details.log_tail}")
-    return "\n\n".join(filter(None, parts))
+    log = details.log_tail and "\n".join(map(printable, f"end of {details.log_tail}".split("\n")))
+    return "\n\n".join(filter(None, (table(rows), events and f"last events:\n{events}", log)))
 
 
 def _data_of(spec: Mapping[str, Any]) -> str:

@@ -13,6 +13,14 @@ LEAST_LAST: Final = 20
 _NEWLINES = {"\n": "↵", "\u2028": "↵", "\u2029": "↵", "\t": " "}
 _JOINERS = "\u200c\u200d"  # these are parts of words in some scripts, and of emoji
 
+# Escape sequences other than colours, and control characters.
+_CONTROL = re.compile(
+    r"\x1b\[[0-9;:?]*[ -/]*[@-ln-~]"  # moves, erases, queries
+    r"|\x1b[\]PX^_].*?(?:\x07|\x1b\\|$)"  # sets titles, clipboards
+    r"|\x1b(?!\[[0-9;]*m)"
+    r"|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f\x80-\x9f]"
+)
+
 
 def columns(
     head: Sequence[str], rows: Sequence[Sequence[str]], width: int | None = None, droppable: Sequence[str] = ()
@@ -74,6 +82,15 @@ def shown(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(map(_shown, text.replace("\r\n", "\n")))
+
+
+def printable(text: str) -> str:
+    """Return a line without sequences that move the cursor. Colours are kept.
+
+    If carriage returns overwrite the line, as progress bars do, the last version is returned.
+    """
+    last = next((part for part in reversed(text.split("\r")) if part), "")
+    return _CONTROL.sub("", last)
 
 
 def _shown(character: str) -> str:

@@ -268,7 +268,7 @@ def _classes(facts: Facts) -> Iterator[Finding]:
     for kind, severity, title, which, advice in rules:
         if names := [label_name(facts, int(number)) for number in np.flatnonzero(which)]:
             title, count, of = f"{title}: {', '.join(names[:10])}", len(names), len(counts)
-            yield Finding(kind=kind, severity=severity, title=title, count=count, of=of, advice=advice)
+            yield Finding(kind=kind, severity=severity, title=title, count=count, of=of, unit="class", advice=advice)
 
 
 def label_counts(facts: Facts, role: int) -> Numbers:

@@ -30,8 +30,9 @@ class Finding(Frozen):
     kind: str  # stable name for programs: exact-duplicates, turns-out-of-order ...
     severity: Severity
     title: str  # for people: `exact duplicates within train`
-    count: int = Field(ge=0)  # records
-    of: int = Field(ge=0)  # records that were examined
+    count: int = Field(ge=0)  # in `unit`
+    of: int = Field(ge=0)  # how many were examined
+    unit: str = "record"  # record or class
     advice: str  # what to do about it
     examples: tuple[Example, ...] = ()
 

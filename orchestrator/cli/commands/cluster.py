@@ -66,6 +66,8 @@ def drain(
 
     A job that may not be interrupted (queue.preemptible: false, the default for commands) stays until it ends.
     """
+    if stop_all and deadline is not None:
+        raise InputError("--deadline and --stop-all exclude each other: give one of them")
     _order(nodes, "drain", reason, json_, url, "0s" if stop_all else deadline)
 
 

@@ -11,10 +11,11 @@ import typer
 from cluster.text import many
 from jobs.preflight.data_commands import check_data, generate_text, prepare_data, show_data
 from jobs.run.paths import check_folder
+from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Address, Json, Quiet, Set, SpecFile, width
+from orchestrator.cli.options import Address, Json, Quiet, Set, SpecFile, check_output_file, refuse_dashboard, width
 from orchestrator.cli.output import progress_of
 from orchestrator.pages import show as text
 from orchestrator.pages.data import page, rows_json, rows_page
@@ -44,7 +45,9 @@ def check(
     The exit code is 2 if `prepare` would refuse the data. The page and the list of bad records are written beside the
     prepared data.
     """
+    refuse_dashboard(address)
     loaded = load_spec(spec, set_ or [])
+    check_output_file("--html", html, _inputs(spec, loaded))
     with closing(progress_of(quiet or json_)) as progress:
         report = check_data(loaded, address, progress)
 
@@ -56,6 +59,12 @@ def check(
     raise typer.Exit(2 if report.verdict == "errors" else 0)
 
 
+def _inputs(file: str, spec: Spec) -> dict[str, str]:
+    """Return what a spec reads, as `check_output_file` takes it."""
+    sources = {source.path: f"the data of {where}" for where, source in spec.sources}
+    return {file: "the spec itself", spec.model.path: "the model", **sources}
+
+
 @app.command(epilog="Example:  fleetune data prepare job.yaml --address auto")
 def prepare(
     spec: SpecFile, set_: Set = None, address: Address = None, json_: Json = False, quiet: Quiet = False
@@ -64,6 +73,7 @@ def prepare(
 
     To continue an interrupted preparation, repeat the command. A run whose data is not prepared prepares it itself.
     """
+    refuse_dashboard(address)
     loaded = load_spec(spec, set_ or [])
     with closing(progress_of(quiet or json_)) as progress:
         prepared = prepare_data(loaded, address, progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -13,6 +14,7 @@ from cluster.text import did_you_mean
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import JobId, Json, OneTenant, Url, connected, width
 from orchestrator.cli.output import exit_on_error, json_list
+from orchestrator.pages.tables import printable
 from orchestrator.queue.states import ENDED, DesiredState, State
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 EXPLAINED: Final = 3  # number of waiting jobs, from the first, whose expected start is requested
 LOGS_PATIENCE_S: Final = 60.0  # seconds; `logs --follow` outlasts a longer restart of the server than other commands
 LAST_EVENTS: Final = 10
+LISTED: Final = 50  # jobs of the table
 LOG_LINES: Final = 10
 
 
@@ -37,7 +40,12 @@ def queue(
         ),
     ] = None,
     tenant: OneTenant = None,
-    limit: Annotated[int, typer.Option("--limit", min=1, max=10_000, help="List at most this many jobs.")] = 50,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", metavar="N", min=1, max=10_000, help="List at most this many jobs [50; with --json, all]."
+        ),
+    ] = None,
     json_: Json = False,
     url: Url = None,
 ) -> None:
@@ -48,14 +56,16 @@ def queue(
     """
     with connected(url) as server:
         from orchestrator.client.lookup import find_tenant, removed_jobs
-        from orchestrator.client.readers import QueueReader
+        from orchestrator.client.readers import LOOKED_AT, QueueReader
         from orchestrator.pages.queue import in_order, queue_page
 
         asked = _states(state)
         states = asked or [one for one in State if all_ or one not in ENDED]
-        reader = QueueReader(server, tenant if tenant is None else find_tenant(server, tenant))
+        most = limit or (sys.maxsize if json_ else LISTED)
+        looked_at = max(most, LOOKED_AT) if json_ else LOOKED_AT
+        reader = QueueReader(server, tenant if tenant is None else find_tenant(server, tenant), looked_at)
         counts = reader.counts()
-        jobs = in_order(reader.jobs(states, limit))[:limit]
+        jobs = in_order(reader.jobs(states, most))[:most]
         if json_:
             typer.echo(json_list(jobs))
             return
@@ -148,7 +158,6 @@ def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
 
 def _log_end(server: Connection, job: JobView) -> str:
     """Return the end of a failed job's log, if it can be read; else ''."""
-    from orchestrator.cli.log_printing import printable
     from orchestrator.client.log_reader import log_of_end
 
     if job.state is not State.FAILED or not job.attempt:

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import json
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
@@ -16,7 +15,7 @@ import typer
 from cluster.errors import InputError
 from cluster.text import many
 from jobs.storage import files as storage
-from orchestrator.cli.options import Json, Quiet
+from orchestrator.cli.options import Json, Quiet, check_output_file, same_file
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
 Report = Callable[[float], None]
@@ -111,17 +110,9 @@ def check_setup(setup: Setup, what_if_nodes: int | None) -> None:
 def check_targets(trace: str, schedule: str | None, report: str | None) -> None:
     """Check the output files. Raises InputError if one would overwrite another, or cannot be a file."""
     for name, target in (("--schedule", schedule), ("--report", report)):
-        if target is not None and ("://" not in target) and (not os.path.basename(target) or os.path.isdir(target)):
-            raise InputError(f"{name} {target!r} is not the name of a file: give one")
-        if target is not None and _same(target, trace):
-            raise InputError(f"{name} {target} is the trace itself: give another file")
-    if schedule is not None and report is not None and _same(schedule, report):
+        check_output_file(name, target, {trace: "the trace itself"})
+    if schedule is not None and report is not None and same_file(schedule, report):
         raise InputError(f"--schedule and --report are both {report}: give two files")
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two paths or URLs refer to the same file, however they are written."""
-    return one == other or ("://" not in one + other and os.path.realpath(one) == os.path.realpath(other))
 
 
 def as_json(simulations: Sequence[tuple[str, Simulated]]) -> str:

@@ -71,8 +71,10 @@ def submit(
     )
     with connected(url) as server:
         jobs = submit_all(server, options, _say)
-        _show(jobs, json_ and not (wait or follow))
-        if wait or follow:
+        waits = wait or follow
+        if not (json_ and waits):  # JSON follows at the end; the messages of `submit_all` have the ids
+            _show(jobs, json_)
+        if waits:
             ended = wait_for(server, jobs, follow=follow, as_json=json_, say=_say)
             if json_:
                 _show(ended, True)

@@ -24,7 +24,7 @@ from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
 from jobs.storage.files import write_bytes
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Address, Json, Quiet, Storage, refuse_dashboard
+from orchestrator.cli.options import Address, Json, Quiet, Storage, finite, refuse_dashboard
 from orchestrator.cli.run_argument import run_meant, unfinished_job
 from orchestrator.cli.run_here import run_sweep_here
 from orchestrator.pages.sweep import status_page
@@ -129,12 +129,14 @@ def _is_active(trials: Trials) -> bool:
 @app.command(epilog="Example:  fleetune sweep extend reviews-lr-20261127 --runs 4")
 def extend(
     sweep: SweepArgument,
-    runs: Annotated[float | None, typer.Option("--runs", metavar="N", min=0.0, help="Runs to add.")] = None,
+    runs: Annotated[float | None, typer.Option("--runs", metavar="N", help="Runs to add.", callback=finite)] = None,
     trials: Annotated[int | None, typer.Option("--trials", metavar="N", min=1, help="Trials to add.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", metavar="N", min=1, help="Tokens to add.")] = None,
-    minutes: Annotated[float | None, typer.Option("--minutes", metavar="N", min=0.0, help="Minutes to add.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", metavar="N", help="Minutes to add.", callback=finite)
+    ] = None,
     gpu_hours: Annotated[
-        float | None, typer.Option("--gpu-hours", metavar="N", min=0.0, help="GPU-hours to add.")
+        float | None, typer.Option("--gpu-hours", metavar="N", help="GPU-hours to add.", callback=finite)
     ] = None,
     address: Address = None,
     storage: Storage = None,
@@ -150,7 +152,7 @@ def extend(
     if _is_active(found):
         _ask(found, change)
         return
-    refuse_dashboard(address, ["--resume", found.root])
+    refuse_dashboard(address)
     loaded, root = load_work(None, [], found.root)
     assert isinstance(loaded, SweepSpec)
     raise typer.Exit(run_sweep_here(changed(loaded, change), root, address, quiet))

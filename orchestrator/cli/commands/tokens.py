@@ -7,8 +7,10 @@ import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Literal
+from urllib.parse import quote
 
 import typer
+from pydantic import ValidationError
 
 from cluster.errors import InputError
 from cluster.settings import fleetune_home
@@ -28,7 +30,6 @@ StoreUrl = Annotated[
 ]
 TokenName = Annotated[str, typer.Argument(metavar="NAME", help="Name of its owner, shown in lists and events.")]
 
-_LONGEST_S = 1e10  # seconds; longest lifetime of a token
 _BY = "somebody with access to the store (--store)"
 _FIRST = (
     "This is the first token: from now on, every command needs a token, also in this shell.\n"
@@ -65,14 +66,17 @@ def add(
     lifetime_s = None if expires is None else duration_s("--expires", expires)
     try:
         sent = TokenSent(name=name, role=role, tenant=tenant, lifetime_s=lifetime_s)
-    except ValueError as error:
-        if lifetime_s is not None and lifetime_s > _LONGEST_S:
+    except ValidationError as error:
+        wrong = error.errors()[0]["loc"][0]
+        if wrong == "lifetime_s":
             raise InputError(f"--expires {expires} is too long: leave it out for a token that never expires") from error
+        if wrong == "tenant":
+            raise InputError(f"--tenant {tenant!r} cannot be a tenant's name: `fleetune tenants` lists them") from error
         raise InputError(f"{name!r} cannot be a token's name: use letters, digits, '.', '_', '@', '-'") from error
     first = role == "admin" and not any(one.revoked_s is None for one in _listed(store, url, new=True))
+    made = NewToken(name=name, token=_added(sent, store, url))
     if first:
         typer.echo(_FIRST, err=True)
-    made = NewToken(name=name, token=_added(sent, store, url))
     if json_:
         typer.echo(made.model_dump_json())
         return
@@ -109,7 +113,7 @@ def revoke(name: TokenName, store: StoreUrl = None, url: Url = None) -> None:
         from orchestrator.api import TokenView
 
         with connected(url) as connection:
-            connection.delete(f"/v1/tokens/{name}", TokenView)
+            connection.delete(f"/v1/tokens/{quote(name, safe='')}", TokenView)
     typer.echo(f"{name} is revoked")
 
 

@@ -190,7 +190,8 @@ def test_faults_of_labelled_texts_are_found_with_file_and_line(tmp_path: Path, m
         "classes-not-in-eval": [],
     }
     assert found(report, "exact-duplicates-across").examples[0].other_line == 92
-    assert found(report, "absent-classes").title == "classes without a sample in train: 2"
+    absent = found(report, "absent-classes")
+    assert (absent.title, absent.unit) == ("classes without a sample in train: 2", "class")
     # A label that is no class stops `prepare`, however few there are.
     assert report.verdict == "errors" and report.blocked is not None and "reviews.csv:32: label '7'" in report.blocked
 

@@ -15,6 +15,7 @@ from cluster.errors import InputError, StorageError
 from jobs.run.find import find_run
 from jobs.run.outcome import Outcome, Status, event, write_outcome
 from jobs.run.paths import JobPaths
+from jobs.run.requests import ask_to_save
 from jobs.run.summary import describe_run, list_runs, summarise, utc_now
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter
@@ -108,6 +109,38 @@ def test_one_damaged_run_does_not_hide_the_others(root: str) -> None:
     assert [run.status for run in list_runs(root)] == ["succeeded", "unreadable", "unreadable"]
 
 
+@pytest.mark.parametrize("torn", [b'{"step": 1, "lo', b"[1]\n", b"\xff\n"])
+def test_a_damaged_part_of_the_metrics_is_the_reason_why_one_run_is_unreadable(root: str, torn: bytes) -> None:
+    end(make_run(root, "good-20261124-100000-0001"))
+    damaged = make_run(root, "torn-20261124-100001-0001")
+    put_part(damaged.metrics, NOW, {"step": 1})
+    part = storage.join(damaged.metrics, storage.list_names(damaged.metrics)[0])
+    storage.write_bytes(part, torn)
+    runs = list_runs(root)
+    assert [run.status for run in runs] == ["succeeded", "unreadable"]
+    assert runs[1].reason == f"{part} is damaged. Restore the file, or remove it: then the records in it are missing"
+    with pytest.raises(StorageError, match=r"is damaged\. Restore the file"):
+        describe_run(damaged.root, now)
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"vers', b"[]", b"\xff", b'{"version": "x"}', b'{"status": "great"}'])
+def test_a_damaged_outcome_says_what_to_do(root: str, torn: bytes) -> None:
+    paths = make_run(root)
+    storage.write_bytes(paths.outcome, torn)
+    said = f"{paths.outcome} is not the outcome of a run: remove the file, and the run counts as lost"
+    assert summarise(paths, now).reason == said
+    assert said in run_page(describe_run(paths.root, now))
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"model": ', b"[]", b"\xff"])
+def test_a_damaged_spec_is_named(root: str, torn: bytes) -> None:
+    paths = make_run(root)
+    storage.write_bytes(paths.spec, torn)
+    for use in (describe_run, ask_to_save):
+        with pytest.raises(StorageError, match=f"{re.escape(paths.spec)} is not the spec of a run"):
+            use(paths.root)
+
+
 def test_missing_storage_path_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="FLEETUNE_STORAGE_PATH"):
         list_runs(str(tmp_path / "nope"))
@@ -117,6 +150,13 @@ def test_run_is_found_by_name_unique_start_and_path(root: str) -> None:
     first, second = make_run(root, "abc-1"), make_run(root, "abd-2")
     assert find_run("abc-1", root) == find_run("abc", root) == first.root
     assert find_run(second.root, "/elsewhere") == second.root
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_start_of_the_only_run(root: str, name: str) -> None:
+    make_run(root, "abc-1")
+    with pytest.raises(InputError, match="RUN is empty: is a shell variable not set"):
+        find_run(name, root)
 
 
 def test_exact_name_wins_over_a_longer_one(root: str) -> None:
@@ -209,6 +249,33 @@ def test_a_search_that_ended_early_is_described_with_how_to_go_on_although_it_ha
     assert describe_run(paths.root, now).resume is None, "it would fail again"
 
 
+def test_a_trial_is_resumed_by_its_sweep(root: str) -> None:
+    sweep = make_run(root, "s-20261124-100000-0001")
+    storage.write_bytes(sweep.spec, json.dumps({"kind": "sweep", "base": {}}).encode())
+    trial = make_run(sweep.root, "0001")
+    end(trial, Status.INTERRUPTED, reason="on request", step=4)
+    assert describe_run(trial.root, now).resume == f"fleetune run --resume {sweep.root}"
+    spaced = make_run(f"{root}/a b", "s-1")
+    storage.write_bytes(spaced.spec, json.dumps({"kind": "sweep", "base": {}}).encode())
+    assert f"fleetune sweep leaderboard '{spaced.root}'" in run_page(describe_run(spaced.root, now))
+    end(sweep)
+    assert describe_run(trial.root, now).resume is None, "the sweep has succeeded"
+
+
+def test_the_model_of_a_run_is_where_the_run_is_now(root: str) -> None:
+    paths = make_run(root)
+    end(paths, model_path="/before/it/was/moved/model")
+    assert "model" not in describe_run(paths.root, now).paths, "it was not moved along"
+    storage.write_bytes(storage.join(paths.model, "config.json"), b"{}")
+    assert describe_run(paths.root, now).paths["model"] == paths.model
+    sweep = make_run(root, "s-20261124-100000-0001")
+    storage.write_bytes(sweep.spec, json.dumps({"kind": "sweep", "base": {}}).encode())
+    end(sweep, model_path=f"/before/{sweep.name}/0003/model")
+    assert describe_run(sweep.root, now).paths["model"] == f"/before/{sweep.name}/0003/model"
+    storage.write_bytes(storage.join(sweep.root, "0003/model/config.json"), b"{}")
+    assert describe_run(sweep.root, now).paths["model"] == f"{sweep.root}/0003/model"
+
+
 def test_run_that_goes_on_is_where_its_newest_attempt_is(root: str) -> None:
     paths = make_run(root)
     put_part(paths.metrics, NOW - datetime.timedelta(minutes=9), {"step": 8, "loss": 1.0}, {"step": 9, "loss": 0.5})
@@ -224,6 +291,14 @@ def test_an_interrupted_run_s_page_has_no_paths_among_the_events_and_no_log(root
     page = run_page(describe_run(paths.root, now))
     assert "ended: interrupted: on request" in page
     assert "logs: here" not in page and "end of" not in page
+
+
+def test_a_long_last_line_of_a_log_is_shown_without_what_moves_the_cursor(root: str) -> None:
+    paths = make_run(root)
+    storage.write_bytes(paths.log("driver"), b"first\n" + b"\x1b[2J" * 3000 + b"gone\rthe \x1b[31mreason\n")
+    end(paths, Status.FAILED, reason="a defect", step=4)
+    shown = run_page(describe_run(paths.root, now)).partition("end of ")[2]
+    assert shown == f"{paths.log('driver')}\nthe \x1b[31mreason"
 
 
 def test_an_empty_log_is_not_shown(root: str) -> None:

@@ -135,6 +135,9 @@ def test_what_a_budget_does_not_count_is_not_added(tmp_path: Path) -> None:
         larger(ledger, {"trials": 3})
     with pytest.raises(SpecError, match="say what to add"):
         larger(ledger, {"runs": None})
+    for nothing in (0.0, -1.0):
+        with pytest.raises(SpecError, match="--gpu-hours must be more than 0"):
+            larger(ledger, {"gpu_hours": nothing})
 
 
 def test_a_change_is_told_in_words() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import InputError
 from orchestrator.api import JobView, LogPart, LogSources
 from orchestrator.cli.log_printing import print_logs
 from orchestrator.queue.states import State
@@ -109,6 +110,24 @@ def test_json_has_the_source_and_the_text_of_each_line_and_nothing_else(capsys: 
         {"source": "rank-1", "text": "ValueError: only here"},
     ]
     assert errors == ""
+
+
+def test_a_log_that_is_not_there_is_an_error_once_the_job_has_ended(capsys: pytest.CaptureFixture[str]) -> None:
+    only = {"output-1": "hello\n"}
+    with pytest.raises(InputError, match="a-1 has no log 'nosuch': there are output, output-1, and all"):
+        printed(capsys, ended(attempt=1), only, source="nosuch")
+    with pytest.raises(InputError, match=r"a-1 has no log 'rank-7': there are output, output-1, driver, rank-0"):
+        printed(capsys, ended(), source="rank-7", as_json=True)
+    runs = job("a-1", State.RUNNING, attempt=1)
+    assert printed(capsys, runs, only, source="rank-0") == ([], "job a-1 has no log rank-0 yet: it is running\n")
+    assert printed(capsys, ended(), LOGS | {"driver": ""}, source="driver") == (
+        [], "the log driver of job a-1 is empty\n"
+    )  # fmt: skip
+
+
+def test_no_line_was_asked_for_and_nothing_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    for source in ("driver", "output"):
+        assert printed(capsys, ended(), tail=0, source=source) == ([], "")
 
 
 def test_a_command_has_its_output_only(capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from jobs.data.quality import report as values
 from jobs.data.quality.report import DataReport, Example, Finding, Histogram, LongSample, Packing, SourceReport
 from orchestrator.pages import data as datapage
 from orchestrator.pages import svg, tables
-from orchestrator.pages.data import page
+from orchestrator.pages.data import format_share, page
 from orchestrator.pages.data_html import html
 
 NOW = datetime.datetime(2026, 11, 24, 12, 5, tzinfo=datetime.UTC)
@@ -183,6 +183,7 @@ def test_findings_come_by_severity_with_advice_and_at_most_three_examples() -> N
     assert "bad rows: 1 of 1,000,000 records (< 0.1 %)" in shown
     assert "exact duplicates: 1,204 of 80,000 records (1.5 %)" in shown
     assert "odd scripts: 1 of 1 record (100 %)" in shown
+    assert format_share(finding("note", "absent", 1, 2, unit="class")) == "1 of 2 classes (50.0 %)"
     for title in ("bad rows", "exact duplicates", "near ones", "odd scripts"):
         assert f"         about {title}\n" in shown
     for line in ("train.jsonl:10  bad 0", "train.jsonl:11  bad 1", "train.jsonl:12  bad 2", "train.jsonl:10  note 0"):

@@ -21,6 +21,7 @@ from jobs.run.run_plan import PlanCheck, check_of, read_plan
 from jobs.spec.checking.fields import SEARCHES
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, newest_record, part_names, read_journal, written_at_s
+from jobs.storage.text import read_end
 
 SILENT_AFTER_S = 300.0  # a run that has written nothing for this long counts as lost
 LOG_TAIL_BYTES = 4096  # a screen of text
@@ -241,5 +242,5 @@ def log_tail(paths: JobPaths, rank: int | None = None) -> str | None:
     if name is None:
         return None
     path = storage.join(paths.logs, name)
-    tail = storage.read_end(path, LOG_TAIL_BYTES)
+    tail = read_end(path, LOG_TAIL_BYTES)
     return f"{path}\n{tail}" if tail else None

@@ -167,19 +167,6 @@ def _is_there(path: str) -> bool:
     return True
 
 
-def read_end(path: str, most: int) -> str:
-    """Return the last lines of a text file, at most `most` bytes: the end of the last line if that is longer.
-
-    Raises:
-        StorageError: the file cannot be read.
-    """
-    with open_read(path) as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - most, 0))
-        text = file.read().decode(errors="replace").rstrip()
-    return text if size <= most else text.partition("\n")[2] or text
-
-
 def size(path: str) -> int:
     """Return the size of a file in bytes. Raises StorageError."""
     with reached("look at", path) as (fs, inner):

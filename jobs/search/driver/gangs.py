@@ -17,6 +17,7 @@ from jobs.search.driver.warm_gang import GangLost, WarmGang
 from jobs.search.rules.varying import engine_of
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
+from jobs.storage.text import read_end
 from jobs.training.mailbox import Answer, GangTask
 from jobs.training.worker_input import Job
 
@@ -167,7 +168,7 @@ class Gangs:
         with contextlib.suppress(StorageError):
             for logs in (JobPaths(storage.join(home, name)).logs for name in storage.list_names(home)):
                 for path in (storage.join(logs, name) for name in storage.list_names(logs)):
-                    end = storage.read_end(path, _LOG_BYTES)
+                    end = read_end(path, _LOG_BYTES)
                     if reason[:_WORDS] in end:
                         return path, end
                     found = found or ((path, end) if end else None)

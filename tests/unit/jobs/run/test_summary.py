@@ -19,6 +19,7 @@ from jobs.run.requests import ask_to_save
 from jobs.run.summary import describe_run, list_runs, summarise, utc_now
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter
+from jobs.storage.text import read_end
 from orchestrator.pages.show import ending, run_page, runs_table
 from tests.support.counted import counted_bytes
 
@@ -299,6 +300,22 @@ def test_a_long_last_line_of_a_log_is_shown_without_what_moves_the_cursor(root: 
     end(paths, Status.FAILED, reason="a defect", step=4)
     shown = run_page(describe_run(paths.root, now)).partition("end of ")[2]
     assert shown == f"{paths.log('driver')}\nthe \x1b[31mreason"
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("", ""),
+        ("a\nb\n", "a\nb"),
+        ("long line\nb\nc\n", "b\nc"),
+        ("a\nlong line\n", "ong line"),
+        ("long line", "ong line"),
+    ],
+)
+def test_the_end_of_a_text_has_whole_lines_unless_the_last_is_too_long(root: str, text: str, end: str) -> None:
+    path = storage.join(root, "a.log")
+    storage.write_bytes(path, text.encode())
+    assert read_end(path, 8 + text.endswith("\n")) == end
 
 
 def test_an_empty_log_is_not_shown(root: str) -> None:

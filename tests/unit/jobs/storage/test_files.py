@@ -33,22 +33,6 @@ def test_what_is_written_is_read(root: str) -> None:
     assert storage.exists(path) and storage.is_dir(storage.join(root, "a")) and not storage.is_dir(path)
 
 
-@pytest.mark.parametrize(
-    ("text", "end"),
-    [
-        ("", ""),
-        ("a\nb\n", "a\nb"),
-        ("long line\nb\nc\n", "b\nc"),
-        ("a\nlong line\n", "ong line"),
-        ("long line", "ong line"),
-    ],
-)
-def test_the_end_of_a_text_has_whole_lines_unless_the_last_is_too_long(root: str, text: str, end: str) -> None:
-    path = storage.join(root, "a.log")
-    storage.write_bytes(path, text.encode())
-    assert storage.read_end(path, 8 + text.endswith("\n")) == end
-
-
 def test_names_are_sorted_and_a_missing_directory_has_none(root: str) -> None:
     for name in ("b", "a", "c/d"):
         storage.write_bytes(storage.join(root, "dir", name), b"")

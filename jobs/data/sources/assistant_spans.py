@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -87,6 +89,36 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
                 "the chat template renders turn N differently when others follow it",
             )
         spans.append((start, _end(after, start, ends)))
+    return whole, spans
+
+
+def header_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -> tuple[str, list[Span]] | None:
+    """Find the answers by the text with which the template opens each of them; None if that is ambiguous.
+
+    For templates that render a turn differently if others follow it, as those that show reasoning in the last turn
+    only. A span reaches from the header to the first end token after the answer.
+
+    Raises:
+        Rejected: the template rejects the dialogue.
+    """
+    question: list[Turn] = [{"role": "user", "content": "q"}]
+    opened, closed = _rendered(question, render, True), _rendered(question, render, False)
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(opened, closed, strict=False))
+    header = opened[len(list(same)) :]
+    whole = _rendered(turns, render, False)
+    answers = [turn["content"].strip() for turn in turns if turn["role"] == "assistant"]
+    if not header or whole.count(header) != len(answers):
+        return None
+    spans = []
+    opens = [part.end() for part in re.finditer(re.escape(header), whole)]
+    for answer, start, stop in zip(answers, opens, [*opens[1:], len(whole)], strict=True):
+        place = whole.find(answer, start, stop)
+        if place < 0:
+            return None
+        closes = [(at, at + len(end)) for end in ends if (at := whole.find(end, place + len(answer), stop)) >= 0]
+        if not closes:
+            return None
+        spans.append((start, min(closes)[1]))
     return whole, spans
 
 

@@ -24,6 +24,7 @@ REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
     "classification": ("text", "label"),
 }
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of what a model has thought before it answers
 _CALLS = ("tool_calls", "function_call")  # keys of a turn that calls a function in place of answering
 # ShareGPT's names of the two roles, and the names that chat templates use.
 _OTHER_ROLES = {"human": "user", "gpt": "assistant"}
@@ -41,6 +42,7 @@ class ChatSample:
     """A dialogue with at least one assistant turn; messages are (role, content)."""
 
     messages: tuple[tuple[str, str], ...]
+    reasoning: str = ""  # where the record has reasoning beside the content, such as `reasoning_content of turn 2`
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _read(record: Record, reading: Reading) -> Sample:
     columns = reading.columns
     match reading.format:
         case "chat":
-            return ChatSample(_messages(_cell(record, columns.messages)))
+            return _chat(_cell(record, columns.messages))
         case "prompt-completion":
             prompt = _text(record, columns.prompt, may_be_empty=True)
             return PairSample(prompt, _text(record, columns.completion))
@@ -211,7 +213,7 @@ def _unknown(value: Any, reading: Reading) -> Rejected:
     return Rejected(f"unknown label {_short(value)}: {what}", "unknown label", fatal=True)
 
 
-def _messages(value: Any) -> tuple[tuple[str, str], ...]:
+def _chat(value: Any) -> ChatSample:
     turns = _decoded(value)
     if not isinstance(turns, list) or not turns:
         raise Rejected("messages is not a list of {role, content} with at least one turn")
@@ -220,7 +222,8 @@ def _messages(value: Any) -> tuple[tuple[str, str], ...]:
         roles = ", ".join(dict.fromkeys(role for role, _ in messages))
         what = "no assistant turn, so nothing to learn"
         raise Rejected(f"{what} (roles: {roles})", what)
-    return messages
+    reasons = ((key, number) for number, turn in enumerate(turns, start=1) for key in _REASONING if turn.get(key))
+    return ChatSample(messages, next((f"{key} of turn {number}" for key, number in reasons), ""))
 
 
 def _decoded(value: Any) -> Any:
@@ -248,6 +251,8 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
             raise _in_turn(number, f"{key} of {{turn}} is a {type(turn[key]).__name__}, expected text")
         if not is_unicode(turn[key]):
             raise _in_turn(number, f"{key} of {{turn}} holds half of a surrogate pair, which is no character")
+    if turn["role"] == "assistant" and turn.get("weight", 1) == 0:
+        raise _in_turn(number, "{turn} has weight 0, and would be learned: leave it out, or make it a user's turn")
     if calls := next((key for key in _CALLS if turn.get(key)), None):
         raise _in_turn(number, f"{{turn}} has {calls}, which would be lost: write the call as text into content")
     return turn["role"], turn["content"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import functools
 import itertools
@@ -21,6 +22,7 @@ from jobs.data.sources.assistant_spans import (
     assistant_spans,
     frame_of,
     framed_spans,
+    header_spans,
     target_tokens,
 )
 from jobs.data.sources.bad_records import Reason, Rejected
@@ -36,6 +38,7 @@ LossOn = Literal["completion", "all"]
 # date where there is no clock.
 DATE = datetime.date(2024, 7, 26)
 _DATE_CALL = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_REASONING = re.compile(r"\b(reasoning_content|thinking)\b(?!\s*=)")
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -153,8 +156,16 @@ def _chat_rows(samples: Sequence[ChatSample], tokenizer: Tokenizer, seq_len: int
     if not tokenizer.chat_template:  # possible only for dialogues of a user's function; others were rejected before
         yield from [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
         return
-    marked = _GENERATION_BLOCK.search(tokenizer.get_chat_template())
-    for found in (_marked_chats if marked else _rendered_chats)(samples, tokenizer):
+    template = tokenizer.get_chat_template()
+    if _GENERATION_BLOCK.search(template):
+        every = _marked_chats(samples, tokenizer)
+    else:
+        every = _rendered_chats(samples, tokenizer, with_spans=loss_on != "all")
+    for sample, found in zip(samples, every, strict=True):
+        if sample.reasoning and _REASONING.search(template):
+            lost = f"{sample.reasoning} would be lost, which the chat template writes: write it into content"
+            yield Reason(lost)
+            continue
         yield found if isinstance(found, Reason) else _targeted(*found, seq_len, loss_on, "the assistant")
 
 
@@ -201,8 +212,12 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterat
         yield np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
 
 
-def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterator[Tokenised]:
-    """Tokenise with a template without marks: rendering turn by turn shows which characters are the assistant's."""
+def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer, with_spans: bool) -> Iterator[Tokenised]:
+    """Tokenise with a template without marks: rendering turn by turn shows which characters are the assistant's.
+
+    Args:
+        with_spans: False: every token is a target, so the assistant's are not looked for.
+    """
 
     rendering = _rendering(tokenizer)
 
@@ -210,13 +225,20 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iter
         return cast(str, rendering(messages, tokenize=False, add_generation_prompt=prompt))
 
     ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
-    frame = frame_of(render, ends)
+    frame = frame_of(render, ends) if with_spans else None
 
     def spans_of(turns: list[dict[str, str]]) -> tuple[str, list[Span]] | Reason:
         try:
+            if not with_spans:
+                return render(turns, False), []
             return (framed_spans(turns, render, frame) if frame else None) or assistant_spans(turns, render, ends)
         except Rejected as error:
+            with contextlib.suppress(Rejected):
+                if found := header_spans(turns, render, ends):
+                    return found
             return error.reason
+        except Exception as error:  # the template is a program and may raise anything
+            return Reason(f"{REFUSED}: {error}", REFUSED)
 
     rendered = [spans_of(_turns(sample)) for sample in samples]
     # The template writes special tokens itself, so the tokenizer must not add them.

@@ -35,7 +35,14 @@ from jobs.training.model.adapters import (
 )
 from jobs.training.model.batch import Batch, model_logits
 from jobs.training.model.export import Weights, check_same_logits, on_this_node, write_config, write_weights
-from jobs.training.model.load import DTYPES, empty_model, load_base, set_pad_token, without_flash_attention
+from jobs.training.model.load import (
+    DTYPES,
+    empty_model,
+    in_one_dtype,
+    load_base,
+    set_pad_token,
+    without_flash_attention,
+)
 from jobs.training.model.tensor_names import naming_of
 
 _CONFIG = "config.json"
@@ -185,7 +192,7 @@ def _merge(spec: Spec, adapter: str, target: str) -> None:
             links = [name for name in os.listdir(local) if ".safetensors" in name]
             for name in links:
                 os.symlink(os.path.join(local, name), os.path.join(beside, name))
-            merged = load_base(spec, beside, precision, pad)[0]
+            merged = in_one_dtype(load_base(spec, beside, precision, pad)[0], precision)
             check_same_logits(expected, _logits(merged, spec), DTYPES[precision])
         for name in links:
             os.unlink(os.path.join(beside, name))
@@ -214,7 +221,8 @@ def write_merged(
     Returns:
         Logits of the base with its adapter, with which the merged model is compared. The models are freed.
     """
-    adapted_model = with_adapter_of(load_base(spec, base_dir, precision, pad)[0], adapter, in_fp32=True)
+    base = in_one_dtype(load_base(spec, base_dir, precision, pad)[0], precision)
+    adapted_model = with_adapter_of(base, adapter, in_fp32=True)
     expected, model = _logits(base_of(adapted_model)[0], spec), adapted_model.merge_and_unload()
     weights = Weights(model)
     tensors = dict([*weights.parameters, *weights.buffers])

@@ -67,14 +67,19 @@ def confusion_of(sums: Sums) -> Confusion | None:
 def f1_score(confusion: npt.NDArray[np.int64]) -> float:
     """Return F1 of class 1 for two classes, else the unweighted mean over classes (macro).
 
+    As in scikit-learn, classes that neither occur nor are predicted do not count.
+
     Args:
-        confusion: (classes, classes) counts, true by predicted. A class that neither occurs nor is predicted has F1 0.
+        confusion: (classes, classes) counts, true by predicted.
     """
     if not confusion.size:
         return 0.0
     hits = np.diag(confusion)
-    scores = 2 * hits / np.maximum(confusion.sum(0) + confusion.sum(1), 1)
-    return float(scores[1]) if len(scores) == 2 else float(scores.mean())
+    seen = confusion.sum(0) + confusion.sum(1)
+    scores = 2 * hits / np.maximum(seen, 1)
+    if len(scores) == 2:
+        return float(scores[1])
+    return float(scores[seen > 0].mean()) if seen.any() else 0.0
 
 
 def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction], Any]]:

@@ -28,7 +28,7 @@ from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.deepspeed_config import deepspeed_config
 from jobs.training.model.export import Weights, export_model, verify_export
 from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_memory
-from jobs.training.model.load import DTYPES, load_base, parameter_groups, weight_decay_of
+from jobs.training.model.load import DTYPES, in_one_dtype, load_base, parameter_groups, weight_decay_of
 from jobs.training.model.partitions import Partitions
 from jobs.training.model.sharding import free_gathered_experts, gathered_together, sharded_loading
 from jobs.training.worker_context import WorkerContext
@@ -325,7 +325,7 @@ class Engine:
         model, _ = load_base(spec, base or folder, self.precision, self.pad_token_id)
         model = model if base is None else with_adapter_of(model, folder, in_fp32=False)
         if not sharded:
-            return model.to(device)
+            return in_one_dtype(model, self.precision).to(device)
         engine, *_ = deepspeed.initialize(model=model, config=config)
         engine.kept_alive = sharding  # transformers has only a weak reference to it
         return engine

@@ -89,17 +89,27 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
         if not reads_padding(model):
             _restore_pad_token(config, model_dir)
         config.architectures = [type(model).__name__]
+        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
         config.save_pretrained(scratch)
         if model.can_generate() and model.generation_config is not None:
             generation = model.generation_config
             if os.path.exists(os.path.join(model_dir, "generation_config.json")) and generation._from_model_config:
                 generation = GenerationConfig.from_pretrained(model_dir)  # the model was built without its weights
+            end_at(generation, tokenizer.eos_token_id)
             generation.save_pretrained(scratch)
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
-        if tokenizer.pad_token_id is None:  # batches of several texts need a pad token
+        # Batches of several texts need a pad token, and a head that looks for padding the one of its configuration.
+        if tokenizer.pad_token_id is None or reads_padding(model):
             tokenizer.pad_token_id = model.config.pad_token_id
         tokenizer.save_pretrained(scratch)
         storage.put_dir(scratch, folder)  # a tokenizer with several chat templates has a folder of its own
+
+
+def end_at(generation: Any, eos: int | None) -> None:
+    """Let generation end at the tokenizer's end token too: texts and completions were learned with it."""
+    known = generation.eos_token_id
+    every = known if isinstance(known, list) else [] if known is None else [known]
+    if eos is not None and eos not in every:
+        generation.eos_token_id = [eos, *every] if every else eos
 
 
 def _restore_pad_token(config: Any, model_dir: str) -> None:

@@ -116,6 +116,18 @@ def without_flash_attention(spec: Spec) -> Spec:
     return spec.with_value("model.attn_implementation", None)
 
 
+def in_one_dtype(model: Any, precision: Precision) -> Any:
+    """Give all weights of a model the dtype in which DeepSpeed trains them, and return the model.
+
+    transformers leaves weights in fp32 that a model type makes so, such as DeBERTa's biases of queries. Together with
+    the others, they do not compute.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(DTYPES[precision])
+    return model
+
+
 def set_pad_token(config: Any, pad_token_id: int) -> int:
     """Set the pad token if the configuration names none, or one outside of the vocabulary.
 
@@ -154,10 +166,12 @@ def label_arguments(spec: Spec) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` about the classes."""
     if spec.num_labels is None:
         return {}
+    # A base that was trained otherwise, on several labels for each text, would be used so again.
+    found: dict[str, Any] = {"num_labels": spec.num_labels, "problem_type": "single_label_classification"}
     if spec.data.labels is None:
-        return {"num_labels": spec.num_labels}
+        return found
     names = dict(enumerate(spec.data.labels))
-    return {"num_labels": len(names), "id2label": names, "label2id": {name: number for number, name in names.items()}}
+    return found | {"id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
 def weight_decay_of(shape: tuple[int, ...], weight_decay: float) -> float:

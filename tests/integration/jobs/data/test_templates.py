@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from jobs.data.sources.assistant_spans import target_tokens
 from jobs.data.sources.bad_records import Reason
 from jobs.data.sources.formats import ChatSample, InstructionSample, PairSample
 from jobs.data.sources.tokenize import TokenRow, tokenise
-from jobs.model_files.tokenizer import TokenizerFiles, load_tokenizer
+from jobs.model_files.tokenizer import load_tokenizer
 from tests.support.chats import (
     CHATML,
-    MARKED,
     TEMPLATES,
     TOKENIZERS,
     Turns,
@@ -324,21 +322,6 @@ def test_dialogue_that_is_cut_keeps_its_beginning(template: str) -> None:
         row = only_row([result])
         assert row["input_ids"].tolist() == whole["input_ids"].tolist()[:seq_len]
         assert row["labels"].tolist() == whole["labels"].tolist()[:seq_len]
-
-
-@pytest.mark.parametrize("template", [CHATML, MARKED])
-def test_a_template_that_writes_the_date_gives_the_same_tokens_on_any_day(template: str) -> None:
-    dated = "{{ 'On ' + strftime_now('%d %b %Y') + ' ' }}" + template
-    tokenizer = with_ends("byte-level", "<s> $A", template=dated)
-    row = only_row(tokenise([ChatSample((("user", "hello"), ("assistant", "yes")))], tokenizer, 256))
-    assert tokenizer.decode(row["input_ids"]).replace(" ", "").startswith("On26Jul2024")
-    for name, content, writes in (
-        ("chat_template.jinja", dated, True),
-        ("tokenizer_config.json", json.dumps({"chat_template": dated}), True),
-        ("chat_template.jinja", template, False),
-        ("vocab.txt", "strftime_now", False),
-    ):
-        assert TokenizerFiles("/m", ((name, content.encode()),)).writes_date is writes
 
 
 CHARACTERS = st.one_of(

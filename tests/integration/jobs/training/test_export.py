@@ -6,6 +6,7 @@ import json
 import pathlib
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -23,13 +24,14 @@ from jobs.training.model.export import (
     ONE_PROCESS_BYTES,
     Weights,
     check_same_logits,
+    end_at,
     on_this_node,
     plan_shards,
     verify_export,
     write_config,
     write_weights,
 )
-from jobs.training.model.load import set_pad_token
+from jobs.training.model.load import in_one_dtype, model_config, set_pad_token
 from jobs.training.model.tensor_names import naming_of
 from tests.support import tiny
 from tests.support.counted import CountedFileSystem, counted_bytes
@@ -184,11 +186,15 @@ def test_an_export_has_a_pad_token_of_ours_only_where_the_model_needs_it(
     config = transformers.AutoConfig.from_pretrained(source)
     config.pad_token_id = None
     config.save_pretrained(source)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    tokenizer.pad_token_id = 5
+    tokenizer.save_pretrained(source)
     model = getattr(transformers, f"AutoModelFor{auto}").from_config(config)
     set_pad_token(model.config, 3)
     write_config(out, model, str(source), torch.float32)
     assert transformers.AutoConfig.from_pretrained(out).pad_token_id == kept
     assert model.config.pad_token_id == 3
+    assert transformers.AutoTokenizer.from_pretrained(out).pad_token_id == (kept or 5)
 
 
 def test_an_export_has_all_chat_templates_and_the_generation_config_of_the_source(tmp_path: pathlib.Path) -> None:
@@ -225,3 +231,32 @@ def test_logits_of_few_columns_are_those_of_all_columns(tmp_path: pathlib.Path, 
     with torch.no_grad():
         logits, all_logits = (model_logits(living, batch, "causal-lm") for batch in (few, whole))
     torch.testing.assert_close(logits, all_logits[:, few.columns])
+
+
+def test_a_type_that_keeps_weights_in_fp32_computes_in_the_dtype_of_the_others_as_in_training() -> None:
+    model = transformers.AutoModelForSequenceClassification.from_config(tiny_config("deberta"))
+    model = model.to(torch.bfloat16).eval()
+    for name, parameter in model.named_parameters():  # as transformers loads them
+        if name.endswith(("q_bias", "v_bias")):
+            parameter.data = parameter.data.float()
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    with pytest.raises(RuntimeError, match=r"scalar type|dtype"):
+        model(input_ids=tokens)
+    assert in_one_dtype(model, "bf16")(input_ids=tokens).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("known", "eos", "after"), [(None, 7, 7), (5, 7, [7, 5]), ([5, 6], 7, [7, 5, 6]), ([5, 7], 7, [5, 7]), (5, None, 5)]
+)
+def test_generation_ends_at_the_token_with_which_the_data_ended(known: Any, eos: int | None, after: Any) -> None:
+    generation = transformers.GenerationConfig(eos_token_id=known)
+    end_at(generation, eos)
+    assert generation.eos_token_id == after
+
+
+def test_a_base_of_several_labels_for_each_text_becomes_a_classifier_of_one(tmp_path: pathlib.Path) -> None:
+    tiny.save_model(tmp_path / "m", "bert")
+    config = json.loads((tmp_path / "m/config.json").read_text()) | {"problem_type": "multi_label_classification"}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    spec = tiny.spec_of(tmp_path / "runs", tmp_path / "m", tmp_path / "t.jsonl", classify=True)
+    assert model_config(spec, str(tmp_path / "m")).problem_type == "single_label_classification"

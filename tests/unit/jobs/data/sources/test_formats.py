@@ -271,6 +271,8 @@ def test_chat_is_a_list_of_turns_or_its_json() -> None:
     expected = ChatSample((("user", "hi"), ("assistant", "yo")))
     assert sample({"messages": TALK}, format="chat") == expected
     assert sample({"messages": json.dumps(TALK)}, format="chat") == expected
+    thought = sample({"messages": [TALK[0], {**TALK[1], "reasoning_content": "hm"}]}, format="chat")
+    assert isinstance(thought, ChatSample) and thought.reasoning == "reasoning_content of turn 2"
     no_calls = [{**turn, "tool_calls": None, "function_call": {}} for turn in TALK]
     assert sample({"messages": no_calls}, format="chat") == expected
 
@@ -290,6 +292,7 @@ def test_chat_is_a_list_of_turns_or_its_json() -> None:
             "turn 2 has tool_calls, which",
         ),
         ([TALK[0], {"role": "assistant", "content": "", "function_call": {"name": "f"}}], "turn 2 has function_call"),
+        ([TALK[0], {"role": "assistant", "content": "yo", "weight": 0}], "turn 2 has weight 0, and would be learned"),
     ],
 )
 def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:

@@ -46,6 +46,8 @@ def test_f1_of_two_classes_is_that_of_class_1() -> None:
 def test_f1_of_more_classes_is_the_mean_over_them() -> None:
     confusion = np.array([[2, 0, 0], [0, 0, 2], [0, 0, 0]])
     assert f1_score(confusion) == pytest.approx((1.0 + 0.0 + 0.0) / 3)
+    perfect_without_a_class = np.diag([2, 0, 3, 1])
+    assert f1_score(perfect_without_a_class) == 1.0
     assert f1_score(np.zeros((0, 0), dtype=np.int64)) == 0.0
 
 

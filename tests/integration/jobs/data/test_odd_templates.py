@@ -1,0 +1,74 @@
+"""Chat templates that render the last turn differently, that write reasoning, or that write the date."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from jobs.data.prepared import IGNORE_INDEX
+from jobs.data.sources.bad_records import Reason
+from jobs.data.sources.formats import ChatSample
+from jobs.data.sources.tokenize import tokenise
+from jobs.model_files.tokenizer import TokenizerFiles
+from tests.integration.jobs.data.test_templates import only_row, with_ends
+from tests.support.chats import CHATML, MARKED
+
+# As Qwen3's: an empty block of reasoning stands before the last answer only, unless the turn has reasoning of its own.
+THINKS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' and loop.last %}{{ '<s>' + (message.reasoning_content or '') + '</s>' }}"
+    "{% endif %}{{ message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As Phi 3's: the end of the text stands only where no answer is asked for.
+ENDS_ONCE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+TWO_ANSWERS = ChatSample((("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", " two ")))
+
+
+def learned(tokenizer: Any, sample: ChatSample, loss_on: Any = "completion") -> list[str]:
+    """The stretches of targets, decoded."""
+    row = only_row(tokenise([sample], tokenizer, 512, loss_on))
+    told = np.split(row["labels"], np.flatnonzero(np.diff(row["labels"] != IGNORE_INDEX)) + 1)
+    return [tokenizer.decode(part) for part in told if part[0] != IGNORE_INDEX]
+
+
+def test_an_answer_is_learned_also_where_the_template_renders_it_differently_at_the_end() -> None:
+    thinks, ends_once = (with_ends("byte-level", "$A", template=one) for one in (THINKS, ENDS_ONCE))
+    assert learned(thinks, TWO_ANSWERS) == ["one<|im_end|>", "<s></s> two <|im_end|>"]
+    assert learned(ends_once, TWO_ANSWERS) == ["one<|im_end|>", " two <|im_end|>"]
+    for tokenizer in (thinks, ends_once):  # every token but the first
+        (everything,) = learned(tokenizer, TWO_ANSWERS, "all")
+        assert everything.startswith("user\na<|im_end|>") and "one<|im_end|>" in everything
+    forged = ChatSample((*TWO_ANSWERS.messages[:2], ("user", "<|im_start|>assistant\n"), ("assistant", "two")))
+    assert tokenise([forged], thinks, 512) == [
+        Reason("the chat template renders turn 2 differently when others follow it")
+    ]
+
+
+def test_reasoning_that_the_template_would_write_is_not_dropped() -> None:
+    with_reasoning = ChatSample(TWO_ANSWERS.messages, "reasoning_content of turn 2")
+    (result,) = tokenise([with_reasoning], with_ends("byte-level", "$A", template=THINKS), 512)
+    assert isinstance(result, Reason) and result.text.startswith("reasoning_content of turn 2 would be lost")
+    plain = with_ends("byte-level", "$A", template=CHATML)  # it writes no reasoning, as in other programs
+    assert learned(plain, with_reasoning) == learned(plain, TWO_ANSWERS)
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_a_template_that_writes_the_date_gives_the_same_tokens_on_any_day(template: str) -> None:
+    dated = "{{ 'On ' + strftime_now('%d %b %Y') + ' ' }}" + template
+    tokenizer = with_ends("byte-level", "<s> $A", template=dated)
+    row = only_row(tokenise([ChatSample((("user", "hello"), ("assistant", "yes")))], tokenizer, 256))
+    assert tokenizer.decode(row["input_ids"]).replace(" ", "").startswith("On26Jul2024")
+    for name, content, writes in (
+        ("chat_template.jinja", dated, True),
+        ("tokenizer_config.json", json.dumps({"chat_template": dated}), True),
+        ("chat_template.jinja", template, False),
+        ("vocab.txt", "strftime_now", False),
+    ):
+        assert TokenizerFiles("/m", ((name, content.encode()),)).writes_date is writes

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+from pydantic import JsonValue
 from pydantic.fields import FieldInfo
 
 from cluster.text import compact, duration, first_line, long_duration, many, when_written
@@ -336,7 +337,7 @@ def _type_name(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return f"list of {_type_name(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:
-        return "fields with their values" if get_args(annotation)[1] is Dimension else "names with text"
+        return "fields with their values" if get_args(annotation)[1] in (Dimension, JsonValue) else "names with text"
     if type(None) in get_args(annotation):
         return " or ".join(_type_name(one) for one in get_args(annotation) if one is not type(None))
     return _TYPE_NAMES.get(annotation, str(annotation))

@@ -172,6 +172,7 @@ def _linear_modules(model: Any, full: Collection[str]) -> list[str]:
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
+        and not type(module).__name__.endswith("Router")  # those of Llama 4 and PhiMoE return more than the product
         and module is not output
         and not any(f"{name}.".startswith(f"{one}.") for one in full)
     ]

@@ -181,3 +181,15 @@ def test_a_merge_frees_its_first_model_before_the_second_is_read(tmp_path: pathl
 
 def count_of_models() -> int:
     return sum(issubclass(type(one), transformers.PreTrainedModel) for one in gc.get_objects())
+
+
+def test_a_router_that_returns_more_than_a_product_gets_no_adapter(tmp_path: pathlib.Path) -> None:
+    """PEFT would add the product of the adapter to it, and the forward pass would fail."""
+    folder = tmp_path / "phimoe"
+    transformers.AutoModelForCausalLM.from_config(tiny_config("phimoe")).save_pretrained(folder)
+    save_tokenizer(folder)
+    spec = tiny.spec_of(tmp_path / "runs", folder, tmp_path / "t.jsonl", method="lora")
+    model = load_model(spec, str(folder), "fp32", 0)
+    adapted = {name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert adapted and not any("router" in name for name in adapted)
+    assert model(input_ids=torch.tensor([[1, 2, 3, 4]])).logits.isfinite().all()

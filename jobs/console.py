@@ -31,7 +31,7 @@ class Console:
         self.stream = user_stream()
 
     def __call__(self, text: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or the disk is full
+        with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the disk is full
             print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=self.stream, flush=True)
 
 

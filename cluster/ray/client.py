@@ -44,7 +44,7 @@ def json_of(client: Any, path: str) -> Any:
 
 
 def has_no_log(status: int, text: str) -> bool:
-    """Whether Ray says that a log does not exist. Its other errors say that the log cannot be read at the moment.
+    """Whether an answer of Ray says that there is no such log. Any other error means that it cannot be read now.
 
     Args:
         text: body of the answer. Ray answers 500 both for a missing log and for failures.

@@ -49,7 +49,7 @@ class TokenizerFiles:
 
     @property
     def writes_date(self) -> bool:
-        """Whether a chat template may write today's date into its texts."""
+        """Whether a chat template calls `strftime_now`, which gives today's date."""
         return any(b"strftime_now" in content for name, content in self.files if name.endswith((".json", ".jinja")))
 
     def load(self) -> PreTrainedTokenizerBase:

@@ -152,7 +152,7 @@ def with_planned_fields(
     again = left_out | {name for name in PLANNED if name in earlier.fields and fields[name] == earlier.fields[name]}
     try:
         plan = plan_with(first)
-        if plan.chosen is None and again != first:  # such as on machines with less memory than before
+        if plan.chosen is None and again != first:  # these machines may have less memory
             plan = plan_with(again)
         spec_fits = plan.chosen is not None
         if not spec_fits and spec.remedies.out_of_memory:  # which may change what is written

@@ -19,6 +19,8 @@ DRIVER = "driver"
 ALIVE = "alive"
 ALIVE_EVERY_S = 60.0
 _LOOK_EVERY_S = 0.5
+# A run goes on without its display: the terminal or the reader of a pipe may be gone, or a disk full.
+_DISPLAY_MAY_FAIL = contextlib.suppress(OSError)
 
 
 def this_driver() -> dict[str, Any]:
@@ -47,13 +49,6 @@ def repeatedly(act: Callable[[], object], every_s: float, name: str) -> Iterator
         thread.join()
 
 
-@contextlib.contextmanager
-def unseen_if_broken() -> Iterator[None]:
-    """Go on if a display cannot be written: its terminal or the reader of its pipe is gone, or its disk is full."""
-    with contextlib.suppress(OSError):
-        yield
-
-
 class Announcer:
     """Shows the driver's events and stores them with the run's. Writes a sign of life at the start and every minute."""
 
@@ -69,7 +64,7 @@ class Announcer:
     def __call__(self, kind: str, message: str, **data: Any) -> None:
         happened = event(kind, message, **data)
         self._journal.append(happened.model_dump(mode="json"))
-        with unseen_if_broken():
+        with _DISPLAY_MAY_FAIL:
             self._progress.event(happened)
 
     def flush(self) -> None:
@@ -106,7 +101,7 @@ class Watch:
                 if record := happened.data.get("record"):  # a step that reaches the metrics only after its evaluation
                     self._show_steps(before=record["step"])
                     self._show(record)
-                with unseen_if_broken():
+                with _DISPLAY_MAY_FAIL:
                     self._progress.event(happened)
             self._show_steps()
 
@@ -118,7 +113,7 @@ class Watch:
 
     def _show(self, record: Record) -> None:
         self.newest = record
-        with unseen_if_broken():
+        with _DISPLAY_MAY_FAIL:
             self._progress.step(record)
 
     @contextlib.contextmanager

@@ -181,7 +181,7 @@ class PlainProgress:
         now = datetime.datetime.now(datetime.UTC)
         self._newest_at = at = max((at or now).astimezone(datetime.UTC), self._newest_at)
         self._printed_at = self._clock()
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more, or its disk is full
+        with contextlib.suppress(OSError, ValueError):  # its reader is gone, or its disk is full
             print(f"{at:%Y-%m-%d %H:%M:%SZ} {text}", file=self._stream, flush=True)
 
     def _keep_alive(self) -> None:

@@ -149,7 +149,7 @@ def read_versioned(path: str, version: int) -> Any:
 
 
 def exists(path: str) -> bool:
-    """Whether there is such a file or directory. Raises StorageError: nobody knows, such as of a mount that is away."""
+    """Whether there is such a file or directory. Raises StorageError if that is unknown, as on a mount that fails."""
     with reached("look at", path) as (fs, inner):
         if is_local(path):  # fsspec would take every error for an absent file
             return _is_there(inner)

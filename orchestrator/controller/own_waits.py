@@ -1,4 +1,4 @@
-"""Measures how long waiting jobs were stopped by what their own tenant may use. That is no wait for nodes."""
+"""Measures how long limits of their own tenant have stopped waiting jobs, because that is no wait for nodes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.scheduling.snapshot import Snapshot
 
 
 class OwnWaits:
-    """The measurements of one leadership. What is stopped when it begins counts as stopped since it was queued."""
+    """The measurements of one leadership. What is stopped at first counts as stopped since it was queued."""
 
     def __init__(self) -> None:
         self._since_s: dict[str, float] = {}  # since when a job has been stopped
@@ -30,7 +30,7 @@ class OwnWaits:
                 self._before_s[job.job_id] = self._before_s.get(job.job_id, 0.0) + now_s - since_s
 
     def go_on(self, jobs: Iterable[Job]) -> None:
-        """Forget all but the jobs that still wait. From now on, stops begin when they are seen."""
+        """Forget jobs that no longer wait. From now on, a stop begins when it is first seen."""
         self._looked = True
         if self._since_s or self._before_s:
             waiting = {job.job_id for job in jobs if job.state is State.QUEUED}
@@ -38,12 +38,12 @@ class OwnWaits:
             self._before_s = {name: for_s for name, for_s in self._before_s.items() if name in waiting}
 
     def without(self, job: Job, now_s: float) -> Job:
-        """Return the job as if it had waited only while nothing of its own tenant stopped it."""
+        """Return the job with a waiting time that leaves out the time in which it was stopped."""
         stopped_s = self._stopped_s(job.job_id, now_s)
         return replace(job, waited_s=job.waited_s - stopped_s) if stopped_s else job
 
     def told(self, transition: Transition, now_s: float) -> Transition:
-        """Return the transition with the time that does not count as waiting."""
+        """Return the transition with the time in which the job was stopped."""
         stopped_s = self._stopped_s(transition.job_id, now_s) if transition.expect is State.QUEUED else 0.0
         return replace(transition, stopped_s=stopped_s) if stopped_s else transition
 

@@ -52,7 +52,7 @@ def entitlements(snapshot: Snapshot, score: Floats, priority_class: NDArray[np.i
 class Limits:
     """What each tenant may still take, while a plan is made.
 
-    A job that its tenant's limit stops keeps that limit (`keep`): no later job that counts towards it overtakes.
+    A job that its tenant's limit stops keeps that limit (`keep`): later jobs that count towards it do not overtake.
     """
 
     def __init__(self, snapshot: Snapshot) -> None:
@@ -85,7 +85,7 @@ class Limits:
         return None if allowed == fits else allowed
 
     def keep(self, jobs: JobTable, row: int) -> None:
-        """Let no later job overtake this one on the limits that stop it. One that can never start keeps nothing."""
+        """Keep the limits that stop this job for it. A job that can never start keeps nothing."""
         tenant, size = int(jobs.tenant[row]), float(jobs.size[row])
         limit, used = self._limits[tenant], self._used[tenant]
         types = {self._cluster.types[kind] for kind in self._cluster.kinds_for(jobs.gang_of(row))}

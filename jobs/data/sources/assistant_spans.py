@@ -33,7 +33,7 @@ def frame_of(render: Render, ends: tuple[str, ...]) -> Frame | None:
     question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     try:
         whole, [(start, stop)] = assistant_spans([question, answer], render, ends)
-        header = _rendered([question], render, True).removeprefix(_rendered([question], render, False))
+        header = rendered([question], render, True).removeprefix(rendered([question], render, False))
     except Rejected:
         return None
     end = whole[start + 1 : stop]
@@ -47,7 +47,7 @@ def framed_spans(turns: Sequence[Turn], render: Render, frame: Frame) -> tuple[s
     Raises:
         Rejected: the template rejects the dialogue.
     """
-    whole = _rendered(turns, render, False)
+    whole = rendered(turns, render, False)
     answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
     if turns[0]["role"] == "assistant" or whole.count(frame.header) != len(answers):
         return None
@@ -76,12 +76,12 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
     Raises:
         Rejected: the template rejects the dialogue, or renders a turn differently if other turns follow.
     """
-    whole = _rendered(turns, render, False)
+    whole = rendered(turns, render, False)
     spans = []
     for number, turn in enumerate(turns):
         if turn["role"] != "assistant":
             continue
-        after = whole if number + 1 == len(turns) else _rendered(turns[: number + 1], render, False)
+        after = whole if number + 1 == len(turns) else rendered(turns[: number + 1], render, False)
         start = _start(turns, number, after, render)
         if not whole.startswith(after):
             raise Rejected(
@@ -93,19 +93,19 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
 
 
 def header_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -> tuple[str, list[Span]] | None:
-    """Find the answers by the text with which the template opens each of them; None if that is ambiguous.
+    """Find the answers by the header that the template writes before each of them; None if that is ambiguous.
 
-    For templates that render a turn differently if others follow it, as those that show reasoning in the last turn
-    only. A span reaches from the header to the first end token after the answer.
+    This serves templates that render a turn differently if others follow it. Some show reasoning in the last turn only.
+    A span reaches from the end of the header to the end of the first end token after the answer.
 
     Raises:
         Rejected: the template rejects the dialogue.
     """
     question: list[Turn] = [{"role": "user", "content": "q"}]
-    opened, closed = _rendered(question, render, True), _rendered(question, render, False)
+    opened, closed = rendered(question, render, True), rendered(question, render, False)
     same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(opened, closed, strict=False))
     header = opened[len(list(same)) :]
-    whole = _rendered(turns, render, False)
+    whole = rendered(turns, render, False)
     answers = [turn["content"].strip() for turn in turns if turn["role"] == "assistant"]
     if not header or whole.count(header) != len(answers):
         return None
@@ -122,7 +122,8 @@ def header_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -
     return whole, spans
 
 
-def _rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
+def rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
+    """Render a dialogue; `header`: also open an assistant turn at its end. Raises Rejected: the template refuses it."""
     try:
         return render(turns, header)
     except Exception as error:  # a template is a program and may raise anything
@@ -132,7 +133,7 @@ def _rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
 def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> int:
     """Return where assistant turn `number` starts in `after`, the rendering that ends with this turn."""
     if number:
-        before = _rendered(turns[:number], render, True)
+        before = rendered(turns[:number], render, True)
         if not after.startswith(before):
             raise Rejected(
                 f"the chat template renders the turns before turn {number + 1} differently when it follows them",
@@ -140,7 +141,7 @@ def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> in
             )
         return len(before)
     # Templates cannot render an empty dialogue. So the header is what they add after this turn to open another one.
-    opened = _rendered(turns[:1], render, True)
+    opened = rendered(turns[:1], render, True)
     header = opened.removeprefix(after)
     if not header or header == opened or header not in after:
         raise Rejected("it starts with an assistant turn, whose start the chat template does not show")

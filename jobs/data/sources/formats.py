@@ -24,7 +24,7 @@ REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
     "classification": ("text", "label"),
 }
-_REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of what a model has thought before it answers
+_REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of the reasoning before an answer
 _CALLS = ("tool_calls", "function_call")  # keys of a turn that calls a function in place of answering
 # ShareGPT's names of the two roles, and the names that chat templates use.
 _OTHER_ROLES = {"human": "user", "gpt": "assistant"}
@@ -42,7 +42,7 @@ class ChatSample:
     """A dialogue with at least one assistant turn; messages are (role, content)."""
 
     messages: tuple[tuple[str, str], ...]
-    reasoning: str = ""  # where the record has reasoning beside the content, such as `reasoning_content of turn 2`
+    reasoning: str = ""  # names the first key with reasoning, as `reasoning_content of turn 2`; the text is not kept
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
     if "role" not in turn and "from" in turn:  # ShareGPT's keys
         turn = {"role": _OTHER_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
     if turn.get("content") is None and any(turn.get(key) for key in _CALLS):
-        turn = {**turn, "content": ""}  # the reason is then the call
+        turn = {**turn, "content": ""}  # so that the call is named as the reason below
     for key in ("role", "content"):
         if key not in turn:
             there = ", ".join(map(repr, turn)) or "no keys"
@@ -252,7 +252,7 @@ def _turn(number: int, turn: Any) -> tuple[str, str]:
         if not is_unicode(turn[key]):
             raise _in_turn(number, f"{key} of {{turn}} holds half of a surrogate pair, which is no character")
     if turn["role"] == "assistant" and turn.get("weight", 1) == 0:
-        raise _in_turn(number, "{turn} has weight 0, and would be learned: leave it out, or make it a user's turn")
+        raise _in_turn(number, "{turn} has weight 0, but would be learned: leave it out, or make it a user's turn")
     if calls := next((key for key in _CALLS if turn.get(key)), None):
         raise _in_turn(number, f"{{turn}} has {calls}, which would be lost: write the call as text into content")
     return turn["role"], turn["content"]

@@ -23,6 +23,7 @@ from jobs.data.sources.assistant_spans import (
     frame_of,
     framed_spans,
     header_spans,
+    rendered,
     target_tokens,
 )
 from jobs.data.sources.bad_records import Reason, Rejected
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 LossOn = Literal["completion", "all"]
-# Today, for templates that write the date, so that equal data has equal tokens on any day. Llama 3's template has this
-# date where there is no clock.
+# The date that templates write in place of today's, so that equal data has equal tokens on any day. Llama 3's template
+# has it for programs without a clock.
 DATE = datetime.date(2024, 7, 26)
 _DATE_CALL = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _REASONING = re.compile(r"\b(reasoning_content|thinking)\b(?!\s*=)")
@@ -163,8 +164,8 @@ def _chat_rows(samples: Sequence[ChatSample], tokenizer: Tokenizer, seq_len: int
         every = _rendered_chats(samples, tokenizer, with_spans=loss_on != "all")
     for sample, found in zip(samples, every, strict=True):
         if sample.reasoning and _REASONING.search(template):
-            lost = f"{sample.reasoning} would be lost, which the chat template writes: write it into content"
-            yield Reason(lost)
+            lost = "would be lost, although the chat template shows reasoning: write it into content"
+            yield Reason(f"{sample.reasoning} {lost}", f"{sample.reasoning.partition(' ')[0]} {lost}")
             continue
         yield found if isinstance(found, Reason) else _targeted(*found, seq_len, loss_on, "the assistant")
 
@@ -187,7 +188,7 @@ def _turns(sample: ChatSample) -> list[dict[str, str]]:
 
 
 def _rendering(tokenizer: Tokenizer) -> Callable[..., Any]:
-    """Return the tokenizer's `apply_chat_template`, for which it is always the same day."""
+    """Return the tokenizer's `apply_chat_template`, with DATE in place of today's date."""
 
     def on_that_day(call: re.Match[str]) -> str:
         return json.dumps(DATE.strftime(call[2]))
@@ -201,9 +202,10 @@ Tokenised = tuple[Ints, Mask] | Reason  # tokens of a dialogue, and which of the
 
 def _marked_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterator[Tokenised]:
     """Tokenise with a template that marks the generated tokens itself."""
+    rendering = _rendering(tokenizer)
     for sample in samples:
         try:
-            encoded: Any = _rendering(tokenizer)(
+            encoded: Any = rendering(
                 _turns(sample), return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
             )
         except Exception as error:  # the template is a program and may raise anything
@@ -218,7 +220,6 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer, with_sp
     Args:
         with_spans: False: every token is a target, so the assistant's are not looked for.
     """
-
     rendering = _rendering(tokenizer)
 
     def render(messages: Sequence[dict[str, str]], prompt: bool) -> str:
@@ -230,20 +231,18 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer, with_sp
     def spans_of(turns: list[dict[str, str]]) -> tuple[str, list[Span]] | Reason:
         try:
             if not with_spans:
-                return render(turns, False), []
+                return rendered(turns, render, False), []
             return (framed_spans(turns, render, frame) if frame else None) or assistant_spans(turns, render, ends)
         except Rejected as error:
             with contextlib.suppress(Rejected):
                 if found := header_spans(turns, render, ends):
                     return found
             return error.reason
-        except Exception as error:  # the template is a program and may raise anything
-            return Reason(f"{REFUSED}: {error}", REFUSED)
 
-    rendered = [spans_of(_turns(sample)) for sample in samples]
+    texts = [spans_of(_turns(sample)) for sample in samples]
     # The template writes special tokens itself, so the tokenizer must not add them.
-    encoded = iter(_encode([found[0] for found in rendered if not isinstance(found, Reason)], tokenizer, False))
-    for found in rendered:
+    encoded = iter(_encode([found[0] for found in texts if not isinstance(found, Reason)], tokenizer, False))
+    for found in texts:
         if isinstance(found, Reason):
             yield found
         else:

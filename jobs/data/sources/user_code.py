@@ -81,7 +81,7 @@ def read_code(name: str) -> UserCode:
 
 
 def _find_spec(top: str) -> ModuleSpec | None:
-    """Find a top-level module, also where an editable installation has a finder of its own.
+    """Find a top-level module with all import finders, because an editable installation may have added one.
 
     `importlib.util.find_spec` would return modules that are already imported.
     """

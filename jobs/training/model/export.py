@@ -97,7 +97,7 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) ->
                 generation = GenerationConfig.from_pretrained(model_dir)  # the model was built without its weights
             end_at(generation, tokenizer.eos_token_id)
             generation.save_pretrained(scratch)
-        # Batches of several texts need a pad token, and a head that looks for padding the one of its configuration.
+        # Batches of several texts need a pad token. A head that looks for padding needs that of its configuration.
         if tokenizer.pad_token_id is None or reads_padding(model):
             tokenizer.pad_token_id = model.config.pad_token_id
         tokenizer.save_pretrained(scratch)

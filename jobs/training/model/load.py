@@ -119,8 +119,8 @@ def without_flash_attention(spec: Spec) -> Spec:
 def in_one_dtype(model: Any, precision: Precision) -> Any:
     """Give all weights of a model the dtype in which DeepSpeed trains them, and return the model.
 
-    transformers leaves weights in fp32 that a model type makes so, such as DeBERTa's biases of queries. Together with
-    the others, they do not compute.
+    transformers keeps weights in fp32 that a model type creates in fp32, such as DeBERTa's query biases. A forward pass
+    with weights of two dtypes fails.
     """
     for parameter in model.parameters():
         if parameter.is_floating_point():
@@ -166,7 +166,7 @@ def label_arguments(spec: Spec) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` about the classes."""
     if spec.num_labels is None:
         return {}
-    # A base that was trained otherwise, on several labels for each text, would be used so again.
+    # Otherwise the export of a multi-label base would still be used with several labels for each text.
     found: dict[str, Any] = {"num_labels": spec.num_labels, "problem_type": "single_label_classification"}
     if spec.data.labels is None:
         return found

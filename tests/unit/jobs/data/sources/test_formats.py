@@ -292,7 +292,7 @@ def test_chat_is_a_list_of_turns_or_its_json() -> None:
             "turn 2 has tool_calls, which",
         ),
         ([TALK[0], {"role": "assistant", "content": "", "function_call": {"name": "f"}}], "turn 2 has function_call"),
-        ([TALK[0], {"role": "assistant", "content": "yo", "weight": 0}], "turn 2 has weight 0, and would be learned"),
+        ([TALK[0], {"role": "assistant", "content": "yo", "weight": 0}], "turn 2 has weight 0, but would be learned"),
     ],
 )
 def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:

@@ -27,8 +27,10 @@ class Observer:
         self._backend, self._clock, self._timing, self._cache = backend, clock, timing, cache
         self._labels: dict[str, str] = {}
         self._driver_silence = DriverSilence(store) if timing.silent_s is not None else None
-        # node -> when it was seen last; nodes with workers count as seen at the start of a leadership
-        self._nodes = {node: clock.steady_s() for job in cache.jobs for node, _ in job.placement}
+        self._pending_s: Mapping[str, float] = {}
+        self._looked_s: float | None = None
+        # node -> when it was first missed; None: it was there. Nodes with workers count as there at first.
+        self._nodes: dict[str, float | None] = dict.fromkeys(node for job in cache.jobs for node, _ in job.placement)
 
     def look(
         self,
@@ -51,7 +53,8 @@ class Observer:
         self._see_nodes(inventory, present, steady_s)
         submissions = {one.submission: one for one in self._backend.submissions()}
         self._cache.read()
-        now_s = self._clock.now_s()
+        now_s, passed_s = self._clock.now_s(), self._passed_s(steady_s)
+        self._pending_s = _pending_s(self._pending_s, self._cache.jobs, submissions, passed_s)
         draining, overdue = to_be_left(rules, now_s)
         return Observation(
             now_s,
@@ -64,23 +67,36 @@ class Observer:
             overdue=overdue,
             failed=self._cache.failed,
             refused=refused,
-            silent_s=self._silent_s(submissions, steady_s),
+            silent_s=self._silent_s(submissions, steady_s, passed_s),
+            pending_s=self._pending_s,
             timing=self._timing,
         )
 
     def _see_nodes(self, inventory: Inventory, present: set[str], steady_s: float) -> None:
-        self._nodes |= dict.fromkeys(present, steady_s)
+        self._nodes |= dict.fromkeys(present)
         self._labels |= inventory.labels
-        for node in [node for node, at_s in self._nodes.items() if steady_s - at_s > self._timing.absent_s]:
-            del self._nodes[node]
+        for node in self._nodes.keys() - present:
+            missed_s = self._nodes[node]
+            if missed_s is None:
+                self._nodes[node] = steady_s
+            elif steady_s - missed_s > self._timing.absent_s:
+                del self._nodes[node]
         if len(self._labels) > 2 * len(present) + _LABELS_KEPT:  # nodes come and go, each with a new id
             self._labels = dict(inventory.labels)
 
-    def _silent_s(self, submissions: Mapping[str, Submission], steady_s: float) -> Mapping[str, float] | None:
+    def _passed_s(self, steady_s: float) -> float:
+        """Return the time since the last look that counts."""
+        passed_s = min(steady_s - self._looked_s, _MOST_STEP_S) if self._looked_s is not None else 0.0
+        self._looked_s = steady_s
+        return passed_s
+
+    def _silent_s(
+        self, submissions: Mapping[str, Submission], steady_s: float, passed_s: float
+    ) -> Mapping[str, float] | None:
         if self._driver_silence is None:
             return None
         running = {name for name, one in submissions.items() if one.phase is Phase.RUNNING}
-        return self._driver_silence.look(self._cache.jobs, running, steady_s)
+        return self._driver_silence.look(self._cache.jobs, running, steady_s, passed_s)
 
 
 class DriverSilence:
@@ -95,17 +111,17 @@ class DriverSilence:
         self._store = store
         self._silent_s: dict[str, float] = {}  # by submission
         self._heard: Mapping[str, float | None] = {}
-        self._looked_s: float | None = None
         self._read_s = float("-inf")
 
-    def look(self, jobs: Iterable[Job], running: Container[str], steady_s: float) -> Mapping[str, float]:
+    def look(
+        self, jobs: Iterable[Job], running: Container[str], steady_s: float, passed_s: float
+    ) -> Mapping[str, float]:
         """Return seconds of silence of each running driver, by submission.
 
         Args:
             running: submissions whose program runs, as the machines say.
+            passed_s: time since the last call that counts.
         """
-        passed_s = min(steady_s - self._looked_s, _MOST_STEP_S) if self._looked_s is not None else 0.0
-        self._looked_s = steady_s
         current = [
             job.submission for job in jobs if job.state in (State.STARTING, State.RUNNING) and job.submission in running
         ]
@@ -116,3 +132,16 @@ class DriverSilence:
                 if self._heard.get(name) != before.get(name):
                     self._silent_s[name] = 0.0
         return self._silent_s
+
+
+def _pending_s(
+    before: Mapping[str, float], jobs: Iterable[Job], submissions: Mapping[str, Submission], passed_s: float
+) -> Mapping[str, float]:
+    """Return how long this leadership has seen each STARTING attempt without a running driver, by submission."""
+    pending = [
+        job.submission
+        for job in jobs
+        if job.state is State.STARTING
+        and ((there := submissions.get(job.submission)) is None or there.phase is not Phase.RUNNING)
+    ]
+    return {name: before[name] + passed_s if name in before else 0.0 for name in pending}

@@ -91,8 +91,9 @@ class Timing:
     Attributes:
         grace_s: time between a soft stop and the first hard one. More hard stops follow at growing intervals.
         slow_s: once a job takes longer than this to stop, its nodes are not expected to be free soon.
-        pending_s: a driver that has not come up within this time is started again.
-        absent_s: a node that has not been seen for this long is lost.
+        pending_s: a driver that has not come up within this time is started again. Only time in which the server looks
+            counts.
+        absent_s: a node that is still missing so long after it was first missed is lost.
         replan_s: interval between plans if nothing has changed.
         doubt_s: how long a start that was not answered may still happen.
         register_s: a running driver that has not registered within this time is stopped.

@@ -33,6 +33,7 @@ class Observation:
         refused: submissions that can never start, and why.
         silent_s: seconds of silence of each running driver, by submission. None: drivers do not report, and a job
             counts as RUNNING once the machines say that its driver runs.
+        pending_s: seconds for which this server has seen each STARTING attempt without a running driver, by submission.
         timing: its `pending_s`, `register_s` and `silent_s` are the times after which a driver is stopped.
     """
 
@@ -47,6 +48,7 @@ class Observation:
     refused: Mapping[str, str] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     silent_s: Mapping[str, float] | None = None
+    pending_s: Mapping[str, float] = field(default_factory=dict)
     timing: Timing = USUAL
 
     def called(self, nodes: Iterable[str]) -> list[str]:
@@ -82,7 +84,7 @@ def _starting(job: Job, seen: Observation) -> Transition | None:
 
 
 def _too_late(job: Job, seen: Observation) -> Transition | None:
-    pending_s = seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
+    pending_s = seen.pending_s.get(job.submission, 0.0)
     if pending_s <= seen.timing.pending_s:
         return None
     return _transition(job, State.STOPPING, Reason.NOT_STARTED, f"its driver did not come up in {pending_s:.0f} s")

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
+
+from cluster.capacity.inventory import Inventory
+from cluster.errors import BackendUnreachable
+from cluster.testing import FakeBackend
 from orchestrator.queue.clock import SystemClock
 from orchestrator.queue.records import NodeOrder, NodeRule
 from orchestrator.queue.states import Reason, State
@@ -119,6 +126,53 @@ def test_only_silence_while_a_server_listens_counts_and_a_word_to_any_server_end
     assert world.states(talks, quiet) == [State.RUNNING, State.RUNNING]
     world.passes(5, 30.0)
     assert world.states(talks) == [State.RUNNING] and world.job(quiet).reason is Reason.SILENT
+
+
+def test_only_time_in_which_a_server_looks_counts_against_a_driver_that_does_not_come_up() -> None:
+    world = QueueWorld(4)
+    world.backend.never_start("*")
+    (waits,) = world.submit(new("waits", 4))
+    world.passes(100, 5.0)
+    world.clock.advance(10 * 3600.0)  # the server is frozen
+    world.passes(2)
+    assert (world.job(waits).state, world.job(waits).attempt) == (State.STARTING, 1)
+    world.server = world.another("next")
+    world.clock.advance(3600.0)
+    with world.backend.unreachable():
+        for _ in range(20):
+            world.clock.advance(60.0)
+            with pytest.raises(BackendUnreachable):
+                world.server.step()
+    world.passes(110, 5.0)
+    assert (world.job(waits).state, world.job(waits).attempt) == (State.STARTING, 1)
+    world.passes(20, 5.0)
+    assert world.job(waits).retries == {Reason.NOT_STARTED: 1} and world.job(waits).attempt == 2
+
+
+class Forgetful(FakeBackend):
+    """Machines whose nodes register again one after the other, as after a restart of Ray's head."""
+
+    missing: frozenset[str] = frozenset()
+
+    def inventory(self) -> Inventory:
+        there = super().inventory()
+        return replace(there, nodes=tuple(node for node in there.nodes if node.node_id not in self.missing))
+
+
+def test_a_node_that_is_missing_when_the_server_looks_again_after_a_pause_gets_its_time_to_come_back() -> None:
+    world = QueueWorld(4, 4)
+    backend = Forgetful(world.cluster)
+    world.server = world.another("pauses", backend=backend)
+    backend.script("*", runs_s=1e9)
+    ids = world.submit(new("one", 4), new("two", 4))
+    world.passes(3)
+    backend.missing = frozenset({"n0", "n1"})
+    world.clock.advance(3600.0)
+    world.passes(2)
+    assert world.states(*ids) == [State.RUNNING, State.RUNNING]
+    backend.missing = frozenset({"n1"})
+    world.passes(3)
+    assert sorted(world.states(*ids)) == sorted([State.RUNNING, State.QUEUED])
 
 
 def test_a_drain_stops_what_may_not_be_interrupted_once_its_deadline_is_over() -> None:

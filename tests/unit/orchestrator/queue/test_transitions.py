@@ -80,9 +80,11 @@ def test_a_driver_that_is_not_known_is_lost_once_it_ran_and_to_be_started_before
 
 
 def test_a_driver_that_does_not_come_up_is_started_again() -> None:
-    one = job(state=State.STARTING, started_s=NOW_S - 700.0)
-    assert went(one, seen(of(one, Phase.PENDING))) == (State.STOPPING, Reason.NOT_STARTED)
-    assert went(one, seen(of(one, Phase.PENDING), timing=Timing(pending_s=800.0))) is None
+    one = job(state=State.STARTING, started_s=NOW_S - 7000.0)
+    pending = {one.submission: 700.0}
+    assert went(one, seen(of(one, Phase.PENDING), pending_s=pending)) == (State.STOPPING, Reason.NOT_STARTED)
+    assert went(one, seen(of(one, Phase.PENDING), pending_s=pending, timing=Timing(pending_s=800.0))) is None
+    assert went(one, seen(of(one, Phase.PENDING))) is None  # no server has looked in these two hours
 
 
 def test_a_job_runs_once_its_driver_has_registered_and_not_when_the_machines_say_so() -> None:

@@ -18,7 +18,8 @@ from cluster.text import first_line
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.bad_records import BadRecord, Reason
 from jobs.data.sources.chunks import Chunk, Work, content_hash, tokenised
-from jobs.data.sources.formats import ChatSample, ClassSample, Sample, TextSample, texts_of
+from jobs.data.sources.dialogues import ChatSample
+from jobs.data.sources.formats import ClassSample, Sample, TextSample, texts_of
 
 NUM_PERM = 128  # hash functions of a signature: the estimated similarity is off by at most 0.09, usually by 0.03
 SHINGLE_WORDS = 3
@@ -117,7 +118,8 @@ def _is_control(char: str) -> bool:
 
 
 def _chat_marks(sample: ChatSample) -> dict[str, bool]:
-    roles, empty = [role for role, _ in sample.messages], {role for role, text in sample.messages if not text.strip()}
+    roles = [role for role, _ in sample.messages]
+    empty = {role for role, text in zip(roles, sample.texts, strict=True) if not text.strip()}
     talk = [role for role in roles if role in ("user", "assistant")]
     has_tools = "tool" in roles or "function" in roles
     return {

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from jobs.data.sources.bad_records import Rejected
 
-Turn = dict[str, str]
+Turn = dict[str, Any]  # role and content, and what else the template reads
 Span = tuple[int, int]  # characters [start, end) of the rendered dialogue
 Render = Callable[[Sequence[Turn], bool], str]  # (turns, whether to open an assistant turn at the end) -> text
 
@@ -96,7 +96,7 @@ def header_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -
     """Find the answers by the header that the template writes before each of them; None if that is ambiguous.
 
     This serves templates that render a turn differently if others follow it. Some show reasoning in the last turn only.
-    A span reaches from the end of the header to the end of the first end token after the answer.
+    A span reaches from the end of the header to the end of the first token after the answer that ends a turn.
 
     Raises:
         Rejected: the template rejects the dialogue.
@@ -107,6 +107,7 @@ def header_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -
     header = opened[len(list(same)) :]
     whole = rendered(turns, render, False)
     answers = [turn["content"].strip() for turn in turns if turn["role"] == "assistant"]
+    closing = _closing(render, ends)
     if not header or whole.count(header) != len(answers):
         return None
     spans = []
@@ -115,11 +116,26 @@ def header_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -
         place = whole.find(answer, start, stop)
         if place < 0:
             return None
-        closes = [(at, at + len(end)) for end in ends if (at := whole.find(end, place + len(answer), stop)) >= 0]
+        closes = [(at, at + len(end)) for end in closing if (at := whole.find(end, place + len(answer), stop)) >= 0]
         if not closes:
             return None
         spans.append((start, min(closes)[1]))
     return whole, spans
+
+
+def _closing(render: Render, ends: tuple[str, ...]) -> set[str]:
+    """Find the tokens among `ends` that close an answer, in the middle of a dialogue and at its end.
+
+    Other added tokens may stand inside of an answer, as those around a call of a function.
+    """
+    answer = "zqx"
+    pair: list[Turn] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+    found = set()
+    for turns in (pair, pair * 2):
+        after = rendered(turns, render, False).partition(answer)[2]
+        first = min(((at, -len(end), end) for end in ends if (at := after.find(end)) >= 0), default=None)
+        found |= {first[2]} if first else set()
+    return found
 
 
 def rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +18,9 @@ import pyarrow as pa
 
 from cluster.errors import DataError, StorageOutage
 from jobs.data.sources.bad_records import BadRecord, Reason
+from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.file_stamp import stamp
-from jobs.data.sources.formats import ChatSample, ClassSample, Reading, Sample, TextSample, sample_of, texts_of
+from jobs.data.sources.formats import ClassSample, Reading, Sample, TextSample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
 from jobs.data.sources.tokenize import LossOn, Result, tokenise
 from jobs.data.sources.user_code import UserCode, own_samples
@@ -202,8 +204,14 @@ def said(sample: Sample) -> str:
     """Return the content of a sample as one text that differs from that of every other sample."""
     if isinstance(sample, TextSample | ClassSample):
         return sample.text
-    texts = itertools.chain.from_iterable(sample.messages) if isinstance(sample, ChatSample) else texts_of(sample)
+    texts = _said_in(sample) if isinstance(sample, ChatSample) else texts_of(sample)
     return "".join(f"{len(text)}:{text}" for text in texts)
+
+
+def _said_in(sample: ChatSample) -> list[str]:
+    more = (sorted(sample.extras.items()), sample.tools, sample.unlearned)
+    texts = [text for message in sample.messages for text in message]
+    return [*texts, json.dumps(more, sort_keys=True, default=str)] if any(more) else texts
 
 
 _NO_TOKENS = np.zeros(0, np.int32)

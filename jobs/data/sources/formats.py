@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 from cluster.text import first_line
 from jobs.data.sources.bad_records import BadRecord, Rejected
+from jobs.data.sources.dialogues import TOOLS, ChatSample, chat_of
 from jobs.data.sources.records import Record, is_unicode
 from jobs.spec.data import Columns, Source
 from jobs.spec.finetune import Spec
@@ -24,10 +24,7 @@ REQUIRED_COLUMNS: Mapping[str, tuple[str, ...]] = {
     "instruction": ("instruction", "output"),
     "classification": ("text", "label"),
 }
-_REASONING = ("reasoning_content", "reasoning", "thinking")  # keys of the reasoning before an answer
-_CALLS = ("tool_calls", "function_call")  # keys of a turn that calls a function in place of answering
-# ShareGPT's names of the two roles, and the names that chat templates use.
-_OTHER_ROLES = {"human": "user", "gpt": "assistant"}
+_SHARED_KEYS = (".parquet", ".arrow")  # endings of files in which all objects of a column have the same keys
 
 
 @dataclass(frozen=True)
@@ -35,14 +32,6 @@ class TextSample:
     """Plain text to continue."""
 
     text: str
-
-
-@dataclass(frozen=True)
-class ChatSample:
-    """A dialogue with at least one assistant turn; messages are (role, content)."""
-
-    messages: tuple[tuple[str, str], ...]
-    reasoning: str = ""  # names the first key with reasoning, as `reasoning_content of turn 2`; the text is not kept
 
 
 @dataclass(frozen=True)
@@ -75,7 +64,7 @@ Sample = TextSample | ChatSample | PairSample | InstructionSample | ClassSample
 
 def texts_of(sample: Sample) -> tuple[str, ...]:
     if isinstance(sample, ChatSample):
-        return tuple(content for _, content in sample.messages)
+        return sample.texts
     if isinstance(sample, PairSample):
         return sample.prompt, sample.completion
     if isinstance(sample, InstructionSample):
@@ -127,7 +116,8 @@ def _read(record: Record, reading: Reading) -> Sample:
     columns = reading.columns
     match reading.format:
         case "chat":
-            return _chat(_cell(record, columns.messages))
+            with_nulls = record.file.lower().endswith(_SHARED_KEYS)
+            return chat_of(_cell(record, columns.messages), record.value.get(TOOLS), with_nulls)
         case "prompt-completion":
             prompt = _text(record, columns.prompt, may_be_empty=True)
             return PairSample(prompt, _text(record, columns.completion))
@@ -211,56 +201,6 @@ def _unknown(value: Any, reading: Reading) -> Rejected:
     if reading.labels:
         what = f"data.labels is {list(reading.labels)}"
     return Rejected(f"unknown label {_short(value)}: {what}", "unknown label", fatal=True)
-
-
-def _chat(value: Any) -> ChatSample:
-    turns = _decoded(value)
-    if not isinstance(turns, list) or not turns:
-        raise Rejected("messages is not a list of {role, content} with at least one turn")
-    messages = tuple(_turn(number, turn) for number, turn in enumerate(turns, start=1))
-    if not any(role == "assistant" for role, _ in messages):
-        roles = ", ".join(dict.fromkeys(role for role, _ in messages))
-        what = "no assistant turn, so nothing to learn"
-        raise Rejected(f"{what} (roles: {roles})", what)
-    reasons = ((key, number) for number, turn in enumerate(turns, start=1) for key in _REASONING if turn.get(key))
-    return ChatSample(messages, next((f"{key} of turn {number}" for key, number in reasons), ""))
-
-
-def _decoded(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    try:  # CSV has no lists, so they are written as JSON
-        return json.loads(value)
-    except (ValueError, RecursionError) as error:
-        what = "messages is text, but not JSON"
-        raise Rejected(f"{what}: {error}", what) from error
-
-
-def _turn(number: int, turn: Any) -> tuple[str, str]:
-    if not isinstance(turn, dict):
-        raise _in_turn(number, f"{{turn}} is a {type(turn).__name__}, expected {{{{role, content}}}}")
-    if "role" not in turn and "from" in turn:  # ShareGPT's keys
-        turn = {"role": _OTHER_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
-    if turn.get("content") is None and any(turn.get(key) for key in _CALLS):
-        turn = {**turn, "content": ""}  # so that the call is named as the reason below
-    for key in ("role", "content"):
-        if key not in turn:
-            there = ", ".join(map(repr, turn)) or "no keys"
-            raise Rejected(f"turn {number} has no {key}; it has {there}", f"turn N has no {key}")
-        if not isinstance(turn[key], str):
-            raise _in_turn(number, f"{key} of {{turn}} is a {type(turn[key]).__name__}, expected text")
-        if not is_unicode(turn[key]):
-            raise _in_turn(number, f"{key} of {{turn}} holds half of a surrogate pair, which is no character")
-    if turn["role"] == "assistant" and turn.get("weight", 1) == 0:
-        raise _in_turn(number, "{turn} has weight 0, but would be learned: leave it out, or make it a user's turn")
-    if calls := next((key for key in _CALLS if turn.get(key)), None):
-        raise _in_turn(number, f"{{turn}} has {calls}, which would be lost: write the call as text into content")
-    return turn["role"], turn["content"]
-
-
-def _in_turn(number: int, what: str) -> Rejected:
-    """Make the error about one turn. `what`: a sentence with `{turn}` where the turn is named."""
-    return Rejected(what.format(turn=f"turn {number}"), what.format(turn="turn N"))
 
 
 def first_of(bad: list[BadRecord], count: int) -> str:

@@ -19,6 +19,7 @@ from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.assistant_spans import (
     REFUSED,
     Span,
+    Turn,
     assistant_spans,
     frame_of,
     framed_spans,
@@ -27,7 +28,8 @@ from jobs.data.sources.assistant_spans import (
     target_tokens,
 )
 from jobs.data.sources.bad_records import Reason, Rejected
-from jobs.data.sources.formats import ChatSample, ClassSample, InstructionSample, PairSample, Sample, TextSample
+from jobs.data.sources.dialogues import ChatSample
+from jobs.data.sources.formats import ClassSample, InstructionSample, PairSample, Sample, TextSample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -39,7 +41,6 @@ LossOn = Literal["completion", "all"]
 # has it for programs without a clock.
 DATE = datetime.date(2024, 7, 26)
 _DATE_CALL = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
-_REASONING = re.compile(r"\b(reasoning_content|thinking)\b(?!\s*=)")
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 
 
@@ -157,17 +158,51 @@ def _chat_rows(samples: Sequence[ChatSample], tokenizer: Tokenizer, seq_len: int
     if not tokenizer.chat_template:  # possible only for dialogues of a user's function; others were rejected before
         yield from [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
         return
-    template = tokenizer.get_chat_template()
-    if _GENERATION_BLOCK.search(template):
+    if _GENERATION_BLOCK.search(tokenizer.get_chat_template()):
         every = _marked_chats(samples, tokenizer)
     else:
         every = _rendered_chats(samples, tokenizer, with_spans=loss_on != "all")
-    for sample, found in zip(samples, every, strict=True):
-        if sample.reasoning and _REASONING.search(template):
-            lost = "would be lost, although the chat template shows reasoning: write it into content"
-            yield Reason(f"{sample.reasoning} {lost}", f"{sample.reasoning.partition(' ')[0]} {lost}")
-            continue
-        yield found if isinstance(found, Reason) else _targeted(*found, seq_len, loss_on, "the assistant")
+    for lost, found in zip(_losses(samples, tokenizer), every, strict=True):
+        result = lost or found
+        yield result if isinstance(result, Reason) else _targeted(*result, seq_len, loss_on, "the assistant")
+
+
+def _losses(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterator[Reason | None]:
+    """Yield for each dialogue what the template would leave out: a call, or reasoning that it writes elsewhere."""
+    rendering, calls = _rendering(tokenizer), "tool_calls" in tokenizer.get_chat_template()
+    thinks = any(sample.reasoning for sample in samples) and _writes_reasoning(rendering)
+    for sample in samples:
+        if sample.calling and not calls:
+            yield _loss("call", sample.calling[0], "writes none: write it as text into content")
+        elif (thinks and sample.reasoning) and (number := _unwritten(sample, rendering)) is not None:
+            yield _loss("reasoning", number, "leaves it out here: end a record with this turn, or give it weight 0")
+        else:
+            yield None
+
+
+def _loss(what: str, number: int, why: str) -> Reason:
+    text = f"the {what} of turn {{}} would be lost, because the chat template {why}"
+    return Reason(text.format(number + 1), text.format("N"))
+
+
+def _unwritten(sample: ChatSample, rendering: Callable[..., Any]) -> int | None:
+    """Return the number of the first learned turn whose reasoning the template does not write."""
+    try:
+        whole = rendering(sample.turns(), tokenize=False, tools=list(sample.tools) or None)
+    except Exception:  # the reason is found where the dialogue is tokenised
+        return None
+    thoughts = ((number, text.strip()) for number, text in sorted(sample.reasoning.items()))
+    return next((number for number, text in thoughts if number not in sample.unlearned and text not in whole), None)
+
+
+def _writes_reasoning(rendering: Callable[..., Any]) -> bool:
+    """Whether the template writes the reasoning of an answer; if it never does, answers are learned without."""
+    thought = "zqx"
+    sample = ChatSample((("user", "q"), ("assistant", "a")), {1: {"reasoning": thought}})
+    try:
+        return thought in rendering(sample.turns(), tokenize=False)
+    except Exception:  # a template is a program and may raise anything
+        return False
 
 
 def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str) -> Result:
@@ -181,10 +216,6 @@ def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str
         left = f"no token of {whose} is left after data.seq_len"
         return Reason(f"{left} ({seq_len}) has cut its {many(len(ids), 'token')}: raise it", left)
     return Reason(f"there is no token of {whose} to learn")
-
-
-def _turns(sample: ChatSample) -> list[dict[str, str]]:
-    return [{"role": role, "content": content} for role, content in sample.messages]
 
 
 def _rendering(tokenizer: Tokenizer) -> Callable[..., Any]:
@@ -206,12 +237,28 @@ def _marked_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterat
     for sample in samples:
         try:
             encoded: Any = rendering(
-                _turns(sample), return_dict=True, return_assistant_tokens_mask=True, tokenizer_kwargs={"verbose": False}
+                sample.turns(),
+                tools=list(sample.tools) or None,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                tokenizer_kwargs={"verbose": False},
             )
         except Exception as error:  # the template is a program and may raise anything
             yield Reason(f"{REFUSED}: {error}", REFUSED)
             continue
-        yield np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
+        ids, target = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
+        yield _without_unlearned(ids, target, sample)
+
+
+def _without_unlearned(ids: Ints, target: Mask, sample: ChatSample) -> Tokenised:
+    """Clear the marks of the turns of weight 0: each stretch of marks is a turn of the assistant."""
+    stretches = np.split(np.arange(len(ids)), np.flatnonzero(np.diff(target)) + 1)
+    marked = [stretch for stretch in stretches if len(stretch) and target[stretch[0]]]
+    if sample.unlearned and len(marked) != len(sample.answers):
+        return Reason("it has turns of weight 0, but the chat template does not mark each answer by itself")
+    for number, stretch in zip(sample.answers, marked, strict=False):
+        target[stretch] = number not in sample.unlearned
+    return ids, target
 
 
 def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer, with_spans: bool) -> Iterator[Tokenised]:
@@ -222,24 +269,32 @@ def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer, with_sp
     """
     rendering = _rendering(tokenizer)
 
-    def render(messages: Sequence[dict[str, str]], prompt: bool) -> str:
-        return cast(str, rendering(messages, tokenize=False, add_generation_prompt=prompt))
+    def render(messages: Sequence[Turn], prompt: bool, tools: Sequence[Any] = ()) -> str:
+        return cast(str, rendering(messages, tokenize=False, add_generation_prompt=prompt, tools=list(tools) or None))
 
     ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
     frame = frame_of(render, ends) if with_spans else None
 
-    def spans_of(turns: list[dict[str, str]]) -> tuple[str, list[Span]] | Reason:
+    def spans_of(sample: ChatSample) -> tuple[str, list[Span]] | Reason:
+        turns, own = sample.turns(), functools.partial(render, tools=sample.tools)
         try:
             if not with_spans:
-                return rendered(turns, render, False), []
-            return (framed_spans(turns, render, frame) if frame else None) or assistant_spans(turns, render, ends)
+                return rendered(turns, own, False), []
+            return (framed_spans(turns, own, frame) if frame else None) or assistant_spans(turns, own, ends)
         except Rejected as error:
             with contextlib.suppress(Rejected):
-                if found := header_spans(turns, render, ends):
+                if found := header_spans(turns, own, ends):
                     return found
             return error.reason
 
-    texts = [spans_of(_turns(sample)) for sample in samples]
+    def learned(sample: ChatSample) -> tuple[str, list[Span]] | Reason:
+        found = spans_of(sample)
+        if isinstance(found, Reason) or not sample.unlearned:
+            return found
+        spans = zip(sample.answers, found[1], strict=True)
+        return found[0], [span for number, span in spans if number not in sample.unlearned]
+
+    texts = [learned(sample) for sample in samples]
     # The template writes special tokens itself, so the tokenizer must not add them.
     encoded = iter(_encode([found[0] for found in texts if not isinstance(found, Reason)], tokenizer, False))
     for found in texts:

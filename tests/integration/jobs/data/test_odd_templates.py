@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.bad_records import Reason
-from jobs.data.sources.formats import ChatSample
+from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.tokenize import tokenise
 from jobs.model_files.tokenizer import TokenizerFiles
 from tests.integration.jobs.data.test_templates import only_row, with_ends
@@ -27,6 +28,16 @@ THINKS = (
 ENDS_ONCE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
+# As Qwen's: the tools first, calls between added tokens; empty reasoning before the last answer only.
+CALLS = (
+    "{% if tools %}{{ 'tools: ' + tools | tojson + '\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{% if loop.last %}{{ '<unk></unk>' }}{% endif %}"
+    "{{ message['content'] }}{% for call in message.tool_calls or [] %}"
+    "{{ '<s>' + call.function.name + ' ' + call.function.arguments | tojson + '</s>' }}{% endfor %}"
+    "{{ '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 TWO_ANSWERS = ChatSample((("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", " two ")))
 
@@ -52,11 +63,35 @@ def test_an_answer_is_learned_also_where_the_template_renders_it_differently_at_
 
 
 def test_reasoning_that_the_template_would_write_is_not_dropped() -> None:
-    with_reasoning = ChatSample(TWO_ANSWERS.messages, "reasoning_content of turn 2")
-    (result,) = tokenise([with_reasoning], with_ends("byte-level", "$A", template=THINKS), 512)
-    assert isinstance(result, Reason) and result.text.startswith("reasoning_content of turn 2 would be lost")
+    with_reasoning = ChatSample(TWO_ANSWERS.messages, {1: {"reasoning": "hm"}})
+    thinks = with_ends("byte-level", "$A", template=THINKS)
+    (result,) = tokenise([with_reasoning], thinks, 512)
+    assert isinstance(result, Reason) and result.text.startswith("the reasoning of turn 2 would be lost")
+    assert result.kind.startswith("the reasoning of turn N")
+    assert learned(thinks, replace(with_reasoning, unlearned=(1,))) == ["<s></s> two <|im_end|>"]
+    last = ChatSample(TWO_ANSWERS.messages, {3: {"reasoning": "hm"}})
+    assert learned(thinks, last) == ["one<|im_end|>", "<s>hm</s> two <|im_end|>"]
     plain = with_ends("byte-level", "$A", template=CHATML)  # it writes no reasoning, as in other programs
     assert learned(plain, with_reasoning) == learned(plain, TWO_ANSWERS)
+
+
+@pytest.mark.parametrize("marks", [False, True])
+@pytest.mark.parametrize("empty_thoughts", [False, True])
+def test_calls_and_their_tools_are_learned_and_turns_of_weight_0_are_not(marks: bool, empty_thoughts: bool) -> None:
+    template = CALLS if marks else CALLS.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    template = template if empty_thoughts else template.replace("'<unk></unk>'", "''")
+    tokenizer = with_ends("byte-level", "$A", template=template)
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    messages = (("user", "sum?"), ("assistant", ""), ("tool", "4"), ("assistant", "four"))
+    sample = ChatSample(messages, {1: {"tool_calls": [call]}}, ({"name": "add"},))
+    final = "<unk></unk>four<|im_end|>" if empty_thoughts else "four<|im_end|>"
+    assert learned(tokenizer, sample) == ['<s>add {"a": 1}</s><|im_end|>', final]
+    assert learned(tokenizer, replace(sample, unlearned=(1,))) == [final]
+    assert learned(tokenizer, replace(sample, unlearned=(3,))) == ['<s>add {"a": 1}</s><|im_end|>']
+    (everything,) = learned(tokenizer, sample, "all")
+    assert 'ools: [{"name": "add"}]' in everything and "tool\n4<|im_end|>" in everything
+    (result,) = tokenise([sample], with_ends("byte-level", "$A", template=CHATML), 512)
+    assert isinstance(result, Reason) and result.text.startswith("the call of turn 2 would be lost")
 
 
 @pytest.mark.parametrize("template", [CHATML, MARKED])

@@ -18,7 +18,8 @@ from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import IGNORE_INDEX, Prepared
 from jobs.data.sources.bad_records import Reason
-from jobs.data.sources.formats import ChatSample, ClassSample, TextSample
+from jobs.data.sources.dialogues import ChatSample
+from jobs.data.sources.formats import ClassSample, TextSample
 from jobs.data.sources.tokenize import tokenise
 from jobs.model_files.tokenizer import TokenizerFiles, load_tokenizer
 from jobs.spec.finetune import Spec

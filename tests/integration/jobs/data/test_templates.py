@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.assistant_spans import target_tokens
 from jobs.data.sources.bad_records import Reason
-from jobs.data.sources.formats import ChatSample, InstructionSample, PairSample
+from jobs.data.sources.dialogues import ChatSample
+from jobs.data.sources.formats import InstructionSample, PairSample
 from jobs.data.sources.tokenize import TokenRow, tokenise
 from jobs.model_files.tokenizer import load_tokenizer
 from tests.support.chats import (

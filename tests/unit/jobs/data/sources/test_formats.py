@@ -1,7 +1,6 @@
 """Source files as records, and records as samples. Imports neither ray nor torch nor transformers."""
 
 import gzip
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,9 @@ from hypothesis import strategies as st
 from cluster.errors import DataError
 from jobs.data.sources import records
 from jobs.data.sources.bad_records import BadRecord
+from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.first_records import format_bad_records, look_at
-from jobs.data.sources.formats import ChatSample, ClassSample, Reading, TextSample, sample_of
+from jobs.data.sources.formats import ClassSample, Reading, TextSample, sample_of
 from jobs.data.sources.records import Record, RecordReader, expand
 from jobs.model_files.directory import has_chat_template
 from jobs.spec.data import Columns
@@ -262,45 +262,6 @@ def test_labels_that_are_no_class_are_refused(label: Any, reason: str, fatal: bo
 def test_without_names_only_numbers_are_labels() -> None:
     row = sample({"text": "a", "label": "pos"}, 2, format="classification")
     assert isinstance(row, BadRecord) and row.fatal and "data.labels" in row.reason
-
-
-TALK: list[Any] = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo", "weight": 1}]
-
-
-def test_chat_is_a_list_of_turns_or_its_json() -> None:
-    expected = ChatSample((("user", "hi"), ("assistant", "yo")))
-    assert sample({"messages": TALK}, format="chat") == expected
-    assert sample({"messages": json.dumps(TALK)}, format="chat") == expected
-    thought = sample({"messages": [TALK[0], {**TALK[1], "reasoning_content": "hm"}]}, format="chat")
-    assert isinstance(thought, ChatSample) and thought.reasoning == "reasoning_content of turn 2"
-    no_calls = [{**turn, "tool_calls": None, "function_call": {}} for turn in TALK]
-    assert sample({"messages": no_calls}, format="chat") == expected
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        ([], "at least one turn"),
-        ("hello", "not JSON"),
-        ([*TALK, "x"], "turn 3 is a str"),
-        ([{"speaker": "human", "value": "hi"}], "turn 1 has no role; it has 'speaker', 'value'"),
-        ([{"role": "user"}], "turn 1 has no content"),
-        ([{"role": "user", "content": [{"type": "text"}]}], "content of turn 1 is a list"),
-        (TALK[:1], r"no assistant turn.*roles: user"),
-        (
-            [TALK[0], {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}],
-            "turn 2 has tool_calls, which",
-        ),
-        ([TALK[0], {"role": "assistant", "content": "", "function_call": {"name": "f"}}], "turn 2 has function_call"),
-        ([TALK[0], {"role": "assistant", "content": "yo", "weight": 0}], "turn 2 has weight 0, but would be learned"),
-    ],
-)
-def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:
-    import re
-
-    row = sample({"messages": messages}, format="chat")
-    assert isinstance(row, BadRecord) and not row.fatal
-    assert re.search(reason, row.reason)
 
 
 def test_check_names_the_columns_and_the_likely_one(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.inventory import Inventory
-from cluster.errors import CapacityError, FleetuneError, Interrupted, MachinesFailed, RunFailed
+from cluster.errors import CapacityError, FleetuneError, Interrupted, MachinesFailed, RunFailed, StorageError
 from cluster.job_environment import JobEnvironment
 from cluster.ray.connection import (
     check_alive,
@@ -30,7 +30,7 @@ from jobs.drivers.finetune.lost_workers import LostWorkers
 from jobs.drivers.finetune.machines import find_room, places_under_ray
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
-from jobs.drivers.stop_request import StopRelay, StopRequest
+from jobs.drivers.stop_request import STOPPED_EARLY, StopRelay, StopRequest
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
@@ -71,8 +71,8 @@ def drive_on_ray(
         InputError: the data or the gang is impossible.
         RunFailed: the workers were lost too often, or they ran out of memory and no remedy is left.
         MachinesFailed: an assigned node or its cluster is gone, or workers were lost there too often.
-        Interrupted: a second Ctrl-C.
-        Stopped: a request to stop before training began.
+        Interrupted: a second Ctrl-C, or a request to stop while the workers prepare to train.
+        Stopped: a request to stop before the workers started.
         RunTaken: another driver has taken the run.
     """
     given = assignment or Assignment()
@@ -176,6 +176,7 @@ class Training:
     draining: Draining
     relay: StopRelay
     _looked_at_s: float = field(default_factory=time.monotonic)
+    _groups_before: int = 0  # worker groups that had begun to train when the present one started
     memory: MemoryRemedy = field(init=False)
     hangs: HangWatch = field(init=False)
     losses: LostWorkers = field(init=False)
@@ -191,7 +192,8 @@ class Training:
         Raises:
             RunFailed, MachinesFailed: see `drive_on_ray`.
             RunTaken: another driver has taken the run.
-            Interrupted: a second signal, or workers were lost before they could answer a request to stop.
+            Interrupted: a stop before the workers train, a second signal, or workers were lost before they could answer
+                a request to stop.
             Stopped: a request to stop while no workers were running.
         """
         while True:
@@ -222,7 +224,8 @@ class Training:
         self.driver.stop.defer(False)
 
     def _fitted(self) -> Record | None:
-        """Run one worker group. Raises any exception of `fit`."""
+        """Run one worker group. Raises any exception of `fit`; Interrupted for a stop before its first step."""
+        self._groups_before = count_attempts(self.job.paths)
         self.hangs.begin(self.job, self.driver.watch.newest)
         self.losses.begin(self.driver.watch.newest)
         try:
@@ -235,11 +238,23 @@ class Training:
         self.memory.look()
         self.hangs.look(self.driver.watch.newest)
         self.losses.look(self.driver.watch.newest)
+        self._end_before_first_step()
         self.relay.check()
         if time.monotonic() - self._looked_at_s > _LOOK_AT_NODES_S:
             self.draining.look(leaving_nodes())
             check_alive(self.driver.places or (), snapshot())
             self._looked_at_s = time.monotonic()
+
+    def _end_before_first_step(self) -> None:
+        """Raise Interrupted if a stop was requested before the group trains: it would answer only at its first step.
+
+        It may still load the model for minutes. `fit` then leaves the workers, and Ray ends all of them.
+        """
+        if not self.driver.stop.asked:
+            return
+        with contextlib.suppress(StorageError):  # then the workers answer, or the next look
+            if count_attempts(self.job.paths) <= self._groups_before:
+                raise Interrupted(STOPPED_EARLY)
 
     def _go_on_after(self, crash: Crash | None, error: Exception) -> None:
         """Return if the workers should be started again; raise RunFailed, MachinesFailed or Interrupted otherwise."""

@@ -7,12 +7,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from jobs.drivers.link.messages import Instruction, Registered
+from jobs.drivers.stop_request import STOPPED_EARLY
 from jobs.run.checkpoints import committed_steps
 from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
@@ -21,10 +23,10 @@ from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import driver, registered
 from tests.support.gangs import LINGERING, ROOT
-from tests.support.hold import Hold
 from tests.support.processes import processes_with, wait_for
 from tests.support.wireserver import JOB, WireServer, wire_server
 
+REASON = "stopped while no workers were training"
 NOTHING = Registered(kind="finetune", spec={}, placement=(("n1", 1),), engine="local")
 # Sends SIGTERM to this process at one moment, while Ray starts or while it ends.
 SIGNALS_ITSELF = """
@@ -125,38 +127,38 @@ def outcome_after_order_at(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moment", "phase", "by_file", "reason"),
-    [
-        ("connecting to Ray", "connect", False, "stopped while no workers were training"),
-        ("preparing", "prepare", False, "stopped while no workers were training"),
-        ("preparing", "prepare", True, "stopped while no workers were training"),
-        (
-            "loading the model",
-            None,
-            False,
-            "stopped on request after step 1",
-        ),  # before, the driver may still stop at once
-    ],
+    ("moment", "phase", "by_file"),
+    [("connecting to Ray", "connect", False), ("preparing", "prepare", False), ("preparing", "prepare", True)],
 )
-def test_an_order_to_stop_is_obeyed_before_the_first_step(
-    server: WireServer,
-    workshop: pathlib.Path,
-    tmp_path: pathlib.Path,
-    moment: str,
-    phase: str | None,
-    by_file: bool,
-    reason: str,
+def test_an_order_to_stop_is_obeyed_before_the_workers_start(
+    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path, moment: str, phase: str, by_file: bool
 ) -> None:
     tiny.write_text(tmp_path / "text.jsonl", 100_000 if moment == "preparing" else 400)
     server.registered = registered(spec(workshop, tmp_path / "text.jsonl"))
-    hold = Hold(tmp_path)
-    hold.at(0)  # until the workers see the request
     # Mostly the order comes in the midst of a phase; one that is later finds the driver at the phase's end.
-    lingers = {"PYTHONPATH": LINGERING, "FLEETUNE_TESTS_LINGERS": str(phase)}
-    own = hold.environment if phase is None else lingers
-    paths, outcome = outcome_after_order_at(server, moment, 130, by_file, **own)
-    assert outcome.status is Status.INTERRUPTED and outcome.reason.startswith(reason), outcome
-    assert committed_steps(paths) == ([1] if phase is None else [])
+    lingers = {"PYTHONPATH": LINGERING, "FLEETUNE_TESTS_LINGERS": phase}
+    paths, outcome = outcome_after_order_at(server, moment, 130, by_file, **lingers)
+    assert outcome.status is Status.INTERRUPTED and outcome.reason == REASON, outcome
+    assert committed_steps(paths) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_file", [False, True])
+def test_an_order_to_stop_ends_workers_that_still_load_the_model(
+    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path, by_file: bool
+) -> None:
+    """They wait for ten minutes in the midst of it."""
+    tiny.save_model(tmp_path / "bert", "bert")
+    tiny.write_labelled(tmp_path / "labelled.jsonl", 60, 3)
+    made = tiny.spec_of(
+        workshop / "runs", tmp_path / "bert", tmp_path / "labelled.jsonl", classify=True, resources__num_workers=1,
+        data__eval_fraction=0.3, eval__metrics=["tests.support.stuck_on_rank_0:zero"],
+    )  # fmt: skip
+    server.registered = registered(json.loads(dump_spec(made)))
+    began = time.monotonic()
+    paths, outcome = outcome_after_order_at(server, "loading the model", 130, by_file)
+    assert outcome.status is Status.INTERRUPTED and outcome.reason == STOPPED_EARLY, outcome
+    assert committed_steps(paths) == [] and time.monotonic() - began < 300
 
 
 @pytest.mark.slow

@@ -69,7 +69,7 @@ class RayJobsBackend:
         *,
         token: str | None = None,
         queue: str = "",
-        own_use: Callable[[], Use] = dict,
+        foreign: Callable[[Use], Use] = lambda use: use,
         growth: Callable[[], Growth] = Growth,
         keeping: OutputRetention = KEEPING,
     ) -> None:
@@ -78,13 +78,13 @@ class RayJobsBackend:
             dashboard: `http://host:8265`.
             token: token of the cluster; None: Ray finds it by RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH.
             queue: id of the queue. Programs and callers of other queues on the cluster are ignored.
-            own_use: returns what Fleetune holds on each node; all other use that Ray reports is foreign.
+            foreign: returns what is not Fleetune's of the use that Ray reports.
             growth: returns how far the cluster's autoscaler may extend it.
             keeping: how long entries of attempts that are over stay in Ray's list.
         """
         self._dashboard, self._token = dashboard.rstrip("/"), token
         self._queue = queue
-        self._own_use, self._growth = own_use, growth
+        self._foreign, self._growth = foreign, growth
         self._keeping = keeping
         self._forgotten: set[str] = set()
         self._listed: tuple[float, list[Any]] = (-math.inf, [])  # time of the newest list, and all jobs in it
@@ -99,7 +99,7 @@ class RayJobsBackend:
             use = use_from_status(json_of(client, "/api/cluster_status")["data"])
             if use is None:  # the newer autoscaler publishes it in this larger answer
                 use = use_from_summary(json_of(client, "/nodes?view=summary")["data"])
-        return replace(inventory_of(nodes, use, self._own_use()), growth=self._growth())
+        return replace(inventory_of(nodes, self._foreign(use)), growth=self._growth())
 
     def fence(self, fence: int) -> None:
         with self._asking() as client:

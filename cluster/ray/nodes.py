@@ -19,18 +19,17 @@ _LINE = re.compile(
 _ROUNDING = 1e-4  # Ray's unit of resources is a ten-thousandth
 
 
-def inventory_of(nodes: Iterable[Mapping[str, Any]], use: Use, own: Use) -> Inventory:
+def inventory_of(nodes: Iterable[Mapping[str, Any]], foreign: Use) -> Inventory:
     """Make the inventory of all living nodes.
 
     Args:
         nodes: from `/api/v0/nodes?detail=1`.
-        use: what is used on each node, by anybody. A node without an entry has just joined, and is not usable until it
-            is known what runs there.
-        own: what Fleetune uses on each node.
+        foreign: what others than Fleetune use on each node. A node without an entry has just joined, and is not usable
+            until it is known what runs there.
     """
     return Inventory(
         tuple(
-            _node(node, use.get(node["node_id"]), own.get(node["node_id"], _NO_USE))
+            _node(node, foreign.get(node["node_id"]))
             for node in sorted(nodes, key=lambda node: str(node["node_id"]))
             if node["state"] == "ALIVE"
         )
@@ -61,21 +60,21 @@ def _use_of(text: str) -> tuple[float, float]:
     return used["CPU"], used["GPU"]
 
 
-def _node(node: Mapping[str, Any], use: tuple[float, float] | None, own: tuple[float, float]) -> Node:
+def _node(node: Mapping[str, Any], foreign: tuple[float, float] | None) -> Node:
     total = node["resources_total"]
-    foreign = [_whole(all_ - ours) for all_, ours in zip(use or _NO_USE, own, strict=True)]
+    cpus, gpus = foreign or _NO_USE
     return Node(
         node_id=node["node_id"],
         cpus=int(total.get("CPU", 0)),
         gpus=int(total.get("GPU", 0)),
         accelerator_type=accelerator_of(total),
-        usable=use is not None,
-        foreign_cpus=foreign[0],
-        foreign_gpus=foreign[1],
+        usable=foreign is not None,
+        foreign_cpus=_whole(cpus),
+        foreign_gpus=_whole(gpus),
         name=str(node.get("node_name") or node.get("node_ip") or ""),
     )
 
 
 def _whole(amount: float) -> int:
-    """Round up, since a GPU that is used in part is not free. Negative amounts (not known to Ray yet) become 0."""
+    """Round up, since a GPU that is used in part is not free."""
     return max(0, math.ceil(amount - _ROUNDING))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,6 +14,7 @@ from cluster.backend import Backend
 from cluster.capacity.inventory import Growth
 from cluster.errors import BackendUnreachable, InputError
 from cluster.ray.autoscaler import Autoscaler
+from cluster.ray.nodes import Use
 from orchestrator.http.auth import is_loopback
 from orchestrator.queue.records import Lease
 from orchestrator.queue.store import Store
@@ -23,6 +24,7 @@ from orchestrator.service.context.identity import queue_id
 _DASHBOARD = "http://127.0.0.1:8265"
 _GCS_PORT = 6379  # Ray's default port
 _REPORTED_AFTER_S = 8.0  # `/api/cluster_status` is up to 5 s old, and workers end a moment after their driver
+_TAKEN_AFTER_S = 60.0  # a gang has taken its places by then: its driver has started, and asked Ray for them
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
         backend = RayJobsBackend(
             dashboard,
             queue=queue_id(store),
-            own_use=OwnUse(store),
+            foreign=ForeignUse(store),
             growth=grows.growth if grows is not None else Growth,
         )
         backend.inventory()
@@ -100,28 +102,51 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
     return Place(backend, "ray", f"Ray at {dashboard}", here, session if here else None, grows)
 
 
-class OwnUse:
-    """What leases use on each node: those that are held, and those that were a moment ago.
+class ForeignUse:
+    """What others use on each node: the use that Ray reports without that of leases.
 
-    Ray's report of what is used is older than the store, and what has just ended would count as use by others.
+    Ray's report is some seconds old, and a gang takes its places a while after it has got its lease. So the report may
+    or may not contain a lease that is new or has just ended. As far as that leaves a choice, others still use what they
+    used before.
     """
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
         self._store, self._clock = store, clock
         self._lock = threading.Lock()
-        self._held_at: dict[Lease, float] = {}
+        self._held_at: dict[Lease, float] = {}  # leases that are held or were a moment ago, and when they last were
+        self._before: dict[str, tuple[float, float]] = {}  # the last answer
 
-    def __call__(self) -> Mapping[str, tuple[float, float]]:
-        """Return (CPUs, GPUs) by node."""
+    def __call__(self, use: Use) -> Use:
+        """Return (CPUs, GPUs) by node, from those that Ray reports."""
         with self._lock:
-            now_s = self._clock()
-            self._held_at |= dict.fromkeys(self._store.leases(held=True), now_s)
+            now_s, held = self._clock(), self._store.leases(held=True)
+            self._held_at |= dict.fromkeys(held, now_s)
             self._held_at = {lease: at_s for lease, at_s in self._held_at.items() if now_s - at_s <= _REPORTED_AFTER_S}
-            leases = list(self._held_at)
-        held: dict[str, tuple[float, float]] = defaultdict(lambda: (0.0, 0.0))
-        for lease in leases:
-            for node, workers in lease.placement:
-                cpus, gpus = held[node]
-                gang = lease.gang
-                held[node] = cpus + workers * gang.cpus_per_worker, gpus + workers * gang.gpus_per_worker
-        return held
+            surely = _use_of(lease for lease in held if now_s - lease.granted_s > _TAKEN_AFTER_S)
+            perhaps = _use_of(self._held_at)
+            self._before = {
+                node: (
+                    _foreign(used[0], surely[node][0], perhaps[node][0], self._before.get(node, _NO_USE)[0]),
+                    _foreign(used[1], surely[node][1], perhaps[node][1], self._before.get(node, _NO_USE)[1]),
+                )
+                for node, used in use.items()
+            }
+            return self._before
+
+
+_NO_USE = (0.0, 0.0)
+
+
+def _foreign(used: float, surely: float, perhaps: float, before: float) -> float:
+    """Return what others use of `used`, of which between `surely` and `perhaps` is ours; never negative. Pure."""
+    return max(0.0, used - perhaps, min(used - surely, before))
+
+
+def _use_of(leases: Iterable[Lease]) -> Mapping[str, tuple[float, float]]:
+    """Return (CPUs, GPUs) by node, zero for others."""
+    held: dict[str, tuple[float, float]] = defaultdict(lambda: _NO_USE)
+    for lease in leases:
+        for node, workers in lease.placement:
+            cpus, gpus = held[node]
+            held[node] = cpus + workers * lease.gang.cpus_per_worker, gpus + workers * lease.gang.gpus_per_worker
+    return held

@@ -8,7 +8,6 @@ import pathlib
 import signal
 import sys
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -85,10 +84,8 @@ def test_what_is_used_and_not_ours_is_foreign(opened: Machines, head: RayHead) -
         client.stop_job("somebody")
         wait_for(lambda: opened.backend.ended_elsewhere(["somebody", "nobody"]) == {"somebody"}, "it has ended", 240.0)
         assert opened.backend.others() == []
-    for own, foreign in ((1, 1), (2, 0), (3, 0)):
-        use = {node.node_id: (own, 0)}
-        backend = RayJobsBackend(head.dashboard, token=head.token, own_use=partial(dict, use))
-        assert [node.foreign_cpus for node in backend.inventory().nodes] == [foreign]
+    ours = RayJobsBackend(head.dashboard, token=head.token, foreign=lambda use: dict.fromkeys(use, (1.0, 0.0)))
+    assert [node.foreign_cpus for node in ours.inventory().nodes] == [1]
 
 
 def test_a_working_dir_travels_with_the_job_and_one_that_is_not_there_is_refused(opened: Machines) -> None:

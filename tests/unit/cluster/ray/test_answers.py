@@ -49,20 +49,19 @@ def test_both_autoscalers_say_the_same_of_what_is_used() -> None:
     assert use_from_status({"autoscalingStatus": None, "autoscalingError": None, "clusterStatus": None}) is None
 
 
-def test_foreign_is_what_is_used_without_our_own_and_part_of_a_gpu_counts_whole() -> None:
+def test_part_of_a_gpu_counts_whole() -> None:
     nodes = [
         node("bb", CPU=4.0),
         node("cc", "DEAD", CPU=4.0),
         node("aa", "ALIVE", CPU=16.0, GPU=8.0, **{"accelerator_type:H100": 1.0}),
     ]
-    own = {"aa": (1.0, 1.0), "bb": (3.0, 0.0)}  # on bb more than Ray knows of yet
-    assert inventory_of(nodes, USE, own) == Inventory(
+    assert inventory_of(nodes, {"aa": (0.5, 0.25), "bb": (0.00005, 0.0)}) == Inventory(
         (Node("aa", 16, 8, "H100", foreign_gpus=1, foreign_cpus=1), Node("bb", 4))
     )
 
 
 def test_a_node_of_which_nothing_is_known_yet_is_listed_and_not_used() -> None:
-    assert inventory_of([node("new", CPU=4.0)], USE, {}) == Inventory((Node("new", 4, usable=False),))
+    assert inventory_of([node("new", CPU=4.0)], USE) == Inventory((Node("new", 4, usable=False),))
 
 
 @pytest.mark.parametrize(

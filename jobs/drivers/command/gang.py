@@ -5,6 +5,7 @@ When one process fails, the others are ended.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import re
 import threading
@@ -23,6 +24,7 @@ _LINE_END = re.compile(rb"[\r\n]+")
 FAILURE_GRACE_S: Final = 10.0  # from SIGTERM to SIGKILL after another process has failed
 STOP_GRACE_S: Final = 30.0  # from SIGTERM to SIGKILL after a request to stop
 _KILL_AGAIN_S = 5.0
+_TOLD_WITHIN_S = 5.0  # for all processes together to accept a stop; a node that is cut off answers after minutes
 _POLL_S = 0.2  # seconds between two checks for a request to stop
 _READ_S = 1.0  # longest wait of one read for output
 
@@ -105,6 +107,7 @@ class GangWatch:
         self._left = set(range(len(processes)))
         self._kill_at: float | None = None
         self._stopped = False
+        self._telling = set[tuple[int, bool]]()  # ranks that are being told, and whether to kill them
         self._failure: int | FleetuneError | None = None  # of the first process that failed without being asked to end
 
     def until_the_end(self) -> int:
@@ -168,11 +171,23 @@ class GangWatch:
         self._kill_at = time.monotonic() + grace_s
 
     def _stop_all(self, *, hard: bool) -> None:
-        for rank in sorted(self._left):
-            try:
-                self._processes[rank].stop(hard=hard)
-            except FleetuneError:
-                continue  # the thread that reads from this process reports the error
+        """Tell all processes at once, because those that cannot be reached take long. They are told only once so."""
+        telling = [
+            threading.Thread(target=self._stop, args=(rank, hard), name=f"stop-{rank}", daemon=True)
+            for rank in sorted(self._left)
+            if (rank, hard) not in self._telling
+        ]
+        self._telling |= {(rank, hard) for rank in self._left}
+        for thread in telling:
+            thread.start()
+        deadline = time.monotonic() + _TOLD_WITHIN_S
+        for thread in telling:
+            thread.join(max(deadline - time.monotonic(), 0.0))
+
+    def _stop(self, rank: int, hard: bool) -> None:
+        with contextlib.suppress(FleetuneError):  # the thread that reads from this process reports the error
+            self._processes[rank].stop(hard=hard)
+        self._telling.discard((rank, hard))
 
 
 def _count(ranks: set[int]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import DIVERGED_EXIT, OUT_OF_MEMORY_EXIT, TRY_AGAIN_EXIT, MachinesFailed
 from cluster.text import many
 from jobs.drivers.link.messages import Registered
+from jobs.drivers.native_crash import CRASHES
 from jobs.spec.command import CommandSpec
 
 # Variables of the driver. A program must not have them, because with them it could act for the job.
@@ -87,4 +89,14 @@ def exit_code_of(code: int) -> int:
 
 
 def how_it_ended(code: int) -> str:
-    return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    """Describe the end of a process as a verb phrase. `code`: its exit code; -N for signal N."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        return f"was ended by signal {-code}"
+    if name in CRASHES:
+        return f"crashed in native code ({name}, signal {-code}). PYTHONFAULTHANDLER=1 in env shows where a Python was"
+    why = ", which the kernel sends when memory runs out, or an operator" if name == "SIGKILL" else ""
+    return f"was ended by {name} (signal {-code}{why})"

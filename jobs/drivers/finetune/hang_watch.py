@@ -11,7 +11,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +95,7 @@ class HangWatch:
             observed = {observed: node for node, answer in answers.items() for observed in answer}
             hang = hang_of(list(observed), group.job.spec.resources.num_workers)
             if hang is not None and not group.left.is_set():
-                self._end(group, hang, observed, nodes)
+                self._end(group, hang, observed)
                 if hang.is_to_blame:
                     self._count(next(node for one, node in observed.items() if one.second is hang.rank), hang)
         except Exception:  # Ray has been left meanwhile; without an answer nothing is killed
@@ -103,7 +103,7 @@ class HangWatch:
         finally:
             group.answered()
 
-    def _end(self, group: _Group, hang: Hang, observed: Iterable[Observations], nodes: Sequence[str]) -> None:
+    def _end(self, group: _Group, hang: Hang, observed: Mapping[Observations, str]) -> None:
         group.hang, self._hung_at_s = hang, time.monotonic()
         rank, cause = hang.rank, _cause(hang)
         saved = newest_checkpoint(group.job.paths)
@@ -117,11 +117,24 @@ class HangWatch:
         )
         report.tell(self._announce, **_data(hang))
         head = f"\nNo rank has made progress for {rank.age_s:.1f} s. The threads of this rank:\n"
-        stacks = {one.second.pulse.pid: head + one.second.stack for one in observed if one.second.stack}
         # SIGKILL reaches a blocked process only when its call returns. The end of any other rank ends the group.
         blocked = rank.state == _BLOCKED
-        victims = {one.second.pulse.pid for one in observed if blocked} | {rank.pulse.pid}
-        self._ask(nodes, end_ranks, group.job.driver, stacks, victims, timeout_s=_END_WITHIN_S)
+        asking = []
+        for node in dict.fromkeys(
+            observed.values()
+        ):  # each about its own ranks, because processes of different machines have equal ids
+            here = [one.second for one, place in observed.items() if place == node]
+            stacks = {one.pulse.pid: head + one.stack for one in here if one.stack}
+            victims = {one.pulse.pid for one in here if blocked or one is rank}
+            given = ([node], end_ranks, group.job.driver, stacks, victims)
+            asking.append(threading.Thread(target=self._tell, args=given, name=f"end-{node}", daemon=True))
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+
+    def _tell(self, *given: Any) -> None:
+        self._ask(*given, timeout_s=_END_WITHIN_S)
 
     def _count(self, node: str, hang: Hang) -> None:
         """Name a node on which ranks hang again and again. `ProgressReporter` passes it on to a queue."""

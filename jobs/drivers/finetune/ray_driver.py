@@ -30,6 +30,7 @@ from jobs.drivers.finetune.lost_workers import LostWorkers
 from jobs.drivers.finetune.machines import find_room, places_under_ray
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
+from jobs.drivers.native_crash import with_signal
 from jobs.drivers.stop_request import STOPPED_EARLY, StopRelay, StopRequest
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
@@ -212,7 +213,7 @@ class Training:
                 traceback.print_exc()
                 check_held(self.job.paths, self.job.driver)
                 crash = crash_of(error, self.job.driver, self.driver.places or ())
-                self._go_on_after(self.hangs.named(crash), error)
+                self._go_on_after(self.hangs.named(crash and with_signal(crash, self.job.paths)), error)
                 storage.remove_dir(self.job.paths.failures)
                 # Old workers that are cut off, and still reach the storage, see the new id and end.
                 self.job = replace(self.job, driver=retake_run(self.job.paths, self.job.driver))

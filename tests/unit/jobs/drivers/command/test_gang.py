@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import Interrupted, MachinesFailed
+from jobs.drivers.command import gang
 from jobs.drivers.command.gang import LONGEST_LINE, GangWatch, Log
 from jobs.drivers.command.places import (
     environment_of_program,
@@ -81,6 +82,19 @@ def test_a_secret_goes_before_what_the_spec_says_and_the_driver_s_token_stays_wi
 def test_no_program_can_say_what_only_a_driver_says(code: int, driver: int) -> None:
     assert exit_code_of(code) == driver
     assert str(abs(code)) in how_it_ended(code)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGSEGV, "crashed in native code (SIGSEGV, signal 11)"),
+        (signal.SIGKILL, "was ended by SIGKILL (signal 9, which the kernel sends when memory runs out"),
+        (signal.SIGTERM, "was ended by SIGTERM (signal 15)"),
+        (40, "was ended by signal 40"),
+    ],
+)
+def test_a_crash_is_told_from_a_kill(number: int, said: str) -> None:
+    assert how_it_ended(-number).startswith(said)
 
 
 def test_lines_are_whole_and_say_whose_they_are() -> None:
@@ -184,3 +198,30 @@ def test_a_lost_machine_is_the_reason_although_a_peer_noticed_first_and_failed()
     with pytest.raises(MachinesFailed, match="lost with its node"):
         GangWatch([_Ends(1), lost], Log(lambda lines: None, ()), lambda: False, said.append).until_the_end()
     assert said == ["process 0 ended with exit code 1; SIGTERM to the process", "process 1 was lost with its node"]
+
+
+class _CutOff(Sleeper):
+    """A process on a machine that does not answer before the test ends."""
+
+    def __init__(self, answers: threading.Event) -> None:
+        super().__init__()
+        self._answers = answers
+
+    def stop(self, *, hard: bool = False) -> None:
+        self._answers.wait(60)
+        super().stop()
+
+
+@pytest.mark.timeout(60)
+def test_a_stop_reaches_every_process_though_others_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gang, "_TOLD_WITHIN_S", 0.05)
+    answers, near, said = threading.Event(), Sleeper(), list[str]()
+    processes = [_CutOff(answers), _CutOff(answers), near]
+
+    def asked() -> bool:
+        threading.Thread(target=lambda: near.told.wait() and answers.set(), daemon=True).start()
+        return True
+
+    with pytest.raises(Interrupted):
+        GangWatch(processes, Log(lambda lines: None, ()), asked, said.append).until_the_end()
+    assert said == ["asked to stop: SIGTERM to 3 processes"] and all(one.told.is_set() for one in processes)

@@ -19,8 +19,8 @@ from tests.support import tiny
 from tests.support.processes import wait_for
 
 
-def observed(rank: int, state: str = "S", stack: str = "File ...") -> Observations:
-    pulse = Pulse(rank, 100 + rank, Doing.STEP, 3, 0.0, 0.5)
+def observed(rank: int, state: str = "S", stack: str = "File ...", pid: int = 0) -> Observations:
+    pulse = Pulse(rank, pid or 100 + rank, Doing.STEP, 3, 0.0, 0.5)
     seen = RankState(pulse, f"host-{rank}", 12.0, state, 1.0, waits=state == "S", stack=stack)
     return Observations(seen, seen, 2.0)
 
@@ -35,7 +35,7 @@ class Driver:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
         self.now_s, self.answers, self.asked = 100.0, HEALTHY, list[float]()
-        self.ended: list[tuple[dict[int, str], set[int]]] = []
+        self.ended = list[dict[str, tuple[dict[int, str], set[int]]]]()  # for each kill: what the nodes were told
         self.told: list[dict[str, Any]] = []
         self.ends_meanwhile = False
         monkeypatch.setattr(time, "monotonic", lambda: self.now_s)
@@ -52,15 +52,19 @@ class Driver:
     def ask(
         self, nodes: Sequence[str], question: Any, key: str, *more: Any, wanted: Any = None, timeout_s: float = 0.0
     ) -> dict[str, Any]:
-        assert (list(nodes), key) == (["n1", "n2"], "d1")
+        assert key == "d1"
         if question is rank_states:
+            assert list(nodes) == ["n1", "n2"]
             self.asked.append(self.now_s)
             if self.ends_meanwhile:
                 threading.Thread(target=self.watch.leave).start()
                 wait_for(lambda: not wanted(), "the answer is no longer wanted")
             return {f"n{1 + one.second.pulse.rank}": [one] for one in self.answers}
         assert question is end_ranks
-        self.ended.append(more)
+        (node,) = nodes
+        if not self.ended or node in self.ended[-1]:
+            self.ended.append({})
+        self.ended[-1][node] = more
         return {}
 
     def trains(self, *steps: int) -> None:
@@ -86,8 +90,8 @@ def test_a_stopped_rank_is_killed_once_and_the_crash_and_the_next_step_say_so(dr
     driver.answers = STOPPED
     driver.passes(14.0)
     assert driver.asked == [pytest.approx(112.0)], "ten seconds after the last step"
-    ((stacks, victims),) = driver.ended
-    assert victims == {101} and list(stacks) == [100]
+    ((stacks, nobody), (none, victims)) = (driver.ended[0][node] for node in ("n1", "n2"))
+    assert victims == {101} and list(stacks) == [100] and not nobody and not none and len(driver.ended) == 1
     (told,) = driver.told
     assert (told["kind"], told["remedy"], told["rank"], told["state"]) == ("remedy", "hang", 1, "T")
     assert told["message"].startswith(
@@ -120,7 +124,15 @@ def test_all_ranks_are_killed_if_a_signal_cannot_reach_the_one_that_hangs(driver
     driver.trains(1, 2)
     driver.answers = BLOCKED
     driver.passes(11.0)
-    assert [victims for _, victims in driver.ended] == [{100, 101}]
+    assert driver.ended[0]["n1"][1] == {100} and driver.ended[0]["n2"][1] == {101}
+
+
+def test_a_rank_of_another_pod_with_the_same_process_id_is_left_alone(driver: Driver) -> None:
+    driver.trains(1, 2)
+    driver.answers = [observed(0, pid=77), observed(1, "T", "", pid=77)]
+    driver.passes(11.0)
+    ((stacks, nobody), (none, victims)) = (driver.ended[0][node] for node in ("n1", "n2"))
+    assert list(stacks) == [77] and victims == {77} and not nobody and not none
 
 
 def test_a_healthy_group_is_asked_seldom_and_never_killed(driver: Driver) -> None:

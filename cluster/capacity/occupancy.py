@@ -42,6 +42,7 @@ class Occupancy:
         free: int32 [nodes]; number of free slots, as in `slots`.
         cpus_free: int32 [nodes]; free CPUs.
         cpus: int32 [nodes]; all CPUs.
+        foreign_cpus: int32 [nodes]; CPUs that other programs use.
         kinds: int32 [nodes]; index into `types`. Nodes with and without GPUs never have the same kind.
         types: the accelerator type of each kind; None: no GPU, or an unknown type.
         has_gpus: bool [nodes].
@@ -55,6 +56,7 @@ class Occupancy:
     free: NDArray[np.int32]
     cpus: NDArray[np.int32]
     cpus_free: NDArray[np.int32]
+    foreign_cpus: NDArray[np.int32]
     kinds: NDArray[np.int32]
     types: tuple[str | None, ...]
     has_gpus: NDArray[np.bool_]
@@ -77,6 +79,7 @@ class Occupancy:
             free=sizes.copy(),
             cpus=cpus,
             cpus_free=cpus.copy(),
+            foreign_cpus=np.array([node.foreign_cpus for node in nodes], np.int32),
             kinds=np.array([kinds[_kind_of(node)] for node in nodes], np.int32),
             types=tuple(accelerator_type for accelerator_type, _ in kinds),
             has_gpus=np.array([node.gpus > 0 for node in nodes], bool),
@@ -94,19 +97,26 @@ class Occupancy:
         fits: NDArray[np.bool_] = self.usable & (self.has_gpus == (gang.gpus_per_worker > 0))
         return fits if gang.accelerator_type is None else fits & np.isin(self.kinds, list(self.kinds_for(gang)))
 
+    def may_hold(self, gang: Gang) -> NDArray[np.bool_]:
+        """[nodes]; like `fits`, but nodes with GPUs are included for a gang that needs none."""
+        return self.usable & np.isin(self.kinds, list(self.kinds_for(gang)))
+
     def copy(self) -> Occupancy:
         """Return a copy whose slots, CPUs and `usable` can be changed while a plan is made."""
         other = object.__new__(Occupancy)
         # What is derived from the nodes alone is computed here once, and all copies share it.
-        _ = self.lists, self.total, self._smallest, self._kinds_for
+        _ = self.lists, self.total_gpus, self.total_cpus, self._smallest, self._kinds_for
         own = {name: getattr(self, name).copy() for name in ("slots", "free", "cpus_free", "usable", "without_slots")}
         other.__dict__.update(self.__dict__, **own)
         return other
 
     @cached_property
-    def total(self) -> int:
-        """The number of slots of all nodes."""
-        return int(self.sizes.sum())
+    def total_gpus(self) -> int:
+        return int(self.sizes[self.has_gpus].sum())
+
+    @cached_property
+    def total_cpus(self) -> int:
+        return int(self.cpus.sum())
 
     def kinds_for(self, gang: Gang) -> frozenset[int]:
         """Return the kinds of nodes that can hold workers of a gang: with GPUs of its type, if it needs any."""

@@ -113,7 +113,10 @@ _SCORES = {
 
 
 def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Rows:
-    """Return the guarded jobs, longest wait first. The first is included however large it is.
+    """Return the guarded jobs, longest wait first.
+
+    Jobs that need GPUs are counted against the cluster's GPUs, the others against its CPUs. The first of either is
+    included however large it is.
 
     A job that waits for its tenant's limit is left out: it cannot start and would only keep others out.
     """
@@ -126,8 +129,12 @@ def _longest_waiting(snapshot: Snapshot, policy: Policy, waited_s: Floats) -> Ro
         return rows
     counted = waited_s[rows] * np.where(running[rows], policy.guarded_stay, 1.0)
     by_wait = rows[np.lexsort((jobs.submitted_s[rows], -counted))]
-    sizes = jobs.size[by_wait]
-    return by_wait[sizes.cumsum() - sizes < policy.guarded_share * snapshot.cluster.total]
+    needs_gpus = np.array([gang.gpus_per_worker > 0 for gang in jobs.gangs])[jobs.gang[by_wait]]
+    fits = np.zeros(len(by_wait), bool)
+    for group, total in ((needs_gpus, snapshot.cluster.total_gpus), (~needs_gpus, snapshot.cluster.total_cpus)):
+        sizes = jobs.size[by_wait[group]]
+        fits[group] = sizes.cumsum() - sizes < policy.guarded_share * total
+    return by_wait[fits]
 
 
 def _raised(priority: NDArray[np.int32], rows: Rows) -> NDArray[np.int32]:

@@ -1,13 +1,12 @@
 """The scheduler a second time: slow, obvious, and written from the rules alone.
 
-Only for policies without preemption is this a whole plan. With it there is `rooms`: all that may be interrupted.
+Only for policies without preemption is this a whole plan. `slow_preemption` has what may be interrupted.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from itertools import chain, combinations
 
 from cluster.capacity.gang import Gang
 from cluster.capacity.occupancy import Placement
@@ -93,13 +92,15 @@ class Standings:
         where = {row: placement_in(self.snapshot, row) for row in self.running}
         long = [row for row in self.rows if self.waited[row] > self.policy.guarded_after_s]
         long = [row for row in long if row in where or not is_stopped_by_its_limit(self.snapshot, where, row)]
+        machines = machines_of(self.snapshot)
+        gpus, cpus = sum(one.size for one in machines if one.has_gpus), sum(one.all_cpus for one in machines)
+        left = {True: self.policy.guarded_share * gpus, False: self.policy.guarded_share * cpus}
         guarded: list[int] = []
-        taken = 0.0
         for row in sorted(long, key=lambda row: (-counts(row), float(self.jobs.submitted_s[row]))):
-            if taken >= self.policy.guarded_share * sum(self.snapshot.cluster.sizes.tolist()):
-                break
-            guarded.append(row)
-            taken += float(self.jobs.size[row])
+            needs_gpus = self.jobs.gang_of(row).gpus_per_worker > 0
+            if left[needs_gpus] > 0:
+                guarded.append(row)
+                left[needs_gpus] -= float(self.jobs.size[row])
         return guarded
 
     def _claim(self, row: int) -> tuple[float, float, int]:
@@ -304,20 +305,15 @@ class _SlowPass:
     def reserve(self, row: int) -> None:
         """The earliest nodes; of equals those with the fewest slots whose end nobody knows, then the lowest."""
         gang, allowed = self.jobs.gang_of(row), self.allowed(row)
-        fit = [
-            one
-            for one in self.machines
-            if one.usable
-            and one.has_gpus == (gang.gpus_per_worker > 0)
-            and gang.accelerator_type in (None, one.type)
-            and one.holds_empty(gang) > 0
-        ]
         found = []
-        for kind in {one.type for one in fit}:
-            same = [one for one in fit if one.type == kind]
-            mine = [one for one in same if allowed is None or kind in allowed]
-            nodes = self.whole_nodes(mine, gang) if spans(same, gang) else self.one_node(mine, gang)
-            found += [nodes] if nodes is not None else []
+        for has_gpus in (True,) if gang.gpus_per_worker else (False, True):
+            fit = [one for one in self.machines if one.usable and one.has_gpus == has_gpus]
+            for kind in {one.type for one in fit if gang.accelerator_type in (None, one.type)} if not found else ():
+                same = [one for one in fit if one.type == kind]
+                mine = [one for one in same if allowed is None or kind in allowed]
+                spanning = has_gpus == (gang.gpus_per_worker > 0) and spans(same, gang)
+                nodes = self.whole_nodes(mine, gang) if spanning else self.one_node(mine, gang)
+                found += [nodes] if nodes is not None else []
         if found:
             at_s, _, chosen = min(found)
             at_s = max(at_s, self.snapshot.now_s) if at_s < math.inf else self.snapshot.now_s
@@ -326,56 +322,60 @@ class _SlowPass:
                 self.machines[node].reserved_s = at_s
 
     def one_node(self, mine: list[Machine], gang: Gang) -> tuple[float, int, tuple[int, ...]] | None:
-        need = gang.num_workers * (gang.gpus_per_worker or gang.cpus_per_worker)
-        large = [one for one in mine if one.holds_empty(gang) >= gang.num_workers]
-        return min(((*self.free_at(one, need), (one.number,)) for one in large), default=None)
+        large = [one for one in mine if self.may_hold(one, gang) >= gang.num_workers]
+        return min(((*self.free_at(one, gang.num_workers, gang), (one.number,)) for one in large), default=None)
 
     def whole_nodes(self, mine: list[Machine], gang: Gang) -> tuple[float, int, tuple[int, ...]] | None:
-        chosen: list[Machine] = []
-        for one in sorted(mine, key=lambda one: (*self.free_at(one, one.size), one.number)):
-            if sum(one.holds_empty(gang) for one in chosen) < gang.num_workers:
+        holds = {one.number: self.may_hold(one, gang) for one in mine if -3 not in one.holders}
+        whole = [
+            (*self.free_at(one, holds[one.number], gang, one.size), one.number)
+            for one in mine
+            if holds.get(one.number, 0) > 0
+        ]
+        chosen: list[tuple[float, int, int]] = []
+        for one in sorted(whole):
+            if sum(holds[number] for *_, number in chosen) < gang.num_workers:
                 chosen.append(one)
-        if sum(one.holds_empty(gang) for one in chosen) < gang.num_workers:
+        if sum(holds[number] for *_, number in chosen) < gang.num_workers:
             return None
-        whole = [self.free_at(one, one.size) for one in chosen]
-        return max(at for at, _ in whole), sum(unknown for _, unknown in whole), tuple(one.number for one in chosen)
+        numbers = tuple(number for *_, number in chosen)
+        return max(at for at, *_ in chosen), sum(unknown for _, unknown, _ in chosen), numbers
 
-    def free_at(self, one: Machine, slots: int) -> tuple[float, int]:
-        """When so many slots of a node are free, and for how many of them nobody knows."""
-        ends = [-math.inf if row == -1 else math.inf if row < 0 else self.end_of(row) for row in one.holders]
-        known = sorted(max(end, self.snapshot.now_s) if end == -math.inf else end for end in ends if end < math.inf)
-        return (known[slots - 1], 0) if len(known) >= slots else (math.inf, slots - len(known))
+    def may_hold(self, one: Machine, gang: Gang) -> int:
+        """Workers that a node holds once only other programs are there."""
+        foreign_cpus = int(self.snapshot.cluster.foreign_cpus[one.number])
+        by_cpu = (one.all_cpus - foreign_cpus) // gang.cpus_per_worker
+        slots = one.size - one.holders.count(-3)
+        if one.has_gpus and not gang.gpus_per_worker:
+            return by_cpu
+        return min(by_cpu, slots // (gang.gpus_per_worker or gang.cpus_per_worker))
 
+    def free_at(self, one: Machine, workers: int, gang: Gang, slots: int | None = None) -> tuple[float, int]:
+        """When a node has room for the workers, and for how many ends it waits that nobody knows.
 
-def may_be_victim(snapshot: Snapshot, policy: Policy, standings: Standings, victim: int, row: int) -> bool:
-    """Whether the rules allow that a running job is interrupted for one that waits."""
-    jobs, size = snapshot.jobs, float(snapshot.jobs.size[victim])
-    pause = policy.protected_s * (1 + jobs.interruptions[victim] / policy.protected_growth)
-    if not jobs.preemptible[victim] or jobs.interruptions[victim] >= policy.most_interruptions:
-        return False
-    if snapshot.now_s < jobs.started_s[victim] + pause - 1e-6:
-        return False
-    if victim in standings.entitled:
-        if row not in standings.entitled or jobs.tenant[victim] != jobs.tenant[row]:
-            return False
-    elif row in standings.entitled and standings.entitled[row] in (None, type_of(snapshot, victim)):
-        return True
-    if standings.level[victim] != standings.level[row]:
-        return standings.level[victim] < standings.level[row]
-    cost = policy.cost_margin * float(jobs.interruption_cost_s[victim]) / size**policy.size_exponent
-    return bool(standings.index[victim] - cost > policy.margin * standings.index[row])
+        `slots`: how many must be free; None: those of the workers.
+        """
+        each = gang.gpus_per_worker or (0 if one.has_gpus else gang.cpus_per_worker)
+        held: dict[int, int] = {row: one.holders.count(row) for row in one.holders if row >= 0}
+        slots_at = self._free_at(held, workers * each if slots is None else slots, one.free)
+        cpus_held = {
+            row: on * self.jobs.gang_of(row).cpus_per_worker
+            for row, placement in self.where.items()
+            for node, on in placement
+            if node == one.number and one.has_gpus
+        }
+        if not one.has_gpus:
+            return slots_at
+        jobs_at = self._free_at(cpus_held, workers * gang.cpus_per_worker, one.cpus, by_job=True)
+        return max(slots_at[0], jobs_at[0]), max(slots_at[1], jobs_at[1])
 
-
-def rooms(snapshot: Snapshot, policy: Policy, standings: Standings, row: int) -> dict[int, list[frozenset[int]]]:
-    """For each node all sets of jobs whose interruption lets a gang fit there; nodes without any are left out."""
-    gang, size = snapshot.jobs.gang_of(row), int(snapshot.jobs.size[row])
-    found: dict[int, list[frozenset[int]]] = {}
-    for one in machines_of(snapshot):
-        if not (one.usable and one.has_gpus and gang.accelerator_type in (None, one.type)):
-            continue
-        on_it = sorted({holder for holder in one.holders if holder >= 0})
-        victims = [victim for victim in on_it if may_be_victim(snapshot, policy, standings, victim, row)]
-        for chosen in chain.from_iterable(combinations(victims, number) for number in range(len(victims) + 1)):
-            if one.free + sum(one.holders.count(victim) for victim in chosen) >= size:
-                found.setdefault(one.number, []).append(frozenset(chosen))
-    return found
+    def _free_at(self, held: Mapping[int, int], need: int, free: int, by_job: bool = False) -> tuple[float, int]:
+        """When so much is free, and how many slots, or jobs, of unknown end must go for it."""
+        at_s, unknown = self.snapshot.now_s, 0
+        for row in sorted(held, key=lambda row: (self.end_of(row), -held[row])):
+            if free >= need:
+                break
+            at_s = max(at_s, self.end_of(row))
+            unknown += (1 if by_job else min(held[row], need - free)) if self.end_of(row) == math.inf else 0
+            free += held[row]
+        return at_s, unknown

@@ -139,11 +139,12 @@ def _reason(ranks: Ranking, other: int, row: int) -> Before:
 
 def _room(snapshot: Snapshot, row: int, gang: Gang) -> tuple[float | None, tuple[int, ...]]:
     ends, cluster = snapshot.ends_s, snapshot.cluster
-    found = reserve(row, gang, cluster, ends, snapshot.now_s, cluster.fits(gang))
+    found = reserve(row, snapshot.jobs, cluster, ends, snapshot.now_s, cluster.may_hold(gang))
     if found is None:
         return None, ()
     slots = cluster.slots[list(found.nodes)]
-    known = np.isfinite(ends[slots[slots >= 0]]).all() and not (slots == FOREIGN).any()
+    others = [one for one, places in cluster.without_slots.items() if any(node in found.nodes for node, _ in places)]
+    known = np.isfinite(ends[[*slots[slots >= 0].tolist(), *others]]).all() and not (slots == FOREIGN).any()
     return (found.at_s if known or found.at_s > snapshot.now_s else None), found.nodes
 
 

@@ -191,14 +191,14 @@ class _Planning:
         """Reserve nodes for the first job that must wait. If no slot is free, no later job can start and delay it."""
         if self._reservation is not None or not (self._builder.free.total or self._may_need_no_slot):
             return False
-        gang, now_s, cluster = self._builder.jobs.gang_of(row), self._snapshot.now_s, self._builder.cluster
+        jobs, now_s, cluster = self._builder.jobs, self._snapshot.now_s, self._builder.cluster
         released_s = now_s + self._snapshot.left_s
         if self._policy.preemption:
             released_s = np.minimum(released_s, self._builder.victims.yields_s(row))
         closed = self._builder.free.closed_to(Terms(kinds=self._builder.kinds(row)))
-        fits = cluster.fits(gang)
-        open_nodes = fits if closed is None else fits & ~closed
-        self._reservation = reserve(row, gang, cluster, released_s, now_s, open_nodes)
+        may_hold = cluster.may_hold(jobs.gang_of(row))
+        open_nodes = may_hold if closed is None else may_hold & ~closed
+        self._reservation = reserve(row, jobs, cluster, released_s, now_s, open_nodes)
         if self._reservation is None:
             return False
         self._builder.free.reserve(self._reservation.nodes)

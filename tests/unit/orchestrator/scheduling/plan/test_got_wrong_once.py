@@ -18,6 +18,7 @@ OWED_4 = (Tenant("a", guaranteed=((None, 4),)), Tenant("b", guaranteed=((None, 4
 AB = nodes(4, type="A") + nodes(4, type="B")
 AWAY = Job("a", 1, on={0: 1}, left_s=400.0)
 FIXED = Job("fixed", 8, preemptible=False, left_s=LONG)
+CPUS_12 = Job("cpus", 12, on={0: 12}, gpus_per_worker=0, left_s=LONG, preemptible=False)
 
 # fmt: off
 WAS_WRONG = {
@@ -75,6 +76,18 @@ WAS_WRONG = {
         nodes(8, cpus=16),
         [stays("x", 8, 0, left_s=700.0), Job("gang", 8, cpus=2), Job("cpus", 4, gpus_per_worker=0, left_s=LONG)],
         [], EASY, {}),
+    "a gang waits for the CPUs that jobs without GPUs hold on its node": (
+        nodes(8, cpus=16),
+        [replace(CPUS_12, left_s=700.0), Job("gang", 8, cpus=2), Job("short", left_s=600.0)],
+        ["start short on 0"], EASY, {}),
+    "nothing is reserved where other programs hold the CPUs": (
+        nodes(8, cpus=16, foreign_cpus=8), [Job("gang", 8, cpus=2), Job("long", left_s=LONG)],
+        ["start long on 0"], EASY, {}),
+    "a gang without GPUs is not overtaken on nodes with GPUs": (
+        nodes(8, 8, cpus=16),
+        [replace(CPUS_12, left_s=700.0), replace(CPUS_12, on={1: 12}), replace(CPUS_12, name="gang", on={}),
+         replace(CPUS_12, name="long", gpus=4, on={}), replace(CPUS_12, name="longer", gpus=4, on={})],
+        ["start long on 1"], EASY, {}),
     "who was often interrupted would not be gone in time": (
         nodes(8), [stays("x", 7, 0, left_s=700.0), Job("gang", 8, priority=1), Job("s", left_s=LONG, interruptions=50)],
         [], DEFAULT, {}),

@@ -23,7 +23,8 @@ from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.scheduling.ranking import ranking
 from tests.support.randomqueue import PLAIN, PREEMPTING, QUICK, Drawn, drawn, few, many
 from tests.support.scheduling import HOUR, NOW_S, Job, carry_out, cluster, nodes, said, snapshot, violations
-from tests.support.slow_scheduler import Standings, machines_of, may_be_victim, place, rooms, slow_plan
+from tests.support.slow_preemption import may_be_victim, rooms
+from tests.support.slow_scheduler import Standings, machines_of, place, slow_plan
 
 
 @many

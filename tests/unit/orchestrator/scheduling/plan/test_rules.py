@@ -258,7 +258,7 @@ Case = tuple[list[Node], int]  # the nodes, and the GPUs of the job
 def start_s(policy: Policy, case: Case, small_s: float, most_s: float) -> float:
     """When a job of 5000 hours starts, on a cluster that is full of small ones and where more of them always wait."""
     simulation = QueueSimulation(cluster(case[0]), (Tenant("a"),), policy, Measuring(exact=True), lambda _: None)
-    total = simulation.cluster.total
+    total = simulation.cluster.total_gpus
     for number in range(total):
         simulation.submit(Gang(1, 1, 1), small_s * (number + 1) / total)
     simulation.decide()
@@ -307,6 +307,13 @@ def test_who_waits_for_a_limit_takes_no_place_among_the_guarded() -> None:
     assert ranks.guarded is not None and ranks.guarded.nonzero()[0].tolist() == [4]
     ranks = ranking(snapshot(nodes(8), jobs, tenants=(Tenant("a"), Tenant("b"))), DEFAULT)
     assert ranks.guarded is not None and ranks.guarded.nonzero()[0].tolist() == [1, 2]
+
+
+def test_jobs_without_gpus_take_no_gpus_of_the_guarded_share() -> None:
+    jobs = [Job(f"cpus {number}", 30, gpus_per_worker=0, waiting_s=100 * HOUR) for number in range(3)]
+    jobs += [Job("gpus", 2, waiting_s=50 * HOUR), Job("more", 2, waiting_s=40 * HOUR), Job("most", waiting_s=30 * HOUR)]
+    ranks = ranking(snapshot(nodes(8, cpus=96), jobs), DEFAULT)
+    assert ranks.guarded is not None and ranks.guarded.nonzero()[0].tolist() == [0, 1, 3, 4]
 
 
 def test_weights_of_three_to_one_share_gpu_time_three_to_one() -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from cluster.errors import FleetuneError
@@ -25,6 +25,10 @@ MOST: Final = 30  # most failures of one address in a window
 WINDOW_S: Final = 60.0
 _MOST_KNOWN: Final = 10_000  # addresses
 _IPV6_PREFIX: Final = 64  # bits; a host may use all addresses of such a network
+_UNREAD: Final = (
+    ", and cannot read the tokens that it has: upgrade it to the release that has written them, or make a new one "
+    "beside it with fleetune tokens add NAME --role admin --store URL"
+)
 
 
 class NoToken(QueueError):
@@ -35,6 +39,13 @@ class NoToken(QueueError):
 
 class TokenExpired(NoToken):
     """The token has expired."""
+
+
+class _Known(NamedTuple):
+    """What one read has found: tokens that are not revoked, and whether rows of other tokens cannot be read."""
+
+    tokens: Sequence[Token]
+    some_unread: bool
 
 
 class Tokens:
@@ -48,7 +59,7 @@ class Tokens:
     def __init__(self, store: Store, always: bool = False, now_s: Callable[[], float] = time.time) -> None:
         self._store, self._always, self._now_s = store, always, now_s
         self._lock = threading.Lock()
-        self._known: Sequence[Token] = ()
+        self._known = _Known((), False)
         self._until_s = -1.0
 
     @property
@@ -61,7 +72,8 @@ class Tokens:
         with self._lock:
             if not self.fresh:
                 began_s = time.monotonic()
-                self._known = [token for token in self._store.tokens() if token.revoked_s is None]
+                valid = tuple(token for token in self._store.tokens() if token.revoked_s is None)
+                self._known = _Known(valid, any(row.table == "token" for row in self._store.unreadable()))
                 self._until_s = began_s + _FRESH_S
 
     def forget(self) -> None:
@@ -72,9 +84,9 @@ class Tokens:
     def needed(self) -> bool:
         """Whether a token is needed, as of the last read.
 
-        Expired tokens count: they must not open the server to all.
+        Tokens that have expired or cannot be read count: they must not open the server to all.
         """
-        return self._always or bool(self._known)
+        return self._always or any(self._known)
 
     def caller(self, shown: str | None) -> Caller:
         """Return the caller that a token belongs to.
@@ -86,9 +98,9 @@ class Tokens:
         if not self.needed:
             return ANYBODY
         if shown is None:
-            raise NoToken("this server needs a token")
+            raise NoToken(f"this server needs a token{_UNREAD if self._known == ((), True) else ''}")
         given, found = digest_of(shown[:_LONGEST]), None
-        for token in self._known:  # always all of them, for constant time
+        for token in self._known.tokens:  # always all of them, for constant time
             if hmac.compare_digest(token.digest, given):
                 found = token
         if found is None:

@@ -18,6 +18,7 @@ from orchestrator.http.auth import Failures, NoToken, Tokens, bearer, check_at_h
 from orchestrator.http.errors import TOLD, answer_to, route_of, unexpected
 from orchestrator.http.metrics import Meters
 from orchestrator.http.scrub import Scrubber
+from orchestrator.service.context.caller import ANYBODY
 
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # paths without a token
 DRIVER = "/v1/driver/"  # paths with the token of an attempt
@@ -98,10 +99,11 @@ class Gate:
             return
         if not self._tokens.fresh:
             await to_thread.run_sync(self._tokens.read, limiter=self._reading)
-        if not self._tokens.needed:
+        caller = self._tokens.caller(bearer(headers))
+        if caller is ANYBODY:
             check_at_home(headers)
             self._check_peer(scope)
-        scope[CALLER] = self._tokens.caller(bearer(headers))
+        scope[CALLER] = caller
 
     async def _let_driver_in(self, scope: Scope, headers: Headers) -> None:
         """Check that a token belongs to some attempt; routes check which. Raises NoToken or StoreBroken."""

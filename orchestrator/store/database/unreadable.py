@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
@@ -12,7 +13,7 @@ from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.store.database.rows import job_of, problem_of
 
 OPTION: Final = "fleetune_unread"  # engine option that holds the notes
-_MOST_KEPT: Final = 10_000
+_MOST_KEPT: Final = 10_000  # of each table: many jobs must not hide a token
 Record = TypeVar("Record")
 
 
@@ -21,25 +22,27 @@ class Unread:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._rows: dict[tuple[str, str], UnreadableRow] = {}
+        self._tables: defaultdict[str, dict[str, UnreadableRow]] = defaultdict(dict)
 
     def __bool__(self) -> bool:
-        return bool(self._rows)
+        with self._lock:
+            return any(self._tables.values())
 
     def note(self, row: UnreadableRow) -> None:
         with self._lock:
-            if len(self._rows) < _MOST_KEPT:
-                self._rows[row.table, row.name] = row
+            rows = self._tables[row.table]
+            if row.name in rows or len(rows) < _MOST_KEPT:
+                rows[row.name] = row
 
     def forget(self, table: str, names: Iterable[str]) -> None:
         """Remove the notes on rows that can be read now."""
         with self._lock:
             for name in names:
-                self._rows.pop((table, name), None)
+                self._tables[table].pop(name, None)
 
     def rows(self) -> list[UnreadableRow]:
         with self._lock:
-            return [self._rows[key] for key in sorted(self._rows)]
+            return [rows[name] for _, rows in sorted(self._tables.items()) for name in sorted(rows)]
 
 
 def unread_of(connection: Connection) -> Unread:

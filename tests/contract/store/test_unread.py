@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.http.auth import NoToken, Tokens
 from orchestrator.http.routes.logs import Ownership
 from orchestrator.queue.errors import UnknownJob, UnreadableJob
-from orchestrator.queue.records import Role
+from orchestrator.queue.records import Role, UnreadableRow
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
+from orchestrator.service import tokens as tokenrules
 from orchestrator.service.admission.parents import Parents
 from orchestrator.service.context.caller import Caller
 from orchestrator.store import open_store
+from orchestrator.store.database.unreadable import Unread
 from tests.support.stores import RUN, START_S, go, lead, new, step, submit, with_tenants
 
 
@@ -100,6 +103,30 @@ def test_a_tenant_a_token_a_lease_and_an_event_that_cannot_be_read_stop_nobody(s
     assert {row.table for row in store.unreadable()} == {"tenant", "lease"}
     spoil(path, "tenants", "limit", "", "name = 'a'")
     assert store.tenants() and {row.table for row in store.unreadable()} == {"lease"}
+
+
+def test_a_token_that_cannot_be_read_opens_the_server_to_nobody(store: Store, path: Path) -> None:
+    root = tokenrules.add(store, "root", Role.ADMIN, None, START_S, "anna")
+    spoil(path, "tokens", "role", "of-a-newer-release")
+    tokens = Tokens(store)
+    tokens.read()
+    assert tokens.needed
+    with pytest.raises(NoToken, match="this server needs a token, and cannot read the tokens that it has"):
+        tokens.caller(None)
+    with pytest.raises(NoToken):
+        tokens.caller(root)
+    spoil(path, "tokens", "role", "admin")
+    tokens.forget()
+    tokens.read()
+    assert tokens.caller(root).name == "root"
+
+
+def test_many_jobs_that_cannot_be_read_hide_no_token() -> None:
+    unread = Unread()
+    for number in range(10_001):
+        unread.note(UnreadableRow("job", f"train-{number}", "a", "damaged"))
+    unread.note(UnreadableRow("token", "root", None, "damaged"))
+    assert len(unread.rows()) == 10_001 and unread.rows()[-1].table == "token"
 
 
 def test_a_new_leader_begins_where_a_row_from_a_clock_ahead_cannot_be_read(store: Store, path: Path) -> None:

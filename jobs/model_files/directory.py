@@ -18,6 +18,7 @@ from jobs.model_files.architecture import architecture_problems, transformers_ro
 from jobs.model_files.positions import learned_positions, too_few_positions
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
+from jobs.storage.listing import version_of
 
 INDEX = "model.safetensors.index.json"
 # Endings of files of weights, whether or not they can be read.
@@ -321,19 +322,16 @@ def fetched_once(url: str, cache_dir: str | None, fetch: Callable[[str, str], No
 
 
 def _content_key(url: str) -> str:
-    """Return a key that changes with the files at the URL, as far as size and date or tag show."""
+    """Return a key that changes with the files at the URL, as far as sizes and `version_of` show."""
     fs, inner = storage.filesystem(url)
     try:
+        fs.invalidate_cache()
         listing = fs.find(inner, detail=True)
     except Exception as error:  # the client of an object store may raise anything
         raise DataError(f"model.path {url} cannot be listed: {type(error).__name__}: {error}") from error
     if not listing:
         raise DataError(f"model.path {url}: there is nothing at this URL")
-    stamps = ("ETag", "etag", "LastModified", "updated", "mtime", "created")
-    facts = [
-        (name, info.get("size"), str(next((info[key] for key in stamps if key in info), "")))
-        for name, info in sorted(listing.items())
-    ]
+    facts = [(name, info.get("size"), version_of(info) or "") for name, info in sorted(listing.items())]
     return hashlib.sha256(json.dumps([url, facts]).encode()).hexdigest()[:24]
 
 

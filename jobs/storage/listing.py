@@ -1,4 +1,4 @@
-"""Lists all files under a path or URL at once, with sizes and times, without opening a file."""
+"""Lists all files under a path or URL at once with sizes and times, and tells their versions, without opening them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from jobs.storage import files as storage
 
 # Keys under which file systems of fsspec report when a file was written; the first that is present counts.
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+# Keys under which they report what changes when a file is written again, the most exact first. Those of the hub's
+# repositories have only `blob_id` and `xet_hash`.
+_VERSIONS = ("ETag", "etag", "blob_id", "xet_hash", "generation", "VersionId", "Content-MD5", "Last-Modified", *_TIMES)
 
 
 @dataclass(frozen=True, order=True)
@@ -70,6 +73,14 @@ def _remote(path: str) -> Iterator[Listed]:
         under = name.lstrip("/").removeprefix(root)
         if name.lstrip("/").startswith(root) and under and info.get("type") != "directory":
             yield Listed(under, int(info.get("size") or 0), modified_s(info))
+
+
+def version_of(info: Mapping[str, Any]) -> str | None:
+    """Return what tells states of a file with the same size apart, from what its fsspec file system reports.
+
+    None if the file system reports nothing of the kind, as with some HTTP servers.
+    """
+    return next((str(info[key]) for key in _VERSIONS if info.get(key)), None)
 
 
 def modified_s(info: Mapping[str, Any]) -> float | None:

@@ -10,17 +10,18 @@ from typing import Any
 
 from cluster.text import byte_size
 from jobs.data.preparation.engines import Say
+from jobs.data.sources.chat_template import DATE
 from jobs.data.sources.chunks import Work
 from jobs.data.sources.file_stamp import info_of, stamp
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading
 from jobs.data.sources.records import expand
-from jobs.data.sources.tokenize import DATE
 from jobs.data.sources.user_code import read_code
 from jobs.model_files.tokenizer import TokenizerFiles, check_tokenizer, read_tokenizer
 from jobs.run.paths import prepared_root
 from jobs.spec.data import Source, numbered
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
+from jobs.storage.listing import version_of
 
 PREPARE_VERSION = 2  # increase it whenever the same input gives other rows
 _SAY_BYTES = 2**30  # size of local files from which on reading them for the fingerprint is announced
@@ -135,9 +136,8 @@ def _file(path: str) -> dict[str, Any]:
     if storage.is_local(path):
         return {"name": posixpath.basename(path), **_content(path)}
     info = info_of(path, fresh=False)
-    for key in ("ETag", "etag", "mtime", "LastModified", "last_modified", "updated"):
-        if info.get(key):
-            return {"name": path, "bytes": info.get("size"), "version": str(info[key])}
+    if (version := version_of(info)) is not None:
+        return {"name": path, "bytes": info.get("size"), "version": version}
     return {"name": path, **_content(path)}  # for stores without versions, such as plain HTTP
 
 

@@ -7,30 +7,14 @@ from typing import Any, cast
 
 from cluster.errors import DataError, StorageOutage
 from jobs.storage import files as storage
-
-# Facts that stores report about a file and that change when it is written again; which ones depends on the store.
-_VERSIONS = (
-    "ETag",
-    "etag",
-    "VersionId",
-    "generation",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "Last-Modified",
-    "updated",
-    "created",
-    "Content-MD5",
-    "blob_id",  # of the Hugging Face hub, as the next
-    "xet_hash",
-)
+from jobs.storage.listing import version_of
 
 
 def stamp(file: str) -> tuple[str, ...]:
     """Return a cheap identity of a file's present content. If it is equal twice, the file was not written in between.
 
-    For local files it is size, time and inode. For others it is the size and the versions that the store reports, of
-    which there may be none, as with some HTTP servers.
+    For local files it is size, time and inode. For others it is the size and the version that the store reports, if it
+    reports one (see `version_of`).
 
     Raises:
         DataError: there is no such file, or it cannot be looked at.
@@ -43,8 +27,8 @@ def stamp(file: str) -> tuple[str, ...]:
             raise DataError(f"cannot look at {file}: {error}") from error
         return (str(found.st_size), str(found.st_mtime_ns), str(found.st_ino))
     info = info_of(file, fresh=True)
-    versions = (f"{key}={info[key]}" for key in _VERSIONS if info.get(key))
-    return (str(info.get("size")), *versions)
+    version = version_of(info)
+    return (str(info.get("size")), *(() if version is None else (version,)))
 
 
 def info_of(file: str, fresh: bool) -> dict[str, Any]:

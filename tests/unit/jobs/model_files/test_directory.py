@@ -24,6 +24,7 @@ from jobs.model_files.directory import (
 from jobs.model_files.without_weights import without_weights
 from jobs.spec.finetune import Spec
 from tests.support.counted import CountedFileSystem, counted_bytes
+from tests.support.hub import empty_hub
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 
@@ -288,6 +289,19 @@ def test_model_at_a_url_is_fetched_once_and_again_when_it_changes(url: str, tmp_
     assert (Path(local_model_dir(url, str(tmp_path / "cache"))) / "marker").exists()
     fsspec.filesystem("memory").pipe_file("/models/m/added.json", b"{}")
     assert local_model_dir(url, str(tmp_path / "cache")) != first
+
+
+def test_weights_of_equal_size_that_are_uploaded_again_to_the_hub_are_fetched_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub, cache = empty_hub(monkeypatch), str(tmp_path / "cache")
+    hub.put(f"{folder}/", "/owner/m/", recursive=True)
+    first = local_model_dir("hf://owner/m", cache)
+    assert local_model_dir("hf://owner/m", cache) == first
+    changed = (folder / "model.safetensors").read_bytes()[:-1] + b"\1"
+    hub.pipe_file("/owner/m/model.safetensors", changed)
+    again = Path(local_model_dir("hf://owner/m", cache))
+    assert (again / "model.safetensors").read_bytes() == changed
 
 
 def test_workers_of_one_machine_share_one_fetch(url: str, tmp_path: Path) -> None:

@@ -12,41 +12,48 @@ from typing import Any
 
 import torch.distributed as dist
 
-from cluster.errors import FleetuneError, OutOfMemory, RunFailed, RunTaken, StorageError
+from cluster.errors import FleetuneError, Interrupted, OutOfMemory, RunFailed, RunTaken, StorageError
 from cluster.local.memory import killed_since, memory_here
 from cluster.settings import TorchrunWorld, expand_gpu_memory
 from jobs.console import end_process, redirected_output, user_stream
 from jobs.drivers.finetune.begin import begin_run
 from jobs.drivers.finetune.machines import places_here
 from jobs.drivers.finetune.memory_remedy import with_earlier_changes
-from jobs.drivers.stop_request import StopRequest
+from jobs.drivers.finetune.torchrun_watch import (
+    EVERY_S,
+    FailureWatch,
+    LostPeers,
+    StoppableContext,
+    ended_early,
+    following,
+    leave_together,
+    peers_here,
+)
+from jobs.drivers.stop_request import STOPPED_EARLY, StopRequest
 from jobs.planning import with_workers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
 from jobs.preflight.validate import enter_working_dir
 from jobs.remedies.out_of_memory import advice
 from jobs.run.attempts import check_held, count_attempts, take_run
-from jobs.run.events import Announcer, Watch
+from jobs.run.events import Announcer, Watch, repeatedly
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, write_manifest
 from jobs.spec.finetune import Spec
-from jobs.storage import files as storage
+from jobs.storage.journal import Record
 from jobs.training.ending import failures_of, outcome_of
-from jobs.training.faults import first_line
+from jobs.training.faults import fault_of, first_line
 from jobs.training.loop.loop import train
-from jobs.training.loop.worker import guarded
-from jobs.training.worker_context import TorchrunWorkerContext, end_superseded, worker_device
+from jobs.training.loop.worker import guarded, record_failure
+from jobs.training.worker_context import end_superseded, worker_device
 from jobs.training.worker_input import Job
 
 # Other ranks wait this long for rank 0 to prepare the data. In training, a hanging rank is given up much earlier.
 _PREPARE_TIMEOUT = datetime.timedelta(hours=6)
 _TRAIN_TIMEOUT = datetime.timedelta(minutes=30)
-EVERY_S = 1.0  # seconds between two checks for failures
-# Seconds in which the main thread may notice the failure itself, and end the run in the ordinary way.
-GRACE_S = 5.0
 
 
 def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = None) -> Outcome:
@@ -64,16 +71,21 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
     device = worker_device(spec.resources.gpus_per_worker, world.local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
     waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)
+    stop = StopRequest(patient=True)
+    stop.defer()
+    stop.hold()
     if world.rank == 0:
-        outcome = _lead(spec, world, resume, waiting, PlainProgress(user_stream()))
+        outcome = _lead(spec, world, resume, waiting, PlainProgress(user_stream()), stop)
     else:
-        outcome = _follow(world, waiting)
+        outcome = _follow(world, waiting, stop)
     if outcome.status is not Status.FAILED and dist.is_initialized():  # otherwise NCCL would wait for lost ranks
         dist.destroy_process_group()
     return outcome
 
 
-def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, progress: Progress) -> Outcome:
+def _lead(
+    spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, progress: Progress, stop: StopRequest
+) -> Outcome:
     """Lead as rank 0: validate, prepare, send the job to the other ranks, train, conclude."""
     told = False
 
@@ -87,18 +99,27 @@ def _lead(spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, pr
         paths = begun.paths
         with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("rank-0")):
             begun.tell(announce)
-            drive = functools.partial(_prepare_and_train, begun.spec, world, paths, announce, progress, tell)
+
+            def drive() -> Outcome:
+                with repeatedly(lambda: stop.look_for_file(paths), EVERY_S, "file"):
+                    with stop.raising():
+                        job, facts = _prepared(begun.spec, world, paths, announce)
+                    tell(job)
+                    result = _trained(job, world, waiting, announce, progress, stop)
+                write_manifest(paths, facts | (result or {}).get("facts", {}))
+                return outcome_of(paths, result, failures_of(paths))
+
             outcome = concluded(paths, drive, announce)
             announce("ended", ending_of(paths, outcome), status=outcome.status)
         return outcome
     finally:
         if not told:
-            tell(None)
+            with contextlib.suppress(Exception):  # a rank that is gone does not hide why this one ends
+                tell(None)
 
 
-def _prepare_and_train(
-    spec: Spec, world: TorchrunWorld, paths: JobPaths, announce: Announcer, progress: Progress, tell: Any
-) -> Outcome:
+def _prepared(spec: Spec, world: TorchrunWorld, paths: JobPaths, announce: Announcer) -> tuple[Job, dict[str, Any]]:
+    """Prepare the data and the plan. Returns the job of all ranks, and the content of the manifest."""
     driver_id = take_run(paths)
     prepared = ready_data(spec, "plain", announce)
     facts = run_facts() | {"data_fingerprint": prepared.manifest.fingerprint}
@@ -107,34 +128,68 @@ def _prepare_and_train(
     spec = with_earlier_changes(with_fields(spec, earlier.fields), paths, announce)
     places = functools.partial(places_here, spec) if world.is_one_node else lambda: None
     spec = with_planned_fields(spec, earlier, prepared, places, paths, announce)
-    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver_id)
-    tell(job)
+    return Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver_id), facts
 
-    def end() -> None:
-        try:
-            check_held(paths, driver_id)
-        except RunTaken:
-            end_superseded()
-        outcome = concluded(paths, lambda: outcome_of(paths, None, failures_of(paths)), announce)
-        announce("ended", ending_of(paths, outcome), status=outcome.status)
-        announce.close()
-        end_process(outcome.exit_code)
 
-    kills = memory_here().kills
-    with FailureWatch(paths, end), Watch(paths, progress).in_background():
+def _trained(
+    job: Job, world: TorchrunWorld, waiting: Any, announce: Announcer, progress: Progress, stop: StopRequest
+) -> Record | None:
+    """Train as rank 0, and return its result; None after a failure that was reported.
+
+    A thread ends this process if a stop comes before the first step, or if the gang fails.
+
+    Raises:
+        FleetuneError: a rank is gone, or the storage does not answer.
+    """
+    paths, kills = job.paths, memory_here().kills
+    end = functools.partial(_end_from_thread, job, announce, threading.Lock())
+
+    def ended() -> Outcome:  # torchrun also sends SIGTERM after another process has failed
+        if failures := failures_of(paths):
+            return outcome_of(paths, None, failures)
+        if lost.look():
+            raise _lost_peer_error(lost.text, kills, job.spec)
+        raise Interrupted(STOPPED_EARLY)
+
+    worker, lost = StoppableContext(job, world, stop), LostPeers()
+    with (
+        FailureWatch(paths, lambda: end(ended), lost=lost.look),
+        ended_early(worker, stop, lambda: end(ended)),
+        Watch(paths, progress).in_background(),
+    ):
         try:
-            result = guarded(job, _worker(job, world), train)
+            lost.watch(peers_here(world, waiting))
+            result = guarded(job, worker, train)
+            if not failures_of(paths):
+                leave_together(waiting)
+            lost.watch(())
+            return result
         except FleetuneError:  # such as a storage that does not answer
             raise
         except Exception as error:
-            raise _lost_peer_error(error, kills, spec) from error
+            raise _lost_peer_error(first_line(error), kills, job.spec) from error
         finally:
-            check_held(paths, driver_id)
-    write_manifest(paths, facts | (result or {}).get("facts", {}))
-    return outcome_of(paths, result, failures_of(paths))
+            check_held(paths, job.driver)
 
 
-def _lost_peer_error(error: Exception, kills: Sequence[int], spec: Spec) -> FleetuneError:
+def _end_from_thread(job: Job, announce: Announcer, ending: threading.Lock, drive: Callable[[], Outcome]) -> None:
+    """Write the outcome of `drive`, and end this process. `ending` lets one thread do it."""
+    ending.acquire()
+    code = FleetuneError.exit_code
+    try:
+        check_held(job.paths, job.driver)
+        outcome = concluded(job.paths, drive, announce)
+        code = outcome.exit_code
+        announce("ended", ending_of(job.paths, outcome), status=outcome.status)
+        announce.close()
+        take_run(job.paths)  # the other ranks see it, and end
+    except RunTaken:
+        end_superseded()
+    finally:
+        end_process(code)
+
+
+def _lost_peer_error(what: str, kills: Sequence[int], spec: Spec) -> FleetuneError:
     """Make the error for a process that ended without a report. `kills`: see `Memory`; its value before training."""
     if killed_since(kills, memory_here().kills):
         host = os.uname().nodename
@@ -142,46 +197,10 @@ def _lost_peer_error(error: Exception, kills: Sequence[int], spec: Spec) -> Flee
             f"a process of this run is gone, and the kernel of {host} has killed a process for memory since the run "
             f"began. {advice(spec)}"
         )
-    return RunFailed(f"a process of this run is gone ({first_line(error)}). The output of torchrun says how it ended")
+    return RunFailed(f"a process of this run is gone ({what}). The output of torchrun says how it ended")
 
 
-class FailureWatch:
-    """A context manager that ends this process if the gang fails, even while the main thread waits in a collective.
-
-    NCCL waits half an hour for a rank that has left. One process of each node watches `failures/`; once it has ended,
-    torchrun ends the other processes of that node.
-    """
-
-    def __init__(
-        self, paths: JobPaths, end: Callable[[], None], *, every_s: float = EVERY_S, grace_s: float = GRACE_S
-    ) -> None:
-        """`end` is called in a thread and must end the process."""
-        self._paths, self._end, self._every_s, self._grace_s = paths, end, every_s, grace_s
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="failures", daemon=True)
-
-    def __enter__(self) -> FailureWatch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._closed.set()
-        self._thread.join()  # if it is about to end the process, it has written the outcome
-
-    def _run(self) -> None:
-        while not self._closed.wait(self._every_s):
-            if self._failed():
-                if not self._closed.wait(self._grace_s):
-                    self._end()
-                return
-
-    def _failed(self) -> bool:
-        with contextlib.suppress(StorageError):  # the next look tries again
-            return bool(storage.list_names(self._paths.failures))
-        return False
-
-
-def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
+def _follow(world: TorchrunWorld, waiting: Any, stop: StopRequest) -> Outcome:
     """Follow as another rank: receive the job from rank 0 and train."""
     heard: list[Job | None] = [None]
     dist.broadcast_object_list(heard, src=0, group=waiting)
@@ -190,17 +209,25 @@ def _follow(world: TorchrunWorld, waiting: Any) -> Outcome:
     if job is None:  # rank 0 has found a mistake and reports it, so this process ends without an error of its own
         return Outcome(status=Status.SUCCEEDED, ended_at=ended)
     enter_working_dir(job.spec)
-    watch = FailureWatch(job.paths, lambda: end_process(1)) if world.local_rank == 0 else contextlib.nullcontext()
-    with watch, redirected_output(job.paths.log(f"rank-{world.rank}")):
-        guarded(job, _worker(job, world), train)
-    failed = bool(storage.list_names(job.paths.failures))  # rank 0 reports the reason
-    return Outcome(status=Status.FAILED if failed else Status.SUCCEEDED, ended_at=ended)
+    kills, lost, worker = memory_here().kills, LostPeers(), StoppableContext(job, world, stop)
 
+    def failed() -> None:
+        with contextlib.suppress(StorageError):
+            if (peer := lost.peer) is not None and not failures_of(job.paths):
+                error = _lost_peer_error(lost.text, kills, job.spec)
+                record_failure(job, peer.rank, peer.host, error, fault_of(error))
+        end_process(FleetuneError.exit_code)
 
-def _worker(job: Job, world: TorchrunWorld) -> TorchrunWorkerContext:
-    """Make this process's context. A signal to stop is only recorded; the next all-reduce passes it to all ranks."""
-    stop = StopRequest(patient=True)
-    stop.defer()
-    stop.hold()
-    gpus = job.spec.resources.gpus_per_worker
-    return TorchrunWorkerContext(job.paths, gpus, world, job.driver, lambda: stop.asked)
+    watch = FailureWatch(job.paths, failed, lost=lost.look) if world.local_rank == 0 else contextlib.nullcontext()
+    with (
+        watch,
+        following(job, world, worker, stop, lost, lambda: end_process(Interrupted.exit_code)),
+        redirected_output(job.paths.log(f"rank-{world.rank}")),
+    ):
+        lost.watch(peers_here(world, waiting))
+        guarded(job, worker, train)
+        failed_ranks = bool(failures_of(job.paths))  # rank 0 reports the reason
+        if not failed_ranks:
+            leave_together(waiting)
+        lost.watch(())
+    return Outcome(status=Status.FAILED if failed_ranks else Status.SUCCEEDED, ended_at=ended)

@@ -1,19 +1,42 @@
-"""What becomes of a run under torchrun in which one rank fails."""
+"""What becomes of a run under torchrun in which one rank fails, or that is stopped before it trains."""
 
 from __future__ import annotations
 
+import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 import threading
+from typing import Any
 
 import pytest
 
 from jobs.data.preparation.prepare import prepare
-from jobs.drivers.finetune.torchrun_driver import FailureWatch
-from jobs.run.outcome import Status, read_outcome
+from jobs.drivers.finetune.torchrun_watch import FailureWatch, LostPeers, Peer
+from jobs.drivers.stop_request import STOPPED_EARLY
+from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
+from jobs.run.requests import ask_to_stop
 from jobs.spec.load import dump_spec
 from tests.support import tiny
-from tests.support.gangs import torchrun
+from tests.support.gangs import HOLDING, ROOT, torchrun
+from tests.support.processes import wait_for
+
+# Rank 0 waits in it as in a call of native code, while it loads the model; rank 1 does what the test says.
+METRIC = """
+import os, signal, threading
+import torch.distributed as dist
+
+if dist.is_initialized():
+    if dist.get_rank() == 1 and {dies}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait(600)
+
+def zero(given):
+    return 0.0
+"""
 
 
 def test_a_process_ends_once_a_rank_has_reported_a_failure(tmp_path: pathlib.Path) -> None:
@@ -23,6 +46,91 @@ def test_a_process_ends_once_a_rank_has_reported_a_failure(tmp_path: pathlib.Pat
         pathlib.Path(paths.failures).mkdir()
         pathlib.Path(paths.failure(1)).write_text("{}")
         assert ended.wait(60)
+
+
+def test_a_process_that_is_gone_is_a_failure_only_while_it_is_watched(tmp_path: pathlib.Path) -> None:
+    ended, lost = threading.Event(), LostPeers()
+    process = subprocess.Popen(["sleep", "600"])
+    lost.watch((Peer(3, process.pid, "n1"),))
+    with FailureWatch(JobPaths(str(tmp_path)), ended.set, lost=lost.look, every_s=0.01, grace_s=0.01):
+        assert not ended.wait(0.1)
+        process.kill()
+        assert ended.wait(60)
+    assert lost.text == f"rank 3 on n1, pid {process.pid}"
+    lost.watch(())
+    assert not lost.look()
+    process.wait()
+
+
+def outcome_of_run(
+    folder: pathlib.Path, text: str | None = None, by_file: bool = False, **environment: str
+) -> tuple[Outcome, JobPaths]:
+    """Run two ranks under torchrun. As soon as they say `text`, stop them; without it, wait for the end."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    with (folder / "output").open("w") as output:
+        process = subprocess.Popen(
+            [*command, "-m", "jobs.finetune", str(folder / "job.json")],
+            cwd=ROOT, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{folder}:{ROOT}", **environment},
+        )  # fmt: skip
+
+    def run() -> JobPaths:
+        (root,) = [run for run in (folder / "runs").iterdir() if (run / "spec.json").exists()]
+        return JobPaths(str(root))
+
+    try:
+        if text is not None:
+            said = folder / "output"
+            wait_for(lambda: text in said.read_text() or process.poll() is not None, f"it says {text!r}", 240)
+            assert process.poll() is None, said.read_text()
+            ask_to_stop(run().root) if by_file else process.send_signal(signal.SIGTERM)
+        process.wait(240)
+    finally:
+        process.kill()
+        process.wait()
+    outcome = read_outcome(run())
+    assert outcome is not None, (folder / "output").read_text()
+    if text is not None:
+        assert f"resume: fleetune run --resume {run().root}" in (folder / "output").read_text()
+    return outcome, run()
+
+
+@pytest.fixture
+def job(tmp_path: pathlib.Path) -> Any:
+    """The spec of a small job whose metric is METRIC."""
+    tiny.save_model(tmp_path / "bert", "bert")
+    tiny.write_labelled(tmp_path / "labelled.jsonl", 60, 3)
+    spec = tiny.spec_of(
+        tmp_path / "runs", tmp_path / "bert", tmp_path / "labelled.jsonl", classify=True, train__max_steps=30,
+        data__eval_fraction=0.3, eval__metrics=["own_metric:zero"],
+    )  # fmt: skip
+    (tmp_path / "job.json").write_bytes(dump_spec(spec))
+    (tmp_path / "own_metric.py").write_text(METRIC.format(dies=False))
+    return spec
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_run_that_is_stopped_while_it_loads_the_model_ends_at_once_with_an_outcome(
+    tmp_path: pathlib.Path, job: Any, by_file: bool
+) -> None:
+    outcome, _ = outcome_of_run(tmp_path, "loading the model", by_file)
+    assert outcome.status is Status.INTERRUPTED and outcome.reason == STOPPED_EARLY
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_while_it_prepares_its_data_leaves_an_outcome(tmp_path: pathlib.Path, job: Any) -> None:
+    (tmp_path / "hold.json").write_text(json.dumps({"parts": 0}))
+    held = {"PYTHONPATH": f"{tmp_path}:{HOLDING}", "FLEETUNE_TESTS_HOLD_DATA": str(tmp_path / "hold.json")}
+    outcome, _ = outcome_of_run(tmp_path, "preparing", False, **held)
+    assert outcome.status is Status.INTERRUPTED and outcome.reason == "stopped while no workers were training"
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_is_named_though_rank_0_waits_in_a_call(tmp_path: pathlib.Path, job: Any) -> None:
+    (tmp_path / "own_metric.py").write_text(METRIC.format(dies=True))
+    outcome, _ = outcome_of_run(tmp_path)
+    assert outcome.status is Status.FAILED and "a process of this run is gone (rank 1 on " in str(outcome.reason)
 
 
 @pytest.mark.slow

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+from cluster.capacity.feasibility import largest_gang
 from cluster.capacity.inventory import Inventory
+from cluster.errors import SpecError
 from cluster.local.machine import Hardware, hardware_here
 from cluster.ray.connection import free_now, held_places, wait_for_room
 from cluster.ray.node_tasks import ask_nodes
-from jobs.planning import gang_of
+from jobs.planning import gang_of, with_workers
 from jobs.planning.accelerators import accelerator_with
 from jobs.preflight.run_plan import Announce, Places
 from jobs.spec.finetune import Spec
@@ -18,6 +22,7 @@ from jobs.spec.finetune import Spec
 _MOST_USED = 0.95
 _MOST_ASKED = 8  # nodes; the others of a gang are like them
 _PATIENCE_S = 20.0
+_FULL_SIZE_WITHIN_S = 60.0  # slots of workers that were lost are free again after seconds
 
 
 def places_under_ray(spec: Spec, assigned: Sequence[str] | None, alone: bool, gangs: int = 1) -> Places | None:
@@ -36,24 +41,62 @@ def places_under_ray(spec: Spec, assigned: Sequence[str] | None, alone: bool, ga
     return places_of(spec, list(found.values()), places) if places and len(found) == len(asked) else None
 
 
+class _LessRoom(Exception):
+    """Raised to end a wait for room. `spec`: with as many workers as there is room for."""
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec = spec
+
+
 def find_room(
-    spec: Spec, places: Sequence[str] | None, announce: Announce, check: Callable[[], None] = lambda: None
-) -> None:
+    spec: Spec,
+    places: Sequence[str] | None,
+    announce: Announce,
+    check: Callable[[], None] = lambda: None,
+    numbers: Sequence[int] = (),
+) -> Spec:
     """Wait for free slots for a gang. Ray Train would wait forever for a lost node, and too briefly for a busy one.
 
     Args:
         places: node of each worker, as a queue assigned it; None lets Ray choose.
         check: called while this waits; an exception from it ends the wait.
+        numbers: of workers with which an elastic job can run. After a minute it gets as many as there is room for.
+
+    Returns:
+        The spec with the number of workers for which there is room.
 
     Raises:
         MachinesFailed: one of these nodes is gone, or has no room.
     """
     gang = gang_of(spec)
-    if places is None:
-        wait_for_room(gang, lambda text: announce("phase", text, phase="workers"), check)
-        return
-    with held_places(gang, places, check):
-        pass
+    if places is not None:
+        with held_places(gang, places, check):
+            return spec
+    began_s = time.monotonic()
+
+    def look() -> None:
+        check()
+        if time.monotonic() - began_s > _FULL_SIZE_WITHIN_S and (fewer := _with_fewer(spec, numbers)) is not None:
+            raise _LessRoom(fewer)
+
+    try:
+        wait_for_room(gang, lambda text: announce("phase", text, phase="workers"), look)
+    except _LessRoom as less:
+        return find_room(less.spec, None, announce, check, numbers)
+    return spec
+
+
+def _with_fewer(spec: Spec, numbers: Sequence[int]) -> Spec | None:
+    """Return the spec with fewer workers, for which there are free slots; None if there are none."""
+    fewer = [number for number in numbers if number < spec.resources.num_workers]
+    if not fewer:
+        return None
+    most = largest_gang(gang_of(spec), free_now())
+    for number in sorted((number for number in fewer if number <= most), reverse=True):
+        with contextlib.suppress(SpecError):  # the plan may have chosen a batch that does not go with it
+            return with_workers(spec, number)
+    return None
 
 
 def places_here(spec: Spec, gangs: int = 1) -> Places | None:

@@ -126,6 +126,7 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     prepared = ready_data(spec, "ray", announce)
     facts = {**driver.facts, "data_fingerprint": prepared.manifest.fingerprint}
     write_manifest(paths, facts)
+    numbers = worker_numbers(spec)
     if spec.resources.min_workers is not None:  # decided only now, because preparation may have taken hours
         spec = with_workers(spec, most_workers(spec, free_now()))
     earlier = earlier_choice(spec, paths)
@@ -135,7 +136,7 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
     job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.driver_id)
     draining = Draining(paths, announce, driver.places, driver.stop)
-    training = Training(job, driver, draining, StopRelay(driver.stop, paths, announce))
+    training = Training(job, driver, draining, StopRelay(driver.stop, paths, announce), numbers)
     try:
         result = training.run()
     finally:  # workers that another driver has cut off look like lost ones
@@ -170,12 +171,17 @@ def connected_as_given(
 
 @dataclass
 class Training:
-    """Runs the worker groups of one driver in turn, until one succeeds or another start would not help."""
+    """Runs the worker groups of one driver in turn, until one succeeds or another start would not help.
+
+    Attributes:
+        numbers: of workers with which the run can go on without a queue; only one if it is not elastic.
+    """
 
     job: Job
     driver: Driver
     draining: Draining
     relay: StopRelay
+    numbers: tuple[int, ...] = ()
     _looked_at_s: float = field(default_factory=time.monotonic)
     _groups_before: int = 0  # worker groups that had begun to train when the present one started
     memory: MemoryRemedy = field(init=False)
@@ -198,7 +204,7 @@ class Training:
             Stopped: a request to stop while no workers were running.
         """
         while True:
-            find_room(self.job.spec, self.driver.places, self.driver.announce, self._look_for_stop)
+            self._find_room()
             self.driver.stop.defer()
             self.memory.begin()
             try:
@@ -218,6 +224,13 @@ class Training:
                 # Old workers that are cut off, and still reach the storage, see the new id and end.
                 self.job = replace(self.job, driver=retake_run(self.job.paths, self.job.driver))
             self.driver.stop.defer(False)
+
+    def _find_room(self) -> None:
+        spec = self.job.spec
+        found = find_room(spec, self.driver.places, self.driver.announce, self._look_for_stop, self.numbers)
+        if found is not spec:
+            self.job = replace(self.job, spec=found)
+            self.driver.announce("phase", f"there is no room for {gang_of(spec)}: going on with {gang_of(found)}")
 
     def _look_for_stop(self) -> None:
         """Raise Stopped if a stop was requested, while there are no workers that save a checkpoint first."""

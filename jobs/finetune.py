@@ -15,15 +15,18 @@ import contextlib
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError, StorageError
 from cluster.imports import quick_imports
+from cluster.ray.connection import check_local, is_own
 from cluster.ray.session_record import SessionRecord
-from cluster.settings import RayJob, TorchrunWorld, ray_address, set_default, torchrun_world
+from cluster.settings import RayJob, TorchrunWorld, set_default, torchrun_world
 from jobs.console import Console, end_process, redirected_output, user_stream
 from jobs.drivers.finetune.begin import Assignment, begin_run, load_job
 from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
+from jobs.planning import gang_of
 from jobs.preflight.validate import no_gpu_here
 from jobs.run.events import Announcer, repeatedly
 from jobs.run.outcome import Outcome, event
@@ -53,8 +56,8 @@ def run_on_ray(
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
-    if assignment is None and address is None and ray_address() is None and (problem := no_gpu_here(spec)):
-        raise CapacityError(problem)
+    if assignment is None and is_own(address):  # checked before the run has a directory
+        _check_this_machine(spec, address)
     if assignment is None:
         begun = begin_run(spec, resume, progress=progress)
     else:  # a job of a queue must record each failure
@@ -79,6 +82,13 @@ def run_on_ray(
             raise
         progress.event(event("warning", f"the outcome is stored, but the log or the last events are not: {error}"))
     return outcome
+
+
+def _check_this_machine(spec: Spec, address: str | None) -> None:
+    """Check that this machine can hold the smallest gang of the job. Raises CapacityError."""
+    if address is None and (problem := no_gpu_here(spec)):
+        raise CapacityError(problem)
+    check_local(replace(gang_of(spec), num_workers=spec.resources.min_workers or spec.resources.num_workers))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -118,7 +118,7 @@ def _init_options(where: str | None, gang: Gang | None, job_environment: JobEnvi
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "warning"}
     if where is None:
         if gang is not None:
-            _check_local(gang)
+            check_local(gang)
         for name, value in QUIET_LOCAL_RAY.items():
             if gang is not None or name != "RAY_num_workers_soft_limit":  # tasks need idle workers
                 set_default(name, value)
@@ -344,7 +344,8 @@ def _check_listening(address: str | None) -> None:
         raise ConnectionError(str(error)) from error
 
 
-def _check_local(gang: Gang) -> None:
+def check_local(gang: Gang) -> None:
+    """Check that a Ray of this machine can hold a gang of CPU workers. Raises CapacityError."""
     cores = os.cpu_count() or 1
     if gang.gpus_per_worker:
         return  # Ray counts the GPUs itself

@@ -218,8 +218,12 @@ def test_a_stop_reaches_every_process_though_others_cannot_be_reached(monkeypatc
     answers, near, said = threading.Event(), Sleeper(), list[str]()
     processes = [_CutOff(answers), _CutOff(answers), near]
 
+    def reconnect() -> None:
+        near.told.wait()
+        answers.set()
+
     def asked() -> bool:
-        threading.Thread(target=lambda: near.told.wait() and answers.set(), daemon=True).start()
+        threading.Thread(target=reconnect, daemon=True).start()
         return True
 
     with pytest.raises(Interrupted):

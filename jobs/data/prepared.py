@@ -113,19 +113,14 @@ def write_manifest(root: str, manifest: Manifest) -> None:
 
 def read_manifest(root: str) -> Manifest:
     """Read the manifest of a prepared directory. Raises DataError if it is newer or damaged, or StorageError."""
-    content = storage.read_bytes(manifest_path(root))
+    path = manifest_path(root)
+    content = storage.read_bytes(path)
     try:
-        raw = dict(json.loads(content))
-        if raw.get("version", 0) > MANIFEST_VERSION:
-            raise DataError(
-                f"{root} was prepared by a newer release (manifest version {raw['version']}, this one reads "
-                f"{MANIFEST_VERSION}): upgrade Fleetune"
-            )
-        return Manifest.model_validate(raw)
-    except (ValueError, TypeError) as error:  # includes pydantic's errors
-        what = str(error).splitlines()[0]
-        advice = f"Remove {root}, and prepare the data again"
-        raise DataError(f"{manifest_path(root)} is damaged: {what}. {advice}") from error
+        return parse_versioned(content, path, MANIFEST_VERSION, Manifest.model_validate)
+    except Damaged as error:
+        raise DataError(f"{error}. Remove {root}, and prepare the data again") from error
+    except StorageError as error:
+        raise DataError(str(error)) from error
 
 
 @dataclass(frozen=True)

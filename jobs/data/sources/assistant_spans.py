@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -48,7 +48,7 @@ def framed_spans(turns: Sequence[Turn], render: Render, frame: Frame) -> tuple[s
         Rejected: the template rejects the dialogue.
     """
     whole = rendered(turns, render, False)
-    answers = [turn["content"] for turn in turns if turn["role"] == "assistant"]
+    answers = [_content(turn) for turn in turns if turn["role"] == "assistant"]
     if turns[0]["role"] == "assistant" or whole.count(frame.header) != len(answers):
         return None
     spans, place = [], 0
@@ -92,39 +92,35 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
     return whole, spans
 
 
-def header_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -> tuple[str, list[Span]] | None:
-    """Find the answers by the header that the template writes before each of them; None if that is ambiguous.
+@dataclass(frozen=True)
+class Opening:
+    """What a template writes before an answer: `header` in each case, and `more` at least where it is generated."""
 
-    This serves templates that render a turn differently if others follow it. Some show reasoning in the last turn only.
-    A span reaches from the end of the header to the end of the first token after the answer that ends a turn.
-
-    Raises:
-        Rejected: the template rejects the dialogue.
-    """
-    question: list[Turn] = [{"role": "user", "content": "q"}]
-    opened, closed = rendered(question, render, True), rendered(question, render, False)
-    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(opened, closed, strict=False))
-    header = opened[len(list(same)) :]
-    whole = rendered(turns, render, False)
-    answers = [turn["content"].strip() for turn in turns if turn["role"] == "assistant"]
-    closing = _closing(render, ends)
-    if not header or whole.count(header) != len(answers):
-        return None
-    spans = []
-    opens = [part.end() for part in re.finditer(re.escape(header), whole)]
-    for answer, start, stop in zip(answers, opens, [*opens[1:], len(whole)], strict=True):
-        place = whole.find(answer, start, stop)
-        if place < 0:
-            return None
-        closes = [(at, at + len(end)) for end in closing if (at := whole.find(end, place + len(answer), stop)) >= 0]
-        if not closes:
-            return None
-        spans.append((start, min(closes)[1]))
-    return whole, spans
+    header: str
+    more: str
+    is_kept: bool  # whether a written answer has `more`, or something that begins like it
 
 
-def _closing(render: Render, ends: tuple[str, ...]) -> set[str]:
-    """Find the tokens among `ends` that close an answer, in the middle of a dialogue and at its end.
+def opening_of(render: Render) -> Opening:
+    """Find what a template writes before answers. Raises Rejected."""
+    answer = "zqx"
+    pair: list[Turn] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
+    opened, closed = rendered(pair[:1], render, True), rendered(pair[:1], render, False)
+    start = len(_beginning(opened, closed))
+    last, first = rendered(pair, render, False)[start:], rendered(pair * 2, render, False)[start:]
+    header = _beginning(opened[start:], last, first)
+    more = opened[start + len(header) :]
+    return Opening(header, more, not more.strip() or more.split()[0] in last.partition(answer)[0])
+
+
+def _beginning(*texts: str) -> str:
+    """Return what all texts begin with."""
+    same = itertools.takewhile(lambda chars: len(set(chars)) == 1, zip(*texts, strict=False))
+    return texts[0][: len(list(same))]
+
+
+def closing_of(render: Render, ends: tuple[str, ...]) -> frozenset[str]:
+    """Find the tokens among `ends` that close an answer, in the middle of a dialogue and at its end. Raises Rejected.
 
     Other added tokens may stand inside of an answer, as those around a call of a function.
     """
@@ -135,7 +131,64 @@ def _closing(render: Render, ends: tuple[str, ...]) -> set[str]:
         after = rendered(turns, render, False).partition(answer)[2]
         first = min(((at, -len(end), end) for end in ends if (at := after.find(end)) >= 0), default=None)
         found |= {first[2]} if first else set()
-    return found
+    return frozenset(found)
+
+
+def header_spans(
+    turns: Sequence[Turn], render: Render, opening: Opening, closing: Collection[str]
+) -> tuple[str, list[Span]] | None:
+    """Find the answers by the header that the template writes before each of them; None if that is ambiguous.
+
+    This serves templates that render a turn differently if others follow it, as those of reasoning models, which write
+    reasoning before the last answer only. A span reaches to the end of the first token after the answer that closes
+    it. What the template writes where an answer is generated, as the beginning of reasoning, is not part of the span.
+
+    Raises:
+        Rejected: the template rejects the dialogue, or generation would begin with what no written answer has.
+    """
+    if not opening.is_kept:
+        kind = "the chat template opens an answer with what it leaves out of written answers"
+        raise Rejected(
+            f"the chat template opens an answer with {opening.more!r}, and leaves that and what follows it out of "
+            "written answers, so that they would be learned as they are never generated. Correct it in a "
+            "chat_template.jinja in a copy of the model's directory",
+            kind,
+        )
+    header = opening.header
+    whole = rendered(turns, render, False)
+    answers = [turn for turn in turns if turn["role"] == "assistant"]
+    if not header or whole.count(header) != len(answers):
+        return None
+    spans = []
+    opens = [part.end() for part in re.finditer(re.escape(header), whole)]
+    for turn, start, stop in zip(answers, opens, [*opens[1:], len(whole)], strict=True):
+        answer = _content(turn).rpartition("</think>")[2].strip()  # templates write reasoning elsewhere or differently
+        place = whole.find(answer, start, stop)
+        if place < 0:
+            return None
+        closes = [(at, at + len(end)) for end in closing if (at := whole.find(end, place + len(answer), stop)) >= 0]
+        if not closes and stop < len(whole):
+            return None
+        begin = start + len(opening.more) if opening.more and whole.startswith(opening.more, start) else start
+        spans.append((begin, min(closes)[1] if closes else len(whole.rstrip())))
+    return whole, spans
+
+
+def closed_spans(whole: str, spans: list[Span], ends: tuple[str, ...]) -> tuple[str, list[Span], bool]:
+    """Extend answers without an end token of their own to the token that begins the next turn, which ends generation.
+
+    Returns:
+        The rendered dialogue, the spans, and whether the last span has no end because the text ends there.
+    """
+    closed, is_open = [], False
+    for start, stop in spans:
+        if not whole[start:stop].rstrip().endswith(ends):
+            following = whole[stop:].lstrip()
+            token = max((end for end in ends if following.startswith(end)), key=len, default="")
+            is_open = not following
+            stop = len(whole) - len(following) + len(token) if token else stop
+        closed.append((start, stop))
+    return whole, closed, is_open
 
 
 def rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
@@ -144,6 +197,11 @@ def rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
         return render(turns, header)
     except Exception as error:  # a template is a program and may raise anything
         raise Rejected(f"{REFUSED}: {error}", REFUSED) from error
+
+
+def _content(turn: Turn) -> str:
+    content = turn["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
 
 
 def _start(turns: Sequence[Turn], number: int, after: str, render: Render) -> int:

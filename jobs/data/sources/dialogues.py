@@ -50,6 +50,17 @@ class ChatSample:
         return {number: extra["reasoning"] for number, extra in self.extras.items() if "reasoning" in extra}
 
     @property
+    def inline_reasoning(self) -> dict[int, str]:
+        """The reasoning that answers have in their content, as `<think>...</think>`."""
+        found = {}
+        for number in self.answers:
+            _, content = self.messages[number]
+            before, mark, _ = content.rpartition("</think>")
+            if mark:
+                found[number] = before.partition("<think>")[2] or before
+        return found
+
+    @property
     def calling(self) -> list[int]:
         """Numbers of the turns that call functions."""
         return [number for number, extra in self.extras.items() if "tool_calls" in extra]

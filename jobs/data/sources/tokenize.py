@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
-import functools
 import itertools
-import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from cluster.text import many
 from jobs.data.prepared import IGNORE_INDEX
-from jobs.data.sources.assistant_spans import (
-    REFUSED,
-    Span,
-    Turn,
-    assistant_spans,
-    frame_of,
-    framed_spans,
-    header_spans,
-    rendered,
-    target_tokens,
-)
+from jobs.data.sources.assistant_spans import Span, target_tokens
 from jobs.data.sources.bad_records import Reason, Rejected
+from jobs.data.sources.chat_template import ChatTemplate
 from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.formats import ClassSample, InstructionSample, PairSample, Sample, TextSample
 
@@ -37,11 +23,6 @@ if TYPE_CHECKING:
 Ints = npt.NDArray[np.int32]
 Mask = npt.NDArray[np.bool_]
 LossOn = Literal["completion", "all"]
-# The date that templates write in place of today's, so that equal data has equal tokens on any day. Llama 3's template
-# has it for programs without a clock.
-DATE = datetime.date(2024, 7, 26)
-_DATE_CALL = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
-_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 
 
 class TokenRow(TypedDict):
@@ -158,51 +139,14 @@ def _chat_rows(samples: Sequence[ChatSample], tokenizer: Tokenizer, seq_len: int
     if not tokenizer.chat_template:  # possible only for dialogues of a user's function; others were rejected before
         yield from [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
         return
-    if _GENERATION_BLOCK.search(tokenizer.get_chat_template()):
-        every = _marked_chats(samples, tokenizer)
+    template = ChatTemplate(tokenizer)
+    if template.marks_answers:
+        every = _marked_chats(samples, template)
     else:
-        every = _rendered_chats(samples, tokenizer, with_spans=loss_on != "all")
-    for lost, found in zip(_losses(samples, tokenizer), every, strict=True):
-        result = lost or found
+        every = _rendered_chats(samples, tokenizer, template, with_spans=loss_on != "all")
+    for sample, found in zip(samples, every, strict=True):
+        result = template.loss_in(sample) or found
         yield result if isinstance(result, Reason) else _targeted(*result, seq_len, loss_on, "the assistant")
-
-
-def _losses(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterator[Reason | None]:
-    """Yield for each dialogue what the template would leave out: a call, or reasoning that it writes elsewhere."""
-    rendering, calls = _rendering(tokenizer), "tool_calls" in tokenizer.get_chat_template()
-    thinks = any(sample.reasoning for sample in samples) and _writes_reasoning(rendering)
-    for sample in samples:
-        if sample.calling and not calls:
-            yield _loss("call", sample.calling[0], "writes none: write it as text into content")
-        elif (thinks and sample.reasoning) and (number := _unwritten(sample, rendering)) is not None:
-            yield _loss("reasoning", number, "leaves it out here: end a record with this turn, or give it weight 0")
-        else:
-            yield None
-
-
-def _loss(what: str, number: int, why: str) -> Reason:
-    text = f"the {what} of turn {{}} would be lost, because the chat template {why}"
-    return Reason(text.format(number + 1), text.format("N"))
-
-
-def _unwritten(sample: ChatSample, rendering: Callable[..., Any]) -> int | None:
-    """Return the number of the first learned turn whose reasoning the template does not write."""
-    try:
-        whole = rendering(sample.turns(), tokenize=False, tools=list(sample.tools) or None)
-    except Exception:  # the reason is found where the dialogue is tokenised
-        return None
-    thoughts = ((number, text.strip()) for number, text in sorted(sample.reasoning.items()))
-    return next((number for number, text in thoughts if number not in sample.unlearned and text not in whole), None)
-
-
-def _writes_reasoning(rendering: Callable[..., Any]) -> bool:
-    """Whether the template writes the reasoning of an answer; if it never does, answers are learned without."""
-    thought = "zqx"
-    sample = ChatSample((("user", "q"), ("assistant", "a")), {1: {"reasoning": thought}})
-    try:
-        return thought in rendering(sample.turns(), tokenize=False)
-    except Exception:  # a template is a program and may raise anything
-        return False
 
 
 def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str) -> Result:
@@ -218,33 +162,15 @@ def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str
     return Reason(f"there is no token of {whose} to learn")
 
 
-def _rendering(tokenizer: Tokenizer) -> Callable[..., Any]:
-    """Return the tokenizer's `apply_chat_template`, with DATE in place of today's date."""
-
-    def on_that_day(call: re.Match[str]) -> str:
-        return json.dumps(DATE.strftime(call[2]))
-
-    template = _DATE_CALL.sub(on_that_day, tokenizer.get_chat_template())
-    return functools.partial(tokenizer.apply_chat_template, chat_template=template)
-
-
 Tokenised = tuple[Ints, Mask] | Reason  # tokens of a dialogue, and which of them are the assistant's; or a reason
 
 
-def _marked_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer) -> Iterator[Tokenised]:
-    """Tokenise with a template that marks the generated tokens itself."""
-    rendering = _rendering(tokenizer)
+def _marked_chats(samples: Sequence[ChatSample], template: ChatTemplate) -> Iterator[Tokenised]:
     for sample in samples:
         try:
-            encoded: Any = rendering(
-                sample.turns(),
-                tools=list(sample.tools) or None,
-                return_dict=True,
-                return_assistant_tokens_mask=True,
-                tokenizer_kwargs={"verbose": False},
-            )
-        except Exception as error:  # the template is a program and may raise anything
-            yield Reason(f"{REFUSED}: {error}", REFUSED)
+            encoded = template.marked(sample)
+        except Rejected as error:
+            yield error.reason
             continue
         ids, target = np.asarray(encoded["input_ids"], np.int32), np.asarray(encoded["assistant_masks"], dtype=bool)
         yield _without_unlearned(ids, target, sample)
@@ -261,48 +187,34 @@ def _without_unlearned(ids: Ints, target: Mask, sample: ChatSample) -> Tokenised
     return ids, target
 
 
-def _rendered_chats(samples: Sequence[ChatSample], tokenizer: Tokenizer, with_spans: bool) -> Iterator[Tokenised]:
-    """Tokenise with a template without marks: rendering turn by turn shows which characters are the assistant's.
+def _rendered_chats(
+    samples: Sequence[ChatSample], tokenizer: Tokenizer, template: ChatTemplate, with_spans: bool
+) -> Iterator[Tokenised]:
+    """Tokenise with a template without marks.
 
     Args:
         with_spans: False: every token is a target, so the assistant's are not looked for.
     """
-    rendering = _rendering(tokenizer)
 
-    def render(messages: Sequence[Turn], prompt: bool, tools: Sequence[Any] = ()) -> str:
-        return cast(str, rendering(messages, tokenize=False, add_generation_prompt=prompt, tools=list(tools) or None))
-
-    ends = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
-    frame = frame_of(render, ends) if with_spans else None
-
-    def spans_of(sample: ChatSample) -> tuple[str, list[Span]] | Reason:
-        turns, own = sample.turns(), functools.partial(render, tools=sample.tools)
+    def found_in(sample: ChatSample) -> tuple[str, list[Span], bool] | Reason:
         try:
-            if not with_spans:
-                return rendered(turns, own, False), []
-            return (framed_spans(turns, own, frame) if frame else None) or assistant_spans(turns, own, ends)
+            return template.answers_in(sample) if with_spans else (template.text_of(sample), [], False)
         except Rejected as error:
-            with contextlib.suppress(Rejected):
-                if found := header_spans(turns, own, ends):
-                    return found
             return error.reason
 
-    def learned(sample: ChatSample) -> tuple[str, list[Span]] | Reason:
-        found = spans_of(sample)
-        if isinstance(found, Reason) or not sample.unlearned:
-            return found
-        spans = zip(sample.answers, found[1], strict=True)
-        return found[0], [span for number, span in spans if number not in sample.unlearned]
-
-    texts = [learned(sample) for sample in samples]
+    every = [found_in(sample) for sample in samples]
     # The template writes special tokens itself, so the tokenizer must not add them.
-    encoded = iter(_encode([found[0] for found in texts if not isinstance(found, Reason)], tokenizer, False))
-    for found in texts:
+    encoded = iter(_encode([found[0] for found in every if not isinstance(found, Reason)], tokenizer, False))
+    eos = tokenizer.eos_token_id
+    for found in every:
         if isinstance(found, Reason):
             yield found
-        else:
-            encoding = next(encoded)
-            yield np.asarray(encoding.ids, np.int32), target_tokens(encoding, len(encoding.ids), found[1])
+            continue
+        encoding, (_, spans, is_open) = next(encoded), found
+        ids, target = np.asarray(encoding.ids, np.int32), target_tokens(encoding, len(encoding.ids), spans)
+        if is_open and eos is not None:
+            ids, target = np.append(ids, np.int32(eos)), np.append(target, True)
+        yield ids, target
 
 
 def _encode(texts: list[str], tokenizer: Tokenizer, special: bool) -> Iterable[Any]:

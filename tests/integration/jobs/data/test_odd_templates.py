@@ -29,6 +29,21 @@ ENDS_ONCE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"
 )
+# As Qwen 3.5's: the beginning of the reasoning is part of what asks for an answer.
+OPENS = THINKS.replace("'<|im_start|>assistant\n'", "'<|im_start|>assistant\n<s>'")
+# As DeepSeek R1's: an answer is asked for with the beginning of reasoning, and written without.
+FORGETS = OPENS.replace("'<s>' + (message.reasoning_content or '') + '</s>'", "''")
+# As GLM's: the beginning of the next turn ends an answer.
+NO_ENDS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# As in models that also see images.
+IN_PARTS = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% for part in message['content'] %}{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 # As Qwen's: the tools first, calls between added tokens; empty reasoning before the last answer only.
 CALLS = (
     "{% if tools %}{{ 'tools: ' + tools | tojson + '\n' }}{% endif %}"
@@ -73,6 +88,42 @@ def test_reasoning_that_the_template_would_write_is_not_dropped() -> None:
     assert learned(thinks, last) == ["one<|im_end|>", "<s>hm</s> two <|im_end|>"]
     plain = with_ends("byte-level", "$A", template=CHATML)  # it writes no reasoning, as in other programs
     assert learned(plain, with_reasoning) == learned(plain, TWO_ANSWERS)
+
+
+def test_what_asks_for_an_answer_is_not_learned_and_must_be_kept_in_written_answers() -> None:
+    opens, forgets = (with_ends("byte-level", "$A", template=one) for one in (OPENS, FORGETS))
+    assert learned(opens, TWO_ANSWERS) == ["one<|im_end|>", "</s> two <|im_end|>"]
+    assert learned(opens, ChatSample(TWO_ANSWERS.messages, {3: {"reasoning": "hm"}}))[1] == "hm</s> two <|im_end|>"
+    (result,) = tokenise([TWO_ANSWERS], forgets, 512)
+    assert isinstance(result, Reason) and result.text.startswith("the chat template opens an answer with '<s>', and")
+
+
+def test_reasoning_inside_of_an_answer_is_not_dropped() -> None:
+    strips = CHATML.replace("message['content']", "message['content'].split('</think>')[-1]")
+    assert strips != CHATML
+    sample = ChatSample((("user", "a"), ("assistant", "<think>hm</think>one")))
+    (result,) = tokenise([sample], with_ends("byte-level", "$A", template=strips), 512)
+    assert isinstance(result, Reason) and result.text.startswith("the reasoning of turn 2 would be lost")
+    assert learned(with_ends("byte-level", "$A", template=CHATML), sample) == ["<think>hm</think>one<|im_end|>"]
+
+
+def test_an_answer_without_an_end_of_its_own_ends_with_the_next_turn_or_with_the_text() -> None:
+    tokenizer = with_ends("byte-level", "$A", template=NO_ENDS)
+    assert learned(tokenizer, TWO_ANSWERS) == ["one<|im_start|>", " two </s>"]
+    assert learned(tokenizer, replace(TWO_ANSWERS, unlearned=(3,))) == ["one<|im_start|>"]
+
+
+def test_a_template_gets_content_and_arguments_in_the_form_that_it_reads() -> None:
+    assert learned(with_ends("byte-level", "$A", template=IN_PARTS), TWO_ANSWERS) == [
+        "one<|im_end|>",
+        " two <|im_end|>",
+    ]
+    as_text = CALLS.replace(" | tojson + '</s>'", " + '</s>'")
+    assert as_text != CALLS
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": "é"}}}
+    sample = ChatSample((("user", "sum?"), ("assistant", "")), {1: {"tool_calls": [call]}})
+    told = learned(with_ends("byte-level", "$A", template=as_text), sample)
+    assert told == ['<unk></unk><s>add {"a": "é"}</s><|im_end|>']
 
 
 @pytest.mark.parametrize("marks", [False, True])

@@ -180,14 +180,15 @@ def test_template_that_refuses_turns_or_cannot_show_the_start_is_told() -> None:
     assert result == Reason("it starts with an assistant turn, whose start the chat template does not show")
 
 
-def test_template_without_an_end_token_teaches_the_text_to_its_end() -> None:
+def test_template_without_an_end_token_teaches_the_text_and_the_end_of_a_dialogue() -> None:
     plain = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     plain += "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
     tokenizer = wrapped(tokenizer_of("byte-level"), "</s>", None, plain)
     row = only_row(tokenise([ChatSample((("user", "is it dull?"), ("assistant", "never 🎬")))], tokenizer, 8192))
     ids, offsets = offsets_of(tokenizer, "user: is it dull?\nassistant: never 🎬\n")
-    assert row["input_ids"].tolist() == ids
-    assert row["labels"].tolist() == labels_of(ids, covered(offsets, [(29, 37)]))
+    end = tokenizer.eos_token_id
+    assert row["input_ids"].tolist() == [*ids, end]
+    assert row["labels"].tolist() == [*labels_of(ids, covered(offsets, [(29, 37)])), end]
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

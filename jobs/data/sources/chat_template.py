@@ -1,0 +1,194 @@
+"""A tokenizer's chat template: the form in which it reads dialogues, what it leaves out, and where answers stand."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from jobs.data.sources.assistant_spans import (
+    REFUSED,
+    Frame,
+    Opening,
+    Span,
+    Turn,
+    assistant_spans,
+    closed_spans,
+    closing_of,
+    frame_of,
+    framed_spans,
+    header_spans,
+    opening_of,
+    rendered,
+)
+from jobs.data.sources.bad_records import Reason, Rejected
+from jobs.data.sources.dialogues import ChatSample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+# The date that templates write in place of today's, so that equal data has equal tokens on any day. Llama 3's template
+# has it for programs without a clock.
+DATE = datetime.date(2024, 7, 26)
+_DATE_CALL = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
+_GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
+_PROBE = "zqx"  # a text that no template writes by itself
+
+
+class ChatTemplate:
+    """See the module. Templates are programs, so their properties are found by rendering small dialogues."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """`tokenizer` must have a chat template."""
+
+        def on_that_day(call: re.Match[str]) -> str:
+            return json.dumps(DATE.strftime(call[2]))
+
+        text = _DATE_CALL.sub(on_that_day, tokenizer.get_chat_template())
+        self._apply = functools.partial(tokenizer.apply_chat_template, chat_template=text)
+        self._special = tokenizer.all_special_tokens
+        self._ends = tuple({*self._special, *tokenizer.get_added_vocab()})
+        self.marks_answers = bool(_GENERATION_BLOCK.search(text))
+
+    def turns(self, sample: ChatSample) -> list[Turn]:
+        """Return the turns of a dialogue as the template reads them."""
+        return _turns(sample, self._reads_parts, self._reads_calls == "text")
+
+    def marked(self, sample: ChatSample) -> Any:
+        """Tokenise with a template that marks answers; returns `input_ids` and `assistant_masks`.
+
+        Raises:
+            Rejected: the template rejects the dialogue.
+        """
+        try:
+            return self._apply(
+                self.turns(sample),
+                tools=list(sample.tools) or None,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+                tokenizer_kwargs={"verbose": False},
+            )
+        except Exception as error:  # a template is a program and may raise anything
+            raise Rejected(f"{REFUSED}: {error}", REFUSED) from error
+
+    def text_of(self, sample: ChatSample) -> str:
+        """Render a dialogue. Raises Rejected."""
+        return rendered(self.turns(sample), functools.partial(self._render, tools=sample.tools), False)
+
+    def answers_in(self, sample: ChatSample) -> tuple[str, list[Span], bool]:
+        """Render a dialogue with a template that does not mark answers.
+
+        Returns:
+            The text, the spans of the answers that are learned, and whether the last one has no end in the text.
+
+        Raises:
+            Rejected: the template rejects the dialogue, or the answers cannot be found in what it writes.
+        """
+        turns, render = self.turns(sample), functools.partial(self._render, tools=sample.tools)
+        found = framed_spans(turns, render, self._frame) if self._frame else None
+        if found is None:
+            try:
+                found = assistant_spans(turns, render, self._ends)
+            except Rejected:
+                if self._edges is None or (found := header_spans(turns, render, *self._edges)) is None:
+                    raise
+        text, spans, is_open = closed_spans(*found, self._stops)
+        learned = [span for number, span in zip(sample.answers, spans, strict=True) if number not in sample.unlearned]
+        return text, learned, is_open and sample.answers[-1] not in sample.unlearned
+
+    def loss_in(self, sample: ChatSample) -> Reason | None:
+        """Say what the template would leave out of a dialogue: a call, or reasoning that it writes elsewhere."""
+        if sample.calling and self._reads_calls is None:
+            return _loss("call", sample.calling[0], "writes none: write it as text into content")
+        thoughts = {**sample.inline_reasoning, **(sample.reasoning if self._writes_reasoning(sample) else {})}
+        if not thoughts:
+            return None
+        try:
+            whole = self.text_of(sample)
+        except Rejected as error:
+            return error.reason
+        for number, thought in sorted(thoughts.items()):
+            if number not in sample.unlearned and thought.strip() not in whole:
+                what_to_do = "end a record with this turn, or give it weight 0"
+                return _loss("reasoning", number, f"leaves it out here: {what_to_do}")
+        return None
+
+    def _render(self, turns: Sequence[Turn], header: bool, tools: Sequence[Any] = ()) -> str:
+        text = self._apply(turns, tokenize=False, add_generation_prompt=header, tools=list(tools) or None)
+        return cast(str, text)
+
+    def _writes(self, turns: list[Turn]) -> bool:
+        """Whether the probe comes out of the template."""
+        try:
+            return _PROBE in self._render(turns, False)
+        except Exception:  # a template is a program and may raise anything
+            return False
+
+    @functools.cached_property
+    def _reads_parts(self) -> bool:
+        """Whether content must be a list of parts, as in templates of models that also see images."""
+        sample = ChatSample((("user", "q"), ("assistant", _PROBE)))
+        return not self._writes(sample.turns()) and self._writes(_turns(sample, True, False))
+
+    @functools.cached_property
+    def _reads_calls(self) -> Literal["object", "text"] | None:
+        """In which form the template reads the arguments of calls; None: it writes no calls."""
+        call = {"id": "aaaaaaaa1", "type": "function", "function": {"name": _PROBE, "arguments": {"a": 1}}}
+        messages = (("user", "q"), ("assistant", ""), ("tool", "r"), ("assistant", "a"))
+        result = {"name": _PROBE[:-1], "tool_call_id": "aaaaaaaa1"}
+        sample = ChatSample(messages, {1: {"tool_calls": [call]}, 2: result})
+        if self._writes(_turns(sample, self._reads_parts, False)):
+            return "object"
+        return "text" if self._writes(_turns(sample, self._reads_parts, True)) else None
+
+    def _writes_reasoning(self, sample: ChatSample) -> bool:
+        """Whether the dialogue has reasoning and the template writes that of a last answer."""
+        return bool(sample.reasoning) and self._thinks
+
+    @functools.cached_property
+    def _thinks(self) -> bool:
+        return self._writes(self.turns(ChatSample((("user", "q"), ("assistant", "a")), {1: {"reasoning": _PROBE}})))
+
+    def _probed(self, turns: Sequence[Turn], header: bool) -> str:
+        messages = tuple((turn["role"], turn["content"]) for turn in turns)
+        return self._render(self.turns(ChatSample(messages)), header)
+
+    @functools.cached_property
+    def _frame(self) -> Frame | None:
+        return frame_of(self._probed, self._ends)
+
+    @functools.cached_property
+    def _stops(self) -> tuple[str, ...]:
+        """The tokens that end generation. Of added tokens, some stand inside of answers, as those around calls."""
+        return self._ends if self._edges is None else (*self._special, *self._edges[1])
+
+    @functools.cached_property
+    def _edges(self) -> tuple[Opening, frozenset[str]] | None:
+        """What opens and closes an answer; None if the template rejects the dialogues that would show it."""
+        try:
+            return opening_of(self._probed), closing_of(self._probed, self._ends)
+        except Rejected:
+            return None
+
+
+def _turns(sample: ChatSample, in_parts: bool, arguments_as_text: bool) -> list[Turn]:
+    turns = sample.turns()
+    for turn in turns:
+        if in_parts:
+            turn["content"] = [{"type": "text", "text": turn["content"]}]
+        if arguments_as_text and "tool_calls" in turn:
+            turn["tool_calls"] = [_with_text(call) for call in turn["tool_calls"]]
+    return turns
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+def _loss(what: str, number: int, why: str) -> Reason:
+    text = f"the {what} of turn {{}} would be lost, because the chat template {why}"
+    return Reason(text.format(number + 1), text.format("N"))

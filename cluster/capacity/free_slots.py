@@ -54,8 +54,7 @@ class FreeSlots:
         # Heaps of nodes. An entry is stale if its node has been pushed to another heap since.
         self._zones: dict[_Zone, dict[_Level, list[int]]] = {}
         self._heap_of: list[list[int] | None] = [None] * len(self.free)
-        for node in now_free.nonzero()[0].tolist():
-            self._enter(node)
+        self._enter_all(now_free.nonzero()[0].tolist())
 
     def after(self, occupancy: Occupancy) -> FreeSlots:
         """Return the free slots of another occupancy of the same nodes, with the same reserved nodes."""
@@ -90,10 +89,13 @@ class FreeSlots:
         """[nodes]; True: a gang with these terms may not be placed there. None: it may be placed everywhere."""
         closed = None
         if self._reserved and not terms.yields:
-            closed = np.isin(np.arange(len(self.free)), list(self._reserved))
+            closed = np.zeros(len(self.free), bool)
+            closed[list(self._reserved)] = True
         if terms.kinds is not None and len(terms.kinds) < len(self._of.types):
-            other = ~np.isin(self._of.kinds, list(terms.kinds))
-            closed = other if closed is None else closed | other
+            other = np.ones(len(self._of.types), bool)
+            other[list(terms.kinds)] = False
+            others = other[self._of.kinds]
+            closed = others if closed is None else closed | others
         return closed
 
     def _change(self, node: int, gang: Gang, workers: int) -> None:
@@ -108,6 +110,18 @@ class FreeSlots:
             self._heap_of[node] = None
             if self.free[node]:
                 self._enter(node)
+
+    def _enter_all(self, nodes: Iterable[int]) -> None:
+        """Do what `_enter` does for nodes in ascending order, none of which is on a heap."""
+        free, sizes, kinds, zones, heap_of = self.free, self._sizes, self._kinds, self._zones, self._heap_of
+        heaps: dict[tuple[int, int, bool], list[int]] = {}
+        for node in nodes:
+            key = kinds[node], free[node], free[node] == sizes[node]
+            heap = heaps.get(key)
+            if heap is None:
+                heap = heaps[key] = zones.setdefault((key[0], False), {}).setdefault(key[1:], [])
+            heap.append(node)  # in ascending order, a list is a heap
+            heap_of[node] = heap
 
     def _enter(self, node: int) -> None:
         levels = self._zones.setdefault((self._kinds[node], node in self._reserved), {})

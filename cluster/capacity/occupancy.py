@@ -99,13 +99,16 @@ class Occupancy:
 
     def may_hold(self, gang: Gang) -> NDArray[np.bool_]:
         """[nodes]; like `fits`, but nodes with GPUs are included for a gang that needs none."""
-        return self.usable & np.isin(self.kinds, list(self.kinds_for(gang)))
+        of_kind = np.zeros(len(self.types), bool)
+        of_kind[list(self.kinds_for(gang))] = True
+        found: NDArray[np.bool_] = self.usable & of_kind[self.kinds]
+        return found
 
     def copy(self) -> Occupancy:
         """Return a copy whose slots, CPUs and `usable` can be changed while a plan is made."""
         other = object.__new__(Occupancy)
         # What is derived from the nodes alone is computed here once, and all copies share it.
-        _ = self.lists, self.total_gpus, self.total_cpus, self._smallest, self._kinds_for
+        _ = self.lists, self.total_gpus, self.total_cpus, self._smallest, self._kinds_for, self._holds_all
         own = {name: getattr(self, name).copy() for name in ("slots", "free", "cpus_free", "usable", "without_slots")}
         other.__dict__.update(self.__dict__, **own)
         return other
@@ -134,10 +137,17 @@ class Occupancy:
 
     def spans_nodes(self, gang: Gang, kind: int) -> bool:
         """Whether the gang needs several nodes of this kind, because no usable one could hold it even if empty."""
-        mine = self.usable & (self.kinds == kind)
-        per_worker = gang.gpus_per_worker or gang.cpus_per_worker
-        workers = np.minimum(self.sizes[mine] // per_worker, self.cpus[mine] // max(gang.cpus_per_worker, 1))
-        return bool((workers < gang.num_workers).all())
+        holds_all = self._holds_all.get((gang, kind))
+        if holds_all is None:
+            per_worker = gang.gpus_per_worker or gang.cpus_per_worker
+            workers = np.minimum(self.sizes // per_worker, self.cpus // max(gang.cpus_per_worker, 1))
+            holds_all = self._holds_all[gang, kind] = (workers >= gang.num_workers) & (self.kinds == kind)
+        return not (self.usable & holds_all).any()
+
+    @cached_property
+    def _holds_all(self) -> dict[tuple[Gang, int], NDArray[np.bool_]]:
+        """[nodes]; whether each node is of a kind and could hold a whole gang if it were empty."""
+        return {}
 
     def fits_every_node(self, gang: Gang) -> bool:
         """Whether every node with GPUs could hold the whole gang if it were empty."""

@@ -7,6 +7,7 @@ times, with shorter, unchanged and longer remaining times.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,10 @@ USUAL_S = (120.0, 600.0, 1800.0, 3600.0, 14_400.0)  # run times to assume before
 _HORIZON_S = 30 * 86_400.0  # how far ahead the queue is simulated
 _MOST_PASSES = 5000
 _LEAST_S = 60.0
-_TICK_S, _TICK_SHARE = 30.0, 0.05  # steps grow with the time ahead, as a far forecast is vague
+# Most time between two simulated passes, in seconds and as a share of the time ahead, as a far forecast is vague.
+_TICK_S, _TICK_SHARE = 30.0, 0.05
+# Least time between two passes that ends of jobs lead to: on a large cluster, a job ends every second.
+_GRAIN_S, _GRAIN_SHARE = 1.0, 0.02
 _GOLDEN = 0.6180339887498949  # golden ratio - 1; the fractional parts of its multiples are evenly spread for any count
 
 
@@ -87,8 +91,22 @@ def _left_s(snapshot: Snapshot, ran_s: Sequence[float]) -> Floats:
     return np.maximum(told, _LEAST_S)
 
 
+def next_pass_s(event_s: float, tick_s: float, ended_s: float, ahead_s: float) -> float:
+    """Return when to plan next in a simulation: at the next event, or later if one was planned for just before.
+
+    Args:
+        event_s: time of the next event.
+        tick_s: latest time of the next plan while jobs run.
+        ended_s: time of the last plan that an event led to.
+        ahead_s: how far the simulation is ahead of the present.
+    """
+    if event_s >= tick_s:
+        return event_s
+    return min(max(event_s, ended_s + max(_GRAIN_S, _GRAIN_SHARE * ahead_s)), tick_s)
+
+
 def _starts(snapshot: Snapshot, policy: Policy, wanted: frozenset[int], left_s: Floats) -> dict[int, float]:
-    found: dict[int, float] = {}
+    found, ended_s = dict[int, float](), -math.inf
     simulation = QueueSimulation.of(snapshot, policy, left_s, Measuring(), on_end=lambda attempt: None)
     for _ in range(_MOST_PASSES):
         ahead_s = simulation.now_s - snapshot.now_s
@@ -98,7 +116,10 @@ def _starts(snapshot: Snapshot, policy: Policy, wanted: frozenset[int], left_s: 
         simulation.tick_s = max(_TICK_S, _TICK_SHARE * ahead_s)
         if len(found) == len(wanted) or simulation.next_event_s > snapshot.now_s + _HORIZON_S:
             break
-        simulation.advance(simulation.next_event_s)
+        event_s, tick_s = simulation.next_event_s, simulation.now_s + simulation.tick_s
+        next_s = next_pass_s(event_s, tick_s, ended_s, ahead_s)
+        ended_s = next_s if event_s < tick_s else ended_s
+        simulation.advance(next_s)
     return found
 
 

@@ -49,6 +49,10 @@ def reserve(
     return Reservation(row, where, max(at_s, now_s) if math.isfinite(at_s) else now_s)
 
 
+def _cpus_of_slot(gang: Gang) -> float:
+    return gang.cpus_per_worker / (gang.gpus_per_worker or gang.cpus_per_worker)
+
+
 @dataclass(frozen=True)
 class _Search:
     """The search for one gang among nodes of one kind.
@@ -112,15 +116,20 @@ class _Search:
     def _by_time(self, nodes: Rows) -> tuple[Floats, Floats]:
         """Return [nodes, slots] twice: when each slot is free, the earliest first, and the CPUs that are free then.
 
-        inf: the end is unknown, or there is no such slot. Jobs that hold no slot are not counted among those that end.
+        Times are inf if the end is unknown, or if there is no such slot. CPUs are inf if there are always enough. Jobs
+        that hold no slot are not counted among those that end.
         """
         jobs, lines = self.jobs, self.cluster.slots[nodes]
         when_s = np.concatenate((self.released_s, (math.inf, math.inf, self.now_s)))[lines]  # FOREIGN, ABSENT, FREE
+        each = np.array([_cpus_of_slot(gang) for gang in jobs.gangs])
+        mine, cpus_free = _cpus_of_slot(self.gang), self.cluster.cpus_free[nodes]
+        if (each >= mine).all() and (cpus_free >= mine * self.cluster.free[nodes]).all():
+            when_s.sort(axis=1)
+            return when_s, np.full(when_s.shape, math.inf)
         order = when_s.argsort(axis=1, kind="stable")
-        each = np.array([gang.cpus_per_worker / (gang.gpus_per_worker or gang.cpus_per_worker) for gang in jobs.gangs])
         cpus = np.concatenate((each[jobs.gang], (0.0, 0.0, 0.0)))[lines]
         freed = np.take_along_axis(cpus, order, axis=1).cumsum(axis=1) + _ROUNDING
-        return np.take_along_axis(when_s, order, axis=1), self.cluster.cpus_free[nodes][:, None] + freed
+        return np.take_along_axis(when_s, order, axis=1), cpus_free[:, None] + freed
 
     def _wait_for_cpus(
         self, nodes: Rows, lack: NDArray[np.bool_], need: NDArray[np.int64], at_s: Floats, unknown: NDArray[np.intp]

@@ -11,7 +11,7 @@ import pytest
 
 from cluster.capacity.inventory import Node
 from orchestrator.queue.tenants import Tenant
-from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts
+from orchestrator.scheduling.forecast.expected_start import Expected, expected_starts, next_pass_s
 from orchestrator.scheduling.forecast.why import Before, Obstacle, Why, why
 from orchestrator.scheduling.forecast.why_text import ends_are_known, format_expected, to_do, why_lines, why_reason
 from orchestrator.scheduling.policy import DEFAULT, Policy
@@ -157,6 +157,14 @@ def test_a_job_that_waits_for_cpus_of_a_node_with_gpus_starts_when_they_are_free
     first, second = (Job(name, 2, cpus=4, gpus_per_worker=0, left_s=2 * HOUR) for name in ("first", "second"))
     moment = snapshot(nodes(8, cpus=8), [dataclasses.replace(first, on={0: 2}), second])
     assert expected_starts(moment, NOT_INTERRUPTED, [1], RAN_S)[1].start_s == pytest.approx(2 * HOUR)
+
+
+def test_jobs_that_end_soon_after_one_another_are_planned_for_together_the_more_the_later_it_is() -> None:
+    assert next_pass_s(1000.5, 1050.0, ended_s=990.0, ahead_s=500.0) == 1000.5
+    assert next_pass_s(1000.5, 1050.0, ended_s=1000.0, ahead_s=0.0) == 1001.0
+    assert next_pass_s(1000.5, 1050.0, ended_s=1000.0, ahead_s=1000.0) == 1020.0
+    assert next_pass_s(1040.0, 1050.0, ended_s=1039.0, ahead_s=1000.0) == 1050.0
+    assert next_pass_s(2000.0, 1050.0, ended_s=1000.0, ahead_s=1000.0) == 2000.0
 
 
 def test_an_expected_start_says_what_it_goes_by() -> None:

@@ -12,10 +12,12 @@ from orchestrator.queue.errors import JobEnded, NotEnded, UnknownJob, Unreadable
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import ENDED, DesiredState, Reason, State
 from orchestrator.queue.store import Change, Filter
+from orchestrator.queue.tenants import check_queued
 from orchestrator.queue.wording import HAS_ENDED
 from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import listing as pages
+from orchestrator.store import registry
 from orchestrator.store.counters import take
 from orchestrator.store.database.rows import ASKED, CHANGED, HEARD, JOB_COLUMNS, MEASURED, Values, values_of
 from orchestrator.store.database.schema import ENDED_UNFOLLOWED, JOBS, OF_A_CLIENT, SPECS
@@ -127,11 +129,21 @@ def retry(connection: Connection, job_id: str, now_s: float, by: str) -> Job:
         raise NotEnded(f"job {job_id} has not ended: it is {job.state}")
     if job.state is State.SUCCEEDED:
         raise JobEnded(f"job {job_id} has succeeded: submit it again to run it again")
+    tenant = registry.tenant(connection, job.tenant)
+    if tenant is not None:
+        check_room(connection, tenant.name, tenant.restrictions.max_queued_jobs, 1)
     job = steps.retried(job, by, now_s, numbers.change + 1)
     write(connection, [job], (*CHANGED, "client"))
     data = {"reason": job.reason, "by": by}
     history.add(connection, [QueueEvent(now_s, job.state, job.message, job_id, data)], numbers.event)
     return job
+
+
+def check_room(connection: Connection, tenant: str, most: int | None, more: int) -> None:
+    """Raise TooManyQueued if a tenant's limit is exceeded. Writers take turns, so two of them cannot both pass."""
+    if most is not None:
+        queued = pages.count(connection, Filter(tenant, (State.QUEUED,))).get(State.QUEUED, 0)
+        check_queued(tenant, most, queued, more)
 
 
 def measure(connection: Connection, measured: Sequence[Measured], now_s: float) -> None:

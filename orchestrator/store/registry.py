@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from orchestrator.queue.errors import NameTaken, UnknownToken
 from orchestrator.queue.records import NodeOrder, NodeRule, Token
@@ -16,6 +16,7 @@ from orchestrator.store.database.schema import FACTS, NODE_RULES, TENANTS, TOKEN
 from orchestrator.store.database.unreadable import records_of
 
 _TENANTS = select(TENANTS).order_by(TENANTS.c.number)
+_TENANT = select(TENANTS).where(TENANTS.c.name == bindparam("name"))
 _NODE_RULES = select(NODE_RULES).order_by(NODE_RULES.c.number)
 _TOKENS = select(TOKENS).order_by(TOKENS.c.number)
 
@@ -24,6 +25,13 @@ def tenants(connection: Connection) -> list[Tenant]:
     rows = connection.execute(_TENANTS).all()
     found = {tenant.name: tenant for tenant in records_of(connection, "tenant", rows, tenant_of)}
     return [found.get(row.name) or unreadable_tenant(row) for row in rows]
+
+
+def tenant(connection: Connection, name: str) -> Tenant | None:
+    row = connection.execute(_TENANT, {"name": name}).one_or_none()
+    if row is None:
+        return None
+    return next(iter(records_of(connection, "tenant", [row], tenant_of)), None) or unreadable_tenant(row)
 
 
 def put_tenant(connection: Connection, tenant: Tenant, now_s: float) -> None:

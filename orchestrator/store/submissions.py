@@ -11,12 +11,10 @@ from sqlalchemy import Connection, bindparam, exc, insert, select
 from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownTenant
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.states import State
-from orchestrator.queue.store import Filter, SubmissionKey
-from orchestrator.queue.tenants import check_queued
+from orchestrator.queue.store import SubmissionKey
 from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
 from orchestrator.store import jobs as jobtable
-from orchestrator.store import listing as pages
 from orchestrator.store.counters import take
 from orchestrator.store.database.database import Database
 from orchestrator.store.database.rows import JOB_COLUMNS, add_rows, plain, values_of
@@ -123,11 +121,10 @@ def _check_parents(connection: Connection, new: Sequence[NewJob]) -> None:
 
 
 def _check_queued(connection: Connection, new: Sequence[NewJob]) -> None:
-    """Raise TooManyQueued if a tenant's limit is exceeded. Writers take turns, so two submissions cannot both pass."""
+    """Raise TooManyQueued if the limit of a tenant is exceeded."""
     limits = {job.tenant: job.most_queued for job in new if job.most_queued is not None}
     for tenant, most in limits.items():
-        more = sum(job.tenant == tenant for job in new)
-        check_queued(tenant, most, pages.count(connection, Filter(tenant, (State.QUEUED,))).get(State.QUEUED, 0), more)
+        jobtable.check_room(connection, tenant, most, sum(job.tenant == tenant for job in new))
 
 
 def _check_tenants(connection: Connection, new: Sequence[NewJob]) -> None:

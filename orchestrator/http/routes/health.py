@@ -44,7 +44,7 @@ def routes(serving: Serving) -> APIRouter:
     async def prometheus(caller: Asker) -> Response:
         """If the token has a tenant, jobs of other tenants are left out."""
         text = await serving.slow.run(serving.meters.text)
-        shown = text if caller.tenant is None else metrics.of_tenant(text, caller.tenant)
+        shown = text if caller.sees_all else metrics.of_tenant(text, caller.tenant or "")
         return Response(shown, media_type=metrics.CONTENT_TYPE)
 
     @router.get("/v1/server", **documented(api.Server, "What this server is"))

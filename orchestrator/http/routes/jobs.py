@@ -109,7 +109,7 @@ def _lists(router: APIRouter, serving: Serving) -> None:
         ] = None,
         limit: Limit = 100,
     ) -> Response:
-        if not _may_look(caller, tenant):
+        if not caller.may_look(tenant):
             return answer(api.JobPage(jobs=(), next=None))
         which = Filter(tenant or caller.tenant, tuple(state or ()), name or None)
         found = serving.store.jobs(which, before=before, after=after, limit=limit + 1)
@@ -120,7 +120,7 @@ def _lists(router: APIRouter, serving: Serving) -> None:
 
     @router.get("/counts", **documented(api.Counts, "Jobs by state", 422))
     def counts(caller: Asker, tenant: OptionalTenant = None) -> Response:
-        found = serving.store.count(Filter(tenant or caller.tenant)) if _may_look(caller, tenant) else {}
+        found = serving.store.count(Filter(tenant or caller.tenant)) if caller.may_look(tenant) else {}
         return answer(api.Counts(states=found))
 
     @router.get("/changes", **documented(api.Changes, "Jobs that have changed since", 422))
@@ -135,11 +135,6 @@ def _lists(router: APIRouter, serving: Serving) -> None:
         if last == after:  # nothing is newer; a restored store has counted less far
             last = min(last, max(serving.store.last_change(), 1))
         return answer(api.Changes(jobs=serving.views(found), last=last))
-
-
-def _may_look(caller: Caller, tenant: str | None) -> bool:
-    """Whether the caller may see a tenant's jobs. If not, the answer is empty, whether there are any or not."""
-    return tenant is None or caller.may_see(tenant)
 
 
 def _changes(serving: Serving, caller: Caller, after: int, limit: int) -> tuple[list[Job], int]:
@@ -187,9 +182,7 @@ def _asking(router: APIRouter, serving: Serving) -> None:
         **documented(api.JobView, "Queue a job again after it has failed or was cancelled", 404, 409, 422),
     )
     def retry(job_id: JobId, caller: Writer) -> Response:
-        known = serving.job(job_id, caller)
-        check_retry(serving.store, known, caller)
-        limits.check_room(serving.store, _tenant(serving, known))
+        check_retry(serving.store, serving.job(job_id, caller), caller)
         job = serving.store.retry(job_id, serving.now_s(), caller.name)
         serving.wake()
         return answer(serving.view(job))

@@ -39,7 +39,7 @@ def routes(serving: Serving) -> APIRouter:
         month: Annotated[str | None, Query(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$", description="As 2026-11.")] = None,
         tenant: Annotated[str | None, Query(min_length=1, max_length=100)] = None,
     ) -> Response:
-        if tenant is not None and not caller.may_see(tenant):
+        if not caller.may_look(tenant):
             return answer(api.Usage(rows=()))
 
         def added() -> api.Usage:

@@ -8,9 +8,7 @@ from cluster.errors import InputError
 from jobs.spec.queue import Queue
 from orchestrator.queue.errors import Forbidden, QueueError
 from orchestrator.queue.records import Role
-from orchestrator.queue.states import State
-from orchestrator.queue.store import Filter, Store
-from orchestrator.queue.tenants import Tenant, check_queued
+from orchestrator.queue.tenants import Tenant
 from orchestrator.service.context.caller import Caller
 
 
@@ -62,11 +60,3 @@ def wrong_secrets(names: Sequence[str], tenant: Tenant, there: Collection[str]) 
         if name in given and name not in there:
             what = f"the server has no secret {name}. Start it with FLEETUNE_SECRET_{name} in its environment"
             yield QueueError.at("queue.secrets", what)
-
-
-def check_room(store: Store, tenant: Tenant | None) -> None:
-    """Check that the tenant may queue one more job. Raises TooManyQueued."""
-    most = None if tenant is None else tenant.restrictions.max_queued_jobs
-    if tenant is not None and most is not None:
-        queued = store.count(Filter(tenant.name, (State.QUEUED,))).get(State.QUEUED, 0)
-        check_queued(tenant.name, most, queued, 1)

@@ -14,7 +14,7 @@ class Caller:
     """The holder of a token, or any caller if the server has no tokens.
 
     Attributes:
-        tenant: None: all tenants (an admin, or a viewer of all).
+        tenant: None: all tenants (an admin, or a viewer of all). A member without a tenant sees none.
     """
 
     name: str
@@ -27,13 +27,19 @@ class Caller:
 
     @property
     def sees_all(self) -> bool:
-        return self.is_admin or self.tenant is None
+        """Whether the caller may see the jobs of all tenants."""
+        return self.is_admin or (self.role is Role.VIEWER and self.tenant is None)
 
     def may_see(self, tenant: str) -> bool:
         """Whether the caller may see the tenant's jobs."""
-        if self.is_admin or tenant == self.tenant:
-            return True
-        return self.role is Role.VIEWER and self.tenant is None
+        return self.sees_all or tenant == self.tenant
+
+    def may_look(self, tenant: str | None) -> bool:
+        """Whether a list of a tenant's jobs may have any for the caller; None: of all tenants that it may see.
+
+        If not, the answer is empty, whether there are jobs or not.
+        """
+        return self.may_see(tenant) if tenant is not None else self.sees_all or self.tenant is not None
 
     def may_touch(self, tenant: str) -> bool:
         """Whether the caller may submit for the tenant, and change its jobs."""

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from cluster.capacity.gang import Gang
-from orchestrator.queue.errors import JobEnded, KeyReused, NotEnded, QueueError, UnknownJob, UnknownTenant
-from orchestrator.queue.records import NewJob
+from orchestrator.queue.errors import (
+    JobEnded,
+    KeyReused,
+    NotEnded,
+    QueueError,
+    TooManyQueued,
+    UnknownJob,
+    UnknownTenant,
+)
+from orchestrator.queue.records import Job, NewJob
 from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.store import Change, Filter, Store, SubmissionKey
+from orchestrator.queue.tenants import Restrictions, Tenant
 from orchestrator.store import open_store
 from orchestrator.store.database.engine import open_database
 from orchestrator.store.sql_store import SqlStore
-from tests.support.stores import RUN, START_S, go, new, submit, with_tenants
+from tests.support.stores import RUN, START_S, at_once, go, new, submit, with_tenants
 
 KEY = SubmissionKey("anna", "key", "digest")
 NOT_KEPT = ("spec", "most_queued")  # the spec is read apart, and the bound holds for the submission only
@@ -234,6 +244,20 @@ def test_only_what_has_failed_or_was_cancelled_is_put_back(store: Store) -> None
     store.ask(submit(store).job_id, Change(wanted=DesiredState.CANCEL), START_S, "bert")
     cancelled = go(store, store.jobs(limit=1)[0], State.CANCELLED, reason=Reason.CANCELLED)
     assert store.retry(cancelled.job_id, START_S, "bert").wanted is DesiredState.RUN
+
+
+def test_retries_at_once_do_not_pass_the_limit_of_the_tenant_together(store: Store) -> None:
+    failed = [go(store, submit(store), *RUN, State.STOPPING, State.FAILED, reason=Reason.RUN_FAILED) for _ in range(6)]
+    store.put_tenant(Tenant("a", restrictions=Restrictions(max_queued_jobs=2)), START_S)
+
+    def retried(job: Job) -> bool:
+        try:
+            return store.retry(job.job_id, START_S, "bert").state is State.QUEUED
+        except TooManyQueued:
+            return False
+
+    assert sum(at_once(*(partial(retried, job) for job in failed))) == 2
+    assert store.count(Filter("a", (State.QUEUED,))) == {State.QUEUED: 2}
 
 
 def test_what_no_database_holds_is_refused_and_nothing_is_written(store: Store) -> None:

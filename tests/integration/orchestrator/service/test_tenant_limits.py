@@ -61,8 +61,6 @@ def test_no_more_jobs_are_queued_than_the_tenant_may_have(world: ServiceWorld) -
         world.admit(command(), command())
     world.admit(command())
     world.admit(command(**queue(tenant="b")), by=ANYBODY)
-    with pytest.raises(TooManyQueued):
-        limits.check_room(world.store, world.store.tenants()[0])
     assert len(world.store.jobs()) == 4
 
 

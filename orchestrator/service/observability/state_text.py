@@ -58,15 +58,25 @@ def describe_ended(job: Job, now_s: float) -> StateExplanation:
 def describe_hours_used_up(job: Job, tenant: Tenant, used: Mapping[str, float], now_s: float) -> StateExplanation:
     """Describe a job whose tenant has used up its GPU-hours of the month."""
     most, (_, next_s) = tenant.restrictions.max_gpu_hours_per_month or 0.0, month_around(now_s)
+    begun = [describe_earlier_attempts(job), _after_the_month(job)] if job.attempt else []
     return StateExplanation(
         f"{job.job_id} waits: tenant {tenant.name} has used {used.get(tenant.name, 0.0):,.1f} of its {most:,.1f} "
         f"GPU-hours of {utc(now_s):%Y-%m}",
         more=[
             f"jobs of {tenant.name} that need GPUs start again on {utc(next_s):%Y-%m-%d} at 00:00 UTC; running ones "
-            "go on"
+            "go on",
+            *filter(None, begun),
         ],
         next_step=f"wait, or ask an admin for more GPU-hours (fleetune tenants set {tenant.name} --max-gpu-hours N)",
     )
+
+
+def _after_the_month(job: Job) -> str:
+    return f"this also holds for a job that has begun and no longer runs; then it {_how_it_goes_on(job)}"
+
+
+def _how_it_goes_on(job: Job) -> str:
+    return "begins anew" if job.kind == "command" else "goes on from its newest checkpoint"
 
 
 _ENDED = {State.SUCCEEDED: "succeeded", State.FAILED: "failed", State.CANCELLED: "was cancelled"}
@@ -121,8 +131,7 @@ def _after_the_stop(job: Job) -> str:
     if job.wanted is DesiredState.PAUSE:
         return f"then it is paused; to continue it: fleetune resume {job.job_id}"
     if job.reason in BUDGETS:
-        how = "begins anew" if job.kind == "command" else "goes on from its newest checkpoint"
-        return f"then it goes back into the queue by itself, and {how}"
+        return f"then it goes back into the queue by itself, and {_how_it_goes_on(job)}"
     return "then it ends, and is not queued again"
 
 

@@ -99,6 +99,7 @@ def test_what_follows_the_end_of_a_job_runs_no_longer_either(world: ServiceWorld
 def test_a_tenant_that_has_used_its_gpu_hours_waits_for_the_next_month_and_is_told(world: ServiceWorld) -> None:
     limit(world, max_gpu_hours_per_month=2.0)
     first, second = world.admit(command(**GPU), command(**GPU))
+    world.backend.script(f"{first.job_id}-1", runs_s=1e9)
     world.passes(3)
     world.clock.advance(3600.0)  # both hold a GPU
     (third,) = world.admit(command(**GPU))
@@ -108,6 +109,12 @@ def test_a_tenant_that_has_used_its_gpu_hours_waits_for_the_next_month_and_is_to
     said = Explainer(world.context).why(third.job_id).text
     assert "tenant a has used 2.0 of its 2.0 GPU-hours of 1970-01" in said
     assert "start again on 1970-02-01 at 00:00 UTC; running ones go on" in said
+    assert "has begun" not in said
+    world.backend.lose(f"{first.job_id}-1")
+    world.passes(2)
+    said = Explainer(world.context).why(first.job_id).text
+    assert world.job(first.job_id).state is State.QUEUED and "it has run before, and was put back" in said
+    assert "also holds for a job that has begun and no longer runs; then it begins anew" in said
     view = tenants.tenants(world.context).tenants[0]
     assert view.gpu_hours == pytest.approx(2.0, abs=0.01)
     world.clock.advance(21 * 86_400.0)

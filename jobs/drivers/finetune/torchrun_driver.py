@@ -23,11 +23,10 @@ from jobs.drivers.finetune.torchrun_watch import (
     EVERY_S,
     FailureWatch,
     LostPeers,
+    Peer,
     StoppableContext,
     ended_early,
     following,
-    leave_together,
-    peers_here,
 )
 from jobs.drivers.stop_request import STOPPED_EARLY, StopRequest
 from jobs.planning import with_workers
@@ -40,9 +39,10 @@ from jobs.run.events import Announcer, Watch, repeatedly
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
-from jobs.run.progress import PlainProgress, Progress
+from jobs.run.progress import NoProgress, PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, write_manifest
 from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
 from jobs.storage.journal import Record
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import fault_of, first_line
@@ -158,10 +158,10 @@ def _trained(
         Watch(paths, progress).in_background(),
     ):
         try:
-            lost.watch(peers_here(world, waiting))
+            lost.watch(_peers_here(world, waiting))
             result = guarded(job, worker, train)
             if not failures_of(paths):
-                leave_together(waiting)
+                _leave_together(waiting)
             lost.watch(())
             return result
         except FleetuneError:  # such as a storage that does not answer
@@ -170,6 +170,24 @@ def _trained(
             raise _lost_peer_error(first_line(error), kills, job.spec) from error
         finally:
             check_held(paths, job.driver)
+
+
+def _peers_here(world: TorchrunWorld, waiting: Any) -> tuple[Peer, ...]:
+    """Return the other processes on this host. Every rank must call it. `waiting`: a group of all ranks."""
+    own = Peer(world.rank, os.getpid(), os.uname().nodename)
+    found: list[Any] = [None] * world.world_size
+    dist.all_gather_object(found, own, group=waiting)
+    first = world.rank - world.local_rank
+    return tuple(peer for peer in found[first : first + world.local_world_size] if peer.rank != world.rank)
+
+
+def _leave_together(waiting: Any) -> None:
+    """Wait until all ranks have trained to their end, so that a process that is gone before has been lost.
+
+    Every rank that has not failed must call it. `waiting`: a group of all ranks. Losses at this point are ignored.
+    """
+    with contextlib.suppress(Exception):
+        dist.barrier(group=waiting)
 
 
 def _end_from_thread(job: Job, announce: Announcer, ending: threading.Lock, drive: Callable[[], Outcome]) -> None:
@@ -200,6 +218,25 @@ def _lost_peer_error(what: str, kills: Sequence[int], spec: Spec) -> FleetuneErr
     return RunFailed(f"a process of this run is gone ({what}). The output of torchrun says how it ended")
 
 
+def _conclude_for_rank_0(job: Job, error: FleetuneError) -> None:
+    """Write the outcome of a run whose rank 0 was killed, unless rank 0 has written it. Raises StorageError, RunTaken.
+
+    Called by rank 1.
+    """
+    check_held(job.paths, job.driver)
+    if storage.exists(job.paths.outcome):
+        return
+
+    def drive() -> Outcome:
+        if failures := failures_of(job.paths):
+            return outcome_of(job.paths, None, failures)
+        raise error
+
+    with contextlib.closing(Announcer(job.paths, NoProgress())) as announce:
+        outcome = concluded(job.paths, drive, announce)
+        announce("ended", ending_of(job.paths, outcome), status=outcome.status)
+
+
 def _follow(world: TorchrunWorld, waiting: Any, stop: StopRequest) -> Outcome:
     """Follow as another rank: receive the job from rank 0 and train."""
     heard: list[Job | None] = [None]
@@ -212,22 +249,24 @@ def _follow(world: TorchrunWorld, waiting: Any, stop: StopRequest) -> Outcome:
     kills, lost, worker = memory_here().kills, LostPeers(), StoppableContext(job, world, stop)
 
     def failed() -> None:
-        with contextlib.suppress(StorageError):
-            if (peer := lost.peer) is not None and not failures_of(job.paths):
-                error = _lost_peer_error(lost.text, kills, job.spec)
-                record_failure(job, peer.rank, peer.host, error, fault_of(error))
+        with contextlib.suppress(StorageError, RunTaken):
+            error = _lost_peer_error(lost.text, kills, job.spec)
+            if lost.peer is not None and lost.peer.rank == 0:
+                _conclude_for_rank_0(job, error)
+            elif lost.peer is not None and not failures_of(job.paths):
+                record_failure(job, lost.peer.rank, lost.peer.host, error, fault_of(error))
         end_process(FleetuneError.exit_code)
 
-    watch = FailureWatch(job.paths, failed, lost=lost.look) if world.local_rank == 0 else contextlib.nullcontext()
+    watches = world.local_rank == 0 or world.rank == 1  # rank 1 is mostly on the node of rank 0, and watches that
     with (
-        watch,
+        FailureWatch(job.paths, failed, lost=lost.look) if watches else contextlib.nullcontext(),
         following(job, world, worker, stop, lost, lambda: end_process(Interrupted.exit_code)),
         redirected_output(job.paths.log(f"rank-{world.rank}")),
     ):
-        lost.watch(peers_here(world, waiting))
+        lost.watch(_peers_here(world, waiting))
         guarded(job, worker, train)
         failed_ranks = bool(failures_of(job.paths))  # rank 0 reports the reason
         if not failed_ranks:
-            leave_together(waiting)
+            _leave_together(waiting)
         lost.watch(())
     return Outcome(status=Status.FAILED if failed_ranks else Status.SUCCEEDED, ended_at=ended)

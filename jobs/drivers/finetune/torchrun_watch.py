@@ -7,13 +7,9 @@ an hour for a rank that has left. In neither case could the main thread write an
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import torch.distributed as dist
 
 from cluster.errors import RunTaken, StorageError
 from cluster.local.supervisor import process_lives
@@ -64,29 +60,11 @@ class LostPeers:
         return "unknown" if peer is None else f"rank {peer.rank} on {peer.host}, pid {peer.pid}"
 
 
-def peers_here(world: TorchrunWorld, waiting: Any) -> tuple[Peer, ...]:
-    """Return the other processes on this host. Every rank must call it. `waiting`: a group of all ranks."""
-    own = Peer(world.rank, os.getpid(), os.uname().nodename)
-    found: list[Any] = [None] * world.world_size
-    dist.all_gather_object(found, own, group=waiting)
-    first = world.rank - world.local_rank
-    return tuple(peer for peer in found[first : first + world.local_world_size] if peer.rank != world.rank)
-
-
-def leave_together(waiting: Any) -> None:
-    """Wait until all ranks have trained to their end, so that a process that is gone before has been lost.
-
-    Every rank that has not failed must call it. `waiting`: a group of all ranks. Losses at this point are ignored.
-    """
-    with contextlib.suppress(Exception):
-        dist.barrier(group=waiting)
-
-
 class FailureWatch:
     """A context manager that ends this process if the gang fails.
 
-    One process of each node watches `failures/` and the other processes of its node; once it has ended, torchrun ends
-    those.
+    One process of each node, and rank 1, watch `failures/` and the other processes of their node; once one has ended,
+    torchrun ends those.
     """
 
     def __init__(

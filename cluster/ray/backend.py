@@ -127,6 +127,8 @@ class RayJobsBackend:
             if self._fence is not None and (self._highest is None or self._highest < self._fence):
                 self._take_fence(client, self._fence)  # the head was restarted, and its jobs are gone
         self._forgotten &= {job.submission_id for job in jobs}
+        lives = {job.submission_id for job in jobs if phase_of(job) not in ENDED_PHASES}
+        self._hard_stops = {name: self._hard_stops[name] for name in lives & self._hard_stops.keys()}
         return [submission_of(job) for job in jobs if job.submission_id not in self._forgotten]
 
     def stop(self, submission: str, *, hard: bool = False) -> None:

@@ -37,6 +37,7 @@ _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 # Statuses of a proxy whose server does not answer. The first two may follow a request that the server has carried out.
 _BAD_GATEWAY: Final = (502, 504)
 _UNAVAILABLE: Final = 503
+_TOO_MANY: Final = 429  # the same request may be answered later
 
 _TOO_OFTEN: Final = "TooManyFailures"  # the error of an address that failed too often; repeating does not help
 
@@ -57,7 +58,7 @@ class TokenRefused(InputError):
 
 
 class ServerError(FleetuneError):
-    """The server has failed, or its answer is not known to this release."""
+    """The server has failed or is too busy, or its answer is not known to this release."""
 
 
 class Connection:
@@ -176,7 +177,7 @@ class Connection:
         """Whether a request should be sent again because of this answer."""
         if response.status_code in _BAD_GATEWAY:
             return self._has_answered and again and _problem_in(response) is None
-        if response.status_code not in (429, _UNAVAILABLE):
+        if response.status_code not in (_TOO_MANY, _UNAVAILABLE):
             return False
         problem = _problem_in(response)
         self._has_answered = self._has_answered or problem is not None
@@ -196,7 +197,8 @@ class Connection:
     def _error_of(self, status: int, problem: Problem) -> FleetuneError:
         if status == 401 or problem.error == _TOO_OFTEN:
             return TokenRefused(f"{problem.message} ({self._format_token()})")
-        kind = _KINDS.get(problem.error) or (InputError if 400 <= status < 500 else ServerError)
+        refused = 400 <= status < 500 and status != _TOO_MANY
+        kind = _KINDS.get(problem.error) or (InputError if refused else ServerError)
         if status == 403:
             kind = TokenRefused
         if issubclass(kind, InputError) and problem.items:

@@ -60,8 +60,8 @@ def submit(
 ) -> None:
     """Queue jobs, all of them or none, and print their ids.
 
-    Messages go to stderr. Exit codes with --wait: 0 all jobs succeeded; 1 a job failed; 2 a job failed and would fail
-    again; 130 a job was cancelled.
+    Messages go to stderr. Exit codes with --wait: 0 all jobs succeeded; 1 a job failed, or the server does not answer;
+    2 a job failed because its input is wrong, or nothing was queued; 130 a job was cancelled.
     """
     from orchestrator.cli.submission import SubmitOptions, submit_all, wait_for
 

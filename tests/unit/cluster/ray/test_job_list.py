@@ -10,7 +10,7 @@ import pytest
 
 from cluster.backend import Launch
 from cluster.errors import BackendUnreachable, Fenced
-from cluster.ray.backend import FENCE_KEY, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
+from cluster.ray.backend import FENCE_KEY, HARD_STOP, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
 from cluster.ray.client import OutputRetention, entries_to_delete
 
 DAY_S = 86_400.0
@@ -22,6 +22,7 @@ class Dashboard:
     def __init__(self) -> None:
         self.jobs: dict[str, Any] = {}
         self.lists = self.rows = 0
+        self.stopped: list[str] = []
         self.log = (200, "")  # status and text of Ray's answer to a request for any log
 
     def list_jobs(self) -> list[Any]:
@@ -33,6 +34,9 @@ class Dashboard:
         if submission_id in self.jobs:
             raise RuntimeError(f"{submission_id} exists")
         self.add(submission_id, "RUNNING", metadata)
+
+    def stop_job(self, name: str) -> None:
+        self.stopped.append(name)
 
     def delete_job(self, name: str) -> None:
         if self.jobs[name].status.value == "RUNNING":
@@ -109,6 +113,21 @@ def test_a_caller_that_another_one_has_followed_starts_nothing() -> None:
         late.fence(5)
     second.start(launch("b"), 7)
     assert {"a", "b"} <= dashboard.jobs.keys()
+
+
+def test_hard_stops_are_not_repeated_while_they_run_and_forgotten_with_their_programs() -> None:
+    dashboard = Dashboard()
+    backend = backend_on(dashboard)
+    backend.start(launch("a"), 1)
+    dashboard.jobs["a"].driver_node_id = "n1"
+    for _ in range(2):
+        backend.stop("a", hard=True)
+        backend.submissions()
+    assert dashboard.stopped == ["a", "a"]
+    assert [name.startswith(f"a.{HARD_STOP}-") for name in dashboard.jobs if name.startswith("a.")] == [True]
+    dashboard.jobs["a"].status.value = "STOPPED"
+    backend.submissions()
+    assert backend._hard_stops == {}
 
 
 def test_callers_that_come_at_once_form_a_chain() -> None:

@@ -305,7 +305,7 @@ class _SlowPass:
     def reserve(self, row: int) -> None:
         """The earliest nodes; of equals those with the fewest slots whose end nobody knows, then the lowest."""
         gang, allowed = self.jobs.gang_of(row), self.allowed(row)
-        found = []
+        found: list[tuple[float, int, tuple[int, ...]]] = []
         for has_gpus in (True,) if gang.gpus_per_worker else (False, True):
             fit = [one for one in self.machines if one.usable and one.has_gpus == has_gpus]
             for kind in {one.type for one in fit if gang.accelerator_type in (None, one.type)} if not found else ():

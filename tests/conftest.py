@@ -19,9 +19,9 @@ WHOLE_RUNS = ("acceptance", "hosts")  # folders
 # Of torch in this process and in all that tests start. Two threads wait for each other in every operation: where other
 # processes keep the cores busy, as those of another file do, a small model then takes a hundred times as long.
 os.environ["OMP_NUM_THREADS"] = "1"
-# By default Ray gives its workers a niceness of 15: a training that a test waits for would get next to nothing of a core
-# that the tests of another file keep busy.
-os.environ["RAY_worker_niceness"] = "0"
+# By default Ray gives its workers a niceness of 15: a training that a test waits for would get next to nothing of a
+# core that the tests of another file keep busy.
+os.environ.update(RAY_worker_niceness="0")
 # Hundreds of processes import this repository, and would compile it anew each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import pathlib
@@ -120,5 +119,5 @@ def starts(paths: JobPaths) -> list[int]:
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
     """Return the process ids of the run's workers. The parent of a forked worker is the fork server."""
     below = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
-    forked = itertools.chain.from_iterable(processes_with(f"RAY_RAYLET_PID={pid}") for pid in below)
+    forked = processes_with(*(f"RAY_RAYLET_PID={pid}" for pid in below))
     return originals(pid for pid in {*below, *forked} if b"RayTrainWorker" in command_of(pid))

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-POLL_S = 0.05  # what is asked at each look, a server or all processes, takes milliseconds of a core
+POLL_S = 0.05
+# A look at all processes takes 20 ms of a core, which what is waited for needs as well: a longer rest follows it.
+RESTS, LONGEST_REST_S = 5, 0.5  # times of a look
 MOST_COUNTED_S = 5.0
 # Neither the kernel for connections (from 32768 on) nor Ray for its workers (up to 19999) takes these ports.
 PORTS = range(20_000, 32_000)
@@ -20,12 +22,12 @@ _SHARES = 4  # of processes of pytest
 _returned = set[int]()
 
 
-def processes_with(variable: str) -> list[int]:
-    """Processes that have NAME=VALUE in the environment they were started with."""
-    found = []
+def processes_with(*variables: str) -> list[int]:
+    """Processes that have one of NAME=VALUE in the environment they were started with."""
+    found, wanted = [], {variable.encode() for variable in variables}
     for path in pathlib.Path("/proc").glob("[0-9]*/environ"):
         try:
-            if variable.encode() in path.read_bytes().split(b"\0"):
+            if not wanted.isdisjoint(path.read_bytes().split(b"\0")):
                 found.append(int(path.parent.name))
         except OSError:  # gone meanwhile
             continue
@@ -92,12 +94,17 @@ def wait_for(
 
     A look and the wait before it count for a few seconds at most: if the whole machine stood still, nothing had time.
     """
-    waited_s, looked_s = 0.0, time.monotonic()
-    while not true():
-        now_s = time.monotonic()
-        waited_s, looked_s = waited_s + min(now_s - looked_s, MOST_COUNTED_S), now_s
+    waited_s, looked_at = 0.0, time.monotonic()
+    while True:
+        begun_at = time.monotonic()
+        if true():
+            return
+        before, looked_at = looked_at, time.monotonic()
+        waited_s += min(looked_at - before, MOST_COUNTED_S)
         assert waited_s < within_s, f"after {within_s} s it is still not true that {what}"
         between()
+        rests_s = min(RESTS * (looked_at - begun_at), LONGEST_REST_S)
+        time.sleep(max(0.0, rests_s - (time.monotonic() - looked_at)))
 
 
 def start_until(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from cluster.errors import StorageError
 from cluster.text import many
 from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, figures_of_runs
@@ -99,6 +101,7 @@ def comparison_so_far(paths: JobPaths) -> Comparison | None:
 
 
 def read_comparison(paths: JobPaths) -> Comparison | None:
-    """Read comparison.json; None if it does not exist. Raises StorageError if a newer release wrote it."""
-    raw = storage.read_versioned(paths.comparison, COMPARISON_VERSION)
-    return None if raw is None else Comparison.model_validate(raw)
+    """Read comparison.json; None if it does not exist. Raises StorageError, also if it is damaged."""
+    return cast(
+        "Comparison | None", storage.read_versioned(paths.comparison, COMPARISON_VERSION, Comparison.model_validate)
+    )

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import posixpath
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from cluster.errors import DataError, StorageError
 from jobs.data.cutting import Cut
 from jobs.frozen import Frozen
 from jobs.storage import files as storage
+from jobs.storage.versioned import Damaged, parse_versioned
 
 MANIFEST_VERSION = 2
 SOURCE_ID_BITS = 40  # the bits of a sample's id above these hold the number of its source

@@ -11,18 +11,18 @@ Each worker group draws a new token, so that files left by a killed group are ne
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
 from cluster.errors import StorageError, StorageOutage
 from jobs.frozen import Frozen
 from jobs.planning.replay import ReplayRaise
 from jobs.run.paths import JobPaths, checkpoint_step
 from jobs.storage import files as storage
-from jobs.storage.tensor_file import Bytes, Damaged, ShardFile, Want, read_ranges
+from jobs.storage.tensor_file import Bytes, ShardFile, Want, read_ranges
+from jobs.storage.versioned import Damaged, parse_versioned
 
 FORMAT_VERSION: Final = 2
 COMMIT_NAME: Final = "commit.json"
@@ -181,18 +181,16 @@ def read_commit(paths: JobPaths, step: int) -> Commit:
         Damaged: the marker cannot be read or parsed.
     """
     path = commit_path(paths, step)
+    return parse_versioned(_read_whole(path), path, FORMAT_VERSION, Commit.model_validate)
+
+
+def _read_whole(path: str) -> bytes:
     try:
-        raw = json.loads(storage.read_bytes(path))
-        version = raw.get("version", 0)
-        if version <= FORMAT_VERSION:
-            return Commit.model_validate(raw)
-    except StorageOutage:
+        return storage.read_bytes(path)
+    except StorageOutage:  # an outage does not mean that the file is damaged
         raise
-    except (StorageError, ValueError, AttributeError, ValidationError) as error:
-        raise Damaged(f"{path} cannot be read: {error}") from error
-    raise StorageError(
-        f"{path} was written by a newer release (format {version}, this one reads {FORMAT_VERSION}): upgrade Fleetune"
-    )
+    except StorageError as error:
+        raise Damaged(str(error)) from error
 
 
 def read_parts(paths: JobPaths, commit: Commit) -> tuple[Part, ...]:
@@ -204,12 +202,7 @@ def read_parts(paths: JobPaths, commit: Commit) -> tuple[Part, ...]:
     parts = []
     for entry in commit.parts:
         path = storage.join(paths.checkpoint(commit.step), entry.name)
-        try:
-            content = storage.read_bytes(path)
-        except StorageOutage:  # an outage does not mean that the file is damaged
-            raise
-        except StorageError as error:
-            raise Damaged(str(error)) from error
+        content = _read_whole(path)
         if entry_of(entry.name, content) != entry:
             raise Damaged(f"{path} has other bytes than were written")
         parts.append(Part.model_validate_json(content))

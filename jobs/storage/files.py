@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import posixpath
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Final, Protocol, cast
 
 import fsspec
@@ -25,6 +24,7 @@ from cluster.errors import StorageError, StorageOutage
 from cluster.settings import extra_protocols
 from jobs.storage import locations as location
 from jobs.storage.direct_io import DirectFile
+from jobs.storage.versioned import parse_versioned
 
 _PASSING: Final = frozenset(
     {
@@ -134,18 +134,13 @@ def read_bytes(path: str) -> bytes:
         return cast(bytes, file.read())
 
 
-def read_versioned(path: str, version: int) -> Any:
-    """Read a JSON object with a `version`; None: there is no such file.
+def read_versioned(path: str, version: int, parse: Callable[[dict[str, Any]], Any] = dict) -> Any:
+    """Read a JSON object with a `version`, and return what `parse` makes of it; None: there is no such file.
 
     Raises:
-        StorageError: the file cannot be read, or a newer release wrote it, with a version above `version`.
+        StorageError: the file cannot be read, or as `parse_versioned` raises.
     """
-    if not exists(path):
-        return None
-    raw = json.loads(read_bytes(path))
-    if raw.get("version", 0) > version:
-        raise StorageError(f"{path} was written by a newer release: upgrade Fleetune to read it")
-    return raw
+    return parse_versioned(read_bytes(path), path, version, parse) if exists(path) else None
 
 
 def exists(path: str) -> bool:

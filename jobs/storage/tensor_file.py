@@ -20,16 +20,13 @@ from pydantic import Field
 from cluster.errors import StorageError, StorageOutage
 from jobs.frozen import Frozen
 from jobs.storage import files as storage
+from jobs.storage.versioned import Damaged as Damaged
 
 CHUNK_BYTES = 4 * 2**20
 _CHUNKS_PER_READ = 16
 _READERS = 4
 
 Bytes = npt.NDArray[np.uint8]
-
-
-class Damaged(StorageError):
-    """A file differs from what was written: it is truncated, missing or has other bytes."""
 
 
 class ShardFile(Frozen):

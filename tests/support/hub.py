@@ -1,4 +1,4 @@
-"""The Hugging Face hub's file system in the memory of this process: it reports no time, only blob ids, as the hub does."""
+"""The file system of the Hugging Face hub, in memory: it reports blob ids and no times, as the hub does."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 from jobs.spec.method import ALL_LINEAR
 from jobs.storage import files as storage
-from jobs.training.model.load import DTYPES, load_base
+from jobs.training.model.load import DTYPES, load_base, unread_by_text
 from jobs.training.model.pooling import reads_padding, reads_the_end
 
 if TYPE_CHECKING:
@@ -167,13 +167,14 @@ def _linear_modules(model: Any, full: Collection[str]) -> list[str]:
     """Return the names of the linear modules, except the output layer and those inside of modules in `full`."""
     from transformers.pytorch_utils import Conv1D
 
-    output = model.get_output_embeddings()
+    output, unread = model.get_output_embeddings(), unread_by_text(model)
     return [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D)
         and not type(module).__name__.endswith("Router")  # those of Llama 4 and PhiMoE return more than the product
         and module is not output
+        and not name.startswith(unread)
         and not any(f"{name}.".startswith(f"{one}.") for one in full)
     ]
 
@@ -186,12 +187,15 @@ def _smaller_side(module: Any) -> int:
 
 
 def _takes_lora(model: Any, name: str) -> bool:
-    """Whether PEFT adapts the module: Mamba's kernels read the weights of some modules, and not their adapters."""
+    """Whether an adapter of the module has an effect: Mamba's kernels read the weights of some modules themselves."""
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
+    last = name.rpartition(".")[2]
+    if last == "dt_proj":  # in all types of transformers that have it; PEFT knows of the others
+        return False
     try:
-        _check_lora_target_modules_mamba(LoraConfig(), model, name.rpartition(".")[2])
+        _check_lora_target_modules_mamba(LoraConfig(), model, last)
     except ValueError:
         return False
     return True

@@ -28,7 +28,7 @@ from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.deepspeed_config import deepspeed_config
 from jobs.training.model.export import Weights, export_model, verify_export
 from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_memory
-from jobs.training.model.load import DTYPES, in_one_dtype, load_base, parameter_groups, weight_decay_of
+from jobs.training.model.load import DTYPES, decays, in_one_dtype, load_base, parameter_groups, unread_by_text
 from jobs.training.model.partitions import Partitions
 from jobs.training.model.sharding import free_gathered_experts, gathered_together, sharded_loading
 from jobs.training.worker_context import WorkerContext
@@ -272,11 +272,12 @@ class Engine:
             RunFailed: a parameter would be trained with other settings, or Adam's step count differs.
         """
         train, shapes = self.spec.train, self.partitions.shapes
+        unread = unread_by_text(getattr(self.module, "module", None))
         for name, found in self.partitions.groups().items():
             expected = {
                 "betas": [train.adam_beta1, train.adam_beta2],
                 "eps": train.adam_epsilon,
-                "weight_decay": weight_decay_of(shapes[name], train.weight_decay),
+                "weight_decay": train.weight_decay if decays(name, shapes[name], unread) else 0.0,
                 "step": optimizer_step,
             }
             if found != expected:

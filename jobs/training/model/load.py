@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import random
+import re
 from typing import Any
 from unittest import mock
 
@@ -174,9 +175,29 @@ def label_arguments(spec: Spec) -> dict[str, Any]:
     return found | {"id2label": names, "label2id": {name: number for number, name in names.items()}}
 
 
-def weight_decay_of(shape: tuple[int, ...], weight_decay: float) -> float:
-    """Return the decay of a parameter: weights with two or more dimensions decay, norms and biases do not."""
-    return weight_decay if len(shape) >= 2 else 0.0
+# Names of biases and norms as transformers' Trainer tells them; some have two dimensions.
+_NORM_OR_BIAS = re.compile(r"bias|layernorm|rmsnorm|(^|[._])norm($|\.)")
+
+
+def decays(name: str, shape: tuple[int, ...], unread: tuple[str, ...] = ()) -> bool:
+    """Whether weight decay applies to a parameter: not to norms, biases and what text does not pass through. Pure.
+
+    Args:
+        unread: as `unread_by_text` returns it.
+    """
+    return len(shape) >= 2 and not _NORM_OR_BIAS.search(name.lower()) and not name.startswith(unread)
+
+
+def unread_by_text(model: Any) -> tuple[str, ...]:
+    """Return the beginnings of names of the parameters that text does not pass through, as those for images.
+
+    In such models of transformers, they stand beside a `language_model`. They get no gradients.
+    """
+    base = getattr(model, "base_model", model)
+    if base is model or not isinstance(getattr(base, "language_model", None), torch.nn.Module):
+        return ()
+    name = next(name for name, module in model.named_modules() if module is base)
+    return tuple(f"{name}.{child}." for child, _ in base.named_children() if child != "language_model")
 
 
 def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -185,12 +206,12 @@ def parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[s
     A sharded parameter is flat; DeepSpeed keeps its real shape in `ds_shape`.
     """
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
-    for parameter in model.parameters():
+    unread = unread_by_text(model)
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-            groups[weight_decay_of(shape, 1.0) > 0].append(parameter)
+            groups[decays(name, tuple(getattr(parameter, "ds_shape", parameter.shape)), unread)].append(parameter)
     return [
-        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "decays": decays}
-        for decays, parameters in groups.items()
+        {"params": parameters, "weight_decay": weight_decay if decaying else 0.0, "decays": decaying}
+        for decaying, parameters in groups.items()
         if parameters
     ]

@@ -20,9 +20,16 @@ from jobs.run.paths import JobPaths
 from jobs.run.record import open_run
 from jobs.spec.load import load_spec
 from jobs.training.checkpoint.to_model import export_run, merge_run, write_merged
-from jobs.training.model.adapters import load_model, own_copies, trained_names, with_adapter_of, write_adapter
+from jobs.training.model.adapters import adapted, load_model, own_copies, trained_names, with_adapter_of, write_adapter
 from jobs.training.model.batch import Batch, model_logits
-from jobs.training.model.load import load_base, model_class, model_config, without_flash_attention
+from jobs.training.model.load import (
+    decays,
+    load_base,
+    model_class,
+    model_config,
+    parameter_groups,
+    without_flash_attention,
+)
 from tests.support import tiny
 from tests.support.cutstorage import changes
 
@@ -193,3 +200,37 @@ def test_a_router_that_returns_more_than_a_product_gets_no_adapter(tmp_path: pat
     adapted = {name.partition(".lora_")[0] for name, _ in model.named_parameters() if ".lora_" in name}
     assert adapted and not any("router" in name for name in adapted)
     assert model(input_ids=torch.tensor([[1, 2, 3, 4]])).logits.isfinite().all()
+
+
+def test_what_text_does_not_pass_through_gets_no_adapter_and_does_not_decay(tmp_path: pathlib.Path) -> None:
+    sizes = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Gemma3Config(
+        text_config={"hidden_size": 32, "num_key_value_heads": 1, "head_dim": 16, "vocab_size": 64, **sizes},
+        vision_config={"hidden_size": 16, "image_size": 8, "patch_size": 4, **sizes},
+        mm_tokens_per_image=4,
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    trained = {id(parameter): name for name, parameter in model.named_parameters()}
+    (decaying, others) = parameter_groups(model, 0.1)
+    names = {trained[id(parameter)] for parameter in decaying["params"]}
+    assert names and all(name.startswith("model.language_model.") for name in names)
+    assert sum(len(group["params"]) for group in (decaying, others)) == len(trained)
+    spec = tiny.spec_of(tmp_path, tmp_path / "model", tmp_path / "text.jsonl", data__packing=False, method="lora")
+    adapters = trained_names(adapted(spec, model, str(tmp_path)))
+    assert adapters and all(name.startswith("model.language_model.") for name in adapters)
+
+
+def test_norms_and_biases_do_not_decay_whatever_their_shape() -> None:
+    assert decays("model.layers.0.mlp.down_proj.weight", (4, 2)) and decays("model.abnormal.weight", (4, 2))
+    for name in ("q_norm.weight", "mlp.experts.gate_up_proj_bias", "relative_attention_bias.weight", "ln.LayerNorm.w"):
+        assert not decays(f"model.layers.0.{name}", (4, 2)), name
+    assert not decays("model.layers.0.gamma", (4,))
+
+
+def test_the_weights_that_mamba_reads_itself_get_no_adapter(tmp_path: pathlib.Path) -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(tiny_config("mamba"))
+    spec = tiny.spec_of(tmp_path, tmp_path / "model", tmp_path / "text.jsonl", data__packing=False, method="lora")
+    ends = {name.split(".")[-4] for name in trained_names(adapted(spec, model, str(tmp_path)))}
+    assert ends == {"in_proj", "x_proj"}

@@ -105,9 +105,9 @@ def take_out(name: str) -> None:
     os.environ.pop(name, None)
 
 
-def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...] | None:
+def visible_gpus() -> tuple[str, ...] | None:
     """Return the GPUs in CUDA_VISIBLE_DEVICES; None: it is not set."""
-    value = environ.get("CUDA_VISIBLE_DEVICES")
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
     return None if value is None else tuple(one.strip() for one in value.split(",") if one.strip())
 
 
@@ -123,14 +123,14 @@ def with_environment(added: Mapping[str, str]) -> dict[str, str]:
 _CA_FILE = "FLEETUNE_CA_FILE"
 
 
-def ca_file(environ: Mapping[str, str] = os.environ) -> str | None:
+def ca_file() -> str | None:
     """Return FLEETUNE_CA_FILE or SSL_CERT_FILE, the trusted CA certificates. None: those of this machine."""
-    return environ.get(_CA_FILE) or environ.get("SSL_CERT_FILE") or None
+    return os.environ.get(_CA_FILE) or os.environ.get("SSL_CERT_FILE") or None
 
 
-def ca_for_drivers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def ca_for_drivers() -> dict[str, str]:
     """Return the variable FLEETUNE_CA_FILE of a server, for the environment of its drivers."""
-    path = environ.get(_CA_FILE)
+    path = os.environ.get(_CA_FILE)
     return {_CA_FILE: os.path.abspath(path)} if path else {}
 
 
@@ -143,9 +143,9 @@ def fleetune_home(environ: Mapping[str, str] = os.environ) -> Path:
     return Path(environ.get("FLEETUNE_HOME") or "~/.fleetune").expanduser().absolute()
 
 
-def server_url(environ: Mapping[str, str] = os.environ) -> str | None:
+def server_url() -> str | None:
     """Return FLEETUNE_URL, the URL of the queue's server; None: it is not set."""
-    return environ.get("FLEETUNE_URL") or None
+    return os.environ.get("FLEETUNE_URL") or None
 
 
 def retention_days(environ: Mapping[str, str] = os.environ) -> float:
@@ -187,11 +187,11 @@ def server_token(environ: Mapping[str, str] = os.environ) -> str | None:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def server_secrets(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def server_secrets() -> dict[str, str]:
     """Return the secrets that a server may give to jobs: NAME for each variable FLEETUNE_SECRET_NAME."""
     return {
         name.removeprefix(SECRET_PREFIX): value
-        for name, value in environ.items()
+        for name, value in os.environ.items()
         if name.startswith(SECRET_PREFIX) and name != SECRET_PREFIX
     }
 
@@ -260,7 +260,7 @@ def ray_job(environ: Mapping[str, str] = os.environ) -> RayJob | None:
         return None
 
 
-def webhook_order(environ: Mapping[str, str] = os.environ) -> tuple[str, str] | None:
+def webhook_order() -> tuple[str, str] | None:
     """Read FLEETUNE_WEBHOOK_URL and FLEETUNE_WEBHOOK_BODY (JSON); None: one of them is not set."""
-    url, body = environ.get("FLEETUNE_WEBHOOK_URL"), environ.get("FLEETUNE_WEBHOOK_BODY")
+    url, body = os.environ.get("FLEETUNE_WEBHOOK_URL"), os.environ.get("FLEETUNE_WEBHOOK_BODY")
     return (url, body) if url and body else None

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cluster.capacity.gang import Gang
 from jobs.spec.queue import MOST_PRIORITY, VARIABLE
-from orchestrator.queue.records import Job
+from orchestrator.queue.records import Job, NodeOrder, Role
 from orchestrator.queue.retry import waits_s
 from orchestrator.queue.states import DesiredState, Reason, State
 from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS, MEMBERS_MAX_PRIORITY, Restrictions
@@ -26,7 +26,10 @@ API_VERSION: Final = "1"
 MOST_JOBS: Final = 10_000  # in one submission
 MOST_BYTES: Final = 64 << 20  # in the body of a submission
 MOST_PAGE: Final = 1000
+MONTH: Final = r"^[0-9]{4}-(0[1-9]|1[0-2])$"  # a month, as 2026-11
 NEWEST: Final = 2**63 - 1  # no job, change or event has a larger number
+
+Engine = Literal["ray", "local", "fake"]  # the backend that runs the workers of jobs
 
 
 class Request(BaseModel):
@@ -122,6 +125,13 @@ class JobView(Response):
 _IN_GANG = JobView.model_fields.keys() & {one.name for one in fields(Gang)}
 _OF_JOB = tuple(_IN_GANG | (JobView.model_fields.keys() & {one.name for one in fields(Job)}))
 _values = attrgetter(*(f"gang.{name}" if name in _IN_GANG else name for name in _OF_JOB))
+
+
+def exit_code_of(state: State, reason: Reason) -> int | None:
+    """Return the exit code of a program that has waited for a job; None: the job has not ended."""
+    if state is State.FAILED and reason is Reason.BAD_INPUT:
+        return 2
+    return {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 130}.get(state)
 
 
 class JobPage(Response):
@@ -254,7 +264,7 @@ class Nodes(Response):
 class NodeOrderSent(Request):
     """`deadline_s`: of a drain, in seconds from now; after that, non-preemptible jobs are stopped too."""
 
-    order: Literal["use", "cordon", "drain"]
+    order: NodeOrder
     reason: str = Field("", max_length=500)
     deadline_s: float | None = Field(None, ge=0.0, le=366 * 86400.0)
 
@@ -323,7 +333,7 @@ class Usage(Response):
 
 class TokenSent(Request):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")
-    role: Literal["admin", "member", "viewer"]
+    role: Role
     tenant: str | None = Field(None, min_length=1, max_length=100)
     lifetime_s: float | None = Field(None, gt=0.0, le=1e10, description="After that it is refused; null: never.")
 
@@ -364,7 +374,7 @@ class Server(Response):
     api: str
     leads: bool
     leader_url: str | None
-    engine: Literal["ray", "local", "fake"]
+    engine: Engine
     machine: str
     shared: tuple[str, ...] = Field(description="Folders that all machines see.")
     retention_days: float | None = Field(None, description="How long after their end jobs are kept; null: for ever.")

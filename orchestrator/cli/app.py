@@ -16,7 +16,7 @@ from typer.completion import completion_init  # type: ignore[attr-defined]
 from cluster.errors import InputError
 from jobs.comparison.checking import checked_methods
 from jobs.drivers.finetune.begin import load_work
-from jobs.preflight.validate import Validated, no_gpu_here, validate_command
+from jobs.preflight.validate import CheckedCommand, Validated, no_gpu_here, validate_command
 from jobs.preflight.validate import validate as check
 from jobs.run import summary as run_list
 from jobs.run.find import storage_root
@@ -61,7 +61,6 @@ from orchestrator.cli.run_argument import check_not_queued, run_meant, run_to_st
 from orchestrator.cli.run_here import ProgressWithRoot, as_ray_job, run_comparison_here, run_sweep_here
 from orchestrator.client.spec_names import Named, place_errors
 from orchestrator.pages import show as text
-from orchestrator.pages.tables import table
 
 app = command_group(
     name="fleetune",
@@ -179,7 +178,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     typer.echo(text.validated_page(facts, found, no_gpu_here(loaded)))
 
 
-def _checks_json(found: Validated, plan: dict[str, str], spec: Spec) -> dict[str, Any]:
+def _checks_json(found: Validated | CheckedCommand, plan: dict[str, str], spec: Spec | CommandSpec) -> dict[str, Any]:
     return {**dataclasses.asdict(found), "plan": plan, "spec": spec.model_dump(mode="json")}
 
 
@@ -190,13 +189,7 @@ def _validate_command(spec: CommandSpec, as_json: bool) -> None:
     facts = {"command": shlex.join(spec.command), "workers": f"{gang.num_workers} x ({each})"}
     facts |= {"env": ", ".join(spec.env)} if spec.env else {}
     facts |= {"after": ", ".join(spec.queue.after)} if spec.queue.after else {}
-    if as_json:
-        typer.echo(json.dumps({**dataclasses.asdict(found), "plan": facts, "spec": spec.model_dump(mode="json")}))
-        return
-    lines = [f"checked      {one}" for one in found.looked_at]
-    lines += [f"not checked  {one}" for one in found.not_looked_at]
-    lines += [f"warning: {one}" for one in found.warnings]
-    typer.echo("\n".join([table(facts.items()), *lines, "ok: the checks found no problem"]))
+    typer.echo(json.dumps(_checks_json(found, facts, spec)) if as_json else text.validated_page(facts, found))
 
 
 def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:

@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 
 from cluster.text import compact, duration, first_line, long_duration, many, when_written
 from jobs.planning import plan_batching
-from jobs.preflight.validate import Validated
+from jobs.preflight.validate import CheckedCommand, Validated
 from jobs.run.metric_names import format_trade, general_increase, metric_items
 from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
@@ -100,7 +100,7 @@ def _format_method(spec: Spec) -> str:
     return "full fine-tuning"
 
 
-def validated_page(facts: Mapping[str, str], found: Validated, gpu_note: str | None) -> str:
+def validated_page(facts: Mapping[str, str], found: Validated | CheckedCommand, gpu_note: str | None = None) -> str:
     """Format the output of `fleetune validate` for a valid spec.
 
     Args:

@@ -18,7 +18,7 @@ from jobs.run.paths import JobPaths, new_run_name
 from jobs.spec.references import run_named
 from orchestrator.controller.drivers import LaunchOf
 from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, added, dumped, loaded
-from orchestrator.queue.errors import AttemptOver, NotYourAttempt, OtherQueue, QueueError, StoreBroken, UnknownJob
+from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, StoreBroken, UnknownJob
 from orchestrator.queue.node_rules import taken_by_ray
 from orchestrator.queue.records import Job, Measured, QueueEvent, environment_of, ray_submission_of
 from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
@@ -65,11 +65,7 @@ def check_attempt(context: ServiceContext, token: str, message: Register | Beat)
         OtherQueue: the driver belongs to another queue (409).
         NotYourAttempt: the token does not belong to the attempt that the message names (401).
     """
-    if message.queue and message.queue != context.queue:
-        raise OtherQueue(
-            f"the driver of {message.job_id} belongs to queue {message.queue}, and this server keeps another one. "
-            "Start the server with the store of that queue, or give drivers the right --url"
-        )
+    context.check_queue(message.queue, f"the driver of {message.job_id}")
     if not context.driver_key.fits(token, message.job_id, message.attempt):
         raise NotYourAttempt(
             f"this token is not of attempt {message.attempt} of {message.job_id}: a driver shows the "
@@ -224,9 +220,9 @@ def _secrets(context: ServiceContext, job: Job, spec: dict[str, Any]) -> dict[st
     names = (spec.get("queue") or {}).get("secrets") or ()
     if not names:
         return {}
-    tenant = next(one for one in context.store.tenants() if one.name == job.tenant)
-    if any((row.table, row.name) == ("tenant", tenant.name) for row in context.store.unreadable()):
-        raise StoreBroken(f"the settings of tenant {tenant.name!r} cannot be read, so its secrets are not known")
+    tenant = context.tenant(job.tenant)
+    if tenant is None or any((row.table, row.name) == ("tenant", tenant.name) for row in context.store.unreadable()):
+        raise StoreBroken(f"the settings of tenant {job.tenant!r} cannot be read, so its secrets are not known")
     for wrong in wrong_secrets(names, tenant, context.secrets):
         raise wrong
     return {name: context.secrets[name] for name in names}

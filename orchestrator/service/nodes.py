@@ -48,7 +48,7 @@ def order(context: ServiceContext, node_id: str, sent: NodeOrderSent, caller: Ca
     if node_id not in known:
         some = f": there are {', '.join(known[:20])}" if known else ": there are none"
         raise UnknownNode(f"there is no node {node_id!r}{did_you_mean(node_id, known) or some}")
-    now_s, what = context.clock.now_s(), NodeOrder(sent.order)
+    now_s, what = context.clock.now_s(), sent.order
     if sent.deadline_s is not None and what is not NodeOrder.DRAIN:
         raise QueueError(f"deadline_s goes with the order drain, and this one is {what}: leave it out")
     deadline_s = None if sent.deadline_s is None else now_s + sent.deadline_s

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final
-
 from cluster.text import many
 from jobs.drivers.link.messages import Looked
+from orchestrator.api import exit_code_of
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, ray_submission_of
-from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import logs
-
-_EXIT_CODES: Final[Mapping[State, int]] = {State.SUCCEEDED: 0, State.FAILED: 1, State.CANCELLED: 130}
-_BAD_INPUT: Final = 2
 
 
 class TooManyGuests(QueueError):
@@ -45,7 +39,7 @@ def look(context: ServiceContext, job: Job, attempt: int, after: int) -> Looked:
         BackendUnreachable: the output cannot be read at the moment.
     """
     attempt, after = (attempt, after) if attempt else (min(job.attempt, 1), 0)
-    exit_code = exit_code_of(job)
+    exit_code = exit_code_of(job.state, job.reason)
     if not attempt:
         return Looked(exit_code=exit_code)
     part = logs.part(context, job, f"{logs.OUTPUT}-{min(attempt, job.attempt)}", after)
@@ -59,10 +53,3 @@ def look(context: ServiceContext, job: Job, attempt: int, after: int) -> Looked:
         more=not is_all,
         exit_code=exit_code if part.ended else None,
     )
-
-
-def exit_code_of(job: Job) -> int | None:
-    """Return the exit code of the program for the end of its job; None: the job has not ended."""
-    if job.state not in ENDED:
-        return None
-    return _BAD_INPUT if job.state is State.FAILED and job.reason is Reason.BAD_INPUT else _EXIT_CODES[job.state]

@@ -35,7 +35,7 @@ def put(context: ServiceContext, name: str, sent: TenantSent, by: str = ANYBODY.
     """
     check_name(name)
     store, now_s = context.store, context.clock.now_s()
-    before = next((one for one in store.tenants() if one.name == name), None)
+    before = context.tenant(name)
     restrictions = before.restrictions if before is not None else DEFAULT_RESTRICTIONS
     if sent.restrictions is not None:
         restrictions = _restrictions(sent.restrictions)

@@ -6,7 +6,7 @@ import hashlib
 import secrets
 from typing import Final
 
-from cluster.text import did_you_mean, format_time
+from cluster.text import format_time
 from orchestrator import api
 from orchestrator.queue.errors import QueueError, UnknownTenant
 from orchestrator.queue.records import QueueEvent, Role, Token
@@ -74,9 +74,8 @@ def _check(store: Store, role: Role, tenant: str | None, now_s: float) -> None:
             "a member belongs to a tenant: say to which with --tenant NAME. `fleetune tenants` lists them, and "
             "`fleetune tenants set NAME` creates one"
         )
-    if tenant is not None and tenant not in {one.name for one in store.tenants()}:
-        hint = did_you_mean(tenant, [one.name for one in store.tenants()])
-        raise UnknownTenant(f"there is no tenant {tenant!r}{hint or f': fleetune tenants set {tenant} makes it'}")
+    if tenant is not None and tenant not in (known := {one.name for one in store.tenants()}):
+        raise UnknownTenant.among(tenant, known)
     if role is not Role.ADMIN and not has_admin(store, now_s):
         raise LastAdmin("the first token must be an admin's: once a token exists, every request needs one")
 

@@ -11,14 +11,13 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from orchestrator.api import Usage, UsageRow
+from orchestrator.api import MONTH, Usage, UsageRow
 from orchestrator.queue.clock import Clock
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.months import MonthTotal, month_around, month_of, utc
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
 
-_MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 _HOUR_S = 3600.0
 
 
@@ -36,10 +35,9 @@ def rows_of(totals: Iterable[MonthTotal]) -> tuple[UsageRow, ...]:
 
 def month_begins_s(month: str) -> float:
     """Return the begin of a month in seconds since 1970. Raises QueueError if it is not a month."""
-    match = _MONTH.fullmatch(month)
-    if match is None or match[1] == "0000":
+    if not re.fullmatch(MONTH, month) or month.startswith("0000"):
         raise QueueError(f"{month[:40]!r} is no month: write it as 2026-11")
-    return datetime.datetime(int(match[1]), int(match[2]), 1, tzinfo=datetime.UTC).timestamp()
+    return datetime.datetime(int(month[:4]), int(month[5:]), 1, tzinfo=datetime.UTC).timestamp()
 
 
 class UsageMonths:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated, Literal
+from typing import Annotated
 from urllib.parse import quote
 
 import typer
@@ -14,6 +14,7 @@ from orchestrator.cli.completion import ANY, node_ids, tenant_names
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Json, OneTenant, Url, connected, duration_s, width
 from orchestrator.cli.output import exit_on_error, json_list
+from orchestrator.queue.records import NodeOrder
 from orchestrator.queue.tenants import check_name
 
 NodeIds = Annotated[
@@ -39,12 +40,12 @@ def nodes(json_: Json = False, url: Url = None) -> None:
 
 def cordon(nodes: NodeIds, reason: WhyNode = "", json_: Json = False, url: Url = None) -> None:
     """Start no new jobs on nodes. Running jobs continue."""
-    _order(nodes, "cordon", reason, json_, url)
+    _order(nodes, NodeOrder.CORDON, reason, json_, url)
 
 
 def uncordon(nodes: NodeIds, json_: Json = False, url: Url = None) -> None:
     """Use nodes again, after cordon or drain."""
-    _order(nodes, "use", "", json_, url)
+    _order(nodes, NodeOrder.USE, "", json_, url)
 
 
 def drain(
@@ -68,12 +69,12 @@ def drain(
     """
     if stop_all and deadline is not None:
         raise InputError("--deadline and --stop-all exclude each other: give one of them")
-    _order(nodes, "drain", reason, json_, url, "0s" if stop_all else deadline)
+    _order(nodes, NodeOrder.DRAIN, reason, json_, url, "0s" if stop_all else deadline)
 
 
 def _order(
     given: list[str],
-    order: Literal["use", "cordon", "drain"],
+    order: NodeOrder,
     reason: str,
     as_json: bool,
     url: str | None,
@@ -196,11 +197,11 @@ def usage(
 ) -> None:
     """Show the GPU-hours of tenants, by month."""
     with connected(url) as server:
-        from orchestrator.api import Usage
+        from orchestrator.api import MONTH, Usage
         from orchestrator.client.lookup import find_tenant
         from orchestrator.pages.cluster import usage_page
 
-        if month is not None and not re.fullmatch(r"[0-9]{4}-(0[1-9]|1[0-2])", month):
+        if month is not None and not re.fullmatch(MONTH, month):
             raise InputError(f"--month {month!r} is not a month: write it as in 2026-11")
         whose = None if tenant is None else find_tenant(server, tenant)
         told = server.get("/v1/usage", Usage, {"month": month, "tenant": whose})

@@ -10,7 +10,6 @@ import typer
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import Json, Set, Url, connected
 from orchestrator.cli.output import json_list
-from orchestrator.queue.states import Reason, State
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -95,11 +94,7 @@ def _say(text: str) -> None:
 
 def _exit_code(jobs: list[JobView]) -> int:
     """Return the exit code of the worst result."""
+    from orchestrator.api import exit_code_of
 
-    def code(job: JobView) -> int:
-        if job.state is State.FAILED:
-            return 2 if job.reason is Reason.BAD_INPUT else 1
-        return 130 if job.state is State.CANCELLED else 0
-
-    codes = {code(job) for job in jobs}
+    codes = {exit_code_of(job.state, job.reason) for job in jobs}
     return next((one for one in (2, 1, 130) if one in codes), 0)

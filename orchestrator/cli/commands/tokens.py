@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import quote
 
 import typer
@@ -19,6 +19,7 @@ from orchestrator.cli import completion as completing
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Json, Url, connected, duration_s
 from orchestrator.cli.output import json_list
+from orchestrator.queue.records import Role
 
 if TYPE_CHECKING:
     from orchestrator.api import TokenSent, TokenView
@@ -46,9 +47,7 @@ app = command_group(
 @app.command(epilog="Example:  fleetune tokens add anna --role member --tenant vision")
 def add(
     name: TokenName,
-    role: Annotated[
-        Literal["admin", "member", "viewer"], typer.Option("--role", help="What the token permits.")
-    ] = "member",
+    role: Annotated[Role, typer.Option("--role", help="What the token permits.")] = Role.MEMBER,
     tenant: Annotated[
         str | None,
         typer.Option("--tenant", metavar="T", help="Tenant of a member.", autocompletion=completing.tenant_names),
@@ -73,7 +72,7 @@ def add(
         if wrong == "tenant":
             raise InputError(f"--tenant {tenant!r} cannot be a tenant's name: `fleetune tenants` lists them") from error
         raise InputError(f"{name!r} cannot be a token's name: use letters, digits, '.', '_', '@', '-'") from error
-    first = role == "admin" and not any(one.revoked_s is None for one in _listed(store, url, new=True))
+    first = role is Role.ADMIN and not any(one.revoked_s is None for one in _listed(store, url, new=True))
     made = NewToken(name=name, token=_added(sent, store, url))
     if first:
         typer.echo(_FIRST, err=True)
@@ -124,10 +123,9 @@ def _added(sent: TokenSent, store: str | None, url: str | None) -> str:
         with connected(url) as connection:
             return connection.post("/v1/tokens", NewToken, sent).token
     with _opened(store, new=True) as opened:
-        from orchestrator.queue.records import Role
         from orchestrator.service.tokens import add
 
-        return add(opened, sent.name, Role(sent.role), sent.tenant, time.time(), _BY, sent.lifetime_s)
+        return add(opened, sent.name, sent.role, sent.tenant, time.time(), _BY, sent.lifetime_s)
 
 
 def _listed(store: str | None, url: str | None, new: bool = False) -> list[TokenView]:

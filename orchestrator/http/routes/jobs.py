@@ -19,7 +19,6 @@ from orchestrator.queue.errors import UnknownJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change, Filter, SubmissionKey
-from orchestrator.queue.tenants import Tenant
 from orchestrator.service.admission import limits
 from orchestrator.service.admission.admit import admit
 from orchestrator.service.admission.clients import check_client
@@ -191,11 +190,7 @@ def _asking(router: APIRouter, serving: Serving) -> None:
         "/jobs/{job_id}/priority", **documented(api.JobView, "Change the priority of a job", 404, 409, 415, 422)
     )
     def priority(job_id: JobId, sent: api.Priority, caller: Writer) -> Response:
-        tenant = _tenant(serving, serving.job(job_id, caller))
+        tenant = serving.context.tenant(serving.job(job_id, caller).tenant)
         if tenant is not None:
             limits.check_priority(sent.priority, tenant, caller)
         return asked(job_id, caller, Change(priority=sent.priority))
-
-
-def _tenant(serving: Serving, job: Job) -> Tenant | None:
-    return next((one for one in serving.store.tenants() if one.name == job.tenant), None)

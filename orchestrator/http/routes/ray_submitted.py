@@ -11,14 +11,16 @@ from starlette.responses import Response
 from jobs.drivers.link.messages import Join, Joined, Look, Looked
 from orchestrator.http.routes.jobs import digest_of, submitted
 from orchestrator.http.routing import Asker, Serving, Slow, Writer, answer, documented, new_router
-from orchestrator.queue.errors import OtherQueue, QueueError
+from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, client_of
 from orchestrator.queue.states import ENDED, State
 from orchestrator.queue.store import SubmissionKey
 from orchestrator.service.context.caller import Caller
-from orchestrator.service.context.identity import queue_id, tokens_of
+from orchestrator.service.context.identity import tokens_of
 from orchestrator.service.observability.state_text import describe_ended
 from orchestrator.service.ray_submitted import check_room, look
+
+_WHO = "a program of `ray job submit`"
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -36,7 +38,7 @@ def routes(serving: Serving) -> APIRouter:
         return answer(Joined(job_id=await one_by_one.run(lambda: joined(sent, caller))), 201)
 
     def joined(sent: Join, caller: Caller) -> str:
-        _check_queue(serving, sent.queue)
+        context.check_queue(sent.queue, _WHO)
         if context.engine == "local" or sent.spec.get("kind", "finetune") == "command":
             raise QueueError(
                 "a job that comes through `ray job submit` must be a training job for the Ray cluster of this queue. "
@@ -56,7 +58,7 @@ def routes(serving: Serving) -> APIRouter:
     )
     async def looked(sent: Look, caller: Asker) -> Response:
         def read() -> Looked:
-            _check_queue(serving, sent.queue)
+            context.check_queue(sent.queue, _WHO)
             job = serving.job(sent.job_id, caller)
             told = look(context, job, sent.attempt, sent.after)
             scrub = serving.scrub.and_also(tokens_of(serving.context.driver_key, job))
@@ -66,12 +68,6 @@ def routes(serving: Serving) -> APIRouter:
         return answer(await serving.slow.run(read))
 
     return router
-
-
-def _check_queue(serving: Serving, queue: str) -> None:
-    """Raise OtherQueue if the request names another queue. Raises StoreBroken."""
-    if queue and queue != queue_id(serving.store):
-        raise OtherQueue("this server keeps another queue than the one that the request names")
 
 
 def _describe(serving: Serving, job: Job, caller: Caller) -> str:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from starlette.responses import Response
 
 from orchestrator import api
-from orchestrator.http.routing import Admin, Asker, Serving, answer, documented, new_router
+from orchestrator.http.routing import Admin, Asker, Name, Serving, answer, documented, new_router
 from orchestrator.service import tenants as service
-
-TenantName = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,99}$")]
 
 
 def routes(serving: Serving) -> APIRouter:
@@ -25,7 +23,7 @@ def routes(serving: Serving) -> APIRouter:
     @router.put(
         "/tenants/{tenant}", **documented(api.TenantView, "Make a tenant, or change all of its settings", 400, 415, 422)
     )
-    def put(tenant: TenantName, sent: api.TenantSent, caller: Admin) -> Response:
+    def put(tenant: Name, sent: api.TenantSent, caller: Admin) -> Response:
         found = service.put(serving.context, tenant, sent, caller.name)
         serving.wake()
         return answer(found)
@@ -36,7 +34,7 @@ def routes(serving: Serving) -> APIRouter:
     )
     async def usage(
         caller: Asker,
-        month: Annotated[str | None, Query(pattern=r"^[0-9]{4}-(0[1-9]|1[0-2])$", description="As 2026-11.")] = None,
+        month: Annotated[str | None, Query(pattern=api.MONTH, description="As 2026-11.")] = None,
         tenant: Annotated[str | None, Query(min_length=1, max_length=100)] = None,
     ) -> Response:
         if not caller.may_look(tenant):

@@ -7,7 +7,6 @@ from starlette.responses import Response
 
 from orchestrator import api
 from orchestrator.http.routing import Admin, Name, Serving, answer, documented, new_router
-from orchestrator.queue.records import Role
 from orchestrator.service import tokens as service
 
 
@@ -24,8 +23,8 @@ def routes(serving: Serving) -> APIRouter:
         **documented(api.NewToken, "Make a token; it is shown here only", 400, 404, 409, 415, 422),
     )
     def make(sent: api.TokenSent, caller: Admin) -> Response:
-        now_s, role = serving.now_s(), Role(sent.role)
-        token = service.add(serving.store, sent.name, role, sent.tenant, now_s, caller.name, sent.lifetime_s)
+        now_s = serving.now_s()
+        token = service.add(serving.store, sent.name, sent.role, sent.tenant, now_s, caller.name, sent.lifetime_s)
         serving.tokens.forget()
         return answer(api.NewToken(name=sent.name, token=token), 201)
 

@@ -41,7 +41,7 @@ def follow_up(context: ServiceContext) -> int:
 
 def _submit(context: ServiceContext, job: Job) -> None:
     new = follower(job, json.loads(context.store.spec(job.job_id)), context.python)
-    tenant = next((one for one in context.store.tenants() if one.name == job.tenant), None)
+    tenant = context.tenant(job.tenant)
     if tenant is not None:
         new = replace(new, max_runtime_s=tenant.restrictions.max_runtime_s)
     # `changed` identifies this end: a job that is retried ends once more.

@@ -1,4 +1,4 @@
 """The context of the service: the caller, heartbeats, identity and a cache of the machines.
 
-May import `queue`, `scheduling`, `cluster.backend` and `cluster.capacity`. Start with `context`.
+May import `api`, `queue`, `scheduling`, `cluster.backend` and `cluster.capacity`. Start with `context`.
 """

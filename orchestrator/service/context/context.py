@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final
 
 from cluster.backend import Backend
+from orchestrator.api import Engine as Engine
 from orchestrator.queue.clock import Clock
+from orchestrator.queue.errors import OtherQueue
 from orchestrator.queue.store import Store
+from orchestrator.queue.tenants import Tenant
 from orchestrator.scheduling.policy import DEFAULT, Policy
 from orchestrator.service.context.heartbeats import Heartbeats
 from orchestrator.service.context.identity import DriverKey
@@ -17,7 +20,6 @@ from orchestrator.service.context.inventory_cache import InventoryCache
 from orchestrator.service.usage import UsageMonths
 
 MOST_RAY_SUBMITTED: Final = 250  # each program and Ray's supervisor of it hold about 130 MB of memory on the head
-Engine = Literal["ray", "local", "fake"]
 
 
 @dataclass
@@ -68,6 +70,25 @@ class ServiceContext:
         """Whether the workers see all files of the server, as far as is known now."""
         known = self.machines.last_known() if self.one_machine and self.engine == "ray" else None
         return self.one_machine and (known is None or len(known.nodes) <= 1)
+
+    def tenant(self, name: str) -> Tenant | None:
+        """Return the tenant of this name, if there is one. Raises StoreBroken."""
+        return next((one for one in self.store.tenants() if one.name == name), None)
+
+    def check_queue(self, queue: str, who: str) -> None:
+        """Check that a message is for this queue; '': its sender names none.
+
+        Args:
+            who: the sender, for the message of the error.
+
+        Raises:
+            OtherQueue: the sender belongs to another queue (409).
+        """
+        if queue and queue != self.queue:
+            raise OtherQueue(
+                f"{who} belongs to queue {queue}, and this server keeps another one. Start the server with the store "
+                "of that queue, or give drivers the right --url"
+            )
 
     def close(self) -> None:
         """Write pending reports. The store and the backend stay open."""

@@ -34,7 +34,7 @@ def sources(context: ServiceContext, job: Job) -> LogSources:
     """
     outputs = [OUTPUT] if job.attempt else []
     outputs += [f"{OUTPUT}-{attempt}" for attempt in range(1, job.attempt)]
-    files = RunFiles.of(context.store, job)
+    files = RunFiles.of(context, job)
     found = _logs(files)
     failed = _log_of_failed_rank(files) if files is not None and job.state is State.FAILED else None
     return LogSources(sources=(*outputs, *found), failed=failed if failed in found else None)
@@ -61,7 +61,7 @@ def part(context: ServiceContext, job: Job, source: str, after: int) -> LogPart:
 
 def metrics(context: ServiceContext, job: Job, after: int) -> MetricsPart:
     """Return up to 1,000 records, from number `after` on. A command has none. Raises StorageError."""
-    files = RunFiles.of(context.store, job)
+    files = RunFiles.of(context, job)
     found = records(files, max(after, 0)) if files is not None else ()
     return MetricsPart(records=found, next=max(after, 0) + len(found))
 
@@ -93,7 +93,7 @@ def _log_of_failed_rank(files: RunFiles) -> str | None:
 
 def _run_with(context: ServiceContext, job: Job, source: str) -> RunFiles:
     """Return the run if its folder lists this log. No other file is ever read. Raises UnknownSource."""
-    files = RunFiles.of(context.store, job)
+    files = RunFiles.of(context, job)
     known = _logs(files)
     if source not in known or files is None:
         some = did_you_mean(source, known) or f": there are {', '.join([OUTPUT, *known][:20])}"

@@ -6,7 +6,6 @@ Records of metrics are read by number. Sizes of their parts are cached, so that 
 from __future__ import annotations
 
 import errno
-import math
 import os
 import threading
 from collections import OrderedDict
@@ -20,7 +19,7 @@ from jobs.storage import files as storage
 from jobs.storage import journal
 from jobs.storage import without_links as beneath
 from orchestrator.queue.records import Job
-from orchestrator.queue.store import Store
+from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.roots import check_run, root_of
 
 FOLDER = "metrics"
@@ -47,14 +46,14 @@ class RunFiles:
     base: str
 
     @classmethod
-    def of(cls, store: Store, job: Job) -> RunFiles | None:
+    def of(cls, context: ServiceContext, job: Job) -> RunFiles | None:
         """Return the files of a job's run; None: it has no run.
 
         Raises QueueError: the run is outside of the tenant's roots.
         """
         if job.run is None:
             return None
-        tenant = next((tenant for tenant in store.tenants() if tenant.name == job.tenant), None)
+        tenant = context.tenant(job.tenant)
         roots = tenant.restrictions.roots if tenant is not None else None
         check_run(job.job_id, job.run, roots)
         return cls.at(job.run, roots)
@@ -112,7 +111,7 @@ def _error_of(what: str, path: str, error: OSError) -> StorageError:
 
 
 def records(files: RunFiles, after: int) -> tuple[dict[str, Any], ...]:
-    """Return records from number `after` on. Numbers that are not finite become None. Raises StorageError."""
+    """Return records from number `after` on. Numbers in them may be not finite. Raises StorageError."""
     found: list[dict[str, Any]] = []
     skip = after
     for part in filter(journal.is_part, files.names(FOLDER)):
@@ -125,7 +124,7 @@ def records(files: RunFiles, after: int) -> tuple[dict[str, Any], ...]:
         skip = max(skip - len(content), 0)
         if len(found) >= MOST_RECORDS:
             break
-    return tuple(_finite(one) for one in found[:MOST_RECORDS])
+    return tuple(found[:MOST_RECORDS])
 
 
 def _read(files: RunFiles, part: str) -> list[dict[str, Any]]:
@@ -147,11 +146,3 @@ def _read(files: RunFiles, part: str) -> list[dict[str, Any]]:
 def _known(run: str, part: str) -> int | None:
     with _lock:
         return _sizes.get((run, part))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _finite(one) for name, one in value.items()}
-    return [_finite(one) for one in value] if isinstance(value, list) else value

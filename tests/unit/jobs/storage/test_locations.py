@@ -156,8 +156,8 @@ def test_a_path_outside_of_the_roots_is_refused_with_the_roots() -> None:
 
 def test_a_run_in_the_store_from_before_the_allowlist_is_not_read(tmp_path: Path) -> None:
     class NoTenants:
-        def tenants(self) -> list[Any]:
-            return []
+        def tenant(self, name: str) -> None:
+            return None
 
     for run in (f"local://{tmp_path}", f"simplecache::file://{tmp_path}", "http://127.0.0.1:9/run", "memory://run"):
         with pytest.raises(StorageError):

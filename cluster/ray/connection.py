@@ -37,10 +37,12 @@ THIS_MACHINE = "local"
 _PUT_BACK_S = 0.01  # how often the handler of SIGTERM is put back while Ray starts and ends
 _IMPORTED_WITHIN_S = 10.0  # after an exception, which may have left a lock that the imports need
 NODE_LABEL = "ray.io/node-id"  # a label that every node has
-# A local Ray shares the machine's cores with the training. These settings switch off services that are not needed.
+# A local Ray shares the machine's cores with the training. These settings switch off services that are not needed,
+# and give workers the priority that they would have under torchrun.
 QUIET_LOCAL_RAY = {
     "RAY_num_workers_soft_limit": "0",  # keep no idle workers
     "RAY_prestart_worker_first_driver": "0",  # start none in advance either; Ray would start one for each CPU
+    "RAY_worker_niceness": "0",  # Ray's default is 15: with any other program on the machine, a training hardly runs
     "REPORTER_UPDATE_INTERVAL_MS": "60000",  # there is no dashboard to report to
 }
 

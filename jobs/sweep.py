@@ -14,7 +14,7 @@ from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.ray_submitted import host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import no_gpu_here, validate
-from jobs.run.events import Announcer
+from jobs.run.events import Announcer, repeatedly
 from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
@@ -23,6 +23,8 @@ from jobs.search.rules.checking import check_sweep, check_sweep_resumable, check
 from jobs.search.rules.spec_text import format_prior, format_space
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
+
+_LOOK_EVERY_S = 1.0  # for the file of `fleetune stop`; each look asks the storage
 
 
 def run_sweep(
@@ -80,7 +82,7 @@ def run_sweep(
 
                 return drive_sweep(sweep, paths, address, announce, progress, held, assignment)
 
-        with stop or StopRequest() as held:
+        with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
             outcome = concluded(paths, drive, announce)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome

@@ -28,7 +28,7 @@ from jobs.run.attempts import newest_start
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths, new_run_name
-from jobs.run.remedies import MACHINE, RemedyReport, read_remedies, trouble_rows, troubles_of
+from jobs.run.remedies import MACHINE, RemedyReport, Trouble, read_remedies, trouble_rows, troubles_of
 from jobs.run.run_plan import FIRST_STEPS, PlanCheck, check_of, read_plan
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
@@ -100,13 +100,29 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer
         action, effect = "the attempt ends", "a queue starts another one; by hand, use --resume"
         report = RemedyReport(MACHINE, outcome.reason or "a machine or the storage has failed", action, effect)
         report.tell(announce, f"{action}: {effect}", step=outcome.step)
-    with contextlib.suppress(StorageError, ValueError):  # a newer release may have written the files
-        outcome = outcome.model_copy(update={"remedies": read_remedies(paths)})
-        outcome = outcome.model_copy(update={"plan": read_check(paths)})
-        announce.flush()
-        outcome = outcome.model_copy(update={"troubles": troubles_of(read_journal(paths.events))})
+    outcome = outcome.model_copy(update=_stored_facts(paths, announce))
     write_outcome(paths, outcome)
     return outcome
+
+
+def _stored_facts(paths: JobPaths, announce: Announcer) -> dict[str, Any]:
+    """Return what the run's files add to its outcome, by fields. What cannot be read is left out."""
+
+    def troubles() -> tuple[Trouble, ...]:
+        announce.flush()
+        return troubles_of(read_journal(paths.events))
+
+    readers: dict[str, Callable[[], object]] = {
+        "remedies": lambda: read_remedies(paths),
+        "plan": lambda: read_check(paths),
+        "troubles": troubles,
+    }
+    facts: dict[str, Any] = {}
+    for field, read in readers.items():
+        # A newer release may have written the file, or it is damaged.
+        with contextlib.suppress(StorageError, ValueError, LookupError, TypeError):
+            facts[field] = read()
+    return facts
 
 
 def last_record(paths: JobPaths) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from jobs.preflight.run_plan import (
     with_fields,
     with_planned_fields,
 )
+from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome, Status, read_outcome, write_outcome
@@ -273,7 +274,8 @@ def concluded_sweep(search: Search) -> Outcome:
     model = before.model_path if before is not None else None
     if ledger.sweep.then == "export" and model is None:
         search.announce("phase", f"exporting the model of trial {best.number}", phase="export")
-        task = GangTask(action="export", run=best.paths.root, spec=best.spec, driver=best.driver)
+        holder = best.driver or take_run(best.paths)  # an earlier driver trained it, and its workers may still live
+        task = GangTask(action="export", run=best.paths.root, spec=best.spec, driver=holder)
         answer = search.carried_out(task)
         if answer.status != "exported":
             raise RunFailed(f"the model of trial {best.number} could not be exported: {answer.reason}")

@@ -33,7 +33,7 @@ from jobs.spec.remedies import Forgetting
 from jobs.storage import files as storage
 
 FINAL: Final = "final"
-_LOOK_EVERY_S = 1.0  # for requests; each look asks the storage
+_LOOK_EVERY_S = 1.0  # for requests for a checkpoint; each look asks the storage
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriv
     """Train the final run, or raise any error of `trained`."""
     driver_id, size = take_run(paths), spec.resources.num_workers
     places = None if driver.places is None else driver.places[:size]
-    watch, stop = _FinalWatch(driver.paths, paths, driver.progress, driver.stop), driver.stop
+    watch, stop = _FinalWatch(driver.paths, paths, driver.progress), driver.stop
     if stop.asked or storage.exists(driver.paths.stop_request):
         raise Interrupted("stopped on request before the first step")
     with stop.raising():
@@ -131,18 +131,17 @@ def _trained(spec: Spec, paths: JobPaths, announce: Announcer, driver: SweepDriv
 
 
 class _FinalWatch(Watch):
-    """Shows new events of the final run. Once a second, passes requests for the sweep on to it."""
+    """Shows new events of the final run. Once a second, passes requests for a checkpoint of the sweep on to it."""
 
-    def __init__(self, sweep: JobPaths, final: JobPaths, progress: Progress, stop: StopRequest) -> None:
+    def __init__(self, sweep: JobPaths, final: JobPaths, progress: Progress) -> None:
         super().__init__(final, progress)
-        self._sweep, self._final, self._stop = sweep, final, stop
+        self._sweep, self._final = sweep, final
         self._looked_s = time.monotonic()
 
     def look(self) -> None:
         super().look()
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
-            self._stop.look_for_file(self._sweep)
             pass_on_save_request(self._sweep, [self._final])
 
 

@@ -40,7 +40,7 @@ from jobs.storage.journal import JournalReader
 from jobs.training.mailbox import Answer, GangTask, TrialMailbox
 
 _POLL_S = 0.05
-_LOOK_EVERY_S = 1.0  # for requests and changes; each look asks the storage
+_LOOK_EVERY_S = 1.0  # for changes; each look asks the storage
 _NODES_EVERY, _STEPS_EVERY = 5, 20  # looks after which nodes are looked at, and after which steps are announced
 _MAX_LOST_GANGS = 3  # lost gangs under one trial, after which the trial has failed
 _TUNE_ENDS_WITHIN_S = 5.0
@@ -73,7 +73,7 @@ class Search:
         self._seen: set[str] = set()
         self._serving: list[threading.Thread] = []
         self._answered_lock = threading.Lock()
-        self._began_s = self._looked_for_stop_s = time.monotonic()
+        self._began_s = time.monotonic()
         self._looked_s, self._looks = -math.inf, 0  # looks at once: Tune must not end before a change that waits
         self._steps_before = steps_done(ledger)
         self._changes = Changes(paths)
@@ -175,10 +175,6 @@ class Search:
         self._failed = self._failed or MachinesFailed(said)
 
     def asked_to_stop(self) -> bool:
-        """Whether the sweep was asked to stop. Looks for the file of `fleetune stop` once a second."""
-        if time.monotonic() - self._looked_for_stop_s > _LOOK_EVERY_S:
-            self._looked_for_stop_s = time.monotonic()
-            self._relay.stop.look_for_file(self.paths)
         return self._relay.stop.asked
 
     def next_kind(self) -> Next:

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.errors import RunFailed, SpecError
 from jobs.drivers.stop_request import StopRelay, StopRequest
+from jobs.run.attempts import take_run
 from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths
 from jobs.run.record import outcome_of_error
@@ -21,7 +22,7 @@ from jobs.search.ledger import Ledger
 from jobs.search.rules.budget import checked_plan
 from jobs.search.tuning.tuner import halved
 from jobs.spec.load import load_sweep
-from jobs.training.mailbox import Answer
+from jobs.training.mailbox import Answer, GangTask
 
 
 class NoGangs(list[Any]):
@@ -51,10 +52,16 @@ def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> se
     return searching.Search(*parts, relay, plan, nodes)  # type: ignore[call-arg]
 
 
+def request_stop(search: searching.Search) -> None:
+    """Stop the search as the driver does when it sees what `fleetune stop` leaves."""
+    ask_to_stop(search.paths.root)
+    search._relay.stop.look_for_file(search.paths)
+
+
 def test_what_fleetune_stop_leaves_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = search_in(tmp_path, monkeypatch)
     assert not search.asked_to_stop() and search.next_kind() == "compared"
-    ask_to_stop(search.paths.root)
+    request_stop(search)
     assert search.asked_to_stop() and search.next_kind() == "stopped"
     outcome = drive.concluded_sweep(search)
     assert outcome.status is Status.INTERRUPTED and str(outcome.reason).startswith("stopped on request")
@@ -69,7 +76,7 @@ def test_a_stop_before_all_trials_have_begun_compares_none_of_them(
         trial = ledger.add({"learning_rate": rate})
         ledger.answered(trial, Answer(status="paused", step=2, total_steps=8, metrics={"eval_loss": loss}))
     assert halved(ledger, search.next_kind()) == [2]
-    ask_to_stop(search.paths.root)
+    request_stop(search)
     assert halved(ledger, search.next_kind()) == []
 
 
@@ -118,6 +125,28 @@ def test_a_best_trial_that_is_worse_than_the_base_model_is_told(
     assert drive.concluded_sweep(search).status is Status.SUCCEEDED
     said = "eval_loss of the best trial is worse than before training: 15.6 after 0.69"
     assert (said in capsys.readouterr().out) is is_told
+
+
+@pytest.mark.parametrize("resumed", [True, False])
+def test_workers_of_an_earlier_driver_do_not_take_part_in_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    search, tasks = search_in(tmp_path, monkeypatch, then="export"), list[GangTask]()
+    trial = search.ledger.add({"learning_rate": 1e-4})
+    trial.driver = take_run(trial.paths)
+    search.ledger.answered(trial, Answer(status="finished", step=8, total_steps=8, metrics={"eval_loss": 0.5}))
+    earlier = trial.driver
+    if resumed:
+        trial.driver = ""  # the ledger does not store it
+
+    def carried_out(task: GangTask) -> Answer:
+        tasks.append(task)
+        return Answer(status="exported")
+
+    monkeypatch.setattr(search, "carried_out", carried_out)
+    assert drive.concluded_sweep(search).model_path == trial.paths.model
+    assert tasks[0].driver == Path(trial.paths.driver).read_text()
+    assert (tasks[0].driver == earlier) is not resumed
 
 
 def test_a_metric_that_the_job_does_not_report_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import InputError, SpecError
+from cluster.errors import InputError, RunFailed, SpecError
 from jobs.drivers.finetune.begin import begin_run, load_job
 from jobs.run.checkpoints import commit_path
 from jobs.run.events import ALIVE, Announcer, Watch, this_driver
-from jobs.run.outcome import Outcome, Status, event, write_outcome
+from jobs.run.outcome import Outcome, Status, event, read_outcome, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.run.record import concluded, ending_of, last_record, open_run, read_steps, reopen_run
@@ -331,6 +331,19 @@ def test_ending_says_how_to_go_on(paths: JobPaths) -> None:
     assert ending_of(paths, failed).splitlines()[-1] == ending_of(paths, outcome).splitlines()[-1] == resume
     for other in ({"status": Status.SUCCEEDED}, {"bad_input": True}, {"diverged": True}):
         assert "resume" not in ending_of(paths, outcome.model_copy(update=other))
+
+
+@pytest.mark.parametrize("name", ["plan.json", "remedies.json"])
+@pytest.mark.parametrize("content", [b'{"version": 99}', b"[]", b'{"version": 1}', b"{"])
+def test_a_file_that_cannot_be_read_hides_no_troubles(paths: JobPaths, name: str, content: bytes) -> None:
+    def failed() -> Outcome:
+        announce("remedy", "", remedy="hang", cause="rank 1 hung", action="it is killed", effect="")
+        raise RunFailed("rank 1 has failed")
+
+    storage.write_bytes(f"{paths.root}/{name}", content)
+    with contextlib.closing(Announcer(paths, NoProgress())) as announce:
+        outcome = concluded(paths, failed, announce)
+    assert [one.cause for one in outcome.troubles] == ["rank 1 hung"] and read_outcome(paths) == outcome
 
 
 def test_run_begins_anew_or_goes_on_in_its_directory(spec: Spec) -> None:

@@ -3,6 +3,9 @@
 A node has an incident if it disappears under a job, or if drivers of several jobs report its hardware as broken. A
 report that does not name the node does not count: the cause may be storage that does not answer. Nodes are identified
 by name if they have one, because Ray gives a machine a new id each time it comes back.
+
+A driver repeats its report in every heartbeat. Servers therefore keep each report for a day, also once it no longer
+counts, and the leader keeps apart since when reports about a node count.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ ENOUGH: Final = 3
 AT_ONCE_S: Final = 120.0  # seconds; a node that disappears under several jobs within this time has one incident
 FACT: Final = "incidents"  # key in the store: nodes that disappeared
 REPORTED: Final = "reported-incidents"  # key in the store: hardware failures that drivers reported
+CLEARED: Final = "cleared-nodes"  # key in the store: name of a node -> the time up to which no report about it counts
 FAULTY: Final = "faulty"  # kind of the events about reports, which belong to a job: other tenants may not see its id
 _TOLD: Final = 5
 _MOST_KEPT: Final = 1000
@@ -60,15 +64,36 @@ def is_an_outage(gone: int, nodes: int) -> bool:
 
 
 def added(incidents: Sequence[Incident], found: Iterable[Incident], now_s: float) -> list[Incident]:
-    """Add incidents, each attempt once, and drop those that are too old."""
-    known = {one.attempt for one in incidents}
-    every = [*incidents, *(one for one in found if one.attempt not in known)]
-    return [one for one in every if now_s - one.at_s <= WITHIN_S][-_MOST_KEPT:]
+    """Add incidents, each node of an attempt once, and drop those that are too old."""
+    kept = _recent(incidents, now_s)
+    for one in found:
+        kept += [new] if (new := unknown_part(kept, one, now_s)) is not None else []
+    return kept[-_MOST_KEPT:]
+
+
+def unknown_part(incidents: Iterable[Incident], one: Incident, now_s: float) -> Incident | None:
+    """Return an incident with those of its nodes that are not known of its attempt within a day; None: all are."""
+    known = {node for other in _recent(incidents, now_s) if other.attempt == one.attempt for node in other.nodes}
+    nodes = tuple(node for node in one.nodes if node not in known)
+    return replace(one, nodes=nodes) if nodes else None
+
+
+def _recent(incidents: Iterable[Incident], now_s: float) -> list[Incident]:
+    return [one for one in incidents if now_s - one.at_s <= WITHIN_S]
 
 
 def without(incidents: Iterable[Incident], nodes: Collection[str]) -> list[Incident]:
     """Return the incidents as far as they count against other nodes."""
     left = (replace(one, nodes=tuple(node for node in one.nodes if node not in nodes)) for one in incidents)
+    return [one for one in left if one.nodes]
+
+
+def counting(reported: Iterable[Incident], cleared: Mapping[str, float]) -> list[Incident]:
+    """Return the reports as far as they count. `cleared`: node -> the time up to which no report about it counts."""
+    left = (
+        replace(one, nodes=tuple(node for node in one.nodes if one.at_s > cleared.get(node, -math.inf)))
+        for one in reported
+    )
     return [one for one in left if one.nodes]
 
 
@@ -113,6 +138,13 @@ def loaded(text: str) -> list[Incident]:
     return found
 
 
+def _loaded_times(text: str) -> dict[str, float]:
+    """Decode times by node. Content in a format of another release is ignored."""
+    with contextlib.suppress(ValueError, TypeError, AttributeError):
+        return {str(node): float(at_s) for node, at_s in json.loads(text or "{}").items()}
+    return {}
+
+
 def _evidence(times: Sequence[float], broken: bool) -> str:
     """Describe incidents without the jobs, which only their tenants may see."""
     told = [f"{datetime.datetime.fromtimestamp(at_s, datetime.UTC):%H:%MZ}" for at_s in times[-_TOLD:]]
@@ -126,8 +158,10 @@ class NodeWatch:
     def __init__(self, store: Store, go_on: Callable[[], None]) -> None:
         """`go_on`: called before each write; raises NotLeader."""
         self._store, self._go_on = store, go_on
-        self._incidents = loaded(store.facts().get(FACT, ""))
-        self._reported: list[Incident] = []
+        facts = store.facts()
+        self._incidents = loaded(facts.get(FACT, ""))
+        self._cleared = _loaded_times(facts.get(CLEARED, ""))
+        self._reported: list[Incident] = []  # as far as they count
         self._ordered: frozenset[str] = frozenset()  # names of nodes under an order, in the last pass
         self._read_at_s = -math.inf
         self._present: frozenset[str] = frozenset()
@@ -169,7 +203,7 @@ class NodeWatch:
         if named != self._ordered:
             self._read_at_s = -math.inf  # reports from before the end of an order must not count after it
         self._read_reported(now_s)
-        self._forget(named | self._ordered)
+        self._forget(named | self._ordered, now_s)
         self._ordered = named
         for node, evidence in suspects(self._incidents, now_s, self._reported).items():
             others = [one for one in inventory.nodes if one.usable and labels[one.node_id] not in closed | {node}]
@@ -182,22 +216,24 @@ class NodeWatch:
             data = {"node": node, "by": BY, "attempts": under}
             said = f"{node} takes nothing new: it {evidence}"
             self._store.add_events([QueueEvent(now_s, NodeOrder.CORDON.value, said, data=data)])
-            self._forget({node})
+            self._forget({node}, now_s)
 
-    def _forget(self, nodes: Collection[str]) -> None:
+    def _forget(self, nodes: Collection[str], now_s: float) -> None:
         """Forget the incidents of these nodes, which are given by name."""
         if any(node in nodes for one in self._incidents for node in one.nodes):
             self._keep(without(self._incidents, nodes))
         if any(node in nodes for one in self._reported for node in one.nodes):
+            known = {node: at_s for node, at_s in self._cleared.items() if now_s - at_s <= WITHIN_S}
             self._go_on()
-            self._reported = without(loaded(self._store.facts().get(REPORTED, "")), nodes)
-            self._store.put_facts({REPORTED: dumped(self._reported)})
+            self._cleared = known | dict.fromkeys(nodes, now_s)
+            self._store.put_facts({CLEARED: json.dumps(self._cleared, separators=(",", ":"))})
+            self._reported = counting(self._reported, self._cleared)
 
     def _read_reported(self, now_s: float) -> None:
         """Read what drivers have reported, to any server of the queue."""
         if now_s - self._read_at_s >= _READ_EVERY_S:
             self._read_at_s = now_s
-            self._reported = loaded(self._store.facts().get(REPORTED, ""))
+            self._reported = counting(loaded(self._store.facts().get(REPORTED, "")), self._cleared)
 
     def _keep(self, incidents: list[Incident]) -> None:
         self._go_on()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from jobs.drivers.link.messages import MOST_STEPS, Answer, Beat, Instruction, Re
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.spec.references import run_named
 from orchestrator.controller.drivers import LaunchOf
-from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, added, dumped, loaded
+from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, added, dumped, loaded, unknown_part
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, StoreBroken, UnknownJob
 from orchestrator.queue.node_rules import taken_by_ray
 from orchestrator.queue.records import Job, Measured, QueueEvent, environment_of, ray_submission_of
@@ -30,6 +31,7 @@ _ASKED = {DesiredState.CANCEL: "its owner has cancelled it", DesiredState.PAUSE:
 LONGEST_S: Final = 10 * 365 * 86_400.0  # seconds; no run takes longer than ten years
 LARGEST_METRIC: Final = 1e30
 RESTART_S: Final = 3_600.0  # seconds; most that saving and starting again cost, beside the lost work
+_REPORTING: Final = threading.Lock()  # reports of faulty nodes take turns: each rewrites the list of all of them
 
 
 def launch_of(context: ServiceContext) -> LaunchOf:
@@ -148,18 +150,24 @@ def _note_draining(context: ServiceContext, job: Job, draining: Sequence[str]) -
 
 
 def _note_faulty(context: ServiceContext, job: Job, faulty: Sequence[str]) -> None:
-    """Record faulty nodes for the leader, which suspects a node after several jobs have reported it."""
+    """Record faulty nodes for the leader, which suspects a node after several jobs have reported it.
+
+    A driver repeats its report in every heartbeat: it is recorded once a day, with one event. A report that another
+    server overwrites at the same moment comes again.
+    """
     store, now_s = context.store, context.clock.now_s()
     nodes = {node for node, _ in job.placement}.intersection(faulty)
     if not nodes:
         return
-    names = tuple(sorted(context.machines.label(node) for node in nodes))
-    known = loaded(store.facts().get(REPORTED, ""))
-    kept = added(known, [Incident(now_s, names, job.submission)], now_s)
-    if kept != known:
-        store.put_facts({REPORTED: dumped(kept)})
-        said = f"reports {', '.join(names)} as faulty"
-        data = {"nodes": list(names), "attempt": job.submission}
+    one = Incident(now_s, tuple(sorted(context.machines.label(node) for node in nodes)), job.submission)
+    with _REPORTING:
+        known = loaded(store.facts().get(REPORTED, ""))
+        new = unknown_part(known, one, now_s)
+        if new is not None:
+            store.put_facts({REPORTED: dumped(added(known, [new], now_s))})
+    if new is not None:
+        said = f"reports {', '.join(new.nodes)} as faulty"
+        data = {"nodes": list(new.nodes), "attempt": job.submission}
         store.add_events([QueueEvent(now_s, FAULTY, said, job.job_id, data)])
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from cluster.testing import FakeBackend
 from orchestrator.api import NodeOrderSent
 from orchestrator.controller.node_health import BY, REPORTED, Incident, dumped, loaded
@@ -91,11 +89,15 @@ def test_reports_from_before_the_end_of_an_order_do_not_count_after_it() -> None
     world.passes(3)
     nodes.order(world.context, "n1", NodeOrderSent(order="drain", reason=""), ANYBODY)
     world.passes(1)
-    reports = [Incident(world.clock(), ("gpu-1", "gpu-2"), f"job-{number}-1") for number in range(2)]
+    reports = [Incident(world.clock() - HOUR_S * age, ("gpu-1", "gpu-2"), f"job-{age}-1") for age in (2, 1)]
     world.store.put_facts({REPORTED: dumped(reports)})
     nodes.order(world.context, "n1", NodeOrderSent(order="use", reason="new GPU"), ANYBODY)
     world.passes(1)
-    assert loaded(world.store.facts()[REPORTED]) == [replace(one, nodes=("gpu-2",)) for one in reports]
+    kept = loaded(world.store.facts()[REPORTED])
+    assert kept == reports  # the drivers repeat them, and they must not look new
+    world.store.put_facts({REPORTED: dumped([*kept, Incident(world.clock(), ("gpu-1", "gpu-2"), "job-0-1")])})
+    world.passes(2, 60.0)
+    assert [rule.node_id for rule in world.store.node_rules()] == ["gpu-2"]
     world.close()
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cluster.capacity.inventory import Node
 from orchestrator.controller.node_health import (
     WITHIN_S,
     Incident,
     added,
+    counting,
     dumped,
     incident_of,
     is_an_outage,
     loaded,
     suspects,
+    unknown_part,
 )
 from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import NodeOrder, NodeRule, Transition
@@ -53,6 +57,22 @@ def test_one_failure_that_takes_many_jobs_along_counts_once_and_so_does_each_att
     assert suspects([gone("n1", NOW_S + second, f"j{second}-1") for second in range(9)], NOW_S + 9) == {}
     one = gone("n1", NOW_S)
     assert added([one], [one, gone("n1", NOW_S, "b-1"), one], NOW_S) == [one, gone("n1", NOW_S, "b-1")]
+
+
+def test_each_node_of_an_attempt_counts_once_within_a_day() -> None:
+    first = gone("n1", NOW_S, "a-1")
+    both = Incident(NOW_S + HOUR_S, ("n1", "n2"), "a-1")
+    second = Incident(NOW_S + HOUR_S, ("n2",), "a-1")
+    assert added([first], [both, both], NOW_S + HOUR_S) == [first, second]
+    later_s = NOW_S + WITHIN_S + 1.0  # the report about n1 is over, and a driver that repeats it is heard once more
+    assert added([first, second], [replace(both, at_s=later_s)], later_s) == [second, gone("n1", later_s, "a-1")]
+    assert unknown_part([first, second], both, NOW_S + HOUR_S) is None
+
+
+def test_reports_up_to_the_time_at_which_a_node_was_cleared_do_not_count() -> None:
+    reports = [Incident(NOW_S, ("n1", "n2"), "a-1"), gone("n1", NOW_S + 1.0, "b-1")]
+    assert counting(reports, {"n1": NOW_S, "n3": NOW_S}) == [gone("n2", NOW_S, "a-1"), reports[1]]
+    assert counting(reports, {}) == reports
 
 
 def test_what_hits_most_nodes_at_once_is_the_fault_of_none() -> None:

@@ -24,7 +24,7 @@ from orchestrator.queue.states import ENDED, State
 from orchestrator.store import open_store
 from tests.support import tiny
 from tests.support.gangs import ROOT
-from tests.support.hosts import Host, available, hide, hosts, mount_at, name_hosts
+from tests.support.hosts import Host, answered, available, hide, hosts, mount_at, name_hosts
 from tests.support.pagecommands import Block, blocks_of
 
 pytestmark = [
@@ -79,9 +79,8 @@ class Machines:
 
     def start_server(self, block: Block) -> None:
         self.server = self.by_name["head"].start("bash", "-euc", self.every_shell + "exec " + block.text.strip())
-        ready = "import urllib.request as u; u.urlopen('http://head:8400/readyz', timeout=5)"
         head = self.by_name["head"]
-        awaited(lambda: head.run("python", "-c", ready).returncode == 0, self.server_output)
+        awaited(lambda: answered(head, f"http://{head.address}:8400/readyz") is not None, self.server_output)
 
     def stop_server(self) -> None:
         assert self.server is not None

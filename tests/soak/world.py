@@ -7,7 +7,6 @@ network for as long as it takes to connect to the server or to Ray's dashboard t
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import secrets
@@ -27,7 +26,7 @@ import httpx
 from tests.support import tiny
 from tests.support.gangs import ROOT
 from tests.support.hold import Hold
-from tests.support.hosts import BIN, Host, hosts, name_hosts, processes_of
+from tests.support.hosts import BIN, Host, hosts, inside, name_hosts, processes_of
 from tests.support.processes import command_of, originals
 from tests.support.raycluster import WITHOUT_LOG_MONITOR
 
@@ -37,7 +36,6 @@ UP_WITHIN_S, NODE_WITHIN_S = 240.0, 60.0
 SERVER, DASHBOARD = "http://127.0.0.1:8400", "http://127.0.0.1:8265"
 PROTECTED_S = 20.0
 OBJECT_STORE_BYTES = str(200 * 1024 * 1024)
-_CLONE_NEWNET = 0x40000000
 _ANSWER_S = 5.0
 
 
@@ -264,23 +262,6 @@ def until(true: Callable[[], object], what: str, within_s: float) -> None:
         if time.monotonic() > deadline:
             raise TimeoutError(f"after {within_s:.0f} s it is still not true that {what}")
         time.sleep(0.2)
-
-
-@contextlib.contextmanager
-def inside(host: Host) -> Iterator[None]:
-    """This thread is in the host's network: sockets that are made meanwhile stay there."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with open("/proc/thread-self/ns/net") as own, open(f"/var/run/netns/{host.name}") as theirs:
-        _enter(libc, theirs.fileno())
-        try:
-            yield
-        finally:
-            _enter(libc, own.fileno())
-
-
-def _enter(libc: ctypes.CDLL, descriptor: int) -> None:
-    if libc.setns(descriptor, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
 
 
 def variable_of(pid: int, name: str) -> str | None:

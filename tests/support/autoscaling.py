@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from tests.support.hosts import BIN, Host
+from tests.support.hosts import BIN, Host, answered
 from tests.support.processes import start_until
 from tests.support.raycluster import WITHOUT_LOG_MONITOR
 
@@ -28,18 +28,13 @@ class Scaled:
 
     host: Host
     dashboard: str
+    token: str
 
     def nodes(self) -> list[dict[str, Any]]:
         """What Ray says of those that are alive."""
-        code = (
-            "import json, os, sys, urllib.request as u\n"
-            "r = u.Request(sys.argv[1] + '/api/v0/nodes?detail=1', headers={'Authorization': 'Bearer ' + "
-            "open(os.environ['RAY_AUTH_TOKEN_PATH']).read()})\n"
-            "print(json.dumps([n for n in json.load(u.urlopen(r))['data']['result']['result']\n"
-            "                  if n['state'] == 'ALIVE']))"
-        )
-        done = self.host.run(str(BIN / "python"), "-c", code, self.dashboard)
-        return list(json.loads(done.stdout)) if done.returncode == 0 else []
+        answer = answered(self.host, f"{self.dashboard}/api/v0/nodes?detail=1", self.token)
+        found = [] if answer is None else json.loads(answer)["data"]["result"]["result"]
+        return [node for node in found if node["state"] == "ALIVE"]
 
 
 def autoscaled(host: Host, folder: pathlib.Path, version: int, most: int = 2) -> Scaled:
@@ -50,14 +45,14 @@ def autoscaled(host: Host, folder: pathlib.Path, version: int, most: int = 2) ->
         version: of Ray's autoscaler, 1 or 2.
         most: nodes beside the head.
     """
-    token = folder / "token"
-    token.write_text(secrets.token_hex(32))
-    token.chmod(0o600)
+    file, token = folder / "token", secrets.token_hex(32)
+    file.write_text(token)
+    file.chmod(0o600)
     config = folder / "cluster.yaml"
     config.write_text(yaml.safe_dump(_config(f"{host.address}:{PORT}", most)))
     host.env |= {
         "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_AUTH_TOKEN_PATH": str(file),
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
         "RAY_enable_autoscaler_v2": str(version - 1),
@@ -70,7 +65,7 @@ def autoscaled(host: Host, folder: pathlib.Path, version: int, most: int = 2) ->
         "--dashboard-port", str(DASHBOARD_PORT), "--num-cpus", "0",
         "--autoscaling-config", str(config), *WITHOUT_LOG_MONITOR, "--block",
     ]  # fmt: skip
-    found = Scaled(host, f"http://127.0.0.1:{DASHBOARD_PORT}")
+    found = Scaled(host, f"http://127.0.0.1:{DASHBOARD_PORT}", token)
     start_until(
         lambda: len(found.nodes()) == 1, lambda: host.start(*command), "the head is up", COMES_UP_S,
         functools.partial(time.sleep, 0.5),

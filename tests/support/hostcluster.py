@@ -20,7 +20,7 @@ from typing import Any
 from orchestrator.queue.records import Job
 from orchestrator.store import open_store
 from tests.support.gangs import PACED
-from tests.support.hosts import BIN, Host, end_what_is_left, hosts, name_hosts, processes_of
+from tests.support.hosts import BIN, Host, answered, end_what_is_left, hosts, name_hosts, processes_of
 from tests.support.processes import command_of, originals
 from tests.support.raycluster import WITHOUT_LOG_MONITOR
 
@@ -37,8 +37,6 @@ QUICK = {
 }
 _SEES_S = 3.0
 _SERVER = "http://127.0.0.1:8400"
-_ASK = """import sys, urllib.request as u
-print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1], timeout=5).read().decode())"""
 
 
 def awaited(true: Callable[[], object], what: str, within_s: float, told: Callable[[], str] = str) -> float:
@@ -125,7 +123,7 @@ class HostCluster:
         def ready() -> bool:
             if self.server is None or self.server.poll() is not None:  # the dashboard may not be up yet
                 self.server = self.head.start(str(BIN / "fleetune"), *words)
-            return self._asked("/readyz") is not None
+            return answered(self.head, f"{_SERVER}/readyz") is not None
 
         awaited(ready, "the server is ready", UP_WITHIN_S, self.told)
 
@@ -141,7 +139,7 @@ class HostCluster:
 
     def nodes(self) -> dict[str, str]:
         """Ids by name, as the server has them; none while it cannot say."""
-        answer = self._asked("/v1/nodes")
+        answer = answered(self.head, f"{_SERVER}/v1/nodes")
         return {} if answer is None else {node["name"]: node["node_id"] for node in json.loads(answer)["nodes"]}
 
     def known_nodes(self) -> dict[str, str]:
@@ -154,11 +152,6 @@ class HostCluster:
 
         awaited(says, "the server says which nodes there are", UP_WITHIN_S, self.told)
         return found[-1]
-
-    def _asked(self, path: str) -> str | None:
-        """What the server answers on its own host; None if it does not. Cheaper than a start of `fleetune`."""
-        done = self.head.run(str(BIN / "python"), "-I", "-c", _ASK, _SERVER + path)
-        return done.stdout if done.returncode == 0 else None
 
     def job(self, job_id: str) -> Job:
         with contextlib.closing(open_store(str(self.head.private / ".fleetune/queue.db"))) as store:

@@ -7,6 +7,8 @@ which is not shared shows.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import http.client
 import os
 import pathlib
 import secrets
@@ -15,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +26,7 @@ from tests.support.gangs import FORKED, ROOT
 from tests.support.raycluster import LEAN
 
 BIN = pathlib.Path(sys.executable).parent
+_CLONE_NEWNET = 0x40000000  # of setns(2)
 ASKED_S = 3.0  # `ray start --block` takes half a minute to end when asked; what is left then is killed
 
 
@@ -110,6 +114,37 @@ def processes_of(host: Host) -> list[int]:
     """Of all that runs there: what a test has on other hosts, or outside, is not among them."""
     listed = subprocess.run(["ip", "netns", "pids", host.name], capture_output=True, text=True)
     return [int(pid) for pid in listed.stdout.split()]
+
+
+@contextlib.contextmanager
+def inside(host: Host) -> Iterator[None]:
+    """This thread is in the host's network: sockets that are made meanwhile stay there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as own, open(f"/var/run/netns/{host.name}") as theirs:
+        _enter(libc, theirs.fileno())
+        try:
+            yield
+        finally:
+            _enter(libc, own.fileno())
+
+
+def _enter(libc: ctypes.CDLL, descriptor: int) -> None:
+    if libc.setns(descriptor, _CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+def answered(host: Host, url: str, token: str = "", within_s: float = 5.0) -> bytes | None:
+    """What a server answers to a program on that host; None: an error, or nothing. The URL has an address, not a name.
+
+    It starts no process, which takes a second of a core where Python and a mount namespace are part of it.
+    """
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with inside(host), opener.open(request, timeout=within_s) as answer:
+            return bytes(answer.read())
+    except (OSError, http.client.HTTPException):
+        return None
 
 
 def _outer(host: Host) -> str:

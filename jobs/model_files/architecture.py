@@ -76,7 +76,7 @@ def _no_class(root: str, model_type: str, task: Task) -> str:
     version = importlib.metadata.version("transformers")
     if tasks := [other for other in get_args(Task) if model_type in class_names(root, other)]:
         return f"transformers {version} has no class for {task} of model type {model_type}: it has {', '.join(tasks)}"
-    if os.path.isdir(os.path.join(root, "models", module_of(root, model_type))):
+    if is_known(model_type):
         return (
             f"transformers {version} has no class for {task} of model type {model_type}, nor for the other tasks of "
             "model.task: choose a text model"
@@ -92,6 +92,16 @@ def transformers_root() -> str | None:
     found = importlib.util.find_spec("transformers")  # does not import it
     folders = list((found.submodule_search_locations if found else None) or [])
     return folders[0] if folders else None
+
+
+def is_known(model_type: str) -> bool:
+    """Whether the transformers that is installed here has classes for a model type."""
+    root = transformers_root()
+    return (
+        root is not None
+        and bool(model_type)
+        and os.path.isdir(os.path.join(root, "models", module_of(root, model_type)))
+    )
 
 
 @functools.cache

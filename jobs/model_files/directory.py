@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from cluster.errors import DataError
-from jobs.model_files.architecture import architecture_problems, transformers_root
+from jobs.model_files.architecture import architecture_problems, is_known
 from jobs.model_files.positions import learned_positions, too_few_positions
+from jobs.model_files.sizes import VOCABULARY, size_in
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.storage.listing import version_of
@@ -80,7 +81,7 @@ def model_files_problems(folder: str, spec: Spec) -> list[str]:
 
 def config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
     """List why a model with this configuration cannot be trained."""
-    if "auto_map" in config and not _is_known_to_transformers(str(config.get("model_type", ""))):
+    if "auto_map" in config and not is_known(str(config.get("model_type", ""))):
         return [
             "config.json has auto_map: this model needs Python code from its directory, and trust_remote_code is off "
             "here. Choose a model whose architecture is part of transformers"
@@ -152,11 +153,6 @@ def _read(path: str) -> str:
 def longest_text(folder: str) -> int | None:
     """Return the most tokens that the model in a local directory can read; None if nothing limits them."""
     return learned_positions(_read_config(folder)[0])
-
-
-def _is_known_to_transformers(model_type: str) -> bool:
-    root, name = transformers_root(), model_type.replace("-", "_")
-    return bool(name) and root is not None and os.path.isdir(os.path.join(root, "models", name))
 
 
 def _weights_problems(folder: str) -> list[str]:
@@ -252,10 +248,7 @@ def safetensors_header(path: str) -> bytes:
 
 def vocabulary_of(folder: str) -> int | None:
     """Return the number of tokens that a local directory's model has; None if its configuration does not say it."""
-    config, _ = _read_config(folder)
-    text = config.get("text_config")
-    size = (text if isinstance(text, dict) and "vocab_size" in text else config).get("vocab_size")
-    return size if isinstance(size, int) else None
+    return size_in(_read_config(folder)[0], VOCABULARY)
 
 
 def tokenizer_problems(folder: str, chat: bool) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 LAYERS: Final = ("num_hidden_layers", "n_layer", "num_layers", "encoder_layers")
 WIDTH: Final = ("hidden_size", "n_embd", "d_model", "dim")
 HEADS: Final = ("num_attention_heads", "n_head", "num_heads", "encoder_attention_heads", "n_heads")
+VOCABULARY: Final = ("vocab_size",)
 FEED_FORWARD: Final = ("intermediate_size", "ffn_dim", "n_inner", "encoder_ffn_dim")
 
 

@@ -13,7 +13,7 @@ from cluster.text import long_duration, many
 from jobs.data.order.stream import step_plan
 from jobs.data.prepared import Prepared
 from jobs.model_files.directory import weight_files
-from jobs.model_files.sizes import FEED_FORWARD, HEADS, LAYERS, WIDTH, size_in
+from jobs.model_files.sizes import FEED_FORWARD, HEADS, LAYERS, VOCABULARY, WIDTH, size_in
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import GIB, Accelerator, Machines
@@ -259,7 +259,7 @@ def rough_bytes(
     feed_forward = size_in(config, FEED_FORWARD) or 4 * width
     experts = size_in(config, ("num_experts_per_tok",)) or 1
     per_token = layers * (width * _OF_WIDTH + experts * feed_forward * _OF_INNER + heads * seq_len * _OF_ATTENTION)
-    logits = (size_in(config, ("vocab_size",)) or 0) * _OF_LOGITS if spec.model.task == "causal-lm" else 0
+    logits = (size_in(config, VOCABULARY) or 0) * _OF_LOGITS if spec.model.task == "causal-lm" else 0
     rows = spec.train.per_device_train_batch_size
     for_each_byte = _FOR_EACH_BYTE + copied_bytes // _LEAST_WIDTH
     return for_each_byte * weights_bytes + rows * seq_len * (per_token + logits) * _FP32

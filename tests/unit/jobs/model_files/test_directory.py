@@ -129,8 +129,10 @@ def test_model_with_code_of_its_own_is_refused(folder: Path) -> None:
     assert "trust_remote_code is off" in problem(folder)
 
 
-def test_model_that_transformers_has_too_does_not_need_its_own_code(folder: Path) -> None:
-    change_config(folder, model_type="llama", auto_map={"AutoModel": "modeling.Mine"})
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "openai-gpt"])
+def test_model_that_transformers_has_too_does_not_need_its_own_code(folder: Path, model_type: str) -> None:
+    """Some types lie in a folder of transformers with another name."""
+    change_config(folder, model_type=model_type, auto_map={"AutoModel": "modeling.Mine"})
     check(folder)
 
 

@@ -43,7 +43,7 @@ class Drivers:
         """`go_on`: called before each start and stop; raises NotLeader."""
         self._store, self._backend, self._clock, self._timing = store, backend, clock, timing
         self._launch_of, self._epoch, self._go_on = launch_of, epoch, go_on
-        self._stops = Stops(backend, timing.grace_s)
+        self._stops = Stops(backend)
         self._doubtful: dict[str, float] = {}  # submission -> time until which it may still appear
         self.refused: dict[str, str] = {}
 
@@ -60,8 +60,11 @@ class Drivers:
             job.job_id
             for job in jobs
             if job.state is State.STOPPING
-            and steady_s - self._stops.asked_s(job.submission, steady_s) > self._timing.slow_s
+            and steady_s - self._stops.asked_s(job.submission, steady_s) > self._slow_s(job)
         )
+
+    def _slow_s(self, job: Job) -> float:
+        return self._timing.grace_of(job.checkpoint_s) + self._timing.slow_s - self._timing.grace_s
 
     def act(self, jobs: Iterable[Job], seen: Observation) -> None:
         """Stop and start drivers, and end those without a lease. A call that fails does not hold up the others.
@@ -92,7 +95,7 @@ class Drivers:
             raise failed
 
     def _stop(self, job: Job) -> None:
-        self._stops.stop(job.submission, self._clock.steady_s())
+        self._stops.stop(job.submission, self._clock.steady_s(), self._timing.grace_of(job.checkpoint_s))
 
     def _is_to_start(self, job: Job, seen: Observation) -> bool:
         known = job.submission in seen.submissions or job.submission in self.refused
@@ -124,7 +127,7 @@ class Drivers:
         over = [one for one in strays if _is_over(known.get(_job_of(one.submission)), one.submission)]
         for one in over:
             if not one.ended:
-                self._stops.end(one.submission, self._clock.steady_s())
+                self._stops.end(one.submission, self._clock.steady_s(), self._timing.grace_s)
         self._backend.forget([one.submission for one in over if one.ended])
 
     def _forget_all_but(self, current: set[str], seen: Observation) -> None:
@@ -151,9 +154,8 @@ def _is_over(job: Job | None, submission: str) -> bool:
 class Stops:
     """The stops that one leadership has requested. Times are of the steady clock."""
 
-    def __init__(self, backend: Backend, grace_s: float) -> None:
-        """`grace_s`: time between the soft stop and the first hard one."""
-        self._backend, self._grace_s = backend, grace_s
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
         self._asked: dict[str, float] = {}  # submission -> time of the soft stop
         self._hard: dict[str, tuple[float, float]] = {}  # submission -> (time of the next hard stop, pause after it)
 
@@ -161,17 +163,21 @@ class Stops:
         """When a driver was first told to stop."""
         return self._asked.get(submission, default)
 
-    def stop(self, submission: str, steady_s: float) -> None:
-        """Request a soft stop once, and hard stops after the grace period. Raises BackendUnreachable."""
+    def stop(self, submission: str, steady_s: float, grace_s: float) -> None:
+        """Request a soft stop once, and hard stops after the grace period. Raises BackendUnreachable.
+
+        Args:
+            grace_s: time between the soft stop and the first hard one.
+        """
         if submission not in self._asked:
             self._backend.stop(submission)
             self._asked[submission] = steady_s
-        elif steady_s - self._asked[submission] > self._grace_s:
-            self.end(submission, steady_s)
+        elif steady_s - self._asked[submission] > grace_s:
+            self.end(submission, steady_s, grace_s)
 
-    def end(self, submission: str, steady_s: float) -> None:
-        """Request a hard stop, unless one was requested recently. Raises BackendUnreachable."""
-        next_s, pause_s = self._hard.get(submission, (steady_s, self._grace_s))
+    def end(self, submission: str, steady_s: float, pause_s: float) -> None:
+        """Request a hard stop, unless one was requested in the last `pause_s` seconds. Raises BackendUnreachable."""
+        next_s, pause_s = self._hard.get(submission, (steady_s, pause_s))
         if steady_s >= next_s:
             self._backend.stop(submission, hard=True)
             self._hard[submission] = steady_s + pause_s, min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -165,7 +165,7 @@ def _row(job: Job, nodes: NodePlaces, nominated: NodePlaces, now_s: float, spent
         may_start_at_s(job),
         since_s,
         job.attained_s,
-        USUAL.grace_s if job.state is State.STOPPING and not nominated else job.remaining_s,
+        _stops_in_s(job) if job.state is State.STOPPING and not nominated else job.remaining_s,
         left_s,
         job.preemptible and runs,
         job.interruptions,
@@ -174,6 +174,11 @@ def _row(job: Job, nodes: NodePlaces, nominated: NodePlaces, now_s: float, spent
         job.after,
         _sizes(job, spent),
     )
+
+
+def _stops_in_s(job: Job) -> float:
+    """Return the seconds that a job is expected to need to save and leave, at most."""
+    return max(USUAL.grace_s, job.checkpoint_s or 0.0)
 
 
 def _sizes(job: Job, spent: Container[str]) -> tuple[int, ...]:

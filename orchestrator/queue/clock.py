@@ -90,6 +90,7 @@ class Timing:
 
     Attributes:
         grace_s: time between a soft stop and the first hard one. More hard stops follow at growing intervals.
+        most_grace_s: most of that time for a job whose checkpoints take long.
         slow_s: once a job takes longer than this to stop, its nodes are not expected to be free soon.
         pending_s: a driver that has not come up within this time is started again. Only time in which the server looks
             counts.
@@ -102,6 +103,7 @@ class Timing:
     """
 
     grace_s: float = 120.0
+    most_grace_s: float = 1800.0
     slow_s: float = 180.0
     pending_s: float = 600.0
     absent_s: float = 10.0
@@ -109,6 +111,13 @@ class Timing:
     replan_s: float = 15.0
     register_s: float = 600.0
     silent_s: float | None = None
+
+    def grace_of(self, checkpoint_s: float | None) -> float:
+        """Return the grace time, in seconds, of a job whose newest checkpoint took `checkpoint_s`; None: unknown.
+
+        A checkpoint may be under way already, and storage may be slower than before.
+        """
+        return max(self.grace_s, min(3.0 * (checkpoint_s or 0.0), self.most_grace_s))
 
 
 USUAL = Timing()

@@ -129,6 +129,11 @@ class Job:
         return tuple(size for size in self.sizes if self.most_workers is None or size <= self.most_workers)
 
     @property
+    def checkpoint_s(self) -> float | None:
+        """Seconds that its newest checkpoint took, which drivers report among the metrics; None: unknown."""
+        return self.metrics.get("checkpoint_s")
+
+    @property
     def submission(self) -> str:
         """The name of its newest attempt on the cluster."""
         return f"{self.job_id}-{self.attempt}"

@@ -10,6 +10,7 @@ from jobs.drivers.link.link import Link
 from jobs.run.outcome import Event
 from jobs.run.progress import Clock, Pace, Progress
 
+_CHECKPOINT_S = "checkpoint_s"  # a job that is told to stop has more time the longer its checkpoints take
 # Values of a step's record that are useful in a list of jobs.
 _METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_s")
 
@@ -50,7 +51,8 @@ class ProgressReporter:
             self._saved = max(self._saved, self._before + data["step"])
             self._step = max(self._step, self._saved)
             cost_s = self.interruption_cost_s()
-            self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=cost_s)
+            took = {_CHECKPOINT_S: data["seconds"]} if "seconds" in data else {}
+            self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=cost_s, metrics=took)
         elif event.kind in ("draining", "faulty"):
             self._link.tell(**{event.kind: tuple(data.get("nodes", ()))})
         elif event.kind == "evaluated":

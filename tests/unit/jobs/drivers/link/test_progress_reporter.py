@@ -81,7 +81,8 @@ def test_an_interruption_costs_the_start_and_the_steps_that_no_checkpoint_holds(
     told.step(step(2))
     told.step(step(3))
     assert heard.known["interruption_cost_s"] == 20.0 + 9.0
-    told.event(event("checkpoint", "", step=2))
+    told.event(event("checkpoint", "", step=2, seconds=4.0))
+    assert heard.known["metrics"]["checkpoint_s"] == 4.0
     assert heard.known["interruption_cost_s"] == 20.0 + 3.0
 
 

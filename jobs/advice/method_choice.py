@@ -15,8 +15,9 @@ from math import ceil
 from typing import Final, Literal
 
 from cluster.text import compact, many
+from jobs.spec.method import MethodName
 
-Method = Literal["full", "lora", "prompt"]
+Method = MethodName
 Goal = Literal["accuracy", "cost"]
 
 FEW_EXAMPLES: Final = 10_000

@@ -25,7 +25,7 @@ from jobs.preflight.kept import is_kept
 from jobs.preflight.plan import choosable_fields, config_of, cpu_worker, plan_on
 from jobs.preflight.plan_text import format_fields, format_refusal, format_strategy, gib
 from jobs.remedies.out_of_memory import with_global_batch
-from jobs.run.checkpoints import committed_steps
+from jobs.run.checkpoints import newest_step
 from jobs.run.paths import JobPaths
 from jobs.run.run_plan import RunPlan, read_plan, write_plan
 from jobs.spec.finetune import PLANNED, Planned, Spec
@@ -222,7 +222,7 @@ def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths
             total_steps=plan.total_steps,
         ),
     )
-    left = (plan.total_steps or 0) - max(committed_steps(paths), default=0)
+    left = (plan.total_steps or 0) - newest_step(paths)
     said = (
         f"plan: {gib(memory.total)} of {gib(option.room)} GiB for each {plan.device} "
         f"({format_strategy(option.strategy)}), about {long_duration(left * time.seconds)} for {many(left, 'step')}"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.machinery import ModuleSpec
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 from cluster.errors import DataError, InputError, Mistake, SpecError
 from cluster.job_environment import JobEnvironment
@@ -23,6 +23,7 @@ from jobs.preflight.harness_tasks import check_harness_tasks
 from jobs.run.find import with_model_of_run
 from jobs.spec.command import CommandSpec
 from jobs.spec.data import OWN_FUNCTION, numbered
+from jobs.spec.evaluation import METRICS
 from jobs.spec.finetune import Spec, Task, Train
 from jobs.spec.remedies import Forgetting
 from jobs.storage import files as storage
@@ -30,14 +31,6 @@ from jobs.storage import files as storage
 if TYPE_CHECKING:
     from jobs.data.sources.first_records import Looked
 
-# The tasks for which each built-in metric is meaningful.
-BUILTIN_METRICS: dict[str, tuple[Task, ...]] = {
-    "loss": get_args(Task),
-    "accuracy": get_args(Task),
-    "perplexity": ("causal-lm",),
-    "exact_match": ("causal-lm",),
-    "f1": ("sequence-classification",),
-}
 # The best rate of LoRA is about ten times that of full fine-tuning (Tinker's cookbook, 2025); that of prompt tuning is
 # up to 0.3 (arXiv 2104.08691).
 _USUAL_RATES = {"full": (1e-7, 1e-2), "lora": (5e-5, 5e-3), "prompt": (1e-3, 0.5)}
@@ -168,13 +161,13 @@ def check_metrics(spec: Spec) -> None:
 
 
 def _metric_problem(name: str, task: Task) -> str | None:
-    if name in BUILTIN_METRICS:
-        tasks = BUILTIN_METRICS[name]
+    if name in METRICS:
+        tasks = METRICS[name]
         return None if task in tasks else f"{name} is for {' and '.join(tasks)}, but model.task is {task}"
     if OWN_FUNCTION.match(name):
         return own_function_problem(name)
-    hint = did_you_mean(name, BUILTIN_METRICS)
-    return f"{name!r} is neither one of {', '.join(BUILTIN_METRICS)} nor package.module:function{hint}"
+    hint = did_you_mean(name, METRICS)
+    return f"{name!r} is neither one of {', '.join(METRICS)} nor package.module:function{hint}"
 
 
 def own_function_problem(name: str) -> str | None:

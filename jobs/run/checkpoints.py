@@ -168,6 +168,11 @@ def committed_steps(paths: JobPaths) -> list[int]:
     return [step for step in saved_steps(paths) if storage.exists(commit_path(paths, step))]
 
 
+def newest_step(paths: JobPaths) -> int:
+    """Return the step of the newest checkpoint that has its marker; 0: there is none. Raises StorageError."""
+    return max(committed_steps(paths), default=0)
+
+
 def commit_path(paths: JobPaths, step: int) -> str:
     return storage.join(paths.checkpoint(step), COMMIT_NAME)
 

@@ -12,11 +12,15 @@ from jobs.search.trials import Trials, most_repeats
 from jobs.spec.sweep import SweepSpec
 
 
+def plan_of(trials: Trials, sweep: SweepSpec | None = None) -> BudgetPlan:
+    """Compute what the budget pays for; `sweep`: with its rules instead of the present ones. Raises SpecError."""
+    return checked_plan(sweep or trials.sweep, trials.total_steps, trials.tokens_per_run, trials.probe_steps)
+
+
 def plan_if_later(trials: Trials) -> BudgetPlan | None:
     """Compute what the budget pays for with the later rung; None if more trials have begun than that."""
     try:
-        later = trials.sweep.model_copy(update={"rungs": LATER})
-        plan = checked_plan(later, trials.total_steps, trials.tokens_per_run, trials.probe_steps)
+        plan = plan_of(trials, trials.sweep.model_copy(update={"rungs": LATER}))
     except SpecError:
         return None
     return plan if len(trials.searched) <= plan.compared else None

@@ -11,6 +11,15 @@ from jobs.spec.bounds import Count, Rows
 from jobs.spec.data import Source, Sources, absolute_sources
 from jobs.spec.references import absolute
 
+# Held-out metrics that Fleetune computes, with the values of model.task for which each is meaningful.
+METRICS: Final[dict[str, tuple[str, ...]]] = {
+    "loss": ("causal-lm", "sequence-classification"),
+    "perplexity": ("causal-lm",),
+    "accuracy": ("causal-lm", "sequence-classification"),
+    "f1": ("sequence-classification",),
+    "exact_match": ("causal-lm",),
+}
+
 
 def full_name(metric: str) -> str:
     """Return the name of a held-out metric as evaluations report it: `eval_loss` for `loss` and for `eval_loss`."""
@@ -68,7 +77,7 @@ class Eval(Frozen):
     metrics: tuple[str, ...] = Field(
         ("loss",),
         fail_fast=True,
-        description="loss, perplexity, accuracy, f1, exact_match, or package.module:function, which you write.",
+        description=f"{', '.join(METRICS)}, or package.module:function, which you write.",
     )
     eval_steps: Count | None = Field(None, description="Evaluate every this many steps, and at the start and the end.")
     eval_on_start: bool = Field(True, description="Evaluate before the first step.")

@@ -45,7 +45,7 @@ from jobs.search.driver.final import SweepDriver, end_earlier_final_runs, with_f
 from jobs.search.driver.gangs import Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.driver.searching import Search
 from jobs.search.ledger import Ledger
-from jobs.search.planned import planned_steps
+from jobs.search.planned import plan_of, planned_steps
 from jobs.search.report.summary import summary_lines
 from jobs.search.report.trial_text import leaderboard
 from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
@@ -116,7 +116,7 @@ def drive_sweep(
         base = planned_base(sweep, prepared, find_places, paths, announce)
         planned = sweep.model_copy(update={"base": base})
         ledger = Ledger(planned, paths.root, steps_of, tokens_per_run(base, split))
-        plan = checked_plan(ledger.sweep, ledger.total_steps, ledger.tokens_per_run, ledger.probe_steps)
+        plan = plan_of(ledger)
         # A directory for this driver, so that its gangs do not read the tasks of earlier drivers.
         own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
         goes_on = kind_within(ledger, plan, ledger.spent) != "done"  # else earlier drivers have ended the search

@@ -24,10 +24,10 @@ from jobs.search.driver.final import pass_on_save_request
 from jobs.search.driver.gangs import Gangs
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
-from jobs.search.planned import plan_if_later, planned_steps, steps_done
+from jobs.search.planned import plan_if_later, plan_of, planned_steps, steps_done
 from jobs.search.report.trial_text import format_trial, trial_line
 from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
-from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, checked_plan, most_to_train
+from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, most_to_train
 from jobs.search.rules.checking import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import format_space
@@ -323,8 +323,7 @@ class Search:
             check_lengths(sweep, ledger.steps_of)
             # The base of the ledger has what the plan chose.
             planned = sweep.model_copy(update={"base": ledger.sweep.base})
-            now = ledger.as_searched(planned)
-            plan = checked_plan(now, ledger.total_steps, ledger.tokens_per_run, ledger.probe_steps)
+            plan = plan_of(ledger, ledger.as_searched(planned))
         except SpecError as error:
             self.announce("warning", f"the sweep is not changed ({change}): {error}")
             return

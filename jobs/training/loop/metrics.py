@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from cluster.errors import DataError
 from jobs.run.metric_names import ACCURACY, MAJORITY
+from jobs.spec.evaluation import METRICS
 
-BUILTIN = ("loss", "perplexity", "accuracy", "f1", "exact_match")
 Confusion = tuple[tuple[int, ...], ...]  # true by predicted
 MOST_CLASSES_SHOWN = 50  # larger confusion matrices are hard to read and are not kept
 
@@ -51,7 +51,7 @@ def metrics_of(names: tuple[str, ...], sums: Sums) -> dict[str, float]:
         "exact_match": sums.exact_rows / max(sums.rows, 1),
         "f1": f1_score(sums.confusion),
     }
-    found = {f"eval_{name}": values[name] for name in BUILTIN if name == "loss" or name in names}
+    found = {f"eval_{name}": values[name] for name in METRICS if name == "loss" or name in names}
     if ACCURACY in found and sums.confusion.size:
         found[MAJORITY] = float(sums.confusion.sum(1).max()) / max(sums.targets, 1)
     return found
@@ -90,7 +90,7 @@ def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction]
     """
     found = {}
     for name in names:
-        if name in BUILTIN:
+        if name in METRICS:
             continue
         module, _, function = name.partition(":")
         if os.getcwd() not in sys.path:

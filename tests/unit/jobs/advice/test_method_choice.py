@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 
-from jobs.advice.method_choice import Method, Situation, choose
+from jobs.advice.method_choice import NAMES, Method, Situation, choose
+from jobs.spec.method import MethodName
 
 ALL = frozenset[Method](("full", "lora", "prompt"))
 BETWEEN = Situation(
@@ -95,3 +97,7 @@ def test_what_would_change_the_choice_is_what_the_rules_answer_then(
     now: dict[str, object], changes: tuple[str, ...]
 ) -> None:
     assert choose(replace(BETWEEN, **now)).changes == changes  # type: ignore[arg-type]
+
+
+def test_every_method_of_a_spec_has_a_name_here() -> None:
+    assert set(NAMES) == set(get_args(MethodName))

@@ -22,6 +22,7 @@ from jobs.run.checkpoints import (
     committed_steps,
     entry_of,
     leftovers,
+    newest_step,
     plan_reads,
     read_commit,
     read_parts,
@@ -179,9 +180,10 @@ def put_commit(paths: JobPaths, commit: Commit) -> pathlib.Path:
 
 def test_a_checkpoint_exists_once_its_marker_does(tmp_path: pathlib.Path) -> None:
     paths = JobPaths(str(tmp_path))
+    assert newest_step(paths) == 0
     put_commit(paths, commit_of(paths, 10))
     commit_of(paths, 20, Part(rank=0, slices=(), file=ShardFile(name="a", bytes=0, checksums=(), offsets={})))
-    assert committed_steps(paths) == [10]
+    assert committed_steps(paths) == [10] and newest_step(paths) == 10
     assert read_commit(paths, 10).loss == 1.0
 
 

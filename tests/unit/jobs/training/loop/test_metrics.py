@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from cluster.errors import DataError
+from jobs.spec.evaluation import METRICS
+from jobs.spec.finetune import Task
 from jobs.training.loop.metrics import (
     EvalPrediction,
     Sums,
@@ -30,6 +32,11 @@ def test_the_loss_is_always_reported_and_the_rest_when_asked() -> None:
     assert every["eval_perplexity"] == pytest.approx(math.exp(2.0))
     assert every["eval_exact_match"] == 0.25
     assert set(every) == {"eval_loss", "eval_perplexity", "eval_f1", "eval_exact_match"}
+
+
+def test_every_metric_that_a_spec_may_name_is_computed_and_is_for_a_task_that_there_is() -> None:
+    assert {f"eval_{name}" for name in METRICS} <= set(metrics_of(tuple(METRICS), SUMS))
+    assert {task for tasks in METRICS.values() for task in tasks} == set(get_args(Task))
 
 
 def test_accuracy_without_classes_has_no_majority() -> None:

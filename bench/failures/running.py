@@ -17,9 +17,10 @@ from bench.failures.planting import Plant, as_variable
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.storage.journal import read_journal
+from tests.support.forked import fork_request
 
 ROOT = Path(__file__).resolve().parents[2]
-PLANTED = Path(__file__).with_name("planted")
+PLANTED, FORKED = Path(__file__).with_name("planted"), ROOT / "tests/support/forked"
 WITHIN_S = 600.0
 FLEETUNE = Path(sys.executable).with_name("fleetune")
 
@@ -92,10 +93,16 @@ def _runs_in(folder: Path) -> list[JobPaths]:
 
 
 def _run(arguments: list[str], case: Case, notes: Path | None) -> tuple[int, str]:
-    """Run `fleetune run`; its exit code, and all that it printed. `notes`: None plants nothing."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    """Run `fleetune run`; its exit code, and all that it printed. `notes`: None plants nothing.
+
+    In the tests of this repository, workers are forked: see `tests.support.fork_server`.
+    """
+    path = [FORKED] if fork_request.SERVER in os.environ else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if notes is not None and case.plants:
-        environment |= {"PLANTED": as_variable(case.plants, notes), "PYTHONPATH": f"{PLANTED}:{ROOT}"}
+        path.append(PLANTED)
+        environment["PLANTED"] = as_variable(case.plants, notes)
+    environment["PYTHONPATH"] = os.pathsep.join(map(str, [*path, ROOT]))
     process = subprocess.Popen(
         [str(FLEETUNE), "run", *arguments], cwd=ROOT, env=environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

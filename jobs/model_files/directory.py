@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from cluster.errors import DataError
+from cluster.errors import DataError, SpecError
 from jobs.model_files.architecture import architecture_problems, is_known
 from jobs.model_files.positions import learned_positions, too_few_positions
 from jobs.model_files.sizes import VOCABULARY, size_in
@@ -44,14 +44,32 @@ def check_model_dir(spec: Spec) -> None:
 
     Raises:
         DataError: all mistakes, one a line.
+        SpecError: the LoRA rank is larger than all matrices of the model.
     """
     path = spec.model.path
     if storage.is_local(path):
         local = storage.local_path(path)
         if os.path.isabs(local):  # a relative name is a hub id: see `jobs.spec.load`
             check_model_files(local, spec)
+            _check_rank(local, spec)
     elif not storage.exists(storage.join(path, "config.json")):
         raise DataError(f"model.path {path}: there is no config.json")
+
+
+def _check_rank(folder: str, spec: Spec) -> None:
+    """Reject a LoRA rank that no matrix in the weights allows. Which ones get an adapter, only a run knows."""
+    if spec.method.kind != "lora":
+        return
+    try:
+        sides = [min(shape[-2:]) for shape in tensor_shapes(folder).values() if len(shape) > 1]
+    except (OSError, ValueError, KeyError, TypeError):  # the run's own check of the model reports it
+        return
+    if sides and spec.lora.rank > max(sides):
+        raise SpecError.at(
+            "lora.rank",
+            f"{spec.lora.rank} is more than the smaller side of every matrix of the model ({max(sides)}), so the "
+            "adapter would be larger than the matrices: use method: full, or a smaller rank",
+        )
 
 
 def check_model_files(folder: str, spec: Spec) -> None:
@@ -61,7 +79,7 @@ def check_model_files(folder: str, spec: Spec) -> None:
         DataError: all mistakes, one a line.
     """
     try:
-        problems = model_files_problems(folder, spec) or tokenizer_problems(folder, "chat" in spec.formats)
+        problems = model_files_problems(folder, spec) or tokenizer_problems(folder, spec.needs_own_template)
     except OSError as error:
         problems = [f"cannot be read: {error}"]
     if problems:
@@ -262,8 +280,8 @@ def tokenizer_problems(folder: str, chat: bool) -> list[str]:
         ]
     if chat and not has_chat_template(folder):
         return [
-            "data.format is chat, but the tokenizer has no chat template: take the instruct model's tokenizer, or put "
-            "a chat_template.jinja into the directory"
+            "data.format is chat, but the tokenizer has no chat template: take the instruct model's tokenizer, or give "
+            "a template in model.chat_template"
         ]
     return []
 

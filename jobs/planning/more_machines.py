@@ -9,7 +9,7 @@ from typing import Final
 from jobs.planning.accelerators import GPUS_OF_A_NODE, Machines
 from jobs.planning.batching import Batching
 from jobs.planning.memory import ModelTrace, static_memory
-from jobs.planning.strategies import Sufficient, Trace, option_of, passes_of, strategies
+from jobs.planning.strategies import Option, Sufficient, Trace, option_of, passes_of, strategies, with_smaller_buffers
 from jobs.planning.strategy import Strategy
 from jobs.spec.finetune import Planned
 
@@ -41,14 +41,16 @@ def sufficient_machines(
             return None
         batching = passes_of(batching, spec_strategy.per_device_train_batch_size)
         spec_strategy = replace(spec_strategy, accumulates=batching.accumulation > 1)
-        others = strategies(spec_strategy, batching, choosable, machines.is_cpu)
-        fitting = [
-            option
-            for strategy in dict.fromkeys((spec_strategy, *others))
-            if _may_fit(trace(strategy), strategy, larger, copied_bytes)
-            and (option := option_of(strategy, spec_strategy, batching, trace(strategy), larger, copied_bytes)).fits
-        ]
-        if fitting:
+        found = list[Option]()
+        for strategy in dict.fromkeys(
+            (spec_strategy, *strategies(spec_strategy, batching, choosable, machines.is_cpu))
+        ):
+            if not _may_fit(trace(strategy), strategy, larger, copied_bytes):
+                continue
+            found.append(option_of(strategy, spec_strategy, batching, trace(strategy), larger, copied_bytes))
+            if (small := with_smaller_buffers(found[-1], choosable, larger)) is not None:
+                found.append(option_of(small, spec_strategy, batching, trace(small), larger, copied_bytes))
+        if fitting := [option for option in found if option.fits]:
             return Sufficient(larger, min(fitting, key=lambda option: option.time.seconds))
     return None
 

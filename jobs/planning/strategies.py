@@ -166,13 +166,18 @@ def options(
             found[strategy] = option(strategy)
         if strategy in found and not found[strategy].fits:
             too_large.add(alike)  # larger micro-batches, which follow, need more
-            memory, small = found[strategy].memory, strategy.with_small_buffers
-            may_suffice = 0 < found[strategy].missing <= memory.gathered_buckets + memory.communication
-            # Without GPUs, what is freed stays in the process, and buffers are a small part of it.
-            is_open = "zero" in choosable and strategy.stage == 3 and not machines.is_cpu
-            if is_open and may_suffice and small not in found:
+            small = with_smaller_buffers(found[strategy], choosable, machines)
+            if small is not None and small not in found:
                 found[small] = option(small)
     return tuple(found.values())
+
+
+def with_smaller_buffers(option: Option, choosable: frozenset[Planned], machines: Machines) -> Strategy | None:
+    """Return the strategy of an option with small buffers for ZeRO-3; None if they cannot make up for what it lacks."""
+    may_suffice = 0 < option.missing <= option.memory.gathered_buckets + option.memory.communication
+    # Without GPUs, what is freed stays in the process, and buffers are a small part of it.
+    is_open = "zero" in choosable and option.strategy.stage == 3 and not machines.is_cpu
+    return option.strategy.with_small_buffers if is_open and may_suffice else None
 
 
 def option_of(

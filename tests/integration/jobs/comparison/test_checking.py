@@ -89,6 +89,13 @@ def test_a_default_space_lies_around_the_rate_of_its_method_without_a_prior_too(
         assert isinstance(space, Range) and space.min == pytest.approx(rate / 10)
 
 
+def test_a_rank_that_is_larger_than_the_matrices_is_named_with_its_method(workshop: Path) -> None:
+    ranks = [{"name": f"lora-r{rank}", "method": "lora", "lora": {"rank": rank}} for rank in (WIDTH, 1000)]
+    assert len(checked_methods(compare_in(workshop, ["full", ranks[0]]))) == 2
+    with pytest.raises(InputError, match=r"method lora-r1000.*lora\.rank.*1000 is more than the smaller side of every"):
+        checked_methods(compare_in(workshop, ["full", *ranks]))
+
+
 def test_a_mistake_that_all_methods_share_is_said_once(workshop: Path) -> None:
     spec = compare_in(workshop, ["full", "lora"], space={"leanring_rate": [1e-4]})
     with pytest.raises(InputError) as caught:

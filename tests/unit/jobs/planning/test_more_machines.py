@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from jobs.planning.accelerators import CPU, Machines, accelerator_of
+from jobs.planning.accelerators import CPU, GIB, Machines, accelerator_of
 from jobs.planning.batching import Batching
 from jobs.planning.memory import COPIED
 from jobs.planning.more_machines import sufficient_machines
-from jobs.planning.strategies import Sufficient
+from jobs.planning.strategies import Sufficient, option_of
 from jobs.planning.strategy import Strategy
 from jobs.spec.finetune import PLANNED, Planned
 from tests.unit.jobs.planning.test_strategies import traced
@@ -55,6 +56,22 @@ def test_workers_without_gpu_get_more_machines_of_theirs() -> None:
     cpu = Machines(1, 2, replace(accelerator_of("A100-40"), name=CPU), 79)
     enough = found(cpu)
     assert enough is not None and str(enough.machines) == "4x2xCPU"
+
+
+def test_small_buffers_may_be_enough_on_fewer_machines() -> None:
+    def with_room(gib: float) -> Sufficient | None:
+        return found(Machines(1, 4, replace(accelerator_of("A100-80"), memory_gib=gib, host_gib=12.0)))
+
+    def needed() -> Iterator[float]:
+        for again in (False, True):
+            batching = Batching(1024, 1, 128, 8)
+            strategy = Strategy(gradient_checkpointing=again)
+            yield option_of(strategy, strategy, batching, traced(strategy), on("A100-80", gpus=8)).memory.total / GIB
+
+    least = min(needed())
+    large, small = with_room(least + 0.05), with_room(least - 0.05)
+    assert large is not None and large.machines.gpus == 8 and not large.option.strategy.has_small_buffers
+    assert small is not None and small.machines.gpus == 8 and small.option.strategy.has_small_buffers
 
 
 def test_what_the_spec_says_is_kept() -> None:

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import InputError, RunFailed, SpecError
+from cluster.errors import InputError, SpecError
 from jobs.drivers.finetune.begin import begin_run, load_job
 from jobs.run.checkpoints import commit_path
 from jobs.run.events import ALIVE, Announcer, Watch, this_driver
-from jobs.run.outcome import Outcome, Status, event, read_outcome, write_outcome
+from jobs.run.outcome import Outcome, Status, event, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.run.record import concluded, ending_of, last_record, open_run, read_steps, reopen_run
@@ -34,7 +34,7 @@ from jobs.storage.journal import JournalWriter, read_journal
 REFUSED = {
     "version", "kind", "seed", "method.kind", "lora.rank", "lora.alpha", "lora.dropout",
     "lora.target_modules", "prompt.num_virtual_tokens", "prompt.init_text",
-    "model.task", "model.num_labels", "model.attn_implementation",
+    "model.task", "model.num_labels", "model.attn_implementation", "model.chat_template",
     "data.eval_fraction", "data.format", "data.columns.text", "data.columns.label", "data.columns.messages",
     "data.columns.prompt", "data.columns.completion", "data.columns.instruction", "data.columns.input",
     "data.columns.output", "data.loss_on", "data.labels", "data.seq_len", "data.packing",
@@ -143,6 +143,13 @@ def test_a_kernel_that_was_left_out_is_the_default_one(spec: Spec) -> None:
     sdpa, eager = (changed(spec, model__attn_implementation=kernel) for kernel in ("sdpa", "eager"))
     assert differences(sdpa, spec) == differences(spec, sdpa) == []
     assert differences(sdpa, eager) == differences(spec, eager) == ["model.attn_implementation: sdpa -> eager"]
+
+
+def test_a_template_that_differs_is_told_by_its_beginning(spec: Spec) -> None:
+    template = "{% for m in messages %}\n" + "x" * 1000
+    assert differences(spec, changed(spec, model__chat_template=template)) == [
+        "model.chat_template: null -> {% for m in messages %}... (1,024 characters)"
+    ]
 
 
 def test_a_precision_that_the_device_chose_may_be_said_but_not_changed(spec: Spec) -> None:
@@ -331,19 +338,6 @@ def test_ending_says_how_to_go_on(paths: JobPaths) -> None:
     assert ending_of(paths, failed).splitlines()[-1] == ending_of(paths, outcome).splitlines()[-1] == resume
     for other in ({"status": Status.SUCCEEDED}, {"bad_input": True}, {"diverged": True}):
         assert "resume" not in ending_of(paths, outcome.model_copy(update=other))
-
-
-@pytest.mark.parametrize("name", ["plan.json", "remedies.json"])
-@pytest.mark.parametrize("content", [b'{"version": 99}', b"[]", b'{"version": 1}', b"{"])
-def test_a_file_that_cannot_be_read_hides_no_troubles(paths: JobPaths, name: str, content: bytes) -> None:
-    def failed() -> Outcome:
-        announce("remedy", "", remedy="hang", cause="rank 1 hung", action="it is killed", effect="")
-        raise RunFailed("rank 1 has failed")
-
-    storage.write_bytes(f"{paths.root}/{name}", content)
-    with contextlib.closing(Announcer(paths, NoProgress())) as announce:
-        outcome = concluded(paths, failed, announce)
-    assert [one.cause for one in outcome.troubles] == ["rank 1 hung"] and read_outcome(paths) == outcome
 
 
 def test_run_begins_anew_or_goes_on_in_its_directory(spec: Spec) -> None:

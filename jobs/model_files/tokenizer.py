@@ -31,6 +31,7 @@ _PATTERNS = (
     "*.spm",
     "*.tiktoken",
 )
+_TEMPLATE = "chat_template.jinja"  # precedes a template in tokenizer_config.json
 _NO_WEIGHTS_BYTES = 256 * 2**20  # larger than any tokenizer's file, smaller than most weights
 
 
@@ -75,8 +76,11 @@ def _loaded(tokenizer: TokenizerFiles) -> PreTrainedTokenizerBase:
         return _from_dir(folder, tokenizer.source)
 
 
-def read_tokenizer(model_dir: str) -> TokenizerFiles:
+def read_tokenizer(model_dir: str, chat_template: str | None = None) -> TokenizerFiles:
     """Read the tokenizer's files of a model directory (a path or fsspec URL).
+
+    Args:
+        chat_template: text of a template that replaces its own; None: keep that.
 
     Raises:
         DataError: there is none, or a file is too large for a tokenizer.
@@ -94,6 +98,9 @@ def read_tokenizer(model_dir: str) -> TokenizerFiles:
     config = storage.join(model_dir, "config.json")
     if storage.exists(config):
         files.append(("config.json", _model_type(config)))
+    if chat_template is not None:
+        files = [(name, content) for name, content in files if name != _TEMPLATE]
+        files.append((_TEMPLATE, chat_template.encode()))
     return TokenizerFiles(model_dir, tuple(sorted(files)))
 
 
@@ -112,14 +119,26 @@ def _model_type(path: str) -> bytes:
         raise DataError(f"{path} is not a JSON object: {error}. Fetch the model again.") from error
 
 
-def load_tokenizer(model_dir: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_dir: str, chat_template: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a model directory, once per process. Never runs code from the directory.
+
+    `chat_template` is as for `read_tokenizer`.
 
     Raises:
         DataError: there is no tokenizer that transformers can load.
         StorageError: the directory cannot be read.
     """
-    return read_tokenizer(model_dir).load()
+    return read_tokenizer(model_dir, chat_template).load()
+
+
+def tokenizer_to_export(model_dir: str, chat_template: str | None) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that nobody shares, with all of its templates; `chat_template` is as for `read_tokenizer`."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    return cast("PreTrainedTokenizerBase", tokenizer)
 
 
 def _from_dir(folder: str, source: str) -> PreTrainedTokenizerBase:
@@ -139,8 +158,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, data_format: str, model_
     """Reject a tokenizer that `tokenise` cannot use for the format. Raises DataError."""
     if data_format == "chat" and not tokenizer.chat_template:
         raise DataError(
-            f"data.format is chat, but the tokenizer in {model_dir} has no chat template. Take an instruct model, put "
-            "a chat_template.jinja beside its tokenizer, or use data.format: text"
+            f"data.format is chat, but the tokenizer in {model_dir} has no chat template. Take an instruct model, give "
+            "a template in model.chat_template, or use data.format: text"
         )
     if data_format not in ("text", "classification") and not tokenizer.is_fast:
         raise DataError(

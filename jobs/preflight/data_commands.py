@@ -153,7 +153,7 @@ def _model_dir(spec: Spec) -> str:
     """Return a directory with the tokenizer. Weights are not needed, because data may be prepared where none are."""
     from jobs.model_files.directory import tokenizer_dir
 
-    return tokenizer_dir(with_model_of_run(spec).model.path, "chat" in spec.formats)
+    return tokenizer_dir(with_model_of_run(spec).model.path, spec.needs_own_template)
 
 
 def _size(spec: Spec) -> int:

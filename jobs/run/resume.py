@@ -50,6 +50,7 @@ MAY_BE_SAID: Final = frozenset({"train.bf16"})
 # Values of fields that are left out. Earlier releases wrote the attention kernel as sdpa if it was left out.
 LEFT_OUT: Final = {"model.attn_implementation": "sdpa"}
 
+_MOST_SHOWN = 500  # characters of a value in a message
 # Seconds of silence after which a driver counts as dead. It writes every 60 s, and storage adds at most 30 s.
 SILENT_S: Final = 150.0
 
@@ -105,10 +106,18 @@ def _changed_rows(before: Spec, now: Spec) -> Iterator[str]:
         yield f"rows per optimizer step: {old} -> {new}; set {', '.join([f'train.global_batch_size: {old}', *drop])}"
 
 
+def _in_short(text: str) -> str:
+    """Shorten a text such as a chat template for a message; a path stays whole."""
+    lines = text.splitlines()
+    if len(lines) <= 1 and len(text) <= _MOST_SHOWN:
+        return text
+    return f"{lines[0][:_MOST_SHOWN]}... ({len(text):,} characters)"
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, tuple) and all(isinstance(one, Source) for one in value):
         return ", ".join(map(format_source, value))
-    return value if isinstance(value, str) else json.dumps(value)
+    return _in_short(value) if isinstance(value, str) else json.dumps(value)
 
 
 def check_resumable(paths: JobPaths, now: Spec, clock: Callable[[], float] = time.time, *, alone: bool = False) -> Spec:

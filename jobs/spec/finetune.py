@@ -20,7 +20,15 @@ from jobs.spec.data import Data, Source, StoragePath, absolute_sources, checked_
 from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.spec.method import ChosenMethod, Lora, Method, Prompt
 from jobs.spec.queue import Queue
-from jobs.spec.references import RUN_REFERENCE, absolute_model, absolute_storage, absolute_working_dir, folder_of
+from jobs.spec.references import (
+    MOST_TEMPLATE_CHARS,
+    RUN_REFERENCE,
+    absolute_model,
+    absolute_storage,
+    absolute_working_dir,
+    folder_of,
+    template_text,
+)
 from jobs.spec.remedies import Remedies
 from jobs.spec.vary import EITHER_IN_TRAIN, JobSpec
 from jobs.spec.zero import Zero
@@ -56,6 +64,13 @@ class Model(Frozen):
         None, description="Attention kernel, as transformers names it; default: sdpa if the model supports it."
     )
 
+    chat_template: str | None = Field(
+        None,
+        min_length=1,
+        max_length=MOST_TEMPLATE_CHARS,
+        description="A .jinja file (relative to the spec's file), or the template itself; default: the tokenizer's.",
+    )
+
     @field_validator("path")
     @classmethod
     def _a_run_has_a_name(cls, path: str) -> str:
@@ -64,6 +79,15 @@ class Model(Frozen):
                 f"{path!r}: after run: comes the name of a run or job; write the path of a model without run:"
             )
         return path if path.startswith("run:") else checked_path(path)
+
+    def with_files(self, base: str) -> Model:
+        """Make the path absolute and read the template, relative to the directory or URL `base`. Raises SpecError."""
+        return self.model_copy(
+            update={
+                "path": absolute_model(self.path, base),
+                "chat_template": template_text(self.chat_template, base),
+            }
+        )
 
 
 class Train(Frozen):
@@ -329,7 +353,7 @@ class Spec(JobSpec):
                 "storage_path": absolute_storage(self.storage_path, base),
                 "data": self.data.model_copy(update=data),
                 "eval": self.eval.with_absolute_paths(base),
-                "model": self.model.model_copy(update={"path": absolute_model(self.model.path, base)}),
+                "model": self.model.with_files(base),
             }
         )
 
@@ -343,6 +367,11 @@ class Spec(JobSpec):
     def formats(self) -> frozenset[str]:
         """Formats that occur in any source."""
         return frozenset(self.data.format_of(source) for _, source in self.sources)
+
+    @property
+    def needs_own_template(self) -> bool:
+        """Whether the tokenizer must have a chat template."""
+        return "chat" in self.formats and self.model.chat_template is None
 
     @property
     def evaluates(self) -> bool:

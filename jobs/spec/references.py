@@ -6,11 +6,12 @@ import os
 import re
 from typing import Final
 
-from cluster.errors import SpecError
+from cluster.errors import SpecError, StorageError
 from cluster.ray.runtime_env import RAY_PACKAGE
 from jobs.storage import files as storage
 
 RUN_REFERENCE: Final = re.compile(r"run:([A-Za-z0-9_][A-Za-z0-9._-]*)\Z")
+MOST_TEMPLATE_CHARS: Final = 1_000_000
 _HUB_ID: Final = re.compile(r"^[\w.-]+(/[\w.-]+)?$")
 
 
@@ -44,6 +45,25 @@ def absolute_model(path: str, base: str) -> str:
         return path
     local = path.startswith(("./", "../", "/", "~")) or path in (".", "..") or not _HUB_ID.match(path)
     return absolute(path, base) if local or os.path.isdir(os.path.join(base, path)) else path
+
+
+def template_text(template: str | None, base: str) -> str | None:
+    """Return a chat template's text. If it is one line that ends in .jinja, that file is read, relative to `base`.
+
+    Raises:
+        SpecError: the file cannot be read, or is too large for a template.
+    """
+    if template is None or not template.strip().endswith(".jinja") or "\n" in template.strip():
+        return template
+    path = absolute(template.strip(), base)
+    try:
+        text = storage.read_bytes(path).decode()
+    except (StorageError, UnicodeDecodeError) as error:
+        raise SpecError.at("model.chat_template", f"{path} cannot be read: {error}") from error
+    if not 0 < len(text) <= MOST_TEMPLATE_CHARS:
+        what = f"{path} has {len(text):,} characters, expected a template of at most {MOST_TEMPLATE_CHARS:,}"
+        raise SpecError.at("model.chat_template", what)
+    return text
 
 
 def absolute_working_dir(path: str | None, base: str) -> str | None:

@@ -54,7 +54,7 @@ def fingerprint(spec: Spec, model_dir: str) -> tuple[str, dict[str, Any]]:
         DataError: no file matches, or there is no tokenizer.
         StorageError: a file cannot be read.
     """
-    return fingerprint_of_jobs(source_jobs(spec, read_tokenizer(model_dir)))
+    return fingerprint_of_jobs(source_jobs(spec, read_tokenizer(model_dir, spec.model.chat_template)))
 
 
 def fingerprint_of_jobs(jobs: dict[str, list[SourceJob]]) -> tuple[str, dict[str, Any]]:

@@ -238,7 +238,7 @@ def prepare(
         StorageError: storage_path cannot be written.
     """
     began = time.monotonic()
-    tokenizer = read_tokenizer(model_dir)
+    tokenizer = read_tokenizer(model_dir, spec.model.chat_template)
     jobs = source_jobs(spec, tokenizer, say)
     digest, made_from = fingerprint_of_jobs(jobs)
     root = prepared_root(spec.storage_path, digest)

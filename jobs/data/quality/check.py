@@ -41,7 +41,7 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> DataReport
         DataError: no file matches, or the tokenizer is unsuitable. Problems in the files are part of the report.
         StorageError: the storage cannot be read or written.
     """
-    tokenizer = read_tokenizer(model_dir)
+    tokenizer = read_tokenizer(model_dir, spec.model.chat_template)
     jobs = {role: found for role, found in source_jobs(spec, tokenizer, say).items() if role in ROLES}
     every = [job for of_role in jobs.values() for job in of_role]
     workers = started(engine)

@@ -49,7 +49,7 @@ def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "
     Raises:
         DataError: there are no such rows, or none of the first records can be used.
     """
-    files = read_tokenizer(model_dir)
+    files = read_tokenizer(model_dir, spec.model.chat_template)
     jobs = source_jobs(spec, files)
     check_formats([job for of_role in jobs.values() for job in of_role], files, model_dir)
     if split == "eval" and not spec.data.has_eval:

@@ -150,8 +150,8 @@ def header_spans(
         kind = "the chat template opens an answer with what it leaves out of written answers"
         raise Rejected(
             f"the chat template opens an answer with {opening.more!r}, and leaves that and what follows it out of "
-            "written answers, so that they would be learned as they are never generated. Correct it in a "
-            "chat_template.jinja in a copy of the model's directory",
+            "written answers, so that they would be learned as they are never generated. Correct a copy of "
+            "the template, and give it in model.chat_template",
             kind,
         )
     header = opening.header

@@ -80,6 +80,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "data.format": ("data.type",),
     "model.num_labels": ("num_classes",),
     "model.attn_implementation": ("attention", "attn"),
+    "model.chat_template": ("chat_template_path", "template"),
     "eval": ("evaluation", "evaluate"),
     "eval.eval_steps": ("eval_every",),
     "eval.metrics": ("compute_metrics",),

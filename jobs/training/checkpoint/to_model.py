@@ -228,7 +228,7 @@ def write_merged(
     tensors = dict([*weights.parameters, *weights.buffers])
     naming = naming_of(model, weights.empty, tensor_names(base_dir))
     write_weights(target, naming.sizes, naming.converted((name, tensors[name]) for name in naming.order))
-    write_config(beside, model, base_dir, DTYPES[precision])
+    write_config(beside, model, base_dir, DTYPES[precision], spec.model.chat_template)
     return expected
 
 
@@ -250,7 +250,8 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
     model_dir, dtype = local_model_dir(spec.model.path), DTYPES[cast(Precision, commit.precision)]
     model = empty_model(spec, model_dir, dtype)
     if spec.method.kind != "full":
-        _write_adapter(adapted(spec, model, model_dir, own_copies(commit.shapes)), folder, commit, parts, target)
+        model = adapted(spec, model, model_dir, own_copies(commit.shapes))
+        _write_adapter(model, folder, commit, parts, target, spec.model.chat_template)
         return
     set_pad_token(model.config, pad_token_id(load_tokenizer(model_dir)))
     weights = Weights(model)
@@ -274,14 +275,17 @@ def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], tar
                 yield name, _read_parameter(folder, parts, name, parameters[name])
 
     write_weights(target, naming.sizes, naming.converted(tensors()))
-    write_config(target, model, model_dir, dtype)
+    write_config(target, model, model_dir, dtype, spec.model.chat_template)
 
 
-def _write_adapter(model: Any, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
+def _write_adapter(
+    model: Any, folder: str, commit: Commit, parts: tuple[Part, ...], target: str, chat_template: str | None
+) -> None:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     check_same_model(commit, {name: tuple(parameter.shape) for name, parameter in trained.items()})
     tensors = ((name, _read_parameter(folder, parts, name, parameter)) for name, parameter in trained.items())
-    write_adapter(target, model, tensors, local_model_dir(model.peft_config["default"].base_model_name_or_path))
+    model_dir = local_model_dir(model.peft_config["default"].base_model_name_or_path)
+    write_adapter(target, model, tensors, model_dir, chat_template)
 
 
 def _frozen_parameters(spec: Spec, model_dir: str, precision: Precision, names: Set[str]) -> dict[str, torch.Tensor]:

@@ -94,7 +94,8 @@ class Harness:
                 self._tasks.update(load_tasks(self.spec.eval.lm_eval))
             config = getattr(engine, "module", engine).config
             prompt = self.spec.prompt.num_virtual_tokens if self.spec.method.kind == "prompt" else 0
-            model = _language_model(self.model_dir, config, max(_LONGEST, self.spec.data.seq_len), prompt, score)
+            tokenizer = load_tokenizer(self.model_dir, self.spec.model.chat_template)
+            model = _language_model(tokenizer, config, max(_LONGEST, self.spec.data.seq_len), prompt, score)
             result = _evaluate(self.spec.eval.lm_eval, self._tasks, model)
         except Exception as error:  # tasks run users' functions on data from anywhere
             if failed:
@@ -260,7 +261,7 @@ def _metrics(task: str, results: dict[str, Any]) -> dict[str, float]:
 
 
 def _language_model(
-    model_dir: str, config: Any, longest: int, prompt: int, score: Callable[[list[Text]], list[Score]]
+    tokenizer: Any, config: Any, longest: int, prompt: int, score: Callable[[list[Text]], list[Score]]
 ) -> Any:
     """Return lm-eval's Hugging Face model with `score` in place of its forward pass; the rest is lm-eval's.
 
@@ -279,6 +280,6 @@ def _language_model(
             return score(texts)
 
     stand_in = SimpleNamespace(config=config, device=torch.device("cpu"))  # HFLM would change a module
-    model = InTraining(stand_in, "causal", tokenizer=load_tokenizer(model_dir), batch_size=_ALL_AT_ONCE)
+    model = InTraining(stand_in, "causal", tokenizer=tokenizer, batch_size=_ALL_AT_ONCE)
     model._max_length = min(model.max_length, longest) - prompt
     return model

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from cluster.errors import DataError, SpecError
+from jobs.model_files.tokenizer import tokenizer_to_export
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
 from jobs.spec.method import ALL_LINEAR
@@ -289,7 +290,13 @@ def trained_names(model: Any) -> list[str]:
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def write_adapter(folder: str, model: Any, tensors: Iterable[tuple[str, torch.Tensor]], model_dir: str) -> None:
+def write_adapter(
+    folder: str,
+    model: Any,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    model_dir: str,
+    chat_template: str | None = None,
+) -> None:
     """Write an adapter as `peft.PeftModel.from_pretrained` reads it, with the tokenizer beside it.
 
     Args:
@@ -298,7 +305,6 @@ def write_adapter(folder: str, model: Any, tensors: Iterable[tuple[str, torch.Te
         tensors: (name in the model, tensor on any device) of all trained parameters.
     """
     from safetensors.torch import save_file
-    from transformers import AutoTokenizer
 
     config = copy.copy(model.peft_config["default"])
     prefix = "" if config.is_prompt_learning else "base_model.model."
@@ -311,7 +317,7 @@ def write_adapter(folder: str, model: Any, tensors: Iterable[tuple[str, torch.Te
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
         save_file(held, os.path.join(scratch, _WEIGHTS), metadata={"format": "pt"})
         config.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False).save_pretrained(scratch)
+        tokenizer_to_export(model_dir, chat_template).save_pretrained(scratch)
         storage.put_dir(scratch, folder)  # a tokenizer with several chat templates has a folder of its own
 
 

@@ -302,7 +302,8 @@ class Engine:
         model_dir, is_full = local_model_dir(job.model), self.spec.method.kind == "full"
         if worker.rank == 0:  # an export that was interrupted, or an older one, may have other files
             storage.remove_dir(job.paths.model)
-        export_model(self.module, job.paths.model, model_dir, worker.rank, dtype, is_full)
+        template = self.spec.model.chat_template
+        export_model(self.module, job.paths.model, model_dir, worker.rank, dtype, is_full, template)
         size = sum(size for _, size in Weights(self.module.module).sizes)
         load = functools.partial(self._reloaded, None if is_full else model_dir, worker.device)
         difference = verify_export(job.paths.model, dtype, size, trained, run, load, worker.rank)

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from cluster.errors import RunFailed
 from jobs.model_files.directory import fetched_once, tensor_names
+from jobs.model_files.tokenizer import tokenizer_to_export
 from jobs.storage import files as storage
 from jobs.training.model.adapters import trained_names, write_adapter
 from jobs.training.model.pooling import reads_padding
@@ -80,16 +81,16 @@ def write_weights(
         )
 
 
-def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype) -> None:
-    """Write config, generation config and tokenizer beside the weights."""
-    from transformers import AutoTokenizer, GenerationConfig
+def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype, chat_template: str | None = None) -> None:
+    """Write config, generation config and tokenizer beside the weights. `chat_template` replaces the tokenizer's."""
+    from transformers import GenerationConfig
 
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
         config = type(model.config).from_dict({**model.config.to_dict(), "dtype": str(dtype).removeprefix("torch.")})
         if not reads_padding(model):
             _restore_pad_token(config, model_dir)
         config.architectures = [type(model).__name__]
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)
+        tokenizer = tokenizer_to_export(model_dir, chat_template)
         config.save_pretrained(scratch)
         if model.can_generate() and model.generation_config is not None:
             generation = model.generation_config
@@ -166,7 +167,15 @@ class Weights:
                 yield name, parameters[name].data
 
 
-def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: torch.dtype, is_full: bool) -> None:
+def export_model(
+    engine: Any,
+    folder: str,
+    model_dir: str,
+    rank: int,
+    dtype: torch.dtype,
+    is_full: bool,
+    chat_template: str | None = None,
+) -> None:
     """Write the model in training, or only its adapter, to `folder`. Every rank must call it; rank 0 writes."""
     model, weights = engine.module, Weights(engine.module)
     naming = naming_of(model, weights.empty, tensor_names(model_dir)) if is_full else None
@@ -175,10 +184,10 @@ def export_model(engine: Any, folder: str, model_dir: str, rank: int, dtype: tor
         for _ in tensors:
             pass
     elif naming is None:
-        write_adapter(folder, model, tensors, model_dir)
+        write_adapter(folder, model, tensors, model_dir, chat_template)
     else:
         write_weights(folder, naming.sizes, naming.converted(tensors))
-        write_config(folder, model, model_dir, dtype)
+        write_config(folder, model, model_dir, dtype, chat_template)
     dist.barrier()
 
 

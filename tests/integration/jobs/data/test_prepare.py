@@ -291,6 +291,12 @@ def test_chat_data_needs_a_chat_template(tmp_path: Path, model_dir: str) -> None
     spec = spec_of(tmp_path / "out", dialogues(tmp_path / "d.jsonl", 5), "chat")
     with pytest.raises(DataError, match="no chat template"):
         prepare(spec, bare, engine="plain", say=quiet)
+    given = spec.with_value("model.chat_template", CHATML)
+    made = [prepare(given, bare, engine="plain", say=quiet), prepare(spec, model_dir, engine="plain", say=quiet)]
+    (found,), (own,) = (one.manifest.splits["train"] for one in made)
+    assert (found.tokens, found.targets) == (own.tokens, own.targets)
+    other = spec.with_value("model.chat_template", FORGETFUL)
+    assert len({fingerprint(one, model_dir)[0] for one in (given, other)}) == 2
 
 
 def test_second_run_reuses_what_the_first_prepared(

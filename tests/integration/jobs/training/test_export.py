@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from bench.zoo.tiny import tiny_config
 from cluster.errors import RunFailed
 from jobs.model_files.directory import tensor_names
+from jobs.model_files.tokenizer import load_tokenizer
 from jobs.training.model.batch import Batch, model_logits
 from jobs.training.model.export import (
     ONE_PROCESS_BYTES,
@@ -210,6 +211,15 @@ def test_an_export_has_all_chat_templates_and_the_generation_config_of_the_sourc
     assert written == tokenizer.chat_template
     generation = transformers.GenerationConfig.from_pretrained(out)
     assert (generation.eos_token_id, generation.temperature) == ([2, 0], 0.6)
+
+
+def test_an_export_has_the_template_of_the_spec(tmp_path: pathlib.Path) -> None:
+    source, out = tiny.save_model(tmp_path / "base", "llama"), tmp_path / "out"
+    config = transformers.AutoConfig.from_pretrained(source)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    write_config(str(out), model, str(source), torch.float32, "{{ 'mine' }}")
+    assert transformers.AutoTokenizer.from_pretrained(out).chat_template == "{{ 'mine' }}"
+    assert load_tokenizer(str(source)).chat_template != "{{ 'mine' }}"
 
 
 def test_an_export_of_a_checkpoint_with_transformers_own_names_keeps_those(tmp_path: pathlib.Path) -> None:

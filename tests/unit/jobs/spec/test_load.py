@@ -50,6 +50,20 @@ def test_float_without_a_dot_is_a_number_in_the_file_and_in_set(tmp_path: Path) 
     assert load_spec(path, ["train.adam_epsilon=1E-6", "train.weight_decay=.5e-2"]).train.weight_decay == 0.005
 
 
+def test_a_chat_template_is_read_from_its_file_or_stands_in_the_spec(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("{{ messages }}")
+    path = write(tmp_path, GOOD)
+    for template in ("own.jinja", "./own.jinja", str(tmp_path / "own.jinja"), "{{ messages }}"):
+        spec = load_spec(path, [f"model.chat_template={json.dumps(template)}"])
+        assert spec.model.chat_template == "{{ messages }}"
+    assert spec_of(json.loads(dump_spec(spec))) == spec
+    assert message(path, "model.chat_template=there.jinja").startswith(
+        "model.chat_template: there.jinja cannot be read"
+    )
+    (tmp_path / "own.jinja").write_text("")
+    assert "has 0 characters" in message(path, "model.chat_template=own.jinja")
+
+
 def test_norwegian_labels_stay_text(tmp_path: Path) -> None:
     text = "model: {path: /m, task: sequence-classification}\n"
     text += "data: {train: d.csv, format: classification, labels: [no, yes, on, 1:30, 2026-01-01, 007]}\n"

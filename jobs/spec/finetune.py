@@ -63,7 +63,6 @@ class Model(Frozen):
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] | None = Field(
         None, description="Attention kernel, as transformers names it; default: sdpa if the model supports it."
     )
-
     chat_template: str | None = Field(
         None,
         min_length=1,
@@ -82,12 +81,8 @@ class Model(Frozen):
 
     def with_files(self, base: str) -> Model:
         """Make the path absolute and read the template, relative to the directory or URL `base`. Raises SpecError."""
-        return self.model_copy(
-            update={
-                "path": absolute_model(self.path, base),
-                "chat_template": template_text(self.chat_template, base),
-            }
-        )
+        path, template = absolute_model(self.path, base), template_text(self.chat_template, base)
+        return self.model_copy(update={"path": path, "chat_template": template})
 
 
 class Train(Frozen):

@@ -52,8 +52,12 @@ def read_remedies(paths: JobPaths) -> tuple[Remedy, ...]:
     Raises:
         StorageError: the file cannot be read, or a newer release wrote it.
     """
-    raw = storage.read_versioned(paths.remedies, REMEDIES_VERSION)
-    return () if raw is None else tuple(Remedy.model_validate(one) for one in raw["remedies"])
+
+    def parse(raw: dict[str, Any]) -> tuple[Remedy, ...]:
+        return tuple(Remedy.model_validate(one) for one in raw["remedies"])
+
+    found: tuple[Remedy, ...] | None = storage.read_versioned(paths.remedies, REMEDIES_VERSION, parse)
+    return found or ()
 
 
 def write_remedies(paths: JobPaths, remedies: Sequence[Remedy]) -> None:

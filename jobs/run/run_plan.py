@@ -63,8 +63,8 @@ def read_plan(paths: JobPaths) -> RunPlan | None:
     Raises:
         StorageError: the file cannot be read, or a newer release wrote it.
     """
-    raw = storage.read_versioned(paths.plan, PLAN_VERSION)
-    return None if raw is None else RunPlan.model_validate(raw)
+    found: RunPlan | None = storage.read_versioned(paths.plan, PLAN_VERSION, RunPlan.model_validate)
+    return found
 
 
 def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from cluster.errors import MachinesFailed, RunFailed, StorageError
-from jobs.run.checkpoints import committed_steps
+from jobs.run.checkpoints import newest_step
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import RemedyReport
@@ -29,7 +29,7 @@ class LostWorkers:
     ) -> None:
         """`places`: ids of the nodes that a queue has assigned; None: any node may run workers."""
         self._paths, self._announce, self._places, self._clock = paths, announce, places, clock
-        self._healing = Healing(lambda: max(committed_steps(paths), default=0))
+        self._healing = Healing(lambda: newest_step(paths))
         self._lost: tuple[float, Record | None] | None = None  # when, and the newest step then; until training goes on
         self._before: Record | None = None  # the newest step when the present group began
 
@@ -89,6 +89,6 @@ class LostWorkers:
 def newest_checkpoint(paths: JobPaths) -> int:
     """Return the step of the newest checkpoint, or 0 if there is none or the storage does not answer."""
     try:
-        return max(committed_steps(paths), default=0)
+        return newest_step(paths)
     except StorageError:
         return 0

@@ -31,7 +31,7 @@ from jobs.remedies.out_of_memory import (
     workers_of,
 )
 from jobs.run.attempts import count_attempts, retake_run
-from jobs.run.checkpoints import committed_steps
+from jobs.run.checkpoints import newest_step
 from jobs.run.events import DRIVER, Announcer
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import Remedy, RemedyReport, next_time, read_remedies, write_remedies
@@ -215,7 +215,7 @@ class MemoryRemedy:
 
     def _remedy(self, spec: Spec, change: Change, cause: str, where: Where, group: Group) -> Remedy:
         gpus_per_worker, accelerator_type = workers_of(spec)
-        step = max(committed_steps(self._paths), default=0)
+        step = newest_step(self._paths)
         return Remedy(
             at=datetime.datetime.now(datetime.UTC),
             cause=cause,

@@ -46,11 +46,12 @@ class LostPeers:
 
     def watch(self, peers: tuple[Peer, ...]) -> None:
         """Watch these processes from now on, instead of earlier ones."""
-        self._watched = peers
+        self.peer, self._watched = None, peers
 
     def look(self) -> bool:
         """Whether a process has ended."""
-        self.peer = next((peer for peer in self._watched if not process_lives(peer.pid)), None)
+        if self.peer is None:
+            self.peer = next((peer for peer in self._watched if not process_lives(peer.pid)), None)
         return self.peer is not None
 
     @property

@@ -24,7 +24,7 @@ class Run:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, places: tuple[str, ...] | None = None) -> None:
         self.events: list[dict[str, Any]] = []
         self.now_s, self.saved = 100.0, 0
-        monkeypatch.setattr(lost_workers, "committed_steps", lambda paths: [self.saved] if self.saved else [])
+        monkeypatch.setattr(lost_workers, "newest_step", lambda paths: self.saved)
         paths: Any = JobPaths(str(folder))
         self.losses = LostWorkers(paths, self._announce, places, lambda: self.now_s)  # type: ignore[arg-type]
 

@@ -14,7 +14,7 @@ from jobs.training.mailbox import Answer, GangTask
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang, run_warm_gang
 
-STEPS, PAUSE, MOST_GROWTH = 12, 5, 1.05
+STEPS, PAUSE, MOST_GROWTH = 8, 3, 1.05
 PROBED = (1e-3, 3.0)  # a small step, and one that is far too long
 TRIALS: dict[str, dict[str, Any]] = {
     "first": {"learning_rate": 1e-3, "warmup_ratio": 0.1},
@@ -54,7 +54,8 @@ def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     kind, stage, method = request.param
     tiny.save_model(folder / kind, kind, dropout=0.1)
     classify = kind == "encoder"
-    data = tiny.write_labelled(folder / "rows.jsonl", 90, 3) if classify else tiny.write_text(folder / "rows.jsonl", 90)
+    rows = folder / "rows.jsonl"  # the last steps are those of a second epoch
+    data = tiny.write_labelled(rows, 60, 3) if classify else tiny.write_text(rows, 60)
     spec = tiny.spec_of(
         folder, folder / kind, data,
         data__eval_fraction=0.1, train__max_steps=STEPS, train__max_grad_norm=0.5, train__global_batch_size=8,

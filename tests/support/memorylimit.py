@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import secrets
 import signal
@@ -16,11 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cluster.local.memory import memory_here
+from jobs.training.pulse import local_file
 from jobs.training.vitals import EVERY_S
 from tests.support.processes import process_lives, wait_for
 
 LEAST_BYTES = 64 << 10
-_ENDS_WITHIN_S = 60.0
+_ENDS_WITHIN_S, _COUNTS_WITHIN_S = 60.0, 60.0 + EVERY_S
 _KILLS = Path(tempfile.gettempdir(), "fleetune-tests-kill")
 _ROOTS = {  # where groups are made, and what the limit is called there
     Path("/sys/fs/cgroup/memory"): "memory.limit_in_bytes",
@@ -48,12 +51,28 @@ def kill_for_memory(pid: int, limited: Callable[[], None] = lambda: None) -> boo
 def kill_by_signal(pid: int, wait_until_noticed: Callable[[], object]) -> None:
     """Kill a worker whose driver is to see that it was not killed for memory.
 
-    The worker writes a new record first, so that kills of earlier tests are not taken for its own.
+    The worker has counted the kills of earlier tests by then, which would be taken for its own.
     """
     with _alone():
-        time.sleep(EVERY_S + 1)
+        wait_for(
+            lambda: _counted_kills(pid) == memory_here().kills[-1], "its record counts all kills", _COUNTS_WITHIN_S
+        )
         os.kill(pid, signal.SIGKILL)
         wait_until_noticed()
+
+
+def _counted_kills(pid: int) -> int | None:
+    """How often the kernel has killed for memory by the newest record of a worker; None: it has none.
+
+    Its /tmp may be that of another host.
+    """
+    pattern = local_file("vitals", "*", "*")
+    for file in Path(f"/proc/{pid}/root", *pattern.parts[1:-1]).glob(pattern.name):
+        with contextlib.suppress(OSError):
+            record = json.loads(file.read_bytes())
+            if record["pid"] == pid:
+                return int(record["kills"][-1])
+    return None
 
 
 @contextlib.contextmanager

@@ -25,10 +25,11 @@ from jobs.training.mailbox import Answer, GangTask, Mailbox
 
 ROOT = pathlib.Path(__file__).parents[2]
 _SUPPORT = ROOT / "tests/support"
-# Values of PYTHONPATH. With each, Ray's workers are forked (see `fork_server`). With PACED, training steps wait, so
-# that other processes get the cores; with SCARCE, the memory of workers is simulated.
+# Values of PYTHONPATH. With those that have `forked`, Ray's workers are (see `fork_server`). With PACED, training steps
+# wait, so that other processes get the cores; with SCARCE, the memory of workers is simulated.
 FORKED = f"{_SUPPORT / 'forked'}:{ROOT}"
 PACED = f"{_SUPPORT / 'forked'}:{_SUPPORT / 'paced'}:{ROOT}"
+PACED_ALONE = f"{_SUPPORT / 'paced'}:{ROOT}"
 SCARCE = f"{_SUPPORT / 'forked'}:{_SUPPORT / 'scarce'}:{ROOT}"
 STOPPING = f"{_SUPPORT / 'stopping'}:{ROOT}"  # a preparation stops itself after its first part
 LINGERING = f"{_SUPPORT / 'lingering'}:{ROOT}"  # a driver waits at the end of a phase until it is stopped

@@ -18,7 +18,7 @@ from jobs.run.record import read_steps
 from jobs.spec.load import dump_spec
 from tests.support import tiny
 from tests.support.drivers import Driver, driver, registered, rss_mb
-from tests.support.gangs import ROOT
+from tests.support.gangs import PACED_ALONE
 from tests.support.hold import Hold
 from tests.support.processes import closed_port, processes_with, wait_for
 from tests.support.wireserver import JOB, TOKEN, WireServer, wire_server
@@ -136,19 +136,21 @@ def _files_with(paths: JobPaths, text: str) -> list[str]:
 
 @pytest.mark.slow
 def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at_once_and_larger(
-    server: WireServer, workshop: pathlib.Path
+    server: WireServer, workshop: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """The driver of a job without Ray: without a last save where it has to leave, and on two workers what one has
     begun.
     """
     elastic = {
-        "resources__num_workers": {"min": 1, "max": 2}, "train__global_batch_size": 8, "train__max_steps": 100_000,
+        "resources__num_workers": {"min": 1, "max": 2}, "train__global_batch_size": 8, "train__max_steps": 3_000,
         "train__per_device_train_batch_size": 4,
     }  # fmt: skip
     small, large = (("n1", 1),), (("n1", 2),)
     server.registered = registered(spec(workshop, checkpoint__save_steps=1, **elastic), placement=small)
+    hold = Hold(tmp_path)
+    hold.at(4)
     # Not forked: a forked worker outlives the process that Ray has started for it, for a moment.
-    with driver(server, PYTHONPATH=str(ROOT)) as first:
+    with driver(server, **hold.environment | {"PYTHONPATH": PACED_ALONE}) as first:
         trains(server, first, 3)
         paths = run_of(server)
         wait_for(lambda: committed_steps(paths), "there is a checkpoint")
@@ -160,7 +162,8 @@ def test_a_job_that_is_told_to_leave_ends_at_once_and_what_was_killed_goes_on_at
     server.order = Instruction.GO_ON
     server.requests.clear()
     server.registered = registered(spec(workshop, **elastic), run=paths.root, placement=large)
-    with driver(server) as second:
+    hold.at(8)
+    with driver(server, **hold.environment) as second:
         wait_for(lambda: (server.newest.step or 0) > 1 and server.newest.run == paths.root, "it goes on", 300)
         second.process.send_signal(signal.SIGTERM)
         assert second.ended() == 130, second.output

@@ -12,10 +12,11 @@ import pytest
 from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
 from jobs.search.rules.rates import best_rate
+from jobs.spec.load import load_spec
 from jobs.storage.journal import read_journal
 from tests.acceptance.conftest import BEGINS_WITHIN_S, FLEETUNE, environment, fleetune, workers_of
 from tests.support import tiny
-from tests.support.gangs import torchrun
+from tests.support.gangs import case_of, run_gang, torchrun
 from tests.support.hold import Hold
 from tests.support.memorylimit import kill_by_signal
 from tests.support.processes import wait_for
@@ -203,16 +204,15 @@ def test_with_a_larger_budget_it_goes_on_and_takes_changes_on_the_way(
 
 
 def test_the_final_run_takes_all_samples_and_gives_the_losses_of_a_plain_run_of_its_spec(
-    undisturbed: tuple[pathlib.Path, str], extended: tuple[dict[int, Any], str]
+    undisturbed: tuple[pathlib.Path, str], extended: tuple[dict[int, Any], str], tmp_path: pathlib.Path
 ) -> None:
     (root, _), (_, output) = undisturbed, extended
     assert ": 120 train rows of" in output and f"model: {root}/final/model" in output
     spec, best = (json.loads((root / name).read_text()) for name in ("final/spec.json", "best.json"))
     assert spec["train"] == best["train"]
     assert (root / "final/model/config.json").exists()
-    done = torchrun(2, "-m", "jobs.finetune", str(root / "final/spec.json"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    (again,) = root.parent.glob("found-final-2*")
+    plain = case_of(tmp_path, "plain", load_spec(str(root / "final/spec.json")))
+    run_gang(tmp_path, 2, [plain])
+    final = read_steps(JobPaths(str(root / "final")))
     for same in ("loss", "learning_rate", "chain"):
-        losses = [[record[same] for record in read_steps(JobPaths(str(run)))] for run in (root / "final", again)]
-        assert losses[0] == losses[1] and len(losses[0]) == STEPS
+        assert [record[same] for record in final] == plain.record(same) and len(final) == STEPS

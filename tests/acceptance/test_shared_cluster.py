@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 SLOTS, TENANTS = 4, ("vision", "speech", "search")
 LONG_S, SHORT_S = "600", "5"  # for how long no attempt is interrupted
 ENDED = ("succeeded", "failed", "cancelled")
-STEPS, FURTHER, SAVED_EVERY = 100_000, 30, 20
+STEPS, FURTHER, SAVED_EVERY = 30_000, 3, 2  # of more steps, Ray Data would read most rows
 SWEEP_STEPS = 40
 HOLDS = """
 import sys, time, ray
@@ -271,6 +271,7 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
         eval__metrics=["tests.support.own_metrics:broken"],
     )  # fmt: skip
     killed = shared.training("killed", 2, STEPS, {"tenant": "vision"}, checkpoint__save_steps=SAVED_EVERY)
+    shared.hold.at(SAVED_EVERY + 1, "/killed-")
     wrong, starved = shared.submit(mistaken.model_dump(mode="json"), killed)
     shared.reaches(starved, SAVED_EVERY)
     run = JobPaths(shared.job(starved)["run"])
@@ -281,7 +282,9 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     by_the_kernel = kill_for_memory(driver)
     wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 240.0, _rest)
     assert "driver-killed" in [one["data"].get("reason") for one in shared.events(starved)]
-    shared.reaches(starved, shared.steps(starved) + FURTHER)
+    reached = shared.steps(starved)
+    shared.hold.at(reached + FURTHER + 1, "/killed-")
+    shared.reaches(starved, reached + FURTHER)
     shared.ended(wrong)
     shared.cancelled(starved)
 

@@ -126,6 +126,7 @@ class Store(Protocol):
             UnknownJob: the job does not exist.
             NotEnded: the job has not ended.
             JobEnded: the job has succeeded.
+            TooManyQueued: the tenant has reached its limit of queued jobs.
         """
 
     def release(self, job_id: str, attempt: int, now_s: float, by: str) -> Job:

@@ -61,7 +61,10 @@ def serve(
     grace_s: Annotated[
         float,
         typer.Option(
-            "--grace-s", metavar="S", min=10.0, help="Seconds that a job has to save and leave before it is killed; more if its checkpoints take long."
+            "--grace-s",
+            metavar="S",
+            min=10.0,
+            help="Seconds that a job has to save and leave before it is killed; more if its checkpoints take long.",
         ),
     ] = 120.0,
     retention_days: Annotated[

@@ -36,7 +36,7 @@ QUICK = {
     "RAY_health_check_failure_threshold": "5",
 }
 _SEES_S = 3.0
-_SERVER = "http://127.0.0.1:8400"
+_SERVER, _DASHBOARD = "http://127.0.0.1:8400", "http://127.0.0.1:8265"
 
 
 def awaited(true: Callable[[], object], what: str, within_s: float, told: Callable[[], str] = str) -> float:
@@ -152,6 +152,12 @@ class HostCluster:
 
         awaited(says, "the server says which nodes there are", UP_WITHIN_S, self.told)
         return found[-1]
+
+    def ray_lists(self, what: str) -> list[dict[str, Any]]:
+        """What there is by Ray's state API, with all that it says; nothing while it cannot say."""
+        token = pathlib.Path(self.head.env["RAY_AUTH_TOKEN_PATH"]).read_text()
+        answer = answered(self.head, f"{_DASHBOARD}/api/v0/{what}?detail=1", token)
+        return [] if answer is None else list(json.loads(answer)["data"]["result"]["result"])
 
     def job(self, job_id: str) -> Job:
         with contextlib.closing(open_store(str(self.head.private / ".fleetune/queue.db"))) as store:

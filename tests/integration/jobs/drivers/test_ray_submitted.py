@@ -23,7 +23,7 @@ from tests.support.gangs import ROOT
 from tests.support.processes import Talker, wait_for
 from tests.support.server import Server, server
 
-MANY, MOST_MB, MOST_OF_A_CORE = 16, 60, 0.01
+MANY, MOST_MB, MOST_OF_A_CORE = 8, 60, 0.01
 
 
 @pytest.fixture(scope="module")

@@ -58,8 +58,10 @@ def template_text(template: str | None, base: str) -> str | None:
     path = absolute(template.strip(), base)
     try:
         text = storage.read_bytes(path).decode()
-    except (StorageError, UnicodeDecodeError) as error:
-        raise SpecError.at("model.chat_template", f"{path} cannot be read: {error}") from error
+    except StorageError as error:
+        raise SpecError.at("model.chat_template", str(error)) from error
+    except UnicodeDecodeError as error:
+        raise SpecError.at("model.chat_template", f"{path} is not UTF-8: {error}") from error
     if not 0 < len(text) <= MOST_TEMPLATE_CHARS:
         what = f"{path} has {len(text):,} characters, expected a template of at most {MOST_TEMPLATE_CHARS:,}"
         raise SpecError.at("model.chat_template", what)

@@ -57,9 +57,9 @@ def test_a_chat_template_is_read_from_its_file_or_stands_in_the_spec(tmp_path: P
         spec = load_spec(path, [f"model.chat_template={json.dumps(template)}"])
         assert spec.model.chat_template == "{{ messages }}"
     assert spec_of(json.loads(dump_spec(spec))) == spec
-    assert message(path, "model.chat_template=there.jinja").startswith(
-        "model.chat_template: there.jinja cannot be read"
-    )
+    assert message(path, "model.chat_template=there.jinja").startswith("model.chat_template: cannot read there.jinja")
+    (tmp_path / "own.jinja").write_bytes(b"\xff")
+    assert "own.jinja is not UTF-8" in message(path, "model.chat_template=own.jinja")
     (tmp_path / "own.jinja").write_text("")
     assert "has 0 characters" in message(path, "model.chat_template=own.jinja")
 

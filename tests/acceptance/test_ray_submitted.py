@@ -30,7 +30,7 @@ from tests.support.reference import plain_losses
 from tests.support.server import Server
 
 PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where `python` is the one that runs this
-STEPS, FURTHER = 100_000, 10
+STEPS, FURTHER = 20_000, 10  # of half a second each; of more, Ray Data would read most rows
 PROTECTED_S = 5.0
 # Only the workers of trainings are forked: the program of a submitted job looks for Ray's process among its ancestors.
 ONLY_TRAINING = {ONLY: "MALLOC_ARENA_MAX"}  # which `jobs.training.on_ray.fit` sets for them

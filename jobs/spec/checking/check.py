@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -62,6 +63,9 @@ def check(document: Document, model: type[Model], others: Models | None = None) 
 
 def check_characters(document: Document) -> None:
     """Raise SpecError if a text has half of a surrogate pair, as in "\\ud800", which UTF-8 cannot store."""
+    with contextlib.suppress(TypeError, ValueError, RecursionError):  # then text by text
+        if not _HALF.search(json.dumps(document.value, ensure_ascii=False)):
+            return
     places = islice(_halves(document.value), MOST_MISTAKES)
     if mistakes := [Mistake(what, _short(dotted(path)), str(document.mark(path))) for path, what in places]:
         raise SpecError.of(mistakes)
@@ -123,7 +127,8 @@ def too_large(value: Any, path: Path = ()) -> tuple[Path, str] | None:
     if len(path) == _DEEPEST:
         return None
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return next((found for name, one in inner if (found := too_large(one, (*path, name)))), None)
+    within = ((name, one) for name, one in inner if isinstance(one, dict | list))
+    return next((found for name, one in within if (found := too_large(one, (*path, name)))), None)
 
 
 def _validate(document: Document, model: type[Model], meant: set[str]) -> Model | None:

@@ -226,11 +226,3 @@ def test_norms_and_biases_do_not_decay_whatever_their_shape() -> None:
     for name in ("q_norm.weight", "mlp.experts.gate_up_proj_bias", "relative_attention_bias.weight", "ln.LayerNorm.w"):
         assert not decays(f"model.layers.0.{name}", (4, 2)), name
     assert not decays("model.layers.0.gamma", (4,))
-
-
-def test_the_weights_that_mamba_reads_itself_get_no_adapter(tmp_path: pathlib.Path) -> None:
-    with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(tiny_config("mamba"))
-    spec = tiny.spec_of(tmp_path, tmp_path / "model", tmp_path / "text.jsonl", data__packing=False, method="lora")
-    ends = {name.split(".")[-4] for name in trained_names(adapted(spec, model, str(tmp_path)))}
-    assert ends == {"in_proj", "x_proj"}

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cluster.capacity.inventory import Growth
+from jobs.drivers.link.messages import Beat
 from orchestrator.queue.records import Job, Role
+from orchestrator.queue.states import State
 from orchestrator.queue.tenants import Restrictions, Tenant
 from orchestrator.service.admission.admit import admit
 from orchestrator.service.context.caller import ANYBODY, Caller
@@ -31,9 +33,21 @@ class ServiceWorld(QueueWorld):
         """Let in and submitted."""
         return list(self.store.submit(admit(self.context, specs, by, client), self.clock()))
 
+    def started(self, spec: Mapping[str, Any]) -> Job:
+        (job,) = self.admit(spec)
+        self.passes(2)
+        job = self.job(job.job_id)
+        assert job.state is State.RUNNING
+        return job
+
     def close(self) -> None:
         self.context.close()
         self.store.close()
+
+
+def beat_of(job: Job, **more: Any) -> Beat:
+    """What the driver of a job says."""
+    return Beat(job_id=job.job_id, attempt=job.attempt, **more)
 
 
 def command(name: str = "job", **more: Any) -> dict[str, Any]:
@@ -51,4 +65,4 @@ def finetune(
     return {**spec, "name": "train", "storage_path": "s3://bucket/runs", **more}
 
 
-__all__ = ["ANNA", "ANYBODY", "BERT", "VERA", "ServiceWorld", "command", "finetune", "queue"]
+__all__ = ["ANNA", "ANYBODY", "BERT", "VERA", "ServiceWorld", "beat_of", "command", "finetune", "queue"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -25,14 +24,6 @@ from orchestrator.service.observability.explain import Explainer
 from tests.support.queueworld import START_S, new
 from tests.support.service import ANNA, ANYBODY, BERT, ServiceWorld, command, queue
 from tests.support.stores import go
-
-
-@pytest.fixture
-def world() -> Iterator[ServiceWorld]:
-    made = ServiceWorld(4, 4)
-    made.backend.script("*", runs_s=1e9)
-    yield made
-    made.close()
 
 
 def gpus(number: int, name: str = "job", **asks: Any) -> dict[str, Any]:

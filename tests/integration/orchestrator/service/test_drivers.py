@@ -6,10 +6,8 @@ import fcntl
 import json
 import os
 import threading
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -36,30 +34,10 @@ from orchestrator.service.drivers import launch_of
 from orchestrator.store import open_store
 from tests.support.processes import wait_for
 from tests.support.queueworld import START_S, new
-from tests.support.service import ANNA, ServiceWorld, command, finetune, queue
+from tests.support.service import ANNA, ServiceWorld, beat_of, command, finetune, queue
 from tests.support.stores import at_once, go
 
 RUN = "s3://bucket/runs/train-1"
-
-
-@pytest.fixture
-def world() -> Iterator[ServiceWorld]:
-    made = ServiceWorld(4, 4, secrets={"TOKEN": "hidden", "OTHER": "hidden too"})
-    made.backend.script("*", runs_s=1e9)
-    yield made
-    made.close()
-
-
-def started(world: ServiceWorld, spec: Any) -> Job:
-    (job,) = world.admit(spec)
-    world.passes(2)
-    job = world.job(job.job_id)
-    assert job.state is State.RUNNING
-    return job
-
-
-def said(job: Job, **more: Any) -> Beat:
-    return Beat(job_id=job.job_id, attempt=job.attempt, **more)
 
 
 def came_up(job: Job) -> Register:
@@ -67,7 +45,7 @@ def came_up(job: Job) -> Register:
 
 
 def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) -> None:
-    job = started(world, command(resources={"gpus_per_worker": 1}))
+    job = world.started(command(resources={"gpus_per_worker": 1}))
     launch = launch_of(world.context)(job)
     assert launch.command == ("python", "-m", "jobs.drivers.attempt")
     assert launch.metadata == {"job": job.job_id, "tenant": "a", "gpus": "n0=1"}
@@ -79,12 +57,12 @@ def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) 
     told = driver_place(launch_of(context)(job).environment)
     assert told is not None and (told.queue, told.other_urls) == ("a1b2c3d4", ("http://second", "http://third"))
     with pytest.raises(OtherQueue, match="belongs to queue ffffffff"):
-        driving.check_attempt(context, place.token, said(job, queue="ffffffff"))
-    driving.check_attempt(context, place.token, said(job, queue="a1b2c3d4"))
+        driving.check_attempt(context, place.token, beat_of(job, queue="ffffffff"))
+    driving.check_attempt(context, place.token, beat_of(job, queue="a1b2c3d4"))
     driving.check_attempt(world.context, place.token, came_up(job))
     for token in ("", place.token[:-1], place.token.upper(), attempt_token("", job.job_id, 1), "\udfff"):
         with pytest.raises(NotYourAttempt, match="FLEETUNE_DRIVER_TOKEN"):
-            driving.check_attempt(world.context, token, said(job))
+            driving.check_attempt(world.context, token, beat_of(job))
     with pytest.raises(NotYourAttempt):
         driving.check_attempt(world.context, place.token, Beat(job_id=job.job_id, attempt=2))
 
@@ -99,7 +77,7 @@ def test_servers_of_one_store_agree_on_the_key(tmp_path: Path) -> None:
 
 
 def test_a_driver_learns_what_it_is_to_run(world: ServiceWorld) -> None:
-    job = started(world, command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue(secrets=["TOKEN"])))
+    job = world.started(command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue(secrets=["TOKEN"])))
     told = driving.register(world.context, came_up(job))
     assert (told.kind, told.engine, told.order, told.run) == ("command", "local", Instruction.GO_ON, None)
     assert told.placement == job.placement
@@ -111,23 +89,23 @@ def test_a_driver_learns_what_it_is_to_run(world: ServiceWorld) -> None:
 
 def test_the_model_of_a_parent_is_a_path_by_then(world: ServiceWorld) -> None:
     world.backend.script("train-*", runs_s=5.0)
-    parent = started(world, finetune())
+    parent = world.started(finetune())
     run = driving.register(world.context, came_up(parent)).run
     assert run is not None
     world.passes(6)
-    child = started(world, finetune(f"run:{parent.job_id}", name="more", **queue(after=[parent.job_id])))
+    child = world.started(finetune(f"run:{parent.job_id}", name="more", **queue(after=[parent.job_id])))
     told = driving.register(world.context, came_up(child))
     assert told.spec["model"]["path"] == f"{run}/model"
     assert dict(told.parents) == {parent.job_id: run}
 
 
 def test_a_run_has_its_place_before_it_begins_and_keeps_it_in_all_attempts(world: ServiceWorld) -> None:
-    job = started(world, finetune())
+    job = world.started(finetune())
     run = driving.register(world.context, came_up(job)).run
     assert run is not None and run.startswith("s3://bucket/runs/train-")
     assert driving.register(world.context, came_up(job)).run == run  # an answer that was lost
     assert world.job(job.job_id).run == run  # and nothing was flushed
-    driving.heartbeat(world.context, said(job, run=run))
+    driving.heartbeat(world.context, beat_of(job, run=run))
     world.backend.lose(job.submission)
     world.passes(30)
     again = world.job(job.job_id)
@@ -137,26 +115,26 @@ def test_a_run_has_its_place_before_it_begins_and_keeps_it_in_all_attempts(world
 
 @pytest.mark.parametrize("run", ["/etc", "s3://bucket/runs/../secret", "s3://bucket/runs", "s3://other/runs/train-1"])
 def test_a_driver_cannot_have_the_server_read_elsewhere(world: ServiceWorld, run: str) -> None:
-    job = started(world, finetune())
+    job = world.started(finetune())
     its_own = driving.register(world.context, came_up(job)).run
     with pytest.raises(QueueError, match="is not the run of"):
-        driving.heartbeat(world.context, said(job, run=run))
+        driving.heartbeat(world.context, beat_of(job, run=run))
     assert world.job(job.job_id).run == its_own
-    other = started(world, command("other"))
+    other = world.started(command("other"))
     with pytest.raises(QueueError, match="is not the run of"):
-        driving.heartbeat(world.context, said(other, run=its_own))
+        driving.heartbeat(world.context, beat_of(other, run=its_own))
 
 
 def test_what_one_driver_says_and_no_store_takes_costs_no_other_one_its_own(world: ServiceWorld) -> None:
-    job, other = started(world, command()), started(world, command("other"))
+    job, other = world.started(command()), world.started(command("other"))
     heartbeats = world.context.heartbeats
     heartbeats.note(Measured(other.job_id, 1, step=2**63))
     heartbeats.note(Measured(job.job_id, 1, step=7))
     heartbeats.flush()
     assert world.job(job.job_id).step == 7
     many = {f"metric-{number}": 1.0 for number in range(1000)} | {"x" * 101: 1.0}
-    driving.heartbeat(world.context, said(job, metrics=many))
-    driving.heartbeat(world.context, said(job, metrics={f"other-{number}": 1.0 for number in range(150)}))
+    driving.heartbeat(world.context, beat_of(job, metrics=many))
+    driving.heartbeat(world.context, beat_of(job, metrics={f"other-{number}": 1.0 for number in range(150)}))
     heartbeats.flush()
     names = world.job(job.job_id).metrics
     assert len(names) == 200 and "other-149" in names and "x" * 101 not in names
@@ -165,7 +143,7 @@ def test_what_one_driver_says_and_no_store_takes_costs_no_other_one_its_own(worl
 def test_an_unexpected_fault_does_not_end_the_thread_that_writes_what_drivers_say(
     world: ServiceWorld, caplog: pytest.LogCaptureFixture
 ) -> None:
-    job, failed = started(world, command()), threading.Event()
+    job, failed = world.started(command()), threading.Event()
 
     class Fails(FakeClock):
         def now_s(self) -> float:
@@ -184,29 +162,29 @@ def test_an_unexpected_fault_does_not_end_the_thread_that_writes_what_drivers_sa
 
 
 def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWorld) -> None:
-    job = started(world, command())
-    driving.heartbeat(world.context, said(job, step=20, metrics={"eval_loss": 0.5}, last=True))
+    job = world.started(command())
+    driving.heartbeat(world.context, beat_of(job, step=20, metrics={"eval_loss": 0.5}, last=True))
     assert (world.job(job.job_id).step, world.job(job.job_id).metrics) == (20, {"eval_loss": 0.5})
 
 
 @pytest.mark.parametrize("wanted", [DesiredState.PAUSE, DesiredState.CANCEL])
 def test_a_driver_is_told_to_stop_as_soon_as_its_owner_wants_it(world: ServiceWorld, wanted: DesiredState) -> None:
-    job = started(world, command())
-    assert driving.heartbeat(world.context, said(job)).order is Instruction.GO_ON
+    job = world.started(command())
+    assert driving.heartbeat(world.context, beat_of(job)).order is Instruction.GO_ON
     world.store.ask(job.job_id, Change(wanted=wanted), world.clock(), "anna")
-    assert driving.heartbeat(world.context, said(job)).order is Instruction.STOP
+    assert driving.heartbeat(world.context, beat_of(job)).order is Instruction.STOP
     assert driving.register(world.context, came_up(job)).order is Instruction.STOP
     world.passes(3)
-    answer = driving.heartbeat(world.context, said(job))
+    answer = driving.heartbeat(world.context, beat_of(job))
     assert (answer.order, answer.reason) == (Instruction.LEAVE, "the attempt is over, and another one may run")
 
 
 def test_an_attempt_that_is_over_is_told_to_leave(world: ServiceWorld) -> None:
-    job = started(world, command())
+    job = world.started(command())
     world.backend.lose(job.submission)
     world.passes(30)
     assert world.job(job.job_id).attempt == 2
-    assert driving.heartbeat(world.context, said(job, step=5)).order is Instruction.LEAVE
+    assert driving.heartbeat(world.context, beat_of(job, step=5)).order is Instruction.LEAVE
     with pytest.raises(AttemptOver):
         driving.register(world.context, came_up(job))
     assert driving.heartbeat(world.context, Beat(job_id="never-there", attempt=1)).order is Instruction.LEAVE
@@ -245,7 +223,7 @@ def test_what_drivers_say_is_written_together_and_the_newest_wins() -> None:
 
 
 def test_a_secret_that_the_server_has_no_more_is_named(world: ServiceWorld) -> None:
-    job = started(world, command(**queue(secrets=["OTHER"])))
+    job = world.started(command(**queue(secrets=["OTHER"])))
     less = ServiceContext(world.store, world.backend, world.clock, secrets={"TOKEN": "hidden"})
     with pytest.raises(QueueError, match="Start it with FLEETUNE_SECRET_OTHER") as caught:
         driving.register(less, came_up(job))

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import pytest
-
-from jobs.drivers.link.messages import Beat
-from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, DesiredState, State
 from orchestrator.queue.store import Change
 from orchestrator.service import drivers as driving
-from tests.support.service import ServiceWorld, command, finetune, queue
-
-
-@pytest.fixture
-def world() -> Iterator[ServiceWorld]:
-    made = ServiceWorld(4, 4)
-    made.backend.script("*", runs_s=1e9)
-    yield made
-    made.close()
-
-
-def said(job: Job, **more: Any) -> Beat:
-    return Beat(job_id=job.job_id, attempt=job.attempt, **more)
+from tests.support.service import ServiceWorld, beat_of, command, finetune, queue
 
 
 def test_what_a_sweep_gives_back_is_free_for_others(world: ServiceWorld) -> None:
@@ -38,10 +19,10 @@ def test_what_a_sweep_gives_back_is_free_for_others(world: ServiceWorld) -> None
     nodes = [node for node, workers in job.placement for _ in range(workers)]
     assert len(nodes) == 8
     (waiting,) = world.admit(command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue(preemptible=False)))
-    driving.heartbeat(world.context, said(job, keeps=(*nodes[:2], "elsewhere")))
+    driving.heartbeat(world.context, beat_of(job, keeps=(*nodes[:2], "elsewhere")))
     assert world.job(job.job_id) == job, "no part of its lease"
-    driving.heartbeat(world.context, said(job, keeps=nodes[:2]))
-    driving.heartbeat(world.context, said(job, keeps=nodes[:2]))  # it is said again with each beat
+    driving.heartbeat(world.context, beat_of(job, keeps=nodes[:2]))
+    driving.heartbeat(world.context, beat_of(job, keeps=nodes[:2]))  # it is said again with each beat
     assert [event.kind for event in world.store.events(job.job_id)].count("given-back") == 1
 
     def passes(number: int) -> None:  # not those of the world, which counts what jobs held when they were started

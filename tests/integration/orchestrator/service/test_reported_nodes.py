@@ -2,49 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
-from jobs.drivers.link.messages import Beat, Instruction
+from jobs.drivers.link.messages import Instruction
 from orchestrator.api import NodeOrderSent
 from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, dumped, loaded
-from orchestrator.queue.records import Job, NodeOrder
+from orchestrator.queue.records import NodeOrder
 from orchestrator.queue.states import Reason, State
 from orchestrator.service import drivers as driving
 from orchestrator.service import nodes
-from tests.support.service import ANYBODY, ServiceWorld, command, queue
-
-
-@pytest.fixture
-def world() -> Iterator[ServiceWorld]:
-    made = ServiceWorld(4, 4)
-    made.backend.script("*", runs_s=1e9)
-    yield made
-    made.close()
-
-
-def started(world: ServiceWorld, spec: Any) -> Job:
-    (job,) = world.admit(spec)
-    world.passes(2)
-    job = world.job(job.job_id)
-    assert job.state is State.RUNNING
-    return job
-
-
-def said(job: Job, **more: Any) -> Beat:
-    return Beat(job_id=job.job_id, attempt=job.attempt, **more)
+from tests.support.service import ANYBODY, ServiceWorld, beat_of, command, queue
 
 
 def test_a_node_whose_hardware_three_jobs_call_broken_gets_nothing_new(world: ServiceWorld) -> None:
-    job = started(world, command(resources={"gpus_per_worker": 1}, **queue()))
+    job = world.started(command(resources={"gpus_per_worker": 1}, **queue()))
     (node, _), *_ = job.placement
     (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
-    driving.heartbeat(world.context, said(job, faulty=(other,)))
+    driving.heartbeat(world.context, beat_of(job, faulty=(other,)))
     assert REPORTED not in world.store.facts()  # it may speak of its own nodes only
-    driving.heartbeat(world.context, said(job, faulty=(node,)))
-    driving.heartbeat(world.context, said(job, faulty=(node,)))
+    driving.heartbeat(world.context, beat_of(job, faulty=(node,)))
+    driving.heartbeat(world.context, beat_of(job, faulty=(node,)))
     (mine,) = loaded(world.store.facts()[REPORTED])
     told = [event for event in world.store.events(limit=1000) if event.kind == FAULTY]
     assert [event.job_id for event in told] == [job.job_id]  # other tenants are not told of it
@@ -61,12 +38,12 @@ def faulty_events(world: ServiceWorld) -> list[Any]:
 
 
 def test_a_report_that_a_driver_repeats_is_one_event_and_counts_no_more_after_uncordon(world: ServiceWorld) -> None:
-    job = started(world, command(resources={"gpus_per_worker": 1}, **queue()))
+    job = world.started(command(resources={"gpus_per_worker": 1}, **queue()))
     (node, _), *_ = job.placement
 
     def beats(number: int) -> None:
         for _ in range(number):
-            driving.heartbeat(world.context, said(job, faulty=(node,)))
+            driving.heartbeat(world.context, beat_of(job, faulty=(node,)))
             world.passes(1, 30.0)
 
     beats(1)
@@ -82,26 +59,26 @@ def test_a_report_that_a_driver_repeats_is_one_event_and_counts_no_more_after_un
 
 
 def test_a_second_node_that_an_attempt_calls_broken_is_recorded_too(world: ServiceWorld) -> None:
-    job = started(world, command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue()))
+    job = world.started(command(resources={"num_workers": 6, "gpus_per_worker": 1}, **queue()))
     first, second = (node for node, _ in job.placement)
     for faulty in ((first,), (first, second), (first, second)):
-        driving.heartbeat(world.context, said(job, faulty=faulty))
+        driving.heartbeat(world.context, beat_of(job, faulty=faulty))
     assert faulty_events(world) == [[first], [second]]
     assert [one.nodes for one in loaded(world.store.facts()[REPORTED])] == [(first,), (second,)]
 
 
 def test_a_job_whose_node_ray_takes_away_leaves_it_and_goes_on_elsewhere(world: ServiceWorld) -> None:
-    job = started(world, command(resources={"gpus_per_worker": 1}, **queue(preemptible=True)))
+    job = world.started(command(resources={"gpus_per_worker": 1}, **queue(preemptible=True)))
     (node, _), *_ = job.placement
     (other,) = {one.node_id for one in world.backend.inventory().nodes} - {node}
-    assert driving.heartbeat(world.context, said(job, draining=(other,))).order is Instruction.GO_ON
+    assert driving.heartbeat(world.context, beat_of(job, draining=(other,))).order is Instruction.GO_ON
     assert world.store.node_rules() == []  # it may speak of its own nodes only
-    driving.heartbeat(world.context, said(job, draining=(node,)))
-    driving.heartbeat(world.context, said(job, draining=(node,)))
+    driving.heartbeat(world.context, beat_of(job, draining=(node,)))
+    driving.heartbeat(world.context, beat_of(job, draining=(node,)))
     (rule,) = world.store.node_rules()
     assert (rule.node_id, rule.order, rule.by) == (node, NodeOrder.DRAIN, "ray")
     world.passes(1)
-    assert driving.heartbeat(world.context, said(job, draining=(node,))).order is Instruction.STOP
+    assert driving.heartbeat(world.context, beat_of(job, draining=(node,))).order is Instruction.STOP
     world.passes(5)
     moved = world.job(job.job_id)
     assert moved.state is State.RUNNING and moved.placement[0][0] == other and moved.retries == {Reason.DRAINED: 1}

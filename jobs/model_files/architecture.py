@@ -95,7 +95,7 @@ def transformers_root() -> str | None:
 
 
 def is_known(model_type: str) -> bool:
-    """Whether the transformers that is installed here has classes for a model type."""
+    """Whether the installed transformers has classes for a model type."""
     root = transformers_root()
     return (
         root is not None

@@ -132,7 +132,7 @@ def load_tokenizer(model_dir: str, chat_template: str | None = None) -> PreTrain
 
 
 def tokenizer_to_export(model_dir: str, chat_template: str | None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that nobody shares, with all of its templates; `chat_template` is as for `read_tokenizer`."""
+    """Load a tokenizer to change and save, with all of its templates; `chat_template` is as for `read_tokenizer`."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model_dir, trust_remote_code=False)

@@ -18,6 +18,8 @@ Span = tuple[int, int]  # characters [start, end) of the rendered dialogue
 Render = Callable[[Sequence[Turn], bool], str]  # (turns, whether to open an assistant turn at the end) -> text
 
 REFUSED: Final = "the chat template refuses it"
+PROBE: Final = "zqx"  # a text that no template writes by itself
+_PAIR: Final[list[Turn]] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": PROBE}]
 
 
 @dataclass(frozen=True)
@@ -94,23 +96,27 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
 
 @dataclass(frozen=True)
 class Opening:
-    """What a template writes before an answer: `header` in each case, and `more` at least where it is generated."""
+    """The text that a template writes before an answer.
+
+    Attributes:
+        header: what it writes before every answer.
+        more: what it adds to the header where it asks for an answer; often the beginning of reasoning, or empty.
+        is_kept: whether an answer at the end of a dialogue begins with the first word of `more`.
+    """
 
     header: str
     more: str
-    is_kept: bool  # whether a written answer has `more`, or something that begins like it
+    is_kept: bool
 
 
 def opening_of(render: Render) -> Opening:
-    """Find what a template writes before answers. Raises Rejected."""
-    answer = "zqx"
-    pair: list[Turn] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
-    opened, closed = rendered(pair[:1], render, True), rendered(pair[:1], render, False)
+    """Find what a template writes before answers, from three small dialogues. Raises Rejected."""
+    opened, closed = rendered(_PAIR[:1], render, True), rendered(_PAIR[:1], render, False)
     start = len(_beginning(opened, closed))
-    last, first = rendered(pair, render, False)[start:], rendered(pair * 2, render, False)[start:]
+    last, first = rendered(_PAIR, render, False)[start:], rendered(_PAIR * 2, render, False)[start:]
     header = _beginning(opened[start:], last, first)
     more = opened[start + len(header) :]
-    return Opening(header, more, not more.strip() or more.split()[0] in last.partition(answer)[0])
+    return Opening(header, more, not more.strip() or more.split()[0] in last.partition(PROBE)[0])
 
 
 def _beginning(*texts: str) -> str:
@@ -122,13 +128,11 @@ def _beginning(*texts: str) -> str:
 def closing_of(render: Render, ends: tuple[str, ...]) -> frozenset[str]:
     """Find the tokens among `ends` that close an answer, in the middle of a dialogue and at its end. Raises Rejected.
 
-    Other added tokens may stand inside of an answer, as those around a call of a function.
+    The others may be part of an answer, as the tokens around a call of a function.
     """
-    answer = "zqx"
-    pair: list[Turn] = [{"role": "user", "content": "q"}, {"role": "assistant", "content": answer}]
     found = set()
-    for turns in (pair, pair * 2):
-        after = rendered(turns, render, False).partition(answer)[2]
+    for turns in (_PAIR, _PAIR * 2):
+        after = rendered(turns, render, False).partition(PROBE)[2]
         first = min(((at, -len(end), end) for end in ends if (at := after.find(end)) >= 0), default=None)
         found |= {first[2]} if first else set()
     return frozenset(found)
@@ -139,19 +143,19 @@ def header_spans(
 ) -> tuple[str, list[Span]] | None:
     """Find the answers by the header that the template writes before each of them; None if that is ambiguous.
 
-    This serves templates that render a turn differently if others follow it, as those of reasoning models, which write
-    reasoning before the last answer only. A span reaches to the end of the first token after the answer that closes
-    it. What the template writes where an answer is generated, as the beginning of reasoning, is not part of the span.
+    This is for templates that render a turn differently if others follow it. Many of reasoning models write reasoning
+    before the last answer only. A span ends with the first closing token after the answer. It does not contain
+    `opening.more`, which the model does not generate.
 
     Raises:
-        Rejected: the template rejects the dialogue, or generation would begin with what no written answer has.
+        Rejected: the template rejects the dialogue, or asks for an answer with a text that it leaves out of answers.
     """
     if not opening.is_kept:
-        kind = "the chat template opens an answer with what it leaves out of written answers"
+        kind = "the chat template asks for an answer with a text that it leaves out of the answers in dialogues"
         raise Rejected(
-            f"the chat template opens an answer with {opening.more!r}, and leaves that and what follows it out of "
-            "written answers, so that they would be learned as they are never generated. Correct a copy of "
-            "the template, and give it in model.chat_template",
+            f"the chat template asks for an answer with {opening.more!r}, but leaves that out of the answers in "
+            "dialogues: the model would learn what it never generates. Correct a copy of the template, and give it in "
+            "model.chat_template",
             kind,
         )
     header = opening.header
@@ -175,10 +179,13 @@ def header_spans(
 
 
 def closed_spans(whole: str, spans: list[Span], ends: tuple[str, ...]) -> tuple[str, list[Span], bool]:
-    """Extend answers without an end token of their own to the token that begins the next turn, which ends generation.
+    """Give an end to answers that the template does not close: the token that begins the next turn.
+
+    Args:
+        ends: the tokens that end generation.
 
     Returns:
-        The rendered dialogue, the spans, and whether the last span has no end because the text ends there.
+        The rendered dialogue, the spans, and whether the last answer still has no end, because the text ends there.
     """
     closed, is_open = [], False
     for start, stop in spans:

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template: the form in which it reads dialogues, what it leaves out, and where answers stand."""
+"""A tokenizer's chat template: in which form it reads dialogues, what it leaves out, and where answers stand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from jobs.data.sources.assistant_spans import (
+    PROBE,
     REFUSED,
     Frame,
     Opening,
@@ -35,11 +36,10 @@ if TYPE_CHECKING:
 DATE = datetime.date(2024, 7, 26)
 _DATE_CALL = re.compile(r"\bstrftime_now\(\s*(['\"])(.*?)\1\s*\)")
 _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
-_PROBE = "zqx"  # a text that no template writes by itself
 
 
 class ChatTemplate:
-    """See the module. Templates are programs, so their properties are found by rendering small dialogues."""
+    """A chat template, whose properties are found by rendering small dialogues, because a template is a program."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """`tokenizer` must have a chat template."""
@@ -82,7 +82,7 @@ class ChatTemplate:
         """Render a dialogue with a template that does not mark answers.
 
         Returns:
-            The text, the spans of the answers that are learned, and whether the last one has no end in the text.
+            The text, the spans of the answers that are learned, and whether the last one lacks an end.
 
         Raises:
             Rejected: the template rejects the dialogue, or the answers cannot be found in what it writes.
@@ -100,10 +100,13 @@ class ChatTemplate:
         return text, learned, is_open and sample.answers[-1] not in sample.unlearned
 
     def loss_in(self, sample: ChatSample) -> Reason | None:
-        """Say what the template would leave out of a dialogue: a call, or reasoning that it writes elsewhere."""
+        """Return a reason if the template leaves out a call or reasoning of a learned answer, else None."""
         if sample.calling and self._reads_calls is None:
             return _loss("call", sample.calling[0], "writes none: write it as text into content")
-        thoughts = {**sample.inline_reasoning, **(sample.reasoning if self._writes_reasoning(sample) else {})}
+        thoughts = {
+            **sample.inline_reasoning,
+            **(sample.reasoning if sample.reasoning and self._writes_reasoning else {}),
+        }
         if not thoughts:
             return None
         try:
@@ -121,36 +124,33 @@ class ChatTemplate:
         return cast(str, text)
 
     def _writes(self, turns: list[Turn]) -> bool:
-        """Whether the probe comes out of the template."""
+        """Whether the template writes PROBE when it renders these turns."""
         try:
-            return _PROBE in self._render(turns, False)
+            return PROBE in self._render(turns, False)
         except Exception:  # a template is a program and may raise anything
             return False
 
     @functools.cached_property
     def _reads_parts(self) -> bool:
-        """Whether content must be a list of parts, as in templates of models that also see images."""
-        sample = ChatSample((("user", "q"), ("assistant", _PROBE)))
+        """Whether the template reads content as a list of parts, as many of models that also see images."""
+        sample = ChatSample((("user", "q"), ("assistant", PROBE)))
         return not self._writes(sample.turns()) and self._writes(_turns(sample, True, False))
 
     @functools.cached_property
     def _reads_calls(self) -> Literal["object", "text"] | None:
         """In which form the template reads the arguments of calls; None: it writes no calls."""
-        call = {"id": "aaaaaaaa1", "type": "function", "function": {"name": _PROBE, "arguments": {"a": 1}}}
+        call = {"id": "aaaaaaaa1", "type": "function", "function": {"name": PROBE, "arguments": {"a": 1}}}
         messages = (("user", "q"), ("assistant", ""), ("tool", "r"), ("assistant", "a"))
-        result = {"name": _PROBE[:-1], "tool_call_id": "aaaaaaaa1"}
+        result = {"name": PROBE[:-1], "tool_call_id": "aaaaaaaa1"}
         sample = ChatSample(messages, {1: {"tool_calls": [call]}, 2: result})
         if self._writes(_turns(sample, self._reads_parts, False)):
             return "object"
         return "text" if self._writes(_turns(sample, self._reads_parts, True)) else None
 
-    def _writes_reasoning(self, sample: ChatSample) -> bool:
-        """Whether the dialogue has reasoning and the template writes that of a last answer."""
-        return bool(sample.reasoning) and self._thinks
-
     @functools.cached_property
-    def _thinks(self) -> bool:
-        return self._writes(self.turns(ChatSample((("user", "q"), ("assistant", "a")), {1: {"reasoning": _PROBE}})))
+    def _writes_reasoning(self) -> bool:
+        """Whether the template writes the reasoning of the last answer."""
+        return self._writes(self.turns(ChatSample((("user", "q"), ("assistant", "a")), {1: {"reasoning": PROBE}})))
 
     def _probed(self, turns: Sequence[Turn], header: bool) -> str:
         messages = tuple((turn["role"], turn["content"]) for turn in turns)
@@ -162,12 +162,12 @@ class ChatTemplate:
 
     @functools.cached_property
     def _stops(self) -> tuple[str, ...]:
-        """The tokens that end generation. Of added tokens, some stand inside of answers, as those around calls."""
+        """The tokens that end generation. Other added tokens, as those around calls, may be part of an answer."""
         return self._ends if self._edges is None else (*self._special, *self._edges[1])
 
     @functools.cached_property
     def _edges(self) -> tuple[Opening, frozenset[str]] | None:
-        """What opens and closes an answer; None if the template rejects the dialogues that would show it."""
+        """What the template writes before and after an answer; None if it rejects the dialogues that show this."""
         try:
             return opening_of(self._probed), closing_of(self._probed, self._ends)
         except Rejected:

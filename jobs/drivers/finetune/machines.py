@@ -88,7 +88,7 @@ def find_room(
 
 
 def _with_fewer(spec: Spec, numbers: Sequence[int]) -> Spec | None:
-    """Return the spec with fewer workers, for which there are free slots; None if there are none."""
+    """Return the spec with the largest smaller number of workers that fits now; None if none fits."""
     fewer = [number for number in numbers if number < spec.resources.num_workers]
     if not fewer:
         return None

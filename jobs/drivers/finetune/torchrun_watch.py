@@ -49,7 +49,7 @@ class LostPeers:
         self.peer, self._watched = None, peers
 
     def look(self) -> bool:
-        """Whether a process has ended."""
+        """Whether a watched process has ended."""
         if self.peer is None:
             self.peer = next((peer for peer in self._watched if not process_lives(peer.pid)), None)
         return self.peer is not None

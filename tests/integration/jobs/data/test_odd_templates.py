@@ -95,7 +95,7 @@ def test_what_asks_for_an_answer_is_not_learned_and_must_be_kept_in_written_answ
     assert learned(opens, TWO_ANSWERS) == ["one<|im_end|>", "</s> two <|im_end|>"]
     assert learned(opens, ChatSample(TWO_ANSWERS.messages, {3: {"reasoning": "hm"}}))[1] == "hm</s> two <|im_end|>"
     (result,) = tokenise([TWO_ANSWERS], forgets, 512)
-    assert isinstance(result, Reason) and result.text.startswith("the chat template opens an answer with '<s>', and")
+    assert isinstance(result, Reason) and result.text.startswith("the chat template asks for an answer with '<s>', but")
 
 
 def test_reasoning_inside_of_an_answer_is_not_dropped() -> None:

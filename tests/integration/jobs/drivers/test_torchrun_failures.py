@@ -98,14 +98,19 @@ def outcome_of_run(
 @pytest.fixture
 def job(tmp_path: pathlib.Path) -> Any:
     """The spec of a small job whose metric is METRIC."""
-    tiny.save_model(tmp_path / "bert", "bert")
-    tiny.write_labelled(tmp_path / "labelled.jsonl", 60, 3)
-    spec = tiny.spec_of(
-        tmp_path / "runs", tmp_path / "bert", tmp_path / "labelled.jsonl", classify=True, train__max_steps=30,
-        data__eval_fraction=0.3, eval__metrics=["own_metric:zero"],
-    )  # fmt: skip
-    (tmp_path / "job.json").write_bytes(dump_spec(spec))
     (tmp_path / "own_metric.py").write_text(METRIC.format(dies=None))
+    return written(tmp_path, "own_metric:zero")
+
+
+def written(folder: pathlib.Path, metric: str) -> Any:
+    """The spec of a small job, also in job.json."""
+    tiny.save_model(folder / "bert", "bert")
+    tiny.write_labelled(folder / "labelled.jsonl", 60, 3)
+    spec = tiny.spec_of(
+        folder / "runs", folder / "bert", folder / "labelled.jsonl", classify=True, train__max_steps=30,
+        data__eval_fraction=0.3, eval__metrics=[metric],
+    )  # fmt: skip
+    (folder / "job.json").write_bytes(dump_spec(spec))
     return spec
 
 
@@ -139,14 +144,8 @@ def test_a_rank_that_is_killed_is_named_though_the_other_waits_in_a_call(
 @pytest.mark.slow
 def test_a_rank_that_fails_ends_the_others_within_seconds_and_the_outcome_is_written(tmp_path: pathlib.Path) -> None:
     """Under torchrun, where no driver looks on, and rank 0 waits in a collective."""
-    tiny.save_model(tmp_path / "bert", "bert")
-    tiny.write_labelled(tmp_path / "labelled.jsonl", 60, 3)
-    spec = tiny.spec_of(
-        tmp_path / "runs", tmp_path / "bert", tmp_path / "labelled.jsonl", classify=True, train__max_steps=30,
-        data__eval_fraction=0.3, eval__metrics=["tests.support.stuck_on_rank_0:zero"],
-    )  # fmt: skip
+    spec = written(tmp_path, "tests.support.stuck_on_rank_0:zero")
     prepare(spec, spec.model.path, engine="plain", say=lambda text: None)
-    (tmp_path / "job.json").write_bytes(dump_spec(spec))
     done = torchrun(2, "-m", "jobs.finetune", str(tmp_path / "job.json"), timeout=400)  # rank 0 hangs for 600 s
     assert done.returncode != 0
     (root,) = [run for run in (tmp_path / "runs").iterdir() if (run / "spec.json").exists()]

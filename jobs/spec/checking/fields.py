@@ -187,7 +187,10 @@ def unknown_key(section: str, key: str, model: type[BaseModel], others: Models |
         return f"unknown key: it is for kind: {other}, and this spec is of kind {kind_of(model)}", None
     if reason := ABSENT.get(key):
         return f"unknown key: {reason}", None
-    if target := _alias(f"{section}.{key}", model) or (None if homes_of(key, model) else _alias(key, model)):
+    alias = _alias(key, model)
+    if alias and homes_of(key, model) and alias.rpartition(".")[0] != section:
+        alias = None  # the name is that of a field in another section
+    if target := _alias(f"{section}.{key}", model) or alias:
         home, _, name = target.rpartition(".")
         return (f"unknown key; it is called {name} here" if home == section else f"unknown key; use {target}"), target
     here = f"{section}.{key}" if section else key

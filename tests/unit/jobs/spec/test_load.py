@@ -50,6 +50,10 @@ def test_float_without_a_dot_is_a_number_in_the_file_and_in_set(tmp_path: Path) 
     assert load_spec(path, ["train.adam_epsilon=1E-6", "train.weight_decay=.5e-2"]).train.weight_decay == 0.005
 
 
+def test_a_section_of_another_tool_is_named_though_a_column_has_its_name(tmp_path: Path) -> None:
+    assert lines(tmp_path, "output: {dir: /r}\n") == ["job.yaml:8: output: unknown key; it is called storage_path here"]
+
+
 def test_a_chat_template_is_read_from_its_file_or_stands_in_the_spec(tmp_path: Path) -> None:
     (tmp_path / "own.jinja").write_text("{{ messages }}")
     path = write(tmp_path, GOOD)

@@ -286,6 +286,9 @@ def _warnings_of_a_run(spec: Spec) -> Iterator[str]:
     if spec.checkpoint.load_best_model_at_end and spec.eval.eval_steps is None:
         scored = "only the first and the last state are" if spec.eval.eval_on_start else "only the last state is"
         yield f"checkpoint.load_best_model_at_end: without eval.eval_steps, {scored} scored. Give eval.eval_steps"
+    renders = {"chat", "instruction"} & spec.formats or any(":" in one for one in spec.formats)
+    if spec.model.chat_template is not None and not renders and not spec.eval.lm_eval.apply_chat_template:
+        yield "model.chat_template has no effect: no data has the format chat or instruction"
     if forgetting.max_general_loss_increase is None and forgetting.action != Forgetting().action:
         yield (
             f"remedies.forgetting.action ({forgetting.action}) has no effect without a bound: give "

@@ -151,12 +151,10 @@ def header_spans(
         Rejected: the template rejects the dialogue, or asks for an answer with a text that it leaves out of answers.
     """
     if not opening.is_kept:
-        kind = "the chat template asks for an answer with a text that it leaves out of the answers in dialogues"
+        what = "but leaves that out of the answers in dialogues: correct a copy, and give it in model.chat_template"
         raise Rejected(
-            f"the chat template asks for an answer with {opening.more!r}, but leaves that out of the answers in "
-            "dialogues: the model would learn what it never generates. Correct a copy of the template, and give it in "
-            "model.chat_template",
-            kind,
+            f"the chat template asks for an answer with {opening.more!r}, {what}",
+            f"the chat template asks for an answer with some text, {what}",
         )
     header = opening.header
     whole = rendered(turns, render, False)

@@ -123,7 +123,9 @@ def _turn(number: int, turn: Any, with_nulls: bool) -> tuple[str, str, dict[str,
         if key not in turn:
             there = ", ".join(map(repr, turn)) or "no keys"
             raise Rejected(f"turn {number + 1} has no {key}; it has {there}", f"turn N has no {key}")
-    role, content = _text(number, turn, "role"), _text(number, {**turn, "content": _joined(turn["content"])}, "content")
+    if isinstance(content := _joined(turn["content"]), list):
+        raise _in_turn(number, "content of {turn} is a list, expected text or a list of parts of type text")
+    role, content = _text(number, turn, "role"), _text(number, {"content": content}, "content")
     thought = next((key for key in REASONING if turn.get(key)), None)
     extras = {
         "reasoning": _text(number, turn, thought) if thought else "",

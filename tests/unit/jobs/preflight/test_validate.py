@@ -160,6 +160,7 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
             {"data": {"eval_fraction": 0.5}, "checkpoint": BEST},
             "load_best_model_at_end: without eval.eval_steps, only the first and the last state are scored",
         ),
+        ({"model": {"chat_template": "{{ messages }}"}}, "model.chat_template has no effect: no data has the format"),
         (
             {"remedies": {"forgetting": {"action": "raise_replay"}}},
             "remedies.forgetting.action (raise_replay) has no effect without a bound",

@@ -177,7 +177,7 @@ def _row(job: Job, nodes: NodePlaces, nominated: NodePlaces, now_s: float, spent
 
 
 def _stops_in_s(job: Job) -> float:
-    """Return the seconds that a job is expected to need to save and leave, at most."""
+    """Return the seconds within which a job is expected to save and leave."""
     return max(USUAL.grace_s, job.checkpoint_s or 0.0)
 
 

@@ -25,6 +25,7 @@ _DASHBOARD = "http://127.0.0.1:8265"
 _GCS_PORT = 6379  # Ray's default port
 _REPORTED_AFTER_S = 8.0  # `/api/cluster_status` is up to 5 s old, and workers end a moment after their driver
 _TAKEN_AFTER_S = 60.0  # a gang has taken its places by then: its driver has started, and asked Ray for them
+_NO_USE = (0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,6 @@ class ForeignUse:
                 for node, used in use.items()
             }
             return self._before
-
-
-_NO_USE = (0.0, 0.0)
 
 
 def _foreign(used: float, surely: float, perhaps: float, before: float) -> float:

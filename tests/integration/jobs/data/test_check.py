@@ -96,7 +96,10 @@ def test_faults_of_dialogues_are_found_with_file_and_line(tmp_path: Path, model_
         "bad-row: 'messages' is null": (15, {"messages": None}),
         "bad-row: messages is not a list of {role, content} with at least one turn": (16, {"messages": []}),
         "bad-row: turn N has no content": (17, {"messages": [{"role": "user"}]}),
-        "bad-row: content of turn N is a list, expected text": (18, {"messages": [{"role": "user", "content": ["a"]}]}),
+        "bad-row: content of turn N is a list, expected text or a list of parts of type text": (
+            18,
+            {"messages": [{"role": "user", "content": ["a"]}]},
+        ),
         "bad-row: no assistant turn, so nothing to learn": (19, {"messages": talk[:1]}),
         "bad-row: no token of the assistant is left after data.seq_len": (
             20,

@@ -18,7 +18,7 @@ install: .venv/.installed
 .venv/.train-installed: pyproject.toml constraints.txt
 	@echo "installing torch, transformers, deepspeed and ray into .venv: once, a few minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e ".[train]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[train]"
 	touch $@
 
 # Fetch a small encoder and real reviews, fine-tune every parameter, classify three sentences with the result.

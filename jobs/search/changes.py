@@ -83,7 +83,9 @@ def narrower(sweep: SweepSpec, settings: list[str]) -> Change:
         if (name := _dimension(sweep, key)) is not None:
             space[name] = value
         elif part in ("min", "max", "log", "points") and (name := _dimension(sweep, home)) is not None:
-            space[name] = {**space.get(name, {}), part: value}
+            if not isinstance(before := space.get(name, {}), dict):
+                raise SpecError(f"--set {setting}: an earlier --set gives {name} as {before!r}, which has no {part}")
+            space[name] = {**before, part: value}
         else:
             raise SpecError(f"--set {setting}: the space has {', '.join(sweep.dimensions)}; of a range, min and max")
     return Change(space=space)

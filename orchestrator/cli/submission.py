@@ -11,7 +11,7 @@ from typing import Final
 
 from cluster.errors import FleetuneError, InputError, SpecError
 from jobs.preflight.validate import validate
-from jobs.search.rules.checking import checked_sweep
+from jobs.search.rules.checking import checked_sweep, sweep_warnings
 from jobs.spec.checking.lines import Mark
 from jobs.spec.finetune import Spec
 from jobs.spec.load import file_of_paths, trained_job
@@ -120,9 +120,9 @@ def _check(specs: Sequence[Named], say: Say) -> list[Named]:
     """
     several, checked = len(specs) > 1, list[Named]()
     for one in specs:
-        spec, path, judged = trained_job(one.spec), one.name, None
+        spec, path, judged, warnings = trained_job(one.spec), one.name, None, list[str]()
         if isinstance(one.spec, SweepSpec):
-            judged = one.spec.judged
+            judged, warnings = one.spec.judged, sweep_warnings(one.spec)
             with place_errors(one):
                 checked_sweep(one.spec)
         if spec is None:
@@ -131,12 +131,12 @@ def _check(specs: Sequence[Named], say: Say) -> list[Named]:
             say(f"warning: {path}: model.path {spec.model.path} is read as a model of the hub; {hint}")
         if _is_here(spec):
             with place_errors(one):
-                warnings = validate(spec, judged=judged).warnings
-            for warning in warnings:
-                say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
+                warnings += validate(spec, judged=judged).warnings
             checked.append(one)
         else:
             say(f"not checked: model and data of {path}, because they are not all on this machine")
+        for warning in warnings:
+            say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
     return checked
 
 

@@ -91,6 +91,11 @@ def import_deepspeed(device: torch.device) -> Any:
     from deepspeed.runtime import compiler
 
     compiler.compile = lambda: compiler.dummy_decorator
+    # On CPUs, ZeRO-3 asks in each step for the number of NUMA nodes, and DeepSpeed starts `numactl` for each answer.
+    from deepspeed.utils import numa
+
+    if not hasattr(numa.get_numa_cores, "cache_info"):
+        numa.get_numa_cores = functools.cache(numa.get_numa_cores)
     return deepspeed
 
 

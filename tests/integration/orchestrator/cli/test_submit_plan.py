@@ -91,6 +91,17 @@ def test_what_an_adapter_needs_is_planned_for_itself(
     assert len([line for line in said if line.startswith("plan of ")]) == 2
 
 
+def test_a_setting_of_a_sweep_without_effect_is_a_warning(
+    queue: Server, material: tuple[Path, Path], tmp_path: Path
+) -> None:
+    base = json.loads(Path(file_of(tmp_path, material, data__eval_fraction=0.2, resources__plan=False)).read_text())
+    search = {"space": {"learning_rate": [1e-4, 1e-3]}, "scheduler": "none", "rungs": [0.5], "budget": {"trials": 2}}
+    path = tmp_path / "sweep.json"
+    path.write_text(json.dumps({"kind": "sweep", "algorithm": "random", "base": base, **search}))
+    jobs, said = submitted(queue, str(path))
+    assert len(jobs) == 1 and said[0].startswith("warning: rungs has no effect with scheduler: none"), said
+
+
 def test_a_sweep_is_planned_unless_its_trials_have_different_engines(
     material: tuple[Path, Path], tmp_path: Path
 ) -> None:

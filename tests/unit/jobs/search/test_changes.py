@@ -83,6 +83,12 @@ def test_a_wrong_setting_is_told(tmp_path: Path, setting: str, said: str) -> Non
     assert said in str(caught.value)
 
 
+def test_a_part_of_what_an_earlier_setting_made_a_list_is_refused(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, BASE, algorithm="random", space=RATES)
+    with pytest.raises(SpecError, match=r"--set learning_rate\.max=1e-3: an earlier --set gives learning_rate as \["):
+        narrower(sweep, ["learning_rate=[1e-4, 2e-4]", "learning_rate.max=1e-3"])
+
+
 def test_the_points_of_a_grid_stay(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, BASE, algorithm="grid", space={"learning_rate": [1e-4, 1e-3]})
     with pytest.raises(SpecError, match="the trials of a grid are numbered by it"):

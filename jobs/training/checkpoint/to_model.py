@@ -56,6 +56,9 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
     If the run had exported its best checkpoint and the export is gone, that checkpoint is taken. One process reads the
     checkpoint, tensor by tensor; at most one output file is in memory.
 
+    An earlier export of an unfinished run is removed before the first file is written, so that no model is ever made
+    of both.
+
     Returns:
         The directory's path or URL.
 
@@ -97,8 +100,10 @@ def _write_newest(paths: JobPaths, target: str, say: Callable[[str], None]) -> N
     for step in sorted(committed_steps(paths), key=lambda step: (step == exported, step), reverse=True):
         try:
             commit = read_commit(paths, step)
+            parts = read_parts(paths, commit)
+            _clear(paths, target)
             with redirected_output(paths.log("export")):
-                _write(load_spec(paths.spec), paths.checkpoint(step), commit, read_parts(paths, commit), target)
+                _write(load_spec(paths.spec), paths.checkpoint(step), commit, parts, target)
         except Damaged as error:
             say(f"the checkpoint of step {step} is damaged and passed over: {error}")
         else:
@@ -129,6 +134,7 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
     check_target(target, paths, own=paths.merged)
     with _marked(paths, target), tempfile.TemporaryDirectory(prefix="fleetune-merge-") as scratch:
         export_run(run_root, scratch, say)
+        _clear(paths, target)
         with redirected_output(paths.log("export")):
             _merge(without_flash_attention(spec), scratch, target)
     return target
@@ -164,15 +170,20 @@ def check_target(to: str, paths: JobPaths, own: str | None = None) -> None:
 def _marked(paths: JobPaths, target: str) -> Iterator[None]:
     """Record from which checkpoint a model in a directory of the run is made, because the run may continue later.
 
-    The mark of an earlier export is removed at the beginning; without an error, the new one is written at the end.
+    It is written at the end, if there was no error.
     """
-    is_own = target in (paths.model, paths.merged)
-    if is_own:
-        storage.remove_file(made_from(target))
     source = export_source(paths)
     yield
-    if is_own and source is not None:
+    if target in (paths.model, paths.merged) and source is not None:
         storage.write_bytes(made_from(target), source.encode())
+
+
+def _clear(paths: JobPaths, target: str) -> None:
+    """Remove an earlier export from a directory of the run: its configuration first, without which it is no model."""
+    if target in (paths.model, paths.merged):
+        for name in (_CONFIG, _ADAPTER_CONFIG):
+            storage.remove_file(storage.join(target, name))
+        storage.remove_dir(target)
 
 
 def _place(path: str) -> str:
@@ -183,9 +194,6 @@ def _place(path: str) -> str:
 def _merge(spec: Spec, adapter: str, target: str) -> None:
     base_dir, precision = local_model_dir(spec.model.path), precision_of_adapter(adapter)
     pad = pad_token_id(load_tokenizer(base_dir))
-    if storage.exists(storage.join(target, _CONFIG)):  # an earlier merge of this run: others have been refused
-        storage.remove_file(storage.join(target, _CONFIG))
-        storage.remove_dir(target)
     with _removed_on_failure(target), tempfile.TemporaryDirectory(prefix="fleetune-merge-") as beside:
         expected = write_merged(spec, base_dir, adapter, precision, pad, target, beside)
         with on_this_node(target, lambda: None) as local:

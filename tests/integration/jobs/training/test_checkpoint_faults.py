@@ -8,17 +8,20 @@ import pathlib
 import shutil
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from cluster.errors import DataError
 from jobs.run.checkpoints import Read, Slice, committed_steps, read_commit, read_parts, read_slices
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal
 from jobs.storage.tensor_file import as_bytes
+from jobs.training.checkpoint import to_model
 from jobs.training.checkpoint.to_model import export_run
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
@@ -189,6 +192,36 @@ def test_an_export_that_was_removed_is_made_from_the_best_checkpoint_again(
     assert said == [f"out of the checkpoint of step {best}"]
     before, after = (load_file(f"{one.model}/model.safetensors") for one in (case.paths, paths))
     assert before.keys() == after.keys() and all(np.array_equal(before[one], after[one]) for one in before)
+
+
+def test_an_earlier_export_is_replaced_whole_or_stays(
+    cases: dict[str, Case], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of two exports in one directory would be a model that nobody has trained."""
+    case, paths = cases["undisturbed"], JobPaths(str(tmp_path / "copied"))
+    shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns("model", "outcome.json"))
+    pathlib.Path(paths.spec).write_bytes(dump_spec(case.spec))
+    pathlib.Path(paths.logs).mkdir(exist_ok=True)
+    model = pathlib.Path(paths.model)
+    model.mkdir()
+    earlier = ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json")
+    for name in earlier:
+        (model / name).write_text("{}")
+    kept = tmp_path / "kept"
+    pathlib.Path(paths.checkpoints).rename(kept)
+    with pytest.raises(DataError, match="nothing to export"):
+        export_run(paths.root)
+    assert sorted(one.name for one in model.iterdir()) == sorted(earlier)
+    kept.rename(paths.checkpoints)
+    with monkeypatch.context() as patched:
+        patched.setattr(to_model, "write_config", Mock(side_effect=OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left"):
+            export_run(paths.root)
+    assert not (model / "config.json").exists() and not list(model.glob("*-of-*"))
+    export_run(paths.root)
+    beside = pathlib.Path(export_run(paths.root, str(tmp_path / "beside")))
+    made = {one.name: one.read_bytes() for one in model.iterdir() if one.name != "made_from"}
+    assert made == {one.name: one.read_bytes() for one in beside.iterdir()}
 
 
 @pytest.mark.parametrize("name", ["early", "early-zero1", "early-zero2"])

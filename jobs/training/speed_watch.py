@@ -6,13 +6,14 @@ import math
 import os
 import time
 from collections import defaultdict, deque
-from typing import Any, Final
+from typing import Final
 
 import torch
 import torch.distributed as dist
 
 from jobs.remedies.hang import Doing
 from jobs.remedies.straggler import ENOUGH, Cause, Slow, Timing, report_of, slow_ranks
+from jobs.training.collectives import of_all_ranks
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
 
@@ -59,8 +60,7 @@ class SpeedWatch:
         return [Timing(host_s, core_s, gpu_s if on_gpu else None) for host_s, core_s, gpu_s in found]
 
     def _tell(self, slow: list[Slow], step: int) -> None:
-        places: list[Any] = [None] * self._worker.world_size
-        dist.all_gather_object(places, (self._worker.node, os.uname().nodename))
+        places = of_all_ranks((self._worker.node, os.uname().nodename))
         alike: dict[tuple[str, str, Cause], list[Slow]] = defaultdict(list)
         for one in slow:
             alike[(*places[one.rank], one.cause)].append(one)

@@ -44,6 +44,7 @@ from jobs.run.record import concluded, ending_of, write_manifest
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
+from jobs.training.collectives import from_rank_0, of_all_ranks
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import fault_of, first_line
 from jobs.training.loop.loop import train
@@ -92,7 +93,7 @@ def _lead(
     def tell(job: Job | None) -> None:
         nonlocal told
         told = True
-        dist.broadcast_object_list([job], src=0, group=waiting)
+        from_rank_0(job, waiting)
 
     try:
         begun = begin_run(spec, resume)
@@ -175,8 +176,7 @@ def _trained(
 def _peers_here(world: TorchrunWorld, waiting: Any) -> tuple[Peer, ...]:
     """Return the other processes on this host. Every rank must call it. `waiting`: a group of all ranks."""
     own = Peer(world.rank, os.getpid(), os.uname().nodename)
-    found: list[Any] = [None] * world.world_size
-    dist.all_gather_object(found, own, group=waiting)
+    found = of_all_ranks(own, waiting)
     first = world.rank - world.local_rank
     return tuple(peer for peer in found[first : first + world.local_world_size] if peer.rank != world.rank)
 
@@ -239,9 +239,7 @@ def _conclude_for_rank_0(job: Job, error: FleetuneError) -> None:
 
 def _follow(world: TorchrunWorld, waiting: Any, stop: StopRequest) -> Outcome:
     """Follow as another rank: receive the job from rank 0 and train."""
-    heard: list[Job | None] = [None]
-    dist.broadcast_object_list(heard, src=0, group=waiting)
-    job = heard[0]
+    job: Job | None = from_rank_0(None, waiting)
     ended = datetime.datetime.now(datetime.UTC)
     if job is None:  # rank 0 has found a mistake and reports it, so this process ends without an error of its own
         return Outcome(status=Status.SUCCEEDED, ended_at=ended)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from cluster.errors import DataError, StorageError, StorageOutage
 from jobs.run.checkpoints import Commit, Part, committed_steps, read_commit, read_parts, read_slices, saved_steps
 from jobs.run.paths import JobPaths
 from jobs.storage.tensor_file import Damaged, Want, read_ranges
 from jobs.training.checkpoint.host_copy import HostCopy
+from jobs.training.collectives import from_rank_0, of_all_ranks
 from jobs.training.model.partitions import Partitions
 
 
@@ -56,31 +55,30 @@ class CheckpointReader:
 
     def candidates(self) -> list[int]:
         """List the steps with a marker, newest first, as rank 0 sees them. Every rank must call it."""
-        told: list[Any] = [None]
+        whole = list[int]()
         if self.rank == 0:
             whole = committed_steps(self.paths)
-            told[0] = whole[::-1]
             for step in saved_steps(self.paths):
                 if step not in whole and step > max(whole, default=0):
                     self.report("warning", f"the checkpoint of step {step} was never finished and is passed over")
-        dist.broadcast_object_list(told, src=0)
-        return list(told[0])
+        return from_rank_0(whole[::-1])
 
     def _described(self, step: int) -> tuple[tuple[Commit, tuple[Part, ...]] | None, str | None]:
         """Read a marker and the indexes of its parts on rank 0. Every rank gets these, or what is wrong with them."""
-        told: list[Any] = [None, None]
+        read: tuple[Commit, tuple[Part, ...]] | None = None
+        wrong: str | StorageError | None = None
         if self.rank == 0:
             try:
                 commit = read_commit(self.paths, step)
-                told[0] = (commit, read_parts(self.paths, commit))
+                read = (commit, read_parts(self.paths, commit))
             except Damaged as error:
-                told[1] = str(error)
+                wrong = str(error)
             except StorageError as error:
-                told[1] = error
-        dist.broadcast_object_list(told, src=0)
-        if isinstance(told[1], StorageError):
-            raise told[1]
-        return told[0], told[1]
+                wrong = error
+        read, wrong = from_rank_0((read, wrong))
+        if isinstance(wrong, StorageError):
+            raise wrong
+        return read, wrong
 
     def _read(self, commit: Commit, parts: tuple[Part, ...]) -> tuple[str | None, dict[str, torch.Tensor]]:
         """Read this rank's slices into the host copy, and the buffers.
@@ -101,11 +99,10 @@ class CheckpointReader:
             reason = str(error)
         except StorageOutage as error:
             reason = error
-        reasons: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(reasons, reason)
+        reasons = of_all_ranks(reason)
         if outage := next((one for one in reasons if isinstance(one, StorageOutage)), None):
             raise outage
-        return next((one for one in reasons if one is not None), None), buffers
+        return next((one for one in reasons if isinstance(one, str)), None), buffers
 
 
 def check_same_model(commit: Commit, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from cluster.errors import StorageError
 from cluster.text import byte_size
@@ -37,6 +36,7 @@ from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.storage.tensor_file import Tensor, write_shard
 from jobs.training.checkpoint.host_copy import HostCopy
+from jobs.training.collectives import from_rank_0, of_all_ranks
 from jobs.training.model.partitions import Partitions
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
@@ -84,9 +84,8 @@ class Checkpointer:
         self._paths, self._partitions, self._host, self._keep = paths, partitions, host, keep
         self._reporter, self._report = reporter, reporter.event
         self._rank, self._world_size = worker.rank, worker.world_size
-        token = [secrets.token_hex(4)]
-        dist.broadcast_object_list(token, src=0)
-        self._stem = [part_stem(number, worker.world_size, token[0]) for number in range(worker.world_size)]
+        token = from_rank_0(secrets.token_hex(4))
+        self._stem = [part_stem(number, worker.world_size, token) for number in range(worker.world_size)]
         self._writing: Writing | None = None
         self._copied = False  # the host copy holds a state
         self.last_began_at = time.monotonic()  # start of the newest save; at first, of the worker group
@@ -274,8 +273,7 @@ class Checkpointer:
         """Abandon the present write, because some rank's has failed, and report why. Every rank must call it."""
         writing = self._writing
         self._writing = None
-        reasons: list[Any] = [None] * self._world_size
-        dist.all_gather_object(reasons, writing.error if writing is not None else None)
+        reasons = of_all_ranks(writing.error if writing is not None else None)
         if writing is None:
             return
         writing.abandoned.set()
@@ -297,16 +295,12 @@ class Checkpointer:
         if writing is None:
             return True
         self._wait(writing, writing.part_done)
-        reasons: list[Any] = [None] * self._world_size
-        dist.all_gather_object(reasons, writing.error)
-        if any(reasons):
+        if any(of_all_ranks(writing.error)):
             self.give_up()
             return False
         if self._rank == 0:
             self._wait(writing, writing.done)
-        verdict = [writing.error]
-        dist.broadcast_object_list(verdict, src=0)
-        if verdict[0] is not None:
+        if from_rank_0(writing.error) is not None:
             self.give_up()
             return False
         self._writing = None

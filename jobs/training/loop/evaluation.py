@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from cluster.errors import DataError, MetricFailed
 from jobs.data.order.row_order import shares
 from jobs.data.prepared import IGNORE_INDEX, Split
 from jobs.spec.finetune import Spec
+from jobs.training.collectives import from_rank_0, on_rank_0
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.metrics import (
     Confusion,
@@ -139,22 +140,19 @@ def _judged(pairs: list[Pair], functions: dict[str, Callable[[EvalPrediction], A
     Raises:
         MetricFailed: a function failed; raised on all ranks.
     """
-    rank = dist.get_rank()
-    gathered: list[Any] | None = [None] * dist.get_world_size() if rank == 0 else None
-    dist.gather_object(pairs, gathered)
-    answer: list[Any] = [None]
-    if gathered is not None:
+    values: dict[str, float] | str = {}
+    if (gathered := on_rank_0(pairs)) is not None:
         try:
-            given = _in_order(gathered)
-            answer[0] = {}
+            given, found = _in_order(gathered), dict[str, float]()
             for name, function in functions.items():
-                answer[0] |= apply_own(name, function, given)
+                found |= apply_own(name, function, given)
+            values = found
         except DataError as error:
-            answer[0] = str(error)
-    dist.broadcast_object_list(answer, src=0)
-    if isinstance(answer[0], str):
-        raise MetricFailed(answer[0])
-    return cast(dict[str, float], answer[0])
+            values = str(error)
+    values = from_rank_0(values)
+    if isinstance(values, str):
+        raise MetricFailed(values)
+    return values
 
 
 def _in_order(gathered: list[Any]) -> EvalPrediction:

@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 import torch
-import torch.distributed as dist
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
@@ -28,6 +27,7 @@ from jobs.model_files.tokenizer import load_tokenizer
 from jobs.run.metric_names import harness_name
 from jobs.spec.evaluation import SCORABLE, LmEval, is_task_file
 from jobs.spec.finetune import Spec
+from jobs.training.collectives import from_rank_0, on_rank_0
 from jobs.training.loop.evaluation import rows_within, vocabulary_of
 from jobs.training.model.batch import Batch, model_logits
 from jobs.training.worker_context import WorkerContext
@@ -66,10 +66,10 @@ class Harness:
         """
         engine.eval()
         try:
-            message: Any = self._on_rank_0(engine, worker) if worker.rank == 0 else _receive()
+            message: Any = self._on_rank_0(engine, worker) if worker.rank == 0 else from_rank_0(None)
             while isinstance(message, list):
                 _score_shares(self, engine, worker, message)
-                message = _receive()
+                message = from_rank_0(None)
         finally:
             engine.train()
         if isinstance(message, str):
@@ -82,7 +82,7 @@ class Harness:
 
         def score(texts: list[Text]) -> list[Score]:
             try:
-                _send(texts)
+                from_rank_0(texts)
                 return _score_shares(self, engine, worker, texts)
             except BaseException as error:  # of the model: other ranks are in a collective
                 failed.append(error)
@@ -102,18 +102,7 @@ class Harness:
                 raise failed[0] from None
             traceback.print_exception(error)  # to this rank's log
             result = f"eval.lm_eval: {error}"
-        _send(result)
-        return result
-
-
-def _send(message: Any) -> None:
-    dist.broadcast_object_list([message], src=0)
-
-
-def _receive() -> Any:
-    message = [None]
-    dist.broadcast_object_list(message, src=0)
-    return message[0]
+        return from_rank_0(result)
 
 
 def _score_shares(
@@ -132,9 +121,7 @@ def _score_shares(
             batch = _batch([texts[number] for number in numbers], harness.pad_token_id, worker.device)
             logits = model_logits(engine, batch, "causal-lm")
             found += zip(numbers, _scores(logits, batch.targets), strict=False)  # without texts, there is one row
-    gathered: list[Any] | None = [None] * worker.world_size if worker.rank == 0 else None
-    dist.gather_object(found, gathered)
-    return [score for _, score in sorted(pair for pairs in gathered or () for pair in pairs)]
+    return [score for _, score in sorted(pair for pairs in on_rank_0(found) or () for pair in pairs)]
 
 
 def _batch(texts: Sequence[Text], pad_token_id: int, device: torch.device) -> Batch:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch.distributed as dist
 
 from cluster.errors import DataError, RunFailed, SpecError, StorageError
 from cluster.text import many
@@ -20,6 +19,7 @@ from jobs.remedies.outlier_text import rollback_report
 from jobs.remedies.outliers import Rollback, after_rollback, targets_of
 from jobs.run.checkpoints import Commit
 from jobs.run.record import logged_loss
+from jobs.training.collectives import from_rank_0
 from jobs.training.loop.measuring import losses_along_first_step
 from jobs.training.loop.saving import StepSignals, bests
 from jobs.training.loop.state import SAVED, LoopState, Run
@@ -173,12 +173,11 @@ def check_data(run: Run, commit: Commit) -> None:
             f"the data is not that of the run: its fingerprint is {fingerprint}, but the checkpoint of step "
             f"{commit.step} was trained on {commit.data_fingerprint}. Restore the old files, or start a new run"
         )
-    verdict = [True]
+    same = True
     if run.worker.rank == 0:
         plan = run.with_raises(commit.replay_raises).plan
-        verdict[0] = chain_of(plan, run.row_digests, commit.step) == from_hex(commit.chain)
-    dist.broadcast_object_list(verdict, src=0)
-    if not verdict[0]:
+        same = chain_of(plan, run.row_digests, commit.step) == from_hex(commit.chain)
+    if not from_rank_0(same):
         raise RunFailed(
             f"the {commit.step} steps before the checkpoint were trained on other samples, or in another order, than "
             "this data, seed and release give. A resume would repeat some samples and leave out others"
@@ -191,14 +190,12 @@ def expected_loss(run: Run, step: int, chain: str) -> float | None:
     Args:
         chain: digest chain before the step, in hexadecimal digits.
     """
-    told: list[Any] = [None]
+    loss: float | None = None
     if run.worker.rank == 0 and step <= run.plan.total_steps:
         after = to_hex(extended(from_hex(chain), _planned_digest(run, step - 1)))
         with contextlib.suppress(StorageError):
-            told[0] = logged_loss(run.job.paths, step, run.batching.per_device, after)
-    dist.broadcast_object_list(told, src=0)
-    loss: float | None = told[0]
-    return loss
+            loss = logged_loss(run.job.paths, step, run.batching.per_device, after)
+    return from_rank_0(loss)
 
 
 def check_step(run: Run, state: LoopState, signals: StepSignals) -> None:

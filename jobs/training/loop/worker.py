@@ -13,7 +13,6 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import torch.distributed as dist
 
@@ -21,6 +20,7 @@ from cluster.imports import quick_imports
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
+from jobs.training.collectives import of_all_ranks
 from jobs.training.faults import Fault, fault_of, is_in_update, is_of_host_memory, reason_of, shortage_of
 from jobs.training.loop.state import LoopState
 from jobs.training.model.engine import import_deepspeed
@@ -114,10 +114,8 @@ def leave_gang() -> None:
 def hosts_that_do_not_see(paths: JobPaths, working_dir: str | None = None) -> str | None:
     """Describe hosts that do not see the run's files or `working_dir`; None if all do. Every rank must call it."""
     lacks_dir = working_dir is not None and not os.path.isdir(working_dir)
-    seen: list[Any] = [(os.uname().nodename, storage.exists(paths.spec), lacks_dir)]
-    if dist.is_initialized():
-        mine, seen = seen[0], [None] * dist.get_world_size()
-        dist.all_gather_object(seen, mine)
+    mine = (os.uname().nodename, storage.exists(paths.spec), lacks_dir)
+    seen = of_all_ranks(mine) if dist.is_initialized() else [mine]
     blind = sorted({host for host, sees, _ in seen if not sees})
     without = sorted({host for host, _, lacks in seen if lacks})
     if blind:

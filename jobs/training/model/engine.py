@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from cluster.errors import DataError, RunFailed
 from cluster.local.locks import remove_if_left
@@ -23,6 +22,7 @@ from jobs.model_files.directory import local_model_dir
 from jobs.planning.precision import Precision, precision_of
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
+from jobs.training.collectives import of_all_ranks
 from jobs.training.model.adapters import load_model, with_adapter_of
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.deepspeed_config import deepspeed_config
@@ -65,9 +65,7 @@ def build_engine(spec: Spec, model_dir: str, worker: WorkerContext, pad_token_id
 
 def check_weights(spec: Spec, partitions: Partitions, worker: WorkerContext) -> None:
     """Raise DataError on every rank if a weight of the model is NaN or infinite. Every rank must call it."""
-    names: list[Any] = [None] * worker.world_size
-    dist.all_gather_object(names, partitions.not_finite())
-    wrong = sorted({name for of_rank in names for name in of_rank})
+    wrong = sorted({name for of_rank in of_all_ranks(partitions.not_finite()) for name in of_rank})
     if wrong:
         raise DataError(
             f"model.path {spec.model.path}: {len(wrong)} of {many(len(partitions.shapes), 'parameter')} have values "

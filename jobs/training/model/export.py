@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from cluster.errors import RunFailed
 from jobs.model_files.directory import fetched_once, tensor_names
 from jobs.model_files.tokenizer import tokenizer_to_export
 from jobs.storage import files as storage
+from jobs.training.collectives import from_rank_0
 from jobs.training.model.adapters import trained_names, write_adapter
 from jobs.training.model.pooling import reads_padding
 from jobs.training.model.tensor_names import naming_of
@@ -239,20 +241,20 @@ def verify_export(
         RunFailed: the exported model computes other logits or, in one process, cannot be loaded.
     """
     sharded = size_bytes > ONE_PROCESS_BYTES
-    verdict: list[Any] = [None]
+    verdict: str | float = math.nan
     try:
         if sharded or rank == 0:
             with on_this_node(folder, dist.barrier if sharded else lambda: None) as local:
                 try:
-                    verdict[0] = check_same_logits(trained, run(load(local, sharded)), dtype)
+                    verdict = check_same_logits(trained, run(load(local, sharded)), dtype)
                 except Exception as error:
                     if sharded:
                         raise
-                    verdict[0] = str(error) or type(error).__name__
-        dist.broadcast_object_list(verdict, src=0)
-        if isinstance(verdict[0], str):
-            raise RunFailed(verdict[0])
-        return cast(float, verdict[0])
+                    verdict = str(error) or type(error).__name__
+        verdict = from_rank_0(verdict)
+        if isinstance(verdict, str):
+            raise RunFailed(verdict)
+        return verdict
     except BaseException:
         if rank == 0:
             storage.remove_dir(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -140,7 +141,10 @@ def by_step(trials: Trials) -> Figure:
 
 
 def importance(trials: Trials) -> Figure | None:
-    """Plot the importance of each field, by Optuna; None if there are too few trials."""
+    """Plot the importance of each field for the scores after one step, by Optuna; None if too few trials have one.
+
+    It is the step after which most trials have a score; the last one of several.
+    """
     scored = [trial for trial in trials.trials.values() if trial.scores]
     if len(scored) < FEWEST_FOR_IMPORTANCE or len(trials.sweep.dimensions) < 2:
         return None
@@ -148,13 +152,19 @@ def importance(trials: Trials) -> Figure | None:
 
     from jobs.search.tuning.proposing import distribution_of, holds
 
+    known = [trial for trial in scored if holds(trials.sweep, trial.values)]
+    counts = Counter(step for trial in known for step, _ in trial.scores)
+    step = max(counts, key=lambda step: (counts[step], step), default=0)
+    if counts[step] < FEWEST_FOR_IMPORTANCE:
+        return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize" if trials.sweep.lower_is_better else "maximize")
     space = {name: distribution_of(values) for name, values in trials.sweep.dimensions.items()}
-    for trial in [one for one in scored if holds(trials.sweep, one.values)]:  # all have a score at the first rung
-        study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=trial.scores[0][1]))
+    for trial in known:
+        if (score := dict(trial.scores).get(step)) is not None:
+            study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=score))
     found = optuna.importance.get_param_importances(study)
     names = [short_name(name) for name in found]
-    figure = _figure(f"importance for {trials.sweep.judged} after step {scored[0].scores[0][0]}", "share", "")
+    figure = _figure(f"importance for {trials.sweep.judged} after step {step}", "share", "")
     figure.add_bar(x=list(found.values()), y=names, orientation="h")
     return figure

@@ -9,7 +9,8 @@ import pytest
 
 from cluster.errors import InputError
 from jobs.search.ledger import Ledger
-from jobs.search.report.page import FEWEST_FOR_IMPORTANCE, sweep_page
+from jobs.search.report.page import FEWEST_FOR_IMPORTANCE, importance, sweep_page
+from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.report.test_summary import ledger_with, response
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 
@@ -23,6 +24,18 @@ def test_the_page_shows_the_trials_and_loads_nothing(tmp_path: Path) -> None:
     assert "a parabola through the scores after step 10 has its optimum at learning_rate 0.00025" in body
     assert len(re.findall("finished", body)) == FEWEST_FOR_IMPORTANCE
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=\"?(https?:)?//", page)
+
+
+def test_the_importance_is_of_scores_after_the_same_step(tmp_path: Path) -> None:
+    """The first trial was scored after half of its steps too; its score there is not like those of the others."""
+    rates = [1e-5 * 1.6**number for number in range(FEWEST_FOR_IMPORTANCE - 1)]
+    ledger = ledger_with(tmp_path, {rate: response(rate, 2.5e-4) for rate in rates})
+    last = ledger.add({"learning_rate": 1e-3, "warmup_ratio": 0.1})
+    ledger.answered(last, Answer(status="paused", step=5, tokens=50, metrics={"eval_loss": 9.0}))
+    assert importance(ledger) is None
+    ledger.answered(last, Answer(status="finished", step=10, tokens=100, metrics={"eval_loss": 0.7}))
+    figure = importance(ledger)
+    assert figure is not None and "after step 10" in figure.layout.title.text
 
 
 def test_a_sweep_without_a_score_has_no_page(tmp_path: Path) -> None:

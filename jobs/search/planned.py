@@ -14,7 +14,8 @@ from jobs.spec.sweep import SweepSpec
 
 def plan_of(trials: Trials, sweep: SweepSpec | None = None) -> BudgetPlan:
     """Compute what the budget pays for; `sweep`: with its rules instead of the present ones. Raises SpecError."""
-    return checked_plan(sweep or trials.sweep, trials.total_steps, trials.tokens_per_run, trials.probe_steps)
+    searched = sweep or trials.sweep
+    return checked_plan(searched, trials.total_steps, trials.tokens_per_run, trials.probe_steps, trials.searched)
 
 
 def plan_if_later(trials: Trials) -> BudgetPlan | None:

@@ -6,10 +6,11 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jobs.planning import gang_of
 from jobs.search.rules.budget import BudgetPlan, Next, next_kind
+from jobs.search.rules.untried import untried
 from jobs.search.trials import Trials, most_repeats
 from jobs.spec.finetune import Spec
 
@@ -128,4 +129,14 @@ def kind_within(trials: Trials, plan: BudgetPlan, spent: Spent) -> Next:
     used, goes_on = used_share(trials, spent, plan), bool(trials.going_on)
     to_repeat = trials.to_repeat() is not None and leaves_a_repeat(trials, spent)
     is_repeating = any(trial.repeats and not trial.is_over for trial in list(trials.trials.values()))
-    return next_kind(trials.searched, plan, used, goes_on, to_repeat, is_repeating)
+    return next_kind(trials.searched, within_lists(trials, plan), used, goes_on, to_repeat, is_repeating)
+
+
+def within_lists(trials: Trials, plan: BudgetPlan) -> BudgetPlan:
+    """Return the plan without whole runs for which lists leave no values, at the rate that is the best so far. Pure."""
+    if not plan.whole_runs or plan.extrapolates or trials.best is None:
+        return plan
+    if (left := untried(trials.sweep, trials.searched, trials.best.values)) is None:
+        return plan
+    begun = sum(trial.without_rungs for trial in trials.searched)
+    return replace(plan, whole_runs=min(plan.whole_runs, begun + len(left)))

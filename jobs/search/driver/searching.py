@@ -32,7 +32,7 @@ from jobs.search.rules.checking import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import trial_spec
-from jobs.search.spending import Spending
+from jobs.search.spending import Spending, within_lists
 from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
@@ -303,7 +303,8 @@ class Search:
 
     def _gangs_needed(self) -> int:
         ledger, kind = self.ledger, self.next_kind()
-        most = most_to_train(ledger.searched, self._plan, kind, len(ledger.going_on), ledger.repeats_left)
+        plan = within_lists(ledger, self._plan)
+        most = most_to_train(ledger.searched, plan, kind, len(ledger.going_on), ledger.repeats_left)
         return int(max(1, min(most, len(self.gangs))))
 
     def _look_at_changes(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cluster.errors import SpecError
@@ -13,6 +13,7 @@ from cluster.text import compact
 from jobs.planning import plan_batching, total_rows
 from jobs.search.rules.auto import OTHER_RATES, extrapolates, rate_name, rate_range
 from jobs.search.rules.rungs import cooldown_of, halving_steps, stops_of
+from jobs.search.rules.untried import untried
 from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, tried
 from jobs.search.trial import Trial
 from jobs.spec.finetune import Spec
@@ -49,13 +50,30 @@ class BudgetPlan:
 Next = Literal["compared", "whole", "repeat", "wait", "done", "stopped"]
 
 
-def budget_plan(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float = 0.0) -> BudgetPlan:
+def budget_plan(
+    sweep: SweepSpec,
+    total_steps: int,
+    tokens_per_run: float,
+    probe_steps: float = 0.0,
+    begun: Sequence[Trial] = (),
+) -> BudgetPlan:
     """Decide how many trials of each kind the budget pays for.
+
+    If lists leave fewer values to try than that, there are as many compared trials as values.
 
     Args:
         total_steps, tokens_per_run: of one whole run of the base.
         probe_steps: cost of the probe. At least one compared trial remains.
+        begun: the trials so far, except repeats.
     """
+    plan = _paid_for(sweep, total_steps, tokens_per_run, probe_steps)
+    if (left := untried(sweep, begun)) is None:
+        return plan
+    compared = sum(not trial.without_rungs for trial in begun)
+    return replace(plan, compared=min(plan.compared, compared + len(left)))
+
+
+def _paid_for(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float) -> BudgetPlan:
     most, runs, one_is_whole = most_trials(sweep), runs_of(sweep.budget, tokens_per_run), extrapolates(sweep)
     if sweep.scheduler != "halving":
         return BudgetPlan(most, runs=runs)
@@ -71,11 +89,13 @@ def budget_plan(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe
     return BudgetPlan(compared, whole, usual * to_first_rung / usual_steps, one_is_whole, runs)
 
 
-def checked_plan(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float) -> BudgetPlan:
+def checked_plan(
+    sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float, begun: Sequence[Trial] = ()
+) -> BudgetPlan:
     """Return `budget_plan`. Raises SpecError: the budget does not pay for one trial."""
     if (wrong := too_little(sweep, total_steps, runs_of(sweep.budget, tokens_per_run))) is not None:
         raise SpecError.at("budget", wrong)
-    return budget_plan(sweep, total_steps, tokens_per_run, probe_steps)
+    return budget_plan(sweep, total_steps, tokens_per_run, probe_steps, begun)
 
 
 def most_trials(sweep: SweepSpec) -> float:

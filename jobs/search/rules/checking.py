@@ -12,6 +12,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven, differences
 from jobs.search.rules.budget import check_budget
 from jobs.search.rules.prior import check_has_use_for_prior, with_prior
+from jobs.search.rules.untried import untried
 from jobs.search.rules.varying import check_space, field_meant
 from jobs.spec.load import spec_of
 from jobs.spec.sweep import Search, SweepSpec
@@ -34,9 +35,15 @@ def check_sweep(sweep: SweepSpec) -> None:
 
 def sweep_warnings(sweep: Search) -> list[str]:
     """Return what to say about settings of a sweep or comparison that have no effect."""
+    warnings = []
     if sweep.rungs and sweep.scheduler == "none":
-        return ["rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out"]
-    return []
+        warnings.append("rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out")
+    if isinstance(sweep, SweepSpec) and sweep.algorithm in ("random", "tpe", "gp"):
+        few, trials = untried(sweep, ()), sweep.budget.trials
+        if few is not None and trials is not None and trials > len(few):
+            said = f"budget.trials is {trials}, but the lists of the space have {len(few)} combinations"
+            warnings.append(f"{said}, each of which is tried once")
+    return warnings
 
 
 def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:

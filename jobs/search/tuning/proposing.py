@@ -29,6 +29,7 @@ from jobs.search.rules.auto import (
     prior_of,
     varied_rate,
 )
+from jobs.search.rules.untried import untried
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.space import Range
@@ -87,7 +88,7 @@ class Proposer:
         if sweep.algorithm == "grid":
             return self._compared.begin(number, grid_values(sweep, place))
         fixed = fixed_values(sweep) if sweep.algorithm == "auto" else {}
-        return self._compared.begin(number, sampler=sampler_of(sweep, number, fixed))
+        return self._compared.propose(number, sampler_of(sweep, number, fixed), untried(sweep, known.searched))
 
     def _rates(self) -> dict[float, float | None]:
         """Return the scores of the compared trials by their rates, for `next_rate`."""
@@ -104,8 +105,9 @@ class Proposer:
         if point is not None:
             return study.begin(number, point)
         assert self._known.best is not None
-        fixed = fixed_values(self._sweep, self._known.best.values)
-        return study.begin(number, sampler=sampler_of(self._sweep, number, fixed))
+        best = self._known.best.values
+        sampler = sampler_of(self._sweep, number, fixed_values(self._sweep, best))
+        return study.propose(number, sampler, untried(self._sweep, self._known.searched, best))
 
     def _whole_point(self) -> dict[str, Any] | None:
         """Return the values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
@@ -149,7 +151,7 @@ class _Study:
     def __init__(self, sweep: SweepSpec, name: str, study: Any) -> None:
         space = {name: distribution_of(values) for name, values in sweep.dimensions.items()}
         mode = "min" if sweep.lower_is_better else "max"
-        self._metric = sweep.judged
+        self._sweep, self._metric = sweep, sweep.judged
         self._search = OptunaSearch(
             space=space, metric=self._metric, mode=mode, sampler=optuna.samplers.RandomSampler(seed=sweep.seed),
             storage=study, study_name=name,
@@ -159,14 +161,29 @@ class _Study:
         self._told: set[int] = set()
         self._failed: set[int] = set()
 
-    def begin(
-        self, number: int, values: Mapping[str, Any] | None = None, sampler: optuna.samplers.BaseSampler | None = None
+    def begin(self, number: int, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Begin a trial with the given values, and return them."""
+        self._study.enqueue_trial(dict(values))
+        return self._asked(number)
+
+    def propose(
+        self, number: int, sampler: optuna.samplers.BaseSampler, untried: list[dict[str, Any]] | None
     ) -> dict[str, Any]:
-        """Begin a trial with the given values, or with values from the sampler, and return its values."""
-        if values is not None:
-            self._study.enqueue_trial(dict(values))
-        if sampler is not None:
-            self._study.sampler = sampler
+        """Begin a trial with values from the sampler, and return them.
+
+        Args:
+            untried: the values that have not been tried, if there are few: Optuna's samplers propose the best ones of
+                lists again and again. Then one of these is drawn instead.
+        """
+        self._study.sampler = sampler
+        proposed = self._asked(number)
+        if not untried or proposed in untried:
+            return proposed
+        again = self._search._ot_trials.pop(str(number))
+        self._study.tell(again, state=optuna.trial.TrialState.FAIL)  # samplers leave such trials out
+        return self.begin(number, untried[_seed(self._sweep, number) % len(untried)])
+
+    def _asked(self, number: int) -> dict[str, Any]:
         self.begun.add(number)
         begun: dict[str, Any] = self._search.suggest(str(number))
         return begun
@@ -196,7 +213,7 @@ def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optun
     Args:
         fixed: values that the sampler may not change.
     """
-    seed = int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
+    seed = _seed(sweep, number)
     samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
         "random": lambda: optuna.samplers.RandomSampler(seed=seed),
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True),
@@ -205,6 +222,10 @@ def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optun
     }
     sampler = samplers[sweep.algorithm]()
     return optuna.samplers.PartialFixedSampler(dict(fixed), sampler) if fixed else sampler
+
+
+def _seed(sweep: SweepSpec, number: int) -> int:
+    return int(np.random.SeedSequence([sweep.seed, number]).generate_state(1)[0])
 
 
 def _gaussian_process(**options: Any) -> optuna.samplers.BaseSampler:

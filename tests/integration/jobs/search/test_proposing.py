@@ -50,3 +50,23 @@ def test_with_several_rungs_the_first_whole_run_has_the_rate_that_the_best_trial
         answer = Answer.model_validate({"status": status, "step": step, "metrics": {"eval_loss": 0.5}})
         ledger.answered(trial, answer)
     assert Proposer(ledger).next_values(is_whole=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "random", "tpe", "gp"])
+def test_no_values_of_lists_are_proposed_twice_also_by_the_next_driver(tmp_path: Path, algorithm: str) -> None:
+    """Samplers of Optuna would propose the best ones again, which would train the same run again."""
+    space = {"learning_rate": [1e-5, 1e-4, 1e-3, 1e-2]}
+    sweep = with_prior(sweep_of(tmp_path, BASE, space=space, algorithm=algorithm, budget={"trials": 4}))[0]
+    proposed = []
+    for drivers in (1, 4):
+        ledger = Ledger(sweep, str(tmp_path / f"found-{drivers}"), lambda spec: 10, 100.0)
+        proposer = Proposer(ledger)
+        for number in range(4):
+            if number and drivers > 1:
+                proposer = Proposer(ledger)
+            trial = ledger.add(proposer.next_values())
+            loss = abs(trial.values["learning_rate"] - 1e-4)
+            ledger.answered(trial, Answer(status="finished", step=10, metrics={"eval_loss": loss}))
+            proposer.tell(trial)
+        proposed.append([trial.values["learning_rate"] for trial in ledger.searched])
+    assert sorted(proposed[0]) == space["learning_rate"] and proposed[0] == proposed[1]

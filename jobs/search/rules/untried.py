@@ -1,0 +1,45 @@
+"""The values that a search has not tried, where lists leave few of them. Pure.
+
+The same values would give the same result, to the last digit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from jobs.search.rules.auto import fixed_values
+from jobs.search.trial import Trial
+from jobs.spec.sweep import SweepSpec
+
+_MOST_LISTED: Final = 10_000  # of more combinations, hardly any is proposed twice
+
+
+def untried(
+    sweep: SweepSpec, trials: Sequence[Trial], best: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]] | None:
+    """Return the values that a new trial may have; None if a range or long lists give more than can be tried.
+
+    Args:
+        trials: all trials except repeats.
+        best: values of the best trial, for a whole run of `auto`; None for a compared trial.
+    """
+    fixed = fixed_values(sweep, best) if sweep.algorithm == "auto" else {}
+    choices = [(fixed[name],) if name in fixed else values for name, values in sweep.dimensions.items()]
+    lists = [values for values in choices if isinstance(values, tuple)]
+    if len(lists) < len(choices) or math.prod(map(len, lists)) > _MOST_LISTED:
+        return None
+    if best is None:
+        alike = [trial for trial in trials if not trial.without_rungs]
+    else:  # a compared trial that was trained to its end is a whole run too
+        alike = [trial for trial in trials if trial.without_rungs or trial.state == "finished"]
+    tried = {_key(trial.values) for trial in alike}
+    every = (dict(zip(sweep.dimensions, chosen, strict=True)) for chosen in itertools.product(*lists))
+    return [values for values in every if _key(values) not in tried]
+
+
+def _key(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True)

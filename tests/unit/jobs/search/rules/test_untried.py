@@ -1,0 +1,76 @@
+"""Where lists leave few values, none is tried twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.search.ledger import Ledger
+from jobs.search.planned import plan_of
+from jobs.search.rules.budget import budget_plan, most_gangs
+from jobs.search.rules.checking import sweep_warnings
+from jobs.search.rules.prior import with_prior
+from jobs.search.rules.untried import untried
+from jobs.search.spending import kind_within
+from jobs.training.mailbox import Answer
+from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
+
+RATES, WARMUPS = [1e-5, 1e-4, 1e-3], [0.0, 0.1]
+BOTH = {"learning_rate": RATES, "warmup_ratio": WARMUPS}
+
+
+def ledger_of(folder: Path, **fields: Any) -> Ledger:
+    return Ledger(with_prior(sweep_of(folder, BASE, **fields))[0], str(folder / "found"), lambda spec: 100, 100.0)
+
+
+def finish(ledger: Ledger, values: dict[str, Any], loss: float = 0.5, without_rungs: bool = False) -> None:
+    trial = ledger.add(values, without_rungs=without_rungs)
+    ledger.answered(trial, Answer(status="finished", step=100, tokens=100, metrics={"eval_loss": loss}))
+
+
+@pytest.mark.parametrize("algorithm", ["random", "tpe", "gp"])
+def test_as_many_trials_begin_as_lists_have_combinations(tmp_path: Path, algorithm: str) -> None:
+    ledger = ledger_of(tmp_path, space=BOTH, algorithm=algorithm, budget={"trials": 12})
+    assert plan_of(ledger).compared == most_gangs(ledger.sweep) == 6
+    for number, values in enumerate(untried(ledger.sweep, ()) or (), 1):
+        assert kind_within(ledger, plan_of(ledger), {}) == "compared"
+        finish(ledger, values)
+        assert len(untried(ledger.sweep, ledger.searched) or ()) == 6 - number
+    assert kind_within(ledger, plan_of(ledger), {}) == "done"
+    (said,) = sweep_warnings(ledger.sweep)
+    assert said == "budget.trials is 12, but the lists of the space have 6 combinations, each of which is tried once"
+
+
+def test_auto_tries_each_listed_rate_at_the_prior_and_then_the_other_values_at_the_best_rate(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, space=BOTH, budget={"runs": 40}, prior={"learning_rate": 1e-4, "warmup_ratio": 0.1})
+    assert untried(ledger.sweep, ()) == [{"learning_rate": rate, "warmup_ratio": 0.1} for rate in RATES]
+    assert plan_of(ledger).compared == 3 and plan_of(ledger).whole_runs > 1
+    for rate in RATES:
+        finish(ledger, {"learning_rate": rate, "warmup_ratio": 0.1}, loss=abs(rate - 1e-4))
+    assert kind_within(ledger, plan_of(ledger), {}) == "whole"
+    best = {"learning_rate": 1e-4, "warmup_ratio": 0.1}
+    assert untried(ledger.sweep, ledger.searched, best) == [{"learning_rate": 1e-4, "warmup_ratio": 0.0}]
+    finish(ledger, {"learning_rate": 1e-4, "warmup_ratio": 0.0}, loss=1.0, without_rungs=True)
+    assert kind_within(ledger, plan_of(ledger), {}) == "done", "the best trial was a whole run itself"
+
+
+def test_values_outside_of_shorter_lists_leave_all_of_these_to_try(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, space=BOTH, algorithm="random", budget={"trials": 12})
+    finish(ledger, {"learning_rate": 1e-3, "warmup_ratio": 0.0})
+    shorter = ledger.sweep.model_copy(update={"space": {**ledger.sweep.space, "learning_rate": (1e-5, 1e-4)}})
+    assert len(untried(shorter, ledger.searched) or ()) == 4
+    assert plan_of(ledger, shorter).compared == 5
+
+
+def test_a_range_or_long_lists_set_no_limit(tmp_path: Path) -> None:
+    search: dict[str, Any] = {"algorithm": "random", "budget": {"trials": 9_000}}
+    rates, decays = [number / 1e6 for number in range(1, 102)], [number / 1e3 for number in range(100)]
+    for space in (
+        {**BOTH, "weight_decay": {"min": 0.0, "max": 0.1}},
+        {"learning_rate": rates, "weight_decay": decays},
+    ):
+        sweep = sweep_of(tmp_path, BASE, space=space, **search)
+        assert untried(sweep, ()) is None and budget_plan(sweep, 100, 100.0).compared == 9_000
+        assert not sweep_warnings(sweep)

@@ -86,7 +86,7 @@ class Spending:
     def __init__(self, trials: Trials, num_workers: Callable[[], int], driver: str) -> None:
         """
         Args:
-            num_workers: returns the number of workers that the gangs hold now.
+            num_workers: returns the number of workers whose machines the gangs hold now.
             driver: the name of this driver, as in `Trials.spent`.
         """
         self._trials, self._num_workers, self._driver = trials, num_workers, driver

@@ -161,6 +161,15 @@ class Gangs:
         kept = [number for number in range(len(self._all)) if number not in self._given_back]
         return tuple(worker for number in kept for worker in range(number * size, (number + 1) * size))
 
+    @property
+    def num_workers_held(self) -> int:
+        """Number of workers whose machines nobody else can have: those of a queue's lease, or of gangs with room."""
+        if self._places is not None:
+            return len(self.workers_kept)
+        left = [gang for number, gang in enumerate(self._all) if gang is not None and number not in self._given_back]
+        holding = [gang for gang in left if gang.dead is None and not gang.waits_for_room]
+        return len(holding) * self._job.spec.resources.num_workers
+
     def log_of(self, reason: str) -> tuple[str, str] | None:
         """Return path and last lines of a log that contains the reason, or else of any log; None if all are empty."""
         found: tuple[str, str] | None = None

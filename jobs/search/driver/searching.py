@@ -79,7 +79,7 @@ class Search:
         self._changes = Changes(paths)
         self._gives_back = gives_back
         self._ending: threading.Thread | None = None  # ends gangs for which no trial is left
-        self._spending = Spending(ledger, lambda: len(gangs.workers_kept), own.rpartition("/")[2])
+        self._spending = Spending(ledger, lambda: gangs.num_workers_held, own.rpartition("/")[2])
         self._finished = threading.Event()  # Ray Tune will ask for no more trials
         self._readers: dict[int, JournalReader] = {}  # of the metrics of each trial
         self._failed: FleetuneError | None = None  # why the search must end, such as that no gang is left

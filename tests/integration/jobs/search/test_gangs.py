@@ -63,10 +63,24 @@ def test_gangs_that_nobody_needs_are_given_back_but_for_those_at_work(base: Spec
         kept = [gang for number, gang in enumerate(Started.every) if number == place]
         assert [gang for gang in Started.every if not gang.ended] == kept
         size = base.resources.num_workers
-        assert made.workers_kept == tuple(range(place * size, (place + 1) * size))
+        assert made.workers_kept == tuple(range(place * size, (place + 1) * size)) and made.num_workers_held == size
     assert made.carry_out(order(base, "one", 4)).status == "paused" and made.failure is None
     Started.every[place].dead = RunFailed("it is gone")
     assert str(made.failure) == "it is gone"
+
+
+def test_gangs_that_wait_for_room_use_nothing_of_a_budget_unless_a_queue_keeps_it_for_them(base: Spec) -> None:
+    made, size = gangs_of(base, engines_vary=True), base.resources.num_workers
+    assert made.num_workers_held == 0
+    made.carry_out(order(base, "a", 8))
+    made.carry_out(order(base, "b", 16))
+    assert made.num_workers_held == 2 * size
+    Started.every[0].waits_for_room = True
+    assert made.num_workers_held == size
+    Started.every[1].dead = RunFailed("it is gone")
+    assert made.num_workers_held == 0
+    leased = gangs_of(base, engines_vary=True, places=("node-1",) * size)
+    assert leased.num_workers_held == size
 
 
 def order(base: Spec, run: str, batch: int) -> GangTask:

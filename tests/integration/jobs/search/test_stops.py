@@ -28,7 +28,7 @@ from jobs.training.mailbox import Answer, GangTask
 class NoGangs(list[Any]):
     """Gangs that have left a log."""
 
-    workers_kept = (0,)
+    num_workers_held = 1
 
     def log_of(self, reason: str) -> tuple[str, str]:
         return "rank-0.log", f"Traceback of {reason}"

@@ -76,13 +76,14 @@ def connected(
     try:
         try:
             _check_listening(where)
-            if where is None:
-                start_local(options)
-            else:
-                ray.init(**options)
+            with _left_on_sigterm():
+                if where is None:
+                    start_local(options)
+                else:
+                    ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise CapacityError(_no_answer(where, error)) from error
-        except SystemExit as error:  # from Ray's handler of SIGTERM
+        except SystemExit as error:  # from `_left_on_sigterm`
             if callable(handler):
                 handler(signal.SIGTERM, None)
             raise KeyboardInterrupt from error
@@ -96,6 +97,33 @@ def connected(
         ending = threading.Thread(target=ray.shutdown, name="shutdown")
         ending.start()
         _join(ending, handler)
+
+
+@contextlib.contextmanager
+def _left_on_sigterm() -> Iterator[None]:
+    """Raise SystemExit on SIGTERM, in place of Ray's handlers: at once, or at the end if that exception is lost.
+
+    Python drops an exception that a handler raises inside a destructor or a callback.
+    """
+    from ray._private import utils
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received, set_handler = list[int](), utils.set_sigterm_handler
+
+    def leave(number: int, frame: object) -> None:
+        received.append(number)
+        sys.exit(number)
+
+    utils.set_sigterm_handler = lambda handler: None
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = set_handler
+    if received:
+        sys.exit(received[0])
 
 
 def _set_defaults() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from jobs.planning import gang_of
+from jobs.search.rules.auto import first_whole_run
 from jobs.search.rules.budget import BudgetPlan, Next, next_kind
 from jobs.search.rules.untried import untried
 from jobs.search.trials import Trials, most_repeats
@@ -133,10 +134,11 @@ def kind_within(trials: Trials, plan: BudgetPlan, spent: Spent) -> Next:
 
 
 def within_lists(trials: Trials, plan: BudgetPlan) -> BudgetPlan:
-    """Return the plan without whole runs for which lists leave no values, at the rate that is the best so far. Pure."""
+    """Return the plan without whole runs for which lists leave no values, at the rate of the best trial. Pure."""
     if not plan.whole_runs or plan.extrapolates or trials.best is None:
         return plan
     if (left := untried(trials.sweep, trials.searched, trials.best.values)) is None:
         return plan
     begun = sum(trial.without_rungs for trial in trials.searched)
-    return replace(plan, whole_runs=min(plan.whole_runs, begun + len(left)))
+    extrapolated = not begun and first_whole_run(trials.sweep, trials.best.values) is not None  # at another rate
+    return replace(plan, whole_runs=min(plan.whole_runs, begun + len(left) + extrapolated))

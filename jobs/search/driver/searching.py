@@ -335,7 +335,8 @@ class Search:
 
     def _progress(self) -> dict[str, Any]:
         """Return facts of the search so far, for the queue."""
-        ledger, step, total = self.ledger, steps_done(self.ledger), planned_steps(self.ledger, self._plan)
+        ledger, step = self.ledger, steps_done(self.ledger)
+        total = planned_steps(ledger, within_lists(ledger, self._plan))
         best = ledger.ranked()[0]
         facts: dict[str, Any] = {"step": step, "metrics": {}}
         if best.score is not None and best.state != "failed":

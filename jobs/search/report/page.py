@@ -141,9 +141,9 @@ def by_step(trials: Trials) -> Figure:
 
 
 def importance(trials: Trials) -> Figure | None:
-    """Plot the importance of each field for the scores after one step, by Optuna; None if too few trials have one.
+    """Plot the importance of each field for scores after the same share of a run, by Optuna; None if too few have one.
 
-    It is the step after which most trials have a score; the last one of several.
+    It is the share after which most trials have a score; the last one of several.
     """
     scored = [trial for trial in trials.trials.values() if trial.scores]
     if len(scored) < FEWEST_FOR_IMPORTANCE or len(trials.sweep.dimensions) < 2:
@@ -153,18 +153,20 @@ def importance(trials: Trials) -> Figure | None:
     from jobs.search.tuning.proposing import distribution_of, holds
 
     known = [trial for trial in scored if holds(trials.sweep, trial.values)]
-    counts = Counter(step for trial in known for step, _ in trial.scores)
-    step = max(counts, key=lambda step: (counts[step], step), default=0)
-    if counts[step] < FEWEST_FOR_IMPORTANCE:
+    # Runs with other batches have other numbers of steps, of which a share is not always a whole number.
+    by_share = [{round(20 * step / trial.total_steps): score for step, score in trial.scores} for trial in known]
+    counts = Counter(share for scores in by_share for share in scores)
+    share = max(counts, key=lambda share: (counts[share], share), default=0)
+    if counts[share] < FEWEST_FOR_IMPORTANCE:
         return None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(direction="minimize" if trials.sweep.lower_is_better else "maximize")
     space = {name: distribution_of(values) for name, values in trials.sweep.dimensions.items()}
-    for trial in known:
-        if (score := dict(trial.scores).get(step)) is not None:
+    for trial, scores in zip(known, by_share, strict=True):
+        if (score := scores.get(share)) is not None:
             study.add_trial(optuna.trial.create_trial(params=trial.values, distributions=space, value=score))
     found = optuna.importance.get_param_importances(study)
     names = [short_name(name) for name in found]
-    figure = _figure(f"importance for {trials.sweep.judged} after step {step}", "share", "")
+    figure = _figure(f"importance for {trials.sweep.judged} after {share / 20:.0%} of a run", "share", "")
     figure.add_bar(x=list(found.values()), y=names, orientation="h")
     return figure

@@ -59,7 +59,8 @@ def budget_plan(
 ) -> BudgetPlan:
     """Decide how many trials of each kind the budget pays for.
 
-    If lists leave fewer values to try than that, there are as many compared trials as values.
+    If lists leave fewer values to try than that, there are as many compared trials as values, and whole runs get the
+    rest of the budget.
 
     Args:
         total_steps, tokens_per_run: of one whole run of the base.
@@ -69,12 +70,19 @@ def budget_plan(
     plan = _paid_for(sweep, total_steps, tokens_per_run, probe_steps)
     if (left := untried(sweep, begun)) is None:
         return plan
-    compared = sum(not trial.without_rungs for trial in begun)
-    return replace(plan, compared=min(plan.compared, compared + len(left)))
+    compared = min(plan.compared, sum(not trial.without_rungs for trial in begun) + len(left))
+    whole = plan.whole_runs
+    if whole and compared < plan.compared:
+        rest = plan.runs - (compared_steps(sweep, int(compared), total_steps) + probe_steps) / total_steps
+        whole = max(whole, int(min(rest, _paid_trials(sweep) - compared, _MOST_WHOLE_RUNS)))
+    others = [values for name, values in sweep.dimensions.items() if name != rate_name(sweep)]
+    if all(isinstance(values, tuple) for values in others):  # the best compared trial has the values of one of them
+        whole = min(whole, math.prod(len(values) for values in others if isinstance(values, tuple)) - 1)
+    return replace(plan, compared=compared, whole_runs=whole)
 
 
 def _paid_for(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float) -> BudgetPlan:
-    most, runs, one_is_whole = most_trials(sweep), runs_of(sweep.budget, tokens_per_run), extrapolates(sweep)
+    most, runs, one_is_whole = _paid_trials(sweep), runs_of(sweep.budget, tokens_per_run), extrapolates(sweep)
     if sweep.scheduler != "halving":
         return BudgetPlan(most, runs=runs)
     whole = int(min(runs, most, _MOST_WHOLE_RUNS * _RUNS_PER_WHOLE_RUN) // _RUNS_PER_WHOLE_RUN)
@@ -100,6 +108,12 @@ def checked_plan(
 
 def most_trials(sweep: SweepSpec) -> float:
     """Return the largest number of trials, without repeats; infinite if only other limits bound it."""
+    few = untried(sweep, ()) if sweep.algorithm != "auto" else None
+    return _paid_trials(sweep) if few is None else min(_paid_trials(sweep), len(few))
+
+
+def _paid_trials(sweep: SweepSpec) -> float:
+    """Return the trials of the budget, or of a grid; infinite if only other limits bound them."""
     return min(sweep.budget.trials or math.inf, sweep.grid_size if sweep.algorithm == "grid" else math.inf)
 
 
@@ -265,4 +279,4 @@ def most_gangs(sweep: SweepSpec) -> int:
     known = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"tokens": None})})
     plan = budget_plan(known, _MANY, 1.0)
     runs = math.ceil(min(known.budget.runs or math.inf, MOST_TRIALS)) if known.scheduler != "halving" else MOST_TRIALS
-    return max(1, int(min(known.num_gangs or _DEFAULT_MAX_GANGS, plan.compared, runs)))
+    return max(1, int(min(known.num_gangs or _DEFAULT_MAX_GANGS, max(plan.compared, plan.whole_runs), runs)))

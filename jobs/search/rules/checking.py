@@ -38,7 +38,11 @@ def sweep_warnings(sweep: Search) -> list[str]:
     warnings = []
     if sweep.rungs and sweep.scheduler == "none":
         warnings.append("rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out")
-    if isinstance(sweep, SweepSpec) and sweep.algorithm in ("random", "tpe", "gp"):
+    if (
+        isinstance(sweep, SweepSpec)
+        and sweep.algorithm in ("random", "tpe", "gp")
+        and "budget" in sweep.model_fields_set
+    ):
         few, trials = untried(sweep, ()), sweep.budget.trials
         if few is not None and trials is not None and trials > len(few):
             said = f"budget.trials is {trials}, but the lists of the space have {len(few)} combinations"

@@ -15,7 +15,7 @@ from jobs.search.rules.auto import fixed_values
 from jobs.search.trial import Trial
 from jobs.spec.sweep import SweepSpec
 
-_MOST_LISTED: Final = 10_000  # of more combinations, hardly any is proposed twice
+_MOST_LISTED: Final = 2_000  # of more combinations, hardly any is proposed twice
 
 
 def untried(
@@ -42,4 +42,6 @@ def untried(
 
 
 def _key(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True)
+    same = {name: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+            for name, value in values.items()}  # fmt: skip
+    return json.dumps(same, sort_keys=True)

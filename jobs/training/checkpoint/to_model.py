@@ -56,8 +56,7 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
     If the run had exported its best checkpoint and the export is gone, that checkpoint is taken. One process reads the
     checkpoint, tensor by tensor; at most one output file is in memory.
 
-    An earlier export of an unfinished run is removed before the first file is written, so that no model is ever made
-    of both.
+    In model/, it takes the place of an earlier one only when it is whole.
 
     Returns:
         The directory's path or URL.
@@ -72,8 +71,8 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
     check_target(target, paths, own=paths.model)
     if has_own_export(paths):
         return paths.model if target == paths.model else _copied(paths.model, target)
-    with _marked(paths, target), _removed_on_failure(target):
-        _write_newest(paths, target, say)
+    with _exported(paths, target) as folder:
+        _write_newest(paths, folder, say)
     return target
 
 
@@ -100,10 +99,8 @@ def _write_newest(paths: JobPaths, target: str, say: Callable[[str], None]) -> N
     for step in sorted(committed_steps(paths), key=lambda step: (step == exported, step), reverse=True):
         try:
             commit = read_commit(paths, step)
-            parts = read_parts(paths, commit)
-            _clear(paths, target)
             with redirected_output(paths.log("export")):
-                _write(load_spec(paths.spec), paths.checkpoint(step), commit, parts, target)
+                _write(load_spec(paths.spec), paths.checkpoint(step), commit, read_parts(paths, commit), target)
         except Damaged as error:
             say(f"the checkpoint of step {step} is damaged and passed over: {error}")
         else:
@@ -115,7 +112,8 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
     """Merge the adapter of a run into its base model and write the whole model to `to`, or into the run's merged/.
 
     The model that was written is read back, and its logits are compared. Until then it has no config.json, so that
-    nothing takes it for a model; its files are removed after an error. One process holds one whole model at a time.
+    nothing takes it for a model; its files are removed after an error, and an earlier model in merged/ stays. One
+    process holds one whole model at a time.
 
     Returns:
         The directory's path or URL.
@@ -132,11 +130,10 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
         why = "is a whole model already" if spec.method.kind == "full" else "is a prompt, which is no change of weights"
         raise InputError(f"run {paths.name} was trained with method: {spec.method.kind}; its export {why}")
     check_target(target, paths, own=paths.merged)
-    with _marked(paths, target), tempfile.TemporaryDirectory(prefix="fleetune-merge-") as scratch:
+    with _exported(paths, target) as folder, tempfile.TemporaryDirectory(prefix="fleetune-merge-") as scratch:
         export_run(run_root, scratch, say)
-        _clear(paths, target)
         with redirected_output(paths.log("export")):
-            _merge(without_flash_attention(spec), scratch, target)
+            _merge(without_flash_attention(spec), scratch, folder)
     return target
 
 
@@ -167,23 +164,43 @@ def check_target(to: str, paths: JobPaths, own: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _marked(paths: JobPaths, target: str) -> Iterator[None]:
-    """Record from which checkpoint a model in a directory of the run is made, because the run may continue later.
+def _exported(paths: JobPaths, target: str) -> Iterator[str]:
+    """Provide the directory to write an export into. After an error, `target` has what it had before.
 
-    It is written at the end, if there was no error.
+    An export into a directory of the run is written beside it, and takes the place of an earlier one in the end, with a
+    mark that tells from which checkpoint it is made, because the run may continue later.
     """
-    source = export_source(paths)
-    yield
-    if target in (paths.model, paths.merged) and source is not None:
-        storage.write_bytes(made_from(target), source.encode())
+    if target not in (paths.model, paths.merged):
+        with _removed_on_failure(target):
+            yield target
+        return
+    source, new = export_source(paths), f"{target}.new"
+    storage.remove_dir(new)  # of an export that was killed
+    try:
+        yield new
+        if target == paths.merged or not has_own_export(paths):  # the run may have ended in the meantime
+            if source is not None:
+                storage.write_bytes(made_from(new), source.encode())
+            _replace(target, new)
+    finally:
+        with contextlib.suppress(StorageError):
+            storage.remove_dir(new)
 
 
-def _clear(paths: JobPaths, target: str) -> None:
-    """Remove an earlier export from a directory of the run: its configuration first, without which it is no model."""
-    if target in (paths.model, paths.merged):
-        for name in (_CONFIG, _ADAPTER_CONFIG):
+def _replace(target: str, new: str) -> None:
+    """Put the files of an export in the place of an earlier one. Without a configuration, nothing is taken for a model.
+
+    So that is removed first, and moved last.
+    """
+    configs = (_CONFIG, _ADAPTER_CONFIG)
+    for name in sorted(storage.list_names(target), key=lambda name: name not in configs):
+        if name in configs or ".safetensors" in name:
             storage.remove_file(storage.join(target, name))
-        storage.remove_dir(target)
+    for name in sorted(storage.list_names(new), key=lambda name: name in configs):
+        source = storage.join(new, name)
+        inner = storage.list_names(source) if storage.is_dir(source) else None  # chat templates beside the first one
+        for file in [name] if inner is None else [storage.join(name, one) for one in inner]:
+            storage.move_file(storage.join(new, file), storage.join(target, file))
 
 
 def _place(path: str) -> str:
@@ -194,7 +211,7 @@ def _place(path: str) -> str:
 def _merge(spec: Spec, adapter: str, target: str) -> None:
     base_dir, precision = local_model_dir(spec.model.path), precision_of_adapter(adapter)
     pad = pad_token_id(load_tokenizer(base_dir))
-    with _removed_on_failure(target), tempfile.TemporaryDirectory(prefix="fleetune-merge-") as beside:
+    with tempfile.TemporaryDirectory(prefix="fleetune-merge-") as beside:
         expected = write_merged(spec, base_dir, adapter, precision, pad, target, beside)
         with on_this_node(target, lambda: None) as local:
             links = [name for name in os.listdir(local) if ".safetensors" in name]

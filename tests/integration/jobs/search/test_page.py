@@ -26,7 +26,7 @@ def test_the_page_shows_the_trials_and_loads_nothing(tmp_path: Path) -> None:
     assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=\"?(https?:)?//", page)
 
 
-def test_the_importance_is_of_scores_after_the_same_step(tmp_path: Path) -> None:
+def test_the_importance_is_of_scores_after_the_same_share_of_a_run(tmp_path: Path) -> None:
     """The first trial was scored after half of its steps too; its score there is not like those of the others."""
     rates = [1e-5 * 1.6**number for number in range(FEWEST_FOR_IMPORTANCE - 1)]
     ledger = ledger_with(tmp_path, {rate: response(rate, 2.5e-4) for rate in rates})
@@ -35,7 +35,7 @@ def test_the_importance_is_of_scores_after_the_same_step(tmp_path: Path) -> None
     assert importance(ledger) is None
     ledger.answered(last, Answer(status="finished", step=10, tokens=100, metrics={"eval_loss": 0.7}))
     figure = importance(ledger)
-    assert figure is not None and "after step 10" in figure.layout.title.text
+    assert figure is not None and "after 100% of a run" in figure.layout.title.text
 
 
 def test_a_sweep_without_a_score_has_no_page(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_as_many_trials_begin_as_lists_have_combinations(tmp_path: Path, algorit
 def test_auto_tries_each_listed_rate_at_the_prior_and_then_the_other_values_at_the_best_rate(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, space=BOTH, budget={"runs": 40}, prior={"learning_rate": 1e-4, "warmup_ratio": 0.1})
     assert untried(ledger.sweep, ()) == [{"learning_rate": rate, "warmup_ratio": 0.1} for rate in RATES]
-    assert plan_of(ledger).compared == 3 and plan_of(ledger).whole_runs > 1
+    assert plan_of(ledger).compared == 3 and plan_of(ledger).whole_runs == 1, "at the best rate, one other warmup"
     for rate in RATES:
         finish(ledger, {"learning_rate": rate, "warmup_ratio": 0.1}, loss=abs(rate - 1e-4))
     assert kind_within(ledger, plan_of(ledger), {}) == "whole"
@@ -54,6 +54,32 @@ def test_auto_tries_each_listed_rate_at_the_prior_and_then_the_other_values_at_t
     assert untried(ledger.sweep, ledger.searched, best) == [{"learning_rate": 1e-4, "warmup_ratio": 0.0}]
     finish(ledger, {"learning_rate": 1e-4, "warmup_ratio": 0.0}, loss=1.0, without_rungs=True)
     assert kind_within(ledger, plan_of(ledger), {}) == "done", "the best trial was a whole run itself"
+
+
+def test_what_listed_rates_leave_of_a_budget_is_for_whole_runs(tmp_path: Path) -> None:
+    space = {"learning_rate": RATES, "weight_decay": {"min": 0.0, "max": 0.1}}
+    plan = plan_of(ledger_of(tmp_path, space=space, budget={"runs": 12}))
+    assert plan.compared == 3 and 3 * 0.25 + plan.whole_runs <= 12 < 3 + plan.whole_runs + 2
+    ledger = ledger_of(tmp_path, space=space, budget={"trials": 12})
+    assert plan_of(ledger).compared + plan_of(ledger).whole_runs == 12
+    one_rate = ledger_of(tmp_path, space={**space, "learning_rate": [1e-4]}, budget={"minutes": 60})
+    assert most_gangs(one_rate.sweep) == 8, "for the whole runs"
+
+
+def test_with_several_rungs_a_whole_run_at_the_extrapolated_rate_is_left(tmp_path: Path) -> None:
+    space = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}, "weight_decay": [0, 0.1]}
+    ledger = ledger_of(tmp_path, space=space, rungs=[0.25, 0.5], budget={"trials": 9}, prior={"learning_rate": 1e-4})
+    plan = plan_of(ledger)
+    assert plan.whole_runs == 3
+    for number in range(int(plan.compared)):
+        assert kind_within(ledger, plan, {}) == "compared"
+        finish(ledger, {"learning_rate": 1e-4 * 1.1**number, "weight_decay": 0.0}, loss=0.5 + number)
+    assert kind_within(ledger, plan, {}) == "whole"
+    finish(ledger, {"learning_rate": 6e-5, "weight_decay": 0.0}, loss=1.0, without_rungs=True)
+    assert kind_within(ledger, plan, {}) == "whole", "the best rate with the other decay"
+    finish(ledger, {"learning_rate": 1e-4, "weight_decay": 0.1}, loss=1.0, without_rungs=True)
+    assert kind_within(ledger, plan, {}) == "done"
+    assert untried(ledger.sweep, ledger.searched, {"learning_rate": 1e-4}) == [], "0 and 0.0 are the same value"
 
 
 def test_values_outside_of_shorter_lists_leave_all_of_these_to_try(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from jobs.planning import gang_of
 from jobs.search.rules.auto import first_whole_run
-from jobs.search.rules.budget import BudgetPlan, Next, next_kind
+from jobs.search.rules.budget import BudgetPlan, Next, next_kind, whole_runs_begun
 from jobs.search.rules.untried import untried
 from jobs.search.trials import Trials, most_repeats
 from jobs.spec.finetune import Spec
@@ -130,13 +130,16 @@ def kind_within(trials: Trials, plan: BudgetPlan, spent: Spent) -> Next:
     used, goes_on = used_share(trials, spent, plan), bool(trials.going_on)
     to_repeat = trials.to_repeat() is not None and leaves_a_repeat(trials, spent)
     is_repeating = any(trial.repeats and not trial.is_over for trial in list(trials.trials.values()))
-    return next_kind(trials.searched, within_lists(trials, plan), used, goes_on, to_repeat, is_repeating)
+    return next_kind(trials.searched, untried_only(trials, plan), used, goes_on, to_repeat, is_repeating)
 
 
-def within_lists(trials: Trials, plan: BudgetPlan) -> BudgetPlan:
-    """Return the plan without whole runs for which lists leave no values, at the rate of the best trial. Pure."""
-    if not plan.whole_runs or plan.extrapolates or trials.best is None:
+def untried_only(trials: Trials, plan: BudgetPlan) -> BudgetPlan:
+    """Return the plan without whole runs for which no values are left that have not been tried. Pure."""
+    if not plan.whole_runs or trials.best is None:
         return plan
+    if plan.extrapolates:
+        begun = whole_runs_begun(trials.searched, plan)
+        return plan if trials.has_further_rate else replace(plan, whole_runs=min(plan.whole_runs, begun))
     if (left := untried(trials.sweep, trials.searched, trials.best.values)) is None:
         return plan
     begun = sum(trial.without_rungs for trial in trials.searched)

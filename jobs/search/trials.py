@@ -16,6 +16,8 @@ from jobs.search.rules.auto import (
     PROBE_STEPS,
     bounded,
     extrapolates,
+    further_rate,
+    in_space,
     is_near,
     is_too_early,
     prior_of,
@@ -24,7 +26,7 @@ from jobs.search.rules.auto import (
     whole_run_rate,
 )
 from jobs.search.rules.budget import most_trials
-from jobs.search.rules.rates import best_rate
+from jobs.search.rules.rates import UP, best_rate
 from jobs.search.rules.rungs import ETA, going_on, stops_of
 from jobs.search.rules.varying import trial_spec
 from jobs.search.trial import Trial
@@ -273,11 +275,26 @@ class Trials:
 
     @property
     def target(self) -> float:
-        """The learning rate for a whole run, from the scores at the rung; the prior's rate if there are no scores."""
+        """The learning rate for a whole run, from the scores at the rung; the prior's rate if there are no scores.
+
+        It is below the rates at which whole runs have diverged.
+        """
         name, sign = varied_rate(self.sweep), 1.0 if self.sweep.lower_is_better else -1.0
         scored = [trial for trial in self.searched if not trial.without_rungs and trial.scores]
         scores = {trial.values[name]: sign * trial.scores[0][1] for trial in scored}
-        return whole_run_rate(self.sweep, best_rate(scores)) if scores else float(prior_of(self.sweep)[name])
+        rate = whole_run_rate(self.sweep, best_rate(scores)) if scores else float(prior_of(self.sweep)[name])
+        after_rung = [trial for trial in self.searched if trial.diverged and (trial.without_rungs or trial.scores)]
+        below = [trial.values[name] / UP for trial in after_rung]
+        return float(in_space(self.sweep, {name: min([rate, *below])})[name])
+
+    @property
+    def has_further_rate(self) -> bool:
+        """Whether a whole run has values that have not been tried: at the target, at another rate, or others beside."""
+        if len(self.sweep.dimensions) > 1:
+            return True
+        name, target = varied_rate(self.sweep), self.target
+        tried = [trial.values[name] for trial in self.searched if trial.is_whole]
+        return not any(is_near(rate, target) for rate in tried) or further_rate(self.sweep, target, tried) is not None
 
     def _nearest_to_target(self, compared: list[Trial]) -> list[int]:
         """Return the number of the paused trial nearest to the target, as a list; empty if none continues now.

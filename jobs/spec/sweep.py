@@ -66,6 +66,22 @@ def _is_auto(data: dict[str, Any]) -> bool:
     return bool(data.get("algorithm", "auto") == "auto")
 
 
+def _default_budget(data: dict[str, Any]) -> Budget:
+    """Return the budget of a spec that gives none; `data` as for `_is_auto`."""
+    if _is_auto(data):
+        return Budget(runs=3.2)
+    if data.get("algorithm") != "grid" or not data.keys() >= {"base", "space"}:
+        return Budget(trials=16)
+    space = dict(data["space"]) or default_space(data["base"].train.learning_rate)
+    return Budget(trials=min(points_of(space), MOST_TRIALS))
+
+
+def points_of(space: Mapping[str, Range | tuple[Any, ...]]) -> int:
+    """Return the number of trials in a grid over the whole space."""
+    each = (len(values) if isinstance(values, tuple) else values.points or GRID_POINTS for values in space.values())
+    return math.prod(each)
+
+
 def _or_a_path(schema: dict[str, Any]) -> None:
     """Allow a path for `base` in editors: `load` replaces it by the spec in that file."""
     schema["anyOf"] = [{"type": "string"}, {"$ref": schema.pop("$ref")}]
@@ -95,8 +111,8 @@ class Search(Frozen):
         "auto", description="How values are proposed: auto (the rate first), grid, random, tpe or gp (of Optuna)."
     )
     budget: Budget = Field(
-        default_factory=lambda data: Budget(runs=3.2) if _is_auto(data) else Budget(trials=16),
-        description="What may be spent; default: 3.2 runs for auto, else 16 trials.",
+        default_factory=lambda data: _default_budget(data),
+        description="What may be spent; default: 3.2 runs for auto, all points of a grid, else 16 trials.",
     )
     scheduler: Scheduler = Field(
         default_factory=lambda data: "halving" if _is_auto(data) else "none",
@@ -179,11 +195,7 @@ class Search(Frozen):
     @property
     def grid_size(self) -> int:
         """Number of trials in a grid over the whole space."""
-        sizes = (
-            len(values) if isinstance(values, tuple) else values.points or GRID_POINTS
-            for values in self.dimensions.values()
-        )
-        return math.prod(sizes)
+        return points_of(self.dimensions)
 
     @property
     def judged(self) -> str:

@@ -32,7 +32,7 @@ from jobs.search.rules.checking import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import format_space
 from jobs.search.rules.varying import trial_spec
-from jobs.search.spending import Spending, within_lists
+from jobs.search.spending import Spending, untried_only
 from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
@@ -303,7 +303,7 @@ class Search:
 
     def _gangs_needed(self) -> int:
         ledger, kind = self.ledger, self.next_kind()
-        plan = within_lists(ledger, self._plan)
+        plan = untried_only(ledger, self._plan)
         most = most_to_train(ledger.searched, plan, kind, len(ledger.going_on), ledger.repeats_left)
         return int(max(1, min(most, len(self.gangs))))
 
@@ -336,7 +336,7 @@ class Search:
     def _progress(self) -> dict[str, Any]:
         """Return facts of the search so far, for the queue."""
         ledger, step = self.ledger, steps_done(self.ledger)
-        total = planned_steps(ledger, within_lists(ledger, self._plan))
+        total = planned_steps(ledger, untried_only(ledger, self._plan))
         best = ledger.ranked()[0]
         facts: dict[str, Any] = {"step": step, "metrics": {}}
         if best.score is not None and best.state != "failed":

@@ -85,7 +85,7 @@ def is_too_early(sweep: SweepSpec, base: float | None, scores: Sequence[float]) 
     if not extrapolates(sweep) or sweep.rungs is not None or base is None or len(scores) < 2:
         return False
     gains = (base - score if sweep.lower_is_better else score - base for score in scores)
-    return max(gains) < _LEAST_GAIN * abs(base)
+    return max(gains) <= _LEAST_GAIN * abs(base)
 
 
 def compared_point(sweep: SweepSpec, scores: Mapping[float, float | None]) -> dict[str, Any]:
@@ -134,13 +134,13 @@ _POWERS: Final = (-1, 1, -2, 2)  # of _FURTHER
 OTHER_RATES: Final = len(_POWERS)  # of whole runs, beside the target
 
 
-def further_rate(sweep: SweepSpec, target: float, tried: Sequence[float]) -> float:
-    """Return the rate of one more whole run: near `target`, and not near a rate in `tried`."""
+def further_rate(sweep: SweepSpec, target: float, tried: Sequence[float]) -> float | None:
+    """Return the rate of one more whole run: near `target`, and not near a rate in `tried`; None: there is none."""
     for power in _POWERS:
         rate = float(nearest_in(sweep.dimensions[varied_rate(sweep)], target * _FURTHER**power))
         if not any(is_near(rate, other) for other in tried):
             return rate
-    return target
+    return None
 
 
 def fixed_values(sweep: SweepSpec, best: Mapping[str, Any] | None = None) -> dict[str, Any]:

@@ -209,7 +209,7 @@ def next_kind(
         to_repeat: whether a finalist has fewer seeds than the sweep asks for, and the budget has time for a repeat.
         is_repeating: whether a repeat is being trained, or waits for a gang.
     """
-    compared, whole = [trial for trial in trials if not trial.without_rungs], _whole_runs(trials, plan)
+    compared, whole = [trial for trial in trials if not trial.without_rungs], whole_runs_begun(trials, plan)
     all_failed = bool(compared) and not any(trial.scores for trial in compared)
     is_hopeless = all_failed and len(compared) >= _HOPELESS and all(trial.is_over for trial in compared)
     if used < plan.first_share and len(compared) < plan.compared and not is_hopeless:
@@ -225,7 +225,7 @@ def next_kind(
     return "repeat" if to_repeat else "wait" if is_repeating else "done"
 
 
-def _whole_runs(trials: Sequence[Trial], plan: BudgetPlan) -> int:
+def whole_runs_begun(trials: Sequence[Trial], plan: BudgetPlan) -> int:
     """Count the whole runs that have begun."""
     continued = sum(len(trial.scores) > 1 for trial in trials if not trial.without_rungs)
     return sum(trial.without_rungs for trial in trials) + (continued if plan.extrapolates else 0)
@@ -252,7 +252,7 @@ def most_to_train(trials: Sequence[Trial], plan: BudgetPlan, kind: Next, going_o
         return math.inf
     compared = [trial for trial in trials if not trial.without_rungs]
     trained = sum(_is_unfinished(trial) for trial in trials)
-    later = max(plan.whole_runs - _whole_runs(trials, plan), 0)
+    later = max(plan.whole_runs - whole_runs_begun(trials, plan), 0)
     if plan.extrapolates:
         later = max(later, going_on)
     elif going_on or any(_is_unfinished(trial) for trial in compared):

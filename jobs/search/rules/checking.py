@@ -13,7 +13,7 @@ from jobs.run.resume import check_not_driven, differences
 from jobs.search.rules.budget import check_budget
 from jobs.search.rules.prior import check_has_use_for_prior, with_prior
 from jobs.search.rules.untried import untried
-from jobs.search.rules.varying import check_space, field_meant
+from jobs.search.rules.varying import check_space, field_meant, short_name
 from jobs.spec.load import spec_of
 from jobs.spec.sweep import Search, SweepSpec
 from jobs.storage import files as storage
@@ -34,20 +34,25 @@ def check_sweep(sweep: SweepSpec) -> None:
 
 
 def sweep_warnings(sweep: Search) -> list[str]:
-    """Return what to say about settings of a sweep or comparison that have no effect."""
+    """Return what to say about settings of a sweep or comparison that have another effect than they seem to."""
     warnings = []
     if sweep.rungs and sweep.scheduler == "none":
         warnings.append("rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out")
-    if (
-        isinstance(sweep, SweepSpec)
-        and sweep.algorithm in ("random", "tpe", "gp")
-        and "budget" in sweep.model_fields_set
-    ):
-        few, trials = untried(sweep, ()), sweep.budget.trials
-        if few is not None and trials is not None and trials > len(few):
-            said = f"budget.trials is {trials}, but the lists of the space have {len(few)} combinations"
-            warnings.append(f"{said}, each of which is tried once")
+    if isinstance(sweep, SweepSpec) and "budget" in sweep.model_fields_set and sweep.budget.trials is not None:
+        warnings += _about_trials(sweep, sweep.budget.trials)
     return warnings
+
+
+def _about_trials(sweep: SweepSpec, trials: int) -> list[str]:
+    said = f"budget.trials is {trials:,}, but the "
+    if sweep.algorithm == "grid" and trials < sweep.grid_size:
+        first = short_name(next(iter(sweep.dimensions)))
+        left_out = f"the last ones, with the last values of {first}, are left out"
+        return [f"{said}grid has {sweep.grid_size:,} points: {left_out}"]
+    few = untried(sweep, ()) if sweep.algorithm not in ("auto", "grid") else None
+    if few is not None and trials > len(few):
+        return [f"{said}lists of the space have {len(few):,} combinations, each of which is tried once"]
+    return []
 
 
 def checked_sweep(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:

@@ -127,7 +127,7 @@ def earlier_rates(base: Spec) -> list[float]:
     with contextlib.suppress(StorageError):
         runs = [JobPaths.of(base.storage_path, name) for name in storage.list_names(base.storage_path)]
         dated = sorted((at, run.root) for run in runs if (at := started_at(run)) is not None)
-        found = [_best_of(JobPaths(root).best) for _, root in dated[-_MOST_LOOKED_AT:]]
+        found = [_best_of(JobPaths(root)) for _, root in dated[-_MOST_LOOKED_AT:]]
         return [best.train.learning_rate for best in found if best is not None and _kind_of(best) == _kind_of(base)]
     return []
 
@@ -136,8 +136,12 @@ def _kind_of(spec: Spec) -> tuple[str, str, str]:
     return spec.model.path, spec.model.task, spec.method.kind
 
 
-def _best_of(path: str) -> Spec | None:
+def _best_of(sweep: JobPaths) -> Spec | None:
+    """Return the best spec of a sweep that has searched the learning rate; None of any other run."""
     try:
-        return load_spec(path) if storage.exists(path) else None
-    except (StorageError, SpecError):
+        if not storage.exists(sweep.best):
+            return None
+        space = json.loads(storage.read_bytes(sweep.spec)).get("space")
+        return load_spec(sweep.best) if not space or RATE in map(field_meant, space) else None
+    except (StorageError, SpecError, ValueError, AttributeError):
         return None

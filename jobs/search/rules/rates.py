@@ -31,7 +31,11 @@ def next_rate(scores: Mapping[float, float | None], least: float, greatest: floa
     known = {math.log(rate): score for rate, score in scores.items() if score is not None}
     low, high = math.log(least), math.log(greatest)
     begun = sorted(math.log(rate) for rate in scores)
-    place = _in_bracket(known, low, high) if any(map(math.isfinite, known.values())) else None
+    place = None
+    if any(map(math.isfinite, known.values())):
+        place = _in_bracket(known, low, high)
+    elif known:  # all have failed, most likely because their rates are too high
+        place = max(begun[0] - math.log(DOWN), low)
     if place is None or any(abs(place - other) < math.log(_APART) / 2 for other in begun):
         place = _widest_gap(begun, low, high)
     return min(max(math.exp(place), least), greatest)
@@ -90,9 +94,13 @@ def _vertex_at_best(known: Mapping[float, float]) -> float | None:
 
 
 def _around_best(known: Mapping[float, float]) -> tuple[float | None, float, float | None]:
-    """Return the place with the best score, and its neighbours on the left and right; None: there is no neighbour."""
+    """Return the place with the best score, and its neighbours on the left and right; None: there is no neighbour.
+
+    Of equal scores, the highest place counts: where rates are too low, all models give the same answers, and the same
+    accuracy.
+    """
     places = sorted(known)
-    at = places.index(min(places, key=lambda place: known[place]))
+    at = places.index(min(places, key=lambda place: (known[place], -place)))
     return places[at - 1] if at else None, places[at], places[at + 1] if at + 1 < len(places) else None
 
 

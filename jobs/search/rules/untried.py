@@ -32,16 +32,21 @@ def untried(
     lists = [values for values in choices if isinstance(values, tuple)]
     if len(lists) < len(choices) or math.prod(map(len, lists)) > _MOST_LISTED:
         return None
-    if best is None:
-        alike = [trial for trial in trials if not trial.without_rungs]
-    else:  # a compared trial that was trained to its end is a whole run too
-        alike = [trial for trial in trials if trial.without_rungs or trial.state == "finished"]
-    tried = {_key(trial.values) for trial in alike}
+    tried = tried_keys(trials, is_whole=best is not None)
     every = (dict(zip(sweep.dimensions, chosen, strict=True)) for chosen in itertools.product(*lists))
-    return [values for values in every if _key(values) not in tried]
+    return [values for values in every if key_of(values) not in tried]
 
 
-def _key(values: Mapping[str, Any]) -> str:
+def tried_keys(trials: Sequence[Trial], is_whole: bool) -> set[str]:
+    """Return `key_of` the values that have been tried in whole runs, or in compared trials."""
+    if not is_whole:
+        return {key_of(trial.values) for trial in trials if not trial.without_rungs}
+    # A compared trial that was trained to its end was a whole run too.
+    return {key_of(trial.values) for trial in trials if trial.without_rungs or trial.state == "finished"}
+
+
+def key_of(values: Mapping[str, Any]) -> str:
+    """Return a text that is the same for the same values."""
     same = {name: float(value) if isinstance(value, int) and not isinstance(value, bool) else value
             for name, value in values.items()}  # fmt: skip
     return json.dumps(same, sort_keys=True)

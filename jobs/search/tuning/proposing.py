@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from jobs.search.rules.auto import (
     prior_of,
     varied_rate,
 )
-from jobs.search.rules.untried import untried
+from jobs.search.rules.untried import key_of, tried_keys, untried
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.space import Range
@@ -87,8 +87,7 @@ class Proposer:
             return self._compared.begin(number, prior_of(sweep))
         if sweep.algorithm == "grid":
             return self._compared.begin(number, grid_values(sweep, place))
-        fixed = fixed_values(sweep) if sweep.algorithm == "auto" else {}
-        return self._compared.propose(number, sampler_of(sweep, number, fixed), untried(sweep, known.searched))
+        return self._compared.propose(number, known.searched)
 
     def _rates(self) -> dict[float, float | None]:
         """Return the scores of the compared trials by their rates, for `next_rate`."""
@@ -105,9 +104,7 @@ class Proposer:
         if point is not None:
             return study.begin(number, point)
         assert self._known.best is not None
-        best = self._known.best.values
-        sampler = sampler_of(self._sweep, number, fixed_values(self._sweep, best))
-        return study.propose(number, sampler, untried(self._sweep, self._known.searched, best))
+        return study.propose(number, self._known.searched, self._known.best.values)
 
     def _whole_point(self) -> dict[str, Any] | None:
         """Return the values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
@@ -119,7 +116,7 @@ class Proposer:
         tried = [trial.values[name] for trial in known.searched if trial.is_whole]
         if known.best is None or not any(is_near(rate, known.target) for rate in tried):
             return {**prior_of(sweep), name: known.target}
-        return {name: further_rate(sweep, known.target, tried)} if len(sweep.dimensions) == 1 else None
+        return {name: further_rate(sweep, known.target, tried) or known.target} if len(sweep.dimensions) == 1 else None
 
     def tell(self, trial: Trial) -> None:
         """Tell Optuna a trial's score, or that it failed. A second call for the same score changes nothing."""
@@ -166,22 +163,28 @@ class _Study:
         self._study.enqueue_trial(dict(values))
         return self._asked(number)
 
-    def propose(
-        self, number: int, sampler: optuna.samplers.BaseSampler, untried: list[dict[str, Any]] | None
-    ) -> dict[str, Any]:
+    def propose(self, number: int, trials: Sequence[Trial], best: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Begin a trial with values from the sampler, and return them.
 
+        Optuna's samplers propose the best values of lists, and ends of ranges, again and again. A trial with the same
+        values would give the same result, so other ones are drawn in their place.
+
         Args:
-            untried: the values that have not been tried, if there are few: Optuna's samplers propose the best ones of
-                lists again and again. Then one of these is drawn instead.
+            trials, best: as for `untried`.
         """
-        self._study.sampler = sampler
+        sweep, left = self._sweep, untried(self._sweep, trials, best)
+        fixed = fixed_values(sweep, best) if sweep.algorithm == "auto" else {}
+        self._study.sampler = sampler_of(sweep, number, fixed)
         proposed = self._asked(number)
-        if not untried or proposed in untried:
+        if left == [] or key_of(proposed) not in tried_keys(trials, is_whole=best is not None):
             return proposed
         again = self._search._ot_trials.pop(str(number))
         self._study.tell(again, state=optuna.trial.TrialState.FAIL)  # samplers leave such trials out
-        return self.begin(number, untried[_seed(self._sweep, number) % len(untried)])
+        if left is not None:
+            return self.begin(number, left[_seed(sweep, number) % len(left)])
+        random = optuna.samplers.RandomSampler(seed=_seed(sweep, number))
+        self._study.sampler = optuna.samplers.PartialFixedSampler(fixed, random) if fixed else random
+        return self._asked(number)
 
     def _asked(self, number: int) -> dict[str, Any]:
         self.begun.add(number)

@@ -52,6 +52,22 @@ def test_with_several_rungs_the_first_whole_run_has_the_rate_that_the_best_trial
     assert Proposer(ledger).next_values(is_whole=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}
 
 
+@pytest.mark.parametrize(("algorithm", "trials"), [("auto", 7), ("gp", 16)])
+def test_the_end_of_a_range_is_proposed_once(tmp_path: Path, algorithm: str, trials: int) -> None:
+    """Where the scores are the better the nearer to the end."""
+    space = {"warmup_ratio": {"min": 0.0, "max": 0.2}}
+    sweep = with_prior(sweep_of(tmp_path, BASE, space=space, algorithm=algorithm, budget={"trials": 20}))[0]
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 100, 100.0)
+    proposer = Proposer(ledger)
+    for _ in range(trials):
+        trial = ledger.add(proposer.next_values())
+        loss = 0.5 + trial.values["warmup_ratio"]
+        ledger.answered(trial, Answer(status="finished", step=100, metrics={"eval_loss": loss}))
+        proposer.tell(trial)
+    warmups = [trial.values["warmup_ratio"] for trial in ledger.searched]
+    assert len(set(warmups)) == len(warmups) and min(warmups) < 1e-4
+
+
 @pytest.mark.parametrize("algorithm", ["auto", "random", "tpe", "gp"])
 def test_no_values_of_lists_are_proposed_twice_also_by_the_next_driver(tmp_path: Path, algorithm: str) -> None:
     """Samplers of Optuna would propose the best ones again, which would train the same run again."""

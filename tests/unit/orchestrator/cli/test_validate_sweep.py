@@ -78,6 +78,17 @@ def test_a_prior_for_another_algorithm_names_its_file_and_line(sweep: str, comma
     assert code == 2 and said.startswith("error: sweep.yaml:8: prior: it is for algorithm: auto"), said
 
 
+def test_a_grid_is_tried_whole_unless_a_budget_says_otherwise(sweep: str) -> None:
+    grid = f"{SWEEP}  warmup_ratio: [0.0, 0.1]\nalgorithm: grid\n"
+    Path(sweep).write_text(grid.replace("budget:\n  runs: 8\n", ""))
+    code, said = call("validate", sweep)
+    assert code == 0 and "at most 10 trials" in said and "last values" not in said, said
+    Path(sweep).write_text(grid.replace("runs: 8", "trials: 6"))
+    code, said = call("validate", sweep)
+    assert code == 0 and "at most 6 trials" in said, said
+    assert "the grid has 10 points: the last ones, with the last values of learning_rate, are left out" in said
+
+
 def test_rungs_without_a_scheduler_are_a_warning(sweep: str) -> None:
     Path(sweep).write_text(f"{SWEEP}scheduler: none\nrungs: [0.5]\n")
     code, said = call("validate", sweep)

@@ -87,6 +87,11 @@ def test_or_from_earlier_sweeps_of_the_same_model(tmp_path: Path) -> None:
             }
         )
         (run / "best.json").write_bytes(dump_spec(best))
+        (run / "spec.json").write_text(json.dumps({"kind": "sweep", "space": {RATE: [rate]}}))
+    only_warmup = tmp_path / "runs/earlier-20261127-000009-abcd"
+    only_warmup.mkdir()
+    (only_warmup / "best.json").write_bytes(dump_spec(sweep.base))
+    (only_warmup / "spec.json").write_text(json.dumps({"kind": "sweep", "space": {WARMUP: [0.0, 0.1]}}))
     found, source = with_prior(sweep)
     assert found.prior[RATE] == pytest.approx(2e-4) and source == "2 earlier sweeps of this model"
 

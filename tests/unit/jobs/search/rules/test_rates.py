@@ -77,6 +77,21 @@ def test_after_failures_it_goes_on_between_them_and_the_best() -> None:
     assert next_rate(everything_failed, LEAST, GREATEST) not in everything_failed
 
 
+def test_if_all_have_failed_it_looks_lower() -> None:
+    assert next_rate({1e-4: math.inf}, LEAST, GREATEST) == pytest.approx(1e-4 / 3)
+    assert next_rate({1e-4: math.inf, 1e-4 / 3: math.inf}, LEAST, GREATEST) == pytest.approx(1e-4 / 9)
+    assert LEAST < next_rate({1e-4: math.inf, LEAST: math.inf}, LEAST, GREATEST) < GREATEST, "no rate twice"
+
+
+def test_of_equal_scores_it_goes_on_above_the_highest() -> None:
+    """At rates that are too low, every answer is the most frequent class."""
+    scores: dict[float, float] = {1e-5: -0.82, 3e-5: -0.82}
+    for _ in range(6):
+        rate = next_rate(scores, 1e-6, 1e-2)
+        scores[rate] = -0.82 if rate < 3.5e-4 else -0.92
+    assert min(scores.values()) == -0.92 and max(scores) > 3.5e-4
+
+
 def test_without_a_neighbour_on_each_side_the_lowest_of_rates_that_score_alike_is_best() -> None:
     assert best_rate({5e-5: 0.65, 1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.503, 5e-4: 0.5}) == 2e-4
     assert best_rate({1e-4: -0.88, 2e-4: -0.90}) == 2e-4  # of a share, where more is better

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,38 @@ def test_a_range_or_long_lists_set_no_limit(tmp_path: Path) -> None:
         sweep = sweep_of(tmp_path, BASE, space=space, **search)
         assert untried(sweep, ()) is None and budget_plan(sweep, 100, 100.0).compared == 9_000
         assert not sweep_warnings(sweep)
+
+
+def test_after_a_whole_run_has_diverged_the_next_one_has_a_clearly_lower_rate(tmp_path: Path) -> None:
+    """Each trial has seemed good at the rung. The same values would diverge again."""
+    sweep = with_prior(
+        sweep_of(
+            tmp_path,
+            BASE,
+            space={"learning_rate": {"min": 1e-5, "max": 1e-2, "log": True}},
+            budget={"runs": 9},
+            prior={"learning_rate": 1e-4},
+        )
+    )[0]
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 100, 100.0)
+    for rate, loss in ((1e-4, 0.5), (3e-4, 0.4), (9e-4, 0.6)):
+        answer = Answer(status="paused", step=25, metrics={"eval_loss": loss})
+        ledger.answered(ledger.add({"learning_rate": rate}), answer)
+    first = ledger.target
+    diverged = Answer(status="failed", reason="diverged", diverged=True)
+    ledger.answered(ledger.add({"learning_rate": first}, without_rungs=True), diverged)
+    assert ledger.target == pytest.approx(first / 1.75) and ledger.has_further_rate
+    ledger.answered(ledger.trials[1], diverged)
+    assert ledger.target == pytest.approx(1e-4 / 1.75), "one that has gone on after the rung counts too"
+
+
+def test_no_whole_run_is_left_where_a_narrow_range_has_no_other_rate(tmp_path: Path) -> None:
+    narrow = {"learning_rate": {"min": 1e-4, "max": 1.1e-4, "log": True}}
+    sweep = with_prior(sweep_of(tmp_path, BASE, space=narrow, budget={"runs": 15}, prior={"learning_rate": 1e-4}))[0]
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 100, 100.0)
+    plan = replace(plan_of(ledger), compared=1)
+    assert plan.whole_runs > 1 and plan.extrapolates
+    trial = ledger.add({"learning_rate": 1e-4})
+    ledger.answered(trial, Answer(status="paused", step=25, metrics={"eval_loss": 0.5}))
+    ledger.answered(trial, Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
+    assert not ledger.has_further_rate and kind_within(ledger, plan, {}) == "done"

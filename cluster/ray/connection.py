@@ -76,7 +76,7 @@ def connected(
     try:
         try:
             _check_listening(where)
-            with _left_on_sigterm():
+            with _left_on_sigterm(handler):
                 if where is None:
                     start_local(options)
                 else:
@@ -100,10 +100,10 @@ def connected(
 
 
 @contextlib.contextmanager
-def _left_on_sigterm() -> Iterator[None]:
+def _left_on_sigterm(handler: Any) -> Iterator[None]:
     """Raise SystemExit on SIGTERM, in place of Ray's handlers: at once, or at the end if that exception is lost.
 
-    Python drops an exception that a handler raises inside a destructor or a callback.
+    Python drops an exception that a handler raises inside a destructor or a callback. `handler` is put back at the end.
     """
     from ray._private import utils
 
@@ -122,8 +122,9 @@ def _left_on_sigterm() -> Iterator[None]:
         yield
     finally:
         utils.set_sigterm_handler = set_handler
-    if received:
-        sys.exit(received[0])
+        signal.signal(signal.SIGTERM, handler)
+        if received:
+            sys.exit(received[0])
 
 
 def _set_defaults() -> None:

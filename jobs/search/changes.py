@@ -20,6 +20,7 @@ from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven
 from jobs.search.rules.budget import check_budget
 from jobs.search.rules.checking import check_same_search, stored_sweep
+from jobs.search.rules.untried import untried
 from jobs.search.rules.varying import check_space, field_meant
 from jobs.search.trials import Trials
 from jobs.spec.checking.overrides import override_value
@@ -108,8 +109,12 @@ def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
             tokens, if the budget has only the other one.
 
     Raises:
-        SpecError: no amount is given, one is not above 0, or the budget does not have the field.
+        SpecError: no amount is given, one is not above 0, the budget does not have the field, or lists leave nothing
+            to try.
     """
+    if trials.sweep.algorithm != "auto" and untried(trials.sweep, trials.searched) == []:
+        said = "every combination of the lists has been tried, so a larger budget would begin no trial"
+        raise SpecError(f"{said}: give the lists more values, or make a new sweep")
     budget, more = trials.sweep.budget, {name: value for name, value in asked.items() if value is not None}
     for name, value in more.items():
         if value <= 0:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from cluster.errors import SpecError
+from jobs.search.changes import larger
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_of
 from jobs.search.rules.budget import budget_plan, most_gangs
@@ -40,6 +42,8 @@ def test_as_many_trials_begin_as_lists_have_combinations(tmp_path: Path, algorit
         finish(ledger, values)
         assert len(untried(ledger.sweep, ledger.searched) or ()) == 6 - number
     assert kind_within(ledger, plan_of(ledger), {}) == "done"
+    with pytest.raises(SpecError, match="every combination of the lists has been tried"):
+        larger(ledger, {"trials": 3})
     (said,) = sweep_warnings(ledger.sweep)
     assert said == "budget.trials is 12, but the lists of the space have 6 combinations, each of which is tried once"
 

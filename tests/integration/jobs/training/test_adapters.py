@@ -134,7 +134,7 @@ def test_a_merge_needs_no_flash_attention_and_says_what_it_was_made_from(tmp_pat
 
 
 @pytest.mark.usefixtures("own_protocols")
-def test_an_export_that_fails_leaves_nothing_behind(tmp_path: pathlib.Path) -> None:
+def test_an_export_that_fails_leaves_what_was_there(tmp_path: pathlib.Path) -> None:
     paths = run_with_adapter(tmp_path, value=float("nan"))
     merged, other = pathlib.Path(paths.merged), tmp_path / "other"
     for folder, name in ((merged, "config.json"), (merged, "model.safetensors"), (other, "mine.safetensors")):
@@ -145,7 +145,11 @@ def test_an_export_that_fails_leaves_nothing_behind(tmp_path: pathlib.Path) -> N
             merge_run(paths.root, to, say=lambda text: None)
     with changes(refused="tokenizer"), pytest.raises(StorageError, match="Permission denied"):
         export_run(paths.root, f"cut://{other}", say=lambda text: None)
-    assert not merged.exists() or not list(merged.iterdir())
+    assert {path.name: path.read_text() for path in merged.iterdir()} == {
+        "config.json": "{}",
+        "model.safetensors": "{}",
+    }
+    assert not pathlib.Path(f"{merged}.new").exists()
     assert [path.name for path in other.iterdir()] == ["mine.safetensors"]
 
 

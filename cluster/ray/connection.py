@@ -103,7 +103,10 @@ def connected(
 def _left_on_sigterm(handler: Any) -> Iterator[None]:
     """Raise SystemExit on SIGTERM, in place of Ray's handlers: at once, or at the end if that exception is lost.
 
-    Python drops an exception that a handler raises inside a destructor or a callback. `handler` is put back at the end.
+    Python drops an exception that a handler raises inside a destructor or a callback.
+
+    Args:
+        handler: what handles SIGTERM before and afterwards.
     """
     from ray._private import utils
 
@@ -116,7 +119,7 @@ def _left_on_sigterm(handler: Any) -> Iterator[None]:
         received.append(number)
         sys.exit(number)
 
-    utils.set_sigterm_handler = lambda handler: None
+    utils.set_sigterm_handler = lambda of_ray: None
     signal.signal(signal.SIGTERM, leave)
     try:
         yield

@@ -277,7 +277,7 @@ class Trials:
     def target(self) -> float:
         """The learning rate for a whole run, from the scores at the rung; the prior's rate if there are no scores.
 
-        It is below the rates at which whole runs have diverged.
+        It is clearly below each rate at which a trial has diverged after its rung.
         """
         name, sign = varied_rate(self.sweep), 1.0 if self.sweep.lower_is_better else -1.0
         scored = [trial for trial in self.searched if not trial.without_rungs and trial.scores]
@@ -289,7 +289,7 @@ class Trials:
 
     @property
     def has_further_rate(self) -> bool:
-        """Whether a whole run has values that have not been tried: at the target, at another rate, or others beside."""
+        """Whether one more whole run can have a rate that none has had. Always true if other fields vary too."""
         if len(self.sweep.dimensions) > 1:
             return True
         name, target = varied_rate(self.sweep), self.target

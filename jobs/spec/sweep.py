@@ -111,7 +111,7 @@ class Search(Frozen):
         "auto", description="How values are proposed: auto (the rate first), grid, random, tpe or gp (of Optuna)."
     )
     budget: Budget = Field(
-        default_factory=lambda data: _default_budget(data),
+        default_factory=_default_budget,
         description="What may be spent; default: 3.2 runs for auto, all points of a grid, else 16 trials.",
     )
     scheduler: Scheduler = Field(

@@ -163,7 +163,7 @@ class Gangs:
 
     @property
     def num_workers_held(self) -> int:
-        """Number of workers whose machines nobody else can have: those of a queue's lease, or of gangs with room."""
+        """Number of workers whose machines are taken: all of a queue's lease; without one, those of gangs that run."""
         if self._places is not None:
             return len(self.workers_kept)
         left = [gang for number, gang in enumerate(self._all) if gang is not None and number not in self._given_back]

@@ -135,7 +135,7 @@ OTHER_RATES: Final = len(_POWERS)  # of whole runs, beside the target
 
 
 def further_rate(sweep: SweepSpec, target: float, tried: Sequence[float]) -> float | None:
-    """Return the rate of one more whole run: near `target`, and not near a rate in `tried`; None: there is none."""
+    """Return a rate near `target` for one more whole run, or None if each of them is near a rate in `tried`."""
     for power in _POWERS:
         rate = float(nearest_in(sweep.dimensions[varied_rate(sweep)], target * _FURTHER**power))
         if not any(is_near(rate, other) for other in tried):

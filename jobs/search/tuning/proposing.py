@@ -182,8 +182,7 @@ class _Study:
         self._study.tell(again, state=optuna.trial.TrialState.FAIL)  # samplers leave such trials out
         if left is not None:
             return self.begin(number, left[_seed(sweep, number) % len(left)])
-        random = optuna.samplers.RandomSampler(seed=_seed(sweep, number))
-        self._study.sampler = optuna.samplers.PartialFixedSampler(fixed, random) if fixed else random
+        self._study.sampler = sampler_of(sweep, number, fixed, "random")
         return self._asked(number)
 
     def _asked(self, number: int) -> dict[str, Any]:
@@ -210,11 +209,14 @@ class _Study:
             self.add(values, worst)
 
 
-def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optuna.samplers.BaseSampler:
+def sampler_of(
+    sweep: SweepSpec, number: int, fixed: Mapping[str, Any], algorithm: str | None = None
+) -> optuna.samplers.BaseSampler:
     """Make the sampler of one proposal.
 
     Args:
         fixed: values that the sampler may not change.
+        algorithm: in place of the sweep's own.
     """
     seed = _seed(sweep, number)
     samplers: Mapping[str, Callable[[], optuna.samplers.BaseSampler]] = {
@@ -223,7 +225,7 @@ def sampler_of(sweep: SweepSpec, number: int, fixed: Mapping[str, Any]) -> optun
         "gp": lambda: _gaussian_process(seed=seed),
         "auto": lambda: _gaussian_process(seed=seed, n_startup_trials=1),
     }
-    sampler = samplers[sweep.algorithm]()
+    sampler = samplers[algorithm or sweep.algorithm]()
     return optuna.samplers.PartialFixedSampler(dict(fixed), sampler) if fixed else sampler
 
 

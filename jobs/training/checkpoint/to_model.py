@@ -56,7 +56,7 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
     If the run had exported its best checkpoint and the export is gone, that checkpoint is taken. One process reads the
     checkpoint, tensor by tensor; at most one output file is in memory.
 
-    In model/, it takes the place of an earlier one only when it is whole.
+    In model/, the new model takes the place of an earlier one only when it is whole.
 
     Returns:
         The directory's path or URL.
@@ -165,10 +165,10 @@ def check_target(to: str, paths: JobPaths, own: str | None = None) -> None:
 
 @contextlib.contextmanager
 def _exported(paths: JobPaths, target: str) -> Iterator[str]:
-    """Provide the directory to write an export into. After an error, `target` has what it had before.
+    """Provide the directory to write an export into. If that fails, `target` keeps what it had before.
 
-    An export into a directory of the run is written beside it, and takes the place of an earlier one in the end, with a
-    mark that tells from which checkpoint it is made, because the run may continue later.
+    An export into a directory of the run is written beside it, and takes the place of an earlier one when it is whole.
+    It gets a mark that tells from which checkpoint it is made, because the run may continue later.
     """
     if target not in (paths.model, paths.merged):
         with _removed_on_failure(target):
@@ -188,19 +188,20 @@ def _exported(paths: JobPaths, target: str) -> Iterator[str]:
 
 
 def _replace(target: str, new: str) -> None:
-    """Put the files of an export in the place of an earlier one. Without a configuration, nothing is taken for a model.
+    """Move the files of an export to the place of an earlier one.
 
-    So that is removed first, and moved last.
+    The configuration is removed first and moved last: a directory without one is not taken for a model.
     """
     configs = (_CONFIG, _ADAPTER_CONFIG)
-    for name in sorted(storage.list_names(target), key=lambda name: name not in configs):
-        if name in configs or ".safetensors" in name:
-            storage.remove_file(storage.join(target, name))
+    weights = [name for name in storage.list_names(target) if ".safetensors" in name]
+    for name in (*configs, *weights):
+        storage.remove_file(storage.join(target, name))
     for name in sorted(storage.list_names(new), key=lambda name: name in configs):
-        source = storage.join(new, name)
-        inner = storage.list_names(source) if storage.is_dir(source) else None  # chat templates beside the first one
-        for file in [name] if inner is None else [storage.join(name, one) for one in inner]:
-            storage.move_file(storage.join(new, file), storage.join(target, file))
+        if storage.is_dir(storage.join(new, name)):  # further chat templates
+            for inner in storage.list_names(storage.join(new, name)):
+                storage.move_file(storage.join(new, name, inner), storage.join(target, name, inner))
+        else:
+            storage.move_file(storage.join(new, name), storage.join(target, name))
 
 
 def _place(path: str) -> str:

@@ -27,7 +27,7 @@ def test_the_page_shows_the_trials_and_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_the_importance_is_of_scores_after_the_same_share_of_a_run(tmp_path: Path) -> None:
-    """The first trial was scored after half of its steps too; its score there is not like those of the others."""
+    """The last trial is scored after half of its steps first. That score is not compared with those of whole runs."""
     rates = [1e-5 * 1.6**number for number in range(FEWEST_FOR_IMPORTANCE - 1)]
     ledger = ledger_with(tmp_path, {rate: response(rate, 2.5e-4) for rate in rates})
     last = ledger.add({"learning_rate": 1e-3, "warmup_ratio": 0.1})

@@ -197,7 +197,7 @@ def test_an_export_that_was_removed_is_made_from_the_best_checkpoint_again(
 def test_an_earlier_export_is_replaced_whole_or_stays(
     cases: dict[str, Case], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Files of two exports in one directory would be a model that nobody has trained."""
+    """A directory with files of two exports would hold a model that no run has trained."""
     case, paths = cases["undisturbed"], JobPaths(str(tmp_path / "copied"))
     shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns("model", "outcome.json"))
     pathlib.Path(paths.spec).write_bytes(dump_spec(case.spec))

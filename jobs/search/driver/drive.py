@@ -298,6 +298,6 @@ def worse_than_base(ledger: Ledger, best: Trial) -> str | None:
     if before is None or after is None or (after <= before if ledger.sweep.lower_is_better else after >= before):
         return None
     return (
-        f"{name} of the best trial is worse than before training: {after:.4g} after {before:.4g}. Search lower "
+        f"{name} of the best trial is worse than before training: {after:.6g} after {before:.6g}. Search lower "
         "learning rates (space.learning_rate), or check that the held-out samples are like the training samples"
     )

@@ -158,8 +158,10 @@ def summary_lines(trials: Trials) -> list[str]:
     lines += [warning for warning in (end_warning(trials), noise_warning(trials)) if warning is not None]
     if trials.tokens_per_run:
         kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"
+        is_grid = trials.sweep.algorithm == "grid"
         lines.append(
             f"{trials.tokens:,} tokens were trained on in {compact(trials.device_hours)} {kind}-hours, as many as "
-            f"{trials.tokens / trials.tokens_per_run:.1f} runs; a grid would have taken {trials.sweep.grid_size} runs"
+            f"{trials.tokens / trials.tokens_per_run:.1f} runs"
+            f"{'' if is_grid else f'; a grid would have taken {trials.sweep.grid_size} runs'}"
         )
     return lines

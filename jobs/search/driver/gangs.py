@@ -13,7 +13,7 @@ from cluster.ray.connection import free_now
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
-from jobs.search.driver.warm_gang import GangLost, WarmGang
+from jobs.search.driver.warm_gang import GangLost, GangWaits, WarmGang
 from jobs.search.rules.varying import engine_of
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
@@ -57,7 +57,9 @@ class Gangs:
             self._started(number, job.spec) if at_once else None for number in range(most)
         ]
         self._free = list(range(most))  # numbers of gangs: their places in `_all`
-        self._held = dict[int, str]()  # by number: the run whose state its gang holds
+        # By number: the run whose state its gang holds. Two gangs never have the same run here: one of them would
+        # have an old state of it.
+        self._held = dict[int, str]()
         self._over = set[int]()  # numbers of gangs that get no more tasks
         self._given_back = set[int]()  # numbers of those of them whose workers have ended
 
@@ -90,15 +92,23 @@ class Gangs:
     def carry_out(self, task: GangTask) -> Answer:
         """Wait for a free gang, and carry out a task on it: the gang with the run's state, else with its engine.
 
+        While that gang waits for room, the task moves to another one that becomes free.
+
         Raises:
             GangLost: the task may be given again.
             FleetuneError: no gang is left; or a node that the queue has assigned is gone.
         """
-        with self._taken(task) as number:
-            self._held[number] = task.run
+        while True:
+            with contextlib.suppress(GangWaits):
+                return self._carried_out(task)
+
+    def _carried_out(self, task: GangTask) -> Answer:
+        """Carry out a task on a free gang. Raises what `carry_out` does, and GangWaits."""
+        with self._taken(task) as number, self._holding(number, task.run):
             try:
-                return self._gang_for(number, task.spec or self._job.spec).carry_out(task)
-            except (GangLost, StorageError):
+                gang = self._gang_for(number, task.spec or self._job.spec)
+                return gang.carry_out(task, self._any_is_free)
+            except (GangLost, GangWaits, StorageError):
                 raise
             except FleetuneError as error:
                 if self._places and isinstance(error, MachinesFailed):
@@ -108,6 +118,23 @@ class Gangs:
                 if len(self):
                     raise GangLost(str(error)) from error
                 raise
+
+    @contextlib.contextmanager
+    def _holding(self, number: int, run: str) -> Iterator[None]:
+        """Record that the gang of this number holds the state of a run, and no other gang; after an error, none."""
+        with self._changed:
+            self._held = {each: held for each, held in self._held.items() if held != run} | {number: run}
+        try:
+            yield
+        except BaseException:
+            with self._changed:
+                self._held.pop(number, None)
+            raise
+
+    def _any_is_free(self) -> bool:
+        """Whether a gang with workers has no task."""
+        gangs = [self._all[number] for number in list(self._free) if self._is_usable(number)]
+        return any(gang is not None and gang.dead is None and not gang.waits_for_room for gang in gangs)
 
     def _gang_for(self, number: int, spec: Spec) -> WarmGang:
         """Return the gang of this number. Start a new one if there is none yet, or if it has another engine."""

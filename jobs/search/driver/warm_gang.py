@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cluster.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
@@ -30,6 +30,10 @@ _END_S = 30.0
 
 class GangLost(FleetuneError):
     """The gang was lost while it carried out a task. The task may be given again, to this gang or another one."""
+
+
+class GangWaits(FleetuneError):
+    """The gang waits for room while another one is free. The task was taken back, and may be given to that one."""
 
 
 class _TaskFailed(FleetuneError):
@@ -68,11 +72,15 @@ class WarmGang:
         self._thread = threading.Thread(target=self._run, name="gang", daemon=True)
         self._thread.start()
 
-    def carry_out(self, task: GangTask) -> Answer:
+    def carry_out(self, task: GangTask, another_is_free: Callable[[], bool] = lambda: False) -> Answer:
         """Give a task to the workers, and wait for the answer.
+
+        Args:
+            another_is_free: returns whether another gang could carry out the task now.
 
         Raises:
             GangLost: the workers were lost.
+            GangWaits: there are no workers, and another gang is free.
             FleetuneError: the gang cannot be started (again).
         """
         with self._lock:
@@ -85,6 +93,9 @@ class WarmGang:
         def look() -> None:
             with self._lock:
                 error = self._given_up.pop(number, self.dead)
+                if error is None and self.waits_for_room and another_is_free():
+                    self._open = None  # the new workers must not begin with it
+                    error = GangWaits("the gang waits for room")
             if error is not None:
                 raise error
 

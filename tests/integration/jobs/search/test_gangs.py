@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster.errors import MachinesFailed, RunFailed
-from jobs.search.driver import gangs
+from jobs.run.attempts import take_run
+from jobs.search.driver import gangs, warm_gang
 from jobs.search.driver.gangs import Gangs
-from jobs.search.driver.warm_gang import GangLost
+from jobs.search.driver.warm_gang import GangLost, GangWaits
 from jobs.search.rules.varying import engine_of, trial_spec
 from jobs.spec.finetune import Spec
-from jobs.training.mailbox import Answer, GangTask
+from jobs.training.mailbox import Answer, GangTask, Mailbox
 from jobs.training.worker_input import Job
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 
@@ -25,15 +29,22 @@ class Started:
 
     def __init__(self, job: Job, *_: Any) -> None:
         self.spec, self.root, self.ended = job.spec, job.run_root, False
-        self.waits_for_room = False
+        self.waits_for_room = self.is_lost_next = False
+        self.runs = list[str]()
         self.engine, self.dead = engine_of(job.spec), self.failures.get(job.spec.train.global_batch_size)
         self.every.append(self)
 
     failures: dict[int | None, Exception]
 
-    def carry_out(self, order: GangTask) -> Answer:
+    def carry_out(self, order: GangTask, another_is_free: Callable[[], bool]) -> Answer:
         if self.dead is not None:
             raise self.dead
+        if self.waits_for_room and another_is_free():
+            raise GangWaits("no room")
+        if self.is_lost_next:
+            self.is_lost_next, self.waits_for_room = False, True
+            raise GangLost("its node is gone")
+        self.runs.append(order.run)
         return Answer(status="paused", step=order.until or 0)
 
     def end(self) -> bool:
@@ -130,6 +141,73 @@ def test_a_gang_that_waits_for_room_gets_no_order_while_another_one_has_room(bas
     Started.every[other].waits_for_room = True
     with made._taken(order(base, "one", 4)) as place:
         assert place == held and len(made) == 2
+
+
+def test_an_order_moves_from_a_gang_that_waits_for_room_to_one_that_becomes_free(base: Spec) -> None:
+    """When it was given, all gangs waited. Ray Tune begins no other trial while this one waits."""
+    made = gangs_of(base, engines_vary=False)
+    with made._taken(GangTask(action="train", run="a", spec=base)) as place:
+        at_work, waiting = Started.every[place], Started.every[1 - place]
+        at_work.waits_for_room = waiting.waits_for_room = True
+        moved = list[bool]()
+
+        def waits(order: GangTask, another_is_free: Callable[[], bool]) -> Answer:
+            moved.append(another_is_free())
+            at_work.waits_for_room = False
+            moved.append(another_is_free())
+            with made._changed:
+                made._free.append(place)  # it has carried out its order
+            moved.append(another_is_free())
+            raise GangWaits("no room")
+
+        waiting.carry_out = waits  # type: ignore[method-assign]
+        assert made.carry_out(GangTask(action="train", run="b", spec=base)).status == "paused"
+        assert moved == [False, False, True] and at_work.runs == ["b"] and not waiting.runs
+        made._free.remove(place)
+
+
+def test_workers_that_find_room_later_do_not_begin_with_an_order_that_has_moved(
+    base: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room, began = threading.Event(), list[int]()
+
+    def fit(job: Job, *_: Any, first: int) -> dict[str, Any]:
+        began.append(first)
+        mailbox = Mailbox(job.run_root)
+        while (task := mailbox.tasks.wait(first)).action != "end":
+            mailbox.answers.put(first, Answer(status="paused", step=task.until or 0))
+            first += 1
+        return {}
+
+    monkeypatch.setattr(warm_gang, "find_room", lambda *_: room.wait(60))
+    monkeypatch.setattr(warm_gang, "fit", fit)
+    monkeypatch.setattr(warm_gang, "outcome_of", lambda *_: None)
+    job = Job(base, str(tmp_path / "gang"), "prepared", "model")
+    job = replace(job, driver=take_run(job.paths))
+    gang = warm_gang.WarmGang(job, False, lambda *said, **data: None)  # type: ignore[arg-type]
+    with pytest.raises(GangWaits):
+        gang.carry_out(order(base, "a", 8), lambda: True)
+    room.set()
+    answer = gang.carry_out(order(base, "b", 8).model_copy(update={"until": 7}))
+    assert (answer.step, began) == (7, [2])
+    assert gang.end() and gang.dead is None
+
+
+def test_a_run_goes_back_to_the_gang_that_has_trained_it_last(base: Spec) -> None:
+    """After a loss, the gang that had it before has no state of it; a gang that was passed over has an old one."""
+    made = gangs_of(base, engines_vary=False)
+    task = GangTask(action="train", run="a", spec=base)
+    made.carry_out(task)
+    (lost,) = [gang for gang in Started.every if gang.runs]
+    (other,) = [gang for gang in Started.every if not gang.runs]
+    lost.is_lost_next = True
+    with pytest.raises(GangLost):
+        made.carry_out(task)
+    assert made._held == {}
+    made.carry_out(task)
+    lost.waits_for_room = False  # its new workers are there
+    made.carry_out(task)
+    assert (lost.runs, other.runs) == (["a"], ["a", "a"])
 
 
 def test_a_stop_ends_the_gangs_that_wait_for_room(base: Spec) -> None:

@@ -34,7 +34,7 @@ def frame_of(render: Render, ends: tuple[str, ...]) -> Frame | None:
     """Find the frame of a template from a dialogue of two turns; None if it cannot be identified."""
     question, answer = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
     try:
-        whole, [(start, stop)] = assistant_spans([question, answer], render, ends)
+        whole, [(start, stop)] = assistant_spans([question, answer], [1], render, ends)
         header = rendered([question], render, True).removeprefix(rendered([question], render, False))
     except Rejected:
         return None
@@ -44,7 +44,7 @@ def frame_of(render: Render, ends: tuple[str, ...]) -> Frame | None:
 
 
 def framed_spans(turns: Sequence[Turn], render: Render, frame: Frame) -> tuple[str, list[Span]] | None:
-    """Compute the result of `assistant_spans` with one rendering; None if the frame is ambiguous.
+    """Compute the result of `assistant_spans` for all answers with one rendering; None if the frame is ambiguous.
 
     Raises:
         Rejected: the template rejects the dialogue.
@@ -63,26 +63,27 @@ def framed_spans(turns: Sequence[Turn], render: Render, frame: Frame) -> tuple[s
     return whole, spans
 
 
-def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]) -> tuple[str, list[Span]]:
+def assistant_spans(
+    turns: Sequence[Turn], numbers: Sequence[int], render: Render, ends: tuple[str, ...]
+) -> tuple[str, list[Span]]:
     """Render a dialogue and find the spans that the assistant wrote.
 
     Turn i is the text that the rendering of turns[:i+1] adds to that of turns[:i] with an assistant header. It ends
     with its end token. Text that the template writes after that, usually a line break, is never generated and left out.
 
     Args:
+        numbers: of the assistant turns to find; the template may render others differently if turns follow.
         ends: the tokenizer's special tokens, which include the end token.
 
     Returns:
-        The rendered dialogue, and one span for each assistant turn.
+        The rendered dialogue, and one span for each of `numbers`.
 
     Raises:
-        Rejected: the template rejects the dialogue, or renders a turn differently if other turns follow.
+        Rejected: the template rejects the dialogue, or renders one of `numbers` differently if other turns follow.
     """
     whole = rendered(turns, render, False)
     spans = []
-    for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
+    for number in numbers:
         after = whole if number + 1 == len(turns) else rendered(turns[: number + 1], render, False)
         start = _start(turns, number, after, render)
         if not whole.startswith(after):
@@ -92,6 +93,32 @@ def assistant_spans(turns: Sequence[Turn], render: Render, ends: tuple[str, ...]
             )
         spans.append((start, _end(after, start, ends)))
     return whole, spans
+
+
+def generated_span(
+    turns: Sequence[Turn], left_out: Collection[str], render: Render, ends: tuple[str, ...]
+) -> tuple[str, list[Span]] | None:
+    """Write the last turn after what the model is given when it generates it; None if the template does not allow that.
+
+    This is for templates, as GPT-OSS's, that write earlier reasoning until the last answer follows.
+
+    Args:
+        left_out: keys of reasoning.
+
+    Returns:
+        As `assistant_spans` for the last turn.
+
+    Raises:
+        Rejected: the template rejects the dialogue.
+    """
+    *earlier, last = turns
+    plain = [{key: value for key, value in turn.items() if key not in left_out} for turn in earlier]
+    before, whole = rendered(plain, render, True), rendered([*plain, last], render, False)
+    if not whole.startswith(before):
+        return None
+    asked = rendered(earlier, render, True)
+    text = asked + whole[len(before) :]
+    return text, [(len(asked), _end(text, len(asked), ends))]
 
 
 @dataclass(frozen=True)

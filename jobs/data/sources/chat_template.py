@@ -21,12 +21,13 @@ from jobs.data.sources.assistant_spans import (
     closing_of,
     frame_of,
     framed_spans,
+    generated_span,
     header_spans,
     opening_of,
     rendered,
 )
-from jobs.data.sources.bad_records import Reason, Rejected
-from jobs.data.sources.dialogues import ChatSample
+from jobs.data.sources.bad_records import Rejected
+from jobs.data.sources.dialogues import REASONING, ChatSample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -88,36 +89,57 @@ class ChatTemplate:
             Rejected: the template rejects the dialogue, or the answers cannot be found in what it writes.
         """
         turns, render = self.turns(sample), functools.partial(self._render, tools=sample.tools)
-        found = framed_spans(turns, render, self._frame) if self._frame else None
+        learned = [number for number in sample.answers if number not in sample.unlearned]
+
+        def of_learned(found: tuple[str, list[Span]] | None) -> tuple[str, list[Span]] | None:
+            if found is None:
+                return None
+            text, spans = found
+            return text, [span for number, span in zip(sample.answers, spans, strict=True) if number in learned]
+
+        found = of_learned(framed_spans(turns, render, self._frame)) if self._frame else None
         if found is None:
             try:
-                found = assistant_spans(turns, render, self._ends)
+                found = assistant_spans(turns, learned, render, self._ends)
             except Rejected:
-                if self._edges is None or (found := header_spans(turns, render, *self._edges)) is None:
+                if learned == [len(turns) - 1] and len(turns) > 1:
+                    found = generated_span(turns, REASONING, render, self._ends)
+                if found is None and self._edges:
+                    found = of_learned(header_spans(turns, render, *self._edges))
+                if found is None:
                     raise
-        text, spans, is_open = closed_spans(*found, self._stops)
-        learned = [span for number, span in zip(sample.answers, spans, strict=True) if number not in sample.unlearned]
-        return text, learned, is_open and sample.answers[-1] not in sample.unlearned
+        return closed_spans(*found, self._stops)
 
-    def loss_in(self, sample: ChatSample) -> Reason | None:
-        """Return a reason if the template leaves out a call or reasoning of a learned answer, else None."""
+    def divided(self, sample: ChatSample, whole: bool) -> list[ChatSample]:
+        """Divide a dialogue so that each answer is learned where the template writes its reasoning.
+
+        Most templates of reasoning models leave out the reasoning before the last question. So an earlier answer is
+        learned from the dialogue as far as this answer, which is what the model is given when it generates one.
+
+        Args:
+            whole: it may not be divided, because what several parts have would be learned several times.
+
+        Raises:
+            Rejected: the template leaves out a call, or reasoning that it writes in other answers.
+        """
         if sample.calling and self._reads_calls is None:
-            return _loss("call", sample.calling[0], "writes none: write it as text into content")
+            raise _loss("call", sample.calling[0], "writes none: write it as text into content")
         thoughts = {
             **sample.inline_reasoning,
             **(sample.reasoning if sample.reasoning and self._writes_reasoning else {}),
         }
-        if not thoughts:
-            return None
-        try:
-            whole = self.text_of(sample)
-        except Rejected as error:
-            return error.reason
-        for number, thought in sorted(thoughts.items()):
-            if number not in sample.unlearned and thought.strip() not in whole:
-                what_to_do = "end a record with this turn, or give it weight 0"
-                return _loss("reasoning", number, f"leaves it out here: {what_to_do}")
-        return None
+        parts, left = list[ChatSample](), [number for number in sample.answers if number not in sample.unlearned]
+        while thoughts.keys() & left:
+            part = sample if whole else sample.until(left[-1])
+            text = self.text_of(part)
+            lost = [number for number in left if thoughts.get(number, "").strip() not in text]
+            if lost and (whole or left[-1] in lost):
+                other = "end a record with this turn" if whole else "correct a copy, and give it in model.chat_template"
+                what_to_do = f"{other}, or give this turn weight 0"
+                raise _loss("reasoning", lost[-1], f"leaves it out here: {what_to_do}")
+            parts.append(part.learning({*left} - {*lost}))
+            left = lost
+        return parts[::-1] or [sample]
 
     def _render(self, turns: Sequence[Turn], header: bool, tools: Sequence[Any] = ()) -> str:
         text = self._apply(turns, tokenize=False, add_generation_prompt=header, tools=list(tools) or None)
@@ -189,6 +211,6 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
-def _loss(what: str, number: int, why: str) -> Reason:
+def _loss(what: str, number: int, why: str) -> Rejected:
     text = f"the {what} of turn {{}} would be lost, because the chat template {why}"
-    return Reason(text.format(number + 1), text.format("N"))
+    return Rejected(text.format(number + 1), text.format("N"))

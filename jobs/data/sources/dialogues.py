@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.data.sources.bad_records import Rejected
@@ -74,6 +74,16 @@ class ChatSample:
             named = {} if thought is None else dict.fromkeys(REASONING, thought)
             turns.append({"role": role, "content": content, **named, **extra})
         return turns
+
+    def until(self, number: int) -> ChatSample:
+        """Return the dialogue as far as a turn, with this turn."""
+        extras = {place: extra for place, extra in self.extras.items() if place <= number}
+        unlearned = tuple(place for place in self.unlearned if place <= number)
+        return replace(self, messages=self.messages[: number + 1], extras=extras, unlearned=unlearned)
+
+    def learning(self, answers: Container[int]) -> ChatSample:
+        """Return the dialogue with these answers learned, and no others."""
+        return replace(self, unlearned=tuple(number for number in self.answers if number not in answers))
 
     def _text_of(self, number: int) -> str:
         extra, content = self.extras.get(number, {}), self.messages[number][1]

@@ -140,13 +140,42 @@ def _chat_rows(samples: Sequence[ChatSample], tokenizer: Tokenizer, seq_len: int
         yield from [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
         return
     template = ChatTemplate(tokenizer)
+    divided = [_divided(sample, template, loss_on) for sample in samples]
+    parts = [part for some in divided if not isinstance(some, Reason) for part in some]
     if template.marks_answers:
-        every = _marked_chats(samples, template)
+        every = _marked_chats(parts, template)
     else:
-        every = _rendered_chats(samples, tokenizer, template, with_spans=loss_on != "all")
-    for sample, found in zip(samples, every, strict=True):
-        result = template.loss_in(sample) or found
-        yield result if isinstance(result, Reason) else _targeted(*result, seq_len, loss_on, "the assistant")
+        every = _rendered_chats(parts, tokenizer, template, with_spans=loss_on != "all")
+    for some in divided:
+        if isinstance(some, Reason):
+            yield some
+            continue
+        yield _parts_of_one([next(every) for _ in some], seq_len, loss_on)
+
+
+def _parts_of_one(parts: Sequence[Tokenised], seq_len: int, loss_on: LossOn) -> Result:
+    """Return the rows of a dialogue that is divided. Parts whose answers are all beyond `seq_len` are left out."""
+    rows, beyond, why = list[TokenRow](), 0, list[Reason]()
+    for part in parts:
+        if isinstance(part, Reason):
+            return part
+        result = _targeted(*part, seq_len, loss_on, "the assistant")
+        if isinstance(result, Reason):
+            why.append(result)
+            beyond += max(len(part[0]) - seq_len, 0)
+        else:
+            rows += result
+    if not rows:
+        return why[0]
+    rows[-1]["cut"] += beyond
+    return rows
+
+
+def _divided(sample: ChatSample, template: ChatTemplate, loss_on: LossOn) -> list[ChatSample] | Reason:
+    try:
+        return template.divided(sample, whole=loss_on == "all")
+    except Rejected as error:
+        return error.reason
 
 
 def _targeted(ids: Ints, target: Mask, seq_len: int, loss_on: LossOn, whose: str) -> Result:

@@ -12,7 +12,7 @@ import pytest
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.bad_records import Reason
 from jobs.data.sources.dialogues import ChatSample
-from jobs.data.sources.tokenize import tokenise
+from jobs.data.sources.tokenize import TokenRow, tokenise
 from jobs.model_files.tokenizer import TokenizerFiles
 from tests.integration.jobs.data.test_templates import only_row, with_ends
 from tests.support.chats import CHATML, MARKED
@@ -54,12 +54,24 @@ CALLS = (
     "{{ '<|im_end|>' }}{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# As GPT-OSS's: reasoning is written until an answer without calls follows.
+UNTIL_ANSWERED = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% set later = messages[loop.index:] | selectattr('role', 'equalto', 'assistant') %}"
+    "{% if message.thinking and not later | rejectattr('tool_calls') | list %}{{ '<s>' + message.thinking + '</s>' }}"
+    "{% endif %}{{ message['content'] }}{% for call in message.tool_calls or [] %}{{ '!' + call.function.name }}"
+    "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 TWO_ANSWERS = ChatSample((("user", "a"), ("assistant", "one"), ("user", "b"), ("assistant", " two ")))
 
 
 def learned(tokenizer: Any, sample: ChatSample, loss_on: Any = "completion") -> list[str]:
     """The stretches of targets, decoded."""
-    row = only_row(tokenise([sample], tokenizer, 512, loss_on))
+    return _learned_in(tokenizer, only_row(tokenise([sample], tokenizer, 512, loss_on)))
+
+
+def _learned_in(tokenizer: Any, row: TokenRow) -> list[str]:
     told = np.split(row["labels"], np.flatnonzero(np.diff(row["labels"] != IGNORE_INDEX)) + 1)
     return [tokenizer.decode(part) for part in told if part[0] != IGNORE_INDEX]
 
@@ -77,10 +89,40 @@ def test_an_answer_is_learned_also_where_the_template_renders_it_differently_at_
     ]
 
 
+def test_reasoning_that_the_template_writes_in_the_last_answer_only_is_learned_in_all() -> None:
+    thinks = with_ends("byte-level", "$A", template=THINKS)
+    messages = (*TWO_ANSWERS.messages, ("user", "c"), ("assistant", "three"), ("user", "d"), ("assistant", "four"))
+    sample = ChatSample((*messages, ("user", "bye")), {1: {"reasoning": "hm"}, 5: {"reasoning": "so"}})
+    (rows,) = tokenise([sample], thinks, 512)
+    assert not isinstance(rows, Reason)
+    assert [_learned_in(thinks, row) for row in rows] == [
+        ["<s>hm</s>one<|im_end|>"],
+        ["<s>so</s>three<|im_end|>"],
+        [" two <|im_end|>", "<s></s>four<|im_end|>"],
+    ]
+    opening = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
+    assert thinks.decode(rows[0]["input_ids"]) == f"{opening}<s>hm</s>one<|im_end|>\n"
+    tokens = [len(row["input_ids"]) for row in rows]
+    (cut,) = tokenise([sample], thinks, tokens[0])
+    assert [(len(row["input_ids"]), row["cut"]) for row in cut] == [(tokens[0], tokens[1] + tokens[2] - 2 * tokens[0])]
+
+
+def test_an_answer_after_calls_follows_their_reasoning_if_it_does_when_it_is_generated() -> None:
+    call = {"type": "function", "function": {"name": "add", "arguments": {}}}
+    messages = (("user", "sum?"), ("assistant", ""), ("tool", "4"), ("assistant", "four"))
+    sample = ChatSample(messages, {1: {"tool_calls": [call], "reasoning": "hm"}, 3: {"reasoning": "so"}})
+    tokenizer = with_ends("byte-level", "$A", template=UNTIL_ANSWERED)
+    (rows,) = tokenise([sample], tokenizer, 512)
+    assert not isinstance(rows, Reason)
+    assert [_learned_in(tokenizer, row) for row in rows] == [["<s>hm</s>!add<|im_end|>"], ["<s>so</s>four<|im_end|>"]]
+    texts = [tokenizer.decode(row["input_ids"]) for row in rows]
+    assert texts[1] == f"{texts[0]}<|im_start|>tool\n4<|im_end|>\n<|im_start|>assistant\n<s>so</s>four<|im_end|>\n"
+
+
 def test_reasoning_that_the_template_would_write_is_not_dropped() -> None:
     with_reasoning = ChatSample(TWO_ANSWERS.messages, {1: {"reasoning": "hm"}})
     thinks = with_ends("byte-level", "$A", template=THINKS)
-    (result,) = tokenise([with_reasoning], thinks, 512)
+    (result,) = tokenise([with_reasoning], thinks, 512, "all")
     assert isinstance(result, Reason) and result.text.startswith("the reasoning of turn 2 would be lost")
     assert result.kind.startswith("the reasoning of turn N")
     assert learned(thinks, replace(with_reasoning, unlearned=(1,))) == ["<s></s> two <|im_end|>"]

@@ -50,6 +50,10 @@ def turns_of(dialogue: list[tuple[str, str]]) -> list[Turn]:
     return [{"role": role, "content": content} for role, content in dialogue]
 
 
+def _answers(turns: Sequence[Turn]) -> list[int]:
+    return [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+
+
 def test_the_frame_is_what_stands_around_an_answer() -> None:
     assert frame_of(chatml, ENDS) == Frame("<|im_start|>assistant\n", "<|im_end|>")
     assert frame_of(headed, ENDS) == Frame("<|head|>assistant<|/head|>\n\n", "<|eot|>")
@@ -65,7 +69,7 @@ def test_one_rendering_tells_what_rendering_turn_by_turn_tells(render: object, d
     quick = framed_spans(turns, render, frame)  # type: ignore[arg-type]
     if quick is None:
         return
-    assert quick == assistant_spans(turns, render, ENDS)  # type: ignore[arg-type]
+    assert quick == assistant_spans(turns, _answers(turns), render, ENDS)  # type: ignore[arg-type]
 
 
 def test_one_rendering_is_enough_for_a_usual_dialogue() -> None:
@@ -91,7 +95,7 @@ def test_a_refused_dialogue_is_told_either_way() -> None:
 
     turns = turns_of([("user", "a"), ("assistant", "b")])
     calls: list[Callable[[], object]] = [
-        lambda: assistant_spans(turns, refuses, ENDS),
+        lambda: assistant_spans(turns, _answers(turns), refuses, ENDS),
         lambda: framed_spans(turns, refuses, Frame("h", "e")),
     ]
     for call in calls:

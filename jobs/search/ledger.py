@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.errors import SpecError
 from jobs.run.outcome import Outcome, write_outcome
@@ -18,12 +18,27 @@ from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter, Record
 from jobs.training.mailbox import Answer
 
+Used = tuple[str, float, float]  # name of a driver, seconds, and seconds times GPUs (without GPUs, CPUs)
+
+
+class Unanswered(NamedTuple):
+    """What a trial was trained before its gang was lost or its driver was killed.
+
+    Attributes:
+        step: the step of the newest checkpoint, from which the trial goes on.
+        tokens, seconds: of the steps since the newest answer.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+
 
 class Ledger(Trials):
     """The ledger as the driver of the sweep writes it. Its methods may be called by any thread."""
 
     def __init__(self, sweep: SweepSpec, root: str, steps_of: Callable[[Spec], int], tokens_per_run: float) -> None:
-        """Read what earlier drivers have written.
+        """Read what earlier drivers have written. Trials that have failed because gangs were lost begin again.
 
         Args:
             steps_of: returns the optimizer steps of a job. Raises SpecError.
@@ -35,7 +50,20 @@ class Ledger(Trials):
         self._journal = JournalWriter(storage.join(root, LEDGER), "driver")
         if (self.total_steps, self.tokens_per_run) != (total_steps, tokens_per_run):
             self.total_steps, self.tokens_per_run = total_steps, tokens_per_run
-            self._journal.append({"trial": 0, "total_steps": total_steps, "tokens_per_run": tokens_per_run})
+            self._journal.append(self._lengths)
+        for trial in [trial for trial in self.trials.values() if trial.lost]:
+            self._record({"trial": trial.number, "again": True})
+
+    @property
+    def _lengths(self) -> Record:
+        return {"trial": 0, "total_steps": self.total_steps, "tokens_per_run": self.tokens_per_run}
+
+    def used(self, spent: Used) -> None:
+        """Record what this driver has used so far. Never waits for the storage."""
+        record = {**self._lengths, "spent": list(spent)}  # the previous release passes over the rest of this record
+        with self._lock:
+            self.apply(record)
+        self._journal.append(record)
 
     def set_bound(self, greatest: float | None, tokens: int) -> None:
         """Limit the learning rates of later proposals by the probe's result. `tokens`: tokens of the probe."""
@@ -70,16 +98,22 @@ class Ledger(Trials):
         with self._lock:
             trial.state = "running"
 
-    def answered(self, trial: Trial, answer: Answer, spent: tuple[str, float, float] | None = None) -> None:
+    def trained(self, trial: Trial, unanswered: Unanswered) -> None:
+        """Count what a trial was trained without an answer."""
+        self._record({"trial": trial.number, "unanswered": list(unanswered)})
+
+    def answered(self, trial: Trial, answer: Answer, spent: Used | None = None, lost: bool = False) -> None:
         """Update a trial by a gang's answer, and store the answer.
 
         Args:
-            spent: what this driver has used so far: its name, seconds, and seconds times GPUs (without GPUs, CPUs).
+            spent: what this driver has used so far.
+            lost: it has failed because gangs were lost.
         """
         unknown_before = set() if answer.diverged else {"diverged"}  # to the previous release
         record = {"trial": trial.number, "answer": answer.model_dump(mode="json", exclude=unknown_before)}
+        rare: Record = {**({} if spent is None else {"spent": list(spent)}), **({"lost": True} if lost else {})}
         with self._lock:
-            self._record(record if spent is None else {**record, "spent": list(spent)})
+            self._record({**record, **rare})
             if trial.is_over:
                 self._conclude(trial)
 

@@ -74,6 +74,9 @@ class Trials:
     def apply(self, record: Mapping[str, Any]) -> None:
         """Apply one record of the ledger."""
         number = int(record["trial"])
+        if "spent" in record:
+            driver, seconds, device_seconds = record["spent"]
+            self.spent[driver] = (seconds, device_seconds)
         if "tokens_per_run" in record:
             self.total_steps, self.tokens_per_run = int(record["total_steps"]), float(record["tokens_per_run"])
             return
@@ -85,9 +88,6 @@ class Trials:
         if "later" in record:
             self.compare_later()
             return
-        if "spent" in record:
-            driver, seconds, device_seconds = record["spent"]
-            self.spent[driver] = (seconds, device_seconds)
         if "values" in record:
             self.trials[number] = self.new_trial(
                 number,
@@ -101,6 +101,12 @@ class Trials:
         trial = self.trials[number]
         if "answer" in record:
             self.take(trial, Answer.model_validate(record["answer"]))
+            trial.lost = bool(record.get("lost"))
+        elif "unanswered" in record:
+            step, tokens, seconds = record["unanswered"]
+            trial.step, trial.tokens, trial.seconds = step, trial.tokens + tokens, trial.seconds + seconds
+        elif "again" in record:
+            trial.state, trial.reason, trial.lost = "paused" if trial.step else "waiting", None, False
         elif "stopped" in record:
             trial.state, trial.reason = "stopped", record["stopped"]
 

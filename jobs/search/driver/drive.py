@@ -8,11 +8,11 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import DataError, Diverged, Interrupted, OutOfMemory, RunFailed, StorageError
+from cluster.errors import DataError, Diverged, Interrupted, MachinesFailed, OutOfMemory, RunFailed, StorageError
 from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
 from jobs.data.order.stream import step_plan, tokens_per_run
@@ -41,13 +41,15 @@ from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
 from jobs.run.record import resume_command, write_manifest
 from jobs.search.changes import Changes
+from jobs.search.driver.carrying_out import carried_out_unless_stopped
 from jobs.search.driver.final import SweepDriver, end_earlier_final_runs, with_final_run
 from jobs.search.driver.gangs import Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.driver.searching import Search
+from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_of, planned_steps
 from jobs.search.report.summary import summary_lines
-from jobs.search.report.trial_text import leaderboard
+from jobs.search.report.trial_text import format_trial, leaderboard
 from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
 from jobs.search.rules.varying import engines, trial_spec
 from jobs.search.spending import kind_within
@@ -62,6 +64,7 @@ from jobs.training.worker_input import Job
 
 _NEEDED = ("ray.data", "jobs.training.on_ray.controller", "ray.tune", "optuna")  # modules that this process needs
 ATTEMPTS = "drivers"
+_MOST_NAMED = 5  # trials in a warning
 
 
 def drive_sweep(
@@ -246,6 +249,7 @@ def concluded_sweep(search: Search) -> Outcome:
     Raises:
         RunFailed: every trial failed, or the export did.
         Diverged: every trial diverged.
+        MachinesFailed: gangs were lost, so that no trial was trained to its end, or the model is not exported.
     """
     ledger, now = search.ledger, datetime.datetime.now(datetime.UTC)
     if search.asked_to_stop():
@@ -253,6 +257,7 @@ def concluded_sweep(search: Search) -> Outcome:
         reason = f"stopped on request after {done} of {many(len(ledger.trials), 'trial')}; checkpoints are kept"
         return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
     ledger.search_has_ended()
+    lost = [trial for trial in ledger.trials.values() if trial.lost]
     if left := ledger.repeats_to_begin:
         said = f"the budget has no time for {many(left, 'repeat')} of the best trials with other seeds"
         search.announce("warning", f"{said}. To extend the budget: fleetune sweep extend")
@@ -266,7 +271,11 @@ def concluded_sweep(search: Search) -> Outcome:
         said = f"no trial was trained to its end; {count} of {len(ledger.trials)} ended so: {reason}"
         if ledger.trials and all(trial.diverged for trial in ledger.trials.values()):
             raise Diverged(f"{said}. All trials diverged: search other values, usually lower learning rates")
+        if lost:  # the next driver tries them again
+            raise MachinesFailed(said)
         raise RunFailed(said)
+    if lost:
+        search.announce("warning", not_tried(lost, search.paths))
     if (worse := worse_than_base(ledger, best)) is not None:
         search.announce("warning", worse)
     storage.write_bytes(search.paths.best, dump_spec(best.spec))
@@ -276,7 +285,14 @@ def concluded_sweep(search: Search) -> Outcome:
         search.announce("phase", f"exporting the model of trial {best.number}", phase="export")
         holder = best.driver or take_run(best.paths)  # an earlier driver trained it, and its workers may still live
         task = GangTask(action="export", run=best.paths.root, spec=best.spec, driver=holder)
-        answer = search.carried_out(task)
+        try:
+            answer = carried_out_unless_stopped(search.gangs, task, search.asked_to_stop)
+        except GangLost as error:
+            raise MachinesFailed(f"the model of trial {best.number} could not be exported: {error}") from error
+        if answer is None:
+            reason = f"stopped on request while the model of trial {best.number} was exported: a resume exports it"
+            search.announce("stopping", reason)
+            return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
         if answer.status != "exported":
             raise RunFailed(f"the model of trial {best.number} could not be exported: {answer.reason}")
         model = best.paths.model
@@ -290,6 +306,13 @@ def concluded_sweep(search: Search) -> Outcome:
         model_path=model,
         ended_at=now,
     )
+
+
+def not_tried(lost: Sequence[Trial], sweep: JobPaths) -> str:
+    """Return a warning that these values were not tried to the end, and how to try them again."""
+    named = ", ".join(map(format_trial, lost[:_MOST_NAMED]))
+    more = f" and {len(lost) - _MOST_NAMED} more" if len(lost) > _MOST_NAMED else ""
+    return f"not tried to the end, because gangs were lost: {named}{more}. To try them again: {resume_command(sweep)}"
 
 
 def worse_than_base(ledger: Ledger, best: Trial) -> str | None:

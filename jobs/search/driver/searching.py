@@ -19,19 +19,25 @@ from jobs.run.events import Announcer
 from jobs.run.metric_names import missing_metric
 from jobs.run.paths import JobPaths
 from jobs.search.changes import Change, Changes, changed
+from jobs.search.driver.carrying_out import carried_out
 from jobs.search.driver.checkpoint_space import limit_checkpoints
 from jobs.search.driver.final import pass_on_save_request
 from jobs.search.driver.gangs import Gangs
+from jobs.search.driver.probe import bound_rate
+from jobs.search.driver.trial_files import (
+    ask_to_save_and_end,
+    remove_requests,
+    unanswered,
+    user_asks_to_end,
+)
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_if_later, plan_of, planned_steps, steps_done
 from jobs.search.report.trial_text import format_trial, trial_line
-from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.rules.budget import BudgetPlan, Next, check_lengths, most_to_train
 from jobs.search.rules.checking import stored_sweep
 from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import format_space
-from jobs.search.rules.varying import trial_spec
 from jobs.search.spending import Spending, untried_only
 from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
@@ -42,7 +48,9 @@ from jobs.training.mailbox import Answer, GangTask, TrialMailbox
 _POLL_S = 0.05
 _LOOK_EVERY_S = 1.0  # for changes; each look asks the storage
 _NODES_EVERY, _STEPS_EVERY = 5, 20  # looks after which nodes are looked at, and after which steps are announced
-_MAX_LOST_GANGS = 3  # lost gangs under one trial, after which the trial has failed
+# Seconds, and share of the time since the search began, after which the use of machines is recorded without an answer.
+# With a share, a search of days writes few records.
+_USED_EVERY_S, _USED_SHARE = 60.0, 0.05
 _TUNE_ENDS_WITHIN_S = 5.0
 _SAVED_WITHIN_S = 60.0  # to wait for checkpoints of running trials after the search has failed
 
@@ -75,6 +83,7 @@ class Search:
         self._answered_lock = threading.Lock()
         self._began_s = time.monotonic()
         self._looked_s, self._looks = -math.inf, 0  # looks at once: Tune must not end before a change that waits
+        self._recorded_s = self._began_s  # when the use of machines was recorded last
         self._steps_before = steps_done(ledger)
         self._changes = Changes(paths)
         self._gives_back = gives_back
@@ -109,6 +118,7 @@ class Search:
                     return
                 time.sleep(_POLL_S)
         finally:  # a call of Tune's thread while Ray shuts down would end this process at once
+            self.ledger.used(self._spending.so_far())
             self._left.set()
             tune.join(_TUNE_ENDS_WITHIN_S if self._tuner_runs.is_set() else 0.0)
         if self._ending is not None:
@@ -128,37 +138,16 @@ class Search:
             pass_on_save_request(self.paths, [trial.paths for trial in self._running()])
         if self._looks % _STEPS_EVERY == 0:
             self._tell_steps()
-
-    def _bound_rate(self) -> None:
-        """Have a gang measure the loss after one step at several learning rates, and limit the rate by the result.
-
-        Raises:
-            FleetuneError: no gang could be started.
-        """
-        ledger = self.ledger
-        rates = () if ledger.is_bounded else probed_rates(ledger.sweep)
-        if not rates:
-            return
-        self.announce("phase", f"looking for the greatest learning rate, up to {rates[-1]:.2g}", phase="probe")
-        probe = JobPaths(storage.join(self._own, "probe"))
-        spec = trial_spec(ledger.sweep.base, prior_of(ledger.sweep))  # the first trial's: the gang has its engine then
-        task = GangTask(action="probe", run=probe.root, spec=spec, rates=rates, driver=take_run(probe))
-        try:
-            answer = self.gangs.carry_out(task)
-        except GangLost as error:
-            self.announce("warning", f"{error}: the greatest learning rate is not looked for")
-            return
-        greatest = greatest_rate(rates, answer.losses) if answer.status == "probed" else None
-        ledger.set_bound(greatest, answer.tokens)
-        if greatest is not None:
-            said = f"one step at {greatest:.2g} makes the loss worse: higher learning rates are not tried"
-            self.announce("phase", said, phase="probe")
+            self._stop_paused()
+        if time.monotonic() - self._recorded_s > max(_USED_EVERY_S, _USED_SHARE * (time.monotonic() - self._began_s)):
+            self._recorded_s = time.monotonic()
+            self.ledger.used(self._spending.so_far())
 
     def _tune(self, done: dict[str, Any]) -> None:
         try:
             from jobs.search.tuning.tuner import Callbacks, make_tuner
 
-            self._bound_rate()
+            bound_rate(self.ledger, self.gangs, self._own, self.announce)
             finish, left = self._finished.set, self._left.is_set
             driver = Callbacks(lambda: len(self.gangs), self.next_kind, finish, self._lost, left)
             self._tuner_runs.set()
@@ -196,6 +185,18 @@ class Search:
                     said = f"trial {trial.number}: step {step} of {trial.total_steps}, training loss {loss:.4f}"
                     self.announce("phase", said, phase="train", trial=trial.number)
 
+    def _stop_paused(self) -> None:
+        """Stop the trials for good that users have asked to stop while no gang trains them."""
+        for trial in [one for one in list(self.ledger.trials.values()) if one.state in ("waiting", "paused")]:
+            with contextlib.suppress(StorageError):  # asked again at the next look
+                if user_asks_to_end(trial.paths):
+                    self.ledger.stopped(trial, _stopped_after(trial.step))
+                    self._tell(trial)
+
+    def _tell(self, trial: Trial) -> None:
+        said = trial_line(self.ledger, trial)
+        self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
+
     def _serve_requests(self) -> None:
         with contextlib.suppress(StorageError):  # asked again at the next look
             for name in [one for one in self._mailbox.requests.names() if one not in self._seen]:
@@ -208,6 +209,8 @@ class Search:
         """Carry out a request and answer it. An error ends the search: Tune would wait forever for the answer."""
         try:
             self._answer(name)
+        except GangLost:
+            pass  # the sweep is stopped: a resume goes on with this trial
         except FleetuneError as error:  # no gang is left, or the storage is gone
             self._failed = error
         except Exception as error:
@@ -215,19 +218,29 @@ class Search:
             self._failed = RunFailed(f"{type(error).__name__}: {error}")
 
     def _answer(self, name: str) -> None:
-        """Train as requested, and record the answer. Raises FleetuneError: no gang is left, or the storage fails."""
+        """Train as requested, and record the answer.
+
+        Raises:
+            GangLost: the gang was lost while the sweep is stopped.
+            FleetuneError: no gang is left, or the storage fails.
+        """
         request = self._mailbox.requests.read(name)
-        trial = self.ledger.trials[request.trial]
-        answer = self._train(trial)
+        trial, is_lost = self.ledger.trials[request.trial], False
+        try:
+            answer = self._train(trial)
+        except GangLost as error:
+            if self.asked_to_stop():
+                raise
+            answer, is_lost = Answer(status="failed", reason=str(error)), True
         self._check_metric(answer)
-        self.ledger.answered(trial, answer, self._spending.so_far())
+        self._recorded_s = time.monotonic()
+        self.ledger.answered(trial, answer, self._spending.so_far(), is_lost)
         self._look_at_rung()
         if answer.status == "stopped" and self._failed is None and not self.asked_to_stop():
-            self.ledger.stopped(trial, f"stopped on request after step {answer.step}")
+            self.ledger.stopped(trial, _stopped_after(answer.step))
         with self._answered_lock:
             limit_checkpoints(self.ledger, self.announce)
-        said = trial_line(self.ledger, trial)
-        self.announce("trial", said, trial=trial.number, state=trial.state, **self._progress())
+        self._tell(trial)
         judged = {self.ledger.sweep.judged: self.ledger.finite_score(trial)}
         status = "failed" if trial.state == "failed" else answer.status
         self._mailbox.answers.put(name, answer.model_copy(update={"metrics": judged, "status": status}))
@@ -253,14 +266,16 @@ class Search:
             raise SpecError.at("metric", missing_metric(judged, known))
 
     def _train(self, trial: Trial) -> Answer:
-        """Train a trial up to its next score. Raises FleetuneError: no gang is left."""
+        """Train a trial up to its next score. Raises GangLost: again and again; FleetuneError: no gang is left."""
         ledger, until = self.ledger, next_stop(self.ledger.sweep, trial)
         if trial.impossible is not None:
             return Answer(status="failed", reason=trial.impossible)
+        if trial.is_over or user_asks_to_end(trial.paths):
+            return Answer(status="stopped", step=trial.step)
         if not trial.driver:
             trial.driver = take_run(trial.paths)
-            for gone in (trial.paths.stop_request, trial.paths.save_request, trial.paths.outcome):
-                storage.remove_file(gone)  # of an earlier driver
+            remove_requests(trial.paths)
+            self._count_unanswered(trial)
         task = GangTask(
             action="train",
             run=trial.paths.root,
@@ -273,20 +288,12 @@ class Search:
         ledger.began(trial)
         said = f"training {format_trial(trial)} to step {until}"
         self.announce("phase", said, phase="train", trial=trial.number, until=until)
-        return self.carried_out(task)
+        return carried_out(self.gangs, task, self.asked_to_stop, lambda: self._count_unanswered(trial))
 
-    def carried_out(self, task: GangTask) -> Answer:
-        """Have a gang carry out a task; another gang if the first is lost. Raises FleetuneError: no gang is left."""
-        losses = 0
-        while True:
-            try:
-                return self.gangs.carry_out(task)
-            except GangLost as error:
-                if self.asked_to_stop():
-                    raise
-                losses += 1
-                if losses >= _MAX_LOST_GANGS:
-                    return Answer(status="failed", reason=f"its gang was lost {losses} times; the last time {error}")
+    def _count_unanswered(self, trial: Trial) -> None:
+        """Count what a lost gang, or one of a killed driver, has trained up to the newest checkpoint."""
+        if (found := unanswered(trial, self.ledger.tokens_per_run)) is not None:
+            self.ledger.trained(trial, found)
 
     def _give_back(self) -> None:
         """End gangs for which no trial is left, in a thread, so that other jobs can use their slots."""
@@ -354,6 +361,10 @@ class Search:
         while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
             for trial in self._running():
                 with contextlib.suppress(StorageError):  # the next turn tries again
-                    storage.write_bytes(trial.paths.stop_request, b"the sweep is stopped")
+                    ask_to_save_and_end(trial.paths)
             time.sleep(4 * _POLL_S)
             self._relay.check()
+
+
+def _stopped_after(step: int) -> str:
+    return f"stopped on request after step {step}"

@@ -133,6 +133,8 @@ class WarmGang:
         except Exception as error:
             traceback.print_exc()
             self.dead = RunFailed(f"the gang failed: {type(error).__name__}: {error}")
+        finally:  # otherwise, a task that it was given before would be waited for without end
+            self.dead = self.dead or MachinesFailed("the gang was ended")
 
     def _served(self) -> Outcome:
         """Start the workers, and return their outcome once they have ended."""

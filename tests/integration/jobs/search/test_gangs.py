@@ -166,6 +166,11 @@ def test_an_order_moves_from_a_gang_that_waits_for_room_to_one_that_becomes_free
         made._free.remove(place)
 
 
+def gang_without_workers(base: Spec, folder: Path) -> warm_gang.WarmGang:
+    job = Job(base, str(folder / "gang"), "prepared", "model")
+    return warm_gang.WarmGang(replace(job, driver=take_run(job.paths)), False, lambda *said, **data: None)  # type: ignore[arg-type]
+
+
 def test_workers_that_find_room_later_do_not_begin_with_an_order_that_has_moved(
     base: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,15 +187,29 @@ def test_workers_that_find_room_later_do_not_begin_with_an_order_that_has_moved(
     monkeypatch.setattr(warm_gang, "find_room", lambda *_: room.wait(60))
     monkeypatch.setattr(warm_gang, "fit", fit)
     monkeypatch.setattr(warm_gang, "outcome_of", lambda *_: None)
-    job = Job(base, str(tmp_path / "gang"), "prepared", "model")
-    job = replace(job, driver=take_run(job.paths))
-    gang = warm_gang.WarmGang(job, False, lambda *said, **data: None)  # type: ignore[arg-type]
+    gang = gang_without_workers(base, tmp_path)
     with pytest.raises(GangWaits):
         gang.carry_out(order(base, "a", 8), lambda: True)
     room.set()
     answer = gang.carry_out(order(base, "b", 8).model_copy(update={"until": 7}))
     assert (answer.step, began) == (7, [2])
-    assert gang.end() and gang.dead is None
+    assert gang.end()
+
+
+def test_a_gang_that_is_ended_when_it_finds_room_leaves_nobody_waiting(
+    base: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = threading.Event()
+    monkeypatch.setattr(warm_gang, "find_room", lambda *_: room.wait(60))
+    gang = gang_without_workers(base, tmp_path)
+
+    def ended() -> bool:
+        gang._ending = True
+        room.set()
+        return False
+
+    with pytest.raises(MachinesFailed, match="the gang was ended"):
+        gang.carry_out(order(base, "a", 8), ended)
 
 
 def test_a_run_goes_back_to_the_gang_that_has_trained_it_last(base: Spec) -> None:

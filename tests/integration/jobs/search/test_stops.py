@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,11 @@ from jobs.run.record import outcome_of_error
 from jobs.run.requests import ask_to_stop
 from jobs.search.changes import Change, Changes
 from jobs.search.driver import drive, searching
+from jobs.search.driver.trial_files import ask_to_save_and_end
+from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.rules.budget import checked_plan
+from jobs.search.trials import Trials
 from jobs.search.tuning.tuner import halved
 from jobs.spec.load import load_sweep
 from jobs.training.mailbox import Answer, GangTask
@@ -139,14 +143,58 @@ def test_workers_of_an_earlier_driver_do_not_take_part_in_the_export(
     if resumed:
         trial.driver = ""  # the ledger does not store it
 
-    def carried_out(task: GangTask) -> Answer:
+    def carry_out(task: GangTask) -> Answer:
         tasks.append(task)
         return Answer(status="exported")
 
-    monkeypatch.setattr(search, "carried_out", carried_out)
+    search.gangs.carry_out = carry_out  # type: ignore[method-assign]
     assert drive.concluded_sweep(search).model_path == trial.paths.model
     assert tasks[0].driver == Path(trial.paths.driver).read_text()
     assert (tasks[0].driver == earlier) is not resumed
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_stop_is_heard_while_the_model_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    """The export may take minutes, or its gang may be stopped too."""
+    search, ended = search_in(tmp_path, monkeypatch, then="export"), threading.Event()
+    trial = search.ledger.add({"learning_rate": 1e-4})
+    search.ledger.answered(trial, Answer(status="finished", step=8, total_steps=8, metrics={"eval_loss": 0.5}))
+
+    def carry_out(task: GangTask) -> Answer:
+        request_stop(search)
+        if lost:
+            raise GangLost("its node is gone")
+        ended.wait(60)
+        return Answer(status="exported")
+
+    search.gangs.carry_out = carry_out  # type: ignore[method-assign]
+    outcome = drive.concluded_sweep(search)
+    ended.set()
+    assert outcome.status is Status.INTERRUPTED and "while the model of trial 1 was exported" in str(outcome.reason)
+
+
+def test_a_trial_that_waits_is_stopped_by_a_user_and_stays_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the request was left while the sweep had no driver; a stop of the whole sweep stops no trial for good."""
+    search = search_in(tmp_path, monkeypatch)
+    ledger = search.ledger
+    paused, interrupted, begun = (ledger.add({"learning_rate": rate}) for rate in (1e-5, 2e-5, 3e-5))
+    ledger.answered(paused, Answer(status="paused", step=2, total_steps=8, metrics={"eval_loss": 0.5}))
+    ledger.answered(interrupted, Answer(status="stopped", step=1, total_steps=8))
+    ask_to_stop(paused.paths.root, is_trial=True)
+    ask_to_save_and_end(interrupted.paths)
+    ask_to_save_and_end(paused.paths)
+    ask_to_stop(begun.paths.root, is_trial=True)
+    begun.state = "running"  # Ray Tune has begun it, and the driver has seen no request of it yet
+    search._stop_paused()
+    assert search._train(begun) == Answer(status="stopped") and not begun.driver
+    assert [trial.state for trial in ledger.trials.values()] == ["stopped", "paused", "running"]
+    assert paused.reason == "stopped on request after step 2"
+    ledger.close()
+    assert Trials(ledger.sweep, ledger.root).trials[1].state == "stopped"
 
 
 def test_a_metric_that_the_job_does_not_report_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

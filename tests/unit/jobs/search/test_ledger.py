@@ -10,7 +10,7 @@ import pytest
 
 from cluster.errors import SpecError
 from jobs.run.outcome import Status, read_outcome
-from jobs.search.ledger import Ledger
+from jobs.search.ledger import Ledger, Unanswered
 from jobs.search.report.trial_text import leaderboard, leaderboard_facts, trial_line
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
@@ -71,6 +71,44 @@ def test_the_next_driver_knows_what_the_last_one_knew(sweep: SweepSpec, root: st
     assert [one.status if one else None for one in ended] == [
         Status.SUCCEEDED, Status.FAILED, Status.INTERRUPTED, None,
     ]  # fmt: skip
+
+
+def test_the_next_driver_tries_a_trial_again_whose_gangs_were_lost(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep, root)
+    begun, lost, failed = (add(ledger, rate) for rate in (1e-5, 2e-5, 3e-5))
+    ledger.trained(begun, Unanswered(4, 40, 2.0))
+    for trial, is_lost in ((begun, True), (lost, True), (failed, False)):
+        ledger.answered(trial, Answer(status="failed", reason="its gang was lost"), lost=is_lost)
+    ledger.close()
+    shown = Trials(sweep, root)
+    assert [(trial.state, trial.lost) for trial in shown.trials.values()] == [
+        ("failed", True), ("failed", True), ("failed", False),
+    ]  # fmt: skip
+    again = ledger_of(sweep, root)
+    assert [trial.state for trial in again.trials.values()] == ["paused", "waiting", "failed"]
+    assert (again.trials[1].step, again.trials[1].reason) == (4, None)
+    again.answered(again.trials[1], scored("finished", STEPS, 0.4))
+    again.close()
+    shown.catch_up()
+    assert [trial.state for trial in shown.trials.values()] == ["finished", "waiting", "failed"]
+
+
+def test_what_a_killed_driver_has_used_is_counted(sweep: SweepSpec, root: str) -> None:
+    """Also before its first answer, and before its first trial."""
+    killed = ledger_of(sweep, root)
+    killed.used(("01", 60.0, 120.0))
+    trial = add(killed, 1e-5)
+    killed.used(("01", 90.0, 180.0))
+    killed.trained(trial, Unanswered(4, 40, 2.5))
+    killed._journal.flush()
+    second = ledger_of(sweep, root)
+    assert (second.seconds, second.device_hours * 3600, second.tokens) == (90.0, 180.0, 40)
+    second.answered(second.trials[1], scored("finished", STEPS, 0.4).model_copy(update={"tokens": 60}), ("02", 5, 10))
+    for ledger in (killed, second):
+        ledger.close()
+    found = Trials(sweep, root)
+    assert (found.seconds, found.device_hours * 3600, found.tokens) == (95.0, 190.0, 100)
+    assert (found.trials[1].step, found.trials[1].seconds) == (STEPS, 2.5)
 
 
 @pytest.mark.parametrize(

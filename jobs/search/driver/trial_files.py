@@ -1,0 +1,60 @@
+"""What users, lost gangs and earlier drivers have left in the directory of a trial."""
+
+from __future__ import annotations
+
+import contextlib
+
+from cluster.errors import StorageError
+from jobs.run.checkpoints import newest_step
+from jobs.run.paths import JobPaths
+from jobs.search.ledger import Unanswered
+from jobs.search.trial import Trial
+from jobs.storage import files as storage
+from jobs.storage.journal import read_journal
+
+_BY_THE_SWEEP = b"the sweep is stopped"  # content of a request to stop; any other one comes from a user
+
+
+def ask_to_save_and_end(trial: JobPaths) -> None:
+    """Ask a trial to stop because the sweep is stopped. A user's request stays. Raises StorageError."""
+    if not storage.exists(trial.stop_request):
+        storage.write_bytes(trial.stop_request, _BY_THE_SWEEP)
+
+
+def user_asks_to_end(trial: JobPaths) -> bool:
+    """Whether a user has asked to stop this trial for good. Raises StorageError."""
+    return storage.exists(trial.stop_request) and storage.read_bytes(trial.stop_request) != _BY_THE_SWEEP
+
+
+def remove_requests(trial: JobPaths) -> None:
+    """Remove the outcome of a trial that goes on, and the requests of earlier drivers. Raises StorageError."""
+    for gone in (trial.stop_request, trial.save_request, trial.outcome):
+        storage.remove_file(gone)
+
+
+def newest_saved(run: JobPaths) -> int:
+    """Return the step of a run's newest checkpoint; 0: there is none, or the storage fails."""
+    with contextlib.suppress(StorageError):
+        return newest_step(run)
+    return 0
+
+
+def unanswered(trial: Trial, tokens_per_run: float) -> Unanswered | None:
+    """Return what was trained without an answer, up to the newest checkpoint; None: nothing.
+
+    The gang was lost, or the driver was killed. The next gang goes on from the checkpoint, and counts from there.
+
+    Args:
+        tokens_per_run: tokens of one whole run, for steps whose metrics are lost.
+    """
+    saved = newest_saved(trial.paths)
+    if saved <= trial.step:
+        return None
+    known = dict[int, tuple[float, float]]()  # by step: tokens and seconds
+    with contextlib.suppress(StorageError):
+        for record in read_journal(trial.paths.metrics):
+            if "tokens" in record:
+                known[record["step"]] = (record["tokens"], record.get("step_time_s", 0.0))
+    mean = (tokens_per_run / max(trial.total_steps, 1), 0.0)
+    every = [known.get(step, mean) for step in range(trial.step + 1, saved + 1)]
+    return Unanswered(saved, round(sum(tokens for tokens, _ in every)), sum(seconds for _, seconds in every))

@@ -13,7 +13,7 @@ from jobs.drivers.finetune.begin import load_work
 from jobs.run.find import storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
-from jobs.run.requests import ask_to_stop
+from jobs.run.requests import ask_to_stop, ask_trial_to_end
 from jobs.run.summary import resume_of, summarise, utc_now
 from jobs.search.changes import Change, Changes, changed, is_driven, larger, narrower
 from jobs.search.report import trial_text
@@ -109,7 +109,9 @@ def stop(
     trial: Annotated[int, typer.Argument(metavar="TRIAL", help="Number of the trial.")],
     storage: Storage = None,
 ) -> None:
-    """Make a running trial save a checkpoint and end. The sweep continues with other trials.
+    """Make a trial save a checkpoint and end. The sweep continues with other trials.
+
+    A trial that is paused, or waits for its training, ends without another step.
 
     To stop the sweep: fleetune stop SWEEP.
     """
@@ -118,7 +120,9 @@ def stop(
         raise InputError(f"there is no trial {trial}: the sweep has begun {len(found.trials)} so far")
     if found.trials[trial].is_over:
         raise InputError(f"trial {trial} has ended: {found.trials[trial].state}")
-    typer.echo(ask_to_stop(found.trials[trial].paths.root, is_trial=True))
+    root, sweep_paths = found.trials[trial].paths.root, JobPaths(found.root)
+    is_trained = summarise(sweep_paths).status == "running" and trial in read_driver_state(sweep_paths).running
+    typer.echo(ask_to_stop(root, is_trial=True) if is_trained else ask_trial_to_end(root, trial))
 
 
 def _is_active(trials: Trials) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from cluster.errors import InputError
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
-from jobs.run.requests import ask_to_save, ask_to_stop
+from jobs.run.requests import ask_to_save, ask_to_stop, ask_trial_to_end
 from jobs.storage import files as storage
 
 STARTED = datetime.datetime(2026, 11, 24, 11, 59, tzinfo=datetime.UTC)
@@ -31,7 +31,29 @@ def soon() -> datetime.datetime:
 def test_stop_leaves_a_request_and_says_how_to_go_on(paths: JobPaths) -> None:
     said = ask_to_stop(paths.root, soon)
     assert "at its next step, and end" in said and f"fleetune run --resume {paths.root}" in said
+    assert "While it waits or loads the model, it ends soon, without a checkpoint" in said
     assert storage.exists(paths.stop_request) and not storage.exists(paths.save_request)
+
+
+def test_a_sweep_has_no_step_of_its_own_to_stop_at(paths: JobPaths) -> None:
+    storage.write_bytes(paths.spec, b'{"kind": "sweep"}')
+    said = ask_to_stop(paths.root, soon)
+    assert said.startswith(f"sweep {paths.name} will end as interrupted. Trials that are being trained save a ")
+    assert said.endswith(f"To go on later: fleetune run --resume {paths.root}")
+
+
+def test_a_trial_that_is_paused_ends_without_a_step(paths: JobPaths) -> None:
+    storage.write_bytes(paths.spec, b'{"kind": "sweep"}')
+    trial = JobPaths.of(paths.root, "0001")
+    storage.write_bytes(trial.spec, b"{}")
+    said = ask_trial_to_end(trial.root, 1)
+    assert said == "trial 1 is not being trained: it will be stopped without another step"
+    assert storage.exists(trial.stop_request)
+    write_outcome(paths, Outcome(status=Status.INTERRUPTED, step=4, ended_at=STARTED))
+    assert ask_trial_to_end(trial.root, 1) == f"{said}, once the sweep is resumed"
+    write_outcome(trial, Outcome(status=Status.INTERRUPTED, step=4, ended_at=STARTED))
+    with pytest.raises(InputError, match="has ended: interrupted after 4 steps"):
+        ask_trial_to_end(trial.root, 1)
 
 
 def test_a_trial_is_stopped_with_the_commands_of_its_sweep(paths: JobPaths) -> None:

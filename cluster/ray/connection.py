@@ -23,6 +23,7 @@ from cluster.imports import quick_imports
 from cluster.job_environment import JobEnvironment
 from cluster.ray.bundles import accelerator_of, bundle
 from cluster.ray.local_start import start_local
+from cluster.ray.sigterm import left_on_sigterm
 from cluster.settings import add_to_environment, protocols_environment, ray_address, set_default
 
 # Logical CPUs in addition to the workers' own, for Ray Data's tasks and the Train controller.
@@ -76,14 +77,14 @@ def connected(
     try:
         try:
             _check_listening(where)
-            with _left_on_sigterm(handler):
+            with left_on_sigterm(handler) as check:
                 if where is None:
-                    start_local(options)
+                    start_local(options, check)
                 else:
                     ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise CapacityError(_no_answer(where, error)) from error
-        except SystemExit as error:  # from `_left_on_sigterm`
+        except SystemExit as error:  # from `left_on_sigterm`
             if callable(handler):
                 handler(signal.SIGTERM, None)
             raise KeyboardInterrupt from error
@@ -97,37 +98,6 @@ def connected(
         ending = threading.Thread(target=ray.shutdown, name="shutdown")
         ending.start()
         _join(ending, handler)
-
-
-@contextlib.contextmanager
-def _left_on_sigterm(handler: Any) -> Iterator[None]:
-    """Raise SystemExit on SIGTERM, in place of Ray's handlers: at once, or at the end if that exception is lost.
-
-    Python drops an exception that a handler raises inside a destructor or a callback.
-
-    Args:
-        handler: what handles SIGTERM before and afterwards.
-    """
-    from ray._private import utils
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    received, set_handler = list[int](), utils.set_sigterm_handler
-
-    def leave(number: int, frame: object) -> None:
-        received.append(number)
-        sys.exit(number)
-
-    utils.set_sigterm_handler = lambda of_ray: None
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = set_handler
-        signal.signal(signal.SIGTERM, handler)
-        if received:
-            sys.exit(received[0])
 
 
 def _set_defaults() -> None:

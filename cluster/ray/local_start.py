@@ -17,12 +17,15 @@ _TRIES = 3
 _AGENT_COMMAND = "--dashboard_agent_command="  # an argument of the raylet
 
 
-def start_local(options: Mapping[str, Any]) -> None:
+def start_local(options: Mapping[str, Any], check: Callable[[], None] = lambda: None) -> None:
     """Start a Ray on this machine, again if it does not come up. Raises MachinesFailed, or what `ray.init` raises.
 
     Ray waits 30 seconds for its start, which is too short while other programs keep all cores busy. It then raises a
     plain `Exception`. The processes of the failed start end with this process. From the second try on, Ray starts its
     own agent (see `no_agent`).
+
+    Args:
+        check: called before each further try; what it raises ends the start.
     """
     import ray
 
@@ -34,6 +37,7 @@ def start_local(options: Mapping[str, Any]) -> None:
             if type(error) is not Exception:
                 raise
             failed = error
+            check()
             continue
         return
     said = f"Ray did not come up on this machine, in {_TRIES} tries of 30 s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 from typing import Any
@@ -12,8 +13,10 @@ import pytest
 import ray
 from ray._private import services
 
+from cluster.capacity.gang import Gang
 from cluster.errors import MachinesFailed
 from cluster.ray import no_agent
+from cluster.ray.connection import THIS_MACHINE, connected
 from cluster.ray.local_start import start_local
 
 ROOT = pathlib.Path(__file__).parents[4]
@@ -45,6 +48,30 @@ def test_after_three_tries_the_machine_is_said_to_be_overloaded(monkeypatch: pyt
     with pytest.raises(MachinesFailed, match=r"did not come up on this machine, in 3 tries.*overloaded") as caught:
         start_local({})
     assert len(calls) == 3 and caught.value.__cause__ is late
+
+
+def test_a_sigterm_that_ray_has_dropped_is_heard_before_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops the exception of a handler that runs inside a destructor. Each try takes half a minute."""
+    calls, heard = list[dict[str, Any]](), list[int]()
+
+    class Destroyed:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    def init(**options: Any) -> None:
+        calls.append(options)
+        Destroyed()
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt), connected(THIS_MACHINE, Gang(1)):
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(calls) == 1 and heard == [signal.SIGTERM]
 
 
 def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

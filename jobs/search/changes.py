@@ -112,7 +112,7 @@ def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
         SpecError: no amount is given, one is not above 0, the budget does not have the field, or lists leave nothing
             to try.
     """
-    if trials.sweep.algorithm != "auto" and untried(trials.sweep, trials.searched) == []:
+    if trials.sweep.algorithm != "auto" and untried(trials.sweep, trials.searched, None, trials.total_steps) == []:
         said = "every combination of the lists has been tried, so a larger budget would begin no trial"
         raise SpecError(f"{said}: give the lists more values, or make a new sweep")
     budget, more = trials.sweep.budget, {name: value for name, value in asked.items() if value is not None}

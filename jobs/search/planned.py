@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from cluster.errors import SpecError
 from jobs.search.rules.auto import LATER, probe_steps
-from jobs.search.rules.budget import BudgetPlan, checked_plan, compared_steps, most_gangs
-from jobs.search.trials import Trials, most_repeats
+from jobs.search.rules.budget import BudgetPlan, checked_plan, compared_steps, most_gangs, most_repeats
+from jobs.search.trials import Trials
 from jobs.spec.sweep import SweepSpec
 
 
@@ -20,11 +20,12 @@ def plan_of(trials: Trials, sweep: SweepSpec | None = None) -> BudgetPlan:
 
 def plan_if_later(trials: Trials) -> BudgetPlan | None:
     """Compute what the budget pays for with the later rung; None if more trials have begun than that."""
+    sweep = trials.sweep.model_copy(update={"rungs": LATER})
     try:
-        plan = plan_of(trials, trials.sweep.model_copy(update={"rungs": LATER}))
+        paid = checked_plan(sweep, trials.total_steps, trials.tokens_per_run, trials.probe_steps)
     except SpecError:
         return None
-    return plan if len(trials.searched) <= plan.compared else None
+    return plan_of(trials, sweep) if len(trials.searched) <= paid.compared else None
 
 
 def planned_steps(trials: Trials, plan: BudgetPlan) -> int | None:
@@ -38,7 +39,7 @@ def planned_steps(trials: Trials, plan: BudgetPlan) -> int | None:
 
 def _steps(sweep: SweepSpec, plan: BudgetPlan, total: int) -> float:
     """Return the optimizer steps of all planned trials and repeats; infinite if only time limits them."""
-    repeats = most_repeats(sweep)
+    repeats = most_repeats(sweep, plan)
     if sweep.scheduler == "halving" and plan.compared < math.inf:
         return compared_steps(sweep, int(plan.compared), total) + (plan.whole_runs + repeats) * total
     return (min(plan.compared, plan.runs) + repeats) * total

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 
 from jobs.planning import gang_of
 from jobs.search.rules.auto import first_whole_run
-from jobs.search.rules.budget import BudgetPlan, Next, next_kind, whole_runs_begun
+from jobs.search.rules.budget import BudgetPlan, Next, most_repeats, next_kind, whole_runs_begun
 from jobs.search.rules.untried import untried
-from jobs.search.trials import Trials, most_repeats
+from jobs.search.trials import Trials
 from jobs.spec.finetune import Spec
 
 _MOST_REPEATED = 0.5  # largest share of a limit that is kept for repeats
@@ -49,7 +49,7 @@ def time_limits(trials: Trials, spent: Spent) -> list[TimeLimit]:
     seconds, device_seconds = (sum(each[place] for each in spent.values()) for place in (0, 1))
     whole_s = seconds_of_a_run(trials)
     running = sum(trial.repeats is not None and not trial.is_over for trial in list(trials.trials.values()))
-    repeats = most_repeats(trials.sweep)
+    repeats = most_repeats(trials.sweep, trials.plan)
     running_last = 1 if repeats else 0
     gangs = max(round(device_seconds / (seconds * per_gang)), 1) if seconds else 1
     found = []
@@ -137,10 +137,12 @@ def untried_only(trials: Trials, plan: BudgetPlan) -> BudgetPlan:
     """Return the plan without whole runs for which no values are left that have not been tried. Pure."""
     if not plan.whole_runs or trials.best is None:
         return plan
+    left = untried(trials.sweep, trials.searched, trials.best.values, trials.total_steps)
     if plan.extrapolates:
         begun = whole_runs_begun(trials.searched, plan)
-        return plan if trials.has_further_rate else replace(plan, whole_runs=min(plan.whole_runs, begun))
-    if (left := untried(trials.sweep, trials.searched, trials.best.values)) is None:
+        is_left = left is None or bool(left) or trials.has_further_rate
+        return plan if is_left else replace(plan, whole_runs=min(plan.whole_runs, begun))
+    if left is None:
         return plan
     begun = sum(trial.without_rungs for trial in trials.searched)
     extrapolated = not begun and first_whole_run(trials.sweep, trials.best.values) is not None  # at another rate

@@ -6,7 +6,7 @@ import math
 import statistics
 import threading
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from cluster.errors import SpecError
 from jobs.run.metric_names import missing_metric
@@ -25,7 +25,7 @@ from jobs.search.rules.auto import (
     varied_rate,
     whole_run_rate,
 )
-from jobs.search.rules.budget import most_trials
+from jobs.search.rules.budget import FINALISTS, BudgetPlan, budget_plan, most_repeats, whole_runs_begun
 from jobs.search.rules.rates import UP, best_rate
 from jobs.search.rules.rungs import ETA, going_on, stops_of
 from jobs.search.rules.varying import trial_spec
@@ -36,13 +36,7 @@ from jobs.storage.journal import JournalReader
 from jobs.training.mailbox import Answer
 
 LEDGER = "ledger"
-FINALISTS: Final = 2  # trials that are repeated with other seeds
 _NO_SCORE = 1e9  # stands for the score of a failed trial while no other trial has a score
-
-
-def most_repeats(sweep: SweepSpec) -> int:
-    """Return the largest number of repeats, which train finalists with other seeds."""
-    return int(min(FINALISTS, most_trials(sweep))) * (sweep.seeds - 1)
 
 
 class Trials:
@@ -267,7 +261,12 @@ class Trials:
     def repeats_left(self) -> int:
         """The largest number of repeats that still run or have not begun."""
         ended = sum(trial.is_over for trial in list(self.trials.values()) if trial.repeats is not None)
-        return max(most_repeats(self.sweep) - ended, 0)
+        return max(most_repeats(self.sweep, self.plan) - ended, 0)
+
+    @property
+    def plan(self) -> BudgetPlan:
+        """What the budget pays for, given the trials so far."""
+        return budget_plan(self.sweep, self.total_steps, self.tokens_per_run, self.probe_steps, self.searched)
 
     @property
     def going_on(self) -> list[int]:
@@ -295,9 +294,7 @@ class Trials:
 
     @property
     def has_further_rate(self) -> bool:
-        """Whether one more whole run can have a rate that none has had. Always true if other fields vary too."""
-        if len(self.sweep.dimensions) > 1:
-            return True
+        """Whether one more whole run can have a rate that none has had."""
         name, target = varied_rate(self.sweep), self.target
         tried = [trial.values[name] for trial in self.searched if trial.is_whole]
         return not any(is_near(rate, target) for rate in tried) or further_rate(self.sweep, target, tried) is not None
@@ -305,10 +302,14 @@ class Trials:
     def _nearest_to_target(self, compared: list[Trial]) -> list[int]:
         """Return the number of the paused trial nearest to the target, as a list; empty if none continues now.
 
-        One continues if it is near the target, all have reached the rung, and no whole run is near the target yet.
+        One continues if it is near the target, all have reached the rung, no whole run is near the target yet, and the
+        budget pays for one more whole run or has got no whole run so far.
         """
         paused = [trial for trial in compared if not trial.is_over]
         if not paused or any(not trial.scores for trial in paused):
+            return []
+        plan, whole = self.plan, [trial for trial in self.searched if trial.is_whole]
+        if whole_runs_begun(whole, plan) >= plan.whole_runs and any(one.state != "failed" for one in whole):
             return []
         name, target = varied_rate(self.sweep), self.target
         if any(trial.is_whole and is_near(trial.values[name], target) for trial in self.searched):

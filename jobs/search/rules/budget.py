@@ -6,14 +6,14 @@ import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 from cluster.errors import SpecError
 from cluster.text import compact
 from jobs.planning import plan_batching, total_rows
-from jobs.search.rules.auto import OTHER_RATES, extrapolates, rate_name, rate_range
-from jobs.search.rules.rungs import cooldown_of, halving_steps, stops_of
-from jobs.search.rules.untried import untried
+from jobs.search.rules.auto import BRACKETED, OTHER_RATES, brackets_rate, extrapolates, rate_name, rate_range
+from jobs.search.rules.rungs import ETA, cooldown_of, halving_steps, stops_of
+from jobs.search.rules.untried import listed, untried
 from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, tried
 from jobs.search.trial import Trial
 from jobs.spec.finetune import Spec
@@ -23,6 +23,7 @@ _RUNS_PER_WHOLE_RUN = 3  # auto: one whole run without a comparison for this man
 _MOST_WHOLE_RUNS = 16
 _DEFAULT_MAX_GANGS = 8  # if num_gangs is left out. With more, more trials begin before the scores of others are known
 _USUAL_COMPARED = 6  # by auto, before one whole run
+FINALISTS: Final = 2  # most trials that are repeated with other seeds
 _HOPELESS = 8  # trials; if at least so many have begun, and all have failed without a score, no other one begins
 _MANY = 1000  # trials, or steps: enough that rounding does not matter
 
@@ -59,8 +60,8 @@ def budget_plan(
 ) -> BudgetPlan:
     """Decide how many trials of each kind the budget pays for.
 
-    If lists leave fewer values to try than that, there are as many compared trials as values, and whole runs get the
-    rest of the budget.
+    If fewer values differ than that, whole runs get the rest of the budget. What has begun before the budget grew is
+    paid for first.
 
     Args:
         total_steps, tokens_per_run: of one whole run of the base.
@@ -68,17 +69,23 @@ def budget_plan(
         begun: the trials so far, except repeats.
     """
     plan = _paid_for(sweep, total_steps, tokens_per_run, probe_steps)
-    if (left := untried(sweep, begun)) is None:
-        return plan
-    compared = min(plan.compared, sum(not trial.without_rungs for trial in begun) + len(left))
+    before, whole_before = sum(not trial.without_rungs for trial in begun), whole_runs_begun(begun, plan)
+    left = untried(sweep, begun, total_steps=total_steps)
+    compared = min(plan.compared, max(_most_compared(sweep, total_steps), before))
+    compared = compared if left is None else min(compared, before + len(left))
+    if sweep.scheduler != "halving":
+        return replace(plan, compared=compared)
+    if before > compared:  # the earlier budget had fewer whole runs
+        compared = before
+    elif whole_before > plan.whole_runs:  # the best rate has moved to another trial, which has continued
+        paid = (plan.runs - whole_before) * total_steps - probe_steps
+        compared = max(before, min(compared, _trials_within(sweep, paid, total_steps)))
     whole = plan.whole_runs
-    if whole and compared < plan.compared:
+    if compared != plan.compared:
         rest = plan.runs - (compared_steps(sweep, int(compared), total_steps) + probe_steps) / total_steps
-        whole = max(whole, int(min(rest, _paid_trials(sweep) - compared, _MOST_WHOLE_RUNS)))
-    others = [values for name, values in sweep.dimensions.items() if name != rate_name(sweep)]
-    if all(isinstance(values, tuple) for values in others):  # the best compared trial has the values of one of them
-        whole = min(whole, math.prod(len(values) for values in others if isinstance(values, tuple)) - 1)
-    return replace(plan, compared=compared, whole_runs=whole)
+        rest = min(rest, _paid_trials(sweep) - compared, _MOST_WHOLE_RUNS, most_whole_runs(sweep, total_steps))
+        whole = int(max(rest, 1 if plan.extrapolates else 0))
+    return replace(plan, compared=compared, whole_runs=max(whole, whole_before))
 
 
 def _paid_for(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float) -> BudgetPlan:
@@ -86,7 +93,9 @@ def _paid_for(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_s
     if sweep.scheduler != "halving":
         return BudgetPlan(most, runs=runs)
     whole = int(min(runs, most, _MOST_WHOLE_RUNS * _RUNS_PER_WHOLE_RUN) // _RUNS_PER_WHOLE_RUN)
-    whole = int(min(max(whole, int(one_is_whole)), most_whole_runs(sweep)))
+    if one_is_whole:
+        whole = max(whole, FINALISTS if _pays_for_finalists(sweep, runs, total_steps, probe_steps) else 1)
+    whole = int(min(whole, most_whole_runs(sweep, total_steps)))
     compared = most - whole
     if runs < math.inf:
         left = (runs - whole) * total_steps - probe_steps
@@ -95,6 +104,48 @@ def _paid_for(sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_s
     usual_steps = compared_steps(sweep, usual, total_steps) + (total_steps if one_is_whole else 0)
     to_first_rung = stops_of(sweep, total_steps)[0] + cooldown_of(sweep, total_steps)
     return BudgetPlan(compared, whole, usual * to_first_rung / usual_steps, one_is_whole, runs)
+
+
+def _most_compared(sweep: SweepSpec, total_steps: int) -> float:
+    """Return the largest number of compared trials that are worth their steps.
+
+    The rates of the first ones bracket the best rate. Scores at further ones would hardly differ. Without whole runs,
+    further trials have the best rate and other values of the other fields.
+    """
+    if not brackets_rate(sweep):
+        return math.inf
+    return BRACKETED if sweep.scheduler == "halving" else BRACKETED + _others(sweep, total_steps) - 1
+
+
+def _others(sweep: SweepSpec, total_steps: int) -> float:
+    """Return the number of combinations of the fields other than the rate; infinite if one has a range."""
+    name = rate_name(sweep)
+    found = [values for other, values in listed(sweep, total_steps).items() if other != name]
+    return math.prod(len(values) if isinstance(values, tuple) else math.inf for values in found)
+
+
+def _pays_for_finalists(sweep: SweepSpec, runs: float, total_steps: int, probe_steps: float) -> bool:
+    """Whether seeds ask for several whole runs of `auto`, and the budget pays for them beside the usual rates."""
+    if sweep.seeds == 1 or _paid_trials(sweep) < FINALISTS + _USUAL_COMPARED:
+        return False
+    return runs >= FINALISTS + (compared_steps(sweep, _USUAL_COMPARED, total_steps) + probe_steps) / total_steps
+
+
+def finalists_of(sweep: SweepSpec, plan: BudgetPlan) -> int:
+    """Return the largest number of trials that are trained to their end and then repeated with other seeds."""
+    if sweep.scheduler == "none":
+        return int(min(FINALISTS, plan.compared, math.ceil(min(plan.runs, FINALISTS))))
+    if plan.extrapolates:
+        return min(FINALISTS, plan.whole_runs)
+    if sweep.scheduler == "asha" or plan.compared == math.inf:
+        return int(min(FINALISTS, plan.compared))
+    ends = max(int(plan.compared) // ETA ** len(sweep.rung_shares), 1)
+    return min(FINALISTS, ends + plan.whole_runs)
+
+
+def most_repeats(sweep: SweepSpec, plan: BudgetPlan) -> int:
+    """Return the largest number of repeats, which train finalists with other seeds."""
+    return finalists_of(sweep, plan) * (sweep.seeds - 1)
 
 
 def checked_plan(
@@ -260,15 +311,14 @@ def most_to_train(trials: Sequence[Trial], plan: BudgetPlan, kind: Next, going_o
     return max(trained + later, repeats)
 
 
-def most_whole_runs(sweep: SweepSpec) -> float:
-    """Return the largest number of whole runs that differ from each other."""
+def most_whole_runs(sweep: SweepSpec, total_steps: int = _MANY) -> float:
+    """Return the largest number of whole runs that differ from each other, beside compared trials that continue."""
     if sweep.algorithm != "auto" or rate_name(sweep) is None:
         return 0
-    if len(sweep.dimensions) > 1:
-        return math.inf
+    others = _others(sweep, total_steps)
     if extrapolates(sweep):
-        return 1 + OTHER_RATES
-    return 0 if rate_range(sweep) is None else 1
+        return others + OTHER_RATES
+    return others - (1 if rate_range(sweep) is None else 0)  # the best compared trial has the values of one of them
 
 
 def most_gangs(sweep: SweepSpec) -> int:

@@ -10,7 +10,7 @@ import itertools
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from jobs.search.rules.auto import (
     first_whole_run,
     fixed_values,
     further_rate,
+    in_space,
     is_near,
     prior_of,
     varied_rate,
@@ -78,16 +79,25 @@ class Proposer:
     def next_values(self, is_whole: bool = False) -> dict[str, Any]:
         """Propose the values of the next trial: of a whole run, or of a compared trial."""
         known, sweep = self._known, self._sweep
-        number, place = len(known.trials) + 1, len(known.searched) + 1
+        number, place = len(known.trials) + 1, sum(not trial.without_rungs for trial in known.searched) + 1
         if is_whole:
             return self._whole_run(number)
-        if brackets_rate(sweep) and place <= BRACKETED:
-            return self._compared.begin(number, compared_point(sweep, self._rates()))
+        if brackets_rate(sweep):
+            others = None if place <= BRACKETED or sweep.scheduler == "halving" else self._at_best_rate(number)
+            return others or self._compared.begin(number, compared_point(sweep, self._rates()))
         if sweep.algorithm == "auto" and place == 1:
             return self._compared.begin(number, prior_of(sweep))
         if sweep.algorithm == "grid":
-            return self._compared.begin(number, grid_values(sweep, place))
-        return self._compared.propose(number, known.searched)
+            left = untried(sweep, known.searched, None, known.total_steps)
+            return self._compared.begin(number, left[0] if left else grid_values(sweep, place))
+        return self._compared.propose(number, known)
+
+    def _at_best_rate(self, number: int) -> dict[str, Any] | None:
+        """Propose the other fields at the best rate so far; None if there is none, or if no values are left."""
+        best, known = self._known.best, self._known
+        if best is None or untried(self._sweep, known.searched, best.values, known.total_steps) == []:
+            return None
+        return self._compared.propose(number, known, best.values)
 
     def _rates(self) -> dict[float, float | None]:
         """Return the scores of the compared trials by their rates, for `next_rate`."""
@@ -104,7 +114,7 @@ class Proposer:
         if point is not None:
             return study.begin(number, point)
         assert self._known.best is not None
-        return study.propose(number, self._known.searched, self._known.best.values)
+        return study.propose(number, self._known, self._known.best.values)
 
     def _whole_point(self) -> dict[str, Any] | None:
         """Return the values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
@@ -116,7 +126,10 @@ class Proposer:
         tried = [trial.values[name] for trial in known.searched if trial.is_whole]
         if known.best is None or not any(is_near(rate, known.target) for rate in tried):
             return {**prior_of(sweep), name: known.target}
-        return {name: further_rate(sweep, known.target, tried) or known.target} if len(sweep.dimensions) == 1 else None
+        if untried(sweep, known.searched, known.best.values, known.total_steps) != []:
+            return None
+        rate = further_rate(sweep, known.target, tried) or known.target
+        return {**in_space(sweep, known.best.values), name: rate}
 
     def tell(self, trial: Trial) -> None:
         """Tell Optuna a trial's score, or that it failed. A second call for the same score changes nothing."""
@@ -163,20 +176,21 @@ class _Study:
         self._study.enqueue_trial(dict(values))
         return self._asked(number)
 
-    def propose(self, number: int, trials: Sequence[Trial], best: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def propose(self, number: int, known: Trials, best: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Begin a trial with values from the sampler, and return them.
 
         Optuna's samplers propose the best values of lists, and ends of ranges, again and again. A trial with the same
         values would give the same result, so other ones are drawn in their place.
 
         Args:
-            trials, best: as for `untried`.
+            best: as for `untried`.
         """
-        sweep, left = self._sweep, untried(self._sweep, trials, best)
+        sweep, trials, total = self._sweep, known.searched, known.total_steps
+        left = untried(sweep, trials, best, total)
         fixed = fixed_values(sweep, best) if sweep.algorithm == "auto" else {}
         self._study.sampler = sampler_of(sweep, number, fixed)
         proposed = self._asked(number)
-        if left == [] or key_of(proposed) not in tried_keys(trials, is_whole=best is not None):
+        if left == [] or key_of(sweep, proposed, total) not in tried_keys(sweep, trials, best is not None, total):
             return proposed
         again = self._search._ot_trials.pop(str(number))
         self._study.tell(again, state=optuna.trial.TrialState.FAIL)  # samplers leave such trials out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_with_several_rungs_a_whole_run_at_the_extrapolated_rate_is_left(tmp_pat
     space = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}, "weight_decay": [0, 0.1]}
     ledger = ledger_of(tmp_path, space=space, rungs=[0.25, 0.5], budget={"trials": 9}, prior={"learning_rate": 1e-4})
     plan = plan_of(ledger)
-    assert plan.whole_runs == 3
+    assert plan.whole_runs == 2, "at the extrapolated rate, and at the best one with the other decay"
     for number in range(int(plan.compared)):
         assert kind_within(ledger, plan, {}) == "compared"
         finish(ledger, {"learning_rate": 1e-4 * 1.1**number, "weight_decay": 0.0}, loss=0.5 + number)
@@ -140,3 +141,34 @@ def test_no_whole_run_is_left_where_a_narrow_range_has_no_other_rate(tmp_path: P
     ledger.answered(trial, Answer(status="paused", step=25, metrics={"eval_loss": 0.5}))
     ledger.answered(trial, Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
     assert not ledger.has_further_rate and kind_within(ledger, plan, {}) == "done"
+
+
+SHORT: dict[str, Any] = {
+    "learning_rate": {"min": 1e-5, "max": 1e-3, "log": True},
+    "warmup_ratio": [0.0, 0.01, 0.02, 0.1],
+}
+
+
+@pytest.mark.parametrize(("steps", "left"), [(24, [0.0, 0.01, 0.1]), (100, [0.0, 0.01, 0.02, 0.1])])
+def test_warmups_of_as_many_steps_are_tried_once(tmp_path: Path, steps: int, left: list[float]) -> None:
+    sweep = sweep_of(tmp_path, BASE, space={"warmup_ratio": [0.0, 0.01, 0.02, 0.1]}, algorithm="random")
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: steps, 100.0)
+    assert untried(sweep, (), total_steps=steps) == [{"warmup_ratio": ratio} for ratio in left]
+    assert plan_of(ledger).compared == len(left)
+    finish(ledger, {"warmup_ratio": 0.02})
+    assert len(untried(sweep, ledger.searched, total_steps=steps) or ()) == len(left) - 1
+
+
+def test_a_range_of_a_short_run_has_a_warmup_for_each_step(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, BASE, space={"warmup_ratio": {"min": 0.0, "max": 0.2}}, algorithm="random")
+    for steps in (7, 24, 49):
+        ratios = [values["warmup_ratio"] for values in untried(sweep, (), total_steps=steps) or ()]
+        assert [math.ceil(ratio * steps) for ratio in ratios] == list(range(math.ceil(0.2 * steps) + 1))
+        assert all(0.0 <= ratio <= 0.2 for ratio in ratios)
+    assert untried(sweep, (), total_steps=1_000) is None
+
+
+def test_where_batches_differ_the_steps_of_a_warmup_are_not_known(tmp_path: Path) -> None:
+    space = {"warmup_ratio": [0.0, 0.01, 0.02, 0.1], "global_batch_size": [8, 16]}
+    sweep = sweep_of(tmp_path, BASE, space=space, algorithm="random")
+    assert len(untried(sweep, (), total_steps=24) or ()) == 8

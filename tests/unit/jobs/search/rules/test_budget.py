@@ -1,0 +1,93 @@
+"""How many trials and repeats a budget pays for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.search.ledger import Ledger
+from jobs.search.planned import plan_of
+from jobs.search.rules.auto import BRACKETED
+from jobs.search.rules.budget import BudgetPlan, budget_plan, most_repeats
+from jobs.spec.sweep import Budget
+from jobs.training.mailbox import Answer
+from tests.unit.jobs.search.rules.test_auto import RATE, WARMUP, scored_at, sweep_with
+
+ONLY_RATE: dict[str, Any] = {RATE: {"min": 1e-5, "max": 1e-3, "log": True}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "compared", "whole_runs"),
+    [
+        ({}, 6, 1),  # as before: the default of 3.2 runs
+        ({"budget": {"runs": 9}}, BRACKETED, 6),
+        ({"budget": {"runs": 40}}, BRACKETED, 16),
+        ({"budget": {"trials": 20}}, BRACKETED, 12),
+        ({"budget": {"minutes": 60}}, BRACKETED, 16),
+        ({"budget": {"runs": 9}, "rungs": [0.25, 0.5]}, BRACKETED, 5),
+        ({"budget": {"trials": 20}, "scheduler": "none"}, 20, 0),
+        ({"budget": {"trials": 20}, "scheduler": "none", "space": ONLY_RATE}, BRACKETED, 0),
+        ({"budget": {"trials": 20}, "scheduler": "none", "space": {**ONLY_RATE, WARMUP: [0.0, 0.1]}}, BRACKETED + 1, 0),
+    ],
+)
+def test_what_more_rates_would_not_tell_apart_is_for_whole_runs(
+    tmp_path: Path, fields: dict[str, Any], compared: int, whole_runs: int
+) -> None:
+    plan = budget_plan(sweep_with(tmp_path, **fields), 100, 1000)
+    assert (plan.compared, plan.whole_runs) == (compared, whole_runs)
+
+
+def test_seeds_get_two_whole_runs_where_the_budget_pays_for_the_usual_rates_too(tmp_path: Path) -> None:
+    for runs, seeds, expected in ((3.2, 3, 1), (4.2, 3, 2), (4.2, 1, 1), (9, 3, 6)):
+        sweep = sweep_with(tmp_path, budget={"runs": runs}, seeds=seeds)
+        plan = budget_plan(sweep, 100, 1000)
+        assert plan.whole_runs == expected and plan.compared >= 6
+        assert most_repeats(sweep, plan) == min(expected, 2) * (seeds - 1)
+
+
+def test_repeats_are_those_of_trials_that_are_trained_to_their_end(tmp_path: Path) -> None:
+    halving = {"algorithm": "tpe", "scheduler": "halving", "seeds": 2}
+    for fields, finalists in (
+        ({**halving, "budget": {"trials": 7}}, 1),
+        ({**halving, "budget": {"trials": 8}}, 2),
+        ({**halving, "budget": {"trials": 12}, "rungs": [0.25, 0.5]}, 1),
+        ({"algorithm": "random", "budget": {"runs": 0.5}, "seeds": 2}, 1),
+        ({"algorithm": "random", "budget": {"runs": 1.5}, "seeds": 2}, 2),
+        ({"algorithm": "random", "budget": {"minutes": 5}, "seeds": 2}, 2),
+    ):
+        sweep = sweep_with(tmp_path, **fields)
+        assert most_repeats(sweep, budget_plan(sweep, 100, 1000)) == finalists
+
+
+def extended(ledger: Ledger, runs: float) -> BudgetPlan:
+    ledger.change(ledger.sweep.model_copy(update={"budget": Budget(runs=runs)}))
+    return plan_of(ledger)
+
+
+def test_a_larger_budget_pays_first_for_what_has_begun(tmp_path: Path) -> None:
+    """Twelve rates were compared in a search of an earlier release, and a trial has continued after a whole run."""
+    losses = {1e-4 * 1.1**number: 0.5 + 0.01 * abs(number - 6) for number in range(12)}
+    ledger = scored_at(tmp_path, losses, budget={"runs": 5.6})
+    for number in (2, 3):
+        ledger.answered(ledger.trials[number], Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
+    used = (12 * 35 + 2 * 75) / 100
+    for runs in (5.7, 6.0, 6.9):
+        plan = extended(ledger, runs)
+        assert (plan.compared, plan.whole_runs) == (12, 2), f"{used} of {runs} runs are used"
+    assert extended(ledger, 7.3).whole_runs == 3
+
+
+def test_no_trial_continues_beyond_the_whole_runs_of_the_budget(tmp_path: Path) -> None:
+    """More rates have moved the target to another paused trial."""
+    ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 1.8e-4: 0.51}, budget={"runs": 3.2})
+    assert ledger.going_on == [3]
+    whole = ledger.add({RATE: 3.5e-4, WARMUP: 0.06}, without_rungs=True)
+    assert ledger.plan.whole_runs == 1 and ledger.going_on == []
+    ledger.answered(whole, Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
+    assert ledger.going_on == []
+    assert extended(ledger, 6.0).whole_runs == 3 and ledger.going_on == [3]
+    ledger.answered(whole, Answer(status="failed", step=100, reason="out of memory"))
+    extended(ledger, 3.2)
+    assert ledger.going_on == [3], "without any whole run, there would be no model"

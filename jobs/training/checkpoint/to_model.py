@@ -25,6 +25,7 @@ from jobs.spec.load import load_spec
 from jobs.storage import files as storage
 from jobs.storage.tensor_file import Damaged, as_bytes
 from jobs.training.checkpoint.reader import check_same_model, read_buffers
+from jobs.training.checkpoint.unfinished_export import WRITER, unfinished
 from jobs.training.model.adapters import (
     adapted,
     base_of,
@@ -62,7 +63,7 @@ def export_run(run_root: str, to: str | None = None, say: Callable[[str], None] 
         The directory's path or URL.
 
     Raises:
-        InputError: the run is a search.
+        InputError: the run is a search, or another export of it is being written.
         DataError: the run has neither a model nor a checkpoint, or `to` may not be overwritten.
     """
     paths = JobPaths(run_root)
@@ -119,7 +120,7 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
         The directory's path or URL.
 
     Raises:
-        InputError: the run has no adapter that can be merged.
+        InputError: the run has no adapter that can be merged, or another merge of it is being written.
         DataError: the run has neither an adapter nor a checkpoint, or `to` may not be overwritten.
         RunFailed: the merged model computes other logits than the base with its adapter.
     """
@@ -174,17 +175,13 @@ def _exported(paths: JobPaths, target: str) -> Iterator[str]:
         with _removed_on_failure(target):
             yield target
         return
-    source, new = export_source(paths), f"{target}.new"
-    storage.remove_dir(new)  # of an export that was killed
-    try:
+    source = export_source(paths)
+    with unfinished(target) as new:
         yield new
         if target == paths.merged or not has_own_export(paths):  # the run may have ended in the meantime
             if source is not None:
                 storage.write_bytes(made_from(new), source.encode())
             _replace(target, new)
-    finally:
-        with contextlib.suppress(StorageError):
-            storage.remove_dir(new)
 
 
 def _replace(target: str, new: str) -> None:
@@ -196,7 +193,8 @@ def _replace(target: str, new: str) -> None:
     weights = [name for name in storage.list_names(target) if ".safetensors" in name]
     for name in (*configs, *weights):
         storage.remove_file(storage.join(target, name))
-    for name in sorted(storage.list_names(new), key=lambda name: name in configs):
+    written = [name for name in storage.list_names(new) if name != WRITER]
+    for name in sorted(written, key=lambda name: name in configs):
         if storage.is_dir(storage.join(new, name)):  # further chat templates
             for inner in storage.list_names(storage.join(new, name)):
                 storage.move_file(storage.join(new, name, inner), storage.join(target, name, inner))

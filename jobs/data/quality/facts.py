@@ -20,6 +20,7 @@ from jobs.data.sources.bad_records import BadRecord, Reason
 from jobs.data.sources.chunks import Chunk, Work, content_hash, tokenised
 from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.formats import ClassSample, Sample, TextSample, texts_of
+from jobs.data.sources.tokenize import TokenRow
 
 NUM_PERM = 128  # hash functions of a signature: the estimated similarity is off by at most 0.09, usually by 0.03
 SHINGLE_WORDS = 3
@@ -90,9 +91,13 @@ def _facts(sample: Sample | BadRecord, result: Any) -> dict[str, Any]:
         "label": sample.label if isinstance(sample, ClassSample) else -1,
         "chars": len(longest),
         "open_end": bool(longest) and not longest.rstrip().endswith(_SENTENCE_END),
-        "marks": _marks(sample, texts),
+        "marks": [*_marks(sample, texts), *_divided(sample, result)],
         "signature": signature(" ".join(texts)),
     }
+
+
+def _divided(sample: Sample, rows: list[TokenRow]) -> list[str]:
+    return ["divided"] if isinstance(sample, ChatSample) and len(rows) > 1 else []
 
 
 def _reason(reason: Reason) -> dict[str, Any]:

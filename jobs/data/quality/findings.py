@@ -59,6 +59,13 @@ class Facts:
         rows: Numbers = self.good[self.role[self.good] == role]
         return rows
 
+    def marked(self, mark: str) -> Numbers:
+        """Return the numbers of the samples with a mark."""
+        column = self.table["marks"].combine_chunks()
+        marks = np.array(column.flatten().to_pylist(), dtype=object)
+        parents: Numbers = pc.list_parent_indices(column).to_numpy()
+        return parents[marks == mark] if len(marks) else parents[:0]
+
     def example(self, row: int, other: int | None = None) -> Example:
         """Show a record: the start of a sample, or why the record cannot be used."""
         file, line = self.where(row)
@@ -74,7 +81,7 @@ class Facts:
 def findings_of(facts: Facts) -> tuple[tuple[Finding, ...], int]:
     """Return all findings, the most severe first, and the number of samples compared for near-duplicates."""
     compared, near = _near(facts)
-    rules = (_bad, _exact, _leaks, _conflicts, _marks, _cut_at_source, _cut, _classes)
+    rules = (_bad, _exact, _leaks, _conflicts, _marks, _cut_at_source, _cut, _divided, _classes)
     found = [finding for rule in rules for finding in rule(facts)] + list(_near_findings(facts, near, compared))
     gravest = {"error": 0, "warning": 1, "note": 2}
     return tuple(sorted(found, key=lambda finding: gravest[finding.severity])), compared
@@ -203,12 +210,8 @@ _MARKS: tuple[tuple[str, str, str], ...] = (  # kind, title, advice
 
 def _marks(facts: Facts) -> Iterator[Finding]:
     """Report problems that a single sample shows."""
-    column = facts.table["marks"].combine_chunks()
-    parents = pc.list_parent_indices(column).to_numpy()
-    marks = np.array(column.flatten().to_pylist(), dtype=object)
     for mark, title, advice in _MARKS:
-        rows = parents[marks == mark] if len(marks) else parents[:0]
-        yield from _finding(facts, mark, "warning", title, rows, len(facts.good), advice)
+        yield from _finding(facts, mark, "warning", title, facts.marked(mark), len(facts.good), advice)
 
 
 def _cut_at_source(facts: Facts) -> Iterator[Finding]:
@@ -236,6 +239,15 @@ def _cut(facts: Facts) -> Iterator[Finding]:
     yield from _finding(
         facts, "cut-by-seq-len", severity, title, longest, samples, "raise data.seq_len, or shorten them"
     )
+
+
+def _divided(facts: Facts) -> Iterator[Finding]:
+    """Report dialogues that became several rows, which have more tokens than the dialogues."""
+    rows = facts.marked("divided")
+    parts = pc.list_value_length(facts.table["lengths"]).to_numpy()[rows]
+    title = f"dialogues divided into {many(int(parts.sum()), 'row')}, so that each answer has its reasoning"
+    advice = "the chat template leaves out earlier reasoning; give answers that need not be learned weight 0"
+    yield from _finding(facts, "divided", "note", title, rows, len(facts.good), advice)
 
 
 def _classes(facts: Facts) -> Iterator[Finding]:

@@ -103,8 +103,8 @@ def test_reasoning_that_the_template_writes_in_the_last_answer_only_is_learned_i
     opening = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     assert thinks.decode(rows[0]["input_ids"]) == f"{opening}<s>hm</s>one<|im_end|>\n"
     tokens = [len(row["input_ids"]) for row in rows]
-    (cut,) = tokenise([sample], thinks, tokens[0])
-    assert [(len(row["input_ids"]), row["cut"]) for row in cut] == [(tokens[0], tokens[1] + tokens[2] - 2 * tokens[0])]
+    cut = only_row(tokenise([sample], thinks, tokens[0]))
+    assert (len(cut["input_ids"]), cut["cut"]) == (tokens[0], tokens[1] + tokens[2] - 2 * tokens[0])
 
 
 def test_an_answer_after_calls_follows_their_reasoning_if_it_does_when_it_is_generated() -> None:

@@ -106,6 +106,8 @@ def _tenants(context: typer.Context, json_: Json = False, url: Url = None) -> No
     if context.invoked_subcommand is None:
         with exit_on_error():
             tenants_list(json_, url)
+    else:  # options before the subcommand are its defaults
+        context.default_map = {context.invoked_subcommand: context.params}
 
 
 @tenants.command("list", epilog="Example:  fleetune tenants list --json")

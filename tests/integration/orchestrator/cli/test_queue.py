@@ -212,6 +212,7 @@ def test_tenants_are_made_and_changed_in_part(fleetune: Shell) -> None:
     assert (told["vision"]["weight"], told["vision"]["guaranteed"][0]["gpus"]) == (2.0, 4)
     assert told["vision"]["limit"] == [{"accelerator_type": "A100", "gpus": 8}]
     assert "8 A100" in fleetune.good("tenants", "list")
+    assert fleetune.good("tenants", "--json", "list") == fleetune.good("tenants", "list", "--json")
     job = fleetune.good("submit", fleetune.command("true"), "--tenant", "vision", "--wait").strip()
     assert "vision" in fleetune.good("status", job)
     for command in (["submit", fleetune.command("true")], ["queue"], ["usage"]):

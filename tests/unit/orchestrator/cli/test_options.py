@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import orchestrator.cli.app as cli
@@ -119,3 +121,20 @@ def test_a_tenant_without_a_name_is_not_said_of_the_token(tmp_path: Path) -> Non
     errors = refused("tokens", "add", "anna", "--role", "viewer", "--tenant", "", "--store", store)
     assert errors.startswith("error: --tenant '' cannot be a tenant's name")
     assert "'an na' cannot be a token's name" in refused("tokens", "add", "an na", "--store", store)
+
+
+@pytest.mark.parametrize("rest", [(), ("list",), ("set", "vision"), ("set", "vision", "--weight", "2")])
+def test_options_of_a_group_hold_for_its_commands(rest: tuple[str, ...]) -> None:
+    assert "'here:8400' is no URL of a server" in refused("tenants", "--url", "here:8400", *rest)
+    if rest:
+        said = refused("tenants", "--url", "here:8400", *rest, "--url", "there:8400")
+        assert "'there:8400' is no URL of a server" in said
+
+
+def test_every_option_of_a_group_is_one_of_its_commands() -> None:
+    root: Any = typer.main.get_command(cli.app)
+    groups = [one for one in root.commands.values() if hasattr(one, "commands")]
+    for group in groups:
+        for command in group.commands.values():
+            assert {one.name for one in group.params} <= {one.name for one in command.params}, command.name
+    assert {group.name for group in groups} == {"data", "sweep", "tokens", "tenants"}

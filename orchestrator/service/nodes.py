@@ -31,8 +31,8 @@ def nodes(context: ServiceContext, caller: Caller = ANYBODY) -> Nodes:
     there, labels = {node.node_id: node for node in inventory.nodes}, inventory.labels
     given = context.store.node_rules()
     rules = rules_by_node(given, inventory.nodes)
-    met = {rule.node_id for rule in rules.values()}
-    rules |= {rule.node_id: rule for rule in given if rule.node_id not in met}  # of nodes that are gone
+    alive = {name for node in inventory.nodes for name in (node.node_id, node.name)}
+    rules |= {rule.node_id: rule for rule in given if rule.node_id not in alive}
     held = _held(context.store.leases(held=True), caller)
     names = [*there, *(name for name in rules if name not in there)]
     return Nodes(
@@ -53,8 +53,8 @@ def order(context: ServiceContext, node_id: str, sent: NodeOrderSent, caller: Ca
         raise QueueError(f"deadline_s goes with the order drain, and this one is {what}: leave it out")
     deadline_s = None if sent.deadline_s is None else now_s + sent.deadline_s
     label = context.machines.label(node_id)
-    if label != node_id:  # the new rule is by name, and replaces an older one by this machine's id
-        context.store.put_node_rule(NodeRule(node_id, NodeOrder.USE, caller.name, sent.reason, now_s))
+    for other in _other_names(context, node_id, label, what):
+        context.store.put_node_rule(NodeRule(other, NodeOrder.USE, caller.name, sent.reason, now_s))
     context.store.put_node_rule(NodeRule(label, what, caller.name, sent.reason, now_s, deadline_s))
     last = "" if deadline_s is None else f", from {format_time(deadline_s)} on also what may not be interrupted"
     said = f"{label} {_DONE[what]}{last}, by order of {caller.name}"
@@ -64,6 +64,17 @@ def order(context: ServiceContext, node_id: str, sent: NodeOrderSent, caller: Ca
     found = {node.node_id: node for node in nodes(context).nodes}
     # A gone node that is set to `use` disappears from the list.
     return found.get(node_id) or _view(node_id, None, None, {}, node_id)
+
+
+def _other_names(context: ServiceContext, node_id: str, label: str, what: NodeOrder) -> set[str]:
+    """Return the names by which older rules of a node are withdrawn, since its new rule is by its label.
+
+    While two nodes have one name, their labels are ids. A rule by that name holds for both, until one is used again.
+    """
+    names = {node_id}
+    if what is NodeOrder.USE:
+        names |= {node.name for node in context.machines.inventory().nodes if node.node_id == node_id and node.name}
+    return names - {label}
 
 
 def _held(leases: Sequence[Lease], caller: Caller) -> Mapping[str, list[tuple[str, int]]]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from jobs.drivers.link.messages import Instruction
 from orchestrator.api import NodeOrderSent
+from orchestrator.client.lookup import find_node
 from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, dumped, loaded
-from orchestrator.queue.records import NodeOrder
+from orchestrator.queue.records import NodeOrder, NodeRule
 from orchestrator.queue.states import Reason, State
 from orchestrator.service import drivers as driving
 from orchestrator.service import nodes
@@ -86,3 +89,28 @@ def test_a_job_whose_node_ray_takes_away_leaves_it_and_goes_on_elsewhere(world: 
     world.passes(4)
     assert world.store.node_rules() == []  # what Ray has done is over
     assert sum("Ray is about to take" in event.message for event in world.store.events()) == 1
+
+
+@pytest.mark.parametrize(("by_name", "by_id"), [("cordon", "drain"), ("drain", "cordon")])
+def test_a_node_with_a_rule_by_name_and_one_by_id_is_one_node_that_is_drained(
+    world: ServiceWorld, by_name: str, by_id: str
+) -> None:
+    node = world.backend.inventory().nodes[0].node_id
+    for given, order in ((node, by_id), ("gpu-7", by_name)):
+        world.store.put_node_rule(NodeRule(given, NodeOrder(order), "anna", "", world.clock()))
+    world.backend.change_node(node, name="gpu-7")
+    found = nodes.nodes(world.context)
+    view = find_node(found, "gpu-7")
+    assert (len(found.nodes), view.node_id, view.order) == (2, node, "drain")
+    assert nodes.order(world.context, view.node_id, NodeOrderSent(order=NodeOrder.USE), ANYBODY).usable
+    assert world.store.node_rules() == []
+
+
+def test_a_rule_by_the_name_of_two_nodes_is_withdrawn_by_the_id_of_one(world: ServiceWorld) -> None:
+    one, other = (node.node_id for node in world.backend.inventory().nodes)
+    for node in (one, other):
+        world.backend.change_node(node, name="gpu-7")
+    world.store.put_node_rule(NodeRule("gpu-7", NodeOrder.CORDON, "anna", "", world.clock()))
+    assert [view.order for view in nodes.nodes(world.context).nodes] == ["cordon", "cordon"]
+    assert nodes.order(world.context, one, NodeOrderSent(order=NodeOrder.USE), ANYBODY).usable
+    assert world.store.node_rules() == []

@@ -78,7 +78,7 @@ def exit_on_error(until_interrupted: int | None = None) -> Iterator[None]:
 
 
 def echo_if_read(text: str) -> None:
-    """Print the end of long work, whose exit code counts also if nobody reads the output any more."""
+    """Print the result of work that goes on, or whose exit code counts, also if nobody reads the output any more."""
     try:
         typer.echo(text)
     except OSError:

@@ -89,8 +89,13 @@ def _order(
         sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
         known = server.get("/v1/nodes", Nodes)
         meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all are looked up before any is changed
-        done = [server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent) for one in meant]
-        typer.echo(json_list(done) if as_json else nodes_page(done, width()))
+        done = list[NodeView]()
+        try:
+            for one in meant:
+                done.append(server.put(f"/v1/nodes/{quote(one.node_id, safe='')}", NodeView, sent))
+        finally:  # also what was done before an error or Ctrl-C
+            if done:
+                typer.echo(json_list(done) if as_json else nodes_page(done, width()))
 
 
 tenants = command_group(

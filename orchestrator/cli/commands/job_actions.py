@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,7 @@ from cluster.errors import FleetuneError, InputError
 from jobs.spec.queue import MOST_PRIORITY
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import Json, Url, connected, job_ids
-from orchestrator.cli.output import json_list
+from orchestrator.cli.output import echo_if_read, json_list
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, DesiredState
 
 if TYPE_CHECKING:
@@ -99,36 +99,68 @@ def _ask_all(
     """Request a change of each job, and print a line for each. A refusal does not stop the others."""
     with connected(url) as server:
         from orchestrator.api import JobView
-        from orchestrator.client.connection import NoServer, NotAServer, TokenRefused
         from orchestrator.client.lookup import find_job, job_path
-
-        codes = [0]
-
-        def tried(ask: Callable[[], JobView]) -> JobView | None:
-            try:
-                return ask()
-            except (NoServer, NotAServer, TokenRefused):  # each other job would meet the same error
-                raise
-            except FleetuneError as error:
-                typer.echo(f"error: {error}", err=True)
-                codes.append(error.exit_code)
-                return None
 
         def order(job: JobView) -> JobView:
             path = f"{job_path(job.job_id)}/{what}"
             return server.post(path, JobView) if body is None else server.put(path, JobView, body)
 
-        found = [tried(partial(find_job, server, one)) for one in given]
+        codes = [0]
+        found = [_tried(partial(find_job, server, one), codes) for one in given]
         meant = {view.number: view for view in found if view is not None}
         # Parents have lower numbers: a child that is retried before its parent would fail again.
-        views = [tried(partial(order, meant[number])) for number in sorted(meant)]
-        done = [view for view in views if view is not None]
-        if as_json:
-            typer.echo(json_list(done))
-        else:
-            for view in done:
-                typer.echo(f"{view.job_id}  {(said or _said)(view)}")
+        codes.append(order_each([meant[number] for number in sorted(meant)], order, said or _said, as_json))
         raise typer.Exit(max(codes))
+
+
+def order_each(
+    jobs: Sequence[JobView], order: Callable[[JobView], JobView], said: Callable[[JobView], str], as_json: bool
+) -> int:
+    """Request a change of each job, and print the answers: each as it comes, or as JSON one list at the end.
+
+    If an error or Ctrl-C ends this early, what was done is printed all the same.
+
+    Args:
+        order: requests the change, and returns the job.
+        said: describes a job.
+
+    Returns:
+        The exit code: the worst one of refusals, which stop no other request.
+    """
+    codes, asked = [0], 0
+    done: list[JobView] = []
+    try:
+        for job in jobs:
+            view = _tried(partial(order, job), codes)
+            asked += 1
+            if view is not None:
+                done.append(view)
+                if not as_json:
+                    echo_if_read(f"{view.job_id}  {said(view)}")
+        return max(codes)
+    finally:
+        if as_json:
+            echo_if_read(json_list(done))
+        if asked < len(jobs) and len(jobs) > 1:
+            typer.echo(f"{asked} of {len(jobs)} jobs have answered. To ask the others, repeat the command", err=True)
+
+
+def _tried(ask: Callable[[], JobView], codes: list[int]) -> JobView | None:
+    """Return the answer; None: it is a refusal of this job, which is printed, and whose exit code joins `codes`.
+
+    Raises:
+        FleetuneError: every other request would meet the same error.
+    """
+    from orchestrator.client.connection import NoServer, NotAServer, TokenRefused
+
+    try:
+        return ask()
+    except (NoServer, NotAServer, TokenRefused):
+        raise
+    except FleetuneError as error:
+        typer.echo(f"error: {error}", err=True)
+        codes.append(error.exit_code)
+        return None
 
 
 def _said(view: JobView) -> str:

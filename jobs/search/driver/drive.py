@@ -8,7 +8,7 @@ import functools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -121,7 +121,7 @@ def drive_sweep(
         ledger = Ledger(planned, paths.root, steps_of, tokens_per_run(base, split))
         plan = plan_of(ledger)
         # A directory for this driver, so that its gangs do not read the tasks of earlier drivers.
-        own = storage.join(drivers, f"{1 + len(storage.list_names(drivers)):02d}")
+        own = storage.join(drivers, next_driver([*storage.list_names(drivers), *ledger.spent]))
         goes_on = kind_within(ledger, plan, ledger.spent) != "done"  # else earlier drivers have ended the search
         if goes_on:
             known = {"driver": own.rpartition("/")[2], "planned_steps": planned_steps(ledger, plan)}
@@ -142,6 +142,11 @@ def drive_sweep(
             outcome = with_final_run(ledger, outcome, driver)
     _tell_late_changes(paths, announce)
     return outcome
+
+
+def next_driver(earlier: Iterable[str]) -> str:
+    """Return the name of a new driver. Directories of earlier ones may have been removed."""
+    return f"{1 + max((int(name) for name in earlier if name.isdigit()), default=0):02d}"
 
 
 def _check_same_data(sweep: SweepSpec, paths: JobPaths, fingerprint: str) -> None:

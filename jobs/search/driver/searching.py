@@ -27,6 +27,7 @@ from jobs.search.driver.probe import bound_rate
 from jobs.search.driver.trial_files import (
     ask_to_save_and_end,
     remove_requests,
+    trained_before_failing,
     unanswered,
     user_asks_to_end,
 )
@@ -233,6 +234,8 @@ class Search:
                 raise
             answer, is_lost = Answer(status="failed", reason=str(error)), True
         self._check_metric(answer)
+        if answer.status == "failed" and (more := trained_before_failing(trial, answer)) is not None:
+            self.ledger.trained(trial, more)
         self._recorded_s = time.monotonic()
         self.ledger.answered(trial, answer, self._spending.so_far(), is_lost)
         self._look_at_rung()

@@ -11,6 +11,7 @@ from jobs.search.ledger import Unanswered
 from jobs.search.trial import Trial
 from jobs.storage import files as storage
 from jobs.storage.journal import read_journal
+from jobs.training.mailbox import Answer
 
 _BY_THE_SWEEP = b"the sweep is stopped"  # content of a request to stop; any other one comes from a user
 
@@ -50,11 +51,25 @@ def unanswered(trial: Trial, tokens_per_run: float) -> Unanswered | None:
     saved = newest_saved(trial.paths)
     if saved <= trial.step:
         return None
-    known = dict[int, tuple[float, float]]()  # by step: tokens and seconds
-    with contextlib.suppress(StorageError):
-        for record in read_journal(trial.paths.metrics):
-            if "tokens" in record:
-                known[record["step"]] = (record["tokens"], record.get("step_time_s", 0.0))
-    mean = (tokens_per_run / max(trial.total_steps, 1), 0.0)
+    known, mean = _logged(trial.paths), (tokens_per_run / max(trial.total_steps, 1), 0.0)
     every = [known.get(step, mean) for step in range(trial.step + 1, saved + 1)]
     return Unanswered(saved, round(sum(tokens for tokens, _ in every)), sum(seconds for _, seconds in every))
+
+
+def trained_before_failing(trial: Trial, answer: Answer) -> Unanswered | None:
+    """Return what a failed trial was trained since its newest answer, which `answer` does not tell; None: nothing."""
+    known = {step: spent for step, spent in _logged(trial.paths).items() if step > max(trial.step, answer.step)}
+    if not known:
+        return None
+    seconds = 0.0 if answer.seconds else sum(seconds for _, seconds in known.values())
+    return Unanswered(max(known), round(sum(tokens for tokens, _ in known.values())), seconds)
+
+
+def _logged(run: JobPaths) -> dict[int, tuple[float, float]]:
+    """Return tokens and seconds of the steps in a run's metrics, by step; empty if the storage fails."""
+    found = dict[int, tuple[float, float]]()
+    with contextlib.suppress(StorageError):
+        for record in read_journal(run.metrics):
+            if "tokens" in record:
+                found[record["step"]] = (record["tokens"], record.get("step_time_s", 0.0))
+    return found

@@ -16,6 +16,7 @@ from jobs.search.driver import drive, searching
 from jobs.search.driver.trial_files import unanswered
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.trial import Trial
+from jobs.search.trials import Trials
 from jobs.storage import files as storage
 from jobs.training.mailbox import Answer, GangTask, Request
 from tests.integration.jobs.search.test_stops import search_in
@@ -43,6 +44,9 @@ def served(search: searching.Search, rate: float, answers: Iterator[Any]) -> Tri
         answer = next(answers)
         if isinstance(answer, Answer):
             return answer
+        if callable(answer):
+            made: Answer = answer(trial)
+            return made
         if answer:
             save(trial.paths, answer)
         raise GangLost("its node is gone")
@@ -79,6 +83,35 @@ def test_a_loss_after_a_stop_leaves_the_trial_to_a_resume(search: searching.Sear
     search._mailbox.requests.put("0001", Request(trial=1))
     search._serve("0001")
     assert search._failed is None and not trial.is_over
+
+
+def test_what_a_failed_trial_was_trained_counts(search: searching.Search) -> None:
+    """A gang that answers tells the seconds of its task, but not the steps before the loss was not a number."""
+    for rate, seconds, expected_s in ((1e-5, 7.0, 7.0), (1e-4, 0.0, 2 * 0.5)):
+
+        def diverged(trial: Trial, took_s: float = seconds) -> Answer:
+            save(trial.paths, 6)
+            storage.remove_dir(trial.paths.checkpoints)
+            return Answer(status="failed", reason="the loss of step 7 is nan", diverged=True, seconds=took_s)
+
+        trial = served(search, rate, iter([diverged]))
+        assert (trial.state, trial.step, trial.tokens, trial.seconds) == ("failed", 6, 20, expected_s)
+
+
+def test_what_a_search_uses_is_recorded_without_answers_too(search: searching.Search) -> None:
+    search._look()
+    assert not search.ledger.spent
+    search._recorded_s -= 61.0
+    search._look()
+    search.ledger.close()
+    assert Trials(search.ledger.sweep, search.ledger.root).spent.keys() == {"own"}
+
+
+def test_a_driver_takes_no_name_of_an_earlier_one() -> None:
+    """It would read the earlier one's tasks, and replace what that one has used."""
+    assert [drive.next_driver(names) for names in ([], ["01", "02"], ["02"], ["99", "notes"])] == [
+        "01", "03", "03", "100",
+    ]  # fmt: skip
 
 
 def test_steps_whose_metrics_are_lost_count_with_the_mean(search: searching.Search) -> None:

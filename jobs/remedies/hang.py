@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Final
 
 LEAST_S: Final = 10.0  # no shorter silence is a hang
-_TIMES_LONGEST: Final = 3.0  # a step or an evaluation may take this many times the longest one before
+_TIMES_LONGEST: Final = 3.0  # a step or an evaluation may take this many times the longest one of its kind before
 # For a group in which every rank computes or waits in a collective: a step may be slow because the machine is busy.
 _LEAST_BUSY_S, _TIMES_LONGEST_BUSY = 60.0, 10.0
 _BUSY_SHARE = 0.25  # of one CPU, between the two observations
@@ -21,10 +21,11 @@ _STOPPED: Final = "T"  # state of a process that SIGSTOP has stopped; a debugger
 
 
 class Doing(StrEnum):
-    """The activity of a rank's loop. Only a step and an evaluation have a bound."""
+    """The activity of a rank's loop. Only a step and the evaluations have a bound."""
 
     STEP = "step"
-    EVALUATION = "evaluation"
+    EVALUATION = "evaluation"  # of held-out rows
+    GENERAL = "general"  # the evaluation of general text, which may take a hundred times as long, or a hundredth
     DATA = "data"  # waits for the rows of the next step
     OTHER = "other"  # loads, writes a checkpoint, exports
 
@@ -36,7 +37,8 @@ class Pulse:
     Attributes:
         step: 1-based number of the step that is or was computed last; 0 before the first.
         since_s: time of the mark on the monotonic clock of its host.
-        longest_step_s, longest_evaluation_s: of this process, without its first step; None: there was none.
+        longest_step_s, longest_evaluation_s, longest_general_s: of this process, without its first step; None: there
+            was none.
     """
 
     rank: int
@@ -46,11 +48,17 @@ class Pulse:
     since_s: float = 0.0
     longest_step_s: float | None = None
     longest_evaluation_s: float | None = None
+    longest_general_s: float | None = None
 
     @property
     def longest_s(self) -> float | None:
         """The duration that bounds what the rank does; None if it has no bound."""
-        return {Doing.STEP: self.longest_step_s, Doing.EVALUATION: self.longest_evaluation_s}.get(self.doing)
+        bounds = {
+            Doing.STEP: self.longest_step_s,
+            Doing.EVALUATION: self.longest_evaluation_s,
+            Doing.GENERAL: self.longest_general_s,
+        }
+        return bounds.get(self.doing)
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,7 @@ class Hang:
 
 
 def limit_s(longest_s: float) -> float:
-    """Return how long the present step or evaluation may take, given the longest one before."""
+    """Return how long the present step or evaluation may take, given the longest one of its kind before."""
     return max(LEAST_S, _TIMES_LONGEST * longest_s)
 
 

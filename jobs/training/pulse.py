@@ -57,15 +57,17 @@ class PulseWriter:
         """Record what the loop does from now on. Called a few times in each step, so it must be cheap."""
         now, last = time.monotonic(), self._pulse
         took_s = now - last.since_s
-        step_s, evaluation_s = last.longest_step_s, last.longest_evaluation_s
+        step_s, evaluation_s, general_s = last.longest_step_s, last.longest_evaluation_s, last.longest_general_s
         if last.doing is Doing.STEP:
             self._steps += 1
             if self._steps > 1:  # the first step is slower: it allocates buffers and opens connections
                 step_s = max(took_s, step_s or 0.0)
         if last.doing is Doing.EVALUATION:
             evaluation_s = max(took_s, evaluation_s or 0.0)
+        if last.doing is Doing.GENERAL:
+            general_s = max(took_s, general_s or 0.0)
         number = last.step if step is None else step
-        self._pulse = Pulse(last.rank, last.pid, doing, number, now, step_s, evaluation_s)
+        self._pulse = Pulse(last.rank, last.pid, doing, number, now, step_s, evaluation_s, general_s)
         if self._handle is not None:
             with contextlib.suppress(OSError):
                 os.pwrite(self._handle, json.dumps(vars(self._pulse)).ljust(_BYTES).encode(), 0)

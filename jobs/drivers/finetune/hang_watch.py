@@ -34,6 +34,7 @@ _END_WITHIN_S = 10.0  # for a node to kill a rank
 _WORDS = {
     Doing.STEP: "in",
     Doing.EVALUATION: "in the evaluation after",
+    Doing.GENERAL: "in the evaluation of general text after",
     Doing.DATA: "in the wait for rows after",
     Doing.OTHER: "after",
 }

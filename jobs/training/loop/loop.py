@@ -319,7 +319,7 @@ def scored(
     what = f"evaluating on {many(len(evaluator.split), row)}{of}"
     rows = evaluator.rows_at_once(run.engine.module)
     run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
-    run.worker.mark(Doing.EVALUATION)
+    run.worker.mark(Doing.EVALUATION if evaluator is run.evaluator else Doing.GENERAL)
     found = evaluator.score(run.engine.module, run.worker)
     run.worker.mark(Doing.OTHER)
     give_back_freed_memory()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -10,10 +11,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from jobs.remedies.hang import LEAST_S, Doing, Observations, hang_of
+from jobs.training.pulse import PulseWriter
 from jobs.training.rank_states import end_ranks, frames_of_loop, rank_states, waits_in_collective
 from tests.support.gangs import ROOT
 from tests.support.processes import wait_for
@@ -52,6 +56,28 @@ def stuck(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[s
     finally:
         process.kill()
         process.wait()
+
+
+def test_held_out_rows_and_general_text_each_have_their_longest_evaluation(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    clock = iter([0.0, 1.0, 4.0, 304.0])
+    monkeypatch.setattr("jobs.training.pulse.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with PulseWriter("key", 0) as pulse:
+        seen = [pulse_of(tmp_path)]
+        for doing in (Doing.EVALUATION, Doing.GENERAL, Doing.OTHER):
+            pulse.mark(doing)
+            seen.append(pulse_of(tmp_path))
+    assert [(one["longest_evaluation_s"], one["longest_general_s"]) for one in seen] == [
+        (None, None), (None, None), (3.0, None), (3.0, 300.0),
+    ]  # fmt: skip
+
+
+def pulse_of(folder: pathlib.Path) -> dict[str, Any]:
+    (file,) = folder.glob("fleetune-pulse-*.json")
+    found: dict[str, Any] = json.loads(file.read_text())
+    return found
 
 
 def is_in_its_deadlock(observed: Observations) -> bool:

@@ -19,9 +19,11 @@ from jobs.remedies.outliers import rollback_of
 from jobs.run.attempts import take_run
 from jobs.run.checkpoints import Best
 from jobs.run.outcome import Status
+from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.training import ending, worker_context
 from jobs.training.faults import Fault
 from jobs.training.loop import worker
+from jobs.training.loop.loop import evaluated
 from jobs.training.loop.state import LoopState
 from jobs.training.loop.watching import compared, tell_if_worse, tell_missing_metric
 from jobs.training.worker_context import RayWorkerContext, RequestWatch
@@ -174,6 +176,21 @@ def test_steps_after_a_rollback_are_marked_so_that_a_hang_is_noticed(monkeypatch
     for _ in worker.steps(None, 4, rewound=True):  # type: ignore[arg-type]
         assert marks == [(Doing.DATA, 4), (Doing.STEP, 5)]
     assert marks[-1] == (Doing.DATA,)
+
+
+def test_each_kind_of_evaluation_is_marked_as_such() -> None:
+    marks = list[Doing]()
+
+    def evaluator() -> Any:
+        return SimpleNamespace(split=[1, 2], rows_at_once=lambda module: 2, score=lambda *_: ({"eval_loss": 1.0}, None))
+
+    run: Any = SimpleNamespace(
+        evaluator=evaluator(), general=evaluator(), harness=None, engine=SimpleNamespace(module=None),
+        reporter=SimpleNamespace(event=lambda *_, **__: None), worker=SimpleNamespace(mark=marks.append),
+        job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(), eval=Eval())),
+    )  # fmt: skip
+    evaluated(run, LoopState(step=5))
+    assert marks == [Doing.EVALUATION, Doing.OTHER, Doing.GENERAL, Doing.OTHER]
 
 
 def test_an_exported_model_that_is_worse_than_the_base_is_told(tmp_path: pathlib.Path) -> None:

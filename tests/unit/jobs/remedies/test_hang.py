@@ -27,6 +27,7 @@ def rank(number: int, age_s: float = 12.0, cpu_share: float = 0.0, state: str = 
         (rank(1, waits=False, state="T", doing=Doing.DATA), "is stopped by a signal"),
         (rank(1, age_s=70.0, waits=False, cpu_share=1.0), "computes and never finishes"),
         (rank(1, waits=False, doing=Doing.EVALUATION, longest_evaluation_s=3.0), "waits, but not for other ranks"),
+        (rank(1, waits=False, doing=Doing.GENERAL, longest_general_s=3.0), "waits, but not for other ranks"),
     ],
 )
 def test_the_rank_outside_of_the_collective_is_to_blame(other: Observations, why: str) -> None:
@@ -45,6 +46,11 @@ def test_the_rank_outside_of_the_collective_is_to_blame(other: Observations, why
         (rank(1, age_s=3600.0, waits=False, doing=Doing.OTHER), "it writes a checkpoint or exports"),
         (rank(1, age_s=3600.0, waits=False, doing=Doing.EVALUATION), "the first evaluation"),
         (rank(1, age_s=12.0, waits=False, doing=Doing.EVALUATION, longest_evaluation_s=5.0), "a long evaluation"),
+        (rank(1, age_s=300.0, waits=False, doing=Doing.GENERAL, longest_evaluation_s=3.0), "the first of general text"),
+        (
+            rank(1, age_s=300.0, waits=False, doing=Doing.EVALUATION, longest_general_s=3.0),
+            "the first of held-out rows",
+        ),
         (rank(1, waits=False, cpu_share=1.0), "a slow step on a busy machine"),
         (rank(1, waits=False, state="R"), "a slow step on a machine that is overloaded"),
         (rank(1), "all wait: a slow network"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.drivers.finetune.hang_watch import HangWatch
+from jobs.drivers.finetune.hang_watch import _WORDS, HangWatch
 from jobs.remedies.hang import Doing, Observations, Pulse, RankState
 from jobs.training.on_ray.crash import Crash, How
 from jobs.training.rank_states import end_ranks, rank_states
@@ -23,6 +23,10 @@ def observed(rank: int, state: str = "S", stack: str = "File ...", pid: int = 0)
     pulse = Pulse(rank, pid or 100 + rank, Doing.STEP, 3, 0.0, 0.5)
     seen = RankState(pulse, f"host-{rank}", 12.0, state, 1.0, waits=state == "S", stack=stack)
     return Observations(seen, seen, 2.0)
+
+
+def test_a_hang_in_each_activity_is_described() -> None:
+    assert set(_WORDS) == set(Doing)
 
 
 HEALTHY = [observed(0), observed(1)]

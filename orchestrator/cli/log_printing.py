@@ -1,4 +1,7 @@
-"""Prints the logs of a job, for `fleetune logs` and `fleetune submit --follow`; and why it waits, until it starts."""
+"""Prints the logs of a job, for `fleetune logs` and `fleetune submit --follow`; and why it waits, until it starts.
+
+Also formats the end of a log, for `fleetune status`.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from typing import Final
 
 import typer
 
@@ -22,14 +26,16 @@ from orchestrator.client.log_reader import (
     LogReader,
     follow_lines,
     last_lines,
+    log_of_end,
     run_logs,
 )
 from orchestrator.client.lookup import job_path
-from orchestrator.pages.tables import printable
+from orchestrator.pages.tables import printable, printable_lines
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.wording import does
 
 NAMED = 5  # most logs to name in a line
+END_LINES: Final = 10
 
 FIRST_S, EVERY_S = 1.5, 15.0
 
@@ -63,6 +69,17 @@ def print_logs(
     if not printed:
         _nothing_printed(connection, last, source, quiet=as_json or tail == 0)
     return last
+
+
+def log_end(connection: Connection, job: JobView) -> str:
+    """Return the end of a failed job's log, for the page of `fleetune status`; '': there is none."""
+    if job.state is not State.FAILED or not job.attempt:
+        return ""
+    try:
+        source, text = log_of_end(connection, job, END_LINES)
+    except FleetuneError as error:
+        return f"the log cannot be read: {error}"
+    return "\n  ".join([f"end of {source}:", *printable_lines(text).split("\n")]) if text else ""
 
 
 def _nothing_printed(connection: Connection, job: JobView, source: str | None, *, quiet: bool) -> None:

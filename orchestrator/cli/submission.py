@@ -29,6 +29,7 @@ from orchestrator.client.handle import JobHandle
 from orchestrator.client.lookup import find_job
 from orchestrator.client.spec_names import Named, load_named, place_errors
 from orchestrator.pages.queue import format_labels, format_metrics, format_size
+from orchestrator.pages.tables import printable_lines
 from orchestrator.queue.states import State
 
 Say = Callable[[str], None]
@@ -197,6 +198,11 @@ def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_js
 
 
 def _end(job: JobView, server: Connection) -> str:
+    """Describe the end of a job, with the end of its log if it has failed."""
+    return printable_lines(_raw_end(job, server))
+
+
+def _raw_end(job: JobView, server: Connection) -> str:
     if job.state is State.SUCCEEDED:
         metrics = format_metrics(job)
         return f"{job.job_id} succeeded{f'  {metrics}' if metrics else ''}{f'  run {job.run}' if job.run else ''}"

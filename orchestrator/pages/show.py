@@ -29,7 +29,7 @@ from jobs.spec.load import SPEC_MODELS
 from jobs.spec.queue import Kind, OnEnd
 from jobs.spec.space import Dimension
 from orchestrator.pages.plan import format_plan
-from orchestrator.pages.tables import columns, printable, table
+from orchestrator.pages.tables import columns, printable_lines, table
 
 Row = tuple[str, str | None]  # `table` leaves out a row with None
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -286,7 +286,7 @@ def run_page(details: RunDetails) -> str:
         ("resume", details.resume or None),
     ]
     events = table(map(_event_row, details.events), "  ")
-    log = details.log_tail and "\n".join(map(printable, f"end of {details.log_tail}".split("\n")))
+    log = details.log_tail and printable_lines(f"end of {details.log_tail}")
     return "\n\n".join(filter(None, (table(rows), events and f"last events:\n{events}", log)))
 
 

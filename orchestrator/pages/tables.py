@@ -93,6 +93,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", last)
 
 
+def printable_lines(text: str) -> str:
+    """Apply `printable` to each line of a text, such as the end of a log. Only newlines end a line."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
 def _shown(character: str) -> str:
     if character in _NEWLINES:
         return _NEWLINES[character]

@@ -14,7 +14,6 @@ from cluster.text import did_you_mean
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import JobId, Json, OneTenant, Url, connected, width
 from orchestrator.cli.output import exit_on_error, json_list
-from orchestrator.pages.tables import printable
 from orchestrator.queue.states import ENDED, DesiredState, State
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ EXPLAINED: Final = 3  # number of waiting jobs, from the first, whose expected s
 LOGS_PATIENCE_S: Final = 60.0  # seconds; `logs --follow` outlasts a longer restart of the server than other commands
 LAST_EVENTS: Final = 10
 LISTED: Final = 50  # jobs of the table
-LOG_LINES: Final = 10
 
 
 def queue(
@@ -79,6 +77,7 @@ def queue(
 def status(job: JobId, json_: Json = False, url: Url = None) -> None:
     """Show one job: state and reason, step, metrics, events."""
     with connected(url) as server:
+        from orchestrator.cli.log_printing import log_end
         from orchestrator.client.lookup import find_job, job_path
         from orchestrator.client.readers import EventReader
         from orchestrator.pages.queue import status_page
@@ -90,7 +89,7 @@ def status(job: JobId, json_: Json = False, url: Url = None) -> None:
             typer.echo(json.dumps(told))
             return
         why = _whys(server, [found]).get(found.job_id)
-        typer.echo(status_page(found, why, events, time.time(), _log_end(server, found)))
+        typer.echo(status_page(found, why, events, time.time(), log_end(server, found)))
 
 
 def logs(
@@ -154,16 +153,3 @@ def _whys(server: Connection, jobs: list[JobView]) -> dict[str, WhyView]:
         return {job.job_id: server.get(f"{job_path(job.job_id)}/why", WhyView) for job in waiting[:EXPLAINED]}
     except FleetuneError:
         return {}
-
-
-def _log_end(server: Connection, job: JobView) -> str:
-    """Return the end of a failed job's log, if it can be read; else ''."""
-    from orchestrator.client.log_reader import log_of_end
-
-    if job.state is not State.FAILED or not job.attempt:
-        return ""
-    try:
-        source, text = log_of_end(server, job, LOG_LINES)
-    except FleetuneError as error:
-        return f"the log cannot be read: {error}"
-    return "\n".join([f"end of {source}:", *(f"  {printable(line)}" for line in text.splitlines())]) if text else ""

@@ -9,7 +9,8 @@ import pytest
 
 from cluster.errors import InputError
 from orchestrator.api import JobView, LogPart, LogSources
-from orchestrator.cli.log_printing import print_logs
+from orchestrator.cli.log_printing import END_LINES, log_end, print_logs
+from orchestrator.cli.submission import wait_for
 from orchestrator.queue.states import State
 from tests.support.jobviews import job
 
@@ -133,3 +134,17 @@ def test_no_line_was_asked_for_and_nothing_is_said(capsys: pytest.CaptureFixture
 def test_a_command_has_its_output_only(capsys: pytest.CaptureFixture[str]) -> None:
     lines, errors = printed(capsys, ended(attempt=1), {"output-1": "hello\n"})
     assert (lines, errors) == (["output | hello"], "")
+
+
+BAR = "".join(f"\r{step}/1000" for step in range(1, 1001))
+SHOWN = ["1000/1000", "title and reason"]
+
+
+def test_the_end_of_a_log_is_printed_as_a_terminal_shows_it() -> None:
+    log = "".join(f"noise {number}\n" for number in range(50)) + f"{BAR}\n\x1b]0;mine\x07\x1b[2Jtitle and reason\n"
+    server: Any = Server({"output": log, "output-1": log})
+    first, *lines = log_end(server, ended(attempt=1)).split("\n")
+    assert first == "end of output:" and len(lines) == END_LINES and [line[2:] for line in lines[-2:]] == SHOWN
+    told = list[str]()
+    wait_for(server, [ended(attempt=1)], follow=False, as_json=False, say=told.append)
+    assert "\n".join(SHOWN) in told[-1] and "\r" not in told[-1] and "\x1b" not in told[-1]

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from cluster.errors import SpecError
+from jobs.search.duration import duration_of
 from jobs.search.rules.auto import LATER, probe_steps
 from jobs.search.rules.budget import BudgetPlan, checked_plan, compared_steps, most_gangs, most_repeats
 from jobs.search.trials import Trials
@@ -39,10 +40,12 @@ def planned_steps(trials: Trials, plan: BudgetPlan) -> int | None:
 
 def _steps(sweep: SweepSpec, plan: BudgetPlan, total: int) -> float:
     """Return the optimizer steps of all planned trials and repeats; infinite if only time limits them."""
+    if sweep.budget.trials is None and math.isinf(plan.runs) and (math.isinf(plan.compared) or plan.whole_runs):
+        return math.inf
     repeats = most_repeats(sweep, plan)
-    if sweep.scheduler == "halving" and plan.compared < math.inf:
+    if sweep.scheduler == "halving":
         return compared_steps(sweep, int(plan.compared), total) + (plan.whole_runs + repeats) * total
-    return (min(plan.compared, plan.runs) + repeats) * total
+    return (min(plan.compared, plan.runs if math.isinf(plan.runs) else math.ceil(plan.runs)) + repeats) * total
 
 
 def steps_done(trials: Trials) -> int:
@@ -59,8 +62,9 @@ class Cost:
         gangs: number of gangs at once.
         steps: optimizer steps of all trials, cool-downs and repeats, and of the probe.
         tokens: tokens of these steps.
-        device_hours: hours of GPUs; of CPUs if the workers have no GPU.
-        least_hours: hours on these gangs, if all of them are busy to the end.
+        device_hours: hours of GPUs that train; of CPUs if the workers have no GPU.
+        least_hours: hours until the last trial ends.
+        limit_hours: hours of a budget in time on these gangs; None: it has no limit in time.
     """
 
     gangs: int
@@ -68,6 +72,7 @@ class Cost:
     tokens: float
     device_hours: float
     least_hours: float
+    limit_hours: float | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,18 @@ def cost_of(sweep: SweepSpec, total_steps: int, gangs: int, devices: int, step_s
     Raises:
         SpecError: the budget does not pay for one trial.
     """
-    gangs, budget, probe = max(min(gangs, most_gangs(sweep)), 1), sweep.budget, probe_steps(sweep)
-    plan = checked_plan(sweep, total_steps, run_tokens, probe)
-    steps = _steps(sweep, plan, total_steps) + (probe if sweep.scheduler == "halving" else 0)
-    if budget.minutes is not None:
-        steps = min(steps, budget.minutes * 60 * gangs / step_s)
-    if budget.gpu_hours is not None:
-        steps = min(steps, budget.gpu_hours * 3600 / (devices * step_s))
-    gang_s = steps * step_s
-    return Cost(gangs, round(steps), steps * run_tokens / total_steps, gang_s * devices / 3600, gang_s / gangs / 3600)
+    gangs, budget = max(min(gangs, most_gangs(sweep)), 1), sweep.budget
+    plan = checked_plan(sweep, total_steps, run_tokens, probe_steps(sweep))
+    found = duration_of(sweep, plan, total_steps, gangs, devices, step_s)
+    limits = [
+        *([] if budget.minutes is None else [budget.minutes / 60]),
+        *([] if budget.gpu_hours is None else [budget.gpu_hours / (gangs * devices)]),
+    ]
+    return Cost(
+        gangs=gangs,
+        steps=round(found.steps),
+        tokens=found.steps * run_tokens / total_steps,
+        device_hours=found.steps * step_s * devices / 3600,
+        least_hours=found.seconds / 3600,
+        limit_hours=min(limits, default=None),
+    )

@@ -14,6 +14,7 @@ from jobs.search.rules.budget import BudgetPlan, Next, most_repeats, next_kind, 
 from jobs.search.rules.untried import untried
 from jobs.search.trials import Trials
 from jobs.spec.finetune import Spec
+from jobs.spec.sweep import Budget
 
 _MOST_REPEATED = 0.5  # largest share of a limit that is kept for repeats
 
@@ -30,36 +31,60 @@ class TimeLimit:
         repeats: the time that is kept for all repeats, begun or not, and for trials that still run when the search has
             used its share.
         next: the time that must be left to begin one more repeat: its own, and the whole time of the running ones.
+        rate: how much of it is used in one second.
     """
 
     limit: float
     used: float
     repeats: float
     next: float
+    rate: float = 1.0
+
+    @property
+    def for_search(self) -> float:
+        """The limit without the time that is kept for repeats."""
+        return self.limit - min(self.repeats, self.limit * _MOST_REPEATED)
 
     @property
     def share(self) -> float:
-        """The used share of the time for the search, which is the limit without the time that is kept for repeats."""
-        return self.used / (self.limit - min(self.repeats, self.limit * _MOST_REPEATED))
+        """The used share of the time for the search."""
+        return self.used / self.for_search
 
 
 def time_limits(trials: Trials, spent: Spent) -> list[TimeLimit]:
     """Return the limits in minutes and GPU-hours. The time of a repeat is estimated from the trials so far. Pure."""
     budget, per_gang = trials.sweep.budget, devices_of(trials.sweep.base)
+    if budget.minutes is None and budget.gpu_hours is None:
+        return []
     seconds, device_seconds = (sum(each[place] for each in spent.values()) for place in (0, 1))
-    whole_s = seconds_of_a_run(trials)
     running = sum(trial.repeats is not None and not trial.is_over for trial in list(trials.trials.values()))
-    repeats = most_repeats(trials.sweep, trials.plan)
-    running_last = 1 if repeats else 0
     gangs = max(round(device_seconds / (seconds * per_gang)), 1) if seconds else 1
-    found = []
+    repeats = most_repeats(trials.sweep, trials.plan)
+    return limits_of(budget, repeats, gangs, per_gang, seconds_of_a_run(trials), spent, running)
+
+
+def limits_of(
+    budget: Budget, repeats: int, gangs: int, per_gang: int, whole_s: float, spent: Spent, running: int = 0
+) -> list[TimeLimit]:
+    """Return the limits in minutes and GPU-hours. Pure.
+
+    Args:
+        repeats: the largest number of repeats.
+        gangs: number of gangs at once.
+        per_gang: GPUs of one gang; its CPUs if it has no GPU.
+        whole_s: seconds of a whole run.
+        running: repeats that are being trained.
+    """
+    seconds, device_seconds = (sum(each[place] for each in spent.values()) for place in (0, 1))
+    running_last, found = 1 if repeats else 0, []
     if budget.minutes is not None:
         kept_s = (math.ceil(repeats / gangs) + running_last) * whole_s
         found.append(TimeLimit(budget.minutes * 60, seconds, kept_s, whole_s))
     if budget.gpu_hours is not None:
         each = whole_s * per_gang
         kept = (repeats + running_last * gangs) * each
-        found.append(TimeLimit(budget.gpu_hours * 3600, device_seconds, kept, (running + 1) * each))
+        used, rate = device_seconds, float(gangs * per_gang)
+        found.append(TimeLimit(budget.gpu_hours * 3600, used, kept, (running + 1) * each, rate))
     return found
 
 
@@ -135,9 +160,9 @@ def kind_within(trials: Trials, plan: BudgetPlan, spent: Spent) -> Next:
 
 def untried_only(trials: Trials, plan: BudgetPlan) -> BudgetPlan:
     """Return the plan without whole runs for which no values are left that have not been tried. Pure."""
-    if not plan.whole_runs or trials.best is None:
+    if not plan.whole_runs or (trials.best is None and not plan.extrapolates):
         return plan
-    left = untried(trials.sweep, trials.searched, trials.best.values, trials.total_steps)
+    left = untried(trials.sweep, trials.searched, trials.best_values, trials.total_steps)
     if plan.extrapolates:
         begun = whole_runs_begun(trials.searched, plan)
         is_left = left is None or bool(left) or trials.has_further_rate
@@ -145,5 +170,5 @@ def untried_only(trials: Trials, plan: BudgetPlan) -> BudgetPlan:
     if left is None:
         return plan
     begun = sum(trial.without_rungs for trial in trials.searched)
-    extrapolated = not begun and first_whole_run(trials.sweep, trials.best.values) is not None  # at another rate
+    extrapolated = not begun and first_whole_run(trials.sweep, trials.best_values) is not None  # at another rate
     return replace(plan, whole_runs=min(plan.whole_runs, begun + len(left) + extrapolated))

@@ -293,6 +293,13 @@ class Trials:
         return float(in_space(self.sweep, {name: min([rate, *below])})[name])
 
     @property
+    def best_values(self) -> dict[str, Any]:
+        """The values of the best trial; while no trial is finished, those of a first whole run of `auto`."""
+        if (best := self.best) is not None:
+            return best.values
+        return {**prior_of(self.sweep), varied_rate(self.sweep): self.target}
+
+    @property
     def has_further_rate(self) -> bool:
         """Whether one more whole run can have a rate that none has had."""
         name, target = varied_rate(self.sweep), self.target

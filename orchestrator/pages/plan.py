@@ -128,6 +128,10 @@ def _sweep_facts(trials: PlannedTrials, plan: JobPlan, price: float | None) -> I
     money = "" if price is None else f", {used * price:,.2f} at {price:g} each"
     hours = f"{used:,.1f} {plan.device}-hours{money}, at least {long_duration(3600 * cost.least_hours)}"
     yield "budget", f"{many(cost.steps, 'step')}, {compact(cost.tokens)} tokens in all: {hours}, without evaluations"
+    if cost.limit_hours is not None and cost.least_hours > cost.limit_hours:
+        at_least = ", and auto trains a whole run" if trials.sweep.algorithm == "auto" else ""
+        why = f"a trial that has begun is trained to its next score{at_least}"
+        yield "", f"longer than the {long_duration(3600 * cost.limit_hours)} of the budget: {why}"
 
 
 def _facts(plan: JobPlan, option: Option, price: float | None, section: str) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,11 +19,13 @@ from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import format_phase
 from jobs.search.report.trial_text import format_seeds
-from jobs.search.spending import devices_of
+from jobs.search.rules.auto import extrapolates
+from jobs.search.rules.rungs import cooldown_of, next_stop
+from jobs.search.spending import devices_of, seconds_of_a_run
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
-from jobs.spec.sweep import Budget, SweepSpec
+from jobs.spec.sweep import SweepSpec
 from jobs.storage.journal import Record, newest_record, read_journal
 
 _MOMENTARY: Final = ("room", "search", "changed", "given-back", "rung")  # phases that are over once they are announced
@@ -174,7 +176,7 @@ def status_of(trials: Trials, driver: DriverState, newest: Mapping[int, Record],
         tokens=tokens,
         runs=tokens / trials.tokens_per_run if trials.tokens_per_run else None,
         used_s=used_s,
-        remaining_s=_remaining_s(trials.sweep.budget, driver, done, newest, used_s),
+        remaining_s=_remaining_s(trials, found, driver, done, newest, used_s),
         device_hours=trials.device_hours + _unrecorded_hours(trials, driver, used_s),
     )
 
@@ -206,12 +208,24 @@ def _unrecorded_hours(trials: Trials, driver: DriverState, used_s: float) -> flo
 
 
 def _remaining_s(
-    budget: Budget, driver: DriverState, done: float, newest: Mapping[int, Record], used_s: float
+    trials: Trials,
+    found: Sequence[Trial],
+    driver: DriverState,
+    done: float,
+    newest: Mapping[int, Record],
+    used_s: float,
 ) -> float | None:
-    """Estimate the remaining seconds from the driver's estimate, or at first from step times of running trials."""
+    """Estimate the remaining seconds from the driver's estimate, or at first from step times of running trials.
+
+    Args:
+        found: all trials, with the present steps of those that are being trained.
+        done: steps of all trials.
+    """
     if driver.name is None:
         return None
-    left_s = budget.minutes * 60 - used_s if budget.minutes is not None else math.inf
+    budget, left_s = trials.sweep.budget, math.inf
+    if budget.minutes is not None:
+        left_s = max(budget.minutes * 60 - used_s, _owed_s(trials, found, newest))
     planned, seconds_per_step = driver.progress.get("total_steps", driver.planned_steps), None
     if "remaining_s" in driver.progress:
         left_then = driver.progress["total_steps"] - driver.progress["step"]
@@ -221,6 +235,26 @@ def _remaining_s(
     if planned is not None and seconds_per_step is not None:
         left_s = min(left_s, (planned - done) * seconds_per_step)
     return None if math.isinf(left_s) else max(left_s, 0.0)
+
+
+def _owed_s(trials: Trials, found: Sequence[Trial], newest: Mapping[int, Record]) -> float:
+    """Estimate the seconds that a search still takes when its time is used up.
+
+    Running trials are trained to their next score, and `auto` trains one whole run.
+    """
+    sweep, total = trials.sweep, trials.total_steps
+    times = [record["step_time_s"] for record in newest.values() if record.get("step_time_s")]
+    step_s = sum(times) / len(times) if times else seconds_of_a_run(trials) / total if total else 0.0
+    running = [trial for trial in found if trial.state == "running" and trial.total_steps]
+    steps = max((_to_next_score(sweep, trial) for trial in running), default=0)
+    if extrapolates(sweep) and not any(trial.is_whole or (trial in running and trial.scores) for trial in found):
+        steps += total
+    return steps * step_s
+
+
+def _to_next_score(sweep: SweepSpec, trial: Trial) -> int:
+    stop = next_stop(sweep, trial)
+    return max(stop - trial.step, 0) + (cooldown_of(sweep, trial.total_steps) if stop < trial.total_steps else 0)
 
 
 def facts(status: SweepStatus) -> dict[str, Any]:

@@ -160,12 +160,18 @@ def fixed_values(sweep: SweepSpec, best: Mapping[str, Any] | None = None) -> dic
 def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
     """Return the learning rates, all above the prior, at which the loss after one step is measured; may be empty."""
     rates = rate_range(sweep)
-    if rates is None or not brackets_rate(sweep):
+    if rates is None or not brackets_rate(sweep) or _is_fp16(sweep):
         return ()
     first = prior_of(sweep)[varied_rate(sweep)]
     if first >= rates.max:
         return ()
     return tuple(rate for rate in Range(min=first, max=rates.max, log=True).values(_PROBED) if rate > first)
+
+
+def _is_fp16(sweep: SweepSpec) -> bool:
+    """Whether the first trial is trained in fp16. Its first steps change no weight, until the loss scale has fallen."""
+    given = {field_meant(name): value for name, value in prior_of(sweep).items()}
+    return bool(given.get("train.fp16", sweep.base.train.fp16))
 
 
 def probe_steps(sweep: SweepSpec) -> float:

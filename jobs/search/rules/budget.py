@@ -139,7 +139,7 @@ def finalists_of(sweep: SweepSpec, plan: BudgetPlan) -> int:
         return min(FINALISTS, plan.whole_runs)
     if sweep.scheduler == "asha" or plan.compared == math.inf:
         return int(min(FINALISTS, plan.compared))
-    ends = max(int(plan.compared) // ETA ** len(sweep.rung_shares), 1)
+    ends = max(int(plan.compared // ETA ** len(sweep.rung_shares)), 1)
     return min(FINALISTS, ends + plan.whole_runs)
 
 
@@ -321,12 +321,22 @@ def most_whole_runs(sweep: SweepSpec, total_steps: int = _MANY) -> float:
     return others - (1 if rate_range(sweep) is None else 0)  # the best compared trial has the values of one of them
 
 
+def plan_of_long_runs(sweep: SweepSpec) -> BudgetPlan:
+    """Return the plan before the data is prepared, without a budget in tokens, for runs of many steps."""
+    known = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"tokens": None})})
+    return budget_plan(known, _MANY, 1.0)
+
+
+def runs_taken(sweep: SweepSpec, plan: BudgetPlan) -> float:
+    """Return what a plan of `plan_of_long_runs` with halving takes, in whole runs of the base, without repeats."""
+    return compared_steps(sweep, int(plan.compared), _MANY) / _MANY + plan.whole_runs
+
+
 def most_gangs(sweep: SweepSpec) -> int:
     """Return the largest number of gangs at once, without regard to the machines.
 
     A budget in tokens is not considered: the tokens of a run are not known before the data is prepared.
     """
-    known = sweep.model_copy(update={"budget": sweep.budget.model_copy(update={"tokens": None})})
-    plan = budget_plan(known, _MANY, 1.0)
-    runs = math.ceil(min(known.budget.runs or math.inf, MOST_TRIALS)) if known.scheduler != "halving" else MOST_TRIALS
-    return max(1, int(min(known.num_gangs or _DEFAULT_MAX_GANGS, max(plan.compared, plan.whole_runs), runs)))
+    plan = plan_of_long_runs(sweep)
+    runs = math.ceil(min(plan.runs, MOST_TRIALS)) if sweep.scheduler != "halving" else MOST_TRIALS
+    return max(1, int(min(sweep.num_gangs or _DEFAULT_MAX_GANGS, max(plan.compared, plan.whole_runs), runs)))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Final
 
 from cluster.errors import InputError, Mistake, SpecError
+from cluster.text import many
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.resume import check_not_driven, differences
-from jobs.search.rules.budget import check_budget
+from jobs.search.rules.auto import brackets_rate
+from jobs.search.rules.budget import check_budget, plan_of_long_runs, runs_taken
 from jobs.search.rules.prior import check_has_use_for_prior, with_prior
 from jobs.search.rules.untried import untried
 from jobs.search.rules.varying import check_space, field_meant, short_name
@@ -38,9 +41,28 @@ def sweep_warnings(sweep: Search) -> list[str]:
     warnings = []
     if sweep.rungs and sweep.scheduler == "none":
         warnings.append("rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out")
-    if isinstance(sweep, SweepSpec) and "budget" in sweep.model_fields_set and sweep.budget.trials is not None:
-        warnings += _about_trials(sweep, sweep.budget.trials)
+    if isinstance(sweep, SweepSpec) and "budget" in sweep.model_fields_set:
+        warnings += [] if sweep.budget.trials is None else _about_trials(sweep, sweep.budget.trials)
+        warnings += _about_rest(sweep)
     return warnings
+
+
+def _about_rest(sweep: SweepSpec) -> list[str]:
+    """Return a warning if a search of `auto` ends before its budget in trials or runs is used up."""
+    plan, budget = plan_of_long_runs(sweep), sweep.budget
+    if not brackets_rate(sweep) or math.isinf(plan.compared):
+        return []
+    taken = (
+        f"{int(plan.compared)} rates and {many(plan.whole_runs, 'whole run')}, since further ones would hardly differ"
+    )
+    if sweep.scheduler != "halving":
+        taken = f"{int(plan.compared)} trials, since further rates would hardly differ"
+    if budget.trials is not None and plan.compared + plan.whole_runs < budget.trials:
+        return [f"budget.trials is {budget.trials:,}, but auto tries at most {taken}"]
+    runs = runs_taken(sweep, plan) if sweep.scheduler == "halving" else plan.compared
+    if budget.runs is not None and budget.trials is None and budget.runs - runs >= 1:
+        return [f"budget.runs is {budget.runs:g}, but auto takes at most {runs:.1f} runs: {taken}"]
+    return []
 
 
 def _about_trials(sweep: SweepSpec, trials: int) -> list[str]:

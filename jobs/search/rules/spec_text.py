@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from jobs.search.rules.budget import most_trials
+from jobs.search.rules.budget import FINALISTS, finalists_of, most_trials, plan_of_long_runs
 from jobs.search.rules.varying import field_meant, short_name
 from jobs.spec.space import Range
 from jobs.spec.sweep import SweepSpec
@@ -20,8 +20,19 @@ def format_sweep(sweep: SweepSpec) -> str:
     if math.isfinite(most := most_trials(sweep)):  # fewer than the budget's if the grid is small
         given["trials"] = int(most)
     bounds = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items())
-    seeds = f"; then the two best with {sweep.seeds} seeds each" if sweep.seeds > 1 else ""
-    return f"{sweep.algorithm}{scheduler}, at most {bounds}{seeds}; {judged}"
+    return f"{sweep.algorithm}{scheduler}, at most {bounds}{_repeats(sweep)}; {judged}"
+
+
+def _repeats(sweep: SweepSpec) -> str:
+    """Describe the repeats: `; then the two best with 3 seeds each`; empty: there are none."""
+    if sweep.seeds == 1:
+        return ""
+    budget = sweep.budget
+    if finalists_of(sweep, plan_of_long_runs(sweep)) < FINALISTS:
+        return f"; then the best with {sweep.seeds} seeds"
+    if sweep.scheduler != "asha" and budget.minutes is budget.gpu_hours is budget.tokens is None:
+        return f"; then the two best with {sweep.seeds} seeds each"
+    return f"; then the best, at most two, with {sweep.seeds} seeds each"
 
 
 def format_prior(sweep: SweepSpec, source: str | None) -> str:

@@ -113,8 +113,7 @@ class Proposer:
         study, point = self._study_of_whole_runs(), self._whole_point()
         if point is not None:
             return study.begin(number, point)
-        assert self._known.best is not None
-        return study.propose(number, self._known, self._known.best.values)
+        return study.propose(number, self._known, self._known.best_values)
 
     def _whole_point(self) -> dict[str, Any] | None:
         """Return the values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
@@ -124,12 +123,12 @@ class Proposer:
             is_first = not any(trial.without_rungs for trial in known.searched)
             return first_whole_run(sweep, known.best.values) if is_first else None
         tried = [trial.values[name] for trial in known.searched if trial.is_whole]
-        if known.best is None or not any(is_near(rate, known.target) for rate in tried):
+        if not any(is_near(rate, known.target) for rate in tried):
             return {**prior_of(sweep), name: known.target}
-        if untried(sweep, known.searched, known.best.values, known.total_steps) != []:
+        if untried(sweep, known.searched, known.best_values, known.total_steps) != []:
             return None
         rate = further_rate(sweep, known.target, tried) or known.target
-        return {**in_space(sweep, known.best.values), name: rate}
+        return {**in_space(sweep, known.best_values), name: rate}
 
     def tell(self, trial: Trial) -> None:
         """Tell Optuna a trial's score, or that it failed. A second call for the same score changes nothing."""

@@ -25,16 +25,17 @@ def test_auto_takes_its_rates_with_cool_downs_a_whole_run_and_the_probe(tmp_path
     assert found.steps == round(6 * (25 + 10) + 100 + 1 + 8 * 2 / 3)
     assert found.tokens == pytest.approx(1000 * found.steps, rel=0.01)
     assert found.device_hours == pytest.approx(2 * found.steps / 100, rel=0.01)
-    assert found.gangs == 4 and found.least_hours == pytest.approx(found.device_hours / 8)
+    rounds = 2 * 35 + 100 + 1 + 8 * 2 / 3  # six rates on four gangs, the whole run and the probe on one
+    assert found.gangs == 4 and found.least_hours == pytest.approx(rounds / 100)
 
 
 @pytest.mark.parametrize(
     ("budget", "steps"),
     [
         ({"trials": 7}, 700),
-        ({"runs": 2.5}, 250),
+        ({"runs": 2.5}, 300),  # a trial that has begun is trained to its end
         ({"tokens": 300_000}, 300),
-        ({"gpu_hours": 5.0}, 250),  # 2.5 hours of a gang
+        ({"gpu_hours": 5.0}, 400),  # of four gangs, which begin at once
         ({"minutes": 60.0}, 400),  # of four gangs
         ({"trials": 7, "minutes": 60.0}, 400),
     ],
@@ -62,3 +63,22 @@ def test_gangs_on_machines() -> None:
     for workers in (12, 64):
         with pytest.raises(InputError, match=f"a gang of the sweep has {workers} workers"):
             gang_machines(machines_of("4x8xH100-80"), workers)
+
+
+@pytest.mark.parametrize(
+    ("fields", "gangs", "hours", "limit"),
+    [
+        ({"budget": {"minutes": 30}}, 1, 0.35 + 1 + 0.06, 0.5),  # one rate and one whole run
+        ({"budget": {"minutes": 30}}, 4, 0.35 + 1 + 0.06, 0.5),
+        ({"budget": {"minutes": 300}}, 1, 8 * 0.35 + 3 + 0.06, 5.0),
+        ({"budget": {"minutes": 300}, "seeds": 2}, 1, 5 * 0.35 + 2 + 0.06, 5.0),
+        ({"algorithm": "random", "budget": {"minutes": 90}}, 1, 2.0, 1.5),
+        ({"algorithm": "random", "budget": {"gpu_hours": 5.0}, "num_gangs": 4}, 4, 1.0, 0.625),
+        ({"algorithm": "random", "budget": {"trials": 7}}, 4, 2.0, None),
+    ],
+)
+def test_the_time_is_until_the_last_trial_ends(
+    tmp_path: Path, fields: dict[str, Any], gangs: int, hours: float, limit: float | None
+) -> None:
+    found = cost(tmp_path, gangs=gangs, **fields)
+    assert found.least_hours == pytest.approx(hours, abs=0.01) and found.limit_hours == limit

@@ -9,11 +9,15 @@ import pytest
 
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_of
-from jobs.search.rules.auto import BRACKETED
+from jobs.search.rules.auto import BRACKETED, probed_rates
 from jobs.search.rules.budget import BudgetPlan, budget_plan, most_repeats
+from jobs.search.rules.checking import sweep_warnings
+from jobs.search.rules.prior import with_prior
+from jobs.search.rules.spec_text import format_sweep
+from jobs.search.spending import kind_within
 from jobs.spec.sweep import Budget
 from jobs.training.mailbox import Answer
-from tests.unit.jobs.search.rules.test_auto import RATE, WARMUP, scored_at, sweep_with
+from tests.unit.jobs.search.rules.test_auto import RATE, WARMUP, base_of, scored_at, sweep_with
 
 ONLY_RATE: dict[str, Any] = {RATE: {"min": 1e-5, "max": 1e-3, "log": True}}
 
@@ -91,3 +95,63 @@ def test_no_trial_continues_beyond_the_whole_runs_of_the_budget(tmp_path: Path) 
     ledger.answered(whole, Answer(status="failed", step=100, reason="out of memory"))
     extended(ledger, 3.2)
     assert ledger.going_on == [3], "without any whole run, there would be no model"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "then the best with 3 seeds;"),
+        ({"budget": {"runs": 5}}, "then the two best with 3 seeds each;"),
+        ({"budget": {"minutes": 60}}, "then the best, at most two, with 3 seeds each;"),
+        ({"algorithm": "random", "budget": {"trials": 5}}, "then the two best with 3 seeds each;"),
+        ({"algorithm": "tpe", "scheduler": "halving", "budget": {"trials": 7}}, "then the best with 3 seeds;"),
+    ],
+)
+def test_a_sweep_says_how_many_trials_are_repeated(tmp_path: Path, fields: dict[str, Any], said: str) -> None:
+    assert said in format_sweep(sweep_with(tmp_path, seeds=3, **fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"budget": {"runs": 9}}, None),
+        ({"budget": {"runs": 40}}, "budget.runs is 40, but auto takes at most 18.8 runs: 8 rates and 16 whole runs, "),
+        (
+            {"budget": {"runs": 9}, "space": ONLY_RATE},
+            "budget.runs is 9, but auto takes at most 7.8 runs: 8 rates and 5",
+        ),
+        ({"budget": {"trials": 30}}, "budget.trials is 30, but auto tries at most 8 rates and 16 whole runs, "),
+        ({"budget": {"trials": 9}, "scheduler": "none"}, None),
+        (
+            {"budget": {"trials": 9}, "scheduler": "none", "space": ONLY_RATE},
+            "budget.trials is 9, but auto tries at most 8",
+        ),
+        ({"budget": {"minutes": 9}}, None),
+    ],
+)
+def test_a_budget_of_which_auto_has_no_use_is_a_warning(
+    tmp_path: Path, fields: dict[str, Any], said: str | None
+) -> None:
+    warnings = sweep_warnings(sweep_with(tmp_path, **fields))
+    assert len(warnings) == (said is not None) and all(one.startswith(said or "") for one in warnings)
+
+
+def test_in_fp16_the_greatest_rate_is_not_looked_for(tmp_path: Path) -> None:
+    """The first steps are skipped, so that the loss after them is the one before."""
+    fp16 = base_of(tmp_path, fp16=True)
+    assert probed_rates(with_prior(sweep_with(tmp_path))[0])
+    assert not probed_rates(with_prior(sweep_with(tmp_path, base=fp16))[0])
+    either = with_prior(sweep_with(tmp_path, base=fp16, space={**ONLY_RATE, "fp16": [False, True]}))[0]
+    assert not probed_rates(either) and probed_rates(
+        either.model_copy(update={"prior": {**either.prior, "fp16": False}})
+    )
+
+
+def test_whole_runs_that_begin_at_once_differ(tmp_path: Path) -> None:
+    """With several gangs, they begin before any has finished."""
+    ledger = scored_at(tmp_path, {1e-4: 0.6, 3e-4: 0.5, 9e-4: 0.55}, budget={"runs": 9}, space=ONLY_RATE)
+    plan = BudgetPlan(compared=3, whole_runs=5, extrapolates=True)
+    for place in range(5):
+        assert kind_within(ledger, plan, {}) == "whole" and ledger.has_further_rate
+        ledger.add({RATE: ledger.target * 1.5 ** (0, -1, 1, -2, 2)[place]}, without_rungs=True)
+    assert kind_within(ledger, plan, {}) == "wait" and not ledger.has_further_rate

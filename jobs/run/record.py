@@ -85,13 +85,16 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer
     Raises:
         RunTaken: the outcome is another driver's to write.
     """
+    before = _newest_part(paths)
     try:
         outcome = drive()
     except RunTaken:
         raise
     except Exception as error:
         traceback.print_exc()
-        outcome = outcome_of_error(error)
+        is_of_storage = isinstance(error, StorageError) and not isinstance(error, StorageOutage)
+        has_trained = _newest_part(paths) not in (None, before)
+        outcome = outcome_of_error(failure_of_storage(error) if is_of_storage and has_trained else error)
     except KeyboardInterrupt as error:
         outcome = outcome_of_error(Interrupted(str(error) or "interrupted"))
     if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
@@ -103,6 +106,18 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer
     outcome = outcome.model_copy(update=_stored_facts(paths, announce))
     write_outcome(paths, outcome)
     return outcome
+
+
+def _newest_part(paths: JobPaths) -> str | None:
+    """Return the name of the newest part of the metrics; None: there is none, or it cannot be read."""
+    with contextlib.suppress(StorageError):
+        return next(reversed(part_names(paths.metrics)), None)
+    return None
+
+
+def failure_of_storage(error: Exception) -> RunFailed:
+    """Make the error for a storage that refuses a file after training has begun. The input is no mistake then."""
+    return RunFailed(f"{error}. Free or repair the storage, then resume the run")
 
 
 def _stored_facts(paths: JobPaths, announce: Announcer) -> dict[str, Any]:

@@ -6,12 +6,15 @@ assertion, a wrong address or a missing kernel is a bug of the program. Everythi
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from enum import StrEnum
 from typing import Final
 
-from cluster.errors import Diverged, FleetuneError, InputError, OutOfMemory, StorageOutage
+from cluster.errors import Diverged, FleetuneError, InputError, OutOfMemory, StorageError, StorageOutage
 from jobs.remedies.out_of_memory import advice
+from jobs.run.record import failure_of_storage
 from jobs.spec.finetune import Spec
 
 
@@ -96,6 +99,20 @@ def fault_of(error: BaseException, taken_apart: bool = False) -> Fault:
     if isinstance(error, RuntimeError | ValueError) and any(sign in text for sign in _SIGNS_OF_A_LOST_PEER):
         return Fault.PEER
     return Fault.PEER if taken_apart else Fault.PROGRAM
+
+
+@contextlib.contextmanager
+def storage_to_blame() -> Iterator[None]:
+    """Raise RunFailed for a StorageError of the block, which runs after training has begun.
+
+    The input is no mistake then, and the run can be resumed. A StorageOutage stays one.
+    """
+    try:
+        yield
+    except StorageOutage:
+        raise
+    except StorageError as error:
+        raise failure_of_storage(error) from error
 
 
 def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Spec) -> str:

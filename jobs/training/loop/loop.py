@@ -32,6 +32,7 @@ from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
+from jobs.training.faults import storage_to_blame
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.forgetting import act_of, remedied, stop_of, tell_stop
 from jobs.training.loop.harness import Harness
@@ -67,16 +68,19 @@ def train(job: Job, worker: WorkerContext) -> LoopState:
     run = None
     try:
         run = set_up(job, worker, reporter)
-        state = begun(run, restored(run))
-        if state.step < run.plan.total_steps:
-            state = train_steps(run, state)
-        if not state.stopped:
-            state = finish(run, state)
+        state = restored(run)
+        with storage_to_blame():
+            state = begun(run, state)
+            if state.step < run.plan.total_steps:
+                state = train_steps(run, state)
+            if not state.stopped:
+                state = finish(run, state)
         return replace(state, facts={**run.engine.facts(), "peak_memory_bytes": most_memory_bytes(worker)})
     finally:
         if run is not None:
             run.checkpoints.finish()
-        reporter.close()
+        with storage_to_blame():
+            reporter.close()
 
 
 def begun(run: Run, state: LoopState) -> LoopState:

@@ -13,17 +13,18 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.errors import DataError, RunFailed, StorageOutage
+from cluster.errors import DataError, RunFailed, StorageError, StorageOutage
 from jobs.remedies.hang import Doing
 from jobs.remedies.outliers import rollback_of
 from jobs.run.attempts import take_run
-from jobs.run.checkpoints import Best
+from jobs.run.checkpoints import Best, commit_path
 from jobs.run.outcome import Status
+from jobs.run.record import how_to_go_on
 from jobs.spec.evaluation import Checkpoint, Eval
+from jobs.storage import files as storage
 from jobs.training import ending, worker_context
 from jobs.training.faults import Fault
-from jobs.training.loop import worker
-from jobs.training.loop.loop import evaluated
+from jobs.training.loop import loop, worker
 from jobs.training.loop.state import LoopState
 from jobs.training.loop.watching import compared, tell_if_worse, tell_missing_metric
 from jobs.training.worker_context import RayWorkerContext, RequestWatch
@@ -60,6 +61,7 @@ def failing(error: Exception) -> Any:
     [
         (ValueError("too long"), f"rank 0 on {os.uname().nodename} failed: ValueError: too long", False),
         (DataError("label 7 is outside 0..1"), "label 7 is outside 0..1", True),
+        (StorageError("cannot read /m: no such file"), "cannot read /m", True),
         (RunFailed("the loss of step 3 is nan"), "the loss of step 3 is nan", False),
         (
             RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
@@ -93,6 +95,29 @@ def test_an_outage_of_the_storage_ends_the_attempt_and_blames_no_node(job: Job) 
     assert worker.guarded(job, OneRank(), failing(error)) is None  # type: ignore[arg-type]
     outcome = ending.outcome_of(job.paths, None, ending.failures_of(job.paths))
     assert outcome.lost and outcome.exit_code == 75 and outcome.faulty_nodes == () and outcome.reason == str(error)
+
+
+@pytest.mark.parametrize("where", ["export", "metrics"])
+def test_a_write_that_is_refused_after_training_leaves_a_run_to_resume(
+    job: Job, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> LoopState:
+        raise StorageError(f"cannot write {where}: OSError: [Errno 28] No space left on device")
+
+    run = SimpleNamespace(plan=SimpleNamespace(total_steps=3), checkpoints=SimpleNamespace(finish=lambda: None))
+    run.engine = SimpleNamespace(facts=dict)
+    closed = full if where == "metrics" else lambda: None
+    monkeypatch.setattr(loop, "Reporter", lambda paths, rank: SimpleNamespace(close=closed))
+    monkeypatch.setattr(loop, "set_up", lambda *_: run)
+    monkeypatch.setattr(loop, "restored", lambda run: LoopState(step=3))
+    monkeypatch.setattr(loop, "most_memory_bytes", lambda worker: 1)
+    monkeypatch.setattr(loop, "finish", full if where == "export" else lambda run, state: state)
+    storage.write_bytes(commit_path(job.paths, 3), b"{}")
+    assert worker.guarded(job, OneRank(), loop.train) is None  # type: ignore[arg-type]
+    outcome = ending.outcome_of(job.paths, None, ending.failures_of(job.paths))
+    assert outcome.exit_code == 1 and not outcome.bad_input
+    assert "No space left on device. Free or repair the storage, then resume the run" in str(outcome.reason)
+    assert how_to_go_on(job.paths, outcome) == f"fleetune run --resume {job.paths.root}"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +214,7 @@ def test_each_kind_of_evaluation_is_marked_as_such() -> None:
         reporter=SimpleNamespace(event=lambda *_, **__: None), worker=SimpleNamespace(mark=marks.append),
         job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(), eval=Eval())),
     )  # fmt: skip
-    evaluated(run, LoopState(step=5))
+    loop.evaluated(run, LoopState(step=5))
     assert marks == [Doing.EVALUATION, Doing.OTHER, Doing.GENERAL, Doing.OTHER]
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import RunFailed
+from cluster.errors import RunFailed, StorageError, StorageOutage
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.run.record import concluded
 from jobs.storage import files as storage
+from jobs.storage.journal import JournalWriter
 
 
 @pytest.mark.parametrize("name", ["plan.json", "remedies.json"])
@@ -29,3 +30,26 @@ def test_a_file_that_cannot_be_read_hides_no_troubles(tmp_path: Path, name: str,
     with contextlib.closing(Announcer(paths, NoProgress())) as announce:
         outcome = concluded(paths, failed, announce)
     assert [one.cause for one in outcome.troubles] == ["rank 1 hung"] and read_outcome(paths) == outcome
+
+
+@pytest.mark.parametrize(
+    ("trains", "error", "exit_code"),
+    [(True, StorageError, 1), (False, StorageError, 2), (True, StorageOutage, 75)],
+)
+def test_a_storage_that_refuses_a_file_is_no_mistake_of_the_input_once_steps_were_trained(
+    tmp_path: Path, trains: bool, error: type[StorageError], exit_code: int
+) -> None:
+    paths = JobPaths(str(tmp_path))
+
+    def log(step: int) -> None:
+        with contextlib.closing(JournalWriter(paths.metrics)) as journal:
+            journal.append({"step": step, "loss": 2.0})
+
+    def drive() -> Outcome:
+        if trains:
+            log(4)
+        raise error("cannot write manifest.json: No space left on device")
+
+    log(3)  # in an earlier attempt
+    with contextlib.closing(Announcer(paths, NoProgress())) as announce:
+        assert concluded(paths, drive, announce).exit_code == exit_code

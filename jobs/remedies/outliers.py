@@ -247,12 +247,12 @@ def rollback_of(history: StepHistory, step: int, warmup_steps: int) -> Rollback 
 def targets_of(rollback: Rollback, saved: Sequence[int]) -> list[int]:
     """List the checkpoints to go back to, in order of preference. After the last one follows the start of the run.
 
-    The newest one before all suspected batches is preferred. If there is none, the oldest one before the trouble is
-    still better than the start.
+    The newest one before all suspected batches is preferred. If there is none, or all of them are damaged, the oldest
+    one before the trouble is still better than the start.
     """
     safe = rollback.begins - SUSPECTED
     before = sorted((step for step in saved if step <= safe), reverse=True)
-    return before or sorted(step for step in saved if safe < step <= rollback.begins)
+    return before + sorted(step for step in saved if safe < step <= rollback.begins)
 
 
 def after_rollback(earlier: StepHistory, history: StepHistory, rollback: Rollback, target: int) -> StepHistory:

@@ -44,11 +44,16 @@ class ProgressReporter:
             self._pace = Pace()
             self._link.tell(step=self._step, saved_step=self._saved)
         elif event.kind == "plan" and "total_steps" in data:
+            self._step = self._saved = self._before  # a group starts; if it resumes, an event tells from which step
             self._link.tell(total_steps=self._before + data["total_steps"])
         elif event.kind == "planned" and "remaining_s" in data:
             self._link.tell(remaining_s=data["remaining_s"])
-        elif (event.kind == "checkpoint" or data.get("phase") == "resumed") and "step" in data:
-            self._saved = max(self._saved, self._before + data["step"])
+        elif data.get("phase") == "resumed" and "step" in data:
+            self._continues_from(data["step"])
+        elif event.kind == "remedy" and data.get("to_step") is not None and data.get("stage") != "stop":
+            self._continues_from(data["to_step"])
+        elif event.kind == "checkpoint" and "step" in data:
+            self._saved = self._before + data["step"]
             self._step = max(self._step, self._saved)
             cost_s = self.interruption_cost_s()
             took = {_CHECKPOINT_S: data["seconds"]} if "seconds" in data else {}
@@ -59,6 +64,11 @@ class ProgressReporter:
             self._link.tell(metrics=data.get("metrics", {}))
         elif event.kind == "trial" and "step" in data:
             self._trial(data)
+
+    def _continues_from(self, step: int) -> None:
+        """Report that the run continues from a checkpoint or from its start, which may be an earlier step."""
+        self._step = self._saved = self._before + step
+        self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=self.interruption_cost_s())
 
     def _trial(self, data: dict[str, Any]) -> None:
         """Report a sweep after a trial has reached a rung and has saved. Steps are summed over the trials."""

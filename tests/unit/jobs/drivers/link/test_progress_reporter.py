@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from jobs.drivers.link.progress_reporter import ProgressReporter
 from jobs.run.outcome import event
 from jobs.run.progress import NoProgress
@@ -94,6 +96,38 @@ def test_a_run_that_goes_on_has_lost_nothing_yet() -> None:
     assert heard.known["step"] == 100 and heard.known["interruption_cost_s"] == 7.0
     told.step(step(101))
     assert heard.known["interruption_cost_s"] == 7.0 + 3.0
+
+
+def test_a_run_that_goes_back_has_to_compute_the_steps_since_the_earlier_checkpoint_again() -> None:
+    told, heard, _ = reporting()
+    told.step(step(300))
+    told.event(event("checkpoint", "", step=300))
+    told.event(event("remedy", "", remedy="outlier_steps", stage="rollback", step=310, to_step=100))
+    assert (heard.known["step"], heard.known["saved_step"]) == (100, 100)
+    told.step(step(150))
+    assert (heard.known["step"], heard.known["interruption_cost_s"]) == (150, 50 * 3.0)
+    told.event(event("checkpoint", "", step=200))
+    assert (heard.known["step"], heard.known["saved_step"]) == (200, 200)
+    told.event(event("remedy", "", remedy="forgetting", stage="lower_rate", step=210, to_step=0))
+    assert (heard.known["step"], heard.known["saved_step"]) == (0, 0), "without a checkpoint it begins again"
+    told.step(step(9))
+    told.event(event("remedy", "", remedy="forgetting", stage="stop", step=9, to_step=4))
+    assert heard.known["step"] == 9, "the run ends, and the best checkpoint is exported"
+
+
+@pytest.mark.parametrize("resumed", [200, None])
+def test_workers_that_start_again_from_an_earlier_checkpoint_or_anew_are_told_so(resumed: int | None) -> None:
+    """The newest checkpoint was damaged."""
+    told, heard, _ = reporting()
+    told.step(step(300))
+    told.event(event("checkpoint", "", step=300))
+    told.event(event("plan", "", total_steps=900))
+    if resumed is not None:
+        told.event(event("phase", "resumed", phase="resumed", step=resumed))
+        assert (heard.known["step"], heard.known["saved_step"]) == (resumed, resumed)
+    first = (resumed or 0) + 1
+    told.step(step(first))
+    assert (heard.known["step"], heard.known["interruption_cost_s"]) == (first, 3.0)
 
 
 def test_of_a_sweep_the_steps_of_all_trials_are_told_and_each_has_a_checkpoint() -> None:

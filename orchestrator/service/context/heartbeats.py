@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+from collections.abc import Iterable
 from dataclasses import fields, replace
 
 from cluster.errors import FleetuneError
@@ -21,7 +22,8 @@ _LOG = logging.getLogger(__name__)
 class Heartbeats:
     """Collects reports, and writes them once a second in a thread that lives only while there are any.
 
-    If the process or the store fails, unwritten reports are lost. That is harmless: the next heartbeat repeats them.
+    Reports stay until the store takes them. They are lost if the process fails, or if a write of them fails
+    unexpectedly. That is harmless: the next heartbeat repeats them.
     """
 
     def __init__(self, store: Store, clock: Clock, every_s: float = _EVERY_S) -> None:
@@ -35,16 +37,19 @@ class Heartbeats:
 
     def note(self, said: Measured) -> None:
         """Take a report, to be written soon. It is merged with an earlier one that is not written yet."""
-        key = said.job_id, said.attempt
         with self._lock:
-            before = self._pending.get(key)
-            self._pending[key] = said if before is None else _newer(before, said)
+            self._merge([said])
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="heartbeats", daemon=True)
                 self._thread.start()
 
     def flush(self) -> None:
-        """Write pending reports now. Raises the errors of the store; the reports are lost then."""
+        """Write pending reports now, also those that another thread has failed to write.
+
+        Raises:
+            StoreBroken: the reports stay pending.
+            Exception: the store has failed unexpectedly; the reports are lost.
+        """
         with self._writing:
             with self._lock:
                 said, self._pending = list(self._pending.values()), {}
@@ -57,13 +62,32 @@ class Heartbeats:
         try:
             self._store.measure(said, now_s)
         except StoreBroken:
+            self._put_back(said)
             raise
         except Exception:
             if len(said) == 1:
                 raise
-            for one in said:
-                with contextlib.suppress(Exception):
+            for at, one in enumerate(said):
+                try:
                     self._store.measure([one], now_s)
+                except StoreBroken:
+                    self._put_back(said[at:])
+                    raise
+                except Exception:
+                    _LOG.exception("a report of attempt %d of %s could not be written", one.attempt, one.job_id)
+
+    def _put_back(self, said: list[Measured]) -> None:
+        """Make reports pending again. Those that have come since are newer."""
+        with self._lock:
+            newer, self._pending = self._pending, {}
+            self._merge([*said, *newer.values()])
+
+    def _merge(self, said: Iterable[Measured]) -> None:
+        """Add reports, the newest last. The caller holds the lock."""
+        for one in said:
+            key = one.job_id, one.attempt
+            before = self._pending.get(key)
+            self._pending[key] = one if before is None else _newer(before, one)
 
     def close(self) -> None:
         """Write pending reports, and end the thread."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,7 +24,7 @@ from orchestrator.queue.errors import (
 )
 from orchestrator.queue.records import Job, Measured
 from orchestrator.queue.states import ENDED, DesiredState, State
-from orchestrator.queue.store import Change
+from orchestrator.queue.store import Change, Store
 from orchestrator.service import drivers as driving
 from orchestrator.service.admission import clients
 from orchestrator.service.admission import follow_ups as followups
@@ -165,6 +166,62 @@ def test_what_a_driver_says_last_is_kept_before_it_is_answered(world: ServiceWor
     job = world.started(command())
     driving.heartbeat(world.context, beat_of(job, step=20, metrics={"eval_loss": 0.5}, last=True))
     assert (world.job(job.job_id).step, world.job(job.job_id).metrics) == (20, {"eval_loss": 0.5})
+
+
+class Breaks:
+    """A store whose first writes fail once the test lets them."""
+
+    def __init__(self, store: Store, failures: int) -> None:
+        self._store, self._failures = store, failures
+        self.is_writing, self.may_fail = threading.Event(), threading.Event()
+
+    def measure(self, said: list[Measured], now_s: float) -> None:
+        self.is_writing.set()
+        assert self.may_fail.wait(60.0)
+        if self._failures:
+            self._failures -= 1
+            raise StoreBroken("the disk is full")
+        self._store.measure(said, now_s)
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_flush_writes_what_another_thread_could_not_write_or_fails(world: ServiceWorld, failures: int) -> None:
+    job = world.started(command())
+    store = Breaks(world.store, failures)
+    heartbeats = Heartbeats(store, world.clock, every_s=3600.0)  # type: ignore[arg-type]
+    heartbeats.note(Measured(job.job_id, 1, step=20, metrics={"loss": 0.5}))
+    writer = threading.Thread(target=heartbeats._flush_quietly)
+    writer.start()
+    assert store.is_writing.wait(60.0)
+    heartbeats.note(Measured(job.job_id, 1, step=21))
+    store.may_fail.set()
+    with pytest.raises(StoreBroken) if failures == 2 else contextlib.nullcontext():
+        heartbeats.flush()
+    assert world.job(job.job_id).step == (0 if failures == 2 else 21)
+    writer.join()
+    heartbeats.close()
+    assert (world.job(job.job_id).step, world.job(job.job_id).metrics) == (21, {"loss": 0.5})
+
+
+def test_reports_that_are_written_one_by_one_stay_if_the_store_breaks_meanwhile(world: ServiceWorld) -> None:
+    job, other = world.started(command()), world.started(command("other"))
+
+    class Refuses(Breaks):
+        def measure(self, said: list[Measured], now_s: float) -> None:
+            if len(said) > 1:
+                raise ZeroDivisionError("one of them")
+            super().measure(said, now_s)
+
+    store = Refuses(world.store, 1)
+    store.may_fail.set()
+    heartbeats = Heartbeats(store, world.clock, every_s=3600.0)  # type: ignore[arg-type]
+    for one in (job, other):
+        heartbeats.note(Measured(one.job_id, 1, step=7))
+    with pytest.raises(StoreBroken):
+        heartbeats.flush()
+    heartbeats.flush()
+    assert [world.job(one.job_id).step for one in (job, other)] == [7, 7]
+    heartbeats.close()
 
 
 @pytest.mark.parametrize("wanted", [DesiredState.PAUSE, DesiredState.CANCEL])

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from cluster.capacity.gang import Gang
-from cluster.errors import FleetuneError, MachinesFailed, StorageError
+from cluster.errors import FleetuneError, Interrupted, MachinesFailed, StorageError
 from cluster.ray.connection import free_now
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
@@ -52,6 +52,7 @@ class Gangs:
         self._engines_vary = engines_vary
         self._changed = threading.Condition()
         self._starts = 0
+        self._begins = True  # tasks may begin
         at_once = at_once and not engines_vary
         self._all: list[WarmGang | None] = [
             self._started(number, job.spec) if at_once else None for number in range(most)
@@ -96,6 +97,7 @@ class Gangs:
 
         Raises:
             GangLost: the task may be given again.
+            Interrupted: `begin_no_more` was called before a gang was free.
             FleetuneError: no gang is left; or a node that the queue has assigned is gone.
         """
         while True:
@@ -158,7 +160,7 @@ class Gangs:
             return self._held.get(number) == task.run, gang is not None and gang.engine == engine, gang is None
 
         with self._changed:
-            while not (usable := [number for number in self._usable() if number in self._free]):
+            while not (usable := self._free_now()):
                 if (failure := self.failure) is not None:
                     raise failure
                 self._changed.wait(1.0)
@@ -170,6 +172,12 @@ class Gangs:
             with self._changed:
                 self._free.append(number)
                 self._changed.notify_all()
+
+    def _free_now(self) -> list[int]:
+        """Return the numbers of the gangs that may get a task now. Raises Interrupted: no task begins any more."""
+        if not self._begins:
+            raise Interrupted("the sweep ends, and begins nothing more")
+        return [number for number in self._usable() if number in self._free]
 
     def give_back(self, most: int) -> int:
         """End free gangs for good until `most` are left, and return the number of gangs that have ended."""
@@ -210,8 +218,11 @@ class Gangs:
                     found = found or ((path, end) if end else None)
         return found
 
-    def end_waiting(self) -> None:
-        """End the gangs that wait for room, so that nothing waits for them."""
+    def begin_no_more(self) -> None:
+        """Refuse tasks that no gang has begun, and end the gangs that wait for room, so that nothing waits for them."""
+        with self._changed:
+            self._begins = False
+            self._changed.notify_all()
         for gang in self._all:
             if gang is not None and gang.waits_for_room:
                 gang.end()

@@ -9,7 +9,7 @@ import time
 import traceback
 from typing import Any
 
-from cluster.errors import FleetuneError, MachinesFailed, RunFailed, SpecError, StorageError
+from cluster.errors import FleetuneError, Interrupted, MachinesFailed, RunFailed, SpecError, StorageError
 from cluster.ray.connection import leaving_nodes
 from cluster.text import many
 from jobs.drivers.finetune.node_draining import Draining
@@ -210,10 +210,10 @@ class Search:
         """Carry out a request and answer it. An error ends the search: Tune would wait forever for the answer."""
         try:
             self._answer(name)
-        except GangLost:
-            pass  # the sweep is stopped: a resume goes on with this trial
+        except (GangLost, Interrupted):
+            pass  # the search ends: a resume goes on with this trial
         except FleetuneError as error:  # no gang is left, or the storage is gone
-            self._failed = error
+            self._failed = self._failed or error
         except Exception as error:
             traceback.print_exc()
             self._failed = RunFailed(f"{type(error).__name__}: {error}")
@@ -223,6 +223,7 @@ class Search:
 
         Raises:
             GangLost: the gang was lost while the sweep is stopped.
+            Interrupted: the search ends, and the trial had no gang yet.
             FleetuneError: no gang is left, or the storage fails.
         """
         request = self._mailbox.requests.read(name)
@@ -358,8 +359,8 @@ class Search:
         return facts
 
     def _stop_running(self, within_s: float = math.inf) -> None:
-        """Stop the running trials with a checkpoint, and wait for them. Gangs that wait for room are ended."""
-        threading.Thread(target=self.gangs.end_waiting, daemon=True).start()
+        """Stop the running trials with a checkpoint, and wait for them. Trials without a gang get none."""
+        threading.Thread(target=self.gangs.begin_no_more, daemon=True).start()
         until_s = time.monotonic() + within_s
         while any(thread.is_alive() for thread in self._serving) and time.monotonic() < until_s:
             for trial in self._running():

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import MachinesFailed, RunFailed
+from cluster.errors import Interrupted, MachinesFailed, RunFailed
 from jobs.run.attempts import take_run
 from jobs.search.driver import gangs, warm_gang
 from jobs.search.driver.gangs import Gangs
@@ -232,8 +232,26 @@ def test_a_run_goes_back_to_the_gang_that_has_trained_it_last(base: Spec) -> Non
 def test_a_stop_ends_the_gangs_that_wait_for_room(base: Spec) -> None:
     made = gangs_of(base, engines_vary=False)
     Started.every[1].waits_for_room = True
-    made.end_waiting()
+    made.begin_no_more()
     assert [gang.ended for gang in Started.every] == [False, True]
+
+
+def test_after_a_stop_no_order_is_begun(base: Spec) -> None:
+    """Else a trial that waits for the gang of another one would be loaded, and train a step, before the sweep ends."""
+    made, ended = gangs_of(base, engines_vary=False), list[str]()
+    task = GangTask(action="train", run="a", spec=base)
+
+    def wait_for_a_gang() -> None:
+        with pytest.raises(Interrupted):
+            made.carry_out(task)
+        ended.append("a")
+
+    with made._taken(task), made._taken(task):
+        waiting = threading.Thread(target=wait_for_a_gang)
+        waiting.start()
+        made.begin_no_more()
+        waiting.join(60)
+    assert ended == ["a"] and not any(gang.runs for gang in Started.every)
 
 
 def test_where_a_node_of_the_lease_is_gone_the_queue_is_told(base: Spec) -> None:

@@ -87,7 +87,8 @@ def test_a_stop_before_all_trials_have_begun_compares_none_of_them(
 def test_where_all_rates_have_failed_no_whole_run_is_begun_at_the_best_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    search = search_in(tmp_path, monkeypatch, algorithm="auto", budget={"trials": 3})
+    rules = {"algorithm": "auto", "prior": {"learning_rate": 1e-4}, "budget": {"trials": 3}}
+    search = search_in(tmp_path, monkeypatch, **rules)
     ledger = search.ledger
     for rate in (1e-4, 1e-3):
         ledger.answered(ledger.add({"learning_rate": rate}), Answer(status="failed", reason="diverged"))

@@ -60,10 +60,19 @@ class Ledger(Trials):
 
     def used(self, spent: Used) -> None:
         """Record what this driver has used so far. Never waits for the storage."""
-        record = {**self._lengths, "spent": list(spent)}  # the previous release passes over the rest of this record
+        record = {**self._lengths, "spent": list(spent)}  # the previous release passes over it
         with self._lock:
             self.apply(record)
         self._journal.append(record)
+
+    def applies(self, change: str, digest: str) -> None:
+        """Record that a change is about to be applied, so that a later driver does not apply it twice.
+
+        Args:
+            change: its name.
+            digest: of the changed spec.
+        """
+        self._record({**self._lengths, "applying": [change, digest]})  # the previous release passes over it
 
     def set_bound(self, greatest: float | None, tokens: int) -> None:
         """Limit the learning rates of later proposals by the probe's result. `tokens`: tokens of the probe."""

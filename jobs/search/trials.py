@@ -52,6 +52,7 @@ class Trials:
         self.base_score: float | None = None  # score of the model before training
         self.is_later = False  # trials are compared at the later rung: nothing had been learned at the first one
         self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times GPUs (or CPUs)
+        self.applying: tuple[str, str] | None = None  # the newest change: its name, and a digest of the changed spec
         self._lock = threading.RLock()
         self._records = JournalReader(storage.join(root, LEDGER))
         self.catch_up()
@@ -71,6 +72,8 @@ class Trials:
         if "spent" in record:
             driver, seconds, device_seconds = record["spent"]
             self.spent[driver] = (seconds, device_seconds)
+        if "applying" in record:
+            self.applying = tuple(record["applying"])
         if "tokens_per_run" in record:
             self.total_steps, self.tokens_per_run = int(record["total_steps"]), float(record["tokens_per_run"])
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import threading
 import time
@@ -42,6 +43,7 @@ from jobs.search.rules.spec_text import format_space
 from jobs.search.spending import Spending, untried_only
 from jobs.search.trial import Trial
 from jobs.spec.load import dump_spec
+from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader
 from jobs.training.mailbox import Answer, GangTask, TrialMailbox
@@ -324,14 +326,17 @@ class Search:
             return
         with contextlib.suppress(StorageError):  # the next look tries again
             for name, change in self._changes.waiting():
-                self._take_over(change)
+                self._take_over(name, change)
                 self._changes.done_with(name)
 
-    def _take_over(self, change: Change) -> None:
+    def _take_over(self, name: str, change: Change) -> None:
         """Apply a change. Raises StorageError: the spec cannot be written, and nothing has changed."""
         ledger = self.ledger
         try:
-            sweep = changed(stored_sweep(self.paths), change)
+            stored = stored_sweep(self.paths)
+            if ledger.applying == (name, _digest(stored)):
+                return  # it was applied, but could not be removed, or its driver was killed before that
+            sweep = changed(stored, change)
             check_lengths(sweep, ledger.steps_of)
             # The base of the ledger has what the plan chose.
             planned = sweep.model_copy(update={"base": ledger.sweep.base})
@@ -339,6 +344,7 @@ class Search:
         except SpecError as error:
             self.announce("warning", f"the sweep is not changed ({change}): {error}")
             return
+        ledger.applies(name, _digest(sweep))
         storage.write_bytes(self.paths.spec, dump_spec(sweep))
         ledger.change(planned)
         self._plan = plan
@@ -368,6 +374,10 @@ class Search:
                     ask_to_save_and_end(trial.paths)
             time.sleep(4 * _POLL_S)
             self._relay.check()
+
+
+def _digest(sweep: SweepSpec) -> str:
+    return hashlib.sha256(dump_spec(sweep)).hexdigest()
 
 
 def _stopped_after(step: int) -> str:

@@ -23,6 +23,7 @@ from jobs.search.driver.trial_files import ask_to_save_and_end
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.rules.budget import checked_plan
+from jobs.search.rules.checking import stored_sweep
 from jobs.search.trials import Trials
 from jobs.search.tuning.tuner import halved
 from jobs.spec.load import load_sweep
@@ -228,6 +229,26 @@ def test_a_change_on_the_way_makes_the_budget_larger(tmp_path: Path, monkeypatch
 
     search._look_at_changes()
     assert search.next_kind() == "done" and len(list(changes.waiting())) == 1
+
+
+def test_a_change_that_could_not_be_removed_is_not_applied_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor by the next driver, if this one was killed before it removed the change."""
+    search = search_in(tmp_path, monkeypatch)
+    changes = Changes(search.paths)
+    changes.ask(Change(more={"trials": 3}))
+    ((name, change),) = changes.waiting()
+    search._take_over(name, change)
+    search.ledger.close()
+    ledger = Ledger(stored_sweep(search.paths), search.paths.root, lambda spec: 8, 100.0)
+    assert ledger.sweep.budget.trials == 5
+    search.ledger = ledger
+    search._look_at_changes()
+    assert ledger.sweep.budget.trials == 5 and not list(changes.waiting())
+    changes.ask(Change(more={"trials": 3}))
+    search._look_at_changes()
+    assert ledger.sweep.budget.trials == 8
 
 
 def test_repeats_that_the_budget_has_no_time_for_are_told(

@@ -192,4 +192,5 @@ def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Conne
 
 def width() -> int | None:
     """Return the columns of the terminal; None: stdout is not a terminal."""
-    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else None
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()  # None: it is closed
+    return shutil.get_terminal_size((100, 24)).columns if is_terminal else None

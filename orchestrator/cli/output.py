@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import sys
 import tempfile
 import traceback
@@ -53,6 +55,9 @@ def json_list(values: Iterable[BaseModel]) -> str:
 def exit_on_error(until_interrupted: int | None = None) -> Iterator[None]:
     """Turn every error into one message and an exit code.
 
+    If nobody reads the output any more, the command ends, without a message, with the exit code that shells use for
+    SIGPIPE: 141. The work that it waits for goes on.
+
     Args:
         until_interrupted: the exit code after Ctrl-C, for a command that runs until then, without a message. None:
             Ctrl-C interrupts the command, with a message and exit code 130.
@@ -65,12 +70,11 @@ def exit_on_error(until_interrupted: int | None = None) -> Iterator[None]:
         if until_interrupted is not None:
             raise typer.Exit(until_interrupted) from None
         _fail("interrupted", 130)
-    except BrokenPipeError:  # for example `fleetune runs | head`
-        _forget_stdout()
-        raise typer.Exit(0) from None
     except (typer.Exit, typer.Abort):
         raise
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _forget_unread_output():  # for example `fleetune runs | head`
+            raise typer.Exit(128 + signal.SIGPIPE) from None
         with tempfile.NamedTemporaryFile("w", prefix="fleetune-error-", suffix=".log", delete=False) as file:
             traceback.print_exc(file=file)
         notes = "".join(f"\n{note}" for note in getattr(error, "__notes__", ()))
@@ -82,14 +86,32 @@ def echo_if_read(text: str) -> None:
     try:
         typer.echo(text)
     except OSError:
-        _forget_stdout()
+        _lead_nowhere(1)
 
 
-def _forget_stdout() -> None:
-    """Let stdout lead nowhere: what is still buffered would fail again at the end of the process."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _forget_unread_output() -> bool:
+    """Let stdout and stderr lead nowhere where nobody reads them any more. Returns whether there was such a stream.
+
+    What is still buffered would fail again at the end of the process.
+    """
+    watched = select.poll()
+    for descriptor in (1, 2):
+        watched.register(descriptor, 0)  # these two events are always reported
+    unread = [descriptor for descriptor, events in watched.poll(0) if events & (select.POLLERR | select.POLLHUP)]
+    for descriptor in unread:
+        _lead_nowhere(descriptor)
+    return bool(unread)
+
+
+def _lead_nowhere(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)
 
 
 def _fail(message: str, code: int) -> None:
-    typer.echo(f"error:\n{message}" if "\n" in message else f"error: {message}", err=True)
+    try:
+        typer.echo(f"error:\n{message}" if "\n" in message else f"error: {message}", err=True)
+    except OSError:  # nobody reads it, and the exit code counts all the same
+        _lead_nowhere(2)
     raise typer.Exit(code)

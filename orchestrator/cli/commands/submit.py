@@ -60,7 +60,8 @@ def submit(
     """Queue jobs, all of them or none, and print their ids.
 
     Messages go to stderr. Exit codes with --wait: 0 all jobs succeeded; 1 a job failed, or the server does not answer;
-    2 a job failed because its input is wrong, or nothing was queued; 130 a job was cancelled.
+    2 a job failed because its input is wrong, or nothing was queued; 130 a job was cancelled; 141 nobody reads the
+    output any more.
     """
     from orchestrator.cli.submission import SubmitOptions, submit_all, wait_for
 

@@ -35,8 +35,8 @@ def limit_checkpoints(ledger: Ledger, announce: Announcer) -> None:
 
 
 def _will_continue(ledger: Ledger, trial: Trial) -> bool:
-    """Whether a paused trial will continue: it was interrupted, or the scheduler does not pause trials at rungs."""
-    return trial.state == "paused" and (ledger.sweep.scheduler != "halving" or not trial.scores)
+    """Whether a trial will continue: it was interrupted or lost, or the scheduler does not pause trials at rungs."""
+    return trial.lost or (trial.state == "paused" and (ledger.sweep.scheduler != "halving" or not trial.scores))
 
 
 def _size_of(trial: Trial) -> int:

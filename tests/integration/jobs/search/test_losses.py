@@ -13,7 +13,7 @@ from cluster.errors import MachinesFailed
 from jobs.run.checkpoints import commit_path
 from jobs.run.paths import JobPaths
 from jobs.search.driver import drive, searching
-from jobs.search.driver.trial_files import unanswered
+from jobs.search.driver.trial_files import newest_saved, unanswered
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
@@ -74,6 +74,17 @@ def test_a_combination_whose_gangs_were_lost_is_named_and_tried_again_by_a_resum
     said = capsys.readouterr().out
     assert "not tried to the end, because gangs were lost: trial 1 (learning_rate 1.0e-05)" in said
     assert f"fleetune run --resume {search.paths.root}" in said
+
+
+def test_a_trial_whose_gangs_were_lost_keeps_its_checkpoints_for_the_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = search_in(tmp_path, monkeypatch, scheduler="none", budget={"trials": 5}, checkpoints_gb=1e-9)
+    trials = [served(search, 1e-5, iter([2, 0, 0]))]
+    for rate in (1e-4, 2e-4, 3e-4, 4e-4):
+        trials.append(served(search, rate, iter([2, FINISHED])))
+    assert trials[0].lost
+    assert [newest_saved(trial.paths) for trial in trials] == [2, 2, 2, 2, 0]
 
 
 def test_a_loss_after_a_stop_leaves_the_trial_to_a_resume(search: searching.Search) -> None:

@@ -186,17 +186,19 @@ def read_check(paths: JobPaths) -> PlanCheck | None:
     return check_of(plan, steps if steps and steps[0]["step"] == start + 1 else [{}] * FIRST_STEPS + steps)
 
 
-def logged_loss(paths: JobPaths, step: int, micro_batch: int, chain: str) -> float | None:
+def logged_loss(paths: JobPaths, step: int, micro_batch: int, chain: str, device: str) -> float | None:
     """Return the loss that was last logged for `step`, the next step of a run; None if no attempt reached it.
 
-    A loss that was computed with another micro-batch or on other rows is not returned: dropout masks or samples were
-    others. Reads backwards only as far as the step can be, so the length of the run does not matter. Records of the
-    step that are older than one of an earlier step are ignored: the run has gone back since then. Raises StorageError.
+    A loss that was computed with another micro-batch, on another kind of device or on other rows is not returned:
+    dropout masks or samples were others. Reads backwards only as far as the step can be, so the length of the run does
+    not matter. Records of the step that are older than one of an earlier step are ignored: the run has gone back since
+    then. Raises StorageError.
 
     Args:
         chain: digest chain after the step, in hexadecimal digits.
+        device: kind of all ranks' devices.
     """
-    alike = {"micro_batch": micro_batch, "chain": chain}
+    alike = {"micro_batch": micro_batch, "chain": chain, "device": device}
     for name in reversed(part_names(paths.metrics)):
         records = read_part(paths.metrics, name)
         for record in reversed(records):

@@ -32,6 +32,7 @@ from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
+from jobs.training.collectives import of_all_ranks
 from jobs.training.faults import storage_to_blame
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.forgetting import act_of, remedied, stop_of, tell_stop
@@ -203,6 +204,7 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
         "data_wait_s": data_wait_s,
         "max_memory_bytes": peak_memory_bytes(run.worker.device),
         "micro_batch": run.batching.per_device,
+        "device": run.device,
         "chain": to_hex(state.chain),
         "at": round(time.time(), 3),
     }
@@ -238,7 +240,8 @@ def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     harness = Harness(job.spec, job.model, engine.pad_token_id) if job.spec.eval.lm_eval.tasks else None
     digests = row_digests(prepared.split("train").index.sample_ids)
     base_digest = None if job.spec.method.kind == "full" else weights_digest(model_dir)
-    return Loaded(engine, prepared, unpack, digests, harness, base_digest)
+    device, *others = set(of_all_ranks(engine.device_name))
+    return Loaded(engine, prepared, unpack, digests, harness, base_digest, None if others else device)
 
 
 def _on_any_rank(here: bool, worker: WorkerContext) -> bool:

@@ -187,14 +187,16 @@ def check_data(run: Run, commit: Commit) -> None:
 def expected_loss(run: Run, step: int, chain: str) -> float | None:
     """Return the loss that an earlier attempt has logged for a step, or None. Rank 0 reads and broadcasts it.
 
+    None also if this attempt draws other dropout masks: CPUs and each kind of GPU draw their own from the same seed.
+
     Args:
         chain: digest chain before the step, in hexadecimal digits.
     """
     loss: float | None = None
-    if run.worker.rank == 0 and step <= run.plan.total_steps:
+    if run.worker.rank == 0 and step <= run.plan.total_steps and run.device is not None:
         after = to_hex(extended(from_hex(chain), _planned_digest(run, step - 1)))
         with contextlib.suppress(StorageError):
-            loss = logged_loss(run.job.paths, step, run.batching.per_device, after)
+            loss = logged_loss(run.job.paths, step, run.batching.per_device, after, run.device)
     return from_rank_0(loss)
 
 

@@ -82,6 +82,7 @@ class Loaded:
     row_digests: npt.NDArray[np.uint64]  # of every prepared training row
     harness: Harness | None  # of tasks of lm-eval
     base_digest: str | None  # of the weights under an adapter
+    device: str | None  # `Engine.device_name` of all ranks, which decides about dropout masks; None: they differ
 
 
 @dataclass(frozen=True)

@@ -172,16 +172,20 @@ class Engine:
         """The token that fills a row after its last token."""
         return int(self.module.module.config.get_text_config().pad_token_id)
 
+    @property
+    def device_name(self) -> str:
+        """The kind of this rank's GPU, such as `NVIDIA H100 80GB HBM3`; `cpu` without one."""
+        device = self.module.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
     def facts(self) -> dict[str, Any]:
         """Return the engine's part of a run's manifest."""
         model = self.module.module
         weights = Weights(model)
         sizes = [(int(getattr(p, "ds_numel", p.numel())), p.requires_grad) for _, p in weights.parameters]
         count, trained = sum(size for size, _ in sizes), sum(size for size, is_trained in sizes if is_trained)
-        device = self.module.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
         checkpointing = bool(getattr(model, "supports_gradient_checkpointing", False))
-        found = {"parameters": count, "trainable": trained, "precision": self.precision, "device": name}
+        found = {"parameters": count, "trainable": trained, "precision": self.precision, "device": self.device_name}
         return {**found, "supports_gradient_checkpointing": checkpointing}
 
     def set_learning_rate(self, rate: float) -> None:

@@ -66,6 +66,9 @@ class Best(Frozen):
     step: int
     score: float
     metrics: dict[str, float] = Field(default_factory=dict, description="All eval_* of that step.")
+    confusion: tuple[tuple[int, ...], ...] | None = Field(
+        None, description="Held-out samples of that step: true class by predicted; null: not known, or too large."
+    )
     improved_at: int | None = Field(
         None,
         description="Step of the newest score that was better than the best one before it by more than "

@@ -53,7 +53,9 @@ class Outcome(Frozen):
     )
     exported_metrics: dict[str, float] = Field(default_factory=dict, description="eval_* after that step.")
     confusion: tuple[tuple[int, ...], ...] | None = Field(
-        None, description="Samples of that evaluation by class: a row for each true class, a column for each predicted."
+        None,
+        description="Held-out samples by class, after exported_step or else evaluated_step: a row for each true class, "
+        "a column for each predicted.",
     )
     model_path: str | None = Field(None, description="The exported model directory.")
     remedies: tuple[Remedy, ...] = Field((), description="Changes of the spec for lack of memory, over all attempts.")

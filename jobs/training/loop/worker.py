@@ -68,7 +68,7 @@ def result_of(state: LoopState) -> Record:
         "metrics_before": state.metrics_before,
         "exported_step": None if state.exported is None else state.exported.step,
         "exported_metrics": {} if state.exported is None else state.exported.metrics,
-        "confusion": state.confusion,
+        "confusion": state.confusion if state.exported is None else state.exported.confusion,
         "facts": state.facts,
     }
 

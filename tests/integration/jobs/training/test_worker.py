@@ -180,8 +180,12 @@ def test_a_good_end_is_a_result_on_rank_0(job: Job) -> None:
     assert outcome.evaluated_step == 3 and outcome.confusion == ((1, 2), (0, 3))
     assert outcome.exported_step is None and outcome.exported_metrics == {}
     best = Best(metric="eval_loss", greater_is_better=False, step=2, score=0.3, metrics={"eval_loss": 0.3})
+    unknown = ending.outcome_of(job.paths, worker.result_of(dataclasses.replace(state, exported=best)), [])
+    assert unknown.confusion is None, "that of the last step is of another model"
+    best = best.model_copy(update={"confusion": ((2, 1), (1, 2))})
     earlier = ending.outcome_of(job.paths, worker.result_of(dataclasses.replace(state, exported=best)), [])
     assert earlier.exported_step == 2 and earlier.exported_metrics == {"eval_loss": 0.3}
+    assert earlier.confusion == ((2, 1), (1, 2))
     assert outcome.model_path == job.paths.model
 
 

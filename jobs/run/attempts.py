@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
 from cluster.errors import RunTaken, StorageError
 from jobs.run.paths import JobPaths
@@ -17,16 +19,28 @@ def count_attempts(paths: JobPaths) -> int:
     return len(storage.list_names(os.path.dirname(paths.attempt(0))))
 
 
-def write_attempt(paths: JobPaths, start: int, world_size: int) -> None:
-    """Add a file for this worker group. `count_attempts` counts these files."""
+def write_attempt(
+    paths: JobPaths, start: int, world_size: int, passed_over: Mapping[str, str | None] | None = None
+) -> None:
+    """Add a file for this worker group. `count_attempts` counts these files.
+
+    Args:
+        passed_over: see `jobs.run.checkpoints.passed_over`.
+    """
     number = count_attempts(paths) + 1
-    storage.write_bytes(paths.attempt(number), json.dumps({"start": start, "num_workers": world_size}).encode())
+    content = {"start": start, "num_workers": world_size, "passed_over": dict(passed_over or {})}
+    storage.write_bytes(paths.attempt(number), json.dumps(content).encode())
+
+
+def newest_attempt(paths: JobPaths) -> dict[str, Any]:
+    """Return the content of the newest worker group's file; empty: none has started. Raises StorageError."""
+    count = count_attempts(paths)
+    return dict(json.loads(storage.read_bytes(paths.attempt(count)))) if count else {}
 
 
 def newest_start(paths: JobPaths) -> int:
     """Return the step at which the newest worker group started; 0: none has started."""
-    count = count_attempts(paths)
-    return int(json.loads(storage.read_bytes(paths.attempt(count)))["start"]) if count else 0
+    return int(newest_attempt(paths).get("start", 0))
 
 
 def take_run(paths: JobPaths) -> str:

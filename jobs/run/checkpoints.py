@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field
 from cluster.errors import StorageError, StorageOutage
 from jobs.frozen import Frozen
 from jobs.planning.replay import ReplayRaise
+from jobs.run.attempts import newest_attempt
 from jobs.run.paths import JobPaths, checkpoint_step
 from jobs.storage import files as storage
 from jobs.storage.tensor_file import Bytes, ShardFile, Want, read_ranges
@@ -172,8 +173,32 @@ def committed_steps(paths: JobPaths) -> list[int]:
 
 
 def newest_step(paths: JobPaths) -> int:
-    """Return the step of the newest checkpoint that has its marker; 0: there is none. Raises StorageError."""
-    return max(committed_steps(paths), default=0)
+    """Return the step of the newest checkpoint that has its marker; 0: there is none. Raises StorageError.
+
+    Checkpoints that the newest worker group has passed over as damaged do not count, until they are written again.
+    """
+    damaged = newest_attempt(paths).get("passed_over", {})
+
+    def counts(step: int) -> bool:
+        return str(step) not in damaged or damaged[str(step)] != _marker_digest(paths, step)
+
+    return max(filter(counts, committed_steps(paths)), default=0)
+
+
+def passed_over(paths: JobPaths, start: int) -> dict[str, str | None]:
+    """Return the checkpoints that a worker group which is about to train from step `start` has passed over.
+
+    Returns:
+        SHA-256 of each marker, by its step; None: it cannot be read. Later, another digest means a new checkpoint.
+    """
+    return {str(step): _marker_digest(paths, step) for step in committed_steps(paths) if step > start}
+
+
+def _marker_digest(paths: JobPaths, step: int) -> str | None:
+    try:
+        return hashlib.sha256(_read_whole(commit_path(paths, step))).hexdigest()
+    except Damaged:
+        return None
 
 
 def commit_path(paths: JobPaths, step: int) -> str:

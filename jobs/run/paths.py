@@ -89,7 +89,7 @@ class JobPaths:
         return JobPaths(storage.join(self.checkpoints, "set-aside"))
 
     def attempt(self, number: int) -> str:
-        """The start of one worker group: the step at which it starts, and its number of workers."""
+        """The start of one worker group: its first step and number of workers, and the checkpoints it passed over."""
         return storage.join(self.root, "attempts", f"{number:04d}.json")
 
     def failure(self, rank: int) -> str:

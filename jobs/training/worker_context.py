@@ -17,6 +17,7 @@ from cluster.settings import TorchrunWorld
 from jobs.data.order.stream import StepRows, Stream, plain_steps, ray_steps
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import write_attempt
+from jobs.run.checkpoints import passed_over
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.training.pulse import PulseWriter
@@ -93,7 +94,7 @@ class RayWorkerContext(WorkerContext):
         if rewound:
             return self._marked(plain_steps(stream, start), start)
         if self.rank == 0:
-            write_attempt(self._paths, start, self.world_size)
+            write_attempt(self._paths, start, self.world_size, passed_over(self._paths, start))
         return self._marked(ray_steps(stream, start, self.node), start)
 
     def _marked(self, steps: Iterator[StepRows], start: int) -> Iterator[StepRows]:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from cluster.errors import StorageError
+from jobs.run.attempts import newest_start, write_attempt
 from jobs.run.checkpoints import (
     KINDS,
     Commit,
@@ -23,6 +24,7 @@ from jobs.run.checkpoints import (
     entry_of,
     leftovers,
     newest_step,
+    passed_over,
     plan_reads,
     read_commit,
     read_parts,
@@ -185,6 +187,36 @@ def test_a_checkpoint_exists_once_its_marker_does(tmp_path: pathlib.Path) -> Non
     commit_of(paths, 20, Part(rank=0, slices=(), file=ShardFile(name="a", bytes=0, checksums=(), offsets={})))
     assert committed_steps(paths) == [10] and newest_step(paths) == 10
     assert read_commit(paths, 10).loss == 1.0
+
+
+def test_a_checkpoint_that_the_newest_group_has_passed_over_counts_again_once_it_is_rewritten(
+    tmp_path: pathlib.Path,
+) -> None:
+    paths = JobPaths(str(tmp_path))
+    write_attempt(paths, 0, 2, passed_over(paths, 0))
+    for step in (20, 30):
+        put_commit(paths, commit_of(paths, step))
+    assert newest_step(paths) == 30
+    write_attempt(paths, 20, 2, passed_over(paths, 20))
+    assert newest_step(paths) == 20 and newest_start(paths) == 20
+    put_commit(paths, commit_of(paths, 24))
+    assert newest_step(paths) == 24 and committed_steps(paths) == [20, 24, 30]
+    put_commit(paths, commit_of(paths, 30).model_copy(update={"loss": 0.5}))
+    assert newest_step(paths) == 30
+    write_attempt(paths, 0, 2, passed_over(paths, 0))
+    assert newest_step(paths) == 0, "all are damaged"
+
+
+def test_a_marker_that_cannot_be_read_is_passed_over_until_it_is_rewritten(tmp_path: pathlib.Path) -> None:
+    paths = JobPaths(str(tmp_path))
+    file = put_commit(paths, commit_of(paths, 30))
+    file.unlink()
+    file.mkdir()
+    write_attempt(paths, 0, 2, passed_over(paths, 0))
+    assert committed_steps(paths) == [30] and newest_step(paths) == 0
+    file.rmdir()
+    put_commit(paths, commit_of(paths, 30))
+    assert newest_step(paths) == 30
 
 
 def test_a_marker_that_was_cut_off_and_a_description_of_another_write_are_damage(tmp_path: pathlib.Path) -> None:

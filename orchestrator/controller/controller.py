@@ -16,12 +16,13 @@ from orchestrator.controller.autoscaler_demand import Demand
 from orchestrator.controller.drivers import Drivers, LaunchOf
 from orchestrator.controller.job_cache import JobCache
 from orchestrator.controller.leadership import LeaderElection
+from orchestrator.controller.machines import MachinesGuard
 from orchestrator.controller.node_health import NodeWatch
 from orchestrator.controller.observer import Observer
 from orchestrator.controller.planner import Planner
 from orchestrator.controller.set_aside import SetAside, held_aside
 from orchestrator.queue.clock import TOLERANCE_S, USUAL, Clock, Timing
-from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.queue.errors import NotLeader, OtherMachines, StoreBroken
 from orchestrator.queue.node_rules import rules_by_node
 from orchestrator.queue.records import Job, NodeRule, Transition, UnreadableRow
 from orchestrator.queue.store import Store
@@ -46,15 +47,17 @@ class Controller:
         policy: Policy = DEFAULT,
         timing: Timing = USUAL,
         takes_over: bool = False,
+        guard: MachinesGuard | None = None,
     ) -> None:
         """
         Args:
             takes_over: raise this server's epoch until the machines accept it, although they have obeyed a newer leader
                 than this store knows. Only if that newer store is lost, for example after a backup was restored.
+            guard: keeps a server from leading whose machines are not those of the running jobs; None: all are the same.
         """
         self._store, self._backend, self._clock, self._election = store, backend, clock, election
         self._launch_of, self._policy, self._timing = launch_of, policy, timing
-        self._takes_over = takes_over
+        self._takes_over, self._guard = takes_over, guard or MachinesGuard(store)
         self._term: _Term | None = None
         self._newest_s = clock.now_s()
 
@@ -73,7 +76,10 @@ class Controller:
         Raises:
             StoreBroken, BackendUnreachable: nothing is lost; the next pass goes on.
             Fenced: this server leads by the store, but the machines know a newer leader.
+            OtherMachines: jobs hold leases on other machines, so that this server does not lead.
         """
+        if self._term is None:
+            self._guard.check()  # before this server takes the leadership from one with the right machines
         if not self._election.renew():
             self._term = None
             return False
@@ -83,6 +89,7 @@ class Controller:
         self._newest_s = now_s
         try:
             if self._term is None or self._term.epoch != self._election.epoch:
+                self._guard.record(self._election.epoch)
                 self._term = _Term(self, self._election.epoch)
             self._term.step()
         except NotLeader:
@@ -90,6 +97,10 @@ class Controller:
             return False
         except Fenced:
             return self._refused()
+        except OtherMachines:  # a job has started since the check above
+            self._term = None
+            self._election.resign()
+            raise
         return True
 
     def _refused(self) -> bool:

@@ -149,6 +149,10 @@ class NotLeader(FleetuneError):
     status = 503
 
 
+class OtherMachines(InputError):
+    """Jobs hold leases on other machines than those of this server, which therefore may not lead."""
+
+
 class StoreBroken(FleetuneError):
     """The store cannot be read or written at the moment. Nothing was written; the caller tries again later."""
 

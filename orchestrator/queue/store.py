@@ -288,5 +288,13 @@ class Store(Protocol):
 
     def facts(self) -> Mapping[str, str]: ...
 
-    def put_facts(self, facts: Mapping[str, str], *, keep: bool = False) -> None:
-        """Write facts. `keep`: do not overwrite existing ones."""
+    def put_facts(self, facts: Mapping[str, str], *, keep: bool = False, epoch: int | None = None) -> None:
+        """Write facts.
+
+        Args:
+            keep: do not overwrite existing ones.
+            epoch: of the leader that writes; None: any process may write.
+
+        Raises:
+            NotLeader: another server has led since.
+        """

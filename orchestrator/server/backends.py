@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import secrets
 import threading
 import time
 from collections import defaultdict
@@ -15,6 +18,7 @@ from cluster.capacity.inventory import Growth
 from cluster.errors import BackendUnreachable, InputError
 from cluster.ray.autoscaler import Autoscaler
 from cluster.ray.nodes import Use
+from orchestrator.controller.machines import Machines
 from orchestrator.http.auth import is_loopback
 from orchestrator.queue.records import Lease
 from orchestrator.queue.store import Store
@@ -26,6 +30,7 @@ _GCS_PORT = 6379  # Ray's default port
 _REPORTED_AFTER_S = 8.0  # `/api/cluster_status` is up to 5 s old, and workers end a moment after their driver
 _TAKEN_AFTER_S = 60.0  # a gang has taken its places by then: its driver has started, and asked Ray for them
 _NO_USE = (0.0, 0.0)
+_FOLDER_ID = "id"  # file in the folder of a local backend
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,8 @@ class Place:
 
     Attributes:
         label: name for people.
+        machines: marks by which a store knows the machines again.
+        session_mark: returns one more mark, of the current Ray session; '': none.
         one_machine: drivers and workers run on the server's machine; workers on Ray as long as it has one node.
         session: returns the name of the current Ray session; None: there is no Ray, or its head is on another machine.
         autoscaler: Ray's autoscaler; None: there is no Ray, or nothing is known about what the autoscaler may add.
@@ -42,7 +49,9 @@ class Place:
     backend: Backend
     engine: Engine
     label: str
+    machines: Machines
     one_machine: bool
+    session_mark: Callable[[], str] = lambda: ""
     session: Callable[[], str] | None = None
     autoscaler: Autoscaler | None = None
 
@@ -62,11 +71,15 @@ def machines(address: str | None, store: Store, home: Path, autoscaler: Path | N
     if address is None:
         from cluster.local.backend import LocalBackend
 
-        return Place(LocalBackend(home / "local" / queue_id(store)), "local", "this machine, without Ray", True)
+        folder = home / "local" / queue_id(store)
+        backend = LocalBackend(folder)
+        known_as = local_machines(home, _folder_id(folder))
+        return Place(backend, "local", "this machine, without Ray", known_as, True)
     if address.startswith("fake:"):
         from cluster.testing import FakeBackend, ServedCluster
 
-        return Place(FakeBackend(ServedCluster(address.removeprefix("fake:"))), "fake", "a made-up cluster", True)
+        made_up = Machines("a made-up cluster", f"with --address {address}", frozenset({address}))
+        return Place(FakeBackend(ServedCluster(address.removeprefix("fake:"))), "fake", made_up.label, made_up, True)
     return _ray(_DASHBOARD if address == "auto" else address, store, address == "auto", autoscaler)
 
 
@@ -100,7 +113,58 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
             "\nStart one with `ray start --head`, or leave --address out: then jobs run without Ray" if found else ""
         )
         raise BackendUnreachable(f"{error}{start}") from error
-    return Place(backend, "ray", f"Ray at {dashboard}", here, session if here else None, grows)
+    return Place(
+        backend,
+        "ray",
+        f"Ray at {dashboard}",
+        ray_machines(dashboard),
+        here,
+        session_mark=lambda: f"session {name}" if (name := session()) else "",
+        session=session if here else None,
+        autoscaler=grows,
+    )
+
+
+def local_machines(home: Path, folder_id: str) -> Machines:
+    """Return this machine without Ray. Pure but for the machine's name.
+
+    Its name may change, as that of a container does, so the folder of its programs decides.
+    """
+    name = os.uname().nodename
+    return Machines(
+        f"{name} without Ray, in {home}",
+        f"without --address on {name}, with FLEETUNE_HOME={home}",
+        frozenset({f"local {folder_id}"}),
+    )
+
+
+def ray_machines(dashboard: str) -> Machines:
+    """Return the cluster of a dashboard's URL. It stays the same one when its head is started anew.
+
+    A loopback address means another cluster on each machine, so it gets the machine's name.
+    """
+    parts = urlsplit(dashboard)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    here = is_loopback(host)
+    name = os.uname().nodename if here else host
+    where = f" on {name}" if here else ""
+    return Machines(
+        f"Ray at {dashboard}{where}", f"with --address {dashboard}{where}", frozenset({f"ray {name.lower()}:{port}"})
+    )
+
+
+def _folder_id(folder: Path) -> str:
+    """Return the id of a local backend's folder, which the first server creates. Raises BackendUnreachable."""
+    path, beside = folder / _FOLDER_ID, folder / f".{_FOLDER_ID}.{secrets.token_hex(4)}"
+    try:
+        if not path.exists():
+            beside.write_text(secrets.token_hex(8))
+            with contextlib.suppress(FileExistsError):  # another server was faster
+                os.link(beside, path)
+            beside.unlink()
+        return path.read_text()
+    except OSError as error:
+        raise BackendUnreachable(f"{folder} cannot be used: {error.strerror}") from error
 
 
 class ForeignUse:

@@ -13,7 +13,7 @@ from cluster.errors import BackendUnreachable, Fenced
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leadership import LeaderElection, LeadershipRenewal
 from orchestrator.http.metrics import Meters
-from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.queue.errors import NotLeader, OtherMachines, StoreBroken
 from orchestrator.queue.states import UNFINISHED
 from orchestrator.queue.store import Filter, Store
 from orchestrator.server.event_log import EventLog
@@ -48,7 +48,7 @@ def run_passes(
         try:
             step()
         except Exception as error:  # an internal error must not end the queue
-            known = isinstance(error, StoreBroken | BackendUnreachable | Fenced)
+            known = isinstance(error, StoreBroken | BackendUnreachable | Fenced | OtherMachines)
             text = str(error) if known else "".join(traceback.format_exception(error))
             if text != trouble:
                 trouble = text
@@ -122,7 +122,7 @@ class ControlLoop:
         except StoreBroken:
             self._meters.store_errors.inc()
             raise
-        except Fenced:
+        except (Fenced, OtherMachines):
             self._fenced = True
             self._note(False)
             raise

@@ -23,6 +23,7 @@ from cluster.settings import extra_protocols, fleetune_home, retention_days, ser
 from cluster.tls import check_own
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leadership import LeaderElection
+from orchestrator.controller.machines import MachinesGuard
 from orchestrator.http.app import make_app
 from orchestrator.http.auth import Tokens, is_loopback
 from orchestrator.http.metrics import ClusterCollector, Meters
@@ -93,6 +94,7 @@ def serve(options: Options) -> None:
 
     Raises:
         InputError, StoreBroken, BackendUnreachable: the server cannot start.
+        OtherMachines: jobs hold leases on other machines than those of `options.address`.
     """
     for folder in options.shared:
         if not Path(folder).is_dir():
@@ -109,10 +111,12 @@ def serve(options: Options) -> None:
         store = stack.enter_context(_opened(options, home, output))
         place = machines(options.address, store, home, Path(options.autoscaler) if options.autoscaler else None)
         _check_python(options.python, place)
+        guard = MachinesGuard(store, place.machines, place.session_mark, options.take_over)
+        guard.check()
         urls, say = urls_for_drivers(sock, options.urls, options.scheme), partial(_tell_of_clock, store, output)
         context = _service_context(options, store, place, urls, secrets, say)
         stack.callback(context.close)
-        _Server(options, context, place, sock, home, output).run()
+        _Server(options, context, place, guard, sock, home, output).run()
 
 
 def _check_tls(options: Options) -> None:
@@ -215,9 +219,16 @@ class _Server:
     """The parts of a running server."""
 
     def __init__(
-        self, options: Options, context: ServiceContext, place: Place, sock: socket.socket, home: Path, output: Output
+        self,
+        options: Options,
+        context: ServiceContext,
+        place: Place,
+        guard: MachinesGuard,
+        sock: socket.socket,
+        home: Path,
+        output: Output,
     ) -> None:
-        self._options, self._context, self._place = options, context, place
+        self._options, self._context, self._place, self._guard = options, context, place, guard
         self._sock, self._home, self._output = sock, home, output
         self._meters = Meters()
         self._tokens = Tokens(context.store, not is_loopback(options.host), context.clock.now_s)
@@ -274,6 +285,7 @@ class _Server:
             context.policy,
             timing=_timing(self._options, drivers_speak=context.engine != "fake"),
             takes_over=self._options.take_over,
+            guard=self._guard,
         )
         event_log = EventLog(context.store, self._meters, say)
         begins = partial(self._note, begins_to_lead)
@@ -291,6 +303,7 @@ class _Server:
             partial(followups.follow_up, context),
             Throttled(lambda: store.put_facts({NEWEST: repr(context.clock.now_s())})),
             Throttled(context.machines.last_known),  # so that nodes that disappear are remembered
+            Throttled(lambda: self._guard.record(self._election.epoch)),  # the head may have been started anew
         ]
         # Even without --embedded: a script may use a server that was already running.
         after.append(Retention(context, lambda: self._election.epoch))

@@ -79,8 +79,10 @@ def all_facts(connection: Connection) -> Mapping[str, str]:
     return {str(name): str(value) for name, value in connection.execute(select(FACTS.c.name, FACTS.c.value))}
 
 
-def put_facts(connection: Connection, facts: Mapping[str, str], *, keep: bool = False) -> None:
-    take(connection)
+def put_facts(
+    connection: Connection, facts: Mapping[str, str], *, keep: bool = False, epoch: int | None = None
+) -> None:
+    take(connection, epoch=epoch)
     if keep:
         there = all_facts(connection)
         facts = {name: value for name, value in facts.items() if name not in there}

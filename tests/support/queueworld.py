@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cluster.backend import Backend, Launch
@@ -12,6 +12,7 @@ from cluster.testing import FakeBackend, FakeClock, FakeCluster, double_runs, mo
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.drivers import LaunchOf
 from orchestrator.controller.leadership import LeaderElection
+from orchestrator.controller.machines import UNNAMED, Machines, MachinesGuard
 from orchestrator.queue.clock import Clock, Timing
 from orchestrator.queue.records import Job, Measured, NewJob
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
@@ -62,14 +63,17 @@ class QueueWorld:
         takes_over: bool = False,
         silent_s: float | None = None,
         clock: Clock | None = None,
+        machines: Machines = UNNAMED,
+        session: Callable[[], str] = lambda: "",
     ) -> Controller:
         """A server of its own, on the same store and machines, or on what stands before them."""
         store = store or self.store
         clock = clock or self.clock
         election = LeaderElection(store, clock, name, f"http://{name}", TERM_S)
         timing = Timing(grace_s=30.0, slow_s=60.0, absent_s=2.0, doubt_s=20.0, register_s=300.0, silent_s=silent_s)
-        machines = backend or self.backend
-        return Controller(store, machines, clock, election, launch, timing=timing, takes_over=takes_over)
+        guard = MachinesGuard(store, machines, session, takes_over)
+        backend = backend or self.backend
+        return Controller(store, backend, clock, election, launch, timing=timing, takes_over=takes_over, guard=guard)
 
     def submit(self, *jobs: NewJob) -> list[str]:
         return [job.job_id for job in self.store.submit(jobs, self.clock())]

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from orchestrator.queue.errors import NameTaken, UnknownToken
+from orchestrator.queue.errors import NameTaken, NotLeader, UnknownToken
 from orchestrator.queue.records import NodeOrder, NodeRule, QueueEvent, Role, Token
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
-from tests.support.stores import START_S, submit
+from tests.support.stores import START_S, lead, submit
 
 TOKEN = Token("anna", "ab12", Role.MEMBER, "a", START_S)
 
@@ -77,3 +77,13 @@ def test_facts_are_kept_by_name(store: Store) -> None:
     store.put_facts({"clock": "2"})
     store.put_facts({})
     assert store.facts() == {"cluster": "x", "clock": "2"}
+
+
+def test_facts_of_a_leader_are_refused_once_another_one_leads(store: Store) -> None:
+    first = lead(store)
+    store.put_facts({"machines": "a"}, epoch=first)
+    store.resign("one")
+    lead(store, "two")
+    with pytest.raises(NotLeader):
+        store.put_facts({"machines": "b"}, epoch=first)
+    assert store.facts() == {"machines": "a"}

@@ -204,6 +204,22 @@ def refuses(tmp_path: Path, found: Server, nowhere: str) -> None:
         assert len(done.stderr) < 700
 
 
+def test_a_server_does_not_start_with_other_machines_than_those_of_running_jobs(made_up: Server) -> None:
+    with made_up.client() as client:
+        (job_id,) = submit(client, spec())
+        wait_for(lambda: state(client, job_id) == "running", "it runs")
+    made_up.end()
+    done = made_up.run("serve", "--port", "0")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "1 job of this store holds leases on a made-up cluster" in done.stderr and "without Ray" in done.stderr
+    assert f"Start the server with --address {made_up.options[-1]}" in done.stderr
+    made_up.options = ("--take-over",)
+    made_up.start()
+    with made_up.client() as client:
+        wait_for(lambda: client.get(f"/v1/jobs/{job_id}").json()["state"] != "running", "it counts as lost")
+    assert "leads the queue" in made_up.log
+
+
 def test_a_port_or_a_home_that_is_taken_is_named(made_up: Server, tmp_path: Path) -> None:
     done = made_up.run("serve", "--port", "0")
     assert done.returncode == 2

@@ -10,8 +10,9 @@ import pytest
 
 from cluster.backend import Launch, Phase
 from cluster.errors import Fenced
-from cluster.testing import FakeBackend, Script
-from orchestrator.queue.errors import JobEnded
+from cluster.testing import FakeBackend, FakeCluster, Script
+from orchestrator.controller.machines import Machines
+from orchestrator.queue.errors import JobEnded, OtherMachines
 from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change
 from tests.support.queueworld import START_S, TERM_S, QueueWorld, new
@@ -227,3 +228,73 @@ def test_a_store_of_an_older_state_says_that_the_machines_know_better_and_takes_
     world.until_all_end()
     assert world.states(job_id) == [State.SUCCEEDED]
     assert [run.fence for run in world.backend.history()] == [3]
+
+
+HERE = Machines("Ray at http://a:8265", "with --address http://a:8265", frozenset({"ray a:8265"}))
+THERE = Machines("Ray at http://b:8265", "with --address http://b:8265", frozenset({"ray b:8265"}))
+
+
+def test_a_server_with_other_machines_leads_only_when_no_job_holds_a_lease_on_the_known_ones() -> None:
+    world = QueueWorld(4)
+    world.server = world.another("right", machines=HERE)
+    (job_id,) = world.submit(new("job", 4))
+    world.passes(3)
+    elsewhere = FakeBackend(FakeCluster(world.backend.inventory(), world.clock))
+    wrong = world.another("wrong", backend=elsewhere, machines=THERE)
+    world.clock.advance(TERM_S + 1.0)  # the right one is gone, and its jobs go on
+    words = "1 job .* on Ray at http://a:8265.*has Ray at http://b:8265.*with --address http://a:8265.*--take-over"
+    for _ in range(2):
+        with pytest.raises(OtherMachines, match=words):
+            wrong.step()
+    assert world.states(job_id) == [State.RUNNING] and not elsewhere.history()
+    assert world.server.step()  # at once: the wrong one has not taken the leadership
+    world.until_all_end()
+    world.submit(new("next", 4))
+    world.clock.advance(TERM_S + 1.0)
+    assert wrong.step()
+    assert [run.submission.partition("-")[0] for run in elsewhere.history()] == ["next"]
+    world.clock.advance(TERM_S + 1.0)
+    with pytest.raises(OtherMachines, match="on Ray at http://b:8265"):
+        world.server.step()
+
+
+def test_a_server_with_other_machines_gives_way_when_a_job_starts_while_it_takes_the_leadership() -> None:
+    world = QueueWorld(4)
+    world.server = world.another("right", machines=HERE)
+    world.passes(1)
+    (job_id,) = world.submit(new("job", 4))
+    wrong = world.another("wrong", machines=THERE)
+    lead = world.store.lead
+
+    def lead_later(*given: Any) -> Any:  # the right one does one more pass between the check and the leadership
+        world.store.lead = lead  # type: ignore[method-assign]
+        world.passes(1)
+        world.clock.advance(TERM_S - 4.0)
+        return lead(given[0], given[1], world.clock(), given[3])
+
+    world.store.lead = lead_later  # type: ignore[method-assign]
+    world.clock.advance(3.5)
+    with pytest.raises(OtherMachines):
+        wrong.step()
+    assert world.states(job_id) != [State.QUEUED]
+    assert world.server.step() and world.job(job_id).attempt == 1  # need not wait for the end of a term
+
+
+def test_machines_are_the_same_with_the_address_or_with_the_session_of_before_and_can_be_given_up() -> None:
+    world = QueueWorld(4)
+    world.backend.script("*", runs_s=1000.0)
+    world.server = world.another("first", machines=HERE, session=lambda: "session 1")
+    (job_id,) = world.submit(new("job", 4))
+    world.passes(2)
+
+    def leads(machines: Machines, session: str, takes_over: bool = False) -> bool:
+        world.clock.advance(TERM_S + 1.0)
+        return world.another("next", machines=machines, session=lambda: session, takes_over=takes_over).step()
+
+    assert leads(THERE, "session 1")  # another name of the same head
+    assert leads(THERE, "session 2")  # its head was started anew
+    with pytest.raises(OtherMachines):
+        leads(HERE, "session 1")
+    assert leads(HERE, "", takes_over=True)
+    assert leads(HERE, "")
+    assert world.states(job_id) == [State.RUNNING]

@@ -11,11 +11,11 @@ import json
 import os
 import secrets
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from cluster.errors import MachinesFailed, StorageError
+from cluster.python_module import module_command
 from cluster.ray.raylets import Raylet
 
 FILE: Final = "fleetune.json"
@@ -85,7 +85,7 @@ def ask_ray(what: str, gcs: str, *words: str, given: str = "") -> str:
     Raises:
         MachinesFailed: Ray does not answer.
     """
-    command = [sys.executable, "-m", "cluster.ray.gcs", what, gcs, *words]
+    command = module_command("cluster.ray.gcs", what, gcs, *words)
     try:
         done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=_ANSWERS_S)
     except subprocess.TimeoutExpired:

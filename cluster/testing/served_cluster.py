@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 from cluster.backend import Launch, Phase, Submission
 from cluster.capacity.inventory import Growth, Inventory, Node, NodeType
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
+from cluster.python_module import module_command
 from cluster.testing.fake_backend import FakeBackend
 from cluster.testing.fake_cluster import FakeCluster, Script
 from cluster.testing.history import Run
@@ -131,7 +131,7 @@ def served(folder: Path, *options: str) -> Iterator[FakeBackend]:
         options: options of `python -m cluster.testing serve`.
     """
     path = folder / "cluster"
-    command = [sys.executable, "-m", "cluster.testing", "serve", "--socket", str(path), *options]
+    command = module_command("cluster.testing", "serve", "--socket", str(path), *options)
     process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdin=subprocess.DEVNULL)
     try:
         backend = FakeBackend(ServedCluster(path))

@@ -8,7 +8,6 @@ import fcntl
 import os
 import secrets
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Final
 
 from cluster.errors import FleetuneError
 from cluster.local.locks import try_lock
+from cluster.python_module import module_command
 from orchestrator.client.discovery import answers, local_server
 
 READY_S: Final = 120.0
@@ -55,7 +55,7 @@ def _started(home: Path, until_s: float) -> str:
     try:
         begin = os.lseek(descriptor, 0, os.SEEK_END)
         child = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator", "serve", "--embedded", "--port", "0"],
+            module_command("orchestrator", "serve", "--embedded", "--port", "0"),
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,

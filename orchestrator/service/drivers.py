@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from cluster.backend import Launch
 from cluster.capacity.occupancy import workers_in
+from cluster.python_module import module_command
 from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
 from jobs.drivers.link.messages import MOST_STEPS, Answer, Beat, Instruction, Register, Registered
 from jobs.run.paths import JobPaths, new_run_name
@@ -37,7 +38,7 @@ _REPORTING: Final = threading.Lock()  # reports of faulty nodes take turns: each
 def launch_of(context: ServiceContext) -> LaunchOf:
     """Make the function that describes how to start a driver.
 
-    Every driver is `python -m jobs.drivers.attempt`, and asks the server for the rest. The function raises StoreBroken.
+    Every driver is the module `jobs.drivers.attempt`, and asks the server for the rest. The function raises StoreBroken.
     """
 
     def launch(job: Job) -> Launch:
@@ -45,7 +46,7 @@ def launch_of(context: ServiceContext) -> LaunchOf:
         place = DriverPlace(context.url, job.job_id, job.attempt, token, context.queue, context.other_urls)
         return Launch(
             job.submission,
-            (*context.python, "-m", "jobs.drivers.attempt"),
+            module_command("jobs.drivers.attempt", python=context.python),
             environment={**place.environment(), **protocols_environment(), **ca_for_drivers()},
             like=ray_submission_of(job),
             like_digest=environment_of(job),

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.capacity.gang import Gang
+from cluster.python_module import module_command
 from jobs.spec.command import CommandSpec
 from jobs.spec.queue import OnEnd, Queue
 from orchestrator.queue.errors import QueueError
@@ -53,7 +54,7 @@ def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
     """Make the job that follows one that has ended. It has no follow-up itself."""
     on_end, environment, queue = OnEnd.model_validate_json(job.on_end), _told(job), spec.get("queue") or {}
     base = spec["base"] if job.kind == "sweep" else spec
-    command = on_end.command or (*python, "-m", "jobs.webhook")
+    command = on_end.command or module_command("jobs.webhook", python=python)
     if on_end.webhook is not None:
         environment |= {"FLEETUNE_WEBHOOK_URL": on_end.webhook, "FLEETUNE_WEBHOOK_BODY": json.dumps(_body(job))}
     made = CommandSpec(

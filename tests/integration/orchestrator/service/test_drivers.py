@@ -48,7 +48,7 @@ def came_up(job: Job) -> Register:
 def test_a_driver_is_started_with_the_token_of_its_attempt(world: ServiceWorld) -> None:
     job = world.started(command(resources={"gpus_per_worker": 1}))
     launch = launch_of(world.context)(job)
-    assert launch.command == ("python", "-m", "jobs.drivers.attempt")
+    assert launch.command == ("python", "-P", "-m", "jobs.drivers.attempt")
     assert launch.metadata == {"job": job.job_id, "tenant": "a", "gpus": "n0=1"}
     place = driver_place(launch.environment)
     assert place is not None
@@ -317,7 +317,7 @@ def test_a_webhook_is_a_job_that_sends(world: ServiceWorld) -> None:
     assert followups.follow_up(world.context) == 1
     follower, _ = world.store.jobs()
     spec = json.loads(world.store.spec(follower.job_id))
-    assert spec["command"] == ["python", "-m", "jobs.webhook"]
+    assert spec["command"] == ["python", "-P", "-m", "jobs.webhook"]
     assert spec["env"]["FLEETUNE_WEBHOOK_URL"] == "https://example.org/hook"
     body = json.loads(spec["env"]["FLEETUNE_WEBHOOK_BODY"])
     assert (body["job"], body["state"], body["name"], body["run"]) == (job.job_id, "cancelled", "job", None)

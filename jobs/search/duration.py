@@ -9,7 +9,7 @@ from jobs.search.rules.auto import probe_steps
 from jobs.search.rules.budget import BudgetPlan, finalists_of, most_repeats
 from jobs.search.rules.rungs import ETA, cooldown_of, stops_of
 from jobs.search.spending import limits_of
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Budget, SweepSpec
 
 
 @dataclass
@@ -57,7 +57,6 @@ def duration_of(
     whole_s, repeats = total_steps * step_s, most_repeats(sweep, plan)
     limits = limits_of(sweep.budget, repeats, gangs, devices, whole_s, {"01": (0.0, 0.0)})
     search_s = min((one.for_search / one.rate for one in limits), default=math.inf)
-    all_s = min((one.limit / one.rate for one in limits), default=math.inf)
 
     is_halving, probe = sweep.scheduler == "halving", probe_steps(sweep)
     found = Duration(gangs, step_s)
@@ -79,8 +78,17 @@ def duration_of(
             ended = found.train(max(ended // ETA, 1), length)
     whole = max(found.begin_within(search_s, total_steps), 1 if plan.extrapolates else 0)
     ended += found.train(min(plan.whole_runs, whole), total_steps)
-    most = min(finalists_of(sweep, plan), ended) * (sweep.seeds - 1)
-    if math.isfinite(all_s):
-        most = min(most, gangs * max(int((all_s - found.seconds) / whole_s), 0))
-    found.train(most, total_steps)
+    left = min(finalists_of(sweep, plan), ended) * (sweep.seeds - 1)
+    while left and (most := _repeats_at_once(sweep.budget, found, devices, whole_s)):
+        left -= found.train(min(left, most), total_steps)
     return found
+
+
+def _repeats_at_once(budget: Budget, so_far: Duration, devices: int, whole_s: float) -> int:
+    """Return the largest number of repeats that begin now: see `leaves_a_repeat`."""
+    if budget.minutes is not None and so_far.seconds + whole_s > budget.minutes * 60:
+        return 0
+    if budget.gpu_hours is None:
+        return so_far.gangs
+    left = budget.gpu_hours * 3600 - so_far.seconds * so_far.gangs * devices
+    return max(min(so_far.gangs, int(left / (whole_s * devices))), 0)

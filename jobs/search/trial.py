@@ -51,5 +51,8 @@ class Trial:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it counts as a whole run: it was begun as one, or it has continued from the only rung."""
-        return self.without_rungs or len(self.scores) > 1
+        """Whether it counts as a whole run: it was begun as one, or it has continued from the only rung to its end."""
+        if self.without_rungs or len(self.scores) > 1:
+            return True
+        is_beyond = self.state == "stopped" and self.step > (self.scored_step or 0)
+        return bool(self.scores) and (self.state == "failed" or is_beyond)

@@ -313,13 +313,14 @@ class Trials:
         """Return the number of the paused trial nearest to the target, as a list; empty if none continues now.
 
         One continues if it is near the target, all have reached the rung, no whole run is near the target yet, and the
-        budget pays for one more whole run or has got no whole run so far.
+        budget pays for one more whole run. If all of them have failed, one more than that continues.
         """
         paused = [trial for trial in compared if not trial.is_over]
         if not paused or any(not trial.scores for trial in paused):
             return []
         plan, whole = self.plan, [trial for trial in self.searched if trial.is_whole]
-        if whole_runs_begun(whole, plan) >= plan.whole_runs and any(one.state != "failed" for one in whole):
+        most = plan.whole_runs + all(one.state == "failed" for one in whole)
+        if whole_runs_begun(whole, plan) >= most:
             return []
         name, target = varied_rate(self.sweep), self.target
         if any(trial.is_whole and is_near(trial.values[name], target) for trial in self.searched):

@@ -278,8 +278,7 @@ def next_kind(
 
 def whole_runs_begun(trials: Sequence[Trial], plan: BudgetPlan) -> int:
     """Count the whole runs that have begun."""
-    continued = sum(len(trial.scores) > 1 for trial in trials if not trial.without_rungs)
-    return sum(trial.without_rungs for trial in trials) + (continued if plan.extrapolates else 0)
+    return sum(trial.is_whole if plan.extrapolates else trial.without_rungs for trial in trials)
 
 
 def _is_unfinished(trial: Trial) -> bool:

@@ -48,6 +48,11 @@ def nan(values: dict[str, Any], share: float) -> float:
     return math.nan
 
 
+def nan_at_the_end(values: dict[str, Any], share: float) -> float:
+    """High rates diverge after the rung."""
+    return math.nan if share == 1 and values[RATE] > 1e-4 else smooth(values, share)
+
+
 class Simulated:
     """A search whose gangs train at once, and whose steps take one second."""
 
@@ -135,7 +140,9 @@ SEARCHES: list[dict[str, Any]] = [
     {"space": BOTH, "budget": {"minutes": 0.5}},
     {"space": ONLY_RATE, "budget": {"minutes": 12.0}, "gangs": 2},
     {"space": BOTH, "budget": {"gpu_hours": 0.1}, "gangs": 3},
+    {"space": ONLY_RATE, "algorithm": "random", "budget": {"gpu_hours": 0.3}, "gangs": 3, "seeds": 3},
     {"space": BOTH, "budget": {"runs": 9}, "loss": equal},
+    {"space": {**ONLY_RATE, "weight_decay": [0.0, 0.1]}, "budget": {"runs": 9}, "gangs": 4, "loss": nan_at_the_end},
     {"space": ONLY_RATE, "budget": {"runs": 5}, "metric": "loss", "mode": "max", "loss": lambda *at: 1 - smooth(*at)},
 ]
 
@@ -168,6 +175,15 @@ def test_a_larger_budget_is_kept_too(tmp_path: Path, space: dict[str, Any], more
         budget = search.ledger.sweep.budget.runs
         assert budget is not None and search.runs <= budget
     assert search.runs > 3.2 + sum(more) - 1.4, "less than a whole run and a rate is left"
+
+
+def test_if_the_only_whole_run_diverges_one_more_trial_continues(tmp_path: Path) -> None:
+    search = Simulated(tmp_path, space=ONLY_RATE, loss=nan_at_the_end).run()
+    assert search.ledger.best is not None and 3.2 < search.runs < 3.2 + 0.75
+    other = Simulated(
+        tmp_path / "jobs", space=ONLY_RATE, loss=lambda values, at: smooth(values, at) if at < 1 else nan({}, at)
+    )
+    assert other.run().ledger.best is None and other.runs < 3.2 + 0.75
 
 
 def test_a_search_in_which_all_trials_diverge_ends_early(tmp_path: Path) -> None:

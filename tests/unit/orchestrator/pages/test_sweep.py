@@ -358,3 +358,17 @@ def test_no_command_to_resume_is_shown_for_a_sweep_that_would_fail_again(tmp_pat
     for bad_input, offered in ((False, True), (True, False)):
         write_outcome(paths, Outcome(status=Status.FAILED, reason="because", bad_input=bad_input, ended_at=after(0)))
         assert "failed" in shown() and ("fleetune run --resume" in shown()) is offered
+
+
+def test_beyond_its_minutes_a_search_still_trains_to_the_next_score_and_a_whole_run(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, budget={"minutes": 1})
+    ledger.add({"learning_rate": 1e-4, "warmup_ratio": 0.1})
+    told = heard(1, planned_steps=None)
+    status = status_with(ledger, told, {1: record(10)}, at_s=90.0)
+    assert status.remaining_s == pytest.approx(2.0 * (25 - 10 + 10 + STEPS)), "with the cool-down"
+    whole = ledger.add({"learning_rate": 6e-5, "warmup_ratio": 0.1}, without_rungs=True)
+    answered_at_rung = Answer(status="paused", step=25, metrics={"eval_loss": 0.5})
+    ledger.answered(ledger.trials[1], answered_at_rung)
+    told = heard(whole.number, planned_steps=None)
+    status = status_with(ledger, told, {whole.number: record(30)}, at_s=200.0)
+    assert status.remaining_s == pytest.approx(2.0 * (STEPS - 30))

@@ -146,6 +146,8 @@ class ControlLoop:
         for follow in self._after if leads else ():
             try:
                 follow()
+            except NotLeader:  # the term has run out: the other actions are for the next leader
+                break
             except Exception as error:  # the other actions are still carried out
                 failed = failed or error
         if failed is not None:
@@ -168,7 +170,10 @@ class ControlLoop:
 
 
 class Throttled:
-    """Calls a function at most once in an interval, a minute by default."""
+    """Calls a function at most once in an interval, a minute by default.
+
+    A call that fails is repeated at once, so that passes count as failed until it succeeds.
+    """
 
     def __init__(self, act: Follow, every_s: float = _NOTE_EVERY_S) -> None:
         self._act, self._every_s, self._next_s = act, every_s, 0.0

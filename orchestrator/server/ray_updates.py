@@ -114,7 +114,10 @@ class SessionRecordUpdates:
         """Return why drivers cannot find this server; '': they can."""
         if raylet is None or not raylet.is_head:
             return "the head of the Ray cluster does not run on this machine, or its processes cannot be seen from here"
-        owner = raylet.session.stat().st_uid
+        try:
+            owner = raylet.session.stat().st_uid
+        except OSError as error:  # Ray runs in a container, or its directory was removed
+            return f"Ray's session directory {raylet.session} cannot be seen from here ({error.strerror})"
         if os.getuid() not in (0, owner):
             return f"Ray runs as user {owner}, whose drivers do not trust this server's user: run it as user {owner}"
         known = read_record(raylet)

@@ -38,7 +38,9 @@ _REPORTING: Final = threading.Lock()  # reports of faulty nodes take turns: each
 def launch_of(context: ServiceContext) -> LaunchOf:
     """Make the function that describes how to start a driver.
 
-    Every driver is the module `jobs.drivers.attempt`, and asks the server for the rest. The function raises StoreBroken.
+    Every driver is the module `jobs.drivers.attempt`, and asks the server for the rest.
+
+    The function raises StoreBroken.
     """
 
     def launch(job: Job) -> Launch:

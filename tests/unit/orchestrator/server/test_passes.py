@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.errors import BackendUnreachable
 from orchestrator.http.metrics import Meters
+from orchestrator.queue.errors import NotLeader
 from orchestrator.server.passes import ControlLoop
 
 
@@ -47,3 +48,18 @@ def test_the_queue_counts_as_stuck_after_three_failures_in_a_row_and_moves_again
     assert pass_over()[0] == ""
     controller.error = None
     assert pass_over() == ("", 1.0)
+
+
+def test_a_term_that_runs_out_during_the_actions_after_a_pass_ends_them_without_a_failure() -> None:
+    done = list[str]()
+
+    def too_late() -> None:
+        done.append("too late")
+        raise NotLeader("another server leads")
+
+    controller: Any = _Controller()
+    event_log: Any = _EventLog()
+    election: Any = None
+    after = (lambda: done.append("first"), too_late, lambda: done.append("never"))
+    ControlLoop(controller, election, event_log, Meters(), lambda text: None, after, lambda: None).step()
+    assert done == ["first", "too late"]

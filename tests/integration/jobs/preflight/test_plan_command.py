@@ -241,6 +241,8 @@ def test_of_a_sweep_one_gang_is_planned_and_the_whole_budget_is_counted(spec: pa
     )
     result = CliRunner().invoke(app, ["plan", str(file), "--on", "1xH100-80"])
     assert result.exit_code == 2 and "a gang of the sweep has 2 workers" in result.output
+    short = CliRunner().invoke(app, ["plan", str(file), "--on", "2xH100-80", "--set", "budget={minutes: 0.001}"])
+    assert short.output.splitlines()[-1].endswith("of the budget: a trial that has begun is trained to its next score")
 
 
 def test_trials_with_different_engines_are_planned_as_they_are_written(spec: pathlib.Path) -> None:

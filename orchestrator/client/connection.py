@@ -34,7 +34,7 @@ LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 # These errors occur before anything reaches the server, so that every request may be repeated.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
-# Statuses of a proxy whose server does not answer. The first two may follow a request that the server has carried out.
+# Statuses of a proxy whose server does not answer. They may follow a request that the server has carried out.
 _BAD_GATEWAY: Final = (502, 504)
 _UNAVAILABLE: Final = 503
 _TOO_MANY: Final = 429  # the same request may be answered later
@@ -181,6 +181,9 @@ class Connection:
             return False
         problem = _problem_in(response)
         self._has_answered = self._has_answered or problem is not None
+        if response.status_code == _UNAVAILABLE and not again:
+            # Fleetune answers so if nothing was written. A proxy may have lost the answer to a request that was.
+            return problem is not None and problem.error in _KINDS
         return problem is None or problem.error != _TOO_OFTEN
 
     def _read(self, response: httpx.Response, answer: type[ToldT]) -> ToldT:

@@ -278,11 +278,11 @@ class Store(Protocol):
 
     def tokens(self) -> list[Token]: ...
 
-    def add_token(self, token: Token) -> None:
-        """Add a token. Raises NameTaken."""
+    def add_token(self, token: Token, event: QueueEvent | None = None) -> None:
+        """Add a token, with an event if given. Raises NameTaken."""
 
-    def revoke_token(self, name: str, now_s: float) -> None:
-        """Revoke a token. Raises UnknownToken."""
+    def revoke_token(self, name: str, now_s: float, event: QueueEvent | None = None) -> None:
+        """Revoke a token, with an event if given. Raises UnknownToken."""
 
     # Small values by name, such as the cluster's id and the newest known time
 

@@ -49,21 +49,23 @@ def add(
     _check(store, role, tenant, now_s)
     token = new_token()
     expires_s = None if lifetime_s is None else now_s + lifetime_s
-    store.add_token(Token(name, digest_of(token), role, tenant, now_s, expires_s=expires_s))
     whose = f" of tenant {tenant}" if tenant is not None else ""
     until = "" if expires_s is None else f", until {format_time(expires_s)}"
-    _tell(store, now_s, f"{by} makes the token {name} ({role}{whose}{until})", name, by)
+    # In one transaction: the name of a token that was written can never be used again.
+    store.add_token(
+        Token(name, digest_of(token), role, tenant, now_s, expires_s=expires_s),
+        _event(now_s, f"{by} makes the token {name} ({role}{whose}{until})", name, by),
+    )
     return token
 
 
 def revoke(store: Store, name: str, now_s: float, by: str) -> None:
     """Revoke a token, with an event. Raises UnknownToken."""
-    store.revoke_token(name, now_s)
-    _tell(store, now_s, f"{by} revokes the token {name}", name, by)
+    store.revoke_token(name, now_s, _event(now_s, f"{by} revokes the token {name}", name, by))
 
 
-def _tell(store: Store, now_s: float, said: str, name: str, by: str) -> None:
-    store.add_events([QueueEvent(now_s, TOKEN, said, data={"token": name, "by": by})])
+def _event(now_s: float, said: str, name: str, by: str) -> QueueEvent:
+    return QueueEvent(now_s, TOKEN, said, data={"token": name, "by": by})
 
 
 def _check(store: Store, role: Role, tenant: str | None, now_s: float) -> None:

@@ -8,8 +8,9 @@ from dataclasses import asdict
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from orchestrator.queue.errors import NameTaken, UnknownToken
-from orchestrator.queue.records import NodeOrder, NodeRule, Token
+from orchestrator.queue.records import NodeOrder, NodeRule, QueueEvent, Token
 from orchestrator.queue.tenants import Tenant
+from orchestrator.store import events as history
 from orchestrator.store.counters import take
 from orchestrator.store.database.rows import node_rule_of, tenant_of, tenant_values, token_of, unreadable_tenant
 from orchestrator.store.database.schema import FACTS, NODE_RULES, TENANTS, TOKENS
@@ -58,21 +59,25 @@ def tokens(connection: Connection) -> list[Token]:
     return records_of(connection, "token", connection.execute(_TOKENS), token_of)
 
 
-def add_token(connection: Connection, token: Token) -> None:
-    numbers = take(connection, changes=1)
+def add_token(connection: Connection, token: Token, event: QueueEvent | None = None) -> None:
+    events = [event] if event is not None else []
+    numbers = take(connection, changes=1, events=len(events))
     if connection.execute(select(TOKENS.c.name).where(TOKENS.c.name == token.name)).first():
         raise NameTaken(f"there is, or was, a token {token.name!r}: give this one another name")
     values = {**asdict(token), "number": numbers.change + 1, "role": token.role.value}
     connection.execute(insert(TOKENS), values)
+    history.add(connection, events, numbers.event)
 
 
-def revoke_token(connection: Connection, name: str, now_s: float) -> None:
-    take(connection)
+def revoke_token(connection: Connection, name: str, now_s: float, event: QueueEvent | None = None) -> None:
+    events = [event] if event is not None else []
+    numbers = take(connection, events=len(events))
     row = connection.execute(select(TOKENS.c.revoked_s).where(TOKENS.c.name == name)).one_or_none()
     if row is None:
         raise UnknownToken(f"there is no token {name!r}")
     if row.revoked_s is None:
         connection.execute(update(TOKENS).where(TOKENS.c.name == name).values(revoked_s=now_s))
+    history.add(connection, events, numbers.event)
 
 
 def all_facts(connection: Connection) -> Mapping[str, str]:

@@ -71,6 +71,26 @@ def test_tokens_have_names_that_are_never_used_again(store: Store) -> None:
         store.revoke_token("bert", START_S)
 
 
+def test_a_token_and_its_event_are_written_together_or_not_at_all(store: Store) -> None:
+    made, revoked = (QueueEvent(START_S, "token", said, data={"token": "anna"}) for said in ("made", "revoked"))
+    circle: dict[str, object] = {}
+    no_json = replace(made, data={"circle": circle})
+    circle["circle"] = circle
+    with pytest.raises(ValueError, match="Circular"):
+        store.add_token(TOKEN, no_json)
+    assert store.tokens() == [] and store.events() == []
+    store.add_token(TOKEN, made)
+    with pytest.raises(NameTaken):
+        store.add_token(TOKEN, made)
+    with pytest.raises(ValueError, match="Circular"):
+        store.revoke_token("anna", START_S + 1.0, no_json)
+    assert store.tokens() == [TOKEN]
+    store.revoke_token("anna", START_S + 1.0, revoked)
+    with pytest.raises(UnknownToken):
+        store.revoke_token("bert", START_S, revoked)
+    assert [event.message for event in store.events()] == ["made", "revoked"]
+
+
 def test_facts_are_kept_by_name(store: Store) -> None:
     assert store.facts() == {}
     store.put_facts({"cluster": "x", "clock": "1"})

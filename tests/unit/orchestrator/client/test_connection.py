@@ -182,6 +182,18 @@ def test_the_error_of_a_proxy_is_waited_out_after_the_server_has_answered() -> N
     with pytest.raises(NoServer, match="may have been done or not"):
         talk.connection.post("/v1/jobs/a/cancel", Me)
     assert len(talk.requests) == 2
+    talk = Talk(ok(), proxy(503), ok())
+    talk.me()
+    with pytest.raises(NoServer, match="may have been done or not"):
+        talk.connection.post("/v1/tokens", Me)
+    assert len(talk.requests) == 2
+    talk = Talk(ok(), problem(503, "Service Unavailable"), ok())  # a proxy whose errors look like ours
+    talk.me()
+    with pytest.raises(ServerError):
+        talk.connection.post("/v1/tokens", Me)
+    assert len(talk.requests) == 2
+    talk = Talk(problem(503, "StoreBroken"), problem(429, "TooMany"), ok())  # nothing was written
+    assert talk.connection.post("/v1/tokens", Me).name == "anna"
     with pytest.raises(NotAServer, match="it said 502"):
         Talk(proxy(502)).me()
 

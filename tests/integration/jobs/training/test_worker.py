@@ -17,8 +17,9 @@ from cluster.errors import DataError, RunFailed, StorageError, StorageOutage
 from jobs.remedies.hang import Doing
 from jobs.remedies.outliers import rollback_of
 from jobs.run.attempts import take_run
-from jobs.run.checkpoints import Best, commit_path
+from jobs.run.checkpoints import Best, commit_path, newest_step
 from jobs.run.outcome import Status
+from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on
 from jobs.spec.evaluation import Checkpoint, Eval
 from jobs.storage import files as storage
@@ -205,6 +206,20 @@ def test_steps_after_a_rollback_are_marked_so_that_a_hang_is_noticed(monkeypatch
     for _ in worker.steps(None, 4, rewound=True):  # type: ignore[arg-type]
         assert marks == [(Doing.DATA, 4), (Doing.STEP, 5)]
     assert marks[-1] == (Doing.DATA,)
+
+
+def test_a_group_notes_the_damaged_checkpoints_that_it_has_passed_over(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, worker = JobPaths(str(tmp_path)), object.__new__(RayWorkerContext)
+    for step in (4, 8):
+        storage.write_bytes(commit_path(paths, step), b"{}")
+    given = {"_pulse": SimpleNamespace(mark=lambda *_: None), "_paths": paths, "rank": 0, "world_size": 2, "node": "n"}
+    for name, value in given.items():
+        monkeypatch.setattr(worker, name, value, raising=False)
+    monkeypatch.setattr(worker_context, "ray_steps", lambda stream, start, node: iter([]))
+    assert newest_step(paths) == 8 and not list(worker.steps(None, 4))  # type: ignore[arg-type]
+    assert newest_step(paths) == 4, "the group has started there, although there is a newer one"
 
 
 def test_each_kind_of_evaluation_is_marked_as_such() -> None:

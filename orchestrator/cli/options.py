@@ -177,10 +177,12 @@ def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Conne
     """Connect to the server. `orchestrator.client.discovery` takes long to import, so only a caller imports it.
 
     Raises:
-        InputError: FLEETUNE_URL names no server.
+        InputError: FLEETUNE_URL names no server, or the URL is empty.
     """
     from orchestrator.client.discovery import connected
 
+    if url is not None and not url.strip():  # the server of this machine may be another one
+        raise InputError("--url is empty: is a shell variable not set?")
     if url is None and (server_url() or "").lower() == _WITHOUT:
         raise InputError(
             "FLEETUNE_URL is none, which starts runs without the queue, so this command has no server: give --url, or "

@@ -70,10 +70,11 @@ def in_order(jobs: Sequence[JobView]) -> list[JobView]:
 def _totals(jobs: Sequence[JobView], counts: Mapping[State, int], asked: Sequence[State]) -> str:
     shown = {state: sum(job.state is state for job in jobs) for state in State}
     paused = sum(map(is_paused, jobs))
+    counted = State if asked or any(shown[state] for state in ENDED) else [one for one in State if one not in ENDED]
     parts = []
-    for state in State:
+    for state in counted:
         count = counts.get(state, 0)
-        if not count or (state in ENDED and not shown[state]):
+        if not count:
             continue
         name, notes = str(state), [f"{shown[state]:,} shown"] if shown[state] < count else []
         if state is State.QUEUED and paused == count and not notes:

@@ -142,7 +142,8 @@ def order_each(
         if as_json:
             echo_if_read(json_list(done))
         if asked < len(jobs) and len(jobs) > 1:
-            typer.echo(f"{asked} of {len(jobs)} jobs have answered. To ask the others, repeat the command", err=True)
+            said_of = f"the server has answered for {asked} of {len(jobs)} jobs"
+            typer.echo(f"{said_of}: repeat the command for the others", err=True)
 
 
 def _tried(ask: Callable[[], JobView], codes: list[int]) -> JobView | None:

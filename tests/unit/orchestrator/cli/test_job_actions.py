@@ -16,7 +16,7 @@ from orchestrator.queue.states import State
 from tests.support.jobviews import job
 
 JOBS = [job(f"a-{number}", State.RUNNING, number=number) for number in range(4)]
-REST = "2 of 4 jobs have answered. To ask the others, repeat the command\n"
+REST = "the server has answered for 2 of 4 jobs: repeat the command for the others\n"
 
 
 def ends_at(number: int, error: BaseException) -> Callable[[JobView], JobView]:

@@ -108,6 +108,11 @@ def test_an_unset_shell_variable_stops_no_run(tmp_path: Path) -> None:
     assert not (tmp_path / "only-1" / "stop").exists()
 
 
+@pytest.mark.parametrize("command", [("queue",), ("cancel", "a-1"), ("tenants",), ("tokens", "list")])
+def test_an_unset_shell_variable_names_no_server(command: tuple[str, ...]) -> None:
+    assert refused(*command, "--url", "") == "error: --url is empty: is a shell variable not set?\n"
+
+
 def test_a_first_token_is_announced_when_it_exists(tmp_path: Path) -> None:
     store = str(tmp_path / "queue.db")
     errors = refused("tokens", "add", "boss", "--role", "admin", "--tenant", "vision", "--store", store)

@@ -99,6 +99,17 @@ def test_paused_jobs_are_counted_apart_with_the_time_since_they_were_paused() ->
     assert queue_page([paused], {State.QUEUED: 9}, {}, NOW_S, None).endswith("9 queued (1 shown, 1 paused)")
 
 
+def test_ended_jobs_are_counted_where_they_are_asked_for_also_if_none_of_a_state_is_shown() -> None:
+    counts = {State.RUNNING: 1, State.SUCCEEDED: 3, State.FAILED: 1}
+    ended, runs = job("a-1", State.SUCCEEDED, ended_s=NOW_S), job("b-1", State.RUNNING)
+    assert queue_page([ended], counts, {}, NOW_S, None).endswith(
+        "1 running (0 shown), 3 succeeded (1 shown), 1 failed (0 shown)"
+    )
+    failed = {State.FAILED: 1}
+    assert queue_page([], failed, {}, NOW_S, None, [State.FAILED]).endswith("1 failed (0 shown)")
+    assert queue_page([runs], counts, {}, NOW_S, None).endswith("1 running")
+
+
 def test_a_long_error_is_cut_in_the_queue_and_whole_in_the_status() -> None:
     failed = job("bad-1", State.FAILED, reason=Reason.RUN_FAILED, message="why " * 100, ended_s=NOW_S)
     assert max(map(len, queue_page([failed], {State.FAILED: 1}, {}, NOW_S, None).splitlines())) < 200

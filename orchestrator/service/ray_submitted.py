@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+
+from cluster.errors import BackendUnreachable
 from cluster.text import many
 from jobs.drivers.link.messages import Looked
 from orchestrator.api import exit_code_of
@@ -18,13 +21,19 @@ class TooManyGuests(QueueError):
 def check_room(context: ServiceContext, client: str) -> None:
     """Check that one more program may be queued: each uses memory on the head node while it waits.
 
-    A program that is queued already may ask again.
+    A program that is queued already may ask again. Only programs that Ray knows to run count. Anybody who may submit
+    jobs can invent names of programs, and would otherwise keep out all others.
 
     Raises:
         TooManyGuests: the limit is reached.
     """
-    there = {job.client for job in context.store.of_clients() if ray_submission_of(job) is not None}
-    if client not in there and len(there) >= context.most_ray_submitted:
+    jobs = [job for job in context.store.of_clients() if ray_submission_of(job) is not None]
+    there, most = {ray_submission_of(job) for job in jobs}, context.most_ray_submitted
+    if any(job.client == client for job in jobs) or len(there) < most:
+        return
+    with contextlib.suppress(BackendUnreachable):  # then all of them count
+        there &= set(context.backend.others())
+    if len(there) >= most:
         raise TooManyGuests(
             f"this server queues at most {many(context.most_ray_submitted, 'program')} of `ray job submit` (fleetune "
             "serve --most-ray-submitted), because each of them uses memory on the head node while it waits. Submit "

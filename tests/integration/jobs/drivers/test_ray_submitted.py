@@ -174,6 +174,7 @@ def test_what_the_orchestrator_refuses_ends_at_once(queue: Server, start: Start)
 def test_one_too_many_is_told_so_and_ends(queue: Server, start: Start) -> None:
     queue.end()
     queue.options = (*queue.options, "--most-ray-submitted", "1")
+    machines(queue).run_elsewhere("raysubmit_a")
     queue.start()
     first = start("raysubmit_a")
     first.says("queued as")

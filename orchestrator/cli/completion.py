@@ -34,7 +34,7 @@ def jobs_that(states: Collection[str] = (), where: Callable[[JobView], bool] | N
 
             limit = OFFERED if where is None else MOST_PAGE
             asked = {"name": incomplete or None, "state": list(states) or None, "limit": limit}
-            page = _server().get("/v1/jobs", JobPage, asked)
+            page = _server(context).get("/v1/jobs", JobPage, asked)
             ids = [job.job_id for job in page.jobs if where is None or where(job)]
             return [one for one in ids[:OFFERED] if one not in typed]
         except Exception:
@@ -52,22 +52,22 @@ NOT_ENDED = jobs_that(UNFINISHED)
 TO_COME_AFTER = jobs_that((*UNFINISHED, "succeeded"), lambda job: job.wanted != "cancel")
 
 
-def node_ids(incomplete: str) -> list[str]:
+def node_ids(context: typer.Context, incomplete: str) -> list[str]:
     try:
         from orchestrator.api import Nodes
 
-        nodes = _server().get("/v1/nodes", Nodes).nodes
+        nodes = _server(context).get("/v1/nodes", Nodes).nodes
         return [name for node in nodes if (name := node.name or node.node_id).startswith(incomplete)]
     except Exception:
         return []
 
 
-def tenant_names(incomplete: str) -> list[str]:
+def tenant_names(context: typer.Context, incomplete: str) -> list[str]:
     """Offer the names of tenants that the caller may see."""
     try:
         from orchestrator.api import Tenants
 
-        known = _server().get("/v1/tenants", Tenants).tenants
+        known = _server(context).get("/v1/tenants", Tenants).tenants
         return [one.name for one in known if one.name.startswith(incomplete)]
     except Exception:
         return []
@@ -86,7 +86,7 @@ def sources(context: typer.Context, incomplete: str) -> list[str]:
         from orchestrator.client.log_reader import ALL, OUTPUT
         from orchestrator.client.lookup import find_job, job_path
 
-        server = _server()
+        server = _server(context)
         # While an option has no value yet, the job is only among the arguments that are not parsed.
         job = find_job(server, context.params.get("job") or context.args[0])
         found = server.get(f"{job_path(job.job_id)}/logs", LogSources).sources
@@ -95,10 +95,14 @@ def sources(context: typer.Context, incomplete: str) -> list[str]:
         return []
 
 
-def _server() -> Connection:
+def _server(context: typer.Context) -> Connection:
+    """Connect to the server that the command line names, also before a subcommand."""
     from orchestrator.client.discovery import connected
 
-    return connected(patience_s=0.0, answer_s=QUICK_S).__enter__()  # the end of this process closes it
+    named = (one.params.get("url") for one in (context, context.parent) if one is not None)
+    return connected(
+        next(filter(None, named), None), patience_s=0.0, answer_s=QUICK_S
+    ).__enter__()  # the end of this process closes it
 
 
 def completion(

@@ -141,7 +141,7 @@ def order_each(
     finally:
         if as_json:
             echo_if_read(json_list(done))
-        if asked < len(jobs) and len(jobs) > 1:
+        if 0 < asked < len(jobs):
             said_of = f"the server has answered for {asked} of {len(jobs)} jobs"
             typer.echo(f"{said_of}: repeat the command for the others", err=True)
 

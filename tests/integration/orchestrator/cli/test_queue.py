@@ -361,13 +361,13 @@ def test_completion_offers_what_a_command_can_act_on_and_is_silent_without_a_ser
         assert done.stderr == ""
         return set(done.stdout.split())
 
-    def offers(typed: str, *expected: str) -> None:
+    def offers(typed: str, *expected: str, url: str = fleetune.url) -> None:
         """Nothing is offered where the server takes longer than a shell should wait: then once more."""
         found = set[str]()
 
         def asked() -> bool:
             found.clear()
-            found.update(offered(typed))
+            found.update(offered(typed, url))
             return bool(found)
 
         wait_for(asked, f"something is offered for {typed!r}", 240.0)
@@ -386,6 +386,8 @@ def test_completion_offers_what_a_command_can_act_on_and_is_silent_without_a_ser
     offers(f"logs {runs} --source out", "output")
     assert offered("logs gone --source out") == set()
     with closed_port() as port:
-        assert offered("status compl", f"http://127.0.0.1:{port}") == set()
+        other = f"http://127.0.0.1:{port}"
+        assert offered("status compl", other) == set()
+        offers(f"tenants --url {fleetune.url} set def", "default", url=other)
     for shell in ("bash", "zsh", "fish"):
         assert "_FLEETUNE_COMPLETE" in fleetune.good("completion", shell)

@@ -272,7 +272,7 @@ def test_a_server_with_other_machines_gives_way_when_a_job_starts_while_it_takes
         world.clock.advance(TERM_S - 4.0)
         return lead(given[0], given[1], world.clock(), given[3])
 
-    world.store.lead = lead_later  # type: ignore[method-assign]
+    world.store.lead = lead_later  # type: ignore[method-assign, assignment]
     world.clock.advance(3.5)
     with pytest.raises(OtherMachines):
         wrong.step()

@@ -56,8 +56,7 @@ def restrictions(now: TenantView | None, typed: Mapping[str, str | Sequence[str]
     for name, text in typed.items():
         option, parsed, no_limit = _OPTIONS[name]
         texts = [text] if isinstance(text, str) else text
-        is_none = [one.strip().lower() for one in texts] == ["none"]
-        given[name] = no_limit if is_none else text if parsed is None else parsed(option, text)
+        given[name] = no_limit if _is_none(option, texts) else text if parsed is None else parsed(option, text)
     try:
         return RestrictionsSent(**{**known, **given})
     except ValidationError as error:
@@ -66,6 +65,14 @@ def restrictions(now: TenantView | None, typed: Mapping[str, str | Sequence[str]
         raise InputError(
             f"{option} {str(first['input'])[:100]!r} is not allowed: {message[:1].lower()}{message[1:]}"
         ) from error
+
+
+def _is_none(option: str, given: Sequence[str]) -> bool:
+    """Whether an option is `none`. Raises InputError: it is also given with other values."""
+    is_none = "none" in (one.strip().lower() for one in given)
+    if is_none and len(given) > 1:
+        raise InputError(f"{option} none excludes other values of {option}: give one of them")
+    return is_none
 
 
 def _number(option: str, text: str, kind: str = "number", parsed: Callable[[str], float] = float) -> float:
@@ -91,7 +98,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[str, Any], Any] | None, Any]] = {
 
 def quotas(option: str, given: Sequence[str]) -> tuple[QuotaSent, ...]:
     """Parse quotas such as `A100=8` and `16`; `none` alone: no quota. Raises InputError."""
-    if [one.lower() for one in given] == ["none"]:
+    if _is_none(f"--{option}", given):
         return ()
     found: dict[str | None, int] = {}
     for one in given:

@@ -94,6 +94,8 @@ def test_limits_that_are_left_out_stay_and_none_takes_one_away() -> None:
         ({"max_runtime_s": "9999999999d"}, "--max-runtime"),
         ({"secrets": ["A B"]}, "--secret 'A B' is not allowed"),
         ({"roots": ["x" * 2001]}, "--root"),
+        ({"roots": ["none", "/a"]}, "--root none excludes other values of --root"),
+        ({"secrets": ["A", "None"]}, "--secret none excludes other values of --secret"),
     ],
 )
 def test_what_is_no_limit_is_refused_in_plain_words(limits: dict[str, str | list[str]], words: str) -> None:

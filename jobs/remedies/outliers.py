@@ -6,8 +6,9 @@ back to an earlier checkpoint, first without the batches before the trouble. The
 whether these batches are at fault. If they are not, further trouble halves the learning rate.
 
 A learning rate that is far too high may raise the loss step by step, without an outlier. So the median of the newest
-losses is compared with the lowest one so far. If it is far above, the run goes back and continues with half of the
-rate at which the loss was lowest, but with at least a sixteenth of the present one. For a rate that ruins the run
+losses is compared with the lowest one so far. If it is far above, and the rows of the lowest one have a far higher loss
+now, the run goes back and continues with half of the rate at which the loss was lowest, but with at least a sixteenth
+of the present one. For a rate that ruins the run
 before there is a lowest loss, see `excessive_rate`.
 
 All functions are pure, and their inputs are equal on all ranks, so all ranks decide alike.
@@ -27,6 +28,7 @@ from jobs.run.checkpoints import StepHistory
 REMEDY: Final = "outlier_steps"  # as in `jobs.spec.remedies`
 WINDOW: Final = 32  # steps that a step is compared with
 FEWEST: Final = 8  # steps before the first comparison
+COMPARE_AGAIN: Final = 256  # steps after rows of the lowest losses were measured and had no higher loss
 # A value is outlying if its logarithm is this many deviations above the median, and the value itself is far above it
 # (a norm) or above the highest loss (a loss, because sources may differ in theirs; see `_highest`). The bounds were
 # chosen from the curves in docs/decisions/0032-outlier-steps.md.
@@ -188,19 +190,37 @@ def _lowest(lowest: tuple[float, ...], newest: tuple[float, ...]) -> tuple[tuple
     return lowest, statistics.median(newest) <= upper_quartile
 
 
-def rise_of(history: StepHistory) -> str | None:
-    """Say how far the newest losses are above the lowest ones of the run, or above the first one; None if not far.
+def lowest_to_measure(history: StepHistory, step: int) -> range | None:
+    """Return the steps (from 0) whose rows are to be measured again after `step` steps, because the loss seems to rise.
 
-    All newest ones must be above all lowest ones, because the losses of small batches differ much.
+    The newest losses are far above the lowest ones of the run. All newest ones must be above all lowest ones, because
+    the losses of small batches differ much. But they also are if the newest rows are of another source, so only the
+    rows of the lowest losses show whether the weights are damaged. None: there is nothing to measure.
     """
-    if (worse := worse_than_at_first(history)) is not None:
-        return worse
     newest, lowest = history.losses[-FEWEST:], history.lowest_losses
     if not lowest or len(newest) < FEWEST or min(newest) <= max(lowest):
         return None
-    now, least = statistics.median(newest), statistics.median(lowest)
-    if not _far_above(now, least):
+    if not _far_above(statistics.median(newest), statistics.median(lowest)):
         return None
+    if history.lowest_compared_at and step < history.lowest_compared_at + COMPARE_AGAIN:
+        return None
+    middle = max(history.lowest_at - FEWEST // 2, 0)
+    return range(max(middle - 1, 0), middle + 2)
+
+
+def compared_with_lowest(history: StepHistory, step: int, loss: float) -> StepHistory:
+    """Return the history with the present loss, without dropout, of the rows of `lowest_to_measure`."""
+    has_risen = not math.isfinite(loss) or _far_above(loss, statistics.median(history.lowest_losses))
+    return history.model_copy(update={"lowest_compared_at": step, "has_risen": has_risen})
+
+
+def rise_of(history: StepHistory) -> str | None:
+    """Say how far the newest losses are above the lowest ones of the run, or above the first one; None if not far."""
+    if (worse := worse_than_at_first(history)) is not None:
+        return worse
+    if not history.has_risen:
+        return None
+    now, least = statistics.median(history.losses[-FEWEST:]), statistics.median(history.lowest_losses)
     return f"the median loss rose from {least:.4g} at step {history.lowest_at} to {now:.4g}"
 
 
@@ -281,4 +301,4 @@ def with_counts(earlier: StepHistory, history: StepHistory, same_rows: bool = Tr
 
 def without_window(history: StepHistory) -> StepHistory:
     """Return the history without the losses that later steps are compared with, because those have other rows."""
-    return history.model_copy(update={"losses": (), "norms": (), "lowest_losses": ()})
+    return history.model_copy(update={"losses": (), "norms": (), "lowest_losses": (), "has_risen": False})

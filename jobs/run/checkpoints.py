@@ -68,7 +68,8 @@ class Best(Frozen):
     score: float
     metrics: dict[str, float] = Field(default_factory=dict, description="All eval_* of that step.")
     confusion: tuple[tuple[int, ...], ...] | None = Field(
-        None, description="Held-out samples of that step: true class by predicted; null: not known, or too large."
+        None,
+        description="Held-out samples of that step: true class by predicted; null: not known, or too large.",
     )
     improved_at: int | None = Field(
         None,
@@ -94,6 +95,8 @@ class StepHistory(Frozen):
     norms: tuple[float, ...] = Field((), description="Norms of the gradients of the same steps.")
     lowest_losses: tuple[float, ...] = Field((), description="The eight consecutive losses with the lowest median.")
     lowest_at: int = Field(0, description="Number of the last step whose newest losses were the lowest.")
+    lowest_compared_at: int = Field(0, description="Steps done when their rows were last measured again.")
+    has_risen: bool = Field(False, description="The result: their loss was far higher then.")
     first_loss: float | None = Field(None, description="Of the first step, which no update precedes.")
     first_compared_at: int = Field(0, description="Steps that were done when its rows were last measured again.")
     first_loss_now: float | None = Field(None, description="The result, if the loss was far higher then.")

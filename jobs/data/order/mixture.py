@@ -205,6 +205,10 @@ class Mixture:
         """Number of positions; None if the mixture never ends."""
         return self._phases[-1].stop if self._phases else 0
 
+    @property
+    def changes_at(self) -> tuple[int, ...]:
+        return tuple(phase.start for phase in self._phases[1:])
+
     @cached_property
     def left_out(self) -> tuple[int, ...]:
         """Numbers of the sections that never take part, because their limit is too low."""

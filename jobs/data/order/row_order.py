@@ -41,6 +41,10 @@ class RowOrder(Protocol):
     @property
     def seed(self) -> int: ...
 
+    @property
+    def changes_at(self) -> tuple[int, ...]:
+        """Positions from which on the rows are of other sources, or of the same ones in other shares."""
+
     def rows_between(self, start: int, stop: int) -> Rows: ...
 
 
@@ -59,6 +63,10 @@ class ShuffledRows:
     @property
     def all_rows(self) -> int:
         return self.num_rows
+
+    @property
+    def changes_at(self) -> tuple[int, ...]:
+        return ()
 
     @property
     def num_blocks(self) -> int:
@@ -168,6 +176,11 @@ class StepPlan:
     total_steps: int
     total_rows: int  # positions that the whole run uses
     lengths: npt.NDArray[np.int32] | None = field(default=None, compare=False)
+
+    @cached_property
+    def steps_of_changes(self) -> frozenset[int]:
+        """The steps (0-based) with the positions `RowOrder.changes_at`."""
+        return frozenset(position // self.rows_per_step for position in self.order.changes_at)
 
     def rows_of_step(self, step: int) -> Rows:
         """Return the rows of step `step` (0-based) over all workers; (rows_per_step,) int64, fewer at the end."""

@@ -22,7 +22,6 @@ from jobs.data.prepared import Prepared
 from jobs.model_files.directory import local_model_dir, weights_digest
 from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
-from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
 from jobs.remedies.forgetting import Act, check_base
 from jobs.remedies.hang import Doing
 from jobs.run.attempts import count_attempts
@@ -37,7 +36,7 @@ from jobs.training.faults import storage_to_blame
 from jobs.training.loop.evaluation import Evaluator
 from jobs.training.loop.forgetting import act_of, remedied, stop_of, tell_stop
 from jobs.training.loop.harness import Harness
-from jobs.training.loop.measuring import loss_of_first_step
+from jobs.training.loop.measuring import compared_with_earlier
 from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.restoring import check_step, load_best, restored, rolled_back
 from jobs.training.loop.saving import best_score, save_if_due
@@ -114,16 +113,14 @@ def train_steps(
     rows_of_steps = timed(run.worker.steps(run.stream(), state.step, rewound))
     started = time.perf_counter()
     for rows, data_wait_s in rows_of_steps:
-        if any(one.step == rows.step for one in state.replay_raises):
+        if rows.step in plan.steps_of_changes:
             state = replace(state, history=outliers.without_window(state.history))
         rate = learning_rate_at(rows.step, spec.train, plan.total_steps) * state.rate_factor
         signals = train_step(run, rows, rate, state.history if spec.remedies.outlier_steps else None)
         run.worker.mark(Doing.OTHER)
         check_step(run, state, signals)
         state = counted(run, state.after(signals.loss, signals.digest), signals)
-        if may_be_worse_than_at_first(state.history, state.step):
-            history = compared_with_first(state.history, state.step, loss_of_first_step(run))
-            state = replace(state, history=history)
+        state = replace(state, history=compared_with_earlier(run, state.history, state.step))
         last = state.step == plan.total_steps
         ends = last or state.step == until
         record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)

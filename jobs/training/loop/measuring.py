@@ -20,7 +20,10 @@ import torch.distributed as dist
 
 from jobs.data.order.stream import StepRows
 from jobs.planning import learning_rate_at
+from jobs.remedies.excessive_rate import compared_with_first, may_be_worse_than_at_first
 from jobs.remedies.hang import Doing
+from jobs.remedies.outliers import compared_with_lowest, lowest_to_measure
+from jobs.run.checkpoints import StepHistory
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.state import LoopState, Run
 from jobs.training.loop.step import train_step
@@ -128,9 +131,21 @@ def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = Fa
     return FirstStep(losses, tokens, save)
 
 
-def loss_of_first_step(run: Run) -> float:
-    """Return the mean loss of the first step's rows, with the present weights. Every rank must call it."""
-    rows = list(islice(run.worker.steps(run.stream(), 0, rewound=True), 1))
+def compared_with_earlier(run: Run, history: StepHistory, step: int) -> StepHistory:
+    """Measure rows of earlier steps again, if the losses after `step` steps suggest that the weights are damaged.
+
+    Every rank must call it.
+    """
+    if may_be_worse_than_at_first(history, step):
+        history = compared_with_first(history, step, _loss_of_steps(run, range(1)))
+    if (steps := lowest_to_measure(history, step)) is not None:
+        history = compared_with_lowest(history, step, _loss_of_steps(run, steps))
+    return history
+
+
+def _loss_of_steps(run: Run, steps: range) -> float:
+    """Return the mean loss of the rows of these steps (0-based), with the present weights."""
+    rows = list(islice(run.worker.steps(run.stream(), steps.start, rewound=True), len(steps)))
     run.worker.mark(Doing.OTHER)
     return _loss(run, rows)
 

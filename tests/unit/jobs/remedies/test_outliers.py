@@ -14,6 +14,7 @@ import pytest
 from jobs.remedies.excessive_rate import compared_with_base, compared_with_first, may_be_worse_than_at_first
 from jobs.remedies.outlier_text import failure, failure_report, rollback_report, skip_message, summary, untrained
 from jobs.remedies.outliers import (
+    COMPARE_AGAIN,
     FEWEST,
     FEWEST_STEPS,
     MOST_IN_A_ROW,
@@ -25,7 +26,9 @@ from jobs.remedies.outliers import (
     Rollback,
     after_rollback,
     after_step,
+    compared_with_lowest,
     is_barred,
+    lowest_to_measure,
     outlier_of,
     rise_of,
     rollback_of,
@@ -125,7 +128,7 @@ def test_no_recorded_run_is_in_trouble(table: str, least: int) -> None:
         losses = run["training_loss"]
         assert not trained(losses)[1]
         histories = [trained(losses[: steps + 1])[0] for steps in range(len(losses))]
-        assert not any(map(rise_of, histories)), run["learning_rate"]
+        assert not any(lowest_to_measure(one, steps + 1) for steps, one in enumerate(histories)), run["learning_rate"]
 
 
 def in_trouble(rollbacks: int = 0, rate_factor: float = 1.0, done: int = 80) -> tuple[StepHistory, int]:
@@ -161,8 +164,10 @@ def test_a_loss_that_rises_step_by_step_goes_back_with_a_lower_rate() -> None:
     losses = [*noisy(3.0, 40), *(3.0 * 1.02**step for step in range(40))]
     history, found = trained(losses)
     assert not found
-    begun = next(step for step in range(len(losses)) if rollback_of(trained(losses[:step])[0], step, WARMUP))
+    begun = next(step for step in range(len(losses)) if lowest_to_measure(trained(losses[:step])[0], step))
     history, _ = trained(losses[:begun])
+    assert rollback_of(history, begun, WARMUP) is None
+    history = compared_with_lowest(history, begun, 2.2 * 3.0)
     rollback = rollback_of(history, begun, WARMUP)
     assert rollback is not None and rollback.cuts_rate and rollback.rate_factor == 0.5 and rollback.barred is None
     assert 55 < begun < 65 and 30 <= rollback.begins == history.lowest_at <= 48
@@ -175,6 +180,21 @@ def test_a_loss_that_rises_step_by_step_goes_back_with_a_lower_rate() -> None:
     reason = failure(spent, begun, RATE)
     assert reason is not None and "rose from" in reason and "train.learning_rate 0.001 is too high" in reason
     assert rise_of(without_window(history)) is None
+    assert rise_of(compared_with_lowest(history, begun, math.nan)) is not None
+
+
+def test_losses_of_another_source_are_no_rise() -> None:
+    """Rows of the lowest losses have low ones now too. They are measured again later: the run may still be ruined."""
+    losses = [*noisy(0.5, 40), *(0.5 + 0.02 * step for step in range(60)), *noisy(1.7, 40)]
+    step = next(done for done in range(140) if lowest_to_measure(trained(losses[:done])[0], done))
+    history, _ = trained(losses[:step])
+    assert lowest_to_measure(history, step) == range(history.lowest_at - 5, history.lowest_at - 2)
+    healthy = compared_with_lowest(history, step, 0.6)
+    assert rise_of(healthy) is None and rollback_of(healthy, step, WARMUP) is None
+    later, _ = trained(noisy(1.7, COMPARE_AGAIN), healthy, step)
+    assert lowest_to_measure(later, step + COMPARE_AGAIN - 1) is None
+    assert lowest_to_measure(later, step + COMPARE_AGAIN) is not None
+    assert rollback_of(compared_with_lowest(later, step + COMPARE_AGAIN, 1.7), step + COMPARE_AGAIN, WARMUP) is not None
 
 
 def test_a_run_that_is_ruined_within_its_first_steps_goes_back_to_its_start() -> None:
@@ -216,8 +236,8 @@ def test_a_held_out_loss_far_above_that_before_training_sends_the_run_back_to_it
 
 def test_a_loss_that_differs_from_batch_to_batch_has_not_risen() -> None:
     """Small losses that double, and single high ones, are no rise."""
-    assert rise_of(trained([*noisy(0.02, 40), *noisy(0.1, 40)])[0]) is None
-    assert rise_of(trained([*noisy(2.0, 40), *[1.4, 3.6] * 10])[0]) is None
+    assert lowest_to_measure(trained([*noisy(0.02, 40), *noisy(0.1, 40)])[0], 80) is None
+    assert lowest_to_measure(trained([*noisy(2.0, 40), *[1.4, 3.6] * 10])[0], 60) is None
 
 
 def test_a_run_that_has_changed_nothing_has_nothing_to_go_back_to() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jobs.data.order.mixture import MixedSection, Mixture, Weights
 from jobs.data.order.permutation import key
-from jobs.data.order.row_order import ShuffledRows
+from jobs.data.order.row_order import ShuffledRows, StepPlan
 from tests.support.roworders import counts_of, rows_at
 from tests.unit.jobs.data.order.test_mixture import LIMITED, SEEDS, WEIGHTS, end_of, mixture_of
 
@@ -54,3 +54,14 @@ def test_with_other_weights_any_piece_is_that_of_a_long_stretch_and_limits_hold(
     assert np.array_equal(np.concatenate(pieces), whole)
     for section, uses in zip(sections, counts_of(changed, whole), strict=True):
         assert section.max_uses is None or uses <= section.max_uses
+
+
+def test_the_steps_are_known_at_which_a_section_drops_out_or_weights_change() -> None:
+    mixture = mixture_of((300, 1, 1.0), (900, 1), (100, 2, 1.0))
+    plan = StepPlan(mixture, 50, 40, 2000)
+    kinds = [set(np.searchsorted([300, 1200], plan.rows_of_step(step), "right").tolist()) for step in range(40)]
+    changes = sorted(plan.steps_of_changes)
+    assert changes == [at // 50 for at in mixture.changes_at] and len(changes) == 2
+    assert 2 in kinds[0] and 2 not in kinds[changes[0] + 1] and 0 in kinds[changes[1] - 1] and kinds[-1] == {1}
+    assert 5 in StepPlan(replace(mixture, changes=(Weights(250, (1, 9, 2)),)), 50, 40, 2000).steps_of_changes
+    assert not StepPlan(ShuffledRows(300, 64, 1), 50, 20, 1000).steps_of_changes

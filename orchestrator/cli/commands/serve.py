@@ -95,7 +95,11 @@ def serve(
     ] = None,
     take_over: Annotated[
         bool,
-        typer.Option("--take-over", help="Accept a store restored from a backup: the nodes obey this store again."),
+        typer.Option(
+            "--take-over",
+            help="Once, after the store was restored from a backup, or if the machines of its jobs are gone: then they "
+            "count as lost.",
+        ),
     ] = False,
     embedded: Annotated[
         bool, typer.Option("--embedded", hidden=True, help="End when the last client has gone.")

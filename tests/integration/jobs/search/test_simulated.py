@@ -37,7 +37,7 @@ def smooth(values: dict[str, Any], share: float) -> float:
     if off > 2:
         return math.nan
     loss = 0.5 + 0.3 * (1 - share) + 0.06 * off**2 + 0.3 * (values.get("warmup_ratio", 0.1) - 0.1) ** 2
-    return loss + 0.003 * math.sin(1e6 * values.get(RATE, 0.0))
+    return float(loss + 0.003 * math.sin(1e6 * values.get(RATE, 0.0)))
 
 
 def equal(values: dict[str, Any], share: float) -> float:

@@ -1,13 +1,12 @@
-"""Forks Ray's workers from processes that have imported torch, transformers, DeepSpeed and Ray, to save their imports.
+"""Forks Ray's workers from one process that has imported torch, transformers and DeepSpeed, to save their imports.
 
-`running()` starts a server for one process of pytest, which imports all but Ray when the first worker asks. Ray reads
-variables while it is imported, so for each set of their values the server forks a parent, which imports Ray and forks
-the workers: see `ray_imported`.
+`running()` starts a server for one process of pytest, which imports them when the first worker asks.
 
 Where `forked/sitecustomize.py` is on the PYTHONPATH of a Ray, a worker that Ray starts asks for a fork, waits for it,
 and ends with its exit code. The forked worker gets the environment, directory, namespaces, limits and output of the
-worker that asked, and imports this repository itself. A worker that the fork would not equal runs as Ray has started
-it: see `forked/fork_request.py`.
+worker that asked, and imports this repository and Ray itself: Ray's library reads variables of the job when it is
+loaded, and two forks of one generator of its random ids would give their objects the same ids. A worker that the fork
+would not equal runs as Ray has started it: see `forked/fork_request.py`.
 """
 
 from __future__ import annotations
@@ -28,12 +27,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from tests.support.forked import fork_request
 from tests.support.forked.fork_request import SERVER, read_by_imports
-from tests.support.ray_imported import ImportedRay, variables_of
 
 FORKED = str(pathlib.Path(__file__).with_name("forked"))
 # Prefixes of the variables that libraries read while they are imported. If their values differ, a worker is not forked.
@@ -41,11 +38,8 @@ READ_BY_IMPORTS = (
     "HF_", "HUGGINGFACE", "TRANSFORMERS_", "TORCH", "PYTORCH", "DS_", "OMP_", "MKL_", "CUDA_", "TOKENIZERS", "LD_",
     "PYTHONHASH", "PYTHONOPT", "PYTHONWARN", "PYTHONHOME", "NUMEXPR", "OPENBLAS", "TZ", "LANG", "LC_",
 )  # fmt: skip
-# Imports of the test itself set these, as lm_eval does, so they say nothing about the worker: to any value, or to this
-# one. The server too imports DeepSpeed for the CPU.
-SET_BY_IMPORTS = (
-    "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "HF_XET_HIGH_PERFORMANCE=1", "DS_ACCELERATOR=cpu",
-)  # fmt: skip
+# Imports of the test itself set these, so they say nothing about the worker.
+SET_BY_IMPORTS = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
 ALSO_IMPORTED = (
     "pandas", "pyarrow.dataset", "pydantic", "google.protobuf", "msgpack", "jsonschema", "uvloop", "fsspec", "colorful",
     "psutil", "click", "requests", "starlette.requests", "rich.console", "torch._dynamo",
@@ -54,7 +48,6 @@ ALSO_IMPORTED = (
 )  # fmt: skip
 # A worker's title and variables are written over the arguments and variables of the server, which need room for them.
 ROOM_FOR_TITLES, ROOM_FOR_VARIABLES = "-" * 400, {"ROOM": "-" * 30_000}
-LONGEST_REQUEST = 1 << 20  # bytes
 CLONE_FLAGS = {"net": 0x40000000, "uts": 0x04000000, "mnt": 0x00020000}  # of setns(2)
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -80,163 +73,68 @@ def running() -> Iterator[None]:
             server.communicate()
 
 
-@dataclass
-class Worker:
-    """What a forked process is to become.
-
-    Attributes:
-        handles: its standard streams, then the namespaces that it enters.
-        ray: None if it imports Ray itself.
-    """
-
-    request: dict[str, Any]
-    handles: list[int]
-    ray: ImportedRay | None = None
-
-
-class Forks:
-    """Forks workers, and tells those that asked for them their exit codes.
-
-    It uses no threads, because a forked process has only one.
-    """
-
-    def __init__(self) -> None:
-        self.events = selectors.DefaultSelector()
-        self._askers: dict[int, socket.socket] = {}  # by the worker's process id
-        self._workers: set[int] = set()  # process handles
-
-    def fork(self, asker: socket.socket, handles: list[int]) -> bool:
-        """Return whether this is the worker. There, only the handles are left open of what the fork came with."""
-        pid = os.fork()
-        if not pid:
-            asker.close()
-            self.close()
-            return True
-        for handle in handles:
-            os.close(handle)
-        with contextlib.suppress(OSError):
-            asker.sendall(fork_request.FORKED)
-        self._askers[pid] = asker
-        self.events.register(asker, selectors.EVENT_READ, pid)
-        self._workers.add(worker := os.pidfd_open(pid))
-        self.events.register(worker, selectors.EVENT_READ, pid)
-        return False
-
-    def close(self) -> None:
-        """In a process that has been forked and serves others, or nobody."""
-        self.events.close()
-        for one in self._askers.values():
-            one.close()
-        for handle in self._workers:
-            os.close(handle)
-
-    def look_at(self, key: selectors.SelectorKey) -> None:
-        """A worker has ended, or the process that asked for it."""
-        if isinstance(key.fileobj, int):
-            self._has_ended(key.data, key.fileobj)
-        elif key.data in self._askers:  # Ray has ended the process that asked: end its worker
-            self.events.unregister(key.fileobj)
-            os.kill(key.data, signal.SIGKILL)
-
-    def _has_ended(self, pid: int, handle: int) -> None:
-        self.events.unregister(handle)
-        self._workers.discard(handle)
-        os.close(handle)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        with contextlib.suppress(KeyError):  # the process that asked has ended before
-            self.events.unregister(self._askers[pid])
-        with contextlib.suppress(OSError), self._askers.pop(pid) as asker:
-            asker.sendall(str(code).encode())
-
-
 class ForkServer:
-    """Forks a parent for each set of Ray's variables, and passes requests on to it. Forks what is of no Ray itself."""
+    """Forks workers and reports their exit codes. It uses no threads, because a forked process has only one."""
 
     def __init__(self, place: str) -> None:
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(place)
         self._listener.listen(64)
-        self._parents: dict[frozenset[tuple[str, str]], socket.socket] = {}  # the ends of their sockets
-        self._forks = Forks()
-        self._forks.events.register(self._listener, selectors.EVENT_READ)
-        self._forks.events.register(0, selectors.EVENT_READ)
+        self._events = selectors.DefaultSelector()
+        self._events.register(self._listener, selectors.EVENT_READ)
+        self._events.register(0, selectors.EVENT_READ)
+        self._askers: dict[int, socket.socket] = {}  # by the worker's process id
+        self._workers: set[int] = set()  # process handles
 
-    def worker(self) -> Worker | None:
-        """Serve requests. Returns in each forked worker, and with None in servers when their input ends."""
+    def worker(self) -> dict[str, Any] | None:
+        """Serve requests. Returns the request in each forked process, and None in the server when its input ends."""
         while True:
-            for key, _ in self._forks.events.select():
+            for key, _ in self._events.select():
                 if key.fileobj == 0:
                     return None
-                if key.fileobj is not self._listener:
-                    self._forks.look_at(key)
-                    continue
-                asker, content, handles = self._accept()
-                variables = variables_of(json.loads(content)["environment"])
-                if variables is None:
-                    if self._forks.fork(asker, handles):
-                        self._close()
-                        return Worker(json.loads(content), handles)
-                elif (parent := self._pass_on(variables, asker, content, handles)) is not None:
-                    return parent.worker()
+                if key.fileobj is self._listener:
+                    if request := self._fork():
+                        return request
+                elif isinstance(key.fileobj, int):
+                    self._has_ended(key.data, key.fileobj)
+                elif key.data in self._askers:  # Ray has ended the process that asked: end its worker
+                    self._events.unregister(key.fileobj)
+                    os.kill(key.data, signal.SIGKILL)
 
-    def _accept(self) -> tuple[socket.socket, bytes, list[int]]:
+    def _fork(self) -> dict[str, Any] | None:
         if "torch" not in sys.modules:
             import_what_workers_import()
         asker, _ = self._listener.accept()
         head, handles, _, _ = socket.recv_fds(asker, 8, 8)
         with asker.makefile("rb") as stream:
-            return asker, stream.read(int.from_bytes(head, "little")), handles
-
-    def _pass_on(
-        self, variables: dict[str, str], asker: socket.socket, content: bytes, handles: list[int]
-    ) -> RayParent | None:
-        """Return the parent in its own process, if it was not there yet."""
-        key = frozenset(variables.items())
-        if key not in self._parents:
-            self._parents[key], end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            if not os.fork():
-                for handle in (asker.fileno(), *handles):
-                    os.close(handle)
-                asker.detach()
-                self._forks.close()
-                self._close()
-                return RayParent(end, ImportedRay(variables))
-            end.close()
-        with asker, contextlib.suppress(OSError):  # it has failed: the process that asked runs as it was started
-            socket.send_fds(self._parents[key], [content], [asker.fileno(), *handles])
+            request = json.loads(stream.read(int.from_bytes(head, "little")))
+        pid = os.fork()
+        if not pid:
+            self._events.close()
+            for one in (self._listener, asker, *self._askers.values()):
+                one.close()
+            for handle in self._workers:
+                os.close(handle)
+            return {**request, "handles": handles}
         for handle in handles:
             os.close(handle)
+        with contextlib.suppress(OSError):
+            asker.sendall(fork_request.FORKED)
+        self._askers[pid] = asker
+        self._events.register(asker, selectors.EVENT_READ, pid)
+        self._workers.add(worker := os.pidfd_open(pid))
+        self._events.register(worker, selectors.EVENT_READ, pid)
         return None
 
-    def _close(self) -> None:
-        for one in (self._listener, *self._parents.values()):
-            one.close()
-
-
-class RayParent:
-    """A process that has imported Ray. It forks workers whose Ray has the same variables."""
-
-    def __init__(self, requests: socket.socket, ray: ImportedRay) -> None:
-        self._requests, self._ray = requests, ray
-        self._forks = Forks()
-        self._forks.events.register(requests, selectors.EVENT_READ)
-        forget("jobs", "cluster")
-        gc.collect()
-        gc.freeze()
-
-    def worker(self) -> Worker | None:
-        """As `ForkServer.worker`."""
-        while True:
-            for key, _ in self._forks.events.select():
-                if key.fileobj is not self._requests:
-                    self._forks.look_at(key)
-                    continue
-                content, handles, _, _ = socket.recv_fds(self._requests, LONGEST_REQUEST, 16)
-                if not content:
-                    return None
-                if self._forks.fork(socket.socket(fileno=handles.pop(0)), handles):
-                    self._requests.close()
-                    return Worker(json.loads(content), handles, self._ray)
+    def _has_ended(self, pid: int, handle: int) -> None:
+        self._events.unregister(handle)
+        self._workers.discard(handle)
+        os.close(handle)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        with contextlib.suppress(KeyError):  # the process that asked has ended before
+            self._events.unregister(self._askers[pid])
+        with contextlib.suppress(OSError), self._askers.pop(pid) as asker:
+            asker.sendall(str(code).encode())
 
 
 def import_what_workers_import() -> None:
@@ -249,28 +147,22 @@ def import_what_workers_import() -> None:
     import_model_classes()
     for name in ALSO_IMPORTED:
         importlib.import_module(name)
-    forget("jobs", "cluster", "ray")
+    for name in list(sys.modules):
+        if name.split(".")[0] in ("jobs", "cluster", "ray"):  # each worker imports them: they read its variables
+            del sys.modules[name]
     gc.collect()
     gc.freeze()
 
 
-def forget(*packages: str) -> None:
-    """Each worker imports these itself: they read its variables."""
-    for name in list(sys.modules):
-        if name.split(".")[0] in packages:
-            del sys.modules[name]
-
-
-def become(worker: Worker, path: list[str]) -> None:
+def become(request: dict[str, Any], path: list[str]) -> None:
     """Give a forked process what Ray gave to the process that asked. `path`: sys.path without a PYTHONPATH."""
-    request = worker.request
     os.setpgid(0, 0)
-    for name, handle in zip(request["entered"], worker.handles[3:], strict=True):
+    for name, handle in zip(request["entered"], request["handles"][3:], strict=True):
         if LIBC.setns(handle, CLONE_FLAGS[name]):
             raise OSError(ctypes.get_errno(), f"the namespace {name}")
     for stream in (0, 1, 2):
-        os.dup2(worker.handles[stream], stream)
-    for handle in worker.handles:
+        os.dup2(request["handles"][stream], stream)
+    for handle in request["handles"]:
         os.close(handle)
     os.chdir(request["folder"])
     os.umask(request["umask"])
@@ -282,8 +174,6 @@ def become(worker: Worker, path: list[str]) -> None:
     os.environ.clear()
     os.environ.update(environment)
     _show(environment)
-    if worker.ray is not None:
-        worker.ray.become(environment)
     sys.argv = request["words"]
     first = [one for one in environment.get("PYTHONPATH", "").split(os.pathsep) if one]
     sys.path[:] = [os.path.dirname(sys.argv[0]), *first, *(one for one in path if one not in first)]
@@ -314,10 +204,10 @@ def main(place: str) -> None:
     }  # fmt: skip
     pathlib.Path(f"{place}.part").write_text(json.dumps(facts))
     os.rename(f"{place}.part", f"{place}.json")
-    worker = server.worker()
-    if worker is not None:
-        become(worker, path)
-        runpy.run_path(worker.request["words"][0], run_name="__main__")
+    request = server.worker()
+    if request is not None:
+        become(request, path)
+        runpy.run_path(request["words"][0], run_name="__main__")
 
 
 if __name__ == "__main__":

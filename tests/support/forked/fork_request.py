@@ -93,9 +93,9 @@ def _ask(started: list[str]) -> str:
 def read_by_imports(
     environment: Mapping[str, str], prefixes: Collection[str], without: Collection[str]
 ) -> dict[str, str]:
-    """Return the variables whose names have one of the prefixes. `without`: names, and NAME=VALUE."""
-    found = {name: value for name, value in environment.items() if name.startswith(tuple(prefixes))}
-    return {name: value for name, value in found.items() if name not in without and f"{name}={value}" not in without}
+    """Return the variables whose names have one of the prefixes."""
+    names = [name for name in environment if name.startswith(tuple(prefixes)) and name not in without]
+    return {name: environment[name] for name in names}
 
 
 def _expanded(variables: dict[str, str]) -> dict[str, str]:

@@ -1,13 +1,12 @@
 """On PYTHONPATH, this module lets `tests.support.fork_server` fork Ray's workers. Other programs run unchanged.
 
-The process that Ray has started waits for the forked worker and ends with its exit code. The server of Ray Client,
-which `ray start --head` always starts and no test speaks to, does nothing until it is ended.
+The process that Ray has started waits for the forked worker and ends with its exit code.
 """
 
 import os
 import sys
 
-WORKERS, CLIENT_SERVER = ("default_worker.py", "setup_worker.py"), "ray.util.client.server"  # of Ray
+WORKERS = ("default_worker.py", "setup_worker.py")  # of Ray
 
 
 def run_the_next() -> None:
@@ -24,8 +23,6 @@ def run_the_next() -> None:
 
 if __name__ == "sitecustomize":
     if os.path.basename((sys.orig_argv[1:] or [""])[0]) in WORKERS:
-        if CLIENT_SERVER in sys.orig_argv:
-            os.execvp("sleep", ["sleep", "infinity"])
         from fork_request import hand_over  # it lies beside this file, whose folder is on PYTHONPATH
 
         hand_over(sys.orig_argv)

@@ -71,7 +71,7 @@ ACCELERATORS: Final = {
     )
 }
 GPUS_OF_A_NODE: Final = 8  # of usual machines
-_ON: Final = re.compile(r"(?:(?P<nodes>\d+)x)?(?P<gpus>\d+)x(?P<name>.+)", re.IGNORECASE)
+_ON: Final = re.compile(r"(?:(?P<nodes>\d+) *x *)?(?P<gpus>\d+) *x *(?P<name>(?!\d+ *x)[^,]+)", re.IGNORECASE)
 _MOST: Final = 1_000_000
 
 
@@ -112,9 +112,8 @@ def machines_of(text: str) -> Machines:
     """
     found = _ON.fullmatch(text.strip())
     if found is None:
-        raise InputError(
-            f"--on {text!r}: give GPUs and their model, such as 8xH100-80, or nodes too, such as 2x8xH100-80"
-        )
+        form = "give GPUs and their model, such as 8xH100-80, or nodes too, such as 2x8xH100-80"
+        raise InputError(f"--on {text!r}: {form}" + (". A plan is for equal GPUs" if "," in text else ""))
     accelerator, nodes, gpus = accelerator_of(found["name"]), int(found["nodes"] or 1), int(found["gpus"])
     if not (0 < nodes * gpus <= _MOST):
         raise InputError(f"--on {text!r}: the number of GPUs must be from 1 to {_MOST:,}, but is {nodes * gpus:,}")

@@ -79,6 +79,7 @@ class JobPlan:
         note: a limit of the estimate for this model, in words; None: there is none.
         can_checkpoint: whether the model's type supports gradient checkpointing.
         run_tokens: tokens of the whole run without padding; None: not counted, or the data is not prepared.
+        spec_workers: of the spec, if that is another number than the machines have; None: it is the same.
         sufficient: more machines on which an option fits; None: an option fits on `machines`, or none was found.
     """
 
@@ -93,6 +94,7 @@ class JobPlan:
     note: str | None = None
     can_checkpoint: bool = True
     run_tokens: float | None = None
+    spec_workers: int | None = None
     sufficient: Sufficient | None = None
 
     @property

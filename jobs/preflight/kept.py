@@ -30,17 +30,19 @@ _TRACE = TypeAdapter(ModelTrace)
 Kept = TypeVar("Kept")
 
 
-def kept_trace(spec: Spec, model_dir: str, precision: Precision, compute: Callable[[], ModelTrace]) -> ModelTrace:
-    """Return the cached trace of this model for this task, row length, precision and strategy, or make it."""
-    return _kept("traces", _of_trace(spec, model_dir, precision), _TRACE, compute)
+def kept_trace(
+    spec: Spec, model_dir: str, precision: Precision, on_gpu: bool, compute: Callable[[], ModelTrace]
+) -> ModelTrace:
+    """Return the cached trace of this model for this task, row length, precision, device and strategy, or make it."""
+    return _kept("traces", _of_trace(spec, model_dir, precision, on_gpu), _TRACE, compute)
 
 
-def is_kept(spec: Spec, model_dir: str, precision: Precision) -> bool:
+def is_kept(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> bool:
     """Whether `kept_trace` would find the trace."""
-    return _file("traces", _of_trace(spec, model_dir, precision)).exists()
+    return _file("traces", _of_trace(spec, model_dir, precision, on_gpu)).exists()
 
 
-def _of_trace(spec: Spec, model_dir: str, precision: Precision) -> tuple[str, ...]:
+def _of_trace(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> tuple[str, ...]:
     of_adapter = () if spec.method.kind == "full" else (version("peft"),)
     # An adapter also trains the parameters that the weights lack.
     weights = [] if spec.method.kind == "full" else Path(model_dir).glob("*.safetensors")
@@ -51,7 +53,7 @@ def _of_trace(spec: Spec, model_dir: str, precision: Precision) -> tuple[str, ..
         spec.method.model_dump_json(),
         spec.lora.model_dump_json(),
         spec.prompt.model_dump_json(),
-        str((spec.num_labels, spec.data.seq_len, spec.packed, precision)),
+        str((spec.num_labels, spec.data.seq_len, spec.packed, precision, on_gpu)),
         str((spec.train.gradient_checkpointing, spec.train.zero.stage == 3)),
         Path(model_dir, "config.json").read_text(errors="replace"),
         str(sorted((path.name, path.stat().st_size) for path in weights)),

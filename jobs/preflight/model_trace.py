@@ -30,11 +30,12 @@ _ROWS = (1, 2, 3)
 
 
 @without_advice()
-def trace_model(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
+def trace_model(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool = False) -> ModelTrace:
     """Trace one step of the spec's model with rows of `seq_len` tokens.
 
     Args:
         model_dir: a directory with config.json.
+        on_gpu: see `traced_pass`.
 
     Raises:
         Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
@@ -43,7 +44,7 @@ def trace_model(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
     model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
     depth = _depth(model)
     traced = functools.partial(_traced, spec, precision, model, config, depth)
-    passes = functools.partial(traced_pass, model_dir=model_dir, new=new, dtype=DTYPES[precision])
+    passes = functools.partial(traced_pass, model_dir=model_dir, new=new, dtype=DTYPES[precision], on_gpu=on_gpu)
     with contextlib.suppress(TooManyOperationsError):
         return traced(functools.partial(passes, spec, limited=True))
     for step in STEPS:

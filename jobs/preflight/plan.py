@@ -55,19 +55,25 @@ def plan_job(
         DataError: the model's configuration cannot be read or built.
     """
     found = machines or machines_for(spec)
+    if spec.train.bf16 and not (found.is_cpu or found.accelerator.has_bf16):
+        raise SpecError(
+            f"train.bf16: {found.accelerator.name} does not compute in bf16, and emulates it slowly. Set train.fp16: "
+            "true in its place, or leave it out: then the run is in fp32"
+        )
     most_workers = 1 if spec.resources.min_workers is None else spec.resources.num_workers
     if (batch := global_rows(spec)) is not None and batch[0] < found.gpus != spec.resources.num_workers:
         raise SpecError(
             f"{batch[1]}, fewer rows than {found} has GPUs: every GPU needs a row of each step. Raise "
             f"{rows_raised(spec, found.gpus)}" + (f", or plan for {many(batch[0], 'GPU')} or fewer" if batch[0] else "")
         )
+    asked = found.gpus if spec.resources.min_workers is not None else spec.resources.num_workers
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
     steps, tokens = _length(spec, model_dir, counts_tokens)
     plan = plan_on(
         spec, found, model_dir, steps, choosable=choosable, most_workers=most_workers, copied_bytes=copied_bytes
     )
-    return dataclasses.replace(plan, run_tokens=tokens)
+    return dataclasses.replace(plan, run_tokens=tokens, spec_workers=None if asked == found.gpus else asked)
 
 
 def plan_on(
@@ -115,7 +121,7 @@ def plan_on(
         asked = as_traced(asked.with_value("train.zero.stage", strategy.stage), config)
         key = strategy.gradient_checkpointing, asked.train.zero.stage
         if key not in traces:
-            traces[key] = _trace(asked, model_dir, precision)
+            traces[key] = _trace(asked, model_dir, precision, not machines.is_cpu)
         return traces[key]
 
     def batching_on(workers: int) -> Batching | None:
@@ -143,7 +149,7 @@ def plan_on(
     return dataclasses.replace(plan, sufficient=more)
 
 
-def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
+def _trace(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> ModelTrace:
     """Return the trace that this machine keeps, or make it. Raises DataError."""
 
     def compute() -> ModelTrace:
@@ -153,7 +159,7 @@ def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
 
             import_model_classes()
         try:
-            return trace_model(spec, model_dir, precision)
+            return trace_model(spec, model_dir, precision, on_gpu)
         except InputError:
             raise
         except Exception as error:  # configurations and model classes may raise anything
@@ -163,7 +169,7 @@ def _trace(spec: Spec, model_dir: str, precision: Precision) -> ModelTrace:
                 "known. A run trains it without a plan"
             ) from error
 
-    return kept_trace(spec, model_dir, precision, compute)
+    return kept_trace(spec, model_dir, precision, on_gpu, compute)
 
 
 def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:

@@ -44,19 +44,26 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
         rows = option.batching.rows
         batch = "" if rows == near.batching.rows else f", with {rows} rows in a step"
         said += f"On {machines}, {what} would fit ({format_strategy(option.strategy)}{batch}): {used}. "
-    lora = ["method: lora"] if plan.trained == plan.parameters else []
-    if not near.missing:  # memory of a host depends on neither rows nor tokens
-        return f"{said}These would help: {', '.join([*lora, 'more workers'])}, or hosts with more memory"
-    rows, help_ = near.strategy.per_device_train_batch_size, list[str]()
-    if near.memory.activations + near.memory.logits >= near.missing:
-        if rows > 1:
-            help_.append(f"a smaller train.per_device_train_batch_size ({rows})")
-        help_.append(f"a smaller data.seq_len ({plan.seq_len:,})")
-        if plan.can_checkpoint and not near.strategy.gradient_checkpointing:
-            help_.append("train.gradient_checkpointing: true")
-    if near.strategy.stage < 3:
-        help_.append("train.zero.stage: 3")
-    return f"{said}These would help: {', '.join([*help_, *lora, 'more workers'])}, or workers with more memory"
+    memory, help_ = near.memory, list[str]()
+    states, missing = memory.host_gradients + memory.host_optimizer_states, near.missing_on_host
+    if near.missing:  # memory of a host depends on neither rows nor tokens
+        states, missing = memory.gradients + memory.optimizer_states, near.missing
+        if memory.activations + memory.logits >= missing:
+            if (rows := near.strategy.per_device_train_batch_size) > 1:
+                help_.append(f"a smaller train.per_device_train_batch_size ({rows})")
+            help_.append(f"a smaller data.seq_len ({plan.seq_len:,})")
+            if plan.can_checkpoint and not near.strategy.gradient_checkpointing:
+                help_.append("train.gradient_checkpointing: true")
+        if near.strategy.stage < 3:
+            help_.append("train.zero.stage: 3")
+    if plan.trained == plan.parameters and states >= missing:
+        help_.append("method: lora")
+    if plan.sufficient is not None:
+        help_.append("more workers")
+    larger = f"{'workers' if near.missing else 'hosts'} with more memory"
+    return said + (
+        f"These would help: {', '.join(help_)}, or {larger}" if help_ else f"{larger.capitalize()} would help"
+    )
 
 
 def format_needed(option: Option) -> str:

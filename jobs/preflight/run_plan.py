@@ -190,7 +190,7 @@ def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int |
     """Bound the memory of a worker without GPU beside its program; None: unknown, or a cached trace is more exact."""
     config = config_of(spec, model_dir)
     traced = as_traced(spec.with_value("data.seq_len", longest), config)
-    if is_kept(traced, model_dir, precision_of(spec.train, False)):
+    if is_kept(traced, model_dir, precision_of(spec.train, False), on_gpu=False):
         return None
     sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
     return rough_bytes(spec, config, sum(sizes), longest, copied_bytes)

@@ -30,6 +30,7 @@ from jobs.training.model.load import attention_arguments, model_class, set_pad_t
 from jobs.training.model.sharding import data_dependent_modules
 
 _PIECES, _TRACED_PIECES = loss._pieces, 3
+_ATTENTION = torch.nn.functional.scaled_dot_product_attention
 _LONG = 256  # tokens; shorter rows take seconds, even one token after another
 # Operators of a layer: 35 in Llama, 102 in DeepSeek-V3. Layers with a loop over the tokens start several for each.
 _MANY = 512
@@ -71,10 +72,12 @@ def traced_pass(
     to_logits: bool = False,
     limited: bool = False,
     detailed: bool = False,
+    on_gpu: bool = False,
 ) -> TracedPass:
     """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits; for `new` see `adapted`.
 
     Args:
+        on_gpu: whether attention keeps what it keeps on a GPU.
         limited: whether to give up a model that starts more operators in a layer than a row has tokens, or than _MANY.
         detailed: whether events list their operators.
 
@@ -100,7 +103,7 @@ def traced_pass(
     most = layers * min(spec.data.seq_len, _MANY) if limited and layers and spec.data.seq_len >= _LONG else None
     tracker = Tracker([*model.parameters(), *model.buffers()], most, detailed)
     _watch(model, tracker)
-    with _without_data(spec), mode, tracker:
+    with _without_data(spec, on_gpu), mode, tracker:
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
         flops, operations, tracker.most_operations = tracker.flops, tracker.operations, None
@@ -182,15 +185,40 @@ def _returning(value: object) -> Callable[..., object]:
     return lambda *_, **__: value
 
 
+def _attention_on_gpu(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Compute `scaled_dot_product_attention` with the kernel that keeps no matrix of all pairs of tokens.
+
+    CUDA's kernels of this kind draw dropout themselves and take values of another size than keys. That of CPUs does
+    neither, and then torch keeps these matrices.
+    """
+    size = value.shape[-1]
+    if size < query.shape[-1]:
+        value = torch.nn.functional.pad(value, (0, query.shape[-1] - size))
+    found = _ATTENTION(query, key, value, attn_mask, 0.0, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return found[..., :size]
+
+
 @contextmanager
-def _without_data(spec: Spec) -> Iterator[None]:
-    """Replace decisions from data, shorten the loss, and let linear layers keep what they keep under DeepSpeed.
+def _without_data(spec: Spec, on_gpu: bool) -> Iterator[None]:
+    """Replace decisions from data, shorten the loss, and let layers keep what they keep under DeepSpeed and on GPUs.
 
     The pieces of the loss take the same memory one after another, so only the first few are computed.
     """
     with ExitStack() as stack:
         if spec.train.zero.stage == 3:
             stack.enter_context(mock.patch.object(torch.nn.functional, "linear", _linear))
+        if on_gpu:
+            name = "scaled_dot_product_attention"
+            stack.enter_context(mock.patch.object(torch.nn.functional, name, _attention_on_gpu))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(without_decisions_from_data(spec.packed))
         yield

@@ -215,10 +215,13 @@ def _rank(option: Option) -> tuple[bool, int, float]:
 def _verdict(plan: JobPlan, best: Option | None, what: str) -> str:
     if best is None:
         return format_refusal(plan, what)
-    if not best.changes:
+    sections = [f"resources:\n  num_workers: {plan.machines.gpus}"] if plan.spec_workers is not None else []
+    if best.changes:
+        sections.append("train:\n  " + format_fields(best.changes, between="\n  "))
+    if not sections:
         return "the spec fits as it is"
-    lines = format_fields(best.changes, between="\n  ")
-    return f"the fastest option that fits; write in the spec:\ntrain:\n  {lines}"
+    fits = "the fastest option that fits" if best.changes else f"the spec fits on {plan.machines}"
+    return "\n".join([f"{fits}; write in the spec:", *sections])
 
 
 def format_plan(check: PlanCheck) -> str:

@@ -161,6 +161,8 @@ def test_a_type_without_a_class_for_the_task_is_one_message(spec: pathlib.Path, 
     [
         (["--on", "8xH10-80"], "did you mean H100-80?"),
         (["--on", "8xA100"], "give A100-80 or A100-40"),
+        (["--on", "4xH100-80,4xA100-80"], "A plan is for equal GPUs"),
+        (["--on", "8 x V100-16", "--set", "train.bf16=true"], "V100-16 does not compute in bf16"),
         ([], "give --on, such as --on 1xH100-80"),
         (["--set", "resources.accelerator_type=A100"], "give --on 1xA100-80 or --on 1xA100-40"),
         (["--host-memory", "100"], "give --on too"),
@@ -197,6 +199,9 @@ def test_a_job_that_does_not_fit_gets_the_machines_on_which_it_would(
     assert plan["chosen"] is None and plan["sufficient"]["machines"] == "2x1xT4-16" and plan["sufficient"]["fits"]
     page = CliRunner().invoke(app, ["plan", str(spec), *given])
     assert page.exit_code == 2 and "On 2x1xT4-16, it would fit (ZeRO 2, micro-batch 1): " in page.output
+    assert page.output.endswith("These would help: more workers, or hosts with more memory\n")
+    page = CliRunner().invoke(app, ["plan", str(spec), "--on", "4xH100-80"])
+    assert "fits; write in the spec:\nresources:\n  num_workers: 4\ntrain:\n  per_device_train" in page.output
 
 
 def test_advice_names_the_method_with_the_plan_of_each(tmp_path: pathlib.Path) -> None:

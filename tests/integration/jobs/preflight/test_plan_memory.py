@@ -131,6 +131,21 @@ def test_a_model_whose_depth_is_set_in_another_way_is_traced_whole(tmp_path: pat
     assert trace.note is not None and trace.note.startswith("all layers were traced")
 
 
+def test_attention_keeps_no_matrix_of_all_pairs_of_tokens_on_gpus(tmp_path: pathlib.Path) -> None:
+    """Neither with dropout, nor with values of another size than keys. On CPUs torch keeps them then."""
+
+    def peak(on_gpu: bool, **changes: Any) -> int:
+        folder = config_dir(tmp_path / "model", **changes)
+        spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", data__packing=False, data__seq_len=256)
+        trace = trace_model(spec, str(folder), "fp32", on_gpu)
+        return max(moment.peak_per_row for moment in trace.moments)
+
+    plain = peak(False)
+    assert peak(True) == peak(True, attention_dropout=0.1) == plain < 0.8 * peak(False, attention_dropout=0.1)
+    unequal = DENSE_FIRST | {"v_head_dim": 8}
+    assert peak(True, **unequal) < 0.9 * peak(False, **unequal)
+
+
 def test_a_few_numbers_of_rows_give_any_other(tmp_path: pathlib.Path) -> None:
     folder = config_dir(tmp_path / "model", num_hidden_layers=2)
     spec = tiny.spec_of(tmp_path, folder, tmp_path / "none")

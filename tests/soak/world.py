@@ -281,7 +281,7 @@ def _processes(host: Host, mark: bytes, variable: str) -> dict[int, str]:
 
 def _is(command: bytes, mark: bytes) -> bool:
     words = command.split(b"\0")
-    return b"python" in words[0] and any(word.endswith(mark) for word in words[1:3])
+    return b"python" in words[0] and any(word.endswith(mark) for word in words[1:4])
 
 
 def send(pids: Any, number: signal.Signals) -> int:

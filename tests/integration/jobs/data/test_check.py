@@ -17,7 +17,6 @@ from jobs.data.quality.duplicates import MOST_COMPARED, chosen_to_compare
 from jobs.data.quality.report import DataReport, Finding
 from jobs.spec.evaluation import Eval
 from jobs.spec.finetune import Spec
-from tests.integration.jobs.data.test_odd_templates import THINKS
 from tests.integration.jobs.data.test_prepare import model_dir, quiet  # noqa: F401 - a fixture
 
 WORDS = (Path(__file__).read_text().replace("_", " ") + Path(__file__).with_name("test_prepare.py").read_text()).split()
@@ -66,18 +65,6 @@ def dialogue(draw: random.Random) -> list[dict[str, str]]:
         {"role": "user", "content": sentence(draw)},
         {"role": "assistant", "content": sentence(draw)},
     ]
-
-
-def test_dialogues_that_become_several_rows_are_noted(tmp_path: Path, model_dir: str) -> None:  # noqa: F811
-    draw, thought = random.Random(1), {"reasoning_content": "zq zq"}
-    rows: list[Any] = [{"messages": [turn | thought for turn in dialogue(draw) + dialogue(draw)]} for _ in range(3)]
-    path = jsonl(tmp_path / "chats.jsonl", [*rows, {"messages": dialogue(draw)}])
-    spec = spec_of(tmp_path, "causal-lm", {"train": path, "format": "chat"})
-    spec = spec.model_copy(update={"model": spec.model.model_copy(update={"chat_template": THINKS})})
-    report = check(spec, model_dir, engine="plain", say=quiet)
-    note = found(report, "divided")
-    assert (report.verdict, report.records, note.severity, note.count, note.of) == ("ok", 4, "note", 3, 4)
-    assert note.title == "dialogues divided into 6 rows, so that each answer has its reasoning"
 
 
 def test_clean_files_have_no_finding(tmp_path: Path, model_dir: str) -> None:  # noqa: F811

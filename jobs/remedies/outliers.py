@@ -191,11 +191,11 @@ def _lowest(lowest: tuple[float, ...], newest: tuple[float, ...]) -> tuple[tuple
 
 
 def lowest_to_measure(history: StepHistory, step: int) -> range | None:
-    """Return the steps (from 0) whose rows are to be measured again after `step` steps, because the loss seems to rise.
+    """Return the steps (from 0) whose rows are to be measured again after `step` steps; None: no loss seems to rise.
 
-    The newest losses are far above the lowest ones of the run. All newest ones must be above all lowest ones, because
-    the losses of small batches differ much. But they also are if the newest rows are of another source, so only the
-    rows of the lowest losses show whether the weights are damaged. None: there is nothing to measure.
+    It seems to if the newest losses are far above the lowest ones of the run: their median, and each newest one above
+    each lowest one, because the losses of small batches differ much. Rows of another source have higher losses, too.
+    So the rows of the lowest losses are measured: they show whether the weights are damaged.
     """
     newest, lowest = history.losses[-FEWEST:], history.lowest_losses
     if not lowest or len(newest) < FEWEST or min(newest) <= max(lowest):

@@ -95,7 +95,7 @@ class StepHistory(Frozen):
     norms: tuple[float, ...] = Field((), description="Norms of the gradients of the same steps.")
     lowest_losses: tuple[float, ...] = Field((), description="The eight consecutive losses with the lowest median.")
     lowest_at: int = Field(0, description="Number of the last step whose newest losses were the lowest.")
-    lowest_compared_at: int = Field(0, description="Steps done when their rows were last measured again.")
+    lowest_compared_at: int = Field(0, description="Steps that were done when rows of theirs were last measured.")
     has_risen: bool = Field(False, description="The result: their loss was far higher then.")
     first_loss: float | None = Field(None, description="Of the first step, which no update precedes.")
     first_compared_at: int = Field(0, description="Steps that were done when its rows were last measured again.")

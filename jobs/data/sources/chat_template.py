@@ -124,15 +124,13 @@ class ChatTemplate:
         """
         if sample.calling and self._reads_calls is None:
             raise _loss("call", sample.calling[0], "writes none: write it as text into content")
-        thoughts = {
-            **sample.inline_reasoning,
-            **(sample.reasoning if sample.reasoning and self._writes_reasoning else {}),
-        }
+        own = sample.reasoning if sample.reasoning and self._writes_reasoning else []
+        thoughts = {*sample.inline_reasoning, *own}
         parts, left = list[ChatSample](), [number for number in sample.answers if number not in sample.unlearned]
-        while thoughts.keys() & left:
+        while thoughts.intersection(left):
             part = sample if whole else sample.until(left[-1])
-            text = self.text_of(part)
-            lost = [number for number in left if thoughts.get(number, "").strip() not in text]
+            text = self.text_of(part.with_reasoning(_mark_of))
+            lost = [number for number in left if number in thoughts and _mark_of(number) not in text]
             if lost and (whole or left[-1] in lost):
                 other = "end a record with this turn" if whole else "correct a copy, and give it in model.chat_template"
                 what_to_do = f"{other}, or give this turn weight 0"
@@ -209,6 +207,11 @@ def _turns(sample: ChatSample, in_parts: bool, arguments_as_text: bool) -> list[
 def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     function = call["function"]
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
+
+
+def _mark_of(number: int) -> str:
+    """Return a text for the reasoning of a turn that stands nowhere else."""
+    return f"{PROBE}{number}{PROBE}"
 
 
 def _loss(what: str, number: int, why: str) -> Rejected:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -45,20 +45,27 @@ class ChatSample:
         return [number for number, (role, _) in enumerate(self.messages) if role == "assistant"]
 
     @property
-    def reasoning(self) -> dict[int, str]:
-        """The reasoning of each turn that has some."""
-        return {number: extra["reasoning"] for number, extra in self.extras.items() if "reasoning" in extra}
+    def reasoning(self) -> list[int]:
+        """Numbers of the turns that have reasoning of their own."""
+        return [number for number, extra in self.extras.items() if "reasoning" in extra]
 
     @property
-    def inline_reasoning(self) -> dict[int, str]:
-        """The reasoning that answers have in their content, as `<think>...</think>`."""
-        found = {}
+    def inline_reasoning(self) -> list[int]:
+        """Numbers of the assistant turns that have reasoning in their content, as `<think>...</think>`."""
+        return [number for number in self.answers if _around_reasoning(self.messages[number][1]) is not None]
+
+    def with_reasoning(self, text: Callable[[int], str]) -> ChatSample:
+        """Return the dialogue with other texts in place of reasoning. `text`: returns that of a turn."""
+        extras = {
+            number: {**extra, "reasoning": text(number)} if "reasoning" in extra else extra
+            for number, extra in self.extras.items()
+        }
+        messages = list(self.messages)
         for number in self.answers:
-            _, content = self.messages[number]
-            before, mark, _ = content.rpartition("</think>")
-            if mark:
-                found[number] = before.partition("<think>")[2] or before
-        return found
+            role, content = messages[number]
+            if around := _around_reasoning(content):
+                messages[number] = role, text(number).join(around)
+        return replace(self, messages=tuple(messages), extras=extras)
 
     @property
     def calling(self) -> list[int]:
@@ -89,6 +96,15 @@ class ChatSample:
         extra, content = self.extras.get(number, {}), self.messages[number][1]
         calls = json.dumps(extra["tool_calls"], ensure_ascii=False) if "tool_calls" in extra else ""
         return "\n".join(filter(None, (extra.get("reasoning", ""), content, calls))) or content
+
+
+def _around_reasoning(content: str) -> tuple[str, str] | None:
+    """Return what stands before and after the reasoning in an answer; None if it has none."""
+    before, mark, after = content.rpartition("</think>")
+    opening, opened, thought = before.rpartition("<think>")
+    if not mark or not thought.strip():
+        return None
+    return opening + opened, mark + after
 
 
 def chat_of(messages: Any, tools: Any, with_nulls: bool) -> ChatSample:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from jobs.data.prepared import IGNORE_INDEX
+from jobs.data.quality.check import check
 from jobs.data.sources.bad_records import Reason
 from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.tokenize import TokenRow, tokenise
 from jobs.model_files.tokenizer import TokenizerFiles
+from jobs.spec.finetune import Spec
 from tests.integration.jobs.data.test_templates import only_row, with_ends
 from tests.support.chats import CHATML, MARKED
 
@@ -105,6 +108,25 @@ def test_reasoning_that_the_template_writes_in_the_last_answer_only_is_learned_i
     tokens = [len(row["input_ids"]) for row in rows]
     cut = only_row(tokenise([sample], thinks, tokens[0]))
     assert (len(cut["input_ids"]), cut["cut"]) == (tokens[0], tokens[1] + tokens[2] - 2 * tokens[0])
+
+
+def test_equal_reasoning_in_each_answer_is_learned_each_time(tmp_path: Path) -> None:
+    """It stands in the dialogue where another answer has it. `data check` notes how many rows there are."""
+    thinks = with_ends("byte-level", "$A", template=THINKS)
+    sample = ChatSample(TWO_ANSWERS.messages, {1: {"reasoning": "ok"}, 3: {"reasoning": "ok"}})
+    (rows,) = tokenise([sample], thinks, 512)
+    assert not isinstance(rows, Reason)
+    assert [_learned_in(thinks, row) for row in rows] == [["<s>ok</s>one<|im_end|>"], ["<s>ok</s> two <|im_end|>"]]
+    thinks.save_pretrained(tmp_path / "model")
+    turns = [{"role": role, "content": content, "reasoning": "ok"} for role, content in TWO_ANSWERS.messages]
+    (tmp_path / "chats.jsonl").write_text("".join(f"{json.dumps({'messages': turns[:end]})}\n" for end in (4, 2)))
+    data = {"train": str(tmp_path / "chats.jsonl"), "format": "chat", "seq_len": 512}
+    raw = {"model": {"path": "m", "task": "causal-lm"}, "data": data, "storage_path": str(tmp_path / "runs")}
+    spec = Spec.model_validate(raw)
+    report = check(spec, str(tmp_path / "model"), engine="plain", say=lambda line: None)
+    (note,) = [finding for finding in report.findings if finding.kind == "divided"]
+    assert (note.severity, note.count, note.of) == ("note", 1, 2)
+    assert note.title == "dialogues divided into 2 rows, so that each answer has its reasoning"
 
 
 def test_an_answer_after_calls_follows_their_reasoning_if_it_does_when_it_is_generated() -> None:

@@ -29,7 +29,7 @@ def test_chat_is_a_list_of_turns_or_its_json() -> None:
     assert read({"messages": TALK}) == expected
     assert read({"messages": json.dumps(TALK)}) == expected
     thought = read({"messages": [TALK[0], {**TALK[1], "reasoning_content": "hm"}]})
-    assert isinstance(thought, ChatSample) and thought.reasoning == {1: "hm"}
+    assert isinstance(thought, ChatSample) and thought.reasoning == [1]
     no_calls = [{**turn, "tool_calls": None, "function_call": {}} for turn in TALK]
     assert read({"messages": no_calls, "tools": None}) == expected
     parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in TALK]

@@ -13,11 +13,10 @@ import pytest
 import ray
 from ray._private import services
 
-from cluster.capacity.gang import Gang
 from cluster.errors import MachinesFailed
 from cluster.ray import no_agent
-from cluster.ray.connection import THIS_MACHINE, connected
 from cluster.ray.local_start import start_local
+from cluster.ray.sigterm import left_on_sigterm
 
 ROOT = pathlib.Path(__file__).parents[4]
 
@@ -52,7 +51,7 @@ def test_after_three_tries_the_machine_is_said_to_be_overloaded(monkeypatch: pyt
 
 def test_a_sigterm_that_ray_has_dropped_is_heard_before_the_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python drops the exception of a handler that runs inside a destructor. Each try takes half a minute."""
-    calls, heard = list[dict[str, Any]](), list[int]()
+    calls = list[dict[str, Any]]()
 
     class Destroyed:
         def __del__(self) -> None:
@@ -65,13 +64,10 @@ def test_a_sigterm_that_ray_has_dropped_is_heard_before_the_next_try(monkeypatch
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
-    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
-    try:
-        with pytest.raises(KeyboardInterrupt), connected(THIS_MACHINE, Gang(1)):
-            pass
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert len(calls) == 1 and heard == [signal.SIGTERM]
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), left_on_sigterm(before) as check:
+        start_local({}, check)
+    assert len(calls) == 1 and signal.getsignal(signal.SIGTERM) is before
 
 
 def test_other_errors_are_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

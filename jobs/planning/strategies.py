@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, NamedTuple
 
@@ -79,7 +79,7 @@ class JobPlan:
         note: a limit of the estimate for this model, in words; None: there is none.
         can_checkpoint: whether the model's type supports gradient checkpointing.
         run_tokens: tokens of the whole run without padding; None: not counted, or the data is not prepared.
-        spec_workers: of the spec, if that is another number than the machines have; None: it is the same.
+        resources: fields of `resources` that a spec for these machines has, where this spec has others.
         sufficient: more machines on which an option fits; None: an option fits on `machines`, or none was found.
     """
 
@@ -94,7 +94,7 @@ class JobPlan:
     note: str | None = None
     can_checkpoint: bool = True
     run_tokens: float | None = None
-    spec_workers: int | None = None
+    resources: Mapping[str, int] = field(default_factory=dict)
     sufficient: Sufficient | None = None
 
     @property

@@ -66,14 +66,16 @@ def plan_job(
             f"{batch[1]}, fewer rows than {found} has GPUs: every GPU needs a row of each step. Raise "
             f"{rows_raised(spec, found.gpus)}" + (f", or plan for {many(batch[0], 'GPU')} or fewer" if batch[0] else "")
         )
-    asked = found.gpus if spec.resources.min_workers is not None else spec.resources.num_workers
+    resources = {} if spec.resources.min_workers is not None else {"num_workers": found.gpus}
+    resources |= {} if found.is_cpu else {"gpus_per_worker": 1}
+    resources = {name: value for name, value in resources.items() if getattr(spec.resources, name) != value}
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
     steps, tokens = _length(spec, model_dir, counts_tokens)
     plan = plan_on(
         spec, found, model_dir, steps, choosable=choosable, most_workers=most_workers, copied_bytes=copied_bytes
     )
-    return dataclasses.replace(plan, run_tokens=tokens, spec_workers=None if asked == found.gpus else asked)
+    return dataclasses.replace(plan, run_tokens=tokens, resources=resources)
 
 
 def plan_on(

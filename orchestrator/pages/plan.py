@@ -215,9 +215,8 @@ def _rank(option: Option) -> tuple[bool, int, float]:
 def _verdict(plan: JobPlan, best: Option | None, what: str) -> str:
     if best is None:
         return format_refusal(plan, what)
-    sections = [f"resources:\n  num_workers: {plan.machines.gpus}"] if plan.spec_workers is not None else []
-    if best.changes:
-        sections.append("train:\n  " + format_fields(best.changes, between="\n  "))
+    given = {"resources": plan.resources, "train": best.changes}
+    sections = [f"{name}:\n  " + format_fields(fields, "\n  ") for name, fields in given.items() if fields]
     if not sections:
         return "the spec fits as it is"
     fits = "the fastest option that fits" if best.changes else f"the spec fits on {plan.machines}"

@@ -200,8 +200,9 @@ def test_a_job_that_does_not_fit_gets_the_machines_on_which_it_would(
     page = CliRunner().invoke(app, ["plan", str(spec), *given])
     assert page.exit_code == 2 and "On 2x1xT4-16, it would fit (ZeRO 2, micro-batch 1): " in page.output
     assert page.output.endswith("These would help: more workers, or hosts with more memory\n")
-    page = CliRunner().invoke(app, ["plan", str(spec), "--on", "4xH100-80"])
-    assert "fits; write in the spec:\nresources:\n  num_workers: 4\ntrain:\n  per_device_train" in page.output
+    page = CliRunner().invoke(app, ["plan", str(spec), "--on", "4xH100-80", "--set", "resources.gpus_per_worker=0"])
+    resources = "resources:\n  num_workers: 4\n  gpus_per_worker: 1"
+    assert f"fits; write in the spec:\n{resources}\ntrain:\n  per_device_train" in page.output
 
 
 def test_advice_names_the_method_with_the_plan_of_each(tmp_path: pathlib.Path) -> None:

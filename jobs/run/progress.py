@@ -121,6 +121,7 @@ class PlainProgress:
         self._lock = threading.RLock()
         self._pace = Pace()
         self._phase, self._phase_at = "starting", clock()
+        self._evaluates = False
         self._printed_at = clock()
         self._newest_at = datetime.datetime.min.replace(tzinfo=datetime.UTC)  # time stamp of the last line
         self._step_printed_at: float | None = None
@@ -136,6 +137,8 @@ class PlainProgress:
                 self._enter(format_phase(event))
             if event.kind == "evaluated":
                 self._enter("training")
+            if event.kind in ("phase", "evaluated"):
+                self._evaluates = event.data.get("phase") == "evaluate"
             self._pace.event(event)
             if event.kind in ("ended", "failed") or event.data.get("phase") == "evaluate":
                 self._print_pending()
@@ -144,7 +147,8 @@ class PlainProgress:
     def step(self, record: dict[str, Any]) -> None:
         with self._lock:
             line = step_line(record, self._pace.total, self._pace.eta_s(record))
-            self._enter("training")
+            if not self._evaluates:  # the evaluated step may be seen after its evaluation has begun
+                self._enter("training")
             if record["step"] == self._printed_step:  # the step again, now with its evaluation, which an event showed
                 return
             now, last = self._clock(), self._step_printed_at

@@ -197,10 +197,15 @@ def test_first_phase_is_called_starting_and_steps_are_called_training(watched: W
     assert watched.lines[1] == "still starting (30 s)" and watched.lines[-1] == "still training (45 s)"
 
 
-def test_once_the_evaluation_is_over_the_run_trains(watched: Watched) -> None:
+def test_the_run_trains_again_once_the_evaluation_is_over(watched: Watched) -> None:
+    """The evaluated step may be seen after its evaluation has begun."""
     watched.progress.event(event("phase", "evaluating on 6 held-out rows", phase="evaluate"))
-    watched.progress.event(event("evaluated", "before training: loss 5.153", step=0))
+    watched.progress.step(record(100))
     watched.clock.now_s = 30.0
+    watched.progress.sign_of_life()
+    assert watched.lines[-1] == "still evaluating on 6 held-out rows (30 s)"
+    watched.progress.event(event("evaluated", "after step 100: loss 5.153", step=100))
+    watched.clock.now_s = 60.0
     watched.progress.sign_of_life()
     assert watched.lines[-1] == "still training (30 s)"
 

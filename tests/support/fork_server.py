@@ -38,8 +38,10 @@ READ_BY_IMPORTS = (
     "HF_", "HUGGINGFACE", "TRANSFORMERS_", "TORCH", "PYTORCH", "DS_", "OMP_", "MKL_", "CUDA_", "TOKENIZERS", "LD_",
     "PYTHONHASH", "PYTHONOPT", "PYTHONWARN", "PYTHONHOME", "NUMEXPR", "OPENBLAS", "TZ", "LANG", "LC_",
 )  # fmt: skip
-# Imports of the test itself set these, so they say nothing about the worker.
-SET_BY_IMPORTS = ("PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR")
+# Imports of the test itself set these, and those of the server do: they say nothing about the worker.
+SET_BY_IMPORTS = (
+    "PYTORCH_NVML_BASED_CUDA_CHECK", "TORCHINDUCTOR_CACHE_DIR", "HF_XET_HIGH_PERFORMANCE=1", "DS_ACCELERATOR=cpu",
+)  # fmt: skip
 ALSO_IMPORTED = (
     "pandas", "pyarrow.dataset", "pydantic", "google.protobuf", "msgpack", "jsonschema", "uvloop", "fsspec", "colorful",
     "psutil", "click", "requests", "starlette.requests", "rich.console", "torch._dynamo",

@@ -93,9 +93,12 @@ def _ask(started: list[str]) -> str:
 def read_by_imports(
     environment: Mapping[str, str], prefixes: Collection[str], without: Collection[str]
 ) -> dict[str, str]:
-    """Return the variables whose names have one of the prefixes."""
-    names = [name for name in environment if name.startswith(tuple(prefixes)) and name not in without]
-    return {name: environment[name] for name in names}
+    """Return the variables whose names have one of the prefixes. `without`: names, or name=value."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(tuple(prefixes)) and not {name, f"{name}={value}"}.intersection(without)
+    }
 
 
 def _expanded(variables: dict[str, str]) -> dict[str, str]:

@@ -49,7 +49,7 @@ class MethodFigures(Frozen):
     metrics: dict[str, Mean] = Field(default_factory=dict, description="eval_* at the end, over the seeds.")
     before: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step.")
     general_change: Mean | None = Field(None, description="Increase of the loss on general text, as a share.")
-    peak_memory_bytes: int | None = Field(None, description="Peak of rank 0: its GPU, else its resident set.")
+    peak_memory_bytes: int | None = Field(None, description="Largest peak of any rank: its GPU, else its resident set.")
     run_s: float | None = Field(None, description="Seconds in the steps of one run.")
     tokens_per_s: float | None = Field(None, description="Speed of all workers together; median of the steps.")
     checkpoint_bytes: int | None = Field(None, description="Size of one checkpoint.")

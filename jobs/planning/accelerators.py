@@ -105,7 +105,7 @@ class Machines:
 
 
 def machines_of(text: str) -> Machines:
-    """Read `8xH100-80` or, with two nodes, `2x8xH100-80`. A multiple of 8 GPUs is in nodes of 8.
+    """Read `8xH100-80` or, with two nodes, `2x8xH100-80`. Without nodes, see `machines_with`.
 
     Raises:
         InputError: the text has another form, or the accelerator is unknown; the message names similar ones.
@@ -121,9 +121,9 @@ def machines_of(text: str) -> Machines:
 
 
 def machines_with(gpus: int, accelerator: Accelerator) -> Machines:
-    """Return nodes of GPUS_OF_A_NODE GPUs for a multiple of it, else one node."""
-    nodes = 1 if gpus % GPUS_OF_A_NODE else gpus // GPUS_OF_A_NODE
-    return Machines(nodes, gpus // nodes, accelerator)
+    """Return equal nodes with as many GPUs as possible, but at most GPUS_OF_A_NODE."""
+    of_a_node = next(number for number in range(GPUS_OF_A_NODE, 0, -1) if gpus % number == 0)
+    return Machines(gpus // of_a_node, of_a_node, accelerator)
 
 
 def gang_machines(machines: Machines, workers: int) -> tuple[Machines, int]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from jobs.planning.precision import Precision, width_of
 from jobs.planning.strategy import Strategy
 
 _ENGINE_BUCKET: Final = 500_000_000  # elements
@@ -33,7 +34,7 @@ class Gradients:
     decays: Sequence[bool]
     strategy: Strategy
     num_workers: int
-    width: int  # bytes of an element of the weights
+    precision: Precision
     gloo: bool = False  # gloo reduces and scatters in a copy. Its workers have host memory only
     held: int = 0
     buckets: int = 0
@@ -45,7 +46,8 @@ class Gradients:
 
     def __post_init__(self) -> None:
         self.stage, self.accumulates = self.strategy.stage, self.strategy.accumulates
-        self.sums_all = sums_all_in_fp32(self.strategy, self.width)
+        self.width = width_of(self.precision)
+        self.sums_all = sums_all_in_fp32(self.strategy, self.precision)
         self.part = -(-sum(self.sizes) // self.num_workers)  # elements that a worker updates
         self.own = most_owned(self.sizes, self.decays, self.num_workers)  # of the parameters of which it has a part
         self.on_host = self.strategy.offload_optimizer and not self.is_flat and not self.gloo
@@ -161,9 +163,9 @@ class Gradients:
         return 8 * min(part, _NORM_AT_ONCE) + (0 if self.gloo else 4 * part)
 
 
-def sums_all_in_fp32(strategy: Strategy, width: int) -> bool:
+def sums_all_in_fp32(strategy: Strategy, precision: Precision) -> bool:
     """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine)."""
-    return strategy.stage == 1 and width < 4 and not strategy.offload_optimizer
+    return strategy.stage == 1 and precision == "bf16" and not strategy.offload_optimizer
 
 
 def most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:

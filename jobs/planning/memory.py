@@ -14,6 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 from jobs.planning.gathering import Gathering
 from jobs.planning.gradients import Gradients, most_owned, sums_all_in_fp32
+from jobs.planning.precision import Precision, width_of
 from jobs.planning.strategy import Strategy
 
 EventKind = Literal["enter", "leave", "enter-backward", "leave-backward", "gradient", "logits", "loss", "end"]
@@ -73,14 +74,14 @@ class ModelTrace:
     flops_per_row: int  # of one forward pass of one row
     operations: int  # of one forward pass of any number of rows, without views
     gradient_checkpointing: bool
-    precision: str
+    precision: Precision
     seq_len: int
     note: str | None = None
 
     @property
     def width(self) -> int:
         """Bytes of an element of the weights."""
-        return 4 if self.precision == "fp32" else 2
+        return width_of(self.precision)
 
     @property
     def trained_sizes(self) -> tuple[int, ...]:
@@ -212,7 +213,7 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, devic
         sums = 4 * most_owned(trace.trained_sizes, trace.decays, num_workers) if sums_on_host else 0
         return Memory(
             parameters=trace.trained * width + frozen + trace.buffer_bytes,
-            gradients=4 * trace.trained if sums_all_in_fp32(strategy, width) else 0,
+            gradients=4 * trace.trained if sums_all_in_fp32(strategy, trace.precision) else 0,
             optimizer_states=0 if offloads else states,
             communication=largest if offloads else 0,
             host_optimizer_states=states if offloads else 0,
@@ -279,7 +280,7 @@ def _pass(
     sizes = trace.sizes if gathers else (0,) * len(trace.sizes)
     gloo = device == "cpu"
     gathering = Gathering(sizes, visits, strategy, num_workers, trace.width, gloo)
-    gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.width, gloo)
+    gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.precision, gloo)
     after = _Added(gradients.held, gathering.held, gradients.buckets)
     for moment in trace.moments_of_one_row if strategy.per_device_train_batch_size == 1 else trace.moments:
         before, copied = after, 0
@@ -311,7 +312,7 @@ def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, static
     """
     if strategy.offload_optimizer:
         return static
-    gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.width)
+    gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.precision)
     flat = 0 if gradients.is_flat else 4 * largest_flat(trace, strategy.stage, num_workers)
     return replace(static, gradients=static.gradients + gradients.at_update + flat)
 

@@ -9,6 +9,11 @@ from jobs.spec.finetune import Train
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+def width_of(precision: Precision) -> int:
+    """Return the bytes of an element of the weights."""
+    return 4 if precision == "fp32" else 2
+
+
 def precision_of(train: Train, device_has_bf16: bool) -> Precision:
     """Return the precision of computation. If bf16 is left out, it is used on devices (GPUs) that support it."""
     if train.fp16:

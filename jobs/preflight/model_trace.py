@@ -20,7 +20,7 @@ from jobs.planning.layers import Depth, Line, deepened, depth_of
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
 from jobs.preflight.short_rows import STEPS, NotAParabolaError, lengthened, lengths_for
-from jobs.preflight.traced_pass import TracedPass, traced_pass, with_adapter, without_advice
+from jobs.preflight.traced_pass import FakeModel, TracedPass, fake_model, traced_pass, with_adapter, without_advice
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
@@ -43,39 +43,43 @@ def trace_model(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool =
     new = set() if spec.method.kind == "full" else new_modules(lacking_and_unused(spec, model_dir)[0])
     model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
     depth = _depth(model)
-    traced = functools.partial(_traced, spec, precision, model, config, depth)
-    passes = functools.partial(traced_pass, model_dir=model_dir, new=new, dtype=DTYPES[precision], on_gpu=on_gpu)
+    build = functools.partial(fake_model, spec, model_dir, new, DTYPES[precision], on_gpu=on_gpu)
+    built = functools.cache(lambda layers: build(config if layers is None else _with_layers(config, depth, layers)))
+    traced = functools.partial(_traced, spec, precision, model, built, depth)
     with contextlib.suppress(TooManyOperationsError):
-        return traced(functools.partial(passes, spec, limited=True))
+        return traced(functools.partial(traced_pass, spec, limited=True))
     for step in STEPS:
         with contextlib.suppress(NotAParabolaError):
-            short = traced(functools.partial(_lengthened, passes, spec, step))
+            short = traced(functools.partial(_lengthened, spec, step))
             tokens = lengths_for(spec.data.seq_len, step)[-1]
             note = f"rows of up to {tokens} tokens were traced, because this model computes one token after another"
             return replace(short, note="; ".join(filter(None, (short.note, note))))
-    return traced(functools.partial(passes, spec))
+    return traced(functools.partial(traced_pass, spec))
 
 
-def _lengthened(
-    passes: Callable[..., TracedPass], spec: Spec, step: int, *, config: Any, rows: int, to_logits: bool = False
-) -> TracedPass:
+def _lengthened(spec: Spec, step: int, model: FakeModel, rows: int, to_logits: bool = False) -> TracedPass:
     def trace(seq_len: int) -> TracedPass:
-        short = spec.with_value("data.seq_len", seq_len)
-        return passes(short, config=config, rows=rows, to_logits=to_logits, detailed=True)
+        return traced_pass(spec.with_value("data.seq_len", seq_len), model, rows, to_logits, detailed=True)
 
     return lengthened(trace, spec.data.seq_len, step)
 
 
 def _traced(
-    spec: Spec, precision: Precision, model: Any, config: Any, depth: Depth | None, trace: Callable[..., TracedPass]
+    spec: Spec,
+    precision: Precision,
+    model: Any,
+    built: Callable[[int | None], FakeModel],
+    depth: Depth | None,
+    trace: Callable[..., TracedPass],
 ) -> ModelTrace:
-    shallow = [] if depth is None or depth.repeats < 1 else _shallow(trace, config, depth)
+    """Trace the model. `built` builds it with fewer layers, or with all of them (None); `trace` runs a pass of one."""
+    shallow = [] if depth is None or depth.repeats < 1 else _shallow(trace, built(depth.shallow), depth)
     if depth is None or not shallow:
         known = depth is not None and depth.repeats < 1
         note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
-        passes = [trace(config=config, rows=rows) for rows in _ROWS]
+        passes = [trace(built(None), rows) for rows in _ROWS]
         return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), note)
-    deep = [trace(config=_with_layers(config, depth, depth.deep), rows=rows) for rows in _ROWS]
+    deep = [trace(built(depth.deep), rows) for rows in _ROWS]
     lines = deepened(_lines(shallow), _lines(deep), depth)
     single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
     sums = {
@@ -98,14 +102,13 @@ def _depth(model: Any) -> Depth | None:
     return None
 
 
-def _shallow(trace: Callable[..., TracedPass], config: Any, depth: Depth) -> list[TracedPass]:
+def _shallow(trace: Callable[..., TracedPass], model: FakeModel, depth: Depth) -> list[TracedPass]:
     """Trace the fewest layers up to the logits; empty if another setting than the usual one decides about the depth."""
-    config = _with_layers(config, depth, depth.shallow)
-    first = trace(config=config, rows=_ROWS[0], to_logits=True)
+    first = trace(model, _ROWS[0], to_logits=True)
     found = {depth.layer_of(event.place) for event in first.events} - {None}
     if len(found) != depth.shallow:
         return []
-    return [first, *(trace(config=config, rows=rows, to_logits=True) for rows in _ROWS[1:])]
+    return [first, *(trace(model, rows, to_logits=True) for rows in _ROWS[1:])]
 
 
 def _with_layers(config: Any, depth: Depth, layers: int) -> Any:

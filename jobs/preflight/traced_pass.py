@@ -1,6 +1,7 @@
 """Runs one forward and backward pass of a model without data, and records its events.
 
-The pass is that of the training loop: the same model class, batch, loss and checkpointing.
+The pass is that of the training loop: the same model class, batch, loss and checkpointing. A model is built once for
+passes of several numbers of rows: adapters alone take seconds.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _LONG = 256  # tokens; shorter rows take seconds, even one token after another
 # Operators of a layer: 35 in Llama, 102 in DeepSeek-V3. Layers with a loop over the tokens start several for each.
 _MANY = 512
 _PAD = 0  # no size depends on the token that fills a row
+_FLASH = "traced-without-mask"  # name of an attention function; transformers would look for a kernel named "flash"
+_AT_MODULES: tuple[tuple[EventKind, EventKind], ...] = (("enter", "leave-backward"), ("leave", "enter-backward"))
 
 
 @dataclass(frozen=True)
@@ -62,28 +65,27 @@ def with_adapter(spec: Spec, model: Any, model_dir: str, new: Collection[str]) -
         return adapted(spec, model, model_dir, new)
 
 
-def traced_pass(
-    spec: Spec,
-    model_dir: str,
-    new: Collection[str],
-    dtype: torch.dtype,
-    config: Any,
-    rows: int,
-    to_logits: bool = False,
-    limited: bool = False,
-    detailed: bool = False,
-    on_gpu: bool = False,
-) -> TracedPass:
-    """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits; for `new` see `adapted`.
+@dataclass(frozen=True)
+class FakeModel:
+    """A model whose tensors have no data.
 
-    Args:
+    Attributes:
+        mode: in which it was built, and computes.
         on_gpu: whether attention keeps what it keeps on a GPU.
-        limited: whether to give up a model that starts more operators in a layer than a row has tokens, or than _MANY.
-        detailed: whether events list their operators.
+    """
+
+    model: Any
+    mode: FakeTensorMode
+    on_gpu: bool
+
+
+def fake_model(
+    spec: Spec, model_dir: str, new: Collection[str], dtype: torch.dtype, config: Any, on_gpu: bool = False
+) -> FakeModel:
+    """Build the spec's model, with the adapter of its method; for `new` see `adapted`.
 
     Raises:
-        TooManyOperationsError: the pass is limited, and has more operators.
-        Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
+        Exception: what transformers raises for a model that it cannot build.
     """
     from transformers.initialization import no_init_weights
 
@@ -91,6 +93,9 @@ def traced_pass(
     with mode, no_init_weights():
         model = model_class(spec).from_config(config, dtype=dtype, **attention_arguments(without_flash_attention(spec)))
         model.tie_weights()
+        if on_gpu and spec.model.attn_implementation == "flash_attention_2":
+            with _flash_attention_in(None):
+                model.set_attn_implementation(_FLASH)  # types with attention of their own stay as they are
         model = with_adapter(spec, model, model_dir, new)
     set_pad_token(model.config, _PAD)
     if spec.train.gradient_checkpointing:
@@ -98,12 +103,28 @@ def traced_pass(
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name in transformers 6
             model.gradient_checkpointing_enable({"use_reentrant": True})
     model.train()
+    return FakeModel(model, mode, on_gpu)
+
+
+def traced_pass(
+    spec: Spec, built: FakeModel, rows: int, to_logits: bool = False, limited: bool = False, detailed: bool = False
+) -> TracedPass:
+    """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits.
+
+    Args:
+        limited: whether to give up a model that starts more operators in a layer than a row has tokens, or than _MANY.
+        detailed: whether events list their operators.
+
+    Raises:
+        TooManyOperationsError: the pass is limited, and has more operators.
+        Exception: what torch raises for a step that depends on data.
+    """
+    model, mode = built.model, built.mode
     batch = _batch(spec, mode, rows)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     most = layers * min(spec.data.seq_len, _MANY) if limited and layers and spec.data.seq_len >= _LONG else None
     tracker = Tracker([*model.parameters(), *model.buffers()], most, detailed)
-    _watch(model, tracker)
-    with _without_data(spec, on_gpu), mode, tracker:
+    with _watched(model, tracker), _without_data(spec, built.on_gpu, tracker), mode, tracker:
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
         flops, operations, tracker.most_operations = tracker.flops, tracker.operations, None
@@ -207,8 +228,44 @@ def _attention_on_gpu(
     return found[..., :size]
 
 
+def _flash_attention(
+    tracker: Tracker | None,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """Be an attention function of transformers that computes what flash attention does: it takes no mask.
+
+    Samples of a packed row are kept apart without a mask. All of the row is counted, since their lengths are not known.
+    """
+    is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    has_groups = query.shape[1] != key.shape[1]
+    assert tracker is not None
+    tracker.window = sliding_window
+    try:
+        found = _attention_on_gpu(query, key, value, None, 0.0, is_causal, scale=scaling, enable_gqa=has_groups)
+    finally:
+        tracker.window = None
+    return found.transpose(1, 2).contiguous(), None
+
+
 @contextmanager
-def _without_data(spec: Spec, on_gpu: bool) -> Iterator[None]:
+def _flash_attention_in(tracker: Tracker | None) -> Iterator[None]:
+    """Let models have `_flash_attention`. transformers makes no mask for an attention function without one."""
+    functions = transformers.AttentionInterface._global_mapping
+    with mock.patch.dict(functions, {_FLASH: partial(_flash_attention, tracker)}):
+        yield
+
+
+@contextmanager
+def _without_data(spec: Spec, on_gpu: bool, tracker: Tracker) -> Iterator[None]:
     """Replace decisions from data, shorten the loss, and let layers keep what they keep under DeepSpeed and on GPUs.
 
     The pieces of the loss take the same memory one after another, so only the first few are computed.
@@ -219,6 +276,7 @@ def _without_data(spec: Spec, on_gpu: bool) -> Iterator[None]:
         if on_gpu:
             name = "scaled_dot_product_attention"
             stack.enter_context(mock.patch.object(torch.nn.functional, name, _attention_on_gpu))
+            stack.enter_context(_flash_attention_in(tracker))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(without_decisions_from_data(spec.packed))
         yield
@@ -241,7 +299,8 @@ def _batch(spec: Spec, mode: FakeTensorMode, rows: int) -> Batch:
     )
 
 
-def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
+@contextmanager
+def _watched(model: torch.nn.Module, tracker: Tracker) -> Iterator[None]:
     """Note when a module begins and ends, forward and backward, and when a gradient is ready.
 
     The events are those at which DeepSpeed's hooks act: also at modules without parameters, where it gathers what comes
@@ -249,16 +308,23 @@ def _watch(model: torch.nn.Module, tracker: Tracker) -> None:
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     leaves = set(data_dependent_modules(model))
+    hooks = []
     for name, module in model.named_modules():
         if any(name.startswith(f"{leaf}.") for leaf in leaves):
             continue
         inside = module.parameters(recurse=name in leaves)
         own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
-        module.register_forward_pre_hook(partial(_noted, tracker, name, own, "enter", "leave-backward"))
-        module.register_forward_hook(partial(_noted, tracker, name, own, "leave", "enter-backward"))
+        before, after = (partial(_noted, tracker, name, own, *kinds) for kinds in _AT_MODULES)
+        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(partial(_ready, tracker, names[id(parameter)]))
+            ready = partial(_ready, tracker, names[id(parameter)])
+            hooks.append(parameter.register_post_accumulate_grad_hook(ready))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _noted(

@@ -18,7 +18,8 @@ from torch.utils.flop_counter import flop_registry
 
 from jobs.planning.memory import EventKind
 
-# The registry counts attention of GPUs only. The operator of CPUs has the same first arguments.
+# The registry counts attention of GPUs only. The operator of CPUs has the same first arguments:
+# query, key, value, dropout_p, is_causal.
 _ON_CPU: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _UNIQUE: Final = 4  # references to an argument of an operator that only its caller holds
 _COUNTED_AS: Final = {_ON_CPU: torch.ops.aten._scaled_dot_product_flash_attention}
@@ -44,7 +45,9 @@ class Tracker(TorchDispatchMode):
     """Counts the bytes of every storage that an operator returns, from its first appearance to its end.
 
     Attributes:
-        flops: number for matrix products and attention so far.
+        flops: number for matrix products and attention so far. A kernel of attention computes `attended_pairs`.
+        window: tokens to which each token attends in the attention that is being computed, itself included and in each
+            direction; None: all.
         operations: number of operators that have returned a new storage; views do not count.
         most_operations: a limit of that number; None: there is none.
     """
@@ -60,6 +63,7 @@ class Tracker(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.most_operations = most_operations
+        self.window: int | None = None
         self._details: list[tuple[str, int]] | None = [] if detailed else None
         self.live = self.peak = self.flops = self.operations = 0
         given = list(uncounted)
@@ -78,7 +82,12 @@ class Tracker(TorchDispatchMode):
         packet = func._overloadpacket
         count = flop_registry.get(_COUNTED_AS.get(packet, packet))
         if count is not None:
-            self.flops += int(count(*args, **(kwargs or {}), out_val=out))
+            of_all_pairs = int(count(*args, **(kwargs or {}), out_val=out))
+            if packet is _ON_CPU:
+                tokens, is_causal = args[1].shape[-2], len(args) > 4 and args[4]
+                self.flops += of_all_pairs * attended_pairs(tokens, is_causal, self.window) // tokens**2
+            else:
+                self.flops += of_all_pairs
         elif packet.__name__ == "grouped_mm_fallback":  # experts: (tokens, k) times (experts, k, n)
             self.flops += 2 * args[0].numel() * args[1].shape[-1]
         before = self.operations
@@ -118,6 +127,17 @@ class Tracker(TorchDispatchMode):
             self._reused.discard(key)
         else:
             self.live -= size
+
+
+def attended_pairs(tokens: int, is_causal: bool, window: int | None = None) -> int:
+    """Return how many pairs of tokens a kernel of attention computes: it leaves out those that a token does not see.
+
+    Args:
+        window: see `Tracker.window`.
+    """
+    seen = min(window or tokens, tokens)
+    earlier = seen * (seen + 1) // 2 + (tokens - seen) * seen  # with itself
+    return earlier if is_causal else 2 * earlier - tokens
 
 
 def is_sum_in_place(args: Sequence[Any]) -> bool:

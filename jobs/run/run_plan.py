@@ -45,7 +45,7 @@ class PlanCheck(Frozen):
     machines: str
     predicted_bytes: int = Field(description="Peak memory of a worker.")
     is_bound: bool = Field(False, description="predicted_bytes is an upper bound.")
-    measured_bytes: int | None = Field(None, description="Peak memory of rank 0 while it trained; None: no step ended.")
+    measured_bytes: int | None = Field(None, description="Largest peak of any rank; None: no step ended.")
     predicted_step_s: float | None = Field(None, description="Seconds of a step; None: not predicted.")
     first_steps_s: float | None = Field(
         None, description="Seconds of a step as the remaining time counts them after three steps of the last attempt."

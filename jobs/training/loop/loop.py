@@ -123,7 +123,7 @@ def train_steps(
         state = replace(state, history=compared_with_earlier(run, state.history, state.step))
         last = state.step == plan.total_steps
         ends = last or state.step == until
-        record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started)
+        record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started, signals.peak_bytes)
         rollback = outliers.rollback_of(state.history, state.step, warmup)
         scores = last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0)
         if scores and rollback is None:
@@ -185,8 +185,10 @@ def timed(items: Iterator[StepRows]) -> Generator[tuple[StepRows, float]]:
         asked = time.perf_counter()
 
 
-def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, step_time_s: float) -> Record:
-    """Make one line of the metrics."""
+def step_record(
+    run: Run, state: LoopState, rate: float, data_wait_s: float, step_time_s: float, peak_bytes: int
+) -> Record:
+    """Make one line of the metrics. `peak_bytes`: of all ranks, before the update."""
     tokens = run.tokens_of(state.step - 1)
     return {
         "step": state.step,
@@ -199,7 +201,7 @@ def step_record(run: Run, state: LoopState, rate: float, data_wait_s: float, ste
         "tokens_per_s": tokens / step_time_s,
         "step_time_s": step_time_s,
         "data_wait_s": data_wait_s,
-        "max_memory_bytes": peak_memory_bytes(run.worker.device),
+        "max_memory_bytes": max(peak_bytes, peak_memory_bytes(run.worker.device)),
         "micro_batch": run.batching.per_device,
         "device": run.device,
         "chain": to_hex(state.chain),

@@ -18,6 +18,7 @@ from jobs.spec.evaluation import Checkpoint
 from jobs.spec.finetune import Spec
 from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.state import SAVED, LoopState, Run
+from jobs.training.model.engine import peak_memory_bytes
 
 _MOST_CLASSES = 256  # of a confusion matrix in a marker: 65,536 numbers, most of them 0, are about 130 kB
 _HALF = 2**32  # a 64-bit sum is sent as two halves, which float64 adds exactly
@@ -34,6 +35,7 @@ class StepSignals:
     failed: bool  # a rank failed to write it
     compare_speeds: bool  # a speed test is due (see `jobs.training.speed_watch`)
     digest: int  # of all rows that were trained on, with their places (see `jobs.data.order.digest_chain.step_digest`)
+    peak_bytes: int = 0  # most memory that a rank has held before the update (see `peak_memory_bytes`)
     skipped: bool = False  # the step changed no weight
     norm: float | None = None  # of the gradient, if the step may be compared with later ones
     outlier: Outlier | None = None  # why it was skipped; None if its batch is left out after a rollback
@@ -46,23 +48,27 @@ def digest_of_rows(table: Any, first_place: int) -> int:
 
 
 def pack_signals(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
-    """Return this rank's summand of the step's all-reduce; (8,) float64."""
+    """Return this rank's summand of the step's all-reduce; (8 + ranks,) float64. Each rank has a place for its peak."""
     requests = run.worker.requests()
     minutes, checkpoints = run.job.spec.checkpoint.save_minutes, run.checkpoints
     overdue = minutes is not None and time.monotonic() - checkpoints.last_began_at > 60 * minutes
     high, low = divmod(digest % 2**64, _HALF)
     save = requests.save or (run.worker.rank == 0 and overdue)
     signs = [requests.stop, save, checkpoints.busy, checkpoints.failed, run.speeds.is_due]
-    rest = torch.tensor([float(high), float(low), *map(float, signs)], dtype=torch.float64, device=loss.device)
+    peaks = [0] * run.worker.world_size
+    peaks[run.worker.rank] = peak_memory_bytes(run.worker.device)
+    numbers = [float(one) for one in (high, low, *signs, *peaks)]
+    rest = torch.tensor(numbers, dtype=torch.float64, device=loss.device)
     return torch.cat([loss.reshape(1), rest])
 
 
 def unpack_signals(summed: torch.Tensor, targets: int) -> StepSignals:
     """Read the sum of all ranks' summands. `targets`: in the global batch."""
-    loss, high, low, *signs = summed.tolist()
+    loss, high, low, *others = summed.tolist()
     digest = (int(high) * _HALF + int(low)) % 2**64
-    stop, save, busy, failed, compare_speeds = (sign > 0 for sign in signs)
-    return StepSignals(loss / targets, stop, save, busy, failed, compare_speeds, digest)
+    stop, save, busy, failed, compare_speeds = (sign > 0 for sign in others[:5])
+    peak = int(max(others[5:]))
+    return StepSignals(loss / targets, stop, save, busy, failed, compare_speeds, digest, peak)
 
 
 def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) -> LoopState:

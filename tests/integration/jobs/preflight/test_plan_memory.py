@@ -19,13 +19,14 @@ from jobs.planning.memory import memory_of, piece_of_loss
 from jobs.planning.strategy import Strategy
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
-from jobs.preflight.traced_pass import _linear, _watch, traced_pass
+from jobs.preflight.traced_pass import _linear, _watched, fake_model, traced_pass
 from jobs.preflight.tracker import Tracker
 from jobs.training.loop import loss
 from jobs.training.model.load import DTYPES, model_config
 from tests.support import tiny
 
 ROOT = pathlib.Path(__file__).parents[4]
+ONE_ROW = {"train__per_device_train_batch_size": 1, "eval__per_device_eval_batch_size": 1}
 MEDIAN, WORST = 0.03, 0.05  # of the real peak
 
 
@@ -95,8 +96,8 @@ def test_with_checkpointing_a_layer_of_experts_leaves_its_input_alone(tmp_path: 
     for layers in (1, 2):
         folder = config_dir(tmp_path / "model", **experts, num_hidden_layers=layers)
         spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", train__gradient_checkpointing=True)
-        config = model_config(spec, str(folder))
-        traced = traced_pass(spec, str(folder), (), DTYPES["fp32"], config, rows=1, to_logits=True)
+        model = fake_model(spec, str(folder), (), DTYPES["fp32"], model_config(spec, str(folder)))
+        traced = traced_pass(spec, model, rows=1, to_logits=True)
         left.append(traced.events[-1].live)
     tokens, width = spec.data.seq_len, 64
     assert left[1] - left[0] == pytest.approx(4 * tokens * width, rel=0.1)  # some bytes are numbers of a generator
@@ -110,9 +111,9 @@ def test_a_module_that_is_watched_writes_into_the_dict_that_it_is_given() -> Non
 
     model, inputs = Writes(2, 2), torch.ones(1, 2, requires_grad=True)
     tracker = Tracker(model.parameters())
-    _watch(model, tracker)
     shared = {"before": inputs}
-    model(inputs, shared)
+    with _watched(model, tracker):
+        model(inputs, shared)
     assert torch.equal(shared["seen"], torch.full((1, 2), 2.0))
     shared["before"].sum().backward()
     assert [event.kind for event in tracker.events] == ["enter", "leave"]
@@ -146,13 +147,45 @@ def test_attention_keeps_no_matrix_of_all_pairs_of_tokens_on_gpus(tmp_path: path
     assert peak(True, **unequal) < 0.9 * peak(False, **unequal)
 
 
+def test_attention_is_counted_as_its_kernel_computes_it(tmp_path: pathlib.Path) -> None:
+    """FLOPs of causal attention are those of a half of all pairs; with a mask, which packed rows need, of all pairs."""
+    length, layers, heads, size = 256, 2, 4, 16
+    products = 2 * layers * 2 * heads * size  # for each pair: with keys and with values
+
+    def flops(kernel: str, packing: bool, **changes: Any) -> int:
+        folder = config_dir(tmp_path / "model", num_hidden_layers=layers, **changes)
+        spec = tiny.spec_of(
+            tmp_path, folder, tmp_path / "none", model__attn_implementation=kernel, resources__gpus_per_worker=1,
+            data__packing=packing, data__seq_len=length, **ONE_ROW,
+        )  # fmt: skip
+        return trace_model(spec, str(folder), "bf16", on_gpu=True).flops_per_row
+
+    half, whole = flops("sdpa", packing=False), flops("sdpa", packing=True)
+    assert whole - half == products * (length**2 - length * (length + 1) // 2)
+    assert flops("flash_attention_2", packing=True) == flops("flash_attention_2", packing=False) == half
+    mistral = {"model_type": "mistral", "sliding_window": 32}
+    narrow = flops("flash_attention_2", packing=True, **mistral)
+    assert whole - narrow == products * (length**2 - (32 * 33 // 2 + (length - 32) * 32))
+
+
+def test_flash_attention_needs_no_mask_and_no_copies_of_keys(tmp_path: pathlib.Path) -> None:
+    def peak(kernel: str) -> int:
+        folder = config_dir(tmp_path / "model")
+        spec = tiny.spec_of(
+            tmp_path, folder, tmp_path / "none", model__attn_implementation=kernel, resources__gpus_per_worker=1,
+            data__seq_len=256, **ONE_ROW,
+        )  # fmt: skip
+        return max(moment.peak_per_row for moment in trace_model(spec, str(folder), "bf16", True).moments)
+
+    assert peak("flash_attention_2") < 0.9 * peak("sdpa")
+
+
 def test_a_few_numbers_of_rows_give_any_other(tmp_path: pathlib.Path) -> None:
     folder = config_dir(tmp_path / "model", num_hidden_layers=2)
     spec = tiny.spec_of(tmp_path, folder, tmp_path / "none")
     trace = trace_model(spec, str(folder), "bf16")
-    one, five = (
-        traced_pass(spec, str(folder), (), DTYPES["bf16"], model_config(spec, str(folder)), rows) for rows in (1, 5)
-    )
+    model = fake_model(spec, str(folder), (), DTYPES["bf16"], model_config(spec, str(folder)))
+    one, five = (traced_pass(spec, model, rows) for rows in (1, 5))
     for rows, events, moments in ((1, one.events, trace.moments_of_one_row), (5, five.events, trace.moments)):
         assert [moment.live_at(rows) for moment in moments] == [event.live for event in events]
         peaks = [moment.peak_at(rows) for moment in moments if moment.kind != "loss"]

@@ -13,7 +13,7 @@ import pytest
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
 from jobs.preflight.short_rows import STEPS, NotAParabolaError, lengthened, lengths_for
-from jobs.preflight.traced_pass import TracedPass, traced_pass
+from jobs.preflight.traced_pass import TracedPass, fake_model, traced_pass
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.load import DTYPES, model_config
@@ -73,7 +73,8 @@ def test_short_rows_give_the_pass_of_long_ones(tmp_path: pathlib.Path, checkpoin
             data__packing=False, data__seq_len=length, train__gradient_checkpointing=checkpointing,
         ).with_value("data.seq_len", seq_len)  # fmt: skip
         config = model_config(spec, str(tmp_path))
-        return traced_pass(spec, str(tmp_path), (), DTYPES["fp32"], config, rows=2, detailed=True)
+        model = fake_model(spec, str(tmp_path), (), DTYPES["fp32"], config)
+        return traced_pass(spec, model, rows=2, detailed=True)
 
     whole, short = trace(length), lengthened(trace, length, step)
     assert [(event.live, event.peak) for event in short.events] == [(event.live, event.peak) for event in whole.events]

@@ -212,11 +212,11 @@ def test_settings_of_the_optimizer_that_are_not_the_specs_stop_the_run(
         engine.check_groups(20)
 
 
-def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, **rule: Any) -> torch.Tensor:
+def told(rank: int = 1, digest: int = 0, since_save_s: float = 0.0, ranks: int = 2, **rule: Any) -> torch.Tensor:
     """What one rank says in a step's all-reduce."""
     orders = SimpleNamespace(stop=False, save=False)
     run: Any = SimpleNamespace(
-        worker=SimpleNamespace(rank=rank, requests=lambda: orders),
+        worker=SimpleNamespace(rank=rank, requests=lambda: orders, world_size=ranks, device=torch.device("cpu")),
         job=SimpleNamespace(spec=SimpleNamespace(checkpoint=Checkpoint(**rule))),
         checkpoints=SimpleNamespace(last_began_at=time.monotonic() - since_save_s, busy=False, failed=False),
         speeds=SimpleNamespace(is_due=False),
@@ -228,6 +228,14 @@ def test_a_sum_of_digests_survives_the_all_reduce() -> None:
     parts = [2**64 - 1, 2**63 + 12345, 987654321987654321, 2**32 - 1]
     said = torch.stack([told(digest=part) for part in parts]).sum(0)
     assert unpack_signals(said, 1).digest == sum(parts) % 2**64
+
+
+def test_the_largest_peak_of_memory_of_all_ranks_is_known_to_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = []
+    for rank, peak in enumerate((3, 2**41 + 1, 5)):
+        monkeypatch.setattr("jobs.training.loop.saving.peak_memory_bytes", lambda device, peak=peak: peak)
+        said.append(told(rank, ranks=3))
+    assert unpack_signals(torch.stack(said).sum(0), 1).peak_bytes == 2**41 + 1
 
 
 def test_a_checkpoint_is_due_by_the_clock_of_rank_0() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 
 from jobs.planning.gradients import Gradients
+from jobs.planning.precision import Precision
 from jobs.planning.strategy import Strategy
 
 SIZES = (100, 100, 40)
 
 
-def gradients(stage: int, width: int = 4, workers: int = 2, bucket: int = 150, accumulates: bool = False) -> Gradients:
+def gradients(
+    stage: int, precision: Precision = "fp32", workers: int = 2, bucket: int = 150, accumulates: bool = False
+) -> Gradients:
     strategy = Strategy(stage=stage, reduce_bucket_size=bucket, accumulates=accumulates)  # type: ignore[arg-type]
-    return Gradients(SIZES, (True, True, False), strategy, workers, width)
+    return Gradients(SIZES, (True, True, False), strategy, workers, precision)
 
 
 def test_a_full_bucket_is_reduced_through_a_copy() -> None:
@@ -44,11 +47,21 @@ def test_zero_2_has_two_buckets_and_makes_room_for_its_part_at_the_first_reducti
     assert held.held == 4 * (100 + 40)  # one matrix and the vector, which both workers own in part
 
 
-@pytest.mark.parametrize(("stage", "width", "kept"), [(1, 4, 960), (1, 2, 480), (2, 4, 560), (2, 2, 480), (3, 4, 0)])
+@pytest.mark.parametrize(
+    ("stage", "precision", "kept"),
+    [
+        (1, "fp32", 960),
+        (1, "bf16", 480),
+        (1, "fp16", 960 + 480),  # sums in fp32 of all, and of the part that the worker updates
+        (2, "fp32", 560),
+        (2, "bf16", 480),
+        (3, "fp32", 0),
+    ],
+)
 def test_earlier_passes_of_a_step_leave_whole_gradients_in_zero_1_and_a_part_in_zero_2(
-    stage: int, width: int, kept: int
+    stage: int, precision: Precision, kept: int
 ) -> None:
-    assert gradients(stage, width, accumulates=True).held == kept
+    assert gradients(stage, precision, accumulates=True).held == kept
 
 
 def test_zero_1_moves_whole_gradients_into_the_buckets() -> None:
@@ -64,36 +77,37 @@ def test_zero_1_in_bf16_reduces_the_sums_of_a_bucket_of_groups_in_copies(
 ) -> None:
     """A group that is larger than the engine's bucket is reduced alone, without a copy in fp32."""
     monkeypatch.setattr("jobs.planning.gradients._ENGINE_BUCKET", bucket)
-    assert gradients(1, 2, workers).reduced_at_the_end == copies
-    assert gradients(1, 4, workers).reduced_at_the_end == gradients(2, 2, workers).reduced_at_the_end == 0
+    assert gradients(1, "bf16", workers).reduced_at_the_end == copies
+    others = (gradients(1, "fp32", workers), gradients(1, "fp16", workers), gradients(2, "bf16", workers))
+    assert [one.reduced_at_the_end for one in others] == [0, 0, 0]
 
 
 @pytest.mark.parametrize(
-    ("stage", "width", "gloo", "copies"),
+    ("stage", "precision", "gloo", "copies"),
     [
         # A bucket of two gradients, of which the larger has 100 elements: 140 in one piece, then the largest in fp64.
-        (3, 4, True, 140 * 4 + max(140 * 4, 8 * 50)),  # gloo's copy is gone before
-        (3, 4, False, 140 * 4 + 8 * 50 + 4 * 50),  # the sum is brought back from the host
-        (3, 2, False, 4 * 70 + 8 * 50 + 4 * 50),  # the bucket's part is cast, and the piece is gone
-        (2, 4, False, 140 * 4 + 8 * 100),
-        (2, 2, False, 140 * 2 + 8 * 100),
+        (3, "fp32", True, 140 * 4 + max(140 * 4, 8 * 50)),  # gloo's copy is gone before
+        (3, "fp32", False, 140 * 4 + 8 * 50 + 4 * 50),  # the sum is brought back from the host
+        (3, "bf16", False, 4 * 70 + 8 * 50 + 4 * 50),  # the bucket's part is cast, and the piece is gone
+        (2, "fp32", False, 140 * 4 + 8 * 100),
+        (2, "bf16", False, 140 * 2 + 8 * 100),
     ],
 )
 def test_an_offloaded_optimizer_needs_each_gradient_in_fp64_for_its_norm(
-    stage: int, width: int, gloo: bool, copies: int
+    stage: int, precision: Precision, gloo: bool, copies: int
 ) -> None:
     strategy = Strategy(stage=stage, reduce_bucket_size=150, offload_optimizer=True)  # type: ignore[arg-type]
-    held = Gradients(SIZES, (True, True, False), strategy, 2, width, gloo)
+    held = Gradients(SIZES, (True, True, False), strategy, 2, precision, gloo)
     assert [held.add(number) for number in (2, 1, 0)] == [0, 0, copies]
 
 
 def test_sums_of_an_offloaded_optimizer_in_fp32_are_on_the_host() -> None:
-    def held(width: int, gloo: bool) -> int:
+    def held(precision: Precision, gloo: bool) -> int:
         strategy = Strategy(stage=2, reduce_bucket_size=150, offload_optimizer=True)
-        return Gradients(SIZES, (True, True, False), strategy, 2, width, gloo).held
+        return Gradients(SIZES, (True, True, False), strategy, 2, precision, gloo).held
 
-    assert (held(4, gloo=False), held(2, gloo=False), held(4, gloo=True)) == (0, 480, 560)
+    assert (held("fp32", gloo=False), held("bf16", gloo=False), held("fp32", gloo=True)) == (0, 480, 560)
     strategy = Strategy(stage=1, reduce_bucket_size=150, offload_optimizer=True)
-    whole = Gradients(SIZES, (True, True, False), strategy, 2, 4)
+    whole = Gradients(SIZES, (True, True, False), strategy, 2, "fp32")
     assert whole.held == 960, "ZeRO-1 sums whole gradients on the GPU, and reduces them once"
     assert [whole.held for number in (2, 1, 0) if whole.add(number) >= 0] == [800, 400, 0]

@@ -44,7 +44,11 @@ def trace_model(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool =
     model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
     depth = _depth(model)
     build = functools.partial(fake_model, spec, model_dir, new, DTYPES[precision], on_gpu=on_gpu)
-    built = functools.cache(lambda layers: build(config if layers is None else _with_layers(config, depth, layers)))
+
+    @functools.cache
+    def built(layers: int | None) -> FakeModel:
+        return build(config if depth is None or layers is None else _with_layers(config, depth, layers))
+
     traced = functools.partial(_traced, spec, precision, model, built, depth)
     with contextlib.suppress(TooManyOperationsError):
         return traced(functools.partial(traced_pass, spec, limited=True))

@@ -23,6 +23,7 @@ from jobs.planning.memory import (
     memory_of_process,
     static_memory,
 )
+from jobs.planning.precision import Precision
 from jobs.planning.strategy import Strategy
 
 LLAMA_2_7B = 6_738_415_616  # elements
@@ -30,7 +31,7 @@ LARGEST = 32_000 * 4_096
 GIB = 2**30
 
 
-def trace_of(sizes: tuple[int, ...], moments: tuple[Moment, ...] = (), precision: str = "bf16") -> ModelTrace:
+def trace_of(sizes: tuple[int, ...], moments: tuple[Moment, ...] = (), precision: Precision = "bf16") -> ModelTrace:
     return ModelTrace(
         parameters=sum(sizes),
         trained=sum(sizes),

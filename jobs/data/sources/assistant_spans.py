@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.data.sources.bad_records import Rejected
+from jobs.data.sources.records import is_unicode
 
 Turn = dict[str, Any]  # role and content, and what else the template reads
 Span = tuple[int, int]  # characters [start, end) of the rendered dialogue
@@ -39,7 +40,7 @@ def frame_of(render: Render, ends: tuple[str, ...]) -> Frame | None:
     except Rejected:
         return None
     end = whole[start + 1 : stop]
-    framed = whole[:start].endswith(header) and whole[start] == "a" and end.endswith(ends)
+    framed = whole[:start].endswith(header) and whole[start : start + 1] == "a" and end.endswith(ends)
     return Frame(header, end) if header and end and framed else None
 
 
@@ -226,9 +227,12 @@ def closed_spans(whole: str, spans: list[Span], ends: tuple[str, ...]) -> tuple[
 def rendered(turns: Sequence[Turn], render: Render, header: bool) -> str:
     """Render a dialogue; `header`: also open an assistant turn at its end. Raises Rejected: the template refuses it."""
     try:
-        return render(turns, header)
+        text = render(turns, header)
     except Exception as error:  # a template is a program and may raise anything
         raise Rejected(f"{REFUSED}: {error}", REFUSED) from error
+    if not is_unicode(text):
+        raise Rejected("the chat template writes half of a surrogate pair, which is no character")
+    return text
 
 
 def _content(turn: Turn) -> str:

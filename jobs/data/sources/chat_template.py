@@ -27,7 +27,7 @@ from jobs.data.sources.assistant_spans import (
     rendered,
 )
 from jobs.data.sources.bad_records import Rejected
-from jobs.data.sources.dialogues import REASONING, ChatSample
+from jobs.data.sources.dialogues import REASONING, TOOLS, ChatSample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -42,16 +42,30 @@ _GENERATION_BLOCK = re.compile(r"\{%-?\s*generation\b")
 class ChatTemplate:
     """A chat template, whose properties are found by rendering small dialogues, because a template is a program."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """`tokenizer` must have a chat template."""
+    def __init__(self, tokenizer: Tokenizer, with_tools: bool = False) -> None:
+        """Take the template of a tokenizer that has one.
+
+        Args:
+            with_tools: of several, take the one for dialogues with functions that the model may call.
+
+        Raises:
+            Rejected: the tokenizer has several, and none is the default.
+        """
 
         def on_that_day(call: re.Match[str]) -> str:
             return json.dumps(DATE.strftime(call[2]))
 
-        text = _DATE_CALL.sub(on_that_day, tokenizer.get_chat_template())
+        try:
+            text = tokenizer.get_chat_template(tools=[] if with_tools else None)
+        except ValueError as error:
+            several = ", ".join(tokenizer.chat_template)
+            what = f"the tokenizer has several chat templates ({several}), of which none is the default"
+            raise Rejected(f"{what}: give one in model.chat_template", what) from error
+        text = _DATE_CALL.sub(on_that_day, text)
         self._apply = functools.partial(tokenizer.apply_chat_template, chat_template=text)
         self._special = tokenizer.all_special_tokens
         self._ends = tuple({*self._special, *tokenizer.get_added_vocab()})
+        self._roles: dict[str, bool] = {}
         self.marks_answers = bool(_GENERATION_BLOCK.search(text))
 
     def turns(self, sample: ChatSample) -> list[Turn]:
@@ -120,10 +134,17 @@ class ChatTemplate:
             whole: it may not be divided, because what several parts have would be learned several times.
 
         Raises:
-            Rejected: the template leaves out a call, or reasoning that it writes in other answers.
+            Rejected: the template leaves out a turn, a call, tools, or reasoning that it writes in other answers.
         """
+        for number, (role, content) in enumerate(sample.messages):
+            if content.strip() and not self._writes_turns_of(role):
+                what_to_do = "write it into a turn of another role, or give a template in model.chat_template"
+                raise _loss("content", number, f"writes no turn of the role {role!r}: {what_to_do}")
         if sample.calling and self._reads_calls is None:
             raise _loss("call", sample.calling[0], "writes none: write it as text into content")
+        if sample.tools and not self._writes_tools:
+            what = f"{TOOLS} would be lost, because the chat template writes none"
+            raise Rejected(f"{what}: write them as text into content, or give a template in model.chat_template", what)
         own = sample.reasoning if sample.reasoning and self._writes_reasoning else []
         thoughts = {*sample.inline_reasoning, *own}
         parts, left = list[ChatSample](), [number for number in sample.answers if number not in sample.unlearned]
@@ -143,26 +164,44 @@ class ChatTemplate:
         text = self._apply(turns, tokenize=False, add_generation_prompt=header, tools=list(tools) or None)
         return cast(str, text)
 
-    def _writes(self, turns: list[Turn]) -> bool:
-        """Whether the template writes PROBE when it renders these turns."""
+    def _writes(self, turns: list[Turn], tools: Sequence[Any] = ()) -> bool | None:
+        """Whether the template writes PROBE when it renders these turns; None: it refuses them."""
         try:
-            return PROBE in self._render(turns, False)
+            return PROBE in self._render(turns, False, tools)
         except Exception:  # a template is a program and may raise anything
-            return False
+            return None
+
+    def _writes_turns_of(self, role: str) -> bool:
+        """Whether the template writes the content of turns of this role at any place, or refuses all such dialogues."""
+        if role not in self._roles:
+            found = [self._writes(self.turns(ChatSample(*form))) for form in _forms(role)]
+            self._roles[role] = True in found or False not in found
+        return self._roles[role]
+
+    @functools.cached_property
+    def _writes_tools(self) -> bool:
+        """Whether the template writes the schemas of functions, or refuses all dialogues with them."""
+        parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "a"}}, "required": ["a"]}
+        function = {"name": PROBE, "description": PROBE, "parameters": parameters}
+        schema = {"type": "function", "function": function}
+        dialogue = (("user", "q"), ("assistant", "a"))
+        found = [
+            self._writes(self.turns(ChatSample(messages)), [tool])
+            for messages in (dialogue, (("system", "s"), *dialogue))
+            for tool in (schema, function)
+        ]
+        return True in found or False not in found
 
     @functools.cached_property
     def _reads_parts(self) -> bool:
         """Whether the template reads content as a list of parts, as many of models that also see images."""
         sample = ChatSample((("user", "q"), ("assistant", PROBE)))
-        return not self._writes(sample.turns()) and self._writes(_turns(sample, True, False))
+        return not self._writes(sample.turns()) and bool(self._writes(_turns(sample, True, False)))
 
     @functools.cached_property
     def _reads_calls(self) -> Literal["object", "text"] | None:
         """In which form the template reads the arguments of calls; None: it writes no calls."""
-        call = {"id": "aaaaaaaa1", "type": "function", "function": {"name": PROBE, "arguments": {"a": 1}}}
-        messages = (("user", "q"), ("assistant", ""), ("tool", "r"), ("assistant", "a"))
-        result = {"name": PROBE[:-1], "tool_call_id": "aaaaaaaa1"}
-        sample = ChatSample(messages, {1: {"tool_calls": [call]}, 2: result})
+        sample = ChatSample(*_calling(PROBE, "r"))
         if self._writes(_turns(sample, self._reads_parts, False)):
             return "object"
         return "text" if self._writes(_turns(sample, self._reads_parts, True)) else None
@@ -170,7 +209,8 @@ class ChatTemplate:
     @functools.cached_property
     def _writes_reasoning(self) -> bool:
         """Whether the template writes the reasoning of the last answer."""
-        return self._writes(self.turns(ChatSample((("user", "q"), ("assistant", "a")), {1: {"reasoning": PROBE}})))
+        sample = ChatSample((("user", "q"), ("assistant", "a")), {1: {"reasoning": PROBE}})
+        return bool(self._writes(self.turns(sample)))
 
     def _probed(self, turns: Sequence[Turn], header: bool) -> str:
         messages = tuple((turn["role"], turn["content"]) for turn in turns)
@@ -209,11 +249,33 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": json.dumps(function["arguments"], ensure_ascii=False)}}
 
 
+Form = tuple[tuple[tuple[str, str], ...], dict[int, dict[str, Any]]]  # messages and extras of a ChatSample
+
+
+def _calling(name: str, result: str, role: str = "tool") -> Form:
+    """Make a small dialogue with a call of a function and its result."""
+    call = {"id": "aaaaaaaa1", "type": "function", "function": {"name": name, "arguments": {"a": 1}}}
+    messages = (("user", "q"), ("assistant", ""), (role, result), ("assistant", "a"))
+    return messages, {1: {"tool_calls": [call]}, 2: {"name": "f", "tool_call_id": "aaaaaaaa1"}}
+
+
+def _forms(role: str) -> list[Form]:
+    """Make small dialogues with PROBE as the content of a turn of this role, at places where templates expect it."""
+    turn, user, assistant = (role, PROBE), ("user", "q"), ("assistant", "a")
+    if role == "user":
+        return [((turn, assistant), {})]
+    if role == "assistant":
+        return [((user, turn), {})]
+    places = [(turn, user, assistant), (user, turn, assistant), (turn, assistant), (user, assistant, turn, assistant)]
+    places.append((user, assistant, turn, user, assistant))
+    return [*((messages, {}) for messages in places), _calling("f", PROBE, role)]
+
+
 def _mark_of(number: int) -> str:
     """Return a text for the reasoning of a turn that stands nowhere else."""
     return f"{PROBE}{number}{PROBE}"
 
 
 def _loss(what: str, number: int, why: str) -> Rejected:
-    text = f"the {what} of turn {{}} would be lost, because the chat template {why}"
-    return Rejected(text.format(number + 1), text.format("N"))
+    texts = (f"the {what} of turn {name} would be lost, because the chat template {why}" for name in (number + 1, "N"))
+    return Rejected(*texts)

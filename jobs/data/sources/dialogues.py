@@ -120,9 +120,11 @@ def chat_of(messages: Any, tools: Any, with_nulls: bool) -> ChatSample:
         Rejected: a turn lacks something, or holds something that cannot be learned.
     """
     turns = _decoded(messages, "messages is text")
+    with_nulls_in_turns = with_nulls and not isinstance(messages, str)
     if not isinstance(turns, list) or not turns:
         raise Rejected("messages is not a list of {role, content} with at least one turn")
-    read = [_turn(number, turn, with_nulls) for number, turn in enumerate(turns)]
+    turns = [_decoded(turn, f"turn {number} is text", "turn N is text") for number, turn in enumerate(turns, 1)]
+    read = [_turn(number, turn, with_nulls_in_turns) for number, turn in enumerate(turns)]
     found = tuple((role, content) for role, content, _ in read)
     extras = {number: extra for number, (_, _, extra) in enumerate(read) if extra}
     answers = [number for number, (role, _) in enumerate(found) if role == "assistant"]
@@ -139,7 +141,7 @@ def chat_of(messages: Any, tools: Any, with_nulls: bool) -> ChatSample:
 def _turn(number: int, turn: Any, with_nulls: bool) -> tuple[str, str, dict[str, Any]]:
     """Return a turn's role, content and extras."""
     if not isinstance(turn, dict):
-        raise _in_turn(number, f"{{turn}} is a {type(turn).__name__}, expected {{{{role, content}}}}")
+        raise _in_turn(number, f"{{turn}} is a {type(turn).__name__}, expected {{role, content}}")
     if "role" not in turn and "from" in turn:  # ShareGPT's keys
         turn = {**turn, "role": _OTHER_ROLES.get(str(turn["from"]), turn["from"]), "content": turn.get("value")}
     calls = _calls(number, turn, with_nulls)
@@ -156,7 +158,7 @@ def _turn(number: int, turn: Any, with_nulls: bool) -> tuple[str, str, dict[str,
     extras = {
         "reasoning": _text(number, turn, thought) if thought else "",
         "tool_calls": calls,
-        **{key: turn[key] for key in ("name", "tool_call_id") if role in ("tool", "function") and turn.get(key)},
+        **{key: _word(number, turn, key) for key in ("name", "tool_call_id") if role in ("tool", "function")},
     }
     if calls and role != "assistant":
         raise _in_turn(number, f"{{turn}} has a call of a function, but its role is {role!r}, not 'assistant'")
@@ -170,6 +172,12 @@ def _text(number: int, turn: Mapping[str, Any], key: str) -> str:
     if not is_unicode(value):
         raise _in_turn(number, f"{key} of {{turn}} holds half of a surrogate pair, which is no character")
     return value
+
+
+def _word(number: int, turn: Mapping[str, Any], key: str) -> Any:
+    """Return what templates write as it is, and which may be no text; "" if it is absent."""
+    value = turn.get(key) or ""
+    return _text(number, turn, key) if isinstance(value, str) and value else value
 
 
 def _joined(content: Any) -> Any:
@@ -186,28 +194,36 @@ def _calls(number: int, turn: Mapping[str, Any], with_nulls: bool) -> list[dict[
     key = next((key for key in CALLS if turn.get(key)), None)
     if key is None:
         return []
-    calls = _decoded(turn[key], f"{key} of turn {number + 1} is text", f"{key} of turn N is text")
-    return [_call(number, key, call, with_nulls) for call in (calls if isinstance(calls, list) else [calls])]
+    what = f"{key} of turn {number + 1} is text", f"{key} of turn N is text"
+    calls = _decoded(turn[key], *what)
+    with_nulls = with_nulls and not isinstance(turn[key], str)
+    every = calls if isinstance(calls, list) else [calls]
+    return [_call(number, key, _decoded(call, *what), with_nulls and not isinstance(call, str)) for call in every]
 
 
 def _call(number: int, key: str, call: Any, with_nulls: bool) -> dict[str, Any]:
     function = call.get("function") or call if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise _in_turn(number, f"{key} of {{turn}} names no function: expected {{{{name, arguments}}}}")
+        raise _in_turn(number, f"{key} of {{turn}} names no function: expected {{name, arguments}}")
     given = function.get("arguments") or {}
     arguments = _decoded(given, f"arguments in {key} of turn {number + 1} are text", f"arguments in {key} are text")
     if not isinstance(arguments, dict):
         raise _in_turn(number, f"arguments in {key} of {{turn}} are a {type(arguments).__name__}, expected an object")
-    if with_nulls:
+    if with_nulls and not isinstance(given, str):
         arguments = _without_nulls(arguments)
-    named = {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
+    named = {"id": call["id"]} if call.get("id") else {}
+    named |= {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
     if not is_unicode(json.dumps(named, ensure_ascii=False, default=str)):
         raise _in_turn(number, f"{key} of {{turn}} holds half of a surrogate pair, which is no character")
-    return {"id": call["id"], **named} if call.get("id") else named
+    return named
 
 
 def _tools(tools: Any, with_nulls: bool) -> tuple[Any, ...]:
     found = _decoded(tools, f"{TOOLS} is text") if tools else []
+    with_nulls = with_nulls and not isinstance(tools, str)
+    if isinstance(found, list):
+        with_nulls = with_nulls and not any(isinstance(one, str) for one in found)
+        found = [_decoded(one, f"{TOOLS} has text") for one in found]
     if not isinstance(found, Sequence) or not all(isinstance(one, dict) for one in found):
         raise Rejected(f"{TOOLS} is not a list of the functions' schemas")
     if not is_unicode(json.dumps(found, ensure_ascii=False, default=str)):
@@ -232,5 +248,5 @@ def _decoded(value: Any, what: str, kind: str = "") -> Any:
 
 
 def _in_turn(number: int, what: str) -> Rejected:
-    """Make the error about one turn. `what`: a sentence with `{turn}` where the turn is named."""
-    return Rejected(what.format(turn=f"turn {number + 1}"), what.format(turn="turn N"))
+    """Make the error about one turn. `what`: a sentence with `{turn}` where the turn is named, and perhaps data."""
+    return Rejected(what.replace("{turn}", f"turn {number + 1}"), what.replace("{turn}", "turn N"))

@@ -110,6 +110,8 @@ def sample_of(record: Record, reading: Reading) -> Sample | BadRecord:
         return _read(record, reading)
     except Rejected as error:
         return BadRecord.of(record.file, record.line, error.reason, fatal=error.fatal)
+    except RecursionError:
+        return BadRecord(record.file, record.line, "its values are nested too deeply")
 
 
 def _read(record: Record, reading: Reading) -> Sample:

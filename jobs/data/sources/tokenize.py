@@ -139,7 +139,19 @@ def _chat_rows(samples: Sequence[ChatSample], tokenizer: Tokenizer, seq_len: int
     if not tokenizer.chat_template:  # possible only for dialogues of a user's function; others were rejected before
         yield from [Reason("it is a dialogue, but the tokenizer has no chat template")] * len(samples)
         return
-    template = ChatTemplate(tokenizer)
+    for with_tools, some in itertools.groupby(samples, lambda sample: bool(sample.tools or sample.calling)):
+        same = list(some)
+        try:
+            template = ChatTemplate(tokenizer, with_tools)
+        except Rejected as error:
+            yield from [error.reason] * len(same)
+            continue
+        yield from _rows_of_chats(same, tokenizer, template, seq_len, loss_on)
+
+
+def _rows_of_chats(
+    samples: Sequence[ChatSample], tokenizer: Tokenizer, template: ChatTemplate, seq_len: int, loss_on: LossOn
+) -> Iterator[Result]:
     divided = [_divided(sample, template, loss_on) for sample in samples]
     parts = [part for some in divided if not isinstance(some, Reason) for part in some]
     if template.marks_answers:

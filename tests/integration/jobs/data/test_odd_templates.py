@@ -209,6 +209,58 @@ def test_calls_and_their_tools_are_learned_and_turns_of_weight_0_are_not(marks: 
     assert isinstance(result, Reason) and result.text.startswith("the call of turn 2 would be lost")
 
 
+ASKED = "{% if m.role == 'user' %}{{ m.content }}{% endif %}"
+TURN = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+
+
+@pytest.mark.parametrize(
+    ("each_turn", "roles", "tools", "lost"),
+    [
+        (TURN.replace("m.content", "m.value | default('')"), ("user", "assistant"), (), "the content of turn 1"),
+        (ASKED, ("user", "assistant"), (), "the content of turn 2"),
+        (
+            f"{{% if m.role in ['user', 'gpt'] %}}{TURN}{{% endif %}}",
+            ("user", "assistant"),
+            (),
+            "the content of turn 2",
+        ),
+        (
+            f"{{% if m.role != 'system' %}}{TURN}{{% endif %}}",
+            ("system", "user", "assistant"),
+            (),
+            "the content of turn 1",
+        ),
+        (f"{{% if m.role != 'tool' %}}{TURN}{{% endif %}}", ("user", "tool", "assistant"), (), "the content of turn 2"),
+        (TURN, ("user", "assistant"), ({"name": "add"},), "tools"),
+        (TURN, ("system", "user", "tool", "{x}", "assistant"), (), None),
+    ],
+)
+def test_what_a_template_leaves_out_is_not_lost_silently(
+    each_turn: str, roles: tuple[str, ...], tools: tuple[Any, ...], lost: str | None
+) -> None:
+    asks = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    tokenizer = with_ends("byte-level", "$A", template=f"{{% for m in messages %}}{each_turn}{{% endfor %}}{asks}")
+    sample = ChatSample(tuple((role, "text") for role in roles), tools=tools)
+    (result,) = tokenise([sample], tokenizer, 512)
+    if lost is None:
+        assert learned(tokenizer, sample) == ["text<|im_end|>"]
+    else:
+        assert isinstance(result, Reason) and result.text.startswith(f"{lost} would be lost")
+
+
+def test_of_several_templates_the_one_for_tools_renders_dialogues_with_tools() -> None:
+    tokenizer = with_ends("byte-level", "$A", template=CHATML)
+    plain = ChatSample((("user", "sum?"), ("assistant", "four")))
+    with_tools = replace(plain, tools=({"name": "add"},))
+    tokenizer.chat_template = {"default": CHATML, "tool_use": "{{ 'tools: ' + tools | tojson + '\n' }}" + CHATML}
+    rows = [only_row([result]) for result in tokenise([plain, with_tools, plain], tokenizer, 512)]
+    has_tools = ["tools: [" in tokenizer.decode(row["input_ids"]) for row in rows]
+    assert has_tools == [False, True, False]
+    tokenizer.chat_template = {"first": CHATML, "second": CHATML}
+    (result,) = tokenise([plain], tokenizer, 512)
+    assert isinstance(result, Reason) and "several chat templates (first, second)" in result.text
+
+
 @pytest.mark.parametrize("template", [CHATML, MARKED])
 def test_a_template_that_writes_the_date_gives_the_same_tokens_on_any_day(template: str) -> None:
     dated = "{{ 'On ' + strftime_now('%d %b %Y') + ' ' }}" + template

@@ -79,7 +79,7 @@ def test_keys_that_parquet_adds_to_every_call_are_left_out() -> None:
     [
         ([], "at least one turn"),
         ("hello", "not JSON"),
-        ([*TALK, "x"], "turn 3 is a str"),
+        ([*TALK, "x"], "turn 3 is text, but not JSON"),
         ([{"speaker": "human", "value": "hi"}], "turn 1 has no role; it has 'speaker', 'value'"),
         ([{"role": "user"}], "turn 1 has no content"),
         ([{"role": "user", "content": [{"type": "text"}]}], "content of turn 1 is a list"),
@@ -99,3 +99,43 @@ def test_chat_without_its_parts_is_refused(messages: Any, reason: str) -> None:
     row = read({"messages": messages})
     assert isinstance(row, BadRecord) and not row.fatal
     assert re.search(reason, row.reason)
+
+
+def test_names_and_ids_that_are_no_unicode_are_refused_and_braces_in_roles_are_text() -> None:
+    asked, called = TALK[0], {**TALK[1], "tool_calls": [{**ADD, "id": "\ud800"}]}
+    for turns, said in (
+        ([asked, called], "tool_calls of turn 2 holds half of a surrogate pair"),
+        ([asked, {"role": "tool", "name": "\ud800", "content": "4"}, TALK[1]], "name of turn 2 holds half of a surr"),
+        (
+            [{"role": "{x}", "content": "a", "tool_calls": [ADD]}, TALK[1]],
+            "turn 1 has a call of a function, but its role",
+        ),
+    ):
+        row = read({"messages": turns})
+        assert isinstance(row, BadRecord) and row.reason.startswith(said)
+
+
+def test_nulls_that_stand_in_json_text_stay_also_in_parquet() -> None:
+    def arguments(given: Any) -> Any:
+        call = {"type": "function", "function": {"name": "f", "arguments": given}}
+        row = read({"messages": [TALK[0], {**TALK[1], "tool_calls": [call]}]}, "a.parquet")
+        assert isinstance(row, ChatSample)
+        return row.extras[1]["tool_calls"][0]["function"]["arguments"]
+
+    assert arguments({"city": "Paris", "unit": None}) == {"city": "Paris"}
+    assert arguments('{"city": "Paris", "unit": null}') == {"city": "Paris", "unit": None}
+
+
+def test_turns_calls_and_schemas_may_each_be_json() -> None:
+    row = read(
+        {"messages": [json.dumps(TALK[0]), {**TALK[1], "tool_calls": [json.dumps(ADD)]}], "tools": ['{"name": "f"}']}
+    )
+    assert isinstance(row, ChatSample) and row.tools == ({"name": "f"},) and row.calling == [1]
+
+
+def test_values_that_are_nested_too_deeply_are_set_aside() -> None:
+    deep: Any = None
+    for _ in range(5000):
+        deep = [deep]
+    row = read({"messages": TALK, "tools": [{"a": deep}]}, "a.parquet")
+    assert isinstance(row, BadRecord) and "nested too deeply" in row.reason

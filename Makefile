@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_TESTS := $(BIN)/python -m pytest
-# Two files at a time, in an order that keeps both cores busy: see tests/conftest.py.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+# Three files at a time, in an order that keeps both cores busy: see tests/conftest.py.
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install demo demo-lm lint test-unit quick test test-changed test-all soak bench bench-scheduling clean
 

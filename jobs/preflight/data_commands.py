@@ -158,7 +158,7 @@ def _model_dir(spec: Spec) -> str:
 
 def _size(spec: Spec) -> int:
     """Return the bytes of all source files. Raises DataError."""
-    from jobs.data.sources.records import expand
+    from jobs.data.sources.patterns import expand
 
     sources = [source for _, source in spec.sources]
     return sum(storage.size(file) for source in sources for file in expand(source.path))

@@ -14,7 +14,7 @@ from jobs.data.sources.chat_template import DATE
 from jobs.data.sources.chunks import Work
 from jobs.data.sources.file_stamp import info_of, stamp
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading
-from jobs.data.sources.records import expand
+from jobs.data.sources.patterns import expand
 from jobs.data.sources.user_code import read_code
 from jobs.model_files.tokenizer import TokenizerFiles, check_tokenizer, read_tokenizer
 from jobs.run.paths import prepared_root

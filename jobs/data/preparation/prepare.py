@@ -191,7 +191,7 @@ def _check_bad(job: SourceJob, bad: int, records: int) -> None:
     shown = [BadRecord(**json.loads(line)) for line in storage.read_bytes(path).splitlines()[:BAD_RECORDS_SHOWN]]
     raise _TooManyBad(
         f"{bad:,} of {many(records, 'record')} ({bad / records:.1%}) of {job.where} cannot be used, but at most "
-        f"{job.max_bad_fraction:.0%} may be set aside (data.max_bad_fraction). Correct the data, data.format or "
+        f"{100 * job.max_bad_fraction:g}% may be set aside (data.max_bad_fraction). Correct the data, data.format or "
         f"data.columns. The first ones (all: {path}):\n" + first_of(shown, BAD_RECORDS_SHOWN)
     )
 

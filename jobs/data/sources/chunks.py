@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow as pa
 from cluster.errors import DataError, StorageOutage
 from jobs.data.sources.bad_records import BadRecord, Reason
 from jobs.data.sources.dialogues import ChatSample
-from jobs.data.sources.file_stamp import stamp
+from jobs.data.sources.file_stamp import stamp, stamp_elsewhere
 from jobs.data.sources.formats import ClassSample, Reading, Sample, TextSample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
 from jobs.data.sources.tokenize import LossOn, Result, tokenise
@@ -49,12 +50,13 @@ class Work:
     """Everything that a worker needs to prepare one source; it sees neither the spec nor the model directory."""
 
     files: tuple[str, ...]
-    stamps: tuple[tuple[str, ...], ...]  # stamps of the files when they were fingerprinted
+    stamps: tuple[tuple[str, ...], ...]  # stamps of the files when they were fingerprinted, on `host`
     reading: Reading
     seq_len: int
     loss_on: LossOn
     tokenizer: TokenizerFiles
     code: UserCode | None = None  # set if a function of the user reads the records
+    host: str = field(default_factory=platform.node)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,8 @@ class _Reader:
     """Yields the records of one file as samples. An error becomes the last row, which is fatal."""
 
     def __init__(self, file: int, work: Work) -> None:
-        self._path, self._stamp, self._reading = work.files[file], work.stamps[file], work.reading
+        self._path, self._reading = work.files[file], work.reading
+        self._stamp, self._is_here = work.stamps[file], work.host == platform.node()
         self._records: RecordReader | None = None
         self.outage: str | None = None
 
@@ -107,6 +110,8 @@ class _Reader:
 
     def __iter__(self) -> Iterator[tuple[int, Sample | BadRecord | Record]]:
         try:
+            if not self._is_here:
+                self._stamp = stamp_elsewhere(self._path, self._stamp)
             self._records = RecordReader(self._path)
             for row in self._records:
                 if row.line % _LINES_BETWEEN_LOOKS == 0 and self._changed():

@@ -170,11 +170,14 @@ def _slices(batch: Any, begin: int, end: int) -> Iterator[tuple[Any, int]]:
         yield part, begin + (end - begin) * (first + part.num_rows) // batch.num_rows
 
 
-def values_of(batch: Any) -> list[dict[str, Any] | Reason]:
-    """Convert rows to Python values. A row that cannot be converted, such as text that is not UTF-8, gives a reason."""
+def values_of(batch: Any) -> list[dict[str, Any]]:
+    """Convert rows to Python values. A value that cannot be converted, such as text that is not UTF-8, is a Reason."""
     try:
-        return cast(list[dict[str, Any] | Reason], batch.to_pylist())
-    except (ValueError, OverflowError) as error:  # UnicodeDecodeError and ArrowInvalid are ValueErrors
-        if batch.num_rows == 1:
-            return [Reason(f"no Python value: {error}", "no Python value")]
-        return [value for number in range(batch.num_rows) for value in values_of(batch.slice(number, 1))]
+        return cast(list[dict[str, Any]], batch.to_pylist())
+    except Exception as error:  # an unknown time zone is a KeyError
+        if batch.num_rows > 1:
+            return [value for number in range(batch.num_rows) for value in values_of(batch.slice(number, 1))]
+        if batch.num_columns > 1:
+            columns = (values_of(batch.select([name])) for name in batch.schema.names)
+            return [{name: value for (row,) in columns for name, value in row.items()}]
+        return [{batch.schema.names[0]: Reason(f"no Python value: {error}", "no Python value")}]

@@ -31,6 +31,20 @@ def stamp(file: str) -> tuple[str, ...]:
     return (str(info.get("size")), *(() if version is None else (version,)))
 
 
+def stamp_elsewhere(file: str, there: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the stamp of a file on this host, for one that another host has stamped.
+
+    Copies on the disks of several nodes, and a bucket that each of them mounts, have times and inodes of their own. So
+    of a local file only the size is compared with the other host's; a different size gives the other host's stamp,
+    which then differs from the present one.
+
+    Raises:
+        DataError, StorageOutage: as `stamp`.
+    """
+    here = stamp(file)
+    return here if storage.is_local(file) and here[0] == there[0] else there
+
+
 def info_of(file: str, fresh: bool) -> dict[str, Any]:
     """Return what the filesystem reports about a file; if `fresh`, without its cache. Raises as `stamp` does."""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cluster.errors import DataError
@@ -22,11 +22,13 @@ from jobs.data.sources.formats import (
     sample_of,
     texts_of,
 )
-from jobs.data.sources.records import Record, RecordReader, expand
+from jobs.data.sources.patterns import expand
+from jobs.data.sources.records import Record, RecordReader
 from jobs.model_files.directory import longest_text
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
 LOOKED_AT_RECORDS = 1000
+_ESTIMATED_BY = 2**18  # bytes from which the number of a file's records is estimated
 _TOKENISED = 200  # samples that are tokenised to estimate truncation
 
 
@@ -73,7 +75,8 @@ def look_at(reading: Reading, path: str, max_records: int = LOOKED_AT_RECORDS) -
     files = every[:LOOKED_AT_FILES]
     share = -(-max_records // len(files))
     readers = {file: RecordReader(file) for file in files}
-    found = {file: list(itertools.islice(reader, share + 1)) for file, reader in readers.items()}
+    rest = {file: iter(reader) for file, reader in readers.items()}
+    found = {file: list(itertools.islice(records, share + 1)) for file, records in rest.items()}
     whole = len(files) == len(every) and all(len(rows) <= share for rows in found.values())
     rows = {file: some[:share] for file, some in found.items()}
     if not any(rows.values()):
@@ -85,8 +88,7 @@ def look_at(reading: Reading, path: str, max_records: int = LOOKED_AT_RECORDS) -
     samples = [row if isinstance(row, BadRecord) or reading.own else sample_of(row, reading) for row in read]
     bad = [row for row in samples if isinstance(row, BadRecord)]
     _check_records(path, bad, len(read))
-    seen = sum(reader.position for reader in readers.values())
-    share_read = seen / max(sum(reader.size for reader in readers.values()), 1) * len(files) / len(every)
+    expected = sum(len(some) + _records_left(readers[file], rest[file]) for file, some in found.items())
     return Looked(
         files=len(files),
         of_files=len(every),
@@ -94,8 +96,19 @@ def look_at(reading: Reading, path: str, max_records: int = LOOKED_AT_RECORDS) -
         whole=whole,
         bad=tuple(bad),
         samples=tuple(one for one in samples if not isinstance(one, BadRecord | Record)),
-        expected_records=len(read) if whole else len(read) / max(share_read, 1e-9),
+        expected_records=len(read) if whole else expected * len(every) / len(files),
     )
+
+
+def _records_left(reader: RecordReader, rest: Iterator[Record | BadRecord]) -> float:
+    """Estimate how many records follow. Some are read, because the reader's position is ahead of its records."""
+    before, count = reader.position, 0
+    for _ in rest:
+        count += 1
+        if reader.position > before + _ESTIMATED_BY:
+            break
+    read = reader.position - before
+    return count if reader.position >= reader.size else count * (reader.size - before) / max(read, 1)
 
 
 def _of_nothing(readers: dict[str, RecordReader]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.text import first_line
-from jobs.data.sources.bad_records import BadRecord, Rejected
+from jobs.data.sources.bad_records import BadRecord, Reason, Rejected
 from jobs.data.sources.dialogues import TOOLS, ChatSample, chat_of
 from jobs.data.sources.records import Record, is_unicode
 from jobs.spec.data import Columns, Source
@@ -152,6 +152,8 @@ def _cell(record: Record, column: str) -> Any:
     value = record.value[column]
     if value is None:
         raise Rejected(f"{column!r} is null")
+    if isinstance(value, Reason):
+        raise Rejected(f"{column!r} has {value.text}", f"{column!r} has {value.kind}")
     return value
 
 

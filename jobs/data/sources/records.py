@@ -6,20 +6,17 @@ Light to import.
 from __future__ import annotations
 
 import csv
-import glob
 import gzip
 import io
 import json
-import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from cluster.errors import DataError, StorageError, StorageOutage
-from cluster.text import did_you_mean
 from jobs.data.sources.bad_records import NOT_JSON, NOT_UTF8, BadRecord, Reason
-from jobs.data.sources.dataset_dirs import HIDDEN, arrow_batches, files_in, parquet_batches, values_of
+from jobs.data.sources.dataset_dirs import arrow_batches, parquet_batches, values_of
 from jobs.data.sources.file_stamp import info_of
 from jobs.storage import files as storage
 
@@ -68,78 +65,6 @@ def suffix_of(path: str) -> str:
         if path.lower().endswith(suffix):
             return suffix
     raise DataError(f"{path} has no supported ending: convert it to one of {', '.join(SUPPORTED)}")
-
-
-def expand(pattern: str) -> tuple[str, ...]:
-    """List the files that a path, directory, glob or fsspec URL means, sorted; local ones as absolute paths.
-
-    A directory means the dataset that `datasets` saved there, or else all supported files under it. Files and
-    directories whose names begin with "." or "_" are left out.
-
-    Raises:
-        DataError: no file matches, a directory has no supported file, or an ending is not supported; or the name of a
-            file is not UTF-8, so that it cannot be written to the description of the prepared data.
-        StorageOutage: the storage does not answer.
-    """
-    files = _meant(pattern)
-    for file in files:
-        if not is_unicode(file):
-            shown = os.fsencode(file).decode(errors="backslashreplace")
-            raise DataError(f"{shown}: rename it, because its name is not UTF-8")
-    return files
-
-
-def _meant(pattern: str) -> tuple[str, ...]:
-    """List the files as `expand` does, whatever characters their names have."""
-    try:
-        fs, inner = storage.filesystem(pattern)
-        fs.invalidate_cache()
-        if not fs.isfile(inner) and fs.isdir(inner):
-            return files_in(_path(fs, inner, pattern), SUPPORTED)
-        names = _matches(fs, inner)
-    except DataError:
-        raise
-    except StorageError as error:
-        raise DataError(f"cannot look for {error}") from error
-    except Exception as error:  # the client of an object store may raise anything
-        kind = StorageOutage if storage.is_outage(error, storage.is_local(pattern)) else DataError
-        raise kind(f"cannot look for {pattern} ({error!r}): check the address, credentials and network") from error
-    if not names:
-        where = "" if inner == pattern else f" (looked for {inner})"
-        near = _near(inner) if storage.is_local(pattern) else ""
-        raise DataError(f"no file matches {pattern}{where}{near or '. Check the path in data.train and data.eval'}")
-    files = tuple(sorted(_path(fs, name, pattern) for name in names))
-    for file in files:
-        suffix_of(file)
-    return files
-
-
-def _near(path: str) -> str:
-    """Suggest a file of a similar name in the same directory."""
-    try:
-        names = os.listdir(os.path.dirname(path) or ".")
-    except OSError:
-        return ". That directory does not exist either: check the path in data.train and data.eval"
-    return did_you_mean(os.path.basename(path), names)
-
-
-def _path(fs: Any, name: str, pattern: str) -> str:
-    return name if storage.is_local(pattern) else str(fs.unstrip_protocol(name))
-
-
-def _matches(fs: Any, inner: str) -> list[str]:
-    if fs.isfile(inner):  # checked first, because the name of a file may contain brackets
-        return [inner]
-    if not glob.has_magic(inner):
-        return []
-    parts = inner.split("/")
-    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
-    shown = tuple(part[0] for part in parts[fixed:] if part.startswith(HIDDEN))  # the pattern asks for such names
-
-    def is_hidden(name: str) -> bool:
-        return any(part.startswith(HIDDEN) and part[0] not in shown for part in name.split("/")[fixed:])
-
-    return [str(name) for name in fs.glob(inner) if not is_hidden(str(name)) and fs.isfile(name)]
 
 
 class RecordReader:
@@ -383,10 +308,11 @@ def _table_rows(reader: RecordReader, batches: Iterator[tuple[Any, int]]) -> Ite
             names = batch.schema.names
             if len(set(names)) < len(names):
                 raise DataError(f"{file} has two columns of one name, among {', '.join(map(repr, names))}: rename one")
-            for value in values_of(batch):
+            begin = reader.done
+            for number, value in enumerate(values_of(batch), start=1):
                 line += 1
-                yield BadRecord.of(file, line, value) if isinstance(value, Reason) else Record(file, line, value)
-            reader.done = done
+                reader.done = begin + (done - begin) * number // batch.num_rows
+                yield Record(file, line, value)
     except DataError:
         raise
     except Exception as error:  # pyarrow and clients of object stores may raise anything

@@ -39,13 +39,24 @@ class UserCode:
     name: str
     root: str  # the directory on the path that contains its top-level module
     files: tuple[tuple[str, bytes], ...]  # (path under root, content); empty if it is installed on every node
+    unsent: str = ""  # digest of files that are too large to send
 
     @functools.cached_property
     def digest(self) -> str:
+        return self.unsent or self._digest_of_files
+
+    @property
+    def _digest_of_files(self) -> str:
         digest = hashlib.sha256(self.name.encode())
         for path, content in self.files:
             digest.update(path.encode() + b"\0" + hashlib.sha256(content).digest())
         return digest.hexdigest()
+
+    def as_sent(self) -> UserCode:
+        """Return the code as workers get it: without files that are too large. A change of them still counts."""
+        if sum(len(content) for _, content in self.files) <= _MOST_BYTES:
+            return self
+        return replace(self, files=(), unsent=self._digest_of_files)
 
     @property
     def top(self) -> str:
@@ -75,9 +86,7 @@ def read_code(name: str) -> UserCode:
     else:
         return code
     files = [(inner, Path(path).read_bytes()) for inner, path in sorted(paths.items())]
-    if sum(len(content) for _, content in files) > _MOST_BYTES:
-        files = files[:0]
-    return UserCode(name, root, tuple(files))
+    return UserCode(name, root, tuple(files)).as_sent()
 
 
 def _find_spec(top: str) -> ModuleSpec | None:
@@ -91,8 +100,13 @@ def _find_spec(top: str) -> ModuleSpec | None:
 
 def _python_files(folder: str) -> Iterator[str]:
     for root, inner, names in os.walk(folder):
-        inner[:] = sorted(name for name in inner if name != "__pycache__")
+        inner[:] = sorted(name for name in inner if name != "__pycache__" and not _is_environment(root, name))
         yield from (os.path.join(root, name) for name in names if name.endswith(".py"))
+
+
+def _is_environment(root: str, name: str) -> bool:
+    """Whether a directory holds other packages than the user's: a virtual environment."""
+    return os.path.isfile(os.path.join(root, name, "pyvenv.cfg"))
 
 
 def function_of(code: UserCode) -> Callable[[dict[str, Any]], Any]:
@@ -166,6 +180,10 @@ def own_samples(record: Record, reading: Reading, code: UserCode) -> list[Sample
         function = function_of(code)
     except Rejected as error:
         return [BadRecord.of(record.file, record.line, error.reason, fatal=True)]
+    for column, value in record.value.items():
+        if isinstance(value, Reason):
+            what = f"{column!r} has {value.text}", f"{column!r} has {value.kind}"
+            return [BadRecord.of(record.file, record.line, Reason(*what))]
     try:
         made = function(dict(record.value))
     except (Exception, SystemExit) as error:  # SystemExit would end this process as if it had succeeded

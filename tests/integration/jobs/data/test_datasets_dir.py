@@ -12,7 +12,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from cluster.errors import DataError
-from jobs.data.sources.records import Record, RecordReader, expand
+from jobs.data.sources.patterns import expand
+from jobs.data.sources.records import Record, RecordReader
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 
@@ -128,8 +129,10 @@ def test_links_in_a_directory_are_followed_but_not_in_circles(tmp_path: Path) ->
         RecordReader(f"{data}/gone.jsonl")
 
 
-def test_a_glob_means_files_only(tmp_path: Path) -> None:
+def test_a_glob_means_files_and_a_path_all_files_of_a_directory(tmp_path: Path) -> None:
     write(tmp_path / "a.csv" / "part-0.csv", "text\n")
     write(tmp_path / "b.csv", "text\n")
-    assert expand(f"{tmp_path}/*.csv") == (f"{tmp_path}/b.csv",)
+    assert expand(f"{tmp_path}/b*.csv") == (f"{tmp_path}/b.csv",)
+    with pytest.raises(DataError, match=r"a\.csv matches .*, but is a directory"):
+        expand(f"{tmp_path}/*.csv")
     assert expand(f"{tmp_path}/a.csv") == (f"{tmp_path}/a.csv/part-0.csv",)

@@ -230,3 +230,24 @@ def test_a_function_of_an_editable_package_is_part_of_the_fingerprint_and_travel
     code = read_code("own_editable.formats:f")
     monkeypatch.setattr("sys.meta_path", [one for one in sys.meta_path if one is not finder])  # another host
     assert function_of(code)({}) == {"text": "afterwards"}
+
+
+def test_a_change_of_code_that_is_too_large_to_send_counts(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jobs.data.sources.user_code._MOST_BYTES", 1000)
+    monkeypatch.chdir(tmp_path)
+    package = tmp_path / "own_large"
+    (package / "env").mkdir(parents=True)
+    (package / "env" / "pyvenv.cfg").write_text("")
+    (package / "__init__.py").write_text("")
+    (package / "formats.py").write_text("def f(row):\n    return row\n")
+    small = read_code("own_large.formats:f")
+    (package / "env" / "other.py").write_text("x = 1\n" * 1000)
+    assert read_code("own_large.formats:f") == small and small.files, "a virtual environment is not the user's code"
+    (package / "data.py").write_text("x = 1\n" * 1000)
+    large = read_code("own_large.formats:f")
+    (package / "formats.py").write_text("def f(row):\n    return None\n")
+    changed = read_code("own_large.formats:f")
+    assert not large.files and not changed.files and len({small.digest, large.digest, changed.digest}) == 3
+    assert function_of(changed)({}) is None

@@ -388,3 +388,9 @@ def test_sections_that_cannot_be_mixed_are_refused(section: tuple[int, float], m
         mixture_of(section)
     with pytest.raises(ValueError, match="a mixture has 1 to 16384 sections, not 0"):
         Mixture((), 64, 1)
+
+
+def test_a_limit_that_no_run_reaches_is_none() -> None:
+    limited, free = (mixture_of((9_000_000, 1, epochs), (5, 3)) for epochs in (1e6, None))
+    assert limited.num_positions is None
+    assert np.array_equal(limited.rows_between(0, 10_000), free.rows_between(0, 10_000))

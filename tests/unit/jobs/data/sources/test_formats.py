@@ -18,7 +18,8 @@ from jobs.data.sources.bad_records import BadRecord
 from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.first_records import format_bad_records, look_at
 from jobs.data.sources.formats import ClassSample, Reading, TextSample, sample_of
-from jobs.data.sources.records import Record, RecordReader, expand
+from jobs.data.sources.patterns import expand
+from jobs.data.sources.records import Record, RecordReader
 from jobs.model_files.directory import has_chat_template
 from jobs.spec.data import Columns
 
@@ -319,3 +320,26 @@ def test_chat_template_is_found_wherever_it_is_kept(tmp_path: Path) -> None:
     config.unlink()
     write(tmp_path / "chat_template.jinja", "x")
     assert has_chat_template(str(tmp_path))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("records", "files"), [(3_500, 1), (1_000, 4), (40_000, 1)])
+def test_the_number_of_records_is_estimated_well(tmp_path: Path, records: int, files: int, packed: bool) -> None:
+    """Reading is ahead of the records by a block, which may be all of a small file."""
+    rows = "".join(f'{{"text": "{"" if number < 25 else number}"}}\n' for number in range(records))
+    for number in range(files):
+        content = gzip.compress(rows.encode()) if packed else rows.encode()
+        write(tmp_path / f"{number}.jsonl{'.gz' if packed else ''}", content)
+    looked = look_at(reading(), str(tmp_path))
+    assert looked.expected_records == pytest.approx(records * files, rel=0.25)
+    assert format_bad_records(looked, 0.01)[0] is None or 25 * files > 0.01 * records * files
+
+
+@pytest.mark.parametrize("files", [2, 8])
+def test_bad_rows_of_tables_are_judged_with_any_number_of_files(tmp_path: Path, files: int) -> None:
+    table = pa.table({"text": ["a" if number % 10 == 0 else None for number in range(1000)]})
+    for number in range(files):
+        pq.write_table(table, tmp_path / f"{number}.parquet")
+    looked = look_at(reading(), str(tmp_path))
+    assert looked.expected_records == pytest.approx(1000 * files, rel=0.25)
+    assert "at most 0.01 of all records" in str(format_bad_records(looked, 0.01)[0])

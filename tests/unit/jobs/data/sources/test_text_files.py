@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import DataError
-from jobs.data.sources.records import Record, RecordReader, expand
+from jobs.data.sources.patterns import expand
+from jobs.data.sources.records import Record, RecordReader
 
 BOM = b"\xef\xbb\xbf"
 

@@ -29,7 +29,7 @@ from jobs.drivers.stop_request import StopRequest
 from jobs.planning import gang_of
 from jobs.preflight.validate import no_gpu_here
 from jobs.run.events import Announcer, repeatedly
-from jobs.run.outcome import Outcome, event
+from jobs.run.outcome import Outcome, log_is_lost
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of
 from jobs.spec.finetune import Spec
@@ -80,7 +80,7 @@ def run_on_ray(
     except StorageError as error:
         if outcome is None:
             raise
-        progress.event(event("warning", f"the outcome is stored, but the log or the last events are not: {error}"))
+        progress.event(log_is_lost(error))
     return outcome
 
 

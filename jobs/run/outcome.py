@@ -85,6 +85,11 @@ def event(kind: str, message: str, **data: Any) -> Event:
     return Event(at=datetime.datetime.now(datetime.UTC), kind=kind, message=message, data=data)
 
 
+def log_is_lost(error: Exception) -> Event:
+    """Make the event about a run that has its outcome, but whose last writes failed."""
+    return event("warning", f"the outcome is stored, but the log or the last events are not: {error}")
+
+
 def write_outcome(paths: JobPaths, outcome: Outcome) -> None:
     storage.write_bytes(paths.outcome, outcome.model_dump_json(indent=1).encode())
 

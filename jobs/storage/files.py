@@ -382,9 +382,9 @@ def is_outage(error: BaseException, local: bool) -> bool:
     """Whether the same call may succeed later, because the storage did not answer or is overloaded. Pure.
 
     Args:
-        local: the file system is mounted. There EIO usually means a broken disk, whereas s3fs raises it for internal
-            errors of the store.
+        local: the file system is mounted. There EIO usually means a broken disk, whereas s3fs raises it, or EREMOTEIO,
+            for internal errors of the store.
     """
     if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _PASSING or (error.errno == errno.EIO and not local)
+        return error.errno in _PASSING or (error.errno in (errno.EIO, errno.EREMOTEIO) and not local)
     return any(word in cls.__name__ for cls in type(error).__mro__ for word in _WORDS)

@@ -37,14 +37,14 @@ from jobs.remedies.out_of_memory import advice
 from jobs.run.attempts import check_held, count_attempts, take_run
 from jobs.run.events import Announcer, Watch, repeatedly
 from jobs.run.manifest import run_facts
-from jobs.run.outcome import Outcome, Status
+from jobs.run.outcome import Outcome, Status, log_is_lost
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress, PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, write_manifest
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
-from jobs.training.collectives import from_rank_0, of_all_ranks
+from jobs.training.collectives import be_patient, from_rank_0, of_all_ranks
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import fault_of, first_line
 from jobs.training.loop.loop import train
@@ -53,7 +53,6 @@ from jobs.training.worker_context import end_superseded, worker_device
 from jobs.training.worker_input import Job
 
 # Other ranks wait this long for rank 0 to prepare the data. In training, a hanging rank is given up much earlier.
-_PREPARE_TIMEOUT = datetime.timedelta(hours=6)
 _TRAIN_TIMEOUT = datetime.timedelta(minutes=30)
 
 
@@ -71,7 +70,7 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
         expand_gpu_memory()
     device = worker_device(spec.resources.gpus_per_worker, world.local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
-    waiting = dist.new_group(backend="gloo", timeout=_PREPARE_TIMEOUT)
+    waiting = be_patient()
     stop = StopRequest(patient=True)
     stop.defer()
     stop.hold()
@@ -88,7 +87,7 @@ def _lead(
     spec: Spec, world: TorchrunWorld, resume: str | None, waiting: Any, progress: Progress, stop: StopRequest
 ) -> Outcome:
     """Lead as rank 0: validate, prepare, send the job to the other ranks, train, conclude."""
-    told = False
+    told, outcome = False, None
 
     def tell(job: Job | None) -> None:
         nonlocal told
@@ -112,6 +111,11 @@ def _lead(
 
             outcome = concluded(paths, drive, announce)
             announce("ended", ending_of(paths, outcome), status=outcome.status)
+        return outcome
+    except StorageError as error:
+        if outcome is None:
+            raise
+        progress.event(log_is_lost(error))
         return outcome
     finally:
         if not told:
@@ -255,16 +259,22 @@ def _follow(world: TorchrunWorld, waiting: Any, stop: StopRequest) -> Outcome:
                 record_failure(job, lost.peer.rank, lost.peer.host, error, fault_of(error))
         end_process(FleetuneError.exit_code)
 
+    has_left = False
     watches = world.local_rank == 0 or world.rank == 1  # rank 1 is mostly on the node of rank 0, and watches that
-    with (
-        FailureWatch(job.paths, failed, lost=lost.look) if watches else contextlib.nullcontext(),
-        following(job, world, worker, stop, lost, lambda: end_process(Interrupted.exit_code)),
-        redirected_output(job.paths.log(f"rank-{world.rank}")),
-    ):
-        lost.watch(_peers_here(world, waiting))
-        guarded(job, worker, train)
-        failed_ranks = bool(failures_of(job.paths))  # rank 0 reports the reason
-        if not failed_ranks:
-            _leave_together(waiting)
-        lost.watch(())
+    try:
+        with (
+            FailureWatch(job.paths, failed, lost=lost.look) if watches else contextlib.nullcontext(),
+            following(job, world, worker, stop, lost, lambda: end_process(Interrupted.exit_code)),
+            redirected_output(job.paths.log(f"rank-{world.rank}")),
+        ):
+            lost.watch(_peers_here(world, waiting))
+            guarded(job, worker, train)
+            failed_ranks = bool(failures_of(job.paths))  # rank 0 reports the reason
+            if not failed_ranks:
+                _leave_together(waiting)
+            lost.watch(())
+            has_left = True
+    except StorageError:
+        if not has_left:  # else only the end of this rank's log is not stored
+            raise
     return Outcome(status=Status.FAILED if failed_ranks else Status.SUCCEEDED, ended_at=ended)

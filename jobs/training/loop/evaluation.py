@@ -25,6 +25,7 @@ from jobs.training.loop.metrics import (
     confusion_of,
     metrics_of,
     own_functions,
+    with_own,
 )
 from jobs.training.model.batch import Batch, collate, model_logits
 from jobs.training.worker_context import WorkerContext
@@ -73,7 +74,7 @@ class Evaluator:
             engine.train()
         sums = tally.over_all_ranks(worker.device)
         metrics = metrics_of(self.metrics, sums)
-        return metrics | (_judged(pairs, own) if own else {}), confusion_of(sums)
+        return with_own(metrics, _judged(pairs, own) if own else {}), confusion_of(sums)
 
     def rows_at_once(self, engine: torch.nn.Module) -> int:
         """Return the rows of a forward pass. It must be equal on all ranks, which gather the weights together."""
@@ -142,8 +143,10 @@ def _judged(pairs: list[Pair], functions: dict[str, Callable[[EvalPrediction], A
     """
     values: dict[str, float] | str = {}
     if (gathered := on_rank_0(pairs)) is not None:
+        given, found = _in_order(gathered), dict[str, float]()
         try:
-            given, found = _in_order(gathered), dict[str, float]()
+            if given is None:
+                raise DataError(f"eval.metrics: {', '.join(functions)}: no held-out row has a target")
             for name, function in functions.items():
                 found |= apply_own(name, function, given)
             values = found
@@ -155,9 +158,11 @@ def _judged(pairs: list[Pair], functions: dict[str, Callable[[EvalPrediction], A
     return values
 
 
-def _in_order(gathered: list[Any]) -> EvalPrediction:
-    """Order the gathered pairs by round, then by rank, which is the order of the rows in the split."""
-    rounds = [pair for pairs in zip(*gathered, strict=True) for pair in pairs]
+def _in_order(gathered: list[Any]) -> EvalPrediction | None:
+    """Order the gathered pairs by round, then by rank, which is the order of the rows in the split; None: no rows."""
+    rounds = [pair for pairs in zip(*gathered, strict=True) for pair in pairs if len(pair[0])]
+    if not rounds:
+        return None
     return EvalPrediction(
         predictions=_stack([predicted for predicted, _ in rounds]), label_ids=_stack([label for _, label in rounds])
     )
@@ -165,8 +170,7 @@ def _in_order(gathered: list[Any]) -> EvalPrediction:
 
 def _stack(arrays: list[Any]) -> Any:
     """Concatenate along rows; shorter sequences are padded with IGNORE_INDEX."""
-    arrays = [array for array in arrays if len(array)]
-    if arrays and arrays[0].ndim == 2 and len({array.shape[1] for array in arrays}) > 1:
+    if arrays[0].ndim == 2 and len({array.shape[1] for array in arrays}) > 1:
         width = max(array.shape[1] for array in arrays)
         arrays = [
             np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=IGNORE_INDEX) for array in arrays

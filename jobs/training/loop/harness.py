@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from cluster.errors import DataError, MetricFailed
+from cluster.errors import DataError, MetricFailed, StorageOutage
 from cluster.text import did_you_mean
 from jobs.data.order.row_order import shares
 from jobs.data.prepared import IGNORE_INDEX
@@ -27,6 +27,7 @@ from jobs.model_files.tokenizer import load_tokenizer
 from jobs.run.metric_names import harness_name
 from jobs.spec.evaluation import SCORABLE, LmEval, is_task_file
 from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
 from jobs.training.collectives import from_rank_0, on_rank_0
 from jobs.training.loop.evaluation import rows_within, vocabulary_of
 from jobs.training.model.batch import Batch, model_logits
@@ -63,6 +64,7 @@ class Harness:
 
         Raises:
             MetricFailed: a task cannot be loaded or scored; raised on all ranks.
+            StorageOutage: the source of its data does not answer; raised on all ranks.
         """
         engine.eval()
         try:
@@ -72,11 +74,13 @@ class Harness:
                 message = from_rank_0(None)
         finally:
             engine.train()
-        if isinstance(message, str):
-            raise MetricFailed(message)
+        if isinstance(message, Exception):
+            raise message
         return dict(message)
 
-    def _on_rank_0(self, engine: torch.nn.Module, worker: WorkerContext) -> dict[str, float] | str:
+    def _on_rank_0(
+        self, engine: torch.nn.Module, worker: WorkerContext
+    ) -> dict[str, float] | MetricFailed | StorageOutage:
         """Let lm-eval score all tasks, and send its texts and then the result to the other ranks."""
         failed = list[BaseException]()
 
@@ -88,7 +92,7 @@ class Harness:
                 failed.append(error)
                 raise
 
-        result: dict[str, float] | str
+        result: dict[str, float] | MetricFailed | StorageOutage
         try:
             if not self._tasks:
                 self._tasks.update(load_tasks(self.spec.eval.lm_eval))
@@ -101,7 +105,8 @@ class Harness:
             if failed:
                 raise failed[0] from None
             traceback.print_exception(error)  # to this rank's log
-            result = f"eval.lm_eval: {error}"
+            kind = StorageOutage if isinstance(error, StorageOutage) else MetricFailed
+            result = kind(f"eval.lm_eval: {error}")
         return from_rank_0(result)
 
 
@@ -201,11 +206,13 @@ def _missing_column(task: Any) -> str | None:
 
 @contextlib.contextmanager
 def _naming(task: str, what: str) -> Iterator[None]:
-    """Add the task to any error, which lm-eval's own often lack. Raises DataError."""
+    """Add the task to any error, which lm-eval's own often lack. Raises DataError, StorageOutage."""
     try:
         yield
     except Exception as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        if storage.is_outage(error, local=False):
+            raise StorageOutage(f"{task} cannot be {what} now: {said}. Try again later") from error
         raise DataError(
             f"{task} cannot be {what}: {said}. Correct the task or its data; the log of rank 0 has the traceback"
         ) from error

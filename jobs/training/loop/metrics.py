@@ -13,8 +13,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from cluster.errors import DataError
-from jobs.run.metric_names import ACCURACY, MAJORITY
+from cluster.errors import DataError, MetricFailed
+from jobs.run.metric_names import ACCURACY, MAJORITY, is_general, is_harness
 from jobs.spec.evaluation import METRICS
 
 Confusion = tuple[tuple[int, ...], ...]  # true by predicted
@@ -100,6 +100,16 @@ def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction]
         except (ImportError, AttributeError) as error:
             raise DataError(f"eval.metrics: cannot import {name} on a worker: {error}") from error
     return found
+
+
+def with_own(computed: dict[str, float], own: dict[str, float]) -> dict[str, float]:
+    """Add the metrics of the user's functions. Raises MetricFailed: one has the name of a metric of Fleetune's."""
+    taken = [name for name in own if name in computed or is_general(name) or is_harness(name)]
+    if taken:
+        raise MetricFailed(
+            f"eval.metrics: a function returns {', '.join(taken)}, which Fleetune computes itself: give it another name"
+        )
+    return computed | own
 
 
 def apply_own(name: str, function: Callable[[EvalPrediction], Any], given: EvalPrediction) -> dict[str, float]:

@@ -22,6 +22,7 @@ from jobs.training.loop.measuring import HeldState, cooled_down, losses_along_fi
 from jobs.training.loop.restoring import restored
 from jobs.training.loop.state import Loaded, LoopState, Run
 from jobs.training.mailbox import Answer, GangTask, Mailbox, Status
+from jobs.training.model.engine import forget_peak_memory
 from jobs.training.model.host_memory import give_back_freed_memory
 from jobs.training.reporter import Reporter
 from jobs.training.worker_context import WorkerContext
@@ -83,6 +84,7 @@ class _TrialRunner:
         try:
             run = ready(replace(self._loaded, engine=self._loaded.engine.set_for(job.spec)), job, worker, reporter)
             state = self._state_of(run)
+            forget_peak_memory(worker.device)
             if task.action == "probe":
                 self._held = None
                 found = losses_along_first_step(run, task.rates)

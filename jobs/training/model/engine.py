@@ -205,7 +205,8 @@ class Engine:
     def new_weights(self, spec: Spec, model_dir: str) -> tuple[torch.Tensor, ...]:
         """Return the flat weights, as in `Partitions.flats`, with which a new engine would start for this spec.
 
-        Every rank must call it. The model is loaded again, because the seed decides weights that its directory lacks.
+        They are in host memory, because a GPU may lack the room. Every rank must call it. The model is loaded again,
+        because the seed decides weights that its directory lacks.
         """
         from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -215,7 +216,7 @@ class Engine:
         unset_hf_deepspeed_config()
         if self._sharding is not None:
             set_hf_deepspeed_config(self._sharding)
-        flats = tuple(flat.detach().clone() for flat in self.partitions.flats)
+        flats = tuple(flat.detach().to("cpu", copy=True) for flat in self.partitions.flats)
         for piece in self.partitions.pieces:
             parameter, begin, numel = named[piece.slice.parameter], piece.slice.start, piece.slice.numel
             whole = getattr(parameter, "ds_tensor", None)  # this rank's part, if the model was loaded in shards
@@ -338,6 +339,12 @@ class Engine:
         engine, *_ = deepspeed.initialize(model=model, config=config)
         engine.kept_alive = sharding  # transformers has only a weak reference to it
         return engine
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """Let `peak_memory_bytes` count from now on, if the device is a GPU. A process keeps its peak."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

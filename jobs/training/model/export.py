@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from cluster.errors import RunFailed
 from jobs.model_files.directory import fetched_once, tensor_names
 from jobs.model_files.tokenizer import tokenizer_to_export
 from jobs.storage import files as storage
-from jobs.training.collectives import from_rank_0
+from jobs.training.collectives import from_rank_0, wait_for_all
 from jobs.training.model.adapters import trained_names, write_adapter
 from jobs.training.model.pooling import reads_padding
 from jobs.training.model.tensor_names import naming_of
@@ -190,7 +189,7 @@ def export_model(
     else:
         write_weights(folder, naming.sizes, naming.converted(tensors))
         write_config(folder, model, model_dir, dtype, chat_template)
-    dist.barrier()
+    wait_for_all()
 
 
 def check_same_logits(trained: Iterable[torch.Tensor], reloaded: Iterable[torch.Tensor], dtype: torch.dtype) -> float:
@@ -244,7 +243,7 @@ def verify_export(
     verdict: str | float = math.nan
     try:
         if sharded or rank == 0:
-            with on_this_node(folder, dist.barrier if sharded else lambda: None) as local:
+            with on_this_node(folder, wait_for_all if sharded else lambda: None) as local:
                 try:
                     verdict = check_same_logits(trained, run(load(local, sharded)), dtype)
                 except Exception as error:

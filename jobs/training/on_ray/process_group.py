@@ -63,11 +63,19 @@ class _Backend(Backend):  # type: ignore[misc]
 
 def _join(backend: str, rank: int, size: int, address: str, port: int) -> None:
     """Called in a worker."""
+    from ray.train.torch import get_device
     from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
+
+    from jobs.training.collectives import be_patient
 
     add_to_environment({"MASTER_ADDR": address, "MASTER_PORT": str(port)})
     _set_torch_distributed_env_vars()
+    if (
+        backend == "nccl"
+    ):  # DeepSpeed takes the GPU with this number. Ray counts ranks, and sorts GPUs as text: 10, 8, 9
+        add_to_environment({"LOCAL_RANK": str(get_device().index)})
     _setup_torch_process_group(backend, rank, size, "env://")
+    be_patient()
 
 
 def _leave(destroy: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import os
 import pathlib
@@ -9,15 +11,20 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cluster.errors import StorageOutage
 from jobs.data.preparation.prepare import prepare
+from jobs.drivers.finetune import torchrun_driver
 from jobs.drivers.finetune.torchrun_watch import FailureWatch, LostPeers, Peer
 from jobs.drivers.stop_request import STOPPED_EARLY
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
+from jobs.run.progress import PlainProgress
 from jobs.run.requests import ask_to_stop
 from jobs.spec.load import dump_spec
 from tests.support import tiny
@@ -152,3 +159,27 @@ def test_a_rank_that_fails_ends_the_others_within_seconds_and_the_outcome_is_wri
     outcome = read_outcome(JobPaths(str(root)))
     assert outcome is not None and outcome.status is Status.FAILED and "only here" in str(outcome.reason)
     assert "only here" in done.stdout + done.stderr
+
+
+def test_a_run_that_has_succeeded_stays_so_if_only_its_log_cannot_be_stored(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextlib.contextmanager
+    def lost_at_the_end(path: str) -> Iterator[None]:
+        yield
+        raise StorageOutage("the store does not answer")
+
+    succeeded = Outcome(status=Status.SUCCEEDED, ended_at=datetime.datetime.now(datetime.UTC))
+    begun = SimpleNamespace(paths=JobPaths(str(tmp_path)), spec=None, tell=lambda announce: None)
+    for name, stub in {
+        "begin_run": lambda spec, resume: begun,
+        "redirected_output": lost_at_the_end,
+        "concluded": lambda paths, drive, announce: succeeded,
+        "ending_of": lambda paths, outcome: "succeeded",
+        "from_rank_0": lambda value, group: value,
+    }.items():
+        monkeypatch.setattr(torchrun_driver, name, stub)
+    progress = PlainProgress(sys.stdout)
+    outcome = torchrun_driver._lead(None, None, None, None, progress, None)  # type: ignore[arg-type]
+    assert outcome is succeeded
+    assert "the outcome is stored, but the log or the last events are not" in capsys.readouterr().out

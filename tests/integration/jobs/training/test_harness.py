@@ -8,14 +8,16 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 
-from cluster.errors import DataError, SpecError
+from cluster.errors import DataError, SpecError, StorageOutage
 from jobs.preflight.harness_tasks import check_harness_tasks
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.spec.evaluation import LmEval
-from jobs.training.loop.harness import load_tasks
+from jobs.training.loop.evaluation import _in_order
+from jobs.training.loop.harness import _naming, load_tasks
 from tests.support import tiny
 from tests.support.gangs import Case, case_of, run_gang
 
@@ -198,3 +200,18 @@ def test_tasks_that_cannot_be_scored_are_refused_before_a_run(
     assert "other.yaml describes no task of lm-eval" in said
     assert "'texts'" not in said
     assert "colours.yaml" not in said
+
+
+def test_a_hub_that_does_not_answer_is_an_outage_and_no_mistake_of_the_spec() -> None:
+    said = r"arc cannot be loaded now: ConnectionError: no hub\. Try again later"
+    with pytest.raises(StorageOutage, match=said), _naming("arc", "loaded"):
+        raise ConnectionError("no hub")
+    with pytest.raises(DataError, match="arc cannot be loaded: KeyError"), _naming("arc", "loaded"):
+        raise KeyError("column")
+
+
+def test_rows_without_a_target_give_no_predictions() -> None:
+    none = np.zeros((0, 3)), np.zeros((0, 3))
+    assert _in_order([[none], [none]]) is None
+    some = _in_order([[(np.ones((1, 2)), np.ones((1, 2)))], [none]])
+    assert some is not None and some.predictions.shape == (1, 2)

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from cluster.errors import DataError
+from cluster.errors import DataError, MetricFailed
 from jobs.spec.evaluation import METRICS
 from jobs.spec.finetune import Task
 from jobs.training.loop.metrics import (
@@ -20,6 +20,7 @@ from jobs.training.loop.metrics import (
     f1_score,
     metrics_of,
     own_functions,
+    with_own,
 )
 
 SUMS = Sums(loss=20.0, targets=10, correct=7, rows=4, exact_rows=1, confusion=np.array([[3, 1], [2, 4]]))
@@ -90,3 +91,11 @@ def test_own_functions_are_imported_by_name() -> None:
     assert own_functions(("loss", "math:sqrt")) == expected
     with pytest.raises(DataError, match="cannot import math:nothing"):
         own_functions(("math:nothing",))
+
+
+def test_a_function_may_not_replace_what_is_computed() -> None:
+    computed = {"eval_loss": 2.0}
+    assert with_own(computed, {"eval_bleu": 1.0}) == {"eval_loss": 2.0, "eval_bleu": 1.0}
+    for name in ("eval_loss", "eval_general_loss", "eval_lm_eval_arc_acc"):
+        with pytest.raises(MetricFailed, match=f"returns {name}, which Fleetune computes itself"):
+            with_own(computed, {"eval_bleu": 1.0, name: 5.0})

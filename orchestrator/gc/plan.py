@@ -8,6 +8,8 @@ large, more is removed until it fits, in this order, oldest first:
 3. checkpoints of other runs, whose logs are kept;
 4. whole runs.
 
+The model that a remaining run needs as its base is kept.
+
 Without a bound, nothing is removed. With a bound, the rest of an interrupted removal is removed too.
 """
 
@@ -82,6 +84,10 @@ class _Taken:
 
     def __init__(self, found: Found, stay: Held) -> None:
         self._stay = stay
+        self._started: dict[str, list[str]] = {}  # names of the runs that need a run's model
+        for run in found.runs:
+            if run.starts_from is not None and run.needs_base:
+                self._started.setdefault(run.starts_from, []).append(run.name)
         self.left = found.size - sum(one.size for one in found.leftovers)
         self.runs: dict[str, tuple[ToRemove, str]] = {}
         self.prepared: dict[str, str] = {}
@@ -93,6 +99,10 @@ class _Taken:
             return
         if part is ToRemove.RUN and run.name in self._stay.models:
             part, why = ToRemove.CHECKPOINTS, f"{why}; the rest is kept: {self._stay.models[run.name]}"
+        if part is ToRemove.RUN and (
+            user := next((one for one in self._started.get(run.name, ()) if not self.is_gone(one)), None)
+        ):
+            part, why = ToRemove.CHECKPOINTS, f"{why}; the rest is kept: {user} starts from it"
         if part is ToRemove.CHECKPOINTS and (before is part or not run.checkpoint_size):
             return
         self.left -= run.size_of(part) - run.size_of(before)
@@ -153,7 +163,7 @@ class _Shared:
 
 def _by_age(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds, before_s: float) -> None:
     part = ToRemove.CHECKPOINTS if bounds.checkpoints_only else ToRemove.RUN
-    for run in runs:
+    for run in reversed(runs):  # a run is removed after those that start from it
         if run.since_s < before_s:
             taken.take(run, part, "older than --older-than")
     for one in shared.unused(taken):
@@ -176,7 +186,7 @@ def _steps(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: B
         yield partial(taken.take_prepared, one, unused)
     for run in sorted(runs, key=lambda run: run.status != "succeeded"):
         yield partial(taken.take, run, ToRemove.CHECKPOINTS, why)
-    for run in () if bounds.checkpoints_only else runs:
+    for run in () if bounds.checkpoints_only else (*runs, *runs):  # once more, for those that others started from
         yield partial(taken.take, run, ToRemove.RUN, why)
         for one in shared.freed_by(run.name, taken):
             yield partial(taken.take_prepared, one, unused)

@@ -18,7 +18,7 @@ from cluster.errors import FleetuneError, StorageError
 from jobs.run.find import run_names
 from jobs.run.paths import JobPaths, checkpoint_step, prepared_root
 from jobs.storage.listing import listing
-from orchestrator.gc.scan import INSIDE, MANIFEST, size_of, touched_s
+from orchestrator.gc.scan import INSIDE, MANIFEST, checkpoint_folders, size_of, touched_s
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import GcPlan, PreparedFacts, RunFacts, RunVerdict, ToRemove
 
@@ -63,9 +63,11 @@ class _Changed(FleetuneError):
 
 def _remove(storage_path: str, verdict: RunVerdict) -> None:
     tree, name = Tree(storage_path), verdict.run.name
-    _check_as_seen(JobPaths.of(storage_path, name).root, verdict.run)
+    root = JobPaths.of(storage_path, name).root
+    _check_as_seen(root, verdict.run)
     if verdict.to_remove is ToRemove.CHECKPOINTS:
-        _remove_checkpoints(tree, name)
+        for folder in checkpoint_folders(listing(root)):
+            _remove_checkpoints(tree, name, *folder.split("/"))
     else:
         tree.write(json.dumps({"by": "fleetune gc"}).encode(), name, INSIDE.removing)
         tree.remove(name, INSIDE.spec)
@@ -78,15 +80,16 @@ def _check_as_seen(root: str, seen: RunFacts | PreparedFacts) -> None:
         raise _Changed("it was written to in the meantime")
 
 
-def _remove_checkpoints(tree: Tree, run: str) -> None:
+def _remove_checkpoints(tree: Tree, *folder: str) -> None:
+    """Remove the checkpoints in a directory, and the directory; `folder`: the parts of its path."""
     from jobs.run.checkpoints import COMMIT_NAME  # imported here, since it imports numpy
 
-    if not tree.is_link(run, INSIDE.checkpoints):
-        for name in tree.names(run, INSIDE.checkpoints):
-            if checkpoint_step(name) is not None and not tree.is_link(run, INSIDE.checkpoints, name):
-                tree.remove(run, INSIDE.checkpoints, name, COMMIT_NAME)
-                tree.remove(run, INSIDE.checkpoints, name)
-    tree.remove(run, INSIDE.checkpoints)
+    if not tree.is_link(*folder):
+        for name in tree.names(*folder):
+            if checkpoint_step(name) is not None and not tree.is_link(*folder, name):
+                tree.remove(*folder, name, COMMIT_NAME)
+                tree.remove(*folder, name)
+    tree.remove(*folder)
 
 
 def _empty(tree: Tree, run: str) -> None:

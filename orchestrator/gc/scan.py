@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from cluster.errors import FleetuneError, StorageError
-from jobs.run.outcome import Outcome, outcome_of
+from jobs.run.outcome import Outcome, Status, outcome_of
 from jobs.run.paths import JobPaths, prepared_root
 from jobs.run.summary import SILENT_AFTER_S, started_at
 from jobs.storage import files as storage
@@ -28,6 +28,8 @@ _PREPARED = prepared_root("", "").rstrip("/")
 _FINGERPRINT = re.compile(r"^[0-9a-f]{16,64}$")
 # Specs of a run, of the methods of a comparison and of final runs. The manifest beside each names its data.
 _SPEC = re.compile(r"^((?:methods/[^/]+/)?(?:final(?:-\d+)?/)?)spec\.json$")
+# Of a run, of the trials of a sweep, and of those of a comparison's methods.
+_CHECKPOINTS = re.compile(rf"^((?:methods/[^/]+/)?(?:[^/]+/)?{INSIDE.checkpoints})/")
 _JOURNAL = re.compile(r"^(?:events|metrics)/(\d{20}-[^/]*\.jsonl)$")
 
 Files = Sequence[Listed]
@@ -93,17 +95,31 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
         parts -= {""}  # a comparison itself prepares nothing
     prepared = {_fingerprint_of(storage_path, name, part) for part in parts}
     status, since_s = _status(storage_path, paths, files, written_s, now_s)
+    spec = _read_json(storage_path, name, INSIDE.spec)
     return RunFacts(
         name=paths.name,
         status=status,
         since_s=since_s,
         touched_s=written_s,
         size=size_of(files),
-        checkpoint_size=size_of([file for file in files if file.name.startswith(INSIDE.checkpoints + "/")]),
+        checkpoint_size=size_of([file for file in files if _CHECKPOINTS.match(file.name)]),
         prepared=frozenset(one for one in prepared if one is not None),
         may_prepare=None in prepared,
-        starts_from=run_named_by(model_path(_read_json(storage_path, name, INSIDE.spec)), runs),
+        starts_from=run_named_by(model_path(spec), runs),
+        needs_base=status != Status.SUCCEEDED or not _is_full(spec),
     )
+
+
+def _is_full(spec: Mapping[str, Any]) -> bool:
+    """Whether a spec of any kind trains every parameter, so that its models need no base."""
+    method = (spec.get("base") or spec).get("method", "full")
+    kind = method.get("kind", "full") if isinstance(method, dict) else method
+    return kind == "full" and spec.get("kind") != "compare"
+
+
+def checkpoint_folders(files: Files) -> list[str]:
+    """List the directories with the checkpoints of a run, or of all runs of a search, relative to the run."""
+    return sorted({match[1] for file in files if (match := _CHECKPOINTS.match(file.name))})
 
 
 def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, now_s: float) -> tuple[str, float]:

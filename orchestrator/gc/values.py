@@ -23,11 +23,12 @@ class RunFacts:
         status: as in `fleetune runs`.
         since_s: when it ended; for a run without an end, when it last wrote.
         touched_s: when one of its files was last written.
-        size, checkpoint_size: of all its files, and of those under checkpoints/.
+        size, checkpoint_size: of all its files, and of its checkpoints; of a search, those of all its runs.
         prepared: fingerprints of its training data; of a comparison, also of its methods, and of a sweep, also of its
             final run.
         may_prepare: it has begun, but the fingerprint of some of its data is not known yet.
         starts_from: the run whose model it starts from, if that is one of the found runs.
+        needs_base: it is of no use without that model: it has trained an adapter, or may be resumed.
     """
 
     name: str
@@ -39,6 +40,7 @@ class RunFacts:
     prepared: frozenset[str] = frozenset()
     may_prepare: bool = False
     starts_from: str | None = None
+    needs_base: bool = False
 
     @property
     def ended(self) -> bool:

@@ -109,6 +109,23 @@ def test_only_checkpoints_go_and_the_model_stays(root: str) -> None:
     assert storage.exists(paths.spec) and storage.list_names(paths.model) == ["model.safetensors"]
 
 
+def test_the_checkpoints_of_all_trials_of_a_search_go_before_it(root: str) -> None:
+    sweep = make_run(root, "search", 40, kind="sweep")
+    for part in ("0001", "methods/lora/0002", "methods/full/final"):
+        trial = make_run(storage.join(sweep.root, *part.split("/")), "x", 40)
+        for file in listing(trial.root):
+            storage.move_file(
+                storage.join(trial.root, *file.name.split("/")), storage.join(sweep.root, *part.split("/"), file.name)
+            )
+        storage.remove_dir(trial.root)
+    _age(sweep.root, time.time() - 40 * DAY)
+    whole = {file.name for file in listing(sweep.root)}
+    done = fleetune_gc(root, "--max-size", "5kB", "--json")
+    assert [(one["goes"], one["freed"]) for one in json.loads(done.stdout)["runs"]] == [("checkpoints", 4 * 2004)]
+    left = {file.name for file in listing(sweep.root)}
+    assert left == {name for name in whole if "checkpoints/" not in name} and len(whole) - len(left) == 4 * 4
+
+
 def test_the_size_is_kept_by_what_hurts_least(root: str) -> None:
     failed, good = make_run(root, "failed", 9, Status.FAILED), make_run(root, "good", 8)
     size = look(root, time.time()).size

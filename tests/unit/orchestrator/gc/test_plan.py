@@ -97,6 +97,16 @@ def test_the_model_that_a_living_run_starts_from_stays() -> None:
     assert gone(plan_gc(Found((run("parent", 31), ended)), OLD, NOW)) == {"parent": "run"}
 
 
+@pytest.mark.parametrize("bounds", [OLD, Bounds(most_size=0)])
+def test_the_base_of_an_adapter_stays_as_long_as_the_adapter(bounds: Bounds) -> None:
+    parent = run("parent", 40)
+    for days, last, expected in ((2.0, 1, {"parent": "checkpoints"}), (31.0, 0, {"parent": "run", "child": "run"})):
+        child = run("child", days, starts_from="parent", needs_base=True)
+        plan = plan_gc(Found((parent, child)), dataclasses.replace(bounds, keep_last=last), NOW)
+        assert gone(plan) == expected
+        assert expected["parent"] == "run" or bounds is not OLD or why(plan, "parent").endswith("child starts from it")
+
+
 def test_room_is_made_by_checkpoints_of_succeeded_runs_then_of_others_then_by_whole_runs() -> None:
     runs = (run("failed", 9, status="failed"), run("oldest", 8), run("newest", 7))
     order = [
@@ -191,6 +201,7 @@ def _runs(draw: st.DrawFn) -> tuple[RunFacts, ...]:
                 prepared=frozenset(draw(st.sets(st.sampled_from("pqr")))),
                 may_prepare=draw(st.booleans()),
                 starts_from=draw(st.none() | names),
+                needs_base=draw(st.booleans()),
             )
         )  # fmt: skip
     return tuple(runs)

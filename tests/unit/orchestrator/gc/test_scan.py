@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from jobs.run.outcome import Outcome, Status
 from orchestrator.gc.scan import look
 
 PARENT = "parent-20261001-120000-0001"
@@ -23,6 +25,32 @@ def test_a_run_names_the_run_whose_model_it_starts_from(tmp_path: Path, kind: st
         (tmp_path / name / "spec.json").write_text(json.dumps(spec))
     runs = {run.name: run.starts_from for run in look(str(tmp_path), time.time()).runs}
     assert runs == {PARENT: None, "child-20261128-120000-0002": PARENT}
+
+
+@pytest.mark.parametrize(
+    ("spec", "needs"),
+    [
+        ({}, False),
+        ({"method": {"kind": "full"}}, False),
+        ({"method": {"kind": "lora"}}, True),
+        ({"method": "prompt"}, True),
+        ({"kind": "sweep", "base": {"method": "lora"}}, True),
+        ({"kind": "compare", "base": {}}, True),
+    ],
+)
+def test_a_run_needs_its_base_if_it_trained_an_adapter_or_may_be_resumed(
+    tmp_path: Path, spec: dict[str, Any], needs: bool
+) -> None:
+    for name, status in (("done", "succeeded"), ("stopped", "interrupted")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "spec.json").write_text(json.dumps(spec))
+        (tmp_path / name / "outcome.json").write_text(
+            Outcome(status=Status(status), ended_at=datetime.datetime.now(datetime.UTC)).model_dump_json()
+        )
+    assert {run.name: run.needs_base for run in look(str(tmp_path), time.time()).runs} == {
+        "done": needs,
+        "stopped": True,
+    }
 
 
 def test_the_data_of_each_method_of_a_comparison_and_of_a_final_run_is_in_use(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from jobs.planning.replay import ReplayRaise
 from jobs.run.attempts import newest_attempt
 from jobs.run.paths import JobPaths, checkpoint_step
 from jobs.storage import files as storage
+from jobs.storage.outages import is_of_the_reader
 from jobs.storage.tensor_file import Bytes, ShardFile, Want, read_ranges
 from jobs.storage.versioned import Damaged, parse_versioned
 
@@ -200,7 +201,9 @@ def passed_over(paths: JobPaths, start: int) -> dict[str, str | None]:
 def _marker_digest(paths: JobPaths, step: int) -> str | None:
     try:
         return hashlib.sha256(_read_whole(commit_path(paths, step))).hexdigest()
-    except Damaged:
+    except StorageOutage:
+        raise
+    except StorageError:
         return None
 
 
@@ -212,7 +215,7 @@ def read_commit(paths: JobPaths, step: int) -> Commit:
     """Read the marker of a checkpoint.
 
     Raises:
-        StorageError: a newer release wrote the marker.
+        StorageError: a newer release wrote the marker, or it may not be read.
         StorageOutage: the storage does not answer now.
         Damaged: the marker cannot be read or parsed.
     """
@@ -226,6 +229,8 @@ def _read_whole(path: str) -> bytes:
     except StorageOutage:  # an outage does not mean that the file is damaged
         raise
     except StorageError as error:
+        if is_of_the_reader(error):
+            raise
         raise Damaged(str(error)) from error
 
 

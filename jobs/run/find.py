@@ -24,7 +24,7 @@ from jobs.storage import files as storage
 
 def storage_root(given: str | None) -> str:
     """Return the absolute path of the runs: as given, or from the environment."""
-    return _absolute(given or settings.storage_path())
+    return absolute(given or settings.storage_path())
 
 
 def run_names(storage_path: str) -> list[str]:
@@ -42,12 +42,14 @@ def find_run(run: str, storage_path: str) -> str:
     if not run.strip():  # it would be the start of every name
         raise InputError("RUN is empty: is a shell variable not set?")
     if storage.is_url(run) or os.sep in run or os.path.exists(os.path.join(run, "spec.json")):
-        root = _absolute(run).rstrip("/")
+        root = absolute(run).rstrip("/")
         if not storage.exists(JobPaths(root).spec):
             raise InputError(f"{run} is not a run: there is no spec.json in it{_suggestion(root)}")
         return root
+    if not run.startswith(".") and run != "prepared" and storage.exists(JobPaths.of(storage_path, run).spec):
+        return JobPaths.of(storage_path, run).root
     names = run_names(storage_path) if storage.is_dir(storage_path) else []
-    found = [name for name in names if name == run] or [name for name in names if name.startswith(run)]
+    found = [name for name in names if name.startswith(run)]
     if len(found) == 1:
         return JobPaths.of(storage_path, found[0]).root
     if found:
@@ -87,7 +89,8 @@ def sweep_of(paths: JobPaths) -> JobPaths | None:
     return None
 
 
-def _absolute(path: str) -> str:
+def absolute(path: str) -> str:
+    """Return a path of the command line as an absolute one; URLs stay."""
     return path if storage.is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -167,7 +168,7 @@ def check_not_driven(paths: JobPaths, now_s: float) -> None:
     if not fresh:
         return
     driver, here = _driver_of(paths, fresh), this_driver()
-    stop = f"fleetune stop {paths.root}"
+    stop = f"fleetune stop {shlex.quote(paths.root)}"
     if driver is not None and (driver["host"], driver.get("machine")) == (here["host"], here["machine"]):
         if process_lives(driver["pid"]):
             raise InputError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import posixpath
 import shutil
@@ -24,29 +25,10 @@ from cluster.errors import StorageError, StorageOutage
 from cluster.settings import extra_protocols
 from jobs.storage import locations as location
 from jobs.storage.direct_io import DirectFile
+from jobs.storage.outages import is_outage
 from jobs.storage.versioned import parse_versioned
 
-_PASSING: Final = frozenset(
-    {
-        errno.EAGAIN,
-        errno.EBUSY,  # s3fs raises it if the store asks for fewer requests
-        errno.ECONNABORTED,
-        errno.ECONNREFUSED,
-        errno.ECONNRESET,
-        errno.EHOSTDOWN,
-        errno.EHOSTUNREACH,
-        errno.ENETDOWN,
-        errno.ENETRESET,
-        errno.ENETUNREACH,
-        errno.ENOTCONN,  # the process behind a FUSE mount has ended
-        errno.EPIPE,
-        errno.ESTALE,  # NFS
-        errno.ETIMEDOUT,
-    }
-)
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
-# Parts of class names, because each client of an object store has its own tree of errors.
-_WORDS: Final = ("Timeout", "Connection", "Connect")
 
 
 class Writable(Protocol):
@@ -281,7 +263,11 @@ def move_file(source: str, target: str) -> None:
         to = filesystem(target)[1]
         if source.partition("://")[0] not in location.PROTOCOLS:  # see `put_file`
             fs.makedirs(posixpath.dirname(to), exist_ok=True)
-        fs.mv(inner, to)
+        if glob.has_magic(inner) or glob.has_magic(to):  # `mv` would take them for patterns
+            fs.cp_file(inner, to)
+            fs.rm_file(inner)
+        else:
+            fs.mv(inner, to)
 
 
 @contextlib.contextmanager
@@ -328,14 +314,28 @@ def open_read(path: str) -> Iterator[BinaryIO]:
 def fetch_dir(path: str, target: str) -> None:
     """Copy a directory from a path or URL to a local directory. Raises StorageError."""
     with reached("fetch", path) as (fs, inner):
-        os.makedirs(target, exist_ok=True)
-        fs.get(inner.rstrip("/") + "/", target.rstrip("/") + "/", recursive=True)
+        fs.invalidate_cache()
+        found = [str(name) for name in fs.find(inner)]  # names, since `get` would take brackets for patterns
+        if not found and not fs.isdir(inner):
+            raise FileNotFoundError(inner)
+        start = len(inner.rstrip("/")) + 1
+        places = [os.path.join(target, *name[start:].split("/")) for name in found]
+        for folder in {target, *map(os.path.dirname, places)}:
+            os.makedirs(folder, exist_ok=True)
+        fs.get(found, places)
 
 
 def remove_dir(path: str) -> None:
     """Remove a directory and its content; do nothing if it does not exist. Raises StorageError."""
     with reached("remove", path) as (fs, inner), contextlib.suppress(FileNotFoundError):
-        fs.rm(inner, recursive=True)
+        if is_local(path):
+            shutil.rmtree(inner)
+        elif glob.has_magic(inner):  # `rm` would take it for a pattern
+            fs.invalidate_cache()
+            for name in fs.find(inner):
+                fs.rm_file(name)
+        else:
+            fs.rm(inner, recursive=True)
 
 
 def remove_file(path: str) -> None:
@@ -376,15 +376,3 @@ def check_writable(path: str) -> None:
         raise StorageError(
             f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."
         ) from error
-
-
-def is_outage(error: BaseException, local: bool) -> bool:
-    """Whether the same call may succeed later, because the storage did not answer or is overloaded. Pure.
-
-    Args:
-        local: the file system is mounted. There EIO usually means a broken disk, whereas s3fs raises it, or EREMOTEIO,
-            for internal errors of the store.
-    """
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _PASSING or (error.errno in (errno.EIO, errno.EREMOTEIO) and not local)
-    return any(word in cls.__name__ for cls in type(error).__mro__ for word in _WORDS)

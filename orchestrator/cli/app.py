@@ -19,7 +19,7 @@ from jobs.drivers.finetune.begin import load_work
 from jobs.preflight.validate import CheckedCommand, Validated, no_gpu_here, validate_command
 from jobs.preflight.validate import validate as check
 from jobs.run import summary as run_list
-from jobs.run.find import storage_root
+from jobs.run.find import absolute, storage_root
 from jobs.run.paths import JobPaths
 from jobs.run.requests import ask_to_save, ask_to_stop
 from jobs.search.rules.checking import check_sweep, checked_sweep, sweep_warnings
@@ -280,6 +280,9 @@ def export(
         raise InputError("--base-weight and --merged exclude each other: give one of them")
     if base_weight is not None and to is None:
         raise InputError("--base-weight needs --to DIR, because it does not replace the run's model")
+    if to is not None and not to.strip():
+        raise InputError("--to is empty: is a shell variable not set?")
+    to = to and absolute(to)
     typer.echo(f"exporting {root}", err=True)  # importing torch takes seconds
     if base_weight is not None and to is not None:
         from jobs.training.checkpoint.interpolate import export_interpolated

@@ -8,6 +8,7 @@ from typing import Any, cast
 from cluster.errors import DataError, StorageOutage
 from jobs.storage import files as storage
 from jobs.storage.listing import version_of
+from jobs.storage.outages import is_outage
 
 
 def stamp(file: str) -> tuple[str, ...]:
@@ -55,5 +56,5 @@ def info_of(file: str, fresh: bool) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise DataError(f"cannot read {file}: no such file") from error
     except Exception as error:  # the client of an object store may raise anything
-        kind = StorageOutage if storage.is_outage(error, storage.is_local(file)) else DataError
+        kind = StorageOutage if is_outage(error, storage.is_local(file)) else DataError
         raise kind(f"cannot look at {file}: {type(error).__name__}: {error}") from error

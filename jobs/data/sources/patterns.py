@@ -12,6 +12,7 @@ from cluster.text import did_you_mean
 from jobs.data.sources.dataset_dirs import HIDDEN, files_in
 from jobs.data.sources.records import SUPPORTED, is_unicode, suffix_of
 from jobs.storage import files as storage
+from jobs.storage.outages import is_outage
 
 
 def expand(pattern: str) -> tuple[str, ...]:
@@ -46,7 +47,7 @@ def _meant(pattern: str) -> tuple[str, ...]:
     except StorageError as error:
         raise DataError(f"cannot look for {error}") from error
     except Exception as error:  # the client of an object store may raise anything
-        kind = StorageOutage if storage.is_outage(error, storage.is_local(pattern)) else DataError
+        kind = StorageOutage if is_outage(error, storage.is_local(pattern)) else DataError
         raise kind(f"cannot look for {pattern} ({error!r}): check the address, credentials and network") from error
     if not names:
         where = "" if inner == pattern else f" (looked for {inner})"

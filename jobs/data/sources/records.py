@@ -19,6 +19,7 @@ from jobs.data.sources.bad_records import NOT_JSON, NOT_UTF8, BadRecord, Reason
 from jobs.data.sources.dataset_dirs import arrow_batches, parquet_batches, values_of
 from jobs.data.sources.file_stamp import info_of
 from jobs.storage import files as storage
+from jobs.storage.outages import is_outage
 
 TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json")
 SUPPORTED = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet", ".arrow")
@@ -105,7 +106,7 @@ class RecordReader:
         except StorageError as error:
             raise DataError(str(error)) from error
         except Exception as error:  # the client of an object store may raise anything
-            if storage.is_outage(error, storage.is_local(self.file)):
+            if is_outage(error, storage.is_local(self.file)):
                 raise StorageOutage(f"{self._cannot_read(line)}: {type(error).__name__}: {error}") from error
             if not isinstance(error, (OSError, EOFError, zlib.error)):
                 raise

@@ -17,7 +17,7 @@ from jobs.model_files.directory import local_model_dir, weight_files
 from jobs.run.paths import JobPaths
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
-from jobs.training.checkpoint.to_model import check_target, export_run, has_own_export
+from jobs.training.checkpoint.to_model import check_target, export_run, has_own_export, removed_on_failure
 from jobs.training.model.export import MAX_SHARD_BYTES, write_weights
 
 _NAMED = 3  # tensors that an error names
@@ -46,7 +46,8 @@ def export_interpolated(run_root: str, to: str, base_weight: float, say: Callabl
             tuned = storage.local_path(paths.model)
         else:
             tuned = export_run(run_root, scratch, say)
-        interpolate(tuned, base, to, base_weight)
+        with removed_on_failure(to):
+            interpolate(tuned, base, to, base_weight)
     return to
 
 
@@ -76,7 +77,7 @@ def interpolate(tuned: str, base: str, to: str, base_weight: float, max_shard_by
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
         ignored = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json")
         shutil.copytree(tuned, scratch, ignore=ignored, dirs_exist_ok=True)  # `put_dir` may move files
-        storage.put_dir(scratch, to)
+        storage.put_dir(scratch, to, last="config.json")
 
 
 def _check_same(ours: dict[str, tuple[int, ...]], theirs: dict[str, tuple[int, ...]], base: str) -> None:

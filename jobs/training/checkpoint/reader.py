@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.errors import DataError, StorageError, StorageOutage
+from cluster.errors import DataError, StorageError
 from jobs.run.checkpoints import Commit, Part, committed_steps, read_commit, read_parts, read_slices, saved_steps
 from jobs.run.paths import JobPaths
 from jobs.storage.tensor_file import Damaged, Want, read_ranges
@@ -87,21 +87,21 @@ class CheckpointReader:
             What is wrong on any rank, or None if nothing is; and the buffers.
 
         Raises:
-            StorageOutage: the storage does not answer one of the ranks now; raised on all ranks.
+            StorageError: one of the ranks may not read, or the storage does not answer it; raised on all ranks.
         """
         folder = self.paths.checkpoint(commit.step)
         buffers: dict[str, torch.Tensor] = {}
-        reason: str | StorageOutage | None = None
+        reason: str | StorageError | None = None
         try:
             read_slices(folder, parts, self.host.reads())
             buffers = read_buffers(folder, parts[0], self.buffers)
         except Damaged as error:
             reason = str(error)
-        except StorageOutage as error:
+        except StorageError as error:
             reason = error
         reasons = of_all_ranks(reason)
-        if outage := next((one for one in reasons if isinstance(one, StorageOutage)), None):
-            raise outage
+        if failed := next((one for one in reasons if isinstance(one, StorageError)), None):
+            raise failed
         return next((one for one in reasons if isinstance(one, str)), None), buffers
 
 

@@ -95,15 +95,20 @@ def _write_newest(paths: JobPaths, target: str, say: Callable[[str], None]) -> N
     Raises:
         DataError: there is no such checkpoint.
     """
-    outcome = read_outcome(paths)
+    outcome, tried = read_outcome(paths), set[int]()
     exported = None if outcome is None else outcome.exported_step  # the best one
-    for step in sorted(committed_steps(paths), key=lambda step: (step == exported, step), reverse=True):
+    while left := [step for step in committed_steps(paths) if step not in tried]:
+        step = max(left, key=lambda step: (step == exported, step))
+        tried.add(step)
         try:
             commit = read_commit(paths, step)
-            with redirected_output(paths.log("export")):
+            with _logged(paths):
                 _write(load_spec(paths.spec), paths.checkpoint(step), commit, read_parts(paths, commit), target)
         except Damaged as error:
-            say(f"the checkpoint of step {step} is damaged and passed over: {error}")
+            if step in committed_steps(paths):
+                say(f"the checkpoint of step {step} is damaged and passed over: {error}")
+            else:
+                say(f"the run has removed the checkpoint of step {step} in the meantime: a newer one is taken")
         else:
             return say(f"out of the checkpoint of step {step}")
     raise DataError(f"run {paths.name} has neither a model nor a complete checkpoint: there is nothing to export")
@@ -133,9 +138,28 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
     check_target(target, paths, own=paths.merged)
     with _exported(paths, target) as folder, tempfile.TemporaryDirectory(prefix="fleetune-merge-") as scratch:
         export_run(run_root, scratch, say)
-        with redirected_output(paths.log("export")):
+        with _logged(paths):
             _merge(without_flash_attention(spec), scratch, folder)
     return target
+
+
+@contextlib.contextmanager
+def _logged(paths: JobPaths) -> Iterator[None]:
+    """Write the output of libraries to the run's log; of a run that belongs to somebody else, to a temporary one."""
+    log = paths.log("export")
+    with contextlib.ExitStack() as stack:
+        if storage.is_local(log) and not os.access(os.path.dirname(storage.local_path(log)), os.W_OK):
+            log = os.path.join(stack.enter_context(tempfile.TemporaryDirectory(prefix="fleetune-log-")), "export")
+        stack.enter_context(redirected_output(log))
+        yield
+
+
+def _base_dir(spec: Spec) -> str:
+    """Return the local directory of the model that the run started from. Raises DataError: it is gone."""
+    found = local_model_dir(spec.model.path)
+    if not os.path.isdir(found):
+        raise DataError(f"model.path {spec.model.path}: the model that the run started from is gone. Put it back")
+    return found
 
 
 def _refuse_searches(paths: JobPaths) -> None:
@@ -172,7 +196,7 @@ def _exported(paths: JobPaths, target: str) -> Iterator[str]:
     It gets a mark that tells from which checkpoint it is made, because the run may continue later.
     """
     if target not in (paths.model, paths.merged):
-        with _removed_on_failure(target):
+        with removed_on_failure(target):
             yield target
         return
     source = export_source(paths)
@@ -208,7 +232,7 @@ def _place(path: str) -> str:
 
 @torch.no_grad()
 def _merge(spec: Spec, adapter: str, target: str) -> None:
-    base_dir, precision = local_model_dir(spec.model.path), precision_of_adapter(adapter)
+    base_dir, precision = _base_dir(spec), precision_of_adapter(adapter)
     pad = pad_token_id(load_tokenizer(base_dir))
     with tempfile.TemporaryDirectory(prefix="fleetune-merge-") as beside:
         expected = write_merged(spec, base_dir, adapter, precision, pad, target, beside)
@@ -224,7 +248,7 @@ def _merge(spec: Spec, adapter: str, target: str) -> None:
 
 
 @contextlib.contextmanager
-def _removed_on_failure(target: str) -> Iterator[None]:
+def removed_on_failure(target: str) -> Iterator[None]:
     """Remove the files that an export has added to a directory if an error leaves the context."""
     before = storage.list_names(target)
     try:
@@ -265,13 +289,14 @@ def _logits(model: torch.nn.Module, spec: Spec) -> list[torch.Tensor]:
 def _copied(source: str, target: str) -> str:
     with tempfile.TemporaryDirectory(prefix="fleetune-export-") as scratch:
         storage.fetch_dir(source, scratch)
-        with _removed_on_failure(target):
-            storage.put_dir(scratch, target)
+        config = _CONFIG if os.path.exists(os.path.join(scratch, _CONFIG)) else _ADAPTER_CONFIG
+        with removed_on_failure(target):
+            storage.put_dir(scratch, target, last=config)
     return target
 
 
 def _write(spec: Spec, folder: str, commit: Commit, parts: tuple[Part, ...], target: str) -> None:
-    model_dir, dtype = local_model_dir(spec.model.path), DTYPES[cast(Precision, commit.precision)]
+    model_dir, dtype = _base_dir(spec), DTYPES[cast(Precision, commit.precision)]
     model = empty_model(spec, model_dir, dtype)
     if spec.method.kind != "full":
         model = adapted(spec, model, model_dir, own_copies(commit.shapes))

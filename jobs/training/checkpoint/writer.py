@@ -155,7 +155,7 @@ class Checkpointer:
             file = write_shard(folder, f"{stem}.safetensors", tensors)
             description = Part(file=file, **part).model_dump_json().encode()
             if not writing.abandoned.is_set():
-                storage.write_bytes(storage.join(folder, f"{stem}.json"), description)
+                _write_surely(storage.join(folder, f"{stem}.json"), description)
             writing.part_done.set()
             if self._rank == 0:
                 self._commit(writing, fields)
@@ -226,12 +226,20 @@ class Checkpointer:
         """Remove checkpoints that are no longer kept. A failure to remove them is ignored."""
         best = commit.best.step if commit.best else None
         with contextlib.suppress(StorageError):
+            self._remove_dead_parts(commit)
             whole = committed_steps(self._paths)
             gone = to_remove(whole, self._keep, best, commit.step)
             for step in [*gone, *leftovers(saved_steps(self._paths), whole)]:
                 # Remove the marker first: a partly removed checkpoint must not look complete.
                 storage.remove_file(commit_path(self._paths, step))
                 storage.remove_dir(self._paths.checkpoint(step))
+
+    def _remove_dead_parts(self, commit: Commit) -> None:
+        """Remove what a worker group that was killed has left in the directory of the same step."""
+        folder, own = self._paths.checkpoint(commit.step), tuple(f"{stem}." for stem in self._stem)
+        for name in storage.list_names(folder):
+            if name != COMMIT_NAME and not name.startswith(own):
+                storage.remove_file(storage.join(folder, name))
 
     def remove_after(self, step: int) -> None:
         """Remove the checkpoints of later steps, newest first. Every rank must call it, and none may be busy.
@@ -278,6 +286,8 @@ class Checkpointer:
             return
         writing.abandoned.set()
         if writing.part_done.is_set() and writing.done.is_set():
+            if self._rank == 0:  # its thread may have committed before another rank failed
+                self._remove_marker(writing.step)
             self._remove_own_part(writing.step)
         for rank, reason in enumerate(reasons):
             if reason is not None:
@@ -324,3 +334,14 @@ class Checkpointer:
                 writing.error = f"the storage did not take it within {waited_s / 60:.0f} minutes"
                 return
             self._report("phase", f"writing the checkpoint of step {writing.step} ({waited_s:.0f} s)", phase="save")
+
+
+def _write_surely(path: str, content: bytes) -> None:
+    """Write a file. An object store may have stored it despite an error, and then others may have read it already."""
+    try:
+        storage.write_bytes(path, content)
+    except StorageError as error:
+        with contextlib.suppress(StorageError):
+            if storage.read_bytes(path) == content:
+                return
+        raise error

@@ -27,7 +27,7 @@ from jobs.model_files.tokenizer import load_tokenizer
 from jobs.run.metric_names import harness_name
 from jobs.spec.evaluation import SCORABLE, LmEval, is_task_file
 from jobs.spec.finetune import Spec
-from jobs.storage import files as storage
+from jobs.storage.outages import is_outage
 from jobs.training.collectives import from_rank_0, on_rank_0
 from jobs.training.loop.evaluation import rows_within, vocabulary_of
 from jobs.training.model.batch import Batch, model_logits
@@ -211,7 +211,7 @@ def _naming(task: str, what: str) -> Iterator[None]:
         yield
     except Exception as error:
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        if storage.is_outage(error, local=False):
+        if is_outage(error, local=False):
             raise StorageOutage(f"{task} cannot be {what} now: {said}. Try again later") from error
         raise DataError(
             f"{task} cannot be {what}: {said}. Correct the task or its data; the log of rank 0 has the traceback"

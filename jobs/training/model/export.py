@@ -98,12 +98,14 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype, ch
             if os.path.exists(os.path.join(model_dir, "generation_config.json")) and generation._from_model_config:
                 generation = GenerationConfig.from_pretrained(model_dir)  # the model was built without its weights
             end_at(generation, tokenizer.eos_token_id)
-            generation.save_pretrained(scratch)
+            # `save_pretrained` would refuse what many released models have, such as a temperature without sampling.
+            generation.to_json_file(os.path.join(scratch, "generation_config.json"))
         # Batches of several texts need a pad token. A head that looks for padding needs that of its configuration.
         if tokenizer.pad_token_id is None or reads_padding(model):
             tokenizer.pad_token_id = model.config.pad_token_id
         tokenizer.save_pretrained(scratch)
-        storage.put_dir(scratch, folder)  # a tokenizer with several chat templates has a folder of its own
+        # A tokenizer with several chat templates has a folder of its own. Without config.json, it is no model yet.
+        storage.put_dir(scratch, folder, last="config.json")
 
 
 def end_at(generation: Any, eos: int | None) -> None:

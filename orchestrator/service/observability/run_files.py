@@ -18,6 +18,7 @@ from cluster.errors import StorageError, StorageOutage
 from jobs.storage import files as storage
 from jobs.storage import journal
 from jobs.storage import without_links as beneath
+from jobs.storage.outages import is_outage
 from orchestrator.queue.records import Job
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.roots import check_run, root_of
@@ -106,7 +107,7 @@ class RunFiles:
 
 
 def _error_of(what: str, path: str, error: OSError) -> StorageError:
-    kind = StorageOutage if storage.is_outage(error, local=True) else StorageError
+    kind = StorageOutage if is_outage(error, local=True) else StorageError
     return kind(f"cannot {what} {path}: {error.strerror or error}")
 
 

@@ -16,7 +16,7 @@ from jobs.run.checkpoints import read_commit
 from jobs.run.paths import JobPaths
 from jobs.run.record import outcome_of_error
 from jobs.storage import files as storage
-from jobs.storage.files import is_outage
+from jobs.storage.outages import is_outage
 from jobs.storage.tensor_file import Damaged, ShardFile, Want, read_ranges
 
 pytestmark = pytest.mark.usefixtures("own_protocols")

@@ -1,0 +1,48 @@
+"""What an error of a file system means: the storage does not answer, or this process may not read. Pure."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+_PASSING: Final = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EBUSY,  # s3fs raises it if the store asks for fewer requests
+        errno.ECONNABORTED,
+        errno.ECONNREFUSED,
+        errno.ECONNRESET,
+        errno.EHOSTDOWN,
+        errno.EHOSTUNREACH,
+        errno.ENETDOWN,
+        errno.ENETRESET,
+        errno.ENETUNREACH,
+        errno.ENOTCONN,  # the process behind a FUSE mount has ended
+        errno.EPIPE,
+        errno.ESTALE,  # NFS
+        errno.ETIMEDOUT,
+    }
+)
+_OF_THE_READER: Final = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+# Parts of class names, because each client of an object store has its own tree of errors.
+_WORDS: Final = ("Timeout", "Connection", "Connect")
+
+
+def is_of_the_reader(error: BaseException) -> bool:
+    """Whether a read has failed for a reason that says nothing about the file: no permission, or no room here. Pure."""
+    cause = error.__cause__ or error
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return cause.errno in _OF_THE_READER
+    return isinstance(cause, (PermissionError, MemoryError))
+
+
+def is_outage(error: BaseException, local: bool) -> bool:
+    """Whether the same call may succeed later, because the storage did not answer or is overloaded. Pure.
+
+    Args:
+        local: the file system is mounted. There EIO usually means a broken disk, whereas s3fs raises it, or EREMOTEIO,
+            for internal errors of the store.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in _PASSING or (error.errno in (errno.EIO, errno.EREMOTEIO) and not local)
+    return any(word in cls.__name__ for cls in type(error).__mro__ for word in _WORDS)

@@ -239,7 +239,7 @@ def _merge(spec: Spec, adapter: str, target: str) -> None:
         with on_this_node(target, lambda: None) as local:
             links = [name for name in os.listdir(local) if ".safetensors" in name]
             for name in links:
-                os.symlink(os.path.join(local, name), os.path.join(beside, name))
+                os.symlink(os.path.abspath(os.path.join(local, name)), os.path.join(beside, name))
             merged = in_one_dtype(load_base(spec, beside, precision, pad)[0], precision)
             check_same_logits(expected, _logits(merged, spec), DTYPES[precision])
         for name in links:

@@ -20,7 +20,7 @@ from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.spec.load import dump_spec
 from jobs.storage.journal import read_journal
-from jobs.storage.tensor_file import as_bytes
+from jobs.storage.tensor_file import Damaged, as_bytes
 from jobs.training.checkpoint import to_model
 from jobs.training.checkpoint.to_model import export_run
 from tests.support import tiny
@@ -192,6 +192,31 @@ def test_an_export_that_was_removed_is_made_from_the_best_checkpoint_again(
     assert said == [f"out of the checkpoint of step {best}"]
     before, after = (load_file(f"{one.model}/model.safetensors") for one in (case.paths, paths))
     assert before.keys() == after.keys() and all(np.array_equal(before[one], after[one]) for one in before)
+
+
+def test_a_checkpoint_that_the_run_removes_during_an_export_is_not_damaged(
+    cases: dict[str, Case], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case, paths = cases["undisturbed"], JobPaths(str(tmp_path / "copied"))
+    shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns("model", "outcome.json"))
+    pathlib.Path(paths.spec).write_bytes(dump_spec(case.spec))
+    pathlib.Path(paths.logs).mkdir(exist_ok=True)
+    newest, newer, write = committed_steps(paths)[-1], STEPS + EVERY, to_model._write
+
+    def overtaken(*given: object) -> None:
+        if committed_steps(paths)[-1] == newest:
+            later = pathlib.Path(paths.checkpoint(newer))
+            pathlib.Path(paths.checkpoint(newest)).rename(later)
+            commit = later / "commit.json"
+            commit.write_text(commit.read_text().replace(f'"step":{newest},', f'"step":{newer},'))
+            raise Damaged("no such file")
+        write(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(to_model, "_write", overtaken)
+    said: list[str] = []
+    export_run(paths.root, say=said.append)
+    removed = f"the run has removed the checkpoint of step {newest} in the meantime: a newer one is taken"
+    assert said == [removed, f"out of the checkpoint of step {newer}"]
 
 
 def test_an_earlier_export_is_replaced_whole_or_stays(

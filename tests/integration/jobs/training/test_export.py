@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -211,6 +212,21 @@ def test_an_export_has_all_chat_templates_and_the_generation_config_of_the_sourc
     assert written == tokenizer.chat_template
     generation = transformers.GenerationConfig.from_pretrained(out)
     assert (generation.eos_token_id, generation.temperature) == ([2, 0], 0.6)
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+def test_settings_that_generation_ignores_do_not_end_an_export(tmp_path: pathlib.Path, name: str) -> None:
+    """Released models have a temperature without sampling, which transformers refuses to save."""
+    source, out = tiny.save_model(tmp_path / "llama", "llama"), str(tmp_path / "out")
+    (source / "generation_config.json").unlink(missing_ok=True)
+    file = source / name
+    settings = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(settings | {"temperature": 0.7, "top_p": 0.9}))
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.from_pretrained(source))
+    write_config(out, model, str(source), torch.float32)
+    generation = transformers.GenerationConfig.from_pretrained(out)
+    assert transformers.AutoTokenizer.from_pretrained(source).eos_token_id in np.atleast_1d(generation.eos_token_id)
+    assert name == "config.json" or generation.temperature == 0.7
 
 
 def test_an_export_has_the_template_of_the_spec(tmp_path: pathlib.Path) -> None:

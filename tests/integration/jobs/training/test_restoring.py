@@ -15,18 +15,19 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
 
-from cluster.errors import DataError, RunFailed, SpecError
+from cluster.errors import DataError, RunFailed, SpecError, StorageOutage
 from jobs.data.order.digest_chain import chain_of, step_digest, to_hex
 from jobs.data.order.row_order import ShuffledRows, StepPlan
 from jobs.planning.replay import ReplayRaise
 from jobs.remedies.early_stopping import stops_early
-from jobs.run.checkpoints import Best, Commit, Part
+from jobs.run.checkpoints import Best, Commit, Part, committed_steps, read_commit, read_parts
 from jobs.run.paths import JobPaths
 from jobs.spec.evaluation import Checkpoint, Eval
+from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter, read_part
 from jobs.storage.tensor_file import write_shard
 from jobs.training.checkpoint.reader import check_same_model
-from jobs.training.checkpoint.writer import Checkpointer
+from jobs.training.checkpoint.writer import Checkpointer, Writing
 from jobs.training.loop import restoring
 from jobs.training.loop.saving import (
     StepSignals,
@@ -266,6 +267,33 @@ def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
     back = read_buffers(str(tmp_path), part, buffers)
     assert all(torch.equal(back[name], buffers[name]) for name in buffers) and set(back) == set(buffers)
     assert set(load_file(tmp_path / "a.safetensors")) == {f"buffer:{name}" for name in buffers}
+
+
+def test_an_index_that_was_stored_despite_an_error_counts_and_dead_parts_go(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 may have read the index already, and committed."""
+    paths, write = JobPaths(str(tmp_path)), storage.write_bytes
+
+    def stored_but_failed(path: str, content: bytes) -> None:
+        write(path, content)
+        if path.endswith(".json") and "rank-" in path:
+            raise StorageOutage("the answer has not come")
+
+    worker: Any = SimpleNamespace(rank=0, world_size=1)
+    reporter: Any = SimpleNamespace(event=lambda *told, **data: None, flush=lambda: None)
+    checkpoints = Checkpointer(paths, SimpleNamespace(pieces=()), SimpleNamespace(), worker, 1, reporter)  # type: ignore[arg-type]
+    dead = pathlib.Path(paths.checkpoint(3), "rank-00000-of-00001.0badbeef.safetensors")
+    dead.parent.mkdir(parents=True)
+    dead.write_bytes(b"of a group that was killed")
+    tensors, described = checkpoints._part({"mean": torch.ones(2)})
+    monkeypatch.setattr(storage, "write_bytes", stored_but_failed)
+    writing = Writing(3)
+    checkpoints._write(
+        writing, tensors, described, commit().model_dump(exclude={"step", "num_workers", "parts", "bytes"})
+    )
+    assert writing.error is None and committed_steps(paths) == [3] and not dead.exists()
+    assert len(read_parts(paths, read_commit(paths, 3))) == 1
 
 
 def test_the_log_is_read_from_its_end_only_as_far_as_needed(

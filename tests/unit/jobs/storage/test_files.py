@@ -128,3 +128,18 @@ def test_urls_and_paths_are_told_apart() -> None:
     assert storage.is_url("s3://b/k") and storage.is_url("file:///x") and not storage.is_url("/x")
     assert storage.is_local("file:///x") and storage.is_local("x") and not storage.is_local("s3://b")
     assert storage.join("s3://b/k", "a", "b") == "s3://b/k/a/b" and storage.local_path("file:///x") == "/x"
+
+
+def test_brackets_in_a_path_are_names_and_no_pattern(root: str, tmp_path: Path) -> None:
+    one, two = storage.join(root, "exp[1]"), storage.join(root, "exp1")
+    for folder in (one, two):
+        storage.write_bytes(storage.join(folder, "a", "x"), folder.encode())
+    target = tmp_path / "fetched"
+    storage.fetch_dir(one, str(target))
+    assert (target / "a" / "x").read_bytes() == one.encode()
+    storage.move_file(storage.join(one, "a", "x"), storage.join(one, "b", "y[2]"))
+    assert storage.read_bytes(storage.join(one, "b", "y[2]")) == one.encode()
+    storage.remove_dir(one)
+    assert not storage.exists(storage.join(one, "b", "y[2]")) and storage.exists(storage.join(two, "a", "x"))
+    with pytest.raises(StorageError, match="no such file"):
+        storage.fetch_dir(storage.join(root, "none"), str(target))

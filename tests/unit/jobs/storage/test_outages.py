@@ -53,6 +53,7 @@ def silent() -> str:
         (OSError(errno.EBUSY, "SlowDown"), True),
         (OSError(errno.ESTALE, "Stale file handle"), True),
         (OSError(errno.EIO, "We encountered an internal error"), True),
+        (OSError(errno.EREMOTEIO, "We encountered an internal error"), True),
         (OSError(errno.ENOSPC, "No space left on device"), False),
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
         (PermissionError(errno.EACCES, "Access Denied"), False),
@@ -61,6 +62,32 @@ def silent() -> str:
 )
 def test_what_passes_is_told_from_what_comes_again(error: Exception, passes: bool) -> None:
     assert is_outage(error, local=False) is passes
+
+
+@pytest.mark.parametrize(
+    ("cause", "is_reader"),
+    [
+        (PermissionError(errno.EACCES, "Access Denied"), True),
+        (PermissionError("Forbidden"), True),
+        (OSError(errno.EMFILE, "Too many open files"), True),
+        (MemoryError(), True),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
+        (OSError(errno.EIO, "Input/output error"), False),
+        (ValueError("other content"), False),
+    ],
+)
+def test_a_read_that_is_not_allowed_says_nothing_about_the_file(
+    cause: Exception, is_reader: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint that may not be read is not passed over as damaged."""
+
+    def refused(path: str) -> bytes:
+        raise StorageError(f"cannot read {path}") from cause
+
+    monkeypatch.setattr(storage, "read_bytes", refused)
+    with pytest.raises(StorageError) as raised:
+        read_commit(JobPaths(str(tmp_path)), 10)
+    assert isinstance(raised.value, Damaged) is not is_reader
 
 
 def test_a_disk_that_cannot_be_read_is_no_outage() -> None:

@@ -164,8 +164,12 @@ class Gradients:
 
 
 def sums_all_in_fp32(strategy: Strategy, precision: Precision) -> bool:
-    """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine)."""
-    return strategy.stage == 1 and precision == "bf16" and not strategy.offload_optimizer
+    """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine).
+
+    fp16 counts as bf16, although it has the class of the other stages, which sums in fp32 too. On 12 small jobs the
+    real peak of that class was between 6 % more and 10 % less.
+    """
+    return strategy.stage == 1 and precision != "fp32" and not strategy.offload_optimizer
 
 
 def most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:

@@ -218,7 +218,8 @@ class FreeSlots:
     def _find_by_cpus(self, gang: Gang, terms: Terms) -> Placement | None:
         """Place a gang that needs no GPU.
 
-        One node takes all workers, preferably one without GPUs. Otherwise, several wholly free nodes without GPUs do.
+        One node takes all workers, preferably one without GPUs. Otherwise, wholly free nodes without GPUs do, and for
+        the last workers a node without GPUs that may be shared.
         """
         need = gang.num_workers * gang.cpus_per_worker
         closed = self.closed_to(terms)
@@ -235,13 +236,19 @@ class FreeSlots:
         left = gang.num_workers
         for node in sorted(open_nodes, key=lambda node: (-self._sizes[node], node)):
             whole = self.free[node] == self._sizes[node] and not self._gpu[node] and self.free[node]
-            workers = min(self._fits_cpus(gang, node), left) if whole else 0
-            if workers:
+            workers = self._fits_cpus(gang, node) if whole else 0
+            if 0 < workers <= left:
                 chosen.append((node, workers))
                 left -= workers
             if not left:
                 return tuple(chosen)
-        return None
+        taken = {node for node, _ in chosen}
+        rest = [
+            (self.free[node], node)
+            for node in open_nodes
+            if node not in taken and not self._gpu[node] and self.free[node] >= left * gang.cpus_per_worker
+        ]
+        return (*chosen, (min(rest)[1], left)) if chosen and rest else None
 
     def _fits_cpus(self, gang: Gang, node: int) -> int:
         return self._cpus[node] // gang.cpus_per_worker if gang.cpus_per_worker else gang.num_workers

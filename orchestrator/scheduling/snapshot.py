@@ -96,6 +96,8 @@ class Snapshot:
     def kinds(self) -> NDArray[np.int32]:
         """[rows]; the kind of the nodes that each job is on; -1: on none."""
         kinds = np.full(self.jobs.rows, -1, np.int32)
+        for row, placement in self.cluster.without_slots.items():
+            kinds[row] = self.cluster.kinds[placement[0][0]]
         nodes, places = (self.cluster.slots >= 0).nonzero()
         kinds[self.cluster.slots[nodes, places]] = self.cluster.kinds[nodes]
         return kinds

@@ -223,13 +223,16 @@ def _place_by_cpus(open_ones: list[Machine], gang: Gang) -> Placement | None:
     chosen: list[tuple[int, int]] = []
     left = gang.num_workers
     for one in sorted(open_ones, key=lambda one: (-one.size, one.number)):
-        workers = min(one.cpus // gang.cpus_per_worker, left)
-        if not one.has_gpus and one.idle and workers:
+        workers = one.cpus // gang.cpus_per_worker
+        if not one.has_gpus and one.idle and 0 < workers <= left:
             chosen.append((one.number, workers))
             left -= workers
         if not left:
             return tuple(chosen)
-    return None
+    rest = [one for one in open_ones if one.number not in dict(chosen) and not one.has_gpus]
+    rest = [one for one in rest if one.free >= left * gang.cpus_per_worker]
+    last = min(rest, key=lambda one: (one.free, one.number), default=None)
+    return (*chosen, (last.number, left)) if chosen and last is not None else None
 
 
 def slow_plan(snapshot: Snapshot, policy: Policy) -> Plan:

@@ -96,6 +96,12 @@ def test_everything_that_is_installed_has_the_tested_versions_and_leaves_no_cach
     assert all("--no-install-recommends" in text and "rm -rf /var/lib/apt/lists" in text for text in fetched)
 
 
+def test_the_source_is_built_without_what_the_empty_packages_have_left() -> None:
+    """setuptools takes the empty __init__.py of the first installation, which are newer, and leaves ours out."""
+    built = [text for target in IMAGES for text in of_image(f"build-{target}", "RUN") if "--force-reinstall" in text]
+    assert len(built) == len(IMAGES) and all(text.startswith("rm -rf build ./*.egg-info && pip ") for text in built)
+
+
 def test_the_extras_that_are_installed_exist_and_the_server_has_no_torch() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     named = {target: " ".join(of_image(f"build-{target}", "RUN")) for target in IMAGES}

@@ -15,8 +15,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.capacity.free_slots import FreeSlots
 from cluster.capacity.gang import Gang
-from cluster.capacity.occupancy import Occupancy, Placement
+from cluster.capacity.occupancy import Occupancy, Placement, placement_of
 from orchestrator.scheduling.job_table import Floats, JobTable, Rows
 from orchestrator.scheduling.plan.victims import Victims
 
@@ -46,7 +47,8 @@ def preemption_for(
     open_nodes = cluster.usable if closed is None else cluster.usable & ~closed
     search = _Search(gang, jobs, cluster, victims, victims.open_to(row), open_nodes)
     found = [search.by_slots(float(jobs.size[row])), None if gang.gpus_per_worker else search.by_cpus()]
-    return min((one for one in found if one is not None), key=lambda one: search.cost(one.victims), default=None)
+    best = min((one for one in found if one is not None), key=lambda one: search.cost(one.victims), default=None)
+    return None if best is None else search.without_needless(best)
 
 
 class _Search:
@@ -91,7 +93,7 @@ class _Search:
         gang, cluster = self._gang, self._cluster
         if int(cluster.free.sum()) + float(self._jobs.size @ self._open_jobs) < size:
             return None
-        if cluster.fits_every_node(gang):
+        if gang.gpus_per_worker and cluster.fits_every_node(gang):
             return self.on_one_node(None)
         found = []
         for kind in sorted(cluster.kinds_for(gang)):
@@ -103,8 +105,8 @@ class _Search:
     def by_cpus(self) -> Preemption | None:
         """Return the cheapest preemption for a gang without GPUs on a node with GPUs, of jobs without GPUs."""
         need, options = self._gang.num_workers * self._gang.cpus_per_worker, []
-        for node, held in sorted(self._only_cpus.items()):
-            rows = self._chosen(held, need - int(self._cluster.cpus_free[node])) if self._open_nodes[node] else None
+        for node in sorted(self._only_cpus):
+            rows = self._with_cpus(node, (), need) if self._open_nodes[node] else None
             options += [(self.cost(rows), node, rows)] if rows is not None else []
         if not options:
             return None
@@ -147,6 +149,25 @@ class _Search:
             placement.append((found[0], left))
             stopped |= dict.fromkeys(found[1])
         return Preemption(tuple(stopped), tuple(placement))
+
+    def without_needless(self, found: Preemption) -> Preemption:
+        """Leave out jobs without whose interruption the gang fits too, the costly ones first.
+
+        Whole nodes are emptied before it is known where the last workers go.
+        """
+        if len(found.victims) < 2:
+            return found
+        for row in sorted(found.victims, key=lambda row: -self.cost((row,))):
+            others = tuple(victim for victim in found.victims if victim != row)
+            after = self._cluster.copy()
+            np.logical_and(after.usable, self._open_nodes, out=after.usable)
+            for victim in others:
+                gang = self._jobs.gang_of(victim)
+                after.release(victim, gang, placement_of(victim, gang, after))
+            placement = FreeSlots(after).place(self._gang)
+            if placement is not None:
+                found = Preemption(others, placement)
+        return found
 
     def cost(self, rows: Sequence[int]) -> float:
         return sum(float(self._victims.harm_by_slot[row] * self._jobs.size[row]) for row in rows)
@@ -197,10 +218,25 @@ class _Search:
         return self._chosen(held, size - int(self._cluster.free[node]) - sum(held.pop(row, 0) for row in stopped))
 
     def _with_cpus(self, node: int, rows: tuple[int, ...], cpus: int) -> tuple[int, ...] | None:
-        """Add jobs that take only CPUs of the node, until so many CPUs are free there; None: there are too few."""
+        """Add jobs until so many CPUs of the node are free; None: there are too few.
+
+        Those that take only CPUs of it, if they are enough. For a gang without GPUs, no job with GPUs is stopped.
+        """
+        need = cpus - self._cpus_with(node, rows)
         held = {row: count for row, count in self._only_cpus.get(node, {}).items() if row not in rows}
-        more = self._chosen(held, cpus - self._cpus_with(node, rows))
+        more = self._chosen(held, need)
+        if more is None and self._gang.gpus_per_worker:
+            more = self._chosen(held | self._cpus_of_slots(node, rows), need)
         return None if more is None else (*rows, *more)
+
+    def _cpus_of_slots(self, node: int, rows: Sequence[int]) -> dict[int, int]:
+        """Return the CPUs of the jobs that hold slots of the node and may be interrupted, without these rows."""
+        held = Counter[int](row for row in self._cluster.slots[node].tolist() if row >= 0 and self._open_jobs[row])
+        gangs = {row: self._jobs.gang_of(row) for row in held if row not in rows}
+        return {
+            row: held[row] // (gang.gpus_per_worker or gang.cpus_per_worker) * gang.cpus_per_worker
+            for row, gang in gangs.items()
+        }
 
     def _chosen(self, held: Mapping[int, int], need: int) -> tuple[int, ...] | None:
         """Choose jobs that hold `need` together; None: there are too few. `held`: by row.

@@ -246,6 +246,15 @@ def test_only_what_has_failed_or_was_cancelled_is_put_back(store: Store) -> None
     assert store.retry(cancelled.job_id, START_S, "bert").wanted is DesiredState.RUN
 
 
+def test_a_job_that_is_put_back_waits_from_then_on(store: Store) -> None:
+    """Otherwise it would go before every priority for what it had waited before it failed."""
+    later_s = START_S + 8 * 86_400
+    failed = go(store, submit(store), *RUN, State.STOPPING, State.FAILED, now_s=later_s, reason=Reason.RUN_FAILED)
+    assert failed.waited_s == 8 * 86_400
+    again = store.retry(failed.job_id, later_s, "bert")
+    assert (again.waited_s, again.interruptions, again.waiting_since_s) == (0.0, 0, later_s)
+
+
 def test_retries_at_once_do_not_pass_the_limit_of_the_tenant_together(store: Store) -> None:
     failed = [go(store, submit(store), *RUN, State.STOPPING, State.FAILED, reason=Reason.RUN_FAILED) for _ in range(6)]
     store.put_tenant(Tenant("a", restrictions=Restrictions(max_queued_jobs=2)), START_S)

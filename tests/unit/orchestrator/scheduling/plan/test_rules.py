@@ -142,6 +142,14 @@ def test_an_idle_guarantee_is_lent_and_taken_back_whatever_the_priority() -> Non
     assert decided(nodes(8), [jobs[0], replace(jobs[1], gpus=5)], tenants=tenants) == []
 
 
+def test_the_cpus_of_nodes_of_a_guaranteed_type_are_taken_back_too() -> None:
+    tenants = (Tenant("owner", guaranteed=(("A", 4),)), Tenant("guest"))
+    lent = without_gpus("lent", 8, 0, tenant=1, priority=9, left_s=LONG)
+    jobs = [lent, Job("owners", 4)]
+    assert decided(nodes(8, cpus=8, type="A"), jobs, tenants=tenants) == ["stop lent", "start owners on 0"]
+    assert decided(nodes(8, cpus=8, type="B"), jobs, tenants=tenants) == []
+
+
 def test_what_is_within_a_guarantee_is_not_interrupted_for_other_tenants() -> None:
     tenants = (Tenant("owner", guaranteed=((None, 4),)), Tenant("guest"))
     jobs = [Job("owners", 4, on={0: 4}, left_s=LONG), Job("guests", 4, tenant=1, priority=9, left_s=60.0)]
@@ -205,6 +213,35 @@ def test_a_job_without_gpus_stops_no_job_with_gpus_and_takes_the_cheapest_place(
     dear, cheap = without_gpus("dear", 4, 0, left_s=LONG, cost_s=HOUR), without_gpus("cheap", 4, 1, left_s=LONG)
     assert decided(nodes(8, 0, cpus=4), [dear, cheap, high]) == ["stop cheap", "start high on 1"]
     assert decided(nodes(0, 8, cpus=4), [dear, cheap, high]) == ["stop cheap", "start high on 1"]
+
+
+def test_cpus_that_a_job_with_gpus_holds_are_made_free_for_a_job_with_gpus() -> None:
+    low, high = Job("low", 4, on={0: 4}, cpus=15, left_s=LONG), Job("high", 4, cpus=8, priority=1)
+    assert decided(nodes(8, cpus=64), [low, high]) == ["stop low", "start high on 0"]
+    assert decided(nodes(8, cpus=64), [replace(low, preemptible=False), high]) == []
+    other = without_gpus("other", 60, 0, left_s=LONG)
+    assert decided(nodes(8, cpus=128), [low, other, high]) == ["stop other", "start high on 0"]
+
+
+def test_no_job_is_stopped_beside_those_that_are_enough() -> None:
+    three, five = Job("three", 3, on={0: 3}, left_s=LONG), Job("five", 5, on={1: 5}, left_s=LONG)
+    machines = nodes(8, 8)
+    assert decided(machines, [three, five, Job("gang", 13, priority=1)]) == ["stop five", "start gang on 1:8 0:5"]
+
+
+def test_a_gang_of_cpus_preempts_on_nodes_without_gpus_also_beside_large_nodes_with_gpus() -> None:
+    full = [without_gpus(name, 8, node, left_s=LONG) for node, name in enumerate(("a", "b"))]
+    gpus, gang = stays("gpus", 8, 2), without_gpus("gang", 12, priority=1)
+    machines = [*nodes(0, 0, cpus=8), *nodes(8, cpus=64)]
+    held = replace(gpus, cpus=8)
+    found = decided(machines, [*full, held, gang])
+    assert sorted(found[:2]) == ["stop a", "stop b"] and found[2:] == ["start gang on 0:8 1:4"]
+
+
+def test_a_gang_of_cpus_takes_whole_nodes_and_shares_one() -> None:
+    busy, gang = replace(without_gpus("busy", 1, 1), preemptible=False), without_gpus("gang", 10)
+    assert decided(nodes(0, 0, cpus=8), [busy, gang]) == ["start gang on 0:8 1:2"]
+    assert decided(nodes(0, 0, 0, cpus=8), [busy, gang]) == ["start gang on 0:8 1:2"]
 
 
 def test_what_is_not_preemptible_is_never_interrupted() -> None:

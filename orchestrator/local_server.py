@@ -30,7 +30,7 @@ def make_home(home: Path) -> None:
 
 @contextlib.contextmanager
 def locked(home: Path) -> Iterator[None]:
-    """Lock the folder, and remove the record at the end. Raises HomeTaken or StorageError."""
+    """Lock the folder. Raises HomeTaken or StorageError."""
     make_home(home)
     try:
         lock = os.open(home / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -47,15 +47,21 @@ def locked(home: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            (home / _RECORD).unlink(missing_ok=True)
         os.close(lock)
 
 
 def write_record(home: Path, url: str) -> None:
-    """Write the record of this process, atomically, for `orchestrator.client.discovery`. The caller holds the lock."""
+    """Write the record of this process, atomically, for `orchestrator.client.discovery`."""
     new = home / f"{_RECORD}.new"
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump({"url": url, "pid": os.getpid(), "version": version("fleetune")}, file)
     new.replace(home / _RECORD)
+
+
+def remove_record(home: Path) -> None:
+    """Remove the record, if it is that of this process."""
+    found = local_server(home)
+    if found is not None and found.pid == os.getpid():
+        with contextlib.suppress(OSError):
+            (home / _RECORD).unlink(missing_ok=True)

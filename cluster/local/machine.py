@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cluster.capacity.inventory import Node
 from cluster.errors import MachinesFailed
-from cluster.local.memory import Memory, memory_here
+from cluster.local.memory import Memory, groups, memory_here
 from cluster.settings import visible_gpus
 
 _LIST_GPUS = ["nvidia-smi", "-L"]
@@ -36,7 +36,29 @@ def this_machine() -> Node:
     listed = "" if visible == () else _asked(_LIST_GPUS)
     models = _GPU_LINE.findall(listed)
     count = len(models) if visible is None else _count(visible, len(models), _UUID.findall(listed))
-    return Node(os.uname().nodename, len(os.sched_getaffinity(0)), count, _model(models[0]) if count else None)
+    return Node(os.uname().nodename, cpus_here(), count, _model(models[0]) if count else None)
+
+
+def cpus_here(root: Path = Path("/")) -> int:
+    """Count the CPUs that this process may use: its affinity, and the limit of its control groups.
+
+    Args:
+        root: root of the file system; tests give another directory.
+    """
+    allowed = len(os.sched_getaffinity(0))
+    limits = [limit for folder in groups(root, "cpu") if (limit := _cpu_limit(folder)) is not None]
+    return max(1, min(allowed, *map(int, limits))) if limits else allowed
+
+
+def _cpu_limit(folder: Path) -> float | None:
+    """Return the CPUs that a control group may use, of version 2 or 1; None: it sets no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (folder / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        quota_us = int((folder / "cpu.cfs_quota_us").read_text())
+        return quota_us / int((folder / "cpu.cfs_period_us").read_text()) if quota_us > 0 else None
+    return None
 
 
 def _count(visible: Sequence[str], gpus: int, uuids: Sequence[str]) -> int:

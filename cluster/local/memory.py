@@ -28,7 +28,7 @@ class Memory:
 
 def memory_here(root: Path = Path("/")) -> Memory:
     """Read limit, use and kills for this process. `root`: root of the file system; tests give another directory."""
-    folders = list(_groups(root))
+    folders = list(groups(root, "memory"))
     machine = _number_after("MemTotal:", root / "proc/meminfo") * 1024
     limits = {folder: limit for folder in folders if (limit := _limit(folder)) and (not machine or limit < machine)}
     tightest = min(limits, key=lambda folder: limits[folder], default=None)
@@ -48,8 +48,8 @@ def killed_since(before: Sequence[int], after: Sequence[int]) -> bool:
     return any(then < now for then, now in zip(before, after, strict=False))
 
 
-def _groups(root: Path) -> Iterator[Path]:
-    """Yield the folders of this process's memory control groups, the innermost first.
+def groups(root: Path, controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control groups for memory or cpu, the innermost first.
 
     In a container, the path of the group may not exist: its own group is then mounted where the outermost one would be.
     """
@@ -58,8 +58,8 @@ def _groups(root: Path) -> Iterator[Path]:
         controllers, _, path = rest.partition(":")
         if number == "0":
             base = root / "sys/fs/cgroup"
-        elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
+        elif controller in controllers.split(","):
+            base = root / "sys/fs/cgroup" / controller
         else:
             continue
         inner = base / path.lstrip("/")

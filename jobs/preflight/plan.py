@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.errors import DataError, InputError, SpecError
 from cluster.imports import quick_imports
+from cluster.local.machine import cpus_here
 from cluster.local.memory import memory_here
 from cluster.text import many
 from jobs.data.order.stream import step_plan, tokens_per_run
@@ -235,7 +236,7 @@ def cpu_worker(memory: int, cores: int) -> Accelerator:
 
         return cpu_speed(threads)
 
-    threads = min(cores, len(os.sched_getaffinity(0)))
+    threads = min(cores, cpus_here())
     flops, copied = kept_cpu_speed(threads, measured)
     return Accelerator(
         name=CPU,

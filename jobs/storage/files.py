@@ -373,6 +373,9 @@ def check_writable(path: str) -> None:
     except StorageOutage:
         raise
     except Exception as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not is_local(path):
+            what = "there is no such bucket or container. Make it first, or correct the name"
+            raise StorageError(f"storage_path {path} is not writable: {what}") from error
         raise StorageError(
             f"storage_path {path} is not writable: {error}. Choose a directory or URL you own."
         ) from error

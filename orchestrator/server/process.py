@@ -21,6 +21,7 @@ from cluster.local.machine import machine_name
 from cluster.ray.session_record import SessionRecord
 from cluster.settings import extra_protocols, fleetune_home, retention_days, server_secrets
 from cluster.tls import check_own
+from orchestrator.client.discovery import local_server
 from orchestrator.controller.controller import Controller
 from orchestrator.controller.leadership import LeaderElection
 from orchestrator.controller.machines import MachinesGuard
@@ -29,7 +30,7 @@ from orchestrator.http.auth import Tokens, is_loopback
 from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.http.scrub import Scrubber
-from orchestrator.local_server import locked, make_home, write_record
+from orchestrator.local_server import locked, make_home, remove_record, write_record
 from orchestrator.queue.clock import USUAL, SystemClock, Timing
 from orchestrator.queue.errors import StoreBroken
 from orchestrator.queue.records import QueueEvent
@@ -107,6 +108,7 @@ def serve(options: Options) -> None:
     with contextlib.ExitStack() as stack:
         if options.store is None:
             stack.enter_context(locked(home))
+        stack.callback(remove_record, home)
         sock = stack.enter_context(contextlib.closing(listen(options.host, options.port)))
         store = stack.enter_context(_opened(options, home, output))
         place = machines(options.address, store, home, Path(options.autoscaler) if options.autoscaler else None)
@@ -241,6 +243,9 @@ class _Server:
         self._output.greet(self._greeting())
         if self._options.store is None:
             write_record(self._home, self._url_here)
+        elif local_server(self._home) is None:  # so that scripts of this machine find it, and start none
+            with contextlib.suppress(OSError):
+                write_record(self._home, self._url_here)
         sys.setswitchinterval(_SWITCH_S)
         self._loop.start()
         for number in (signal.SIGTERM, signal.SIGINT):

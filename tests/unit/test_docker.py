@@ -132,7 +132,12 @@ def test_every_service_is_built_from_a_target_of_the_dockerfile() -> None:
         assert service["image"] == f"fleetune-{target}:{version}"
         assert target == ("control" if name == "server" else "worker")
     assert {one["command"][0] for one in services().values()} == {"head", "worker", "serve"}
-    assert sum(one["command"] == ["worker"] for one in services().values()) == 2
+    cpus = [
+        one["command"][one["command"].index("--num-cpus") + 1]
+        for one in services().values()
+        if one["command"][0] != "serve"
+    ]
+    assert cpus == ["0", "${WORKER_CPUS:-2}", "${WORKER_CPUS:-2}"], "together they announce what the machine has"
 
 
 def test_roles_of_the_services_are_cases_of_the_entrypoint() -> None:

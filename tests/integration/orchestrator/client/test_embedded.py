@@ -192,9 +192,11 @@ def test_a_script_outlives_its_server_and_finds_the_next(home: Home) -> None:
     assert printed.split()[0] == "succeeded" and printed.split()[1] != url
 
 
-def test_a_server_that_was_started_by_hand_is_used(home: Home) -> None:
+@pytest.mark.parametrize("own_store", [False, True])
+def test_a_server_that_was_started_by_hand_is_used(home: Home, own_store: bool) -> None:
     with open(home.folder / "log", "wb") as log:
-        command = [sys.executable, "-m", "orchestrator", "serve", "--port", "0"]
+        store = ["--store", str(home.folder / "own.db")] if own_store else []
+        command = [sys.executable, "-m", "orchestrator", "serve", "--port", "0", *store]
         by_hand = subprocess.Popen(command, cwd=ROOT, env=home.environment(), stdout=log, stderr=log)
     wait_for(lambda: local_server(home.path) is not None, "it is there")
     found = local_server(home.path)
@@ -205,6 +207,7 @@ def test_a_server_that_was_started_by_hand_is_used(home: Home) -> None:
     assert url == found.url and not (of_another.exists() and "Fleetune " in of_another.read_text())
     home.end()
     by_hand.wait()
+    assert not (home.path / "server.json").exists()
 
 
 def test_a_server_that_does_not_come_up_is_said_with_the_end_of_its_log(home: Home) -> None:

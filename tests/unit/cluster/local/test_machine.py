@@ -1,4 +1,4 @@
-"""The GPUs of this machine, as a program named `nvidia-smi` lists them."""
+"""The GPUs of this machine, as a program named `nvidia-smi` lists them, and its CPUs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from cluster.errors import BackendUnreachable, MachinesFailed
 from cluster.local.backend import LocalBackend
-from cluster.local.machine import hardware_here, this_machine
+from cluster.local.machine import cpus_here, hardware_here, this_machine
 
 TWO_MIG = "  MIG 3g.40gb Device 0: (UUID: MIG-aa)\n  MIG 3g.40gb Device 1: (UUID: MIG-bb)\n"
 LIST = "".join(f"GPU {n}: NVIDIA H100 80GB HBM3 (UUID: GPU-{n}{n}{n}{n}-4d2e)\n" for n in range(8)) + TWO_MIG
@@ -88,3 +88,25 @@ def test_gpus_that_cannot_be_counted_are_an_error_and_are_asked_for_again(smi: S
     assert [node.gpus for node in backend.inventory().nodes] == [8]
     smi("exit 9")
     assert [node.gpus for node in backend.inventory().nodes] == [8]
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {}, 64),
+        ("0::/pod/worker\n", {"pod/cpu.max": "400000 100000\n", "pod/worker/cpu.max": "max 100000\n"}, 4),
+        ("0::/pod\n", {"pod/cpu.max": "50000 100000\n"}, 1),
+        ("0::/pod\n", {"pod/cpu.max": "9900000 100000\n"}, 64),
+        ("3:cpu,cpuacct:/docker/3f\n", {"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ("3:cpu,cpuacct:/docker/3f\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+    ],
+)
+def test_the_limit_of_a_container_counts_as_its_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    written = {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{name}": text for name, text in files.items()}}
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert cpus_here(tmp_path) == expected

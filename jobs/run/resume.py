@@ -178,8 +178,11 @@ def check_not_driven(paths: JobPaths, now_s: float) -> None:
         return
     silent_s = now_s - written_at_s(fresh[-1])
     who = f"process {driver['pid']} on host {driver['host']}" if driver else "a process that did not say where it is"
+    when = f"{silent_s:.0f} s ago"
+    if silent_s < 0:
+        when = f"{-silent_s:.0f} s from now, because the clock of its host is ahead of this host's"
     raise InputError(
-        f"run {paths.name} may still be going on: it was driven by {who}, and wrote {silent_s:.0f} s ago. To stop it: "
+        f"run {paths.name} may still be going on: it was driven by {who}, and wrote {when}. To stop it: "
         f"{stop}. If that process is dead, the run may go on in {SILENT_S - silent_s:.0f} s"
     )
 

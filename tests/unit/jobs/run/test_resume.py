@@ -227,6 +227,8 @@ def test_a_run_that_was_driven_elsewhere_may_go_on_when_it_has_been_silent(
     with pytest.raises(InputError, match=r"process 7 on host .* wrote 20 s ago.* may go on in 130 s"):
         check_resumable(paths, spec, lambda: now_s)
     assert check_resumable(paths, spec, lambda: now_s + SILENT_S) == spec
+    with pytest.raises(InputError, match=r"wrote 40 s from now, because the clock of its host is ahead .* in 190 s"):
+        check_resumable(paths, spec, lambda: now_s - 60)
 
 
 def test_a_run_that_has_an_outcome_may_go_on_at_once(spec: Spec, paths: JobPaths) -> None:

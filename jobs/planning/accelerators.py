@@ -117,7 +117,11 @@ def machines_of(text: str) -> Machines:
     accelerator, nodes, gpus = accelerator_of(found["name"]), int(found["nodes"] or 1), int(found["gpus"])
     if not (0 < nodes * gpus <= _MOST):
         raise InputError(f"--on {text!r}: the number of GPUs must be from 1 to {_MOST:,}, but is {nodes * gpus:,}")
-    return Machines(nodes, gpus, accelerator) if found["nodes"] else machines_with(gpus, accelerator)
+    machines = Machines(nodes, gpus, accelerator) if found["nodes"] else machines_with(gpus, accelerator)
+    if machines.gpus_per_node == 1 and not found["nodes"] and gpus > 1:
+        of = accelerator.name
+        raise InputError(f"--on {text!r}: {gpus} GPUs make no equal nodes: give the nodes too, such as 1x{gpus}x{of}")
+    return machines
 
 
 def machines_with(gpus: int, accelerator: Accelerator) -> Machines:

@@ -23,7 +23,9 @@ from jobs.storage import files as storage
 
 
 def storage_root(given: str | None) -> str:
-    """Return the absolute path of the runs: as given, or from the environment."""
+    """Return the absolute path of the runs: as given, or from the environment. Raises InputError: it is empty."""
+    if given is not None and not given.strip():
+        raise InputError("--storage is empty: is a shell variable not set?")
     return absolute(given or settings.storage_path())
 
 

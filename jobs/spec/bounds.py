@@ -24,5 +24,5 @@ CpusPerWorker = Annotated[int, Field(ge=1, le=MOST_CPUS_PER_WORKER)]
 
 def name_field(default: str, whose: str) -> Any:
     """Make the field `name` of a kind of spec."""
-    description = f"Start of {whose}: lower-case letters, digits, '.', '_' and '-'."
+    description = f"Start of {whose}: up to 63 lower-case letters, digits, '.', '_' and '-', first a letter or digit."
     return Field(default, pattern=NAME_PATTERN, description=description)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,6 +109,7 @@ def load_sweep(path: str, overrides: Sequence[str] = ()) -> SweepSpec | None:
 
 def load_marked(path: str, overrides: Sequence[str] = ()) -> Loaded:
     """Read a spec of any kind together with the places of its fields. Raises SpecError."""
+    path = os.fspath(path)
     if path.lower().endswith(_DATA):
         raise SpecError(
             f"{path} is a data file, not a spec: write a spec that names it as data.train{_specs_beside(path)}"
@@ -202,6 +204,9 @@ def _kind_of(document: Document) -> Kind:
     if "kind" not in values and "command" in values and "model" not in values:
         mark = document.mark(("command",))
         raise SpecError.of([Mistake("is missing: a spec with a command needs kind: command", "kind", str(mark))])
+    if "kind" not in values and "base" in values and "model" not in values:
+        mark, kind = document.mark(("base",)), "compare" if "methods" in values else "sweep"
+        raise SpecError.of([Mistake(f"is missing: a spec with a base needs kind: {kind}", "kind", str(mark))])
     for kind in SPEC_MODELS:
         if named == kind:
             return kind
@@ -216,6 +221,10 @@ def dump_spec(spec: OfAnyKind) -> bytes:
 
 
 def _text(path: str) -> str:
+    if not path.strip():
+        raise SpecError("the path of the spec is empty: is a shell variable not set?")
+    if path == "-" or (storage.is_local(path) and _is_stream(storage.local_path(path))):
+        raise SpecError(f"{path}: a spec is read from a file, since its paths are relative to it: save it first")
     if storage.is_local(path) and os.path.isdir(storage.local_path(path)):
         raise SpecError(f"{path} is a directory: give the spec's file{_specs_beside(path)}")
     try:
@@ -226,6 +235,15 @@ def _text(path: str) -> str:
         ) from error
     except StorageError as error:
         raise SpecError(f"{error}{_specs_beside(path)}") from error
+
+
+def _is_stream(path: str) -> bool:
+    """Whether a path is that of a pipe or a terminal."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode) or stat.S_ISSOCK(mode)
 
 
 def _specs_beside(path: str) -> str:

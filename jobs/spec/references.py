@@ -48,12 +48,12 @@ def absolute_model(path: str, base: str) -> str:
 
 
 def template_text(template: str | None, base: str) -> str | None:
-    """Return a chat template's text. If it is one line that ends in .jinja, that file is read, relative to `base`.
+    """Return a chat template's text. A line without Jinja's brackets is a file, which is read, relative to `base`.
 
     Raises:
         SpecError: the file cannot be read, or is too large for a template.
     """
-    if template is None or not template.strip().endswith(".jinja") or "\n" in template.strip():
+    if template is None or "\n" in template.strip() or "{{" in template or "{%" in template:
         return template
     path = absolute(template.strip(), base)
     try:

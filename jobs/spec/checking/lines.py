@@ -169,13 +169,16 @@ class _Builder:
             self._open.discard(id(node))
 
     def _value(self, node: yaml.Node, path: Path) -> Any:
+        plain = yaml.resolver.BaseResolver
+        if node.tag not in (*_SCALARS, plain.DEFAULT_MAPPING_TAG, plain.DEFAULT_SEQUENCE_TAG):
+            return self._problem(node, f"the YAML tag {node.tag} has no meaning here")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)
         if isinstance(node, yaml.SequenceNode):
             return [self.build(item, (*path, index)) for index, item in enumerate(node.value)]
         make = _SCALARS.get(node.tag)
         if make is None:
-            return self._problem(node, f"the YAML tag {node.tag} has no meaning here")
+            return self._problem(node, f"the YAML tag {node.tag} is for another kind of value")
         if node.tag != _STR and not _fits(node.tag, node.value):  # only an explicit tag may not fit its value
             return self._problem(
                 node, f"{json.dumps(node.value[:_LONGEST_SHOWN])} does not fit its YAML tag {node.tag}"

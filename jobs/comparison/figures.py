@@ -144,9 +144,13 @@ def findings(comparison: Comparison) -> list[str]:
         best, *others = ranked
         said.append(f"{metric.removeprefix('eval_')} is best with {best.name}")
         near = [one.name for one in others if best.metrics[metric].overlaps(one.metrics[metric])]
-        if any(len(one.metrics[metric].values) + one.failed_seeds < 2 for one in ranked):
+        single = [one for one in ranked if len(one.metrics[metric].values) < 2]
+        if single:
             noise = "a method with one seed has no interval, so the differences may be noise"
-            said.append(f"{noise}: give seeds: 3, or a larger budget")
+            what_to_do = "give seeds: 3, or a larger budget"
+            if all(one.failed_seeds for one in single):
+                what_to_do = "its other seeds have failed"
+            said.append(f"{noise}: {what_to_do}")
         elif near:
             said.append(f"its interval overlaps with that of {', '.join(near)}: more seeds may tell them apart")
     full = next((rate for one in comparison.methods if one.method == "full" and (rate := rate_of(one))), None)

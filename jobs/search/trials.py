@@ -25,7 +25,14 @@ from jobs.search.rules.auto import (
     varied_rate,
     whole_run_rate,
 )
-from jobs.search.rules.budget import FINALISTS, BudgetPlan, budget_plan, most_repeats, whole_runs_begun
+from jobs.search.rules.budget import (
+    FINALISTS,
+    BudgetPlan,
+    budget_plan,
+    most_repeats,
+    whole_runs_allowed,
+    whole_runs_begun,
+)
 from jobs.search.rules.rates import UP, best_rate
 from jobs.search.rules.rungs import ETA, going_on, stops_of
 from jobs.search.rules.varying import trial_spec
@@ -318,9 +325,7 @@ class Trials:
         paused = [trial for trial in compared if not trial.is_over]
         if not paused or any(not trial.scores for trial in paused):
             return []
-        plan, whole = self.plan, [trial for trial in self.searched if trial.is_whole]
-        most = plan.whole_runs + all(one.state == "failed" for one in whole)
-        if whole_runs_begun(whole, plan) >= most:
+        if whole_runs_begun(self.searched, self.plan) >= whole_runs_allowed(self.searched, self.plan):
             return []
         name, target = varied_rate(self.sweep), self.target
         if any(trial.is_whole and is_near(trial.values[name], target) for trial in self.searched):

@@ -112,6 +112,10 @@ def sweep_values(options: Sequence[str]) -> dict[str, list[Any]]:
         if key.startswith("env.") and not is_list:  # variables are text, even if they look like numbers
             fields[key] = [part.strip() for part in parts]
             continue
+        if len(parts) > 1 and not all(part.strip() for part in parts):
+            what = f"{key} has an empty value among {text}: leave it out, or write null to vary without the field too"
+            problems.append(Mistake(what, place=SWEEP))
+            continue
         try:
             values = [parse_value(part.strip(), f"{SWEEP} {option}") for part in parts]
         except SpecError as error:
@@ -184,13 +188,14 @@ def _list_of(given: str, wanted: Any) -> list[Any]:
 def _changed(model: type[AnyJob], base: Mapping[str, Any], changes: Mapping[str, Any], file: str) -> AnyJob:
     """Return the spec with these changes, whose paths are relative to the file at `file`. Raises SpecError."""
     value = json.loads(json.dumps(base))
+    prefix = "base." if "base" in model.model_fields else ""
     for name, new in changes.items():
-        other = SAME_SETTING.get(name)
+        same = SAME_SETTING.get(name.removeprefix(prefix))
+        other = same and f"{prefix}{same}"
         if other is not None and new is not None and other not in changes:
             set_value(value, other, None)
         set_value(value, name, new)
     spec = valid_spec(value, model) or check(Document(value, {(): Mark()}), model)
-    prefix = "base." if "base" in model.model_fields else ""
     if not any(f"{prefix}{name}" in changes for name in _PATHS):
         return spec
     absolute, job = spec.with_absolute_paths(file), getattr(spec, "base", spec)

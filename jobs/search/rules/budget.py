@@ -269,7 +269,7 @@ def next_kind(
         return "wait"
     # The values of a whole run are those of a finished trial, unless they are extrapolated.
     may_begin = not all_failed and (plan.extrapolates or any(trial.state == "finished" for trial in compared))
-    if whole < plan.whole_runs and (used < 1 or (plan.extrapolates and whole == 0)) and may_begin:
+    if whole < whole_runs_allowed(trials, plan) and (used < 1 or (plan.extrapolates and whole == 0)) and may_begin:
         return "whole"
     if any(_is_unfinished(trial) for trial in trials):
         return "wait"
@@ -279,6 +279,15 @@ def next_kind(
 def whole_runs_begun(trials: Sequence[Trial], plan: BudgetPlan) -> int:
     """Count the whole runs that have begun."""
     return sum(trial.is_whole if plan.extrapolates else trial.without_rungs for trial in trials)
+
+
+def whole_runs_allowed(trials: Sequence[Trial], plan: BudgetPlan) -> int:
+    """Return how many whole runs may begin: those of the plan, and one more if all that began have failed.
+
+    Otherwise a search whose only whole run has diverged would end without a model.
+    """
+    begun = [trial for trial in trials if (trial.is_whole if plan.extrapolates else trial.without_rungs)]
+    return plan.whole_runs + (bool(begun) and all(trial.state == "failed" for trial in begun))
 
 
 def _is_unfinished(trial: Trial) -> bool:
@@ -302,7 +311,7 @@ def most_to_train(trials: Sequence[Trial], plan: BudgetPlan, kind: Next, going_o
         return math.inf
     compared = [trial for trial in trials if not trial.without_rungs]
     trained = sum(_is_unfinished(trial) for trial in trials)
-    later = max(plan.whole_runs - whole_runs_begun(trials, plan), 0)
+    later = max(whole_runs_allowed(trials, plan) - whole_runs_begun(trials, plan), 0)
     if plan.extrapolates:
         later = max(later, going_on)
     elif going_on or any(_is_unfinished(trial) for trial in compared):

@@ -60,7 +60,10 @@ def listed(sweep: SweepSpec, total_steps: int = 0) -> dict[str, Range | tuple[An
         elif isinstance(values, Range) and counted and _steps_in(values, counted) <= _MOST_STEPS:
             given = _one_for_each_step(values, counted)
         if isinstance(given, tuple) and counted:
-            given = tuple({_key(value, counted): value for value in reversed(given)}.values())[::-1]
+            first = dict[Any, Any]()
+            for value in given:
+                first.setdefault(_key(name, value, counted), value)
+            given = tuple(first.values())
         found[name] = given
     return found
 
@@ -105,11 +108,12 @@ def key_of(sweep: SweepSpec, values: Mapping[str, Any], total_steps: int = 0) ->
 
 
 def _key_of(values: Mapping[str, Any], steps: Mapping[str, int]) -> str:
-    return json.dumps({name: _key(value, steps.get(name, 0)) for name, value in values.items()}, sort_keys=True)
+    return json.dumps({name: _key(name, value, steps.get(name, 0)) for name, value in values.items()}, sort_keys=True)
 
 
-def _key(value: Any, total_steps: int) -> Any:
-    """Return what a value is in training. `total_steps`: of a run if the value is a share of it, else 0."""
+def _key(name: str, value: Any, total_steps: int) -> Any:
+    """Return what a value is in training. `total_steps`: of a run if the value may be a share of it, else 0."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return value
-    return math.ceil(total_steps * value) if total_steps and value < 1 else float(value)
+    is_share = total_steps and (value < 1 or name.endswith("_ratio"))  # 1.0 of `warmup_steps` is one step
+    return float(math.ceil(total_steps * value) if is_share else value)

@@ -136,7 +136,8 @@ def _retry(store: Store, model: Model, now_s: float) -> None:
         return
     assert model.state in (State.FAILED, State.CANCELLED)
     model.state, model.wanted, model.since_s, model.retries = State.QUEUED, DesiredState.RUN, now_s, {}
-    model.attained_s = 0.0  # max_runtime_s starts anew
+    model.attained_s = model.waited_s = 0.0  # max_runtime_s and the place in the queue start anew
+    model.interruptions = 0
     model.reason = Reason.RETRIED
     model.events.append("queued")
 

@@ -183,7 +183,20 @@ def test_if_the_only_whole_run_diverges_one_more_trial_continues(tmp_path: Path)
     other = Simulated(
         tmp_path / "jobs", space=ONLY_RATE, loss=lambda values, at: smooth(values, at) if at < 1 else nan({}, at)
     )
-    assert other.run().ledger.best is None and other.runs < 3.2 + 0.75
+    assert other.run().ledger.best is None and other.runs < 3.2 + 1.5
+
+
+@pytest.mark.parametrize("prior", [7e-5, 2e-4])
+@pytest.mark.parametrize("limit", [1.2e-4, 1.6e-4])
+def test_if_the_only_whole_run_diverges_another_has_a_lower_rate(tmp_path: Path, prior: float, limit: float) -> None:
+    """Trials that were compared may all be far from it."""
+
+    def diverges_at_the_end(values: dict[str, Any], at: float) -> float:
+        return math.nan if at == 1 and values[RATE] > limit else smooth(values, at)
+
+    search = Simulated(tmp_path, space=ONLY_RATE, prior={RATE: prior}, loss=diverges_at_the_end).run()
+    best = search.ledger.best
+    assert best is not None and best.values[RATE] < limit and search.runs < 3.2 + 1
 
 
 def test_a_search_in_which_all_trials_diverge_ends_early(tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_seeds_that_failed_are_named() -> None:
     assert "1 of 3 seeds failed with full and are not in its mean: diverged" in said
     alone = findings(comparison(method("full", [0.4], failed_seeds=2, failed_because="d"), method("lora", [0.6, 0.7])))
     assert not any("give seeds: 3" in one for one in alone)
+    assert any("may be noise: its other seeds have failed" in one for one in alone)
 
 
 def test_where_more_is_better_the_order_is_the_other() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +104,37 @@ def test_a_few_aliases_are_read(tmp_path: Path) -> None:
 )
 def test_a_set_value_with_a_wrong_character_shows_it(tmp_path: Path, value: str, said: str) -> None:
     assert message(tmp_path / "job.yaml", json.dumps(JOB), f"data.train={value}").endswith(f"this is not YAML: {said}")
+
+
+def test_a_tag_of_a_mapping_or_a_list_is_refused_as_that_of_a_value(tmp_path: Path) -> None:
+    text = "model: !hf {path: /m, task: causal-lm}\ndata: {train: !glob [/d], format: !x text}\n"
+    said = [line.partition("the YAML tag ")[2] for line in message(tmp_path / "job.yaml", text).splitlines()]
+    assert [line.split()[0] for line in said if line] == ["!hf", "!glob", "!x"]
+
+
+def test_a_spec_with_a_base_and_no_kind_says_which(tmp_path: Path) -> None:
+    for more, kind in (("space: {learning_rate: [1e-5]}", "sweep"), ("methods: [full, lora]", "compare")):
+        said = message(tmp_path / "job.yaml", f"base: {{model: {{path: /m}}}}\n{more}\n")
+        assert said.endswith(f"kind: is missing: a spec with a base needs kind: {kind}")
+
+
+@pytest.mark.parametrize("path", ["-", "/dev/null", "/dev/stdin"])
+def test_a_stream_is_no_spec(path: str) -> None:
+    if path == "/dev/stdin":
+        read, write = os.pipe()
+        path = f"/dev/fd/{read}"
+        os.close(write)
+    with pytest.raises(SpecError, match="a spec is read from a file"):
+        load_spec(path)
+
+
+def test_an_empty_path_is_no_spec_and_a_path_object_is() -> None:
+    with pytest.raises(SpecError, match="is empty: is a shell variable not set"):
+        load_spec(" ")
+    with pytest.raises(SpecError, match=r"cannot read .*none\.yaml"):
+        load_spec(Path("/none.yaml"))  # type: ignore[arg-type]
+
+
+def test_a_template_that_is_neither_a_file_nor_jinja_is_refused(tmp_path: Path) -> None:
+    said = message(tmp_path / "job.yaml", json.dumps({**JOB, "model": {**JOB["model"], "chat_template": "nope.j2"}}))
+    assert "model.chat_template" in said and "nope.j2: no such file" in said

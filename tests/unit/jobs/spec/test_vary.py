@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from cluster.errors import SpecError
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
+from jobs.spec.sweep import SweepSpec
 from jobs.spec.vary import MOST_SPECS, sweep_values
 
 NAME = re.compile(r"^[a-z0-9][a-z0-9._-]{0,62}$")
@@ -69,6 +70,13 @@ def test_what_is_given_takes_the_place_of_what_says_the_same(
     assert getattr(one.train, gone) is None
     ((name, (value,)),) = given.items()
     assert getattr(one.train, name) == value
+
+
+def test_what_says_the_same_gives_way_in_the_base_of_a_sweep_too() -> None:
+    base = spec(max_steps=5).with_value("data.eval_fraction", 0.1)
+    value = {"kind": "sweep", "base": base.model_dump(mode="json"), "space": {"learning_rate": [1e-5, 1e-4]}}
+    (one,) = SweepSpec.model_validate(value).vary({"base.train.num_train_epochs": [2.0]})
+    assert (one.base.train.max_steps, one.base.train.num_train_epochs) == (None, 2.0)
 
 
 def test_both_of_two_that_say_the_same_are_refused() -> None:
@@ -197,8 +205,9 @@ def test_sweep_options_are_fields_with_lists_of_values() -> None:
 
 def test_all_wrong_sweep_options_are_named_at_once() -> None:
     with pytest.raises(SpecError) as caught:
-        sweep_values(["train.learning_rate", "seed=", "a=1", "a=2", "b=[1"])
+        sweep_values(["train.learning_rate", "seed=", "a=1", "a=2", "b=[1", "c=1,,2", "d=1,"])
     lines = str(caught.value).splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 6
+    assert "c has an empty value among 1,,2" in lines[4] and "d has an empty value among 1," in lines[5]
     assert "'train.learning_rate' must be KEY=VALUE,VALUE" in lines[0] and "'seed='" in lines[1]
     assert "a is given twice" in lines[2] and lines[3].startswith("--sweep b=[1")

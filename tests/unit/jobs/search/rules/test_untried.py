@@ -16,7 +16,7 @@ from jobs.search.planned import plan_of
 from jobs.search.rules.budget import budget_plan, most_gangs
 from jobs.search.rules.checking import sweep_warnings
 from jobs.search.rules.prior import with_prior
-from jobs.search.rules.untried import untried
+from jobs.search.rules.untried import listed, untried
 from jobs.search.spending import kind_within
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
@@ -172,3 +172,19 @@ def test_where_batches_differ_the_steps_of_a_warmup_are_not_known(tmp_path: Path
     space = {"warmup_ratio": [0.0, 0.01, 0.02, 0.1], "global_batch_size": [8, 16]}
     sweep = sweep_of(tmp_path, BASE, space=space, algorithm="random")
     assert len(untried(sweep, (), total_steps=24) or ()) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "steps"),
+    [
+        ("warmup_ratio", [0.0, 0.1, 1.0, 0.01], 100),
+        ("decay_ratio", [0.05, 0.5, 1.0], 20),
+        ("warmup_steps", [0.1, 1.0, 10.0], 100),  # 0.1 is a share: the same as 10 steps
+    ],
+)
+def test_a_share_of_one_is_the_whole_run_and_not_one_step(
+    tmp_path: Path, name: str, values: list[float], steps: int
+) -> None:
+    sweep = sweep_of(tmp_path, BASE, space={name: values}, algorithm="grid")
+    left = values[:2] if name == "warmup_steps" else values
+    assert listed(sweep, steps)[name if name in sweep.dimensions else f"train.{name}"] == tuple(left)

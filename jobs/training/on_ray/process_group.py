@@ -7,6 +7,9 @@ workers import Ray Train's functions for torch, and one call of each worker take
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import socket
+import struct
 from typing import Any
 
 import ray
@@ -15,9 +18,10 @@ from ray.train._internal.utils import get_address_and_port
 from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.util import TrainingFramework
 
-from cluster.settings import add_to_environment
+from cluster.settings import add_to_environment, set_default
 
 _LEAVES_WITHIN_S = 30.0  # for how long TorchTrainer waits
+_ADDRESS_OF = 0x8915  # SIOCGIFADDR of Linux, netdevice(7)
 
 
 class ProcessGroup(BackendConfig):  # type: ignore[misc]  # ray carries no types
@@ -70,12 +74,24 @@ def _join(backend: str, rank: int, size: int, address: str, port: int) -> None:
 
     add_to_environment({"MASTER_ADDR": address, "MASTER_PORT": str(port)})
     _set_torch_distributed_env_vars()
-    if (
-        backend == "nccl"
-    ):  # DeepSpeed takes the GPU with this number. Ray counts ranks, and sorts GPUs as text: 10, 8, 9
+    if backend == "nccl":
+        # DeepSpeed takes the GPU with this number. Ray numbers the ranks of a node, but lists its GPUs as 10, 8, 9.
         add_to_environment({"LOCAL_RANK": str(get_device().index)})
+        # gloo, of the patient group, would take the address of the host's name, which may be a loopback one.
+        if (name := interface_of(ray.util.get_node_ip_address())) is not None:
+            set_default("GLOO_SOCKET_IFNAME", name)
     _setup_torch_process_group(backend, rank, size, "env://")
     be_patient()
+
+
+def interface_of(address: str) -> str | None:
+    """Return the network interface of this host that has an IPv4 address; None: there is none."""
+    for _, name in socket.if_nameindex():
+        request = struct.pack("256s", name.encode())
+        with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+            if socket.inet_ntoa(fcntl.ioctl(asked, _ADDRESS_OF, request)[20:24]) == address:
+                return name
+    return None
 
 
 def _leave(destroy: bool) -> None:

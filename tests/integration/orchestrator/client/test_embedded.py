@@ -201,7 +201,9 @@ def test_a_server_that_was_started_by_hand_is_used(home: Home, own_store: bool) 
     wait_for(lambda: local_server(home.path) is not None, "it is there")
     found = local_server(home.path)
     assert found is not None and found.pid == by_hand.pid
-    _, url = submitted(home.script(then="run.result(300)", seconds=0.2))
+    script = home.script(then="run.result(300)", seconds=0.2)
+    _, url = submitted(script)
+    script.communicate(timeout=300)  # with its own store, `home.end` would not see the job
     # A script to which it did not answer for seconds would start one, which would find the store taken.
     of_another = home.path / "serve.log"
     assert url == found.url and not (of_another.exists() and "Fleetune " in of_another.read_text())

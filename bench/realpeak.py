@@ -111,8 +111,8 @@ def measure(spec: Spec) -> list[dict[str, Any]]:
 
 def main(spec_files: list[str]) -> None:
     torch.set_num_threads(1)
-    # oneDNN's products in bf16 take memory inside the operator, depending on the CPU up to 20 % of these peaks. A GPU's
-    # do not, so PyTorch's own loops are measured.
+    # On some CPUs, oneDNN's products in bf16 take memory inside the operator: up to 15 % of these peaks. Those of GPUs
+    # take none, so PyTorch's own loops are measured.
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     out = os.dup(1)
     os.dup2(2, 1)  # what libraries print goes to stderr

@@ -166,8 +166,8 @@ class Gradients:
 def sums_all_in_fp32(strategy: Strategy, precision: Precision) -> bool:
     """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine).
 
-    fp16 counts as bf16, although it has the class of the other stages, which sums in fp32 too. On 12 small jobs the
-    real peak of that class was between 6 % more and 10 % less.
+    In fp16, DeepSpeed uses the class of the other stages (`DeepSpeedZeroOptimizer`). It counts as bf16 here,
+    which on 12 small jobs predicted 5.4 % less to 10.9 % more than the real peak of that class.
     """
     return strategy.stage == 1 and precision != "fp32" and not strategy.offload_optimizer
 

@@ -36,7 +36,7 @@ _LONG = 256  # tokens; shorter rows take seconds, even one token after another
 # Operators of a layer: 35 in Llama, 102 in DeepSeek-V3. Layers with a loop over the tokens start several for each.
 _MANY = 512
 _PAD = 0  # no size depends on the token that fills a row
-_FLASH = "traced-without-mask"  # name of an attention function; transformers would look for a kernel named "flash"
+_FLASH = "traced-without-mask"  # name of an attention function; for one with "flash", transformers fetches a kernel
 _AT_MODULES: tuple[tuple[EventKind, EventKind], ...] = (("enter", "leave-backward"), ("leave", "enter-backward"))
 
 
@@ -95,7 +95,7 @@ def fake_model(
         model.tie_weights()
         if on_gpu and spec.model.attn_implementation == "flash_attention_2":
             with _flash_attention_in(None):
-                model.set_attn_implementation(_FLASH)  # types with attention of their own stay as they are
+                model.set_attn_implementation(_FLASH)  # no effect on types that do not use transformers' functions
         model = with_adapter(spec, model, model_dir, new)
     set_pad_token(model.config, _PAD)
     if spec.train.gradient_checkpointing:
@@ -241,9 +241,9 @@ def _flash_attention(
     sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Be an attention function of transformers that computes what flash attention does: it takes no mask.
+    """Compute attention as flash attention does, without a mask. The arguments are those that transformers passes.
 
-    Samples of a packed row are kept apart without a mask. All of the row is counted, since their lengths are not known.
+    Flash attention does not mix the samples of a packed row. Here it does, because their lengths are not known.
     """
     is_causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     has_groups = query.shape[1] != key.shape[1]
@@ -258,7 +258,10 @@ def _flash_attention(
 
 @contextmanager
 def _flash_attention_in(tracker: Tracker | None) -> Iterator[None]:
-    """Let models have `_flash_attention`. transformers makes no mask for an attention function without one."""
+    """Add `_flash_attention` to the attention functions of transformers.
+
+    transformers makes no mask, because no mask function has the same name. `tracker` is needed for passes only.
+    """
     functions = transformers.AttentionInterface._global_mapping
     with mock.patch.dict(functions, {_FLASH: partial(_flash_attention, tracker)}):
         yield

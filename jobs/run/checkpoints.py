@@ -22,7 +22,7 @@ from jobs.planning.replay import ReplayRaise
 from jobs.run.attempts import newest_attempt
 from jobs.run.paths import JobPaths, checkpoint_step
 from jobs.storage import files as storage
-from jobs.storage.outages import is_of_the_reader
+from jobs.storage.outages import is_unrelated_to_file
 from jobs.storage.tensor_file import Bytes, ShardFile, Want, read_ranges
 from jobs.storage.versioned import Damaged, parse_versioned
 
@@ -229,7 +229,7 @@ def _read_whole(path: str) -> bytes:
     except StorageOutage:  # an outage does not mean that the file is damaged
         raise
     except StorageError as error:
-        if is_of_the_reader(error):
+        if is_unrelated_to_file(error):
             raise
         raise Damaged(str(error)) from error
 

@@ -92,7 +92,7 @@ def sweep_of(paths: JobPaths) -> JobPaths | None:
 
 
 def absolute(path: str) -> str:
-    """Return a path of the command line as an absolute one; URLs stay."""
+    """Make a local path of the command line absolute; a URL is returned as it is."""
     return path if storage.is_url(path) else os.path.abspath(os.path.expanduser(path))
 
 

@@ -86,7 +86,7 @@ def event(kind: str, message: str, **data: Any) -> Event:
 
 
 def log_is_lost(error: Exception) -> Event:
-    """Make the event about a run that has its outcome, but whose last writes failed."""
+    """Make the event that the outcome of a run is stored, but its log or last events are not."""
     return event("warning", f"the outcome is stored, but the log or the last events are not: {error}")
 
 

@@ -238,7 +238,7 @@ def _text(path: str) -> str:
 
 
 def _is_stream(path: str) -> bool:
-    """Whether a path is that of a pipe or a terminal."""
+    """Whether a path names a pipe, a socket, or a device such as a terminal."""
     try:
         mode = os.stat(path).st_mode
     except OSError:

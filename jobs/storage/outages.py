@@ -1,4 +1,4 @@
-"""What an error of a file system means: the storage does not answer, or this process may not read. Pure."""
+"""Distinguishes errors of file systems: outages, and reads that fail although the file is whole. Pure."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ _PASSING: Final = frozenset(
         errno.ETIMEDOUT,
     }
 )
-_OF_THE_READER: Final = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_UNRELATED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 # Parts of class names, because each client of an object store has its own tree of errors.
 _WORDS: Final = ("Timeout", "Connection", "Connect")
 
 
-def is_of_the_reader(error: BaseException) -> bool:
-    """Whether a read has failed for a reason that says nothing about the file: no permission, or no room here. Pure."""
+def is_unrelated_to_file(error: BaseException) -> bool:
+    """Whether a read has failed for lack of permission, memory or file handles, so that the file may be whole."""
     cause = error.__cause__ or error
     if isinstance(cause, OSError) and cause.errno is not None:
-        return cause.errno in _OF_THE_READER
+        return cause.errno in _UNRELATED
     return isinstance(cause, (PermissionError, MemoryError))
 
 
 def is_outage(error: BaseException, local: bool) -> bool:
-    """Whether the same call may succeed later, because the storage did not answer or is overloaded. Pure.
+    """Whether the same call may succeed later, because the storage did not answer or is overloaded.
 
     Args:
         local: the file system is mounted. There EIO usually means a broken disk, whereas s3fs raises it, or EREMOTEIO,

@@ -20,7 +20,7 @@ from pydantic import Field
 from cluster.errors import StorageError, StorageOutage
 from jobs.frozen import Frozen
 from jobs.storage import files as storage
-from jobs.storage.outages import is_of_the_reader
+from jobs.storage.outages import is_unrelated_to_file
 from jobs.storage.versioned import Damaged as Damaged
 
 CHUNK_BYTES = 4 * 2**20
@@ -154,7 +154,7 @@ def _read_run(path: str, file: ShardFile, wants: list[Want], first: int, last: i
     except StorageOutage:  # an outage does not mean that the file is damaged
         raise
     except StorageError as error:
-        if is_of_the_reader(error):
+        if is_unrelated_to_file(error):
             raise
         raise Damaged(str(error)) from error
     if len(content) != end - begin:

@@ -1,8 +1,8 @@
-"""Objects that the ranks of a gang send each other, and waits for a rank that works alone.
+"""Sends objects between the ranks of a gang, and lets ranks wait for a rank that works alone.
 
 Every rank must call these functions, and in the same order. `group` is a process group of all ranks; None: the patient
-one. A rank may write a model to slow storage or run a user's function while the others wait for longer than the
-time-out of the collectives of training. The patient group uses gloo, so that objects do not pass through GPU memory.
+group, or the default group if no patient one was made. In the patient group, ranks may wait for hours, as while one
+rank writes a model to slow storage or runs a user's function. It uses gloo, so objects do not pass through GPU memory.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch.distributed as dist
 
 T = TypeVar("T")
 PATIENCE: Final = datetime.timedelta(hours=6)
-_patient: Any = None  # None: the default group
+_patient: Any = None  # the patient group; None: it was not made
 
 
-def be_patient() -> Any:
-    """Make the patient group of this process group, and return it. Every rank must call it."""
+def make_patient_group() -> Any:
+    """Make the patient group, and return it. Every rank must call it once the default group exists."""
     global _patient
     _patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     return _patient

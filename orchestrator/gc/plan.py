@@ -84,7 +84,7 @@ class _Taken:
 
     def __init__(self, found: Found, stay: Held) -> None:
         self._stay = stay
-        self._started: dict[str, list[str]] = {}  # names of the runs that need a run's model
+        self._started: dict[str, list[str]] = {}  # by name of a run: the runs that need its model
         for run in found.runs:
             if run.starts_from is not None and run.needs_base:
                 self._started.setdefault(run.starts_from, []).append(run.name)
@@ -186,7 +186,7 @@ def _steps(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: B
         yield partial(taken.take_prepared, one, unused)
     for run in sorted(runs, key=lambda run: run.status != "succeeded"):
         yield partial(taken.take, run, ToRemove.CHECKPOINTS, why)
-    for run in () if bounds.checkpoints_only else (*runs, *runs):  # once more, for those that others started from
+    for run in () if bounds.checkpoints_only else (*runs, *runs):  # twice: a base can go after its adapters
         yield partial(taken.take, run, ToRemove.RUN, why)
         for one in shared.freed_by(run.name, taken):
             yield partial(taken.take_prepared, one, unused)

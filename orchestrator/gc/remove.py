@@ -81,7 +81,7 @@ def _check_as_seen(root: str, seen: RunFacts | PreparedFacts) -> None:
 
 
 def _remove_checkpoints(tree: Tree, *folder: str) -> None:
-    """Remove the checkpoints in a directory, and the directory; `folder`: the parts of its path."""
+    """Remove a directory and the checkpoints in it. `folder`: the parts of its path."""
     from jobs.run.checkpoints import COMMIT_NAME  # imported here, since it imports numpy
 
     if not tree.is_link(*folder):

@@ -136,7 +136,7 @@ def retried(job: Job, by: str, now_s: float, changed: int) -> Job:
         message=plain(f"retried by {by}"),
         wanted=DesiredState.RUN,
         waiting_since_s=now_s,
-        waited_s=0.0,  # it goes before nobody for what it has waited earlier
+        waited_s=0.0,  # what it waited before it ended gives it no advantage
         interruptions=0,
         attained_s=0.0,  # max_runtime_s starts anew
         client=None,  # a retry is an explicit wish for the job, even if the client that submitted it is gone

@@ -36,7 +36,7 @@ _SHARE_BITS = 20  # shares are multiples of 2**-20, so that all arithmetic on po
 _ALL = 1 << _SHARE_BITS
 _MAX_SECTIONS = 2**14  # their numbers are sorted as 16-bit integers, and with more sections shares would be coarse
 _MIN_CYCLE = 64
-_MOST_USES = 2**36  # a limit above that is none
+_MOST_USES = 2**36  # with a higher limit, a section counts as unlimited
 _PIECE_ROWS = 2**15  # rows permuted at once, so that numpy's passes stay in a core's cache
 # Rows gathered by section at once: `ShuffledRows` computes whole windows, so each section asks for many.
 _STRETCH_ROWS = 2**18
@@ -328,7 +328,7 @@ def _cycles_that_fit(phase: _Phase, place: int, limit: int | None) -> int | None
     if limit is None:
         return None
     left = limit - phase.used[place]
-    if left > _MOST_USES:  # more than a run can have; Python cannot search so far
+    if left > _MOST_USES:  # no run has so many rows, and `bisect_right` cannot search a range of that length
         return None
     more_than_fit = range(1, (left + 3) * _ALL)  # enough cycles for any share
     return bisect_right(more_than_fit, left, key=lambda cycles: phase.counts(cycles)[place])

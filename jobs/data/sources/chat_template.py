@@ -165,14 +165,17 @@ class ChatTemplate:
         return cast(str, text)
 
     def _writes(self, turns: list[Turn], tools: Sequence[Any] = ()) -> bool | None:
-        """Whether the template writes PROBE when it renders these turns; None: it refuses them."""
+        """Whether the template writes PROBE when it renders these turns; None: the template refuses them."""
         try:
             return PROBE in self._render(turns, False, tools)
         except Exception:  # a template is a program and may raise anything
             return None
 
     def _writes_turns_of(self, role: str) -> bool:
-        """Whether the template writes the content of turns of this role at any place, or refuses all such dialogues."""
+        """Whether the template writes turns of this role at some place in a dialogue.
+
+        True also if it refuses every dialogue with such a turn: rendering then gives the template's reason.
+        """
         if role not in self._roles:
             found = [self._writes(self.turns(ChatSample(*form))) for form in _forms(role)]
             self._roles[role] = True in found or False not in found
@@ -180,7 +183,7 @@ class ChatTemplate:
 
     @functools.cached_property
     def _writes_tools(self) -> bool:
-        """Whether the template writes the schemas of functions, or refuses all dialogues with them."""
+        """Whether the template writes the schemas of functions. True also if it refuses every dialogue with them."""
         parameters = {"type": "object", "properties": {"a": {"type": "string", "description": "a"}}, "required": ["a"]}
         function = {"name": PROBE, "description": PROBE, "parameters": parameters}
         schema = {"type": "function", "function": function}

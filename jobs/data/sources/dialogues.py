@@ -158,7 +158,7 @@ def _turn(number: int, turn: Any, with_nulls: bool) -> tuple[str, str, dict[str,
     extras = {
         "reasoning": _text(number, turn, thought) if thought else "",
         "tool_calls": calls,
-        **{key: _word(number, turn, key) for key in ("name", "tool_call_id") if role in ("tool", "function")},
+        **{key: _optional(number, turn, key) for key in ("name", "tool_call_id") if role in ("tool", "function")},
     }
     if calls and role != "assistant":
         raise _in_turn(number, f"{{turn}} has a call of a function, but its role is {role!r}, not 'assistant'")
@@ -174,8 +174,8 @@ def _text(number: int, turn: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _word(number: int, turn: Mapping[str, Any], key: str) -> Any:
-    """Return what templates write as it is, and which may be no text; "" if it is absent."""
+def _optional(number: int, turn: Mapping[str, Any], key: str) -> Any:
+    """Return a value of a turn, which need not be text; "" if it is absent. Raises Rejected: it is no valid text."""
     value = turn.get(key) or ""
     return _text(number, turn, key) if isinstance(value, str) and value else value
 
@@ -248,5 +248,5 @@ def _decoded(value: Any, what: str, kind: str = "") -> Any:
 
 
 def _in_turn(number: int, what: str) -> Rejected:
-    """Make the error about one turn. `what`: a sentence with `{turn}` where the turn is named, and perhaps data."""
+    """Make the error about one turn. `what`: a sentence with `{turn}` in place of the turn; other braces are text."""
     return Rejected(what.replace("{turn}", f"turn {number + 1}"), what.replace("{turn}", "turn N"))

@@ -33,11 +33,11 @@ def stamp(file: str) -> tuple[str, ...]:
 
 
 def stamp_elsewhere(file: str, there: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the stamp of a file on this host, for one that another host has stamped.
+    """Return the stamp that a file must keep on this host while it is read, if another host has stamped it before.
 
-    Copies on the disks of several nodes, and a bucket that each of them mounts, have times and inodes of their own. So
-    of a local file only the size is compared with the other host's; a different size gives the other host's stamp,
-    which then differs from the present one.
+    Copies on the disks of several nodes, and a bucket that each of them mounts, have different times and inodes. So of
+    the other host's stamp of a local file, only the size counts. If the size differs, the other host's stamp is
+    returned, and the file counts as changed.
 
     Raises:
         DataError, StorageOutage: as `stamp`.

@@ -28,7 +28,7 @@ from jobs.model_files.directory import longest_text
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
 LOOKED_AT_RECORDS = 1000
-_ESTIMATED_BY = 2**18  # bytes from which the number of a file's records is estimated
+_ESTIMATED_BY = 2**18  # bytes that are read to estimate how many records follow
 _TOKENISED = 200  # samples that are tokenised to estimate truncation
 
 
@@ -101,7 +101,10 @@ def look_at(reading: Reading, path: str, max_records: int = LOOKED_AT_RECORDS) -
 
 
 def _records_left(reader: RecordReader, rest: Iterator[Record | BadRecord]) -> float:
-    """Estimate how many records follow. Some are read, because the reader's position is ahead of its records."""
+    """Estimate how many records follow in a file, by reading on.
+
+    The records so far would give a wrong estimate: the reader's position is up to a block ahead of them.
+    """
     before, count = reader.position, 0
     for _ in rest:
         count += 1

@@ -105,7 +105,7 @@ def _python_files(folder: str) -> Iterator[str]:
 
 
 def _is_environment(root: str, name: str) -> bool:
-    """Whether a directory holds other packages than the user's: a virtual environment."""
+    """Whether a directory is a virtual environment, whose packages are not the user's code."""
     return os.path.isfile(os.path.join(root, name, "pyvenv.cfg"))
 
 

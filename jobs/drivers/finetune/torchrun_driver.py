@@ -44,7 +44,7 @@ from jobs.run.record import concluded, ending_of, write_manifest
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
-from jobs.training.collectives import be_patient, from_rank_0, of_all_ranks
+from jobs.training.collectives import from_rank_0, make_patient_group, of_all_ranks
 from jobs.training.ending import failures_of, outcome_of
 from jobs.training.faults import fault_of, first_line
 from jobs.training.loop.loop import train
@@ -70,7 +70,7 @@ def run_under_torchrun(spec: Spec, world: TorchrunWorld, resume: str | None = No
         expand_gpu_memory()
     device = worker_device(spec.resources.gpus_per_worker, world.local_rank)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TRAIN_TIMEOUT)
-    waiting = be_patient()
+    waiting = make_patient_group()
     stop = StopRequest(patient=True)
     stop.defer()
     stop.hold()

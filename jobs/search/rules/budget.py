@@ -282,9 +282,9 @@ def whole_runs_begun(trials: Sequence[Trial], plan: BudgetPlan) -> int:
 
 
 def whole_runs_allowed(trials: Sequence[Trial], plan: BudgetPlan) -> int:
-    """Return how many whole runs may begin: those of the plan, and one more if all that began have failed.
+    """Return how many whole runs may begin in all: those of the plan, and one more while all of them have failed.
 
-    Otherwise a search whose only whole run has diverged would end without a model.
+    Without it, a search whose only whole run has diverged would end without a model.
     """
     begun = [trial for trial in trials if (trial.is_whole if plan.extrapolates else trial.without_rungs)]
     return plan.whole_runs + (bool(begun) and all(trial.state == "failed" for trial in begun))

@@ -145,7 +145,7 @@ def merge_run(run_root: str, to: str | None = None, say: Callable[[str], None] =
 
 @contextlib.contextmanager
 def _logged(paths: JobPaths) -> Iterator[None]:
-    """Write the output of libraries to the run's log; of a run that belongs to somebody else, to a temporary one."""
+    """Write what libraries print to the run's log, or to a temporary file if the run's logs cannot be written."""
     log = paths.log("export")
     with contextlib.ExitStack() as stack:
         if storage.is_local(log) and not os.access(os.path.dirname(storage.local_path(log)), os.W_OK):

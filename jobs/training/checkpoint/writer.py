@@ -235,7 +235,7 @@ class Checkpointer:
                 storage.remove_dir(self._paths.checkpoint(step))
 
     def _remove_dead_parts(self, commit: Commit) -> None:
-        """Remove what a worker group that was killed has left in the directory of the same step."""
+        """Remove parts that a killed worker group has left in the directory of this checkpoint."""
         folder, own = self._paths.checkpoint(commit.step), tuple(f"{stem}." for stem in self._stem)
         for name in storage.list_names(folder):
             if name != COMMIT_NAME and not name.startswith(own):
@@ -337,7 +337,7 @@ class Checkpointer:
 
 
 def _write_surely(path: str, content: bytes) -> None:
-    """Write a file. An object store may have stored it despite an error, and then others may have read it already."""
+    """Write a file. An error counts only if the file is not stored: other ranks may have read it already."""
     try:
         storage.write_bytes(path, content)
     except StorageError as error:

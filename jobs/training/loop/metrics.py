@@ -103,7 +103,7 @@ def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction]
 
 
 def with_own(computed: dict[str, float], own: dict[str, float]) -> dict[str, float]:
-    """Add the metrics of the user's functions. Raises MetricFailed: one has the name of a metric of Fleetune's."""
+    """Add the metrics of the user's functions. Raises MetricFailed: one of them has the name of a computed metric."""
     taken = [name for name in own if name in computed or is_general(name) or is_harness(name)]
     if taken:
         raise MetricFailed(

@@ -48,7 +48,7 @@ def digest_of_rows(table: Any, first_place: int) -> int:
 
 
 def pack_signals(run: Run, loss: torch.Tensor, digest: int) -> torch.Tensor:
-    """Return this rank's summand of the step's all-reduce; (8 + ranks,) float64. Each rank has a place for its peak."""
+    """Return this rank's summand of the step's all-reduce; (8 + ranks,) float64, the last ones the ranks' peaks."""
     requests = run.worker.requests()
     minutes, checkpoints = run.job.spec.checkpoint.save_minutes, run.checkpoints
     overdue = minutes is not None and time.monotonic() - checkpoints.last_began_at > 60 * minutes

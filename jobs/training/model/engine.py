@@ -342,7 +342,7 @@ class Engine:
 
 
 def forget_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_bytes` count from now on, if the device is a GPU. A process keeps its peak."""
+    """Restart the peak of `peak_memory_bytes` on a GPU. The peak of a process's resident set cannot be restarted."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 

@@ -104,7 +104,8 @@ def write_config(folder: str, model: Any, model_dir: str, dtype: torch.dtype, ch
         if tokenizer.pad_token_id is None or reads_padding(model):
             tokenizer.pad_token_id = model.config.pad_token_id
         tokenizer.save_pretrained(scratch)
-        # A tokenizer with several chat templates has a folder of its own. Without config.json, it is no model yet.
+        # `put_dir`, because a tokenizer with several chat templates has a folder for them. config.json comes last:
+        # nothing takes a directory without it for a model.
         storage.put_dir(scratch, folder, last="config.json")
 
 

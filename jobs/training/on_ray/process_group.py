@@ -70,7 +70,7 @@ def _join(backend: str, rank: int, size: int, address: str, port: int) -> None:
     from ray.train.torch import get_device
     from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
 
-    from jobs.training.collectives import be_patient
+    from jobs.training.collectives import make_patient_group
 
     add_to_environment({"MASTER_ADDR": address, "MASTER_PORT": str(port)})
     _set_torch_distributed_env_vars()
@@ -81,7 +81,7 @@ def _join(backend: str, rank: int, size: int, address: str, port: int) -> None:
         if (name := interface_of(ray.util.get_node_ip_address())) is not None:
             set_default("GLOO_SOCKET_IFNAME", name)
     _setup_torch_process_group(backend, rank, size, "env://")
-    be_patient()
+    make_patient_group()
 
 
 def interface_of(address: str) -> str | None:

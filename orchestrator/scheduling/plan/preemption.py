@@ -151,9 +151,9 @@ class _Search:
         return Preemption(tuple(stopped), tuple(placement))
 
     def without_needless(self, found: Preemption) -> Preemption:
-        """Leave out jobs without whose interruption the gang fits too, the costly ones first.
+        """Leave out each job that need not be interrupted, the costly ones first.
 
-        Whole nodes are emptied before it is known where the last workers go.
+        There may be such jobs, because whole nodes are emptied before a node for the last workers is chosen.
         """
         if len(found.victims) < 2:
             return found
@@ -220,7 +220,7 @@ class _Search:
     def _with_cpus(self, node: int, rows: tuple[int, ...], cpus: int) -> tuple[int, ...] | None:
         """Add jobs until so many CPUs of the node are free; None: there are too few.
 
-        Those that take only CPUs of it, if they are enough. For a gang without GPUs, no job with GPUs is stopped.
+        Jobs that take only CPUs of the node are tried first. Jobs with GPUs are stopped for a gang with GPUs only.
         """
         need = cpus - self._cpus_with(node, rows)
         held = {row: count for row, count in self._only_cpus.get(node, {}).items() if row not in rows}
@@ -230,7 +230,7 @@ class _Search:
         return None if more is None else (*rows, *more)
 
     def _cpus_of_slots(self, node: int, rows: Sequence[int]) -> dict[int, int]:
-        """Return the CPUs of the jobs that hold slots of the node and may be interrupted, without these rows."""
+        """Return the CPUs of each job, except `rows`, that holds slots of the node and may be interrupted."""
         held = Counter[int](row for row in self._cluster.slots[node].tolist() if row >= 0 and self._open_jobs[row])
         gangs = {row: self._jobs.gang_of(row) for row in held if row not in rows}
         return {

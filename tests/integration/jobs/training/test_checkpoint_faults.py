@@ -110,6 +110,15 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     return {case.name: case for case in every}
 
 
+def copied(case: Case, folder: pathlib.Path, *without: str) -> JobPaths:
+    """Copy a run, as it could be exported, without these files and directories."""
+    paths = JobPaths(str(folder / "copied"))
+    shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns(*without))
+    pathlib.Path(paths.spec).write_bytes(dump_spec(case.spec))
+    pathlib.Path(paths.logs).mkdir(exist_ok=True)
+    return paths
+
+
 def losses(case: Case) -> list[float]:
     records = {record["step"]: record["loss"] for record in read_journal(case.paths.metrics)}
     return [records[step] for step in range(1, STEPS + 1)]
@@ -181,10 +190,7 @@ def test_an_export_that_was_removed_is_made_from_the_best_checkpoint_again(
     cases: dict[str, Case], tmp_path: pathlib.Path
 ) -> None:
     case = cases["best"]
-    best, paths = committed_steps(case.paths)[0], JobPaths(str(tmp_path / "copied"))
-    shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns("model"))
-    pathlib.Path(paths.spec).write_bytes(dump_spec(case.spec))
-    pathlib.Path(paths.logs).mkdir(exist_ok=True)
+    best, paths = committed_steps(case.paths)[0], copied(case, tmp_path, "model")
     ended = {"status": Status.SUCCEEDED, "step": STEPS, "exported_step": best, "model_path": case.paths.model}
     write_outcome(paths, Outcome(**ended, ended_at=datetime.datetime.now(datetime.UTC)))
     said: list[str] = []
@@ -197,10 +203,7 @@ def test_an_export_that_was_removed_is_made_from_the_best_checkpoint_again(
 def test_a_checkpoint_that_the_run_removes_during_an_export_is_not_damaged(
     cases: dict[str, Case], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case, paths = cases["undisturbed"], JobPaths(str(tmp_path / "copied"))
-    shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns("model", "outcome.json"))
-    pathlib.Path(paths.spec).write_bytes(dump_spec(case.spec))
-    pathlib.Path(paths.logs).mkdir(exist_ok=True)
+    paths = copied(cases["undisturbed"], tmp_path, "model", "outcome.json")
     newest, newer, write = committed_steps(paths)[-1], STEPS + EVERY, to_model._write
 
     def overtaken(*given: object) -> None:
@@ -223,10 +226,7 @@ def test_an_earlier_export_is_replaced_whole_or_stays(
     cases: dict[str, Case], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A directory with files of two exports would hold a model that no run has trained."""
-    case, paths = cases["undisturbed"], JobPaths(str(tmp_path / "copied"))
-    shutil.copytree(case.paths.root, paths.root, ignore=shutil.ignore_patterns("model", "outcome.json"))
-    pathlib.Path(paths.spec).write_bytes(dump_spec(case.spec))
-    pathlib.Path(paths.logs).mkdir(exist_ok=True)
+    paths = copied(cases["undisturbed"], tmp_path, "model", "outcome.json")
     model = pathlib.Path(paths.model)
     model.mkdir()
     earlier = ("config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json")

@@ -21,7 +21,7 @@ _LIST_GPUS = ["nvidia-smi", "-L"]
 _GPU_MEMORY = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]  # MiB, a line for each
 _GPU_LINE = re.compile(r"^GPU \d+: (.+?) \(UUID", re.MULTILINE)
 _UUID = re.compile(r"\(UUID: ([^)\s]+)\)")  # of GPUs, and of the MIG instances that follow each GPU
-_GPU_MODEL = re.compile(r"\w+\s+((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")  # as Ray reads it: "NVIDIA H100 80GB" is "H100"
+_GPU_MODEL = re.compile(r"\w+\s+((?:[A-Z]+\s+)*[A-Z0-9]*\d[A-Z0-9]*)")  # of Ray: "NVIDIA H100 80GB" is "H100"
 _ASK_GPUS_S = 20.0
 _NO_GPUS = frozenset({6, 9, 12})  # exit codes of nvidia-smi: no device, driver not loaded, no NVML library
 
@@ -127,5 +127,7 @@ def _failed(command: Sequence[str], why: str) -> MachinesFailed:
 
 
 def _model(name: str) -> str | None:
+    """Return the model as Ray does, which is the whole name without the vendor if the model is not in capitals."""
     model = _GPU_MODEL.match(name)
-    return model.group(1).replace(" ", "-") if model else None
+    found = model.group(1) if model and len(model.group(1)) > 1 else name.removeprefix("NVIDIA ").strip()
+    return found.replace(" ", "-") or None

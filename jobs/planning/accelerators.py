@@ -57,14 +57,26 @@ ACCELERATORS: Final = {
     for one in (
         Accelerator("B200-180", 178.3, 8000, 2250, 75, 900, 64, 50, 256),
         Accelerator("H200-141", 139.8, 4800, 989, 67, 450, 64, 50, 256),
+        Accelerator("GH200-96", 94.5, 4000, 989, 67, 450, 450, 50, 480),
         Accelerator("H100-80", 79.1, 3350, 989, 67, 450, 64, 50, 256),
+        Accelerator("H800-80", 79.1, 3350, 989, 67, 200, 64, 50, 256),
+        Accelerator("H20-96", 95.0, 4000, 148, 44, 450, 64, 50, 256),
         Accelerator("A100-80", 79.1, 2039, 312, 19.5, 300, 32, 25, 144),
         Accelerator("A100-40", 39.3, 1555, 312, 19.5, 300, 32, 25, 144),
+        Accelerator("A800-80", 79.1, 2039, 312, 19.5, 200, 32, 25, 144),
+        Accelerator("RTXPRO6000-96", 94.5, 1792, 500, 125, 64, 64, 12.5, 192),
         Accelerator("L40S-48", 44.3, 864, 362, 91.6, 32, 32, 12.5, 192),
+        Accelerator("L40-48", 44.3, 864, 181, 90.5, 32, 32, 12.5, 192),
+        Accelerator("A40-48", 44.3, 696, 150, 37.4, 32, 32, 12.5, 128),
+        Accelerator("RTX6000-48", 44.3, 960, 364, 91.1, 32, 32, 6.25, 128),
+        Accelerator("A6000-48", 47.3, 768, 155, 38.7, 32, 32, 6.25, 128),
+        Accelerator("RTX5090-32", 31.3, 1792, 210, 104.8, 64, 64, 3.1, 64),
+        Accelerator("A30-24", 23.4, 933, 165, 10.3, 32, 32, 6.25, 96),
         Accelerator("A10G-24", 22.0, 600, 70, 31.2, 32, 32, 6.25, 96),
         Accelerator("A10-24", 22.0, 600, 125, 31.2, 32, 32, 6.25, 96),
         Accelerator("L4-24", 22.0, 300, 121, 30.3, 32, 32, 6.25, 96),
         Accelerator("RTX4090-24", 23.5, 1008, 165, 82.6, 32, 32, 3.1, 64),
+        Accelerator("RTX3090-24", 23.5, 936, 71, 35.6, 32, 32, 3.1, 64),
         Accelerator("V100-32", 31.7, 900, 125, 15.7, 150, 16, 12.5, 96, has_bf16=False),
         Accelerator("V100-16", 15.7, 900, 125, 15.7, 150, 16, 12.5, 61, has_bf16=False),
         Accelerator("T4-16", 14.5, 320, 65, 8.1, 16, 16, 3.1, 48, has_bf16=False),
@@ -73,6 +85,8 @@ ACCELERATORS: Final = {
 GPUS_OF_A_NODE: Final = 8  # of usual machines
 _ON: Final = re.compile(r"(?:(?P<nodes>\d+) *x *)?(?P<gpus>\d+) *x *(?P<name>(?!\d+ *x)[^,]+)", re.IGNORECASE)
 _MOST: Final = 1_000_000
+_NO_MODEL: Final = re.compile(r"\b(NVIDIA|TESLA|GEFORCE|QUADRO|ADA|GENERATION|BLACKWELL|SXM\d?|HBM\d?E?)\b")
+_SIZE: Final = re.compile(r"(\d{2,3}) ?(?:GB?|GIB)?")
 
 
 @dataclass(frozen=True)
@@ -156,8 +170,11 @@ def sizes_of(name: str) -> list[str]:
 
 
 def _usual(name: str) -> str:
-    wanted = name.strip().upper().removeprefix("NVIDIA").strip(" -").replace(" ", "-")
-    return re.sub(r"(-\d+)-?GB?$", r"\1", wanted)  # as vendors write it, and Ray: A100-80GB, A100-80G
+    """Return the name as it is in ACCELERATORS: of "GeForce-RTX-4090", "A100 SXM4 80GB" or "RTX A6000"."""
+    words = _NO_MODEL.sub(" ", name.upper().replace("-", " ")).split()
+    size = _SIZE.fullmatch(words[-1]) if len(words) > 1 else None
+    model = re.sub(r"^RTX(?=A\d)", "", "".join(words[:-1] if size else words))
+    return f"{model}-{size[1]}" if size else model
 
 
 def accelerator_of(name: str) -> Accelerator:
@@ -183,8 +200,7 @@ def accelerator_with(model: str, memory: int) -> Accelerator | None:
         model: as Ray names it, such as A100.
         memory: that a driver reports, bytes; 0: not known.
     """
-    name = model.upper().replace("-", "")
-    alike = [one for key, one in ACCELERATORS.items() if key.rpartition("-")[0] == name]
+    alike = [ACCELERATORS[name] for name in sizes_of(model)]
     if not alike:
         return None
     nearest = min(alike, key=lambda one: abs(one.memory - memory))

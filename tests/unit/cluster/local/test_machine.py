@@ -68,6 +68,19 @@ def test_the_hardware_of_a_machine_is_that_of_all_its_gpus(smi: Smi, monkeypatch
     assert (here.gpu, here.gpu_bytes) == ("H100", 40960 << 20)
 
 
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("Tesla T4", "T4"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000"),
+        ("NVIDIA GeForce RTX 4090", "GeForce-RTX-4090"),
+    ],
+)
+def test_gpus_have_the_names_that_ray_gives_them(smi: Smi, name: str, model: str) -> None:
+    smi(listing(f"GPU 0: {name} (UUID: GPU-0000-4d2e)\n"))
+    assert this_machine().accelerator_type == model
+
+
 @pytest.mark.parametrize("code", [6, 9, 12])
 def test_a_machine_without_a_gpu_or_its_driver_has_none(smi: Smi, code: int) -> None:
     smi(f"echo NVIDIA-SMI has failed; exit {code}")

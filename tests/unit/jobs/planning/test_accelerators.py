@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cluster.errors import InputError
-from jobs.planning.accelerators import ACCELERATORS, accelerator_of, machines_of
+from jobs.planning.accelerators import ACCELERATORS, GIB, accelerator_of, accelerator_with, machines_of
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,9 @@ from jobs.planning.accelerators import ACCELERATORS, accelerator_of, machines_of
         (" 4xA10G ", 1, 4, "A10G-24"),
         ("8xNVIDIA H100 80GB", 1, 8, "H100-80"),
         ("8xA100-40G", 1, 8, "A100-40"),
+        ("8xA100-SXM4-80GB", 1, 8, "A100-80"),
+        ("2xGeForce RTX 4090", 1, 2, "RTX4090-24"),
+        ("2xRTX A6000", 1, 2, "A6000-48"),
         ("32xH100-80", 4, 8, "H100-80"),
         ("12xH100-80", 2, 6, "H100-80"),
         ("1x12xH100-80", 1, 12, "H100-80"),
@@ -54,3 +57,19 @@ def test_every_accelerator_is_found_by_its_name() -> None:
         assert accelerator_of(name.lower()) is accelerator
         assert accelerator.memory_gib < float(name.rpartition("-")[2])  # the driver keeps some
         assert accelerator.fp32_tflops < accelerator.tflops
+
+
+@pytest.mark.parametrize(
+    ("model", "gib", "name"),
+    [
+        ("A100", 40.0, "A100-40"),
+        ("A100", 80.0, "A100-80"),
+        ("GeForce-RTX-3090", 24.0, "RTX3090-24"),
+        ("RTX-PRO-6000", 95.6, "RTXPRO6000-96"),
+        ("RTX-6000", 45.0, "RTX6000-48"),
+        ("K80", 12.0, None),
+    ],
+)
+def test_the_names_that_drivers_and_ray_report_are_found(model: str, gib: float, name: str | None) -> None:
+    found = accelerator_with(model, int(gib * GIB))
+    assert (found and found.name) == name

@@ -13,6 +13,8 @@ from typing import Any
 
 from cluster.errors import InputError
 
+WITHOUT_SERVER = "none"  # as FLEETUNE_URL: runs start without the queue
+
 
 @dataclass(frozen=True)
 class TorchrunWorld:
@@ -144,7 +146,7 @@ def fleetune_home(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 def server_url() -> str | None:
-    """Return FLEETUNE_URL, the URL of the queue's server; None: it is not set."""
+    """Return FLEETUNE_URL, the URL of the queue's server, or WITHOUT_SERVER; None: it is not set."""
     return os.environ.get("FLEETUNE_URL") or None
 
 

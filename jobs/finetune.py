@@ -21,10 +21,10 @@ from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError,
 from cluster.imports import quick_imports
 from cluster.ray.connection import check_local, is_own
 from cluster.ray.session_record import SessionRecord
-from cluster.settings import RayJob, TorchrunWorld, set_default, torchrun_world
+from cluster.settings import WITHOUT_SERVER, RayJob, TorchrunWorld, set_default, torchrun_world
 from jobs.console import Console, end_process, redirected_output, user_stream
 from jobs.drivers.finetune.begin import Assignment, begin_run, load_job
-from jobs.drivers.ray_submitted import WITHOUT, host_of_this_program, queue_and_wait
+from jobs.drivers.ray_submitted import host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.planning import gang_of
 from jobs.preflight.validate import no_gpu_here
@@ -140,7 +140,7 @@ def _through_the_queue(spec: Spec, resume: str | None, job: RayJob, record: Sess
         raise SpecError(
             f"this cluster has an orchestrator ({record.url}), which resumes its own jobs, and --resume would bypass "
             "it. To use what the run has learnt, start a new run with model.path: run:NAME, or the path of its model. "
-            f"To bypass the queue and use free slots, submit with the variable FLEETUNE_URL={WITHOUT}"
+            f"To bypass the queue and use free slots, submit with the variable FLEETUNE_URL={WITHOUT_SERVER}"
         )
     return queue_and_wait(spec, job, record, Console())
 

@@ -49,7 +49,7 @@ def _try(url: str, body: str) -> tuple[str, bool]:
         )
     except InputError as error:
         return str(error), True
-    except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+    except (httpx.InvalidURL, httpx.UnsupportedProtocol, UnicodeError):  # the last of the codec of host names
         return f"{_place(url)} is not a URL that something can be sent to", True
     except httpx.HTTPError as error:
         return f"{_place(url)} cannot be reached: {type(error).__name__}: {error}"[:_SHOWN], False

@@ -26,6 +26,7 @@ API_VERSION: Final = "1"
 MOST_JOBS: Final = 10_000  # in one submission
 MOST_BYTES: Final = 64 << 20  # in the body of a submission
 MOST_PAGE: Final = 1000
+LONGEST_KEY: Final = 200  # characters of an idempotency key
 MONTH: Final = r"^[0-9]{4}-(0[1-9]|1[0-2])$"  # a month, as 2026-11
 NEWEST: Final = 2**63 - 1  # no job, change or event has a larger number
 
@@ -54,7 +55,7 @@ class Submission(Request):
     """
 
     specs: tuple[dict[str, Any], ...] = Field(min_length=1, max_length=MOST_JOBS)
-    key: str | None = Field(None, min_length=1, max_length=200)
+    key: str | None = Field(None, min_length=1, max_length=LONGEST_KEY)
     client: str | None = Field(None, min_length=1, max_length=200)
 
 
@@ -261,12 +262,15 @@ class Nodes(Response):
     growth: str = ""
 
 
+MOST_DEADLINE_S: Final = 366 * 86400.0
+
+
 class NodeOrderSent(Request):
     """`deadline_s`: of a drain, in seconds from now; after that, non-preemptible jobs are stopped too."""
 
     order: NodeOrder
     reason: str = Field("", max_length=500)
-    deadline_s: float | None = Field(None, ge=0.0, le=366 * 86400.0)
+    deadline_s: float | None = Field(None, ge=0.0, le=MOST_DEADLINE_S)
 
 
 class QuotaSent(Request):

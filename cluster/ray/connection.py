@@ -343,7 +343,7 @@ def _check_listening(address: str | None) -> None:
     if not colon or not port.isdigit():
         return
     try:
-        socket.create_connection((host, int(port)), timeout=LISTENING_TIMEOUT_S).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=LISTENING_TIMEOUT_S).close()
     except OSError as error:
         raise ConnectionError(str(error)) from error
 

@@ -171,9 +171,9 @@ def sizes_of(name: str) -> list[str]:
 
 def _usual(name: str) -> str:
     """Return the name as it is in ACCELERATORS: of "GeForce-RTX-4090", "A100 SXM4 80GB" or "RTX A6000"."""
-    words = _NO_MODEL.sub(" ", name.upper().replace("-", " ")).split()
-    size = _SIZE.fullmatch(words[-1]) if len(words) > 1 else None
-    model = re.sub(r"^RTX(?=A\d)", "", "".join(words[:-1] if size else words))
+    parts = _NO_MODEL.sub(" ", name.upper().replace("-", " ")).split()
+    size = _SIZE.fullmatch(parts[-1]) if len(parts) > 1 else None
+    model = re.sub(r"^RTX(?=A\d)", "", "".join(parts[:-1] if size else parts))
     return f"{model}-{size[1]}" if size else model
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from cluster.errors import InputError, SpecError
-from cluster.settings import server_url
+from cluster.settings import WITHOUT_SERVER, server_url
 from orchestrator.cli import completion as completing
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ QUEUE: Final = "The queue"
 CLUSTER: Final = "The cluster"
 
 PATIENCE_S: Final = 20.0  # seconds; commands wait less than scripts for a server that restarts
-
-# As `jobs.drivers.ray_submitted.WITHOUT`, which takes a tenth of a second to import.
-_WITHOUT: Final = "none"
 
 _DURATION: Final = re.compile(r"^([0-9]{1,9}(?:\.[0-9]{1,9})?)([smhdw])$")
 _SECONDS: Final[Mapping[str, float]] = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -183,7 +180,7 @@ def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Conne
 
     if url is not None and not url.strip():  # the server of this machine may be another one
         raise InputError("--url is empty: is a shell variable not set?")
-    if url is None and (server_url() or "").lower() == _WITHOUT:
+    if url is None and (server_url() or "").lower() == WITHOUT_SERVER:
         raise InputError(
             "FLEETUNE_URL is none, which starts runs without the queue, so this command has no server: give --url, or "
             "unset FLEETUNE_URL"

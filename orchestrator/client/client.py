@@ -9,6 +9,7 @@ with Client() as client:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -21,13 +22,15 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from cluster.errors import InputError, Mistake, SpecError
-from cluster.settings import fleetune_home, server_url
+from cluster.settings import WITHOUT_SERVER, fleetune_home, server_url
+from cluster.text import did_you_mean
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import AnySpec, spec_of
 from jobs.spec.queue import Queue
 from jobs.spec.sweep import SweepSpec
 from orchestrator.api import (
+    LONGEST_KEY,
     MOST_PAGE,
     Changes,
     JobPage,
@@ -46,7 +49,7 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
 from orchestrator.client.embedded_server import ClientLock, embedded_url
 from orchestrator.client.handle import FIRST_POLL_S, JobHandle, pause_between_polls
-from orchestrator.client.lookup import all_jobs, job_path
+from orchestrator.client.lookup import all_jobs, check_job_id, job_path
 from orchestrator.client.spec_names import Named, load_named, place_errors, with_names
 from orchestrator.queue.states import ENDED, State
 
@@ -67,12 +70,17 @@ class Client:
             on a server given by URL they always go on.
 
     Raises:
-        InputError: the URL or the token is not valid.
+        InputError: the URL or the token is not valid, or FLEETUNE_URL is none.
         NotStarted: the server of this machine does not start.
     """
 
     def __init__(self, url: str | None = None, token: str | None = None, *, detach: bool = False) -> None:
         where, home = url or server_url(), fleetune_home()
+        if where is not None and where.strip().lower() == WITHOUT_SERVER:
+            raise InputError(
+                f"{'FLEETUNE_URL' if url is None else 'url'} is none, so this client has no server: give the URL of "
+                "one, or unset FLEETUNE_URL for the server of this machine"
+            )
         token, token_from = token_here(token)
         self._client: str | None = None  # whose end cancels the jobs
         find = None if where is not None else partial(embedded_url, home)
@@ -116,14 +124,14 @@ class Client:
             spec: a spec, or the path or URL of its file.
             tenant, priority: override the spec's section `queue`.
             after: jobs that must succeed first, in addition to those in the spec.
-            key: idempotency key: the same key and spec give the same job, even from another process. Default: each call
-                is a new job.
+            key: idempotency key, of up to 200 characters: the same key and spec give the same job, even from another
+                process. Default: each call is a new job.
 
         Raises:
             SpecError: the spec is wrong, or names files that the workers cannot read.
             KeyReused: the key was used with another spec.
         """
-        return self._send(self._to_send([spec], tenant, priority, after), key or uuid.uuid4().hex)[0]
+        return self._send(self._to_send([spec], tenant, priority, after), _checked_key(key) or uuid.uuid4().hex)[0]
 
     def submit_many(
         self,
@@ -138,9 +146,9 @@ class Client:
 
         A thousand is queued completely or not at all. If a later one is refused, those before it stay queued.
         """
-        to_send, key = self._to_send(specs, tenant, priority, after), key or uuid.uuid4().hex
+        to_send, key = self._to_send(specs, tenant, priority, after), _checked_key(key) or uuid.uuid4().hex
         parts = [to_send[start : start + PER_REQUEST] for start in range(0, len(to_send), PER_REQUEST)]
-        return [handle for number, part in enumerate(parts) for handle in self._send(part, f"{key}-{number}")]
+        return [handle for number, part in enumerate(parts) for handle in self._send(part, _key_of_part(key, number))]
 
     def _to_send(
         self,
@@ -165,35 +173,42 @@ class Client:
 
     # Waiting
 
-    def as_completed(self, handles: Iterable[JobHandle], timeout_s: float | None = None) -> Iterator[JobHandle]:
-        """Yield each handle once its job has ended, in any state. One request serves all handles.
+    def as_completed(self, jobs: Iterable[Job], timeout_s: float | None = None) -> Iterator[JobHandle]:
+        """Yield the handle of each job once the job has ended, in any state. One request serves all handles.
 
         Raises:
+            UnknownJob: an id is no job's.
             TimeoutError: some jobs have not ended yet; they go on.
         """
-        return iter_completed(self._connection, handles, timeout_s)
+        return iter_completed(self._connection, self._handles(jobs), timeout_s)
 
-    def wait(self, handles: Iterable[JobHandle], timeout_s: float | None = None) -> list[JobHandle]:
-        """Wait until all jobs have ended. Returns the handles in their order. Raises TimeoutError."""
-        handles = list(handles)
+    def wait(self, jobs: Iterable[Job], timeout_s: float | None = None) -> list[JobHandle]:
+        """Wait until all jobs have ended. Returns their handles, in order. Raises UnknownJob, TimeoutError."""
+        handles = self._handles(jobs)
         for _ in self.as_completed(handles, timeout_s):
             pass
         return handles
+
+    def _handles(self, jobs: Iterable[Job]) -> list[JobHandle]:
+        given = (jobs,) if isinstance(jobs, str | JobHandle) else jobs
+        return [self.job(job) if isinstance(job, str) else job for job in given]
 
     # Reading
 
     def job(self, job_id: str) -> JobHandle:
         """Return a job by its id. Raises UnknownJob."""
+        check_job_id(job_id)
         return JobHandle(self._connection, self._connection.get(job_path(job_id), JobView))
 
     def jobs(
         self,
         tenant: str | None = None,
-        states: Iterable[State | StateName] = (),
+        states: Iterable[State | StateName] | StateName = (),
         name: str | None = None,
     ) -> Iterator[JobHandle]:
-        """Yield jobs, newest first. `name`: beginning of the job's id."""
-        wanted = [State(state).value for state in states] or None
+        """Yield jobs, newest first. `name`: beginning of the job's id. Raises InputError for an unknown state."""
+        given = (states,) if isinstance(states, str) else states
+        wanted = [_state(state).value for state in given] or None
         for view in all_jobs(self._connection, tenant=tenant, state=wanted, name=name):
             yield JobHandle(self._connection, view)
 
@@ -280,6 +295,26 @@ def _with_queue_settings(
     except ValidationError:
         return spec_of(sent | {"queue": queue | given}).model_dump(mode="json")  # raises the error
     return sent | {"queue": changed.model_dump(mode="json")}
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is not None and not (key.isprintable() and 1 <= len(key) <= LONGEST_KEY):
+        raise InputError(f"a key has 1 to {LONGEST_KEY} characters that can be shown, but this one is {key[:50]!r}")
+    return key
+
+
+def _key_of_part(key: str, number: int) -> str:
+    """Return the key of one of the requests of a submission; one that would be too long is hashed."""
+    part = f"{key}-{number}"
+    return part if len(part) <= LONGEST_KEY else hashlib.sha256(part.encode()).hexdigest()
+
+
+def _state(given: str) -> State:
+    try:
+        return State(given)
+    except ValueError:
+        hint = did_you_mean(given, list(State)) or f": states are {', '.join(State)}"
+        raise InputError(f"there is no state {given!r} of jobs{hint}") from None
 
 
 def _id_of(job: Job) -> str:

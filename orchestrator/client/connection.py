@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -29,6 +30,7 @@ ANSWER_S: Final = 60.0
 PATIENCE_S: Final = 60.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0
+_PASSWORD: Final = re.compile(r"^([a-z]+://[^/@:]*):[^/]*@", re.IGNORECASE)
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 # These errors occur before anything reaches the server, so that every request may be repeated.
@@ -106,6 +108,10 @@ class Connection:
             verify=trusted() if self.url.startswith("https:") else False,
         )
 
+    @property
+    def _shown(self) -> str:
+        return _without_password(self.url)
+
     def close(self) -> None:
         self._http.close()
 
@@ -159,7 +165,7 @@ class Connection:
             except httpx.TransportError as error:
                 failed, waits = error, self._has_answered and (again or isinstance(error, _NOT_SENT))
             except httpx.InvalidURL as error:
-                raise InputError(f"{self.url} is no URL: {error}") from error
+                raise InputError(f"{self._shown} is no URL: {error}") from error
             now_s = self._clock()
             until_s = min(until_s, now_s + self._patience_s)  # the time of the first failure is no part of the patience
             if not waits or now_s >= until_s:
@@ -217,25 +223,26 @@ class Connection:
                 f"set FLEETUNE_TOKEN, or write the token to {fleetune_home() / 'token'}; an admin creates one with "
                 "fleetune tokens add NAME --role member --tenant TENANT"
             )
-        return f"the token sent to {self.url} was {self._token[:7]}... {self._token_from}: put the new one there"
+        return f"the token sent to {self._shown} was {self._token[:7]}... {self._token_from}: put the new one there"
 
     def _no_server(self, error: httpx.TransportError) -> NoServer:
         if self._has_answered:
             return self._gone(_cause(error))
+        url = self._shown
         if isinstance(error, httpx.TimeoutException):
-            what = f"no server answers at {self.url} in time ({_cause(error)})"
+            what = f"no server answers at {url} in time ({_cause(error)})"
         elif isinstance(error, httpx.ConnectError):
-            what = f"no server answers at {self.url} ({_cause(error)})"
+            what = f"no server answers at {url} ({_cause(error)})"
         else:
-            what = f"the program that answers at {self.url} is no server of Fleetune ({_cause(error)})"
-        if self.url.startswith("https:") and "WRONG_VERSION_NUMBER" in str(error):
-            what += f"; it seems to speak plain http: try http{self.url.removeprefix('https')}"
+            what = f"the program that answers at {url} is no server of Fleetune ({_cause(error)})"
+        if url.startswith("https:") and "WRONG_VERSION_NUMBER" in str(error):
+            what += f"; it seems to speak plain http: try http{url.removeprefix('https')}"
         note = f"; {self._note}" if self._note else ""
         return NoServer(f"{what}{note}: start one with `fleetune serve`, or say which with --url or FLEETUNE_URL")
 
     def _gone(self, cause: str) -> NoServer:
         return NoServer(
-            f"the server at {self.url} does not answer any more ({cause}). The request may have been done or not: "
+            f"the server at {self._shown} does not answer any more ({cause}). The request may have been done or not: "
             "start the server again (`fleetune serve`), and see `fleetune queue`. Running jobs go on without it"
         )
 
@@ -247,14 +254,15 @@ class Connection:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             return ServerError(
-                f"this release (fleetune {version('fleetune')}) does not understand the answer of the server at "
-                f"{self.url} ({response.request.url.path}: {where}: {first['msg']}): upgrade the older one of the two"
+                f"this release (fleetune {version('fleetune')}) does not understand the answer of the server "
+                f"at {self._shown} ({response.request.url.path}: {where}: {first['msg']}): upgrade the older one of "
+                "the two"
             )
         start = " ".join(response.text[:200].split())[:60]
         moved = f", to {response.headers['location']}" if response.is_redirect else ""
         return NotAServer(
-            f"the program that answers at {self.url} is no server of Fleetune: it said {response.status_code} ({kind})"
-            f"{moved}"
+            f"the program that answers at {self._shown} is no server of Fleetune: it said {response.status_code} "
+            f"({kind}){moved}"
             f"{f': {start}' if start else ''}. Say which server with --url or FLEETUNE_URL"
         )
 
@@ -272,12 +280,17 @@ def checked_url(url: str) -> str:
     try:
         parts = urlsplit(url)
         port_is_one = parts.port is None or parts.port > 0
-    except ValueError:  # the port is no number, or a bracket of an IPv6 address is missing
+        (parts.hostname or "").encode("idna")
+    except ValueError:  # no number as port, no bracket of an IPv6 address, or a part of the name too long or empty
         parts, port_is_one = urlsplit(""), False
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_one or parts.query or parts.fragment:
-        hint = f"; did you mean http://{url}?" if "://" not in url and url else ""
-        raise InputError(f"{url!r} is no URL of a server, as http://127.0.0.1:8400 is{hint}")
+        hint = f"; did you mean http://{_without_password(url)}?" if "://" not in url and url else ""
+        raise InputError(f"{_without_password(url)!r} is no URL of a server, as http://127.0.0.1:8400 is{hint}")
     return url.rstrip("/")
+
+
+def _without_password(url: str) -> str:
+    return _PASSWORD.sub(r"\1:***@", url)
 
 
 def _checked_token(token: str, token_from: str) -> str:

@@ -90,7 +90,9 @@ class LogReader:
             part = self._connection.get(f"{self._path}/{quote(source, safe='')}", LogPart, {"after": after})
             self._next[source] = part.next
             *lines, begun = (self._begun.pop(source, "") + part.text).split("\n")
-            if begun:
+            if begun and part.ended:
+                lines.append(begun)
+            elif begun:
                 self._begun[source] = begun
             yield from (LogLine(_name_to_show(source), line.rstrip("\r")) for line in lines)
             if part.ended:

@@ -25,6 +25,12 @@ def job_path(job_id: str) -> str:
     return f"/v1/jobs/{quote(job_id, safe='')}"
 
 
+def check_job_id(given: str) -> None:
+    """Raise UnknownJob if no id has this form."""
+    if not _ID.match(given):
+        raise UnknownJob(f"no job has an id like {given!r}: `fleetune queue --all` lists them")
+
+
 def all_jobs(connection: Connection, **filters: str | list[str] | None) -> Iterator[JobView]:
     """Yield jobs, newest first. `filters`: parameters of `/v1/jobs`, e.g. `state`."""
     before: int | None = None
@@ -43,8 +49,7 @@ def find_job(connection: Connection, given: str) -> JobView:
         UnknownJob: there is no such job; the message suggests others.
         InputError: there are several.
     """
-    if not _ID.match(given):
-        raise UnknownJob(f"no job has an id like {given!r}: `fleetune queue --all` lists them")
+    check_job_id(given)
     try:
         return connection.get(job_path(given), JobView)
     except UnknownJob as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,7 +54,7 @@ class Planner:
         self._cluster: Cluster | None = None  # as of the last pass
         self._last: Planned | None = None
         self._own_waits = OwnWaits()
-        self._last_demand: tuple[Any, Demand] = (None, Demand())
+        self._last_demand: tuple[Any, Demand, float] = (None, Demand(), 0.0)  # of what, which, until when
         # Jobs that the previous leader was stopping. Preempt nothing until they are gone: it is unknown for whom they
         # stop.
         self._inherited = {job.submission for job in cache.jobs if job.state is State.STOPPING}
@@ -100,9 +100,7 @@ class Planner:
         if self._last is not None and self._last.of == of and now_s < self._last.again_s:
             return None
         policy = replace(self._policy, preemption=False) if self._inherited else self._policy
-        later_s = [at_s for job in waits if (at_s := may_start_at_s(job)) > now_s]
-        again_s = min([now_s + self._timing.replan_s, *later_s])
-        return Planned(self._orders(jobs, cluster, policy, now_s), of, again_s)
+        return Planned(self._orders(jobs, cluster, policy, now_s), of, self._again_s(waits, now_s))
 
     def accept(self, planned: Planned) -> None:
         """Keep a plan whose transitions are written."""
@@ -115,14 +113,21 @@ class Planner:
         of = (
             self._cache.newest,
             self._cluster.inventory,
+            self._cluster.tenants,
             self._cluster.closed,
             self._cluster.spent,
             tuple(self._nominations.items()),
         )
-        if of != self._last_demand[0]:
-            made = demand(self._cache.jobs, self._nominations, self._cluster, self._policy, self._clock.now_s())
-            self._last_demand = of, made
+        now_s, jobs = self._clock.now_s(), self._cache.jobs
+        if of != self._last_demand[0] or now_s >= self._last_demand[2]:
+            made = demand(jobs, self._nominations, self._cluster, self._policy, now_s)
+            self._last_demand = of, made, self._again_s([job for job in jobs if job.state is State.QUEUED], now_s)
         return self._last_demand[1]
+
+    def _again_s(self, waits: Iterable[Job], now_s: float) -> float:
+        """Return when a plan of the same input is made again: when a job's pause is over, or at least now and then."""
+        later_s = [at_s for job in waits if (at_s := may_start_at_s(job)) > now_s]
+        return min([now_s + self._timing.replan_s, *later_s])
 
     def _gpu_hours(self, tenants: Sequence[Tenant], jobs: Sequence[Job], now_s: float) -> Mapping[str, float]:
         """Return the GPU-hours of this month by tenant; empty: no tenant has a limit on them."""

@@ -112,7 +112,7 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
 
 def _is_full(spec: Mapping[str, Any]) -> bool:
     """Whether a spec of any kind trains every parameter, so that its models need no base."""
-    method = (spec.get("base") or spec).get("method", "full")
+    method = _job_in(spec).get("method", "full")
     kind = method.get("kind", "full") if isinstance(method, dict) else method
     return kind == "full" and spec.get("kind") != "compare"
 
@@ -145,8 +145,14 @@ def _fingerprint_of(storage_path: str, run: str, part: str) -> str | None:
 
 def model_path(spec: Mapping[str, Any]) -> str:
     """Return the path of the model that a spec of any kind names; '': it names none."""
-    model = (spec.get("base") or spec).get("model")  # a sweep and a comparison have a base
+    model = _job_in(spec).get("model")
     return str(model.get("path", "")) if isinstance(model, dict) else ""
+
+
+def _job_in(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the base of a sweep or a comparison, and any other spec itself."""
+    base = spec.get("base")
+    return base if isinstance(base, dict) else spec
 
 
 def run_named_by(path: str, runs: Collection[str]) -> str | None:

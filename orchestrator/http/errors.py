@@ -16,9 +16,9 @@ from starlette.responses import Response
 
 from cluster.errors import BackendUnreachable, FleetuneError, InputError, Mistake, StorageOutage
 from jobs.spec.checking.mistakes import must_be, shown
-from orchestrator.http.scrub import Scrubber
 from orchestrator.problem import Problem, ProblemItem
 from orchestrator.queue.errors import NotLeader, StoreBroken, UnknownJob
+from orchestrator.service.observability.scrub import Scrubber
 
 TOLD = "fleetune.told"  # key in the scope: the error was logged already
 _AGAIN_S = 2

@@ -17,8 +17,8 @@ from orchestrator.api import MOST_BYTES
 from orchestrator.http.auth import Failures, NoToken, Tokens, bearer, check_at_home
 from orchestrator.http.errors import TOLD, answer_to, route_of, unexpected
 from orchestrator.http.metrics import Meters
-from orchestrator.http.scrub import Scrubber
 from orchestrator.service.context.caller import ANYBODY
+from orchestrator.service.observability.scrub import Scrubber
 
 OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})  # paths without a token
 DRIVER = "/v1/driver/"  # paths with the token of an attempt

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from orchestrator.queue.store import Filter, Store
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"})
+_OF_ALL = re.compile(rb"(# (HELP|TYPE) )?fleetune_(oldest_waiting|admissions|jobs_ended|jobs_submitted)")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -60,9 +62,10 @@ class Meters:
 
 
 def of_tenant(text: bytes, tenant: str) -> bytes:
-    """Return the text without lines of other tenants."""
+    """Return the text without lines of other tenants, and without sums over the jobs of all tenants."""
     own = f'tenant="{tenant}"'.encode()
-    return b"".join(line for line in text.splitlines(keepends=True) if b'tenant="' not in line or own in line)
+    lines = (line for line in text.splitlines(keepends=True) if b'tenant="' not in line or own in line)
+    return b"".join(line for line in lines if not _OF_ALL.match(line))
 
 
 class ClusterCollector:

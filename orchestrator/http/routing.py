@@ -24,13 +24,13 @@ from orchestrator.http.auth import Tokens
 from orchestrator.http.errors import TooMany
 from orchestrator.http.gate import CALLER
 from orchestrator.http.metrics import Meters
-from orchestrator.http.scrub import Scrubber
 from orchestrator.problem import Problem
 from orchestrator.queue.records import Job, UnreadableRow
 from orchestrator.queue.store import Store
 from orchestrator.service.context.caller import Caller, job_for
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.explain import Explainer
+from orchestrator.service.observability.scrub import Scrubber
 
 Result = TypeVar("Result")
 

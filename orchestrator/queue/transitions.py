@@ -123,7 +123,7 @@ def _told_to_stop(job: Job, seen: Observation) -> Transition | None:
         return _transition(job, State.STOPPING, *_STOPS[job.wanted])
     ran_s = job.attained_s + seen.now_s - (job.started_s if job.started_s is not None else seen.now_s)
     if job.max_runtime_s is not None and ran_s > job.max_runtime_s:
-        text = f"it has run for {ran_s:.0f} s, and its max_runtime_s is {job.max_runtime_s:.0f}"
+        text = f"it has run for {ran_s:.0f} s, and its max_runtime_s is {job.max_runtime_s:g}"
         return _transition(job, State.STOPPING, Reason.TIMED_OUT, text)
     nodes = {node for node, _ in job.placement}
     if draining := seen.called(nodes & (seen.draining if job.preemptible else seen.overdue)):

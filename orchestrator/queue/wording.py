@@ -52,6 +52,8 @@ def does(state: State, wanted: DesiredState = DesiredState.RUN) -> str:
     """Say what a job does, to follow its name: `runs`, `is paused`, `has failed`."""
     if state is State.QUEUED and wanted is DesiredState.PAUSE:
         return "is paused"
+    if state is State.QUEUED and wanted is DesiredState.CANCEL:
+        return "is about to be cancelled"
     return _DOES[state]
 
 

@@ -106,7 +106,9 @@ class Limits:
         tenant = int(jobs.tenant[row])
         if tenant in self._limits and jobs.gang_of(row).gpus_per_worker:
             used = self._used[tenant]
-            for key in {None, self._cluster.types[kind]}:
+            # A job whose nodes are not seen now is of no kind.
+            of_type = self._cluster.types[kind] if kind >= 0 else jobs.gang_of(row).accelerator_type
+            for key in {None, of_type}:
                 used[key] = used.get(key, 0.0) + sign * float(jobs.size[row])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 from collections.abc import Sequence
@@ -26,8 +27,9 @@ def listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise InputError(f"--host {host} is no address: {error.strerror}") from error
+    except (OSError, UnicodeError) as error:  # of the codec of host names
+        why = getattr(error, "strerror", None) or "no host has such a name"
+        raise InputError(f"--host {host} is no address: {why}") from error
     sock = socket.socket(family, kind, protocol)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,9 +87,9 @@ def _url(host: str, port: int, scheme: str) -> str:
 
 def _outward() -> str:
     """Return the address that this machine uses to reach others. Nothing is sent."""
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect(("192.0.2.1", 9))  # an address reserved for documentation (RFC 5737)
+    # Addresses that are reserved for documentation (RFC 5737 and 3849).
+    for family, other in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((other, 9))
             return str(probe.getsockname()[0])
-    except OSError:
-        return "127.0.0.1"
+    return "127.0.0.1"

@@ -84,7 +84,10 @@ def machines(address: str | None, store: Store, home: Path, autoscaler: Path | N
 
 
 def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> Place:
-    parts = urlsplit(dashboard)
+    try:
+        parts = urlsplit(dashboard)
+    except ValueError:  # a bracket of an IPv6 address is missing
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname:
         host = dashboard.removeprefix("ray://").partition(":")[0] or "HOST"
         raise InputError(
@@ -96,7 +99,8 @@ def _ray(dashboard: str, store: Store, found: bool, autoscaler: Path | None) -> 
 
         here = is_loopback(parts.hostname)
         session = RayJobsBackend(dashboard).session
-        grows = Autoscaler(session, f"{parts.hostname}:{_GCS_PORT}", autoscaler) if here or autoscaler else None
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        grows = Autoscaler(session, f"{host}:{_GCS_PORT}", autoscaler) if here or autoscaler else None
         if grows is not None:
             grows.check()
         backend = RayJobsBackend(

@@ -11,8 +11,8 @@ from importlib.metadata import version
 from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable
 from cluster.text import many
-from orchestrator.http.scrub import Scrubber
 from orchestrator.service.context.context import ServiceContext
+from orchestrator.service.observability.scrub import Scrubber
 
 _AHEAD_S = 5.0
 

@@ -29,7 +29,6 @@ from orchestrator.http.app import make_app
 from orchestrator.http.auth import Tokens, is_loopback
 from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
-from orchestrator.http.scrub import Scrubber
 from orchestrator.local_server import locked, make_home, remove_record, write_record
 from orchestrator.queue.clock import USUAL, SystemClock, Timing
 from orchestrator.queue.errors import StoreBroken
@@ -49,6 +48,7 @@ from orchestrator.service.context.context import MOST_RAY_SUBMITTED, ServiceCont
 from orchestrator.service.context.identity import queue_id
 from orchestrator.service.drivers import launch_of
 from orchestrator.service.observability.explain import Explainer
+from orchestrator.service.observability.scrub import Scrubber
 from orchestrator.service.retention import Retention
 from orchestrator.service.tokens import has_admin
 from orchestrator.store import label_of, open_store

@@ -12,6 +12,7 @@ from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, ray_submission_of
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import logs
+from orchestrator.service.observability.scrub import Scrubber
 
 
 class TooManyGuests(QueueError):
@@ -41,7 +42,7 @@ def check_room(context: ServiceContext, client: str) -> None:
         )
 
 
-def look(context: ServiceContext, job: Job, attempt: int, after: int) -> Looked:
+def look(context: ServiceContext, job: Job, attempt: int, after: int, scrub: Scrubber) -> Looked:
     """Return new output of a job's attempts, one attempt after the other. The caller fills in `words`.
 
     Raises:
@@ -51,7 +52,7 @@ def look(context: ServiceContext, job: Job, attempt: int, after: int) -> Looked:
     exit_code = exit_code_of(job.state, job.reason)
     if not attempt:
         return Looked(exit_code=exit_code)
-    part = logs.part(context, job, f"{logs.OUTPUT}-{min(attempt, job.attempt)}", after)
+    part = logs.part(context, job, f"{logs.OUTPUT}-{min(attempt, job.attempt)}", after, scrub)
     if part.ended and attempt < job.attempt:
         return Looked(output=part.text, attempt=attempt + 1, more=True)
     is_all = part.ended or part.next - after < logs.PART_BYTES // 2

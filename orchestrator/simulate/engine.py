@@ -23,6 +23,7 @@ from orchestrator.simulate.values import Setup, Simulated, TraceJob
 _JITTER_S = 10.0
 _REPORT_EVERY = 500  # passes between reports of progress
 _MOST_FAILURES = 10_000  # of one job, until the simulation is given up
+_MOST_USELESS = 100_000  # failures and repairs one after another during which no job ends, until it is given up
 # These simple policies get the exact run times, like a scheduler whose jobs state exact time limits.
 _EXACT_TIMES = (RankBy.SUBMITTED, RankBy.SHARE)
 
@@ -73,6 +74,7 @@ class _Run:
         self._attempts: list[Attempt] = []
         self._finished = 0
         self._failed = Counter[int]()
+        self._useless = self._had_finished = 0  # failures and repairs since a job has ended, and how many had by then
         self._failures: list[tuple[float, int, bool]] = []  # heap of (time, node, whether it is a repair)
 
     def run(self) -> Simulated:
@@ -144,6 +146,13 @@ class _Run:
 
     def _fail_or_repair(self) -> None:
         at_s, node, comes_back = heapq.heappop(self._failures)
+        self._useless = 0 if self._finished > self._had_finished else self._useless + 1
+        self._had_finished = self._finished
+        if self._useless > _MOST_USELESS:
+            raise InputError(
+                f"nodes have failed or come back {_MOST_USELESS:,} times, and no job has ended meanwhile: give a lower "
+                "--failures-per-node-day"
+            )
         if comes_back:
             self._simulation.repair(node)
             again = at_s + self._failure_times.expovariate(self._setup.failures_per_node_day) * 86_400.0

@@ -24,7 +24,7 @@ _TOKENS = select(TOKENS).order_by(TOKENS.c.number)
 
 def tenants(connection: Connection) -> list[Tenant]:
     rows = connection.execute(_TENANTS).all()
-    found = {tenant.name: tenant for tenant in records_of(connection, "tenant", rows, tenant_of)}
+    found = {tenant.name: tenant for tenant in records_of(connection, "tenant", rows, tenant_of, is_all=True)}
     return [found.get(row.name) or unreadable_tenant(row) for row in rows]
 
 
@@ -44,7 +44,7 @@ def put_tenant(connection: Connection, tenant: Tenant, now_s: float) -> None:
 
 
 def node_rules(connection: Connection) -> list[NodeRule]:
-    return records_of(connection, "node-rule", connection.execute(_NODE_RULES), node_rule_of)
+    return records_of(connection, "node-rule", connection.execute(_NODE_RULES), node_rule_of, is_all=True)
 
 
 def put_node_rule(connection: Connection, rule: NodeRule) -> None:
@@ -56,7 +56,7 @@ def put_node_rule(connection: Connection, rule: NodeRule) -> None:
 
 
 def tokens(connection: Connection) -> list[Token]:
-    return records_of(connection, "token", connection.execute(_TOKENS), token_of)
+    return records_of(connection, "token", connection.execute(_TOKENS), token_of, is_all=True)
 
 
 def add_token(connection: Connection, token: Token, event: QueueEvent | None = None) -> None:

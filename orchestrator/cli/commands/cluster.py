@@ -81,11 +81,15 @@ def _order(
     deadline: str | None = None,
 ) -> None:
     with connected(url) as server:
-        from orchestrator.api import NodeOrderSent, Nodes, NodeView
+        from orchestrator.api import MOST_DEADLINE_S, NodeOrderSent, Nodes, NodeView
         from orchestrator.client.lookup import find_node
         from orchestrator.pages.cluster import nodes_page
 
         deadline_s = None if deadline is None else duration_s("--deadline", deadline, or_zero=True)
+        if deadline_s is not None and deadline_s > MOST_DEADLINE_S:
+            raise InputError(f"--deadline {deadline} is too long: at most {MOST_DEADLINE_S / 86400:.0f}d")
+        if not reason.isprintable():
+            raise InputError(f"--reason {reason[:100]!r} has characters that cannot be shown")
         sent = NodeOrderSent(order=order, reason=reason[:500], deadline_s=deadline_s)
         known = server.get("/v1/nodes", Nodes)
         meant = [find_node(known, one) for one in dict.fromkeys(given)]  # all are looked up before any is changed

@@ -14,7 +14,6 @@ from starlette.responses import Response
 from cluster.errors import FleetuneError
 from orchestrator import api
 from orchestrator.http.routing import After, Asker, JobId, Limit, Serving, Writer, answer, documented, new_router
-from orchestrator.http.scrub import without_secrets
 from orchestrator.queue.errors import UnknownJob
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import DesiredState, State
@@ -24,6 +23,7 @@ from orchestrator.service.admission.admit import admit
 from orchestrator.service.admission.clients import check_client
 from orchestrator.service.admission.parents import check_retry
 from orchestrator.service.context.caller import Caller
+from orchestrator.service.observability.scrub import without_secrets
 
 _MOST_LOOKED_AT = 20  # most pages of changes that are read for one answer
 

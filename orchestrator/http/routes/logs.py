@@ -143,9 +143,7 @@ def _logs(router: APIRouter, serving: Serving) -> None:
     async def part(job_id: JobId, source: Source, caller: Asker, after: After = 0) -> Response:
         def read() -> api.LogPart:
             job = serving.job(job_id, caller)
-            found = logs.part(context, job, source, after)
-            scrub = serving.scrub.and_also(tokens_of(serving.context.driver_key, job))
-            return found.model_copy(update={"text": scrub.text(found.text)})
+            return logs.part(context, job, source, after, serving.scrub.and_also(tokens_of(context.driver_key, job)))
 
         return answer(await serving.slow.run(read))
 

@@ -60,10 +60,9 @@ def routes(serving: Serving) -> APIRouter:
         def read() -> Looked:
             context.check_queue(sent.queue, _WHO)
             job = serving.job(sent.job_id, caller)
-            told = look(context, job, sent.attempt, sent.after)
             scrub = serving.scrub.and_also(tokens_of(serving.context.driver_key, job))
-            words = _describe(serving, job, caller)
-            return told.model_copy(update={"output": scrub.text(told.output), "words": scrub.line(words)})
+            told = look(context, job, sent.attempt, sent.after, scrub)
+            return told.model_copy(update={"words": scrub.line(_describe(serving, job, caller))})
 
         return answer(await serving.slow.run(read))
 

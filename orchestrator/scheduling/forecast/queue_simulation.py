@@ -84,6 +84,8 @@ class QueueSimulation:
         self._in_use = np.zeros(len(self.tenants))  # slots: GPUs, or CPUs of gangs without GPUs
         self._left_s = np.zeros(0)  # [rows]; true running time left at the attempt's start, or now if it waits
         self._error = np.ones(0)  # [rows]; measured remaining time / true remaining time
+        self._tells = np.zeros(0, bool)  # [rows]; whether the remaining time was known from the beginning
+        self._most_left_s = np.zeros(0)  # [rows]; as `_left_s`, under the job's max_runtime_s; inf: no maximum
         self._sizes: dict[int, tuple[int, ...]] = {}  # numbers of workers that each elastic job can have, ascending
         self._where: dict[int, Placement] = {}
         self._ends: list[tuple[float, int, float]] = []  # heap of (end, row, start)
@@ -104,6 +106,7 @@ class QueueSimulation:
         simulation._used_s = snapshot.used_s.copy()
         elapsed = np.where(snapshot.running, snapshot.now_s - jobs.started_s, 0.0)
         simulation._left_s, simulation._error = left_s + elapsed, np.ones(jobs.rows)
+        simulation._most_left_s, simulation._tells = jobs.most_left_s + elapsed, ~np.isnan(jobs.remaining_s)
         simulation.waiting = int((jobs.state == WAITING).sum())
         for row in snapshot.running.nonzero()[0].tolist():
             simulation._where[row] = placement_of(row, jobs.gang_of(row), simulation.cluster)
@@ -120,7 +123,10 @@ class QueueSimulation:
         if more > 0:
             self._left_s = np.concatenate([self._left_s, np.zeros(more)])
             self._error = np.concatenate([self._error, np.ones(more)])
+            self._tells = np.concatenate([self._tells, np.zeros(more, bool)])
+            self._most_left_s = np.concatenate([self._most_left_s, np.full(more, np.inf)])
         self._left_s[row], self._error[row] = work_s, error
+        self._tells[row], self._most_left_s[row] = False, values.get("most_left_s", math.inf)
         self.waiting += 1
         return row
 
@@ -166,10 +172,11 @@ class QueueSimulation:
         running = jobs.state == RUNNING
         elapsed = (self.now_s - jobs.started_s) * running
         left = self._left_s[: jobs.rows] - elapsed
+        jobs.most_left_s = self._most_left_s[: jobs.rows] - elapsed
         if self._measuring.exact:
             jobs.remaining_s = left
         else:
-            told = jobs.attained_s + elapsed >= self._measuring.after_s
+            told = self._tells[: jobs.rows] | (jobs.attained_s + elapsed >= self._measuring.after_s)
             jobs.remaining_s = np.where(told, left * self._error[: jobs.rows], np.nan)
         return Snapshot(self.now_s, jobs, self.cluster, self.tenants, self._used_s, sizes=self._sizes)
 
@@ -179,7 +186,7 @@ class QueueSimulation:
         for row in [row for row, placement in self._where.items() if any(one == node for one, _ in placement)]:
             elapsed = self.now_s - float(self.jobs.started_s[row])
             lost = elapsed % checkpoint_every_s + float(self.jobs.interruption_cost_s[row])
-            self._stop(row, EndReason.NODE_FAILED, lost)
+            self._stop(row, EndReason.NODE_FAILED, lost, counts=False)  # the scheduler did not stop it
 
     def repair(self, node: int) -> None:
         self.cluster.usable[node] = True
@@ -208,6 +215,7 @@ class QueueSimulation:
         self._leave(row, reason, lost_s)
         jobs.attained_s[row] += elapsed
         self._left_s[row] += lost_s - elapsed
+        self._most_left_s[row] -= elapsed
         if row in self._sizes:
             self._resize(row, self._sizes[row][0])
         jobs.interruptions[row] += counts

@@ -64,7 +64,12 @@ def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
         # A webhook imports nothing from there, where a module could have the name of one of ours.
         working_dir=base.get("working_dir") if on_end.command else None,
         env=environment,
-        queue=Queue(tenant=job.tenant, priority=job.priority, secrets=tuple(queue.get("secrets") or ())),
+        # A webhook needs no secrets, and must be sent also if they have been withdrawn since.
+        queue=Queue(
+            tenant=job.tenant,
+            priority=job.priority,
+            secrets=tuple(queue.get("secrets") or ()) if on_end.command else (),
+        ),
     )
     return NewJob(
         name=made.name,

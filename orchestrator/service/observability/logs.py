@@ -16,6 +16,7 @@ from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.run_files import RunFiles, records
+from orchestrator.service.observability.scrub import Scrubber
 
 PART_BYTES = 256 << 10
 _MOST_BEGIN = 1 << 62  # behind the end of every file; the kernel refuses offsets near 2**63
@@ -40,8 +41,11 @@ def sources(context: ServiceContext, job: Job) -> LogSources:
     return LogSources(sources=(*outputs, *found), failed=failed if failed in found else None)
 
 
-def part(context: ServiceContext, job: Job, source: str, after: int) -> LogPart:
+def part(context: ServiceContext, job: Job, source: str, after: int, scrub: Scrubber) -> LogPart:
     """Return up to 256 KiB from a byte on. `output-N` is valid for every attempt, including the newest.
+
+    Secrets are hidden, also those that a piece has in part: some bytes before it are read too, and what may be the
+    beginning of a secret is left for the next piece.
 
     Raises:
         UnknownSource: the job has no such log (404).
@@ -49,14 +53,19 @@ def part(context: ServiceContext, job: Job, source: str, after: int) -> LogPart:
         StorageOutage, BackendUnreachable: it cannot be read at the moment.
     """
     after = max(after, 0)
-    begin = min(after, _MOST_BEGIN)
+    lead = min(after, scrub.lead_bytes)
+    begin = min(after, _MOST_BEGIN) - lead
     attempt = _attempt(job, source)
     if attempt is not None:
         submission, over = f"{job.job_id}-{attempt}", attempt < job.attempt or job.state not in HOLDS_A_LEASE
         # Read after the job's state: if the attempt is over, the output is complete.
-        return _cut(context.backend.output(submission, begin), after, over, MAX_OUTPUT_BYTES)
-    content = _run_with(context, job, source).read(LOGS, f"{source}.log", begin, PART_BYTES + 1)
-    return _cut(content, after, job.state in ENDED, PART_BYTES)
+        content, most = context.backend.output(submission, begin), MAX_OUTPUT_BYTES
+    else:
+        most = lead + PART_BYTES + 1
+        content, over = _run_with(context, job, source).read(LOGS, f"{source}.log", begin, most), job.state in ENDED
+    piece, ended = _cut(content, lead, over and len(content) < most, scrub)
+    text = scrub.piece(*(some.decode("utf-8", "replace") for some in (content[:lead], piece)))
+    return LogPart(text=text, next=after + len(piece), ended=ended)
 
 
 def metrics(context: ServiceContext, job: Job, after: int) -> MetricsPart:
@@ -101,19 +110,21 @@ def _run_with(context: ServiceContext, job: Job, source: str) -> RunFiles:
     return files
 
 
-def _cut(content: bytes, after: int, over: bool, most: int) -> LogPart:
-    """Cut a part that ends with a line, or at least with a whole character.
+def _cut(content: bytes, lead: int, is_all: bool, scrub: Scrubber) -> tuple[bytes, bool]:
+    """Cut a part that ends with a line, or at least with a whole character. Returns also whether nothing follows.
 
     Args:
-        over: nothing more will be written.
-        most: most bytes that the source returns at once.
+        lead: bytes before the part.
+        is_all: the source ends with `content`, and nothing more will be written.
     """
-    piece = content[:PART_BYTES]
-    is_last = over and len(piece) == len(content) and len(content) < most
-    if not is_last:
-        end = piece.rfind(b"\n") + 1
-        piece = piece[:end] if end else _whole_characters(piece)
-    return LogPart(text=piece.decode("utf-8", "replace"), next=after + len(piece), ended=is_last)
+    piece = content[lead : lead + PART_BYTES]
+    if is_all and len(content) <= lead + PART_BYTES:
+        return piece, True
+    if end := piece.rfind(b"\n") + 1:
+        return piece[:end], False
+    piece = _whole_characters(piece)
+    begun = scrub.begun((content[:lead] + piece).decode("utf-8", "replace"))
+    return piece[: max(len(piece) - begun, 0)], False
 
 
 def _whole_characters(piece: bytes) -> bytes:

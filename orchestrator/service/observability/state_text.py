@@ -162,7 +162,9 @@ def describe_waiting_for_jobs(job: Job, parents: Sequence[Job], names: Sequence[
     paused = [name for parent, name in named if parent.wanted is DesiredState.PAUSE]
     waits = [name for parent, name in named if parent.state is State.QUEUED and parent.wanted is DesiredState.RUN]
     next_step = "nothing; it starts by itself"
-    if paused:
+    if ending := [name for parent, name in named if parent.wanted is DesiredState.CANCEL]:
+        next_step = f"it will fail, because {ending[0]} is being cancelled: submit it again without it"
+    elif paused:
         next_step = f"fleetune resume {' '.join(paused[:_SHOWN])}"
     elif waits:
         next_step = f"nothing; what it waits for in turn: fleetune why {waits[0]}"

@@ -134,6 +134,8 @@ class Database:
         except _UNFIT as error:
             raise QueueError(f"{self.address.label} cannot hold this: {self._said(error)}") from error
         except _BROKEN as error:
+            if _exceeds_a_limit(error):
+                raise QueueError(f"{self.address.label} cannot hold this: {self._said(error)}") from error
             raise self._broken(error, done) from error
         except _DATABASE as error:
             # A damaged file raises the class itself. Its other subclasses are mistakes in SQL.
@@ -163,6 +165,11 @@ class Database:
             yield
         finally:
             turn.release()
+
+
+def _exceeds_a_limit(error: Exception) -> bool:
+    """Whether PostgreSQL refuses a value for its size (SQLSTATE class 54), which it reports as a failure to operate."""
+    return str(getattr(getattr(error, "orig", None), "sqlstate", None)).startswith("54")
 
 
 def _begin(connection: Connection) -> None:

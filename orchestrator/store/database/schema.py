@@ -33,7 +33,7 @@ from orchestrator.queue.records import Job, NodeRule, QueueEvent, Token
 from orchestrator.queue.store import SubmissionKey
 from orchestrator.queue.tenants import Tenant
 
-REVISION = "0005"  # newest revision in `migrations/versions`
+REVISION = "0006"  # newest revision in `migrations/versions`
 VERSION_TABLE = "fleetune_schema"
 
 METADATA = MetaData()
@@ -110,7 +110,7 @@ JOBS = Table(
     Index("jobs_by_tenant", "tenant", "state", "number", "job_id"),
     Index("jobs_unfollowed", "followed", sqlite_where=text(ENDED_UNFOLLOWED), postgresql_where=text(ENDED_UNFOLLOWED)),
     Index("jobs_by_end", "ended_s", sqlite_where=text(HAS_ENDED), postgresql_where=text(HAS_ENDED)),
-    Index("jobs_after", "after", sqlite_where=text(NEEDS_OTHERS), postgresql_where=text(NEEDS_OTHERS)),
+    Index("jobs_after", "number", sqlite_where=text(NEEDS_OTHERS), postgresql_where=text(NEEDS_OTHERS)),
     Index("jobs_of_clients", "client", sqlite_where=text(OF_A_CLIENT), postgresql_where=text(OF_A_CLIENT)),
 )
 

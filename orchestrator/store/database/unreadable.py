@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection
@@ -40,6 +40,11 @@ class Unread:
             for name in names:
                 self._tables[table].pop(name, None)
 
+    def keep(self, table: str, names: Container[str]) -> None:
+        """Remove the notes on rows that are not there any more. `names`: of all rows that are."""
+        with self._lock:
+            self._tables[table] = {name: row for name, row in self._tables[table].items() if name in names}
+
     def rows(self) -> list[UnreadableRow]:
         with self._lock:
             return [rows[name] for _, rows in sorted(self._tables.items()) for name in sorted(rows)]
@@ -70,8 +75,14 @@ def _job_of(unread: Unread, row: Sequence[Any]) -> Job | None:
         return None
 
 
-def records_of(connection: Connection, table: str, rows: Iterable[Any], read: Callable[[Any], Record]) -> list[Record]:
-    """Return records of the readable rows of another table, whose first column names a row."""
+def records_of(
+    connection: Connection, table: str, rows: Iterable[Any], read: Callable[[Any], Record], *, is_all: bool = False
+) -> list[Record]:
+    """Return records of the readable rows of another table, whose first column names a row.
+
+    Args:
+        is_all: these are all rows of the table.
+    """
     found, unread = [], unread_of(connection)
     good, bad = set[str](), set[str]()  # names of rows; several leases share the name of their job
     looks = bool(unread)
@@ -84,4 +95,6 @@ def records_of(connection: Connection, table: str, rows: Iterable[Any], read: Ca
             bad.add(str(row[0]))
             unread.note(UnreadableRow(table, str(row[0]), None, f"{type(error).__name__}: {error}"))
     unread.forget(table, good - bad)
+    if looks and is_all:
+        unread.keep(table, bad)
     return found

@@ -276,6 +276,13 @@ def test_what_no_database_holds_is_refused_and_nothing_is_written(store: Store) 
     assert store.count() == {}
 
 
+def test_a_job_may_start_after_a_thousand_others(store: Store) -> None:
+    """Their ids have no common part that a database could compress."""
+    parents = tuple(job.job_id for job in store.submit([new()] * 1000, START_S))
+    (job,) = store.submit([new(after=parents)], START_S)
+    assert store.job(job.job_id).after == parents
+
+
 def test_what_was_written_is_there_after_the_store_was_closed(shared_url: str) -> None:
     store = open_store(shared_url)
     job = go(with_tenants(store), submit(store), *RUN)

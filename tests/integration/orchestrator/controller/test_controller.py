@@ -291,6 +291,23 @@ def test_what_the_queue_wishes_for_follows_it_from_pass_to_pass() -> None:
     assert world.server.demand() == Demand()
 
 
+def test_what_the_queue_wishes_for_follows_time_and_limits_too() -> None:
+    """In a queue in which nothing else changes."""
+    pool = Growth((NodeType(Node("gpu", 64, 4), 3),), 3)
+    world = QueueWorld(4, growth=pool, tenants=(Tenant("a", limit=((None, 4),)), Tenant("b")))
+    world.backend.script("*", runs_s=1e9)
+    _, second, later = world.submit(
+        new("first", 4), new("second", 4), new("later", 8, tenant="b", not_before_s=world.clock.now_s() + 60.0)
+    )
+    world.passes(3)
+    assert world.server.demand().waiting == ()
+    world.store.put_tenant(Tenant("a", limit=((None, 8),)), world.clock())
+    world.passes(2, 5.0)
+    assert world.server.demand().waiting == (second,)
+    world.passes(12, 5.0)
+    assert later in world.server.demand().waiting
+
+
 def test_waiting_for_the_own_tenants_limit_gives_no_right_to_go_before_others() -> None:
     """Eight days behind the own limit are no wait for nodes, also not for a server that comes later."""
     world = QueueWorld(2, tenants=(Tenant("a", limit=((None, 1),)), Tenant("b")))

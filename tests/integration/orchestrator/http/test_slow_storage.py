@@ -15,10 +15,10 @@ from orchestrator.http.app import make_app
 from orchestrator.http.auth import Tokens
 from orchestrator.http.metrics import Meters
 from orchestrator.http.routing import Serving
-from orchestrator.http.scrub import Scrubber
 from orchestrator.queue.records import Role
 from orchestrator.service import tokens
 from orchestrator.service.observability.explain import Explainer
+from orchestrator.service.observability.scrub import Scrubber
 from tests.support.service import ServiceWorld, finetune, queue
 
 HANGS = "/hangs/data"

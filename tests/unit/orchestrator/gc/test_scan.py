@@ -16,6 +16,12 @@ from orchestrator.gc.scan import look
 PARENT = "parent-20261001-120000-0001"
 
 
+def test_a_sweeps_own_file_whose_base_is_a_path_stops_no_scan(tmp_path: Path) -> None:
+    (tmp_path / PARENT).mkdir()
+    (tmp_path / PARENT / "spec.json").write_text('{"kind": "sweep", "base": "job.yaml"}')
+    assert [(run.name, run.starts_from) for run in look(str(tmp_path), time.time()).runs] == [(PARENT, None)]
+
+
 @pytest.mark.parametrize("kind", ["finetune", "sweep", "compare"])
 def test_a_run_names_the_run_whose_model_it_starts_from(tmp_path: Path, kind: str) -> None:
     job = {"model": {"path": str(tmp_path / PARENT / "model")}}

@@ -13,10 +13,10 @@ import pytest
 from orchestrator.http.auth import MOST, WINDOW_S, Failures, Tokens, TooManyFailures, address_of
 from orchestrator.http.gate import MOST_BYTES_ELSEWHERE, MOST_BYTES_OF_DRIVER, Gate
 from orchestrator.http.metrics import Meters
-from orchestrator.http.scrub import Scrubber
 from orchestrator.queue.records import Role
 from orchestrator.service import tokens as tokenrules
 from orchestrator.service.context.identity import DriverKey, attempt_token, signature_of
+from orchestrator.service.observability.scrub import Scrubber
 from orchestrator.store import open_store
 
 

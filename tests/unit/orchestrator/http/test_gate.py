@@ -15,8 +15,8 @@ from orchestrator.http.auth import Tokens
 from orchestrator.http.errors import handle
 from orchestrator.http.gate import Gate
 from orchestrator.http.metrics import Meters
-from orchestrator.http.scrub import Scrubber
 from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.service.observability.scrub import Scrubber
 from orchestrator.store import open_store
 
 

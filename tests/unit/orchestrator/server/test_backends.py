@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.errors import InputError
 from orchestrator.server.backends import machines, ray_machines
 from orchestrator.store import open_store
 
@@ -23,6 +24,11 @@ from orchestrator.store import open_store
 )
 def test_a_ray_is_known_by_host_and_port(one: str, other: str, same: bool) -> None:
     assert bool(ray_machines(one).marks & ray_machines(other).marks) is same
+
+
+def test_an_address_without_its_closing_bracket_is_refused() -> None:
+    with pytest.raises(InputError, match="give the address of Ray's dashboard"):
+        machines("http://[::1:8265", open_store("sqlite://"), Path("unused"))
 
 
 def test_a_loopback_address_is_another_cluster_on_each_machine() -> None:

@@ -22,7 +22,11 @@ from orchestrator.queue.states import State
 from orchestrator.queue.tenants import Restrictions, Tenant
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import logs
+from orchestrator.service.observability.scrub import Scrubber
 from tests.support.queuejobs import job
+
+SECRET = "sup3rsecretvalue-xyz"
+SCRUB = Scrubber([SECRET])
 
 
 class NoStore:
@@ -50,12 +54,32 @@ def whole(context: ServiceContext, of: Job, source: str = "driver") -> tuple[str
     """All of a log, and in how many parts."""
     text, after = "", 0
     for number in range(1, 10_000):
-        part = logs.part(context, of, source, after)
+        part = logs.part(context, of, source, after, SCRUB)
         text, before, after = text + part.text, after, part.next
         if part.ended:
             return text, number
         assert after > before
     raise AssertionError("it does not end")
+
+
+@pytest.mark.parametrize("after", range(30))
+def test_from_whichever_byte_one_reads_no_part_of_a_secret_is_shown(tmp_path: Path, after: int) -> None:
+    of = with_log(tmp_path, f"\N{SNOWMAN} key {SECRET} end\n".encode(), state=State.FAILED)
+    begun, text = len("\N{SNOWMAN} key ".encode()), logs.part(context(), of, "driver", after, SCRUB).text
+    if after < begun + len(SECRET):
+        assert text.endswith("*** end\n") and SECRET[-4:] not in text
+    else:
+        assert text == " end\n"[after - begun - len(SECRET) :]
+
+
+def test_a_secret_that_is_being_written_is_shown_in_no_part(tmp_path: Path) -> None:
+    shown, after = "", 0
+    for written in range(len(SECRET)):
+        of = with_log(tmp_path, f"key {SECRET[:written]}".encode())
+        part = logs.part(context(), of, "driver", after, SCRUB)
+        shown, after = shown + part.text, part.next
+    of = with_log(tmp_path, f"key {SECRET} end\n".encode(), state=State.FAILED)
+    assert shown + logs.part(context(), of, "driver", after, SCRUB).text == "key sup*** end\n"
 
 
 @pytest.mark.parametrize(
@@ -91,9 +115,9 @@ def test_the_logs_of_a_run_and_the_output_of_each_attempt_are_sources(tmp_path: 
 
 def test_a_part_ends_with_a_line_while_more_may_come(tmp_path: Path) -> None:
     of = with_log(tmp_path, b"erste\nzweite, hal")
-    part = logs.part(context(), of, "driver", 0)
+    part = logs.part(context(), of, "driver", 0, SCRUB)
     assert (part.text, part.next, part.ended) == ("erste\n", 6, False)
-    part = logs.part(context(), replace(of, state=State.SUCCEEDED), "driver", 6)
+    part = logs.part(context(), replace(of, state=State.SUCCEEDED), "driver", 6, SCRUB)
     assert (part.text, part.next, part.ended) == ("zweite, hal", 17, True)
 
 
@@ -114,14 +138,14 @@ def test_bytes_that_are_no_text_are_shown_as_such(tmp_path: Path) -> None:
 
 def test_half_a_character_waits_for_its_other_half(tmp_path: Path) -> None:
     of = with_log(tmp_path, "aé".encode()[:-1])
-    part = logs.part(context(), of, "driver", 0)
+    part = logs.part(context(), of, "driver", 0, SCRUB)
     assert (part.text, part.next) == ("a", 1)
 
 
 @pytest.mark.parametrize("after", [10**12, 2**63 - 1])
 def test_behind_the_end_there_is_nothing_yet(tmp_path: Path, after: int) -> None:
     of = with_log(tmp_path, b"short\n")
-    part = logs.part(context(), of, "driver", after)
+    part = logs.part(context(), of, "driver", after, SCRUB)
     assert (part.text, part.next, part.ended) == ("", after, False)
 
 
@@ -133,7 +157,7 @@ def test_nothing_but_a_listed_log_is_read(tmp_path: Path, source: str) -> None:
     (tmp_path / "secret.log").write_text("secret")
     (tmp_path / "run" / "secret.log").write_text("secret")
     with pytest.raises(UnknownSource):
-        logs.part(context(), of, source, 0)
+        logs.part(context(), of, source, 0, SCRUB)
 
 
 def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
@@ -141,7 +165,7 @@ def test_a_link_out_of_the_run_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "run" / "logs" / "evil.log").symlink_to(tmp_path / "secret")
     with pytest.raises(StorageError, match="cannot read"):
-        logs.part(context(), of, "evil", 0)
+        logs.part(context(), of, "evil", 0, SCRUB)
 
 
 @pytest.mark.parametrize(("number", "kind"), [(errno.ESTALE, StorageOutage), (errno.EIO, StorageError)])
@@ -168,9 +192,9 @@ def test_the_output_of_an_attempt_is_read_from_the_backend() -> None:
     backend.start(Launch("job-1", ("true",)), 1)
     backend.advance(1000.0)
     of = replace(job(state=State.RUNNING), attempt=2)
-    part = logs.part(context(backend), of, "output-1", 4)
+    part = logs.part(context(backend), of, "output-1", 4, SCRUB)
     assert (part.text, part.next, part.ended) == ("two\n", 8, True)
-    part = logs.part(context(backend), of, "output", 0)
+    part = logs.part(context(backend), of, "output", 0, SCRUB)
     assert (part.text, part.ended) == ("", False)
 
 
@@ -216,7 +240,7 @@ def test_whatever_lies_in_a_run_in_the_place_of_a_file_is_not_read(tmp_path: Pat
         assert logs.metrics(context(), of, 0).records == ()
     of = replace(job(state=State.RUNNING), run=str(strange), attempt=1)
     with pytest.raises(StorageError, match="is not a regular file"):
-        logs.part(context(), of, "driver", 0)
+        logs.part(context(), of, "driver", 0, SCRUB)
     with pytest.raises(StorageError, match="cannot read"):
         logs.metrics(context(), of, 0)
     with pytest.raises(StorageError, match="larger than any part"):
@@ -227,7 +251,7 @@ def test_the_folder_of_runs_may_be_reached_by_a_link(tmp_path: Path) -> None:
     with_log(tmp_path / "disk" / "run", b"a line\n")
     (tmp_path / "runs").symlink_to(tmp_path / "disk")
     of = replace(job(state=State.RUNNING), run=str(tmp_path / "runs" / "run"), attempt=1)
-    assert logs.part(context(), of, "driver", 0).text == "a line\n"
+    assert logs.part(context(), of, "driver", 0, SCRUB).text == "a line\n"
 
 
 def test_a_run_outside_of_the_roots_of_its_tenant_is_not_read(tmp_path: Path) -> None:
@@ -237,9 +261,9 @@ def test_a_run_outside_of_the_roots_of_its_tenant_is_not_read(tmp_path: Path) ->
     own.mkdir()
     (own / "link").symlink_to(other / "runs")
     known = context(tenants=[Tenant(of.tenant, restrictions=Restrictions(roots=(str(own),)))])
-    for act in (lambda job: logs.part(known, job, "driver", 0), lambda job: logs.metrics(known, job, 0)):
+    for act in (lambda job: logs.part(known, job, "driver", 0, SCRUB), lambda job: logs.metrics(known, job, 0)):
         with pytest.raises(QueueError, match="its tenant may use only paths under"):
             act(of)
     assert logs.sources(known, replace(of, run=str(own / "link" / "run"))).sources == ("output",)
     inside = with_log(own / "runs" / "run", b"mine\n")
-    assert logs.part(known, inside, "driver", 0).text == "mine\n"
+    assert logs.part(known, inside, "driver", 0, SCRUB).text == "mine\n"

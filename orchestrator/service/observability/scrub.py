@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 from typing import Any
 from urllib.parse import quote
 
 HIDDEN = "***"
 _SHORTEST = 4  # characters; hiding shorter secrets would hide too much other text
+_LEAD_BYTES, _MOST_LEAD_BYTES = 512, 64 << 10
 _OWN_TOKEN = re.compile(r"\bft_[A-Za-z0-9_-]{20,}")
 # Bounded lengths, so that matching is fast for every text.
 _PASSWORD = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,20}://[^\s/:@'\"]{0,100}):[^\s@]{1,200}@")
@@ -36,6 +38,25 @@ class Scrubber:
         if "://" in text and "@" in text:
             text = _PASSWORD.sub(rf"\1:{HIDDEN}@", text)
         return _BEARER.sub(rf"\1{HIDDEN}", text) if "earer" in text.casefold() else text
+
+    @property
+    def lead_bytes(self) -> int:
+        """How much of a text must be known before a piece of it, so that secrets that reach into it are found."""
+        return min(max((len(secret.encode()) for secret in self._known), default=0) + _LEAD_BYTES, _MOST_LEAD_BYTES)
+
+    def piece(self, lead: str, piece: str) -> str:
+        """Scrub a piece of a text, also of the rest of a secret that begins in `lead`, the text before it."""
+        begun, whole = self.text(lead), self.text(lead + piece)
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(begun, whole, strict=False))
+        return whole[sum(1 for _ in alike) :]
+
+    def begun(self, text: str) -> int:
+        """Count the bytes at the end of a text that may be the beginning of a secret."""
+        longest = ""
+        for secret in self._known:
+            lengths = range(min(len(secret) - 1, len(text)), max(len(longest), _SHORTEST - 1), -1)
+            longest = next((secret[:length] for length in lengths if text.endswith(secret[:length])), longest)
+        return len(longest.encode())
 
     def line(self, text: str) -> str:
         """Scrub a text for a terminal: control characters are written as `\\x1b`."""

@@ -7,8 +7,8 @@ from urllib.parse import quote
 
 import pytest
 
-from orchestrator.http.scrub import HIDDEN, Scrubber, without_secrets
 from orchestrator.server.console import Output
+from orchestrator.service.observability.scrub import HIDDEN, Scrubber, without_secrets
 
 AWKWARD = 'p"a\\ss wörd/1&x'
 

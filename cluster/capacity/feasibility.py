@@ -75,8 +75,8 @@ def check_can_ever_fit(gang: Gang, inventory: Inventory) -> None:
             of_gpus = f"{many(most.gpus, 'GPU')} and " if gang.gpus_per_worker else ""
             advice += f": the largest node has {of_gpus}{many(most.cpus, 'CPU')}; lower what a worker needs"
     raise CapacityError(
-        f"the spec asks for {gang}, but the cluster has {len(inventory.nodes)} node(s) with {inventory.cpus} CPUs and "
-        f"{inventory.gpus} GPUs in all{_format_growth(inventory)}; {advice}"
+        f"the spec asks for {gang}, but the cluster has {many(len(inventory.nodes), 'node')} with {inventory.cpus} "
+        f"CPUs and {inventory.gpus} GPUs in all{_format_growth(inventory)}; {advice}"
     )
 
 

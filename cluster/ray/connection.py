@@ -25,6 +25,7 @@ from cluster.ray.bundles import accelerator_of, bundle
 from cluster.ray.local_start import start_local
 from cluster.ray.sigterm import left_on_sigterm
 from cluster.settings import add_to_environment, protocols_environment, ray_address, set_default
+from cluster.text import many
 
 # Logical CPUs in addition to the workers' own, for Ray Data's tasks and the Train controller.
 SPARE_CPUS = 2
@@ -261,7 +262,7 @@ def _format_waiting(gang: Gang, nodes: Inventory, free: Inventory, waited_s: flo
     total = nodes.gpus if gang.gpus_per_worker else nodes.cpus
     return (
         f"waiting for room for {gang} ({waited_s:.0f} s so far): {there} of {total} {kind}s "
-        f"on {len(nodes.nodes)} node(s) are free. Ctrl-C ends the wait"
+        f"on {many(len(nodes.nodes), 'node')} are free. Ctrl-C ends the wait"
     )
 
 

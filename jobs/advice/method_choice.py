@@ -148,6 +148,11 @@ def _other_facts(now: Situation) -> Iterator[tuple[str, Situation]]:
     yield f"for {MANY_TASKS} tasks or more", replace(now, tasks=MANY_TASKS)
     other: Goal = "cost" if now.goal == "accuracy" else "accuracy"
     yield f"with --goal {other}", replace(now, goal=other)
+    if now.gpu_gib is not None:
+        if now.gpu_gib >= LARGE_GPU_GIB:
+            yield "on GPUs of less than 40 GB", replace(now, gpu_gib=0.0)
+        else:
+            yield "on GPUs of 40 GB or more", replace(now, gpu_gib=LARGE_GPU_GIB)
     if "full" in now.fitting:
         yield "on machines with too little memory for full fine-tuning", replace(now, fitting=now.fitting - {"full"})
     else:

@@ -29,6 +29,7 @@ from jobs.storage import files as storage
 StopSource = Literal["signal", "heartbeat", "node", "file"]
 _REASON: Final = "stopped while no workers were training"
 STOPPED_EARLY: Final = "stopped on request before the workers trained a step, so nothing is lost"
+STOPPED_AGAIN: Final = "stopped on request before the new workers trained a step; a resume continues from step"
 _AGAIN_S: Final = 1.0  # after this time, `Stopped` is raised again unless the main thread is handling one
 _LOGGING: Final = str(logging.__file__)
 _AFTER_LOCK_S: Final = 0.01  # until the next try, where the interrupted function may have a lock

@@ -57,13 +57,13 @@ def check_data(spec: Spec, address: str | None, progress: Progress) -> DataRepor
         return check(spec, model_dir, engine=engine, say=say)
 
 
-def show_data(spec: Spec, count: int, split: Literal["train", "eval"], start: int) -> list[ShownRow]:
+def show_data(spec: Spec, count: int, split: Literal["train", "eval"], start: int, warn: Say) -> list[ShownRow]:
     """Return `count` rows from number `start` on, of the prepared data if it exists, else of the first samples."""
     _check_functions(spec)
     with _quietly():
         from jobs.data.quality.preview import shown_rows
 
-        return shown_rows(spec, _model_dir(spec), count, split, start)
+        return shown_rows(spec, _model_dir(spec), count, split, start, warn)
 
 
 def generate_text(

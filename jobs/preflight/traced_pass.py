@@ -18,6 +18,7 @@ from unittest import mock
 import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
@@ -201,6 +202,18 @@ def without_decisions_from_data(packed: bool = False) -> Iterator[None]:
         yield
 
 
+class _OneEndToken(TorchFunctionMode):
+    """Lets each row have one end token, its last, of which classifiers such as BART's take the state."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.unique_consecutive:
+            return args[0].new_zeros(1)
+        mask = args[1][0] if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple) else None
+        if isinstance(mask, torch.Tensor) and mask.dtype is torch.bool and mask.dim() == 2:
+            return args[0][:, -1]
+        return func(*args, **(kwargs or {}))
+
+
 def _returning(value: object) -> Callable[..., object]:
     """Make a function that returns the value. A mock object would keep every tensor that it is called with."""
     return lambda *_, **__: value
@@ -282,6 +295,8 @@ def _without_data(spec: Spec, on_gpu: bool, tracker: Tracker) -> Iterator[None]:
             stack.enter_context(_flash_attention_in(tracker))
         stack.enter_context(mock.patch.object(loss, "_pieces", lambda *given: islice(_PIECES(*given), _TRACED_PIECES)))
         stack.enter_context(without_decisions_from_data(spec.packed))
+        if spec.model.task == "sequence-classification":
+            stack.enter_context(_OneEndToken())
         yield
 
 

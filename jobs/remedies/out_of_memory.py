@@ -123,6 +123,15 @@ def changed(spec: Spec, change: Change) -> Spec:
     return spec.with_value(change.field, change.after)
 
 
+def fields_of_batch(spec: Spec, change: Change) -> dict[str, Any]:
+    """Return the other fields that `changed` sets, by dotted name: those that keep the global batch."""
+    if change.rung is not Rung.MICRO_BATCH:
+        return {}
+    after = with_global_batch(spec).train
+    names = ("global_batch_size", "gradient_accumulation_steps")
+    return {f"train.{name}": new for name in names if (new := getattr(after, name)) != getattr(spec.train, name)}
+
+
 def with_global_batch(spec: Spec) -> Spec:
     """Return the spec with its global batch given and its accumulation derived."""
     if not (spec.train.global_batch_size or spec.train.global_batch_tokens):
@@ -168,15 +177,19 @@ def format_tried(remedies: Sequence[Remedy]) -> str:
     return "; ".join(f"{field} {', '.join(each)}" for field, each in values.items())
 
 
-def advice(spec: Spec) -> str:
-    """Return two or three short sentences that name the fields that would help, with their present values."""
+def advice(spec: Spec, *, checkpointing: bool = True) -> str:
+    """Return two or three short sentences that name the fields that would help, with their present values.
+
+    Args:
+        checkpointing: whether the model supports gradient checkpointing, as far as is known.
+    """
     train, on_gpu = spec.train, spec.resources.gpus_per_worker > 0
     lower = [
         *_above_one("train.per_device_train_batch_size", train.per_device_train_batch_size),
         *_above_one("eval.per_device_eval_batch_size", spec.eval.per_device_eval_batch_size if spec.evaluates else 1),
         f"data.seq_len ({spec.data.seq_len})",
     ]
-    less = [] if train.gradient_checkpointing else ["train.gradient_checkpointing: true"]
+    less = [] if train.gradient_checkpointing or not checkpointing else ["train.gradient_checkpointing: true"]
     if train.zero.stage < 3:
         less.append("train.zero.stage: 3")
     if on_gpu and train.zero.offload_optimizer is None:

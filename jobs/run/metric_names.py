@@ -15,6 +15,7 @@ MAJORITY: Final = "eval_majority_share"
 GENERAL_LOSS: Final = "eval_general_loss"
 LOSS: Final = "eval_loss"
 _NAMED: Final = 12  # metrics that a message lists
+_NEGLIGIBLE: Final = 1e-3  # relative to the metric
 
 
 def general_name(name: str) -> str:
@@ -84,3 +85,9 @@ def metric_items(metrics: Mapping[str, Any], shape: str = "{:.4g}", prefix: str 
         shown = "train loss" if name == "loss" else prefix + name.removeprefix("eval_")
         baseline = f" (majority class {shape.format(metrics[MAJORITY])})" if together and name == ACCURACY else ""
         yield f"{shown} {shape.format(value)}{baseline}"
+
+
+def is_worse(now: float, before: float, *, greater_is_better: bool) -> bool:
+    """Whether a metric has become worse, by more than a model that learns nothing makes by chance."""
+    worse = now < before if greater_is_better else now > before
+    return worse and abs(now - before) > _NEGLIGIBLE * abs(before)

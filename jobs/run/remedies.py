@@ -37,6 +37,9 @@ class Remedy(Frozen):
     field: str = Field(description="Dotted name of the changed field of the spec.")
     before: Any = Field(description="Its value before.")
     after: Any = Field(description="Its value since then.")
+    also: dict[str, Any] = Field(
+        default_factory=dict, description="Other fields of the spec that keep the global batch, by dotted name."
+    )
     gpus_per_worker: int = Field(ge=0, description="GPUs of each worker.")
     accelerator_type: str | None = Field(None, description="Type of these GPUs, if the spec names one.")
     from_step: int = Field(ge=0, description="Step of the checkpoint from which the run started again.")
@@ -67,7 +70,7 @@ def write_remedies(paths: JobPaths, remedies: Sequence[Remedy]) -> None:
 
 def next_time(remedies: Sequence[Remedy]) -> str | None:
     """Return the change of the spec with which a new run avoids these failures; None without remedies."""
-    newest = {one.field: one.after for one in remedies}
+    newest = {name: value for one in remedies for name, value in ({one.field: one.after} | one.also).items()}
     if not newest:
         return None
     return f"set {', '.join(f'{name}: {json.dumps(value)}' for name, value in newest.items())} in the spec"

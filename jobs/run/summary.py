@@ -20,12 +20,13 @@ from jobs.run.remedies import Trouble, troubles_of
 from jobs.run.run_plan import PlanCheck, check_of, read_plan
 from jobs.spec.checking.fields import SEARCHES
 from jobs.storage import files as storage
-from jobs.storage.journal import Record, newest_record, part_names, read_journal, written_at_s
+from jobs.storage.journal import Record, newest_record, part_names, read_journal, read_part, written_at_s
 from jobs.storage.text import read_end
 
 SILENT_AFTER_S = 300.0  # a run that has written nothing for this long counts as lost
 LOG_TAIL_BYTES = 4096  # a screen of text
 LAST_EVENTS = 10  # shown by `fleetune show`
+_MOST_PARTS = 20  # of the metrics, in which the last evaluation is looked for; 10 minutes of training or more
 
 _RUN_NAME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 Now = Callable[[], datetime.datetime]
@@ -128,10 +129,26 @@ def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
     written_at = max((at for at in times if at), default=None)
     silent_s = max((now() - written_at).total_seconds(), 0.0) if written_at else None
     status = "running" if silent_s is not None and silent_s <= SILENT_AFTER_S else "lost"
-    step, metrics = int(last.get("step", 0)), _metrics_of(last)
-    evaluated_step = step if any(name.startswith("eval_") for name in metrics) else None
-    known |= {"silent_s": silent_s, "evaluated_step": evaluated_step}
+    step, evaluation = int(last.get("step", 0)), _last_evaluation(paths, last)
+    known |= {"silent_s": silent_s, "evaluated_step": evaluation.get("step")}
+    metrics = _metrics_of(evaluation) | _metrics_of(last)
     return RunSummary(**known, status=status, step=step, metrics=metrics, reason=None)
+
+
+def _last_evaluation(paths: JobPaths, newest: Record) -> Record:
+    """Return the record of the last evaluation that the newest steps include; {}: there is none."""
+    for part in reversed(part_names(paths.metrics)[-_MOST_PARTS:]):
+        with contextlib.suppress(StorageError):
+            for record in reversed(read_part(paths.metrics, part)):
+                if record["step"] <= newest.get("step", 0) and any(name.startswith("eval_") for name in record):
+                    return record
+    return {}
+
+
+def _metrics_before(events: list[Record]) -> dict[str, float]:
+    """Return the metrics of the last evaluation before the first step; {}: there is none."""
+    evaluated = (event.get("data", {}) for event in reversed(events) if event.get("kind") == "evaluated")
+    return next((dict(one["metrics"]) for one in evaluated if one.get("step") == 0), {})
 
 
 def started_at(paths: JobPaths) -> datetime.datetime | None:
@@ -173,7 +190,7 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
         total_steps=plan.get("total_steps"),
         trainable=plan.get("trainable"),
         parameters=plan.get("parameters"),
-        metrics_before=outcome.metrics_before if outcome else {},
+        metrics_before=outcome.metrics_before if outcome else _metrics_before(events),
         exported_step=outcome.exported_step if outcome else None,
         exported_metrics=outcome.exported_metrics if outcome else {},
         confusion=outcome.confusion if outcome else None,

@@ -129,6 +129,8 @@ class TorchrunWorkerContext(WorkerContext):
         self._asked_to_stop = asked_to_stop
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
+        if self.rank == 0 and not rewound:
+            write_attempt(self._paths, start, self.world_size, passed_over(self._paths, start))
         return plain_steps(stream, start)
 
     def mark(self, doing: Doing) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import uuid
@@ -10,9 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cluster.errors import FleetuneError, InputError, SpecError
-from jobs.preflight.validate import validate
+from jobs.preflight.validate import validate, validate_command
 from jobs.search.rules.checking import checked_sweep, sweep_warnings
 from jobs.spec.checking.lines import Mark
+from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import file_of_paths, trained_job
 from jobs.spec.queue import MOST_PRIORITY
@@ -126,6 +128,11 @@ def _check(specs: Sequence[Named], say: Say) -> list[Named]:
             judged, warnings = one.spec.judged, sweep_warnings(one.spec)
             with place_errors(one):
                 checked_sweep(one.spec)
+        if isinstance(one.spec, CommandSpec):
+            with contextlib.suppress(SpecError):  # its folder may be on the nodes only
+                warnings += validate_command(one.spec).warnings
+        for warning in warnings if spec is None else ():
+            say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
         if spec is None:
             continue
         if hint := _similar_directory(spec.model.path, path):

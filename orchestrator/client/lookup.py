@@ -107,7 +107,7 @@ def find_node(nodes: Nodes, given: str) -> NodeView:
     if found:
         raise InputError(f"{given!r} may mean {len(found)} nodes. Give more of the id")
     ids = [one.name or one.node_id for one in nodes.nodes]
-    hint = did_you_mean(given, ids) or f": there are {', '.join(ids[:NAMED])}{' and more' if len(ids) > NAMED else ''}"
+    hint = did_you_mean(given, ids) or f"; nodes are {', '.join(ids[:NAMED])}{' and more' if len(ids) > NAMED else ''}"
     raise UnknownNode(f"there is no node {given!r}{hint if ids else ': the cluster has no nodes'}")
 
 

@@ -99,7 +99,7 @@ def total_rows(report: DataReport) -> list[tuple[str, str]]:
         rows.append(("targets", f"{report.targets:,} ({percent(report.targets, report.tokens)} of the tokens)"))
     if 0 < report.near_duplicates_looked_at < report.samples:
         of = f"{report.near_duplicates_looked_at:,} of {many(report.samples, 'sample')}"
-        rows.append(("compared", f"{of}, to find near-duplicates"))
+        rows.append(("compared", f"{of}, to find near-duplicates; the others are copies, too short, or too many"))
     return rows
 
 

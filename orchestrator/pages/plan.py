@@ -138,7 +138,9 @@ def _facts(plan: JobPlan, option: Option, price: float | None, section: str) -> 
     """`section`: the place of the job in the spec, such as `base.`."""
     batching, time, device = option.batching, option.time, plan.device
     idle = (batching.places - batching.rows) // batching.per_device if batching.accumulation == 1 else 0
-    no_rows = f"; {many(idle, 'worker')} of {batching.num_workers} without rows" if idle else ""
+    least = -(-batching.rows // batching.num_workers)
+    lower = f": lower train.per_device_train_batch_size to {least}" if least < batching.per_device else ""
+    no_rows = f"; {many(idle, 'worker')} of {batching.num_workers} without rows{lower}" if idle else ""
     facts = [
         ("machines", f"{plan.machines} ({option.room / GIB:.1f} GiB for each {device})"),
         ("model", f"{compact(plan.parameters)} parameters, {plan.precision}"),

@@ -63,7 +63,7 @@ def begins_to_lead(store: Store, now_s: float, url: str) -> None:
     """Add an event with the number of jobs in each state. Raises StoreBroken."""
     counts = store.count(Filter(states=UNFINISHED))
     found = [f"{counts[state]:,} {state}" for state in UNFINISHED if counts.get(state)]
-    message = f"the server at {url} leads the queue: {', '.join(found) or 'no'} jobs found"
+    message = f"the server at {url} leads the queue: {', '.join(found) or 'no unfinished'} jobs found"
     store.add_events([QueueEvent(now_s, "server-leads", message, data={"url": url})])
 
 

@@ -197,6 +197,11 @@ class OpenStream:
         rows = (self.plan.total_rows - start * self.plan.rows_per_step) / self.batching.num_workers
         return rows * _BYTES_PER_TOKEN * self.mean_row
 
+    @property
+    def bytes_of_data(self) -> float:
+        """Estimate the bytes of all rows, which each epoch reads again."""
+        return len(self.split) * _BYTES_PER_TOKEN * self.mean_row
+
     def chunks(self, start: int, stop: int) -> Iterator[Any]:
         at_once = steps_per_chunk(self.batching)
         for first in range(start, stop, at_once):
@@ -265,7 +270,8 @@ def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[S
     """Yield the steps from `start` to the end. This process reads the first chunk; tasks of Ray Data read the rest.
 
     Ray needs seconds to start its first tasks. Ray Data starts with the second chunk, once the first step is taken. If
-    the rest has fewer than _LEAST_RAY_BYTES, a thread of this process reads it instead.
+    the rest, or all of the data that its epochs repeat, has fewer than _LEAST_RAY_BYTES, a thread of this process reads
+    it instead.
 
     Args:
         node: id of the node on which rows are read. Without it Ray spreads reading over all nodes, including those of
@@ -277,7 +283,7 @@ def ray_steps(stream: Stream, start: int, node: str | None = None) -> Iterator[S
 
     def tables() -> Iterator[Any]:
         yield opened.read(start, soon)
-        if later == stop or opened.bytes_from(later) < _LEAST_RAY_BYTES:
+        if later == stop or min(opened.bytes_from(later), opened.bytes_of_data) < _LEAST_RAY_BYTES:
             with _ahead(opened.chunks(soon, stop), depth=2) as read:
                 yield from read
             return

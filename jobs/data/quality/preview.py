@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from cluster.errors import DataError
+from cluster.text import many
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
 from jobs.data.preparation.packing import one_a_row, pack
 from jobs.data.prepared import IGNORE_INDEX, SOURCE_ID_BITS, Prepared
@@ -43,8 +44,18 @@ class ShownRow:
     prepared: bool  # whether it is a row of prepared data; if not, it was packed for the preview
 
 
-def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "eval"], start: int) -> list[ShownRow]:
+def shown_rows(
+    spec: Spec,
+    model_dir: str,
+    count: int,
+    split: Literal["train", "eval"],
+    start: int,
+    warn: Callable[[str], None] = lambda text: None,
+) -> list[ShownRow]:
     """Return rows from number `start` on, of prepared data or else of the first samples of each source.
+
+    Args:
+        warn: takes what is to be said of records that cannot be used, and are not shown.
 
     Raises:
         DataError: there are no such rows, or none of the first records can be used.
@@ -60,7 +71,7 @@ def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "
         rows = prepared.split(split)
         table = rows.read_rows(np.arange(min(start, len(rows)), min(start + count, len(rows)))).to_pylist()
     else:
-        table = _first_rows(spec, jobs, split)[start : start + count]
+        table = _first_rows(spec, jobs, split, warn)[start : start + count]
     if not table:
         few = "" if prepared else " among those that are looked at before the data is prepared (fleetune data prepare)"
         raise DataError(f"there is no row {start} in {split}{few}: give a smaller --from")
@@ -70,7 +81,9 @@ def shown_rows(spec: Spec, model_dir: str, count: int, split: Literal["train", "
     ]
 
 
-def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> list[dict[str, Any]]:
+def _first_rows(
+    spec: Spec, jobs: dict[str, list[SourceJob]], split: str, warn: Callable[[str], None]
+) -> list[dict[str, Any]]:
     """Pack the first samples of each source, in their order."""
     found, bad = list[dict[str, Any]](), list[BadRecord]()
     of_split = jobs.get(split) or jobs["train"]
@@ -80,6 +93,9 @@ def _first_rows(spec: Spec, jobs: dict[str, list[SourceJob]], split: str) -> lis
     if not found:
         reasons = f": none can be used\n{first_of(bad, 3)}" if bad else ""
         raise DataError(f"data.{split} has no sample to show{reasons}")
+    if bad:
+        are = "is" if len(bad) == 1 else "are"
+        warn(f"{many(len(bad), 'record')} cannot be used, and {are} not shown:\n{first_of(bad, 3)}")
     lengths = [len(sample["input_ids"]) for sample in found]
     rows = pack(lengths, spec.data.seq_len) if spec.packed else one_a_row(len(found))
     return [_row([found[place] for place in places]) for places in np.split(rows.samples, rows.ends[:-1])]

@@ -318,4 +318,4 @@ def _table_rows(reader: RecordReader, batches: Iterator[tuple[Any, int]]) -> Ite
         raise
     except Exception as error:  # pyarrow and clients of object stores may raise anything
         what = f"cannot read {file} after row {line}: {type(error).__name__}: {error}"
-        raise DataError(f"{what}. Copy or write the file again.") from error
+        raise DataError(f"{what.rstrip('.')}. Copy or write the file again.") from error

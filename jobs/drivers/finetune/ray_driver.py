@@ -31,11 +31,12 @@ from jobs.drivers.finetune.machines import find_room, places_under_ray
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.native_crash import with_signal
-from jobs.drivers.stop_request import STOPPED_EARLY, StopRelay, StopRequest
+from jobs.drivers.stop_request import STOPPED_AGAIN, STOPPED_EARLY, StopRelay, StopRequest
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
 from jobs.run.attempts import check_held, count_attempts, retake_run, take_run
+from jobs.run.checkpoints import newest_step
 from jobs.run.events import Announcer, Watch
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome
@@ -268,7 +269,8 @@ class Training:
             return
         with contextlib.suppress(StorageError):  # then the workers answer, or the next look
             if count_attempts(self.job.paths) <= self._groups_before:
-                raise Interrupted(STOPPED_EARLY)
+                reached = newest_step(self.job.paths)
+                raise Interrupted(STOPPED_EARLY if not reached else f"{STOPPED_AGAIN} {reached}")
 
     def _go_on_after(self, crash: Crash | None, error: Exception) -> None:
         """Return if the workers should be started again; raise RunFailed, MachinesFailed or Interrupted otherwise."""

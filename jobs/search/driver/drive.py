@@ -36,6 +36,7 @@ from jobs.preflight.run_plan import (
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.manifest import run_facts
+from jobs.run.metric_names import is_worse
 from jobs.run.outcome import Outcome, Status, read_outcome, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
@@ -323,7 +324,8 @@ def not_tried(lost: Sequence[Trial], sweep: JobPaths) -> str:
 def worse_than_base(ledger: Ledger, best: Trial) -> str | None:
     """Return a warning if the best trial is worse than the model before training; None if not, or if not known."""
     before, after, name = ledger.base_score, best.score, ledger.sweep.judged
-    if before is None or after is None or (after <= before if ledger.sweep.lower_is_better else after >= before):
+    greater_is_better = not ledger.sweep.lower_is_better
+    if before is None or after is None or not is_worse(after, before, greater_is_better=greater_is_better):
         return None
     return (
         f"{name} of the best trial is worse than before training: {after:.6g} after {before:.6g}. Search lower "

@@ -109,6 +109,8 @@ def train_steps(
         return state
     if not spec.remedies.outlier_steps:  # an earlier attempt may have had it
         state = replace(state, history=outliers.without_window(state.history))
+    if not rewound and act_of(run, state) is Act.GO_BACK:  # the spec has a lower bound than when the state was saved
+        return train_steps(run, remedied(run, state), until, score_pause)
     warmup = warmup_steps(spec.train, plan.total_steps)
     rows_of_steps = timed(run.worker.steps(run.stream(), state.step, rewound))
     started = time.perf_counter()

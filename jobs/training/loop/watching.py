@@ -15,7 +15,7 @@ from jobs.remedies import outlier_text, outliers
 from jobs.remedies.excessive_rate import compared_with_base
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory
-from jobs.run.metric_names import MAJORITY, missing_metric
+from jobs.run.metric_names import MAJORITY, is_worse, missing_metric
 from jobs.spec.evaluation import full_name
 from jobs.training.faults import IN_UPDATE
 from jobs.training.loop.saving import StepSignals
@@ -127,7 +127,7 @@ def tell_if_worse(run: Run, state: LoopState) -> None:
         return
     before, now = state.metrics_before[metric], after[metric]
     greater_is_better = rule.best_metric is not None and rule.greater_is_best
-    if (now < before) if greater_is_better else (now > before):
+    if is_worse(now, before, greater_is_better=greater_is_better):
         run.reporter.event(
             "warning",
             f"{metric} is worse than before training: {now:.4g} after {before:.4g}. Lower train.learning_rate, train "

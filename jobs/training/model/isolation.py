@@ -28,6 +28,7 @@ _ROWS = 2
 _COMPARED_TOKENS = 4096
 # Numbers of padding tokens that are tried. 1 is included because some types (Funnel) pool tokens in pairs.
 _MORE_PADDING = (1, 4)
+_LEAST_TOKENS = 8  # of a trial row
 # Vocabulary of a configuration that states none: CANINE reads any character of Unicode.
 _ANY_VOCABULARY = 256
 _SEED = 0
@@ -137,13 +138,15 @@ def padding_is_ignored(
 ) -> bool:
     """Whether samples in separate rows get nearly the same logits if more padding follows them.
 
-    There are three forward passes. For arguments and rules, see `packed_samples_are_isolated`.
+    There are three forward passes. For arguments and rules, see `packed_samples_are_isolated`. With their padding, rows
+    are not longer than in training, because a model may have no more positions.
     """
-    trial = _trial_for(model, rows, seq_len)
+    num_tokens = min(max(seq_len - _MORE_PADDING[-1], _LEAST_TOKENS), _TOKENS)
+    trial, most = _trial_for(model, rows, num_tokens), seq_len - num_tokens
     table = trial.rows if task == "causal-lm" else _labelled(trial.rows, pad_token_id)
     some, *more = (
         _scored(model, table, pad_token_id, device, task, unpack=True, padding=padding)
-        for padding in (0, *_MORE_PADDING)
+        for padding in (0, *(number for number in _MORE_PADDING if number <= most))
     )
     return all(_alike(one, some) for one in more)
 

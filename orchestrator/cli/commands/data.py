@@ -106,8 +106,7 @@ def show(
     """
     loaded = load_spec(spec, set_ or [])
     typer.echo("loading the tokenizer", err=True)  # this takes seconds
-    rows = show_data(loaded, n, split, start)
-
+    rows = show_data(loaded, n, split, start, lambda text: typer.echo(f"warning: {text}", err=True))
     typer.echo(rows_json(rows) if json_ else rows_page(rows, colour=width() is not None))
 
 

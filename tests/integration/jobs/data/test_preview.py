@@ -45,9 +45,12 @@ def test_the_pieces_of_a_sample_are_its_text_and_its_targets_are_marked(
 
 def test_a_class_is_shown_by_its_name_and_rows_after_the_last_are_refused(tmp_path: Path, model_dir: str) -> None:  # noqa: F811
     rows: list[Any] = [{"text": text, "label": label} for text, label in zip(TEXTS, ("good", "bad"), strict=True)]
+    rows.append({"text": None, "label": "good"})
     data = {"train": jsonl(tmp_path / "rows.jsonl", rows), "format": "classification", "labels": ["good", "bad", "so"]}
     spec = spec_of(tmp_path, "sequence-classification", data)
-    found = shown_rows(spec, model_dir, 5, "train", 1)
+    said = list[str]()
+    found = shown_rows(spec, model_dir, 5, "train", 1, said.append)
+    assert len(said) == 1 and said[0].startswith("1 record cannot be used, and is not shown:")
     assert [(row.number, [sample.label for sample in row.samples]) for row in found] == [(1, ["bad"])]
     assert not any(found[0].samples[0].targets)
     with pytest.raises(DataError, match="there is no row 2 in train among those that are looked at before"):

@@ -91,6 +91,7 @@ def test_what_is_read_ahead_is_bounded_and_waits_for_as_long_as_training_takes(
     """The only one in which training stands still while Ray Data reads: neither memory nor CPU time grow."""
     import ray.data
 
+    monkeypatch.setattr(stream_module, "_LEAST_RAY_BYTES", 0)
     monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 1.0)
     spec, prepared = job
     spec = spec.model_copy(update={"train": spec.train.model_copy(update={"max_steps": 1_000_000})})

@@ -130,6 +130,24 @@ def test_a_model_whose_depth_is_set_in_another_way_is_traced_whole(tmp_path: pat
     assert trace.note is not None and trace.note.startswith("all layers were traced")
 
 
+BART = {"d_model": 64, "decoder_attention_heads": 4, "encoder_attention_heads": 4, "encoder_layers": 2}
+T5 = {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
+
+
+@pytest.mark.parametrize(("kind", "config"), [("bart", {**BART, "decoder_layers": 2}), ("t5", T5)])
+def test_a_classifier_that_takes_the_state_at_the_end_token_is_traced(
+    tmp_path: pathlib.Path, kind: str, config: dict[str, Any]
+) -> None:
+    """Which token that is, data decide; each row counts as having one."""
+    folder = config_dir(tmp_path / "model", model_type=kind, **config)
+    labels = {"model__task": "sequence-classification", "data__labels": ["a", "b", "c"]}
+    spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", data__format="classification", **labels)
+    for seen in (False, True):
+        spec = spec.with_value("train.gradient_checkpointing", seen)
+        trace = trace_model(spec, str(folder), "fp32")
+        assert max(moment.peak_per_row for moment in trace.moments) > spec.data.seq_len * 64 * 4
+
+
 def test_attention_keeps_no_matrix_of_all_pairs_of_tokens_on_gpus(tmp_path: pathlib.Path) -> None:
     """Neither with dropout, nor with values of another size than keys. On CPUs torch keeps them then."""
 

@@ -221,6 +221,14 @@ def test_a_classifier_that_reads_its_padding_is_found() -> None:
     assert not padding_is_ignored(xlnet, 0, CPU, rows=2, seq_len=64, task="sequence-classification")
 
 
+@pytest.mark.parametrize("seq_len", [8, 11, 16, 64, 200])
+def test_a_classifier_whose_positions_are_all_used_is_not_given_more(seq_len: int) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = BertConfig(vocab_size=64, num_labels=3, pad_token_id=0, max_position_embeddings=seq_len, **sizes)
+    bert = BertForSequenceClassification(config)
+    assert padding_is_ignored(bert, 0, CPU, rows=2, seq_len=seq_len, task="sequence-classification")
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_the_check_leaves_the_model_and_the_random_numbers_as_they_were(
     folders: dict[str, pathlib.Path], training: bool

@@ -46,7 +46,7 @@ def test_a_gang_that_fits_the_empty_cluster_is_let_through() -> None:
 def test_a_gang_that_can_never_fit_is_refused_with_what_would(gang: Gang, says: str) -> None:
     with pytest.raises(CapacityError, match=says) as caught:
         check_can_ever_fit(gang, A100S)
-    assert "2 node(s) with 64 CPUs and 16 GPUs" in str(caught.value)
+    assert "2 nodes with 64 CPUs and 16 GPUs" in str(caught.value)
 
 
 def test_a_type_of_gpus_counts_only_for_a_gang_that_needs_gpus() -> None:

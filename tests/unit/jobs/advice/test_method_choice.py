@@ -77,6 +77,7 @@ def test_the_first_rule_that_holds_decides(changes: dict[str, object], method: s
             (
                 "with fewer than 100,000 such examples: LoRA",
                 "for 3 tasks or more: LoRA",
+                "on GPUs of less than 40 GB: LoRA",
                 "on machines with too little memory for full fine-tuning: LoRA",
             ),
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from jobs.remedies.out_of_memory import (
     Shortage,
     Where,
     changed,
+    fields_of_batch,
     format_tried,
     next_rung,
     with_remedies,
@@ -121,6 +123,33 @@ def test_an_elastic_job_keeps_its_rows_on_every_number_of_workers() -> None:
         on_these = changed(with_workers(spec, number), change)
         assert plan_batching(on_these).rows == 16 and plan_batching(on_these).num_workers == number
     assert set(worker_numbers(spec)) <= set(worker_numbers(changed(spec, change)))
+
+
+@pytest.mark.parametrize(
+    ("given", "also"),
+    [
+        ({}, {"train.global_batch_size": 16}),
+        (
+            {"train__gradient_accumulation_steps": 2},
+            {"train.global_batch_size": 32, "train.gradient_accumulation_steps": None},
+        ),
+        ({"train__global_batch_size": 32}, {}),
+    ],
+)
+def test_the_advice_for_a_new_run_keeps_its_rows(given: dict[str, Any], also: dict[str, Any]) -> None:
+    spec = spec_of(train__per_device_train_batch_size=8, resources__num_workers=2, **given)
+    rows, remedies = plan_batching(spec).rows, list[Remedy]()
+    for _ in range(2):
+        change = next_rung(spec, Shortage(Where.TRAINING, False))
+        assert change is not None
+        remedies.append(remedy(change.rung, change.before, change.after, also=fields_of_batch(spec, change)))
+        spec = changed(spec, change)
+    said = ", ".join(f"{name}: {json.dumps(value)}" for name, value in also.items())
+    assert next_time(remedies) == f"set train.per_device_train_batch_size: 2{said and f', {said}'} in the spec"
+    written = spec_of(train__per_device_train_batch_size=8, resources__num_workers=2, **given)
+    for name, value in {"train.per_device_train_batch_size": 2, **also}.items():
+        written = written.with_value(name, value)
+    assert plan_batching(written).rows == rows
 
 
 def remedy(rung: Rung, before: Any, after: Any, **more: Any) -> Remedy:

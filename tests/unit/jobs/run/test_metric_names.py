@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jobs.run.metric_names import format_trade, general_increase, general_name, harness_name, is_general
+from jobs.run.metric_names import format_trade, general_increase, general_name, harness_name, is_general, is_worse
 
 BEFORE = {"eval_loss": 3.0, "eval_general_loss": 4.0, "eval_general_perplexity": 54.6}
 
@@ -33,3 +33,9 @@ def test_the_trade_off_names_tasks_of_lm_eval_with_both_values() -> None:
     before = {"eval_loss": 3.0, harness_name("arc_easy", "acc"): 0.5, harness_name("new", "acc"): 0.5}
     after = {"eval_loss": 1.5, harness_name("arc_easy", "acc"): 0.45}
     assert format_trade(before, after) == "held-out loss 3 -> 1.5 (-50.0%), arc_easy_acc 0.5 -> 0.45 (-10.0%)"
+
+
+def test_a_model_that_has_learned_nothing_is_not_called_worse() -> None:
+    assert not is_worse(0.692957, 0.692949, greater_is_better=False)
+    assert is_worse(0.71, 0.69, greater_is_better=False) and not is_worse(0.69, 0.71, greater_is_better=False)
+    assert is_worse(0.69, 0.71, greater_is_better=True) and not is_worse(0.0, 0.0, greater_is_better=True)

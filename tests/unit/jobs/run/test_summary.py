@@ -360,3 +360,17 @@ def test_the_table_at_the_end_repeats_nothing_that_the_last_line_said(tmp_path: 
     told = ending(outcome, root, told=True)
     assert "interrupted after 3 steps" in told and root in told
     assert "stopped on request" not in told and "logs" not in told and "resume" not in told
+
+
+def test_a_run_that_goes_on_has_its_last_evaluation_and_the_one_before_training(tmp_path: Path) -> None:
+    paths = make_run(str(tmp_path))
+    put_part(paths.events, NOW, {"kind": "evaluated", "data": {"step": 0, "metrics": {"eval_loss": 9.0}}})
+    put_part(paths.metrics, NOW, {"step": 4, "loss": 3.0}, {"step": 5, "loss": 2.0, "eval_loss": 2.5})
+    put_part(paths.metrics, NOW + datetime.timedelta(seconds=1), *({"step": step, "loss": 1.0} for step in (6, 7)))
+    details = describe_run(paths.root, now)
+    run = details.summary
+    assert (run.step, run.metrics, run.evaluated_step) == (7, {"loss": 1.0, "eval_loss": 2.5}, 5)
+    assert details.metrics_before == {"eval_loss": 9.0}
+    # A later attempt has gone back to before the evaluation.
+    put_part(paths.metrics, NOW + datetime.timedelta(seconds=2), {"step": 4, "loss": 3.1})
+    assert (summarise(paths, now).metrics, summarise(paths, now).evaluated_step) == ({"loss": 3.1}, None)

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.errors import OutOfMemory
 from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_changes
+from jobs.planning import plan_batching
 from jobs.run.attempts import write_attempt
 from jobs.run.outcome import Event, event
 from jobs.run.paths import JobPaths
@@ -139,10 +140,14 @@ def test_a_change_is_stored_and_announced_and_the_effect_follows_with_the_next_s
     gang.remedy.look()
     _, effect = gang.told.remedies()
     assert read_remedies(gang.paths)[0].seconds == effect["seconds"] > 0
-    assert "set train.per_device_train_batch_size: 2 in the spec" in gang.told.events[-1].message
+    advice = (
+        "set train.per_device_train_batch_size: 2, train.global_batch_size: ROWS, train.gradient_accumulation_steps: "
+        "null in the spec"
+    ).replace("ROWS", str(plan_batching(gang.job.spec).rows))
+    assert advice in gang.told.events[-1].message
     (trouble,) = troubles_of(one.model_dump(mode="json") for one in gang.told.events)
     assert trouble.seconds == effect["seconds"] and (trouble.steps_again, trouble.step) == (3, 3)
-    assert trouble.advice == "set train.per_device_train_batch_size: 2 in the spec"
+    assert trouble.advice == advice
 
 
 def test_the_ladder_ends_with_the_advice_and_the_changes_that_were_tried(tmp_path: Path) -> None:

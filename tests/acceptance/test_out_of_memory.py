@@ -80,8 +80,7 @@ def test_the_ladder_is_climbed_until_a_step_fits_and_the_losses_are_those_of_a_r
     assert "rank 1 on" in told[0]["cause"] and "simulated" not in told[0]["action"]
     assert (
         "next time: set train.per_device_train_batch_size: 1, train.global_batch_size: 8, "
-        "train.gradient_accumulation_steps: null, train.gradient_checkpointing: true in the spec"
-        in done.stdout
+        "train.gradient_accumulation_steps: null, train.gradient_checkpointing: true in the spec" in done.stdout
     )
     assert "workers were lost" not in done.stdout
     shown = fleetune("show", paths.root)

@@ -69,6 +69,7 @@ ACCELERATORS: Final = {
         Accelerator("L40-48", 44.3, 864, 181, 90.5, 32, 32, 12.5, 192),
         Accelerator("A40-48", 44.3, 696, 150, 37.4, 32, 32, 12.5, 128),
         Accelerator("RTX6000-48", 44.3, 960, 364, 91.1, 32, 32, 6.25, 128),
+        Accelerator("RTX6000-24", 23.6, 672, 130.5, 16.3, 32, 16, 6.25, 96, has_bf16=False),
         Accelerator("A6000-48", 47.3, 768, 155, 38.7, 32, 32, 6.25, 128),
         Accelerator("RTX5090-32", 31.3, 1792, 210, 104.8, 64, 64, 3.1, 64),
         Accelerator("A30-24", 23.4, 933, 165, 10.3, 32, 32, 6.25, 96),
@@ -86,7 +87,8 @@ GPUS_OF_A_NODE: Final = 8  # of usual machines
 _ON: Final = re.compile(r"(?:(?P<nodes>\d+) *x *)?(?P<gpus>\d+) *x *(?P<name>(?!\d+ *x)[^,]+)", re.IGNORECASE)
 _MOST: Final = 1_000_000
 _NO_MODEL: Final = re.compile(r"\b(NVIDIA|TESLA|GEFORCE|QUADRO|ADA|GENERATION|BLACKWELL|SXM\d?|HBM\d?E?)\b")
-_SIZE: Final = re.compile(r"(\d{2,3}) ?(?:GB?|GIB)?")
+_UNIT: Final = re.compile(r"(?<= )(\d{2,3}) ?G(?:I?B)?\s*$")
+_SIZE: Final = re.compile(r"(\d{2,3})")
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def sizes_of(name: str) -> list[str]:
 
 def _usual(name: str) -> str:
     """Return the name as it is in ACCELERATORS: of "GeForce-RTX-4090", "A100 SXM4 80GB" or "RTX A6000"."""
-    parts = _NO_MODEL.sub(" ", name.upper().replace("-", " ")).split()
+    parts = _UNIT.sub(r"\1", _NO_MODEL.sub(" ", name.upper().replace("-", " "))).split()
     size = _SIZE.fullmatch(parts[-1]) if len(parts) > 1 else None
     model = re.sub(r"^RTX(?=A\d)", "", "".join(parts[:-1] if size else parts))
     return f"{model}-{size[1]}" if size else model

@@ -26,7 +26,7 @@ from jobs.storage.text import read_end
 SILENT_AFTER_S = 300.0  # a run that has written nothing for this long counts as lost
 LOG_TAIL_BYTES = 4096  # a screen of text
 LAST_EVENTS = 10  # shown by `fleetune show`
-_MOST_PARTS = 20  # of the metrics, in which the last evaluation is looked for; 10 minutes of training or more
+_MOST_PARTS = 3  # of the metrics, in which a list of runs looks for the last evaluation; `show` reads the events, too
 
 _RUN_NAME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 Now = Callable[[], datetime.datetime]
@@ -145,6 +145,16 @@ def _last_evaluation(paths: JobPaths, newest: Record) -> Record:
     return {}
 
 
+def _with_evaluation(run: RunSummary, events: list[Record]) -> RunSummary:
+    """Return the summary of a run that has not ended with its last evaluation."""
+    for event in reversed(events):
+        found = event.get("data", {})
+        if event.get("kind") == "evaluated" and 0 < found.get("step", 0) <= run.step:
+            metrics = _metrics_of(found["metrics"]) | run.metrics
+            return run.model_copy(update={"metrics": metrics, "evaluated_step": found["step"]})
+    return run
+
+
 def _metrics_before(events: list[Record]) -> dict[str, float]:
     """Return the metrics of the last evaluation before the first step; {}: there is none."""
     evaluated = (event.get("data", {}) for event in reversed(events) if event.get("kind") == "evaluated")
@@ -181,6 +191,8 @@ def describe_run(root: str, now: Now = utc_now) -> RunDetails:
     events = read_journal(paths.events)
     plan: Record = next((one.get("data", {}) for one in reversed(events) if one.get("kind") == "plan"), {})
     outcome = _outcome(paths)
+    if outcome is None and summary.evaluated_step is None:
+        summary = _with_evaluation(summary, events)
     tells_enough = summary.status in ("running", Status.SUCCEEDED, Status.INTERRUPTED)  # without the log
     spec = read_spec_json(paths)
     is_search = spec.get("kind") in SEARCHES

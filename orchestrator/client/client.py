@@ -298,8 +298,8 @@ def _with_queue_settings(
 
 
 def _checked_key(key: str | None) -> str | None:
-    if key is not None and not (key.isprintable() and 1 <= len(key) <= LONGEST_KEY):
-        raise InputError(f"a key has 1 to {LONGEST_KEY} characters that can be shown, but this one is {key[:50]!r}")
+    if key and not (key.isprintable() and len(key) <= LONGEST_KEY):
+        raise InputError(f"a key has up to {LONGEST_KEY} characters that can be shown, but this one is {key[:50]!r}")
     return key
 
 

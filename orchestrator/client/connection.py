@@ -30,7 +30,7 @@ ANSWER_S: Final = 60.0
 PATIENCE_S: Final = 60.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0
-_PASSWORD: Final = re.compile(r"^([a-z]+://[^/@:]*):[^/]*@", re.IGNORECASE)
+_PASSWORD: Final = re.compile(r"^((?:[a-z]+://)?[^/@:]*):.*@", re.IGNORECASE)
 LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 # These errors occur before anything reaches the server, so that every request may be repeated.

@@ -138,8 +138,9 @@ def _facts(plan: JobPlan, option: Option, price: float | None, section: str) -> 
     """`section`: the place of the job in the spec, such as `base.`."""
     batching, time, device = option.batching, option.time, plan.device
     idle = (batching.places - batching.rows) // batching.per_device if batching.accumulation == 1 else 0
-    least = -(-batching.rows // batching.num_workers)
-    lower = f": lower train.per_device_train_batch_size to {least}" if least < batching.per_device else ""
+    smaller = range(batching.per_device, 0, -1)
+    better = next((each for each in smaller if _occupies_all(batching.rows, batching.num_workers, each)), 0)
+    lower = f": lower {section}train.per_device_train_batch_size to {better}" if idle and better else ""
     no_rows = f"; {many(idle, 'worker')} of {batching.num_workers} without rows{lower}" if idle else ""
     facts = [
         ("machines", f"{plan.machines} ({option.room / GIB:.1f} GiB for each {device})"),
@@ -156,6 +157,11 @@ def _facts(plan: JobPlan, option: Option, price: float | None, section: str) -> 
     cost = "" if price is None else f", {used * price:,.2f} at {price:g} each"
     length = f"{many(plan.total_steps or 0, 'step')}, about {long_duration(3600 * hours)}"
     return [*facts, ("whole run", f"{length}, {used:,.1f} {device}-hours{cost}")]
+
+
+def _occupies_all(rows: int, workers: int, micro_batch: int) -> bool:
+    """Whether each worker gets rows in a step, whose micro-batches are filled one after another."""
+    return -(-rows // micro_batch) >= workers
 
 
 def _seconds(seconds: float) -> str:

@@ -69,7 +69,7 @@ def urls_for_drivers(sock: socket.socket, given: Sequence[str], scheme: str) -> 
     if given:
         return tuple(url.rstrip("/") for url in given)
     host, port = sock.getsockname()[:2]
-    return (_url(_outward() if host in _WILDCARDS else host, port, scheme),)
+    return (_url(_outward(socket.AddressFamily(sock.family)) if host in _WILDCARDS else host, port, scheme),)
 
 
 def _is_url(url: str) -> bool:
@@ -85,11 +85,12 @@ def _url(host: str, port: int, scheme: str) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
-def _outward() -> str:
-    """Return the address that this machine uses to reach others. Nothing is sent."""
+def _outward(listening: socket.AddressFamily) -> str:
+    """Return the address that this machine uses to reach others. Nothing is sent. `listening`: family of the socket."""
     # Addresses that are reserved for documentation (RFC 5737 and 3849).
-    for family, other in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+    of_families = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
+    for family in (socket.AF_INET, listening):
         with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((other, 9))
+            probe.connect((of_families[family], 9))
             return str(probe.getsockname()[0])
     return "127.0.0.1"

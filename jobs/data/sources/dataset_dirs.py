@@ -130,7 +130,7 @@ def _is_data(file: str, endings: tuple[str, ...]) -> bool:
 def _kinds(files: Sequence[str]) -> str:
     """Describe the files of a directory that are not data."""
     kinds = collections.Counter(
-        "hidden files" if _hidden(file) else posixpath.splitext(file)[1] or "without ending" for file in files
+        "hidden" if _hidden(file) else posixpath.splitext(file)[1] or "without ending" for file in files
     )
     return ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(_NAMED)) or "no files"
 

@@ -51,12 +51,19 @@ class Scrubber:
         return whole[sum(1 for _ in alike) :]
 
     def begun(self, text: str) -> int:
-        """Count the bytes at the end of a text that may be the beginning of a secret."""
+        """Count the bytes at the end of a text that may be the beginning of a secret, with those that it lies in."""
         longest = ""
         for secret in self._known:
             lengths = range(min(len(secret) - 1, len(text)), max(len(longest), _SHORTEST - 1), -1)
             longest = next((secret[:length] for length in lengths if text.endswith(secret[:length])), longest)
-        return len(longest.encode())
+        start, moved = len(text) - len(longest), bool(longest)
+        while moved:  # a cut inside a whole secret would show the parts
+            moved = False
+            for secret in self._known:
+                at = text.rfind(secret, 0, start + len(secret) - 1)
+                if at >= 0 and at + len(secret) > start:
+                    start, moved = at, True
+        return len(text[start:].encode())
 
     def line(self, text: str) -> str:
         """Scrub a text for a terminal: control characters are written as `\\x1b`."""

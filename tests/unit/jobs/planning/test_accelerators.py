@@ -20,6 +20,8 @@ from jobs.planning.accelerators import ACCELERATORS, GIB, accelerator_of, accele
         ("8xA100-SXM4-80GB", 1, 8, "A100-80"),
         ("2xGeForce RTX 4090", 1, 2, "RTX4090-24"),
         ("2xRTX A6000", 1, 2, "A6000-48"),
+        ("8xA100 80 GB", 1, 8, "A100-80"),
+        ("8xA100-80-GB", 1, 8, "A100-80"),
         ("32xH100-80", 4, 8, "H100-80"),
         ("12xH100-80", 2, 6, "H100-80"),
         ("1x12xH100-80", 1, 12, "H100-80"),
@@ -67,6 +69,7 @@ def test_every_accelerator_is_found_by_its_name() -> None:
         ("GeForce-RTX-3090", 24.0, "RTX3090-24"),
         ("RTX-PRO-6000", 95.6, "RTXPRO6000-96"),
         ("RTX-6000", 45.0, "RTX6000-48"),
+        ("RTX-6000", 24.0, "RTX6000-24"),
         ("K80", 12.0, None),
     ],
 )

@@ -374,3 +374,14 @@ def test_a_run_that_goes_on_has_its_last_evaluation_and_the_one_before_training(
     # A later attempt has gone back to before the evaluation.
     put_part(paths.metrics, NOW + datetime.timedelta(seconds=2), {"step": 4, "loss": 3.1})
     assert (summarise(paths, now).metrics, summarise(paths, now).evaluated_step) == ({"loss": 3.1}, None)
+
+
+def test_an_evaluation_of_long_ago_is_shown_too(tmp_path: Path) -> None:
+    paths = make_run(str(tmp_path))
+    for step, loss in ((0, 9.0), (1, 2.5), (90, 2.0)):
+        at = NOW + datetime.timedelta(microseconds=step)
+        put_part(paths.events, at, {"kind": "evaluated", "data": {"step": step, "metrics": {"eval_loss": loss}}})
+    for step in range(1, 41):
+        put_part(paths.metrics, NOW + datetime.timedelta(seconds=step), {"step": step, "loss": 1.0})
+    run = describe_run(paths.root, now).summary
+    assert (run.metrics, run.evaluated_step) == ({"loss": 1.0, "eval_loss": 2.5}, 1)

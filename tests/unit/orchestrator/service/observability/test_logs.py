@@ -72,14 +72,23 @@ def test_from_whichever_byte_one_reads_no_part_of_a_secret_is_shown(tmp_path: Pa
         assert text == " end\n"[after - begun - len(SECRET) :]
 
 
-def test_a_secret_that_is_being_written_is_shown_in_no_part(tmp_path: Path) -> None:
-    shown, after = "", 0
-    for written in range(len(SECRET)):
-        of = with_log(tmp_path, f"key {SECRET[:written]}".encode())
-        part = logs.part(context(), of, "driver", after, SCRUB)
+@pytest.mark.parametrize("secret", [SECRET, "hunter2-hunter2", "-----a-----b-----"])
+def test_a_secret_that_is_being_written_is_shown_in_no_part(tmp_path: Path, secret: str) -> None:
+    scrub, shown, after = Scrubber([secret, "-----a-----"]), "", 0
+    for written in range(len(secret) + 1):
+        of = with_log(tmp_path, f"key {secret[:written]}".encode())
+        part = logs.part(context(), of, "driver", after, scrub)
         shown, after = shown + part.text, part.next
-    of = with_log(tmp_path, f"key {SECRET} end\n".encode(), state=State.FAILED)
-    assert shown + logs.part(context(), of, "driver", after, SCRUB).text == "key sup*** end\n"
+    of = with_log(tmp_path, f"key {secret} end\n".encode(), state=State.FAILED)
+    assert shown + logs.part(context(), of, "driver", after, scrub).text == f"key {secret[:3]}*** end\n"
+
+
+@pytest.mark.parametrize("secret", [SECRET, "hunter2-hunter2", "-----a-----b-----"])
+def test_a_whole_secret_at_the_end_of_what_is_written_is_not_cut(tmp_path: Path, secret: str) -> None:
+    scrub, of = Scrubber([secret]), with_log(tmp_path, f"key {secret}".encode())
+    first = logs.part(context(), of, "driver", 0, scrub)
+    of = with_log(tmp_path, f"key {secret} end\n".encode(), state=State.FAILED)
+    assert first.text + logs.part(context(), of, "driver", first.next, scrub).text == "key *** end\n"
 
 
 @pytest.mark.parametrize(

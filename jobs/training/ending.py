@@ -27,9 +27,7 @@ def outcome_of(paths: JobPaths, result: Record | None, failures: list[Record]) -
     now = datetime.datetime.now(datetime.UTC)
     if failures or result is None or "failure" in result:
         silent = (result or {}).get("failure", "the workers ended without a result")
-        # A result with a failure says that a host does not see the run's files.
-        fault = Fault.INPUT if result is not None and "failure" in result else Fault.PROGRAM
-        first = failures[0] if failures else {"reason": silent, "fault": fault}
+        first = failures[0] if failures else {"reason": silent, "fault": Fault.PROGRAM}
         broken = [str(failure["node"]) for failure in failures if failure["fault"] == Fault.MACHINE]
         return Outcome(
             status=Status.FAILED,

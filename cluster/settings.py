@@ -150,6 +150,11 @@ def server_url() -> str | None:
     return os.environ.get("FLEETUNE_URL") or None
 
 
+def is_without_server(url: str | None) -> bool:
+    """Whether a value of FLEETUNE_URL says that there is no server."""
+    return (url or "").strip().lower() == WITHOUT_SERVER
+
+
 def retention_days(environ: Mapping[str, str] = os.environ) -> float:
     """Read FLEETUNE_RETENTION_DAYS: how long a server keeps jobs after their end; 0: forever. Default: 90.
 

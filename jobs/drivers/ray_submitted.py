@@ -26,7 +26,7 @@ from cluster.ray.backend import KIND_KEY
 from cluster.ray.raylets import raylet_above
 from cluster.ray.runtime_env import RAY_PACKAGE, digest_of_environment
 from cluster.ray.session_record import SessionRecord, read_record
-from cluster.settings import WITHOUT_SERVER, RayJob, ray_job, server_token, server_url
+from cluster.settings import RayJob, is_without_server, ray_job, server_token, server_url
 from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, check_url
 from jobs.drivers.link.link import Say
 from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Look, Looked, Message
@@ -59,7 +59,7 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
     """
     job, url = ray_job(), server_url()
     # A job with KIND_KEY was started by the queue, and has its slots already.
-    if job is None or KIND_KEY in job.metadata or (url or "").lower() == WITHOUT_SERVER:
+    if job is None or KIND_KEY in job.metadata or is_without_server(url):
         return None
     if url is not None:
         check_url(url)

@@ -203,12 +203,12 @@ def without_decisions_from_data(packed: bool = False) -> Iterator[None]:
 
 
 class _OneEndToken(TorchFunctionMode):
-    """Lets each row have one end token, its last, of which classifiers such as BART's take the state."""
+    """Stands for the end token, whose state classifiers such as BART's use: each row has one, at its end."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.unique_consecutive:
             return args[0].new_zeros(1)
-        mask = args[1][0] if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple) else None
+        mask = next(iter(args[1]), None) if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple) else None
         if isinstance(mask, torch.Tensor) and mask.dtype is torch.bool and mask.dim() == 2:
             return args[0][:, -1]
         return func(*args, **(kwargs or {}))

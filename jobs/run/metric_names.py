@@ -88,6 +88,9 @@ def metric_items(metrics: Mapping[str, Any], shape: str = "{:.4g}", prefix: str 
 
 
 def is_worse(now: float, before: float, *, greater_is_better: bool) -> bool:
-    """Whether a metric has become worse, by more than a model that learns nothing makes by chance."""
+    """Whether a metric is worse than before.
+
+    A change of up to 0.1 % does not count: it also appears if the model learns nothing.
+    """
     worse = now < before if greater_is_better else now > before
     return worse and abs(now - before) > _NEGLIGIBLE * abs(before)

@@ -136,7 +136,10 @@ def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
 
 
 def _last_evaluation(paths: JobPaths, newest: Record) -> Record:
-    """Return the record of the last evaluation that the newest steps include; {}: there is none."""
+    """Return the newest record with eval_* in the last parts of the metrics; {}: there is none.
+
+    Records of later steps than the newest one do not count: the run has gone back since then.
+    """
     for part in reversed(part_names(paths.metrics)[-_MOST_PARTS:]):
         with contextlib.suppress(StorageError):
             for record in reversed(read_part(paths.metrics, part)):
@@ -146,7 +149,7 @@ def _last_evaluation(paths: JobPaths, newest: Record) -> Record:
 
 
 def _with_evaluation(run: RunSummary, events: list[Record]) -> RunSummary:
-    """Return the summary of a run that has not ended with its last evaluation."""
+    """Add the last evaluation to the summary of a run that has not ended."""
     for event in reversed(events):
         found = event.get("data", {})
         if event.get("kind") == "evaluated" and 0 < found.get("step", 0) <= run.step:
@@ -156,7 +159,7 @@ def _with_evaluation(run: RunSummary, events: list[Record]) -> RunSummary:
 
 
 def _metrics_before(events: list[Record]) -> dict[str, float]:
-    """Return the metrics of the last evaluation before the first step; {}: there is none."""
+    """Return the metrics that were measured before the first step; {}: none were."""
     evaluated = (event.get("data", {}) for event in reversed(events) if event.get("kind") == "evaluated")
     return next((dict(one["metrics"]) for one in evaluated if one.get("step") == 0), {})
 

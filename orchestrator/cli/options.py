@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from cluster.errors import InputError, SpecError
-from cluster.settings import WITHOUT_SERVER, server_url
+from cluster.settings import is_without_server, server_url
 from orchestrator.cli import completion as completing
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def connected(url: str | None, patience_s: float = PATIENCE_S) -> Iterator[Conne
 
     if url is not None and not url.strip():  # the server of this machine may be another one
         raise InputError("--url is empty: is a shell variable not set?")
-    if url is None and (server_url() or "").lower() == WITHOUT_SERVER:
+    if url is None and is_without_server(server_url()):
         raise InputError(
             "FLEETUNE_URL is none, which starts runs without the queue, so this command has no server: give --url, or "
             "unset FLEETUNE_URL"

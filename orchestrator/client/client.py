@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 from pydantic import ValidationError
 
 from cluster.errors import InputError, Mistake, SpecError
-from cluster.settings import WITHOUT_SERVER, fleetune_home, server_url
+from cluster.settings import fleetune_home, is_without_server, server_url
 from cluster.text import did_you_mean
 from jobs.spec.command import CommandSpec
 from jobs.spec.finetune import Spec
@@ -76,7 +76,7 @@ class Client:
 
     def __init__(self, url: str | None = None, token: str | None = None, *, detach: bool = False) -> None:
         where, home = url or server_url(), fleetune_home()
-        if where is not None and where.strip().lower() == WITHOUT_SERVER:
+        if is_without_server(where):
             raise InputError(
                 f"{'FLEETUNE_URL' if url is None else 'url'} is none, so this client has no server: give the URL of "
                 "one, or unset FLEETUNE_URL for the server of this machine"

@@ -23,7 +23,7 @@ from orchestrator.simulate.values import Setup, Simulated, TraceJob
 _JITTER_S = 10.0
 _REPORT_EVERY = 500  # passes between reports of progress
 _MOST_FAILURES = 10_000  # of one job, until the simulation is given up
-_MOST_USELESS = 100_000  # failures and repairs one after another during which no job ends, until it is given up
+_MOST_USELESS = 100_000  # failures and repairs in a row without the end of a job, until the simulation is given up
 # These simple policies get the exact run times, like a scheduler whose jobs state exact time limits.
 _EXACT_TIMES = (RankBy.SUBMITTED, RankBy.SHARE)
 

@@ -41,17 +41,20 @@ class Scrubber:
 
     @property
     def lead_bytes(self) -> int:
-        """How much of a text must be known before a piece of it, so that secrets that reach into it are found."""
+        """Bytes before a piece of a text that are read with it, to find a secret that begins in them."""
         return min(max((len(secret.encode()) for secret in self._known), default=0) + _LEAD_BYTES, _MOST_LEAD_BYTES)
 
     def piece(self, lead: str, piece: str) -> str:
-        """Scrub a piece of a text, also of the rest of a secret that begins in `lead`, the text before it."""
+        """Scrub a piece of a text. A secret may begin in `lead`, the text before the piece."""
         begun, whole = self.text(lead), self.text(lead + piece)
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(begun, whole, strict=False))
         return whole[sum(1 for _ in alike) :]
 
     def begun(self, text: str) -> int:
-        """Count the bytes at the end of a text that may be the beginning of a secret, with those that it lies in."""
+        """Count the bytes at the end of a text that may begin a secret.
+
+        If a whole secret contains the first of them, all of that secret counts.
+        """
         longest = ""
         for secret in self._known:
             lengths = range(min(len(secret) - 1, len(text)), max(len(longest), _SHORTEST - 1), -1)

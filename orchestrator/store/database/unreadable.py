@@ -41,7 +41,7 @@ class Unread:
                 self._tables[table].pop(name, None)
 
     def keep(self, table: str, names: Container[str]) -> None:
-        """Remove the notes on rows that are not there any more. `names`: of all rows that are."""
+        """Remove the notes on rows that no longer exist. `names`: of the unreadable rows that do."""
         with self._lock:
             self._tables[table] = {name: row for name, row in self._tables[table].items() if name in names}
 

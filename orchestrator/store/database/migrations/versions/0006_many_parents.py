@@ -1,4 +1,4 @@
-"""Indexes the jobs that need others by their number: PostgreSQL refuses long lists of parents as a key."""
+"""Changes the index of jobs that wait for others: its key was the list of parents, and PostgreSQL refuses long keys."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ def _described(character: int | str) -> str:
 def _readable(error: yaml.MarkedYAMLError) -> str:
     problem = str(error.problem)
     if "while scanning an alias" in str(error.context) or "while scanning an alias" in problem:
-        return "not YAML: a value that begins with * has to be in quotes, as in '*.jsonl'"
+        return "not YAML: put a value that begins with * in quotes. On a command line: --set 'data.train=\"*.jsonl\"'"
     if "'\\t'" in problem:
         return "a tab cannot indent YAML: use spaces"
     if "mapping values are not allowed" in problem:

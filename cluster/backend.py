@@ -123,6 +123,9 @@ class Backend(Protocol):
             BackendUnreachable: the output exists, but cannot be read at the moment.
         """
 
+    def output_end(self, submission: str, most: int) -> tuple[int, bytes]:
+        """Return the last `most` bytes of the program's output, and the byte at which they begin; see `output`."""
+
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         """Return those of these programs, which others have started, that are known to have ended."""
 

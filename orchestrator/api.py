@@ -222,11 +222,13 @@ class LogPart(Response):
     Attributes:
         next: the byte to continue with.
         ended: nothing more will come.
+        begin: the byte at which the text begins; None: the server is older and cannot read a log from its end.
     """
 
     text: str
     next: int
     ended: bool
+    begin: int | None = None
 
 
 class MetricsPart(Response):

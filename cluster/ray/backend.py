@@ -22,9 +22,9 @@ import contextlib
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.backend import ENDED_PHASES, Launch, Phase, Submission, check_fence, check_launch
 from cluster.capacity.inventory import Growth, Inventory
@@ -39,6 +39,7 @@ from cluster.ray.client import (
     json_of,
     one_line,
     phase_of,
+    program_end,
     program_output,
     ray_client,
     submission_of,
@@ -46,6 +47,7 @@ from cluster.ray.client import (
 from cluster.ray.nodes import Use, inventory_of, use_from_status, use_from_summary
 from cluster.ray.runtime_env import digest_of_environment
 
+_ReadT = TypeVar("_ReadT")
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
 PROGRAM, FENCE, HARD_STOP = "program", "fence", "hard-stop"
 NAME_VARIABLE = "FLEETUNE_SUBMISSION"
@@ -186,19 +188,26 @@ class RayJobsBackend:
         return jobs
 
     def output(self, submission: str, after: int = 0) -> bytes:
+        return self._output(submission, b"", lambda log, rays_line: program_output(log, rays_line, after))
+
+    def output_end(self, submission: str, most: int) -> tuple[int, bytes]:
+        return self._output(submission, (0, b""), lambda log, rays_line: program_end(log, rays_line, most))
+
+    def _output(self, submission: str, nothing: _ReadT, read: Callable[[Iterable[bytes], bytes], _ReadT]) -> _ReadT:
+        """Read a program's log as a stream, which is the only way that Ray offers. `nothing`: there is no log."""
         with self._asking() as client:
             job = self._program(client, submission)
             if job is None or job.driver_node_id is None:
-                return b""
+                return nothing
             file = f"node_id={job.driver_node_id}&filename=job-driver-{submission}.log"
             answer = client._do_request("GET", f"/api/v0/logs/file?{file}&lines=-1&timeout={_LOG_S}", stream=True)
             with contextlib.closing(answer):
                 if answer.status_code != 200:
                     if has_no_log(answer.status_code, answer.text):
-                        return b""
+                        return nothing
                     raise RuntimeError(f"status {answer.status_code} for the log of {submission}: {answer.text[:500]}")
                 rays_line = f"Running entrypoint for job {submission}: {job.entrypoint}\n".encode()
-                return program_output(answer.iter_content(1 << 16), rays_line, after)
+                return read(answer.iter_content(1 << 16), rays_line)
 
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         with self._asking() as client:

@@ -113,6 +113,16 @@ def program_output(log: Iterable[bytes], rays_line: bytes, after: int) -> bytes:
     return bytes(wanted[:MAX_OUTPUT_BYTES])
 
 
+def program_end(log: Iterable[bytes], rays_line: bytes, most: int) -> tuple[int, bytes]:
+    """Return the program's last `most` bytes, and the byte at which they begin. Reads the whole log once."""
+    end, size = bytearray(), 0
+    for chunk in _behind_mark(_without(log, rays_line)):
+        end += chunk
+        size += len(chunk)
+        del end[: max(len(end) - most, 0)]
+    return size - len(end), bytes(end)
+
+
 def _without(log: Iterable[bytes], line: bytes) -> Iterable[bytes]:
     """Yield the log without the first occurrence of a line."""
     held, found = b"", False

@@ -50,6 +50,9 @@ class FakeBackend:
     def output(self, submission: str, after: int = 0) -> bytes:
         return cast(bytes, self._cluster.ask("output", submission, after))
 
+    def output_end(self, submission: str, most: int) -> tuple[int, bytes]:
+        return cast(tuple[int, bytes], self._cluster.ask("output_end", submission, most))
+
     def ended_elsewhere(self, programs: Sequence[str]) -> frozenset[str]:
         return frozenset(self._cluster.ask("ended_elsewhere", tuple(programs)))
 

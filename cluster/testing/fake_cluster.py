@@ -196,6 +196,10 @@ class FakeCluster:
             return b""
         return program.script.output[after : after + MAX_OUTPUT_BYTES]
 
+    def output_end(self, submission: str, most: int) -> tuple[int, bytes]:
+        begin = max(len(self.output(submission, 0)) - most, 0)
+        return begin, self.output(submission, begin)
+
     # The methods below are for tests. They work even while the machines are unreachable.
 
     def add_script(self, pattern: str, script: Script) -> None:

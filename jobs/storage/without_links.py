@@ -61,6 +61,12 @@ def read(base: str, names: Sequence[str], begin: int, most: int) -> bytes:
         return os.pread(handle, most, begin)
 
 
+def size(base: str, names: Sequence[str]) -> int:
+    """Return the bytes of a file. Raises OSError."""
+    with opened(base, names, os.O_RDONLY | os.O_NONBLOCK) as handle:
+        return os.fstat(handle).st_size
+
+
 def remove(base: str, names: Sequence[str]) -> None:
     """Remove a file, a link or a directory with its content. Nothing behind a link is touched.
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from itertools import chain
 from typing import Final
 
@@ -58,10 +57,9 @@ def print_logs(
         return last
 
     reader = LogReader(connection, job.job_id, source)
-    lines: Iterable[LogLine] = chain(reader.new(job.attempt), reader.rest() if job.state in ENDED else ())
-    if tail is not None:
-        lines = _last(lines, tail)
-    for line in chain(lines, follow_lines(reader, look) if follow else ()):
+    lines = reader.new(job.attempt) if tail is None else reader.last(job.attempt, tail)
+    rest = follow_lines(reader, look) if follow else reader.rest() if job.state in ENDED else ()
+    for line in chain(lines, rest):
         printed = True
         _print(line, source, as_json)
     if source is None:
@@ -111,15 +109,6 @@ def _of_run(connection: Connection, job: JobView, count: int, as_json: bool) -> 
         names = ", ".join(logs[:NAMED]) + (f" and {many(len(logs) - NAMED, 'other')}" if len(logs) > NAMED else "")
         command = f"fleetune logs {job.job_id} --source NAME, or --source all"
         typer.echo(f"more logs: {names}. To see them: {command}", err=True)
-
-
-def _last(lines: Iterable[LogLine], count: int) -> Iterator[LogLine]:
-    """Yield the last lines of each log."""
-    kept: dict[str, deque[LogLine]] = {}
-    for line in lines:
-        kept.setdefault(line.source, deque(maxlen=count)).append(line)
-    for last in kept.values():
-        yield from last
 
 
 def _print(line: LogLine, source: str | None, as_json: bool) -> None:

@@ -7,13 +7,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 from urllib.parse import quote
 
 from cluster.errors import InputError
 from cluster.text import did_you_mean
 from orchestrator.api import JobView, LogPart, LogSources
-from orchestrator.client.connection import Connection
+from orchestrator.client.connection import Connection, Params
 from orchestrator.client.lookup import job_path
 from orchestrator.queue.states import ENDED, State
 
@@ -60,8 +61,17 @@ class LogReader:
         if self._first_attempt is None:
             self._first_attempt = attempt
         for source in self._sources(attempt):
-            if source not in self._ended:
-                yield from self._of(source)
+            yield from self._of(source)
+
+    def last(self, attempt: int, count: int) -> Iterator[LogLine]:
+        """Yield the last lines of each log, without reading what is before them. `new` goes on behind them."""
+        if self._first_attempt is None:
+            self._first_attempt = attempt
+        for source in self._sources(attempt):
+            end = self._part(source, {"last": True})
+            is_enough = not end.begin or end.text.count("\n") >= count  # an older server sends the first part
+            lines = self._lines(source, end) if is_enough else []
+            yield from deque(chain(lines, self._of(source)), maxlen=count)
 
     def rest(self) -> Iterator[LogLine]:
         """Yield incomplete last lines."""
@@ -85,20 +95,27 @@ class LogReader:
         return [self._source] if self._source in every else []
 
     def _of(self, source: str) -> Iterator[LogLine]:
-        while True:
+        """Yield the lines of one log that were not read yet."""
+        while source not in self._ended:
             after = self._next.get(source, 0)
-            part = self._connection.get(f"{self._path}/{quote(source, safe='')}", LogPart, {"after": after})
-            self._next[source] = part.next
-            *lines, begun = (self._begun.pop(source, "") + part.text).split("\n")
-            if begun and part.ended:
-                lines.append(begun)
-            elif begun:
-                self._begun[source] = begun
-            yield from (LogLine(_name_to_show(source), line.rstrip("\r")) for line in lines)
-            if part.ended:
-                self._ended.add(source)
-            if part.ended or part.next <= after:
+            yield from self._lines(source, self._part(source, {"after": after}))
+            if self._next[source] <= after:
                 return
+
+    def _part(self, source: str, where: Params) -> LogPart:
+        return self._connection.get(f"{self._path}/{quote(source, safe='')}", LogPart, where)
+
+    def _lines(self, source: str, part: LogPart) -> list[LogLine]:
+        """Return the lines that a part ends."""
+        self._next[source] = part.next
+        *lines, begun = (self._begun.pop(source, "") + part.text).split("\n")
+        if part.ended:
+            self._ended.add(source)
+        if begun and part.ended:
+            lines.append(begun)
+        elif begun:
+            self._begun[source] = begun
+        return [LogLine(_name_to_show(source), line.rstrip("\r")) for line in lines]
 
 
 def _name_to_show(source: str) -> str:
@@ -142,9 +159,7 @@ def run_logs(connection: Connection, job: JobView) -> tuple[tuple[str, ...], str
 def last_lines(connection: Connection, job: JobView, source: str, count: int = TAIL_LINES) -> list[LogLine]:
     """Return the last lines of one log. Raises InputError: the job has no such log."""
     reader = LogReader(connection, job.job_id, source)
-    last = deque(reader.new(job.attempt), maxlen=count)
-    last.extend(reader.rest())
-    return list(last)
+    return list(deque(chain(reader.last(job.attempt, count), reader.rest()), maxlen=count))
 
 
 def log_of_end(connection: Connection, job: JobView, lines: int = TAIL_LINES) -> tuple[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from orchestrator import api
@@ -25,6 +25,7 @@ _PAGE, _MOST_PAGES = 1000, 50  # pages of events for one answer
 _ADMINS = frozenset({TOKEN, SET_ASIDE})  # kinds of cluster events that only admins see
 
 Source = Annotated[str, Path(max_length=300, description="One of `GET /v1/jobs/{job_id}/logs`.")]
+LastPart = Annotated[bool, Query(description="The last part of the log, instead of the one from `after` on.")]
 
 
 class Ownership:
@@ -140,10 +141,11 @@ def _logs(router: APIRouter, serving: Serving) -> None:
         return answer(await serving.slow.run(lambda: logs.sources(context, serving.job(job_id, caller))))
 
     @router.get("/jobs/{job_id}/logs/{source}", **documented(api.LogPart, "A log, from a byte on", 400, 404, 422))
-    async def part(job_id: JobId, source: Source, caller: Asker, after: After = 0) -> Response:
+    async def part(job_id: JobId, source: Source, caller: Asker, after: After = 0, last: LastPart = False) -> Response:
         def read() -> api.LogPart:
             job = serving.job(job_id, caller)
-            return logs.part(context, job, source, after, serving.scrub.and_also(tokens_of(context.driver_key, job)))
+            scrub = serving.scrub.and_also(tokens_of(context.driver_key, job))
+            return logs.part(context, job, source, None if last else after, scrub)
 
         return answer(await serving.slow.run(read))
 

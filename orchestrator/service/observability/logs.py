@@ -41,8 +41,10 @@ def sources(context: ServiceContext, job: Job) -> LogSources:
     return LogSources(sources=(*outputs, *found), failed=failed if failed in found else None)
 
 
-def part(context: ServiceContext, job: Job, source: str, after: int, scrub: Scrubber) -> LogPart:
+def part(context: ServiceContext, job: Job, source: str, after: int | None, scrub: Scrubber) -> LogPart:
     """Return up to 256 KiB from a byte on. `output-N` is valid for every attempt, including the newest.
+
+    With `after=None`, these are the last 256 KiB, from the beginning of a line on if possible.
 
     Secrets are hidden, also those that a piece has in part: some bytes before it are read too, and what may be the
     beginning of a secret is left for the next piece.
@@ -52,20 +54,25 @@ def part(context: ServiceContext, job: Job, source: str, after: int, scrub: Scru
         StorageError: it cannot be read.
         StorageOutage, BackendUnreachable: it cannot be read at the moment.
     """
-    after = max(after, 0)
-    lead = min(after, scrub.lead_bytes)
-    begin = min(after, _MOST_BEGIN) - lead
     attempt = _attempt(job, source)
-    if attempt is not None:
-        submission, over = f"{job.job_id}-{attempt}", attempt < job.attempt or job.state not in HOLDS_A_LEASE
-        # Read after the job's state: if the attempt is over, the output is complete.
-        content, most = context.backend.output(submission, begin), MAX_OUTPUT_BYTES
+    # The job's state is older than what is read: if the attempt is over, the output is complete.
+    over = job.state in ENDED if attempt is None else attempt < job.attempt or job.state not in HOLDS_A_LEASE
+    submission, log = f"{job.job_id}-{attempt}", f"{source}.log"
+    files = _run_with(context, job, source) if attempt is None else None
+    if after is None:
+        most = scrub.lead_bytes + PART_BYTES
+        begin, content = files.end(LOGS, log, most) if files else context.backend.output_end(submission, most)
+        lead, is_all = _begin_of_end(begin, content), over
+        after = begin + lead
     else:
-        most = lead + PART_BYTES + 1
-        content, over = _run_with(context, job, source).read(LOGS, f"{source}.log", begin, most), job.state in ENDED
-    piece, ended = _cut(content, lead, over and len(content) < most, scrub)
+        after = max(after, 0)
+        lead = min(after, scrub.lead_bytes)
+        begin, most = min(after, _MOST_BEGIN) - lead, lead + PART_BYTES + 1 if files else MAX_OUTPUT_BYTES
+        content = files.read(LOGS, log, begin, most) if files else context.backend.output(submission, begin)
+        is_all = over and len(content) < most
+    piece, ended = _cut(content, lead, is_all, scrub)
     text = scrub.piece(*(some.decode("utf-8", "replace") for some in (content[:lead], piece)))
-    return LogPart(text=text, next=after + len(piece), ended=ended)
+    return LogPart(text=text, begin=after, next=after + len(piece), ended=ended)
 
 
 def metrics(context: ServiceContext, job: Job, after: int) -> MetricsPart:
@@ -108,6 +115,15 @@ def _run_with(context: ServiceContext, job: Job, source: str) -> RunFiles:
         some = did_you_mean(source, known) or f": there are {', '.join([OUTPUT, *known][:20])}"
         raise UnknownSource(f"job {job.job_id} has no log {source[:100]!r}{some}")
     return files
+
+
+def _begin_of_end(begin: int, content: bytes) -> int:
+    """Return where to begin within the end of a log, so that at most a part follows and its first line is whole."""
+    start = max(len(content) - PART_BYTES, 0)
+    if begin + start == 0:
+        return 0
+    line = content.find(b"\n", max(start - 1, 0)) + 1
+    return line if 0 < line < len(content) else start
 
 
 def _cut(content: bytes, lead: int, is_all: bool, scrub: Scrubber) -> tuple[bytes, bool]:

@@ -101,6 +101,16 @@ class RunFiles:
         except OSError as error:
             raise _error_of("read", path, error) from error
 
+    def end(self, folder: str, name: str, most: int) -> tuple[int, bytes]:
+        """Read the last `most` bytes of a file. Returns also the byte at which they begin. Errors: see `read`."""
+        path = storage.join(self.run, folder, name)
+        try:
+            size = beneath.size(self.base, self._names(folder, name)) if self.base else storage.size(path)
+        except OSError as error:
+            raise _error_of("read", path, error) from error
+        begin = max(size - most, 0)
+        return begin, self.read(folder, name, begin, most)
+
     def _names(self, *inside: str) -> tuple[str, ...]:
         above = os.path.relpath(self.run, self.base).split("/")
         return (*above, *inside)

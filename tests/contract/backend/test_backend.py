@@ -144,6 +144,7 @@ def test_stops_of_what_is_not_known_are_left_alone(opened: Machines) -> None:
     opened.backend.stop(launch.submission, hard=True)
     opened.backend.forget([launch.submission])
     assert opened.backend.output(launch.submission) == b""
+    assert opened.backend.output_end(launch.submission, 9) == (0, b"")
     assert opened.state(launch) is None
 
 
@@ -156,6 +157,11 @@ def test_output_is_read_from_a_byte_on(opened: Machines) -> None:
     assert read(launch.submission) == b"one\ntwo \xff\x00\n"
     assert read(launch.submission, 4) == b"two \xff\x00\n"
     assert read(launch.submission, 11) == read(launch.submission, 500) == read(launch.submission, 2**63 - 1) == b""
+    end = opened.backend.output_end
+    assert end(launch.submission, 3) == (8, b"\xff\x00\n") and end(launch.submission, 500) == (
+        0,
+        read(launch.submission),
+    )
 
 
 @on_real

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.backend import MAX_OUTPUT_BYTES, Phase, Submission
 from cluster.capacity.inventory import Inventory, Node
-from cluster.ray.client import program_output, submission_of
+from cluster.ray.client import program_end, program_output, submission_of
 from cluster.ray.nodes import inventory_of, use_from_status, use_from_summary
 
 STATUS = {
@@ -112,11 +112,14 @@ def test_ray_s_own_lines_are_no_output_wherever_they_stand(log: bytes, size: int
     chunks = [log[at : at + size] for at in range(0, len(log), size)]
     for after in range(10):
         assert program_output(chunks, RAYS_LINE, after) == b"one\ntwo\n"[after:]
+    for most in range(1, 10):
+        assert program_end(chunks, RAYS_LINE, most) == (max(8 - most, 0), b"one\ntwo\n"[-most:])
 
 
 def test_before_the_program_starts_there_is_no_output() -> None:
     assert program_output([FIRST, RAYS_LINE], RAYS_LINE, 0) == b""
     assert program_output([], RAYS_LINE, 0) == b""
+    assert program_end([FIRST, RAYS_LINE], RAYS_LINE, 9) == program_end([], RAYS_LINE, 9) == (0, b"")
 
 
 def test_no_more_of_a_log_is_read_than_is_wanted() -> None:

@@ -22,6 +22,7 @@ from orchestrator.queue.states import State
 from orchestrator.queue.tenants import Restrictions, Tenant
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import logs
+from orchestrator.service.observability.logs import PART_BYTES
 from orchestrator.service.observability.scrub import Scrubber
 from tests.support.queuejobs import job
 
@@ -70,6 +71,40 @@ def test_from_whichever_byte_one_reads_no_part_of_a_secret_is_shown(tmp_path: Pa
         assert text.endswith("*** end\n") and SECRET[-4:] not in text
     else:
         assert text == " end\n"[after - begun - len(SECRET) :]
+
+
+@pytest.mark.parametrize("shift", range(40))
+def test_the_last_part_of_a_log_begins_with_a_line_and_shows_no_part_of_a_secret(tmp_path: Path, shift: int) -> None:
+    head, line = b"." * shift + b"\n", f"{SECRET} \N{SNOWMAN}\n".encode()
+    count = PART_BYTES // len(line) + 100
+    content = head + line * count
+    last = logs.part(context(), with_log(tmp_path, content, state=State.FAILED), "driver", None, SCRUB)
+    assert last.ended and last.next == len(content) and last.begin is not None
+    assert set(last.text.splitlines()) == {"*** \N{SNOWMAN}"}
+    assert content[last.begin - 1 : last.begin] == b"\n" and 0 <= PART_BYTES - (last.next - last.begin) < len(line)
+
+
+@pytest.mark.parametrize(
+    ("content", "begin", "text"),
+    [
+        (b"", 0, ""),
+        (b"one\ntwo", 0, "one\ntwo"),
+        (b"x" * (PART_BYTES + 5), 5, "x" * PART_BYTES),  # one line that is longer than a part
+        (b"x" * (PART_BYTES + 5) + b"\n", 6, "x" * (PART_BYTES - 1) + "\n"),
+        (b"begun\n" + b"y" * (PART_BYTES - 1) + b"\n", 6, "y" * (PART_BYTES - 1) + "\n"),
+    ],
+)
+def test_the_last_part_of_odd_logs(tmp_path: Path, content: bytes, begin: int, text: str) -> None:
+    last = logs.part(context(), with_log(tmp_path, content, state=State.FAILED), "driver", None, SCRUB)
+    assert (last.begin, last.text, last.next, last.ended) == (begin, text, len(content), True)
+
+
+def test_what_is_written_behind_the_last_part_follows(tmp_path: Path) -> None:
+    content = b"a line\n" * 50_000 + b"begun"
+    last = logs.part(context(), with_log(tmp_path, content), "driver", None, SCRUB)
+    assert last.text.endswith("a line\n") and not last.ended and last.next == len(content) - 5
+    more = logs.part(context(), with_log(tmp_path, content + b" and over\n"), "driver", last.next, SCRUB)
+    assert more.text == "begun and over\n"
 
 
 @pytest.mark.parametrize("secret", [SECRET, "hunter2-hunter2", "-----a-----b-----"])
@@ -203,8 +238,11 @@ def test_the_output_of_an_attempt_is_read_from_the_backend() -> None:
     of = replace(job(state=State.RUNNING), attempt=2)
     part = logs.part(context(backend), of, "output-1", 4, SCRUB)
     assert (part.text, part.next, part.ended) == ("two\n", 8, True)
-    part = logs.part(context(backend), of, "output", 0, SCRUB)
-    assert (part.text, part.ended) == ("", False)
+    part = logs.part(context(backend), of, "output-1", None, SCRUB)
+    assert (part.text, part.begin, part.ended) == ("one\ntwo\n", 0, True)
+    for after in (0, None):
+        part = logs.part(context(backend), of, "output", after, SCRUB)
+        assert (part.text, part.ended) == ("", False)
 
 
 def test_metrics_are_counted_over_all_parts(tmp_path: Path) -> None:

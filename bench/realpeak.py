@@ -32,7 +32,7 @@ from jobs.training.loop.loss import loss_sum
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.engine import build_engine, import_deepspeed
 
-STEPS = 3  # Adam's states exist after the first; ZeRO-3 knows the order of the modules from the second on
+STEPS = 12  # Adam's states exist after the first. gloo frees a copy late in some steps only, if its thread has to wait
 _FORK = multiprocessing.get_context("fork")
 
 

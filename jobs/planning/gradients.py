@@ -68,15 +68,14 @@ class Gradients:
             return self.width * sum(self.sizes)
         return 0 if self.stage == 3 else 4 * (self.part if self.is_flat else self.own)
 
-    @property
-    def reduced_at_the_end(self) -> int:
-        """Bytes of the copies in which `BF16_Optimizer` reduces its sums, also on one worker.
+    def end(self) -> int:
+        """Reduce what is left after the last gradient. Returns bytes that are needed for a moment.
 
-        The engine collects the flat sums of the optimizer's groups until a bucket is full. `allreduce_bucket` joins
+        `BF16_Optimizer` reduces its sums, also on one worker: the engine collects the flat sums of the optimizer's groups until a bucket is full. `allreduce_bucket` joins
         those of a bucket in fp32 if it has several, and copies them in the precision of the weights.
         """
         if not self.sums_all:
-            return 0
+            return self._reduce() if self._filled else 0
         buckets: list[list[int]] = [[]]
         for kind in (True, False):
             if size := sum(size for size, decays in zip(self.sizes, self.decays, strict=True) if decays is kind):

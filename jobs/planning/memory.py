@@ -291,7 +291,7 @@ def _pass(
         elif moment.kind == "gradient":
             copied = gradients.add(moment.parameters[0])
         elif moment.kind == "end":
-            copied = gradients.reduced_at_the_end
+            copied = gradients.end()
         after = _Added(gradients.held, gathering.held, gradients.buckets)
         yield moment, before, copied, after
 

@@ -76,8 +76,17 @@ def test_zero_1_in_bf16_reduces_the_sums_of_a_bucket_of_groups_in_copies(
 ) -> None:
     """A group that is larger than the engine's bucket is reduced alone, without a copy in fp32."""
     monkeypatch.setattr("jobs.planning.gradients._ENGINE_BUCKET", bucket)
-    assert gradients(1, "bf16", workers).reduced_at_the_end == copies
-    assert gradients(1, "fp32", workers).reduced_at_the_end == gradients(2, "bf16", workers).reduced_at_the_end == 0
+    assert gradients(1, "bf16", workers).end() == copies
+    assert gradients(1, "fp32", workers).end() == gradients(2, "bf16", workers).end() == 0
+
+
+def test_what_is_left_in_the_bucket_is_reduced_at_the_end() -> None:
+    held = gradients(3, "bf16")
+    held.gloo = True
+    for number in (2, 1, 0):
+        held.add(number)
+    assert held.end() == 100 * (2 + 4 // 2)  # a copy of gloo, and this worker's part in fp32
+    assert held.held == held.end() == 0
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,7 @@ def test_parts_are_those_of_one_moment_and_sum_to_the_total() -> None:
     small = memory_of(trace, Strategy(stage=3, reduce_bucket_size=1), 1)
     assert (small.activations, small.gradients) == (700, 40)
     assert small.used == 180 + 2 + 700 and small.total == small.used + int(RESERVE * small.used)
-    large = memory_of(trace_of((1000,), moments), Strategy(stage=3, reduce_bucket_size=1), 1)
+    large = memory_of(trace_of((1000,), moments, "fp32"), Strategy(stage=3, reduce_bucket_size=1000), 1)
     assert (large.activations, large.gradients) == (0, 8000)  # the update needs more than the pass
     assert memory_of(trace, Strategy(stage=3, per_device_train_batch_size=30), 1).activations == 800
 
@@ -138,9 +138,9 @@ def test_a_worker_without_gpu_keeps_what_its_tensors_have_freed() -> None:
     strategy = Strategy(stage=3, reduce_bucket_size=10_000)
     tensors = memory_of(trace, strategy, 1, "cpu")
     process = memory_of_process(trace, strategy, 1, "cpu")
-    # The update is the highest moment. Half of the activations' place stays, and of the gradient's, 2 bytes an element.
-    assert (tensors.activations, process.kept) == (0, (700 + 2 * 1000) // 2)
-    assert process.used == tensors.used + 1350 + PROGRAM_BYTES + 12 * 1000
+    # The update is the highest moment. Half of the places stays that activations had, the gradient, and its fp32 copy.
+    assert (tensors.activations, process.kept) == (0, (700 + 2 * 1000 + 4 * 1000) // 2)
+    assert process.used == tensors.used + 3350 + PROGRAM_BYTES + 12 * 1000
     on_gpu = memory_of_process(trace, strategy, 1, "cuda")
     assert (on_gpu.kept, on_gpu.program, on_gpu.host) == (0, 0, PROGRAM_BYTES + 12 * 1000)
 

@@ -71,8 +71,9 @@ class Gradients:
     def end(self) -> int:
         """Reduce what is left after the last gradient. Returns bytes that are needed for a moment.
 
-        `BF16_Optimizer` reduces its sums, also on one worker: the engine collects the flat sums of the optimizer's groups until a bucket is full. `allreduce_bucket` joins
-        those of a bucket in fp32 if it has several, and copies them in the precision of the weights.
+        `BF16_Optimizer` reduces its sums, also on one worker: the engine collects the flat sums of the optimizer's
+        groups until a bucket is full. `allreduce_bucket` joins those of a bucket in fp32 if it has several, and copies
+        them in the precision of the weights.
         """
         if not self.sums_all:
             return self._reduce() if self._filled else 0

@@ -32,6 +32,7 @@ from cluster.settings import with_environment
 from cluster.text import TAIL_BYTES, error_line
 
 _DIES_WITHIN_S = 2.0  # longest wait for the end of killed processes
+_LOCKED_FOR_S, _LOCK_AGAIN_S = 10.0, 0.01  # a start holds the lock for milliseconds
 
 
 class LocalBackend:
@@ -165,8 +166,12 @@ class LocalBackend:
     def _locked(self) -> Iterator[None]:
         """Hold the lock that allows one start at a time. The kernel releases the lock of a killed process."""
         lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        deadline_s = time.monotonic() + _LOCKED_FOR_S
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not try_lock(lock):
+                if time.monotonic() > deadline_s:
+                    raise TimeoutError(f"another server has held its lock for {_LOCKED_FOR_S:.0f} s, and may be frozen")
+                time.sleep(_LOCK_AGAIN_S)
             yield
         finally:
             os.close(lock)
@@ -267,11 +272,8 @@ def _is_held(lock: Path) -> bool:
 def _record_loss(folder: Path) -> dict[str, Any] | None:
     """Kill the processes of a submission without a supervisor, and record that it is lost; None: some still run."""
     token = json.loads((folder / files.LAUNCH).read_text())["token"]
-    deadline = time.monotonic() + _DIES_WITHIN_S
-    while files.kill(files.pids_with_token(token)):
-        if time.monotonic() > deadline:
-            return None
-        time.sleep(0.01)
+    if not files.kill_all(lambda: files.pids_with_token(token), _DIES_WITHIN_S):
+        return None
     # PROGRAM does not show this: the supervisor may have been killed after the start and before it wrote the file.
     started = (folder / files.SUPERVISOR).exists()
     message = "its supervisor is gone: killed, or the machine was restarted" if started else "it was never started"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import select
 import signal
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +70,9 @@ def process_lives(pid: int) -> bool:
     return fields is not None and fields[0] not in "ZX"
 
 
-def pids_with_token(token: str) -> list[int]:
+def pids_with_token(token: str, variable: str = TOKEN_VARIABLE) -> list[int]:
     """Return the ids of this user's processes that have the token in their environment."""
-    wanted = f"{TOKEN_VARIABLE}={token}".encode()
+    wanted = f"{variable}={token}".encode()
     found = []
     for pid in _all_pids():
         try:
@@ -92,6 +94,16 @@ def kill(pids: list[int]) -> list[int]:
         except (ProcessLookupError, PermissionError):
             continue
     return ours
+
+
+def kill_all(list_pids: Callable[[], list[int]], within_s: float = math.inf) -> bool:
+    """Kill processes until none of this user's is listed. Returns False if the kernel has not ended them in time."""
+    deadline_s = time.monotonic() + within_s
+    while kill(list_pids()):
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_KILL_AGAIN_S)
+    return True
 
 
 def descendants(pid: int) -> list[int]:

@@ -27,12 +27,8 @@ _MARK = b"\x1e\n"
 
 def job_named(client: Any, submission: str) -> Any:
     """Return the JobDetails of a submission; None: Ray knows no such submission."""
-    name = quote(submission, safe="")
-    answer = client._do_request("GET", f"/api/jobs/{name}")
-    if answer.status_code == 404:
-        return None
-    job = client.get_job_info(name)
-    return job if job.submission_id == submission else None  # Ray finds jobs by its internal ids, too
+    job = client.job_or_none(quote(submission, safe=""))
+    return job if job is not None and job.submission_id == submission else None  # Ray finds jobs by internal ids, too
 
 
 def json_of(client: Any, path: str) -> Any:
@@ -55,7 +51,7 @@ def has_no_log(status: int, text: str) -> bool:
 def ray_client(dashboard: str, token: str | None, timeout_s: float) -> Any:
     """Make Ray's client, but with a time limit, and for the given address even if RAY_ADDRESS is set."""
     from ray.exceptions import AuthenticationError
-    from ray.job_submission import JobSubmissionClient
+    from ray.job_submission import JobDetails, JobSubmissionClient
 
     class TimelyClient(JobSubmissionClient):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -68,6 +64,13 @@ def ray_client(dashboard: str, token: str | None, timeout_s: float) -> Any:
                 return super()._do_request(method, endpoint, **{"timeout": timeout_s, **options})
             except AuthenticationError as error:
                 raise ConnectionError(str(error)) from error
+
+        def job_or_none(self, name: str) -> JobDetails | None:
+            """Do what `get_job_info` does, whose error for an unknown job is that of any failure."""
+            answer = self._do_request("GET", f"/api/jobs/{name}")
+            if answer.status_code not in (200, 404):
+                self._raise_error(answer)
+            return JobDetails(**answer.json()) if answer.status_code == 200 else None
 
     return TimelyClient()
 

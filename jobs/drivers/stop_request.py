@@ -20,7 +20,7 @@ from types import FrameType
 from typing import Any, Final, Literal
 
 from cluster.errors import Interrupted, StorageError
-from cluster.local.supervisor import descendants, kill, process_lives
+from cluster.local.supervisor import descendants, kill_all, process_lives
 from cluster.wakeup import Wakeup
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
@@ -85,8 +85,7 @@ class StopRequest:
     def ask(self, source: StopSource, reason: str, kind: StopKind = StopKind.AFTER_CHECKPOINT) -> None:
         """Request a stop, from any thread. LEAVE ends the process here, because the main thread may be stuck."""
         if kind is StopKind.LEAVE:
-            while kill([pid for pid in descendants(os.getpid()) if process_lives(pid)]):
-                pass
+            kill_all(lambda: [pid for pid in descendants(os.getpid()) if process_lives(pid)])
             os._exit(Interrupted.exit_code)
         if self.kind is None or kind > self.kind:
             self.source, self.reason, self.kind = source, reason, kind

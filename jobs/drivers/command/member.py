@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
+import select
 import shutil
 import signal
 import socket
@@ -15,12 +17,14 @@ from typing import Final
 
 from cluster.errors import SpecError
 from cluster.local import guard
+from cluster.local.supervisor import kill_all, pids_with_token
 from cluster.settings import with_environment
 from jobs.drivers.command.places import Place, environment_of_program, variables_of
 from jobs.spec.command import CommandSpec
 
 MOST_HELD_BYTES: Final = 1 << 20  # unread output at which the program has to wait
 _CHUNK_BYTES = 1 << 16
+_TOKEN_VARIABLE = "FLEETUNE_MEMBER"  # all processes of a member inherit its value
 
 
 class Member:
@@ -33,6 +37,7 @@ class Member:
         self._exit_code: int | None = None
         self._control: int | None = None
         self._reader: threading.Thread | None = None
+        self._token = secrets.token_hex(8)
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], working_dir: str | None) -> str | None:
         """Start the program. Returns None, or why it cannot be started here."""
@@ -45,7 +50,7 @@ class Member:
             subprocess.run(
                 words,
                 cwd=working_dir,
-                env=dict(environment),
+                env={**environment, _TOKEN_VARIABLE: self._token},
                 stdin=subprocess.DEVNULL,
                 stdout=for_output,
                 stderr=for_output,
@@ -113,13 +118,23 @@ class Member:
             self._reader.join()
 
     def _read(self, output: int, status: int) -> None:
+        code: bytes | None = None
         with open(output, "rb", buffering=0) as written, open(status, "rb") as said:
-            while chunk := written.read(_CHUNK_BYTES):
-                with self._changed:
-                    self._changed.wait_for(lambda: self._closed or len(self._output) < MOST_HELD_BYTES)
-                    self._output += b"" if self._closed else chunk
-                    self._changed.notify_all()
-            code = said.read()  # empty if the guard was killed, which kills the program too
+            listening = [written, said]
+            while listening:
+                ready, _, _ = select.select(listening, [], [])
+                if said in ready:
+                    listening.remove(said)
+                    code = said.read()
+                    if not code:  # the guard was killed. That kills the program, but not what this has started
+                        kill_all(lambda: pids_with_token(self._token, _TOKEN_VARIABLE))
+                if written in ready:
+                    if not (chunk := written.read(_CHUNK_BYTES)):
+                        listening.remove(written)
+                    with self._changed:
+                        self._changed.wait_for(lambda: self._closed or len(self._output) < MOST_HELD_BYTES)
+                        self._output += b"" if self._closed else chunk
+                        self._changed.notify_all()
         with self._changed:
             self._exit_code = int(code) if code else -signal.SIGKILL
             self._changed.notify_all()

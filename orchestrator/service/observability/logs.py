@@ -18,7 +18,7 @@ from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.run_files import RunFiles, records
 from orchestrator.service.observability.scrub import Scrubber
 
-PART_BYTES = 256 << 10
+PART_BYTES, END_BYTES = MAX_OUTPUT_BYTES, 256 << 10
 _MOST_BEGIN = 1 << 62  # behind the end of every file; the kernel refuses offsets near 2**63
 _MOST_OUTCOME_BYTES = 16 << 20  # large, because an outcome may contain a confusion matrix
 OUTPUT, LOGS = "output", "logs"
@@ -42,7 +42,7 @@ def sources(context: ServiceContext, job: Job) -> LogSources:
 
 
 def part(context: ServiceContext, job: Job, source: str, after: int | None, scrub: Scrubber) -> LogPart:
-    """Return up to 256 KiB from a byte on. `output-N` is valid for every attempt, including the newest.
+    """Return up to 1 MiB from a byte on. `output-N` is valid for every attempt, including the newest.
 
     With `after=None`, these are the last 256 KiB, from the beginning of a line on if possible.
 
@@ -60,7 +60,7 @@ def part(context: ServiceContext, job: Job, source: str, after: int | None, scru
     submission, log = f"{job.job_id}-{attempt}", f"{source}.log"
     files = _run_with(context, job, source) if attempt is None else None
     if after is None:
-        most = scrub.lead_bytes + PART_BYTES
+        most = scrub.lead_bytes + END_BYTES
         begin, content = files.end(LOGS, log, most) if files else context.backend.output_end(submission, most)
         lead, is_all = _begin_of_end(begin, content), over
         after = begin + lead
@@ -118,8 +118,8 @@ def _run_with(context: ServiceContext, job: Job, source: str) -> RunFiles:
 
 
 def _begin_of_end(begin: int, content: bytes) -> int:
-    """Return where to begin within the end of a log, so that at most a part follows and its first line is whole."""
-    start = max(len(content) - PART_BYTES, 0)
+    """Return where to begin within the end of a log, so that at most END_BYTES follow and its first line is whole."""
+    start = max(len(content) - END_BYTES, 0)
     if begin + start == 0:
         return 0
     line = content.find(b"\n", max(start - 1, 0)) + 1

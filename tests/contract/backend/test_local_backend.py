@@ -17,6 +17,7 @@ import pytest
 
 from cluster.backend import Launch, Phase, Submission
 from cluster.capacity.inventory import Inventory, Node
+from cluster.errors import BackendUnreachable
 from cluster.local import supervisor as files
 from cluster.local.backend import LocalBackend
 from tests.support.backends import Machines, Program, machines
@@ -83,6 +84,20 @@ def test_a_name_is_pending_while_its_starter_lives_and_a_stop_then_keeps_it_from
         subprocess.run(supervise, check=True, pass_fds=[lock.fileno()], cwd=folder)
     assert opened.ended(claim) == Submission(claim.submission, Phase.STOPPED, None, "stopped before it was started")
     assert opened.starts(claim) == 0
+
+
+def test_a_server_that_freezes_while_it_starts_a_program_holds_up_no_other_for_long(
+    opened: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.local.backend._LOCKED_FOR_S", 0.2)
+    launch = opened.launch("a", FOREVER)
+    with open(opened.traces / "local" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BackendUnreachable, match="another server has held its lock"):
+            opened.backend.fence(opened.fence)
+        with pytest.raises(BackendUnreachable, match="another server has held its lock"):
+            opened.backend.start(launch, opened.fence)
+    opened.started(launch)
 
 
 def test_with_its_supervisor_a_program_ends_and_all_that_it_has_started_and_is_lost(opened: Machines) -> None:

@@ -241,12 +241,13 @@ def test_a_closed_member_leaves_nothing(tmp_path: pathlib.Path) -> None:
     assert not processes_with(mark)
 
 
-def test_a_program_whose_guard_is_killed_is_killed_too(tmp_path: pathlib.Path) -> None:
+def test_a_program_whose_guard_is_killed_is_killed_too_with_what_it_has_started(tmp_path: pathlib.Path) -> None:
     member, mark = Member(), f"FLEETUNE_TEST={tmp_path}"
     environment = {**os.environ, "FLEETUNE_TEST": str(tmp_path)}
-    assert member.start(["sleep", "1000"], environment, None) is None
+    assert member.start(["sh", "-c", "(setsid sleep 1000 &) ; sleep 1000 & wait"], environment, None) is None
+    wait_for(lambda: len(processes_with(mark)) >= 4, "its tree has grown")
     (guard,) = originals(pid for pid in processes_with(mark) if b"guard.py" in command_of(pid))
     os.kill(guard, signal.SIGKILL)
     assert member.read(60.0) == (b"", -signal.SIGKILL)
     member.close()
-    wait_for(lambda: not processes_with(mark), "it has ended")
+    assert not processes_with(mark)

@@ -43,16 +43,15 @@ class Dashboard:
             raise RuntimeError("it runs")
         del self.jobs[name]
 
-    def get_job_info(self, name: str) -> Any:
-        return self.jobs[name]
+    def job_or_none(self, name: str) -> Any:
+        return self.jobs.get(name)
 
     def _do_request(self, method: str, endpoint: str, **_: Any) -> Any:
-        if endpoint.startswith("/api/v0/logs/"):
-            status, text = self.log
-            return SimpleNamespace(
-                status_code=status, text=text, iter_content=lambda size: [text.encode()], close=lambda: None
-            )
-        return SimpleNamespace(status_code=200 if endpoint.removeprefix("/api/jobs/") in self.jobs else 404)
+        assert endpoint.startswith("/api/v0/logs/")
+        status, text = self.log
+        return SimpleNamespace(
+            status_code=status, text=text, iter_content=lambda size: [text.encode()], close=lambda: None
+        )
 
     def add(self, name: str, status: str, metadata: dict[str, str], ended_s: float | None = None) -> None:
         self.jobs[name] = SimpleNamespace(

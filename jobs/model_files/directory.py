@@ -10,12 +10,12 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from cluster.errors import DataError, SpecError
-from jobs.model_files.architecture import architecture_problems, is_known
-from jobs.model_files.positions import learned_positions, too_few_positions
+from jobs.model_files.configuration import config_problems
+from jobs.model_files.positions import learned_positions
 from jobs.model_files.sizes import VOCABULARY, size_in
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
@@ -95,41 +95,6 @@ def model_files_problems(folder: str, spec: Spec) -> list[str]:
     config, problem = _read_config(folder)
     problems = [problem] if problem else config_problems(config, spec)
     return problems + _weights_problems(folder)
-
-
-def config_problems(config: dict[str, Any], spec: Spec) -> list[str]:
-    """List why a model with this configuration cannot be trained."""
-    if "auto_map" in config and not is_known(str(config.get("model_type", ""))):
-        return [
-            "config.json has auto_map: this model needs Python code from its directory, and trust_remote_code is off "
-            "here. Choose a model whose architecture is part of transformers"
-        ]
-    found = [*_quantised(config), *too_few_positions(config, spec), *_other_classes(config, spec)]
-    return found + architecture_problems(config, spec)
-
-
-def _quantised(config: dict[str, Any]) -> Iterator[str]:
-    if found := config.get("quantization_config"):
-        method = found.get("quant_method", "unknown method") if isinstance(found, dict) else "unknown method"
-        yield (
-            f"the weights are quantised ({method}), and fine-tuning needs weights in fp32, bf16 or fp16. Take the "
-            "release that is not quantised, or dequantise it (model.dequantize() in transformers) and save it without "
-            "quantization_config"
-        )
-
-
-def _other_classes(config: dict[str, Any], spec: Spec) -> Iterator[str]:
-    """Compare classes: a classifier keeps its head, so it must have as many classes as the data."""
-    architectures = config.get("architectures") or ()
-    is_classifier = any(str(one).endswith("ForSequenceClassification") for one in architectures)
-    names = config.get("id2label")
-    count = len(names) if isinstance(names, dict) else config.get("num_labels", 2)  # 2 is transformers' default
-    if is_classifier and spec.num_labels not in (None, count):
-        listed = f" ({', '.join(map(str, list(names.values())[:10]))})" if isinstance(names, dict) else ""
-        yield (
-            f"the model is a classifier of {count} classes{listed}, but the spec has {spec.num_labels}. Give "
-            "data.labels with the model's classes, or a base model without a classifier"
-        )
 
 
 def _read_config(folder: str) -> tuple[dict[str, Any], str | None]:

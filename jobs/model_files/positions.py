@@ -11,6 +11,7 @@ _POSITIONS_START_BEHIND_PADDING = (
     *("roberta", "roberta-prelayernorm", "camembert", "xlm-roberta", "xlm-roberta-xl", "xmod", "mpnet"),
     *("longformer", "data2vec-text", "ibert", "luke", "markuplm", "esm"),
 )
+_FIELDS = ("max_position_embeddings", "n_positions", "max_target_positions")  # the last one is Whisper's
 _ROTARY = ("rotary_pct", "rotary_emb_base", "global_rope_theta")  # of GPT-NeoX and ModernBERT, as released
 # Types without a table of positions, although configurations on the hub have `n_positions`.
 _WITHOUT_POSITIONS = ("t5", "mt5", "umt5", "longt5")
@@ -33,7 +34,7 @@ def learned_positions(config: dict[str, Any]) -> int | None:
 
     GPT-J, CodeGen and RoFormer have rotary positions and a table, so the names of their fields do not count here.
     """
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
+    positions = next(filter(None, map(config.get, _FIELDS)), None)
     rotary = any(key.startswith("rope_") or key in _ROTARY for key in config)
     rotary = rotary or config.get("position_embedding_type") == "rotary"  # ESM-2
     relative = config.get("position_biased_input") is False  # DeBERTa, as released

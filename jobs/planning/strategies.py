@@ -80,6 +80,7 @@ class JobPlan:
         can_checkpoint: whether the model's type supports gradient checkpointing.
         run_tokens: tokens of the whole run without padding; None: not counted, or the data is not prepared.
         resources: fields of `resources` that a spec for these machines has, where this spec has others.
+        rewritten: an option that fits with other values than the spec has; None: an option fits without, or none does.
         sufficient: more machines on which an option fits; None: an option fits on `machines`, or none was found.
     """
 
@@ -94,7 +95,8 @@ class JobPlan:
     note: str | None = None
     can_checkpoint: bool = True
     run_tokens: float | None = None
-    resources: Mapping[str, int] = field(default_factory=dict)
+    resources: Mapping[str, int | str] = field(default_factory=dict)
+    rewritten: Option | None = None
     sufficient: Sufficient | None = None
 
     @property

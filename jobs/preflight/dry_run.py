@@ -47,13 +47,7 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
         DataError: transformers cannot build the model or rejects a row of text, the weights have other shapes or lack
             what the method needs, or the tokenizer does not write the end-of-text token that the model's head needs.
     """
-    try:
-        model = empty_model(spec, model_dir)
-    except Exception as error:  # configurations and model classes may raise anything
-        raise DataError(
-            f"model.path {model_dir}: transformers cannot build this model: {_reason(error)}. Correct config.json, "
-            "install what it needs, or choose another model"
-        ) from error
+    model = built_empty(spec, model_dir)
     if type(model.config) not in model_class(spec)._model_mapping:
         raise DataError(
             f"model.path {model_dir}: {type(model).__name__} keeps only a part of this configuration, so its export "
@@ -85,6 +79,17 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
                 f"model.path {model_dir}: sizes in {type(model).__name__} do not fit each other: {_reason(error)}. "
                 "Correct config.json, or choose another model"
             ) from error
+
+
+def built_empty(spec: Spec, model_dir: str) -> Any:
+    """Return `empty_model`. Raises DataError if transformers cannot build it."""
+    try:
+        return empty_model(spec, model_dir)
+    except Exception as error:  # configurations and model classes may raise anything
+        raise DataError(
+            f"model.path {spec.model.path}: transformers cannot build this model: {_reason(error)}. Correct "
+            "config.json, install what it needs, or choose another model"
+        ) from error
 
 
 def _check_shapes(model: Any, model_dir: str) -> None:

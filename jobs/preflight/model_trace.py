@@ -19,12 +19,13 @@ import torch
 from jobs.planning.layers import Depth, Line, deepened, depth_of
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
+from jobs.preflight.dry_run import built_empty
 from jobs.preflight.short_rows import STEPS, NotAParabolaError, lengthened, lengths_for
 from jobs.preflight.traced_pass import FakeModel, TracedPass, fake_model, traced_pass, with_adapter, without_advice
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
-from jobs.training.model.load import DTYPES, empty_model, lacking_and_unused, model_config
+from jobs.training.model.load import DTYPES, lacking_and_unused, model_config
 
 _ROWS = (1, 2, 3)
 
@@ -38,10 +39,12 @@ def trace_model(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool =
         on_gpu: see `traced_pass`.
 
     Raises:
-        Exception: what transformers raises for a model that it cannot build, or torch for a step that depends on data.
+        DataError: transformers cannot build the model.
+        Exception: what torch raises for a step that depends on data.
     """
+    base = built_empty(spec, model_dir)
     new = set() if spec.method.kind == "full" else new_modules(lacking_and_unused(spec, model_dir)[0])
-    model, config = with_adapter(spec, empty_model(spec, model_dir), model_dir, new), model_config(spec, model_dir)
+    model, config = with_adapter(spec, base, model_dir, new), model_config(spec, model_dir)
     depth = _depth(model)
     build = functools.partial(fake_model, spec, model_dir, new, DTYPES[precision], on_gpu=on_gpu)
 

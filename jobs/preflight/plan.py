@@ -18,7 +18,7 @@ from jobs.data.order.stream import step_plan, tokens_per_run
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.prepared import Prepared
 from jobs.model_files.architecture import architecture_problems
-from jobs.model_files.directory import config_problems
+from jobs.model_files.configuration import config_problems
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching, with_workers
 from jobs.planning.accelerators import CPU, GIB, Accelerator, Machines, accelerator_of, machines_with, sizes_of
@@ -26,7 +26,7 @@ from jobs.planning.batching import Batching, global_rows, rows_raised
 from jobs.planning.memory import COPIED, ModelTrace
 from jobs.planning.more_machines import sufficient_machines
 from jobs.planning.precision import Precision, precision_of
-from jobs.planning.strategies import JobPlan, options
+from jobs.planning.strategies import JobPlan, Option, options
 from jobs.planning.strategy import Strategy, as_traced, strategy_of
 from jobs.preflight.kept import kept_cpu_speed, kept_trace
 from jobs.run.find import with_model_of_run
@@ -67,9 +67,7 @@ def plan_job(
             f"{batch[1]}, fewer rows than {found} has GPUs: every GPU needs a row of each step. Raise "
             f"{rows_raised(spec, found.gpus)}" + (f", or plan for {many(batch[0], 'GPU')} or fewer" if batch[0] else "")
         )
-    resources = {} if spec.resources.min_workers is not None else {"num_workers": found.gpus}
-    resources |= {} if found.is_cpu else {"gpus_per_worker": 1}
-    resources = {name: value for name, value in resources.items() if getattr(spec.resources, name) != value}
+    resources = _resources_for(spec, found)
     spec = with_model_of_run(with_workers(spec, found.gpus))
     model_dir = without_weights(spec.model.path)
     steps, tokens = _length(spec, model_dir, counts_tokens)
@@ -77,6 +75,20 @@ def plan_job(
         spec, found, model_dir, steps, choosable=choosable, most_workers=most_workers, copied_bytes=copied_bytes
     )
     return dataclasses.replace(plan, run_tokens=tokens, resources=resources)
+
+
+def _resources_for(spec: Spec, machines: Machines) -> dict[str, int | str]:
+    """Return the fields of `resources` that a spec for these machines has, where this spec has others."""
+    given, gpus = spec.resources, machines.gpus
+    fields: dict[str, int | str] = {"num_workers": gpus}
+    if given.min_workers is not None:
+        fields = {"num_workers": max(gpus, given.num_workers), "min_workers": min(gpus, given.min_workers)}
+    if not machines.is_cpu:
+        fields["gpus_per_worker"] = 1
+        model, _, _ = machines.accelerator.name.rpartition("-")
+        if given.accelerator_type is not None and machines.accelerator.name not in sizes_of(given.accelerator_type):
+            fields["accelerator_type"] = model
+    return {name: value for name, value in fields.items() if getattr(given, name) != value}
 
 
 def plan_on(
@@ -111,11 +123,11 @@ def plan_on(
     spec_strategy = strategy_of(spec)
     choosable = choosable_fields(spec) if choosable is None else choosable
     can_checkpoint = not architecture_problems(config, spec.with_value("train.gradient_checkpointing", True))
-    if not can_checkpoint:
-        choosable -= {"gradient_checkpointing"}
+    fixed = set[Planned]() if can_checkpoint else {"gradient_checkpointing"}
     if spec.packed and spec.model.attn_implementation == "flash_attention_2":
         # With this kernel, samples are kept apart in batches of one row only.
-        choosable -= {"per_device_train_batch_size"}
+        fixed.add("per_device_train_batch_size")
+    choosable, all_fields = choosable - fixed, PLANNED - fixed
 
     traces = dict[tuple[bool, int], ModelTrace]()
 
@@ -133,6 +145,9 @@ def plan_on(
         except SpecError:  # a step has fewer rows than that
             return None
 
+    def options_with(fields: frozenset[Planned]) -> tuple[Option, ...]:
+        return options(spec_strategy, batching, fields, trace, machines, most_workers, copied_bytes)
+
     traced = trace(spec_strategy)
     plan = JobPlan(
         machines=machines,
@@ -140,16 +155,24 @@ def plan_on(
         parameters=traced.parameters,
         trained=traced.trained,
         seq_len=rows.data.seq_len,
-        options=options(spec_strategy, batching, choosable, trace, machines, most_workers, copied_bytes),
+        options=options_with(choosable),
         choosable=choosable,
         total_steps=steps,
-        note=traced.note,
+        note="; ".join(filter(None, (traced.note, _note_of_precision(spec, machines)))) or None,
         can_checkpoint=can_checkpoint,
     )
     if plan.chosen is not None:
         return plan
     more = sufficient_machines(spec_strategy, batching_on, choosable, trace, machines, copied_bytes)
-    return dataclasses.replace(plan, sufficient=more)
+    other = None if all_fields == choosable else dataclasses.replace(plan, options=options_with(all_fields)).chosen
+    return dataclasses.replace(plan, sufficient=more, rewritten=other)
+
+
+def _note_of_precision(spec: Spec, machines: Machines) -> str | None:
+    is_open = spec.train.bf16 is None and "fp16" not in spec.train.model_fields_set
+    if machines.is_cpu or machines.accelerator.has_bf16 or not is_open:
+        return None
+    return f"planned in fp32, because {machines.accelerator.name} has no bf16; train.fp16: true is several times faster"
 
 
 def _trace(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> ModelTrace:

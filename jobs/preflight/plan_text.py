@@ -16,8 +16,9 @@ def gib(size: int) -> str:
 
 def format_strategy(strategy: Strategy) -> str:
     words = [f"ZeRO {strategy.stage}"]
-    if strategy.offload_optimizer:
-        words.append("optimizer and parameters on the host" if strategy.offload_param else "optimizer on the host")
+    offloaded = ["optimizer"] * strategy.offload_optimizer + ["parameters"] * strategy.offload_param
+    if offloaded:
+        words.append(f"{' and '.join(offloaded)} on the host")
     if strategy.gradient_checkpointing:
         words.append("checkpointing")
     if strategy.has_small_buffers:
@@ -38,6 +39,9 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
         f"does not fit: the option that lacks least ({format_strategy(near.strategy)}) needs {format_needed(near)} "
         f"for each {plan.device}. "
     )
+    if plan.rewritten is not None:
+        changes = format_fields(plan.rewritten.changes)
+        said += f"With {changes}, {what} would fit: {gib(plan.rewritten.memory.total)} GiB for each {plan.device}. "
     if plan.sufficient is not None:
         machines, option = plan.sufficient
         used = f"{gib(option.memory.total)} GiB for each {plan.device}"
@@ -59,11 +63,9 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
     if plan.trained == plan.parameters and states >= missing:
         help_.append("method: lora")
     if plan.sufficient is not None:
-        help_.append("more workers")
-    larger = f"{'workers' if near.missing else 'hosts'} with more memory"
-    return said + (
-        f"These would help: {', '.join(help_)}, or {larger}" if help_ else f"{larger.capitalize()} would help"
-    )
+        help_.append(f"more {plan.device}s")
+    larger = f"{f'{plan.device}s' if near.missing else 'hosts'} with more memory"
+    return said + (f"These would help: {', '.join(help_)}, or {larger}" if help_ else f"What would help: {larger}")
 
 
 def format_needed(option: Option) -> str:
@@ -82,4 +84,4 @@ def format_fields(fields: Mapping[str, Any], between: str = ", ") -> str:
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{format_fields(value)}}}"
-    return str(value).lower()
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -17,7 +17,7 @@ from jobs.planning.memory import Memory
 from jobs.planning.strategies import JobPlan, Option
 from jobs.preflight.plan_text import format_fields, format_missing, format_refusal, format_strategy, gib
 from jobs.run.run_plan import PlanCheck
-from jobs.search.planned import PlannedTrials
+from jobs.search.planned import Cost, PlannedTrials
 from jobs.search.rules.spec_text import format_sweep
 from orchestrator.pages.tables import columns, table
 
@@ -110,8 +110,18 @@ def plan_json(plan: JobPlan, price: float | None = None, trials: PlannedTrials |
         "chosen": None if best is None else plan.options.index(best),
         "options": [of(option) for option in plan.options],
         "sufficient": None if more is None else {"machines": str(more.machines), **needs(more.option)},
-        **({} if cost is None else {"sweep": dataclasses.asdict(cost)}),
+        **({} if trials is None or cost is None else {"sweep": _sweep_json(trials, cost, plan, price)}),
     }
+
+
+def _sweep_json(trials: PlannedTrials, cost: Cost, plan: JobPlan, price: float | None) -> dict[str, Any]:
+    gpu_hours = _gpu_hours(trials, cost, plan)
+    return {**dataclasses.asdict(cost), "gpu_hours": gpu_hours, "cost": None if price is None else gpu_hours * price}
+
+
+def _gpu_hours(trials: PlannedTrials, cost: Cost, plan: JobPlan) -> float:
+    """Return the GPU-hours of a sweep; without GPUs the hours of its workers, each of which may have several CPUs."""
+    return cost.device_hours / (trials.sweep.base.resources.cpus_per_worker if plan.machines.is_cpu else 1)
 
 
 def _bytes(memory: Memory, parts: Iterable[str]) -> dict[str, int]:
@@ -124,7 +134,7 @@ def _sweep_facts(trials: PlannedTrials, plan: JobPlan, price: float | None) -> I
     yield "gangs", f"{many(trials.gangs, 'gang')} of {many(plan.machines.gpus, 'worker')} at once"
     if (cost := trials.cost) is None:
         return
-    used = cost.device_hours / (trials.sweep.base.resources.cpus_per_worker if plan.machines.is_cpu else 1)
+    used = _gpu_hours(trials, cost, plan)
     money = "" if price is None else f", {used * price:,.2f} at {price:g} each"
     hours = f"{used:,.1f} {plan.device}-hours{money}, at least {long_duration(3600 * cost.least_hours)}"
     yield "budget", f"{many(cost.steps, 'step')}, {compact(cost.tokens)} tokens in all: {hours}, without evaluations"

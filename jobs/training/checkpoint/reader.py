@@ -10,6 +10,7 @@ import torch
 from cluster.errors import DataError, StorageError
 from jobs.run.checkpoints import Commit, Part, committed_steps, read_commit, read_parts, read_slices, saved_steps
 from jobs.run.paths import JobPaths
+from jobs.storage import files as storage
 from jobs.storage.tensor_file import Damaged, Want, read_ranges
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.collectives import from_rank_0, of_all_ranks
@@ -59,7 +60,7 @@ class CheckpointReader:
         if self.rank == 0:
             whole = committed_steps(self.paths)
             for step in saved_steps(self.paths):
-                if step not in whole and step > max(whole, default=0):
+                if step > max(whole, default=0) and storage.list_names(self.paths.checkpoint(step)):
                     self.report("warning", f"the checkpoint of step {step} was never finished and is passed over")
         return from_rank_0(whole[::-1])
 

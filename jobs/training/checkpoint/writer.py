@@ -267,6 +267,7 @@ class Checkpointer:
             storage.remove_dir(kept.checkpoints)
         for name in sorted(storage.list_names(folder), key=lambda name: name == COMMIT_NAME):
             storage.move_file(storage.join(folder, name), storage.join(kept.checkpoint(step), name))
+        storage.remove_dir(folder)
 
     def _remove_marker(self, step: int) -> None:
         with contextlib.suppress(StorageError):

@@ -199,7 +199,12 @@ def test_a_job_that_does_not_fit_gets_the_machines_on_which_it_would(
     assert plan["chosen"] is None and plan["sufficient"]["machines"] == "2x1xT4-16" and plan["sufficient"]["fits"]
     page = CliRunner().invoke(app, ["plan", str(spec), *given])
     assert page.exit_code == 2 and "On 2x1xT4-16, it would fit (ZeRO 2, micro-batch 1): " in page.output
-    assert page.output.endswith("These would help: more workers, or hosts with more memory\n")
+    assert page.output.endswith("These would help: more GPUs, or hosts with more memory\n")
+    on = ("--on", "1xA10-24", "--host-memory", "120", *given[4:6], "--set", "train.zero.stage=3")
+    deep = json.dumps(large | {"hidden_size": 4096, "num_hidden_layers": 16, "intermediate_size": 8192})
+    (tmp_path / "config.json").write_text(deep)  # 2.5 billion: their states fit the host, not the GPU
+    page = CliRunner().invoke(app, ["plan", str(spec), *on])
+    assert page.exit_code == 2 and "With zero: {stage: 3, offload_optimizer: cpu}, it would fit: " in page.output
     page = CliRunner().invoke(app, ["plan", str(spec), "--on", "4xH100-80", "--set", "resources.gpus_per_worker=0"])
     resources = "resources:\n  num_workers: 4\n  gpus_per_worker: 1"
     assert f"fits; write in the spec:\n{resources}\ntrain:\n  per_device_train" in page.output
@@ -239,7 +244,9 @@ def test_of_a_sweep_one_gang_is_planned_and_the_whole_budget_is_counted(spec: pa
     plan = planned(file, "--on", "2x4xH100-80")
     assert plan["machines"] == "2xH100-80" and plan["sweep"]["gangs"] == 4 and plan["sweep"]["steps"] == 600
     hours = 600 * plan["options"][plan["chosen"]]["step"]["seconds"] / 3600
-    assert plan["sweep"]["device_hours"] == pytest.approx(2 * hours)
+    assert plan["sweep"]["device_hours"] == plan["sweep"]["gpu_hours"] == pytest.approx(2 * hours)
+    assert plan["sweep"]["cost"] is None
+    assert planned(file, "--on", "2x4xH100-80", "--price", "3")["sweep"]["cost"] == pytest.approx(6 * hours)
     result = CliRunner().invoke(app, ["plan", str(file), "--on", "2x4xH100-80"])
     gangs, budget = result.output.splitlines()[-2:]
     assert gangs == "gangs   4 gangs of 2 workers at once" and budget.startswith(

@@ -98,6 +98,9 @@ def test_a_checkpoint_that_is_set_aside_already_stays(tmp_path: pathlib.Path) ->
     for _ in range(2):
         Checkpointer.set_aside(writer, 20)
         assert storage.list_names(paths.set_aside.checkpoint(20)) == ["commit.json", "rank-0.safetensors"]
+        assert storage.list_names(paths.checkpoints) == ["set-aside"], (
+            "an empty directory would look like an unfinished one"
+        )
 
 
 def test_one_past_the_present_bound_does_not_keep_its_place(tmp_path: pathlib.Path) -> None:

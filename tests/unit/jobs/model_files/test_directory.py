@@ -144,6 +144,23 @@ def test_rows_longer_than_learned_positions_are_refused(folder: Path) -> None:
     assert "512 positions" in problem(folder, seq_len=513)
     change_config(folder, model_type="llama", max_position_embeddings=512, rope_parameters={"rope_theta": 1e4})
     check(folder, seq_len=1024)
+    change_config(folder, model_type="whisper", max_source_positions=1500, max_target_positions=448)
+    assert "448 positions, but data.seq_len is 449" in problem(folder, seq_len=449)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"hidden_size": 64}, "config.json has no model_type"),
+        ({"model_type": "llama", "num_attention_heads": 0}, "config.json has num_attention_heads: 0, expected a whole"),
+        ({"model_type": "llama", "vocab_size": "big"}, 'config.json has vocab_size: "big", expected a whole'),
+        ({"model_type": "gpt2", "n_layer": 1.5}, "config.json has n_layer: 1.5, expected a whole"),
+        ({"model_type": "gpt2", "n_embd": True}, "config.json has n_embd: true, expected a whole"),
+    ],
+)
+def test_sizes_that_no_model_has_are_refused(folder: Path, config: dict[str, Any], said: str) -> None:
+    change_config(folder, **config)
+    assert said in problem(folder)
 
 
 @pytest.mark.parametrize(

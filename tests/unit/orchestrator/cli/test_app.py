@@ -106,7 +106,7 @@ resources: {num_workers: 2}
 @pytest.fixture
 def job(tmp_path: Path) -> str:
     (tmp_path / "m").mkdir()
-    (tmp_path / "m" / "config.json").write_text("{}")
+    (tmp_path / "m" / "config.json").write_text('{"model_type": "llama"}')
     (tmp_path / "m" / "tokenizer.json").touch()
     (tmp_path / "m" / "model.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     (tmp_path / "d.csv").write_text("text,label\ngood,pos\nbad,neg\n")

@@ -189,11 +189,12 @@ def _places_of_one_gang(
 def _concluded(ledger: Ledger, gangs: Gangs, announce: Announcer) -> Iterator[None]:
     """Announce the results of the trials when the search has ended, also after an error, and close the ledger.
 
-    After an error, end all gangs first.
+    After an error, end all gangs first. Nothing of Ray Train may run when Ray is shut down.
     """
     try:
         yield
-    except Interrupted:  # a second signal: Ray ends the gangs, without a wait for them
+    except Interrupted:  # a second signal
+        gangs.leave()
         raise
     except BaseException:
         gangs.end()

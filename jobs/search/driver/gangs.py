@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from jobs.storage.text import read_end
 from jobs.training.mailbox import Answer, GangTask
 from jobs.training.worker_input import Job
 
+_LEAVES_WITHIN_S = 3.0  # for the threads of all gangs
 _LOG_BYTES = 1500  # of the end of a log, about 15 lines
 _WORDS = 40  # characters of a reason that are looked for in logs
 
@@ -237,6 +239,15 @@ class Gangs:
         for thread in threads:
             thread.join()
         return ended.count(True) == len(gangs)
+
+    def leave(self) -> None:
+        """Leave all gangs, without a wait for their workers: see `WarmGang.leave`."""
+        gangs = [gang for gang in self._all if gang is not None]
+        for gang in gangs:
+            gang.leave()
+        ends_s = time.monotonic() + _LEAVES_WITHIN_S
+        for gang in gangs:
+            gang.join(max(ends_s - time.monotonic(), 0.0))
 
 
 def end_earlier_gangs(drivers: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from cluster.errors import FleetuneError, MachinesFailed, RunFailed, StorageError
+from cluster.wakeup import Wakeup
 from jobs.drivers.finetune.machines import find_room
 from jobs.drivers.finetune.ray_driver import crash_of
 from jobs.remedies.out_of_memory import advice
@@ -67,7 +68,8 @@ class WarmGang:
         self._next = 1  # number of the next task
         self._open: int | None = None  # number of the task that is being carried out
         self._given_up: dict[int, FleetuneError] = {}  # by number: why the workers will not answer a task
-        self._ending = False
+        self._ending = self._left = False
+        self._wakeup = Wakeup()
         storage.write_bytes(job.paths.spec, dump_spec(job.spec))
         self._thread = threading.Thread(target=self._run, name="gang", daemon=True)
         self._thread.start()
@@ -120,6 +122,18 @@ class WarmGang:
         self._thread.join(_END_S)
         return not self._thread.is_alive()
 
+    def leave(self) -> None:
+        """Give the workers up: Ray ends them when the driver disconnects. `join` waits for this gang's thread."""
+        self._ending = self._left = True
+        self._wakeup.set()
+
+    def join(self, timeout_s: float) -> None:
+        self._thread.join(timeout_s)
+
+    def _check_left(self) -> None:
+        if self._left:
+            raise MachinesFailed("the driver has left the gang")
+
     def _run(self) -> None:
         healing = Healing(lambda: self._next)
         try:
@@ -149,7 +163,7 @@ class WarmGang:
                 return outcome_of(paths, None, [])
             first = self._open or self._next
         try:
-            result = fit(self._job, self._places, self._alone, lambda: None, first=first)
+            result = fit(self._job, self._places, self._alone, self._check_left, wakeup=self._wakeup, first=first)
         except FleetuneError:
             raise
         except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import Interrupted, MachinesFailed, RunFailed
+from cluster.wakeup import Wakeup
 from jobs.run.attempts import take_run
 from jobs.search.driver import gangs, warm_gang
 from jobs.search.driver.gangs import Gangs
@@ -176,7 +177,7 @@ def test_workers_that_find_room_later_do_not_begin_with_an_order_that_has_moved(
 ) -> None:
     room, began = threading.Event(), list[int]()
 
-    def fit(job: Job, *_: Any, first: int) -> dict[str, Any]:
+    def fit(job: Job, *_: Any, first: int, wakeup: Wakeup) -> dict[str, Any]:
         began.append(first)
         mailbox = Mailbox(job.run_root)
         while (task := mailbox.tasks.wait(first)).action != "end":
@@ -210,6 +211,31 @@ def test_a_gang_that_is_ended_when_it_finds_room_leaves_nobody_waiting(
 
     with pytest.raises(MachinesFailed, match="the gang was ended"):
         gang.carry_out(order(base, "a", 8), ended)
+
+
+def test_a_gang_that_is_left_ends_without_its_workers(
+    base: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train's thread in `fit` would go on while Ray is shut down."""
+    began, ended = threading.Event(), list[str]()
+
+    def fit(job: Job, places: object, alone: bool, look: Callable[[], None], *, first: int, wakeup: Wakeup) -> None:
+        began.set()
+        try:
+            while True:
+                wakeup.wait(60)
+                look()
+        except MachinesFailed as error:
+            ended.append(str(error))
+            raise
+
+    monkeypatch.setattr(warm_gang, "find_room", lambda *_: None)
+    monkeypatch.setattr(warm_gang, "fit", fit)
+    gang = gang_without_workers(base, tmp_path)
+    assert began.wait(60)
+    gang.leave()
+    gang.join(60)
+    assert ended == ["the driver has left the gang"] and gang.dead is not None
 
 
 def test_a_run_goes_back_to_the_gang_that_has_trained_it_last(base: Spec) -> None:

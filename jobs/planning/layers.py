@@ -3,7 +3,7 @@
 Layers repeat with a period: 1 for most types, more for those that alternate kinds of attention. The first layers may be
 of another kind: many mixtures of experts begin with dense layers. A model with these, two periods and the rest is
 traced; the second period is repeated. A trace with one period less gives the bytes that a period leaves for the
-backward pass.
+backward pass. Of an encoder and a decoder, each is made deep by itself.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from jobs.planning.memory import EventKind
 
@@ -24,6 +25,10 @@ class Line:
     parameters: tuple[str, ...]
     live: tuple[int, int]
     peak: tuple[int, int]
+
+
+# Fields of configurations that say how many layers a list has. Models with a decoder beside an encoder have two lists.
+LAYER_COUNTS: Final = ("num_hidden_layers", "decoder_layers", "num_decoder_layers")
 
 
 @dataclass(frozen=True)
@@ -71,9 +76,13 @@ def depth_of(prefix: str, kinds: Sequence[object]) -> Depth:
     return min(found, key=lambda depth: (depth.deep, depth.first))
 
 
-def deepened(shallow: Sequence[Line], deep: Sequence[Line], depth: Depth) -> tuple[Line, ...]:
-    """Return the events of the whole model."""
-    left = _plus(_at_logits(deep).live, _at_logits(shallow).live, -1)  # bytes that a period leaves
+def left_by_a_period(shallow: Sequence[Line], deep: Sequence[Line]) -> tuple[int, int]:
+    """Return the bytes that one more period leaves for the backward pass: a fixed part, and one for each row."""
+    return _plus(_at_logits(deep).live, _at_logits(shallow).live, -1)
+
+
+def deepened(deep: Sequence[Line], left: tuple[int, int], depth: Depth) -> tuple[Line, ...]:
+    """Return the events of the whole model. `left`: see `left_by_a_period`."""
     middle = [_is_repeated(line, depth) for line in deep]
     turn = next(number for number, line in enumerate(deep) if line.kind == "logits")
     ahead = _ends(middle[:turn], 0)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from jobs.planning.layers import Depth, Line, deepened, depth_of
+from jobs.planning.layers import LAYER_COUNTS, Depth, Line, deepened, depth_of, left_by_a_period
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
 from jobs.preflight.dry_run import built_empty
@@ -25,9 +26,18 @@ from jobs.preflight.traced_pass import FakeModel, TracedPass, fake_model, traced
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
-from jobs.training.model.load import DTYPES, lacking_and_unused, model_config
+from jobs.training.model.load import DTYPES, empty_model, lacking_and_unused, model_config
 
 _ROWS = (1, 2, 3)
+Counts = tuple[tuple[str, int], ...]  # numbers of layers by field of the configuration
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of layers, and the field of the configuration that says how many it has."""
+
+    field: str
+    depth: Depth
 
 
 @without_advice()
@@ -45,14 +55,17 @@ def trace_model(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool =
     base = built_empty(spec, model_dir)
     new = set() if spec.method.kind == "full" else new_modules(lacking_and_unused(spec, model_dir)[0])
     model, config = with_adapter(spec, base, model_dir, new), model_config(spec, model_dir)
-    depth = _depth(model)
     build = functools.partial(fake_model, spec, model_dir, new, DTYPES[precision], on_gpu=on_gpu)
 
-    @functools.cache
-    def built(layers: int | None) -> FakeModel:
-        return build(config if depth is None or layers is None else _with_layers(config, depth, layers))
+    def shortened(field: str, layers: int) -> Any:
+        short = empty_model(spec, model_dir, config=_with_layers(config, ((field, layers),)))
+        return with_adapter(spec, short, model_dir, new)
 
-    traced = functools.partial(_traced, spec, precision, model, built, depth)
+    @functools.cache
+    def built(counts: Counts) -> FakeModel:
+        return build(_with_layers(config, counts))
+
+    traced = functools.partial(_traced, spec, precision, model, built, _stacks(model, shortened))
     with contextlib.suppress(TooManyOperationsError):
         return traced(functools.partial(traced_pass, spec, limited=True))
     for step in STEPS:
@@ -75,38 +88,53 @@ def _traced(
     spec: Spec,
     precision: Precision,
     model: Any,
-    built: Callable[[int | None], FakeModel],
-    depth: Depth | None,
+    built: Callable[[Counts], FakeModel],
+    stacks: Sequence[Stack],
     trace: Callable[..., TracedPass],
 ) -> ModelTrace:
-    """Trace the model. `built` builds it with fewer layers, or with all of them (None); `trace` runs a pass of one."""
-    shallow = [] if depth is None or depth.repeats < 1 else _shallow(trace, built(depth.shallow), depth)
-    if depth is None or not shallow:
-        known = depth is not None and depth.repeats < 1
+    """Trace the model. `built` builds it with these numbers of layers, or with all; `trace` runs a pass of one."""
+    cut = [stack for stack in stacks if stack.depth.repeats >= 1]
+    counts = {stack.field: stack.depth.deep for stack in cut}
+    less = [tuple((counts | {stack.field: stack.depth.shallow}).items()) for stack in cut]
+    shallow = [_shallow(trace, built(few), stack.depth) for stack, few in zip(cut, less, strict=True)]
+    if not cut or not all(shallow):
+        known = stacks and not cut
         note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
-        passes = [trace(built(None), rows) for rows in _ROWS]
+        passes = [trace(built(()), rows) for rows in _ROWS]
         return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), note)
-    deep = [trace(built(depth.deep), rows) for rows in _ROWS]
-    lines = deepened(_lines(shallow), _lines(deep), depth)
-    single = deepened(_lines(shallow[:1]), _lines(deep[:1]), depth)
-    sums = {
-        name: getattr(deep[0], name) + depth.repeats * (getattr(deep[0], name) - getattr(shallow[0], name))
-        for name in ("flops", "operations", "buffer_bytes")
-    }
-    note = f"{depth.deep} of {depth.layers} layers were traced"
+    deep = [trace(built(tuple(counts.items())), rows) for rows in _ROWS]
+    lines, single = _lines(deep), _lines(deep[:1])
+    sums = {name: getattr(deep[0], name) for name in ("flops", "operations", "buffer_bytes")}
+    for stack, few in zip(cut, shallow, strict=True):
+        lines = deepened(lines, left_by_a_period(_lines(few), _lines(deep)), stack.depth)
+        single = deepened(single, left_by_a_period(_lines(few[:1]), _lines(deep[:1])), stack.depth)
+        for name in sums:
+            sums[name] += stack.depth.repeats * (getattr(deep[0], name) - getattr(few[0], name))
+    note = f"{sum(counts.values())} of {sum(stack.depth.layers for stack in cut)} layers were traced"
     return _trace(spec, precision, model, [replace(deep[0], **sums), *deep[1:]], lines, single, note)
 
 
-def _depth(model: Any) -> Depth | None:
-    """Find the list of layers and how they repeat; None if it is not as long as the configuration."""
-    config = model.config.get_text_config()
-    layers = getattr(config, "num_hidden_layers", None)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.ModuleList) and len(module) == layers:
+def _stacks(model: Any, shortened: Callable[[str, int], Any]) -> tuple[Stack, ...]:
+    """Find the lists of layers and how they repeat. `shortened` builds the model with fewer layers for a field."""
+    config, found = model.config.get_text_config(), list[Stack]()
+    fields = [name for name in LAYER_COUNTS if isinstance(getattr(config, name, None), int)]
+    for field in fields:
+        layers = getattr(config, field)
+        lists = {
+            name: module
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.ModuleList) and len(module) == layers
+        }
+        if len(fields) > 1 and layers > 1 and lists:  # an encoder and a decoder may have as many layers
+            short = dict[str, Any]()
+            with contextlib.suppress(Exception):  # model classes may raise anything for another depth
+                short = dict(shortened(field, layers - 1).named_modules())
+            lists = {name: module for name, module in lists.items() if len(short.get(name, ())) == layers - 1}
+        for name, module in itertools.islice(lists.items(), 1):
             shapes = [tuple((key, tuple(value.shape)) for key, value in one.named_parameters()) for one in module]
             per_layer = [value for value in vars(config).values() if isinstance(value, list) and len(value) == layers]
-            return depth_of(name, list(zip(shapes, *per_layer, strict=True)))
-    return None
+            found.append(Stack(field, depth_of(name, list(zip(shapes, *per_layer, strict=True)))))
+    return tuple(found)
 
 
 def _shallow(trace: Callable[..., TracedPass], model: FakeModel, depth: Depth) -> list[TracedPass]:
@@ -118,14 +146,15 @@ def _shallow(trace: Callable[..., TracedPass], model: FakeModel, depth: Depth) -
     return [first, *(trace(model, rows, to_logits=True) for rows in _ROWS[1:])]
 
 
-def _with_layers(config: Any, depth: Depth, layers: int) -> Any:
+def _with_layers(config: Any, counts: Counts) -> Any:
     """Return the configuration with fewer layers; lists with an entry for each layer are cut."""
     config = copy.deepcopy(config)
     text = config.get_text_config()
-    for name, value in vars(text).items():
-        if isinstance(value, list) and len(value) == depth.layers:
-            setattr(text, name, value[:layers])
-    text.num_hidden_layers = layers
+    for field, layers in counts:
+        for name, value in vars(text).items():
+            if isinstance(value, list) and len(value) == getattr(text, field):
+                setattr(text, name, value[:layers])
+        setattr(text, field, layers)
     return config
 
 

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
+from jobs.planning.layers import LAYER_COUNTS
 from jobs.planning.memory import EventKind, piece_of_loss
 from jobs.preflight.tracker import Event, Tracker
 from jobs.spec.finetune import Spec
@@ -83,11 +84,7 @@ class FakeModel:
 def fake_model(
     spec: Spec, model_dir: str, new: Collection[str], dtype: torch.dtype, config: Any, on_gpu: bool = False
 ) -> FakeModel:
-    """Build the spec's model, with the adapter of its method; for `new` see `adapted`.
-
-    Raises:
-        Exception: what transformers raises for a model that it cannot build.
-    """
+    """Build the spec's model, with the adapter of its method; for `new` see `adapted`."""
     from transformers.initialization import no_init_weights
 
     mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -122,7 +119,7 @@ def traced_pass(
     """
     model, mode = built.model, built.mode
     batch = _batch(spec, mode, rows)
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    layers = sum(getattr(model.config.get_text_config(), name, None) or 0 for name in LAYER_COUNTS)
     most = layers * min(spec.data.seq_len, _MANY) if limited and layers and spec.data.seq_len >= _LONG else None
     tracker = Tracker([*model.parameters(), *model.buffers()], most, detailed)
     with _watched(model, tracker), _without_data(spec, built.on_gpu, tracker), mode, tracker:

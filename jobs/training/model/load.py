@@ -55,9 +55,13 @@ def _seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32) -> Any:
-    """Build the model on torch's meta device, without flash attention: tensors have shapes and take no memory."""
-    config = model_config(spec, model_dir)
+def empty_model(spec: Spec, model_dir: str, dtype: torch.dtype = torch.float32, config: Any = None) -> Any:
+    """Build the model on torch's meta device, without flash attention: tensors have shapes and take no memory.
+
+    Args:
+        config: in place of the one in the directory.
+    """
+    config = model_config(spec, model_dir) if config is None else config
     with torch.device("meta"):
         return model_class(spec).from_config(config, dtype=dtype, **attention_arguments(without_flash_attention(spec)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.planning.layers import Depth, Line, deepened, depth_of
+from jobs.planning.layers import Depth, Line, deepened, depth_of, left_by_a_period
 
 KINDS = {1: (10,), 2: (10, 30)}  # bytes that a layer leaves, by the period
 
@@ -50,7 +50,7 @@ def test_repeated_layers_give_the_events_of_the_whole_model(layers: int, period:
     depth = Depth("model.layers", layers, period, first)
     assert depth.deep < layers and (layers - depth.deep) % period == 0
     shallow, deep = (events(some, KINDS[period], first) for some in (depth.shallow, depth.deep))
-    assert deepened(shallow, deep, depth) == tuple(events(layers, KINDS[period], first))
+    assert deepened(deep, left_by_a_period(shallow, deep), depth) == tuple(events(layers, KINDS[period], first))
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,11 @@ def test_what_is_written_is_read(root: str) -> None:
     assert storage.exists(path) and storage.is_dir(storage.join(root, "a")) and not storage.is_dir(path)
 
 
+@pytest.mark.parametrize("top", ["/", "file:///", "memory://"])
+def test_the_top_of_a_storage_is_a_directory(top: str) -> None:
+    assert storage.exists(top) and storage.is_dir(top)
+
+
 def test_names_are_sorted_and_a_missing_directory_has_none(root: str) -> None:
     for name in ("b", "a", "c/d"):
         storage.write_bytes(storage.join(root, "dir", name), b"")

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 import threading
+import types
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import save_file
 
-from cluster.errors import DataError
+from cluster.errors import DataError, StorageOutage
 from jobs.model_files.directory import (
     check_model_dir,
     check_model_files,
@@ -308,13 +312,76 @@ def test_weights_of_equal_size_that_are_uploaded_again_to_the_hub_are_fetched_ag
 
 def test_workers_of_one_machine_share_one_fetch(url: str, tmp_path: Path) -> None:
     found: list[str] = []
-    threads = [threading.Thread(target=lambda: found.append(local_model_dir(url, str(tmp_path)))) for _ in range(4)]
+    cache = tmp_path / "cache"
+    threads = [threading.Thread(target=lambda: found.append(local_model_dir(url, str(cache)))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 4 and len(set(found)) == 1
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".part")] == []
+    assert [str(path) for path in cache.iterdir() if path.is_dir()] == [found[0]]
+
+
+def test_what_a_killed_fetch_has_left_is_removed_by_the_next(url: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    target = local_model_dir(url, str(cache))
+    os.rename(target, f"{target}.part")
+    Path(f"{target}.part", "half").touch()
+    assert local_model_dir(url, str(cache)) == target
+    assert [str(path) for path in cache.iterdir() if path.is_dir()] == [target]
+    assert not Path(target, "half").exists()
+
+
+class HubError(OSError):
+    """As HfHubHTTPError of huggingface_hub."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the hub answered {status}")
+        self.response = types.SimpleNamespace(status_code=status)
+
+
+class ConnectError(Exception):
+    """As that of httpx."""
+
+
+class OfflineModeIsEnabled(ConnectionError):
+    """As that of huggingface_hub."""
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (HubError(503), StorageOutage),
+        (HubError(429), StorageOutage),
+        (ConnectionResetError(errno.ECONNRESET, "Connection reset by peer"), StorageOutage),
+        (HubError(404), DataError),
+        (ConnectError("Name or service not known"), DataError),
+        (OfflineModeIsEnabled("HF_HUB_OFFLINE=1"), DataError),
+    ],
+)
+def test_only_a_hub_that_fails_now_is_asked_again(
+    cause: Exception, kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine without internet, a mistyped directory looks like a hub that cannot be reached."""
+
+    def download(name: str, **named: Any) -> str:
+        raise FileNotFoundError("cannot find the files\nCheck your connection") from cause
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    advice = r"from the hub \(FileNotFoundError: cannot find the files\)\. Give a local directory, or a name that the"
+    with pytest.raises(kind, match=advice):
+        local_model_dir("org/name")
+
+
+def test_a_model_that_cannot_be_listed_now_is_no_wrong_input(url: str, tmp_path: Path) -> None:
+    def reset(self: Any, path: str, **named: Any) -> Any:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "find", reset)
+        for fetch in (local_model_dir, without_weights):
+            with pytest.raises(StorageOutage, match=f"cannot list {url}: ConnectionResetError"):
+                fetch(url, str(tmp_path))
 
 
 def test_url_with_nothing_is_refused(tmp_path: Path) -> None:

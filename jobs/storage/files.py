@@ -29,6 +29,7 @@ from jobs.storage import locations as location
 from jobs.storage.direct_io import DirectFile
 from jobs.storage.outages import is_outage
 from jobs.storage.versioned import parse_versioned
+from jobs.storage.without_links import remove_tree
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 
@@ -344,7 +345,7 @@ def remove_dir(path: str) -> None:
     """Remove a directory and its content; do nothing if it does not exist. Raises StorageError."""
     with reached("remove", path) as (fs, inner), contextlib.suppress(FileNotFoundError):
         if is_local(path):
-            shutil.rmtree(inner)
+            remove_tree(inner)
         elif glob.has_magic(inner):  # `rm` would take it for a pattern
             fs.invalidate_cache()
             for name in fs.find(inner):

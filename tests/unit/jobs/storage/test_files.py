@@ -130,7 +130,7 @@ def test_directory_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: p
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
     monkeypatch.setattr("os.unlink", refuse)
-    with pytest.raises(StorageError, match="cannot remove .*Permission denied"):
+    with pytest.raises(StorageError, match=r"cannot remove .*Permission denied"):
         storage.remove_dir(str(tmp_path / "dir"))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import errno
 import gzip
 import io
 import json
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster.errors import DataError, StorageOutage
+from cluster.errors import DataError
 from jobs.data.sources.bad_records import BadRecord
 from jobs.data.sources.formats import Reading, TextSample, sample_of
 from jobs.data.sources.patterns import expand
@@ -319,41 +318,6 @@ def test_what_the_client_of_a_store_raises_becomes_a_data_error() -> None:
     fsspec.register_implementation("dropping", Dropping, clobber=True)
     with pytest.raises(DataError, match=r"after line \d{4}, at byte \d+ of \d+: RuntimeError: connection reset"):
         values("dropping://x.jsonl")
-
-
-class EndpointConnectionError(Exception):
-    """As that of botocore, which is no OSError."""
-
-
-class Away(fsspec.AbstractFileSystem):  # type: ignore[misc]
-    """A store that answers the first read of a file, and no more."""
-
-    error: Exception
-
-    def info(self, path: str, **_: Any) -> dict[str, Any]:
-        return {"name": path, "size": len(CONTENTS[path.removeprefix("dropping://")]), "type": "file"}
-
-    def _open(self, path: str, *_: Any, **__: Any) -> Any:
-        class Once(io.BytesIO):
-            was_read = False
-
-            def read(self, size: int | None = -1) -> bytes:
-                if self.was_read:
-                    raise Away.error
-                self.was_read = True
-                return super().read(size)
-
-        return Once(CONTENTS[path.removeprefix("dropping://")])
-
-
-@pytest.mark.parametrize("name", CONTENTS)
-@pytest.mark.parametrize("error", [ConnectionResetError(errno.ECONNRESET, "reset"), EndpointConnectionError("no way")])
-def test_an_outage_is_no_damage_of_any_kind_of_file(name: str, error: Exception) -> None:
-    fsspec.register_implementation("dropping", Away, clobber=True)
-    Away.error = error
-    with pytest.raises(StorageOutage, match=rf"cannot read dropping://{name} after line \d+, at byte") as caught:
-        values(f"dropping://{name}")
-    assert "write the file again" not in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])

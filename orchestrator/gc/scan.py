@@ -15,7 +15,7 @@ from jobs.run.outcome import Outcome, Status, outcome_of
 from jobs.run.paths import JobPaths, prepared_root
 from jobs.run.summary import SILENT_AFTER_S, started_at
 from jobs.storage import files as storage
-from jobs.storage.journal import written_at_s
+from jobs.storage.journal import is_part, written_at_s
 from jobs.storage.listing import Listed, listing
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
@@ -23,6 +23,7 @@ from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
 INSIDE: Final = JobPaths("")  # names of files relative to a run, as in a listing
 MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.preparation.prepare`
 
+_JOURNALS: Final = (INSIDE.events, INSIDE.metrics)
 _READERS = 8
 _PREPARED = prepared_root("", "").rstrip("/")
 _FINGERPRINT = re.compile(r"^[0-9a-f]{16,64}$")
@@ -30,7 +31,6 @@ _FINGERPRINT = re.compile(r"^[0-9a-f]{16,64}$")
 _SPEC = re.compile(r"^((?:methods/[^/]+/)?(?:final(?:-\d+)?/)?)spec\.json$")
 # Of a run, of the trials of a sweep, and of those of a comparison's methods.
 _CHECKPOINTS = re.compile(rf"^((?:methods/[^/]+/)?(?:[^/]+/)?{INSIDE.checkpoints})/")
-_JOURNAL = re.compile(r"^(?:events|metrics)/(\d{20}-[^/]*\.jsonl)$")
 
 Files = Sequence[Listed]
 Item = TypeVar("Item")
@@ -132,7 +132,8 @@ def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, 
             return "unreadable", written_s
     if outcome is not None:
         return outcome.status, outcome.ended_at.timestamp()
-    journal = (written_at_s(match[1]) for file in files if (match := _JOURNAL.match(file.name)))
+    names = (file.name.partition("/") for file in files)
+    journal = (written_at_s(name) for folder, _, name in names if folder in _JOURNALS and is_part(name))
     started = started_at(paths)
     heard_s = max([written_s, *journal, *([started.timestamp()] if started else [])])
     return "running" if now_s - heard_s <= SILENT_AFTER_S else "lost", heard_s

@@ -28,10 +28,10 @@ import numpy as np
 from bench.curves import DATA, TASKS, sweep_of
 from bench.replay import GRID, MIDDLE, PRIOR_OFF, Table, chosen
 from bench.results import other_output_to_stderr, tell
+from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress
 from jobs.search.rules.prior import with_prior
-from jobs.search.trials import LEDGER, Trials
-from jobs.storage import files as storage
+from jobs.search.trials import Trials
 from jobs.storage.journal import read_journal
 from jobs.sweep import run_sweep
 
@@ -78,7 +78,7 @@ def searched(table: Table, task: str, folder: Path, seed: int, prior: float, run
     known = Trials(sweep, str(root))
     values = chosen(known)
     at = values["learning_rate"], values["warmup_ratio"]
-    answers = [record["answer"] for record in read_journal(storage.join(str(root), LEDGER)) if "answer" in record]
+    answers = [record["answer"] for record in read_journal(JobPaths(str(root)).ledger) if "answer" in record]
     scored = 1 + sum(bool(answer["metrics"] or answer["cooled"]) for answer in answers)
     grid = GRID * (table.run_tokens + 2 * table.evaluation_tokens)
     return {

@@ -126,6 +126,12 @@ def first_line(text: str) -> str:
     return text.partition("\n")[0]
 
 
+def one_line(error: BaseException | str) -> str:
+    """Return the first line of an error, or the last line of a traceback; the class of an exception without a text."""
+    lines = str(error).strip().splitlines() or ["" if isinstance(error, str) else type(error).__name__]
+    return lines[-1 if "Traceback" in str(error) else 0][:_LONGEST_ERROR]
+
+
 def error_line(tail: str) -> str:
     """Return the text of the last line that begins with `error: ` or `failed: `; empty: there is no such line."""
     said = [match["said"].strip() for match in _ERROR.finditer(tail)]

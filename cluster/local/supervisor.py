@@ -125,10 +125,15 @@ def _all_pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
-def stat_fields(pid: int) -> list[str] | None:
-    """Return the fields of /proc/PID/stat from the state on; the name before it may contain blanks and brackets."""
+def stat_fields(pid: int | str) -> list[str] | None:
+    """Return the fields of /proc/PID/stat from the state on; None: the process is gone.
+
+    Args:
+        pid: a process; or a thread, as PID/task/TID.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name before the state may contain blanks and brackets.
             return file.read().rpartition(b")")[2].decode().split()
     except (FileNotFoundError, ProcessLookupError):
         return None

@@ -23,6 +23,7 @@ from cluster.errors import BackendUnreachable, InputError
 from cluster.ray.bundles import Bundle, accelerator_of
 from cluster.ray.raylets import command_lines, raylet_of_session
 from cluster.ray.session_record import ask_ray
+from cluster.text import one_line
 
 TYPE_LABEL = "ray.io/accelerator-type"
 _PROGRAM = "/monitor.py"
@@ -131,7 +132,7 @@ def read_growth(file: Path) -> Growth:
                 raise InputError(f"it has more than {_LARGEST_FILE} characters, and is no file of Ray's")
             return growth_of(yaml.safe_load(text))
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"it is no YAML: {(str(error).splitlines() or ['?'])[0]}") from error
+            raise InputError(f"it is no YAML: {one_line(error)}") from error
 
 
 def growth_of(config: Any) -> Growth:

@@ -37,7 +37,6 @@ from cluster.ray.client import (
     has_no_log,
     job_named,
     json_of,
-    one_line,
     phase_of,
     program_end,
     program_output,
@@ -46,6 +45,7 @@ from cluster.ray.client import (
 )
 from cluster.ray.nodes import Use, inventory_of, use_from_status, use_from_summary
 from cluster.ray.runtime_env import digest_of_environment
+from cluster.text import one_line
 
 _ReadT = TypeVar("_ReadT")
 FENCE_KEY, KIND_KEY, QUEUE_KEY = "fleetune.fence", "fleetune.kind", "fleetune.queue"
@@ -235,7 +235,7 @@ class RayJobsBackend:
             yield self._connected
         except (OSError, RuntimeError) as error:  # requests' own errors are OSErrors, Ray's are RuntimeErrors
             raise BackendUnreachable(
-                f"the Ray dashboard at {self._dashboard} does not answer as expected: {one_line(str(error))}. Check "
+                f"the Ray dashboard at {self._dashboard} does not answer as expected: {one_line(error)}. Check "
                 "that the cluster is up. With token authentication, set RAY_AUTH_MODE=token and write the token to "
                 "~/.ray/auth_token"
             ) from error

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cluster.backend import MAX_OUTPUT_BYTES, Phase, Submission
-from cluster.text import TAIL_BYTES, error_line
+from cluster.text import TAIL_BYTES, error_line, one_line
 
 _OURS = "FLEETUNE_"
 # Errors by which Ray reports that it has lost a job. Other errors report a job that has failed.
@@ -16,7 +16,6 @@ _LOST_TYPES = frozenset(
     f"JOB_SUPERVISOR_ACTOR_{what}"
     for what in ("START_TIMEOUT", "START_FAILURE", "UNSCHEDULABLE", "UNKNOWN_FAILURE", "DIED")
 )
-_LONGEST_MESSAGE = 500
 # Ray's answers if a log does not exist: its node has not written it, or Ray has removed the node.
 _NO_LOG = ("A file is not found at", "Agent for node id")
 # Ray keeps one log of a job, with lines of its own. Most come first, but Ray may write the last one after the program
@@ -97,12 +96,6 @@ def submission_of(job: Any) -> Submission:
     text = job.message or ""
     message = error_line(text[-TAIL_BYTES:]) if job.driver_exit_code is not None else one_line(text)
     return Submission(name, phase, job.driver_exit_code, message)
-
-
-def one_line(text: str) -> str:
-    """Return the first line of an error, or the last line of a traceback."""
-    lines = text.strip().splitlines() or [""]
-    return lines[-1 if "Traceback" in text else 0][:_LONGEST_MESSAGE]
 
 
 def program_output(log: Iterable[bytes], rays_line: bytes, after: int) -> bytes:

@@ -25,7 +25,7 @@ from cluster.ray.bundles import accelerator_of, bundle
 from cluster.ray.local_start import start_local
 from cluster.ray.sigterm import left_on_sigterm
 from cluster.settings import add_to_environment, protocols_environment, ray_address, set_default
-from cluster.text import many
+from cluster.text import many, one_line
 
 # Logical CPUs in addition to the workers' own, for Ray Data's tasks and the Train controller.
 SPARE_CPUS = 2
@@ -366,6 +366,6 @@ def _no_answer(where: str | None, error: Exception) -> str:
     if where is None:
         return f"Ray did not start on this machine: {error}"
     return (
-        f"no Ray cluster answers at {where}: {str(error).splitlines()[0]}. `--address auto` takes the cluster of this "
+        f"no Ray cluster answers at {where}: {one_line(error)}. `--address auto` takes the cluster of this "
         "machine; with token authentication on, set RAY_AUTH_MODE=token and have its token in ~/.ray/auth_token"
     )

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.local.supervisor import stat_fields
+
 _PROGRAM = "/raylet"
 
 
@@ -86,7 +88,7 @@ def raylet_of(arguments: list[str]) -> Raylet | None:
 
 
 def _parent(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
+    fields = None
+    with contextlib.suppress(PermissionError):  # /proc may hide the processes of other users
+        fields = stat_fields(pid)
+    return int(fields[1]) if fields else 0

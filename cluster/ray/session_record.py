@@ -17,6 +17,7 @@ from typing import Final
 from cluster.errors import MachinesFailed, StorageError
 from cluster.python_module import module_command
 from cluster.ray.raylets import Raylet
+from cluster.text import one_line
 
 FILE: Final = "fleetune.json"
 _ANSWERS_S = 60.0
@@ -91,7 +92,8 @@ def ask_ray(what: str, gcs: str, *words: str, given: str = "") -> str:
     except subprocess.TimeoutExpired:
         raise MachinesFailed(f"Ray at {gcs} has not answered for {_ANSWERS_S:.0f} s") from None
     if done.returncode != 0:
-        raise MachinesFailed(f"Ray at {gcs} does not answer: {(done.stderr.strip().splitlines() or ['?'])[-1][:300]}")
+        said = one_line(done.stderr.strip().rpartition("\n")[2]) or f"exit code {done.returncode}"
+        raise MachinesFailed(f"Ray at {gcs} does not answer: {said}")
     return done.stdout.strip()
 
 

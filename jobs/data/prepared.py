@@ -30,6 +30,7 @@ from pydantic import BeforeValidator, Field
 from cluster.errors import DataError, StorageError
 from jobs.data.cutting import Cut
 from jobs.frozen import Frozen
+from jobs.run.paths import PREPARED_MANIFEST
 from jobs.storage import files as storage
 from jobs.storage.versioned import Damaged, parse_versioned
 
@@ -103,7 +104,7 @@ class Manifest(Frozen):
 
 
 def manifest_path(root: str) -> str:
-    return storage.join(root, "manifest.json")
+    return storage.join(root, PREPARED_MANIFEST)
 
 
 def write_manifest(root: str, manifest: Manifest) -> None:

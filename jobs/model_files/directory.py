@@ -9,17 +9,18 @@ import json
 import os
 import shutil
 import struct
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from cluster.errors import DataError, SpecError
+from cluster.errors import DataError, SpecError, StorageOutage
+from cluster.text import one_line
 from jobs.model_files.configuration import config_problems
 from jobs.model_files.positions import learned_positions
 from jobs.model_files.sizes import VOCABULARY, size_in
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.storage.listing import version_of
+from jobs.storage.outages import is_outage
 
 INDEX = "model.safetensors.index.json"
 # Endings of files of weights, whether or not they can be read.
@@ -270,6 +271,7 @@ def local_model_dir(path: str, cache_dir: str | None = None) -> str:
     Raises:
         DataError: the model cannot be fetched.
         StorageError: the URL cannot be read.
+        StorageOutage: the storage or the hub does not answer now.
     """
     if storage.is_local(path):
         local = storage.local_path(path)
@@ -284,8 +286,8 @@ def fetched_once(url: str, cache_dir: str | None, fetch: Callable[[str, str], No
         suffix: appended to the directory's name, for another part of the same model.
 
     Raises:
-        DataError: there is nothing at the URL, or it cannot be listed.
-        StorageError: the URL cannot be read.
+        DataError: there is nothing at the URL.
+        StorageError: the URL cannot be listed or read.
     """
     cache = cache_dir or os.path.expanduser("~/.cache/fleetune/models")
     target = os.path.join(cache, _content_key(url) + suffix)
@@ -299,12 +301,9 @@ def fetched_once(url: str, cache_dir: str | None, fetch: Callable[[str, str], No
 
 def _content_key(url: str) -> str:
     """Return a key that changes with the files at the URL, as far as sizes and `version_of` show."""
-    fs, inner = storage.filesystem(url)
-    try:
+    with storage.reached("list", url) as (fs, inner):
         fs.invalidate_cache()
         listing = fs.find(inner, detail=True)
-    except Exception as error:  # the client of an object store may raise anything
-        raise DataError(f"model.path {url} cannot be listed: {type(error).__name__}: {error}") from error
     if not listing:
         raise DataError(f"model.path {url}: there is nothing at this URL")
     facts = [(name, info.get("size"), version_of(info) or "") for name, info in sorted(listing.items())]
@@ -312,7 +311,9 @@ def _content_key(url: str) -> str:
 
 
 def _fetch(url: str, target: str, fetch: Callable[[str, str], None]) -> None:
-    beside = tempfile.mkdtemp(dir=os.path.dirname(target), prefix=".part-")
+    beside = f"{target}.part"
+    shutil.rmtree(beside, ignore_errors=True)  # of a caller that was killed
+    os.mkdir(beside)
     try:
         fetch(url, beside)
         os.rename(beside, target)
@@ -340,6 +341,7 @@ def tokenizer_dir(path: str, chat: bool) -> str:
 
 
 def _from_hub(name: str, wanted: list[str] = _WANTED) -> str:
+    """Fetch a model, or find it in the hub's cache on this machine. Raises DataError, StorageOutage."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
@@ -347,9 +349,17 @@ def _from_hub(name: str, wanted: list[str] = _WANTED) -> str:
     try:
         return snapshot_download(name, allow_patterns=wanted)
     except Exception as error:  # covers network, authentication, a missing repository and a full disk
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no reason given"
-        raise DataError(
+        reason = one_line(str(error)) or "no reason given"
+        kind = StorageOutage if is_outage(error, local=False) and not _is_without_internet(error) else DataError
+        raise kind(
             f"model.path {name}: no such directory beside the spec's file, and it cannot be fetched from the hub "
             f"({type(error).__name__}: {reason}). Give a local directory, or a name that the hub has; for a gated "
             "model log in with `hf auth login`"
         ) from error
+
+
+def _is_without_internet(error: BaseException | None) -> bool:
+    """Whether no connection was made. Another try would seldom help: the name is mostly that of a directory."""
+    if error is None:
+        return False
+    return type(error).__name__ in ("ConnectError", "OfflineModeIsEnabled") or _is_without_internet(error.__cause__)

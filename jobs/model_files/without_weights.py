@@ -40,9 +40,10 @@ def without_weights(path: str, cache_dir: str | None = None) -> str:
 
 def fetch_without_weights(url: str, target: str) -> None:
     """Fill the directory `target` with small files and sparse weights. Raises StorageError."""
-    fs, inner = storage.filesystem(url)
+    with storage.reached("list", url) as (fs, inner):
+        found = fs.find(inner, detail=True)
     root = inner.rstrip("/") + "/"
-    for name, info in fs.find(inner, detail=True).items():
+    for name, info in found.items():
         relative = str(name).removeprefix(root)
         local = os.path.join(target, relative)
         os.makedirs(os.path.dirname(local), exist_ok=True)

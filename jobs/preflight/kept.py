@@ -15,10 +15,12 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from cluster.errors import StorageError
 from jobs.model_files.directory import WEIGHTS, safetensors_header, weight_files
 from jobs.planning.memory import ModelTrace
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
+from jobs.storage import files as storage
 
 _VERSIONS = ("fleetune", "torch", "transformers")
 _TRIED_WITH = (*_VERSIONS, "tokenizers")
@@ -78,13 +80,9 @@ def _kept(
     with contextlib.suppress(OSError, ValidationError):
         return adapter.validate_json(file.read_bytes())
     made = compute()
-    if not keeps:
-        return made
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(adapter.dump_json(made))
-        partial.replace(file)
+    if keeps:
+        with contextlib.suppress(StorageError):
+            storage.write_bytes(str(file), adapter.dump_json(made))
     return made
 
 

@@ -10,6 +10,7 @@ Each worker group draws a new token, so that files left by a killed group are ne
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -187,6 +188,13 @@ def newest_step(paths: JobPaths) -> int:
         return str(step) not in damaged or damaged[str(step)] != _marker_digest(paths, step)
 
     return max(filter(counts, committed_steps(paths)), default=0)
+
+
+def newest_step_if_known(paths: JobPaths) -> int:
+    """Return the step as `newest_step` does; 0 also if the storage fails."""
+    with contextlib.suppress(StorageError):
+        return newest_step(paths)
+    return 0
 
 
 def passed_over(paths: JobPaths, start: int) -> dict[str, str | None]:

@@ -14,7 +14,7 @@ from cluster import settings
 from cluster.errors import DataError, InputError, StorageError
 from cluster.text import did_you_mean
 from jobs.run.outcome import read_outcome
-from jobs.run.paths import JobPaths, made_from
+from jobs.run.paths import PREPARED, JobPaths, made_from
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_marked, trained_job
@@ -31,7 +31,7 @@ def storage_root(given: str | None) -> str:
 
 def run_names(storage_path: str) -> list[str]:
     """List the directories that have a spec.json."""
-    names = [name for name in storage.list_names(storage_path) if name != "prepared" and not name.startswith(".")]
+    names = [name for name in storage.list_names(storage_path) if name != PREPARED and not name.startswith(".")]
     return [name for name in names if storage.exists(JobPaths.of(storage_path, name).spec)]
 
 
@@ -48,7 +48,7 @@ def find_run(run: str, storage_path: str) -> str:
         if not storage.exists(JobPaths(root).spec):
             raise InputError(f"{run} is not a run: there is no spec.json in it{_suggestion(root)}")
         return root
-    if not run.startswith(".") and run != "prepared" and storage.exists(JobPaths.of(storage_path, run).spec):
+    if not run.startswith(".") and run != PREPARED and storage.exists(JobPaths.of(storage_path, run).spec):
         return JobPaths.of(storage_path, run).root
     names = run_names(storage_path) if storage.is_dir(storage_path) else []
     found = [name for name in names if name.startswith(run)]

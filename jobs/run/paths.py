@@ -1,4 +1,7 @@
-"""Names every file and directory that a run leaves; no other module forms these names."""
+"""Names the files and directories of runs and of prepared data. `fleetune gc` removes by these names.
+
+Only the files that processes exchange as messages, and those inside prepared data, are named where they are written.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,16 @@ import datetime
 import re
 import secrets
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from jobs.storage import files as storage
+
+PREPARED: Final = "prepared"  # the directory of a storage path that is no run
+PREPARED_MANIFEST: Final = "manifest.json"  # the marker that makes a directory of prepared data exist; written last
+PREPARING: Final = "preparing.json"  # the lock of the process that prepares the data
+CHECKS: Final = "checks"  # holds the reports of `fleetune data check`, among the prepared data
+METHODS: Final = "methods"  # holds a sweep for each method of a comparison
+FINAL_RUN: Final = re.compile(r"final(?:-\d+)?")  # names of the final runs in a sweep
 
 
 def new_run_name(name: str, now: datetime.datetime) -> str:
@@ -51,6 +61,10 @@ class JobPaths:
     plan = _Path("plan.json")  # the newest plan: memory, time, and the fields that it chose; absent if none was made
     # A random id of the driver that has the run. Workers of an earlier driver see it change, and end.
     driver = _Path("driver")
+    ledger = _Path("ledger")  # folder of numbered parts with what became of the trials; only in a sweep
+    drivers = _Path("drivers")  # holds a directory for each driver; only in a sweep
+    gangs = _Path("gangs")  # holds a directory in the layout of a run for each gang; only in that of a driver
+    probe = _Path("probe")  # the run that looks for the greatest learning rate; only in the directory of a driver
     # A marker written before the whole run is removed, and removed last: leftovers can then be recognised.
     removing = _Path("removing.json")
 
@@ -64,7 +78,15 @@ class JobPaths:
 
     def method(self, name: str) -> str:
         """The sweep of one method; only in a comparison."""
-        return storage.join(self.root, "methods", name)
+        return storage.join(self.root, METHODS, name)
+
+    def trial(self, number: int) -> JobPaths:
+        """A trial, counted from 1; only in a sweep."""
+        return JobPaths(storage.join(self.root, f"{number:04d}"))
+
+    def final(self, number: int) -> JobPaths:
+        """A final run, counted from 1; only in a sweep."""
+        return JobPaths(storage.join(self.root, "final" if number == 1 else f"final-{number}"))
 
     def earlier(self, kind: Literal["spec", "manifest", "outcome"], number: int) -> str:
         """A file of the driver's attempt `number`, counted from 1, kept when the run is resumed.
@@ -116,9 +138,9 @@ def checkpoint_step(name: str) -> int | None:
 
 def prepared_root(storage_path: str, fingerprint: str) -> str:
     """Return the directory of prepared data, which all runs with this fingerprint share."""
-    return storage.join(storage_path, "prepared", fingerprint)
+    return storage.join(storage_path, PREPARED, fingerprint)
 
 
 def check_folder(storage_path: str, fingerprint: str) -> str:
     """Return the directory of `fleetune data check`. It is not a run, so it lies with the prepared data."""
-    return storage.join(storage_path, "prepared", "checks", fingerprint)
+    return storage.join(storage_path, PREPARED, CHECKS, fingerprint)

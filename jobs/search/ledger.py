@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from cluster.errors import SpecError
 from jobs.run.outcome import Outcome, write_outcome
 from jobs.run.outcome import Status as RunStatus
+from jobs.run.paths import JobPaths
 from jobs.search.trial import Trial
-from jobs.search.trials import LEDGER, Trials
+from jobs.search.trials import Trials
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
@@ -47,7 +48,7 @@ class Ledger(Trials):
         super().__init__(sweep, root)
         self.steps_of = steps_of
         total_steps = steps_of(sweep.base)
-        self._journal = JournalWriter(storage.join(root, LEDGER), "driver")
+        self._journal = JournalWriter(JobPaths(root).ledger, "driver")
         if (self.total_steps, self.tokens_per_run) != (total_steps, tokens_per_run):
             self.total_steps, self.tokens_per_run = total_steps, tokens_per_run
             self._journal.append(self._lengths)

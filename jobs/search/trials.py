@@ -38,11 +38,9 @@ from jobs.search.rules.rungs import ETA, going_on, stops_of
 from jobs.search.rules.varying import trial_spec
 from jobs.search.trial import Trial
 from jobs.spec.sweep import SweepSpec
-from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader
 from jobs.training.mailbox import Answer
 
-LEDGER = "ledger"
 _NO_SCORE = 1e9  # stands for the score of a failed trial while no other trial has a score
 
 
@@ -61,7 +59,7 @@ class Trials:
         self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times GPUs (or CPUs)
         self.applying: tuple[str, str] | None = None  # the newest change: its name, and a digest of the changed spec
         self._lock = threading.RLock()
-        self._records = JournalReader(storage.join(root, LEDGER))
+        self._records = JournalReader(JobPaths(root).ledger)
         self.catch_up()
 
     def catch_up(self) -> None:
@@ -178,7 +176,7 @@ class Trials:
         if repeats is not None:
             spec = spec.model_copy(update={"seed": spec.seed + 1 + len(self.repeats_of(self.trials[repeats]))})
         spec = spec.model_copy(update={"name": f"{self.sweep.name[:56]}-{number:04d}"})
-        paths = JobPaths(storage.join(self.root, f"{number:04d}"))
+        paths = JobPaths(self.root).trial(number)
         steps = total_steps or self.total_steps
         return Trial(number, dict(values), spec, paths, steps, without_rungs, repeats, impossible)
 

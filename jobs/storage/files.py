@@ -12,6 +12,7 @@ import glob
 import os
 import posixpath
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO, Final, Protocol, cast
 import fsspec
 from fsspec.callbacks import DEFAULT_CALLBACK, Callback
 from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 
 from cluster.errors import StorageError, StorageOutage
 from cluster.settings import extra_protocols
@@ -27,6 +29,7 @@ from jobs.storage import locations as location
 from jobs.storage.direct_io import DirectFile
 from jobs.storage.outages import is_outage
 from jobs.storage.versioned import parse_versioned
+from jobs.storage.without_links import remove_tree
 
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 
@@ -94,13 +97,18 @@ def as_storage_error(what: str, path: str) -> Iterator[None]:
         yield
     except StorageError:
         raise
-    except FileNotFoundError as error:
-        raise StorageError(f"cannot {what} {path}: no such file") from error
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(f"cannot {what} {path}: {error.filename} is a file, not a directory") from error
     except Exception as error:  # the client of an object store may raise anything
-        kind = StorageOutage if is_outage(error, is_local(path)) else StorageError
-        raise kind(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
+        if is_outage(error, is_local(path)):
+            raise StorageOutage(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
+        raise StorageError(f"cannot {what} {path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file, not a directory"
+    return f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
@@ -128,20 +136,33 @@ def read_versioned(path: str, version: int, parse: Callable[[dict[str, Any]], An
 def exists(path: str) -> bool:
     """Whether there is such a file or directory. Raises StorageError if that is unknown, as on a mount that fails."""
     with reached("look at", path) as (fs, inner):
-        if is_local(path):  # fsspec would take every error for an absent file
-            return _is_there(inner)
         fs.invalidate_cache()
-        return bool(fs.exists(inner))
+        return type_of(fs, inner) is not None
 
 
-def _is_there(path: str) -> bool:
+def is_dir(path: str) -> bool:
+    """Whether there is such a directory. Raises StorageError if that is unknown."""
+    with reached("look at", path) as (fs, inner):
+        return type_of(fs, inner) == "directory"
+
+
+def type_of(fs: Any, inner: str) -> str | None:
+    """Return what an fsspec filesystem has at a path, as "file", "directory" or "other"; None if there is nothing.
+
+    Its `exists`, `isfile` and `isdir` would take every error for an absent file.
+
+    Raises:
+        Exception: what there is cannot be told; any class, as of the client of an object store.
+    """
     try:
-        os.stat(path)
+        if isinstance(fs, LocalFileSystem):
+            mode = os.stat(inner).st_mode
+            return "directory" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+        return str(fs.info(inner)["type"])
     except OSError as error:
-        if error.errno not in _ABSENT:
+        if is_outage(error, local=False) or not (isinstance(error, FileNotFoundError) or error.errno in _ABSENT):
             raise
-        return False
-    return True
+        return None
 
 
 def size(path: str) -> int:
@@ -158,11 +179,6 @@ def size_of_dir(path: str) -> int:
             return int(fs.du(inner, total=True))
         except FileNotFoundError:
             return 0
-
-
-def is_dir(path: str) -> bool:
-    with reached("look at", path) as (fs, inner):
-        return bool(fs.isdir(inner))
 
 
 def list_names(path: str) -> list[str]:
@@ -316,7 +332,7 @@ def fetch_dir(path: str, target: str) -> None:
     with reached("fetch", path) as (fs, inner):
         fs.invalidate_cache()
         found = [str(name) for name in fs.find(inner)]  # names, since `get` would take brackets for patterns
-        if not found and not fs.isdir(inner):
+        if not found and type_of(fs, inner) != "directory":
             raise FileNotFoundError(inner)
         start = len(inner.rstrip("/")) + 1
         places = [os.path.join(target, *name[start:].split("/")) for name in found]
@@ -329,7 +345,7 @@ def remove_dir(path: str) -> None:
     """Remove a directory and its content; do nothing if it does not exist. Raises StorageError."""
     with reached("remove", path) as (fs, inner), contextlib.suppress(FileNotFoundError):
         if is_local(path):
-            shutil.rmtree(inner)
+            remove_tree(inner)
         elif glob.has_magic(inner):  # `rm` would take it for a pattern
             fs.invalidate_cache()
             for name in fs.find(inner):

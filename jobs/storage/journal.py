@@ -21,7 +21,7 @@ LAST_INTERVAL_S = 30.0  # between parts after half an hour
 _READERS = 16
 PART_BYTES = 1 << 20  # a part may exceed this by one record
 
-_PART_NAME = re.compile(r"^\d{20}-.*\.jsonl$")
+_PART_NAME = re.compile(r"\d{20}-[^/]*\.jsonl")
 
 
 class JournalWriter:
@@ -120,7 +120,7 @@ class JournalReader:
 
     def new(self) -> Iterator[Record]:
         for name in storage.list_names(self._folder):
-            if name in self._seen or not name.endswith(".jsonl"):
+            if name in self._seen or not is_part(name):
                 continue
             records = [] if name.endswith(self._skipped) else read_part(self._folder, name)
             self._seen.add(name)  # after reading, so that a part that could not be read is tried again
@@ -128,7 +128,8 @@ class JournalReader:
 
 
 def is_part(name: str) -> bool:
-    return _PART_NAME.match(name) is not None
+    """Whether a file in the folder of a journal is a part of it."""
+    return _PART_NAME.fullmatch(name) is not None
 
 
 def part_names(folder: str) -> list[str]:

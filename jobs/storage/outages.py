@@ -25,7 +25,8 @@ _PASSING: Final = frozenset(
 )
 _UNRELATED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 # Parts of class names, because each client of an object store has its own tree of errors.
-_WORDS: Final = ("Timeout", "Connection", "Connect")
+_WORDS: Final = ("Timeout", "Connect", "NetworkError", "RemoteProtocolError")
+_STATUSES: Final = frozenset({408, 425, 429, *range(500, 600)})  # of HTTP
 
 
 def is_unrelated_to_file(error: BaseException) -> bool:
@@ -39,10 +40,17 @@ def is_unrelated_to_file(error: BaseException) -> bool:
 def is_outage(error: BaseException, local: bool) -> bool:
     """Whether the same call may succeed later, because the storage did not answer or is overloaded.
 
+    An error that does not say it itself is an outage if its cause is one.
+
     Args:
         local: the file system is mounted. There EIO usually means a broken disk, whereas s3fs raises it, or EREMOTEIO,
             for internal errors of the store.
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING or (error.errno in (errno.EIO, errno.EREMOTEIO) and not local)
-    return any(word in cls.__name__ for cls in type(error).__mro__ for word in _WORDS)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status in _STATUSES
+    if any(word in cls.__name__ for cls in type(error).__mro__ for word in _WORDS):
+        return True
+    return error.__cause__ is not None and is_outage(error.__cause__, local)

@@ -75,9 +75,23 @@ def remove(base: str, names: Sequence[str]) -> None:
     *above, name = names
     with contextlib.suppress(FileNotFoundError), opened(base, above) as handle:
         if stat.S_ISDIR(os.stat(_checked(name), dir_fd=handle, follow_symlinks=False).st_mode):
-            shutil.rmtree(name, dir_fd=handle)  # follows no links either: `shutil.rmtree.avoids_symlink_attacks`
+            remove_tree(name, handle)
         else:
             os.unlink(name, dir_fd=handle)
+
+
+def remove_tree(path: str, dir_fd: int | None = None) -> None:
+    """Remove a directory, also while another process removes it. Nothing behind a link is touched.
+
+    A missing directory is ignored. Raises OSError.
+    """
+    shutil.rmtree(path, onerror=_unless_gone, dir_fd=dir_fd)  # see `shutil.rmtree.avoids_symlink_attacks`
+
+
+def _unless_gone(function: object, path: str, failed: tuple[type, BaseException, object]) -> None:
+    """Let `shutil.rmtree` go on where an entry is missing; without this, the rest of the directory would stay."""
+    if not isinstance(failed[1], FileNotFoundError):
+        raise failed[1]
 
 
 def write(base: str, names: Sequence[str], content: bytes) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from cluster.local.supervisor import stat_fields
 from jobs.remedies.hang import Doing, Observations, Pulse, RankState
 from jobs.training.pulse import PULSE, STACKS, local_file, local_files
 
@@ -94,21 +95,19 @@ def _pulses(key: str) -> list[Pulse]:
 
 
 def _process(pid: int) -> tuple[str, float]:
-    """Return the state of a process, see `RankState`, and its CPU time in seconds."""
-    state, *fields = _stat(Path(f"/proc/{pid}/stat"))
+    """Return the state of a process, see `RankState`, and its CPU time in seconds. Raises OSError: it has ended."""
+    found = stat_fields(pid)
+    if found is None:
+        raise ProcessLookupError(pid)
+    state, *fields = found
     cpu_s = (int(fields[10]) + int(fields[11])) / os.sysconf("SC_CLK_TCK")
     if state in "TtZ":
         return state, cpu_s
     states = {state}
-    for thread in Path(f"/proc/{pid}/task").iterdir():
+    for thread in os.listdir(f"/proc/{pid}/task"):
         with contextlib.suppress(OSError):  # the thread has ended
-            states.add(_stat(thread / "stat")[0])
+            states.update((stat_fields(f"{pid}/task/{thread}") or [])[:1])
     return next((letter for letter in "RD" if letter in states), state), cpu_s
-
-
-def _stat(file: Path) -> list[str]:
-    """Return the fields of a stat file from the process's state on; the name before it may contain spaces."""
-    return file.read_bytes().rpartition(b")")[2].decode().split()
 
 
 def _stacks(key: str, pulses: Collection[Pulse]) -> dict[int, str]:

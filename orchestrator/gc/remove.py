@@ -16,9 +16,9 @@ from typing import Final
 
 from cluster.errors import FleetuneError, StorageError
 from jobs.run.find import run_names
-from jobs.run.paths import JobPaths, checkpoint_step, prepared_root
+from jobs.run.paths import PREPARED_MANIFEST, JobPaths, checkpoint_step, prepared_root
 from jobs.storage.listing import listing
-from orchestrator.gc.scan import INSIDE, MANIFEST, checkpoint_folders, size_of, touched_s
+from orchestrator.gc.scan import INSIDE, checkpoint_folders, size_of, touched_s
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import GcPlan, PreparedFacts, RunFacts, RunVerdict, ToRemove
 
@@ -113,5 +113,5 @@ def _remove_prepared(storage_path: str, one: PreparedFacts, known: set[str]) -> 
         raise _Changed(f"{new[0]} has begun in the meantime, and may use it")
     _check_as_seen(root, one)
     tree, inside = Tree(storage_path), tuple(prepared_root("", one.name).split("/"))
-    tree.remove(*inside, MANIFEST)
+    tree.remove(*inside, PREPARED_MANIFEST)
     tree.remove(*inside)

@@ -12,25 +12,23 @@ from typing import Any, Final, TypeVar
 
 from cluster.errors import FleetuneError, StorageError
 from jobs.run.outcome import Outcome, Status, outcome_of
-from jobs.run.paths import JobPaths, prepared_root
+from jobs.run.paths import CHECKS, FINAL_RUN, METHODS, PREPARED, PREPARED_MANIFEST, PREPARING, JobPaths, prepared_root
 from jobs.run.summary import SILENT_AFTER_S, started_at
 from jobs.storage import files as storage
-from jobs.storage.journal import written_at_s
+from jobs.storage.journal import is_part, written_at_s
 from jobs.storage.listing import Listed, listing
 from orchestrator.gc.tree import Tree
 from orchestrator.gc.values import Found, Leftover, PreparedFacts, RunFacts
 
 INSIDE: Final = JobPaths("")  # names of files relative to a run, as in a listing
-MANIFEST, LEASE = "manifest.json", "preparing.json"  # of prepared data; see `jobs.data.preparation.prepare`
 
+_JOURNALS: Final = (INSIDE.events, INSIDE.metrics)
 _READERS = 8
-_PREPARED = prepared_root("", "").rstrip("/")
 _FINGERPRINT = re.compile(r"^[0-9a-f]{16,64}$")
 # Specs of a run, of the methods of a comparison and of final runs. The manifest beside each names its data.
-_SPEC = re.compile(r"^((?:methods/[^/]+/)?(?:final(?:-\d+)?/)?)spec\.json$")
+_SPEC = re.compile(rf"^((?:{METHODS}/[^/]+/)?(?:{FINAL_RUN.pattern}/)?){re.escape(INSIDE.spec)}$")
 # Of a run, of the trials of a sweep, and of those of a comparison's methods.
-_CHECKPOINTS = re.compile(rf"^((?:methods/[^/]+/)?(?:[^/]+/)?{INSIDE.checkpoints})/")
-_JOURNAL = re.compile(r"^(?:events|metrics)/(\d{20}-[^/]*\.jsonl)$")
+_CHECKPOINTS = re.compile(rf"^((?:{METHODS}/[^/]+/)?(?:[^/]+/)?{INSIDE.checkpoints})/")
 
 Files = Sequence[Listed]
 Item = TypeVar("Item")
@@ -46,7 +44,7 @@ def look(storage_path: str, now_s: float) -> Found:
     if not storage.is_dir(storage_path):
         raise StorageError(f"there is no directory {storage_path}. Give --storage, or set FLEETUNE_STORAGE_PATH")
     folders = _by_folder(listing(storage_path))
-    prepared, strange = _prepared_folders(folders.pop(_PREPARED, []))
+    prepared, strange = _prepared_folders(folders.pop(PREPARED, []))
     runs = {name: files for name, files in folders.items() if _holds(files, INSIDE.spec) and not name.startswith(".")}
     left = {name: files for name, files in folders.items() if name not in runs and _holds(files, INSIDE.removing)}
     others = [files for name, files in folders.items() if name not in runs and name not in left]
@@ -91,7 +89,7 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
     paths = JobPaths.of(storage_path, name)
     written_s = touched_s(files, now_s)
     parts = {match[1] for file in files if (match := _SPEC.match(file.name))}
-    if any(part.startswith("methods/") for part in parts):
+    if any(part.startswith(f"{METHODS}/") for part in parts):
         parts -= {""}  # a comparison itself prepares nothing
     prepared = {_fingerprint_of(storage_path, name, part) for part in parts}
     status, since_s = _status(storage_path, paths, files, written_s, now_s)
@@ -132,7 +130,8 @@ def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, 
             return "unreadable", written_s
     if outcome is not None:
         return outcome.status, outcome.ended_at.timestamp()
-    journal = (written_at_s(match[1]) for file in files if (match := _JOURNAL.match(file.name)))
+    names = (file.name.partition("/") for file in files)
+    journal = (written_at_s(name) for folder, _, name in names if folder in _JOURNALS and is_part(name))
     started = started_at(paths)
     heard_s = max([written_s, *journal, *([started.timestamp()] if started else [])])
     return "running" if now_s - heard_s <= SILENT_AFTER_S else "lost", heard_s
@@ -174,10 +173,10 @@ def _prepared_folders(files: Iterable[Listed]) -> tuple[dict[str, list[Listed]],
     strange: list[Listed] = []
     for file in files:
         folder, _, inner = file.name.partition("/")
-        if folder == "checks":
+        if folder == CHECKS:
             report, _, inner = inner.partition("/")
-            folder = f"checks/{report}"
-        if inner and _FINGERPRINT.match(folder.removeprefix("checks/")):
+            folder = f"{CHECKS}/{report}"
+        if inner and _FINGERPRINT.match(folder.removeprefix(f"{CHECKS}/")):
             known[folder].append(Listed(inner, file.size, file.modified_s))
         else:
             strange.append(file)
@@ -186,15 +185,15 @@ def _prepared_folders(files: Iterable[Listed]) -> tuple[dict[str, list[Listed]],
 
 def _prepared_of(storage_path: str, now_s: float, named: tuple[str, Files]) -> PreparedFacts:
     name, files = named
-    lease_files = [file for file in files if file.name == LEASE]
-    sources = _sources_of(storage_path, name) if _holds(files, MANIFEST) else frozenset()
+    lease_files = [file for file in files if file.name == PREPARING]
+    sources = _sources_of(storage_path, name) if _holds(files, PREPARED_MANIFEST) else frozenset()
     lease_s = touched_s(lease_files, now_s) if lease_files else None
     return PreparedFacts(name, touched_s(files, now_s), size_of(files), sources - {name}, lease_s)
 
 
 def _sources_of(storage_path: str, name: str) -> frozenset[str]:
     """Return the directories that contain the splits of a job's data."""
-    splits = _read_json(storage_path, *prepared_root("", name).split("/"), MANIFEST).get("splits")
+    splits = _read_json(storage_path, *prepared_root("", name).split("/"), PREPARED_MANIFEST).get("splits")
     lists = splits.values() if isinstance(splits, dict) else ()
     parts = [part for one in lists for part in (one if isinstance(one, list) else [one])]
     folders = (part.get("folder") for part in parts if isinstance(part, dict))

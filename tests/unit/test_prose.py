@@ -18,6 +18,7 @@ import pytest
 from tests.unit.test_structure import ROOMS, name_of, sources
 
 READERS = {  # (file, function): whose texts are read there
+    ("cluster/text.py", "one_line"): "tracebacks, which Python writes",
     ("jobs/data/sources/records.py", "_csv_rows"): "those of Python's csv module, whose errors have no codes",
     ("jobs/spec/checking/lines.py", "_readable"): "PyYAML's",
     ("jobs/training/faults.py", "fault_of"): "those of torch, CUDA, NCCL and gloo",

@@ -26,7 +26,7 @@ from jobs.data.sources.chunks import held_out
 from jobs.data.sources.formats import first_of
 from jobs.model_files.directory import longest_text
 from jobs.model_files.tokenizer import pad_token_id, read_tokenizer
-from jobs.run.paths import prepared_root
+from jobs.run.paths import PREPARING, prepared_root
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
@@ -46,7 +46,7 @@ def prepare_source(job: SourceJob, engine: Engine, progress: Progress, say: Say)
         DataError: a file cannot be read, changes during reading, does not fit the spec, or has too many bad records.
         StorageError: the storage cannot be written or is full.
     """
-    lock = PrepareLock(storage.join(job.root, "preparing.json"), say)
+    lock = PrepareLock(storage.join(job.root, PREPARING), say)
     try:
         with lock.held_unless(lambda: _is_whole(job)) as held:
             if held and not _is_whole(job):  # it may have become whole while the lock was taken

@@ -39,7 +39,7 @@ def _meant(pattern: str) -> tuple[str, ...]:
     try:
         fs, inner = storage.filesystem(pattern)
         fs.invalidate_cache()
-        if not fs.isfile(inner) and fs.isdir(inner):
+        if storage.type_of(fs, inner) == "directory":
             return files_in(_path(fs, inner, pattern), SUPPORTED)
         names = _matches(fs, inner, pattern)
     except DataError:
@@ -73,7 +73,7 @@ def _path(fs: Any, name: str, pattern: str) -> str:
 
 
 def _matches(fs: Any, inner: str, pattern: str) -> list[str]:
-    if fs.isfile(inner):  # checked first, because the name of a file may contain brackets
+    if storage.type_of(fs, inner) == "file":  # checked first, because the name of a file may contain brackets
         return [inner]
     if not glob.has_magic(inner):
         return []
@@ -85,10 +85,11 @@ def _matches(fs: Any, inner: str, pattern: str) -> list[str]:
         return any(part.startswith(HIDDEN) and part[0] not in shown for part in name.split("/")[fixed:])
 
     found = [str(name) for name in fs.glob(inner) if not is_hidden(str(name))]
-    files = [name for name in found if fs.isfile(name)]
+    types = {name: storage.type_of(fs, name) for name in found}
+    files = [name for name in found if types[name] == "file"]
     inside = {part for name in files for part in _folders(name)}
     for name in found:
-        if name not in inside and fs.isdir(name) and name not in files:
+        if name not in inside and types[name] == "directory":
             raise DataError(
                 f"{_path(fs, name, pattern)} matches {pattern}, but is a directory: let the pattern name its files too "
                 "(a/*/*.jsonl), or files only (a/*.jsonl)"

@@ -317,5 +317,7 @@ def _table_rows(reader: RecordReader, batches: Iterator[tuple[Any, int]]) -> Ite
     except DataError:
         raise
     except Exception as error:  # pyarrow and clients of object stores may raise anything
+        if is_outage(error, storage.is_local(file)):
+            raise
         what = f"cannot read {file} after row {line}: {type(error).__name__}: {error}"
         raise DataError(f"{what.rstrip('.')}. Copy or write the file again.") from error

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from cluster.errors import CapacityError, MachinesFailed, SpecError
 from cluster.ray.connection import address_of, connected, held_places
+from cluster.text import one_line
 from jobs.drivers.command.member import Member, free_port
 from jobs.drivers.command.places import Place
 from jobs.planning import gang_of
@@ -36,8 +37,7 @@ class RayProcess:
         try:
             return ray.get(getattr(self._actor, method).remote(*arguments, **named), timeout=_ANSWER_S)
         except ray.exceptions.RayError as error:
-            why = str(error).strip().splitlines() or [type(error).__name__]
-            raise MachinesFailed(f"a process on node {self._node} is lost: {why[0]}") from error
+            raise MachinesFailed(f"a process on node {self._node} is lost: {one_line(error)}") from error
 
 
 class Host(Member):

@@ -17,8 +17,8 @@ from typing import Any
 
 from cluster.ray.connection import snapshot
 from cluster.ray.node_tasks import ask_nodes
-from jobs.drivers.finetune.lost_workers import newest_checkpoint
 from jobs.remedies.hang import Doing, Hang, Observations, hang_of, limit_s
+from jobs.run.checkpoints import newest_step_if_known
 from jobs.run.events import Announcer
 from jobs.run.remedies import RemedyReport
 from jobs.storage.journal import Record, interval_s
@@ -107,7 +107,7 @@ class HangWatch:
     def _end(self, group: _Group, hang: Hang, observed: Mapping[Observations, str]) -> None:
         group.hang, self._hung_at_s = hang, time.monotonic()
         rank, cause = hang.rank, _cause(hang)
-        saved = newest_checkpoint(group.job.paths)
+        saved = newest_step_if_known(group.job.paths)
         report = RemedyReport(
             REMEDY,
             cause,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from cluster.errors import MachinesFailed, RunFailed, StorageError
-from jobs.run.checkpoints import newest_step
+from cluster.errors import MachinesFailed, RunFailed
+from jobs.run.checkpoints import newest_step, newest_step_if_known
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import RemedyReport
@@ -72,7 +72,7 @@ class LostWorkers:
         if told:
             self._announce("warning", message, losses=losses)
             return
-        saved = newest_checkpoint(self._paths)
+        saved = newest_step_if_known(self._paths)
         # A group that was lost before its first step has done nothing that is computed again.
         step = saved if newest is None or newest is self._before else int(newest["step"])
         report = RemedyReport(
@@ -84,11 +84,3 @@ class LostWorkers:
         )
         self._lost = self._clock(), newest
         report.tell(self._announce, message, step=max(step, saved), losses=losses)
-
-
-def newest_checkpoint(paths: JobPaths) -> int:
-    """Return the step of the newest checkpoint, or 0 if there is none or the storage does not answer."""
-    try:
-        return newest_step(paths)
-    except StorageError:
-        return 0

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from cluster.errors import FleetuneError
+from jobs.run.checkpoints import newest_step_if_known
 from jobs.run.paths import JobPaths
 from jobs.search.driver.gangs import Gangs
-from jobs.search.driver.trial_files import newest_saved
 from jobs.search.driver.warm_gang import GangLost
 from jobs.training.mailbox import Answer, GangTask
 from jobs.training.on_ray.fit import Healing
@@ -32,7 +32,7 @@ def carried_out(
         FleetuneError: no gang is left.
     """
     run = JobPaths(task.run)
-    losses = Healing(lambda: newest_saved(run), _MOST_LOSSES - 1)
+    losses = Healing(lambda: newest_step_if_known(run), _MOST_LOSSES - 1)
     while True:
         try:
             return gangs.carry_out(task)

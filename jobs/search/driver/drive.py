@@ -64,7 +64,6 @@ from jobs.training.mailbox import GangTask
 from jobs.training.worker_input import Job
 
 _NEEDED = ("ray.data", "jobs.training.on_ray.controller", "ray.tune", "optuna")  # modules that this process needs
-ATTEMPTS = "drivers"
 _MOST_NAMED = 5  # trials in a warning
 
 
@@ -94,7 +93,7 @@ def drive_sweep(
     """
     given, alone = assignment or Assignment(), is_own(address)
     gives_back = assignment is not None or not alone  # other jobs can use slots that no trial needs
-    facts, drivers = run_facts(), storage.join(paths.root, ATTEMPTS)
+    facts, drivers = run_facts(), paths.drivers
     end_earlier_gangs(drivers)
     end_earlier_final_runs(paths)
     announce("phase", "connecting to Ray", phase="connect")

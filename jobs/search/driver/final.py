@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from cluster.errors import Interrupted, StorageError
 from jobs.drivers.finetune.ray_driver import Driver, trained
@@ -19,7 +19,7 @@ from jobs.planning import with_workers
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer, Watch
 from jobs.run.outcome import Outcome, Status, read_outcome
-from jobs.run.paths import JobPaths
+from jobs.run.paths import FINAL_RUN, JobPaths
 from jobs.run.progress import Progress
 from jobs.run.record import concluded, open_run, reopen_run
 from jobs.run.resume import differences
@@ -32,7 +32,6 @@ from jobs.spec.load import load_spec
 from jobs.spec.remedies import Forgetting
 from jobs.storage import files as storage
 
-FINAL: Final = "final"
 _LOOK_EVERY_S = 1.0  # for requests for a checkpoint; each look asks the storage
 
 
@@ -60,7 +59,7 @@ def final_spec(best: Spec, sweep_name: str) -> Spec:
     scored = {"metric_for_best_model": None, "greater_is_better": None, "load_best_model_at_end": False}
     return best.model_copy(
         update={
-            "name": f"{sweep_name[:56]}-{FINAL}",
+            "name": f"{sweep_name[:56]}-final",
             "data": best.data.model_copy(update={"eval_fraction": None}),
             # The rows of an evaluation stay: they are checked together with attn_implementation.
             "eval": Eval(per_device_eval_batch_size=best.eval.per_device_eval_batch_size),
@@ -78,8 +77,7 @@ def final_paths(sweep: JobPaths, spec: Spec) -> tuple[JobPaths, bool]:
     Raises:
         StorageError: the sweep's directory cannot be read.
     """
-    names = itertools.chain([FINAL], (f"{FINAL}-{number}" for number in itertools.count(2)))
-    found = (JobPaths(storage.join(sweep.root, name)) for name in names)
+    found = map(sweep.final, itertools.count(1))
     paths = next(one for one in found if not storage.exists(one.spec) or not differences(load_spec(one.spec), spec))
     return paths, storage.exists(paths.spec)
 
@@ -87,7 +85,7 @@ def final_paths(sweep: JobPaths, spec: Spec) -> tuple[JobPaths, bool]:
 def end_earlier_final_runs(sweep: JobPaths) -> None:
     """Make the workers of earlier drivers' final runs end, in case they have survived their Ray cluster."""
     for name in storage.list_names(sweep.root):
-        if name == FINAL or name.startswith(f"{FINAL}-"):
+        if FINAL_RUN.fullmatch(name):
             take_run(JobPaths(storage.join(sweep.root, name)))
 
 

@@ -69,7 +69,7 @@ class Gangs:
     def _started(self, number: int, spec: Spec) -> WarmGang:
         """Start the gang of this number, with an engine for `spec`."""
         self._starts += 1
-        root = storage.join(self._job.run_root, "gangs", str(self._starts))
+        root = storage.join(JobPaths(self._job.run_root).gangs, str(self._starts))
         own = replace(self._job, spec=spec, run_root=root, driver=take_run(JobPaths(root)))
         size = self._job.spec.resources.num_workers
         places = None if self._places is None else self._places[number * size : (number + 1) * size]
@@ -210,7 +210,7 @@ class Gangs:
     def log_of(self, reason: str) -> tuple[str, str] | None:
         """Return path and last lines of a log that contains the reason, or else of any log; None if all are empty."""
         found: tuple[str, str] | None = None
-        home = storage.join(self._job.run_root, "gangs")
+        home = JobPaths(self._job.run_root).gangs
         with contextlib.suppress(StorageError):
             for logs in (JobPaths(storage.join(home, name)).logs for name in storage.list_names(home)):
                 for path in (storage.join(logs, name) for name in storage.list_names(logs)):
@@ -259,7 +259,7 @@ def end_earlier_gangs(drivers: str) -> None:
         drivers: the directory that has one directory for each driver of the sweep.
     """
     for attempt in storage.list_names(drivers):
-        gangs = storage.join(drivers, attempt, "gangs")
+        gangs = JobPaths(storage.join(drivers, attempt)).gangs
         for gang in storage.list_names(gangs):
             take_run(JobPaths(storage.join(gangs, gang)))
 

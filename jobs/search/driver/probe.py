@@ -10,7 +10,6 @@ from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.rules.varying import trial_spec
-from jobs.storage import files as storage
 from jobs.training.mailbox import GangTask
 
 
@@ -27,7 +26,7 @@ def bound_rate(ledger: Ledger, gangs: Gangs, own: str, announce: Announcer) -> N
     if not rates:
         return
     announce("phase", f"looking for the greatest learning rate, up to {rates[-1]:.2g}", phase="probe")
-    probe = JobPaths(storage.join(own, "probe"))
+    probe = JobPaths(JobPaths(own).probe)
     spec = trial_spec(ledger.sweep.base, prior_of(ledger.sweep))  # the first trial's: the gang has its engine then
     task = GangTask(action="probe", run=probe.root, spec=spec, rates=rates, driver=take_run(probe))
     try:

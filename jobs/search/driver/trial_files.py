@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 from cluster.errors import StorageError
-from jobs.run.checkpoints import newest_step
+from jobs.run.checkpoints import newest_step_if_known
 from jobs.run.paths import JobPaths
 from jobs.search.ledger import Unanswered
 from jobs.search.trial import Trial
@@ -33,13 +33,6 @@ def remove_requests(trial: JobPaths) -> None:
         storage.remove_file(gone)
 
 
-def newest_saved(run: JobPaths) -> int:
-    """Return the step of a run's newest checkpoint; 0: there is none, or the storage fails."""
-    with contextlib.suppress(StorageError):
-        return newest_step(run)
-    return 0
-
-
 def unanswered(trial: Trial, tokens_per_run: float) -> Unanswered | None:
     """Return what was trained without an answer, up to the newest checkpoint; None: nothing.
 
@@ -48,7 +41,7 @@ def unanswered(trial: Trial, tokens_per_run: float) -> Unanswered | None:
     Args:
         tokens_per_run: tokens of one whole run, for steps whose metrics are lost.
     """
-    saved = newest_saved(trial.paths)
+    saved = newest_step_if_known(trial.paths)
     if saved <= trial.step:
         return None
     known, mean = _logged(trial.paths), (tokens_per_run / max(trial.total_steps, 1), 0.0)

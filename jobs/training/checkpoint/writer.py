@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cluster.errors import StorageError
+from cluster.errors import DataError, StorageError
 from cluster.text import byte_size
 from jobs.run.checkpoints import (
     COMMIT_NAME,
@@ -45,10 +45,28 @@ _POLL_S = (0.05, 1.0)  # first and longest pause of rank 0 between looks for the
 _SAY_EVERY_S = 20.0
 _GIVE_UP_S = 1200.0  # less than the half hour after which a collective of the other ranks times out
 _LAST_WRITE_S = 60.0  # wait at the end for the checkpoint that is being written
-_DTYPES = {
-    torch.float32: "F32", torch.float64: "F64", torch.bfloat16: "BF16", torch.float16: "F16", torch.int64: "I64",
-    torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+# Their names in safetensors; all that `safetensors.torch` can load.
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
+    torch.float8_e5m2: "F8_E5M2", torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.complex64: "C64",
 }  # fmt: skip
+
+
+def check_buffers(buffers: dict[str, torch.Tensor]) -> None:
+    """Raise DataError if a checkpoint cannot hold one of the model's buffers."""
+    for name, buffer in buffers.items():
+        if buffer.dtype not in DTYPES:
+            raise DataError(
+                f"the buffer {name} of the model is {_short(buffer.dtype)}, and a checkpoint holds only "
+                f"{', '.join(map(_short, DTYPES))}: convert this tensor of its weights, or choose another model"
+            )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 @dataclass
@@ -142,7 +160,7 @@ class Checkpointer:
         described = {}
         for name, buffer in buffers.items():
             kept = buffer.detach().to("cpu", copy=True).contiguous()
-            dtype, shape = _DTYPES[kept.dtype], tuple(kept.shape)
+            dtype, shape = DTYPES[kept.dtype], tuple(kept.shape)
             tensors.append(Tensor(f"buffer:{name}", dtype, shape, kept.reshape(-1).view(torch.uint8).numpy()))
             described[name] = (dtype, shape)
         slices = tuple(piece.slice for piece in self._partitions.pieces)

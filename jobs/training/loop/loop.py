@@ -30,7 +30,7 @@ from jobs.run.remedies import RemedyReport
 from jobs.storage.journal import Record
 from jobs.training.checkpoint.host_copy import HostCopy
 from jobs.training.checkpoint.reader import CheckpointReader
-from jobs.training.checkpoint.writer import Checkpointer
+from jobs.training.checkpoint.writer import Checkpointer, check_buffers
 from jobs.training.collectives import of_all_ranks
 from jobs.training.faults import storage_to_blame
 from jobs.training.loop.evaluation import Evaluator
@@ -252,8 +252,13 @@ def _on_any_rank(here: bool, worker: WorkerContext) -> bool:
 
 
 def ready(loaded: Loaded, job: Job, worker: WorkerContext, reporter: Reporter) -> Run:
-    """Make a run of the job from the loaded parts, with the engine's present weights. Every rank must call it."""
+    """Make a run of the job from the loaded parts, with the engine's present weights. Every rank must call it.
+
+    Raises:
+        DataError: a checkpoint cannot hold a buffer of the model.
+    """
     engine, prepared = loaded.engine, loaded.prepared
+    check_buffers(engine.buffers)
     split, host = prepared.split("train"), HostCopy(engine.partitions)
     plan = step_plan(job.spec, split)
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from cluster.errors import MachinesFailed
-from jobs.run.checkpoints import commit_path
+from jobs.run.checkpoints import commit_path, newest_step_if_known
 from jobs.run.paths import JobPaths
 from jobs.search.driver import drive, searching
-from jobs.search.driver.trial_files import newest_saved, unanswered
+from jobs.search.driver.trial_files import unanswered
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
@@ -84,7 +84,7 @@ def test_a_trial_whose_gangs_were_lost_keeps_its_checkpoints_for_the_resume(
     for rate in (1e-4, 2e-4, 3e-4, 4e-4):
         trials.append(served(search, rate, iter([2, FINISHED])))
     assert trials[0].lost
-    assert [newest_saved(trial.paths) for trial in trials] == [2, 2, 2, 2, 0]
+    assert [newest_step_if_known(trial.paths) for trial in trials] == [2, 2, 2, 2, 0]
 
 
 def test_a_loss_after_a_stop_leaves_the_trial_to_a_resume(search: searching.Search) -> None:

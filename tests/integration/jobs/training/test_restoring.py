@@ -27,7 +27,7 @@ from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter, read_part
 from jobs.storage.tensor_file import write_shard
 from jobs.training.checkpoint.reader import check_same_model
-from jobs.training.checkpoint.writer import Checkpointer, Writing
+from jobs.training.checkpoint.writer import DTYPES, Checkpointer, Writing, check_buffers
 from jobs.training.loop import restoring
 from jobs.training.loop.saving import (
     StepSignals,
@@ -256,7 +256,9 @@ def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
         "count": torch.tensor(7),
         "half": torch.randn(5).bfloat16(),
         "mask": torch.tensor([True, False]),
+        **{f"as {dtype}": torch.arange(6).reshape(3, 2).to(dtype) for dtype in DTYPES},
     }
+    check_buffers(buffers)
     partitions: Any = SimpleNamespace(pieces=())
     worker: Any = SimpleNamespace(rank=0, world_size=1)
     reporter: Any = SimpleNamespace(event=lambda *told, **data: None)
@@ -265,8 +267,17 @@ def test_buffers_of_every_kind_come_back(tmp_path: pathlib.Path) -> None:
     tensors, described = checkpoints._part(buffers)
     part = Part(file=write_shard(str(tmp_path), "a.safetensors", tensors), **described)
     back = read_buffers(str(tmp_path), part, buffers)
-    assert all(torch.equal(back[name], buffers[name]) for name in buffers) and set(back) == set(buffers)
-    assert set(load_file(tmp_path / "a.safetensors")) == {f"buffer:{name}" for name in buffers}
+    stored = load_file(tmp_path / "a.safetensors")
+    assert set(back) == set(buffers) and set(stored) == {f"buffer:{name}" for name in buffers}
+    for name, buffer in buffers.items():
+        for one in (back[name], stored[f"buffer:{name}"]):
+            assert (one.dtype, one.shape) == (buffer.dtype, buffer.shape), name
+            assert torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, buffer))), name
+
+
+def test_a_buffer_that_no_checkpoint_can_hold_is_refused_by_its_name() -> None:
+    with pytest.raises(DataError, match=r"^the buffer rope\.freqs of the model is complex128, and a checkpoint holds "):
+        check_buffers({"mean": torch.zeros(2), "rope.freqs": torch.zeros(2, dtype=torch.complex128)})
 
 
 def test_an_index_that_was_stored_despite_an_error_counts_and_dead_parts_go(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import struct
 import threading
 from pathlib import Path
@@ -11,9 +13,10 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from safetensors.numpy import save_file
 
-from cluster.errors import DataError
+from cluster.errors import DataError, StorageOutage
 from jobs.model_files.directory import (
     check_model_dir,
     check_model_files,
@@ -325,13 +328,35 @@ def test_weights_of_equal_size_that_are_uploaded_again_to_the_hub_are_fetched_ag
 
 def test_workers_of_one_machine_share_one_fetch(url: str, tmp_path: Path) -> None:
     found: list[str] = []
-    threads = [threading.Thread(target=lambda: found.append(local_model_dir(url, str(tmp_path)))) for _ in range(4)]
+    cache = tmp_path / "cache"
+    threads = [threading.Thread(target=lambda: found.append(local_model_dir(url, str(cache)))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(found) == 4 and len(set(found)) == 1
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".part")] == []
+    assert [str(path) for path in cache.iterdir() if path.is_dir()] == [found[0]]
+
+
+def test_what_a_killed_fetch_has_left_is_removed_by_the_next(url: str, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    target = local_model_dir(url, str(cache))
+    os.rename(target, f"{target}.part")
+    Path(f"{target}.part", "half").touch()
+    assert local_model_dir(url, str(cache)) == target
+    assert [str(path) for path in cache.iterdir() if path.is_dir()] == [target]
+    assert not Path(target, "half").exists()
+
+
+def test_a_model_that_cannot_be_listed_now_is_no_wrong_input(url: str, tmp_path: Path) -> None:
+    def reset(self: Any, path: str, **named: Any) -> Any:
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "find", reset)
+        for fetch in (local_model_dir, without_weights):
+            with pytest.raises(StorageOutage, match=f"cannot list {url}: ConnectionResetError"):
+                fetch(url, str(tmp_path))
 
 
 def test_url_with_nothing_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.preflight.kept import remember, was_tried
+from jobs.preflight.kept import kept_cpu_speed, remember, was_tried
 from jobs.spec.finetune import Spec
 
 
@@ -33,6 +33,12 @@ def write_weights(folder: Path, shape: list[int], value: int) -> None:
 def spec(**model: Any) -> Spec:
     values = {"path": "/m", "task": "causal-lm", **model}
     return Spec.model_validate({"model": values, "data": {"train": "/d", "format": "text"}})
+
+
+def speed(measured: float) -> tuple[float, float]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
+        return kept_cpu_speed(1, lambda: (measured, measured))
 
 
 def test_a_model_is_remembered_whatever_its_path_and_weights(model: Path) -> None:
@@ -76,3 +82,10 @@ def test_a_cache_that_cannot_be_written_is_done_without(model: Path, tmp_path: P
     (tmp_path / "home").write_text("a file where the directory would be")
     remember(spec(), str(model))
     assert not was_tried(spec(), str(model))
+    assert (speed(1.0), speed(2.0)) == ((1.0, 1.0), (2.0, 2.0))
+
+
+@pytest.mark.usefixtures("model")
+def test_a_speed_is_measured_once(tmp_path: Path) -> None:
+    assert speed(1.0) == speed(2.0) == (1.0, 1.0)
+    assert [file.suffix for file in tmp_path.glob("home/.cache/fleetune/speeds/*")] == [".json"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from cluster.errors import StorageError
 from jobs.storage import files as storage
+from jobs.storage import without_links
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 
@@ -31,6 +34,11 @@ def test_what_is_written_is_read(root: str) -> None:
     storage.write_bytes(path, b"two")
     assert storage.read_bytes(path) == b"two"
     assert storage.exists(path) and storage.is_dir(storage.join(root, "a")) and not storage.is_dir(path)
+
+
+@pytest.mark.parametrize("top", ["/", "file:///", "memory://"])
+def test_the_top_of_a_storage_is_a_directory(top: str) -> None:
+    assert storage.exists(top) and storage.is_dir(top)
 
 
 def test_names_are_sorted_and_a_missing_directory_has_none(root: str) -> None:
@@ -88,6 +96,42 @@ def test_removed_directory_is_gone_and_removing_none_is_fine(root: str) -> None:
     storage.remove_dir(storage.join(root, "dir"))
     storage.remove_dir(storage.join(root, "dir"))
     assert not storage.exists(storage.join(root, "dir", "a"))
+
+
+def _by_files(path: Path) -> None:
+    storage.remove_dir(str(path))
+
+
+def _without_links(path: Path) -> None:
+    without_links.remove(str(path.parent), [path.name])
+
+
+@pytest.mark.parametrize("remove", [_by_files, _without_links])
+def test_directory_that_another_process_removes_too_is_gone(
+    remove: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "sub/c", "sub/d"):
+        storage.write_bytes(str(tmp_path / "dir" / name), b"")
+    unlink = os.unlink
+
+    def late(path: Any, **named: Any) -> None:
+        unlink(path, **named)
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
+
+    monkeypatch.setattr("os.unlink", late)
+    remove(tmp_path / "dir")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_directory_that_cannot_be_removed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_bytes(str(tmp_path / "dir" / "a"), b"")
+
+    def refuse(path: Any, **named: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr("os.unlink", refuse)
+    with pytest.raises(StorageError, match=r"cannot remove .*Permission denied"):
+        storage.remove_dir(str(tmp_path / "dir"))
 
 
 def test_probe_of_a_writable_place_leaves_no_file(root: str) -> None:

@@ -78,6 +78,15 @@ def test_parts_that_are_still_being_written_are_not_read(tmp_path: Path) -> None
     assert read_journal(str(tmp_path)) == []
 
 
+def test_a_file_that_no_writer_has_named_is_no_part(tmp_path: Path) -> None:
+    writer = JournalWriter(str(tmp_path))
+    writer.append({"n": 1})
+    writer.close()
+    for name in ("notes.jsonl", "1-0.jsonl", "copy of 00000000000000000001-0.jsonl"):
+        (tmp_path / name).write_text("not JSON")
+    assert list(JournalReader(str(tmp_path)).new()) == read_journal(str(tmp_path)) == [{"n": 1}]
+
+
 def test_numbers_that_are_none_survive(tmp_path: Path) -> None:
     writer = JournalWriter(str(tmp_path))
     writer.append({"loss": float("nan")})

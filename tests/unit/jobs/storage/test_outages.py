@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pathlib
+import types
 from typing import Any
 
 import fsspec
@@ -12,6 +13,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from cluster.errors import StorageError, StorageOutage
+from jobs.data.sources.patterns import expand
 from jobs.run.checkpoints import read_commit
 from jobs.run.paths import JobPaths
 from jobs.run.record import outcome_of_error
@@ -26,6 +28,23 @@ class EndpointConnectionError(Exception):
     """As that of botocore, which is no OSError."""
 
 
+class HttpError(OSError):
+    """As those of httpx, requests and huggingface_hub, which have no errno."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the server answered {status}")
+        self.response = types.SimpleNamespace(status_code=status)
+
+
+class RemoteProtocolError(Exception):
+    """As httpx raises it if a server closes a connection without an answer."""
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
 class Silent(MemoryFileSystem):  # type: ignore[misc]  # fsspec carries no types
     protocol = "dropping"
     error: Exception = EndpointConnectionError("Could not connect to the endpoint URL")
@@ -34,6 +53,9 @@ class Silent(MemoryFileSystem):  # type: ignore[misc]  # fsspec carries no types
         raise self.error
 
     def cat_file(self, path: str, *given: Any, **named: Any) -> Any:
+        raise self.error
+
+    def info(self, path: str, **named: Any) -> Any:
         raise self.error
 
 
@@ -58,6 +80,18 @@ def silent() -> str:
         (FileNotFoundError(errno.ENOENT, "No such file or directory"), False),
         (PermissionError(errno.EACCES, "Access Denied"), False),
         (ValueError("bad name"), False),
+        (HttpError(408), True),
+        (HttpError(425), True),
+        (HttpError(429), True),
+        (HttpError(500), True),
+        (HttpError(503), True),
+        (HttpError(401), False),
+        (HttpError(404), False),
+        (RemoteProtocolError("Server disconnected without sending a response"), True),
+        (caused(FileNotFoundError("not in the cache"), HttpError(503)), True),
+        (caused(FileNotFoundError("not in the cache"), HttpError(404)), False),
+        (caused(OSError("ConnectionClosedError"), EndpointConnectionError("closed")), True),
+        (caused(FileNotFoundError(errno.ENOENT, "No such file"), EndpointConnectionError("closed")), False),
     ],
 )
 def test_what_passes_is_told_from_what_comes_again(error: Exception, passes: bool) -> None:
@@ -107,6 +141,15 @@ def test_a_mount_that_is_away_does_not_make_a_file_absent(
     monkeypatch.setattr("os.stat", away)
     with pytest.raises(StorageOutage, match="Stale file handle"):
         storage.exists(f"{tmp_path}/file")
+
+
+@pytest.mark.parametrize("error", [EndpointConnectionError("closed"), caused(FileNotFoundError("?"), HttpError(503))])
+def test_an_outage_does_not_make_a_file_absent(error: Exception, silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run whose checkpoints were absent would begin again at step 0."""
+    monkeypatch.setattr(Silent, "error", error)
+    for look in (storage.exists, storage.is_dir, lambda path: storage.read_versioned(path, 1), expand):
+        with pytest.raises(StorageOutage, match=r"cannot look (at|for) dropping://bucket/x"):
+            look(f"{silent}/x")
 
 
 def test_an_outage_does_not_make_a_checkpoint_damaged(silent: str) -> None:

@@ -24,7 +24,8 @@ class Run:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, places: tuple[str, ...] | None = None) -> None:
         self.events: list[dict[str, Any]] = []
         self.now_s, self.saved = 100.0, 0
-        monkeypatch.setattr(lost_workers, "newest_step", lambda paths: self.saved)
+        for name in ("newest_step", "newest_step_if_known"):
+            monkeypatch.setattr(lost_workers, name, lambda paths: self.saved)
         paths: Any = JobPaths(str(folder))
         self.losses = LostWorkers(paths, self._announce, places, lambda: self.now_s)  # type: ignore[arg-type]
 

@@ -1,10 +1,10 @@
-"""What a driver has said of its own failure is what people are told."""
+"""What programs and errors have said is told to people in one line."""
 
 from __future__ import annotations
 
 import pytest
 
-from cluster.text import error_line
+from cluster.text import error_line, one_line
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,18 @@ from cluster.text import error_line
 )
 def test_the_last_error_of_the_driver_itself_is_what_it_has_said(tail: str, said: str) -> None:
     assert error_line(tail) == said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("no such cluster\nTry another one"), "no such cluster"),
+        (ConnectionError(), "ConnectionError"),
+        (ValueError(" \n"), "ValueError"),
+        ("\nTraceback (most recent call last):\n  in f\nOSError: x\n", "OSError: x"),
+        ("", ""),
+        ("x" * 9000, "x" * 500),
+    ],
+)
+def test_an_error_is_its_first_line_and_never_nothing(error: Exception | str, said: str) -> None:
+    assert one_line(error) == said

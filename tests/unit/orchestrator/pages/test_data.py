@@ -13,11 +13,10 @@ from rich.cells import cell_len
 
 from cluster.text import compact, many, percent
 from jobs.data.quality import report as values
-from jobs.data.quality.preview import ShownRow, ShownSample
 from jobs.data.quality.report import DataReport, Example, Finding, Histogram, LongSample, Packing, SourceReport
 from orchestrator.pages import data as datapage
 from orchestrator.pages import svg, tables
-from orchestrator.pages.data import format_share, page, rows_page
+from orchestrator.pages.data import format_share, page
 from orchestrator.pages.data_html import html
 
 NOW = datetime.datetime(2026, 11, 24, 12, 5, tzinfo=datetime.UTC)
@@ -399,9 +398,3 @@ def test_ticks_are_round_numbers_within_the_axis() -> None:
 def test_bins_of_unlike_spans_are_equally_wide() -> None:
     place = svg.even_bins((0, 1, 10, 100), 0, 300)
     assert [place(value) for value in (-1, 0.5, 1, 55, 100, 999)] == [0, 50, 100, 250, 300, 300]
-
-
-def test_a_row_tells_lines_from_numbers_of_samples() -> None:
-    sample = ShownSample(source=1, number=7, tokens=(3,), pieces=("a",), targets=(True,), label=None)
-    for prepared, what in ((False, "(line 7 of source 1)"), (True, "(number 7 of source 1)")):
-        assert what in rows_page([ShownRow(0, (sample,), prepared)], colour=False)

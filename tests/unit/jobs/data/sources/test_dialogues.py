@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.data.sources.bad_records import BadRecord
-from jobs.data.sources.chunks import content_hash
+from jobs.data.sources.content import content_hash
 from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.formats import Reading, sample_of
 from jobs.data.sources.records import Record

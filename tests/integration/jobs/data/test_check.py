@@ -203,6 +203,18 @@ def test_faults_of_labelled_texts_are_found_with_file_and_line(tmp_path: Path, m
     assert report.verdict == "errors" and report.blocked is not None and "reviews.csv:32: label '7'" in report.blocked
 
 
+def test_each_source_is_announced_before_it_is_read(tmp_path: Path, model_dir: str) -> None:  # noqa: F811
+    paths = [jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name} is a text."}] * 3) for name in ("one", "two")]
+    said = list[str]()
+    check(
+        spec_of(tmp_path, "causal-lm", {"train": paths, "format": "text"}), model_dir, engine="plain", say=said.append
+    )
+    assert [line.partition(",")[0] for line in said if line.startswith("tokenising")] == [
+        "tokenising data.train[0]: 1 file",
+        "tokenising data.train[1]: 1 file",
+    ]
+
+
 def test_unknown_tokens_and_records_that_a_quote_joins_are_found(tmp_path: Path) -> None:
     draw = random.Random(5)
     words = Tokenizer(WordLevel({"[UNK]": 0, **{word: number for number, word in enumerate(PLAIN, 1)}}, "[UNK]"))

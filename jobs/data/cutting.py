@@ -60,10 +60,11 @@ def format_cut(where: str, cut: Cut | None, seq_len: int, most: int | None = Non
     if cut is None or cut.cut_tokens < _WORTH_SAYING * cut.tokens or not cut.cut_tokens:
         return None
     samples, tokens = cut.cut_samples / cut.samples, cut.cut_tokens / cut.tokens
-    better = f"data.seq_len: {cut.keeps_95} would keep 95 %, {cut.keeps_99} would keep 99 %"
-    if most is not None and most < cut.keeps_99:
+    keeping = ((cut.keeps_95, "95 %"), (cut.keeps_99, "99 %"))
+    better = ", ".join(f"{length} would keep {share}" for length, share in keeping if length > seq_len)
+    if better and most is not None and most < cut.keeps_99:
         better += f", but the model has {most} positions"
-    return (
-        f"data.seq_len ({seq_len}) cuts {samples:.0%} of the samples of {where}, which loses {tokens:.0%} of the "
-        f"tokens. {better}"
+    what = (
+        f"data.seq_len ({seq_len}) cuts {samples:.0%} of the samples of {where}, which loses {tokens:.0%} of the tokens"
     )
+    return f"{what}. data.seq_len: {better}" if better else what

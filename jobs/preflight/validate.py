@@ -87,6 +87,8 @@ def validate(spec: Spec, *, estimates: bool = True, judged: str | None = None) -
         raise type(problems[0]).of(mistakes) from problems[0]
     spec = with_model_of_run(spec)
     seen, unseen = _model_seen(spec)
+    tokens = "tokens and chat template" if _renders(spec) else "tokens"
+    unseen.append(f"data: {tokens}; `fleetune data check` tries them on every record")
     warnings = [*_warnings(spec), *([] if judged is not None else _warnings_of_a_run(spec))]
     for where, source in sources.items():
         seen.append(f"{where}: {source.words}")
@@ -209,7 +211,7 @@ def _top_level_names(module: ModuleSpec) -> set[str] | None:
 
 def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Looked]:
     """Check each source, and add problems to `problems` under its name in the spec."""
-    from jobs.data.sources.first_records import format_bad_records, look_at
+    from jobs.data.sources.first_records import check_split, format_bad_records, look_at
     from jobs.data.sources.formats import Reading
 
     found: dict[str, Looked] = {}
@@ -219,6 +221,8 @@ def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Look
             wrong, _ = format_bad_records(found[where], spec.data.max_bad_fraction)
             if wrong:
                 raise DataError.at(where, wrong)
+            if spec.data.eval_fraction is not None and where.startswith("data.train"):
+                check_split(found[where], spec.data.eval_fraction, source.path)
         except InputError as error:
             named = (one if one.field else replace(one, field=where.partition("[")[0]) for one in error.mistakes)
             problems.append(type(error).of(named))
@@ -226,10 +230,10 @@ def _looked_at_sources(spec: Spec, problems: list[InputError]) -> dict[str, Look
 
 
 def _source_warnings(spec: Spec, where: str, source: Looked, estimates: bool) -> Iterator[str]:
-    from jobs.data.sources.first_records import cut_in_sample, format_bad_records
+    from jobs.data.sources.first_records import cut_in_sample, format_bad_records, format_joined
 
-    _, warning = format_bad_records(source, spec.data.max_bad_fraction)
-    if warning:
+    _, bad = format_bad_records(source, spec.data.max_bad_fraction)
+    for warning in filter(None, (bad, format_joined(source))):
         yield f"{where}: {warning}"
     model = spec.model.path
     sampled = estimates and storage.is_local(model)
@@ -275,6 +279,11 @@ def _warmup_share(train: Train) -> float:
     return steps / train.max_steps if train.max_steps else 0.0
 
 
+def _renders(spec: Spec) -> bool:
+    """Whether a chat template may write samples."""
+    return bool({"chat", "instruction"} & spec.formats) or any(":" in one for one in spec.formats)
+
+
 def _warnings_of_a_run(spec: Spec) -> Iterator[str]:
     """Yield settings without effect in a single run; the trials of a sweep have values and scores of their own."""
     train, forgetting = spec.train, spec.remedies.forgetting
@@ -286,8 +295,7 @@ def _warnings_of_a_run(spec: Spec) -> Iterator[str]:
     if spec.checkpoint.load_best_model_at_end and spec.eval.eval_steps is None:
         scored = "only the first and the last state are" if spec.eval.eval_on_start else "only the last state is"
         yield f"checkpoint.load_best_model_at_end: without eval.eval_steps, {scored} scored. Give eval.eval_steps"
-    renders = {"chat", "instruction"} & spec.formats or any(":" in one for one in spec.formats)
-    if spec.model.chat_template is not None and not renders and not spec.eval.lm_eval.apply_chat_template:
+    if spec.model.chat_template is not None and not _renders(spec) and not spec.eval.lm_eval.apply_chat_template:
         yield "model.chat_template has no effect: no data has the format chat or instruction"
     if forgetting.max_general_loss_increase is None and forgetting.action != Forgetting().action:
         yield (

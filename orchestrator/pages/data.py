@@ -345,13 +345,16 @@ def _row(row: ShownRow, colour: bool) -> str:
     if row.samples[0].label is None:
         samples = "" if len(row.samples) == 1 else f", {many(len(row.samples), 'sample')}"
         head += f", {many(targets, 'target')}{samples}"
-    return "\n".join([head, *(_sample(place, sample, colour) for place, sample in enumerate(row.samples, 1))])
+    return "\n".join(
+        [head, *(_sample(place, sample, row.prepared, colour) for place, sample in enumerate(row.samples, 1))]
+    )
 
 
-def _sample(place: int, sample: ShownSample, colour: bool) -> str:
+def _sample(place: int, sample: ShownSample, prepared: bool, colour: bool) -> str:
+    number = "number" if prepared else "line"
     of = f" of source {sample.source}" if sample.source else ""
     label = f", label {sample.label}" if sample.label is not None else ""
-    head = f"-- sample {place} (number {sample.number}{of}): {many(len(sample.tokens), 'token')}{label}"
+    head = f"-- sample {place} ({number} {sample.number}{of}): {many(len(sample.tokens), 'token')}{label}"
     return "\n".join([head, _text(sample, colour), f"   ids: {_ids(sample)}"])
 
 

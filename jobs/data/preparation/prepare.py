@@ -23,6 +23,7 @@ from jobs.data.preparation.shard_writer import remove_notes
 from jobs.data.prepared import Manifest, Prepared, SplitManifest, manifest_path, write_manifest
 from jobs.data.sources.bad_records import BadRecord, write_bad_records
 from jobs.data.sources.chunks import held_out
+from jobs.data.sources.content import empty_split
 from jobs.data.sources.formats import first_of
 from jobs.model_files.directory import longest_text
 from jobs.model_files.tokenizer import pad_token_id, read_tokenizer
@@ -214,10 +215,7 @@ def _empty(job: SourceJob, split: str, samples: int) -> str:
     if job.eval_fraction is None or not samples:
         return f"no row of {job.where} ({job.path}) can be used: give a file with at least one sample"
     name = "train" if split == ROWS else "eval"
-    return (
-        f"data.eval_fraction ({job.eval_fraction}) of {many(samples, 'sample')} of {job.path} leaves none for {name} "
-        "(equal samples stay together): choose another fraction, or give data.eval"
-    )
+    return empty_split(job.eval_fraction, samples, job.path, name)
 
 
 def prepare(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cluster.text import many
+from cluster.text import byte_size, many
 from jobs.data.order.row_order import GROUP_STEPS
 from jobs.data.preparation.engines import Engine, Progress, Say, run, started
 from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerprint_of_jobs, source_jobs
@@ -22,6 +22,7 @@ from jobs.data.quality.findings import EVAL, ROLES, TRAIN, Facts, findings_of, l
 from jobs.data.quality.report import DataReport, Histogram, LabelCount, LongSample, Packing, SourceReport
 from jobs.data.sources.bad_records import BadRecord, write_bad_records
 from jobs.data.sources.chunks import held_out
+from jobs.data.sources.content import empty_split
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.planning import plan_batching
 from jobs.run.paths import check_folder
@@ -60,6 +61,7 @@ def _facts(job: SourceJob, engine: Engine, progress: Progress, say: Say) -> tupl
     """Return the facts of one source in source order, and the number of its records."""
     todo = {file: frozenset[int]() for file in range(len(job.work.files))}
     tables, records = [FACTS_SCHEMA.empty_table()], 0
+    say(f"tokenising {job.where}: {many(len(todo), 'file')}, {byte_size(sum(job.sizes))}")
     for table in run(facts_of, job.work, todo, engine, say):
         position, file = table["position"][0].as_py(), table["file"][0].as_py()
         records += pc.sum(table["records"]).as_py() or 0  # Ray may split a chunk; its first row has the number
@@ -146,8 +148,7 @@ def _blocked(spec: Spec, jobs: list[SourceJob], facts: Facts) -> str | None:
             return f"{job.where} ({job.path}) has no sample"
         if job.eval_fraction is not None and len(set(role.tolist())) < 2:
             which = "eval" if role[0] == TRAIN else "train"
-            share = f"data.eval_fraction ({job.eval_fraction}) of {many(len(role), 'sample')} of {job.path}"
-            return f"{share} leaves none for {which}"
+            return empty_split(job.eval_fraction, len(role), job.path, which)
     return None
 
 

@@ -17,13 +17,15 @@ from datasketch import MinHash
 from cluster.text import first_line
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.data.sources.bad_records import BadRecord, Reason
-from jobs.data.sources.chunks import Chunk, Work, content_hash, tokenised
+from jobs.data.sources.chunks import Chunk, Work, tokenised
+from jobs.data.sources.content import content_hash
 from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.formats import ClassSample, Sample, TextSample, texts_of
 from jobs.data.sources.tokenize import TokenRow
 
 NUM_PERM = 128  # hash functions of a signature: the estimated similarity is off by at most 0.09, usually by 0.03
 SHINGLE_WORDS = 3
+UNKNOWN_SHARE = 0.1  # of a sample's tokens that are the unknown token, from which on it is reported
 TEXT_SHOWN = 160  # characters of a sample that the report shows
 
 FACTS_SCHEMA = pa.schema(
@@ -59,8 +61,14 @@ _KNOWN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "f
 
 def facts_of(chunk: Chunk, work: Work) -> Any:
     """Compute the facts of one chunk, one row per sample or bad record, with FACTS_SCHEMA. Runs in workers."""
+    unknown = _unknown_token(work.tokenizer.load())
     rows: list[dict[str, Any]] = [
-        {"file": chunk.file, "line": line, "position": chunk.position, **_facts(sample, result)}
+        {
+            "file": chunk.file,
+            "line": line,
+            "position": chunk.position,
+            **_facts(sample, result, unknown, line in chunk.joined),
+        }
         for line, sample, result in itertools.chain.from_iterable(tokenised(chunk, work))
     ]
     if not rows:  # an empty row, so that the chunk counts as read
@@ -69,7 +77,13 @@ def facts_of(chunk: Chunk, work: Work) -> Any:
     return pa.Table.from_pylist(rows, schema=FACTS_SCHEMA)
 
 
-def _facts(sample: Sample | BadRecord, result: Any) -> dict[str, Any]:
+def _unknown_token(tokenizer: Any) -> int | None:
+    """Return the token for what the tokenizer does not know; None if there is none, or it has another use (GPT-2's)."""
+    unknown: int | None = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
+
+
+def _facts(sample: Sample | BadRecord, result: Any, unknown: int | None, joined: bool) -> dict[str, Any]:
     if isinstance(sample, BadRecord):
         return {**_reason(sample.why), "fatal": sample.fatal, "text": ""}
     texts = texts_of(sample)
@@ -91,13 +105,25 @@ def _facts(sample: Sample | BadRecord, result: Any) -> dict[str, Any]:
         "label": sample.label if isinstance(sample, ClassSample) else -1,
         "chars": len(longest),
         "open_end": bool(longest) and not longest.rstrip().endswith(_SENTENCE_END),
-        "marks": [*_marks(sample, texts), *_divided(sample, result)],
+        "marks": [
+            *_marks(sample, texts),
+            *_divided(sample, result),
+            *(["joined-records"] if joined else []),
+            *_unknown(result, unknown),
+        ],
         "signature": signature(" ".join(texts)),
     }
 
 
 def _divided(sample: Sample, rows: list[TokenRow]) -> list[str]:
     return ["divided"] if isinstance(sample, ChatSample) and len(rows) > 1 else []
+
+
+def _unknown(rows: list[TokenRow], token: int | None) -> list[str]:
+    if token is None:
+        return []
+    count = sum(int(np.count_nonzero(row["input_ids"] == token)) for row in rows)
+    return ["unknown-tokens"] if count >= UNKNOWN_SHARE * sum(len(row["input_ids"]) for row in rows) else []
 
 
 def _reason(reason: Reason) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from cluster.text import first_line, many
 from jobs.data.quality.duplicates import Pairs, chosen_to_compare, exact_duplicates, near_duplicates
+from jobs.data.quality.facts import UNKNOWN_SHARE
 from jobs.data.quality.report import Example, Finding, Severity
 
 Numbers = npt.NDArray[np.int64]
@@ -21,6 +22,7 @@ TRAIN, EVAL = 0, 1
 ROLES = ("train", "eval")
 _CUT_AT_SOURCE = (5, 0.005, 100)  # least number of such texts, least share of them, least characters of each
 _MANY_CUT = 0.05  # share of truncated samples from which on the finding is a warning
+_MANY_UNKNOWN = 0.01  # share of samples with unknown tokens from which on the finding is a warning
 _RARE = 0.02  # share of the most frequent class below which a class is rare
 
 
@@ -81,7 +83,7 @@ class Facts:
 def findings_of(facts: Facts) -> tuple[tuple[Finding, ...], int]:
     """Return all findings, the most severe first, and the number of samples compared for near-duplicates."""
     compared, near = _near(facts)
-    rules = (_bad, _exact, _leaks, _conflicts, _marks, _cut_at_source, _cut, _divided, _classes)
+    rules = (_bad, _exact, _leaks, _conflicts, _marks, _unknown, _cut_at_source, _cut, _divided, _classes)
     found = [finding for rule in rules for finding in rule(facts)] + list(_near_findings(facts, near, compared))
     gravest = {"error": 0, "warning": 1, "note": 2}
     return tuple(sorted(found, key=lambda finding: gravest[finding.severity])), compared
@@ -185,6 +187,11 @@ _MARKS: tuple[tuple[str, str, str], ...] = (  # kind, title, advice
         "decode the source as Windows-1252, and export it again in UTF-8",
     ),
     ("control-characters", "control characters in a text", "remove them, or see where they come from"),
+    (
+        "joined-records",
+        "fields of CSV or TSV that look like several records, joined by quotes",
+        "double quotes that are part of a text, or convert the file; `fleetune validate` prints a command",
+    ),
     ("nearly-empty", "texts of one or two characters", "remove them, or see whether it is the right column"),
     (
         "unknown-role",
@@ -212,6 +219,14 @@ def _marks(facts: Facts) -> Iterator[Finding]:
     """Report problems that a single sample shows."""
     for mark, title, advice in _MARKS:
         yield from _finding(facts, mark, "warning", title, facts.marked(mark), len(facts.good), advice)
+
+
+def _unknown(facts: Facts) -> Iterator[Finding]:
+    rows, samples = facts.marked("unknown-tokens"), len(facts.good)
+    severity: Severity = "warning" if len(rows) > _MANY_UNKNOWN * samples else "note"
+    title = f"texts of which the tokenizer does not know {UNKNOWN_SHARE:.0%} of the tokens or more"
+    advice = "the model sees one token in place of all that is unknown: take a model for their language or characters"
+    yield from _finding(facts, "unknown-tokens", severity, title, rows, samples, advice)
 
 
 def _cut_at_source(facts: Facts) -> Iterator[Finding]:

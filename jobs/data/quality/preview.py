@@ -14,7 +14,8 @@ from jobs.data.preparation.fingerprint import SourceJob, check_formats, fingerpr
 from jobs.data.preparation.packing import one_a_row, pack
 from jobs.data.prepared import IGNORE_INDEX, SOURCE_ID_BITS, Prepared
 from jobs.data.sources.bad_records import BadRecord, Reason
-from jobs.data.sources.chunks import content_hash, held_out, read_chunks, tokenised
+from jobs.data.sources.chunks import held_out, read_chunks, tokenised
+from jobs.data.sources.content import content_hash
 from jobs.data.sources.formats import first_of
 from jobs.model_files.tokenizer import read_tokenizer
 from jobs.run.paths import prepared_root

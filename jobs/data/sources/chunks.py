@@ -5,9 +5,7 @@ The end of a chunk depends only on the records, so every engine divides a file i
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,9 +17,9 @@ import pyarrow as pa
 
 from cluster.errors import DataError, StorageOutage
 from jobs.data.sources.bad_records import BadRecord, Reason
-from jobs.data.sources.dialogues import ChatSample
+from jobs.data.sources.content import content_hash, held_out_below
 from jobs.data.sources.file_stamp import stamp, stamp_elsewhere
-from jobs.data.sources.formats import ClassSample, Reading, Sample, TextSample, sample_of, texts_of
+from jobs.data.sources.formats import Reading, Sample, sample_of, texts_of
 from jobs.data.sources.records import Record, RecordReader
 from jobs.data.sources.tokenize import LossOn, Result, tokenise
 from jobs.data.sources.user_code import UserCode, own_samples
@@ -71,6 +69,7 @@ class Chunk:
     position: int  # bytes of the file that were read by the end of the chunk
     last: bool = False  # whether the file ends here; the last chunk may have no rows
     outage: str | None = None  # why the rest of the file could not be read, if it may be read later
+    joined: frozenset[int] = frozenset()  # lines of its records that may hold several, see `Record.joined`
 
 
 Task = Callable[[Chunk, Work], pa.Table]  # pure, and can be pickled
@@ -90,9 +89,10 @@ def read_chunks(file: int, work: Work, skip: frozenset[int] = frozenset()) -> It
         chars += _chars(row)
         if len(rows) >= RECORDS_PER_CHUNK or chars >= CHARS_PER_CHUNK:
             if number not in skip:
-                yield Chunk(file, number, tuple(rows), reader.position)
+                yield Chunk(file, number, tuple(rows), reader.position, joined=reader.joined_of(rows))
             rows, chars, number = [], 0, number + 1
-    yield Chunk(file, number, tuple(rows), reader.position, last=True, outage=reader.outage)
+    joined = reader.joined_of(rows)
+    yield Chunk(file, number, tuple(rows), reader.position, last=True, outage=reader.outage, joined=joined)
 
 
 class _Reader:
@@ -102,7 +102,12 @@ class _Reader:
         self._path, self._reading = work.files[file], work.reading
         self._stamp, self._is_here = work.stamps[file], work.host == platform.node()
         self._records: RecordReader | None = None
+        self._joined = set[int]()
         self.outage: str | None = None
+
+    def joined_of(self, rows: Sequence[tuple[int, object]]) -> frozenset[int]:
+        """Return the lines of those rows whose records may hold several."""
+        return frozenset(line for line, _ in rows if line in self._joined)
 
     @property
     def position(self) -> int:
@@ -116,6 +121,8 @@ class _Reader:
             for row in self._records:
                 if row.line % _LINES_BETWEEN_LOOKS == 0 and self._changed():
                     break  # the file may grow as fast as it is read
+                if isinstance(row, Record) and row.joined:
+                    self._joined.add(row.line)
                 yield (
                     row.line,
                     row if self._reading.own or isinstance(row, BadRecord) else sample_of(row, self._reading),
@@ -192,31 +199,12 @@ def _rows(sample: Sample | BadRecord, result: Result) -> Iterator[tuple[Any, ...
         yield None, False, content, row["input_ids"], row["labels"], row["cut"]
 
 
-def content_hash(sample: Sample) -> int:
-    """Hash a sample to 64 bits, without its label, so that a text is never on both sides of a split."""
-    return int.from_bytes(hashlib.blake2b(said(sample).encode(), digest_size=8).digest(), "little")
-
-
 def held_out(content: npt.NDArray[np.uint64], fraction: float | None) -> npt.NDArray[np.bool_]:
     """Decide by content which samples are held out; (samples,)."""
     if fraction is None:
         return np.zeros(len(content), dtype=bool)
-    below: npt.NDArray[np.bool_] = content < np.uint64(int(fraction * 2**64))
+    below: npt.NDArray[np.bool_] = content < np.uint64(held_out_below(fraction))
     return below
-
-
-def said(sample: Sample) -> str:
-    """Return the content of a sample as one text that differs from that of every other sample."""
-    if isinstance(sample, TextSample | ClassSample):
-        return sample.text
-    texts = _said_in(sample) if isinstance(sample, ChatSample) else texts_of(sample)
-    return "".join(f"{len(text)}:{text}" for text in texts)
-
-
-def _said_in(sample: ChatSample) -> list[str]:
-    more = (sorted(sample.extras.items()), sample.tools, sample.unlearned)
-    texts = [text for message in sample.messages for text in message]
-    return [*texts, json.dumps(more, sort_keys=True, default=str)] if any(more) else texts
 
 
 _NO_TOKENS = np.zeros(0, np.int32)

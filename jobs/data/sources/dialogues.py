@@ -128,7 +128,7 @@ def chat_of(messages: Any, tools: Any, with_nulls: bool) -> ChatSample:
     found = tuple((role, content) for role, content, _ in read)
     extras = {number: extra for number, (_, _, extra) in enumerate(read) if extra}
     answers = [number for number, (role, _) in enumerate(found) if role == "assistant"]
-    unlearned = tuple(number for number in answers if turns[number].get("weight", 1) == 0)
+    unlearned = tuple(number for number in answers if not _is_learned(number, turns[number]))
     if not answers:
         roles = ", ".join(dict.fromkeys(role for role, _ in found))
         what = "no assistant turn, so nothing to learn"
@@ -163,6 +163,18 @@ def _turn(number: int, turn: Any, with_nulls: bool) -> tuple[str, str, dict[str,
     if calls and role != "assistant":
         raise _in_turn(number, f"{{turn}} has a call of a function, but its role is {role!r}, not 'assistant'")
     return role, content, {key: value for key, value in extras.items() if value}
+
+
+def _is_learned(number: int, turn: Mapping[str, Any]) -> bool:
+    """Whether a turn has weight 1, also as text or boolean, or no weight."""
+    value = turn.get("weight")
+    for weight in (0, 1):
+        if value in (weight, str(weight)):  # True and 1.0 are equal to 1
+            return bool(weight)
+    if value is None:
+        return True
+    what = "expected 0 or 1"
+    raise Rejected(f"weight of turn {number + 1} is {value!r:.80}, {what}", f"weight of turn N, {what}")
 
 
 def _text(number: int, turn: Mapping[str, Any], key: str) -> str:

@@ -12,18 +12,19 @@ from cluster.errors import DataError
 from cluster.text import many, nearest
 from jobs.data.cutting import cut_of, format_cut
 from jobs.data.sources.bad_records import NOT_UTF8, BadRecord
+from jobs.data.sources.content import content_hash, empty_split, held_out_below
 from jobs.data.sources.formats import (
+    ClassSample,
     PairSample,
     Reading,
     Sample,
-    TextSample,
     column_names,
     first_of,
     sample_of,
     texts_of,
 )
 from jobs.data.sources.patterns import expand
-from jobs.data.sources.records import Record, RecordReader
+from jobs.data.sources.records import Record, RecordReader, about_quotes
 from jobs.model_files.directory import longest_text
 
 LOOKED_AT_FILES = 8  # files of a source; few, because `validate` must answer in seconds, even on an object store
@@ -41,6 +42,7 @@ class Looked:
     records: int
     whole: bool  # whether all of the source was read
     bad: tuple[BadRecord, ...]
+    joined: tuple[str, ...]  # files and lines of records that may hold several, see `Record.joined`
     samples: tuple[Sample, ...]  # empty if a function of the user reads the records, because it is not run here
     expected_records: float  # records of the whole source, if the rest has equally long records
 
@@ -95,6 +97,7 @@ def look_at(reading: Reading, path: str, max_records: int = LOOKED_AT_RECORDS) -
         records=len(read),
         whole=whole,
         bad=tuple(bad),
+        joined=tuple(f"{row.file}:{row.line}" for row in read if isinstance(row, Record) and row.joined),
         samples=tuple(one for one in samples if not isinstance(one, BadRecord | Record)),
         expected_records=len(read) if whole else expected * len(every) / len(files),
     )
@@ -142,13 +145,34 @@ def format_bad_records(looked: Looked, most: float) -> tuple[str | None, str | N
     return None, f"{what}: {rest}. The first one: {looked.bad[0]}"
 
 
+def format_joined(looked: Looked) -> str | None:
+    """Warn of records of CSV or TSV that may hold several; None if there are none."""
+    if not looked.joined:
+        return None
+    what = (
+        f"{len(looked.joined):,} of {looked.records_text} may hold several records in one field, as {looked.joined[0]}"
+    )
+    return f"{what}. {about_quotes(looked.joined[0].rpartition(':')[0])}"
+
+
+def check_split(looked: Looked, fraction: float, path: str) -> None:
+    """Raise DataError if `data.eval_fraction` leaves no sample of a source for one of its splits.
+
+    A source that was not read whole passes, and so does one that a function of the user reads.
+    """
+    held = [content_hash(sample) < held_out_below(fraction) for sample in looked.samples]
+    if looked.whole and held and len(set(held)) < 2:
+        raise DataError.at("data.eval_fraction", empty_split(fraction, len(held), path, "train" if held[0] else "eval"))
+
+
 def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where: str) -> str | None:
     """Estimate on some samples what `seq_len` truncates; None if it is little or cannot be estimated here.
 
-    Text that a chat template adds is not counted, so slightly more is truncated than reported.
+    Dialogues and instructions are left out: what a chat template writes around them may be longer than they are.
     """
     path = os.path.join(model_dir, "tokenizer.json")
-    some = [_text_of(one) for one in samples[:: -(-len(samples) // _TOKENISED) or 1] if not isinstance(one, TextSample)]
+    drawn = samples[:: -(-len(samples) // _TOKENISED) or 1]
+    some = ["".join(texts_of(one)) for one in drawn if isinstance(one, PairSample | ClassSample)]
     if not some or not os.path.isfile(path) or all(len(text.encode()) < seq_len for text in some):
         return None  # every token has at least one byte, so nothing is truncated
     try:
@@ -162,10 +186,6 @@ def cut_in_sample(samples: Sequence[Sample], model_dir: str, seq_len: int, where
         return None
     words = format_cut(where, cut_of(lengths, seq_len), seq_len, longest_text(model_dir))
     return words and f"{words} (counted on {many(len(some), 'sample')})"
-
-
-def _text_of(sample: Sample) -> str:
-    return ("" if isinstance(sample, PairSample) else "\n").join(texts_of(sample))
 
 
 def _check_columns(reading: Reading, file: str, records: list[Record]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -170,8 +171,12 @@ def _text(record: Record, column: str, may_be_empty: bool = False) -> str:
 
 def _label(value: Any, reading: Reading) -> int:
     """Return the class of a label. Names have priority over numbers, so star ratings may be named "1" to "5"."""
+    if isinstance(value, numbers.Real) and not isinstance(value, bool | int | float):  # NumPy's, of a user's function
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Rejected(f"label is a {type(value).__name__}, expected a class name or a whole number")
+        kind = type(value).__name__
+        advice = ": write 0 and 1, or class names" if kind.startswith("bool") else ""  # `bool_` is NumPy's
+        raise Rejected(f"label is a {kind}, expected a class name or a whole number{advice}")
     name = str(value).strip()
     if _INTEGER.fullmatch(name):
         name = name if reading.labels and name in reading.labels else str(int(name.partition(".")[0]))

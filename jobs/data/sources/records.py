@@ -49,6 +49,7 @@ class Record:
     file: str
     line: int  # 1-based line where the record starts; in Parquet and Arrow, the number of the row
     value: dict[str, Any]
+    joined: bool = False  # whether a field looks like several records of CSV or TSV, which a quote has joined
 
 
 def is_unicode(text: str) -> bool:
@@ -125,6 +126,7 @@ class RecordReader:
         _check_head(self.file, head)
         if self.has_header:
             return _csv(self.file, lines, "\t" if self._suffix.startswith(".tsv") else ",")
+        _check_line_ends(self.file, head)
         if self._suffix.startswith(".txt"):
             return (_text_record(self.file, number, line) for number, line in _lines(self.file, lines, "text"))
         _check_json(self.file, head, strict=self._suffix in (".json", ".json.gz"))
@@ -181,7 +183,8 @@ def _check_json(file: str, head: bytes, strict: bool) -> None:
             not rest.strip() or seen is None or (isinstance(seen, BadRecord) and seen.kind in (NOT_JSON, NOT_UTF8))
         )
     else:
-        document = first == b"{" or (strict and bool(first) and isinstance(seen, BadRecord))
+        not_object = isinstance(seen, BadRecord) and seen.kind != _REPEATED
+        document = first == b"{" or (strict and bool(first) and not_object)
     if document:
         raise DataError(
             f"{file} begins with {first[:20].decode(errors='replace')!r}, but a JSON object in each line is expected. "
@@ -199,6 +202,13 @@ def _lines(file: str, lines: BinaryIO, what: str) -> Iterator[tuple[int, bytes]]
             yield number, content
 
 
+def _check_line_ends(file: str, head: bytes) -> None:
+    """Reject a file whose lines end in carriage returns only, which would be one record."""
+    if b"\n" not in head and b"\r" in head.rstrip():
+        what = f"the lines of {file} end in carriage returns (\\r) without line feeds (\\n)"
+        raise DataError(f"{what}: convert it, as: tr '\\r' '\\n' < old > new")
+
+
 def _text_record(file: str, number: int, content: bytes) -> Record | BadRecord:
     try:
         text = content.decode("utf-8")
@@ -208,11 +218,29 @@ def _text_record(file: str, number: int, content: bytes) -> Record | BadRecord:
     return BadRecord.of(file, number, problem) if problem else Record(file, number, {"text": text})
 
 
+class _RepeatedKey(Exception):
+    """An object has two values of one key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _RepeatedKey(repr(next(key for key in found if keys.count(key) > 1)))
+    return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object)  # made once: `json.loads` with a hook makes one in each call
+_REPEATED = "an object has two values of one key"
+
+
 def _json_record(file: str, number: int, content: bytes) -> Record | BadRecord:
     try:
-        value = json.loads(content.decode("utf-8"))
+        value = _JSON.decode(content.decode("utf-8"))
     except UnicodeDecodeError as error:
         return BadRecord(file, number, f"{NOT_UTF8}: {error}", kind=NOT_UTF8)
+    except _RepeatedKey as error:
+        return BadRecord(file, number, f"{_REPEATED}: {error}", kind=_REPEATED)
     except (ValueError, RecursionError) as error:
         return BadRecord(file, number, f"{NOT_JSON}: {error}", kind=NOT_JSON)
     if not isinstance(value, dict):
@@ -230,16 +258,16 @@ def _csv(file: str, lines: BinaryIO, delimiter: str) -> Iterator[Record | BadRec
     # Bytes that cannot be decoded become surrogates, so that a bad record does not end reading.
     text = io.TextIOWrapper(lines, encoding="utf-8-sig", errors="surrogateescape", newline="")
     header: list[str] | None = None
-    for line, fields in _csv_rows(file, csv.reader(text, delimiter=delimiter, strict=True)):
+    for line, fields in _csv_rows(file, csv.reader(text, delimiter=delimiter, strict=True), delimiter):
         if header is None:
             header = _header(file, fields, delimiter)
         elif isinstance(fields, BadRecord):
             yield fields
         else:
-            yield _csv_record(file, line, header, fields)
+            yield _csv_record(file, line, header, fields, delimiter)
 
 
-def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadRecord]]:
+def _csv_rows(file: str, reader: Any, delimiter: str) -> Iterator[tuple[int, list[str] | BadRecord]]:
     while True:
         line = reader.line_num + 1
         try:
@@ -249,16 +277,41 @@ def _csv_rows(file: str, reader: Any) -> Iterator[tuple[int, list[str] | BadReco
         except csv.Error as error:
             if "unexpected end of data" in str(error):
                 what = "a quote that opens in this record is never closed, so what follows is lost: close it"
-                raise DataError(f"{file}:{line}: {what}") from error
+                raise DataError(f"{file}:{line}: {what}. {about_quotes(file)}") from error
             if "field limit" in str(error):
                 what = f"a field of this record has more than {LONGEST_CSV_FIELD:,} characters: is a quote not closed?"
-                raise DataError(f"{file}:{line}: {what}") from error
+                raise DataError(f"{file}:{line}: {what} {about_quotes(file)}") from error
+            kind = "not TSV" if delimiter == "\t" else "not CSV"
+            said = str(error).replace("\t", "\\t")
             # If a quote is closed only some lines later, all lines up to there are lost.
             for lost in range(line, reader.line_num + 1):
-                yield lost, BadRecord(file, lost, f"not CSV: {error}", kind="not CSV")
+                yield lost, BadRecord(file, lost, f"{kind}: {said} (double a quote inside a quoted text)", kind=kind)
             continue
         if fields:
             yield line, fields
+
+
+def about_quotes(file: str) -> str:
+    """Say how quotes are read in a CSV or TSV file, and how to convert one whose quotes are ordinary characters."""
+    delimiter = r"'\t'" if suffix_of(file).startswith(".tsv") else "','"
+    convert = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={delimiter}, quoting=csv.QUOTE_NONE))"
+    return (
+        "A quote at the start of a field joins everything up to the next quote. If the quotes are part of the texts, "
+        f'convert the file, as: python -c "import csv, sys; {convert}" < old > new.csv'
+    )
+
+
+def _is_joined(fields: list[str], delimiter: str) -> bool:
+    """Whether the lines of a field have the delimiters of whole records. Commas of a text stand before spaces."""
+    between = len(fields) - 1
+    for field in fields:
+        if "\n" not in field:
+            continue
+        in_prose = ", " if delimiter == "," else "\n"
+        first, *whole, last = (line.count(delimiter) - line.count(in_prose) for line in field.split("\n"))
+        if between and {first + last, *whole} == {between}:
+            return True
+    return False
 
 
 def _header(file: str, fields: list[str] | BadRecord, used: str) -> list[str]:
@@ -285,13 +338,13 @@ def _header(file: str, fields: list[str] | BadRecord, used: str) -> list[str]:
     return fields
 
 
-def _csv_record(file: str, line: int, header: list[str], fields: list[str]) -> Record | BadRecord:
+def _csv_record(file: str, line: int, header: list[str], fields: list[str], delimiter: str) -> Record | BadRecord:
     if len(fields) != len(header):
         what = f"{len(fields)} fields, but the header has {len(header)}"
         return BadRecord(file, line, what, kind="N fields, but the header has N")
     if problem := _not_text(fields):
         return BadRecord.of(file, line, problem)
-    return Record(file, line, dict(zip(header, fields, strict=True)))
+    return Record(file, line, dict(zip(header, fields, strict=True)), joined=_is_joined(fields, delimiter))
 
 
 def _not_text(fields: list[str]) -> Reason | None:

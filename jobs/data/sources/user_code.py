@@ -205,7 +205,7 @@ def _sample(made: Any, record: Record, reading: Reading) -> Sample | BadRecord:
     found = sample_of(replace(record, value=made), replace(reading, format=builtin, columns=Columns()))
     if isinstance(found, BadRecord):
         what = f"{reading.format} returned"
-        return replace(found, reason=f"{what}: {found.reason}", kind=what)
+        return replace(found, reason=f"{what}: {found.reason}", kind=f"{what}: {found.kind or found.reason}")
     return found
 
 

@@ -18,6 +18,7 @@ from jobs.spec.finetune import Spec
 from jobs.training.collectives import from_rank_0, on_rank_0
 from jobs.training.loop.loss import loss_sum
 from jobs.training.loop.metrics import (
+    ClassCounter,
     Confusion,
     EvalPrediction,
     Sums,
@@ -102,8 +103,8 @@ class _Tally:
     """Counts that are summed over batches and over ranks."""
 
     def __init__(self, num_labels: int) -> None:
-        self._labels = num_labels
-        self._sums = np.zeros(5 + num_labels * num_labels, dtype=np.float64)
+        self._classes = ClassCounter(num_labels)
+        self._sums = np.zeros(5 + self._classes.cells, dtype=np.float64)
 
     def add(self, logits: torch.Tensor, batch: Batch) -> None:
         targets = batch.targets
@@ -114,17 +115,16 @@ class _Tally:
         exact = (hit.reshape(len(targets), -1) | ~per_row).all(-1) & per_row.any(-1)
         self._sums[0] += float(loss_sum(logits, targets))
         self._sums[1:5] += [int(real.sum()), int(hit.sum()), int(per_row.any(-1).sum()), int(exact.sum())]
-        if self._labels:
-            cell = (targets[real] * self._labels + best[real]).cpu().numpy()
-            self._sums[5:] += np.bincount(cell, minlength=self._labels**2)
+        if self._classes.cells:
+            cells = self._classes.cells_of(targets[real].cpu().numpy(), best[real].cpu().numpy())
+            np.add.at(self._sums[5:], cells, 1)
 
     def over_all_ranks(self, device: torch.device) -> Sums:
         total = torch.from_numpy(self._sums).to(device)
         dist.all_reduce(total)
         values = total.cpu().numpy()
         loss, (targets, correct, rows, exact) = float(values[0]), (int(value) for value in values[1:5])
-        confusion = values[5:].astype(np.int64).reshape(self._labels, self._labels)
-        return Sums(loss, targets, correct, rows, exact, confusion)
+        return Sums(loss, targets, correct, rows, exact, self._classes.counts(values[5:].astype(np.int64)))
 
 
 def _pair_of(logits: torch.Tensor, batch: Batch) -> Pair:

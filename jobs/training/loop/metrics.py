@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from jobs.run.metric_names import ACCURACY, MAJORITY, is_general, is_harness
 from jobs.spec.evaluation import METRICS
 
 Confusion = tuple[tuple[int, ...], ...]  # true by predicted
-MOST_CLASSES_SHOWN = 50  # larger confusion matrices are hard to read and are not kept
+MOST_CLASSES_SHOWN = 50  # larger confusion matrices are hard to read, and are neither counted nor kept
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,48 @@ class EvalPrediction:
 
 
 @dataclass(frozen=True)
+class ClassCounts:
+    """Counts of rows by class, each (classes,); empty for causal-lm.
+
+    Attributes:
+        confusion: (classes, classes) true by predicted; None for more than MOST_CLASSES_SHOWN classes, because its size
+            is the square of their number.
+    """
+
+    true: npt.NDArray[np.int64]
+    predicted: npt.NDArray[np.int64]
+    hits: npt.NDArray[np.int64]  # true and predicted
+    confusion: npt.NDArray[np.int64] | None = None
+
+    @classmethod
+    def of(cls, confusion: npt.NDArray[np.int64]) -> ClassCounts:
+        """Make the counts from a confusion matrix, true by predicted."""
+        return cls(confusion.sum(1), confusion.sum(0), np.diag(confusion), confusion)
+
+
+class ClassCounter:
+    """Numbers the cells in which the rows of each class are counted. The cells of several workers are added."""
+
+    def __init__(self, num_labels: int) -> None:
+        self._labels = num_labels
+        self._whole = num_labels <= MOST_CLASSES_SHOWN
+        self.cells = num_labels * (num_labels if self._whole else 3)
+
+    def cells_of(self, true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the cells that count these rows: one of each if there is a confusion matrix, else two or three."""
+        if self._whole:
+            return true * self._labels + predicted
+        hits = true[true == predicted]
+        return np.concatenate([true, predicted + self._labels, hits + 2 * self._labels])
+
+    def counts(self, cells: npt.NDArray[np.int64]) -> ClassCounts:
+        """Read the cells, (self.cells,)."""
+        if self._whole:
+            return ClassCounts.of(cells.reshape(self._labels, self._labels))
+        return ClassCounts(*cells.reshape(3, self._labels))
+
+
+@dataclass(frozen=True)
 class Sums:
     """Sums over the held-out rows. The sums of several workers are added."""
 
@@ -38,7 +80,7 @@ class Sums:
     correct: int  # targets with the highest logit
     rows: int
     exact_rows: int  # rows in which every target has the highest logit
-    confusion: npt.NDArray[np.int64]  # (classes, classes) true by predicted; (0, 0) for causal-lm
+    classes: ClassCounts
 
 
 def metrics_of(names: tuple[str, ...], sums: Sums) -> dict[str, float]:
@@ -49,34 +91,29 @@ def metrics_of(names: tuple[str, ...], sums: Sums) -> dict[str, float]:
         "perplexity": math.exp(min(loss, 700.0)),
         "accuracy": sums.correct / max(sums.targets, 1),
         "exact_match": sums.exact_rows / max(sums.rows, 1),
-        "f1": f1_score(sums.confusion),
+        "f1": f1_score(sums.classes),
     }
     found = {f"eval_{name}": values[name] for name in METRICS if name == "loss" or name in names}
-    if ACCURACY in found and sums.confusion.size:
-        found[MAJORITY] = float(sums.confusion.sum(1).max()) / max(sums.targets, 1)
+    if ACCURACY in found and sums.classes.true.size:
+        found[MAJORITY] = float(sums.classes.true.max()) / max(sums.targets, 1)
     return found
 
 
 def confusion_of(sums: Sums) -> Confusion | None:
     """Return the confusion matrix as plain numbers; None without classes or with more than MOST_CLASSES_SHOWN."""
-    if not 0 < len(sums.confusion) <= MOST_CLASSES_SHOWN:
+    confusion = sums.classes.confusion
+    if confusion is None or not len(confusion):
         return None
-    return tuple(tuple(row) for row in sums.confusion.tolist())
+    return tuple(tuple(row) for row in confusion.tolist())
 
 
-def f1_score(confusion: npt.NDArray[np.int64]) -> float:
+def f1_score(classes: ClassCounts) -> float:
     """Return F1 of class 1 for two classes, else the unweighted mean over classes (macro).
 
     As in scikit-learn, classes that neither occur nor are predicted do not count.
-
-    Args:
-        confusion: (classes, classes) counts, true by predicted.
     """
-    if not confusion.size:
-        return 0.0
-    hits = np.diag(confusion)
-    seen = confusion.sum(0) + confusion.sum(1)
-    scores = 2 * hits / np.maximum(seen, 1)
+    seen = classes.true + classes.predicted
+    scores = 2 * classes.hits / np.maximum(seen, 1)
     if len(scores) == 2:
         return float(scores[1])
     return float(scores[seen > 0].mean()) if seen.any() else 0.0
@@ -119,12 +156,16 @@ def apply_own(name: str, function: Callable[[EvalPrediction], Any], given: EvalP
         eval_<function's name>, or eval_<key> for each key if it returns a mapping.
 
     Raises:
-        DataError: the function raised, or returned something that is not a number.
+        DataError: the function raised, or returned a key that is not text or something that is not a number.
     """
     short = name.rpartition(":")[2]
     try:
         result = function(given)
-        values = cast(Mapping[str, Any], result) if isinstance(result, Mapping) else {short: result}
-        return {f"eval_{key.removeprefix('eval_')}": float(value) for key, value in values.items()}
+        values = result if isinstance(result, Mapping) else {short: result}
+        wrong = [key for key in values if not isinstance(key, str)]
+        found = {f"eval_{str(key).removeprefix('eval_')}": float(value) for key, value in values.items()}
     except Exception as error:
         raise DataError(f"eval.metrics: {name} failed: {type(error).__name__}: {error}") from error
+    if wrong:
+        raise DataError(f"eval.metrics: {name} returned the key {wrong[0]!r}, expected text")
+    return found

@@ -9,6 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
 
 from jobs.data.preparation.fingerprint import fingerprint
 from jobs.data.preparation.prepare import prepare
@@ -197,6 +201,37 @@ def test_faults_of_labelled_texts_are_found_with_file_and_line(tmp_path: Path, m
     assert (absent.title, absent.unit) == ("classes without a sample in train: 2", "class")
     # A label that is no class stops `prepare`, however few there are.
     assert report.verdict == "errors" and report.blocked is not None and "reviews.csv:32: label '7'" in report.blocked
+
+
+def test_each_source_is_announced_before_it_is_read(tmp_path: Path, model_dir: str) -> None:  # noqa: F811
+    paths = [jsonl(tmp_path / f"{name}.jsonl", [{"text": f"{name} is a text."}] * 3) for name in ("one", "two")]
+    said = list[str]()
+    check(
+        spec_of(tmp_path, "causal-lm", {"train": paths, "format": "text"}), model_dir, engine="plain", say=said.append
+    )
+    assert [line.partition(",")[0] for line in said if line.startswith("tokenising")] == [
+        "tokenising data.train[0]: 1 file",
+        "tokenising data.train[1]: 1 file",
+    ]
+
+
+def test_unknown_tokens_and_records_that_a_quote_joins_are_found(tmp_path: Path) -> None:
+    draw = random.Random(5)
+    words = Tokenizer(WordLevel({"[UNK]": 0, **{word: number for number, word in enumerate(PLAIN, 1)}}, "[UNK]"))
+    words.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[UNK]").save_pretrained(
+        tmp_path / "m"
+    )
+    rows = [f"{' '.join(draw.choices(PLAIN, k=12))}\t{number % 3}" for number in range(100)]
+    rows[10] = "\u0434\u043e\u0431\u0440\u044b\u0439 \u0434\u0435\u043d\u044c \u0432\u0441\u0435\u043c\t1"
+    rows[20], rows[30] = f'"{rows[20]}', rows[30].replace("\t", '"\t')
+    path = tmp_path / "reviews.tsv"
+    path.write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    report = report_of(
+        tmp_path, str(tmp_path / "m"), "sequence-classification", train=str(path), format="classification"
+    )
+    assert places(report) == {"joined-records": [("reviews.tsv", 22)], "unknown-tokens": [("reviews.tsv", 12)]}
+    assert report.samples == 90 and found(report, "unknown-tokens").severity == "warning"
 
 
 def test_texts_that_were_cut_at_their_source_are_told(tmp_path: Path, model_dir: str) -> None:  # noqa: F811

@@ -33,6 +33,12 @@ def test_a_length_that_the_model_cannot_read_is_not_recommended_without_a_word()
         assert "positions" not in str(format_cut("data.train", cut, 64, most=enough))
 
 
+def test_a_shorter_length_is_not_recommended() -> None:
+    cut = cut_of({100: 99, 500: 1}, 128)
+    assert cut.keeps_95 < 128 < cut.keeps_99
+    assert str(format_cut("data.train", cut, 128)).endswith(f"data.seq_len: {cut.keeps_99} would keep 99 %")
+
+
 def test_little_is_not_worth_a_word() -> None:
     assert format_cut("data.train", cut_of({10: 1000, 65: 1}, 64), 64) is None
     assert format_cut("data.train", cut_of({10: 3}, 64), 64) is None

@@ -48,7 +48,10 @@ def spec(base: dict[str, Any], **sections: Any) -> Spec:
 def test_good_job_has_no_problem_and_no_warning(base: dict[str, Any], tmp_path: Path) -> None:
     found = validate(spec(base))
     assert found.warnings == ()
-    assert found.not_looked_at == ("model: whether it can be trained; a run tries that before its workers start",)
+    assert found.not_looked_at == (
+        "model: whether it can be trained; a run tries that before its workers start",
+        "data: tokens; `fleetune data check` tries them on every record",
+    )
     assert "data.train: all 3 records" in found.looked_at
     assert not (tmp_path / "runs").exists()
 
@@ -221,10 +224,37 @@ def test_a_run_leaves_the_estimate_of_what_is_cut_to_the_preparation_of_its_data
     assert validate(long, estimates=False).warnings == ()
 
 
+@pytest.mark.parametrize("format", ["chat", "instruction"])
+def test_what_a_chat_template_writes_is_not_estimated(base: dict[str, Any], tmp_path: Path, format: str) -> None:
+    words = Tokenizer(WordLevel({"word": 0}, unk_token="word"))
+    words.pre_tokenizer = Whitespace()
+    words.save(str(tmp_path / "m/tokenizer.json"))
+    (tmp_path / "m/chat_template.jinja").write_text("{{ messages }}")
+    text = "word " * 100
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    (tmp_path / "long.jsonl").write_text(json.dumps({"messages": turns, "instruction": text, "output": text}))
+    found = validate(spec(base, data={"train": str(tmp_path / "long.jsonl"), "format": format, "seq_len": 32}))
+    assert found.warnings == ()
+    assert "data: tokens and chat template; `fleetune data check` tries them on every record" in found.not_looked_at
+
+
+def test_a_split_without_samples_is_refused_as_the_preparation_would(base: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"data.eval_fraction \(0.001\) of 3 samples of .* leaves none for eval"
+    ) as caught:
+        validate(spec(base, data={"eval_fraction": 0.001}))
+    assert [one.field for one in caught.value.mistakes] == ["data.eval_fraction"]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": f"row {n}"}) for n in range(1100)))
+    validate(spec(base, data={"eval_fraction": 1e-9}))
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": f"row {n}"}) for n in range(100)))
+    validate(spec(base, data={"eval_fraction": 0.5}))
+
+
 def test_a_model_of_the_hub_is_not_looked_at(base: dict[str, Any]) -> None:
     found = validate(spec(base, model={"path": "org/name"}))
     assert found.not_looked_at == (
         "model: org/name is not a directory beside the spec; whether the hub has it was not checked",
+        "data: tokens; `fleetune data check` tries them on every record",
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.data.sources.bad_records import BadRecord
-from jobs.data.sources.chunks import content_hash
+from jobs.data.sources.content import content_hash
 from jobs.data.sources.dialogues import ChatSample
 from jobs.data.sources.formats import Reading, sample_of
 from jobs.data.sources.records import Record
@@ -139,3 +139,20 @@ def test_values_that_are_nested_too_deeply_are_set_aside() -> None:
         deep = [deep]
     row = read({"messages": TALK, "tools": [{"a": deep}]}, "a.parquet")
     assert isinstance(row, BadRecord) and "nested too deeply" in row.reason
+
+
+@pytest.mark.parametrize("weight", [None, 1, 1.0, "1", True, 0, 0.0, "0", False])
+def test_a_weight_may_be_text_or_a_boolean(weight: Any) -> None:
+    answer = {"role": "assistant", "content": "b"}
+    turns = [{"role": "user", "content": "a"}, {**answer, "weight": weight}, answer]
+    assert read({"messages": turns}).unlearned == (() if weight in (None, 1, "1") else (1,))
+
+
+@pytest.mark.parametrize("weight", [0.25, "0.5", 2, "", [0]])
+def test_another_weight_is_refused(weight: Any) -> None:
+    found = read(
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": weight}]}
+    )
+    assert isinstance(found, BadRecord)
+    assert found.reason == f"weight of turn 2 is {weight!r}, expected 0 or 1"
+    assert found.kind == "weight of turn N, expected 0 or 1"

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -220,7 +221,10 @@ def test_text_must_be_there_and_be_text() -> None:
         assert sample(value) == BadRecord("f.jsonl", 7, reason)
 
 
-@pytest.mark.parametrize(("label", "expected"), [("pos", 1), (" neg ", 0), (1, 1), ("0", 0), (1.0, 1), ("1.0", 1)])
+@pytest.mark.parametrize(
+    ("label", "expected"),
+    [("pos", 1), (" neg ", 0), (1, 1), ("0", 0), (1.0, 1), ("1.0", 1), (np.int64(1), 1), (np.float32(1), 1)],
+)
 def test_labels_are_names_or_ids(label: Any, expected: int) -> None:
     assert sample({"text": "a", "label": label}, 2, **CLASSES) == ClassSample("a", expected)
 
@@ -245,7 +249,8 @@ def test_where_classes_are_named_by_numbers_other_numbers_are_no_class(label: An
         ("-1", "label '-1' is outside 0 to 1", True),
         (1.5, "label 1.5 is not a whole number", False),
         ("1.5", "label '1.5' is not a whole number", False),
-        (True, "label is a bool", False),
+        (True, "label is a bool, .*: write 0 and 1, or class names", False),
+        (np.False_, "label is a bool_?, .*: write 0 and 1, or class names", False),
         ([1], "label is a list", False),
         ("", "label is empty", False),
         (float("nan"), "label is empty", False),

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import DataError
+from jobs.data.sources.bad_records import BadRecord
+from jobs.data.sources.first_records import format_joined, look_at
+from jobs.data.sources.formats import Reading
 from jobs.data.sources.patterns import expand
 from jobs.data.sources.records import Record, RecordReader
+from jobs.spec.data import Columns
 
 BOM = b"\xef\xbb\xbf"
 
@@ -34,6 +39,35 @@ def test_tab_separated_columns_are_read_with_their_commas_and_quotes(tmp_path: P
     )
     assert first == {"text": "one, two", "label": "1"} and second == {"text": 'a "quoted"\ttab', "label": "0"}
     assert bad == "1 fields, but the header has 2"
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ","])
+def test_records_that_a_quote_joins_are_marked(tmp_path: Path, delimiter: str) -> None:
+    lines = [f"text {number}{delimiter}{number % 2}" for number in range(30)]
+    lines[5], lines[15] = f'"Yes{delimiter}1', f'no"{delimiter}0'
+    lines[20] = '"a line, and\nanother, of one text"' + f"{delimiter}0"
+    name = "x.tsv" if delimiter == "\t" else "x.csv"
+    path = write(tmp_path / name, "\n".join([f"text{delimiter}label", *lines]))
+    rows = [row for row in RecordReader(path) if isinstance(row, Record)]
+    assert (len(rows), [row.line for row in rows if row.joined]) == (20, [7])
+    warning = format_joined(look_at(Reading("text", Columns()), path))
+    assert warning is not None and "1 of 20 records may hold several" in warning and f"{name}:7. " in warning
+    assert f"delimiter={delimiter!r}, quoting=csv.QUOTE_NONE" in warning
+
+
+def test_errors_in_tab_separated_columns_say_how_to_quote(tmp_path: Path) -> None:
+    (bad,) = RecordReader(write(tmp_path / "x.tsv", 'text\tlabel\n"a" b\t1\n'))
+    assert isinstance(bad, BadRecord) and bad.kind == "not TSV"
+    assert bad.reason.startswith("not TSV: '\\t' expected after") and "double a quote" in bad.reason
+    with pytest.raises(DataError, match=r"never closed.*csv\.QUOTE_NONE"):
+        list(RecordReader(write(tmp_path / "x.tsv", 'text\tlabel\n"a b\t1\n')))
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl"])
+def test_lines_that_end_in_carriage_returns_only_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match=re.escape(r"as: tr '\r' '\n' < old > new")):
+        list(RecordReader(write(tmp_path / name, '{"text": "a"}\r{"text": "b"}\r')))
+    assert len(list(RecordReader(write(tmp_path / name, '{"text": "a"}\r')))) == 1
 
 
 def test_text_files_beside_other_data_are_not_taken_for_data(tmp_path: Path) -> None:

@@ -13,6 +13,9 @@ from cluster.errors import DataError, MetricFailed
 from jobs.spec.evaluation import METRICS
 from jobs.spec.finetune import Task
 from jobs.training.loop.metrics import (
+    MOST_CLASSES_SHOWN,
+    ClassCounter,
+    ClassCounts,
     EvalPrediction,
     Sums,
     apply_own,
@@ -23,7 +26,9 @@ from jobs.training.loop.metrics import (
     with_own,
 )
 
-SUMS = Sums(loss=20.0, targets=10, correct=7, rows=4, exact_rows=1, confusion=np.array([[3, 1], [2, 4]]))
+TWO = ClassCounts.of(np.array([[3, 1], [2, 4]]))
+NONE = ClassCounts.of(np.zeros((0, 0), dtype=np.int64))
+SUMS = Sums(loss=20.0, targets=10, correct=7, rows=4, exact_rows=1, classes=TWO)
 GIVEN = EvalPrediction(predictions=np.array([[0.1, 0.9], [0.8, 0.2]]), label_ids=np.array([1, 1]))
 
 
@@ -41,22 +46,37 @@ def test_every_metric_that_a_spec_may_name_is_computed_and_is_for_a_task_that_th
 
 
 def test_accuracy_without_classes_has_no_majority() -> None:
-    of_tokens = replace(SUMS, confusion=np.zeros((0, 0), dtype=np.int64))
+    of_tokens = replace(SUMS, classes=NONE)
     assert metrics_of(("accuracy",), of_tokens) == {"eval_loss": 2.0, "eval_accuracy": 0.7}
     assert confusion_of(SUMS) == ((3, 1), (2, 4)) and confusion_of(of_tokens) is None
 
 
 def test_f1_of_two_classes_is_that_of_class_1() -> None:
     precision, recall = 4 / 5, 4 / 6
-    assert f1_score(SUMS.confusion) == pytest.approx(2 * precision * recall / (precision + recall))
+    assert f1_score(TWO) == pytest.approx(2 * precision * recall / (precision + recall))
 
 
 def test_f1_of_more_classes_is_the_mean_over_them() -> None:
-    confusion = np.array([[2, 0, 0], [0, 0, 2], [0, 0, 0]])
-    assert f1_score(confusion) == pytest.approx((1.0 + 0.0 + 0.0) / 3)
-    perfect_without_a_class = np.diag([2, 0, 3, 1])
+    counts = ClassCounts.of(np.array([[2, 0, 0], [0, 0, 2], [0, 0, 0]]))
+    assert f1_score(counts) == pytest.approx((1.0 + 0.0 + 0.0) / 3)
+    perfect_without_a_class = ClassCounts.of(np.diag([2, 0, 3, 1]))
     assert f1_score(perfect_without_a_class) == 1.0
-    assert f1_score(np.zeros((0, 0), dtype=np.int64)) == 0.0
+    assert f1_score(NONE) == 0.0
+
+
+@pytest.mark.parametrize(("labels", "cells"), [(MOST_CLASSES_SHOWN, MOST_CLASSES_SHOWN**2), (2**20, 3 * 2**20)])
+def test_many_classes_are_counted_without_a_matrix(labels: int, cells: int) -> None:
+    true, predicted = np.array([0, 0, 1, 49, 49]), np.array([0, 1, 1, 49, 0])
+    counter = ClassCounter(labels)
+    assert counter.cells == cells
+    counts = np.zeros(cells, np.int64)
+    np.add.at(counts, counter.cells_of(true, predicted), 1)
+    found = counter.counts(counts)
+    assert (found.true.sum(), found.predicted.sum(), found.hits.tolist()[:2], found.hits[49]) == (5, 5, [1, 1], 1)
+    sums = replace(SUMS, targets=5, classes=found)
+    assert metrics_of(("accuracy",), sums)["eval_majority_share"] == 0.4
+    assert f1_score(found) == pytest.approx((0.5 + 2 / 3 + 2 / 3) / 3)
+    assert (confusion_of(sums) is None) == (labels > MOST_CLASSES_SHOWN)
 
 
 def accuracy(given: Any) -> float:
@@ -84,6 +104,11 @@ def test_an_own_function_gives_a_number_or_several() -> None:
 def test_an_own_function_that_fails_is_named(function: Any, says: str) -> None:
     with pytest.raises(DataError, match=f"my.module:f failed.*{says}"):
         apply_own("my.module:f", function, GIVEN)
+
+
+def test_a_key_that_is_not_text_is_named() -> None:
+    with pytest.raises(DataError, match=r"my\.module:f returned the key 3, expected text"):
+        apply_own("my.module:f", lambda given: {3: 2.0}, GIVEN)
 
 
 def test_own_functions_are_imported_by_name() -> None:

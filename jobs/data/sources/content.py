@@ -1,0 +1,42 @@
+"""The content of a sample, which decides on its side of a split of train and eval. Light to import."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from cluster.text import many
+from jobs.data.sources.dialogues import ChatSample
+from jobs.data.sources.formats import ClassSample, Sample, TextSample, texts_of
+
+
+def content_hash(sample: Sample) -> int:
+    """Hash a sample to 64 bits, without its label, so that a text is never on both sides of a split."""
+    return int.from_bytes(hashlib.blake2b(said(sample).encode(), digest_size=8).digest(), "little")
+
+
+def held_out_below(fraction: float) -> int:
+    """Return the hash below which the samples of a source are held out."""
+    return int(fraction * 2**64)
+
+
+def empty_split(fraction: float, samples: int, path: str, name: str) -> str:
+    """Say that `data.eval_fraction` leaves no sample for the split `name`, train or eval."""
+    return (
+        f"data.eval_fraction ({fraction}) of {many(samples, 'sample')} of {path} leaves none for {name} "
+        "(equal samples stay together): choose another fraction, or give data.eval"
+    )
+
+
+def said(sample: Sample) -> str:
+    """Return the content of a sample as one text that differs from that of every other sample."""
+    if isinstance(sample, TextSample | ClassSample):
+        return sample.text
+    texts = _said_in(sample) if isinstance(sample, ChatSample) else texts_of(sample)
+    return "".join(f"{len(text)}:{text}" for text in texts)
+
+
+def _said_in(sample: ChatSample) -> list[str]:
+    more = (sorted(sample.extras.items()), sample.tools, sample.unlearned)
+    texts = [text for message in sample.messages for text in message]
+    return [*texts, json.dumps(more, sort_keys=True, default=str)] if any(more) else texts

@@ -1,6 +1,6 @@
 """Predicted against real peaks of memory: `python -m bench.planning [--quick] [--only llama gpt2] [--workers 8]`.
 
-Real: the engine of a run, in 1, 2 and 8 gloo processes on CPU, makes three steps of a small model with random weights;
+Real: the engine of a run, in 1, 2 and 8 gloo processes on CPU, makes twelve steps of a small model with random weights;
 `allocations.c` counts what PyTorch's allocator hands out. One JSON line a case, and a summary at the end.
 """
 

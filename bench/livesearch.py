@@ -30,7 +30,8 @@ from bench.replay import GRID, MIDDLE, PRIOR_OFF, Table, chosen
 from bench.results import other_output_to_stderr, tell
 from jobs.run.progress import PlainProgress
 from jobs.search.rules.prior import with_prior
-from jobs.search.trials import LEDGER, Trials
+from jobs.search.trial import LEDGER
+from jobs.search.trials import Trials
 from jobs.storage import files as storage
 from jobs.storage.journal import read_journal
 from jobs.sweep import run_sweep

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 from cluster.errors import SpecError
 from jobs.run.outcome import Outcome, write_outcome
 from jobs.run.outcome import Status as RunStatus
-from jobs.search.trial import Trial
-from jobs.search.trials import LEDGER, Trials
+from jobs.search.trial import LEDGER, Trial
+from jobs.search.trials import Trials
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec

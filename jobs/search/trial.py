@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from jobs.run.paths import JobPaths
 from jobs.spec.finetune import Spec
 
+LEDGER: Final = "ledger"  # the journal of all trials, in the directory of their sweep
 State = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
 
 

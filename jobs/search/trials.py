@@ -36,13 +36,12 @@ from jobs.search.rules.budget import (
 from jobs.search.rules.rates import UP, best_rate
 from jobs.search.rules.rungs import ETA, going_on, stops_of
 from jobs.search.rules.varying import trial_spec
-from jobs.search.trial import Trial
+from jobs.search.trial import LEDGER, Trial
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader
 from jobs.training.mailbox import Answer
 
-LEDGER = "ledger"
 _NO_SCORE = 1e9  # stands for the score of a failed trial while no other trial has a score
 
 
@@ -295,9 +294,10 @@ class Trials:
         It is clearly below each rate at which a trial has diverged after its rung.
         """
         name, sign = varied_rate(self.sweep), 1.0 if self.sweep.lower_is_better else -1.0
-        scored = [trial for trial in self.searched if not trial.without_rungs and trial.scores]
-        scores = {trial.values[name]: sign * trial.scores[0][1] for trial in scored}
-        rate = whole_run_rate(self.sweep, best_rate(scores)) if scores else float(prior_of(self.sweep)[name])
+        compared = [one for one in self.searched if not one.without_rungs and (one.scores or one.diverged)]
+        scores = {one.values[name]: sign * one.scores[0][1] if one.scores else math.inf for one in compared}
+        has_score = any(map(math.isfinite, scores.values()))
+        rate = whole_run_rate(self.sweep, best_rate(scores)) if has_score else float(prior_of(self.sweep)[name])
         after_rung = [trial for trial in self.searched if trial.diverged and (trial.without_rungs or trial.scores)]
         below = [trial.values[name] / UP for trial in after_rung]
         return float(in_space(self.sweep, {name: min([rate, *below])})[name])

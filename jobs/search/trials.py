@@ -104,12 +104,13 @@ class Trials:
         trial = self.trials[number]
         if "answer" in record:
             self.take(trial, Answer.model_validate(record["answer"]))
-            trial.lost = bool(record.get("lost"))
+            trial.lost, trial.metric_failed = bool(record.get("lost")), bool(record.get("metric_failed"))
         elif "unanswered" in record:
             step, tokens, seconds = record["unanswered"]
             trial.step, trial.tokens, trial.seconds = step, trial.tokens + tokens, trial.seconds + seconds
         elif "again" in record:
-            trial.state, trial.reason, trial.lost = "paused" if trial.step else "waiting", None, False
+            trial.state, trial.reason = "paused" if trial.step else "waiting", None
+            trial.lost = trial.metric_failed = False
         elif "stopped" in record:
             trial.state, trial.reason = "stopped", record["stopped"]
 

@@ -93,6 +93,19 @@ def test_the_next_driver_tries_a_trial_again_whose_gangs_were_lost(sweep: SweepS
     assert [trial.state for trial in shown.trials.values()] == ["finished", "waiting", "failed"]
 
 
+def test_the_next_driver_tries_a_trial_again_whose_metric_failed(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep, root)
+    for rate, when in ((1e-5, "later"), (2e-5, None)):
+        ledger.answered(add(ledger, rate), Answer(status="failed", reason="it failed", metric_failed=when))
+    ledger.close()
+    assert [trial.metric_failed for trial in Trials(sweep, root).trials.values()] == [True, False]
+    again = ledger_of(sweep, root)
+    assert [(trial.state, trial.metric_failed) for trial in again.trials.values()] == [
+        ("waiting", False), ("failed", False),
+    ]  # fmt: skip
+    again.close()
+
+
 def test_what_a_killed_driver_has_used_is_counted(sweep: SweepSpec, root: str) -> None:
     """Also before its first answer, and before its first trial."""
     killed = ledger_of(sweep, root)

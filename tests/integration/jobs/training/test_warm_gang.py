@@ -116,6 +116,8 @@ def test_a_pause_has_a_score_and_a_checkpoint(trials: Trials, name: str) -> None
 def test_the_loss_after_one_step_is_found_at_many_rates_and_leaves_nothing_behind(trials: Trials) -> None:
     first, last = trials.answers["probe"]
     assert first.status == last.status == "probed" and first.losses == last.losses
+    step, *scored = trials.fresh["first"].record("tokens")[:3]
+    assert first.tokens == step + round(3 * sum(scored) / 3), "a forward pass costs a third of a step"
     before, *after = first.losses
     assert before < after[-1] and after[0] < after[-1] and greatest_rate(PROBED, first.losses) == PROBED[-1]
 

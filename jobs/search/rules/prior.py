@@ -15,7 +15,7 @@ from jobs.run.summary import started_at
 from jobs.search.rules.rates import CLEARLY
 from jobs.search.rules.varying import field_meant
 from jobs.search.trial import LEDGER
-from jobs.spec.finetune import Spec
+from jobs.spec.finetune import Spec, Train
 from jobs.spec.load import load_spec, load_sweep
 from jobs.spec.space import Range
 from jobs.spec.sweep import Search, SweepSpec, default_space
@@ -105,12 +105,15 @@ def _value_of(base: Spec, field: str) -> Any:
 def rate_to_begin_with(sweep: Search) -> tuple[float, str]:
     """Return the prior of the learning rate, and its source in words."""
     base, rate = sweep.base, sweep.base.train.learning_rate
-    if "learning_rate" in base.train.model_fields_set:
+    is_given = "learning_rate" in base.train.model_fields_set
+    if is_given and rate != Train().learning_rate:  # a spec from a queue gives the default of each field
         return rate, "the base"
     wanted = next((values for name, values in sweep.space.items() if field_meant(name) == RATE), None)
     if earlier := [one for one in earlier_rates(base) if wanted is None or _is_within(wanted, one)]:
         count = "an earlier sweep" if len(earlier) == 1 else f"{len(earlier)} earlier sweeps"
         return statistics.geometric_mean(earlier), f"{count} of this model"
+    if is_given:
+        return rate, "the base"
     if base.method.kind == "prompt":
         return PROMPT_RATE, "what is usual for prompts"
     hidden = hidden_size(base.model.path)

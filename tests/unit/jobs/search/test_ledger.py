@@ -149,6 +149,14 @@ def test_without_a_finite_score_a_trial_has_failed(sweep: SweepSpec, root: str, 
     assert reason in trial_line(ledger, bad) and reason in leaderboard(ledger)
 
 
+def test_a_reason_of_several_lines_takes_one_line_of_the_leaderboard(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep, root)
+    bad = add(ledger, 1e-5)
+    ledger.answered(bad, Answer(status="failed", reason="own:f failed: ValueError: rows\n  differ\n  in length"))
+    assert leaderboard(ledger).splitlines()[1].endswith("own:f failed: ValueError: rows")
+    assert len(leaderboard(ledger).splitlines()) == 2 and "\n" not in trial_line(ledger, bad)
+
+
 def test_a_trial_that_was_saved_since_the_sweep_was_stopped_goes_on(sweep: SweepSpec, root: str) -> None:
     ledger = ledger_of(sweep, root)
     trial = add(ledger, 1e-5)

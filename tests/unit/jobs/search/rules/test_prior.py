@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jobs.run.record import open_run
 from jobs.search.ledger import Ledger
 from jobs.search.rules.checking import check_same_search, check_sweep, checked_sweep, stored_sweep, with_stored_values
 from jobs.search.rules.prior import PROMPT_RATE, rate_by_size, with_prior
-from jobs.spec.load import dump_spec
+from jobs.spec.load import dump_spec, spec_of
 from jobs.spec.sweep import SweepSpec
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.rules.test_auto import RATE, WARMUP, base_of, sweep_with
@@ -110,3 +111,7 @@ def test_a_rate_that_the_base_gives_comes_before_those_of_earlier_sweeps(tmp_pat
     earlier_sweep(sweep, 0, 3e-4)
     found, source = with_prior(sweep)
     assert found.prior[RATE] == 5e-5 and source == "the base"
+    queued = spec_of(json.loads(dump_spec(sweep_with(tmp_path))))
+    assert isinstance(queued, SweepSpec)
+    found, source = with_prior(queued)
+    assert found.prior[RATE] == pytest.approx(3e-4) and source == "an earlier sweep of this model", "it gives a default"

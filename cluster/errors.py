@@ -125,11 +125,12 @@ class RunFailed(FleetuneError):
 
     Attributes:
         rank: the rank that failed; None: no single one did, or it is not known.
+        is_final: a resume would do nothing more.
     """
 
-    def __init__(self, message: str, rank: int | None = None) -> None:
+    def __init__(self, message: str, rank: int | None = None, *, is_final: bool = False) -> None:
         super().__init__(message)
-        self.rank = rank
+        self.rank, self.is_final = rank, is_final
 
 
 class Diverged(RunFailed):

@@ -19,7 +19,13 @@ from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, open_run, reopen_run
-from jobs.search.rules.checking import check_sweep, check_sweep_resumable, checked_sweep, with_stored_values
+from jobs.search.rules.checking import (
+    check_sweep,
+    check_sweep_resumable,
+    checked_sweep,
+    sweep_warnings,
+    with_stored_values,
+)
 from jobs.search.rules.spec_text import format_prior, format_space
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
@@ -72,7 +78,7 @@ def run_sweep(
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
-        for warning in found.warnings:
+        for warning in (*found.warnings, *sweep_warnings(sweep)):
             announce("warning", warning)
         announce("phase", f"searching {format_space(sweep)}{format_prior(sweep, prior_from)}", phase="search")
 

@@ -80,7 +80,7 @@ def _sweep_of(spec: CompareSpec, method: ComparedMethod) -> tuple[SweepSpec, str
     sweep = spec.sweep_of(method)
     job, source = with_model_of_run(sweep.base), None
     if "learning_rate" not in job.train.model_fields_set:  # also the middle of the default space
-        rate, source = rate_to_begin_with(job)
+        rate, source = rate_to_begin_with(sweep.model_copy(update={"base": job}))
         job = job.model_copy(update={"train": job.train.model_copy(update={"learning_rate": rate})})
     return sweep.model_copy(update={"base": job}), source
 

@@ -17,6 +17,7 @@ from jobs.storage.journal import Record
 COMPARISON_VERSION: Final = 1
 # Student's t, 97.5 %, by degrees of freedom from 1 to 9.
 _T: Final = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+_USUAL_SEEDS: Final = 3  # of a method; with fewer, the interval says little
 _SLOW_START: Final = 5  # the first fifth of the steps is slower, and does not count for tokens/s
 
 
@@ -67,6 +68,9 @@ class Comparison(Frozen):
     lower_is_better: bool
     device: Literal["GPU", "CPU"] = Field(description="What device_hours counts.")
     methods: tuple[MethodFigures, ...]
+    seeds: int | None = Field(
+        None, description="Seeds that the spec asks for; None: an earlier release wrote the file."
+    )
 
     @property
     def ranked(self) -> list[MethodFigures]:
@@ -142,12 +146,18 @@ def findings(comparison: Comparison) -> list[str]:
     said = []
     if len(ranked) > 1:
         best, *others = ranked
-        said.append(f"{metric.removeprefix('eval_')} is best with {best.name}")
-        near = [one.name for one in others if best.metrics[metric].overlaps(one.metrics[metric])]
+        short, mean = metric.removeprefix("eval_"), best.metrics[metric].mean
+        same = [one.name for one in others if one.metrics[metric].mean == mean]
+        equal = f"{short} is the same with {' and '.join([best.name, *same])}"
+        said.append(equal if same else f"{short} is best with {best.name}")
+        near = [
+            one.name for one in others if one.name not in same and best.metrics[metric].overlaps(one.metrics[metric])
+        ]
         single = [one for one in ranked if len(one.metrics[metric].values) < 2]
         if single:
             noise = "a method with one seed has no interval, so the differences may be noise"
-            what_to_do = "give seeds: 3, or a larger budget"
+            few = comparison.seeds is None or comparison.seeds < _USUAL_SEEDS
+            what_to_do = f"give seeds: {_USUAL_SEEDS}, or a larger budget" if few else "give a larger budget"
             if all(one.failed_seeds for one in single):
                 what_to_do = "its other seeds have failed"
             said.append(f"{noise}: {what_to_do}")

@@ -8,7 +8,7 @@ from cluster.errors import StorageError
 from cluster.text import many
 from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, figures_of_runs
 from jobs.run.checkpoints import committed_steps, read_commit
-from jobs.run.outcome import Status, read_outcome
+from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import read_steps
 from jobs.run.summary import Now, summarise, utc_now
@@ -26,7 +26,8 @@ def measure(spec: CompareSpec, paths: JobPaths, now: Now = utc_now) -> Compariso
     """Return the figures of all methods so far, also of a search that is running. Raises StorageError."""
     methods = tuple(figures_of(one.name, JobPaths(paths.method(one.name)), now) for one in spec.methods)
     device = "GPU" if spec.base.resources.gpus_per_worker else "CPU"
-    return Comparison(metric=spec.judged, lower_is_better=spec.lower_is_better, device=device, methods=methods)
+    better, seeds = spec.lower_is_better, spec.seeds
+    return Comparison(metric=spec.judged, lower_is_better=better, device=device, methods=methods, seeds=seeds)
 
 
 def figures_of(name: str, paths: JobPaths, now: Now = utc_now) -> MethodFigures:
@@ -93,11 +94,30 @@ def write_comparison(paths: JobPaths, comparison: Comparison) -> None:
 
 
 def comparison_so_far(paths: JobPaths) -> Comparison | None:
-    """Return the figures of a comparison that has ended, or those of one that goes on. Raises StorageError."""
-    spec = load_to_run(paths.spec)
-    if read_outcome(paths) is None and isinstance(spec, CompareSpec):
+    """Return the figures of a comparison, also of one that goes on, or whose sweeps have gone on since its end.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    spec, outcome = load_to_run(paths.spec), read_outcome(paths)
+    if outcome is None and isinstance(spec, CompareSpec):
         return measure(spec, paths)
-    return read_comparison(paths)
+    if (kept := read_comparison(paths)) is None or outcome is None:
+        return kept
+
+    def newest(one: MethodFigures) -> MethodFigures:
+        sweep = JobPaths(paths.method(one.name))
+        return figures_of(one.name, sweep) if _went_on(sweep, outcome) else one
+
+    return kept.model_copy(update={"methods": tuple(map(newest, kept.methods))})
+
+
+def _went_on(sweep: JobPaths, comparison: Outcome) -> bool:
+    """Whether a sweep has been resumed since its comparison ended. Its directory may have been removed."""
+    if not storage.exists(sweep.spec):
+        return False
+    ended = read_outcome(sweep)
+    return ended is None or ended.ended_at > comparison.ended_at
 
 
 def read_comparison(paths: JobPaths) -> Comparison | None:

@@ -36,6 +36,7 @@ class Outcome(Frozen):
     reason: str | None = Field(None, description="Why it ended so, in one readable message; None if it succeeded.")
     bad_input: bool = Field(False, description="The same spec and data would fail again (exit code 2).")
     diverged: bool = Field(False, description="The training diverged: a resume would compute the same.")
+    is_final: bool = Field(False, description="A search has tried all that it may try: a resume would do nothing.")
     lost: bool = Field(False, description="The machines failed: the run may succeed on others (exit code 75).")
     out_of_memory: bool = Field(False, description="A process needed more memory than there was.")
     faulty_nodes: tuple[str, ...] = Field((), description="Nodes whose hardware failed, as Ray identifies them.")

@@ -227,6 +227,7 @@ def outcome_of_error(error: Exception) -> Outcome:
         diverged=isinstance(error, Diverged),
         lost=isinstance(error, MachinesFailed | StorageOutage),
         out_of_memory=isinstance(error, OutOfMemory),
+        is_final=isinstance(error, RunFailed) and error.is_final,
         rank=error.rank if isinstance(error, RunFailed) else None,
         ended_at=now,
     )
@@ -251,13 +252,15 @@ def ending_of(
 
 
 def how_to_go_on(paths: JobPaths, outcome: Outcome | None, *, is_search: bool = False) -> str | None:
-    """Return the command that resumes a run; None if it succeeded, or would fail again.
+    """Return the command that resumes a run; None if it succeeded, would fail again, or has nothing left to do.
 
     Args:
         outcome: None for a run that was killed.
         is_search: the run is a sweep or a comparison.
     """
-    if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input or outcome.diverged):
+    if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input):
+        return None
+    if outcome is not None and (outcome.diverged or outcome.is_final):
         return None
     if is_search or outcome is None or outcome.lost or outcome.status is Status.INTERRUPTED:
         return resume_command(paths)  # without a checkpoint, a run begins again

@@ -114,7 +114,8 @@ def larger(trials: Trials, asked: Mapping[str, float | None]) -> Change:
     """
     if trials.sweep.algorithm != "auto" and untried(trials.sweep, trials.searched, None, trials.total_steps) == []:
         said = "every combination of the lists has been tried, so a larger budget would begin no trial"
-        raise SpecError(f"{said}: give the lists more values, or make a new sweep")
+        what_to_do = "start" if trials.sweep.algorithm == "grid" else "give the lists more values, or start"
+        raise SpecError(f"{said}: {what_to_do} a new sweep")
     budget, more = trials.sweep.budget, {name: value for name, value in asked.items() if value is not None}
     for name, value in more.items():
         if value <= 0:

@@ -39,7 +39,9 @@ class Ledger(Trials):
     """The ledger as the driver of the sweep writes it. Its methods may be called by any thread."""
 
     def __init__(self, sweep: SweepSpec, root: str, steps_of: Callable[[Spec], int], tokens_per_run: float) -> None:
-        """Read what earlier drivers have written. Trials that have failed because gangs were lost begin again.
+        """Read what earlier drivers have written.
+
+        Trials that have failed because gangs were lost, or because a user's metric failed, begin again.
 
         Args:
             steps_of: returns the optimizer steps of a job. Raises SpecError.
@@ -52,7 +54,7 @@ class Ledger(Trials):
         if (self.total_steps, self.tokens_per_run) != (total_steps, tokens_per_run):
             self.total_steps, self.tokens_per_run = total_steps, tokens_per_run
             self._journal.append(self._lengths)
-        for trial in [trial for trial in self.trials.values() if trial.lost]:
+        for trial in [trial for trial in self.trials.values() if trial.lost or trial.metric_failed]:
             self._record({"trial": trial.number, "again": True})
 
     @property
@@ -119,9 +121,10 @@ class Ledger(Trials):
             spent: what this driver has used so far.
             lost: it has failed because gangs were lost.
         """
-        unknown_before = set() if answer.diverged else {"diverged"}  # to the previous release
+        unknown_before = {"metric_failed"} | (set() if answer.diverged else {"diverged"})  # to the previous release
         record = {"trial": trial.number, "answer": answer.model_dump(mode="json", exclude=unknown_before)}
         rare: Record = {**({} if spent is None else {"spent": list(spent)}), **({"lost": True} if lost else {})}
+        rare |= {} if answer.metric_failed is None else {"metric_failed": True}
         with self._lock:
             self._record({**record, **rare})
             if trial.is_over:

@@ -33,6 +33,7 @@ class Trial:
     metrics: dict[str, float] = field(default_factory=dict)
     reason: str | None = None  # why it ended before its last step
     lost: bool = False  # it has failed because gangs were lost: the next driver tries it again
+    metric_failed: bool = False  # a user's metric failed, which may be mended: the next driver tries it again
     diverged: bool = False  # or its loss was not finite: another attempt would compute the same
 
     @property

@@ -103,12 +103,13 @@ class Trials:
         trial = self.trials[number]
         if "answer" in record:
             self.take(trial, Answer.model_validate(record["answer"]))
-            trial.lost = bool(record.get("lost"))
+            trial.lost, trial.metric_failed = bool(record.get("lost")), bool(record.get("metric_failed"))
         elif "unanswered" in record:
             step, tokens, seconds = record["unanswered"]
             trial.step, trial.tokens, trial.seconds = step, trial.tokens + tokens, trial.seconds + seconds
         elif "again" in record:
-            trial.state, trial.reason, trial.lost = "paused" if trial.step else "waiting", None, False
+            trial.state, trial.reason = "paused" if trial.step else "waiting", None
+            trial.lost = trial.metric_failed = False
         elif "stopped" in record:
             trial.state, trial.reason = "stopped", record["stopped"]
 
@@ -293,9 +294,10 @@ class Trials:
         It is clearly below each rate at which a trial has diverged after its rung.
         """
         name, sign = varied_rate(self.sweep), 1.0 if self.sweep.lower_is_better else -1.0
-        scored = [trial for trial in self.searched if not trial.without_rungs and trial.scores]
-        scores = {trial.values[name]: sign * trial.scores[0][1] for trial in scored}
-        rate = whole_run_rate(self.sweep, best_rate(scores)) if scores else float(prior_of(self.sweep)[name])
+        compared = [one for one in self.searched if not one.without_rungs and (one.scores or one.diverged)]
+        scores = {one.values[name]: sign * one.scores[0][1] if one.scores else math.inf for one in compared}
+        has_score = any(map(math.isfinite, scores.values()))
+        rate = whole_run_rate(self.sweep, best_rate(scores)) if has_score else float(prior_of(self.sweep)[name])
         after_rung = [trial for trial in self.searched if trial.diverged and (trial.without_rungs or trial.scores)]
         below = [trial.values[name] / UP for trial in after_rung]
         return float(in_space(self.sweep, {name: min([rate, *below])})[name])

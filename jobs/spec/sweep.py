@@ -215,7 +215,7 @@ class SweepSpec(Search, JobSpec):
     prior: dict[str, JsonValue] = Field(
         default_factory=dict,
         max_length=MOST_FIELDS,
-        description="First values that auto tries; default: from earlier sweeps of the model, or from its size.",
+        description="First values that auto tries; default: from the base, earlier sweeps of the model, or its size.",
     )
     then: Then = Field(
         "export",

@@ -66,6 +66,9 @@ class Answer(Frozen):
     )
     reason: str | None = Field(None, description="Why the task failed.")
     diverged: bool = Field(False, description="The training diverged: another attempt would compute the same.")
+    metric_failed: Literal["before", "later"] | None = Field(
+        None, description="A user's metric failed, before the first step or later. It may be mended before a resume."
+    )
     seconds: float = Field(0.0, ge=0.0, description="Seconds that the gang took for the task.")
 
     @property

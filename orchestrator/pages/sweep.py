@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final, Literal
 
-from cluster.text import compact, duration, many
+from cluster.text import compact, duration, first_line, many
 from jobs.run.summary import RunSummary
 from jobs.search.report.status import SweepStatus, counts_of
 from jobs.search.report.trial_text import format_value, format_values
@@ -148,7 +148,7 @@ def _cells(trial: Trial, status: SweepStatus) -> list[str]:
         "-" if trial.loss is None else f"{trial.loss:.4f}",
         f"{trial.step}/{trial.total_steps}" if trial.total_steps else f"{trial.step}",
         compact(trial.tokens),
-        f"{trial.state}: {plain(trial.reason)}" if trial.reason else trial.state,
+        f"{trial.state}: {plain(first_line(trial.reason))}" if trial.reason else trial.state,
     ]
 
 

@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import functools
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -51,7 +52,7 @@ from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_of, planned_steps
 from jobs.search.report.summary import summary_lines
 from jobs.search.report.trial_text import format_trial, leaderboard
-from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
+from jobs.search.rules.budget import check_lengths, checked_plan, is_hopeless, most_gangs
 from jobs.search.rules.varying import engines, trial_spec
 from jobs.search.spending import kind_within
 from jobs.search.trial import Trial
@@ -279,7 +280,10 @@ def concluded_sweep(search: Search) -> Outcome:
             raise Diverged(f"{said}. All trials diverged: search other values, usually lower learning rates")
         if lost:  # the next driver tries them again
             raise MachinesFailed(said)
-        raise RunFailed(said)
+        if any(trial.metric_failed for trial in ledger.trials.values()):  # likewise
+            raise RunFailed(f"{said}. A resume tries the trials again whose metric failed")
+        is_final = kind_within(ledger, ledger.plan, ledger.spent) == "done"
+        raise RunFailed(f"{said}. {what_is_left(ledger)}" if is_final else said, is_final=is_final)
     if lost:
         search.announce("warning", not_tried(lost, search.paths))
     if (worse := worse_than_base(ledger, best)) is not None:
@@ -312,6 +316,16 @@ def concluded_sweep(search: Search) -> Outcome:
         model_path=model,
         ended_at=now,
     )
+
+
+def what_is_left(ledger: Ledger) -> str:
+    """Return what to do after a search without a finished trial, which a resume would not continue."""
+    begun, plan = [trial for trial in ledger.searched if not trial.without_rungs], ledger.plan
+    if not is_hopeless(ledger.searched, plan) or len(begun) >= plan.compared:
+        return "A resume would begin no trial: start a new sweep"
+    most = plan.compared
+    left = "" if math.isinf(most) else f"; {int(most) - len(begun)} of {int(most)} trials were not tried"
+    return f"The search gave up after {len(begun)} failures{left}. Start a new sweep with other values"
 
 
 def not_tried(lost: Sequence[Trial], sweep: JobPaths) -> str:

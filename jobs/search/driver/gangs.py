@@ -208,8 +208,7 @@ class Gangs:
         return len(holding) * self._job.spec.resources.num_workers
 
     def log_of(self, reason: str) -> tuple[str, str] | None:
-        """Return path and last lines of a log that contains the reason, or else of any log; None if all are empty."""
-        found: tuple[str, str] | None = None
+        """Return path and last lines of a log that contains the reason; None if no log does."""
         home = JobPaths(self._job.run_root).gangs
         with contextlib.suppress(StorageError):
             for logs in (JobPaths(storage.join(home, name)).logs for name in storage.list_names(home)):
@@ -217,8 +216,7 @@ class Gangs:
                     end = read_end(path, _LOG_BYTES)
                     if reason[:_WORDS] in end:
                         return path, end
-                    found = found or ((path, end) if end else None)
-        return found
+        return None
 
     def begin_no_more(self) -> None:
         """Refuse tasks that no gang has begun, and end the gangs that wait for room, so that nothing waits for them."""

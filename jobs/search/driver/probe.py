@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.errors import DataError
 from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
@@ -10,7 +11,7 @@ from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.rules.auto import greatest_rate, prior_of, probed_rates
 from jobs.search.rules.varying import trial_spec
-from jobs.training.mailbox import GangTask
+from jobs.training.mailbox import Answer, GangTask
 
 
 def bound_rate(ledger: Ledger, gangs: Gangs, own: str, announce: Announcer) -> None:
@@ -20,6 +21,7 @@ def bound_rate(ledger: Ledger, gangs: Gangs, own: str, announce: Announcer) -> N
         own: directory of this driver.
 
     Raises:
+        DataError: a user's metric fails.
         FleetuneError: no gang could be started.
     """
     rates = () if ledger.is_bounded else probed_rates(ledger.sweep)
@@ -34,8 +36,15 @@ def bound_rate(ledger: Ledger, gangs: Gangs, own: str, announce: Announcer) -> N
     except GangLost as error:
         announce("warning", f"{error}: the greatest learning rate is not looked for")
         return
+    check_first_metrics(answer)
     greatest = greatest_rate(rates, answer.losses) if answer.status == "probed" else None
     ledger.set_bound(greatest, answer.tokens)
     if greatest is not None:
         said = f"one step at {greatest:.2g} makes the loss worse: higher learning rates are not tried"
         announce("phase", said, phase="probe")
+
+
+def check_first_metrics(answer: Answer) -> None:
+    """Raise DataError if a user's metric failed before the first step: it would fail in every trial."""
+    if answer.metric_failed == "before":
+        raise DataError(f"{answer.reason}. It fails before the first step of every trial")

@@ -24,7 +24,7 @@ from jobs.search.driver.carrying_out import carried_out
 from jobs.search.driver.checkpoint_space import limit_checkpoints
 from jobs.search.driver.final import pass_on_save_request
 from jobs.search.driver.gangs import Gangs
-from jobs.search.driver.probe import bound_rate
+from jobs.search.driver.probe import bound_rate, check_first_metrics
 from jobs.search.driver.trial_files import (
     ask_to_save_and_end,
     remove_requests,
@@ -266,8 +266,10 @@ class Search:
         self.announce("phase", said, phase="rung")
 
     def _check_metric(self, answer: Answer) -> None:
-        """Raise SpecError if the job does not report the judged metric, and no trial ever did."""
+        """Raise InputError if the job does not report the judged metric, or a metric fails, in each trial so far."""
         judged, known = self.ledger.sweep.judged, answer.judged
+        if self.ledger.base_score is None:
+            check_first_metrics(answer)
         if known and judged not in known and not any(trial.scores for trial in list(self.ledger.trials.values())):
             raise SpecError.at("metric", missing_metric(judged, known))
 

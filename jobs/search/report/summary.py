@@ -10,7 +10,14 @@ from typing import Any, Final
 import numpy as np
 
 from cluster.text import compact
-from jobs.search.rules.auto import extrapolates, rate_for_a_whole_run, rate_range, varied_rate
+from jobs.search.rules.auto import (
+    LATER,
+    brackets_rate,
+    extrapolates,
+    rate_for_a_whole_run,
+    rate_range,
+    varied_rate,
+)
 from jobs.search.trials import Trials
 
 FEWEST_FITTED: Final = 4
@@ -111,20 +118,45 @@ def end_warning(trials: Trials) -> str | None:
     return None
 
 
+def highest_warning(trials: Trials) -> str | None:
+    """Return a warning if `auto` found the best score at the highest rate that it compared, so none is known above."""
+    if not brackets_rate(trials.sweep):
+        return None
+    name, sign = varied_rate(trials.sweep), 1.0 if trials.sweep.lower_is_better else -1.0
+    compared = [trial for trial in trials.searched if not trial.without_rungs]
+    scores = {trial.values[name]: sign * trial.scores[0][1] for trial in compared if trial.scores}
+    if len(set(scores.values())) < 2 or min(scores.values()) < scores[highest := max(scores)]:
+        return None
+    if any(trial.diverged and trial.values[name] > highest for trial in trials.searched):
+        return None
+    return (
+        f"the score was still best at the highest learning rate that was compared ({highest:.2g}), so the best rate "
+        f"may lie above: start a new sweep with prior.learning_rate: {highest:.2g}, and a space that reaches higher"
+    )
+
+
 def noise_warning(trials: Trials) -> str | None:
     """Return a warning if the scores at the rung of `auto` differ so little that their order may be noise."""
     compared = [trial for trial in trials.searched if not trial.without_rungs and trial.scores]
-    if not extrapolates(trials.sweep) or trials.sweep.rung_shares[0] >= 0.5 or len(compared) < FEWEST_FITTED:
+    is_late = trials.sweep.rung_shares[:1] >= LATER
+    if not extrapolates(trials.sweep) or len(compared) < (2 if is_late else FEWEST_FITTED):
         return None
     scores = [trial.scores[0][1] for trial in compared]
     largest = max(abs(score) for score in scores)
     spread = (max(scores) - min(scores)) / largest if largest else 0.0
     if spread >= _LEAST_SPREAD:
         return None
+    step = compared[0].scores[0][0]
+    if not trials.sweep.lower_is_better and set(scores) == {1.0}:
+        name = trials.sweep.judged.removeprefix("eval_")
+        return (
+            f"{name} is 1 in all trials after step {step}, so it cannot rank them: start a new sweep with metric: loss"
+        )
+    later = "To compare them later, start a new sweep with rungs: [0.5] and budget.runs: 4.6"
     return (
-        f"the scores after step {compared[0].scores[0][0]} differ by {spread:.1%} at most, which may be noise: the run "
-        "may be too short to compare learning rates so early. To compare them later, start a new sweep with "
-        "rungs: [0.5] and budget.runs: 4.6"
+        f"the scores after step {step} differ by {spread:.1%} at most, which may be noise: the run may be too short to "
+        f"compare learning rates{'' if is_late else ' so early'}. "
+        f"{'Start a new sweep of a longer run, or with more held-out samples' if is_late else later}"
     )
 
 
@@ -155,7 +187,8 @@ def summary_lines(trials: Trials) -> list[str]:
             f"a parabola through the scores after step {fit.step} has its optimum at learning_rate {fit.optimum:.2g} "
             f"(probably {fit.low:.2g} to {fit.high:.2g}){whole}"
         )
-    lines += [warning for warning in (end_warning(trials), noise_warning(trials)) if warning is not None]
+    warnings = (end_warning(trials) or highest_warning(trials), noise_warning(trials))
+    lines += [warning for warning in warnings if warning is not None]
     if trials.tokens_per_run:
         kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"
         is_grid = trials.sweep.algorithm == "grid"

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.text import first_line
 from jobs.search.ledger import Ledger
 from jobs.search.rules.varying import short_name
 from jobs.search.trial import Trial
@@ -69,7 +70,7 @@ def trial_line(ledger: Ledger, trial: Trial) -> str:
     what = format_trial(trial)
     metric = ledger.sweep.judged.removeprefix("eval_")
     if trial.state in ("failed", "stopped"):
-        return f"{what}: {trial.state}: {trial.reason}"
+        return f"{what}: {trial.state}: {first_line(trial.reason or '')}"
     if trial.score is None or trial.step > trial.scores[-1][0]:
         return f"{what}: saved at step {trial.step} of {trial.total_steps}"
     best, rank = ledger.best, ""
@@ -93,7 +94,7 @@ def leaderboard(trials: Trials) -> str:
             f"{trial.step}",
             f"{trial.tokens:,}",
             trial.state,
-            trial.reason or format_seeds(trials, trial),
+            first_line(trial.reason) if trial.reason else format_seeds(trials, trial),
         ]
         for trial in trials.ranked()
     ]

@@ -24,7 +24,9 @@ _MOST_WHOLE_RUNS = 16
 _DEFAULT_MAX_GANGS = 8  # if num_gangs is left out. With more, more trials begin before the scores of others are known
 _USUAL_COMPARED = 6  # by auto, before one whole run
 FINALISTS: Final = 2  # most trials that are repeated with other seeds
-_HOPELESS = 8  # trials; if at least so many have begun, and all have failed without a score, no other one begins
+# Trials. If at least so many have begun, and all have failed without a score, no other one begins. Points of lists are
+# all tried: they may fail for reasons of their own.
+_HOPELESS = 8
 _MANY = 1000  # trials, or steps: enough that rounding does not matter
 
 
@@ -38,6 +40,7 @@ class BudgetPlan:
         first_share: once this share of the time is used, no more trials are begun for comparison.
         extrapolates: see `jobs.search.rules.auto.extrapolates`; a compared trial that continues is then a whole run.
         runs: tokens of all trials, in whole runs of the base; infinite if tokens do not limit the search.
+        tries_all: the compared trials are points of lists, which are tried though all others have failed.
     """
 
     compared: float = math.inf
@@ -45,6 +48,7 @@ class BudgetPlan:
     first_share: float = 1.0
     extrapolates: bool = False
     runs: float = math.inf
+    tries_all: bool = False
 
 
 # "repeat": a finalist with another seed. "stopped": the sweep was asked to stop.
@@ -71,6 +75,7 @@ def budget_plan(
     plan = _paid_for(sweep, total_steps, tokens_per_run, probe_steps)
     before, whole_before = sum(not trial.without_rungs for trial in begun), whole_runs_begun(begun, plan)
     left = untried(sweep, begun, total_steps=total_steps)
+    plan = replace(plan, tries_all=left is not None or sweep.algorithm == "grid")
     compared = min(plan.compared, max(_most_compared(sweep, total_steps), before))
     compared = compared if left is None else min(compared, before + len(left))
     if sweep.scheduler != "halving":
@@ -262,8 +267,7 @@ def next_kind(
     """
     compared, whole = [trial for trial in trials if not trial.without_rungs], whole_runs_begun(trials, plan)
     all_failed = bool(compared) and not any(trial.scores for trial in compared)
-    is_hopeless = all_failed and len(compared) >= _HOPELESS and all(trial.is_over for trial in compared)
-    if used < plan.first_share and len(compared) < plan.compared and not is_hopeless:
+    if used < plan.first_share and len(compared) < plan.compared and not is_hopeless(trials, plan):
         return "compared"
     if any_goes_on or any(_is_unfinished(trial) for trial in compared):
         return "wait"
@@ -274,6 +278,14 @@ def next_kind(
     if any(_is_unfinished(trial) for trial in trials):
         return "wait"
     return "repeat" if to_repeat else "wait" if is_repeating else "done"
+
+
+def is_hopeless(trials: Sequence[Trial], plan: BudgetPlan) -> bool:
+    """Whether so many trials have failed without a score that no other one begins. `trials`: as for `next_kind`."""
+    compared = [trial for trial in trials if not trial.without_rungs]
+    if plan.tries_all or len(compared) < _HOPELESS:
+        return False
+    return all(trial.is_over and not trial.scores for trial in compared)
 
 
 def whole_runs_begun(trials: Sequence[Trial], plan: BudgetPlan) -> int:

@@ -16,11 +16,13 @@ from jobs.search.rules.auto import brackets_rate
 from jobs.search.rules.budget import check_budget, plan_of_long_runs, runs_taken
 from jobs.search.rules.prior import check_has_use_for_prior, with_prior
 from jobs.search.rules.untried import untried
-from jobs.search.rules.varying import check_space, field_meant, short_name
+from jobs.search.rules.varying import check_space, engines, field_meant, short_name
 from jobs.spec.load import spec_of
-from jobs.spec.sweep import Search, SweepSpec
+from jobs.spec.space import Range
+from jobs.spec.sweep import GRID_POINTS, MOST_TRIALS, Search, SweepSpec
 from jobs.storage import files as storage
 
+_DECAYS: Final = "warmup_stable_decay"  # the scheduler that uses decay_ratio
 _FIXED: Final = ("metric", "mode", "algorithm", "scheduler", "rungs", "cooldown", "prior", "seed")
 
 
@@ -41,9 +43,26 @@ def sweep_warnings(sweep: Search) -> list[str]:
     warnings = []
     if sweep.rungs and sweep.scheduler == "none":
         warnings.append("rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out")
+    warnings += _about_space(sweep)
     if isinstance(sweep, SweepSpec) and "budget" in sweep.model_fields_set:
         warnings += [] if sweep.budget.trials is None else _about_trials(sweep, sweep.budget.trials)
         warnings += _about_rest(sweep)
+    elif sweep.algorithm == "grid" and sweep.grid_size > MOST_TRIALS:
+        said = f"the grid has {sweep.grid_size:,} points, but a sweep begins at most {MOST_TRIALS:,} trials"
+        warnings.append(f"{said}: give lists, or points for the ranges (the default is {GRID_POINTS})")
+    return warnings
+
+
+def _about_space(sweep: Search) -> list[str]:
+    """Return what to say about parts of the space without effect."""
+    warnings, meant = [], {field_meant(name): values for name, values in sweep.dimensions.items()}
+    schedulers = meant.get("train.lr_scheduler_type", (sweep.base.train.lr_scheduler_type,))
+    if "train.decay_ratio" in meant and isinstance(schedulers, tuple) and _DECAYS not in schedulers:
+        used = ", ".join(map(str, schedulers))
+        warnings.append(f"space.decay_ratio has no effect with lr_scheduler_type: {used}. It is for {_DECAYS}")
+    for name, values in sweep.space.items():
+        if isinstance(values, Range) and values.points is not None and sweep.algorithm != "grid":
+            warnings.append(f"space.{name}.points has no effect with algorithm: {sweep.algorithm}. It is for grid")
     return warnings
 
 
@@ -68,7 +87,7 @@ def _about_rest(sweep: SweepSpec) -> list[str]:
 def _about_trials(sweep: SweepSpec, trials: int) -> list[str]:
     said = f"budget.trials is {trials:,}, but the "
     if sweep.algorithm == "grid" and trials < sweep.grid_size:
-        first = short_name(next(iter(sweep.dimensions)))
+        first = short_name(next(iter([*engines(sweep)[0], *sweep.dimensions])))
         left_out = f"the last ones, with the last values of {first}, are left out"
         return [f"{said}grid has {sweep.grid_size:,} points: {left_out}"]
     few = untried(sweep, ()) if sweep.algorithm not in ("auto", "grid") else None

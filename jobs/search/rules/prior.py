@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
+from collections.abc import Iterable
 from typing import Any, Final
 
 from cluster.errors import SpecError, StorageError
 from jobs.model_files.sizes import WIDTH, size_in
 from jobs.run.paths import JobPaths
 from jobs.run.summary import started_at
+from jobs.search.rules.rates import CLEARLY
 from jobs.search.rules.varying import field_meant
-from jobs.spec.finetune import Spec
-from jobs.spec.load import load_spec
+from jobs.spec.finetune import Spec, Train
+from jobs.spec.load import load_spec, load_sweep
 from jobs.spec.space import Range
-from jobs.spec.sweep import SweepSpec, default_space
+from jobs.spec.sweep import Search, SweepSpec, default_space
 from jobs.storage import files as storage
+from jobs.storage.journal import Record, read_journal
 
 RATE: Final = "train.learning_rate"
 _WARMUP: Final = "train.warmup_ratio"
@@ -38,7 +41,10 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
     written = {field_meant(name, "prior"): name for name in sweep.prior}
     keys = {field: f"prior.{name}" for field, name in written.items()}
     given = {field: sweep.prior[name] for field, name in written.items()}
-    rate, said = (_checked_rate(given[RATE], keys[RATE]), None) if RATE in given else rate_to_begin_with(sweep.base)
+    if RATE in given:
+        rate, said = _checked_rate(given[RATE], keys[RATE]), None
+    else:
+        rate, said = rate_to_begin_with(sweep)
     space = dict(sweep.space) or default_space(rate)
     fields = {field_meant(name): name for name in space}
     if unknown := sorted(given.keys() - fields):
@@ -50,6 +56,8 @@ def with_prior(sweep: SweepSpec) -> tuple[SweepSpec, str | None]:
         prior[name] = nearest_in(space[name], value)
         if field in given and prior[name] != value:
             raise SpecError.at(keys[field], f"{value} is outside of space.{name}")
+        if field == RATE and said and prior[name] != value:
+            said = f"{said}, moved into the space"
     return sweep.model_copy(update={"space": space, "prior": prior}), said if RATE in fields else None
 
 
@@ -76,6 +84,12 @@ def nearest_in(values: Range | tuple[Any, ...], value: Any) -> Any:
     return min(max(float(number), values.min), values.max)
 
 
+def _is_within(values: Range | tuple[Any, ...], number: float) -> bool:
+    """Whether a number lies between the ends of a range, or between the least and the greatest number of a list."""
+    numbers = [one for one in values if _is_number(one)] if isinstance(values, tuple) else [values.min, values.max]
+    return bool(numbers) and min(numbers) <= number <= max(numbers)
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -87,13 +101,17 @@ def _value_of(base: Spec, field: str) -> Any:
     return _USUAL_WARMUP if value is None and field == _WARMUP else value
 
 
-def rate_to_begin_with(base: Spec) -> tuple[float, str]:
+def rate_to_begin_with(sweep: Search) -> tuple[float, str]:
     """Return the prior of the learning rate, and its source in words."""
-    if earlier := earlier_rates(base):
+    base, rate = sweep.base, sweep.base.train.learning_rate
+    is_given = "learning_rate" in base.train.model_fields_set
+    if is_given and rate != Train().learning_rate:  # a spec from a queue gives the default of each field
+        return rate, "the base"
+    wanted = next((values for name, values in sweep.space.items() if field_meant(name) == RATE), None)
+    if earlier := [one for one in earlier_rates(base) if wanted is None or _is_within(wanted, one)]:
         count = "an earlier sweep" if len(earlier) == 1 else f"{len(earlier)} earlier sweeps"
         return statistics.geometric_mean(earlier), f"{count} of this model"
-    rate = base.train.learning_rate
-    if "learning_rate" in base.train.model_fields_set:
+    if is_given:
         return rate, "the base"
     if base.method.kind == "prompt":
         return PROMPT_RATE, "what is usual for prompts"
@@ -123,12 +141,15 @@ def hidden_size(model: str) -> int | None:
 
 
 def earlier_rates(base: Spec) -> list[float]:
-    """Return the best learning rates of earlier sweeps with the same model, task, method and storage_path."""
+    """Return the best learning rates of earlier sweeps with the same model, task, method and storage_path.
+
+    Sweeps in which nothing was learned are left out: their best rate is arbitrary.
+    """
     with contextlib.suppress(StorageError):
         runs = [JobPaths.of(base.storage_path, name) for name in storage.list_names(base.storage_path)]
         dated = sorted((at, run.root) for run in runs if (at := started_at(run)) is not None)
-        found = [_best_of(JobPaths(root)) for _, root in dated[-_MOST_LOOKED_AT:]]
-        return [best.train.learning_rate for best in found if best is not None and _kind_of(best) == _kind_of(base)]
+        found = [_best_of(JobPaths(root), base) for _, root in dated[-_MOST_LOOKED_AT:]]
+        return [best.train.learning_rate for best in found if best is not None]
     return []
 
 
@@ -136,12 +157,29 @@ def _kind_of(spec: Spec) -> tuple[str, str, str]:
     return spec.model.path, spec.model.task, spec.method.kind
 
 
-def _best_of(sweep: JobPaths) -> Spec | None:
-    """Return the best spec of a sweep that has searched the learning rate; None of any other run."""
+def _best_of(paths: JobPaths, base: Spec) -> Spec | None:
+    """Return the best spec of a sweep of this kind of job that has searched the learning rate; None of any other run.
+
+    None also if nothing was learned.
+    """
     try:
-        if not storage.exists(sweep.best):
+        if not storage.exists(paths.best) or _kind_of(best := load_spec(paths.best)) != _kind_of(base):
             return None
-        space = json.loads(storage.read_bytes(sweep.spec)).get("space")
-        return load_spec(sweep.best) if not space or RATE in map(field_meant, space) else None
+        sweep = load_sweep(paths.spec)
+        if sweep is None or (sweep.space and RATE not in map(field_meant, sweep.space)):
+            return None
+        return best if _has_learned(sweep, read_journal(paths.ledger)) else None
     except (StorageError, SpecError, ValueError, AttributeError):
         return None
+
+
+def _has_learned(sweep: SweepSpec, ledger: Iterable[Record]) -> bool:
+    """Whether a score is clearly better than the base model's. True if the latter is not known."""
+    answers = [record["answer"] for record in ledger if "answer" in record]
+    before = [answer.get("base", {}).get(sweep.judged) for answer in answers]
+    after = [(answer.get("cooled") or answer.get("metrics", {})).get(sweep.judged) for answer in answers]
+    base, scores = next(filter(_is_number, before), None), list(filter(_is_number, after))
+    if base is None or not scores:
+        return True
+    gain = base - min(scores) if sweep.lower_is_better else max(scores) - base
+    return bool(gain > CLEARLY * abs(base))

@@ -44,21 +44,22 @@ def next_rate(scores: Mapping[float, float | None], least: float, greatest: floa
 def best_rate(scores: Mapping[float, float]) -> float:
     """Estimate the best rate from scores.
 
-    It is the minimum of the parabola through the best point and its two neighbours. If the highest rate is clearly the
-    best one, the loss still falls there: the estimate is halfway to the rate that would be tried next. Otherwise it is
-    the lowest rate whose score is at most 1 % worse than the best one: lower rates are safer, because training diverges
-    at rates above the best one.
+    It is the minimum of the parabola through the best point and its two neighbours. If the highest rate is the best
+    one, it is that rate; if it is clearly the best one, the loss still falls there, and the estimate is halfway to the
+    rate that would be tried next. If the next higher rate has failed, it is the lowest rate whose score is at most 1 %
+    worse than the best one: lower rates are safer, because training diverges at rates above the best one.
 
     Args:
-        scores: by rate; lower is better.
+        scores: by rate; lower is better. Infinite: failed.
     """
     known = {math.log(rate): score for rate, score in scores.items()}
     if (vertex := _vertex_at_best(known)) is not None:
         return math.exp(vertex)
     left, place, right = _around_best(known)
     best = known[place]
-    if right is None and left is not None and known[left] > best + _FALLING * abs(best):
-        return math.exp(place) * math.sqrt(UP)
+    if right is None:
+        falls = left is not None and best + _FALLING * abs(best) < known[left] < math.inf
+        return math.exp(place) * (math.sqrt(UP) if falls else 1.0)
     return min(rate for rate, score in scores.items() if score <= best + CLEARLY * abs(best))
 
 

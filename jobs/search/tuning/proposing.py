@@ -31,6 +31,7 @@ from jobs.search.rules.auto import (
     varied_rate,
 )
 from jobs.search.rules.untried import key_of, tried_keys, untried
+from jobs.search.rules.varying import engines
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.space import Range
@@ -89,7 +90,7 @@ class Proposer:
             return self._compared.begin(number, prior_of(sweep))
         if sweep.algorithm == "grid":
             left = untried(sweep, known.searched, None, known.total_steps)
-            return self._compared.begin(number, left[0] if left else grid_values(sweep, place))
+            return self._compared.begin(number, by_engine(sweep, left)[0] if left else grid_values(sweep, place))
         return self._compared.propose(number, known)
 
     def _at_best_rate(self, number: int) -> dict[str, Any] | None:
@@ -266,6 +267,12 @@ def holds(sweep: SweepSpec, values: Mapping[str, Any]) -> bool:
         values[name] in wanted if isinstance(wanted, tuple) else wanted.min <= values[name] <= wanted.max
         for name, wanted in sweep.dimensions.items()
     )
+
+
+def by_engine(sweep: SweepSpec, points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Order points of a grid by their engines, because a gang is started again for each change of the engine."""
+    order = engines(sweep)
+    return sorted(points, key=lambda point: order.index({name: point[name] for name in order[0]}))
 
 
 def grid_values(sweep: SweepSpec, number: int) -> dict[str, Any]:

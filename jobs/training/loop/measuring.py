@@ -99,7 +99,7 @@ class FirstStep(NamedTuple):
 
     Attributes:
         losses: the mean loss before the step, and after it at each rate.
-        tokens: of all passes.
+        tokens: of all passes; those of rows that pass forward only count as a third, as a forward pass costs a third.
         save: a checkpoint was asked for meanwhile.
     """
 
@@ -127,7 +127,8 @@ def losses_along_first_step(run: Run, rates: Sequence[float], rewound: bool = Fa
         there = tuple(start + rate / _LENGTH * part for start, part in zip(before, way, strict=True))
         run.engine.partitions.restart(there)
         losses.append(_loss(run, scored))
-    tokens = run.tokens_of(rows.step) + len(losses) * run.tokens_of(*(one.step for one in scored))
+    forward = len(losses) * run.tokens_of(*(one.step for one in scored))
+    tokens = run.tokens_of(rows.step) + round(forward / 3)
     return FirstStep(losses, tokens, save)
 
 

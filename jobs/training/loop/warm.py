@@ -80,7 +80,7 @@ class _TrialRunner:
         spec = without_remedies(task.spec)
         job = replace(self._job, spec=spec, run_root=task.run, driver=task.driver)
         worker, reporter = self._worker.for_run(job.paths, task.driver), Reporter(job.paths, self._worker.rank)
-        run = None
+        run, state = None, None
         try:
             run = ready(replace(self._loaded, engine=self._loaded.engine.set_for(job.spec)), job, worker, reporter)
             state = self._state_of(run)
@@ -97,7 +97,9 @@ class _TrialRunner:
             return self._trained(run, state, task)
         except (Diverged, MetricFailed) as error:
             traceback.print_exc()  # to the rank's log
-            return Answer(status="failed", reason=str(error), diverged=isinstance(error, Diverged))
+            when = ("before" if state is None else "later") if isinstance(error, MetricFailed) else None
+            is_diverged = isinstance(error, Diverged)
+            return Answer(status="failed", reason=str(error), diverged=is_diverged, metric_failed=when)
         finally:
             if run is not None:
                 run.checkpoints.finish()

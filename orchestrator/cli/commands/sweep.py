@@ -174,6 +174,7 @@ def narrow(
     found = trials_of(sweep, storage)
     change = narrower(found.sweep, set_)
     if not _is_active(found):
+        changed(found.sweep, change)  # refuses what a resume would refuse
         settings = [f"space.{one.removeprefix('space.')}" for one in set_]
         given = " ".join(f"--set {shlex.quote(one)}" for one in settings)
         raise InputError(

@@ -66,6 +66,18 @@ def gangs_of(base: Spec, engines_vary: bool, places: tuple[str, ...] | None = No
     return Gangs(job, 1 if places else 2, False, lambda *said, **data: None, places, engines_vary)  # type: ignore[arg-type]
 
 
+def test_only_a_log_that_has_the_reason_is_shown(base: Spec, tmp_path: Path) -> None:
+    logs = tmp_path / "found/gangs/1/logs"
+    logs.mkdir(parents=True)
+    (logs / "rank-0.log").write_text("LOAD REPORT from: model\n")
+    (logs / "rank-1.log").write_text("RuntimeError: no such device\n")
+    job = Job(base, str(tmp_path / "found"), "prepared", "model")
+    made = Gangs(job, 1, False, lambda *said, **data: None)  # type: ignore[arg-type]
+    assert made.log_of("the loss was nan after step 4") is None
+    found = made.log_of("no such device")
+    assert found is not None and found[0].endswith("rank-1.log")
+
+
 def test_gangs_that_nobody_needs_are_given_back_but_for_those_at_work(base: Spec) -> None:
     made = Gangs(Job(base, "runs/found", "prepared", "model"), 3, False, lambda *said, **data: None)  # type: ignore[arg-type]
     with made._taken(order(base, "one", 4)) as place:

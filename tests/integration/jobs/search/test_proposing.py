@@ -52,6 +52,17 @@ def test_with_several_rungs_the_first_whole_run_has_the_rate_that_the_best_trial
     assert Proposer(ledger).next_values(is_whole=True) == {"learning_rate": pytest.approx(2e-4 * 0.25**0.32)}
 
 
+def test_a_grid_changes_the_engine_as_rarely_as_possible(tmp_path: Path) -> None:
+    space = {"learning_rate": [1e-5, 1e-4], "global_batch_size": [8, 16], "warmup_ratio": [0.0, 0.1]}
+    sweep = sweep_of(tmp_path, BASE, space=space, algorithm="grid")
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 100, 100.0)
+    proposer = Proposer(ledger)
+    points = [ledger.add(proposer.next_values()).values for _ in range(8)]
+    assert [point["global_batch_size"] for point in points] == [8] * 4 + [16] * 4
+    assert [point["learning_rate"] for point in points[:4]] == [1e-5, 1e-5, 1e-4, 1e-4], "else as in the spec"
+    assert len({tuple(point.values()) for point in points}) == 8 and list(points[0]) == list(space)
+
+
 @pytest.mark.parametrize(("algorithm", "trials"), [("auto", 7), ("gp", 16)])
 def test_the_end_of_a_range_is_proposed_once(tmp_path: Path, algorithm: str, trials: int) -> None:
     """Where the scores are the better the nearer to the end."""

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import RunFailed, SpecError
+from cluster.errors import DataError, RunFailed, SpecError
 from jobs.drivers.stop_request import StopRelay, StopRequest
 from jobs.run.attempts import take_run
 from jobs.run.outcome import Status
 from jobs.run.paths import JobPaths
-from jobs.run.record import outcome_of_error
+from jobs.run.record import how_to_go_on, outcome_of_error
 from jobs.run.requests import ask_to_stop
 from jobs.search.changes import Change, Changes
 from jobs.search.driver import drive, searching
@@ -99,6 +99,50 @@ def test_where_all_rates_have_failed_no_whole_run_is_begun_at_the_best_of_them(
     assert "log the end of rank-0.log:\nTraceback of diverged" in capsys.readouterr().out
 
 
+def fail(ledger: Ledger, rates: list[float], **answer: Any) -> None:
+    for rate in rates:
+        ledger.answered(ledger.add({"learning_rate": rate}), Answer(status="failed", reason="out of memory", **answer))
+
+
+def test_a_search_that_gave_up_says_so_and_offers_no_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_in(tmp_path, monkeypatch, algorithm="random", scheduler="none", budget={"trials": 10})
+    fail(search.ledger, [1e-5 * number for number in range(1, 9)])
+    assert search.next_kind() == "done"
+    with pytest.raises(RunFailed, match=r"8 of 8 .* gave up after 8 failures; 2 of 10 trials were not tried") as caught:
+        drive.concluded_sweep(search)
+    assert how_to_go_on(search.paths, outcome_of_error(caught.value), is_search=True) is None
+
+
+def test_a_grid_tries_all_points_though_many_have_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = [1e-5 * number for number in range(1, 11)]
+    rules = {"algorithm": "grid", "scheduler": "none", "space": {"learning_rate": rates}, "budget": {"trials": 10}}
+    search = search_in(tmp_path, monkeypatch, **rules)
+    fail(search.ledger, rates[:9])
+    assert search.next_kind() == "compared"
+    fail(search.ledger, rates[9:])
+    with pytest.raises(RunFailed, match=r"10 of 10 .* A resume would begin no trial: start a new sweep"):
+        drive.concluded_sweep(search)
+
+
+def test_trials_whose_metric_failed_are_left_to_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_in(tmp_path, monkeypatch)
+    fail(search.ledger, [1e-5, 2e-5], metric_failed="later")
+    with pytest.raises(RunFailed, match="A resume tries the trials again whose metric failed") as caught:
+        drive.concluded_sweep(search)
+    assert how_to_go_on(search.paths, outcome_of_error(caught.value), is_search=True) is not None
+
+
+def test_a_metric_that_fails_before_the_first_step_ends_the_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = search_in(tmp_path, monkeypatch)
+    failed = Answer(status="failed", reason="eval.metrics: own:f failed: ValueError", metric_failed="before")
+    with pytest.raises(DataError, match=r"own:f failed: ValueError\. It fails before the first step of every trial"):
+        search._check_metric(failed)
+    search._check_metric(failed.model_copy(update={"metric_failed": "later"}))
+    assert not search.ledger.trials, "it is no trial's failure, so a resume begins again"
+
+
 def test_only_where_all_trials_have_diverged_is_another_attempt_useless(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +151,8 @@ def test_only_where_all_trials_have_diverged_is_another_attempt_useless(
         1e-1: Answer(status="finished", step=8, total_steps=8, metrics={"eval_loss": float("inf")}),
         1.0: Answer(status="failed", reason="its gang was lost 3 times"),
     }
-    search = search_in(tmp_path, monkeypatch, algorithm="auto", budget={"trials": 3})
+    rules = {"algorithm": "auto", "prior": {"learning_rate": 1e-4}, "budget": {"trials": 3}}
+    search = search_in(tmp_path, monkeypatch, **rules)
     useless = []
     for rate, answer in ends.items():
         search.ledger.answered(search.ledger.add({"learning_rate": rate}), answer)

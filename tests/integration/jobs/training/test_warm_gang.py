@@ -22,7 +22,7 @@ TRIALS: dict[str, dict[str, Any]] = {
     "third": {"learning_rate": 2e-3, "lr_scheduler_type": "cosine", "max_grad_norm": 0.1, "adam_epsilon": 1e-6},
     "seed": {"seed": 11},
     "diverged": {},
-    "metric": {"metrics": ("loss", "tests.support.own_metrics:failing")},
+    "metric": {"metrics": ("loss", "tests.support.own_metrics:failing"), "eval_on_start": True, "seed": 12},
 }
 FRESH = ("first", "second", "third", "seed")
 
@@ -84,7 +84,8 @@ def trials(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def _case(base: Case, name: str, place: str) -> Case:
     changes = dict(TRIALS[name])
     top = {"seed": changes.pop("seed")} if "seed" in changes else {}
-    scoring = base.spec.eval.model_copy(update={"metrics": changes.pop("metrics", base.spec.eval.metrics)})
+    scores: dict[str, Any] = {field: changes.pop(field) for field in ("metrics", "eval_on_start") if field in changes}
+    scoring = base.spec.eval.model_copy(update=scores)
     update = {"train": base.spec.train.model_copy(update=changes), "eval": scoring, **top}
     return dataclasses.replace(base, name=f"{place}-{name}", spec=base.spec.model_copy(update=update))
 
@@ -115,6 +116,8 @@ def test_a_pause_has_a_score_and_a_checkpoint(trials: Trials, name: str) -> None
 def test_the_loss_after_one_step_is_found_at_many_rates_and_leaves_nothing_behind(trials: Trials) -> None:
     first, last = trials.answers["probe"]
     assert first.status == last.status == "probed" and first.losses == last.losses
+    step, *scored = trials.fresh["first"].record("tokens")[:3]
+    assert first.tokens == step + round(3 * sum(scored) / 3), "a forward pass costs a third of a step"
     before, *after = first.losses
     assert before < after[-1] and after[0] < after[-1] and greatest_rate(PROBED, first.losses) == PROBED[-1]
 
@@ -122,6 +125,7 @@ def test_the_loss_after_one_step_is_found_at_many_rates_and_leaves_nothing_behin
 def test_what_fails_on_every_rank_alike_is_the_trials_end_and_not_the_gangs(trials: Trials) -> None:
     (diverged,), (metric,) = trials.answers["diverged"], trials.answers["metric"]
     assert diverged.status == metric.status == "failed"
+    assert (diverged.metric_failed, metric.metric_failed) == (None, "before")
     assert "never finite" in str(diverged.reason) and "own_metrics:failing failed" in str(metric.reason)
 
 

@@ -104,6 +104,16 @@ def test_seeds_that_failed_are_named() -> None:
     assert any("may be noise: its other seeds have failed" in one for one in alone)
 
 
+def test_equal_means_have_no_winner_and_seeds_that_were_asked_for_are_not_advised() -> None:
+    full, lora = method("full", [0.0, 0.0]), method("lora", [0.0, 0.0])
+    assert findings(comparison(full, lora)) == ["loss is the same with full and lora"]
+    worse = method("prompt", [0.5, 0.5])
+    assert findings(comparison(worse, full, lora)) == ["loss is the same with full and lora"]
+    single = comparison(method("full", [0.4]), method("lora", [0.5]))
+    assert findings(single.model_copy(update={"seeds": 3}))[1].endswith("may be noise: give a larger budget")
+    assert findings(single.model_copy(update={"seeds": 1}))[1].endswith("give seeds: 3, or a larger budget")
+
+
 def test_where_more_is_better_the_order_is_the_other() -> None:
     found = comparison(method("full", [0.4]), method("lora", [0.5]), metric="eval_accuracy")
     assert [one.name for one in found.ranked] == ["full", "lora"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs.comparison.measured import comparison_so_far
+from jobs.comparison.measured import comparison_so_far, measure, write_comparison
 from jobs.comparison.page import comparison_text
-from jobs.run.outcome import event
+from jobs.run.outcome import Outcome, Status, event, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.search.ledger import Ledger
 from jobs.search.spending import devices_of
@@ -40,3 +40,23 @@ def test_the_hours_of_a_running_search_count_before_its_first_answer(tmp_path: P
     assert running.device_hours == pytest.approx(2.0 * devices_of(sweep.base), rel=0.01) and running.trials == 1
     assert (waiting.device_hours, waiting.trials) == (0.0, 0)
     assert "GPU-hours, 1 trial" in comparison_text(found)
+
+
+def test_a_sweep_that_went_on_after_its_comparison_has_new_figures(tmp_path: Path) -> None:
+    spec, paths = compare_of(tmp_path), JobPaths(str(tmp_path / "runs/compare-20261128-120000-abcd"))
+    write_bytes(paths.spec, dump_spec(spec))
+    ended = Outcome(status=Status.SUCCEEDED, ended_at=datetime.datetime.now(datetime.UTC))
+    for method in spec.methods:
+        write_bytes(JobPaths(paths.method(method.name)).spec, dump_spec(spec.sweep_of(method)))
+        write_outcome(JobPaths(paths.method(method.name)), ended)
+    kept = measure(spec, paths)
+    write_comparison(paths, kept)
+    write_outcome(paths, ended)
+    assert comparison_so_far(paths) == kept
+    sweep, searched = spec.sweep_of(spec.methods[0]), JobPaths(paths.method(spec.methods[0].name))
+    ledger = Ledger(sweep, searched.root, lambda job: 20, 1000.0)
+    ledger.add({"learning_rate": 1e-4})
+    ledger.close()
+    write_outcome(searched, ended.model_copy(update={"ended_at": ended.ended_at + datetime.timedelta(hours=1)}))
+    now = comparison_so_far(paths)
+    assert now is not None and [one.trials for one in now.methods] == [1, 0]

@@ -14,6 +14,7 @@ from jobs.search.ledger import Ledger
 from jobs.search.rules.checking import check_same_search
 from jobs.spec.load import dump_spec, load_sweep
 from jobs.spec.space import Range
+from jobs.training.mailbox import Answer
 from tests.unit.jobs.spec.test_sweep import BASE, sweep_of
 
 RATES = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}
@@ -93,6 +94,14 @@ def test_the_points_of_a_grid_stay(tmp_path: Path) -> None:
     sweep = sweep_of(tmp_path, BASE, algorithm="grid", space={"learning_rate": [1e-4, 1e-3]})
     with pytest.raises(SpecError, match="the trials of a grid are numbered by it"):
         changed(sweep, Change(space={"learning_rate": [1e-4]}))
+
+
+def test_a_grid_that_is_tried_is_not_told_to_get_more_values(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, BASE, algorithm="grid", space={"learning_rate": [1e-4]})
+    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 10, 100.0)
+    ledger.answered(ledger.add({"learning_rate": 1e-4}), Answer(status="failed", reason="nan"))
+    with pytest.raises(SpecError, match="would begin no trial: start a new sweep"):
+        larger(ledger, {"trials": 3})
 
 
 def test_the_points_of_a_grid_keep_their_order(tmp_path: Path) -> None:

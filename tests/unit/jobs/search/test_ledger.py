@@ -93,6 +93,19 @@ def test_the_next_driver_tries_a_trial_again_whose_gangs_were_lost(sweep: SweepS
     assert [trial.state for trial in shown.trials.values()] == ["finished", "waiting", "failed"]
 
 
+def test_the_next_driver_tries_a_trial_again_whose_metric_failed(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep, root)
+    for rate, when in ((1e-5, "later"), (2e-5, None)):
+        ledger.answered(add(ledger, rate), Answer(status="failed", reason="it failed", metric_failed=when))
+    ledger.close()
+    assert [trial.metric_failed for trial in Trials(sweep, root).trials.values()] == [True, False]
+    again = ledger_of(sweep, root)
+    assert [(trial.state, trial.metric_failed) for trial in again.trials.values()] == [
+        ("waiting", False), ("failed", False),
+    ]  # fmt: skip
+    again.close()
+
+
 def test_what_a_killed_driver_has_used_is_counted(sweep: SweepSpec, root: str) -> None:
     """Also before its first answer, and before its first trial."""
     killed = ledger_of(sweep, root)
@@ -134,6 +147,14 @@ def test_without_a_finite_score_a_trial_has_failed(sweep: SweepSpec, root: str, 
     assert ledger.finite_score(bad) == 0.4, "the worst score that there is: a finite one"
     assert ledger.best is good and Trials(sweep, root).trials[2].state == "failed"
     assert reason in trial_line(ledger, bad) and reason in leaderboard(ledger)
+
+
+def test_a_reason_of_several_lines_takes_one_line_of_the_leaderboard(sweep: SweepSpec, root: str) -> None:
+    ledger = ledger_of(sweep, root)
+    bad = add(ledger, 1e-5)
+    ledger.answered(bad, Answer(status="failed", reason="own:f failed: ValueError: rows\n  differ\n  in length"))
+    assert leaderboard(ledger).splitlines()[1].endswith("own:f failed: ValueError: rows")
+    assert len(leaderboard(ledger).splitlines()) == 2 and "\n" not in trial_line(ledger, bad)
 
 
 def test_a_trial_that_was_saved_since_the_sweep_was_stopped_goes_on(sweep: SweepSpec, root: str) -> None:

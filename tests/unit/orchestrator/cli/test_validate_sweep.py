@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import struct
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.paths import JobPaths
+from jobs.run.record import open_run
+from jobs.spec.load import load_sweep
 from orchestrator.cli.app import app
 
 BASE = """model: {path: ./model, task: causal-lm}
@@ -118,3 +123,14 @@ def test_the_values_of_the_space_stand_in_place_of_the_bases(sweep: str) -> None
     found = {line.split(maxsplit=1)[0]: line.split(maxsplit=1)[1] for line in lines}
     assert found["rate"] == "1e-05..0.01 (log), linear|cosine, warmup_ratio 0..0.2"
     assert found["batch"].endswith("; varies: train.global_batch_size 8|16")
+
+
+def test_narrow_prints_no_command_that_would_be_refused(sweep: str, tmp_path: Path) -> None:
+    found = load_sweep(sweep)
+    assert found is not None
+    root = open_run(found, str(tmp_path / "ended")).root
+    write_outcome(JobPaths(root), Outcome(status=Status.INTERRUPTED, ended_at=datetime.datetime.now(datetime.UTC)))
+    code, said = call("sweep", "narrow", root, "--set", "learning_rate=5e-3")
+    assert code == 2 and "learning_rate" in said and "--resume" not in said
+    code, said = call("sweep", "narrow", root, "--set", "learning_rate.max=5e-3")
+    assert code == 2 and "--resume" in said and "--set space.learning_rate.max=5e-3" in said

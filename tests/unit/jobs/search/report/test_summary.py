@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from jobs.search.ledger import Ledger
-from jobs.search.report.summary import end_warning, facts, fitted_rate, parabola, summary_lines
+from jobs.search.report.summary import (
+    end_warning,
+    facts,
+    fitted_rate,
+    highest_warning,
+    noise_warning,
+    parabola,
+    summary_lines,
+)
 from jobs.search.rules.prior import with_prior
 from jobs.search.trials import Trials
 from jobs.training.mailbox import Answer
@@ -105,10 +113,43 @@ def test_what_it_has_cost_is_known_to_the_next_driver(tmp_path: Path) -> None:
     ],
 )
 def test_scores_at_the_rung_that_may_be_noise_are_told(tmp_path: Path, scores: list[float], says: bool) -> None:
-    sweep, _ = with_prior(sweep_of(tmp_path, BASE, algorithm="auto", rungs=[0.25]))
-    ledger = Ledger(sweep, str(tmp_path / "found"), lambda spec: 48, 100.0)
+    told = [line for line in summary_lines(compared(tmp_path, scores)) if "may be noise" in line]
+    assert len(told) == says and all("rungs: [0.5]" in line for line in told)
+
+
+def test_at_the_later_rung_two_scores_are_enough_to_tell_of_noise(tmp_path: Path) -> None:
+    told = [line for line in summary_lines(compared(tmp_path, [0.69, 0.68], rungs=[0.5])) if "may be noise" in line]
+    assert len(told) == 1 and told[0].endswith("Start a new sweep of a longer run, or with more held-out samples")
+    (tmp_path / "clear").mkdir()
+    assert noise_warning(compared(tmp_path / "clear", [0.69, 0.6], rungs=[0.5])) is None
+
+
+def test_a_metric_that_is_perfect_in_all_trials_cannot_rank_them(tmp_path: Path) -> None:
+    base = {**BASE, "eval": {"metrics": ["accuracy"]}}
+    found = noise_warning(compared(tmp_path, [1.0] * 4, base=base, metric="accuracy"))
+    assert found == (
+        "accuracy is 1 in all trials after step 12, so it cannot rank them: start a new sweep with metric: loss"
+    )
+
+
+def test_a_score_that_is_best_at_the_highest_rate_is_told(tmp_path: Path) -> None:
+    falling = compared(tmp_path, [1.206, 1.204, 1.202])
+    said = [line for line in summary_lines(falling) if "highest learning rate" in line]
+    assert len(said) == 1 and "prior.learning_rate: 0.00012" in said[0]
+    failed = falling.add({"learning_rate": 3e-4, "warmup_ratio": 0.06})
+    falling.answered(failed, Answer(status="failed", reason="the loss was nan", diverged=True))
+    assert highest_warning(falling) is None
+    for name, scores in (("bracketed", [1.206, 1.202, 1.204]), ("equal", [1.2, 1.2])):
+        (tmp_path / name).mkdir()
+        assert highest_warning(compared(tmp_path / name, scores)) is None
+
+
+def compared(folder: Path, scores: list[float], **fields: object) -> Ledger:
+    """Trials of `auto` that are paused at the rung of a run of 48 steps with these scores, by ascending rates."""
+    given = {"rungs": [0.25], "base": BASE, **fields}
+    sweep, _ = with_prior(sweep_of(folder, algorithm="auto", **given))
+    ledger = Ledger(sweep, str(folder / "found"), lambda spec: 48, 100.0)
     for number, score in enumerate(scores):
         trial = ledger.add({"learning_rate": 3e-5 * 2**number, "warmup_ratio": 0.06})
-        ledger.answered(trial, Answer(status="paused", step=12, metrics={"eval_loss": score}))
-    told = [line for line in summary_lines(ledger) if "may be noise" in line]
-    assert len(told) == says and all("rungs: [0.5]" in line for line in told)
+        ledger.answered(trial, Answer(status="paused", step=12, metrics={sweep.judged: score}))
+    return ledger

@@ -74,29 +74,6 @@ def test_or_from_the_base_where_it_gives_one_or_the_model_is_not_here(tmp_path: 
     assert default.prior[RATE] == 2e-5 and source == "the base"
 
 
-def test_or_from_earlier_sweeps_of_the_same_model(tmp_path: Path) -> None:
-    sweep = sweep_with(tmp_path)
-    earlier = [(1e-4, None, "full"), (4e-4, None, "full"), (9e-2, "/other/model", "full"), (9e-2, None, "lora")]
-    for number, (rate, path, method) in enumerate(earlier):
-        run = tmp_path / f"runs/earlier-20261127-00000{number}-abcd"
-        run.mkdir(parents=True)
-        best = sweep.base.model_copy(
-            update={
-                "method": sweep.base.method.model_copy(update={"kind": method}),
-                "train": sweep.base.train.model_copy(update={"learning_rate": rate}),
-                "model": sweep.base.model.model_copy(update={"path": path or sweep.base.model.path}),
-            }
-        )
-        (run / "best.json").write_bytes(dump_spec(best))
-        (run / "spec.json").write_text(json.dumps({"kind": "sweep", "space": {RATE: [rate]}}))
-    only_warmup = tmp_path / "runs/earlier-20261127-000009-abcd"
-    only_warmup.mkdir()
-    (only_warmup / "best.json").write_bytes(dump_spec(sweep.base))
-    (only_warmup / "spec.json").write_text(json.dumps({"kind": "sweep", "space": {WARMUP: [0.0, 0.1]}}))
-    found, source = with_prior(sweep)
-    assert found.prior[RATE] == pytest.approx(2e-4) and source == "2 earlier sweeps of this model"
-
-
 def test_what_was_begun_stays_what_it_was(tmp_path: Path) -> None:
     """The spec in the sweep's directory has the prior that was found, whatever is found later."""
     begun, _ = with_prior(sweep_with(tmp_path))
@@ -109,6 +86,7 @@ def test_the_prior_is_drawn_into_a_given_space(tmp_path: Path) -> None:
     space = {"learning_rate": {"min": 1e-3, "max": 1e-2, "log": True}, "weight_decay": [0.01, 0.1]}
     sweep, _ = with_prior(sweep_with(tmp_path, space=space))
     assert sweep.prior == {"learning_rate": 1e-3, "weight_decay": 0.01}
+    assert with_prior(sweep_with(tmp_path, space=space))[1] == "the model's width of 500, moved into the space"
     few, _ = with_prior(sweep_with(tmp_path, space={"learning_rate": [1e-6, 1e-4, 1e-3]}))
     assert few.prior == {"learning_rate": 1e-4}, "the nearest choice"
 
@@ -192,6 +170,13 @@ def test_the_trial_that_goes_on_is_the_one_near_the_target(tmp_path: Path) -> No
     assert ledger.going_on == [3]
     ledger.answered(ledger.trials[3], Answer(status="finished", step=100, metrics={"eval_loss": 0.4}))
     assert ledger.going_on == [] and ledger.best is ledger.trials[3]
+
+
+def test_above_a_flat_loss_a_rate_that_diverged_makes_the_target_a_low_one(tmp_path: Path) -> None:
+    ledger = scored_at(tmp_path, {1e-4: 0.503, 3e-4: 0.5})
+    assert ledger.target == pytest.approx(3e-4 * 0.25**0.32)
+    ledger.answered(ledger.add({RATE: 5e-4, WARMUP: 0.06}), Answer(status="failed", reason="nan", diverged=True))
+    assert ledger.target == pytest.approx(1e-4 * 0.25**0.32)
 
 
 def test_a_trial_that_was_interrupted_exactly_at_its_rung_is_scored_there(tmp_path: Path) -> None:

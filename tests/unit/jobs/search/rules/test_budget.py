@@ -19,6 +19,7 @@ from jobs.spec.sweep import Budget
 from jobs.training.mailbox import Answer
 from tests.unit.jobs.search.rules.test_auto import RATE, WARMUP, base_of, scored_at, sweep_with
 
+SIX = ("learning_rate", "warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm")
 ONLY_RATE: dict[str, Any] = {RATE: {"min": 1e-5, "max": 1e-3, "log": True}}
 
 
@@ -130,6 +131,32 @@ def test_a_sweep_says_how_many_trials_are_repeated(tmp_path: Path, fields: dict[
     ],
 )
 def test_a_budget_of_which_auto_has_no_use_is_a_warning(
+    tmp_path: Path, fields: dict[str, Any], said: str | None
+) -> None:
+    warnings = sweep_warnings(sweep_with(tmp_path, **fields))
+    assert len(warnings) == (said is not None) and all(one.startswith(said or "") for one in warnings)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (
+            {"space": {"decay_ratio": [0.1, 0.2]}},
+            "space.decay_ratio has no effect with lr_scheduler_type: linear. It is",
+        ),
+        ({"space": {"decay_ratio": [0.1], "lr_scheduler_type": ["cosine", "warmup_stable_decay"]}}, None),
+        (
+            {"space": {"learning_rate": {"min": 1e-5, "max": 1e-3, "points": 7}}, "algorithm": "random"},
+            "space.learning_rate.points has no effect with algorithm: random. It is for grid",
+        ),
+        (
+            {"space": {name: {"min": 0.1, "max": 0.2} for name in SIX}, "algorithm": "grid"},
+            "the grid has 15,625 points, but a sweep begins at most 10,000 trials: give lists, or points for the",
+        ),
+        ({"space": {name: {"min": 0.1, "max": 0.2} for name in SIX[:5]}, "algorithm": "grid"}, None),
+    ],
+)
+def test_parts_of_a_space_without_effect_are_a_warning(
     tmp_path: Path, fields: dict[str, Any], said: str | None
 ) -> None:
     warnings = sweep_warnings(sweep_with(tmp_path, **fields))

@@ -92,9 +92,17 @@ def test_of_equal_scores_it_goes_on_above_the_highest() -> None:
     assert min(scores.values()) == -0.92 and max(scores) > 3.5e-4
 
 
-def test_without_a_neighbour_on_each_side_the_lowest_of_rates_that_score_alike_is_best() -> None:
-    assert best_rate({5e-5: 0.65, 1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.503, 5e-4: 0.5}) == 2e-4
-    assert best_rate({1e-4: -0.88, 2e-4: -0.90}) == 2e-4  # of a share, where more is better
+def test_below_a_rate_that_failed_the_lowest_of_rates_that_score_alike_is_best() -> None:
+    alike = {5e-5: 0.65, 1e-4: 0.6, 2e-4: 0.504, 3e-4: 0.503, 5e-4: 0.5}
+    assert best_rate({**alike, 9e-4: math.inf}) == 2e-4
+
+
+def test_the_highest_rate_is_kept_if_it_is_best_though_only_by_a_little() -> None:
+    falling = {1e-5: 1.206, 3e-5: 1.204, 5.25e-5: 1.202, 9.2e-5: 1.200, 1.6e-4: 1.1985, 2.8e-4: 1.197}
+    assert best_rate(falling) == pytest.approx(2.8e-4)
+    assert best_rate({1e-5: 0.6938, 1.7e-5: 0.6934, 3e-5: 0.6928}) == pytest.approx(3e-5)
+    assert best_rate({1e-5: -0.5, 1.7e-5: -0.5, 3e-5: -0.5}) == pytest.approx(3e-5), "an accuracy of 0.5, negated"
+    assert best_rate({1e-4: -0.88, 2e-4: -0.90}) == pytest.approx(2e-4)  # of a share, where more is better
 
 
 def test_the_best_rate_is_a_minimum_also_where_the_loss_is_flat() -> None:
@@ -122,5 +130,5 @@ def test_where_the_loss_still_falls_at_the_highest_rate_the_best_one_lies_above(
     assert best_rate({4.4e-5: 0.684, 7.6e-5: 0.652, 1.3e-4: 0.557}) == pytest.approx(1.3e-4 * halfway)
     assert best_rate({7.6e-5: 0.58, 1.3e-4: 0.557}) == pytest.approx(1.3e-4)  # by 4 %: it hardly falls any more
     assert best_rate({7.6e-5: 0.652, 1.3e-4: 0.557, 2e-4: math.inf}) == pytest.approx(1.3e-4)  # that one diverged
-    assert best_rate({1.3e-4: 0.557}) == 1.3e-4
+    assert best_rate({1.3e-4: 0.557}) == pytest.approx(1.3e-4)
     assert best_rate({1.3e-4: -0.5, 2e-4: -0.9}) == pytest.approx(2e-4 * halfway)  # an accuracy, negated

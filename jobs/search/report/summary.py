@@ -138,20 +138,18 @@ def highest_warning(trials: Trials) -> str | None:
 def noise_warning(trials: Trials) -> str | None:
     """Return a warning if the scores at the rung of `auto` differ so little that their order may be noise."""
     compared = [trial for trial in trials.searched if not trial.without_rungs and trial.scores]
-    is_late = trials.sweep.rung_shares[:1] >= LATER
-    if not extrapolates(trials.sweep) or len(compared) < (2 if is_late else FEWEST_FITTED):
-        return None
-    scores = [trial.scores[0][1] for trial in compared]
-    largest = max(abs(score) for score in scores)
-    spread = (max(scores) - min(scores)) / largest if largest else 0.0
-    if spread >= _LEAST_SPREAD:
+    scores, is_late = [trial.scores[0][1] for trial in compared], trials.sweep.rung_shares[:1] >= LATER
+    if not extrapolates(trials.sweep) or len(scores) < 2:
         return None
     step = compared[0].scores[0][0]
     if not trials.sweep.lower_is_better and set(scores) == {1.0}:
         name = trials.sweep.judged.removeprefix("eval_")
-        return (
-            f"{name} is 1 in all trials after step {step}, so it cannot rank them: start a new sweep with metric: loss"
-        )
+        said = f"{name} is 1 in all trials after step {step}, so it cannot rank them"
+        return f"{said}: start a new sweep with metric: loss"
+    largest = max(abs(score) for score in scores)
+    spread = (max(scores) - min(scores)) / largest if largest else 0.0
+    if spread >= _LEAST_SPREAD or (not is_late and len(scores) < FEWEST_FITTED):
+        return None
     later = "To compare them later, start a new sweep with rungs: [0.5] and budget.runs: 4.6"
     return (
         f"the scores after step {step} differ by {spread:.1%} at most, which may be noise: the run may be too short to "

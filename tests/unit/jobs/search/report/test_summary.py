@@ -126,7 +126,7 @@ def test_at_the_later_rung_two_scores_are_enough_to_tell_of_noise(tmp_path: Path
 
 def test_a_metric_that_is_perfect_in_all_trials_cannot_rank_them(tmp_path: Path) -> None:
     base = {**BASE, "eval": {"metrics": ["accuracy"]}}
-    found = noise_warning(compared(tmp_path, [1.0] * 4, base=base, metric="accuracy"))
+    found = noise_warning(compared(tmp_path, [1.0] * 2, base=base, metric="accuracy"))
     assert found == (
         "accuracy is 1 in all trials after step 12, so it cannot rank them: start a new sweep with metric: loss"
     )

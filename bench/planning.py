@@ -1,6 +1,6 @@
 """Predicted against real peaks of memory: `python -m bench.planning [--quick] [--only llama gpt2] [--workers 8]`.
 
-Real: the engine of a run, in 1, 2 and 8 gloo processes on CPU, makes twelve steps of a small model with random weights;
+Real: the engine of a run, in 1, 2 and 8 gloo processes on CPU, makes steps of a small model with random weights;
 `allocations.c` counts what PyTorch's allocator hands out. One JSON line a case, and a summary at the end.
 """
 
@@ -25,6 +25,9 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
 
 ROOT = pathlib.Path(__file__).parents[1]
+# Adam's states exist after the first step; ZeRO-3 knows the order of the modules from the second on. gloo frees a copy
+# late in some steps, if its thread has to wait: twelve nearly always have one of them.
+STEPS, QUICK_STEPS = 12, 3
 HIDDEN, LAYERS, VOCABULARY, TOKENS = 128, 4, 8_000, 128
 # Buckets and limits are as small as the models. They fill up and overflow as often as those of large models do.
 ZERO: Final = {
@@ -186,7 +189,7 @@ def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:
     return replace(counted, reserve=int(RESERVE * counted.used))
 
 
-def real(specs: Sequence[Spec], folder: pathlib.Path) -> Iterator[list[dict[str, Any]]]:
+def real(specs: Sequence[Spec], folder: pathlib.Path, steps: int) -> Iterator[list[dict[str, Any]]]:
     """Yield what the ranks of each case measured."""
     library = folder / "allocations.so"
     source = pathlib.Path(__file__).with_name("allocations.c")
@@ -196,7 +199,7 @@ def real(specs: Sequence[Spec], folder: pathlib.Path) -> Iterator[list[dict[str,
         files.append(folder / f"spec-{number}.json")
         files[-1].write_bytes(dump_spec(spec))
     environment = {**os.environ, "LD_PRELOAD": str(library), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "bench.realpeak", *map(str, files)]
+    command = [sys.executable, "-m", "bench.realpeak", str(steps), *map(str, files)]
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as process:
@@ -219,14 +222,14 @@ def save_models(names: set[str], folder: pathlib.Path) -> dict[str, pathlib.Path
     return found
 
 
-def compare(wanted: Sequence[Case]) -> Iterator[dict[str, Any]]:
+def compare(wanted: Sequence[Case], steps: int = STEPS) -> Iterator[dict[str, Any]]:
     """Yield one record a case: the predicted and the real peak, in bytes, and the relative error."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         models = save_models({case.model for case in wanted}, folder)
         specs = [case.spec(models[case.model]) for case in wanted]
         traces: dict[Any, ModelTrace] = {}
-        for case, spec, ranks in zip(wanted, specs, real(specs, folder), strict=True):
+        for case, spec, ranks in zip(wanted, specs, real(specs, folder, steps), strict=True):
             errors = [rank["error"] for rank in ranks if "error" in rank]
             if errors:
                 yield {**asdict(case), "failed": errors[0]}
@@ -257,7 +260,7 @@ def summary(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for one, and say on stdout what it found
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="twelve cases, a minute")
+    parser.add_argument("--quick", action="store_true", help="twelve cases of three steps, a minute")
     parser.add_argument("--only", nargs="+", choices=MODELS, default=list(MODELS), help="models")
     parser.add_argument("--workers", type=int, nargs="+", choices=(1, 2, 4, 8), help="only cases with these numbers")
     parser.add_argument("--offload", action="store_true", help="only cases with offload")
@@ -271,7 +274,7 @@ def main() -> None:
         and (case.small_buffers or not given.small_buffers)
     ]
     records = []
-    for record in compare(wanted):
+    for record in compare(wanted, QUICK_STEPS if given.quick else STEPS):
         records.append(record)
         print(json.dumps(record), flush=True)
     print(json.dumps({"summary": summary(records)}))

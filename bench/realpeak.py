@@ -32,7 +32,6 @@ from jobs.training.loop.loss import loss_sum
 from jobs.training.model.batch import collate, model_logits
 from jobs.training.model.engine import build_engine, import_deepspeed
 
-STEPS = 12  # Adam's states exist after the first. gloo frees a copy late in some steps only, if its thread has to wait
 _FORK = multiprocessing.get_context("fork")
 
 
@@ -51,7 +50,7 @@ def full_rows(spec: Spec, rows: int, vocabulary: int) -> pa.Table:
     return pa.table(columns, schema=ROW_SCHEMA)
 
 
-def steps_of(spec: Spec, store: str, rank: int) -> dict[str, Any]:
+def steps_of(spec: Spec, steps: int, store: str, rank: int) -> dict[str, Any]:
     """Build the engine, make the steps, and return the bytes: after the build, and the peak of each part of a step."""
     counter = ctypes.CDLL(None)
     counter.live_bytes.restype = counter.peak_bytes.restype = ctypes.c_int64
@@ -69,7 +68,7 @@ def steps_of(spec: Spec, store: str, rank: int) -> dict[str, Any]:
         moments[-1].append(counter.peak_bytes() - before)
         counter.reset_peak()
 
-    for _ in range(STEPS):
+    for _ in range(steps):
         moments.append([])
         for _ in range(batching.accumulation):
             counter.reset_peak()
@@ -85,22 +84,22 @@ def steps_of(spec: Spec, store: str, rank: int) -> dict[str, Any]:
     return {"built": built, "peak": peak, "after": counter.live_bytes() - before, "moments": moments}
 
 
-def _worker(spec: Spec, store: str, rank: int, results: Any) -> None:
+def _worker(spec: Spec, steps: int, store: str, rank: int, results: Any) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     try:
-        results.put((rank, steps_of(spec, store, rank)))
+        results.put((rank, steps_of(spec, steps, store, rank)))
     except BaseException:
         results.put((rank, {"error": traceback.format_exc()[-3000:]}))
     sys.stdout.flush()
     os._exit(0)  # no orderly end: threads of the process group may wait for peers that are gone
 
 
-def measure(spec: Spec) -> list[dict[str, Any]]:
+def measure(spec: Spec, steps: int) -> list[dict[str, Any]]:
     """Return what each rank of the gang measured."""
     results = _FORK.SimpleQueue()
     with tempfile.TemporaryDirectory() as folder:
         ranks = range(spec.resources.num_workers)
-        gang = [_FORK.Process(target=_worker, args=(spec, f"{folder}/store", rank, results)) for rank in ranks]
+        gang = [_FORK.Process(target=_worker, args=(spec, steps, f"{folder}/store", rank, results)) for rank in ranks]
         for process in gang:
             process.start()
         found = dict(results.get() for _ in gang)
@@ -109,7 +108,7 @@ def measure(spec: Spec) -> list[dict[str, Any]]:
     return [found[rank] for rank in ranks]
 
 
-def main(spec_files: list[str]) -> None:
+def main(steps: int, spec_files: list[str]) -> None:
     torch.set_num_threads(1)
     # On some CPUs, oneDNN's products in bf16 take memory inside the operator: up to 15 % of these peaks. Those of GPUs
     # take none, so PyTorch's own loops are measured.
@@ -121,10 +120,10 @@ def main(spec_files: list[str]) -> None:
     gc.collect()
     gc.freeze()  # DeepSpeed collects garbage several times in each gang
     for name in spec_files:
-        line = json.dumps({"case": name, "ranks": measure(load_spec(name))}) + "\n"
+        line = json.dumps({"case": name, "ranks": measure(load_spec(name), steps)}) + "\n"
         with contextlib.suppress(BrokenPipeError):
             os.write(out, line.encode())
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(int(sys.argv[1]), sys.argv[2:])

@@ -125,6 +125,7 @@ def _stacks(model: Any, shortened: Callable[[str, int], Any]) -> tuple[Stack, ..
             for name, module in model.named_modules()
             if isinstance(module, torch.nn.ModuleList) and len(module) == layers
         }
+        lists = {name: module for name, module in lists.items() if name not in [one.depth.prefix for one in found]}
         if len(fields) > 1 and layers > 1 and lists:  # an encoder and a decoder may have as many layers
             short = dict[str, Any]()
             with contextlib.suppress(Exception):  # model classes may raise anything for another depth

@@ -127,7 +127,9 @@ def plan_on(
     if spec.packed and spec.model.attn_implementation == "flash_attention_2":
         # With this kernel, samples are kept apart in batches of one row only.
         fixed.add("per_device_train_batch_size")
-    choosable, all_fields = choosable - fixed, PLANNED - fixed
+    choosable = choosable - fixed
+    # Another micro-batch would be another batch, unless the spec has a global one.
+    all_fields = choosable | (PLANNED - fixed - (set() if _keeps_its_batch(spec) else {"per_device_train_batch_size"}))
 
     traces = dict[tuple[bool, int], ModelTrace]()
 
@@ -219,11 +221,15 @@ def choosable_fields(spec: Spec) -> frozenset[Planned]:
 
     Without a global batch, the micro-batch is part of what is computed, so it is not one of them.
     """
-    train, choosable = spec.train, PLANNED - spec.train.model_fields_set
+    choosable = PLANNED - spec.train.model_fields_set
+    return choosable if _keeps_its_batch(spec) else choosable - {"per_device_train_batch_size"}
+
+
+def _keeps_its_batch(spec: Spec) -> bool:
+    """Whether a step has the same rows with any micro-batch."""
+    train = spec.train
     whole = train.global_batch_size is not None or train.global_batch_tokens is not None
-    if not whole or train.gradient_accumulation_steps is not None:
-        choosable -= {"per_device_train_batch_size"}
-    return choosable
+    return whole and train.gradient_accumulation_steps is None
 
 
 def machines_for(spec: Spec, gangs: int = 1) -> Machines:

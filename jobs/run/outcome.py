@@ -92,7 +92,8 @@ def log_is_lost(error: Exception) -> Event:
 
 
 def write_outcome(paths: JobPaths, outcome: Outcome) -> None:
-    storage.write_bytes(paths.outcome, outcome.model_dump_json(indent=1).encode())
+    unknown_before = set() if outcome.is_final else {"is_final"}  # to the previous release
+    storage.write_bytes(paths.outcome, outcome.model_dump_json(indent=1, exclude=unknown_before).encode())
 
 
 def read_outcome(paths: JobPaths) -> Outcome | None:

@@ -143,6 +143,7 @@ def exists(path: str) -> bool:
 def is_dir(path: str) -> bool:
     """Whether there is such a directory. Raises StorageError if that is unknown."""
     with reached("look at", path) as (fs, inner):
+        fs.invalidate_cache()
         return type_of(fs, inner) == "directory"
 
 

@@ -48,9 +48,10 @@ def is_outage(error: BaseException, local: bool) -> bool:
     """
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _PASSING or (error.errno in (errno.EIO, errno.EREMOTEIO) and not local)
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(status, int):
-        return status in _STATUSES
+    places = ((getattr(error, "response", None), "status_code"), (error, "status"), (error, "code"))
+    for status in (getattr(place, name, None) for place, name in places):
+        if isinstance(status, int) and status >= 400:
+            return status in _STATUSES
     if any(word in cls.__name__ for cls in type(error).__mro__ for word in _WORDS):
         return True
     return error.__cause__ is not None and is_outage(error.__cause__, local)

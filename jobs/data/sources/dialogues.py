@@ -165,14 +165,16 @@ def _turn(number: int, turn: Any, with_nulls: bool) -> tuple[str, str, dict[str,
     return role, content, {key: value for key, value in extras.items() if value}
 
 
+_WEIGHTS: dict[object, bool] = {0: False, 1: True, "0": False, "1": True}  # True and 1.0 are equal to 1
+
+
 def _is_learned(number: int, turn: Mapping[str, Any]) -> bool:
     """Whether a turn has weight 1, also as text or boolean, or no weight."""
     value = turn.get("weight")
-    for weight in (0, 1):
-        if value in (weight, str(weight)):  # True and 1.0 are equal to 1
-            return bool(weight)
     if value is None:
         return True
+    if isinstance(value, int | float | str) and value in _WEIGHTS:
+        return _WEIGHTS[value]
     what = "expected 0 or 1"
     raise Rejected(f"weight of turn {number + 1} is {value!r:.80}, {what}", f"weight of turn N, {what}")
 

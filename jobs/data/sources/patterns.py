@@ -39,7 +39,7 @@ def _meant(pattern: str) -> tuple[str, ...]:
     try:
         fs, inner = storage.filesystem(pattern)
         fs.invalidate_cache()
-        if storage.type_of(fs, inner) == "directory":
+        if _type_of(fs, inner) == "directory":
             return files_in(_path(fs, inner, pattern), SUPPORTED)
         names = _matches(fs, inner, pattern)
     except DataError:
@@ -59,6 +59,18 @@ def _meant(pattern: str) -> tuple[str, ...]:
     return files
 
 
+def _type_of(fs: Any, inner: str) -> str | None:
+    """Return `storage.type_of`. Policies may forbid to look at a name that is not there, and permit to list it."""
+    try:
+        return storage.type_of(fs, inner)
+    except PermissionError:
+        if fs.isdir(inner):
+            return "directory"
+        if glob.has_magic(inner):
+            return None
+        raise
+
+
 def _near(path: str) -> str:
     """Suggest a file of a similar name in the same directory."""
     try:
@@ -73,7 +85,7 @@ def _path(fs: Any, name: str, pattern: str) -> str:
 
 
 def _matches(fs: Any, inner: str, pattern: str) -> list[str]:
-    if storage.type_of(fs, inner) == "file":  # checked first, because the name of a file may contain brackets
+    if _type_of(fs, inner) == "file":  # checked first, because the name of a file may contain brackets
         return [inner]
     if not glob.has_magic(inner):
         return []
@@ -85,7 +97,7 @@ def _matches(fs: Any, inner: str, pattern: str) -> list[str]:
         return any(part.startswith(HIDDEN) and part[0] not in shown for part in name.split("/")[fixed:])
 
     found = [str(name) for name in fs.glob(inner) if not is_hidden(str(name))]
-    types = {name: storage.type_of(fs, name) for name in found}
+    types = {name: _type_of(fs, name) for name in found}
     files = [name for name in found if types[name] == "file"]
     inside = {part for name in files for part in _folders(name)}
     for name in found:

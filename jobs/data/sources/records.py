@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ LONGEST_CSV_FIELD = 64 * 2**20
 # Bytes. Without a limit, a file without line ends, such as minified JSON, would be read as one line.
 LONGEST_LINE = 256 * 2**20
 _BLOCK = 64 * 2**10  # bytes read at a time, and examined before a file is accepted as text
+# Between fields. Those of a text stand before spaces, or before the last three digits of a number.
+_COMMA = re.compile(r",(?=\S)(?!(?<=\d,)\d{3}(?!\d))")
 _BOM = b"\xef\xbb\xbf"
 _FOREIGN = (  # first bytes of files that are not UTF-8 text, and what to do with them
     (b"\x1f\x8b", "is gzip-compressed: let its name end in .gz"),
@@ -302,14 +305,13 @@ def about_quotes(file: str) -> str:
 
 
 def _is_joined(fields: list[str], delimiter: str) -> bool:
-    """Whether the lines of a field have the delimiters of whole records. Commas of a text stand before spaces."""
-    between = len(fields) - 1
+    """Whether the lines of a field have the delimiters of whole records. Of two columns, three records or more."""
+    between, pattern = len(fields) - 1, _COMMA if delimiter == "," else re.compile(re.escape(delimiter))
     for field in fields:
-        if "\n" not in field:
+        if not between or field.count("\n") < (3 if between == 1 else 1):
             continue
-        in_prose = ", " if delimiter == "," else "\n"
-        first, *whole, last = (line.count(delimiter) - line.count(in_prose) for line in field.split("\n"))
-        if between and {first + last, *whole} == {between}:
+        first, *whole, last = (len(pattern.findall(line)) for line in field.split("\n"))
+        if {first + last, *whole} == {between}:
             return True
     return False
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import select
+import selectors
 import shutil
 import signal
 import socket
@@ -119,18 +119,23 @@ class Member:
 
     def _read(self, output: int, status: int) -> None:
         code: bytes | None = None
-        with open(output, "rb", buffering=0) as written, open(status, "rb") as said:
-            listening = [written, said]
-            while listening:
-                ready, _, _ = select.select(listening, [], [])
+        with (
+            open(output, "rb", buffering=0) as written,
+            open(status, "rb") as said,
+            selectors.DefaultSelector() as listening,
+        ):
+            for file in (written, said):
+                listening.register(file, selectors.EVENT_READ)
+            while listening.get_map():
+                ready = [key.fileobj for key, _ in listening.select()]
                 if said in ready:
-                    listening.remove(said)
+                    listening.unregister(said)
                     code = said.read()
                     if not code:  # the guard was killed. That kills the program, but not what this has started
                         kill_all(lambda: pids_with_token(self._token, _TOKEN_VARIABLE))
                 if written in ready:
                     if not (chunk := written.read(_CHUNK_BYTES)):
-                        listening.remove(written)
+                        listening.unregister(written)
                     with self._changed:
                         self._changed.wait_for(lambda: self._closed or len(self._output) < MOST_HELD_BYTES)
                         self._output += b"" if self._closed else chunk

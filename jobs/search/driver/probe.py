@@ -47,4 +47,4 @@ def bound_rate(ledger: Ledger, gangs: Gangs, own: str, announce: Announcer) -> N
 def check_first_metrics(answer: Answer) -> None:
     """Raise DataError if a user's metric failed before the first step: it would fail in every trial."""
     if answer.metric_failed == "before":
-        raise DataError(f"{answer.reason}. It fails before the first step of every trial")
+        raise DataError(f"{answer.reason}. It fails before the first step")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from cluster.errors import DataError
 from jobs.data.sources.patterns import expand
@@ -19,3 +20,24 @@ def test_a_pattern_that_matches_a_directory_is_refused_unless_its_files_match_to
     assert expand(f"{tmp_path}/part-*/*") == (one,)
     assert expand(f"{tmp_path}/*.jsonl") == (two,)
     assert expand(f"{tmp_path}/**") == (one, two)
+
+
+def test_a_policy_may_forbid_to_look_at_a_name_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 answers 403 to a look at an unknown key if listing is allowed below a prefix only."""
+    fs = MemoryFileSystem()
+    fs.pipe("/policy/a.jsonl", b"{}\n")
+    info = MemoryFileSystem.info
+
+    def forbidding(self: MemoryFileSystem, path: str, **more: object) -> object:
+        try:
+            return info(self, path, **more)
+        except FileNotFoundError:
+            raise PermissionError("Forbidden") from None
+
+    monkeypatch.setenv("FLEETUNE_PROTOCOLS", "memory")
+    monkeypatch.setattr(MemoryFileSystem, "info", forbidding)
+    monkeypatch.setattr(MemoryFileSystem, "isdir", lambda self, path: path.rstrip("/").endswith("policy"))
+    assert expand("memory://policy/*.jsonl") == ("memory:///policy/a.jsonl",)
+    assert expand("memory://policy") == ("memory:///policy/a.jsonl",)
+    with pytest.raises(DataError, match="Forbidden"):
+        expand("memory://policy/b.jsonl")

@@ -55,6 +55,12 @@ def test_records_that_a_quote_joins_are_marked(tmp_path: Path, delimiter: str) -
     assert f"delimiter={delimiter!r}, quoting=csv.QUOTE_NONE" in warning
 
 
+@pytest.mark.parametrize("text", ["It cost 1,000 euros\nthanks", "Dear X,\nhello", "def f(a,b):\n    return g(a,b)\n"])
+def test_quoted_texts_with_commas_and_line_ends_are_one_record(tmp_path: Path, text: str) -> None:
+    (row,) = RecordReader(write(tmp_path / "x.csv", f'text,label\n"{text}",1\n'))
+    assert isinstance(row, Record) and not row.joined and row.value["text"] == text
+
+
 def test_errors_in_tab_separated_columns_say_how_to_quote(tmp_path: Path) -> None:
     (bad,) = RecordReader(write(tmp_path / "x.tsv", 'text\tlabel\n"a" b\t1\n'))
     assert isinstance(bad, BadRecord) and bad.kind == "not TSV"

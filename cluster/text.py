@@ -127,7 +127,7 @@ def first_line(text: str) -> str:
 
 
 def one_line(error: BaseException | str) -> str:
-    """Return the first line of an error, or the last line of a traceback; the class of an exception without a text."""
+    """Return one line for an error: its first line, the last line if it is a traceback, or its class if it is empty."""
     lines = str(error).strip().splitlines() or ["" if isinstance(error, str) else type(error).__name__]
     return lines[-1 if "Traceback" in str(error) else 0][:_LONGEST_ERROR]
 

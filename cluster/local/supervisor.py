@@ -97,7 +97,10 @@ def kill(pids: list[int]) -> list[int]:
 
 
 def kill_all(list_pids: Callable[[], list[int]], within_s: float = math.inf) -> bool:
-    """Kill processes until none of this user's is listed. Returns False if the kernel has not ended them in time."""
+    """Kill the listed processes until all of them have ended. Returns False if one still runs after `within_s`.
+
+    Processes of other users are ignored.
+    """
     deadline_s = time.monotonic() + within_s
     while kill(list_pids()):
         if time.monotonic() > deadline_s:

@@ -65,7 +65,11 @@ def ray_client(dashboard: str, token: str | None, timeout_s: float) -> Any:
                 raise ConnectionError(str(error)) from error
 
         def job_or_none(self, name: str) -> JobDetails | None:
-            """Do what `get_job_info` does, whose error for an unknown job is that of any failure."""
+            """Return the details of a job; None if Ray does not know it. `get_job_info` raises the same error for both.
+
+            Raises:
+                RuntimeError: Ray reports another error.
+            """
             answer = self._do_request("GET", f"/api/jobs/{name}")
             if answer.status_code not in (200, 404):
                 self._raise_error(answer)

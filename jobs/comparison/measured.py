@@ -94,7 +94,7 @@ def write_comparison(paths: JobPaths, comparison: Comparison) -> None:
 
 
 def comparison_so_far(paths: JobPaths) -> Comparison | None:
-    """Return the figures of a comparison, also of one that goes on, or whose sweeps have gone on since its end.
+    """Return the figures of a comparison. Sweeps that were resumed after it ended are measured again.
 
     Raises:
         StorageError: a file cannot be read.
@@ -113,7 +113,7 @@ def comparison_so_far(paths: JobPaths) -> Comparison | None:
 
 
 def _went_on(sweep: JobPaths, comparison: Outcome) -> bool:
-    """Whether a sweep has been resumed since its comparison ended. Its directory may have been removed."""
+    """Whether a sweep was resumed after its comparison ended. False if the sweep's directory was removed."""
     if not storage.exists(sweep.spec):
         return False
     ended = read_outcome(sweep)

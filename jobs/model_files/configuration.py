@@ -1,4 +1,4 @@
-"""Why a model with a config.json cannot be trained, as far as its fields say. Light and pure."""
+"""Finds reasons in a config.json why its model cannot be trained. Light and pure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.model_files.architecture import architecture_problems, is_known
 from jobs.model_files.positions import too_few_positions
 from jobs.spec.finetune import Spec
 
-# Names by which types of models call their width, depth and heads.
+# Fields for vocabulary, width, depth and heads. Their names depend on the model type.
 _SIZES = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("n_embd", "n_layer", "n_head", "d_model", "num_layers", "num_heads"),

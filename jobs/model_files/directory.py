@@ -359,7 +359,7 @@ def _from_hub(name: str, wanted: list[str] = _WANTED) -> str:
 
 
 def _is_without_internet(error: BaseException | None) -> bool:
-    """Whether no connection was made. Another try would seldom help: the name is mostly that of a directory."""
+    """Whether the hub could not be connected to. A retry seldom helps: most such names are meant as directories."""
     if error is None:
         return False
     return type(error).__name__ in ("ConnectError", "OfflineModeIsEnabled") or _is_without_internet(error.__cause__)

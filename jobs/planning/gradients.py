@@ -69,7 +69,7 @@ class Gradients:
         return 0 if self.stage == 3 else 4 * (self.part if self.is_flat else self.own)
 
     def end(self) -> int:
-        """Reduce what is left after the last gradient. Returns bytes that are needed for a moment.
+        """Reduce the gradients that are left after the last layer. Returns the bytes that this needs for a moment.
 
         `BF16_Optimizer` reduces its sums, also on one worker: the engine collects the flat sums of the optimizer's
         groups until a bucket is full. `allreduce_bucket` joins those of a bucket in fp32 if it has several, and copies

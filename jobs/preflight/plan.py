@@ -128,7 +128,7 @@ def plan_on(
         # With this kernel, samples are kept apart in batches of one row only.
         fixed.add("per_device_train_batch_size")
     choosable = choosable - fixed
-    # Another micro-batch would be another batch, unless the spec has a global one.
+    # Without a global batch in the spec, another micro-batch would change the rows of a step.
     all_fields = choosable | (PLANNED - fixed - (set() if _keeps_its_batch(spec) else {"per_device_train_batch_size"}))
 
     traces = dict[tuple[bool, int], ModelTrace]()
@@ -226,7 +226,7 @@ def choosable_fields(spec: Spec) -> frozenset[Planned]:
 
 
 def _keeps_its_batch(spec: Spec) -> bool:
-    """Whether a step has the same rows with any micro-batch."""
+    """Whether the spec gives the rows of a step, so that a change of the micro-batch does not change them."""
     train = spec.train
     whole = train.global_batch_size is not None or train.global_batch_tokens is not None
     return whole and train.gradient_accumulation_steps is None

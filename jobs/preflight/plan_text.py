@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -84,4 +85,4 @@ def format_fields(fields: Mapping[str, Any], between: str = ", ") -> str:
 def _value(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"{{{format_fields(value)}}}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)

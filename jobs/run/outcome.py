@@ -65,6 +65,11 @@ class Outcome(Frozen):
     ended_at: datetime.datetime = Field(description="UTC.")
 
     @property
+    def resume_is_useless(self) -> bool:
+        """Whether a resume would end in the same way, or have nothing to do."""
+        return self.bad_input or self.diverged or self.is_final
+
+    @property
     def exit_code(self) -> int:
         if self.lost:
             return MachinesFailed.exit_code

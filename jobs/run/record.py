@@ -258,9 +258,7 @@ def how_to_go_on(paths: JobPaths, outcome: Outcome | None, *, is_search: bool = 
         outcome: None for a run that was killed.
         is_search: the run is a sweep or a comparison.
     """
-    if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.bad_input):
-        return None
-    if outcome is not None and (outcome.diverged or outcome.is_final):
+    if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.resume_is_useless):
         return None
     if is_search or outcome is None or outcome.lost or outcome.status is Status.INTERRUPTED:
         return resume_command(paths)  # without a checkpoint, a run begins again

@@ -53,7 +53,7 @@ class Trials:
         self.trials: dict[int, Trial] = {}
         self.total_steps, self.tokens_per_run = 0, 0.0  # of one whole run of the base; 0 before the first driver
         self.is_bounded, self.probe_tokens = False, 0  # whether the probe has ended, and its tokens
-        self._greatest: float | None = None  # the greatest learning rate, by the probe
+        self.greatest_rate: float | None = None  # the greatest learning rate, by the probe
         self.base_score: float | None = None  # score of the model before training
         self.is_later = False  # trials are compared at the later rung: nothing had been learned at the first one
         self.spent: dict[str, tuple[float, float]] = {}  # by driver: seconds, and seconds times GPUs (or CPUs)
@@ -84,7 +84,7 @@ class Trials:
             return
         if "greatest_rate" in record:  # the probe has ended; None: it found no limit
             self.is_bounded, self.probe_tokens = True, int(record["tokens"])
-            self._greatest = record["greatest_rate"]
+            self.greatest_rate = record["greatest_rate"]
             self.change(self.sweep)
             return
         if "later" in record:
@@ -122,7 +122,7 @@ class Trials:
         """Return a spec with the results of the search so far: the greatest learning rate, and the later rung."""
         if self.is_later and sweep.rungs is None:
             sweep = sweep.model_copy(update={"rungs": LATER})
-        return sweep if self._greatest is None else bounded(sweep, self._greatest)
+        return sweep if self.greatest_rate is None else bounded(sweep, self.greatest_rate)
 
     @property
     def probe_steps(self) -> float:

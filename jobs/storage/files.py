@@ -27,7 +27,7 @@ from cluster.errors import StorageError, StorageOutage
 from cluster.settings import extra_protocols
 from jobs.storage import locations as location
 from jobs.storage.direct_io import DirectFile
-from jobs.storage.outages import is_outage
+from jobs.storage.outages import cause_of_outage, is_outage
 from jobs.storage.versioned import parse_versioned
 from jobs.storage.without_links import remove_tree
 
@@ -99,7 +99,8 @@ def as_storage_error(what: str, path: str) -> Iterator[None]:
         raise
     except Exception as error:  # the client of an object store may raise anything
         if is_outage(error, is_local(path)):
-            raise StorageOutage(f"cannot {what} {path}: {type(error).__name__}: {error}") from error
+            cause = cause_of_outage(error, is_local(path))
+            raise StorageOutage(f"cannot {what} {path}: {type(cause).__name__}: {cause}") from error
         raise StorageError(f"cannot {what} {path}: {_reason(error)}") from error
 
 

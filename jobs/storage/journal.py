@@ -128,7 +128,7 @@ class JournalReader:
 
 
 def is_part(name: str) -> bool:
-    """Whether a file in the folder of a journal is a part of it."""
+    """Whether a file in a journal's folder is one of its parts."""
     return _PART_NAME.fullmatch(name) is not None
 
 

@@ -55,3 +55,12 @@ def is_outage(error: BaseException, local: bool) -> bool:
     if any(word in cls.__name__ for cls in type(error).__mro__ for word in _WORDS):
         return True
     return error.__cause__ is not None and is_outage(error.__cause__, local)
+
+
+def cause_of_outage(error: BaseException, local: bool) -> BaseException:
+    """Return the error that says why the storage did not answer: this one, or the last of its causes that is an outage.
+
+    A client may turn a refusal of the store into "no such file". `local`: see `is_outage`.
+    """
+    cause = error.__cause__
+    return error if cause is None or not is_outage(cause, local) else cause_of_outage(cause, local)

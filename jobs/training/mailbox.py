@@ -67,7 +67,7 @@ class Answer(Frozen):
     reason: str | None = Field(None, description="Why the task failed.")
     diverged: bool = Field(False, description="The training diverged: another attempt would compute the same.")
     metric_failed: Literal["before", "later"] | None = Field(
-        None, description="A user's metric failed, before the first step or later. It may be mended before a resume."
+        None, description="When a user's metric function failed: before the first step, or later."
     )
     seconds: float = Field(0.0, ge=0.0, description="Seconds that the gang took for the task.")
 

@@ -25,7 +25,7 @@ from jobs.data.sources.tokenize import TokenRow
 
 NUM_PERM = 128  # hash functions of a signature: the estimated similarity is off by at most 0.09, usually by 0.03
 SHINGLE_WORDS = 3
-UNKNOWN_SHARE = 0.1  # of a sample's tokens that are the unknown token, from which on it is reported
+UNKNOWN_SHARE = 0.1  # a sample is reported if at least this share of its tokens is the unknown token
 TEXT_SHOWN = 160  # characters of a sample that the report shows
 
 FACTS_SCHEMA = pa.schema(
@@ -78,7 +78,10 @@ def facts_of(chunk: Chunk, work: Work) -> Any:
 
 
 def _unknown_token(tokenizer: Any) -> int | None:
-    """Return the token for what the tokenizer does not know; None if there is none, or it has another use (GPT-2's)."""
+    """Return the tokenizer's unknown token. Return None if it has none, or if the token also marks the start or end.
+
+    GPT-2 uses one token for all three.
+    """
     unknown: int | None = tokenizer.unk_token_id
     return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
 

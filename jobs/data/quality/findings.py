@@ -22,7 +22,7 @@ TRAIN, EVAL = 0, 1
 ROLES = ("train", "eval")
 _CUT_AT_SOURCE = (5, 0.005, 100)  # least number of such texts, least share of them, least characters of each
 _MANY_CUT = 0.05  # share of truncated samples from which on the finding is a warning
-_MANY_UNKNOWN = 0.01  # share of samples with unknown tokens from which on the finding is a warning
+_MANY_UNKNOWN = 0.01  # the finding is a warning if more than this share of samples has unknown tokens
 _RARE = 0.02  # share of the most frequent class below which a class is rare
 
 
@@ -189,8 +189,8 @@ _MARKS: tuple[tuple[str, str, str], ...] = (  # kind, title, advice
     ("control-characters", "control characters in a text", "remove them, or see where they come from"),
     (
         "joined-records",
-        "fields of CSV or TSV that look like several records, joined by quotes",
-        "double quotes that are part of a text, or convert the file; `fleetune validate` prints a command",
+        "fields of CSV or TSV files that look like several records between two quotes",
+        "double the quotes that are part of a text, or convert the file as docs/data.md says",
     ),
     ("nearly-empty", "texts of one or two characters", "remove them, or see whether it is the right column"),
     (
@@ -224,8 +224,8 @@ def _marks(facts: Facts) -> Iterator[Finding]:
 def _unknown(facts: Facts) -> Iterator[Finding]:
     rows, samples = facts.marked("unknown-tokens"), len(facts.good)
     severity: Severity = "warning" if len(rows) > _MANY_UNKNOWN * samples else "note"
-    title = f"texts of which the tokenizer does not know {UNKNOWN_SHARE:.0%} of the tokens or more"
-    advice = "the model sees one token in place of all that is unknown: take a model for their language or characters"
+    title = f"texts with {UNKNOWN_SHARE:.0%} or more unknown tokens"
+    advice = "the model cannot tell unknown words apart: take a model for their language or script"
     yield from _finding(facts, "unknown-tokens", severity, title, rows, samples, advice)
 
 

@@ -69,7 +69,7 @@ class Chunk:
     position: int  # bytes of the file that were read by the end of the chunk
     last: bool = False  # whether the file ends here; the last chunk may have no rows
     outage: str | None = None  # why the rest of the file could not be read, if it may be read later
-    joined: frozenset[int] = frozenset()  # lines of its records that may hold several, see `Record.joined`
+    joined: frozenset[int] = frozenset()  # lines that look like several records, see `Record.joined`
 
 
 Task = Callable[[Chunk, Work], pa.Table]  # pure, and can be pickled
@@ -106,7 +106,7 @@ class _Reader:
         self.outage: str | None = None
 
     def joined_of(self, rows: Sequence[tuple[int, object]]) -> frozenset[int]:
-        """Return the lines of those rows whose records may hold several."""
+        """Return the lines of the rows that look like several records, see `Record.joined`."""
         return frozenset(line for line, _ in rows if line in self._joined)
 
     @property

@@ -1,4 +1,4 @@
-"""The content of a sample, which decides on its side of a split of train and eval. Light to import."""
+"""Splits samples into train and eval by their content. Light to import."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def content_hash(sample: Sample) -> int:
 
 
 def held_out_below(fraction: float) -> int:
-    """Return the hash below which the samples of a source are held out."""
+    """Return the bound of the hashes: samples with a lower hash are held out."""
     return int(fraction * 2**64)
 
 
 def empty_split(fraction: float, samples: int, path: str, name: str) -> str:
-    """Say that `data.eval_fraction` leaves no sample for the split `name`, train or eval."""
+    """Return the message that `data.eval_fraction` leaves no sample for a split. `name`: train or eval."""
     return (
         f"data.eval_fraction ({fraction}) of {many(samples, 'sample')} of {path} leaves none for {name} "
         "(equal samples stay together): choose another fraction, or give data.eval"
@@ -29,7 +29,7 @@ def empty_split(fraction: float, samples: int, path: str, name: str) -> str:
 
 
 def said(sample: Sample) -> str:
-    """Return the content of a sample as one text that differs from that of every other sample."""
+    """Return the content of a sample as one text. Samples with different contents have different texts."""
     if isinstance(sample, TextSample | ClassSample):
         return sample.text
     texts = _said_in(sample) if isinstance(sample, ChatSample) else texts_of(sample)

@@ -169,7 +169,10 @@ _WEIGHTS: dict[object, bool] = {0: False, 1: True, "0": False, "1": True}  # Tru
 
 
 def _is_learned(number: int, turn: Mapping[str, Any]) -> bool:
-    """Whether a turn has weight 1, also as text or boolean, or no weight."""
+    """Whether a turn is learned: it has no weight, or the weight 1, which may also be text or a boolean.
+
+    Raises Rejected for weights other than 0 and 1.
+    """
     value = turn.get("weight")
     if value is None:
         return True

@@ -42,7 +42,7 @@ class Looked:
     records: int
     whole: bool  # whether all of the source was read
     bad: tuple[BadRecord, ...]
-    joined: tuple[str, ...]  # files and lines of records that may hold several, see `Record.joined`
+    joined: tuple[str, ...]  # files and lines that look like several records, see `Record.joined`
     samples: tuple[Sample, ...]  # empty if a function of the user reads the records, because it is not run here
     expected_records: float  # records of the whole source, if the rest has equally long records
 
@@ -146,13 +146,12 @@ def format_bad_records(looked: Looked, most: float) -> tuple[str | None, str | N
 
 
 def format_joined(looked: Looked) -> str | None:
-    """Warn of records of CSV or TSV that may hold several; None if there are none."""
+    """Return a warning about fields of CSV or TSV that look like several records; None if none does."""
     if not looked.joined:
         return None
-    what = (
-        f"{len(looked.joined):,} of {looked.records_text} may hold several records in one field, as {looked.joined[0]}"
-    )
-    return f"{what}. {about_quotes(looked.joined[0].rpartition(':')[0])}"
+    first = looked.joined[0]
+    what = f"{len(looked.joined):,} of {looked.records_text} may hold several records in one field, such as {first}"
+    return f"{what}. {about_quotes(first.rpartition(':')[0])}"
 
 
 def check_split(looked: Looked, fraction: float, path: str) -> None:

@@ -29,7 +29,7 @@ LONGEST_CSV_FIELD = 64 * 2**20
 # Bytes. Without a limit, a file without line ends, such as minified JSON, would be read as one line.
 LONGEST_LINE = 256 * 2**20
 _BLOCK = 64 * 2**10  # bytes read at a time, and examined before a file is accepted as text
-# Between fields. Those of a text stand before spaces, or before the last three digits of a number.
+# A comma that may separate fields. In a sentence, a space follows the comma; in a number, three digits do.
 _COMMA = re.compile(r",(?=\S)(?!(?<=\d,)\d{3}(?!\d))")
 _BOM = b"\xef\xbb\xbf"
 _FOREIGN = (  # first bytes of files that are not UTF-8 text, and what to do with them
@@ -52,7 +52,7 @@ class Record:
     file: str
     line: int  # 1-based line where the record starts; in Parquet and Arrow, the number of the row
     value: dict[str, Any]
-    joined: bool = False  # whether a field looks like several records of CSV or TSV, which a quote has joined
+    joined: bool = False  # whether a field of CSV or TSV looks like several records between two quotes
 
 
 def is_unicode(text: str) -> bool:
@@ -206,7 +206,7 @@ def _lines(file: str, lines: BinaryIO, what: str) -> Iterator[tuple[int, bytes]]
 
 
 def _check_line_ends(file: str, head: bytes) -> None:
-    """Reject a file whose lines end in carriage returns only, which would be one record."""
+    """Refuse a file whose lines end with carriage returns alone: it would count as one record."""
     if b"\n" not in head and b"\r" in head.rstrip():
         what = f"the lines of {file} end in carriage returns (\\r) without line feeds (\\n)"
         raise DataError(f"{what}: convert it, as: tr '\\r' '\\n' < old > new")
@@ -295,7 +295,7 @@ def _csv_rows(file: str, reader: Any, delimiter: str) -> Iterator[tuple[int, lis
 
 
 def about_quotes(file: str) -> str:
-    """Say how quotes are read in a CSV or TSV file, and how to convert one whose quotes are ordinary characters."""
+    """Explain how quotes are read, and how to convert a CSV or TSV file whose quotes are part of the texts."""
     delimiter = r"'\t'" if suffix_of(file).startswith(".tsv") else "','"
     convert = f"csv.writer(sys.stdout).writerows(csv.reader(sys.stdin, delimiter={delimiter}, quoting=csv.QUOTE_NONE))"
     return (
@@ -305,7 +305,10 @@ def about_quotes(file: str) -> str:
 
 
 def _is_joined(fields: list[str], delimiter: str) -> bool:
-    """Whether the lines of a field have the delimiters of whole records. Of two columns, three records or more."""
+    """Whether a field looks like several records: each of its lines has as many delimiters as a record.
+
+    With two columns, texts with one comma look alike, so the field must have at least two such whole lines inside.
+    """
     between, pattern = len(fields) - 1, _COMMA if delimiter == "," else re.compile(re.escape(delimiter))
     for field in fields:
         if not between or field.count("\n") < (3 if between == 1 else 1):

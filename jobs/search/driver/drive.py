@@ -53,6 +53,7 @@ from jobs.search.planned import plan_of, planned_steps
 from jobs.search.report.summary import summary_lines
 from jobs.search.report.trial_text import format_trial, leaderboard
 from jobs.search.rules.budget import check_lengths, checked_plan, is_hopeless, most_gangs
+from jobs.search.rules.untried import untried
 from jobs.search.rules.varying import engines, trial_spec
 from jobs.search.spending import kind_within
 from jobs.search.trial import Trial
@@ -320,10 +321,12 @@ def concluded_sweep(search: Search) -> Outcome:
 
 def what_is_left(ledger: Ledger) -> str:
     """Return what to do after a search without a finished trial, which a resume would not continue."""
-    begun, plan = [trial for trial in ledger.searched if not trial.without_rungs], ledger.plan
-    if not is_hopeless(ledger.searched, plan) or len(begun) >= plan.compared:
-        return "A resume would begin no trial: start a new sweep"
-    most = plan.compared
+    begun, most = [trial for trial in ledger.searched if not trial.without_rungs], ledger.plan.compared
+    if not is_hopeless(ledger.searched, ledger.plan) or len(begun) >= most:
+        if untried(ledger.sweep, ledger.searched, None, ledger.total_steps) == []:
+            return "A resume would begin no trial: start a new sweep"
+        extend = f"extend the budget (fleetune sweep extend {ledger.root})"
+        return f"A resume would begin no trial: {extend}, or start a new sweep"
     left = "" if math.isinf(most) else f"; {int(most) - len(begun)} of {int(most)} trials were not tried"
     return f"The search gave up after {len(begun)} failures{left}. Start a new sweep with other values"
 

@@ -45,6 +45,6 @@ def bound_rate(ledger: Ledger, gangs: Gangs, own: str, announce: Announcer) -> N
 
 
 def check_first_metrics(answer: Answer) -> None:
-    """Raise DataError if a user's metric failed before the first step: it would fail in every trial."""
+    """Raise DataError if a user's metric failed before the first step, where all trials have the same weights."""
     if answer.metric_failed == "before":
         raise DataError(f"{answer.reason}. It fails before the first step")

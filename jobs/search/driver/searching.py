@@ -266,7 +266,10 @@ class Search:
         self.announce("phase", said, phase="rung")
 
     def _check_metric(self, answer: Answer) -> None:
-        """Raise InputError if the job does not report the judged metric, or a metric fails, in each trial so far."""
+        """Raise InputError if no trial has reported the judged metric, or a user's metric fails before the first step.
+
+        The latter only until a trial has scored the base model.
+        """
         judged, known = self.ledger.sweep.judged, answer.judged
         if self.ledger.base_score is None:
             check_first_metrics(answer)

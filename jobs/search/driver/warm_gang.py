@@ -123,7 +123,7 @@ class WarmGang:
         return not self._thread.is_alive()
 
     def leave(self) -> None:
-        """Give the workers up: Ray ends them when the driver disconnects. `join` waits for this gang's thread."""
+        """Let this gang's thread end without its workers, which Ray ends later. `join` waits for the thread."""
         self._ending = self._left = True
         self._wakeup.set()
 

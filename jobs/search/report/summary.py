@@ -118,8 +118,11 @@ def end_warning(trials: Trials) -> str | None:
     return None
 
 
+_NEAR = 1.2  # ratio of rates between which no search would try another one
+
+
 def highest_warning(trials: Trials) -> str | None:
-    """Return a warning if `auto` found the best score at the highest rate that it compared, so none is known above."""
+    """Return a warning if `auto` found the best score at the highest rate that it compared."""
     if not brackets_rate(trials.sweep):
         return None
     name, sign = varied_rate(trials.sweep), 1.0 if trials.sweep.lower_is_better else -1.0
@@ -128,6 +131,8 @@ def highest_warning(trials: Trials) -> str | None:
     if len(set(scores.values())) < 2 or min(scores.values()) < scores[highest := max(scores)]:
         return None
     if any(trial.diverged and trial.values[name] > highest for trial in trials.searched):
+        return None
+    if trials.greatest_rate is not None and highest * _NEAR > trials.greatest_rate:  # the probe has ruled out more
         return None
     return (
         f"the score was still best at the highest learning rate that was compared ({highest:.2g}), so the best rate "

@@ -24,8 +24,8 @@ _MOST_WHOLE_RUNS = 16
 _DEFAULT_MAX_GANGS = 8  # if num_gangs is left out. With more, more trials begin before the scores of others are known
 _USUAL_COMPARED = 6  # by auto, before one whole run
 FINALISTS: Final = 2  # most trials that are repeated with other seeds
-# Trials. If at least so many have begun, and all have failed without a score, no other one begins. Points of lists are
-# all tried: they may fail for reasons of their own.
+# If at least this many trials have begun, and all have failed without a score, no other trial begins. All points of
+# grids and lists are tried, because one value may be the cause.
 _HOPELESS = 8
 _MANY = 1000  # trials, or steps: enough that rounding does not matter
 
@@ -281,7 +281,7 @@ def next_kind(
 
 
 def is_hopeless(trials: Sequence[Trial], plan: BudgetPlan) -> bool:
-    """Whether so many trials have failed without a score that no other one begins. `trials`: as for `next_kind`."""
+    """Whether the search gives up, because its first trials have all failed. `trials`: see `next_kind`."""
     compared = [trial for trial in trials if not trial.without_rungs]
     if plan.tries_all or len(compared) < _HOPELESS:
         return False

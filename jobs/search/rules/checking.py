@@ -87,7 +87,7 @@ def _about_rest(sweep: SweepSpec) -> list[str]:
 def _about_trials(sweep: SweepSpec, trials: int) -> list[str]:
     said = f"budget.trials is {trials:,}, but the "
     if sweep.algorithm == "grid" and trials < sweep.grid_size:
-        first = short_name(next(iter([*engines(sweep)[0], *sweep.dimensions])))
+        first = short_name([*engines(sweep)[0], *sweep.dimensions][0])
         left_out = f"the last ones, with the last values of {first}, are left out"
         return [f"{said}grid has {sweep.grid_size:,} points: {left_out}"]
     few = untried(sweep, ()) if sweep.algorithm not in ("auto", "grid") else None

@@ -105,7 +105,7 @@ def rate_to_begin_with(sweep: Search) -> tuple[float, str]:
     """Return the prior of the learning rate, and its source in words."""
     base, rate = sweep.base, sweep.base.train.learning_rate
     is_given = "learning_rate" in base.train.model_fields_set
-    if is_given and rate != Train().learning_rate:  # a spec from a queue gives the default of each field
+    if is_given and rate != Train().learning_rate:  # specs from a queue give every field, also its default
         return rate, "the base"
     wanted = next((values for name, values in sweep.space.items() if field_meant(name) == RATE), None)
     if earlier := [one for one in earlier_rates(base) if wanted is None or _is_within(wanted, one)]:
@@ -158,9 +158,9 @@ def _kind_of(spec: Spec) -> tuple[str, str, str]:
 
 
 def _best_of(paths: JobPaths, base: Spec) -> Spec | None:
-    """Return the best spec of a sweep of this kind of job that has searched the learning rate; None of any other run.
+    """Return the best spec of a sweep. Return None if `base` is another kind of job, or the sweep tells no rate.
 
-    None also if nothing was learned.
+    That is: the run is no sweep, it did not search the learning rate, or nothing was learned in it.
     """
     try:
         if not storage.exists(paths.best) or _kind_of(best := load_spec(paths.best)) != _kind_of(base):
@@ -174,7 +174,7 @@ def _best_of(paths: JobPaths, base: Spec) -> Spec | None:
 
 
 def _has_learned(sweep: SweepSpec, ledger: Iterable[Record]) -> bool:
-    """Whether a score is clearly better than the base model's. True if the latter is not known."""
+    """Whether a trial's score is clearly better than the base model's. True if that one is not known."""
     answers = [record["answer"] for record in ledger if "answer" in record]
     before = [answer.get("base", {}).get(sweep.judged) for answer in answers]
     after = [(answer.get("cooled") or answer.get("metrics", {})).get(sweep.judged) for answer in answers]

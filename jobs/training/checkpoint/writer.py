@@ -45,7 +45,7 @@ _POLL_S = (0.05, 1.0)  # first and longest pause of rank 0 between looks for the
 _SAY_EVERY_S = 20.0
 _GIVE_UP_S = 1200.0  # less than the half hour after which a collective of the other ranks times out
 _LAST_WRITE_S = 60.0  # wait at the end for the checkpoint that is being written
-# Their names in safetensors; all that `safetensors.torch` can load.
+# All dtypes that `safetensors.torch` can load, with their names in the format.
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",

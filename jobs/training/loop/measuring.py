@@ -99,7 +99,7 @@ class FirstStep(NamedTuple):
 
     Attributes:
         losses: the mean loss before the step, and after it at each rate.
-        tokens: of all passes; those of rows that pass forward only count as a third, as a forward pass costs a third.
+        tokens: of all passes. A forward pass alone costs a third of a step, so its tokens count as a third.
         save: a checkpoint was asked for meanwhile.
     """
 

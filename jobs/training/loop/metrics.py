@@ -50,7 +50,7 @@ class ClassCounts:
 
 
 class ClassCounter:
-    """Numbers the cells in which the rows of each class are counted. The cells of several workers are added."""
+    """Counts rows by class in one array of cells, so that the counts of several workers can be added."""
 
     def __init__(self, num_labels: int) -> None:
         self._labels = num_labels
@@ -58,14 +58,14 @@ class ClassCounter:
         self.cells = num_labels * (num_labels if self._whole else 3)
 
     def cells_of(self, true: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the cells that count these rows: one of each if there is a confusion matrix, else two or three."""
+        """Return the cells to increase: one for each row with a confusion matrix, else two, or three for a hit."""
         if self._whole:
             return true * self._labels + predicted
         hits = true[true == predicted]
         return np.concatenate([true, predicted + self._labels, hits + 2 * self._labels])
 
     def counts(self, cells: npt.NDArray[np.int64]) -> ClassCounts:
-        """Read the cells, (self.cells,)."""
+        """Return the counts. `cells`: the array of cells, (self.cells,)."""
         if self._whole:
             return ClassCounts.of(cells.reshape(self._labels, self._labels))
         return ClassCounts(*cells.reshape(3, self._labels))

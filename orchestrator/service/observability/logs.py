@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import codecs
 import re
+from dataclasses import dataclass
+from typing import Protocol
 
-from cluster.backend import MAX_OUTPUT_BYTES
+from cluster.backend import MAX_OUTPUT_BYTES, Backend
 from cluster.errors import StorageError
 from cluster.text import did_you_mean
 from jobs.run.outcome import outcome_of
@@ -18,7 +20,8 @@ from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.run_files import RunFiles, records
 from orchestrator.service.observability.scrub import Scrubber
 
-PART_BYTES, END_BYTES = MAX_OUTPUT_BYTES, 256 << 10
+# With the bytes before it, in which a secret may begin, a part is at most what a backend returns at once.
+PART_BYTES, END_BYTES = MAX_OUTPUT_BYTES - (128 << 10), 256 << 10
 _MOST_BEGIN = 1 << 62  # behind the end of every file; the kernel refuses offsets near 2**63
 _MOST_OUTCOME_BYTES = 16 << 20  # large, because an outcome may contain a confusion matrix
 OUTPUT, LOGS = "output", "logs"
@@ -42,9 +45,9 @@ def sources(context: ServiceContext, job: Job) -> LogSources:
 
 
 def part(context: ServiceContext, job: Job, source: str, after: int | None, scrub: Scrubber) -> LogPart:
-    """Return up to 1 MiB from a byte on. `output-N` is valid for every attempt, including the newest.
+    """Return up to PART_BYTES from a byte on. `output-N` is valid for every attempt, including the newest.
 
-    With `after=None`, these are the last 256 KiB, from the beginning of a line on if possible.
+    With `after=None`, return the last END_BYTES, from the beginning of a line on if possible.
 
     Secrets are hidden, also those that a piece has in part: some bytes before it are read too, and what may be the
     beginning of a secret is left for the next piece.
@@ -54,25 +57,60 @@ def part(context: ServiceContext, job: Job, source: str, after: int | None, scru
         StorageError: it cannot be read.
         StorageOutage, BackendUnreachable: it cannot be read at the moment.
     """
-    attempt = _attempt(job, source)
     # The job's state is older than what is read: if the attempt is over, the output is complete.
-    over = job.state in ENDED if attempt is None else attempt < job.attempt or job.state not in HOLDS_A_LEASE
-    submission, log = f"{job.job_id}-{attempt}", f"{source}.log"
-    files = _run_with(context, job, source) if attempt is None else None
+    attempt = _attempt(job, source)
+    if attempt is not None:
+        over = attempt < job.attempt or job.state not in HOLDS_A_LEASE
+        log: _Log = _Output(context.backend, f"{job.job_id}-{attempt}")
+    else:
+        over = job.state in ENDED
+        log = _LogOfRun(_run_with(context, job, source), f"{source}.log")
     if after is None:
-        most = scrub.lead_bytes + END_BYTES
-        begin, content = files.end(LOGS, log, most) if files else context.backend.output_end(submission, most)
+        begin, content = log.end(scrub.lead_bytes + END_BYTES)
         lead, is_all = _begin_of_end(begin, content), over
         after = begin + lead
     else:
         after = max(after, 0)
         lead = min(after, scrub.lead_bytes)
-        begin, most = min(after, _MOST_BEGIN) - lead, lead + PART_BYTES + 1 if files else MAX_OUTPUT_BYTES
-        content = files.read(LOGS, log, begin, most) if files else context.backend.output(submission, begin)
+        most = lead + PART_BYTES + 1
+        content = log.read(min(after, _MOST_BEGIN) - lead, most)
         is_all = over and len(content) < most
     piece, ended = _cut(content, lead, is_all, scrub)
     text = scrub.piece(*(some.decode("utf-8", "replace") for some in (content[:lead], piece)))
     return LogPart(text=text, begin=after, next=after + len(piece), ended=ended)
+
+
+class _Log(Protocol):
+    """A log as bytes. Both methods raise StorageError, StorageOutage or BackendUnreachable."""
+
+    def read(self, begin: int, most: int) -> bytes: ...
+
+    def end(self, most: int) -> tuple[int, bytes]:
+        """Return the last bytes, and where they begin."""
+
+
+@dataclass(frozen=True)
+class _Output:
+    backend: Backend
+    submission: str
+
+    def read(self, begin: int, most: int) -> bytes:
+        return self.backend.output(self.submission, begin)[:most]
+
+    def end(self, most: int) -> tuple[int, bytes]:
+        return self.backend.output_end(self.submission, most)
+
+
+@dataclass(frozen=True)
+class _LogOfRun:
+    files: RunFiles
+    name: str
+
+    def read(self, begin: int, most: int) -> bytes:
+        return self.files.read(LOGS, self.name, begin, most)
+
+    def end(self, most: int) -> tuple[int, bytes]:
+        return self.files.end(LOGS, self.name, most)
 
 
 def metrics(context: ServiceContext, job: Job, after: int) -> MetricsPart:
@@ -118,7 +156,7 @@ def _run_with(context: ServiceContext, job: Job, source: str) -> RunFiles:
 
 
 def _begin_of_end(begin: int, content: bytes) -> int:
-    """Return where to begin within the end of a log, so that at most END_BYTES follow and its first line is whole."""
+    """Return where to begin in `content`, the end of a log: at a line, with at most END_BYTES behind it."""
     start = max(len(content) - END_BYTES, 0)
     if begin + start == 0:
         return 0

@@ -113,6 +113,17 @@ def test_a_search_that_gave_up_says_so_and_offers_no_resume(tmp_path: Path, monk
     assert how_to_go_on(search.paths, outcome_of_error(caught.value), is_search=True) is None
 
 
+def test_a_search_whose_budget_ended_before_a_success_names_what_extends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = search_in(tmp_path, monkeypatch, algorithm="random", scheduler="none", budget={"trials": 2})
+    fail(search.ledger, [1e-5, 2e-5])
+    with pytest.raises(
+        RunFailed, match=r"begin no trial: extend the budget \(fleetune sweep extend .*\), or start a new"
+    ):
+        drive.concluded_sweep(search)
+
+
 def test_a_grid_tries_all_points_though_many_have_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = [1e-5 * number for number in range(1, 11)]
     rules = {"algorithm": "grid", "scheduler": "none", "space": {"learning_rate": rates}, "budget": {"trials": 10}}

@@ -136,6 +136,10 @@ def test_a_score_that_is_best_at_the_highest_rate_is_told(tmp_path: Path) -> Non
     falling = compared(tmp_path, [1.206, 1.204, 1.202])
     said = [line for line in summary_lines(falling) if "highest learning rate" in line]
     assert len(said) == 1 and "prior.learning_rate: 0.00012" in said[0]
+    falling.set_bound(1.3e-4, 0)
+    assert highest_warning(falling) is None, "the probe has ruled out what is above"
+    falling.set_bound(1e-3, 0)
+    assert highest_warning(falling) is not None
     failed = falling.add({"learning_rate": 3e-4, "warmup_ratio": 0.06})
     falling.answered(failed, Answer(status="failed", reason="the loss was nan", diverged=True))
     assert highest_warning(falling) is None

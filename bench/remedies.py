@@ -274,7 +274,7 @@ def small_model() -> pathlib.Path:
     texts = dialogue_texts()[:_SEEN]
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"])
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=["<end>"], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokens = [token for text in texts for token in [*tokenizer.encode(text).ids, 0]]
     rows = torch.tensor(tokens[: len(tokens) // LENGTH * LENGTH]).view(-1, LENGTH)

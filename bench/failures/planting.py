@@ -174,6 +174,21 @@ def _nccl(text: str) -> Callable[[], BaseException]:
     return make
 
 
+def _take_memory(given: Given) -> None:
+    """Ask the GPU of this rank for more memory than it has."""
+    import torch
+
+    torch.empty(1 << 50, dtype=torch.uint8, device=given.run.worker.device)
+
+
+def _index(given: Given) -> None:
+    """Let a kernel on the GPU of this rank read beyond the end of a tensor. CUDA reports it at a later call."""
+    import torch
+
+    table = torch.zeros(4, device=given.run.worker.device)
+    table[torch.full((1,), 9, device=table.device)].sum().item()
+
+
 def _signal(number: signal.Signals) -> Callable[[Given], None]:
     return lambda _: os.kill(os.getpid(), number)
 
@@ -278,6 +293,8 @@ ACTS: dict[str, Callable[[Given], None]] = {
     "assert": _raise(_cuda("device-side assert triggered", "cudaErrorAssert")),
     "nccl system": _raise(_nccl("unhandled system error (run with NCCL_DEBUG=INFO for details)")),
     "nccl peer": _raise(_nccl("remote process exited or there was a network error")),
+    "take memory": _take_memory,
+    "index": _index,
     "bug": _raise(lambda: KeyError("logits")),
     "kill": _signal(signal.SIGKILL),
     "stop": _signal(signal.SIGSTOP),

@@ -28,6 +28,7 @@ def save_tokenizer(folder: pathlib.Path) -> None:
         vocab_size=400,
         special_tokens=["<|im_end|>", "<|im_start|>", "[UNK]"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     tokenizer.train_from_iterator(sentences(400, seed=1), trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", unk_token="[UNK]")

@@ -13,6 +13,7 @@ from cluster.text import did_you_mean
 from orchestrator.api import MOST_PAGE, JobPage, JobView, Nodes, NodeView, Server, Tenants
 from orchestrator.client.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
+from orchestrator.queue.names import name_of
 from orchestrator.queue.wording import removed
 
 NAMED: Final = 5  # most candidates to name in a message
@@ -90,10 +91,10 @@ def _unknown(connection: Connection, given: str) -> tuple[str, bool]:
     newest = [job.job_id for job in connection.get("/v1/jobs", JobPage, {"limit": 200}).jobs]
     if hint := did_you_mean(given, newest):
         return f"there is no job {given!r}{hint}", True
-    if same := [one for one in newest if one.rpartition("-")[0] == given.rpartition("-")[0]]:
+    if same := [one for one in newest if name_of(one) == name_of(given)]:
         names = f"{', '.join(same[:NAMED])}{' and more' if len(same) > NAMED else ''}"
         return f"there is no job {given!r}: jobs of that name are {names}", False
-    if hint := did_you_mean(given, {one.rpartition("-")[0] for one in newest}):
+    if hint := did_you_mean(given, set(map(name_of, newest))):
         return f"there is no job {given!r}{hint}", True
     return f"there is no job {given!r}: `fleetune queue --all` lists the jobs, and `fleetune runs` your own runs", False
 

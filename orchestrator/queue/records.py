@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from cluster.capacity.gang import Gang
+from orchestrator.queue.names import submission_of
 from orchestrator.queue.states import DesiredState, Reason, State
 
 NodePlaces = tuple[tuple[str, int], ...]  # (node id, workers) for each node
@@ -136,7 +137,7 @@ class Job:
     @property
     def submission(self) -> str:
         """The name of its newest attempt on the cluster."""
-        return f"{self.job_id}-{self.attempt}"
+        return submission_of(self.job_id, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)

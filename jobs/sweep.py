@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError
-from cluster.settings import ray_address
+from cluster.ray.connection import is_own
 from jobs.console import Console, redirected_output, user_stream
 from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.ray_submitted import host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import no_gpu_here, validate
-from jobs.run.events import Announcer, repeatedly
+from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
@@ -29,8 +29,6 @@ from jobs.search.rules.checking import (
 from jobs.search.rules.spec_text import format_prior, format_space
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
-
-_LOOK_EVERY_S = 1.0  # for the file of `fleetune stop`; each look asks the storage
 
 
 def run_sweep(
@@ -55,7 +53,7 @@ def run_sweep(
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
     by_hand = assignment is None
-    if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
+    if by_hand and is_own(address) and (problem := no_gpu_here(sweep.base)):
         raise CapacityError(problem)
     found = validate(sweep.base, estimates=False, judged=sweep.judged)
     sweep = sweep.model_copy(update={"base": found.spec})
@@ -88,7 +86,7 @@ def run_sweep(
 
                 return drive_sweep(sweep, paths, address, announce, progress, held, assignment)
 
-        with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
+        with (stop or StopRequest()).watching(paths) as held:
             outcome = concluded(paths, drive, announce)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 from cluster.errors import InputError
 from cluster.text import did_you_mean
+from jobs.run.paths import rank_name
 from orchestrator.api import JobView, LogPart, LogSources
 from orchestrator.client.connection import Connection, Params
 from orchestrator.client.lookup import job_path
@@ -167,7 +168,7 @@ def log_of_end(connection: Connection, job: JobView, lines: int = TAIL_LINES) ->
 
     The driver of a run prints how it ended, and so does a command, whose ranks share one output.
     """
-    for source in (OUTPUT, "driver", "rank-0"):
+    for source in (OUTPUT, "driver", rank_name(0)):
         try:
             last = last_lines(connection, job, source, lines)
         except InputError:

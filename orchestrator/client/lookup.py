@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from cluster.errors import InputError
 from cluster.text import did_you_mean
+from jobs.run.paths import job_in_name
 from orchestrator.api import MOST_PAGE, JobPage, JobView, Nodes, NodeView, Server, Tenants
 from orchestrator.client.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
@@ -18,7 +19,6 @@ from orchestrator.queue.wording import removed
 
 NAMED: Final = 5  # most candidates to name in a message
 _ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
-_OF_A_RUN: Final = re.compile(r"(.+)-[0-9]{8}(-[0-9a-f-]*)?")  # as `jobs.run.paths.new_run_name` makes names
 _MOST_LOOKED_AT: Final = 1000
 
 
@@ -71,10 +71,10 @@ def find_job(connection: Connection, given: str) -> JobView:
 
 def _writing(connection: Connection, run: str) -> JobPage:
     """Return the jobs whose run has this name, or a name that begins with it."""
-    match = _OF_A_RUN.fullmatch(run)
-    if match is None:
+    name = job_in_name(run)
+    if name is None:
         return JobPage(jobs=(), next=None)
-    page = connection.get("/v1/jobs", JobPage, {"name": f"{match[1]}-", "limit": _MOST_LOOKED_AT})
+    page = connection.get("/v1/jobs", JobPage, {"name": f"{name}-", "limit": _MOST_LOOKED_AT})
     jobs = [job for job in page.jobs if job.run is not None and posixpath.basename(job.run).startswith(run)]
     return JobPage(jobs=tuple(jobs), next=None)
 
@@ -86,7 +86,7 @@ def removed_jobs(connection: Connection) -> str:
 
 def _unknown(connection: Connection, given: str) -> tuple[str, bool]:
     """Make a message that suggests similar ids, or ids of the same name; and return whether it ends with a question."""
-    if _OF_A_RUN.fullmatch(given):
+    if job_in_name(given) is not None:
         return f"no job of the queue writes a run {given!r}. To see a run of your own: fleetune show {given}", False
     newest = [job.job_id for job in connection.get("/v1/jobs", JobPage, {"limit": 200}).jobs]
     if hint := did_you_mean(given, newest):

@@ -11,7 +11,7 @@ from cluster.backend import MAX_OUTPUT_BYTES, Backend
 from cluster.errors import StorageError
 from cluster.text import did_you_mean
 from jobs.run.outcome import outcome_of
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, rank_name
 from orchestrator.api import LogPart, LogSources, MetricsPart
 from orchestrator.queue.errors import UnknownSource
 from orchestrator.queue.names import OUTPUT, output_of, submission_of
@@ -143,7 +143,7 @@ def _log_of_failed_rank(files: RunFiles) -> str | None:
         rank = outcome_of(files.read("", JobPaths("").outcome, 0, _MOST_OUTCOME_BYTES), files.run).rank
     except (StorageError, ValueError):  # a killed run has no outcome; a newer release's cannot be read
         return None
-    return None if rank is None else f"rank-{rank}"
+    return None if rank is None else rank_name(rank)
 
 
 def _run_with(context: ServiceContext, job: Job, source: str) -> RunFiles:

@@ -30,7 +30,7 @@ from jobs.planning.more_machines import sufficient_machines
 from jobs.planning.precision import Precision, precision_of
 from jobs.planning.strategies import JobPlan, Option, options
 from jobs.planning.strategy import Strategy, as_traced, strategy_of
-from jobs.preflight.kept import kept_cpu_speed, kept_trace
+from jobs.preflight.cache import cached_cpu_speed, cached_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import PLANNED, Planned, Spec
@@ -216,7 +216,7 @@ def _trace(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> Mo
                 "known. A run trains it without a plan"
             ) from error
 
-    return kept_trace(spec, model_dir, precision, on_gpu, compute)
+    return cached_trace(spec, model_dir, precision, on_gpu, compute)
 
 
 def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
@@ -285,7 +285,7 @@ def cpu_worker(memory: int, cores: int) -> Accelerator:
         return cpu_speed(threads)
 
     threads = min(cores, cpus_here())
-    flops, copied = kept_cpu_speed(threads, measured)
+    flops, copied = cached_cpu_speed(threads, measured)
     return Accelerator(
         name=CPU,
         memory_gib=memory / GIB,

@@ -21,7 +21,7 @@ from jobs.planning.memory import COPIED, PROGRAM_BYTES, RESERVE_OF_PROCESS
 from jobs.planning.precision import precision_of
 from jobs.planning.strategies import JobPlan, Option
 from jobs.planning.strategy import as_traced, strategy_of
-from jobs.preflight.kept import is_kept
+from jobs.preflight.cache import is_cached
 from jobs.preflight.plan import choosable_fields, config_of, cpu_worker, plan_on
 from jobs.preflight.plan_text import format_fields, format_refusal, format_strategy, gib
 from jobs.remedies.out_of_memory import with_global_batch
@@ -208,7 +208,7 @@ def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int |
     """Bound the memory of a worker without GPU beside its program; None: unknown, or a cached trace is more exact."""
     config = config_of(spec, model_dir)
     traced = as_traced(spec.with_value("data.seq_len", longest), config)
-    if is_kept(traced, model_dir, precision_of(spec.train, False), on_gpu=False):
+    if is_cached(traced, model_dir, precision_of(spec.train, False), on_gpu=False):
         return None
     sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
     return rough_bytes(spec, config, sum(sizes), longest, copied_bytes)

@@ -15,7 +15,7 @@ from orchestrator.api import MOST_PAGE, JobPage, JobView, Nodes, NodeView, Serve
 from orchestrator.client.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
 from orchestrator.queue.names import name_of
-from orchestrator.queue.wording import removed
+from orchestrator.queue.wording import retention_text
 
 NAMED: Final = 5  # most candidates to name in a message
 _ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
@@ -81,7 +81,7 @@ def _writing(connection: Connection, run: str) -> JobPage:
 
 def removed_jobs(connection: Connection) -> str:
     """Say what the server does with old jobs; '': it keeps all."""
-    return removed(connection.get("/v1/server", Server).retention_days)
+    return retention_text(connection.get("/v1/server", Server).retention_days)
 
 
 def _unknown(connection: Connection, given: str) -> tuple[str, bool]:

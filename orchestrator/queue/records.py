@@ -295,6 +295,6 @@ def ray_submission_of(job: Job) -> str | None:
     return job.client.split(":")[1] if job.client is not None and job.client.startswith(_RAY_CLIENT) else None
 
 
-def environment_of(job: Job) -> str:
+def environment_digest_of(job: Job) -> str:
     """Return the digest of the environment of the Ray-submitted program; '' if none has queued this job."""
     return job.client.rpartition(":")[2] if job.client is not None and ray_submission_of(job) is not None else ""

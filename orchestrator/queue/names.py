@@ -1,9 +1,11 @@
-"""Names that are made of others: ids of jobs, and the attempts and logs of a job. Only this module knows their form."""
+"""Names made of others: ids of jobs, their attempts and logs, locks of clients. Only this module forms them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
+CLIENTS: Final = "clients"  # the folder of the clients' locks
 OUTPUT: Final = "output"  # the log of the newest attempt's output; it starts anew with each attempt
 
 
@@ -25,6 +27,11 @@ def submission_of(job_id: str, attempt: int) -> str:
 def job_of(submission: str) -> str:
     """Return the id of the job whose attempt a program is; that of a program of others is no job's."""
     return submission.rpartition("-")[0]
+
+
+def client_lock(home: Path, client: str) -> Path:
+    """Return the file that a client keeps locked while it lives. `home`: FLEETUNE_HOME."""
+    return home / CLIENTS / f"{client}.lock"
 
 
 def output_of(attempt: int) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -194,18 +194,8 @@ class MemoryRemedy:
             raise OutOfMemory(f"{said}{tried}{_planned(self._paths) if of_device else ''}", rank)
         self._made = made = self._remedy(job.spec, change, cause, where, group)
         write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here
-        again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
-        effect = f"the workers start again from step {made.from_step}, with the same global batch and order{again}"
-        report = RemedyReport(
-            REMEDY,
-            f"out of memory in {where}: {cause}",
-            made.action,
-            effect,
-            next_time((*earlier, made)),
-            made.steps_again,
-        )
         facts = {name: getattr(made, name) for name in ("where", "rung", "field", "before", "after", "from_step")}
-        report.tell(self._announce, step=max(group.step, made.from_step), **facts)
+        report_of(made, earlier).tell(self._announce, step=max(group.step, made.from_step), **facts)
         storage.remove_dir(self._paths.failures)
         # The driver gives a run up after several lost groups. This group does not count as one of them.
         begun = count_attempts(self._paths) - group.attempts
@@ -229,6 +219,14 @@ class MemoryRemedy:
             from_step=step,
             steps_again=max(group.step - step, 0),
         )
+
+
+def report_of(made: Remedy, earlier: Sequence[Remedy]) -> RemedyReport:
+    """Describe a change after a lack of memory. `earlier`: the changes before it. Pure."""
+    again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
+    effect = f"the workers start again from step {made.from_step}, with the same global batch and order{again}"
+    cause = f"out of memory in {made.where}: {made.cause}"
+    return RemedyReport(REMEDY, cause, made.action, effect, next_time((*earlier, made)), made.steps_again)
 
 
 def format_action(before: Spec, after: Spec, change: Change) -> str:

@@ -185,7 +185,7 @@ def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:
     if spec.train.zero.stage == 3:
         return memory
     # Frozen weights stay in the mapped file, which `allocations.c` does not count.
-    counted = replace(memory, parameters=memory.parameters - trace.width * (trace.parameters - trace.trained))
+    counted = replace(memory, parameters=memory.parameters - trace.element_bytes * (trace.parameters - trace.trained))
     return replace(counted, reserve=int(RESERVE * counted.used))
 
 

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cluster.errors import InputError
 
@@ -56,6 +56,9 @@ _NEVER_PROTOCOLS = frozenset(
 )
 
 
+PROTOCOL: Final = re.compile(r"[a-z][a-z0-9+.-]*")  # of a URL, before ://
+
+
 def extra_protocols(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
     """Read FLEETUNE_PROTOCOLS: allowed protocols in addition to those of `jobs.storage.locations`, separated by commas.
 
@@ -65,7 +68,7 @@ def extra_protocols(environ: Mapping[str, str] = os.environ) -> frozenset[str]:
     given = environ.get(PROTOCOLS_VARIABLE, "")
     names = frozenset(name.strip().removesuffix("://") for name in given.split(",") if name.strip())
     for name in sorted(names):
-        if name in _NEVER_PROTOCOLS or not re.fullmatch(r"[a-z][a-z0-9+.-]*", name):
+        if name in _NEVER_PROTOCOLS or not PROTOCOL.fullmatch(name):
             raise InputError(
                 f"{PROTOCOLS_VARIABLE} names {name!r}, which cannot be allowed: it is no protocol of a remote storage, "
                 "or it wraps another one. Remove it"

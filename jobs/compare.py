@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Mapping
 
 from cluster.errors import CapacityError, Diverged, FleetuneError, InputError, Interrupted, MachinesFailed, RunFailed
-from cluster.settings import ray_address
+from cluster.ray.connection import is_own
 from jobs.comparison.checking import about_method, checked_methods
 from jobs.comparison.page import comparison_page
 from jobs.console import redirected_output
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import no_gpu_here
-from jobs.run.events import Announcer, repeatedly
+from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths, new_run_name
 from jobs.run.progress import Progress
@@ -24,8 +24,6 @@ from jobs.spec.compare import CompareSpec
 from jobs.spec.load import dump_spec, load_sweep
 from jobs.storage import files as storage
 from jobs.sweep import run_sweep
-
-_LOOK_EVERY_S = 1.0  # for the file of `fleetune stop`; each look asks the storage
 
 
 def run_comparison(
@@ -46,13 +44,13 @@ def run_comparison(
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
-    if address is None and ray_address() is None and (problem := no_gpu_here(spec.base)):
+    if is_own(address) and (problem := no_gpu_here(spec.base)):
         raise CapacityError(problem)
     paths = open_comparison(spec, progress) if resume is None else reopen_comparison(spec, JobPaths(resume))
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb = "comparison" if resume is None else "resuming comparison"
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root)
-        with StopRequest() as stop, repeatedly(lambda: stop.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
+        with StopRequest().watching(paths) as stop:
 
             def drive() -> Outcome:
                 with stop.raising():

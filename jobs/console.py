@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import NoReturn, TextIO
 
+from cluster.text import when
 from jobs.storage import files as storage
 
 _MOST_EARLIER_BYTES = 64 << 20  # kept of earlier attempts, because each attempt copies them once more
@@ -32,7 +33,7 @@ class Console:
 
     def __call__(self, text: str) -> None:
         with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the disk is full
-            print(f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M:%SZ} {text}", file=self.stream, flush=True)
+            print(f"{when(datetime.datetime.now(datetime.UTC))} {text}", file=self.stream, flush=True)
 
 
 @contextlib.contextmanager

@@ -28,13 +28,11 @@ from jobs.drivers.ray_submitted import host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.planning import gang_of
 from jobs.preflight.validate import no_gpu_here
-from jobs.run.events import Announcer, repeatedly
+from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, log_is_lost
 from jobs.run.progress import PlainProgress, Progress
 from jobs.run.record import concluded, ending_of
 from jobs.spec.finetune import Spec
-
-_LOOK_EVERY_S = 1.0  # for the file of `fleetune stop`, which workers look for themselves
 
 
 def run_on_ray(
@@ -74,7 +72,7 @@ def run_on_ray(
 
                     return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
-            with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "file"):
+            with (stop or StopRequest()).watching(paths) as held:
                 outcome = concluded(paths, drive, announce)
             announce("ended", ending_of(paths, outcome, is_queued=assignment is not None), status=outcome.status)
     except StorageError as error:

@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError
-from cluster.settings import ray_address
+from cluster.ray.connection import is_own
 from jobs.console import Console, redirected_output, user_stream
 from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.ray_submitted import host_of_this_program, queue_and_wait
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import no_gpu_here, validate
-from jobs.run.events import Announcer, repeatedly
+from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress, Progress
@@ -29,8 +29,6 @@ from jobs.search.rules.checking import (
 from jobs.search.rules.spec_text import format_prior, format_space
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
-
-_LOOK_EVERY_S = 1.0  # for the file of `fleetune stop`; each look asks the storage
 
 
 def run_sweep(
@@ -55,17 +53,9 @@ def run_sweep(
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
     by_hand = assignment is None
-    if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
+    if by_hand and is_own(address) and (problem := no_gpu_here(sweep.base)):
         raise CapacityError(problem)
-    found = validate(sweep.base, estimates=False, judged=sweep.judged)
-    sweep = sweep.model_copy(update={"base": found.spec})
-    prior_from = None
-    if resume is not None:
-        sweep = with_stored_values(sweep, JobPaths(resume), by_hand=by_hand)
-    if not sweep.prior or resume is None:
-        sweep, prior_from = checked_sweep(sweep)
-    check_sweep(sweep)
-    sweep = sweep.model_copy(update={"space": sweep.dimensions})  # stored, so that a range can be changed later
+    sweep, prior_from, warnings = _completed(sweep, resume, by_hand)
     if resume is not None:
         check_sweep_resumable(JobPaths(resume), sweep, alone=not by_hand)
         paths = reopen_run(resume, sweep)
@@ -78,7 +68,7 @@ def run_sweep(
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
-        for warning in (*found.warnings, *sweep_warnings(sweep)):
+        for warning in warnings:
             announce("warning", warning)
         announce("phase", f"searching {format_space(sweep)}{format_prior(sweep, prior_from)}", phase="search")
 
@@ -88,10 +78,30 @@ def run_sweep(
 
                 return drive_sweep(sweep, paths, address, announce, progress, held, assignment)
 
-        with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
+        with (stop or StopRequest()).watching(paths) as held:
             outcome = concluded(paths, drive, announce)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome
+
+
+def _completed(sweep: SweepSpec, resume: str | None, by_hand: bool) -> tuple[SweepSpec, str | None, tuple[str, ...]]:
+    """Check a sweep, and return it as it will be stored.
+
+    Returns:
+        The sweep; the source of its prior's learning rate, None if an earlier driver has stored the prior; warnings.
+
+    Raises:
+        InputError: the sweep, its job or its data has a mistake.
+    """
+    found = validate(sweep.base, estimates=False, judged=sweep.judged)
+    sweep, prior_from = sweep.model_copy(update={"base": found.spec}), None
+    if resume is not None:
+        sweep = with_stored_values(sweep, JobPaths(resume), by_hand=by_hand)
+    if not sweep.prior or resume is None:
+        sweep, prior_from = checked_sweep(sweep)
+    check_sweep(sweep)
+    sweep = sweep.model_copy(update={"space": sweep.dimensions})  # so that a range can be changed later
+    return sweep, prior_from, (*found.warnings, *sweep_warnings(sweep))
 
 
 def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:

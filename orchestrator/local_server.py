@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cluster.errors import InputError, StorageError
 from cluster.local.locks import try_lock
-from orchestrator.client.discovery import local_server
+from orchestrator.client.discovery import RECORD, local_server
 
-_LOCK, _RECORD = "server.lock", "server.json"
+_LOCK = "server.lock"
 
 
 class HomeTaken(InputError):
@@ -52,11 +52,11 @@ def locked(home: Path) -> Iterator[None]:
 
 def write_record(home: Path, url: str) -> None:
     """Write the record of this process, atomically, for `orchestrator.client.discovery`."""
-    new = home / f"{_RECORD}.new"
+    new = home / f"{RECORD}.new"
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         json.dump({"url": url, "pid": os.getpid(), "version": version("fleetune")}, file)
-    new.replace(home / _RECORD)
+    new.replace(home / RECORD)
 
 
 def remove_record(home: Path) -> None:
@@ -64,4 +64,4 @@ def remove_record(home: Path) -> None:
     found = local_server(home)
     if found is not None and found.pid == os.getpid():
         with contextlib.suppress(OSError):
-            (home / _RECORD).unlink(missing_ok=True)
+            (home / RECORD).unlink(missing_ok=True)

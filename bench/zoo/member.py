@@ -27,8 +27,8 @@ from bench.zoo.tiny import save_tokenizer, tiny_config
 from cluster.errors import InputError
 from jobs.data.order.stream import StepRows, Stream, plain_steps
 from jobs.data.prepared import Prepared
+from jobs.preflight.cache import remember_tried
 from jobs.preflight.dry_run import check_model_runs
-from jobs.preflight.kept import remember
 from jobs.preflight.ready import ready_data
 from jobs.preflight.validate import validate
 from jobs.remedies.hang import Doing
@@ -111,7 +111,7 @@ def refused(spec: Spec) -> dict[str, Any]:
         return {"refused": str(error), "by": "validate"}
     try:
         check_model_runs(spec, str(spec.model.path))  # `ready_data` leaves it out where it has passed with other code
-        remember(spec, str(spec.model.path))
+        remember_tried(spec, str(spec.model.path))
         return {"prepared": ready_data(spec, "plain", lambda *given, **named: None).root}
     except InputError as error:
         return {"refused": str(error), "by": "driver"}

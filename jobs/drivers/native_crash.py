@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from cluster.errors import StorageError
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, rank_name
 from jobs.storage import files as storage
 
 if TYPE_CHECKING:
@@ -26,11 +26,10 @@ _FRAME = re.compile(r'most recent call first\):\n  File "(?P<file>.*)", line (?P
 
 def with_signal(crash: Crash, paths: JobPaths) -> Crash:
     """Add to a crash the signal that its log names. A log at a URL lacks the last lines of a process that died."""
-    log = paths.log(f"rank-{crash.rank}")
-    if crash.rank is None or crash.pid is None or not storage.is_local(log):
+    if crash.rank is None or crash.pid is None or not storage.is_local(paths.root):
         return crash
     try:
-        what = how_it_died(_tail(log), crash.pid)
+        what = how_it_died(_tail(paths.log(rank_name(crash.rank))), crash.pid)
     except StorageError:
         return crash
     return crash if what is None else replace(crash, what=what)

@@ -21,13 +21,14 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Final, TypeVar
 
+from cluster.addresses import is_loopback, is_server_url
 from cluster.errors import FleetuneError, InputError, Interrupted, SpecError
 from cluster.ray.backend import KIND_KEY
 from cluster.ray.raylets import raylet_above
 from cluster.ray.runtime_env import RAY_PACKAGE, digest_of_environment
 from cluster.ray.session_record import SessionRecord, read_record
 from cluster.settings import RayJob, is_without_server, ray_job, server_token, server_url
-from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server, check_url
+from jobs.drivers.link.call import NoAnswer, NotUnderstood, Refused, Server
 from jobs.drivers.link.link import Say
 from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Look, Looked, Message
 from jobs.drivers.stop_request import StopRequest
@@ -38,7 +39,6 @@ from jobs.spec.sweep import SweepSpec
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
-_HERE: Final = ("localhost", "127.0.0.1", "::1")
 _LEAVES_WITHIN_S = 2.0  # Ray kills a program 3 s after it was told to end
 _UNKNOWN: Final = "UnknownJob"  # names of errors in the server's answers
 _OTHER: Final = "OtherQueue"
@@ -62,20 +62,25 @@ def host_of_this_program() -> tuple[RayJob, SessionRecord] | None:
     if job is None or KIND_KEY in job.metadata or is_without_server(url):
         return None
     if url is not None:
-        check_url(url)
+        _check_url(url)
         return job, SessionRecord(url, "")
     raylet = raylet_above(os.getpid())
     record = read_record(raylet) if raylet is not None else None
     if raylet is None or record is None:
         return None
-    check_url(record.url)
-    if not raylet.is_head and urllib.parse.urlsplit(record.url).hostname in _HERE:
+    _check_url(record.url)
+    if not raylet.is_head and is_loopback(urllib.parse.urlsplit(record.url).hostname):
         raise JobRefused(
             "this program does not run on the head, but the orchestrator of this cluster listens only for its own "
             f"machine ({record.url}). Submit without --entrypoint-num-cpus and similar options, which put a driver on "
             "any node. Or have the orchestrator started with --host 0.0.0.0, or with --url and a proxy"
         )
     return job, record
+
+
+def _check_url(url: str) -> None:
+    if not is_server_url(url):
+        raise InputError(f"{url} is not the URL of a server, such as http://head:8400")
 
 
 def queue_and_wait(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
@@ -253,7 +258,6 @@ class _QueuedJob:
         with contextlib.suppress(FleetuneError):
             if self._record.queue and (raylet := raylet_above(os.getpid())) is not None:
                 found = read_record(raylet)
-                if found is not None and found.queue == self._record.queue:
-                    check_url(found.url)
+                if found is not None and found.queue == self._record.queue and is_server_url(found.url):
                     url = found.url
             self._server = Server(url, server_token())

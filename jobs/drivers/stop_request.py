@@ -22,7 +22,7 @@ from typing import Any, Final, Literal
 from cluster.errors import Interrupted, StorageError
 from cluster.local.supervisor import descendants, kill_all, process_lives
 from cluster.wakeup import Wakeup
-from jobs.run.events import Announcer
+from jobs.run.events import Announcer, repeatedly
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
@@ -32,6 +32,7 @@ STOPPED_EARLY: Final = "stopped on request before the workers trained a step, so
 STOPPED_AGAIN: Final = "stopped on request before the new workers trained a step; a resume continues from step"
 _AGAIN_S: Final = 1.0  # after this time, `Stopped` is raised again unless the main thread is handling one
 _LOGGING: Final = str(logging.__file__)
+_LOOK_EVERY_S: Final = 1.0  # for the file of `fleetune stop`; each look asks the storage
 _AFTER_LOCK_S: Final = 0.01  # until the next try, where the interrupted function may have a lock
 # Two signals of the same kind within this many seconds count as one: `timeout` sends its signal to the process and then
 # to the process group. A user takes longer to press Ctrl-C again. SIGHUP comes when the terminal is closed.
@@ -98,6 +99,12 @@ class StopRequest:
         with contextlib.suppress(StorageError):
             if not self.asked and storage.exists(paths.stop_request):
                 self.ask("file", "fleetune stop")
+
+    @contextlib.contextmanager
+    def watching(self, paths: JobPaths) -> Iterator[StopRequest]:
+        """Handle signals in this block, and look for the file of `fleetune stop`."""
+        with self, repeatedly(lambda: self.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
+            yield self
 
     def defer(self, deferred: bool = True) -> None:
         """Only record requests from now on, or raise for them again. Raises Stopped if there was one already."""

@@ -49,7 +49,7 @@ def drive_training(registered: Registered, link: Link, stop: StopRequest, stream
     resources = spec.resources if isinstance(spec, Spec) else spec.base.resources
     elastic = isinstance(spec, SweepSpec) or resources.min_workers is not None
     num_workers = workers_in(registered.placement) if elastic else resources.num_workers
-    places = None if local else places_of(registered, num_workers)
+    places = None if local else nodes_of_workers(registered, num_workers)
     progress = ProgressReporter(PlainProgress(stream), link, _places_to_give_back(registered, spec, num_workers))
     with contextlib.closing(progress), local_gpus(num_workers * resources.gpus_per_worker if local else 0, say):
         address = THIS_MACHINE if local else ray_address() or "auto"
@@ -84,7 +84,7 @@ def run_so_far(run: str | None) -> tuple[bool, str | None]:
         raise MachinesFailed(f"the files of the run cannot be read now: {error}") from error
 
 
-def places_of(registered: Registered, num_workers: int) -> tuple[str, ...]:
+def nodes_of_workers(registered: Registered, num_workers: int) -> tuple[str, ...]:
     """Return the node of each worker, in the order of the lease. Raises MachinesFailed."""
     places = tuple(node for node, workers in registered.placement for _ in range(workers))
     if len(places) != num_workers:
@@ -96,7 +96,7 @@ def _places_to_give_back(registered: Registered, spec: Spec | SweepSpec, num_wor
     """Return the node of each worker of a sweep, or () if nothing can be given back, as on one machine with GPUs."""
     if isinstance(spec, Spec) or (registered.engine == "local" and spec.base.resources.gpus_per_worker):
         return ()
-    return places_of(registered, num_workers)
+    return nodes_of_workers(registered, num_workers)
 
 
 @contextlib.contextmanager

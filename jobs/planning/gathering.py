@@ -35,7 +35,7 @@ class Gathering:
     visits: Sequence[tuple[int, ...]]  # parameters of every module that runs, forward and backward, in order
     strategy: Strategy
     num_workers: int
-    width: int  # bytes of an element
+    element_bytes: int  # bytes of an element
     gloo: bool  # gloo gathers into a copy of the flat tensor, which lives until the slowest worker gathers too
     held: int = 0
     _step: int = 0
@@ -56,7 +56,7 @@ class Gathering:
             number for number, size in enumerate(self.sizes) if size <= self.strategy.param_persistence_threshold
         }
         self._whole |= self._persistent
-        self.held = self.width * sum(self.sizes[number] for number in self._persistent)
+        self.held = self.element_bytes * sum(self.sizes[number] for number in self._persistent)
         self._queue.extend((number, step) for step, visit in enumerate(self.visits) for number in sorted(visit))
 
     def enter(self, parameters: tuple[int, ...]) -> int:
@@ -132,4 +132,4 @@ class Gathering:
             self._gather(ahead)
 
     def _bytes(self, number: int) -> int:
-        return -(-self.sizes[number] // self.num_workers) * self.num_workers * self.width
+        return -(-self.sizes[number] // self.num_workers) * self.num_workers * self.element_bytes

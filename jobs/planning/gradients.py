@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from jobs.planning.precision import Precision, width_of
+from jobs.planning.precision import Precision, element_bytes
 from jobs.planning.strategy import Strategy
 
 _ENGINE_BUCKET: Final = 500_000_000  # elements
@@ -46,7 +46,7 @@ class Gradients:
 
     def __post_init__(self) -> None:
         self.stage, self.accumulates = self.strategy.stage, self.strategy.accumulates
-        self.width = width_of(self.precision)
+        self.element_bytes = element_bytes(self.precision)
         self.sums_all = sums_all_in_fp32(self.strategy, self.precision)
         self.part = -(-sum(self.sizes) // self.num_workers)  # elements that a worker updates
         self.own = most_owned(self.sizes, self.decays, self.num_workers)  # of the parameters of which it has a part
@@ -59,13 +59,13 @@ class Gradients:
     @property
     def is_flat(self) -> bool:
         """Whether the gradients of a part are one tensor already, so that the update needs no copy."""
-        return self.stage < 3 and self.width < 4
+        return self.stage < 3 and self.element_bytes < 4
 
     @property
     def at_update(self) -> int:
         """Bytes of gradients when the update begins, beyond the flat buffer that ZeRO-3 always has."""
         if self.sums_all:
-            return self.width * sum(self.sizes)
+            return self.element_bytes * sum(self.sizes)
         return 0 if self.stage == 3 else 4 * (self.part if self.is_flat else self.own)
 
     def end(self) -> int:
@@ -83,7 +83,7 @@ class Gradients:
                 buckets[-1].append(size)
                 if sum(buckets[-1]) > _ENGINE_BUCKET:
                     buckets.append([])
-        return max((4 * (len(bucket) > 1) + self.width) * sum(bucket) for bucket in buckets)
+        return max((4 * (len(bucket) > 1) + self.element_bytes) * sum(bucket) for bucket in buckets)
 
     @property
     def _kept(self) -> int:
@@ -95,7 +95,7 @@ class Gradients:
         if self.stage == 3 or (self.on_host and self.stage == 2):
             return 0
         if self.sums_all:
-            return self.width * sum(self.sizes)
+            return self.element_bytes * sum(self.sizes)
         part = self.part if self.is_flat else self.own if self.stage == 2 else 0
         return 4 * (part + (sum(self.sizes) if self.stage == 1 else 0))
 
@@ -103,11 +103,11 @@ class Gradients:
         """Take the gradient of a parameter. Returns bytes that are needed for a moment."""
         size, needed = self.sizes[number], 0
         if self.sums_all:
-            self.held += 0 if self.accumulates else self.width * size
+            self.held += 0 if self.accumulates else self.element_bytes * size
             return 0
         if self.stage < 3 and not self.buckets:
             self.buckets = self._both_buckets
-        if self.stage == 1 and self.width < 4:
+        if self.stage == 1 and self.element_bytes < 4:
             needed += 4 * size  # the gradient in fp32
         if self._filled + size > self.strategy.reduce_bucket_size and self._filled:
             needed += self._reduce()
@@ -128,7 +128,7 @@ class Gradients:
 
     @property
     def _bucket_width(self) -> int:
-        return 4 if self.stage == 1 else self.width
+        return 4 if self.stage == 1 else self.element_bytes
 
     def _reduce(self) -> int:
         """Empty the bucket. Returns the bytes of the copies that a collective needs."""
@@ -136,13 +136,13 @@ class Gradients:
         flat = 0 if single else self._filled * self._bucket_width
         in_a_copy = self.gloo and self.stage == 3 and self.num_workers > 1
         sent = self._filled * self._bucket_width if in_a_copy else 0
-        cast = 4 * self._filled // (self.num_workers if self.stage == 3 else 1) if self.width < 4 else 0
+        cast = 4 * self._filled // (self.num_workers if self.stage == 3 else 1) if self.element_bytes < 4 else 0
         if not self.strategy.offload_optimizer:
             copies = flat + sent + cast
         elif self.stage < 3:
             copies = flat + max(cast, self._for_its_norm)
         else:  # all of the bucket is cast to fp32 before the first norm; then the flat copy is freed
-            copies = max(flat + max(sent, cast), (flat if self.width == 4 else 0) + cast + self._for_its_norm)
+            copies = max(flat + max(sent, cast), (flat if self.element_bytes == 4 else 0) + cast + self._for_its_norm)
         if self.stage < 3 and not self._reduced and not self.on_host:
             self._reduced = True
             new = self.part if self.is_flat else self.own

@@ -14,7 +14,7 @@ from typing import Final, Literal, NamedTuple
 
 from jobs.planning.gathering import Gathering
 from jobs.planning.gradients import Gradients, most_owned, sums_all_in_fp32
-from jobs.planning.precision import Precision, width_of
+from jobs.planning.precision import Precision, element_bytes
 from jobs.planning.strategy import Strategy
 
 EventKind = Literal["enter", "leave", "enter-backward", "leave-backward", "gradient", "logits", "loss", "end"]
@@ -79,9 +79,9 @@ class ModelTrace:
     note: str | None = None
 
     @property
-    def width(self) -> int:
+    def element_bytes(self) -> int:
         """Bytes of an element of the weights."""
-        return width_of(self.precision)
+        return element_bytes(self.precision)
 
     @property
     def trained_sizes(self) -> tuple[int, ...]:
@@ -185,7 +185,7 @@ def _largest_heap(trace: ModelTrace, strategy: Strategy, num_workers: int) -> in
         activations = max(activations, moment.peak_at(strategy.per_device_train_batch_size))
         lasting = max(after.gathered_buckets - before.gathered_buckets, 0)  # of the copies, what is in `after` too
         copies = max(copies, copied - lasting)
-    gradients = trace.width * trace.trained
+    gradients = trace.element_bytes * trace.trained
     update = _update_peak(trace, strategy, num_workers, static).used - static.used
     return static.used + static.host + sum(most) + activations + copies + gradients + update
 
@@ -201,31 +201,31 @@ def static_memory(trace: ModelTrace, strategy: Strategy, num_workers: int, devic
     Adam reads. ZeRO-1 and 2 add buffers for the way back and, in fp32, the sums of earlier passes
     (`accumulated_grads_in_cpu`); with 2 bytes for a weight, these sums stay on the GPU.
     """
-    width, offloads = trace.width, strategy.offload_optimizer
+    of_element, offloads = trace.element_bytes, strategy.offload_optimizer
     part = -(-trace.trained // num_workers)
-    frozen = (trace.parameters - trace.trained) * width
+    frozen = (trace.parameters - trace.trained) * of_element
     is_near = offloads == strategy.offload_param or device == "cpu"
     shared = strategy.stage == 3 and trace.precision == "fp32" and is_near
     states = part * (8 if shared else 12)
     if strategy.stage < 3:
-        largest = max(trace.trained_sizes) * width
-        sums_on_host = strategy.stage == 2 and width == 4 and strategy.accumulates and device == "cuda"
+        largest = max(trace.trained_sizes) * of_element
+        sums_on_host = strategy.stage == 2 and of_element == 4 and strategy.accumulates and device == "cuda"
         sums = 4 * most_owned(trace.trained_sizes, trace.decays, num_workers) if sums_on_host else 0
         return Memory(
-            parameters=trace.trained * width + frozen + trace.buffer_bytes,
+            parameters=trace.trained * of_element + frozen + trace.buffer_bytes,
             gradients=4 * trace.trained if sums_all_in_fp32(strategy, trace.precision) else 0,
             optimizer_states=0 if offloads else states,
             communication=largest if offloads else 0,
             host_optimizer_states=states if offloads else 0,
             host_gradients=part * 4 + sums + largest if offloads else 0,
-            host_parameters=part * width if offloads else 0,
+            host_parameters=part * of_element if offloads else 0,
         )
-    weights = part * width + -(-frozen // num_workers)
+    weights = part * of_element + -(-frozen // num_workers)
     return Memory(
         parameters=trace.buffer_bytes + (0 if strategy.offload_param else weights),
         gradients=0 if offloads else 4 * part,
         optimizer_states=0 if offloads else states,
-        communication=strategy.reduce_bucket_size * width,
+        communication=strategy.reduce_bucket_size * of_element,
         host_parameters=weights if strategy.offload_param else 0,
         host_optimizer_states=states if offloads else 0,
         host_gradients=8 * part if offloads else 0,
@@ -279,7 +279,7 @@ def _pass(
     gathers = from_host or (strategy.stage == 3 and num_workers > 1)
     sizes = trace.sizes if gathers else (0,) * len(trace.sizes)
     gloo = device == "cpu"
-    gathering = Gathering(sizes, visits, strategy, num_workers, trace.width, gloo)
+    gathering = Gathering(sizes, visits, strategy, num_workers, trace.element_bytes, gloo)
     gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.precision, gloo)
     after = _Added(gradients.held, gathering.held, gradients.buckets)
     for moment in trace.moments_of_one_row if strategy.per_device_train_batch_size == 1 else trace.moments:

@@ -9,7 +9,15 @@ from typing import Final
 from jobs.planning.accelerators import GPUS_OF_A_NODE, Machines
 from jobs.planning.batching import Batching
 from jobs.planning.memory import ModelTrace, static_memory
-from jobs.planning.strategies import Option, Sufficient, Trace, option_of, passes_of, strategies, with_smaller_buffers
+from jobs.planning.strategies import (
+    Option,
+    Sufficient,
+    Trace,
+    option_of,
+    strategies,
+    with_micro_batch,
+    with_smaller_buffers,
+)
 from jobs.planning.strategy import Strategy
 from jobs.spec.finetune import Planned
 
@@ -39,7 +47,7 @@ def sufficient_machines(
         batching = batching_on(larger.gpus)
         if batching is None:
             return None
-        batching = passes_of(batching, spec_strategy.per_device_train_batch_size)
+        batching = with_micro_batch(batching, spec_strategy.per_device_train_batch_size)
         spec_strategy = replace(spec_strategy, accumulates=batching.accumulation > 1)
         found = list[Option]()
         for strategy in dict.fromkeys(

@@ -9,7 +9,7 @@ from jobs.spec.finetune import Train
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
-def width_of(precision: Precision) -> int:
+def element_bytes(precision: Precision) -> int:
     """Return the bytes of an element of the weights."""
     return 4 if precision == "fp32" else 2
 

@@ -74,7 +74,7 @@ def step_time(trace: ModelTrace, strategy: Strategy, batching: Batching, machine
     again = trace.flops_per_row if strategy.gradient_checkpointing else 0.0
     executed = (flops_per_row + again) * batching.most_rows  # the others wait for the first worker
     # Every pass reads all weights at least once, in the forward pass and twice in the backward pass.
-    reading = batching.accumulation * 3 * trace.width * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
+    reading = batching.accumulation * 3 * trace.element_bytes * trace.parameters / (1e9 * gpu.bandwidth_gb_s)
     passes = batching.accumulation * (4 if strategy.gradient_checkpointing else 3)
     compute = max(executed / (peak * EFFICIENCY), reading, passes * trace.operations * _START_S)
     communication = _communication_s(trace, strategy, batching, machines)
@@ -106,11 +106,11 @@ def _communication_s(trace: ModelTrace, strategy: Strategy, batching: Batching, 
         2: (1 + passes) * trained,
         3: passes * (gatherings * trace.parameters + trained),
     }[strategy.stage]
-    moved = trace.width * elements * (workers - 1) / workers
+    moved = trace.element_bytes * elements * (workers - 1) / workers
     link = gpu.link_gb_s if machines.nodes == 1 else min(gpu.link_gb_s, gpu.network_gb_s)
     seconds = moved / (1e9 * link)
     if strategy.offload_param:  # every worker sends its shard to its GPU for each gathering
-        shard = trace.width * trace.parameters / workers
+        shard = trace.element_bytes * trace.parameters / workers
         seconds = max(seconds, gatherings * batching.accumulation * shard / (1e9 * gpu.host_gb_s))
     return seconds
 
@@ -119,7 +119,7 @@ def _optimizer_s(trace: ModelTrace, strategy: Strategy, workers: int, gpu: Accel
     shard = trace.trained / workers
     if not strategy.offload_optimizer:
         return shard * _ADAM_BYTES / (1e9 * gpu.bandwidth_gb_s)
-    transfers = shard * (4 + trace.width) / (1e9 * gpu.host_gb_s)  # gradients in fp32 down, weights up
+    transfers = shard * (4 + trace.element_bytes) / (1e9 * gpu.host_gb_s)  # gradients in fp32 down, weights up
     return transfers + shard * _ADAM_BYTES / (1e9 * _HOST_ADAM_GB_S)
 
 

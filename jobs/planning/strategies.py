@@ -194,7 +194,7 @@ def option_of(
 ) -> Option:
     """Predict memory and time of a strategy. Arguments: see `options`. `traced` is the trace for this strategy."""
     device: Device = "cpu" if machines.is_cpu else "cuda"
-    passes = passes_of(batching, strategy.per_device_train_batch_size)
+    passes = with_micro_batch(batching, strategy.per_device_train_batch_size)
     in_a_pass = replace(strategy, per_device_train_batch_size=min(passes.per_device, batching.rows))
     return Option(
         strategy=strategy,
@@ -228,7 +228,7 @@ def strategies(
                     offload_param=offload_param,
                     gradient_checkpointing=again,
                     per_device_train_batch_size=size,
-                    accumulates=passes_of(batching, size).accumulation > 1,
+                    accumulates=with_micro_batch(batching, size).accumulation > 1,
                 )
 
 
@@ -239,7 +239,7 @@ def _micro_batches(batching: Batching, most_workers: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys((*powers, most)))
 
 
-def passes_of(batching: Batching, per_device: int) -> Batching:
+def with_micro_batch(batching: Batching, per_device: int) -> Batching:
     """Return the batching of the same rows with this micro-batch."""
     accumulation = -(-batching.rows // (per_device * batching.num_workers))
     return replace(batching, per_device=per_device, accumulation=accumulation)

@@ -7,6 +7,8 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cluster.errors import DataError, InputError, SpecError
@@ -28,7 +30,7 @@ from jobs.planning.more_machines import sufficient_machines
 from jobs.planning.precision import Precision, precision_of
 from jobs.planning.strategies import JobPlan, Option, options
 from jobs.planning.strategy import Strategy, as_traced, strategy_of
-from jobs.preflight.kept import kept_cpu_speed, kept_trace
+from jobs.preflight.cache import cached_cpu_speed, cached_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import PLANNED, Planned, Spec
@@ -119,33 +121,11 @@ def plan_on(
         raise DataError(f"model.path {spec.model.path}: {'; '.join(problems)}")
     precision = precision_of(spec.train, machines.accelerator.has_bf16 and not machines.is_cpu)
     rows = spec.with_value("data.seq_len", min(longest or spec.data.seq_len, spec.data.seq_len))
-    batching = plan_batching(spec)
-    spec_strategy = strategy_of(spec)
-    choosable = choosable_fields(spec) if choosable is None else choosable
     can_checkpoint = not architecture_problems(config, spec.with_value("train.gradient_checkpointing", True))
-    fixed = set[Planned]() if can_checkpoint else {"gradient_checkpointing"}
-    if spec.packed and spec.model.attn_implementation == "flash_attention_2":
-        # With this kernel, samples are kept apart in batches of one row only.
-        fixed.add("per_device_train_batch_size")
-    choosable = choosable - fixed
-    # Without a global batch in the spec, another micro-batch would change the rows of a step.
-    all_fields = choosable | (PLANNED - fixed - (set() if _keeps_its_batch(spec) else {"per_device_train_batch_size"}))
-
-    traces = dict[tuple[bool, int], ModelTrace]()
-
-    def trace(strategy: Strategy) -> ModelTrace:
-        asked = rows.with_value("train.gradient_checkpointing", strategy.gradient_checkpointing)
-        asked = as_traced(asked.with_value("train.zero.stage", strategy.stage), config)
-        key = strategy.gradient_checkpointing, asked.train.zero.stage
-        if key not in traces:
-            traces[key] = _trace(asked, model_dir, precision, not machines.is_cpu)
-        return traces[key]
-
-    def batching_on(workers: int) -> Batching | None:
-        try:
-            return plan_batching(with_workers(spec, workers))
-        except SpecError:  # a step has fewer rows than that
-            return None
+    fixed = _fixed_fields(spec, can_checkpoint)
+    choosable = (choosable_fields(spec) if choosable is None else choosable) - fixed
+    spec_strategy, batching = strategy_of(spec), plan_batching(spec)
+    trace = _tracer(rows, config, model_dir, precision, not machines.is_cpu)
 
     def options_with(fields: frozenset[Planned]) -> tuple[Option, ...]:
         return options(spec_strategy, batching, fields, trace, machines, most_workers, copied_bytes)
@@ -165,9 +145,48 @@ def plan_on(
     )
     if plan.chosen is not None:
         return plan
-    more = sufficient_machines(spec_strategy, batching_on, choosable, trace, machines, copied_bytes)
+    more = sufficient_machines(spec_strategy, partial(_batching_on, spec), choosable, trace, machines, copied_bytes)
+    # Without a global batch in the spec, another micro-batch would change the rows of a step.
+    all_fields = choosable | (PLANNED - fixed - (set() if _keeps_its_batch(spec) else {"per_device_train_batch_size"}))
     other = None if all_fields == choosable else dataclasses.replace(plan, options=options_with(all_fields)).chosen
     return dataclasses.replace(plan, sufficient=more, rewritten=other)
+
+
+def _fixed_fields(spec: Spec, can_checkpoint: bool) -> set[Planned]:
+    """Return the fields that no plan may change: what the model or its kernel cannot do otherwise."""
+    fixed: set[Planned] = set() if can_checkpoint else {"gradient_checkpointing"}
+    if spec.packed and spec.model.attn_implementation == "flash_attention_2":
+        # With this kernel, samples are kept apart in batches of one row only.
+        fixed.add("per_device_train_batch_size")
+    return fixed
+
+
+def _batching_on(spec: Spec, workers: int) -> Batching | None:
+    try:
+        return plan_batching(with_workers(spec, workers))
+    except SpecError:  # a step has fewer rows than that
+        return None
+
+
+def _tracer(
+    rows: Spec, config: dict[str, Any], model_dir: str, precision: Precision, on_gpu: bool
+) -> Callable[[Strategy], ModelTrace]:
+    """Return a function that traces a training step with a strategy, once for all strategies that compute the same.
+
+    Args:
+        rows: the spec with the length of its longest row.
+    """
+    traces = dict[tuple[bool, int], ModelTrace]()
+
+    def trace(strategy: Strategy) -> ModelTrace:
+        asked = rows.with_value("train.gradient_checkpointing", strategy.gradient_checkpointing)
+        asked = as_traced(asked.with_value("train.zero.stage", strategy.stage), config)
+        key = strategy.gradient_checkpointing, asked.train.zero.stage
+        if key not in traces:
+            traces[key] = _trace(asked, model_dir, precision, on_gpu)
+        return traces[key]
+
+    return trace
 
 
 def _note_of_precision(spec: Spec, machines: Machines) -> str | None:
@@ -197,7 +216,7 @@ def _trace(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> Mo
                 "known. A run trains it without a plan"
             ) from error
 
-    return kept_trace(spec, model_dir, precision, on_gpu, compute)
+    return cached_trace(spec, model_dir, precision, on_gpu, compute)
 
 
 def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:
@@ -266,7 +285,7 @@ def cpu_worker(memory: int, cores: int) -> Accelerator:
         return cpu_speed(threads)
 
     threads = min(cores, cpus_here())
-    flops, copied = kept_cpu_speed(threads, measured)
+    flops, copied = cached_cpu_speed(threads, measured)
     return Accelerator(
         name=CPU,
         memory_gib=memory / GIB,

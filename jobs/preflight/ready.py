@@ -13,7 +13,7 @@ from jobs.data.preparation.prepare import prepare
 from jobs.data.prepared import Prepared
 from jobs.model_files.directory import check_model_files, vocabulary_of
 from jobs.model_files.without_weights import without_weights
-from jobs.preflight.kept import remember, was_tried
+from jobs.preflight.cache import remember_tried, was_tried
 from jobs.preflight.run_plan import Announce
 from jobs.run.outcome import event
 from jobs.run.progress import Progress
@@ -67,7 +67,7 @@ def check_model(spec: Spec) -> str:
         from jobs.preflight.dry_run import check_model_runs  # imports torch, which takes seconds
 
         check_model_runs(spec, model_dir)
-        remember(spec, model_dir)
+        remember_tried(spec, model_dir)
     return model_dir
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from jobs.planning.memory import COPIED, PROGRAM_BYTES, RESERVE_OF_PROCESS
 from jobs.planning.precision import precision_of
 from jobs.planning.strategies import JobPlan, Option
 from jobs.planning.strategy import as_traced, strategy_of
-from jobs.preflight.kept import is_kept
+from jobs.preflight.cache import is_cached
 from jobs.preflight.plan import choosable_fields, config_of, cpu_worker, plan_on
 from jobs.preflight.plan_text import format_fields, format_refusal, format_strategy, gib
 from jobs.remedies.out_of_memory import with_global_batch
@@ -126,9 +126,7 @@ def with_planned_fields(
     """
     if not spec.resources.plan:
         return spec
-    model_dir = without_weights(spec.model.path)
-    longest = -(-int(prepared.split("train").index.num_tokens.max()) // _ROUNDED_TO) * _ROUNDED_TO
-    longest = min(longest, spec.data.seq_len)
+    model_dir, longest = without_weights(spec.model.path), _longest_row(spec, prepared)
     bound = None if spec.resources.gpus_per_worker else _bound(spec, model_dir, longest, copied_bytes)
     if bound is not None and bound < _TINY_BYTES:
         _keep_bound(spec, bound, earlier.fields, paths)
@@ -141,38 +139,58 @@ def with_planned_fields(
         return spec
     announce("phase", "planning the memory of the workers", phase="plan")
     steps = step_plan(spec, prepared.split("train")).total_steps
-    machines = places.machines(spec.resources.cpus_per_worker)
-
-    def plan_with(choosable: Collection[Planned]) -> JobPlan:
-        return plan_on(spec, machines, model_dir, steps, longest, frozenset(choosable), most_workers, copied_bytes)
-
-    left_out, fields = choosable_fields(spec), strategy_of(spec).fields
-    first = earlier.choosable & left_out
-    # Fields that were changed after a lack of memory stay as they are.
-    again = left_out | {name for name in PLANNED if name in earlier.fields and fields[name] == earlier.fields[name]}
+    machines, most = places.machines(spec.resources.cpus_per_worker), most_workers
+    allowed = fields_to_choose(spec, earlier)
+    tried = [*allowed, PLANNED] if spec.remedies.out_of_memory and PLANNED not in allowed else allowed
     try:
-        plan = plan_with(first)
-        if plan.chosen is None and again != first:  # these machines may have less memory
-            plan = plan_with(again)
-        spec_fits = plan.chosen is not None
-        if not spec_fits and spec.remedies.out_of_memory:  # which may change what is written
-            plan = plan_with(PLANNED)
+        for choosable in tried:
+            plan = plan_on(spec, machines, model_dir, steps, longest, choosable, most, copied_bytes)
+            if plan.chosen is not None:
+                break
     except DataError as error:  # the dry run has shown that the model works, so the plan is at fault
         announce("warning", f"memory is not planned: {error}")
         return spec
-    option = plan.chosen
-    if option is None:
-        near, said = plan.nearest, format_refusal(plan)
-        share = _UNCERTAIN_ON_CPU if plan.machines.is_cpu else _UNCERTAIN
-        if near.missing > share * near.memory.total or near.missing_on_host > share * near.memory.host:
-            raise OutOfMemory(f"the job {said}. To try it anyway, set resources.plan: false")
-        announce("warning", f"the job may not fit: according to the plan, it {said}")
-        option = near
-    elif not spec_fits:
-        said = f"the values of the spec do not fit {plan.machines}, so remedies.out_of_memory changes them"
-        announce("warning", f"{said}: {format_fields(option.changes)}")
+    option, warning = option_to_try(plan, rewrites=choosable not in allowed)
+    if warning:
+        announce("warning", warning)
     _keep(plan, option, {**earlier.fields, **option.changes}, paths, announce)
     return with_fields(spec, option.changes)
+
+
+def fields_to_choose(spec: Spec, earlier: EarlierChoice) -> list[frozenset[Planned]]:
+    """Return the fields that a plan may choose; then those of a second plan, for machines with less memory. Pure.
+
+    Fields that were changed after a lack of memory stay as they are.
+    """
+    left_out, fields = choosable_fields(spec), strategy_of(spec).fields
+    again = left_out | {name for name in PLANNED if name in earlier.fields and fields[name] == earlier.fields[name]}
+    return list(dict.fromkeys([earlier.choosable & left_out, again]))
+
+
+def option_to_try(plan: JobPlan, rewrites: bool) -> tuple[Option, str]:
+    """Return the option of a plan with which the run starts, and a warning; '': there is none. Pure.
+
+    Args:
+        rewrites: the plan could change what the spec says.
+
+    Raises:
+        OutOfMemory: no option fits, and more memory is missing than the plan may be wrong by.
+    """
+    option = plan.chosen
+    if option is not None:
+        said = f"the values of the spec do not fit {plan.machines}, so remedies.out_of_memory changes them"
+        return option, f"{said}: {format_fields(option.changes)}" if rewrites else ""
+    near, said = plan.nearest, format_refusal(plan)
+    share = _UNCERTAIN_ON_CPU if plan.machines.is_cpu else _UNCERTAIN
+    if near.missing > share * near.memory.total or near.missing_on_host > share * near.memory.host:
+        raise OutOfMemory(f"the job {said}. To try it anyway, set resources.plan: false")
+    return near, f"the job may not fit: according to the plan, it {said}"
+
+
+def _longest_row(spec: Spec, prepared: Prepared) -> int:
+    """Return the tokens of the longest row, rounded up."""
+    longest = -(-int(prepared.split("train").index.num_tokens.max()) // _ROUNDED_TO) * _ROUNDED_TO
+    return min(longest, spec.data.seq_len)
 
 
 def with_fields(spec: Spec, fields: Mapping[str, Any]) -> Spec:
@@ -190,7 +208,7 @@ def _bound(spec: Spec, model_dir: str, longest: int, copied_bytes: int) -> int |
     """Bound the memory of a worker without GPU beside its program; None: unknown, or a cached trace is more exact."""
     config = config_of(spec, model_dir)
     traced = as_traced(spec.with_value("data.seq_len", longest), config)
-    if is_kept(traced, model_dir, precision_of(spec.train, False), on_gpu=False):
+    if is_cached(traced, model_dir, precision_of(spec.train, False), on_gpu=False):
         return None
     sizes = [os.path.getsize(os.path.join(model_dir, name)) for name in weight_files(model_dir)]
     return rough_bytes(spec, config, sum(sizes), longest, copied_bytes)

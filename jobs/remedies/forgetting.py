@@ -32,7 +32,7 @@ class Act(StrEnum):
     STOP = "stop"  # end the run with the best checkpoint within the bound
 
 
-def is_past(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
+def is_past_bound(rule: Forgetting, before: Metrics, after: Metrics) -> bool:
     """Whether the metrics `after` are past the bound. A loss that is NaN is."""
     risen = general_increase(before, after)
     return (
@@ -58,14 +58,14 @@ def act_of(rule: Forgetting, before: Metrics, after: Metrics, times: int) -> Act
     """Decide after an evaluation; None if it is within the bound.
 
     Args:
-        times: how often the run has gone back for this reason before (see `times_done`).
+        times: how often the run has gone back for this reason before (see `times_gone_back`).
     """
-    if not is_past(rule, before, after):
+    if not is_past_bound(rule, before, after):
         return None
     return Act.STOP if rule.action == "stop" or times >= MOST_TIMES else Act.GO_BACK
 
 
-def times_done(rule: Forgetting, rate_cuts: int, raises: Sequence[ReplayRaise]) -> int:
+def times_gone_back(rule: Forgetting, rate_cuts: int, raises: Sequence[ReplayRaise]) -> int:
     """Return how often a run has gone back and changed what the rule says."""
     return times_raised(raises) if rule.action == "raise_replay" else rate_cuts
 

@@ -73,7 +73,7 @@ class Change:
         return f"{self.field}: {json.dumps(self.after)} instead of {json.dumps(self.before)}"
 
 
-def next_rung(spec: Spec, shortage: Shortage, *, checkpointing: bool = True) -> Change | None:
+def next_change(spec: Spec, shortage: Shortage, *, checkpointing: bool = True) -> Change | None:
     """Return the next change that can help; None if none is left.
 
     On GPU workers no change helps if the host's memory is short: offload would need more of it.
@@ -116,7 +116,7 @@ def _offloads(spec: Spec) -> Iterator[Change]:
         yield Change(Rung.OFFLOAD_PARAMETERS, None, "cpu")
 
 
-def changed(spec: Spec, change: Change) -> Spec:
+def with_change(spec: Spec, change: Change) -> Spec:
     """Return the spec with the change, and with the same global batch."""
     if change.rung is Rung.MICRO_BATCH:
         spec = with_global_batch(spec)
@@ -124,7 +124,7 @@ def changed(spec: Spec, change: Change) -> Spec:
 
 
 def fields_of_batch(spec: Spec, change: Change) -> dict[str, Any]:
-    """Return the other fields that `changed` sets, by dotted name: those that keep the global batch."""
+    """Return the other fields that `with_change` sets, by dotted name: those that keep the global batch."""
     if change.rung is not Rung.MICRO_BATCH:
         return {}
     after = with_global_batch(spec).train
@@ -147,22 +147,22 @@ def with_remedies(spec: Spec, remedies: Sequence[Remedy]) -> tuple[Spec, tuple[C
     """
     applied: dict[Rung, Change] = {}
     for one in remedies:
-        same_workers = (one.gpus_per_worker, one.accelerator_type) == workers_of(spec)
+        same_workers = (one.gpus_per_worker, one.accelerator_type) == worker_kind(spec)
         rung = next((rung for rung, field in FIELDS.items() if field == one.field), None)
         if rung is None or not same_workers or operator.attrgetter(one.field)(spec) != one.before:
             continue
-        spec = changed(spec, Change(rung, one.before, one.after))
+        spec = with_change(spec, Change(rung, one.before, one.after))
         first = applied.get(rung)
         applied[rung] = Change(rung, one.before if first is None else first.before, one.after)
     return spec, tuple(applied.values())
 
 
-def workers_of(spec: Spec) -> tuple[int, str | None]:
+def worker_kind(spec: Spec) -> tuple[int, str | None]:
     """Return the kind of the workers, which decides how much memory each has."""
     return spec.resources.gpus_per_worker, spec.resources.accelerator_type
 
 
-def made_for(remedies: Sequence[Remedy], where: Where) -> list[Remedy]:
+def remedies_in(remedies: Sequence[Remedy], where: Where) -> list[Remedy]:
     """Return the changes that were made after a lack of memory in the same part of the run. A step is one part."""
     of_a_step = (Where.TRAINING, Where.UPDATE)
     places = of_a_step if where in of_a_step else (where,)

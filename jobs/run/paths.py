@@ -5,6 +5,7 @@ Only the files that processes exchange as messages, and those inside prepared da
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
 import secrets
@@ -20,10 +21,33 @@ CHECKS: Final = "checks"  # holds the reports of `fleetune data check`, among th
 METHODS: Final = "methods"  # holds a sweep for each method of a comparison
 FINAL_RUN: Final = re.compile(r"final(?:-\d+)?")  # names of the final runs in a sweep
 
+_TIME: Final = "%Y%m%d-%H%M%S"
+_RUN_NAME: Final = re.compile(r".+-(\d{8}-\d{6})-[0-9a-f]{4}")
+_BEGUN_NAME: Final = re.compile(r"(.+)-[0-9]{8}(-[0-9a-f-]*)?")
+
 
 def new_run_name(name: str, now: datetime.datetime) -> str:
     """Return `{name}-{UTC date}-{time}-{4 hex digits}`, which sorts by time and needs no check for uniqueness."""
-    return f"{name}-{now.astimezone(datetime.UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return f"{name}-{now.astimezone(datetime.UTC):{_TIME}}-{secrets.token_hex(2)}"
+
+
+def time_in_name(run_name: str) -> datetime.datetime | None:
+    """Return the time in the name of a run; None if the run was renamed."""
+    match = _RUN_NAME.fullmatch(run_name)
+    with contextlib.suppress(ValueError):
+        return match and datetime.datetime.strptime(match[1], _TIME).replace(tzinfo=datetime.UTC)
+    return None
+
+
+def job_in_name(text: str) -> str | None:
+    """Return the name of the job in the name of a run, or in a beginning of it that has the date; None: it is none."""
+    match = _BEGUN_NAME.fullmatch(text)
+    return match and match[1]
+
+
+def rank_name(rank: int) -> str:
+    """Return the name of a rank, as its log, its failure and its metrics have it."""
+    return f"rank-{rank}"
 
 
 class _Path:
@@ -96,7 +120,7 @@ class JobPaths:
         return storage.join(self.root, f"{kind}-{number}.json")
 
     def log(self, who: str) -> str:
-        """The log of `driver` or of `rank-0`, `rank-1` and so on."""
+        """The log of `driver`, or of a rank by its `rank_name`."""
         return storage.join(self.logs, f"{who}.log")
 
     def checkpoint(self, step: int) -> str:
@@ -116,7 +140,7 @@ class JobPaths:
 
     def failure(self, rank: int) -> str:
         """The failure of one rank, which the driver and the other ranks read."""
-        return storage.join(self.failures, f"rank-{rank}.json")
+        return storage.join(self.failures, f"{rank_name(rank)}.json")
 
 
 def made_from(model: str) -> str:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
-from cluster.text import duration
+from cluster.text import duration, when
 from jobs.planning.step_time import mean_step_s
 from jobs.run.metric_names import metric_items
 from jobs.run.outcome import Event
@@ -186,7 +186,7 @@ class PlainProgress:
         self._newest_at = at = max((at or now).astimezone(datetime.UTC), self._newest_at)
         self._printed_at = self._clock()
         with contextlib.suppress(OSError, ValueError):  # its reader is gone, or its disk is full
-            print(f"{at:%Y-%m-%d %H:%M:%SZ} {text}", file=self._stream, flush=True)
+            print(f"{when(at)} {text}", file=self._stream, flush=True)
 
     def _keep_alive(self) -> None:
         while not self._closed.wait(1.0):

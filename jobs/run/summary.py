@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from cluster.errors import FleetuneError, StorageError
 from jobs.frozen import Frozen
 from jobs.run.find import read_spec_json, run_names, sweep_of
 from jobs.run.outcome import Outcome, Status, read_outcome
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, rank_name, time_in_name
 from jobs.run.record import how_to_go_on
 from jobs.run.remedies import Trouble, troubles_of
 from jobs.run.run_plan import PlanCheck, check_of, read_plan
@@ -28,7 +27,6 @@ LOG_TAIL_BYTES = 4096  # a screen of text
 LAST_EVENTS = 10  # shown by `fleetune show`
 _MOST_PARTS = 3  # of the metrics, in which a list of runs looks for the last evaluation; `show` reads the events, too
 
-_RUN_NAME = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 Now = Callable[[], datetime.datetime]
 # Fields of an outcome that a summary has too.
 _OF_OUTCOME = {"status", "step", "metrics", "evaluated_step", "reason"}
@@ -117,7 +115,8 @@ def plan_checks(storage_path: str) -> dict[str, PlanCheck]:
 
 def summarise(paths: JobPaths, now: Now = utc_now) -> RunSummary:
     """Summarise one run with a few small reads. If one of the files is damaged, the status is `unreadable`."""
-    known: dict[str, Any] = {"name": paths.name, "root": paths.root, "started_at": started_at(paths), "silent_s": None}
+    named = {"name": paths.name, "root": paths.root}
+    known: dict[str, Any] = {**named, "started_at": time_in_name(paths.name), "silent_s": None}
     try:
         outcome = read_outcome(paths)
         last = (newest_record(paths.metrics) if outcome is None else None) or {}
@@ -162,14 +161,6 @@ def _metrics_before(events: list[Record]) -> dict[str, float]:
     """Return the metrics that were measured before the first step; {}: none were."""
     evaluated = (event.get("data", {}) for event in reversed(events) if event.get("kind") == "evaluated")
     return next((dict(one["metrics"]) for one in evaluated if one.get("step") == 0), {})
-
-
-def started_at(paths: JobPaths) -> datetime.datetime | None:
-    """Return the time in the run's name; None if the run was renamed."""
-    match = _RUN_NAME.search(paths.name)
-    with contextlib.suppress(ValueError):
-        return match and datetime.datetime.strptime(match[1], "%Y%m%d-%H%M%S").replace(tzinfo=datetime.UTC)
-    return None
 
 
 def _newest(folder: str) -> datetime.datetime | None:
@@ -270,7 +261,8 @@ def _model_of(paths: JobPaths, exported: str, is_search: bool) -> str | None:
 def log_tail(paths: JobPaths, rank: int | None = None) -> str | None:
     """Return the end of this rank's log, or else of the driver's, or else of the first rank's; None if it is empty."""
     names = storage.list_names(paths.logs)
-    name = next((name for name in (f"rank-{rank}.log", "driver.log", *names) if name in names), None)
+    wanted = ["driver.log", *names] if rank is None else [f"{rank_name(rank)}.log", "driver.log", *names]
+    name = next((name for name in wanted if name in names), None)
     if name is None:
         return None
     path = storage.join(paths.logs, name)

@@ -22,7 +22,7 @@ from jobs.search.rules.auto import (
     is_too_early,
     prior_of,
     probe_steps,
-    varied_rate,
+    varied_rate_name,
     whole_run_rate,
 )
 from jobs.search.rules.budget import (
@@ -293,7 +293,7 @@ class Trials:
 
         It is clearly below each rate at which a trial has diverged after its rung.
         """
-        name, sign = varied_rate(self.sweep), 1.0 if self.sweep.lower_is_better else -1.0
+        name, sign = varied_rate_name(self.sweep), 1.0 if self.sweep.lower_is_better else -1.0
         compared = [one for one in self.searched if not one.without_rungs and (one.scores or one.diverged)]
         scores = {one.values[name]: sign * one.scores[0][1] if one.scores else math.inf for one in compared}
         has_score = any(map(math.isfinite, scores.values()))
@@ -307,12 +307,12 @@ class Trials:
         """The values of the best trial; while no trial is finished, those of a first whole run of `auto`."""
         if (best := self.best) is not None:
             return best.values
-        return {**prior_of(self.sweep), varied_rate(self.sweep): self.target}
+        return {**prior_of(self.sweep), varied_rate_name(self.sweep): self.target}
 
     @property
     def has_further_rate(self) -> bool:
         """Whether one more whole run can have a rate that none has had."""
-        name, target = varied_rate(self.sweep), self.target
+        name, target = varied_rate_name(self.sweep), self.target
         tried = [trial.values[name] for trial in self.searched if trial.is_whole]
         return not any(is_near(rate, target) for rate in tried) or further_rate(self.sweep, target, tried) is not None
 
@@ -327,7 +327,7 @@ class Trials:
             return []
         if whole_runs_begun(self.searched, self.plan) >= whole_runs_allowed(self.searched, self.plan):
             return []
-        name, target = varied_rate(self.sweep), self.target
+        name, target = varied_rate_name(self.sweep), self.target
         if any(trial.is_whole and is_near(trial.values[name], target) for trial in self.searched):
             return []
         nearest = min(paused, key=lambda trial: abs(math.log(trial.values[name] / target)))

@@ -17,6 +17,8 @@ from jobs.storage import locations as location
 
 BuiltinFormat = Literal["text", "chat", "prompt-completion", "instruction", "classification"]
 BUILTIN_FORMATS: Final[tuple[str, ...]] = get_args(BuiltinFormat)
+TEXT_SUFFIXES: Final = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json")
+DATA_SUFFIXES: Final = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet", ".arrow")
 OWN_FUNCTION: Final = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*\Z")
 
 

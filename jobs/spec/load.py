@@ -18,13 +18,14 @@ from jobs.spec.checking.mistakes import shown
 from jobs.spec.checking.overrides import SET, override
 from jobs.spec.command import CommandSpec
 from jobs.spec.compare import CompareSpec
+from jobs.spec.data import DATA_SUFFIXES
 from jobs.spec.finetune import SCHEMA_VERSION, Spec
 from jobs.spec.queue import Kind
 from jobs.spec.references import absolute, folder_of
 from jobs.spec.sweep import Search, SweepSpec
 from jobs.storage import files as storage
 
-_DATA = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".parquet", ".arrow", ".gz", ".safetensors")
+_DATA = (*(suffix for suffix in DATA_SUFFIXES if suffix != ".json"), ".gz", ".safetensors")
 
 _LONGEST_VERSION = 40
 

@@ -11,10 +11,11 @@ from collections.abc import Collection
 from typing import Final
 from urllib.parse import unquote
 
+from cluster.settings import PROTOCOL
+
 PROTOCOLS: Final = ("file", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "hf")
 # Other names of the same storage, so that a restriction on one name holds for all names.
 _SAME: Final = {"s3a": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs"}
-_PROTOCOL: Final = re.compile(r"[a-z][a-z0-9+.-]*")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _SHOWN: Final = 200  # characters of a wrong value that a message shows
 
@@ -84,16 +85,16 @@ def _spelling_problem(text: str) -> str | None:
         return _url_problem(head, rest[2:])
     if len(head) == 1 and rest.startswith(("\\", "/")):
         return "is a Windows path: give a path that begins with /"
-    if _PROTOCOL.fullmatch(head.lower()):
+    if PROTOCOL.fullmatch(head.lower()):
         return f"is neither a path nor a URL: write {head.lower()}://... for a URL, or ./{shown(text)} for a path"
     return "has '://' in the middle of a path" if "://" in text else None
 
 
 def _url_problem(protocol: str, rest: str) -> str | None:
-    if not _PROTOCOL.fullmatch(protocol):
+    if not PROTOCOL.fullmatch(protocol):
         lower = protocol.lower()
         return (
-            f"must begin with {lower}:// in lower case" if _PROTOCOL.fullmatch(lower) else "has no protocol before ://"
+            f"must begin with {lower}:// in lower case" if PROTOCOL.fullmatch(lower) else "has no protocol before ://"
         )
     if _CONTROL.search(rest) or "\\" in rest or "://" in rest:
         return "contains a control character, a backslash or a second '://'"

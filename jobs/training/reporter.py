@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jobs.run.outcome import event
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, rank_name
 from jobs.storage.journal import JournalWriter, Record
 
 # Written without delay, because the driver must know what the run was doing if a process is killed for memory.
@@ -17,7 +17,7 @@ class Reporter:
 
     def __init__(self, paths: JobPaths, rank: int) -> None:
         kinds = {"metrics": paths.metrics, "events": paths.events} if rank == 0 else {}
-        self._journals = {kind: JournalWriter(folder, "rank-0") for kind, folder in kinds.items()}
+        self._journals = {kind: JournalWriter(folder, rank_name(0)) for kind, folder in kinds.items()}
 
     def event(self, kind: str, message: str, **data: Any) -> None:
         if journal := self._journals.get("events"):

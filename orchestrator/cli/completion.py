@@ -83,8 +83,9 @@ def sources(context: typer.Context, incomplete: str) -> list[str]:
     """Offer the logs of the job that the command line names."""
     try:
         from orchestrator.api import LogSources
-        from orchestrator.client.log_reader import ALL, OUTPUT
+        from orchestrator.client.log_reader import ALL
         from orchestrator.client.lookup import find_job, job_path
+        from orchestrator.queue.names import OUTPUT
 
         server = _server(context)
         # While an option has no value yet, the job is only among the arguments that are not parsed.

@@ -19,7 +19,6 @@ from orchestrator.api import JobView, LogSources, WhyView
 from orchestrator.client.connection import Connection
 from orchestrator.client.log_reader import (
     ALL,
-    OUTPUT,
     TAIL_LINES,
     LogLine,
     LogReader,
@@ -30,6 +29,7 @@ from orchestrator.client.log_reader import (
 )
 from orchestrator.client.lookup import job_path
 from orchestrator.pages.tables import printable, printable_lines
+from orchestrator.queue.names import OUTPUT, output_of
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.queue.wording import does
 
@@ -83,12 +83,12 @@ def log_end(connection: Connection, job: JobView) -> str:
 def _nothing_printed(connection: Connection, job: JobView, source: str | None, *, quiet: bool) -> None:
     """Say that a log is empty or does not exist yet. Raises InputError: the job has ended without it."""
     known = connection.get(f"{job_path(job.job_id)}/logs", LogSources).sources if source not in (None, ALL) else ()
-    which = {None: "output", OUTPUT: "output", ALL: "logs"}.get(source, f"log {source}")
+    which = {None: OUTPUT, ALL: "logs", OUTPUT: OUTPUT}.get(source, f"log {source}")
     if job.state not in ENDED:
         said = f"job {job.job_id} has no {which} yet: it is {job.state}"
     elif source in (None, ALL, OUTPUT):
         said = f"job {job.job_id} has no {which}"
-    elif source in known or source == f"{OUTPUT}-{job.attempt}":
+    elif source in known or source == output_of(job.attempt):
         said = f"the {which} of job {job.job_id} is empty"
     else:
         there = f": there are {', '.join(known)}, and all" if known else ", and no other one"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
-import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -25,7 +24,7 @@ from jobs.storage import files as storage
 from orchestrator.api import MOST_JOBS, JobView, Server, Submission
 from orchestrator.cli.log_printing import print_logs
 from orchestrator.cli.submit_plan import plan_all
-from orchestrator.client.client import iter_completed, send_specs, with_queue_settings
+from orchestrator.client.client import checked_key, iter_completed, send_specs, with_queue_settings
 from orchestrator.client.connection import Connection
 from orchestrator.client.handle import JobHandle
 from orchestrator.client.lookup import find_job
@@ -60,13 +59,14 @@ def submit_all(server: Connection, options: SubmitOptions, say: Say) -> list[Job
         InputError: an option or a spec is wrong, or a parent does not exist.
     """
     _check_options(options)
+    key = checked_key(options.key)
     specs = _vary_all(load_named(options.specs, options.overrides), options.sweep)
     server.get("/v1/server", Server)  # fails now, not after the checks, if the server cannot be used
     if options.check:
         plan_all(_check(specs, say), len(specs) > 1, server, say)
     parents = tuple(find_job(server, job).job_id for job in options.after)
     bodies = with_queue_settings(specs, options.tenant, options.priority, parents)
-    body = Submission(specs=tuple(bodies), key=options.key or uuid.uuid4().hex)
+    body = Submission(specs=tuple(bodies), key=key)
     jobs = list(send_specs(server, body, specs))
     for job in jobs:
         after = f", after {', '.join(job.after)}" if job.after else ""
@@ -109,8 +109,8 @@ def _check_options(options: SubmitOptions) -> None:
         raise InputError(f"{len(options.specs):,} specs are too many at once: at most {MOST_JOBS:,}")
     if options.priority is not None and not -MOST_PRIORITY <= options.priority <= MOST_PRIORITY:
         raise InputError(f"--priority {options.priority} is out of range: {-MOST_PRIORITY} to {MOST_PRIORITY}")
-    if options.key is not None and not 1 <= len(options.key) <= 200:
-        raise InputError("--key has 1 to 200 characters")
+    if options.key == "":
+        raise InputError("--key is empty: leave it out, or give a text")
     if options.tenant == "":
         raise InputError("--tenant is empty: leave it out, or give a name")
 

@@ -131,7 +131,7 @@ class Client:
             SpecError: the spec is wrong, or names files that the workers cannot read.
             KeyReused: the key was used with another spec.
         """
-        return self._send(self._to_send([spec], tenant, priority, after), _checked_key(key) or uuid.uuid4().hex)[0]
+        return self._send(self._to_send([spec], tenant, priority, after), checked_key(key))[0]
 
     def submit_many(
         self,
@@ -146,7 +146,7 @@ class Client:
 
         A thousand is queued completely or not at all. If a later one is refused, those before it stay queued.
         """
-        to_send, key = self._to_send(specs, tenant, priority, after), _checked_key(key) or uuid.uuid4().hex
+        to_send, key = self._to_send(specs, tenant, priority, after), checked_key(key)
         parts = [to_send[start : start + PER_REQUEST] for start in range(0, len(to_send), PER_REQUEST)]
         return [handle for number, part in enumerate(parts) for handle in self._send(part, _key_of_part(key, number))]
 
@@ -297,10 +297,11 @@ def _with_queue_settings(
     return sent | {"queue": changed.model_dump(mode="json")}
 
 
-def _checked_key(key: str | None) -> str | None:
+def checked_key(key: str | None) -> str:
+    """Return an idempotency key, or a new one if there is none. Raises InputError."""
     if key and not (key.isprintable() and len(key) <= LONGEST_KEY):
         raise InputError(f"a key has up to {LONGEST_KEY} characters that can be shown, but this one is {key[:50]!r}")
-    return key
+    return key or uuid.uuid4().hex
 
 
 def _key_of_part(key: str, number: int) -> str:

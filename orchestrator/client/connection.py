@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 import cluster.errors
 import orchestrator.queue.errors
+from cluster.addresses import is_loopback, is_server_url
 from cluster.errors import FleetuneError, InputError, Mistake
 from cluster.settings import fleetune_home
 from cluster.tls import trusted
@@ -31,7 +32,6 @@ PATIENCE_S: Final = 60.0
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 3.0
 _PASSWORD: Final = re.compile(r"^((?:[a-z]+://)?[^/@:]*):.*@", re.IGNORECASE)
-LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 # These errors occur before anything reaches the server, so that every request may be repeated.
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -104,7 +104,7 @@ class Connection:
             timeout=httpx.Timeout(answer_s, connect=min(CONNECT_S, answer_s)),
             transport=transport,
             # Loopback connections need no proxy, and plain http needs no certificates.
-            trust_env=urlsplit(self.url).hostname not in LOOPBACK,
+            trust_env=not is_loopback(urlsplit(self.url).hostname),
             verify=trusted() if self.url.startswith("https:") else False,
         )
 
@@ -277,13 +277,7 @@ def _problem_in(response: httpx.Response) -> Problem | None:
 
 def checked_url(url: str) -> str:
     """Return the URL without a trailing slash. Raises InputError."""
-    try:
-        parts = urlsplit(url)
-        port_is_one = parts.port is None or parts.port > 0
-        (parts.hostname or "").encode("idna")
-    except ValueError:  # no number as port, no bracket of an IPv6 address, or a part of the name too long or empty
-        parts, port_is_one = urlsplit(""), False
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_one or parts.query or parts.fragment:
+    if not is_server_url(url):
         hint = f"; did you mean http://{_without_password(url)}?" if "://" not in url and url else ""
         raise InputError(f"{_without_password(url)!r} is no URL of a server, as http://127.0.0.1:8400 is{hint}")
     return url.rstrip("/")

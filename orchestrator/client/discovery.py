@@ -16,11 +16,12 @@ from cluster.settings import fleetune_home, server_token, server_url
 from orchestrator.client.connection import ANSWER_S, PATIENCE_S, Connection
 
 USUAL_URL: Final = "http://127.0.0.1:8400"
+RECORD: Final = "server.json"  # in FLEETUNE_HOME; `orchestrator.local_server` writes it
 
 
 @dataclass(frozen=True)
 class LocalServer:
-    """The record that a server of this machine has written to server.json."""
+    """The record that a server of this machine has written to RECORD."""
 
     url: str
     pid: int
@@ -53,7 +54,7 @@ def recorded_url() -> str | None:
 
 def _recorded(home: Path) -> LocalServer | None:
     try:
-        left = json.loads((home / "server.json").read_bytes())
+        left = json.loads((home / RECORD).read_bytes())
         found = LocalServer(str(left["url"]), int(left["pid"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None

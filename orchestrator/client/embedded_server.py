@@ -17,6 +17,7 @@ from cluster.errors import FleetuneError
 from cluster.local.locks import try_lock
 from cluster.python_module import module_command
 from orchestrator.client.discovery import answers, local_server
+from orchestrator.queue.names import CLIENTS, client_lock
 
 READY_S: Final = 120.0
 POLL_S: Final = 0.1
@@ -117,8 +118,8 @@ class ClientLock:
     def __init__(self, home: Path) -> None:
         self.client = f"{os.getpid()}-{secrets.token_hex(8)}"
         _make(home)
-        folder = _make(home / "clients")
-        self._path = folder / f"{self.client}.lock"
+        _make(home / CLIENTS)
+        self._path = client_lock(home, self.client)
         # A plain descriptor: a file object that is garbage-collected early would release the lock.
         self._descriptor: int | None = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX)

@@ -20,6 +20,7 @@ from orchestrator.client.connection import Connection
 from orchestrator.client.log_reader import LogLine, LogReader, follow_lines, log_of_end
 from orchestrator.client.lookup import job_path
 from orchestrator.queue.errors import JobEnded
+from orchestrator.queue.names import OUTPUT
 from orchestrator.queue.states import ENDED, Reason, State
 from orchestrator.queue.wording import advice
 
@@ -62,7 +63,7 @@ class JobFailed(FleetuneError):
         parts = [f"job {job_id} failed ({reason}){f': {message}' if message else ''}"]
         if log:
             parts.append(f"The end of its log ({source}):\n{log}")
-        of_run = f" --source {source}" if source != "output" else ""
+        of_run = f" --source {source}" if source != OUTPUT else ""
         parts.append(f"All of it: fleetune logs {job_id}{of_run}" if log else "")
         parts.append(f"To do: {advice(reason, job_id)}")
         super().__init__("\n".join(filter(None, parts)))

@@ -13,12 +13,13 @@ from urllib.parse import quote
 
 from cluster.errors import InputError
 from cluster.text import did_you_mean
+from jobs.run.paths import rank_name
 from orchestrator.api import JobView, LogPart, LogSources
 from orchestrator.client.connection import Connection, Params
 from orchestrator.client.lookup import job_path
+from orchestrator.queue.names import OUTPUT, output_of
 from orchestrator.queue.states import ENDED, State
 
-OUTPUT: Final = "output"  # output of the newest attempt; it starts anew with each attempt
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 1.0
 ALL: Final = "all"  # as a source: every log
@@ -80,7 +81,7 @@ class LogReader:
 
     def _sources(self, attempt: int) -> list[str]:
         """Return the outputs of attempts, oldest first, then the logs of the run."""
-        outputs = [f"{OUTPUT}-{number}" for number in range(1, attempt + 1)]
+        outputs = [output_of(number) for number in range(1, attempt + 1)]
         if self._source is None:
             return outputs
         if self._source == OUTPUT:  # the newest, and those of later attempts
@@ -120,7 +121,7 @@ class LogReader:
 
 def _name_to_show(source: str) -> str:
     """Return the name to show. Most jobs have one attempt only, whose number is left out."""
-    return OUTPUT if source == f"{OUTPUT}-1" else source
+    return OUTPUT if source == output_of(1) else source
 
 
 def follow_lines(reader: LogReader, look: Callable[[], JobView]) -> Iterator[LogLine]:
@@ -167,7 +168,7 @@ def log_of_end(connection: Connection, job: JobView, lines: int = TAIL_LINES) ->
 
     The driver of a run prints how it ended, and so does a command, whose ranks share one output.
     """
-    for source in (OUTPUT, "driver", "rank-0"):
+    for source in (OUTPUT, "driver", rank_name(0)):
         try:
             last = last_lines(connection, job, source, lines)
         except InputError:

@@ -10,14 +10,15 @@ from urllib.parse import quote
 
 from cluster.errors import InputError
 from cluster.text import did_you_mean
+from jobs.run.paths import job_in_name
 from orchestrator.api import MOST_PAGE, JobPage, JobView, Nodes, NodeView, Server, Tenants
 from orchestrator.client.connection import Connection
 from orchestrator.queue.errors import UnknownJob, UnknownNode, UnknownTenant
-from orchestrator.queue.wording import removed
+from orchestrator.queue.names import name_of
+from orchestrator.queue.wording import retention_text
 
 NAMED: Final = 5  # most candidates to name in a message
 _ID = re.compile(r"^[A-Za-z0-9._-]{1,200}$")
-_OF_A_RUN: Final = re.compile(r"(.+)-[0-9]{8}(-[0-9a-f-]*)?")  # as `jobs.run.paths.new_run_name` makes names
 _MOST_LOOKED_AT: Final = 1000
 
 
@@ -70,30 +71,30 @@ def find_job(connection: Connection, given: str) -> JobView:
 
 def _writing(connection: Connection, run: str) -> JobPage:
     """Return the jobs whose run has this name, or a name that begins with it."""
-    match = _OF_A_RUN.fullmatch(run)
-    if match is None:
+    name = job_in_name(run)
+    if name is None:
         return JobPage(jobs=(), next=None)
-    page = connection.get("/v1/jobs", JobPage, {"name": f"{match[1]}-", "limit": _MOST_LOOKED_AT})
+    page = connection.get("/v1/jobs", JobPage, {"name": f"{name}-", "limit": _MOST_LOOKED_AT})
     jobs = [job for job in page.jobs if job.run is not None and posixpath.basename(job.run).startswith(run)]
     return JobPage(jobs=tuple(jobs), next=None)
 
 
 def removed_jobs(connection: Connection) -> str:
     """Say what the server does with old jobs; '': it keeps all."""
-    return removed(connection.get("/v1/server", Server).retention_days)
+    return retention_text(connection.get("/v1/server", Server).retention_days)
 
 
 def _unknown(connection: Connection, given: str) -> tuple[str, bool]:
     """Make a message that suggests similar ids, or ids of the same name; and return whether it ends with a question."""
-    if _OF_A_RUN.fullmatch(given):
+    if job_in_name(given) is not None:
         return f"no job of the queue writes a run {given!r}. To see a run of your own: fleetune show {given}", False
     newest = [job.job_id for job in connection.get("/v1/jobs", JobPage, {"limit": 200}).jobs]
     if hint := did_you_mean(given, newest):
         return f"there is no job {given!r}{hint}", True
-    if same := [one for one in newest if one.rpartition("-")[0] == given.rpartition("-")[0]]:
+    if same := [one for one in newest if name_of(one) == name_of(given)]:
         names = f"{', '.join(same[:NAMED])}{' and more' if len(same) > NAMED else ''}"
         return f"there is no job {given!r}: jobs of that name are {names}", False
-    if hint := did_you_mean(given, {one.rpartition("-")[0] for one in newest}):
+    if hint := did_you_mean(given, set(map(name_of, newest))):
         return f"there is no job {given!r}{hint}", True
     return f"there is no job {given!r}: `fleetune queue --all` lists the jobs, and `fleetune runs` your own runs", False
 

@@ -13,6 +13,7 @@ from cluster.backend import Backend, Launch, Submission
 from cluster.errors import BackendUnreachable, Fenced, FleetuneError, LaunchRefused
 from orchestrator.queue.clock import Clock, Timing
 from orchestrator.queue.errors import NotLeader, StoreBroken
+from orchestrator.queue.names import job_of
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Store
@@ -123,8 +124,8 @@ class Drivers:
         The store decides, because a leader that was frozen may have outdated knowledge. A program whose job the store
         does not know or cannot read is left alone: another queue may use the same machines.
         """
-        known = self._store.find({_job_of(one.submission) for one in strays}) if strays else {}
-        over = [one for one in strays if _is_over(known.get(_job_of(one.submission)), one.submission)]
+        known = self._store.find({job_of(one.submission) for one in strays}) if strays else {}
+        over = [one for one in strays if _is_over(known.get(job_of(one.submission)), one.submission)]
         for one in over:
             if not one.ended:
                 self._stops.end(one.submission, self._clock.steady_s(), self._timing.grace_s)
@@ -141,10 +142,6 @@ class Drivers:
 def _is_to_stop(job: Job, seen: Observation) -> bool:
     there = seen.submissions.get(job.submission)
     return job.state is State.STOPPING and there is not None and not there.ended
-
-
-def _job_of(submission: str) -> str:
-    return submission.rpartition("-")[0]
 
 
 def _is_over(job: Job | None, submission: str) -> bool:

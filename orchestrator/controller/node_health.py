@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from cluster.capacity.inventory import Inventory
+from orchestrator.queue.names import job_of
 from orchestrator.queue.node_rules import is_over, rules_by_node
 from orchestrator.queue.records import Job, NodeOrder, NodeRule, QueueEvent, Transition
 from orchestrator.queue.states import DRIVER_ENDED, Reason, State
@@ -117,7 +118,7 @@ def suspects(incidents: Iterable[Incident], now_s: float, reported: Iterable[Inc
 def _one_of_each_job(reported: Iterable[Incident]) -> Iterator[Incident]:
     seen: set[tuple[str, str]] = set()
     for one in reported:
-        job = one.attempt.rpartition("-")[0]
+        job = job_of(one.attempt)
         nodes = tuple(node for node in one.nodes if (job, node) not in seen)
         seen |= {(job, node) for node in nodes}
         if nodes:

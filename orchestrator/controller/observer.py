@@ -9,7 +9,7 @@ from cluster.backend import Backend, Phase, Submission
 from cluster.capacity.inventory import Inventory
 from orchestrator.controller.job_cache import JobCache
 from orchestrator.queue.clock import Clock, Timing
-from orchestrator.queue.node_rules import to_be_left
+from orchestrator.queue.node_rules import drained_nodes
 from orchestrator.queue.records import Job, NodeRule
 from orchestrator.queue.states import State
 from orchestrator.queue.store import Store
@@ -55,7 +55,7 @@ class Observer:
         self._cache.read()
         now_s, passed_s = self._clock.now_s(), self._passed_s(steady_s)
         self._pending_s = _pending_s(self._pending_s, self._cache.jobs, submissions, passed_s)
-        draining, overdue = to_be_left(rules, now_s)
+        draining, overdue = drained_nodes(rules, now_s)
         return Observation(
             now_s,
             submissions,

@@ -12,8 +12,18 @@ from typing import Any, Final, TypeVar
 
 from cluster.errors import FleetuneError, StorageError
 from jobs.run.outcome import Outcome, Status, outcome_of
-from jobs.run.paths import CHECKS, FINAL_RUN, METHODS, PREPARED, PREPARED_MANIFEST, PREPARING, JobPaths, prepared_root
-from jobs.run.summary import SILENT_AFTER_S, started_at
+from jobs.run.paths import (
+    CHECKS,
+    FINAL_RUN,
+    METHODS,
+    PREPARED,
+    PREPARED_MANIFEST,
+    PREPARING,
+    JobPaths,
+    prepared_root,
+    time_in_name,
+)
+from jobs.run.summary import SILENT_AFTER_S
 from jobs.storage import files as storage
 from jobs.storage.journal import is_part, written_at_s
 from jobs.storage.listing import Listed, listing
@@ -132,7 +142,7 @@ def _status(storage_path: str, paths: JobPaths, files: Files, written_s: float, 
         return outcome.status, outcome.ended_at.timestamp()
     names = (file.name.partition("/") for file in files)
     journal = (written_at_s(name) for folder, _, name in names if folder in _JOURNALS and is_part(name))
-    started = started_at(paths)
+    started = time_in_name(paths.name)
     heard_s = max([written_s, *journal, *([started.timestamp()] if started else [])])
     return "running" if now_s - heard_s <= SILENT_AFTER_S else "lost", heard_s
 

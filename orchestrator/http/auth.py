@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from cluster.addresses import is_loopback
 from cluster.errors import FleetuneError
 from cluster.text import format_time
 from orchestrator.queue.errors import Forbidden, QueueError
@@ -117,17 +118,6 @@ def bearer(headers: Mapping[str, str]) -> str | None:
     """Return the bearer token of a request; None: there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" and token.strip() else None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a name or address, from an option or a header, is this machine's loopback."""
-    name = host.strip("[]").lower()
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
 
 
 def check_at_home(headers: Mapping[str, str]) -> None:

@@ -35,7 +35,7 @@ def is_over(rule: NodeRule, lives: Container[str]) -> bool:
     return rule.by == _RAY and rule.node_id not in lives
 
 
-def to_be_left(rules: Mapping[str, NodeRule], now_s: float) -> tuple[frozenset[str], frozenset[str]]:
+def drained_nodes(rules: Mapping[str, NodeRule], now_s: float) -> tuple[frozenset[str], frozenset[str]]:
     """Return the ids of drained nodes, and of those whose deadline has passed."""
     drains = {node: rule for node, rule in rules.items() if rule.order is NodeOrder.DRAIN}
     overdue = {node for node, rule in drains.items() if rule.deadline_s is not None and rule.deadline_s <= now_s}

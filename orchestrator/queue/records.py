@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from cluster.capacity.gang import Gang
+from orchestrator.queue.names import submission_of
 from orchestrator.queue.states import DesiredState, Reason, State
 
 NodePlaces = tuple[tuple[str, int], ...]  # (node id, workers) for each node
@@ -136,7 +137,7 @@ class Job:
     @property
     def submission(self) -> str:
         """The name of its newest attempt on the cluster."""
-        return f"{self.job_id}-{self.attempt}"
+        return submission_of(self.job_id, self.attempt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +295,6 @@ def ray_submission_of(job: Job) -> str | None:
     return job.client.split(":")[1] if job.client is not None and job.client.startswith(_RAY_CLIENT) else None
 
 
-def environment_of(job: Job) -> str:
+def environment_digest_of(job: Job) -> str:
     """Return the digest of the environment of the Ray-submitted program; '' if none has queued this job."""
     return job.client.rpartition(":")[2] if job.client is not None and ray_submission_of(job) is not None else ""

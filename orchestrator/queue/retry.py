@@ -51,7 +51,7 @@ _BY_EXIT_CODE: Mapping[int | None, tuple[Reason, str]] = {
 }
 
 
-def landing(job: Job) -> tuple[State, str]:
+def state_after_stop(job: Job) -> tuple[State, str]:
     """Return the state that a STOPPING job goes to now that it has stopped, and one line of explanation.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from cluster.backend import Phase, Submission
 from orchestrator.queue.clock import USUAL, Timing
 from orchestrator.queue.records import Job, Transition
-from orchestrator.queue.retry import INTERRUPTED_EXIT, landing, why_ended
+from orchestrator.queue.retry import INTERRUPTED_EXIT, state_after_stop, why_ended
 from orchestrator.queue.states import DRIVER_ENDED, ENDED, DesiredState, Reason, State
 
 _STOPS: Mapping[DesiredState, tuple[Reason, str]] = {
@@ -142,7 +142,7 @@ def _stopping(job: Job, seen: Observation) -> Transition | None:
         return _transition(job, State.SUCCEEDED, Reason.FINISHED, "it had finished before it was stopped")
     if job.wanted is DesiredState.CANCEL:
         return _transition(job, State.CANCELLED, Reason.CANCELLED, "cancelled")
-    state, text = landing(job)
+    state, text = state_after_stop(job)
     return _transition(job, state, job.reason, text)
 
 

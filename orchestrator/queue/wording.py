@@ -41,7 +41,7 @@ _ADVICE: Final[Mapping[Reason, str]] = {
 }
 
 
-def removed(retention_days: float | None) -> str:
+def retention_text(retention_days: float | None) -> str:
     """Say what happens to old jobs; '': all are kept."""
     if retention_days is None:
         return ""

@@ -6,8 +6,8 @@ import contextlib
 import errno
 import socket
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
+from cluster.addresses import is_server_url
 from cluster.errors import InputError
 
 _WAITING = 2048
@@ -64,21 +64,12 @@ def urls_for_drivers(sock: socket.socket, given: Sequence[str], scheme: str) -> 
     Raises InputError if one of them is not a URL.
     """
     for url in given:
-        if not _is_url(url):
+        if not is_server_url(url):
             raise InputError(f"--url {url} is no URL, as http://head:8400 is")
     if given:
         return tuple(url.rstrip("/") for url in given)
     host, port = sock.getsockname()[:2]
     return (_url(_outward(socket.AddressFamily(sock.family)) if host in _WILDCARDS else host, port, scheme),)
-
-
-def _is_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:  # the port is no number, or a bracket of an IPv6 address is missing
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def _url(host: str, port: int, scheme: str) -> str:

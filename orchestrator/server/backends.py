@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from cluster.addresses import is_loopback
 from cluster.backend import Backend
 from cluster.capacity.inventory import Growth
 from cluster.errors import BackendUnreachable, InputError
 from cluster.ray.autoscaler import Autoscaler
 from cluster.ray.nodes import Use
 from orchestrator.controller.machines import Machines
-from orchestrator.http.auth import is_loopback
 from orchestrator.queue.records import Lease
 from orchestrator.queue.store import Store
 from orchestrator.service.context.context import Engine

@@ -11,6 +11,7 @@ from importlib.metadata import version
 from cluster.capacity.inventory import Inventory
 from cluster.errors import BackendUnreachable
 from cluster.text import many
+from orchestrator.client.discovery import USUAL_URL
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability.scrub import Scrubber
 
@@ -86,7 +87,7 @@ def greeting(
         found.append(
             f"  clock     {ahead_s:.0f} s behind what the store has seen: time stands still until it is set right"
         )
-    where = "" if named or url.endswith("127.0.0.1:8400") else f"FLEETUNE_URL={url} "
+    where = "" if named or url == USUAL_URL else f"FLEETUNE_URL={url} "
     following = f"Next:  {where}fleetune submit job.yaml  |  {where}fleetune queue"
     return [*found, "", following, "Ctrl-C stops the server; jobs go on.", ""]
 

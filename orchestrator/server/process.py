@@ -16,6 +16,7 @@ from pathlib import Path
 
 import uvicorn
 
+from cluster.addresses import is_loopback
 from cluster.errors import InputError
 from cluster.local.machine import machine_name
 from cluster.ray.session_record import SessionRecord
@@ -26,7 +27,7 @@ from orchestrator.controller.controller import Controller
 from orchestrator.controller.leadership import LeaderElection
 from orchestrator.controller.machines import MachinesGuard
 from orchestrator.http.app import make_app
-from orchestrator.http.auth import Tokens, is_loopback
+from orchestrator.http.auth import Tokens
 from orchestrator.http.metrics import ClusterCollector, Meters
 from orchestrator.http.routing import Serving
 from orchestrator.local_server import locked, make_home, remove_record, write_record

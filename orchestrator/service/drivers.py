@@ -22,7 +22,7 @@ from orchestrator.controller.drivers import LaunchOf
 from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, added, dumped, loaded, unknown_part
 from orchestrator.queue.errors import AttemptOver, NotYourAttempt, QueueError, StoreBroken, UnknownJob
 from orchestrator.queue.node_rules import taken_by_ray
-from orchestrator.queue.records import Job, Measured, QueueEvent, environment_of, ray_submission_of
+from orchestrator.queue.records import Job, Measured, QueueEvent, environment_digest_of, ray_submission_of
 from orchestrator.queue.states import HOLDS_A_LEASE, DesiredState, State
 from orchestrator.service.admission.limits import wrong_secrets
 from orchestrator.service.context.context import ServiceContext
@@ -51,7 +51,7 @@ def launch_of(context: ServiceContext) -> LaunchOf:
             module_command("jobs.drivers.attempt", python=context.python),
             environment={**place.environment(), **protocols_environment(), **ca_for_drivers()},
             like=ray_submission_of(job),
-            like_digest=environment_of(job),
+            like_digest=environment_digest_of(job),
             metadata={"job": job.job_id, "tenant": job.tenant, "gpus": _gpus(job)},
         )
 

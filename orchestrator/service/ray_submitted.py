@@ -9,6 +9,7 @@ from cluster.text import many
 from jobs.drivers.link.messages import Looked
 from orchestrator.api import exit_code_of
 from orchestrator.queue.errors import QueueError
+from orchestrator.queue.names import output_of
 from orchestrator.queue.records import Job, ray_submission_of
 from orchestrator.service.context.context import ServiceContext
 from orchestrator.service.observability import logs
@@ -52,7 +53,7 @@ def look(context: ServiceContext, job: Job, attempt: int, after: int, scrub: Scr
     exit_code = exit_code_of(job.state, job.reason)
     if not attempt:
         return Looked(exit_code=exit_code)
-    part = logs.part(context, job, f"{logs.OUTPUT}-{min(attempt, job.attempt)}", after, scrub)
+    part = logs.part(context, job, output_of(min(attempt, job.attempt)), after, scrub)
     if part.ended and attempt < job.attempt:
         return Looked(output=part.text, attempt=attempt + 1, more=True)
     is_all = part.ended or part.next - after < logs.PART_BYTES // 2

@@ -8,6 +8,7 @@ from typing import Final
 
 from orchestrator.controller.fair_share import counts_since_s
 from orchestrator.queue.months import month_around
+from orchestrator.queue.names import submission_of
 from orchestrator.service.context.context import ServiceContext
 
 DAY_S: Final = 86_400.0
@@ -50,7 +51,7 @@ class Retention:
         found = store.prunable(before_s, BATCH)
         # The backend comes first: while the job exists, its id and the names of its attempts are not given to another
         # job.
-        names = [f"{job_id}-{number}" for job_id, attempts in found for number in range(1, attempts + 1)]
+        names = [submission_of(job_id, number) for job_id, attempts in found for number in range(1, attempts + 1)]
         if names:
             self._context.backend.discard(names)
         removed = store.prune(self._epoch(), [job_id for job_id, _ in found], before_s)

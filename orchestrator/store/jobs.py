@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, literal_column, select, text, update
 
 from orchestrator.queue.errors import JobEnded, NotEnded, UnknownJob, UnreadableJob
+from orchestrator.queue.names import submission_of
 from orchestrator.queue.records import Job, Measured, QueueEvent
 from orchestrator.queue.states import ENDED, DesiredState, Reason, State
 from orchestrator.queue.store import Change, Filter
@@ -159,7 +160,7 @@ def measure(connection: Connection, measured: Sequence[Measured], now_s: float) 
 
 
 def heard(connection: Connection) -> dict[str, float | None]:
-    return {f"{job_id}-{attempt}": heard_s for job_id, attempt, heard_s in connection.execute(_HEARD_OF)}
+    return {submission_of(job_id, attempt): heard_s for job_id, attempt, heard_s in connection.execute(_HEARD_OF)}
 
 
 def parents_ended_s(connection: Connection, jobs: Iterable[Job]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from sqlalchemy import Connection, bindparam, exc, insert, select
 
 from orchestrator.queue.errors import KeyReused, StoreBroken, UnknownTenant
+from orchestrator.queue.names import new_job_id
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.states import State
 from orchestrator.queue.store import SubmissionKey
@@ -83,7 +84,7 @@ def _add(connection: Connection, drawn: Draw, new: Sequence[NewJob], now_s: floa
 
 
 def _new_ids(connection: Connection, new: Sequence[NewJob], drawn: Draw) -> list[str]:
-    ids = [f"{one.name}-{drawn()}" for one in new]
+    ids = [new_job_id(one.name, drawn()) for one in new]
     if len(new) == 1:
         return ids
     _check_tenants(connection, new)
@@ -92,7 +93,7 @@ def _new_ids(connection: Connection, new: Sequence[NewJob], drawn: Draw) -> list
         if not taken and len(set(ids)) == len(ids):
             return ids
         for place, job_id in enumerate(ids):
-            ids[place] = f"{new[place].name}-{drawn()}" if job_id in taken else job_id
+            ids[place] = new_job_id(new[place].name, drawn()) if job_id in taken else job_id
             taken.add(job_id)
     raise StoreBroken(f"no new ids were found in {_TRIES} tries")
 

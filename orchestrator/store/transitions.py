@@ -11,7 +11,7 @@ from cluster.capacity.occupancy import workers_in
 from cluster.text import many
 from orchestrator.queue.errors import NotReleasable
 from orchestrator.queue.records import Job, Lease, NodePlaces, QueueEvent, Transition
-from orchestrator.queue.retry import landing
+from orchestrator.queue.retry import state_after_stop
 from orchestrator.queue.states import HOLDS_A_LEASE, UNFINISHED, DesiredState, Reason, State
 from orchestrator.store import events as history
 from orchestrator.store import job_changes as steps
@@ -72,7 +72,7 @@ def release(connection: Connection, job_id: str, attempt: int, now_s: float, by:
         raise NotReleasable(
             f"job {job_id} is {job.state}, in attempt {job.attempt}: only one that is stopping is released"
         )
-    state, text = landing(job) if job.wanted is not DesiredState.CANCEL else (State.CANCELLED, "cancelled")
+    state, text = state_after_stop(job) if job.wanted is not DesiredState.CANCEL else (State.CANCELLED, "cancelled")
     reason = Reason.CANCELLED if job.wanted is DesiredState.CANCEL else job.reason
     after = steps.after_transition(
         job, Transition(job_id, job.state, attempt, state, reason, text), now_s, numbers.change + 1

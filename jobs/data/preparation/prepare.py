@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -252,27 +253,17 @@ def prepare(
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers
     most = longest_text(model_dir)
-    cuts = [format_cut(where, source.manifest.cut, spec.data.seq_len, most) for where, source in sources.items()]
     tell = warn or (lambda text: say(f"warning: {text}"))
-    for words in filter(None, cuts):
-        tell(words)
+    for where, source in sources.items():
+        if cut := format_cut(where, source.manifest.cut, spec.data.seq_len, most):
+            tell(cut)
     if found is not None and not new:
         say(f"data is prepared already: {root}")
         return found
-    manifest = Manifest(
-        fingerprint=digest,
-        made_from=made_from,
-        splits=_splits(jobs, sources),
-        records=sum(source.manifest.records for source in sources.values()),
-        bad_rows=sum(source.manifest.bad_rows for source in sources.values()),
-        pad_token_id=next(iter(sources.values())).manifest.pad_token_id,
-        versions=next(iter(sources.values())).manifest.versions,
-    )
+    manifest = _joined(digest, made_from, jobs, sources)
     write_manifest(root, manifest)
-    samples = sum(part.samples for parts in manifest.splits.values() for part in parts)
     time_words = f"in {duration(time.monotonic() - began)}" if new else "(their sources were prepared already)"
-    done = f"prepared {many(samples, 'sample')} {time_words}"
-    say(f"{done}: {_summary(manifest, spec)}")
+    say(f"prepared {_summary(manifest, spec, time_words)}")
     return Prepared.open(root)
 
 
@@ -280,6 +271,22 @@ def _soon_done(jobs: list[SourceJob], most_bytes: int) -> bool:
     """Whether the sources are small and no function of the user, which may be slow, reads them."""
     files = [(file, size) for job in jobs for file, size in zip(job.work.files, job.sizes, strict=True)]
     return is_little(files, most_bytes) and all(job.work.code is None for job in jobs)
+
+
+def _joined(
+    digest: str, made_from: dict[str, Any], jobs: dict[str, list[SourceJob]], sources: dict[str, Prepared]
+) -> Manifest:
+    """Return the manifest of a job's data, which names the splits of its sources."""
+    of_sources = [source.manifest for source in sources.values()]
+    return Manifest(
+        fingerprint=digest,
+        made_from=made_from,
+        splits=_splits(jobs, sources),
+        records=sum(one.records for one in of_sources),
+        bad_rows=sum(one.bad_rows for one in of_sources),
+        pad_token_id=of_sources[0].pad_token_id,
+        versions=of_sources[0].versions,
+    )
 
 
 def _splits(jobs: dict[str, list[SourceJob]], sources: dict[str, Prepared]) -> dict[str, tuple[SplitManifest, ...]]:
@@ -298,7 +305,8 @@ def _splits(jobs: dict[str, list[SourceJob]], sources: dict[str, Prepared]) -> d
     return {name: found for name, found in splits.items() if found}
 
 
-def _summary(manifest: Manifest, spec: Spec) -> str:
+def _summary(manifest: Manifest, spec: Spec, time_words: str) -> str:
+    samples = sum(part.samples for parts in manifest.splits.values() for part in parts)
     words = []
     for name, parts in manifest.splits.items():
         rows, tokens = sum(part.rows for part in parts), sum(part.tokens for part in parts)
@@ -306,4 +314,4 @@ def _summary(manifest: Manifest, spec: Spec) -> str:
         words.append(f"{many(rows, f'{name} row')} of {many(tokens, 'token')}{filled}")
     if manifest.bad_rows:
         words.append(f"{many(manifest.bad_rows, 'bad record')} set aside")
-    return ", ".join(words)
+    return f"{many(samples, 'sample')} {time_words}: {', '.join(words)}"

@@ -10,7 +10,8 @@ from typing import Any
 from cluster.errors import DataError, StorageError, StorageOutage
 from cluster.text import did_you_mean
 from jobs.data.sources.dataset_dirs import HIDDEN, files_in
-from jobs.data.sources.records import SUPPORTED, is_unicode, suffix_of
+from jobs.data.sources.records import is_unicode, suffix_of
+from jobs.spec.data import DATA_SUFFIXES
 from jobs.storage import files as storage
 from jobs.storage.outages import is_outage
 
@@ -40,7 +41,7 @@ def _meant(pattern: str) -> tuple[str, ...]:
         fs, inner = storage.filesystem(pattern)
         fs.invalidate_cache()
         if _type_of(fs, inner) == "directory":
-            return files_in(_path(fs, inner, pattern), SUPPORTED)
+            return files_in(_path(fs, inner, pattern), DATA_SUFFIXES)
         names = _matches(fs, inner, pattern)
     except DataError:
         raise

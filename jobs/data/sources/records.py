@@ -19,11 +19,10 @@ from cluster.errors import DataError, StorageError, StorageOutage
 from jobs.data.sources.bad_records import NOT_JSON, NOT_UTF8, BadRecord, Reason
 from jobs.data.sources.dataset_dirs import arrow_batches, parquet_batches, values_of
 from jobs.data.sources.file_stamp import info_of
+from jobs.spec.data import DATA_SUFFIXES
 from jobs.storage import files as storage
 from jobs.storage.outages import is_outage
 
-TEXT_SUFFIXES = (".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".json")
-SUPPORTED = (*TEXT_SUFFIXES, *(f"{suffix}.gz" for suffix in TEXT_SUFFIXES), ".parquet", ".arrow")
 # Characters. Without a limit, a missing closing quote would read the rest of the file into one field.
 LONGEST_CSV_FIELD = 64 * 2**20
 # Bytes. Without a limit, a file without line ends, such as minified JSON, would be read as one line.
@@ -65,11 +64,11 @@ def is_unicode(text: str) -> bool:
 
 
 def suffix_of(path: str) -> str:
-    """Return the one of SUPPORTED with which `path` ends. Raises DataError."""
-    for suffix in SUPPORTED:
+    """Return the one of DATA_SUFFIXES with which `path` ends. Raises DataError."""
+    for suffix in DATA_SUFFIXES:
         if path.lower().endswith(suffix):
             return suffix
-    raise DataError(f"{path} has no supported ending: convert it to one of {', '.join(SUPPORTED)}")
+    raise DataError(f"{path} has no supported ending: convert it to one of {', '.join(DATA_SUFFIXES)}")
 
 
 class RecordReader:

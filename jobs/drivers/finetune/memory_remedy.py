@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,13 +23,13 @@ from jobs.remedies.out_of_memory import (
     Shortage,
     Where,
     advice,
-    changed,
     fields_of_batch,
     format_tried,
-    made_for,
-    next_rung,
+    next_change,
+    remedies_in,
+    with_change,
     with_remedies,
-    workers_of,
+    worker_kind,
 )
 from jobs.run.attempts import count_attempts, retake_run
 from jobs.run.checkpoints import newest_step
@@ -185,42 +185,32 @@ class MemoryRemedy:
         group.look()
         where = where or group.where
         shortage = Shortage(where, of_host, group.eval_rows)
-        change = next_rung(job.spec, shortage, checkpointing=group.supports_checkpointing)
+        change = next_change(job.spec, shortage, checkpointing=group.supports_checkpointing)
         earlier = read_remedies(self._paths)
         if change is None:
-            tried = format_tried(made_for(earlier, where))
+            tried = format_tried(remedies_in(earlier, where))
             tried = f" These changes did not suffice: {tried}." if tried else ""
             of_device = not of_host or not job.spec.resources.gpus_per_worker
             raise OutOfMemory(f"{said}{tried}{_planned(self._paths) if of_device else ''}", rank)
         self._made = made = self._remedy(job.spec, change, cause, where, group)
         write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here
-        again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
-        effect = f"the workers start again from step {made.from_step}, with the same global batch and order{again}"
-        report = RemedyReport(
-            REMEDY,
-            f"out of memory in {where}: {cause}",
-            made.action,
-            effect,
-            next_time((*earlier, made)),
-            made.steps_again,
-        )
         facts = {name: getattr(made, name) for name in ("where", "rung", "field", "before", "after", "from_step")}
-        report.tell(self._announce, step=max(group.step, made.from_step), **facts)
+        report_of(made, earlier).tell(self._announce, step=max(group.step, made.from_step), **facts)
         storage.remove_dir(self._paths.failures)
         # The driver gives a run up after several lost groups. This group does not count as one of them.
         begun = count_attempts(self._paths) - group.attempts
         # Workers of the old group that still wait for a rank that has left see the new id, and end.
         driver_id = retake_run(self._paths, job.driver)
-        spec = changed(job.spec, change)
+        spec = with_change(job.spec, change)
         return replace(job, spec=spec, earlier_attempts=job.earlier_attempts + begun, driver=driver_id)
 
     def _remedy(self, spec: Spec, change: Change, cause: str, where: Where, group: Group) -> Remedy:
-        gpus_per_worker, accelerator_type = workers_of(spec)
+        gpus_per_worker, accelerator_type = worker_kind(spec)
         step = newest_step(self._paths)
         return Remedy(
             at=datetime.datetime.now(datetime.UTC),
             cause=cause,
-            action=format_action(spec, changed(spec, change), change),
+            action=format_action(spec, with_change(spec, change), change),
             where=where,
             **facts_of(change),
             also=fields_of_batch(spec, change),
@@ -229,6 +219,14 @@ class MemoryRemedy:
             from_step=step,
             steps_again=max(group.step - step, 0),
         )
+
+
+def report_of(made: Remedy, earlier: Sequence[Remedy]) -> RemedyReport:
+    """Describe a change after a lack of memory. `earlier`: the changes before it. Pure."""
+    again = f"; {many(made.steps_again, 'step')} computed again" if made.steps_again else ""
+    effect = f"the workers start again from step {made.from_step}, with the same global batch and order{again}"
+    cause = f"out of memory in {made.where}: {made.cause}"
+    return RemedyReport(REMEDY, cause, made.action, effect, next_time((*earlier, made)), made.steps_again)
 
 
 def format_action(before: Spec, after: Spec, change: Change) -> str:

@@ -38,7 +38,7 @@ from jobs.run.attempts import check_held, count_attempts, take_run
 from jobs.run.events import Announcer, Watch, repeatedly
 from jobs.run.manifest import run_facts
 from jobs.run.outcome import Outcome, Status, log_is_lost
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, rank_name
 from jobs.run.progress import NoProgress, PlainProgress, Progress
 from jobs.run.record import concluded, ending_of, write_manifest
 from jobs.spec.finetune import Spec
@@ -97,7 +97,7 @@ def _lead(
     try:
         begun = begin_run(spec, resume)
         paths = begun.paths
-        with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("rank-0")):
+        with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log(rank_name(0))):
             begun.tell(announce)
 
             def drive() -> Outcome:
@@ -265,7 +265,7 @@ def _follow(world: TorchrunWorld, waiting: Any, stop: StopRequest) -> Outcome:
         with (
             FailureWatch(job.paths, failed, lost=lost.look) if watches else contextlib.nullcontext(),
             following(job, world, worker, stop, lost, lambda: end_process(Interrupted.exit_code)),
-            redirected_output(job.paths.log(f"rank-{world.rank}")),
+            redirected_output(job.paths.log(rank_name(world.rank))),
         ):
             lost.watch(_peers_here(world, waiting))
             guarded(job, worker, train)

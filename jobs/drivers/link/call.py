@@ -104,17 +104,6 @@ class Server:
             return answer.status, answer.read(_MOST_BYTES)
 
 
-def check_url(url: str) -> None:
-    """Raise InputError if this is not the URL of a server."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        right = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        right = False
-    if not right:
-        raise InputError(f"{url} is not the URL of a server, such as http://head:8400")
-
-
 def _object(content: bytes) -> dict[str, Any]:
     """Return the JSON object of an answer; {} for any other content."""
     try:

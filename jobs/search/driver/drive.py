@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import functools
 import json
-import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from cluster.errors import DataError, Diverged, Interrupted, MachinesFailed, OutOfMemory, RunFailed, StorageError
+from cluster.errors import DataError, Interrupted, OutOfMemory, StorageError
 from cluster.ray.connection import is_own, keep_actors_here
 from cluster.text import many
 from jobs.data.order.stream import step_plan, tokens_per_run
@@ -34,39 +31,31 @@ from jobs.preflight.run_plan import (
     with_fields,
     with_planned_fields,
 )
-from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.manifest import run_facts
-from jobs.run.metric_names import is_worse
-from jobs.run.outcome import Outcome, Status, read_outcome, write_outcome
+from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
 from jobs.run.record import resume_command, write_manifest
 from jobs.search.changes import Changes
-from jobs.search.driver.carrying_out import carried_out_unless_stopped
+from jobs.search.driver.conclusion import concluded_sweep
 from jobs.search.driver.final import SweepDriver, end_earlier_final_runs, with_final_run
 from jobs.search.driver.gangs import Gangs, end_earlier_gangs, gangs_that_fit
 from jobs.search.driver.searching import Search
-from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_of, planned_steps
 from jobs.search.report.summary import summary_lines
-from jobs.search.report.trial_text import format_trial, leaderboard
-from jobs.search.rules.budget import check_lengths, checked_plan, is_hopeless, most_gangs
-from jobs.search.rules.untried import untried
+from jobs.search.report.trial_text import leaderboard
+from jobs.search.rules.budget import check_lengths, checked_plan, most_gangs
 from jobs.search.rules.varying import engines, trial_spec
 from jobs.search.spending import kind_within
-from jobs.search.trial import Trial
 from jobs.search.trials import Trials
 from jobs.spec.finetune import PLANNED, Spec
-from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
-from jobs.training.mailbox import GangTask
 from jobs.training.worker_input import Job
 
 _NEEDED = ("ray.data", "jobs.training.on_ray.controller", "ray.tune", "optuna")  # modules that this process needs
-_MOST_NAMED = 5  # trials in a warning
 
 
 def drive_sweep(
@@ -108,20 +97,10 @@ def drive_sweep(
         prepared = ready_data(sweep.base, "ray", announce)
         _check_same_data(sweep, paths, prepared.manifest.fingerprint)
         write_manifest(paths, facts | {"data_fingerprint": prepared.manifest.fingerprint})
-        split = prepared.split("train")
-
-        def steps_of(job: Spec) -> int:
-            return step_plan(job, split).total_steps
-
-        total_steps = steps_of(sweep.base)  # all checks come before the plan and the ledger are written
-        check_lengths(sweep, steps_of)
-        checked_plan(sweep, total_steps, tokens_per_run(sweep.base, split), 0.0)
         count = _number_of_gangs(sweep, given, alone)
         find_places = functools.partial(places_under_ray, sweep.base, given.places, alone, count)
-        base = planned_base(sweep, prepared, find_places, paths, announce)
-        planned = sweep.model_copy(update={"base": base})
-        ledger = Ledger(planned, paths.root, steps_of, tokens_per_run(base, split))
-        plan = plan_of(ledger)
+        ledger = _opened_ledger(sweep, prepared, find_places, paths, announce)
+        base, plan = ledger.sweep.base, plan_of(ledger)
         # A directory for this driver, so that its gangs do not read the tasks of earlier drivers.
         own = storage.join(drivers, next_driver([*storage.list_names(drivers), *ledger.spent]))
         goes_on = kind_within(ledger, plan, ledger.spent) != "done"  # else earlier drivers have ended the search
@@ -144,6 +123,27 @@ def drive_sweep(
             outcome = with_final_run(ledger, outcome, driver)
     _tell_late_changes(paths, announce)
     return outcome
+
+
+def _opened_ledger(
+    sweep: SweepSpec, prepared: Prepared, find_places: FindPlaces, paths: JobPaths, announce: Announce
+) -> Ledger:
+    """Check the lengths of trials, plan a gang, and open the ledger, whose sweep has the planned base.
+
+    Raises:
+        InputError: the trials are too short to compare, or too long for the budget.
+        OutOfMemory: the trials cannot fit.
+    """
+    split = prepared.split("train")
+
+    def steps_of(job: Spec) -> int:
+        return step_plan(job, split).total_steps
+
+    check_lengths(sweep, steps_of)
+    checked_plan(sweep, steps_of(sweep.base), tokens_per_run(sweep.base, split), 0.0)
+    base = planned_base(sweep, prepared, find_places, paths, announce)
+    planned = sweep.model_copy(update={"base": base})
+    return Ledger(planned, paths.root, steps_of, tokens_per_run(base, split))
 
 
 def next_driver(earlier: Iterable[str]) -> str:
@@ -249,102 +249,3 @@ def _tell_late_changes(paths: JobPaths, announce: Announcer) -> None:
     with contextlib.suppress(StorageError):
         for _, change in Changes(paths).waiting():
             announce("warning", f"{change} came too late. To apply it: {resume_command(paths)}")
-
-
-def concluded_sweep(search: Search) -> Outcome:
-    """Return the outcome of a search that has ended. Export the model of its best trial if the sweep says so.
-
-    Raises:
-        RunFailed: every trial failed, or the export did.
-        Diverged: every trial diverged.
-        MachinesFailed: gangs were lost, so that no trial was trained to its end, or the model is not exported.
-    """
-    ledger, now = search.ledger, datetime.datetime.now(datetime.UTC)
-    if search.asked_to_stop():
-        done = sum(trial.is_over for trial in ledger.trials.values())
-        reason = f"stopped on request after {done} of {many(len(ledger.trials), 'trial')}; checkpoints are kept"
-        return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
-    ledger.search_has_ended()
-    lost = [trial for trial in ledger.trials.values() if trial.lost]
-    if left := ledger.repeats_to_begin:
-        said = f"the budget has no time for {many(left, 'repeat')} of the best trials with other seeds"
-        search.announce("warning", f"{said}. To extend the budget: fleetune sweep extend")
-    best = ledger.best
-    if best is None:
-        ended = (trial for trial in ledger.trials.values() if trial.state in ("failed", "stopped"))
-        reasons = Counter(trial.reason for trial in ended if trial.reason)
-        (reason, count), *_ = reasons.most_common(1) or [("no trial was finished", 0)]
-        if (log := search.gangs.log_of(reason)) is not None:
-            search.announce("log", f"the end of {log[0]}:\n{log[1]}")
-        said = f"no trial was trained to its end; {count} of {len(ledger.trials)} ended so: {reason}"
-        if ledger.trials and all(trial.diverged for trial in ledger.trials.values()):
-            raise Diverged(f"{said}. All trials diverged: search other values, usually lower learning rates")
-        if lost:  # the next driver tries them again
-            raise MachinesFailed(said)
-        if any(trial.metric_failed for trial in ledger.trials.values()):  # likewise
-            raise RunFailed(f"{said}. A resume tries the trials again whose metric failed")
-        is_final = kind_within(ledger, ledger.plan, ledger.spent) == "done"
-        raise RunFailed(f"{said}. {what_is_left(ledger)}" if is_final else said, is_final=is_final)
-    if lost:
-        search.announce("warning", not_tried(lost, search.paths))
-    if (worse := worse_than_base(ledger, best)) is not None:
-        search.announce("warning", worse)
-    storage.write_bytes(search.paths.best, dump_spec(best.spec))
-    before = read_outcome(best.paths)
-    model = before.model_path if before is not None else None
-    if ledger.sweep.then == "export" and model is None:
-        search.announce("phase", f"exporting the model of trial {best.number}", phase="export")
-        holder = best.driver or take_run(best.paths)  # an earlier driver trained it, and its workers may still live
-        task = GangTask(action="export", run=best.paths.root, spec=best.spec, driver=holder)
-        try:
-            answer = carried_out_unless_stopped(search.gangs, task, search.asked_to_stop)
-        except GangLost as error:
-            raise MachinesFailed(f"the model of trial {best.number} could not be exported: {error}") from error
-        if answer is None:
-            reason = f"stopped on request while the model of trial {best.number} was exported: a resume exports it"
-            search.announce("stopping", reason)
-            return Outcome(status=Status.INTERRUPTED, reason=reason, ended_at=now)
-        if answer.status != "exported":
-            raise RunFailed(f"the model of trial {best.number} could not be exported: {answer.reason}")
-        model = best.paths.model
-        if before is not None:
-            write_outcome(best.paths, before.model_copy(update={"model_path": model}))
-    return Outcome(
-        status=Status.SUCCEEDED,
-        step=best.step,
-        metrics=best.metrics,
-        evaluated_step=best.scored_step,
-        model_path=model,
-        ended_at=now,
-    )
-
-
-def what_is_left(ledger: Ledger) -> str:
-    """Return what to do after a search without a finished trial, which a resume would not continue."""
-    begun, most = [trial for trial in ledger.searched if not trial.without_rungs], ledger.plan.compared
-    if not is_hopeless(ledger.searched, ledger.plan) or len(begun) >= most:
-        if untried(ledger.sweep, ledger.searched, None, ledger.total_steps) == []:
-            return "A resume would begin no trial: start a new sweep"
-        extend = f"extend the budget (fleetune sweep extend {ledger.root})"
-        return f"A resume would begin no trial: {extend}, or start a new sweep"
-    left = "" if math.isinf(most) else f"; {int(most) - len(begun)} of {int(most)} trials were not tried"
-    return f"The search gave up after {len(begun)} failures{left}. Start a new sweep with other values"
-
-
-def not_tried(lost: Sequence[Trial], sweep: JobPaths) -> str:
-    """Return a warning that these values were not tried to the end, and how to try them again."""
-    named = ", ".join(map(format_trial, lost[:_MOST_NAMED]))
-    more = f" and {len(lost) - _MOST_NAMED} more" if len(lost) > _MOST_NAMED else ""
-    return f"not tried to the end, because gangs were lost: {named}{more}. To try them again: {resume_command(sweep)}"
-
-
-def worse_than_base(ledger: Ledger, best: Trial) -> str | None:
-    """Return a warning if the best trial is worse than the model before training; None if not, or if not known."""
-    before, after, name = ledger.base_score, best.score, ledger.sweep.judged
-    greater_is_better = not ledger.sweep.lower_is_better
-    if before is None or after is None or not is_worse(after, before, greater_is_better=greater_is_better):
-        return None
-    return (
-        f"{name} of the best trial is worse than before training: {after:.6g} after {before:.6g}. Search lower "
-        "learning rates (space.learning_rate), or check that the held-out samples are like the training samples"
-    )

@@ -15,7 +15,7 @@ from jobs.run.attempts import take_run
 from jobs.run.events import Announcer
 from jobs.run.paths import JobPaths
 from jobs.search.driver.warm_gang import GangLost, GangWaits, WarmGang
-from jobs.search.rules.varying import engine_of
+from jobs.search.rules.varying import engine_key
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.storage.text import read_end
@@ -143,7 +143,7 @@ class Gangs:
     def _gang_for(self, number: int, spec: Spec) -> WarmGang:
         """Return the gang of this number. Start a new one if there is none yet, or if it has another engine."""
         gang = self._all[number]
-        if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == engine_of(spec))):
+        if gang is not None and (not self._engines_vary or (gang.dead is None and gang.engine == engine_key(spec))):
             return gang
         if gang is not None:
             self._announce("phase", "starting a gang anew, for a trial with another engine", phase="workers")
@@ -155,7 +155,7 @@ class Gangs:
     @contextlib.contextmanager
     def _taken(self, task: GangTask) -> Iterator[int]:
         """Reserve a free gang, and yield its number."""
-        engine = engine_of(task.spec or self._job.spec)
+        engine = engine_key(task.spec or self._job.spec)
 
         def fits(number: int) -> tuple[bool, bool, bool]:
             gang = self._all[number]

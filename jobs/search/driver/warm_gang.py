@@ -16,7 +16,7 @@ from jobs.remedies.out_of_memory import advice
 from jobs.run.attempts import retake_run
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, Status
-from jobs.search.rules.varying import engine_of
+from jobs.search.rules.varying import engine_key
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
 from jobs.training.ending import failures_of, outcome_of
@@ -47,7 +47,7 @@ class WarmGang:
     Its methods may be called by any thread.
 
     Attributes:
-        engine: see `engine_of`.
+        engine: see `engine_key`.
         dead: why it will not carry out any more tasks; None while it may.
         waits_for_room: its workers were lost, and the cluster has no room for others.
     """
@@ -60,7 +60,7 @@ class WarmGang:
             places: node of each worker, as a queue assigned it; None lets Ray choose.
         """
         self._job, self._alone, self._announce, self._places = job, alone, announce, places
-        self.engine = engine_of(job.spec)
+        self.engine = engine_key(job.spec)
         self.dead: FleetuneError | None = None
         self.waits_for_room = False
         self._mailbox = Mailbox(job.run_root)

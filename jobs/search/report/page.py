@@ -12,7 +12,7 @@ import numpy as np
 from cluster.errors import InputError
 from jobs.search.report.summary import fitted_rate, summary_lines
 from jobs.search.report.trial_text import format_values, leaderboard
-from jobs.search.rules.auto import rate_name, rate_range, varied_rate
+from jobs.search.rules.auto import rate_name, rate_range, varied_rate_name
 from jobs.search.rules.spec_text import format_space, format_sweep
 from jobs.search.rules.varying import short_name
 from jobs.search.trials import Trials
@@ -70,7 +70,7 @@ def over_rate(trials: Trials) -> Figure | None:
     """Plot the scores over the learning rate, in one colour for each scored step, with the fitted parabola."""
     if rate_range(trials.sweep) is None:
         return None
-    name, judged = varied_rate(trials.sweep), trials.sweep.judged
+    name, judged = varied_rate_name(trials.sweep), trials.sweep.judged
     figure = _figure(f"{judged} over the learning rate", "learning rate", judged, xaxis_type="log")
     for step in sorted({step for trial in trials.trials.values() for step, _ in trial.scores}):
         found = [(trial.values[name], score, trial.number) for trial in trials.trials.values()

@@ -16,7 +16,7 @@ from jobs.search.rules.auto import (
     extrapolates,
     rate_for_a_whole_run,
     rate_range,
-    varied_rate,
+    varied_rate_name,
 )
 from jobs.search.trials import Trials
 
@@ -52,7 +52,7 @@ def fitted_rate(trials: Trials) -> RateFit | None:
     first = next(iter(trials.ranked()), None)
     if first is None or rate_range(trials.sweep) is None:
         return None
-    name, by_step = varied_rate(trials.sweep), dict[int, list[tuple[float, float]]]()
+    name, by_step = varied_rate_name(trials.sweep), dict[int, list[tuple[float, float]]]()
     # Trials with another batch have another number of steps, and another best rate.
     for trial in [one for one in trials.searched if one.total_steps == first.total_steps]:
         for step, score in trial.scores:
@@ -107,7 +107,7 @@ def end_warning(trials: Trials) -> str | None:
     rates, best = rate_range(trials.sweep), trials.best
     if rates is None or best is None:
         return None
-    value = best.values[varied_rate(trials.sweep)]
+    value = best.values[varied_rate_name(trials.sweep)]
     width = math.log(rates.max / rates.min) if rates.min > 0 else math.inf
     for end, words in ((rates.min, "lower"), (rates.max, "upper")):
         if end > 0 and abs(math.log(value / end)) < 0.02 * width:
@@ -125,7 +125,7 @@ def highest_warning(trials: Trials) -> str | None:
     """Return a warning if `auto` found the best score at the highest rate that it compared."""
     if not brackets_rate(trials.sweep):
         return None
-    name, sign = varied_rate(trials.sweep), 1.0 if trials.sweep.lower_is_better else -1.0
+    name, sign = varied_rate_name(trials.sweep), 1.0 if trials.sweep.lower_is_better else -1.0
     compared = [trial for trial in trials.searched if not trial.without_rungs]
     scores = {trial.values[name]: sign * trial.scores[0][1] for trial in compared if trial.scores}
     if len(set(scores.values())) < 2 or min(scores.values()) < scores[highest := max(scores)]:

@@ -38,7 +38,7 @@ def rate_name(sweep: SweepSpec) -> str | None:
     return None
 
 
-def varied_rate(sweep: SweepSpec) -> str:
+def varied_rate_name(sweep: SweepSpec) -> str:
     """Return `rate_name` of a sweep whose learning rate is known to vary."""
     name = rate_name(sweep)
     assert name is not None
@@ -98,7 +98,7 @@ def compared_point(sweep: SweepSpec, scores: Mapping[float, float | None]) -> di
     prior, rates = prior_of(sweep), rate_range(sweep)
     assert rates is not None
     inside = {rate: score for rate, score in scores.items() if rates.min <= rate <= rates.max}
-    return {**prior, varied_rate(sweep): next_rate(inside, rates.min, rates.max)} if inside else prior
+    return {**prior, varied_rate_name(sweep): next_rate(inside, rates.min, rates.max)} if inside else prior
 
 
 def rate_for_a_whole_run(rate: float, share: float) -> float:
@@ -111,7 +111,9 @@ def rate_for_a_whole_run(rate: float, share: float) -> float:
 
 def whole_run_rate(sweep: SweepSpec, best: float) -> float:
     """Return the rate of a whole run, inside the range. `best`: the best rate at the rung."""
-    return float(nearest_in(sweep.dimensions[varied_rate(sweep)], rate_for_a_whole_run(best, sweep.rung_shares[0])))
+    return float(
+        nearest_in(sweep.dimensions[varied_rate_name(sweep)], rate_for_a_whole_run(best, sweep.rung_shares[0]))
+    )
 
 
 def is_near(rate: float, other: float) -> bool:
@@ -126,7 +128,7 @@ def first_whole_run(sweep: SweepSpec, best: dict[str, Any]) -> dict[str, Any] | 
     """
     if not brackets_rate(sweep) or sweep.scheduler != "halving":
         return None
-    name = varied_rate(sweep)
+    name = varied_rate_name(sweep)
     return in_space(sweep, {**best, name: whole_run_rate(sweep, best[name])})
 
 
@@ -137,7 +139,7 @@ OTHER_RATES: Final = len(_POWERS)  # of whole runs, beside the target
 def further_rate(sweep: SweepSpec, target: float, tried: Sequence[float]) -> float | None:
     """Return a rate near `target` for one more whole run, or None if each of them is near a rate in `tried`."""
     for power in _POWERS:
-        rate = float(nearest_in(sweep.dimensions[varied_rate(sweep)], target * _FURTHER**power))
+        rate = float(nearest_in(sweep.dimensions[varied_rate_name(sweep)], target * _FURTHER**power))
         if not any(is_near(rate, other) for other in tried):
             return rate
     return None
@@ -162,7 +164,7 @@ def probed_rates(sweep: SweepSpec) -> tuple[float, ...]:
     rates = rate_range(sweep)
     if rates is None or not brackets_rate(sweep) or _is_fp16(sweep):
         return ()
-    first = prior_of(sweep)[varied_rate(sweep)]
+    first = prior_of(sweep)[varied_rate_name(sweep)]
     if first >= rates.max:
         return ()
     return tuple(rate for rate in Range(min=first, max=rates.max, log=True).values(_PROBED) if rate > first)
@@ -196,5 +198,5 @@ def bounded(sweep: SweepSpec, greatest: float) -> SweepSpec:
     rates = rate_range(sweep)
     if rates is None or not rates.min < greatest < rates.max:
         return sweep
-    narrowed = {varied_rate(sweep): rates.model_copy(update={"max": greatest})}
+    narrowed = {varied_rate_name(sweep): rates.model_copy(update={"max": greatest})}
     return sweep.model_copy(update={"space": {**sweep.dimensions, **narrowed}})

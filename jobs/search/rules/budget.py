@@ -14,7 +14,7 @@ from jobs.planning import plan_batching, total_rows
 from jobs.search.rules.auto import BRACKETED, OTHER_RATES, brackets_rate, extrapolates, rate_name, rate_range
 from jobs.search.rules.rungs import ETA, cooldown_of, halving_steps, stops_of
 from jobs.search.rules.untried import listed, untried
-from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, tried
+from jobs.search.rules.varying import engines, field_meant, is_weight, trial_spec, values_to_check
 from jobs.search.trial import Trial
 from jobs.spec.finetune import Spec
 from jobs.spec.sweep import MOST_TRIALS, Budget, SweepSpec
@@ -157,7 +157,7 @@ def checked_plan(
     sweep: SweepSpec, total_steps: int, tokens_per_run: float, probe_steps: float, begun: Sequence[Trial] = ()
 ) -> BudgetPlan:
     """Return `budget_plan`. Raises SpecError: the budget does not pay for one trial."""
-    if (wrong := too_little(sweep, total_steps, runs_of(sweep.budget, tokens_per_run))) is not None:
+    if (wrong := budget_problem(sweep, total_steps, runs_of(sweep.budget, tokens_per_run))) is not None:
         raise SpecError.at("budget", wrong)
     return budget_plan(sweep, total_steps, tokens_per_run, probe_steps, begun)
 
@@ -195,7 +195,7 @@ def check_budget(sweep: SweepSpec) -> None:
 
     `checked_plan` checks a budget in tokens again, once the data is prepared.
     """
-    if (wrong := too_little(sweep, _MANY, runs_of(sweep.budget, _fewest_tokens(sweep.base)))) is not None:
+    if (wrong := budget_problem(sweep, _MANY, runs_of(sweep.budget, _fewest_tokens(sweep.base)))) is not None:
         raise SpecError.at("budget", wrong)
 
 
@@ -207,7 +207,7 @@ def _fewest_tokens(job: Spec) -> int:
         return 1
 
 
-def too_little(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
+def budget_problem(sweep: SweepSpec, total_steps: int, runs: float) -> str | None:
     """Return a message if a budget of `runs` whole runs does not pay for one trial; None if it does."""
     if sweep.scheduler != "halving":
         return None
@@ -232,7 +232,7 @@ def check_lengths(sweep: SweepSpec, steps_of: Callable[[Spec], int]) -> None:
     others = [name for name in sweep.dimensions if field_meant(name) == "train.warmup_steps" or is_weight(name)]
     rungs = dict[str, int]()
     for engine in engines(sweep):
-        each = [{**engine, name: value} for name in others for value in tried(sweep.dimensions[name])]
+        each = [{**engine, name: value} for name in others for value in values_to_check(sweep.dimensions[name])]
         for values in (engine, *each):
             said = ", ".join(f"{name} {value}" for name, value in values.items())
             try:

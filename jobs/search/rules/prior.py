@@ -10,8 +10,7 @@ from typing import Any, Final
 
 from cluster.errors import SpecError, StorageError
 from jobs.model_files.sizes import WIDTH, size_in
-from jobs.run.paths import JobPaths
-from jobs.run.summary import started_at
+from jobs.run.paths import JobPaths, time_in_name
 from jobs.search.rules.rates import CLEARLY
 from jobs.search.rules.varying import field_meant
 from jobs.spec.finetune import Spec, Train
@@ -147,7 +146,7 @@ def earlier_rates(base: Spec) -> list[float]:
     """
     with contextlib.suppress(StorageError):
         runs = [JobPaths.of(base.storage_path, name) for name in storage.list_names(base.storage_path)]
-        dated = sorted((at, run.root) for run in runs if (at := started_at(run)) is not None)
+        dated = sorted((at, run.root) for run in runs if (at := time_in_name(run.name)) is not None)
         found = [_best_of(JobPaths(root), base) for _, root in dated[-_MOST_LOOKED_AT:]]
         return [best.train.learning_rate for best in found if best is not None]
     return []

@@ -108,7 +108,7 @@ def check_space(sweep: SweepSpec) -> None:
             _check_kind(sweep, name, full)
             if isinstance(values, tuple) and (twice := [one for one in values if values.count(one) > 1]):
                 raise SpecError.at(own, f"has {twice[0]} more than once: drop the others")
-            for value in tried(values):
+            for value in values_to_check(values):
                 train = trial_spec(sweep.base, {full: value}).train
                 if train.max_steps is not None:
                     warmup_steps(train, train.max_steps)  # raises SpecError for one that is longer than the run
@@ -159,7 +159,7 @@ def _engine_choices(sweep: SweepSpec) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def tried(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
+def values_to_check(values: Range | tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the values of a dimension that are checked first: each choice, or the ends and one value between."""
     return values if isinstance(values, tuple) else (values.min, values.max, values.between)
 
@@ -176,7 +176,7 @@ def _check_kind(sweep: SweepSpec, name: str, full: str) -> None:
         raise SpecError.at(f"space.{name}", "each value needs an engine: give a list of a few values")
 
 
-def engine_of(spec: Spec) -> str:
+def engine_key(spec: Spec) -> str:
     """Return the values of ENGINE as a text. Specs with the same text can share a gang."""
     return repr([operator.attrgetter(name)(spec) for name in sorted(ENGINE)])
 

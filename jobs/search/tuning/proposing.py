@@ -28,7 +28,7 @@ from jobs.search.rules.auto import (
     in_space,
     is_near,
     prior_of,
-    varied_rate,
+    varied_rate_name,
 )
 from jobs.search.rules.untried import key_of, tried_keys, untried
 from jobs.search.rules.varying import engines
@@ -102,7 +102,7 @@ class Proposer:
 
     def _rates(self) -> dict[float, float | None]:
         """Return the scores of the compared trials by their rates, for `next_rate`."""
-        name, sign = varied_rate(self._sweep), 1.0 if self._sweep.lower_is_better else -1.0
+        name, sign = varied_rate_name(self._sweep), 1.0 if self._sweep.lower_is_better else -1.0
         found: dict[float, float | None] = {}
         for trial in [one for one in self._known.searched if not one.without_rungs]:
             score = sign * trial.scores[0][1] if trial.scores else None
@@ -118,7 +118,7 @@ class Proposer:
 
     def _whole_point(self) -> dict[str, Any] | None:
         """Return the values of the next whole run; None if the sampler proposes them, at the best trial's rate."""
-        known, sweep, name = self._known, self._sweep, varied_rate(self._sweep)
+        known, sweep, name = self._known, self._sweep, varied_rate_name(self._sweep)
         if not extrapolates(sweep):
             assert known.best is not None
             is_first = not any(trial.without_rungs for trial in known.searched)

@@ -24,7 +24,7 @@ def act_of(run: Run, state: LoopState) -> Act | None:
 
 
 def _times(run: Run, state: LoopState) -> int:
-    return forgetting.times_done(run.job.spec.remedies.forgetting, state.rate_cuts, state.replay_raises)
+    return forgetting.times_gone_back(run.job.spec.remedies.forgetting, state.rate_cuts, state.replay_raises)
 
 
 def remedied(run: Run, state: LoopState) -> LoopState:

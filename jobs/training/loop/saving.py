@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from jobs.data.order.digest_chain import row_digests, step_digest, to_hex
-from jobs.remedies.forgetting import is_past
+from jobs.remedies.forgetting import is_past_bound
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import Best, better_first
 from jobs.spec.evaluation import Checkpoint
@@ -106,9 +106,11 @@ def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
 def best_score(spec: Spec, state: LoopState) -> Best | None:
     """Return the best score so far within the bound on forgetting, including the state's own. Pure."""
     rule, before = spec.remedies.forgetting, state.metrics_before
-    if state.best is not None and is_past(rule, before, state.best.metrics):  # an earlier attempt had no such bound
+    if state.best is not None and is_past_bound(
+        rule, before, state.best.metrics
+    ):  # an earlier attempt had no such bound
         state = replace(state, best=None)
-    if is_past(rule, before, state.metrics):
+    if is_past_bound(rule, before, state.metrics):
         return state.best
     return best_of(spec.checkpoint, state, spec.eval.early_stopping_threshold)
 
@@ -120,7 +122,7 @@ def set_aside(run: Run, state: LoopState, best: Best) -> Best:
         The score whose checkpoint is kept.
     """
     kept, rule = state.set_aside, run.job.spec.remedies.forgetting
-    may_be_exported = kept is not None and not is_past(rule, state.metrics_before, kept.metrics)
+    may_be_exported = kept is not None and not is_past_bound(rule, state.metrics_before, kept.metrics)
     if kept is not None and may_be_exported and kept.metric == best.metric and better_first([kept, best])[0] is kept:
         return kept
     run.checkpoints.settle()
@@ -135,7 +137,7 @@ def bests(spec: Spec, state: LoopState) -> list[Best]:
     return better_first(
         one
         for one in found
-        if one is not None and one.metric == metric and not is_past(spec.remedies.forgetting, before, one.metrics)
+        if one is not None and one.metric == metric and not is_past_bound(spec.remedies.forgetting, before, one.metrics)
     )
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch.distributed as dist
 
 from cluster.imports import quick_imports
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, rank_name
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
 from jobs.training.collectives import of_all_ranks
@@ -91,7 +91,7 @@ def record_failure(job: Job, rank: int, node: str, error: Exception, fault: Faul
         "node": node,
         "fault": fault,
         "reason": reason_of(error, fault, rank, host, job.spec),
-        "log": job.paths.log(f"rank-{rank}"),
+        "log": job.paths.log(rank_name(rank)),
         "at": time.time(),
     }
     if fault is Fault.MEMORY:

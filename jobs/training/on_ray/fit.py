@@ -79,16 +79,8 @@ def fit(
     thread = threading.Thread(target=run, name="fit", daemon=True)
     thread.start()
     try:
-        ends_at: float | None = None
-        while thread.is_alive():
-            wakeup.wait(_POLL_S)
-            look()
-            if ends_at is None:
-                with contextlib.suppress(StorageError):  # the next look asks again
-                    grace_s = _grace_s(failures_of(job.paths))
-                    ends_at = None if grace_s is None else time.monotonic() + grace_s
-            if ends_at is not None and time.monotonic() > ends_at:
-                return None
+        if not _has_ended(thread, job, look, wakeup):
+            return None
     finally:
         left.set()
         thread.join(_LEAVES_WITHIN_S)
@@ -100,6 +92,21 @@ def fit(
         raise done["error"]
     result: Record | None = done["result"]
     return result
+
+
+def _has_ended(thread: threading.Thread, job: Job, look: Callable[[], None], wakeup: Wakeup) -> bool:
+    """Wait for the thread to end. False: a rank has failed, and the others do not end in the time that they get."""
+    ends_at: float | None = None
+    while thread.is_alive():
+        wakeup.wait(_POLL_S)
+        look()
+        if ends_at is None:
+            with contextlib.suppress(StorageError):  # the next look asks again
+                grace_s = _grace_s(failures_of(job.paths))
+                ends_at = None if grace_s is None else time.monotonic() + grace_s
+        if ends_at is not None and time.monotonic() > ends_at:
+            return False
+    return True
 
 
 def _grace_s(failures: Sequence[Record]) -> float | None:

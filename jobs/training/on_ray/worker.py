@@ -7,6 +7,7 @@ from typing import Any
 
 from cluster.imports import quick_imports
 from jobs.console import redirected_output
+from jobs.run.paths import rank_name
 from jobs.storage.journal import Record
 from jobs.training.pulse import PulseWriter
 from jobs.training.vitals import Vitals
@@ -23,7 +24,7 @@ def ray_worker(config: dict[str, Any]) -> Record | None:
     job: Job = config["job"]
     first: int | None = config.get("first")
     rank = ray.train.get_context().get_world_rank()
-    log = redirected_output(job.paths.log(f"rank-{rank}"))
+    log = redirected_output(job.paths.log(rank_name(rank)))
     with log, Vitals(job.driver, rank), PulseWriter(job.driver if first is None else "", rank) as pulse:
         with quick_imports():
             from jobs.training.loop.loop import train

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from cluster.errors import InputError
 from jobs.run.find import storage_root
 from orchestrator.cli.options import Json, Storage, duration_s, size_bytes
 from orchestrator.gc.values import Bounds, Held
@@ -61,8 +60,6 @@ def gc(
         checkpoints_only,
         prepared,
     )
-    if storage == "":
-        raise InputError("--storage is empty: is a shell variable not set?")
     root, now_s = storage_root(storage), time.time()
     found = look(root, now_s)
     url = url_to_ask() if bounds.any and not no_server else None

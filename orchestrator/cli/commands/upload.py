@@ -12,10 +12,10 @@ from typing import Annotated, Final
 import typer
 
 from cluster.text import byte_size, many
+from jobs.spec.data import DATA_SUFFIXES
 from jobs.storage import upload as uploading
 from orchestrator.cli.options import Json, Quiet
 
-DATA_SUFFIXES: Final = (".json", ".jsonl", ".ndjson", ".parquet", ".csv", ".tsv", ".arrow", ".gz", ".zst", ".txt")
 LOGGED_EVERY_S: Final = 5.0  # seconds between lines of progress without a terminal
 
 

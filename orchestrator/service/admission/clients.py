@@ -6,11 +6,12 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cluster.local.locks import try_lock
 from orchestrator.queue.errors import JobEnded, QueueError
+from orchestrator.queue.names import CLIENTS, client_lock
 from orchestrator.queue.records import Job, ray_submission_of
 from orchestrator.queue.states import DesiredState
 from orchestrator.queue.store import Change
@@ -77,15 +78,19 @@ def _cancel(context: ServiceContext, jobs: Sequence[Job], by: str) -> int:
 def forget_the_gone(context: ServiceContext, home: Path) -> None:
     """Remove the lock files of clients that are gone and have no jobs left. Raises StoreBroken."""
     needed = {job.client for job in context.store.of_clients()}
-    for path in sorted((home / "clients").glob("*.lock")):
+    for path in sorted(_locks(home)):
         with contextlib.suppress(OSError):
             old = time.time() - path.stat().st_mtime > _NEW_S  # a new file may be about to be locked
             if old and path.stem not in needed and not is_alive(home, path.stem):
                 path.unlink()
 
 
+def _locks(home: Path) -> Iterator[Path]:
+    return (home / CLIENTS).glob(client_lock(home, "*").name)
+
+
 def any_alive(home: Path) -> bool:
-    return any(is_alive(home, path.stem) for path in (home / "clients").glob("*.lock"))
+    return any(is_alive(home, path.stem) for path in _locks(home))
 
 
 def is_alive(home: Path, client: str) -> bool:
@@ -93,7 +98,7 @@ def is_alive(home: Path, client: str) -> bool:
     if not _NAME.fullmatch(client):
         return True
     try:
-        descriptor = os.open(home / "clients" / f"{client}.lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(client_lock(home, client), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     except OSError:

@@ -7,6 +7,7 @@ import hmac
 import re
 import secrets
 
+from orchestrator.queue.names import submission_of
 from orchestrator.queue.records import Job
 from orchestrator.queue.store import Store
 
@@ -30,8 +31,8 @@ def _created_once(store: Store, name: str, value: str) -> str:
 
 
 def attempt_token(key: str, job_id: str, attempt: int) -> str:
-    """Make the token of an attempt: `{job_id}-{attempt}.{HMAC-SHA256 of that}`, which can be verified by itself."""
-    submission = f"{job_id}-{attempt}"
+    """Make the token of an attempt: `{submission}.{HMAC-SHA256 of that}`, which can be verified by itself."""
+    submission = submission_of(job_id, attempt)
     return f"{submission}.{_signature(key, submission)}"
 
 
@@ -59,7 +60,7 @@ class DriverKey:
 
     def fits(self, token: str, job_id: str, attempt: int) -> bool:
         """Whether a token belongs to this attempt. Compared in constant time."""
-        known = _signature(self.value(), f"{job_id}-{attempt}")
+        known = _signature(self.value(), submission_of(job_id, attempt))
         return hmac.compare_digest(known.encode(), signature_of(token).encode("utf-8", "replace"))
 
     def knows(self, token: str) -> bool | None:

@@ -119,25 +119,10 @@ class Explainer:
             return _said(
                 StateExplanation(reason, next_step="wait; if they do not come back, ask the admin of the cluster")
             )
-        row = moment.row_of.get(job.job_id)
-        if row is None:
-            return _said(StateExplanation(f"{job.job_id} is new in the queue: ask again in a few seconds"))
-        try:
-            check_can_ever_fit(job.gang, moment.cluster.inventory)
-        except CapacityError as error:
-            next_step = (
-                f"wait until such nodes are added; or fleetune cancel {job.job_id}, and submit it with a smaller gang"
-            )
-            return _said(
-                StateExplanation(f"{job.job_id} waits for machines that are not there: {error}", next_step=next_step)
-            )
-        tenant = moment.tenants.get(job.tenant)
-        if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
-            return _said(
-                state_text.describe_hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s)
-            )
-        found = why(moment.snapshot, self._context.policy, row)
-        expected = self._expected(moment, found) if moment.snapshot.waiting[row] else None
+        if (unplanned := _why_not_planned(job, moment)) is not None:
+            return _said(unplanned)
+        found = why(moment.snapshot, self._context.policy, moment.row_of[job.job_id])
+        expected = self._expected(moment, found) if moment.snapshot.waiting[found.row] else None
         names = [_name(one, caller) for one in moment.jobs]
         labels = moment.cluster.inventory.labels
         called = [labels.get(node, node) for node in moment.snapshot.cluster.names]
@@ -151,7 +136,7 @@ class Explainer:
             state_text.describe_outside_programs(
                 found, self._others(moment) if any(node.foreign for node in found.nodes) else ()
             ),
-            state_text.describe_limit(found, tenant),
+            state_text.describe_limit(found, moment.tenants.get(job.tenant)),
             format_growth(moment.cluster.inventory) if found.obstacle in _FOR_WANT_OF_ROOM else "",
         ]
         reason = why_reason(found, moment.snapshot, names)
@@ -240,6 +225,23 @@ class Explainer:
 
 def _name(job: Job, caller: Caller) -> str:
     return job.job_id if caller.may_see(job.tenant) else f"a job of tenant {job.tenant}"
+
+
+def _why_not_planned(job: Job, moment: _Moment) -> StateExplanation | None:
+    """Return why no plan can start a job, whatever the other jobs do; None: a plan can. Pure."""
+    if job.job_id not in moment.row_of:
+        return StateExplanation(f"{job.job_id} is new in the queue: ask again in a few seconds")
+    try:
+        check_can_ever_fit(job.gang, moment.cluster.inventory)
+    except CapacityError as error:
+        next_step = (
+            f"wait until such nodes are added; or fleetune cancel {job.job_id}, and submit it with a smaller gang"
+        )
+        return StateExplanation(f"{job.job_id} waits for machines that are not there: {error}", next_step=next_step)
+    tenant = moment.tenants.get(job.tenant)
+    if tenant is not None and job.gang.gpus_per_worker and job.tenant in moment.cluster.spent:
+        return state_text.describe_hours_used_up(job, tenant, moment.cluster.gpu_hours, moment.snapshot.now_s)
+    return None
 
 
 def _said(

@@ -11,9 +11,10 @@ from cluster.backend import MAX_OUTPUT_BYTES, Backend
 from cluster.errors import StorageError
 from cluster.text import did_you_mean
 from jobs.run.outcome import outcome_of
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, rank_name
 from orchestrator.api import LogPart, LogSources, MetricsPart
 from orchestrator.queue.errors import UnknownSource
+from orchestrator.queue.names import OUTPUT, output_of, submission_of
 from orchestrator.queue.records import Job
 from orchestrator.queue.states import ENDED, HOLDS_A_LEASE, State
 from orchestrator.service.context.context import ServiceContext
@@ -24,8 +25,8 @@ from orchestrator.service.observability.scrub import Scrubber
 PART_BYTES, END_BYTES = MAX_OUTPUT_BYTES - (128 << 10), 256 << 10
 _MOST_BEGIN = 1 << 62  # behind the end of every file; the kernel refuses offsets near 2**63
 _MOST_OUTCOME_BYTES = 16 << 20  # large, because an outcome may contain a confusion matrix
-OUTPUT, LOGS = "output", "logs"
-_OUTPUT_OF = re.compile(r"output(?:-([1-9][0-9]{0,8}))?")
+LOGS = "logs"
+_OUTPUT_OF = re.compile(rf"{OUTPUT}(?:-([1-9][0-9]{{0,8}}))?")
 _LOG = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,99})\.log")
 
 
@@ -37,7 +38,7 @@ def sources(context: ServiceContext, job: Job) -> LogSources:
         StorageOutage: the storage does not answer now.
     """
     outputs = [OUTPUT] if job.attempt else []
-    outputs += [f"{OUTPUT}-{attempt}" for attempt in range(1, job.attempt)]
+    outputs += [output_of(attempt) for attempt in range(1, job.attempt)]
     files = RunFiles.of(context, job)
     found = _logs(files)
     failed = _log_of_failed_rank(files) if files is not None and job.state is State.FAILED else None
@@ -61,7 +62,7 @@ def part(context: ServiceContext, job: Job, source: str, after: int | None, scru
     attempt = _attempt(job, source)
     if attempt is not None:
         over = attempt < job.attempt or job.state not in HOLDS_A_LEASE
-        log: _Log = _Output(context.backend, f"{job.job_id}-{attempt}")
+        log: _Log = _Output(context.backend, submission_of(job.job_id, attempt))
     else:
         over = job.state in ENDED
         log = _LogOfRun(_run_with(context, job, source), f"{source}.log")
@@ -142,7 +143,7 @@ def _log_of_failed_rank(files: RunFiles) -> str | None:
         rank = outcome_of(files.read("", JobPaths("").outcome, 0, _MOST_OUTCOME_BYTES), files.run).rank
     except (StorageError, ValueError):  # a killed run has no outcome; a newer release's cannot be read
         return None
-    return None if rank is None else f"rank-{rank}"
+    return None if rank is None else rank_name(rank)
 
 
 def _run_with(context: ServiceContext, job: Job, source: str) -> RunFiles:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from jobs import sweep as sweeps
+from jobs.drivers import stop_request
 from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
@@ -27,7 +28,7 @@ def test_what_fleetune_stop_leaves_interrupts_the_preparation(tmp_path: Path, mo
         raise AssertionError("nothing has interrupted it")
 
     monkeypatch.setattr(sweeps, "validate", lambda base, **named: SimpleNamespace(spec=base, warnings=()))
-    monkeypatch.setattr(sweeps, "_LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(stop_request, "_LOOK_EVERY_S", 0.1)
     monkeypatch.setitem(sys.modules, "jobs.search.driver.drive", SimpleNamespace(drive_sweep=drive_sweep))
     outcome = sweeps.run_sweep(sweep, address="auto", progress=NoProgress(), root=str(tmp_path / "run"))
     assert outcome.status is Status.INTERRUPTED

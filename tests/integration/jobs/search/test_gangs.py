@@ -16,7 +16,7 @@ from jobs.run.attempts import take_run
 from jobs.search.driver import gangs, warm_gang
 from jobs.search.driver.gangs import Gangs
 from jobs.search.driver.warm_gang import GangLost, GangWaits
-from jobs.search.rules.varying import engine_of, trial_spec
+from jobs.search.rules.varying import engine_key, trial_spec
 from jobs.spec.finetune import Spec
 from jobs.training.mailbox import Answer, GangTask, Mailbox
 from jobs.training.worker_input import Job
@@ -32,7 +32,7 @@ class Started:
         self.spec, self.root, self.ended = job.spec, job.run_root, False
         self.waits_for_room = self.is_lost_next = False
         self.runs = list[str]()
-        self.engine, self.dead = engine_of(job.spec), self.failures.get(job.spec.train.global_batch_size)
+        self.engine, self.dead = engine_key(job.spec), self.failures.get(job.spec.train.global_batch_size)
         self.every.append(self)
 
     failures: dict[int | None, Exception]

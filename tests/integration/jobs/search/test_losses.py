@@ -13,6 +13,7 @@ from cluster.errors import MachinesFailed
 from jobs.run.checkpoints import commit_path, newest_step_if_known
 from jobs.run.paths import JobPaths
 from jobs.search.driver import drive, searching
+from jobs.search.driver.conclusion import concluded_sweep
 from jobs.search.driver.trial_files import unanswered
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.trial import Trial
@@ -68,9 +69,9 @@ def test_a_combination_whose_gangs_were_lost_is_named_and_tried_again_by_a_resum
     lost = served(search, 1e-5, iter([0, 0, 0]))
     assert lost.state == "failed" and "lost 3 times without a newer checkpoint" in str(lost.reason)
     with pytest.raises(MachinesFailed, match="1 of 1 ended so: its gang was lost 3 times"):
-        drive.concluded_sweep(search)
+        concluded_sweep(search)
     served(search, 1e-4, iter([FINISHED]))
-    drive.concluded_sweep(search)
+    concluded_sweep(search)
     said = capsys.readouterr().out
     assert "not tried to the end, because gangs were lost: trial 1 (learning_rate 1.0e-05)" in said
     assert f"fleetune run --resume {search.paths.root}" in said

@@ -18,7 +18,8 @@ from jobs.run.paths import JobPaths
 from jobs.run.record import how_to_go_on, outcome_of_error
 from jobs.run.requests import ask_to_stop
 from jobs.search.changes import Change, Changes
-from jobs.search.driver import drive, searching
+from jobs.search.driver import searching
+from jobs.search.driver.conclusion import concluded_sweep
 from jobs.search.driver.trial_files import ask_to_save_and_end
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
@@ -68,7 +69,7 @@ def test_what_fleetune_stop_leaves_ends_the_search(tmp_path: Path, monkeypatch: 
     assert not search.asked_to_stop() and search.next_kind() == "compared"
     request_stop(search)
     assert search.asked_to_stop() and search.next_kind() == "stopped"
-    outcome = drive.concluded_sweep(search)
+    outcome = concluded_sweep(search)
     assert outcome.status is Status.INTERRUPTED and str(outcome.reason).startswith("stopped on request")
 
 
@@ -95,7 +96,7 @@ def test_where_all_rates_have_failed_no_whole_run_is_begun_at_the_best_of_them(
         ledger.answered(ledger.add({"learning_rate": rate}), Answer(status="failed", reason="diverged"))
     assert search.next_kind() == "done"
     with pytest.raises(RunFailed, match="2 of 2 ended so: diverged"):
-        drive.concluded_sweep(search)
+        concluded_sweep(search)
     assert "log the end of rank-0.log:\nTraceback of diverged" in capsys.readouterr().out
 
 
@@ -109,7 +110,7 @@ def test_a_search_that_gave_up_says_so_and_offers_no_resume(tmp_path: Path, monk
     fail(search.ledger, [1e-5 * number for number in range(1, 9)])
     assert search.next_kind() == "done"
     with pytest.raises(RunFailed, match=r"8 of 8 .* gave up after 8 failures; 2 of 10 trials were not tried") as caught:
-        drive.concluded_sweep(search)
+        concluded_sweep(search)
     assert how_to_go_on(search.paths, outcome_of_error(caught.value), is_search=True) is None
 
 
@@ -121,7 +122,7 @@ def test_a_search_whose_budget_ended_before_a_success_names_what_extends_it(
     with pytest.raises(
         RunFailed, match=r"begin no trial: extend the budget \(fleetune sweep extend .*\), or start a new"
     ):
-        drive.concluded_sweep(search)
+        concluded_sweep(search)
 
 
 def test_a_grid_tries_all_points_though_many_have_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,14 +133,14 @@ def test_a_grid_tries_all_points_though_many_have_failed(tmp_path: Path, monkeyp
     assert search.next_kind() == "compared"
     fail(search.ledger, rates[9:])
     with pytest.raises(RunFailed, match=r"10 of 10 .* A resume would begin no trial: start a new sweep"):
-        drive.concluded_sweep(search)
+        concluded_sweep(search)
 
 
 def test_trials_whose_metric_failed_are_left_to_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = search_in(tmp_path, monkeypatch)
     fail(search.ledger, [1e-5, 2e-5], metric_failed="later")
     with pytest.raises(RunFailed, match="A resume tries the trials again whose metric failed") as caught:
-        drive.concluded_sweep(search)
+        concluded_sweep(search)
     assert how_to_go_on(search.paths, outcome_of_error(caught.value), is_search=True) is not None
 
 
@@ -168,7 +169,7 @@ def test_only_where_all_trials_have_diverged_is_another_attempt_useless(
     for rate, answer in ends.items():
         search.ledger.answered(search.ledger.add({"learning_rate": rate}), answer)
         with pytest.raises(RunFailed) as failure:
-            drive.concluded_sweep(search)
+            concluded_sweep(search)
         useless.append(outcome_of_error(failure.value).diverged)
         assert ("usually lower learning rates" in str(failure.value)) == useless[-1]
     assert useless == [True, True, False]
@@ -184,7 +185,7 @@ def test_a_best_trial_that_is_worse_than_the_base_model_is_told(
             status="finished", step=8, total_steps=8, metrics={"eval_loss": after}, base={"eval_loss": 0.69}
         )
         search.ledger.answered(search.ledger.add({"learning_rate": rate}), answer)
-    assert drive.concluded_sweep(search).status is Status.SUCCEEDED
+    assert concluded_sweep(search).status is Status.SUCCEEDED
     said = "eval_loss of the best trial is worse than before training: 15.6 after 0.69"
     assert (said in capsys.readouterr().out) is is_told
 
@@ -206,7 +207,7 @@ def test_workers_of_an_earlier_driver_do_not_take_part_in_the_export(
         return Answer(status="exported")
 
     search.gangs.carry_out = carry_out  # type: ignore[method-assign]
-    assert drive.concluded_sweep(search).model_path == trial.paths.model
+    assert concluded_sweep(search).model_path == trial.paths.model
     assert tasks[0].driver == Path(trial.paths.driver).read_text()
     assert (tasks[0].driver == earlier) is not resumed
 
@@ -228,7 +229,7 @@ def test_a_stop_is_heard_while_the_model_is_exported(
         return Answer(status="exported")
 
     search.gangs.carry_out = carry_out  # type: ignore[method-assign]
-    outcome = drive.concluded_sweep(search)
+    outcome = concluded_sweep(search)
     ended.set()
     assert outcome.status is Status.INTERRUPTED and "while the model of trial 1 was exported" in str(outcome.reason)
 
@@ -315,5 +316,5 @@ def test_repeats_that_the_budget_has_no_time_for_are_told(
     trial = search.ledger.add({"learning_rate": 1e-4})
     search.ledger.answered(trial, Answer(status="finished", step=8, metrics={"eval_loss": 0.5}, seconds=1.0))
     assert search.next_kind() == "done"
-    assert drive.concluded_sweep(search).status is Status.SUCCEEDED
+    assert concluded_sweep(search).status is Status.SUCCEEDED
     assert "warning the budget has no time for 2 repeats of the best trials" in capsys.readouterr().out

@@ -17,6 +17,7 @@ from cluster.errors import InputError, StorageError
 from jobs.storage import files as storage
 from jobs.storage.listing import listing
 from jobs.storage.upload import plan_upload, upload
+from orchestrator.cli.commands.upload import spec_field
 from orchestrator.cli.commands.upload import upload as command
 from orchestrator.cli.help_groups import command_group
 from tests.support.cutstorage import Cut, changes
@@ -69,6 +70,11 @@ def test_a_directory_arrives_as_it_is_and_what_to_write_is_said(model: pathlib.P
     assert done.exit_code == 0, done.output
     assert f"in the spec:  model.path: {target}" in done.output
     assert contents(target) == contents_of_local(model)
+
+
+@pytest.mark.parametrize(("name", "field"), [("a.jsonl.gz", "data.train"), ("A.CSV", "data.train"), ("a.zst", None)])
+def test_the_field_is_named_only_if_it_takes_such_a_file(name: str, field: str | None) -> None:
+    assert spec_field(name) == field
 
 
 def contents_of_local(folder: pathlib.Path) -> dict[str, bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.preflight.kept import kept_cpu_speed, remember, was_tried
+from jobs.preflight.cache import cached_cpu_speed, remember_tried, was_tried
 from jobs.spec.finetune import Spec
 
 
@@ -38,12 +38,12 @@ def spec(**model: Any) -> Spec:
 def speed(measured: float) -> tuple[float, float]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))
-        return kept_cpu_speed(1, lambda: (measured, measured))
+        return cached_cpu_speed(1, lambda: (measured, measured))
 
 
 def test_a_model_is_remembered_whatever_its_path_and_weights(model: Path) -> None:
     assert not was_tried(spec(), str(model))
-    remember(spec(), str(model))
+    remember_tried(spec(), str(model))
     write_weights(model, [2, 2], 7)
     assert was_tried(spec(path="/elsewhere"), str(model))
 
@@ -58,21 +58,21 @@ def test_a_model_is_remembered_whatever_its_path_and_weights(model: Path) -> Non
     ],
 )
 def test_another_configuration_tokenizer_or_shape_is_tried_anew(model: Path, change: Callable[[Path], object]) -> None:
-    remember(spec(), str(model))
+    remember_tried(spec(), str(model))
     change(model)
     assert not was_tried(spec(), str(model))
 
 
 def test_another_kernel_is_tried_anew(model: Path) -> None:
-    remember(spec(), str(model))
+    remember_tried(spec(), str(model))
     assert not was_tried(spec(attn_implementation="eager"), str(model))
 
 
 def test_another_method_is_tried_anew(model: Path) -> None:
-    remember(spec(), str(model))
+    remember_tried(spec(), str(model))
     lora = spec().model_copy(update={"method": spec().method.model_copy(update={"kind": "lora"})})
     assert not was_tried(lora, str(model))
-    remember(lora, str(model))
+    remember_tried(lora, str(model))
     assert was_tried(lora, str(model))
     other = lora.model_copy(update={"lora": lora.lora.model_copy(update={"target_modules": ("q_proj",)})})
     assert not was_tried(other, str(model))
@@ -80,7 +80,7 @@ def test_another_method_is_tried_anew(model: Path) -> None:
 
 def test_a_cache_that_cannot_be_written_is_done_without(model: Path, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the directory would be")
-    remember(spec(), str(model))
+    remember_tried(spec(), str(model))
     assert not was_tried(spec(), str(model))
     assert (speed(1.0), speed(2.0)) == ((1.0, 1.0), (2.0, 2.0))
 

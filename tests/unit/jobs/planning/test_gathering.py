@@ -17,7 +17,7 @@ def gathering(sizes: tuple[int, ...] = (100, 100, 100), gloo: bool = False, **ch
         "param_persistence_threshold": 10,
         "max_reuse_distance": 0,
     } | changes
-    return Gathering(sizes, [*FORWARD, *BACKWARD], Strategy(**settings), num_workers=2, width=2, gloo=gloo)
+    return Gathering(sizes, [*FORWARD, *BACKWARD], Strategy(**settings), num_workers=2, element_bytes=2, gloo=gloo)
 
 
 def highest(held: Gathering) -> int:

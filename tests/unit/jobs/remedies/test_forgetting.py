@@ -16,11 +16,11 @@ from jobs.remedies.forgetting import (
     format_rate,
     format_replay,
     has_room,
-    is_past,
+    is_past_bound,
     rate_factor,
     return_report,
     stop_report,
-    times_done,
+    times_gone_back,
 )
 from jobs.run.checkpoints import Best
 from jobs.run.metric_names import GENERAL_LOSS
@@ -42,12 +42,12 @@ def after(loss: float) -> dict[str, float]:
 def test_the_bound_is_a_share_of_the_first_value_and_a_loss_that_is_no_number_is_past_it(
     loss: float, past: bool
 ) -> None:
-    assert is_past(LOWER, BEFORE, after(loss)) is past
+    assert is_past_bound(LOWER, BEFORE, after(loss)) is past
 
 
 def test_without_a_bound_or_without_both_values_nothing_is_past_it() -> None:
-    assert not is_past(Forgetting(), BEFORE, after(40.0))
-    assert not is_past(LOWER, BEFORE, {"eval_loss": 2.0}) and not is_past(LOWER, {}, after(40.0))
+    assert not is_past_bound(Forgetting(), BEFORE, after(40.0))
+    assert not is_past_bound(LOWER, BEFORE, {"eval_loss": 2.0}) and not is_past_bound(LOWER, {}, after(40.0))
 
 
 def test_a_bound_needs_a_base_loss_that_is_a_positive_number() -> None:
@@ -74,8 +74,8 @@ def test_the_share_of_replay_is_raised_three_times_and_then_the_run_stops() -> N
     acts = [act_of(REPLAY, BEFORE, after(5.0), times) for times in range(5)]
     assert acts == [Act.GO_BACK] * 3 + [Act.STOP] * 2
     raises = (ReplayRaise(step=4, times=1), ReplayRaise(step=9, times=3))
-    assert [times_done(rule, 2, raises) for rule in (REPLAY, LOWER, STOP)] == [3, 2, 2]
-    assert times_done(REPLAY, 2, ()) == 0
+    assert [times_gone_back(rule, 2, raises) for rule in (REPLAY, LOWER, STOP)] == [3, 2, 2]
+    assert times_gone_back(REPLAY, 2, ()) == 0
 
 
 def test_the_acts_name_their_cause_their_effect_and_what_to_change() -> None:

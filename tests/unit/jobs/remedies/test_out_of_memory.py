@@ -17,10 +17,10 @@ from jobs.remedies.out_of_memory import (
     Rung,
     Shortage,
     Where,
-    changed,
     fields_of_batch,
     format_tried,
-    next_rung,
+    next_change,
+    with_change,
     with_remedies,
 )
 from jobs.run.paths import JobPaths
@@ -39,9 +39,9 @@ def spec_of(**changes: Any) -> Spec:
 def ladder(spec: Spec, where: Where, *, of_host: bool = False, checkpointing: bool = True) -> list[str]:
     """All changes until none is left, as `field=value`."""
     steps = []
-    while (change := next_rung(spec, Shortage(where, of_host), checkpointing=checkpointing)) is not None:
+    while (change := next_change(spec, Shortage(where, of_host), checkpointing=checkpointing)) is not None:
         steps.append(f"{change.field.rpartition('.')[2]}={change.after}")
-        spec = changed(spec, change)
+        spec = with_change(spec, change)
         assert len(steps) < 50
     return steps
 
@@ -85,9 +85,9 @@ def test_no_change_helps_the_host_of_gpu_workers_and_every_change_helps_that_of_
 
 def test_an_evaluation_is_halved_from_the_rows_that_it_really_had() -> None:
     """The limit of its logits may have made the batch smaller than the spec allows."""
-    change = next_rung(spec_of(eval__per_device_eval_batch_size=64), Shortage(Where.EVALUATION, False, 6))
+    change = next_change(spec_of(eval__per_device_eval_batch_size=64), Shortage(Where.EVALUATION, False, 6))
     assert change == Change(Rung.EVAL_BATCH, 64, 3)
-    assert next_rung(spec_of(eval__per_device_eval_batch_size=64), Shortage(Where.EVALUATION, False, 1)) is None
+    assert next_change(spec_of(eval__per_device_eval_batch_size=64), Shortage(Where.EVALUATION, False, 1)) is None
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_the_global_batch_stays_whatever_the_spec_gives(given: dict[str, Any]) -
     spec = spec_of(train__per_device_train_batch_size=5, **given)
     rows = plan_batching(spec).rows
     for micro_batch in (2, 1):
-        change = next_rung(spec, Shortage(Where.TRAINING, False))
+        change = next_change(spec, Shortage(Where.TRAINING, False))
         assert change is not None
-        spec = changed(spec, change)
+        spec = with_change(spec, change)
         batching = plan_batching(spec)
         assert (batching.rows, batching.per_device) == (rows, micro_batch)
     assert Spec.model_validate(spec.model_dump()) == spec
@@ -117,12 +117,12 @@ def test_an_elastic_job_keeps_its_rows_on_every_number_of_workers() -> None:
     spec = spec_of(
         train__per_device_train_batch_size=4, train__global_batch_size=16, resources__num_workers={"min": 1, "max": 4}
     )
-    change = next_rung(spec, Shortage(Where.TRAINING, False))
+    change = next_change(spec, Shortage(Where.TRAINING, False))
     assert change is not None
     for number in worker_numbers(spec):
-        on_these = changed(with_workers(spec, number), change)
+        on_these = with_change(with_workers(spec, number), change)
         assert plan_batching(on_these).rows == 16 and plan_batching(on_these).num_workers == number
-    assert set(worker_numbers(spec)) <= set(worker_numbers(changed(spec, change)))
+    assert set(worker_numbers(spec)) <= set(worker_numbers(with_change(spec, change)))
 
 
 @pytest.mark.parametrize(
@@ -140,10 +140,10 @@ def test_the_advice_for_a_new_run_keeps_its_rows(given: dict[str, Any], also: di
     spec = spec_of(train__per_device_train_batch_size=8, resources__num_workers=2, **given)
     rows, remedies = plan_batching(spec).rows, list[Remedy]()
     for _ in range(2):
-        change = next_rung(spec, Shortage(Where.TRAINING, False))
+        change = next_change(spec, Shortage(Where.TRAINING, False))
         assert change is not None
         remedies.append(remedy(change.rung, change.before, change.after, also=fields_of_batch(spec, change)))
-        spec = changed(spec, change)
+        spec = with_change(spec, change)
     said = ", ".join(f"{name}: {json.dumps(value)}" for name, value in also.items())
     assert next_time(remedies) == f"set train.per_device_train_batch_size: 2{said and f', {said}'} in the spec"
     written = spec_of(train__per_device_train_batch_size=8, resources__num_workers=2, **given)

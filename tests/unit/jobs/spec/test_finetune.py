@@ -133,6 +133,8 @@ def test_nothing_can_be_assigned() -> None:
             "metric_for_best_model is lm_eval_arc_easy_acc, but",
         ),
         ({"data": {"eval": "/e"}, "checkpoint": {"metric_for_best_model": "eval_los"}}, "; did you mean loss\\?"),
+        ({"checkpoint": {"metric_for_best_model": "eval_loss"}}, "metric_for_best_model needs held-out samples"),
+        ({"checkpoint": {"greater_is_better": True}}, "greater_is_better needs metric_for_best_model"),
     ],
 )
 def test_contradiction_is_refused(sections: dict[str, Any], expected: str) -> None:

@@ -15,7 +15,7 @@ from jobs.run.record import open_run
 from jobs.search.rules.budget import check_lengths
 from jobs.search.rules.checking import check_sweep_resumable
 from jobs.search.rules.spec_text import format_space
-from jobs.search.rules.varying import ENGINE, VARYING, check_space, engine_of, engines, field_meant, trial_spec
+from jobs.search.rules.varying import ENGINE, VARYING, check_space, engine_key, engines, field_meant, trial_spec
 from jobs.spec.checking.lines import parse
 from jobs.spec.checking.overrides import override
 from jobs.spec.finetune import Spec
@@ -102,8 +102,8 @@ def test_fields_of_the_engine_and_weights_of_sources_may_vary(tmp_path: Path) ->
     spec = trial_spec(sweep.base, {"bf16": True, "data.train.1.weight": 3.5})
     assert spec.train.bf16
     assert [source.weight for source in spec.data.train] == [1.0, 3.5]
-    assert engine_of(spec) != engine_of(sweep.base)
-    assert engine_of(trial_spec(sweep.base, {"data.train.1.weight": 3.5, "seed": 9})) == engine_of(sweep.base)
+    assert engine_key(spec) != engine_key(sweep.base)
+    assert engine_key(trial_spec(sweep.base, {"data.train.1.weight": 3.5, "seed": 9})) == engine_key(sweep.base)
     assert format_space(sweep) == "bf16 True|False, train.1.weight 1..4"
 
 

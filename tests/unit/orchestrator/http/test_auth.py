@@ -12,18 +12,6 @@ from orchestrator.service.context.caller import ANYBODY
 from orchestrator.store import open_store
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.9.9.9", "::1", "[::1]", "a.localhost"])
-def test_loopback_by_any_name(host: str) -> None:
-    assert auth.is_loopback(host)
-
-
-@pytest.mark.parametrize(
-    "host", ["0.0.0.0", "10.0.0.1", "example.org", "localhost.example.org", "", "::", "127.1.evil"]
-)
-def test_what_is_not_loopback(host: str) -> None:
-    assert not auth.is_loopback(host)
-
-
 @pytest.mark.parametrize(
     "headers",
     [

@@ -10,7 +10,7 @@ import pytest
 from cluster.backend import Phase, Submission
 from orchestrator.queue.clock import Timing
 from orchestrator.queue.records import Job
-from orchestrator.queue.retry import BUDGETS, landing, may_start_at_s, why_ended
+from orchestrator.queue.retry import BUDGETS, may_start_at_s, state_after_stop, why_ended
 from orchestrator.queue.states import ENDED, MAY_GO_TO, WOULD_FAIL_AGAIN, DesiredState, Reason, State
 from orchestrator.queue.transitions import Observation, next_transition
 from orchestrator.queue.wording import advice
@@ -104,7 +104,7 @@ def test_a_driver_that_is_silent_for_hours_is_stopped_and_one_that_ended_meanwhi
     assert went(one, seen(of(one, Phase.RUNNING), silent_s={one.submission: 6 * 3600.0})) is None
     assert went(one, seen(of(one, Phase.RUNNING), silent_s=silent)) == (State.STOPPING, Reason.SILENT)
     assert went(one, seen(of(one, Phase.SUCCEEDED), silent_s=silent)) == (State.SUCCEEDED, Reason.FINISHED)
-    assert landing(replace(one, state=State.STOPPING, reason=Reason.SILENT))[0] is State.QUEUED
+    assert state_after_stop(replace(one, state=State.STOPPING, reason=Reason.SILENT))[0] is State.QUEUED
 
 
 def test_what_can_never_start_is_not_tried_again() -> None:
@@ -184,9 +184,9 @@ def test_a_job_whose_parent_has_failed_fails_with_a_word_on_it() -> None:
 def test_each_reason_of_stopping_lands_somewhere_and_budgets_are_apart() -> None:
     for reason, budget in BUDGETS.items():
         one = job(state=State.STOPPING, reason=reason, retries={Reason.NODE_LOST: 3, Reason.PREEMPTED: 99})
-        assert landing(one)[0] is State.QUEUED
+        assert state_after_stop(one)[0] is State.QUEUED
         if budget is not None:
-            state, text = landing(replace(one, retries={reason: budget}))
+            state, text = state_after_stop(replace(one, retries={reason: budget}))
             assert state is State.FAILED and str(budget) in text
 
 
@@ -202,15 +202,15 @@ def test_what_failed_at_once_is_not_started_at_once_again() -> None:
 def test_a_job_that_runs_out_of_memory_is_tried_again_twice_after_a_pause_and_then_fails() -> None:
     reason = Reason.OUT_OF_MEMORY
     stopping = job(state=State.STOPPING, reason=reason, message="rank 0 ran out of memory")
-    assert landing(replace(stopping, retries={reason: 1})) == (State.QUEUED, "rank 0 ran out of memory")
-    assert landing(replace(stopping, retries={reason: 2}))[0] is State.FAILED
+    assert state_after_stop(replace(stopping, retries={reason: 1})) == (State.QUEUED, "rank 0 ran out of memory")
+    assert state_after_stop(replace(stopping, retries={reason: 2}))[0] is State.FAILED
     assert may_start_at_s(job(reason=reason, retries={reason: 1}, waiting_since_s=NOW_S)) == NOW_S + 10.0
     assert "memory" in advice(reason, "x")
 
 
 def test_a_job_that_diverged_fails_without_another_attempt_and_no_retry_is_advised() -> None:
     stopping = job(state=State.STOPPING, reason=Reason.DIVERGED, message="the loss of step 3 is nan")
-    assert landing(stopping) == (State.FAILED, "the loss of step 3 is nan")
+    assert state_after_stop(stopping) == (State.FAILED, "the loss of step 3 is nan")
     assert "a lower train.learning_rate" in advice(Reason.DIVERGED, "x")
     assert not any("retry" in advice(reason, "x") for reason in WOULD_FAIL_AGAIN)
 

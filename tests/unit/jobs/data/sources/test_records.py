@@ -21,8 +21,8 @@ from cluster.errors import DataError
 from jobs.data.sources.bad_records import BadRecord
 from jobs.data.sources.formats import Reading, TextSample, sample_of
 from jobs.data.sources.patterns import expand
-from jobs.data.sources.records import SUPPORTED, Record, RecordReader
-from jobs.spec.data import Columns
+from jobs.data.sources.records import Record, RecordReader
+from jobs.spec.data import DATA_SUFFIXES, Columns
 
 pytestmark = pytest.mark.usefixtures("own_protocols")
 
@@ -84,7 +84,7 @@ CONTENTS = {
 
 
 def test_every_supported_ending_has_a_sample_here() -> None:
-    assert {name.removeprefix("x") for name in CONTENTS} == set(SUPPORTED)
+    assert {name.removeprefix("x") for name in CONTENTS} == set(DATA_SUFFIXES)
 
 
 @pytest.mark.parametrize("name", CONTENTS)

@@ -27,10 +27,10 @@ from jobs.search.rules.auto import (
 from jobs.search.rules.budget import (
     BudgetPlan,
     budget_plan,
+    budget_problem,
     compared_steps,
     most_gangs,
     next_kind,
-    too_little,
 )
 from jobs.search.rules.checking import check_sweep_resumable, with_stored_values
 from jobs.search.rules.prior import rate_by_size, with_prior
@@ -345,8 +345,8 @@ def test_a_budget_of_one_trial_is_a_whole_run_and_one_of_a_run_is_too_little(tmp
     sweep = sweep_with(tmp_path, budget={"trials": 1})
     assert budget_plan(sweep, 100, 1000).compared == 0
     said = "it pays for at most 1.2 runs, but one trial with its cool-downs takes 1.35"
-    assert said in str(too_little(sweep, 100, 1.2))
-    assert too_little(sweep, 100, 1.36) is None
+    assert said in str(budget_problem(sweep, 100, 1.2))
+    assert budget_problem(sweep, 100, 1.36) is None
 
 
 def test_without_rungs_all_trials_are_equal(tmp_path: Path) -> None:

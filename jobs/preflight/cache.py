@@ -29,18 +29,18 @@ _JOBS = Path(__file__).parents[1]
 _CODE = ("preflight/*.py", "planning/*.py", "training/model/*.py", "training/loop/loss.py")
 _SPEED = TypeAdapter(tuple[float, float])
 _TRACE = TypeAdapter(ModelTrace)
-Kept = TypeVar("Kept")
+Value = TypeVar("Value")
 
 
-def kept_trace(
+def cached_trace(
     spec: Spec, model_dir: str, precision: Precision, on_gpu: bool, compute: Callable[[], ModelTrace]
 ) -> ModelTrace:
     """Return the cached trace of this model for this task, row length, precision, device and strategy, or make it."""
-    return _kept("traces", _of_trace(spec, model_dir, precision, on_gpu), _TRACE, compute)
+    return _cached("traces", _of_trace(spec, model_dir, precision, on_gpu), _TRACE, compute)
 
 
-def is_kept(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> bool:
-    """Whether `kept_trace` would find the trace."""
+def is_cached(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> bool:
+    """Whether `cached_trace` would find the trace."""
     return _file("traces", _of_trace(spec, model_dir, precision, on_gpu)).exists()
 
 
@@ -67,15 +67,15 @@ def _code() -> Iterator[str]:
     return (path.read_text() for pattern in _CODE for path in sorted(_JOBS.glob(pattern)))
 
 
-def kept_cpu_speed(cores: int, compute: Callable[[], tuple[float, float]]) -> tuple[float, float]:
+def cached_cpu_speed(cores: int, compute: Callable[[], tuple[float, float]]) -> tuple[float, float]:
     """Return the speed of this number of cores (see `cpu_speed`). It is not cached if the machine is busy."""
     is_idle = os.getloadavg()[0] < (os.cpu_count() or 1) / 2
-    return _kept("speeds", (version("torch"), os.uname().nodename, str(cores)), _SPEED, compute, is_idle)
+    return _cached("speeds", (version("torch"), os.uname().nodename, str(cores)), _SPEED, compute, is_idle)
 
 
-def _kept(
-    kind: str, parts: Iterable[str], adapter: TypeAdapter[Kept], compute: Callable[[], Kept], keeps: bool = True
-) -> Kept:
+def _cached(
+    kind: str, parts: Iterable[str], adapter: TypeAdapter[Value], compute: Callable[[], Value], keeps: bool = True
+) -> Value:
     file = _file(kind, parts)
     with contextlib.suppress(OSError, ValidationError):
         return adapter.validate_json(file.read_bytes())
@@ -96,7 +96,7 @@ def was_tried(spec: Spec, model_dir: str) -> bool:
     return _mark(spec, model_dir).exists()
 
 
-def remember(spec: Spec, model_dir: str) -> None:
+def remember_tried(spec: Spec, model_dir: str) -> None:
     """Note that the model has passed. If the cache cannot be written, the next run takes some seconds longer."""
     mark = _mark(spec, model_dir)
     with contextlib.suppress(OSError):

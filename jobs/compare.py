@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from cluster.errors import CapacityError, Diverged, FleetuneError, InputError, Interrupted, MachinesFailed, RunFailed
 from cluster.settings import ray_address
 from jobs.comparison.checking import about_method, checked_methods
-from jobs.comparison.page import comparison_page
 from jobs.console import redirected_output
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import no_gpu_here
@@ -136,8 +135,7 @@ def _compared(
         if outcome.status is Status.FAILED:
             failed[method.name] = outcome
     comparison = measure(spec, paths)
-    write_comparison(paths, comparison)
-    storage.write_bytes(paths.comparison_page, comparison_page(comparison, paths.name).encode())
+    write_comparison(paths, comparison, page=True)
     if failed:
         raise failure_of(failed, len(spec.methods))
     if not comparison.ranked:

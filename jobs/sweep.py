@@ -90,8 +90,21 @@ def run_sweep(
 
         with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "stop-file"):
             outcome = concluded(paths, drive, announce)
+        if resumed:
+            _update_comparison(paths, announce)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome
+
+
+def _update_comparison(paths: JobPaths, announce: Announcer) -> None:
+    """Write the figures of an ended comparison again, if the sweep is one of its methods."""
+    from jobs.comparison.measured import write_again_after  # imports numpy
+
+    try:
+        if write_again_after(paths):
+            announce("phase", "the figures of the comparison are written again", phase="comparison")
+    except FleetuneError as error:
+        announce("warning", f"the figures of the comparison are those from before: {error}")
 
 
 def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:

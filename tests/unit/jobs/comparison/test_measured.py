@@ -54,6 +54,9 @@ def test_a_sweep_that_went_on_after_its_comparison_has_new_figures(tmp_path: Pat
     write_comparison(paths, kept)
     write_outcome(paths, ended)
     assert comparison_so_far(paths) == kept
+    newer = storage.read_bytes(paths.comparison).replace(b"{\n", b'{ "added": 1,\n')
+    storage.write_bytes(paths.comparison, newer)
+    assert newer.count(b"added") == 3 and comparison_so_far(paths) == kept, "a newer release has added keys"
     sweep, searched = spec.sweep_of(spec.methods[0]), JobPaths(paths.method(spec.methods[0].name))
     ledger = Ledger(sweep, searched.root, lambda job: 20, 1000.0)
     ledger.add({"learning_rate": 1e-4})

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # The best rate of LoRA is about ten times that of full fine-tuning (Tinker's cookbook, 2025); that of prompt tuning is
 # up to 0.3 (arXiv 2104.08691).
 _USUAL_RATES = {"full": (1e-7, 1e-2), "lora": (5e-5, 5e-3), "prompt": (1e-3, 0.5)}
+_SHORTEST_RUN_S = 30.0  # a run of a small model on CPUs takes about as long
 _OFFLOAD_CPUS = 4  # threads with which Adam on the host keeps up with one GPU
 
 
@@ -309,6 +310,12 @@ def _warnings(spec: Spec) -> Iterator[str]:
     if not spec.data.has_eval and (asked or (spec.eval.eval_steps and not spec.evaluates)):
         what = f"eval.metrics asks for {', '.join(asked)}" if asked else "eval.eval_steps is set"
         yield f"{what}, but there are no held-out samples: give data.eval or data.eval_fraction"
+    longest_s = spec.queue.max_runtime_s
+    if longest_s is not None and longest_s < _SHORTEST_RUN_S:
+        yield (
+            f"queue.max_runtime_s ({longest_s:g}) is in seconds, and includes the start of the workers and the load of "
+            "the model: the job may fail before its first step"
+        )
     train = spec.train
     least, most = _USUAL_RATES[spec.method.kind]
     if not least <= train.learning_rate <= most:

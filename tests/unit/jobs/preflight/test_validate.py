@@ -172,6 +172,10 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
             {"resources": {"cpus_per_worker": 1}, "train": {"zero": {"offload_optimizer": "cpu"}}},
             "resources.cpus_per_worker (1) threads. Set it to 4 or more",
         ),
+        (
+            {"queue": {"max_runtime_s": 1}},
+            "queue.max_runtime_s (1) is in seconds, and includes the start of the workers",
+        ),
         ({"method": "lora"}, "train.learning_rate (2e-05) is unusual for method: lora. Its best rates are mostly"),
         ({"method": "prompt", "train": {"learning_rate": 1e-4}}, "is unusual for method: prompt"),
     ],

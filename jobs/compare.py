@@ -45,7 +45,7 @@ def run_comparison(
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
-    if address is None and ray_address() is None and (problem := no_gpu_here(spec.base)):
+    if address is None and ray_address() is None and (problem := no_gpu_here(spec.base, "base.")):
         raise CapacityError(problem)
     paths = open_comparison(spec, progress) if resume is None else reopen_comparison(spec, JobPaths(resume))
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):

@@ -55,7 +55,7 @@ def run_sweep(
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
     by_hand = assignment is None
-    if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base)):
+    if by_hand and address is None and ray_address() is None and (problem := no_gpu_here(sweep.base, "base.")):
         raise CapacityError(problem)
     found = validate(sweep.base, estimates=False, judged=sweep.judged)
     sweep = sweep.model_copy(update={"base": found.spec})

@@ -120,14 +120,18 @@ def validate_command(spec: CommandSpec) -> CheckedCommand:
     return CheckedCommand((f"command: there is no program {program} here, and every node needs it",), seen)
 
 
-def no_gpu_here(spec: Spec) -> str | None:
-    """Explain why the spec cannot train here without a GPU, and what to write; None if it can train."""
+def no_gpu_here(spec: Spec, home: str = "") -> str | None:
+    """Explain why the spec cannot train here without a GPU, and what to write; None if it can train.
+
+    `home`: where the spec is in that of a sweep or comparison: `base.`.
+    """
     if not spec.resources.gpus_per_worker or has_gpus():
         return None
     return (
-        "this machine has no GPU, and the spec asks for one GPU per worker (resources.gpus_per_worker, 1 if left out). "
-        "To train on its CPUs, write `resources: {gpus_per_worker: 0}` into the spec, or add "
-        "`--set resources.gpus_per_worker=0`. To train on a cluster, give `--address`"
+        "this machine has no GPU, and the spec asks for GPUs for each worker "
+        f"({home}resources.gpus_per_worker, 1 if left out). To train on its CPUs, write "
+        f"`resources: {{gpus_per_worker: 0}}` into the spec{' of the base' if home else ''}, or add "
+        f"`--set {home}resources.gpus_per_worker=0`. To train on a cluster, give `--address`"
     )
 
 

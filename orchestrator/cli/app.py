@@ -176,7 +176,7 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
     if json_:
         typer.echo(strict_json.for_programs(_checks_json(found, facts, loaded)))
         return
-    typer.echo(text.validated_page(facts, found, no_gpu_here(loaded)))
+    typer.echo(text.validated_page(facts, found, no_gpu_here(loaded, "" if sweep is None else "base.")))
 
 
 def _checks_json(found: Validated | CheckedCommand, plan: dict[str, str], spec: Spec | CommandSpec) -> dict[str, Any]:
@@ -210,7 +210,7 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
     facts |= {name: said for name, said in plans[checked[0].name].items() if name not in ("method", "rate")}
     warnings = dict.fromkeys([*(said for one in checked for said in one.found.warnings), *sweep_warnings(spec)])
     found = dataclasses.replace(checked[0].found, warnings=tuple(warnings))
-    typer.echo(text.validated_page(facts, found, no_gpu_here(spec.base)))
+    typer.echo(text.validated_page(facts, found, no_gpu_here(spec.base, "base.")))
 
 
 @_command(YOURS, "runs --storage s3://bucket/runs")

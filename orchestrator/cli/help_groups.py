@@ -66,6 +66,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
         "status": "info describe",
         "why": "explain",
         "serve": "server",
+        "save": "checkpoint",
         "runs": "experiments history",
     }.items()
     for synonym in synonyms.split()

@@ -24,7 +24,7 @@ from jobs.spec.sweep import SweepSpec
 from jobs.storage import strict_json
 from jobs.storage.files import write_bytes
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Address, Json, Quiet, Storage, finite, refuse_dashboard
+from orchestrator.cli.options import Address, Json, Quiet, Storage, check_output_file, finite, refuse_dashboard
 from orchestrator.cli.run_argument import run_meant, unfinished_job
 from orchestrator.cli.run_here import run_sweep_here
 from orchestrator.pages.sweep import status_page
@@ -90,6 +90,7 @@ def report(
     from jobs.search.report.summary import facts, summary_lines
 
     trials = trials_of(sweep, storage)
+    check_output_file("--html", html, {trials.root: "the directory of the sweep"})
     if html is not None:
         from jobs.search.report.page import sweep_page
 

@@ -268,3 +268,4 @@ def test_a_run_without_its_gpus_is_refused_before_anything_is_written(base: dict
         run_on_ray(spec(base), progress=NoProgress())
     assert not (tmp_path / "runs").exists()
     assert no_gpu_here(spec(base, resources={"gpus_per_worker": 0})) is None
+    assert "add `--set base.resources.gpus_per_worker=0`" in (no_gpu_here(spec(base), "base.") or "")

@@ -351,6 +351,16 @@ def test_a_training_loss_that_is_no_number_is_null_for_programs(tmp_path: Path) 
     assert (best["loss"], best["eval_loss"]) == (None, 0.4)
 
 
+@pytest.mark.parametrize("name", ["spec.json", "new.html"])
+def test_a_report_takes_the_place_of_no_file_of_the_sweep(tmp_path: Path, name: str) -> None:
+    ledger = ledger_of(tmp_path)
+    spec = dump_spec(ledger.sweep)
+    write_bytes(JobPaths(ledger.root).spec, spec)
+    result = CliRunner().invoke(cli.app, ["sweep", "report", ledger.root, "--html", f"{ledger.root}/{name}"])
+    assert result.exit_code == 2 and "is in the directory of the sweep: give a file elsewhere" in result.stderr
+    assert Path(JobPaths(ledger.root).spec).read_bytes() == spec and not Path(f"{ledger.root}/new.html").exists()
+
+
 def call(*arguments: str) -> str:
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.stderr

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from cluster.errors import CapacityError, Diverged, FleetuneError, InputError, Interrupted, MachinesFailed, RunFailed
 from cluster.ray.connection import is_own
 from jobs.comparison.checking import about_method, checked_methods
-from jobs.comparison.page import comparison_page
 from jobs.console import redirected_output
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import no_gpu_here
@@ -44,7 +43,7 @@ def run_comparison(
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
-    if is_own(address) and (problem := no_gpu_here(spec.base)):
+    if is_own(address) and (problem := no_gpu_here(spec.base, "base.")):
         raise CapacityError(problem)
     paths = open_comparison(spec, progress) if resume is None else reopen_comparison(spec, JobPaths(resume))
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
@@ -134,8 +133,7 @@ def _compared(
         if outcome.status is Status.FAILED:
             failed[method.name] = outcome
     comparison = measure(spec, paths)
-    write_comparison(paths, comparison)
-    storage.write_bytes(paths.comparison_page, comparison_page(comparison, paths.name).encode())
+    write_comparison(paths, comparison, page=True)
     if failed:
         raise failure_of(failed, len(spec.methods))
     if not comparison.ranked:

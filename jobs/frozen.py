@@ -17,3 +17,9 @@ class Frozen(BaseModel):
         name, _, rest = field.partition(".")
         new = getattr(self, name).with_value(rest, value) if rest else value
         return self.model_copy(update={name: new})
+
+
+class Shown(Frozen):
+    """A value that is written for those who look at a run. It ignores keys that a newer release has added."""
+
+    model_config = ConfigDict(extra="ignore")

@@ -53,7 +53,7 @@ def run_sweep(
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
     """
     by_hand = assignment is None
-    if by_hand and is_own(address) and (problem := no_gpu_here(sweep.base)):
+    if by_hand and is_own(address) and (problem := no_gpu_here(sweep.base, "base.")):
         raise CapacityError(problem)
     sweep, prior_from, warnings = _completed(sweep, resume, by_hand)
     if resume is not None:
@@ -80,6 +80,8 @@ def run_sweep(
 
         with (stop or StopRequest()).watching(paths) as held:
             outcome = concluded(paths, drive, announce)
+        if resumed:
+            _update_comparison(paths, announce)
         announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
     return outcome
 
@@ -102,6 +104,17 @@ def _completed(sweep: SweepSpec, resume: str | None, by_hand: bool) -> tuple[Swe
     check_sweep(sweep)
     sweep = sweep.model_copy(update={"space": sweep.dimensions})  # so that a range can be changed later
     return sweep, prior_from, (*found.warnings, *sweep_warnings(sweep))
+
+
+def _update_comparison(paths: JobPaths, announce: Announcer) -> None:
+    """Write the figures of an ended comparison again, if the sweep is one of its methods."""
+    from jobs.comparison.measured import write_again_after  # imports numpy
+
+    try:
+        if write_again_after(paths):
+            announce("phase", "the figures of the comparison are written again", phase="comparison")
+    except FleetuneError as error:
+        announce("warning", f"the figures of the comparison are those from before: {error}")
 
 
 def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:

@@ -317,6 +317,7 @@ class TenantView(Response):
     gpus: int = Field(description="Held now.")
     restrictions: Restrictions = DEFAULT_RESTRICTIONS
     gpu_hours: float | None = Field(None, description="Of this month (UTC), where the tenant has a limit of them.")
+    version: str | None = Field(None, description="Changes with each of the settings; see `PUT /v1/tenants/{tenant}`.")
 
 
 class Tenants(Response):

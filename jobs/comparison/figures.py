@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, NamedTuple
 from pydantic import Field, JsonValue
 
 from cluster.text import compact
-from jobs.frozen import Frozen
+from jobs.frozen import Shown
 from jobs.run.metric_names import general_increase
 from jobs.storage.journal import Record
 
@@ -21,7 +21,7 @@ _USUAL_SEEDS: Final = 3  # of a method; with fewer, the interval says little
 _SLOW_START: Final = 5  # the first fifth of the steps is slower, and does not count for tokens/s
 
 
-class Mean(Frozen):
+class Mean(Shown):
     """A mean over seeds."""
 
     mean: float
@@ -33,7 +33,7 @@ class Mean(Frozen):
         return abs(self.mean - other.mean) <= (self.interval or 0.0) + (other.interval or 0.0)
 
 
-class MethodFigures(Frozen):
+class MethodFigures(Shown):
     """The results of one method with its best values, and the cost of its search."""
 
     name: str
@@ -60,7 +60,7 @@ class MethodFigures(Frozen):
     device_hours: float = Field(0.0, description="GPU-hours of the search; CPU-hours without GPUs.")
 
 
-class Comparison(Frozen):
+class Comparison(Shown):
     """The content of comparison.json."""
 
     version: int = COMPARISON_VERSION

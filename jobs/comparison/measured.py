@@ -7,9 +7,10 @@ from typing import cast
 from cluster.errors import StorageError
 from cluster.text import many
 from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigures, RunFigures, figures_of_runs
+from jobs.comparison.page import comparison_page
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.run.outcome import Outcome, Status, read_outcome
-from jobs.run.paths import JobPaths
+from jobs.run.paths import METHODS, JobPaths
 from jobs.run.record import read_steps
 from jobs.run.summary import Now, summarise, utc_now
 from jobs.search.report.status import DriverState, read_driver_state, read_status
@@ -89,8 +90,26 @@ def _run_of(trial: Trial) -> RunFigures:
     )
 
 
-def write_comparison(paths: JobPaths, comparison: Comparison) -> None:
+def write_comparison(paths: JobPaths, comparison: Comparison, page: bool = False) -> None:
+    """Write comparison.json and, if `page`, comparison.html. Raises StorageError."""
     storage.write_bytes(paths.comparison, comparison.model_dump_json(indent=1).encode())
+    if page:
+        storage.write_bytes(paths.comparison_page, comparison_page(comparison, paths.name).encode())
+
+
+def write_again_after(sweep: JobPaths) -> bool:
+    """Write the figures of the comparison that a sweep belongs to again, if it has ended before. Returns whether.
+
+    A comparison that has not ended writes them itself. Raises StorageError.
+    """
+    folder, _, method = sweep.root.rstrip("/").rpartition("/")
+    paths = JobPaths(folder.removesuffix(f"/{METHODS}"))
+    if paths.method(method) != sweep.root.rstrip("/") or read_outcome(paths) is None:
+        return False
+    comparison = comparison_so_far(paths)
+    if comparison is not None:
+        write_comparison(paths, comparison, page=storage.exists(paths.comparison_page))
+    return comparison is not None
 
 
 def comparison_so_far(paths: JobPaths) -> Comparison | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # The best rate of LoRA is about ten times that of full fine-tuning (Tinker's cookbook, 2025); that of prompt tuning is
 # up to 0.3 (arXiv 2104.08691).
 _USUAL_RATES = {"full": (1e-7, 1e-2), "lora": (5e-5, 5e-3), "prompt": (1e-3, 0.5)}
+_SHORTEST_RUN_S = 30.0  # a run of a small model on CPUs takes about as long
 _OFFLOAD_CPUS = 4  # threads with which Adam on the host keeps up with one GPU
 
 
@@ -119,14 +120,18 @@ def validate_command(spec: CommandSpec) -> CheckedCommand:
     return CheckedCommand((f"command: there is no program {program} here, and every node needs it",), seen)
 
 
-def no_gpu_here(spec: Spec) -> str | None:
-    """Explain why the spec cannot train here without a GPU, and what to write; None if it can train."""
+def no_gpu_here(spec: Spec, home: str = "") -> str | None:
+    """Explain why the spec cannot train here without a GPU, and what to write; None if it can train.
+
+    `home`: where the spec is in that of a sweep or comparison: `base.`.
+    """
     if not spec.resources.gpus_per_worker or has_gpus():
         return None
     return (
-        "this machine has no GPU, and the spec asks for one GPU per worker (resources.gpus_per_worker, 1 if left out). "
-        "To train on its CPUs, write `resources: {gpus_per_worker: 0}` into the spec, or add "
-        "`--set resources.gpus_per_worker=0`. To train on a cluster, give `--address`"
+        "this machine has no GPU, and the spec asks for GPUs for each worker "
+        f"({home}resources.gpus_per_worker, 1 if left out). To train on its CPUs, write "
+        f"`resources: {{gpus_per_worker: 0}}` into the spec{' of the base' if home else ''}, or add "
+        f"`--set {home}resources.gpus_per_worker=0`. To train on a cluster, give `--address`"
     )
 
 
@@ -309,6 +314,12 @@ def _warnings(spec: Spec) -> Iterator[str]:
     if not spec.data.has_eval and (asked or (spec.eval.eval_steps and not spec.evaluates)):
         what = f"eval.metrics asks for {', '.join(asked)}" if asked else "eval.eval_steps is set"
         yield f"{what}, but there are no held-out samples: give data.eval or data.eval_fraction"
+    longest_s = spec.queue.max_runtime_s
+    if longest_s is not None and longest_s < _SHORTEST_RUN_S:
+        yield (
+            f"queue.max_runtime_s ({longest_s:g}) is in seconds, and includes the start of the workers and the load of "
+            "the model: the job may fail before its first step"
+        )
     train = spec.train
     least, most = _USUAL_RATES[spec.method.kind]
     if not least <= train.learning_rate <= most:

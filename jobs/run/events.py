@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,12 +15,14 @@ from cluster.errors import StorageError
 from jobs.run.outcome import Event, event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
+from jobs.storage import files as storage
 from jobs.storage.journal import JournalReader, JournalWriter, Record
 
 DRIVER = "driver"
 ALIVE = "alive"
 ALIVE_EVERY_S = 60.0
 _LOOK_EVERY_S = 0.5
+_LOOK_AT_REMOTE_EVERY_S = 5.0  # each look lists two folders, which object storage charges for
 # A run goes on without its display: the terminal or the reader of a pipe may be gone, or a disk full.
 _DISPLAY_MAY_FAIL = contextlib.suppress(OSError)
 
@@ -89,13 +93,21 @@ class Watch:
         self._metrics = JournalReader(paths.metrics)
         self._steps: deque[Record] = deque()
         self._progress = progress
+        self._every_s = 0.0 if storage.is_local(paths.root) else _LOOK_AT_REMOTE_EVERY_S
+        self._looked_s = -math.inf
         self.newest: Record | None = None  # the step that was shown last
         with contextlib.suppress(StorageError):
             self._events.pass_over()
             self._metrics.pass_over()
 
+    def look_when_due(self) -> None:
+        """Look, unless the files are on remote storage and the last look was less than five seconds ago."""
+        if time.monotonic() - self._looked_s >= self._every_s:
+            self.look()
+
     def look(self) -> None:
         """Show new events and steps. If the storage does not answer, the next look asks again."""
+        self._looked_s = time.monotonic()
         with contextlib.suppress(StorageError):
             for happened in map(Event.model_validate, self._events.new()):
                 if record := happened.data.get("record"):  # a step that reaches the metrics only after its evaluation
@@ -118,9 +130,9 @@ class Watch:
 
     @contextlib.contextmanager
     def in_background(self) -> Iterator[None]:
-        """Look twice a second in a thread while the context is open, and once more at its end."""
+        """Look twice a second, when due, in a thread while the context is open, and once more at its end."""
         try:
-            with repeatedly(self.look, _LOOK_EVERY_S, "watch"):
+            with repeatedly(self.look_when_due, _LOOK_EVERY_S, "watch"):
                 yield
         finally:
             self.look()

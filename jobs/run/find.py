@@ -7,12 +7,14 @@ import hashlib
 import json
 import os
 import posixpath
+import re
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from cluster import settings
 from cluster.errors import DataError, InputError, StorageError
-from cluster.text import did_you_mean
+from cluster.text import did_you_mean, nearest
 from jobs.run.outcome import read_outcome
 from jobs.run.paths import PREPARED, JobPaths, made_from
 from jobs.spec.compare import CompareSpec
@@ -20,6 +22,8 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import load_marked, trained_job
 from jobs.spec.references import run_named
 from jobs.storage import files as storage
+
+_TIME = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{4}$")  # the end of a run's name
 
 
 def storage_root(given: str | None) -> str:
@@ -43,25 +47,26 @@ def find_run(run: str, storage_path: str) -> str:
     """
     if not run.strip():  # it would be the start of every name
         raise InputError("RUN is empty: is a shell variable not set?")
-    if storage.is_url(run) or os.sep in run or os.path.exists(os.path.join(run, "spec.json")):
+    name = run.rstrip("/")  # a shell completes the name of a directory with a slash
+    if storage.is_url(run) or not name or os.sep in name or os.path.exists(os.path.join(name, "spec.json")):
         root = absolute(run).rstrip("/")
         if not storage.exists(JobPaths(root).spec):
             raise InputError(f"{run} is not a run: there is no spec.json in it{_suggestion(root)}")
         return root
-    if not run.startswith(".") and run != PREPARED and storage.exists(JobPaths.of(storage_path, run).spec):
-        return JobPaths.of(storage_path, run).root
+    if not name.startswith(".") and name != PREPARED and storage.exists(JobPaths.of(storage_path, name).spec):
+        return JobPaths.of(storage_path, name).root
     names = run_names(storage_path) if storage.is_dir(storage_path) else []
-    found = [name for name in names if name.startswith(run)]
+    found = [one for one in names if one.startswith(name)]
     if len(found) == 1:
         return JobPaths.of(storage_path, found[0]).root
     if found:
-        raise InputError(f"{run!r} may mean {len(found)} runs: {_some_names(found)}. Give more of the name")
+        raise InputError(f"{name!r} may mean {len(found)} runs: {_some_names(found)}. Give more of the name")
     what = (
         f"existing runs are {_some_names(names)}. Jobs of a queue: `fleetune queue --all`"
         if names
         else "there are no runs. Give the run's path, or set FLEETUNE_STORAGE_PATH to the directory of the runs"
     )
-    raise InputError(f"no run {run!r} under {storage_path}{did_you_mean(run, names) or f': {what}'}")
+    raise InputError(f"no run {name!r} under {storage_path}{_named_like(name, names) or f': {what}'}")
 
 
 def read_spec_json(paths: JobPaths) -> dict[str, Any]:
@@ -97,11 +102,20 @@ def absolute(path: str) -> str:
 
 
 def _suggestion(root: str) -> str:
-    """Suggest similar names in the directory of a path that is not a run."""
+    """Suggest longer or similar names in the directory of a path that is not a run."""
     folder, name = posixpath.split(root)
     with contextlib.suppress(StorageError):
-        return did_you_mean(name, [other for other in storage.list_names(folder) if other != name])
+        others = [other for other in storage.list_names(folder) if other != name]
+        longer = [other for other in others if name and other.startswith(name)]
+        return f"; did you mean {_some_names(longer)}?" if longer else _named_like(name, others)
     return ""
+
+
+def _named_like(given: str, names: Sequence[str]) -> str:
+    """Suggest the run with the nearest name, or else the newest of those whose name without the time is nearest."""
+    without_time = {_TIME.sub("", name): name for name in names}
+    near = nearest(given, without_time)
+    return did_you_mean(given, names) or ("" if near is None else f"; did you mean {without_time[near]}?")
 
 
 def _some_names(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ConfigDict, Field
 
 from cluster.errors import MachinesFailed, StorageError
-from jobs.frozen import Frozen
+from jobs.frozen import Shown
 from jobs.run.paths import JobPaths
 from jobs.run.remedies import Remedy, Trouble
 from jobs.run.run_plan import PlanCheck
@@ -25,7 +25,7 @@ class Status(StrEnum):
     INTERRUPTED = "interrupted"
 
 
-class Outcome(Frozen):
+class Outcome(Shown):
     """The end of one run, written once as outcome.json."""
 
     # A run may end because its loss is NaN or infinite, and the outcome must be able to record that.
@@ -76,7 +76,7 @@ class Outcome(Frozen):
         return 2 if self.bad_input else {Status.SUCCEEDED: 0, Status.FAILED: 1, Status.INTERRUPTED: 130}[self.status]
 
 
-class Event(Frozen):
+class Event(Shown):
     """One thing that happened in a run."""
 
     at: datetime.datetime = Field(description="UTC.")

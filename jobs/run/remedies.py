@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import Field
 
 from cluster.text import many
-from jobs.frozen import Frozen
+from jobs.frozen import Shown
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 
@@ -26,7 +26,7 @@ _STARTS_AGAIN: Final = ("out_of_memory", "lost_workers", "hang", MACHINE)
 _RETURNS: Final = ("outlier_steps", "forgetting")  # after which a run may go back to an earlier state
 
 
-class Remedy(Frozen):
+class Remedy(Shown):
     """One change of one field of the spec, and its cost."""
 
     at: datetime.datetime = Field(description="UTC.")
@@ -103,7 +103,7 @@ class RemedyReport(NamedTuple):
         return f"{self.cause}. Remedy: {self.action}; {self.effect}"
 
 
-class Trouble(Frozen):
+class Trouble(Shown):
     """Something that went wrong in a run, and what the run did about it."""
 
     remedy: str = Field(description="What acted: one of the spec's `remedies`, early_stopping or machine.")

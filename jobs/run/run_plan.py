@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from pydantic import Field
 
-from jobs.frozen import Frozen
+from jobs.frozen import Frozen, Shown
 from jobs.planning.step_time import mean_step_s
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
@@ -39,7 +39,7 @@ class RunPlan(Frozen):
     total_steps: int | None = Field(None, description="Steps of the whole run.")
 
 
-class PlanCheck(Frozen):
+class PlanCheck(Shown):
     """The plan of a run beside the measured values."""
 
     machines: str

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
 from cluster.errors import InputError, SpecError
 from jobs.frozen import Frozen
@@ -75,7 +75,7 @@ def narrower(sweep: SweepSpec, settings: list[str]) -> Change:
     """Return the change that settings such as `learning_rate.max=5e-4` describe.
 
     Raises:
-        SpecError: a setting names no dimension of the space, or no part of a range.
+        SpecError: a setting names no dimension of the space, or no part of a range, or is NaN or infinite.
     """
     space: dict[str, Any] = {}
     for setting in settings:
@@ -89,7 +89,11 @@ def narrower(sweep: SweepSpec, settings: list[str]) -> Change:
             space[name] = {**before, part: value}
         else:
             raise SpecError(f"--set {setting}: the space has {', '.join(sweep.dimensions)}; of a range, min and max")
-    return Change(space=space)
+    try:
+        return Change(space=space)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SpecError(f"space.{first['loc'][1]}: must be a finite number, but is {first['input']}") from error
 
 
 def _dimension(sweep: SweepSpec, given: str) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import threading
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 from cluster.errors import StorageError
 from jobs.storage import files as storage
+from jobs.storage import strict_json
 
 Record = dict[str, Any]
 
@@ -47,7 +47,7 @@ class JournalWriter:
 
     def append(self, record: Record) -> None:
         """Add one record. Records keep their order. Never waits for the storage."""
-        line = json.dumps(record, allow_nan=True)
+        line = strict_json.exact(record)
         with self._lock:
             self._pending.append(line)
 
@@ -147,7 +147,7 @@ def read_part(folder: str, part: str) -> list[Record]:
     path = storage.join(folder, part)
     content = storage.read_bytes(path)
     try:
-        records: list[Record] = [json.loads(line) for line in content.splitlines()]
+        records: list[Record] = [strict_json.read(line) for line in content.splitlines()]
     except (ValueError, RecursionError) as error:
         raise _damaged(path) from error
     if not all(isinstance(record, dict) for record in records):

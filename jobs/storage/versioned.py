@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from cluster.errors import StorageError
 
 T = TypeVar("T")
@@ -23,7 +25,7 @@ def parse_versioned(content: bytes, where: str, version: int, parse: Callable[[d
 
     Raises:
         Damaged: it is no JSON object, or `parse` cannot use it.
-        StorageError: a newer release wrote it.
+        StorageError: a newer release wrote it, as its version or a key that `parse` does not know tells.
     """
     try:
         raw = json.loads(content)
@@ -32,9 +34,16 @@ def parse_versioned(content: bytes, where: str, version: int, parse: Callable[[d
         found = raw.get("version", 0)
         if found <= version:
             return parse(raw)
+    except ValidationError as error:
+        if not (unknown := [one for one in error.errors() if one["type"] == "extra_forbidden"]):
+            raise _damaged(where, error) from error
+        written = f"it has {'.'.join(map(str, unknown[0]['loc']))}, which this one does not know"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise Damaged(f"{where} is damaged: {str(error).partition(chr(10))[0] or type(error).__name__}") from error
-    raise StorageError(
-        f"{where} was written by a newer release (version {found}, this one reads {version}): upgrade Fleetune to read "
-        "it"
-    )
+        raise _damaged(where, error) from error
+    else:
+        written = f"version {found}, this one reads {version}"
+    raise StorageError(f"{where} was written by a newer release ({written}): upgrade Fleetune to read it")
+
+
+def _damaged(where: str, error: Exception) -> Damaged:
+    return Damaged(f"{where} is damaged: {str(error).partition(chr(10))[0] or type(error).__name__}")

@@ -14,7 +14,7 @@ from typing import Generic, Literal, TypeVar
 from pydantic import ConfigDict, Field
 
 from cluster.errors import StorageOutage
-from jobs.frozen import Frozen
+from jobs.frozen import Frozen, Shown
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 
@@ -48,7 +48,7 @@ class GangTask(Frozen):
     driver: str = Field("", description="Id of the trial's driver (see JobPaths.driver).")
 
 
-class Answer(Frozen):
+class Answer(Shown):
     """The result of a task."""
 
     model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="strings")

@@ -29,6 +29,7 @@ from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import SPEC_MODELS, Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
+from jobs.storage import strict_json
 from orchestrator.cli import completion as completing
 from orchestrator.cli.commands import advise as advisecli
 from orchestrator.cli.commands import cluster as clustercli
@@ -173,9 +174,9 @@ def validate(spec: SpecFile, set_: Set = None, json_: Json = False) -> None:
         facts = {"sweep": format_sweep(sweep), "space": space, **facts}
         found = dataclasses.replace(found, warnings=(*found.warnings, *sweep_warnings(sweep)))
     if json_:
-        typer.echo(json.dumps(_checks_json(found, facts, loaded)))
+        typer.echo(strict_json.for_programs(_checks_json(found, facts, loaded)))
         return
-    typer.echo(text.validated_page(facts, found, no_gpu_here(loaded)))
+    typer.echo(text.validated_page(facts, found, no_gpu_here(loaded, "" if sweep is None else "base.")))
 
 
 def _checks_json(found: Validated | CheckedCommand, plan: dict[str, str], spec: Spec | CommandSpec) -> dict[str, Any]:
@@ -189,7 +190,9 @@ def _validate_command(spec: CommandSpec, as_json: bool) -> None:
     facts = {"command": shlex.join(spec.command), "workers": f"{gang.num_workers} x ({each})"}
     facts |= {"env": ", ".join(spec.env)} if spec.env else {}
     facts |= {"after": ", ".join(spec.queue.after)} if spec.queue.after else {}
-    typer.echo(json.dumps(_checks_json(found, facts, spec)) if as_json else text.validated_page(facts, found))
+    typer.echo(
+        strict_json.for_programs(_checks_json(found, facts, spec)) if as_json else text.validated_page(facts, found)
+    )
 
 
 def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
@@ -198,7 +201,7 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
     plans = {one.name: text.plan(one.sweep.base) for one in checked}
     if as_json:
         methods = {one.name: _checks_json(one.found, plans[one.name], one.sweep.base) for one in checked}
-        typer.echo(json.dumps({"methods": methods}))
+        typer.echo(strict_json.for_programs({"methods": methods}))
         return
     facts = {"sweeps": format_sweep(checked[0].sweep)}
     for one in checked:
@@ -207,7 +210,7 @@ def _validate_comparison(spec: CompareSpec, as_json: bool) -> None:
     facts |= {name: said for name, said in plans[checked[0].name].items() if name not in ("method", "rate")}
     warnings = dict.fromkeys([*(said for one in checked for said in one.found.warnings), *sweep_warnings(spec)])
     found = dataclasses.replace(checked[0].found, warnings=tuple(warnings))
-    typer.echo(text.validated_page(facts, found, no_gpu_here(spec.base)))
+    typer.echo(text.validated_page(facts, found, no_gpu_here(spec.base, "base.")))
 
 
 @_command(YOURS, "runs --storage s3://bucket/runs")

@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
 import typer
 import typer.core
 
-from cluster.text import nearest
+from cluster.text import many, nearest
 from orchestrator.cli.output import exit_on_error
 
 
-class _Command(typer.core.TyperCommand):
+class _Once:
+    """Refuses an option with a value that is given twice: the last one would replace the others without a word."""
+
+    def parse_args(self: Any, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing:  # it is, while a shell completes a line
+            _, _, given = self.make_parser(ctx).parse_args(list(args))
+            for one, times in Counter(given).items():
+                if times > 1 and not (one.multiple or one.is_flag):
+                    ctx.fail(f"{one.opts[0]} is given {many(times, 'time')}: give it once.")
+        found: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        return found
+
+
+class _Command(_Once, typer.core.TyperCommand):
     """A command whose errors become a message and an exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         with exit_on_error():
             return super().invoke(ctx)
+
+
+class _Group(_Once, typer.core.TyperGroup):
+    pass
 
 
 class _Typer(typer.Typer):
@@ -28,7 +46,7 @@ class _Typer(typer.Typer):
 def command_group(**options: Any) -> typer.Typer:
     """Make a group of commands with a common style of help and of errors. `options`: arguments of `typer.Typer`."""
     settings = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-    return _Typer(rich_markup_mode=None, context_settings=settings, **options)
+    return _Typer(rich_markup_mode=None, context_settings=settings, **({"cls": _Group} | options))
 
 
 # Names of similar commands in other tools. Without this, a guess by spelling would turn `train` into `drain`.
@@ -48,13 +66,14 @@ SYNONYMS: Final[Mapping[str, str]] = {
         "status": "info describe",
         "why": "explain",
         "serve": "server",
+        "save": "checkpoint",
         "runs": "experiments history",
     }.items()
     for synonym in synonyms.split()
 }
 
 
-class Grouped(typer.core.TyperGroup):
+class Grouped(_Group):
     """Lists commands by `rich_help_panel`. Panels are in the order of their first commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:

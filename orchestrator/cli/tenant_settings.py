@@ -8,17 +8,41 @@ from dataclasses import asdict
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
+from urllib.parse import quote
 
 from pydantic import ValidationError
 
 from cluster.errors import InputError
 from jobs.spec.queue import MOST_PRIORITY
-from orchestrator.api import QuotaSent, RestrictionsSent, TenantSent, TenantView
+from orchestrator.api import QuotaSent, RestrictionsSent, Tenants, TenantSent, TenantView
 from orchestrator.cli.options import duration_s
+from orchestrator.client.connection import Connection
+from orchestrator.queue.errors import TenantChanged
 from orchestrator.queue.tenants import DEFAULT_RESTRICTIONS
 
 MOST_GPUS: Final = 1_000_000
+_TRIES: Final = 20  # of a change at the same time as others
 _QUOTA = re.compile(r"^(?:([^=\s]{1,100})=)?([0-9]{1,7})$")
+
+
+def put_settings(server: Connection, name: str, change: Callable[[TenantView | None], TenantSent]) -> TenantView:
+    """Change a tenant on the server. If somebody else changes it at the same time, both changes count.
+
+    Args:
+        change: returns all settings from those now; None: there is no such tenant.
+
+    Raises:
+        TenantChanged: others have changed the tenant each time.
+    """
+    for left in reversed(range(_TRIES)):
+        now = next((one for one in server.get("/v1/tenants", Tenants).tenants if one.name == name), None)
+        read = {"version": "" if now is None else now.version}
+        try:
+            return server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, change(now), read)
+        except TenantChanged:
+            if not left:
+                raise
+    raise AssertionError
 
 
 def settings(

@@ -122,8 +122,8 @@ class Connection:
         """Send a POST request. `again`: repeating it is safe, because a key identifies it."""
         return self._ask("POST", path, answer, body=body, again=again)
 
-    def put(self, path: str, answer: type[ToldT], body: BaseModel) -> ToldT:
-        return self._ask("PUT", path, answer, body=body, again=True)
+    def put(self, path: str, answer: type[ToldT], body: BaseModel, params: Params | None = None) -> ToldT:
+        return self._ask("PUT", path, answer, params=params, body=body, again=True)
 
     def delete(self, path: str, answer: type[ToldT]) -> ToldT:
         return self._ask("DELETE", path, answer, again=False)

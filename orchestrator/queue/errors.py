@@ -107,6 +107,12 @@ class NameTaken(QueueError):
     status = 409
 
 
+class TenantChanged(QueueError):
+    """Somebody else has changed the tenant since the caller has read it."""
+
+    status = 409
+
+
 class ParentFailed(QueueError):
     """A parent of the job has failed or was cancelled."""
 

@@ -11,7 +11,7 @@ refuses the write if another server has led since, so a server that was frozen a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -270,6 +270,16 @@ class Store(Protocol):
 
     def put_tenant(self, tenant: Tenant, now_s: float) -> None:
         """Create or replace a tenant."""
+
+    def change_tenant(
+        self, name: str, change: Callable[[Tenant | None], Tenant], now_s: float
+    ) -> tuple[Tenant | None, Tenant]:
+        """Create or change a tenant in one transaction. Returns it before and after.
+
+        Args:
+            change: returns the new settings from those before; None: there is no such tenant. What it raises is raised,
+                and nothing is written.
+        """
 
     def node_rules(self) -> list[NodeRule]: ...
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Final
 
 from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, Tenants, TenantSent, TenantView
-from orchestrator.queue.errors import QueueError
+from orchestrator.queue.errors import QueueError, TenantChanged
 from orchestrator.queue.records import Lease, QueueEvent
 from orchestrator.queue.states import HOLDS_A_LEASE, State
 from orchestrator.queue.store import Filter
@@ -28,25 +30,45 @@ def tenants(context: ServiceContext) -> Tenants:
     return Tenants(tenants=tuple(_view(context, one, leases, hours) for one in found))
 
 
-def put(context: ServiceContext, name: str, sent: TenantSent, by: str = ANYBODY.name) -> TenantView:
+def put(
+    context: ServiceContext, name: str, sent: TenantSent, by: str = ANYBODY.name, version: str | None = None
+) -> TenantView:
     """Create or change a tenant, with an event.
 
-    Guarantees may exceed the present cluster, since machines come and go. Raises QueueError.
+    Guarantees may exceed the present cluster, since machines come and go.
+
+    Args:
+        version: of the settings that the caller has read; "": the tenant did not exist; None: the caller has read none.
+
+    Raises:
+        TenantChanged: the tenant has other settings now.
+        QueueError: a setting is not valid.
     """
     check_name(name)
     store, now_s = context.store, context.clock.now_s()
-    before = context.tenant(name)
-    restrictions = before.restrictions if before is not None else DEFAULT_RESTRICTIONS
-    if sent.restrictions is not None:
-        restrictions = _restrictions(sent.restrictions)
+    given = None if sent.restrictions is None else _restrictions(sent.restrictions)
     quotas = _quota("guaranteed", sent.guaranteed), _quota("limit", sent.limit)
-    tenant = Tenant(name, sent.weight, *quotas, restrictions)
-    _check(tenant)
-    store.put_tenant(tenant, now_s)
+
+    def change(before: Tenant | None) -> Tenant:
+        if version is not None and version != _version(before):
+            raise TenantChanged(f"tenant {name!r} was changed meanwhile: read its settings, and send yours again")
+        kept = DEFAULT_RESTRICTIONS if before is None else before.restrictions
+        tenant = Tenant(name, sent.weight, *quotas, kept if given is None else given)
+        _check(tenant)
+        return tenant
+
+    before, tenant = store.change_tenant(name, change, now_s)
     if (said := _changes(before, tenant)) is not None:
         told = f"{by} {'makes' if before is None else 'changes'} tenant {name}{f': {said}' if said else ''}"
         store.add_events([QueueEvent(now_s, TENANT, told, data={"tenant": name, "by": by})])
     return _view(context, tenant, store.leases(held=True), context.usage_months.gpu_hours([tenant]))
+
+
+def _version(tenant: Tenant | None) -> str:
+    """Return a digest of all settings; "": there is no such tenant."""
+    if tenant is None:
+        return ""
+    return hashlib.sha256(json.dumps(asdict(tenant), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _restrictions(sent: RestrictionsSent) -> Restrictions:
@@ -130,6 +152,7 @@ def _view(context: ServiceContext, tenant: Tenant, leases: Sequence[Lease], hour
             lease.gang.num_workers * lease.gang.gpus_per_worker for lease in leases if lease.tenant == tenant.name
         ),
         restrictions=restrictions,
+        version=_version(tenant),
         gpu_hours=None if restrictions.max_gpu_hours_per_month is None else hours.get(tenant.name, 0.0),
     )
 

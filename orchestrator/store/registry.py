@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
@@ -36,11 +36,21 @@ def tenant(connection: Connection, name: str) -> Tenant | None:
 
 
 def put_tenant(connection: Connection, tenant: Tenant, now_s: float) -> None:
+    change_tenant(connection, tenant.name, lambda before: tenant, now_s)
+
+
+def change_tenant(
+    connection: Connection, name: str, change: Callable[[Tenant | None], Tenant], now_s: float
+) -> tuple[Tenant | None, Tenant]:
     numbers = take(connection, changes=1)
-    values = {**tenant_values(tenant), "changed_s": now_s}
-    known = connection.execute(update(TENANTS).where(TENANTS.c.name == tenant.name).values(values)).rowcount
-    if not known:
+    before = tenant(connection, name)
+    after = change(before)
+    values = {**tenant_values(after), "changed_s": now_s}
+    if before is None:
         connection.execute(insert(TENANTS), {**values, "number": numbers.change + 1})
+    else:
+        connection.execute(update(TENANTS).where(TENANTS.c.name == name).values(values))
+    return before, after
 
 
 def node_rules(connection: Connection) -> list[NodeRule]:

@@ -99,6 +99,7 @@ class SqlStore:
 
     tenants = _reads(registry.tenants)
     put_tenant = _writes(registry.put_tenant)
+    change_tenant = _writes(registry.change_tenant)
     node_rules = _reads(registry.node_rules)
     put_node_rule = _writes(registry.put_node_rule)
     tokens = _reads(registry.tokens)

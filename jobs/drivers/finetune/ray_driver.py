@@ -100,7 +100,7 @@ class Driver:
     Attributes:
         driver_id: see `JobPaths.driver`.
         facts: content of the manifest.
-        watch: looks twice a second while workers run.
+        watch: looks while workers run.
         places: node of each worker, as a queue assigned it; None lets Ray choose.
         alone: this process has started Ray, which ends with it.
         most_workers: largest number of workers that the job may get.
@@ -246,10 +246,12 @@ class Training:
         try:
             return fit(self.job, self.driver.places, self.driver.alone, self._look, wakeup=self.driver.stop.wakeup)
         finally:
+            self.driver.watch.look()
+            self.losses.look(self.driver.watch.newest)
             self.hangs.leave()
 
     def _look(self) -> None:
-        self.driver.watch.look()
+        self.driver.watch.look_when_due()
         self.memory.look()
         self.hangs.look(self.driver.watch.newest)
         self.losses.look(self.driver.watch.newest)

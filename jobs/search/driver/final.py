@@ -136,8 +136,8 @@ class _FinalWatch(Watch):
         self._sweep, self._final = sweep, final
         self._looked_s = time.monotonic()
 
-    def look(self) -> None:
-        super().look()
+    def look_when_due(self) -> None:
+        super().look_when_due()
         if time.monotonic() - self._looked_s > _LOOK_EVERY_S:
             self._looked_s = time.monotonic()
             pass_on_save_request(self._sweep, [self._final])

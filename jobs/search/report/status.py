@@ -258,7 +258,7 @@ def _to_next_score(sweep: SweepSpec, trial: Trial) -> int:
 
 
 def facts(status: SweepStatus) -> dict[str, Any]:
-    """Convert a status to JSON values."""
+    """Convert a status to JSON values. Losses may be NaN."""
 
     def of(trial: Trial) -> dict[str, Any]:
         return {
@@ -266,7 +266,7 @@ def facts(status: SweepStatus) -> dict[str, Any]:
             "values": dict(trial.values),
             "step": trial.step,
             "total_steps": trial.total_steps,
-            "loss": _finite(trial.loss),
+            "loss": trial.loss,
             status.sweep.judged: trial.score,
         }
 
@@ -283,8 +283,3 @@ def facts(status: SweepStatus) -> dict[str, Any]:
         "used_s": status.used_s,
         "remaining_s": status.remaining_s,
     }
-
-
-def _finite(value: float | None) -> float | None:
-    """Replace NaN and infinity, which JSON cannot express, by None."""
-    return value if value is not None and math.isfinite(value) else None

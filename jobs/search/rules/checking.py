@@ -44,6 +44,7 @@ def sweep_warnings(sweep: Search) -> list[str]:
     if sweep.rungs and sweep.scheduler == "none":
         warnings.append("rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out")
     warnings += _about_space(sweep)
+    warnings += _about_runtime(sweep) if isinstance(sweep, SweepSpec) else []
     if isinstance(sweep, SweepSpec) and "budget" in sweep.model_fields_set:
         warnings += [] if sweep.budget.trials is None else _about_trials(sweep, sweep.budget.trials)
         warnings += _about_rest(sweep)
@@ -51,6 +52,15 @@ def sweep_warnings(sweep: Search) -> list[str]:
         said = f"the grid has {sweep.grid_size:,} points, but a sweep begins at most {MOST_TRIALS:,} trials"
         warnings.append(f"{said}: give lists, or points for the ranges (the default is {GRID_POINTS})")
     return warnings
+
+
+def _about_runtime(sweep: SweepSpec) -> list[str]:
+    """Return a warning if the queue ends the search before its budget in minutes is used up."""
+    minutes, longest_s = sweep.budget.minutes, sweep.queue.max_runtime_s
+    if minutes is None or longest_s is None or longest_s >= 60.0 * minutes:
+        return []
+    said = f"queue.max_runtime_s ({longest_s:g}) ends the sweep before budget.minutes ({minutes:g}) are used up"
+    return [f"{said}, without an export of the best model. Give at least {60.0 * minutes:g}"]
 
 
 def _about_space(sweep: Search) -> list[str]:

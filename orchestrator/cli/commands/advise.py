@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import replace
 from typing import Annotated, get_args
@@ -18,6 +17,7 @@ from jobs.run.outcome import event
 from jobs.search.rules.prior import hidden_size, rate_by_size
 from jobs.spec.finetune import Spec
 from jobs.spec.load import finetune_spec, load_marked
+from jobs.storage import strict_json
 from orchestrator.cli.options import Json, Price, Set, SpecFile
 from orchestrator.cli.output import progress_of
 from orchestrator.pages.advice import RATE_OF_LORA, advice_json, advice_page
@@ -72,7 +72,9 @@ def advise(
     )
     choice = choose(situation)
     if json_:
-        typer.echo(json.dumps(advice_json(choice, situation, plans, impossible, rate_for_full(loaded), price)))
+        typer.echo(
+            strict_json.for_programs(advice_json(choice, situation, plans, impossible, rate_for_full(loaded), price))
+        )
     else:
         typer.echo(advice_page(choice, situation, plans, impossible, rate_for_full(loaded), price))
     raise typer.Exit(0 if choice.method is not None else 2)

@@ -187,14 +187,11 @@ def tenants_set(
 ) -> None:
     """Create a tenant, or change the given settings of a tenant."""
     with connected(url) as server:
-        from orchestrator.api import Tenants, TenantView
-        from orchestrator.cli.tenant_settings import settings
+        from orchestrator.cli.tenant_settings import put_settings, settings
         from orchestrator.pages.cluster import tenants_page
 
         check_name(name)
-        known = {one.name: one for one in server.get("/v1/tenants", Tenants).tenants}
-        sent = settings(known.get(name), weight, guaranteed, limit, context.params)
-        told = server.put(f"/v1/tenants/{quote(name, safe='')}", TenantView, sent)
+        told = put_settings(server, name, lambda now: settings(now, weight, guaranteed, limit, context.params))
         typer.echo(told.model_dump_json() if json_ else tenants_page([told], width()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from typing import Annotated, Any, Literal
 
@@ -14,6 +13,7 @@ from jobs.run.paths import check_folder
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.storage import files as storage
+from jobs.storage import strict_json
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Address, Json, Quiet, Set, SpecFile, check_output_file, refuse_dashboard, width
 from orchestrator.cli.output import progress_of
@@ -85,7 +85,7 @@ def prepare(
         facts[name] = {
             count: (max if count == "longest_row" else sum)(getattr(part, count) for part in parts) for count in counts
         }
-    typer.echo(json.dumps(facts) if json_ else text.prepared_page(facts, loaded))
+    typer.echo(strict_json.for_programs(facts) if json_ else text.prepared_page(facts, loaded))
 
 
 @app.command(epilog="Example:  fleetune data show job.yaml --n 3 --split eval")
@@ -132,6 +132,6 @@ def generate(
     with closing(progress_of(quiet or json_)) as progress:
         drawn, path = generate_text(loaded, to, samples, max_tokens, temperature, progress)
     if json_:
-        typer.echo(json.dumps({"path": path, "samples": samples, "drawn": drawn}))
+        typer.echo(strict_json.for_programs({"path": path, "samples": samples, "drawn": drawn}))
     else:
         typer.echo(f"{many(samples, 'text')} in {path}" + ("" if drawn else ", generated before"))

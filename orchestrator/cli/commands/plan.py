@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Planned, Spec
 from jobs.spec.load import Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
+from jobs.storage import strict_json
 from orchestrator.cli.options import Json, Price, Set, finite
 from orchestrator.cli.output import progress_of
 from orchestrator.client.spec_names import Named, place_errors
@@ -72,7 +72,7 @@ def plan(
         if spec is not None and storage is None:
             storage = finetune_spec(load_marked(spec, set_ or []).spec, spec).storage_path
         checks = plan_checks(storage_root(storage))
-        typer.echo(json.dumps(accuracy_json(checks)) if json_ else accuracy_page(checks))
+        typer.echo(strict_json.for_programs(accuracy_json(checks)) if json_ else accuracy_page(checks))
         return
     if spec is None:
         raise InputError("give the spec of a job, or --accuracy for past runs")
@@ -86,7 +86,7 @@ def plan(
         plans = [_planned(job, machines) for job in jobs]
     if json_:
         found = {job.name: plan_json(plan, price, trials) for job, (plan, trials) in zip(jobs, plans, strict=True)}
-        typer.echo(json.dumps(found.get("", found)))
+        typer.echo(strict_json.for_programs(found.get("", found)))
     else:
         pages = (plan_page(plan, price, trials, job.title) for job, (plan, trials) in zip(jobs, plans, strict=True))
         typer.echo("\n\n".join(pages))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from typing import TYPE_CHECKING, Annotated, Final
@@ -11,6 +10,7 @@ import typer
 
 from cluster.errors import FleetuneError, InputError
 from cluster.text import did_you_mean
+from jobs.storage import strict_json
 from orchestrator.cli import completion as completing
 from orchestrator.cli.options import JobId, Json, OneTenant, Url, connected, width
 from orchestrator.cli.output import exit_on_error, json_list
@@ -86,7 +86,7 @@ def status(job: JobId, json_: Json = False, url: Url = None) -> None:
         events = EventReader(server, f"{job_path(found.job_id)}/events").newest(LAST_EVENTS)
         if json_:
             told = found.model_dump(mode="json") | {"events": [one.model_dump(mode="json") for one in events]}
-            typer.echo(json.dumps(told))
+            typer.echo(strict_json.for_programs(told))
             return
         why = _whys(server, [found]).get(found.job_id)
         typer.echo(status_page(found, why, events, time.time(), log_end(server, found)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import typer
 from cluster.errors import InputError
 from cluster.text import many
 from jobs.storage import files as storage
+from jobs.storage import strict_json
 from orchestrator.cli.options import Json, Quiet, check_output_file, same_file
 from orchestrator.simulate.values import Setup, Simulated, TraceJob
 
@@ -120,7 +120,7 @@ def as_json(simulations: Sequence[tuple[str, Simulated]]) -> str:
     from orchestrator.simulate.figures import figures
 
     first, *others = (dataclasses.asdict(figures(simulated)) for _, simulated in simulations)
-    return json.dumps({**first, **({"what_if": others[0]} if others else {})}, allow_nan=False)
+    return strict_json.for_programs({**first, **({"what_if": others[0]} if others else {})})
 
 
 def _simulations(trace: str, setup: Setup, what_if_nodes: int | None, silent: bool) -> list[tuple[str, Simulated]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Annotated
 
@@ -22,9 +21,10 @@ from jobs.search.report.status import facts as status_facts
 from jobs.search.trials import Trials
 from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
+from jobs.storage import strict_json
 from jobs.storage.files import write_bytes
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Address, Json, Quiet, Storage, finite, refuse_dashboard
+from orchestrator.cli.options import Address, Json, Quiet, Storage, check_output_file, finite, refuse_dashboard
 from orchestrator.cli.run_argument import run_meant, unfinished_job
 from orchestrator.cli.run_here import run_sweep_here
 from orchestrator.pages.sweep import status_page
@@ -57,7 +57,9 @@ def trials_of(sweep: str, storage: str | None) -> Trials:
 def leaderboard(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -> None:
     """List all trials of a running or ended sweep, the best first."""
     trials = trials_of(sweep, storage)
-    typer.echo(json.dumps(trial_text.leaderboard_facts(trials)) if json_ else trial_text.leaderboard(trials))
+    typer.echo(
+        strict_json.for_programs(trial_text.leaderboard_facts(trials)) if json_ else trial_text.leaderboard(trials)
+    )
 
 
 @app.command(epilog="Example:  fleetune sweep status reviews-lr-20261127")
@@ -70,7 +72,7 @@ def status(sweep: SweepArgument, storage: Storage = None, json_: Json = False) -
     found = read_status(trials, driver, utc_now())
     if json_:
         known = {name: getattr(run, name) for name in ("name", "root", "status", "silent_s", "reason")}
-        typer.echo(json.dumps(known | status_facts(found)))
+        typer.echo(strict_json.for_programs(known | status_facts(found)))
     else:
         typer.echo(status_page(run, found, resume_of(run, is_search=True)))
 
@@ -88,12 +90,13 @@ def report(
     from jobs.search.report.summary import facts, summary_lines
 
     trials = trials_of(sweep, storage)
+    check_output_file("--html", html, {trials.root: "the directory of the sweep"})
     if html is not None:
         from jobs.search.report.page import sweep_page
 
         write_bytes(html, sweep_page(trials).encode())
     if json_:
-        typer.echo(json.dumps(facts(trials)))
+        typer.echo(strict_json.for_programs(facts(trials)))
         return
     best = trials.best
     typer.echo(

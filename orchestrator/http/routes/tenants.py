@@ -21,10 +21,18 @@ def routes(serving: Serving) -> APIRouter:
         return answer(api.Tenants(tenants=tuple(tenant for tenant in found if caller.may_see(tenant.name))))
 
     @router.put(
-        "/tenants/{tenant}", **documented(api.TenantView, "Make a tenant, or change all of its settings", 400, 415, 422)
+        "/tenants/{tenant}",
+        **documented(api.TenantView, "Make a tenant, or change all of its settings", 400, 409, 415, 422),
     )
-    def put(tenant: Name, sent: api.TenantSent, caller: Admin) -> Response:
-        found = service.put(serving.context, tenant, sent, caller.name)
+    def put(
+        tenant: Name,
+        sent: api.TenantSent,
+        caller: Admin,
+        version: Annotated[
+            str | None, Query(max_length=100, description="As it was read: later changes are not overwritten (409).")
+        ] = None,
+    ) -> Response:
+        found = service.put(serving.context, tenant, sent, caller.name, version)
         serving.wake()
         return answer(found)
 

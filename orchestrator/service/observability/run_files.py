@@ -16,7 +16,7 @@ from pydantic_core import from_json
 
 from cluster.errors import StorageError, StorageOutage
 from jobs.storage import files as storage
-from jobs.storage import journal
+from jobs.storage import journal, strict_json
 from jobs.storage import without_links as beneath
 from jobs.storage.outages import is_outage
 from orchestrator.queue.records import Job
@@ -143,7 +143,7 @@ def _read(files: RunFiles, part: str) -> list[dict[str, Any]]:
     if len(content) > LARGEST_PART:
         raise StorageError(f"{part} of the metrics of {run} is larger than any part that a run writes")
     try:
-        lines = [from_json(line) for line in content.splitlines()]
+        lines = [strict_json.restored(from_json(line)) for line in content.splitlines()]
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{part} of the metrics of {run} is damaged: {error}") from error
     found = [one for one in lines if isinstance(one, dict)]

@@ -158,6 +158,16 @@ def test_who_knows_more_changes_than_a_restored_store_has_is_told_where_it_is(cl
     assert told["jobs"] == [] and 1 <= told["last"] < 2**40
 
 
+def test_settings_of_a_tenant_that_have_changed_since_they_were_read_are_not_overwritten(client: httpx.Client) -> None:
+    def put(version: str, weight: float) -> httpx.Response:
+        return client.put("/v1/tenants/versions", params={"version": version}, json={"weight": weight})
+
+    read = put("", 2.0).raise_for_status().json()["version"]
+    assert put(read, 3.0).is_success
+    late = put(read, 4.0)
+    assert (late.status_code, late.json()["error"]) == (409, "TenantChanged")
+
+
 def test_lists_are_filtered_by_state_name_and_tenant(client: httpx.Client) -> None:
     client.put("/v1/tenants/filters", json={"weight": 2.0}).raise_for_status()
     (sent,) = submit(client, spec("filtered", gpus=8, queue={"tenant": "filters"}))

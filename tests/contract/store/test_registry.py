@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from orchestrator.queue.errors import NameTaken, NotLeader, UnknownToken
+from orchestrator.queue.errors import NameTaken, NotLeader, TenantChanged, UnknownToken
 from orchestrator.queue.records import NodeOrder, NodeRule, QueueEvent, Role, Token
 from orchestrator.queue.store import Store
 from orchestrator.queue.tenants import Tenant
@@ -43,6 +44,27 @@ def test_tenants_are_made_and_changed_in_place(store: Store) -> None:
     assert store.tenants() == [Tenant("a"), Tenant("b"), rich]
     store.put_tenant(replace(rich, name="a"), START_S - 5.0)
     assert store.tenants() == [replace(rich, name="a"), Tenant("b"), rich]
+
+
+def test_changes_of_a_tenant_at_the_same_time_all_count(store: Store) -> None:
+    def heavier(before: Tenant | None) -> Tenant:
+        assert before is not None
+        return replace(before, weight=before.weight + 1.0)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: store.change_tenant("a", heavier, START_S), range(8)))
+    assert store.tenants() == [Tenant("a", 9.0), Tenant("b")]
+    assert sorted(after.weight for _, after in found) == [float(weight) for weight in range(2, 10)]
+    assert store.change_tenant("new", lambda before: Tenant("new", 2.0), START_S) == (None, Tenant("new", 2.0))
+
+
+def test_a_change_of_a_tenant_that_fails_writes_nothing(store: Store) -> None:
+    def refused(before: Tenant | None) -> Tenant:
+        raise TenantChanged("no")
+
+    with pytest.raises(TenantChanged):
+        store.change_tenant("a", refused, START_S)
+    assert store.tenants() == [Tenant("a"), Tenant("b")]
 
 
 def test_an_order_on_a_node_takes_the_place_of_the_one_before(store: Store) -> None:

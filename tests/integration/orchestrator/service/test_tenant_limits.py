@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from jobs.drivers.link.messages import Register
-from orchestrator.api import RestrictionsSent, TenantSent
-from orchestrator.queue.errors import Forbidden, QueueError, StoreBroken, TooManyQueued
+from orchestrator.api import QuotaSent, RestrictionsSent, TenantSent
+from orchestrator.queue.errors import Forbidden, QueueError, StoreBroken, TenantChanged, TooManyQueued
 from orchestrator.queue.states import DesiredState, State
 from orchestrator.queue.store import Change, Filter
 from orchestrator.queue.tenants import Restrictions, Tenant
@@ -155,6 +155,16 @@ def test_a_tenant_keeps_its_limits_where_none_are_sent_and_each_change_is_an_eve
         "secrets none -> K",
         "root changes tenant new: weight 1 -> 2",
     ]
+
+
+def test_a_change_of_settings_that_others_have_changed_meanwhile_is_refused(world: ServiceWorld) -> None:
+    read = tenants.put(world.context, "new", TenantSent(weight=2.0), version="")
+    with pytest.raises(TenantChanged, match="tenant 'new' was changed meanwhile: read its settings"):
+        tenants.put(world.context, "new", TenantSent(weight=9.0), version="")
+    now = tenants.put(world.context, "new", TenantSent(weight=3.0), version=read.version)
+    with pytest.raises(TenantChanged):
+        tenants.put(world.context, "new", TenantSent(weight=2.0, limit=(QuotaSent(gpus=8),)), version=read.version)
+    assert tenants.put(world.context, "new", TenantSent(weight=3.0), version=now.version) == now
 
 
 @pytest.mark.parametrize(

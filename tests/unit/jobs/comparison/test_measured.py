@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs.comparison.measured import comparison_so_far, measure, write_comparison
+from jobs.comparison.measured import comparison_so_far, measure, read_comparison, write_again_after, write_comparison
 from jobs.comparison.page import comparison_text
 from jobs.run.outcome import Outcome, Status, event, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.search.ledger import Ledger
 from jobs.search.spending import devices_of
 from jobs.spec.load import dump_spec
+from jobs.storage import files as storage
 from jobs.storage.files import write_bytes
 from jobs.storage.journal import JournalWriter
 from tests.unit.jobs.spec.test_compare import compare_of
@@ -53,6 +54,9 @@ def test_a_sweep_that_went_on_after_its_comparison_has_new_figures(tmp_path: Pat
     write_comparison(paths, kept)
     write_outcome(paths, ended)
     assert comparison_so_far(paths) == kept
+    newer = storage.read_bytes(paths.comparison).replace(b"{\n", b'{ "added": 1,\n')
+    storage.write_bytes(paths.comparison, newer)
+    assert newer.count(b"added") == 3 and comparison_so_far(paths) == kept, "a newer release has added keys"
     sweep, searched = spec.sweep_of(spec.methods[0]), JobPaths(paths.method(spec.methods[0].name))
     ledger = Ledger(sweep, searched.root, lambda job: 20, 1000.0)
     ledger.add({"learning_rate": 1e-4})
@@ -60,3 +64,9 @@ def test_a_sweep_that_went_on_after_its_comparison_has_new_figures(tmp_path: Pat
     write_outcome(searched, ended.model_copy(update={"ended_at": ended.ended_at + datetime.timedelta(hours=1)}))
     now = comparison_so_far(paths)
     assert now is not None and [one.trials for one in now.methods] == [1, 0]
+    assert write_again_after(searched) and read_comparison(paths) == now and not storage.exists(paths.comparison_page)
+    write_comparison(paths, kept, page=True)
+    before = storage.read_bytes(paths.comparison_page)
+    assert write_again_after(searched) and storage.read_bytes(paths.comparison_page) != before
+    storage.remove_file(paths.outcome)  # it is resumed, and writes its figures itself
+    assert not write_again_after(searched) and not write_again_after(JobPaths(str(tmp_path / "runs/found-1")))

@@ -172,6 +172,10 @@ def test_own_metric_is_found_beside_the_working_directory_but_not_run(
             {"resources": {"cpus_per_worker": 1}, "train": {"zero": {"offload_optimizer": "cpu"}}},
             "resources.cpus_per_worker (1) threads. Set it to 4 or more",
         ),
+        (
+            {"queue": {"max_runtime_s": 1}},
+            "queue.max_runtime_s (1) is in seconds, and includes the start of the workers",
+        ),
         ({"method": "lora"}, "train.learning_rate (2e-05) is unusual for method: lora. Its best rates are mostly"),
         ({"method": "prompt", "train": {"learning_rate": 1e-4}}, "is unusual for method: prompt"),
     ],
@@ -264,3 +268,4 @@ def test_a_run_without_its_gpus_is_refused_before_anything_is_written(base: dict
         run_on_ray(spec(base), progress=NoProgress())
     assert not (tmp_path / "runs").exists()
     assert no_gpu_here(spec(base, resources={"gpus_per_worker": 0})) is None
+    assert "add `--set base.resources.gpus_per_worker=0`" in (no_gpu_here(spec(base), "base.") or "")

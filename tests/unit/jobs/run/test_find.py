@@ -17,7 +17,7 @@ from cluster.errors import DataError, InputError, SpecError
 from jobs.drivers.finetune.begin import begin_run
 from jobs.preflight.validate import validate
 from jobs.run.checkpoints import commit_path
-from jobs.run.find import export_source, with_model_of_run
+from jobs.run.find import export_source, find_run, with_model_of_run
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths, made_from
 from jobs.spec.finetune import Spec
@@ -61,6 +61,31 @@ def spec(values: dict[str, Any], **changes: Any) -> Spec:
     made = spec_of({**values, **changes})
     assert isinstance(made, Spec)
     return made
+
+
+OLD, NEW = "texts-20261124-101010-abcd", "texts-20261125-101010-abcd"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("texts", f"'texts' may mean 2 runs: {OLD}, {NEW}. Give more of the name"),
+        ("txets", f"no run 'txets' under .*; did you mean {NEW}\\?"),
+        ("texts-20261126", f"no run 'texts-20261126' under .*; did you mean {NEW}\\?"),
+        ("runs/texts", f"runs/texts is not a run: there is no spec.json in it; did you mean {OLD}, {NEW}\\?"),
+        ("runs/txets", f"runs/txets is not a run: there is no spec.json in it; did you mean {NEW}\\?"),
+        ("other", f"no run 'other' under .*: existing runs are {OLD}, {NEW}. Jobs of a queue"),
+    ],
+)
+def test_who_names_no_single_run_is_told_which_are_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, said: str
+) -> None:
+    for name in (OLD, NEW):
+        make_run(tmp_path, name, exported=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=said):
+        find_run(given, str(tmp_path / "runs"))
+    assert find_run(f"{OLD}/", str(tmp_path / "runs")) == str(tmp_path / "runs" / OLD)
 
 
 def test_a_run_s_name_stays_as_it_is_until_the_run_begins(values: dict[str, Any], tmp_path: Path) -> None:

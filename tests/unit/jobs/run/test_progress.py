@@ -116,6 +116,22 @@ def test_step_stands_before_its_evaluation_and_only_once(watched: Watched, tmp_p
     assert [line.split("  ")[0] for line in watched.lines] == ["step 1", "step 3", "evaluating", "after step 3"]
 
 
+@pytest.mark.parametrize(("root", "shown"), [("memory://looks/a", []), ("", ["step 1"])])
+def test_remote_storage_is_listed_once_in_five_seconds(
+    watched: Watched, tmp_path: Path, own_protocols: None, root: str, shown: list[str]
+) -> None:
+    paths = JobPaths(root or str(tmp_path))
+    watch = Watch(paths, watched.progress)
+    watch.look_when_due()
+    metrics = JournalWriter(paths.metrics, "rank-0")
+    metrics.append(record(1))
+    metrics.close()
+    watch.look_when_due()
+    assert [line.split("  ")[0] for line in watched.lines] == shown
+    watch.look()
+    assert [line.split("  ")[0] for line in watched.lines] == ["step 1"]
+
+
 def test_time_to_the_end_is_that_of_the_steps_and_of_the_evaluations_that_are_left() -> None:
     """A step takes 1.5 s, the first one 12 s, the time between two steps 0.5 s, and an evaluation 40 s."""
     pace, at = Pace(), 1000.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from cluster.errors import InputError, StorageError
 from jobs.run.find import find_run
-from jobs.run.outcome import Outcome, Status, event, write_outcome
+from jobs.run.outcome import Outcome, Status, event, outcome_of, read_outcome, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.requests import ask_to_save
 from jobs.run.summary import describe_run, list_runs, summarise, utc_now
@@ -80,9 +81,10 @@ def test_event_is_a_sign_of_life_too(root: str) -> None:
 
 def test_loss_that_is_no_number_is_shown_and_is_null_in_json(root: str) -> None:
     paths = make_run(root)
-    put_part(paths.metrics, NOW, {"step": 3, "loss": float("nan")})
-    run = summarise(paths, now)
-    assert "nan" in runs_table([run], NOW) and json.loads(run.model_dump_json())["metrics"] == {"loss": None}
+    for loss in (math.nan, "NaN"):  # as earlier releases wrote it, and as it is written
+        put_part(paths.metrics, NOW, {"step": 3, "loss": loss})
+        run = summarise(paths, now)
+        assert "nan" in runs_table([run], NOW) and json.loads(run.model_dump_json())["metrics"] == {"loss": None}
 
 
 def test_what_the_journal_writes_is_what_is_read(root: str) -> None:
@@ -131,6 +133,14 @@ def test_a_damaged_outcome_says_what_to_do(root: str, torn: bytes) -> None:
     said = f"{paths.outcome} is not the outcome of a run: remove the file, and the run counts as lost"
     assert summarise(paths, now).reason == said
     assert said in run_page(describe_run(paths.root, now))
+
+
+def test_keys_that_a_newer_release_has_added_to_an_outcome_are_ignored(root: str) -> None:
+    paths = make_run(root)
+    end(paths, troubles=[{"remedy": "hang", "at": NOW, "cause": "c", "action": "a"}])
+    written = storage.read_bytes(paths.outcome)
+    storage.write_bytes(paths.outcome, written.replace(b"{\n", b'{ "added": 1,\n'))
+    assert read_outcome(paths) == outcome_of(written, "") and summarise(paths, now).status == "succeeded"
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"model": ', b"[]", b"\xff"])

@@ -75,6 +75,7 @@ def test_a_weight_of_a_source_is_narrowed_by_its_dotted_name(tmp_path: Path) -> 
         ("learning_rate=[1e-4, 2e-4]", "a range cannot become a list"),
         ("learning_rate.max=1e-6", "must be less than max"),
         ("learning_rate.max=high", "space.learning_rate.max: must be a number"),
+        ("learning_rate.max=.nan", "space.learning_rate: must be a finite number, but is nan"),
     ],
 )
 def test_a_wrong_setting_is_told(tmp_path: Path, setting: str, said: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -87,9 +88,12 @@ def test_a_file_that_no_writer_has_named_is_no_part(tmp_path: Path) -> None:
     assert list(JournalReader(str(tmp_path)).new()) == read_journal(str(tmp_path)) == [{"n": 1}]
 
 
-def test_numbers_that_are_none_survive(tmp_path: Path) -> None:
+def test_numbers_that_are_none_survive_in_json_that_every_reader_accepts(tmp_path: Path) -> None:
     writer = JournalWriter(str(tmp_path))
-    writer.append({"loss": float("nan")})
+    writer.append({"loss": math.nan, "data": {"values": [math.inf, 1.0]}})
     writer.close()
-    (record,) = read_journal(str(tmp_path))
-    assert record["loss"] != record["loss"]
+    (part,) = tmp_path.glob("*.jsonl")
+    assert part.read_text() == '{"loss": "NaN", "data": {"values": ["Infinity", 1.0]}}\n'
+    part.write_text(part.read_text() + '{"loss": NaN, "data": {"values": [Infinity, 1.0]}}\n')  # of an earlier release
+    for record in read_journal(str(tmp_path)):
+        assert math.isnan(record["loss"]) and record["data"] == {"values": [math.inf, 1.0]}

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cluster.errors import StorageError
+from jobs.frozen import Frozen
 from jobs.storage import files as storage
 from jobs.storage.versioned import Damaged
 
@@ -36,3 +37,22 @@ def test_a_newer_release_is_told_by_its_version_and_is_no_damage(tmp_path: Path)
     with pytest.raises(StorageError, match=r"newer release \(version 3, this one reads 2\)") as raised:
         read(tmp_path, b'{"version": 3}')
     assert not isinstance(raised.value, Damaged)
+
+
+def test_a_newer_release_is_told_by_a_key_that_this_one_does_not_know(tmp_path: Path) -> None:
+    class Inner(Frozen):
+        a: int
+
+    class Value(Frozen):
+        inner: Inner
+
+    def read_value(content: str) -> Value:
+        (tmp_path / "a.json").write_text(content)
+        found: Value = storage.read_versioned(str(tmp_path / "a.json"), 2, Value.model_validate)
+        return found
+
+    with pytest.raises(StorageError, match=r"newer release \(it has inner\.b, which this one does not") as raised:
+        read_value('{"inner": {"a": 1, "b": 2}}')
+    assert not isinstance(raised.value, Damaged)
+    with pytest.raises(Damaged, match=r"a\.json is damaged: "):
+        read_value('{"inner": {"a": "?"}}')

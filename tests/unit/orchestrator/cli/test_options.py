@@ -91,6 +91,24 @@ def test_a_sweep_is_extended_by_finite_amounts(option: str, amount: str) -> None
     assert f"{amount} is not a finite number" in refused("sweep", "extend", "any", option, amount)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("run", "--resume", "a", "--resume", "b"), "--resume"),
+        (("run", "job.yaml", "--name=a", "--name", "a"), "--name"),
+        (("sweep", "extend", "any", "--runs", "1", "--runs", "2"), "--runs"),
+        (("tenants", "--url", "http://a", "--url", "http://b", "list"), "--url"),
+    ],
+)
+def test_an_option_that_is_given_twice_is_refused(arguments: tuple[str, ...], option: str) -> None:
+    assert refused(*arguments).endswith(f"Error: {option} is given 2 times: give it once.\n")
+
+
+def test_lists_and_flags_may_be_given_twice() -> None:
+    said = refused("validate", "none.yaml", "--set", "a=1", "--set", "b=2", "--json", "--json")
+    assert "none.yaml" in said and "times" not in said
+
+
 def test_a_drain_has_one_deadline() -> None:
     errors = refused("drain", "n1", "--deadline", "2h", "--stop-all")
     assert errors == "error: --deadline and --stop-all exclude each other: give one of them\n"

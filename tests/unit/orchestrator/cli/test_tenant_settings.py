@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import httpx
 import pytest
 
 from cluster.errors import InputError
-from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, TenantView
-from orchestrator.cli.tenant_settings import quotas, settings
+from orchestrator.api import QuotaSent, QuotaView, RestrictionsSent, Tenants, TenantSent, TenantView
+from orchestrator.cli.tenant_settings import put_settings, quotas, settings
+from orchestrator.client.connection import Connection
 from orchestrator.pages.cluster import format_restrictions
+from orchestrator.problem import Problem
 from orchestrator.queue.tenants import Restrictions, check_name
 
 NOW = TenantView(
@@ -30,6 +33,30 @@ def test_what_is_left_out_stays() -> None:
         (QuotaSent(accelerator_type=None, gpus=16),),
     )
     assert settings(None, None, None, None).weight == 1.0
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_change_by_somebody_else_at_the_same_time_is_kept(exists: bool) -> None:
+    limited = NOW.model_copy(update={"limit": (QuotaView(accelerator_type=None, gpus=16),), "version": "2"})
+    known = iter([[NOW.model_copy(update={"version": "1"})] if exists else [], [limited]])
+    versions = list[str]()
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.method == "GET":
+            return httpx.Response(200, content=Tenants(tenants=tuple(next(known))).model_dump_json())
+        versions.append(request.url.params["version"])
+        if versions[-1] != "2":
+            return httpx.Response(
+                409, content=Problem(error="TenantChanged", message="it was changed").model_dump_json()
+            )
+        assert request.url.path == "/v1/tenants/vision"
+        sent = TenantSent.model_validate_json(request.content)
+        assert (sent.weight, sent.limit) == (5.0, (QuotaSent(accelerator_type=None, gpus=16),))
+        return httpx.Response(200, content=limited.model_dump_json())
+
+    server = Connection("http://127.0.0.1:1", transport=httpx.MockTransport(answer))
+    assert put_settings(server, "vision", lambda now: settings(now, 5.0, None, None)) == limited
+    assert versions == ["1" if exists else "", "2"]
 
 
 def test_quotas_are_of_types_or_of_all_and_none_takes_them_away() -> None:

@@ -340,6 +340,27 @@ def test_the_command_reads_a_sweep_that_goes_on_and_one_that_has_ended(tmp_path:
     assert "status       succeeded" in page and "1 waiting, 1 finished" in page and "training loss" not in page
 
 
+def test_a_training_loss_that_is_no_number_is_null_for_programs(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, algorithm="random")
+    write_bytes(JobPaths(ledger.root).spec, dump_spec(ledger.sweep))
+    trial = ledger.add({"learning_rate": 3e-4, "warmup_ratio": 0.1})
+    ledger.answered(trial, Answer(status="finished", step=STEPS, loss=math.nan, metrics={"eval_loss": 0.4}))
+    ledger.close()
+    assert math.isnan(Trials(ledger.sweep, ledger.root).trials[1].loss or 0.0)
+    best = json.loads(call("sweep", "status", ledger.root, "--json"))["best"]
+    assert (best["loss"], best["eval_loss"]) == (None, 0.4)
+
+
+@pytest.mark.parametrize("name", ["spec.json", "new.html"])
+def test_a_report_takes_the_place_of_no_file_of_the_sweep(tmp_path: Path, name: str) -> None:
+    ledger = ledger_of(tmp_path)
+    spec = dump_spec(ledger.sweep)
+    write_bytes(JobPaths(ledger.root).spec, spec)
+    result = CliRunner().invoke(cli.app, ["sweep", "report", ledger.root, "--html", f"{ledger.root}/{name}"])
+    assert result.exit_code == 2 and "is in the directory of the sweep: give a file elsewhere" in result.stderr
+    assert Path(JobPaths(ledger.root).spec).read_bytes() == spec and not Path(f"{ledger.root}/new.html").exists()
+
+
 def call(*arguments: str) -> str:
     result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.stderr

@@ -64,7 +64,7 @@ def test_a_stop_ends_workers_that_have_not_begun_to_train_and_asks_the_others(
     monkeypatch.setattr(ray_driver, "find_room", lambda spec, *given: spec)
     monkeypatch.setattr(ray_driver, "fit", fit)
     monkeypatch.setattr(ray_driver, "leaving_nodes", dict)
-    watch = SimpleNamespace(look=lambda: None, newest=None)
+    watch = SimpleNamespace(look=lambda: None, look_when_due=lambda: None, newest=None)
     driver: Any = SimpleNamespace(announce=lambda *_, **__: None, places=None, alone=True, stop=stop, watch=watch)
     spec = tiny.spec_of(tmp_path, tmp_path / "model", tmp_path / "text.jsonl")
     nothing: Any = None

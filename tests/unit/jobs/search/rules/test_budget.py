@@ -128,11 +128,14 @@ def test_a_sweep_says_how_many_trials_are_repeated(tmp_path: Path, fields: dict[
             "budget.trials is 9, but auto tries at most 8",
         ),
         ({"budget": {"minutes": 9}}, None),
+        ({"budget": {"minutes": 9}, "queue": {"max_runtime_s": 540}}, None),
+        (
+            {"budget": {"minutes": 9}, "queue": {"max_runtime_s": 300}},
+            "queue.max_runtime_s (300) ends the sweep before budget.minutes (9) are used up, without an export",
+        ),
     ],
 )
-def test_a_budget_of_which_auto_has_no_use_is_a_warning(
-    tmp_path: Path, fields: dict[str, Any], said: str | None
-) -> None:
+def test_a_budget_that_cannot_be_used_up_is_a_warning(tmp_path: Path, fields: dict[str, Any], said: str | None) -> None:
     warnings = sweep_warnings(sweep_with(tmp_path, **fields))
     assert len(warnings) == (said is not None) and all(one.startswith(said or "") for one in warnings)
 

@@ -236,15 +236,20 @@ def _pass_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, device: 
     """Return the highest moment of the forward and backward pass."""
     rows = strategy.per_device_train_batch_size
     piece = int(trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows))
-    best, logits = _Added(), 0
+    best, highest, logits = _Added(), 0, 0
     for moment, before, copied, after in _pass(trace, strategy, num_workers, device):
-        best = _higher(best, before, moment.peak_at(rows), logits, piece if moment.kind == "loss" else 0)
+        pieces = piece if moment.kind == "loss" else 0
+        if before.total + moment.peak_at(rows) + pieces > highest:
+            best = before.with_activations(moment.peak_at(rows), logits, pieces)
+            highest = best.total
         if moment.kind == "logits":
             logits = trace.logits_bytes_per_row * rows
-        if copied:
+        if copied and before.total + copied + moment.live_at(rows) > highest:
             during = before._replace(communication=before.communication + copied)
-            best = _higher(best, during, moment.live_at(rows), logits)
-        best = _higher(best, after, 0, 0)
+            best = during.with_activations(moment.live_at(rows), logits)
+            highest = best.total
+        if after.total > highest:
+            best, highest = after, after.total
         logits = 0 if moment.kind == "gradient" else logits
     return replace(
         static,
@@ -265,6 +270,15 @@ class _Added(NamedTuple):
     activations: int = 0
     logits: int = 0
 
+    @property
+    def total(self) -> int:
+        return self.gradients + self.gathered_buckets + self.communication + self.activations + self.logits
+
+    def with_activations(self, activations: int, logits: int, piece: int = 0) -> _Added:
+        """Add activations, of which `logits` bytes are logits, and a piece of the loss."""
+        logits = min(logits, activations)
+        return self._replace(activations=activations - logits, logits=logits + piece)
+
 
 def _pass(
     trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device
@@ -274,34 +288,28 @@ def _pass(
     Beside the moment: bytes that are held before it, bytes of copies that are needed only during it, and bytes that
     are held after it. Activations and logits are not counted here.
     """
-    visits = [moment.parameters for moment in trace.moments if moment.kind in ("enter", "enter-backward")]
+    gloo, gathering = device == "cpu", None
     from_host = strategy.offload_param and device == "cuda"
-    gathers = from_host or (strategy.stage == 3 and num_workers > 1)
-    sizes = trace.sizes if gathers else (0,) * len(trace.sizes)
-    gloo = device == "cpu"
-    gathering = Gathering(sizes, visits, strategy, num_workers, trace.element_bytes, gloo)
+    if from_host or (strategy.stage == 3 and num_workers > 1):
+        visits = [moment.parameters for moment in trace.moments if moment.kind in ("enter", "enter-backward")]
+        gathering = Gathering(trace.sizes, visits, strategy, num_workers, trace.element_bytes, gloo)
     gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.precision, gloo)
-    after = _Added(gradients.held, gathering.held, gradients.buckets)
+    after = _Added(gradients.held, gathering.held if gathering else 0, gradients.buckets)
     for moment in trace.moments_of_one_row if strategy.per_device_train_batch_size == 1 else trace.moments:
         before, copied = after, 0
-        if moment.kind in ("enter", "enter-backward"):
-            copied = gathering.enter(moment.parameters)
-        elif moment.kind in ("leave", "leave-backward"):
-            gathering.leave(moment.parameters)
-        elif moment.kind == "gradient":
+        if moment.kind == "gradient":
             copied = gradients.add(moment.parameters[0])
+            after = before._replace(gradients=gradients.held, communication=gradients.buckets)
         elif moment.kind == "end":
             copied = gradients.end()
-        after = _Added(gradients.held, gathering.held, gradients.buckets)
+            after = before._replace(gradients=gradients.held, communication=gradients.buckets)
+        elif gathering and moment.kind in ("enter", "enter-backward"):
+            copied = gathering.enter(moment.parameters)
+            after = before._replace(gathered_buckets=gathering.held)
+        elif gathering and moment.kind in ("leave", "leave-backward"):
+            gathering.leave(moment.parameters)
+            after = before._replace(gathered_buckets=gathering.held)
         yield moment, before, copied, after
-
-
-def _higher(best: _Added, held: _Added, activations: int, logits: int, piece: int = 0) -> _Added:
-    """Return the higher of `best` and a moment with these activations, of which `logits` bytes are logits."""
-    if sum(held) + activations + piece <= sum(best):
-        return best
-    logits = min(logits, activations)
-    return held._replace(activations=activations - logits, logits=logits + piece)
 
 
 def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, static: Memory) -> Memory:

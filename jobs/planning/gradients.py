@@ -152,7 +152,7 @@ class Gradients:
             sent = self.width * self._filled
             copies = sent + max(flat, 4 * min(self._largest, self.part))
             if self.strategy.offload_optimizer:  # gloo's thread may release what it has sent after the call
-                copies = max(copies, self._for_its_norm + (sent if self.gloo and self.num_workers > 1 else 0))
+                copies = max(copies, self._for_its_norm + (sent if self.gloo else 0))
         elif not self.strategy.offload_optimizer:
             copies = flat + sent + cast
         elif self.stage < 3:

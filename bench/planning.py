@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from jobs.planning.memory import RESERVE, Memory, ModelTrace, memory_of
-from jobs.planning.precision import Precision
+from jobs.planning.precision import precision_of
 from jobs.planning.strategy import as_traced, strategy_of
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
@@ -80,6 +80,7 @@ class Case:
     stage: int = 3
     checkpointing: bool = False
     bf16: bool = False
+    fp16: bool = False
     packing: bool = False
     rows: int = 4
     accumulation: int = 2
@@ -101,11 +102,11 @@ class Case:
                 "packing": self.packing,
             },
             "train": {
-                "max_steps": 3, "per_device_train_batch_size": self.rows, "bf16": self.bf16,
+                "max_steps": 3, "per_device_train_batch_size": self.rows, "bf16": self.bf16, "fp16": self.fp16,
                 "gradient_accumulation_steps": self.accumulation, "gradient_checkpointing": self.checkpointing,
                 "zero": {"stage": self.stage, **buffers, **offloads},
             },
-            "resources": {"num_workers": self.workers, "gpus_per_worker": 0},
+            "resources": {"num_workers": self.workers, "gpus_per_worker": int(self.fp16)},
             "storage_path": str(model_dir.parent),
         })  # fmt: skip
 
@@ -129,7 +130,10 @@ def cases(models: Sequence[str]) -> list[Case]:
         found += [Case(model, 8, stage, rows=1) for stage in (1, 2, 3)]
         found += [Case(model, workers, rows=1) for workers in (2, 4)]
         found += [Case(model, workers, 1, bf16=True, rows=1) for workers in (1, 2)]
+        found += [Case(model, workers, 1, fp16=True) for workers in (1, 2)]
+        found += [Case(model, workers, 1, bf16=True, offload="optimizer") for workers in (1, 2)]
         found += [Case(model, 2, 3, packing=True)]
+        found += [Case(model, 2, 2, fp16=True, offload="optimizer")]
         found += [
             Case(model, workers, stage, bf16=bf16, offload=offload)
             for stage, offload in ((2, "optimizer"), (3, "optimizer"), (3, "both"))
@@ -174,7 +178,7 @@ def predicted(spec: Spec, traces: dict[Any, ModelTrace]) -> Memory:
     """Return the predicted peak. `traces` keeps the traces of earlier cases, which other workers share."""
     from jobs.preflight.model_trace import trace_model
 
-    precision: Precision = "bf16" if spec.train.bf16 else "fp32"
+    precision = precision_of(spec.train, device_has_bf16=False)
     traced = as_traced(spec, json.loads(pathlib.Path(spec.model.path, "config.json").read_bytes()))
     again, stage = spec.train.gradient_checkpointing, traced.train.zero.stage
     key = (spec.model.path, precision, again, spec.packed, spec.method.kind, stage)

@@ -261,6 +261,13 @@ def has_chat_template(folder: str) -> bool:
         return False
 
 
+def saved_dtype(folder: str) -> str | None:
+    """Return the type of numbers in which the weights were saved, as config.json says; None if it does not."""
+    config, _ = _read_config(folder)
+    found = config.get("dtype", config.get("torch_dtype"))
+    return found if isinstance(found, str) else None
+
+
 def local_model_dir(path: str, cache_dir: str | None = None) -> str:
     """Return a local directory with the model of `model.path`. A remote model is fetched once per machine.
 

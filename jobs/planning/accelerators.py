@@ -55,10 +55,16 @@ class Accelerator:
 ACCELERATORS: Final = {
     one.name: one
     for one in (
+        Accelerator("GB300-279", 276.0, 8000, 2500, 80, 900, 225, 100, 240),
+        Accelerator("GB200-186", 184.0, 8000, 2500, 80, 900, 225, 50, 240),
+        Accelerator("B300-270", 267.5, 8000, 2250, 75, 900, 64, 100, 256),
         Accelerator("B200-180", 178.3, 8000, 2250, 75, 900, 64, 50, 256),
         Accelerator("H200-141", 139.8, 4800, 989, 67, 450, 64, 50, 256),
+        Accelerator("H200NVL-141", 139.8, 4800, 836, 60, 64, 64, 50, 256),
         Accelerator("GH200-96", 94.5, 4000, 989, 67, 450, 450, 50, 480),
         Accelerator("H100-80", 79.1, 3350, 989, 67, 450, 64, 50, 256),
+        Accelerator("H100NVL-94", 93.1, 3938, 835, 60, 64, 64, 50, 256),
+        Accelerator("H100PCIE-80", 79.1, 2000, 756, 51, 64, 64, 50, 256),
         Accelerator("H800-80", 79.1, 3350, 989, 67, 200, 64, 50, 256),
         Accelerator("H20-96", 95.0, 4000, 148, 44, 450, 64, 50, 256),
         Accelerator("A100-80", 79.1, 2039, 312, 19.5, 300, 32, 25, 144),
@@ -67,6 +73,7 @@ ACCELERATORS: Final = {
         Accelerator("RTXPRO6000-96", 94.5, 1792, 504, 125, 64, 64, 12.5, 192),
         Accelerator("L40S-48", 44.3, 864, 362, 91.6, 32, 32, 12.5, 192),
         Accelerator("L40-48", 44.3, 864, 181, 90.5, 32, 32, 12.5, 192),
+        Accelerator("L20-48", 44.3, 864, 119.5, 59.8, 32, 32, 12.5, 192),
         Accelerator("A40-48", 44.3, 696, 150, 37.4, 32, 32, 12.5, 128),
         Accelerator("RTX6000-48", 44.3, 960, 364, 91.1, 32, 32, 6.25, 128),
         Accelerator("RTX6000-24", 23.6, 672, 130.5, 16.3, 32, 16, 6.25, 96, has_bf16=False),
@@ -190,9 +197,17 @@ def accelerator_of(name: str) -> Accelerator:
         return ACCELERATORS[sizes[0]]
     if sizes:
         raise InputError(f"{name} is made with several sizes of memory: give {' or '.join(sizes)}")
-    within = [one for one in ACCELERATORS if wanted and wanted in one]
+    within = [one for one in ACCELERATORS if wanted and wanted in one] or _named_in(wanted)
     hint = f"; did you mean {' or '.join(within)}?" if within else did_you_mean(wanted, ACCELERATORS) or "."
-    raise InputError(f"the accelerator {name!r} is not known{hint} Known are {', '.join(ACCELERATORS)}")
+    raise InputError(f"the accelerator {name!r} is not known{hint} Known are {', '.join(ACCELERATORS)}, all of NVIDIA")
+
+
+def _named_in(wanted: str) -> list[str]:
+    """List the accelerators whose model, and no longer one, is a part of the name: H100-80 for H100SXM5."""
+    models = [one.rpartition("-")[0] for one in ACCELERATORS]
+    longest = max((model for model in models if model in wanted), key=len, default="")
+    named = [one for one in ACCELERATORS if one.rpartition("-")[0] == longest]
+    return [one for one in named if wanted.endswith(one.rpartition("-")[2])] or named
 
 
 def accelerator_with(model: str, memory: int) -> Accelerator | None:

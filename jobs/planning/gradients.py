@@ -5,9 +5,13 @@ contiguous gradients, overlapped communication and sums in fp32, as `jobs.traini
 gradient that is ready is copied into a bucket; a bucket that has no room for the next one is reduced first.
 
 ZeRO-1 in bf16 is another class (`BF16_Optimizer`, runtime/bf16_optimizer.py), unless the optimizer is offloaded. It
-keeps all gradients twice, in bf16 and summed in fp32, and reduces the sums at the end.
+keeps all gradients twice, in bf16 and summed in fp32, and reduces the sums at the end. In fp16, and with offload,
+ZeRO-1 sums each gradient in fp32 (`grad_accum`), and sends the sums in the precision of the weights.
 
-With an offloaded optimizer, each gradient is copied in fp64 for its norm before it goes to the host (`get_norm_dtype`).
+ZeRO-1 forgets a gradient that it has reduced if the worker has a part of it. The others stay until the update; in the
+plan, the worker that holds most has none of those that are larger than the bucket.
+
+Each gradient is copied in fp64 for its norm (`get_norm_dtype`), with an offloaded optimizer before it goes to the host.
 """
 
 from __future__ import annotations
@@ -68,6 +72,13 @@ class Gradients:
             return self.element_bytes * sum(self.sizes)
         return 0 if self.stage == 3 else 4 * (self.part if self.is_flat else self.own)
 
+    @property
+    def norm_at_update(self) -> int:
+        """Bytes of the fp64 copy of the largest gradient of a part. `BF16_Optimizer` makes none."""
+        largest = max(self.sizes, default=0)
+        part = -(-largest // self.num_workers) if self.stage == 3 else min(largest, self.part)
+        return 0 if self.sums_all else 8 * part
+
     def end(self) -> int:
         """Reduce the gradients that are left after the last layer. Returns the bytes that this needs for a moment.
 
@@ -89,15 +100,13 @@ class Gradients:
     def _kept(self) -> int:
         """Bytes that earlier backward passes of the step have left.
 
-        ZeRO-1 sums whole gradients and reduces them once. ZeRO-2 reduces each time, into this worker's part. With an
-        offloaded optimizer, ZeRO-1 in bf16 also keeps its part from one step to the next.
+        ZeRO-1 sums whole gradients and reduces them once. ZeRO-2 reduces each time, into this worker's part.
         """
         if self.stage == 3 or (self.on_host and self.stage == 2):
             return 0
-        if self.sums_all:
-            return self.element_bytes * sum(self.sizes)
-        part = self.part if self.is_flat else self.own if self.stage == 2 else 0
-        return 4 * (part + (sum(self.sizes) if self.stage == 1 else 0))
+        if self.stage == 1:
+            return (self.element_bytes if self.sums_all else 4) * sum(self.sizes)
+        return 4 * (self.part if self.is_flat else self.own)
 
     def add(self, number: int) -> int:
         """Take the gradient of a parameter. Returns bytes that are needed for a moment."""
@@ -114,6 +123,8 @@ class Gradients:
         if self.stage == 1 and self.accumulates:
             self.held -= 4 * size
         if size > self.strategy.reduce_bucket_size - self._filled:
+            if self.stage == 1 and self.element_bytes < 4 and self.strategy.offload_optimizer and not self.accumulates:
+                needed = max(needed, 6 * size)  # the sum and its clone; the gradient in half precision is gone
             waiting = size * self._bucket_width
             self._oversized += waiting
             self.held += waiting
@@ -137,7 +148,12 @@ class Gradients:
         in_a_copy = self.gloo and self.stage == 3 and self.num_workers > 1
         sent = self._filled * self._bucket_width if in_a_copy else 0
         cast = 4 * self._filled // (self.num_workers if self.stage == 3 else 1) if self.element_bytes < 4 else 0
-        if not self.strategy.offload_optimizer:
+        if self.stage == 1 and self.element_bytes < 4:
+            sent = self.element_bytes * self._filled
+            copies = sent + max(flat, 4 * min(self._largest, self.part))
+            if self.strategy.offload_optimizer:  # gloo's thread may release what it has sent after the call
+                copies = max(copies, self._for_its_norm + (sent if self.gloo else 0))
+        elif not self.strategy.offload_optimizer:
             copies = flat + sent + cast
         elif self.stage < 3:
             copies = flat + max(cast, self._for_its_norm)
@@ -145,9 +161,11 @@ class Gradients:
             copies = max(flat + max(sent, cast), (flat if self.element_bytes == 4 else 0) + cast + self._for_its_norm)
         if self.stage < 3 and not self._reduced and not self.on_host:
             self._reduced = True
-            new = self.part if self.is_flat else self.own
-            self.held += 0 if self.is_flat and self.accumulates else 4 * new
-        self.held -= self._oversized
+            new = 4 * (self.part if self.is_flat else self.own)
+            if not (self.is_flat and self.accumulates and self.stage == 2):
+                self.held += new
+                copies += new if self.is_flat else 0  # it is there before the collective
+        self.held -= 0 if self.stage == 1 and self.num_workers > 1 else self._oversized
         self._filled = self._members = self._largest = self._oversized = 0
         return copies
 
@@ -164,12 +182,8 @@ class Gradients:
 
 
 def sums_all_in_fp32(strategy: Strategy, precision: Precision) -> bool:
-    """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine).
-
-    In fp16, DeepSpeed uses the class of the other stages (`DeepSpeedZeroOptimizer`). It counts as bf16 here,
-    which on 12 small jobs predicted 5.4 % less to 10.9 % more than the real peak of that class.
-    """
-    return strategy.stage == 1 and precision != "fp32" and not strategy.offload_optimizer
+    """Whether DeepSpeed chooses `BF16_Optimizer` (`_do_optimizer_sanity_check` of the engine)."""
+    return strategy.stage == 1 and precision == "bf16" and not strategy.offload_optimizer
 
 
 def most_owned(sizes: Sequence[int], decays: Sequence[bool], num_workers: int) -> int:

@@ -315,14 +315,15 @@ def _pass(
 def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, static: Memory) -> Memory:
     """Return the moment of the optimizer's update.
 
-    Adam updates one flat tensor after another, and needs the flat gradient of each. Neither torch's fused AdamW nor
-    DeepSpeed's Adam on the host makes temporaries.
+    First DeepSpeed computes the norm of each gradient. Then Adam updates one flat tensor after another, and needs the
+    flat gradient of each. Neither torch's fused AdamW nor DeepSpeed's Adam on the host makes temporaries.
     """
     if strategy.offload_optimizer:
         return static
     gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.precision)
     flat = 0 if gradients.is_flat else 4 * largest_flat(trace, strategy.stage, num_workers)
-    return replace(static, gradients=static.gradients + gradients.at_update + flat)
+    copies = max(flat, gradients.norm_at_update)
+    return replace(static, gradients=static.gradients + gradients.at_update + copies)
 
 
 def largest_flat(trace: ModelTrace, stage: int, num_workers: int) -> int:

@@ -55,6 +55,7 @@ def check_model_runs(spec: Spec, model_dir: str) -> None:
         )
     _check_shapes(model, model_dir)
     missing = _check_layers(spec, model, model_dir)
+    _check_head(spec, model, model_dir, missing)
     tokenizer = load_tokenizer(model_dir)
     _check_end(spec, model, tokenizer, model_dir)
     if spec.method.kind != "full":
@@ -135,6 +136,21 @@ def _check_layers(spec: Spec, model: Any, model_dir: str) -> set[str]:
     if isinstance(layers, int) and layers < 1:
         raise DataError(f"model.path {model_dir}: num_hidden_layers is {layers} in config.json: it must be at least 1")
     return missing
+
+
+def _check_head(spec: Spec, model: Any, model_dir: str, missing: set[str]) -> None:
+    """Refuse a language model whose output matrix would begin with random weights: its loss would be that of chance.
+
+    A tied matrix is that of the embedding. The head of a classification is new in most runs.
+    """
+    output = model.get_output_embeddings() if spec.model.task == "causal-lm" else None
+    weight = getattr(output, "weight", None)
+    head = [name for name, parameter in model.named_parameters() if parameter is weight and name in missing]
+    if head:
+        raise DataError(
+            f"model.path {model_dir}: the weights have no {head[0]}, so the model would begin with a random head. They "
+            "may have been saved without it, by AutoModel. Choose a model that was saved by AutoModelForCausalLM"
+        )
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -17,7 +17,7 @@ from cluster.errors import DataError, InputError, Mistake, SpecError
 from cluster.job_environment import JobEnvironment
 from cluster.local.machine import has_gpus
 from cluster.text import did_you_mean
-from jobs.model_files.directory import check_model_dir
+from jobs.model_files.directory import check_model_dir, saved_dtype
 from jobs.planning import plan_batching, warmup_steps, worker_numbers
 from jobs.preflight.harness_tasks import check_harness_tasks
 from jobs.run.find import with_model_of_run
@@ -333,6 +333,12 @@ def _warnings(spec: Spec) -> Iterator[str]:
         if train.warmup_ratio is None:
             warmup = f"the share of warmup_steps ({_warmup_share(train):g})"
         yield f"{warmup} + decay_ratio ({train.decay_ratio}) > 1: the decay is shortened"
+    model = spec.model.path
+    if train.fp16 and storage.is_local(model) and saved_dtype(storage.local_path(model)) == "bfloat16":
+        yield (
+            "train.fp16: the model was saved in bfloat16. Its activations may be above 65,504, the largest number of "
+            "fp16, and then all steps are skipped. On GPUs that have it, use train.bf16"
+        )
     cpus, gpus = spec.resources.cpus_per_worker, spec.resources.gpus_per_worker
     if train.zero.offload_optimizer is not None and gpus and cpus < _OFFLOAD_CPUS:
         yield (

@@ -177,15 +177,18 @@ def format_tried(remedies: Sequence[Remedy]) -> str:
     return "; ".join(f"{field} {', '.join(each)}" for field, each in values.items())
 
 
-def advice(spec: Spec) -> str:
-    """Return two or three short sentences that name the fields that would help, with their present values."""
+def advice(spec: Spec, *, checkpointing: bool = True) -> str:
+    """Return two or three short sentences that name the fields that would help, with their present values.
+
+    `checkpointing` is as for `next_change`.
+    """
     train, on_gpu = spec.train, spec.resources.gpus_per_worker > 0
     lower = [
         *_above_one("train.per_device_train_batch_size", train.per_device_train_batch_size),
         *_above_one("eval.per_device_eval_batch_size", spec.eval.per_device_eval_batch_size if spec.evaluates else 1),
         f"data.seq_len ({spec.data.seq_len})",
     ]
-    less = [] if train.gradient_checkpointing else ["train.gradient_checkpointing: true"]
+    less = ["train.gradient_checkpointing: true"] if checkpointing and not train.gradient_checkpointing else []
     if train.zero.stage < 3:
         less.append("train.zero.stage: 3")
     if on_gpu and train.zero.offload_optimizer is None:

@@ -148,10 +148,10 @@ def run_warm_gang(
     return [mailbox.answers.wait(number, missing) for number in range(1, len(orders) + 1)]
 
 
-def one_step(folder: pathlib.Path, spec: Spec, piece: int | None = None) -> Any:
+def one_step(folder: pathlib.Path, spec: Spec, piece: int | None = None, factors: Sequence[float] = ()) -> Any:
     """What `make_one_step` writes."""
     (folder / "job.json").write_bytes(dump_spec(spec))
-    asked = {"spec": str(folder / "job.json"), "result": str(folder / "step.json"), "piece": piece}
+    asked = {"spec": str(folder / "job.json"), "result": str(folder / "step.json"), "piece": piece, "factors": factors}
     (folder / "asked.json").write_text(json.dumps(asked))
     output = folder / "step.log"
     _ask({"workers": 1, "listing": str(folder / "asked.json"), "output": str(output)}, output)

@@ -16,14 +16,15 @@ from jobs.planning import memory
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.training.model import deepspeed_config
-from jobs.training.model.engine import build_engine, must_compile, remove_left_lock
+from jobs.training.model.engine import Engine, build_engine, must_compile, remove_left_lock
 
 
 def make_one_step(asked: dict[str, Any]) -> None:
     """Write to the file `result` what is known after the step, or the error of a model that is refused.
 
     Args:
-        asked: `spec`, `result`, and `piece`, the elements that are updated at once (None: as usual).
+        asked: `spec`, `result`, `piece`, the elements that are updated at once (None: as usual), and `factors`, each
+            of which multiplies the loss of one step; with these, the result is whether each step was an overflow.
     """
     spec, result = load_spec(asked["spec"]), pathlib.Path(asked["result"])
     if asked["piece"] is not None:
@@ -35,10 +36,12 @@ def make_one_step(asked: dict[str, Any]) -> None:
     except DataError as error:
         result.write_text(json.dumps(str(error)))
         return
+    if asked["factors"]:
+        result.write_text(json.dumps([_overflows(engine, factor) for factor in asked["factors"]]))
+        return
     flats, computed = engine.partitions.flats, engine.module.optimizer.fp16_partitioned_groups_flat
     before = computed[0].clone()
-    engine.backward(engine.module(input_ids=torch.tensor([[1, 2, 3]])).logits.float().square().mean())
-    engine.step()
+    _overflows(engine)
     assert "peft" not in sys.modules, "full fine-tuning would start a second later"
     parameters = list(engine.module.parameters())
     sizes, decays = [one.ds_numel for one in parameters], [len(one.ds_shape) > 1 for one in parameters]
@@ -53,6 +56,13 @@ def make_one_step(asked: dict[str, Any]) -> None:
         "compiles": _compiles(spec, result.parent),
     }
     result.write_text(json.dumps(known))
+
+
+def _overflows(engine: Engine, factor: float = 1.0) -> bool:
+    """Make one step. Returns whether DeepSpeed skipped it."""
+    engine.backward(engine.module(input_ids=torch.tensor([[1, 2, 3]])).logits.float().square().mean() * factor)
+    engine.step()
+    return engine.overflowed()
 
 
 def _compiles(spec: Spec, folder: pathlib.Path) -> list[bool]:

@@ -80,7 +80,7 @@ class Group:
     paths: JobPaths
     attempts: int = 0  # of the run, before this group began to train
     step: int = 0  # newest step of this group; 0: none yet
-    supports_checkpointing: bool = False
+    supports_checkpointing: bool | None = None  # None: the model is not loaded yet
     eval_rows: int | None = None
     _where: Where = Where.LOADING
     _events: JournalReader = field(init=False)
@@ -162,36 +162,36 @@ class MemoryRemedy:
         first = failures[0]
         self._ran_out_at = float(first["at"])
         where = Where.UPDATE if first.get("in_update") else None
-        return self._changed(job, first["cause"], first["of_host"], first["reason"], int(first["rank"]), where)
+        return self._changed(job, first["cause"], first["of_host"], int(first["rank"]), where)
 
     def job_after_kill(self, job: Job, crash: Crash) -> Job:
         """Return the changed job after a worker was killed for memory. Raises OutOfMemory."""
         self._ran_out_at = time.time()
-        said = f"{crash}. {advice(job.spec)}"
         if not job.spec.remedies.out_of_memory:
-            raise OutOfMemory(said, crash.rank)
-        return self._changed(job, str(crash), True, said, crash.rank)
+            raise OutOfMemory(_said(str(crash), job, self._looked_at_group()), crash.rank)
+        return self._changed(job, str(crash), True, crash.rank)
 
-    def _changed(
-        self, job: Job, cause: str, of_host: bool, said: str, rank: int | None, where: Where | None = None
-    ) -> Job:
+    def _looked_at_group(self) -> Group:
+        group = self._group or Group(self._paths)
+        group.look()
+        return group
+
+    def _changed(self, job: Job, cause: str, of_host: bool, rank: int | None, where: Where | None = None) -> Job:
         """Store and announce the next change, and return the job with it.
 
         Args:
-            said: the message of the error if no change is left.
             where: the part of the run that lacked memory; None: the files of the group tell it.
         """
-        group = self._group or Group(self._paths)
-        group.look()
+        group = self._looked_at_group()
         where = where or group.where
         shortage = Shortage(where, of_host, group.eval_rows)
-        change = next_change(job.spec, shortage, checkpointing=group.supports_checkpointing)
+        change = next_change(job.spec, shortage, checkpointing=bool(group.supports_checkpointing))
         earlier = read_remedies(self._paths)
         if change is None:
             tried = format_tried(remedies_in(earlier, where))
             tried = f" These changes did not suffice: {tried}." if tried else ""
             of_device = not of_host or not job.spec.resources.gpus_per_worker
-            raise OutOfMemory(f"{said}{tried}{_planned(self._paths) if of_device else ''}", rank)
+            raise OutOfMemory(f"{_said(cause, job, group)}{tried}{_planned(self._paths) if of_device else ''}", rank)
         self._made = made = self._remedy(job.spec, change, cause, where, group)
         write_remedies(self._paths, (*earlier, made))  # before the act, so that another driver goes on from here
         facts = {name: getattr(made, name) for name in ("where", "rung", "field", "before", "after", "from_step")}
@@ -235,6 +235,10 @@ def format_action(before: Spec, after: Spec, change: Change) -> str:
         return str(change)
     old, new = plan_batching(before), plan_batching(after)
     return f"{change} (accumulation {new.accumulation} instead of {old.accumulation})"
+
+
+def _said(cause: str, job: Job, group: Group) -> str:
+    return f"{cause}. {advice(job.spec, checkpointing=group.supports_checkpointing is not False)}"
 
 
 def _planned(paths: JobPaths) -> str:

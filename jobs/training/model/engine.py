@@ -54,6 +54,8 @@ def build_engine(spec: Spec, model_dir: str, worker: WorkerContext, pad_token_id
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     if precision == "fp16":  # DeepSpeed would fail at a loss scale of 1; instead, `jobs.remedies.outliers` decides
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
+    if spec.train.zero.stage < 3 and spec.train.zero.offload_optimizer is not None:
+        drop_skipped_gradients(engine.optimizer)
     built = Engine(engine, spec, precision, sharding, UpdateGate(engine))
     built.partitions.share_fp32_weights()
     check_weights(spec, built.partitions, worker)
@@ -72,6 +74,21 @@ def check_weights(spec: Spec, partitions: Partitions, worker: WorkerContext) -> 
             f"that are NaN or infinite; the first is {wrong[0]}. Take weights that were saved before their training "
             "diverged. In fp16, values above 65,504 are infinite"
         )
+
+
+def drop_skipped_gradients(zero: Any) -> None:
+    """Let ZeRO-1 and 2 with offload drop the gradients of a step that DeepSpeed skips because they are not finite.
+
+    In half precision they would stay, and be added to those of the next step, so that no later step is finite.
+    DeepSpeed calls `reset_cpu_buffers` at the end of every step.
+    """
+    reset = zero.reset_cpu_buffers
+
+    def with_gradients() -> None:
+        reset()
+        zero.averaged_gradients.update(dict.fromkeys(zero.averaged_gradients))
+
+    zero.reset_cpu_buffers = with_gradients
 
 
 def import_deepspeed(device: torch.device) -> Any:

@@ -103,6 +103,26 @@ def test_a_number_of_layers_that_is_not_that_of_the_weights_is_refused(
         check_model_runs(spec(folder, classify), str(folder))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "head"), [("llama", "lm_head.weight"), ("bert", "cls.predictions.decoder.weight")]
+)
+def test_a_language_model_without_its_head_is_refused_and_a_classification_gets_a_new_one(
+    tmp_path: pathlib.Path, model_type: str, head: str
+) -> None:
+    folder = saved(tmp_path, model_type, tie_word_embeddings=False)
+    config = transformers.AutoConfig.from_pretrained(folder)
+    transformers.AutoModel.from_config(config).save_pretrained(folder)
+    with pytest.raises(DataError, match=f"the weights have no {re.escape(head)}.* saved by AutoModelForCausalLM"):
+        check_model_runs(spec(folder), str(folder))
+    check_model_runs(spec(folder, classify=True), str(folder))
+
+
+def test_a_tied_head_is_not_missing(tmp_path: pathlib.Path) -> None:
+    folder = saved(tmp_path, "llama", tie_word_embeddings=True)
+    transformers.AutoModel.from_config(transformers.AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    check_model_runs(spec(folder), str(folder))
+
+
 def test_weights_with_other_shapes_than_the_configuration_are_refused(tmp_path: pathlib.Path) -> None:
     folder = tiny.save_model(tmp_path / "llama", "llama")
     check_model_runs(spec(folder), str(folder))

@@ -41,5 +41,16 @@ def test_weights_that_are_not_finite_are_refused_with_their_name(tmp_path: pathl
     assert "have values that are NaN or infinite; the first is transformer.h.1.mlp.c_fc.weight." in said
 
 
+@pytest.mark.parametrize("stage", [1, 2])
+def test_with_offload_in_half_precision_a_step_after_one_that_is_not_finite_is_applied(
+    tmp_path: pathlib.Path, stage: int
+) -> None:
+    spec = spec_of(
+        tmp_path, tiny.save_model(tmp_path / "gpt2", "gpt2"),
+        train__bf16=True, train__zero__stage=stage, train__zero__offload_optimizer="cpu",
+    )  # fmt: skip
+    assert one_step(tmp_path, spec, factors=[1.0, 1e39, 1.0]) == [False, True, False]
+
+
 def spec_of(folder: pathlib.Path, model: pathlib.Path, **changes: Any) -> Any:
     return tiny.spec_of(folder, model, folder / "none", resources__num_workers=1, **changes)

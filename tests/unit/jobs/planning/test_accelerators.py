@@ -27,6 +27,10 @@ from jobs.planning.accelerators import ACCELERATORS, GIB, accelerator_of, accele
         ("1x12xH100-80", 1, 12, "H100-80"),
         ("6xH100-80", 1, 6, "H100-80"),
         ("1x16xB200", 1, 16, "B200-180"),
+        ("4xGB200", 1, 4, "GB200-186"),
+        ("2xNVIDIA H100 NVL", 1, 2, "H100NVL-94"),
+        ("8xH100 PCIe", 1, 8, "H100PCIE-80"),
+        ("8xB300 SXM6", 1, 8, "B300-270"),
     ],
 )
 def test_machines_are_read_as_people_write_them(text: str, nodes: int, each: int, name: str) -> None:
@@ -46,7 +50,11 @@ def test_machines_are_read_as_people_write_them(text: str, nodes: int, each: int
         ("11xH100-80", "11 GPUs make no equal nodes: give the nodes too, such as 1x11xH100-80"),
         ("99999999x8xH100-80", "from 1 to"),
         ("8x4090", "did you mean RTX4090-24?"),
-        ("8xtpu", "Known are B200-180"),
+        ("8xtpu", "Known are GB300-279, GB200-186, .*, all of NVIDIA$"),
+        ("8xMI300X", "'MI300X' is not known. Known are"),
+        ("1xGH200 480GB", "did you mean GH200-96\\? Known"),
+        ("8xA100-PCIE-40GB", "did you mean A100-40\\? Known"),
+        ("8xA100 80GB PCIe", "did you mean A100-80 or A100-40\\? Known"),
     ],
 )
 def test_wrong_machines_are_refused_with_what_to_write(text: str, said: str) -> None:

@@ -108,6 +108,51 @@ def test_an_offloaded_optimizer_needs_each_gradient_in_fp64_for_its_norm(
     assert [held.add(number) for number in (2, 1, 0)] == [0, 0, copies]
 
 
+@pytest.mark.parametrize(
+    ("precision", "offload", "gloo", "copies"),
+    [
+        # A bucket of two sums, of which the larger has 100 elements: what is sent, then the larger of all in one piece
+        # and of one sum in fp32; or then the fp64 copy for the norm, beside what gloo has not released yet.
+        ("fp16", False, False, 140 * 2 + 140 * 4),
+        ("fp16", True, False, max(140 * 2 + 140 * 4, 8 * 100)),
+        ("bf16", True, True, 140 * 2 + 8 * 100),
+    ],
+)
+def test_zero_1_in_fp16_and_with_offload_sums_each_gradient_and_sends_it_in_half_precision(
+    precision: Precision, offload: bool, gloo: bool, copies: int
+) -> None:
+    strategy = Strategy(stage=1, reduce_bucket_size=150, offload_optimizer=offload, accumulates=True)
+    held = Gradients(SIZES, (True, True, False), strategy, 2, precision, gloo)
+    assert (held.held, held.buckets) == (4 * 240, 2 * 150 * 4)
+    part = 4 * 120  # made before the first collective
+    assert [held.add(number) for number in (2, 1, 0)] == [4 * 40, 4 * 100, 4 * 100 + part + copies]
+    assert held.held == part, "the sums are in the bucket, or in this worker's part"
+    assert held.at_update == part and held.norm_at_update == 8 * 100
+
+
+def test_the_part_in_half_precision_is_made_before_the_first_collective() -> None:
+    copies = {accumulates: gradients(2, "bf16", 1, 50, accumulates) for accumulates in (False, True)}
+    for held in copies.values():
+        held.add(0)
+    cast = 4 * 100
+    assert [copies[accumulates].add(1) for accumulates in (False, True)] == [cast + 4 * 240, cast]
+
+
+@pytest.mark.parametrize(("workers", "kept"), [(1, 0), (2, 400)])
+def test_in_zero_1_a_large_gradient_of_another_workers_part_stays_until_the_update(workers: int, kept: int) -> None:
+    held = gradients(1, "fp32", workers, bucket=50)
+    held.add(0)
+    before = held.held
+    held.add(2)
+    assert (before, held.held) == (400, kept + 4 * held.own)
+
+
+def test_with_offload_a_large_sum_is_cloned_before_its_reduction() -> None:
+    strategy = Strategy(stage=1, reduce_bucket_size=50, offload_optimizer=True, accumulates=False)
+    held = Gradients(SIZES, (True, True, False), strategy, 2, "bf16")
+    assert held.add(0) == 6 * 100
+
+
 def test_sums_of_an_offloaded_optimizer_in_fp32_are_on_the_host() -> None:
     def held(precision: Precision, gloo: bool) -> int:
         strategy = Strategy(stage=2, reduce_bucket_size=150, offload_optimizer=True)

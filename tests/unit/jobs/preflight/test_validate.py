@@ -185,6 +185,16 @@ def test_allowed_but_odd_is_a_warning(base: dict[str, Any], sections: dict[str, 
     assert expected in warning
 
 
+def test_fp16_for_a_model_that_was_saved_in_bf16_is_a_warning(base: dict[str, Any], tmp_path: Path) -> None:
+    in_fp16 = spec(base, train={"fp16": True})
+    assert validate(in_fp16).warnings == ()
+    for name in ("dtype", "torch_dtype"):
+        (tmp_path / "m/config.json").write_text(json.dumps({"model_type": "llama", name: "bfloat16"}))
+        (warning,) = validate(in_fp16).warnings
+        assert "train.fp16: the model was saved in bfloat16. Its activations may be above 65,504" in warning
+        assert validate(spec(base)).warnings == ()
+
+
 def test_trials_of_a_sweep_may_vary_what_would_have_no_effect_in_a_run(base: dict[str, Any]) -> None:
     odd = spec(base, train={"decay_ratio": 0.3}, data={"eval_fraction": 0.5})
     assert validate(odd, judged="eval_loss").warnings == ()

@@ -131,6 +131,12 @@ class Data(Frozen):
             raise ValueError("eval and eval_fraction are both given: drop one of them")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels repeats a name: {list(self.labels)}")
+        spaced = next((name for name in self.labels or () if name != name.strip()), None)
+        if spaced is not None:
+            raise ValueError(
+                f"labels: {spaced!r} begins or ends with a space: write {spaced.strip()!r}, because the labels of "
+                "records are read without such spaces"
+            )
         return self
 
     @model_validator(mode="after")

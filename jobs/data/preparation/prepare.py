@@ -247,14 +247,14 @@ def prepare(
     if len(new) == len(every) and _soon_done(new, plain_up_to):
         engine = "plain"
     workers = started(engine) if new else None
-    check_formats(new, tokenizer, model_dir)
+    doubts = check_formats(new, tokenizer, model_dir)
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers
     most = longest_text(model_dir)
     cuts = [format_cut(where, source.manifest.cut, spec.data.seq_len, most) for where, source in sources.items()]
     tell = warn or (lambda text: say(f"warning: {text}"))
-    for words in filter(None, cuts):
+    for words in filter(None, (*doubts, *cuts)):
         tell(words)
     if found is not None and not new:
         say(f"data is prepared already: {root}")
@@ -271,7 +271,8 @@ def prepare(
     write_manifest(root, manifest)
     samples = sum(part.samples for parts in manifest.splits.values() for part in parts)
     time_words = f"in {duration(time.monotonic() - began)}" if new else "(their sources were prepared already)"
-    done = f"prepared {many(samples, 'sample')} {time_words}"
+    divided = f" of {many(manifest.records, 'record')}" if samples > manifest.records else ""  # long texts, dialogues
+    done = f"prepared {many(samples, 'sample')}{divided} {time_words}"
     say(f"{done}: {_summary(manifest, spec)}")
     return Prepared.open(root)
 

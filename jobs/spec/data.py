@@ -134,8 +134,8 @@ class Data(Frozen):
         spaced = next((name for name in self.labels or () if name != name.strip()), None)
         if spaced is not None:
             raise ValueError(
-                f"labels: {spaced!r} begins or ends with a space: write {spaced.strip()!r}, because the labels of "
-                "records are read without such spaces"
+                f"labels: {spaced!r} begins or ends with a space, but the labels of records are read without such "
+                "spaces: write the name without them"
             )
         return self
 

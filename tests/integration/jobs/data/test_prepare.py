@@ -4,7 +4,6 @@ import csv
 import hashlib
 import json
 import random
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -210,14 +209,6 @@ def test_text_ends_with_eos_and_long_text_is_cut_without_loss(model_dir: str) ->
         assert all(np.array_equal(row["labels"][1:], row["input_ids"][1:]) for row in result)
 
 
-def test_pieces_of_long_texts_are_not_called_records(tmp_path: Path, model_dir: str) -> None:
-    texts = [" ".join(WORDS * 40), "short text"]
-    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
-    said = list[str]()
-    prepare(spec_of(tmp_path / "out", str(tmp_path / "d.jsonl"), "text"), model_dir, engine="plain", say=said.append)
-    assert re.search(r"^prepared (?!2 )\d+ samples of 2 records in", said[-1]), said[-1]
-
-
 def test_cut_leaves_no_piece_without_a_target(model_dir: str) -> None:
     tokenizer = load_tokenizer(model_dir)
     for length in range(2, 40):
@@ -293,20 +284,6 @@ def test_template_that_refuses_a_dialogue_makes_a_bad_row(tmp_path: Path, model_
     tokenizer = load_tokenizer(with_template(model_dir, tmp_path / "m", picky))
     (result,) = tokenise([ChatSample(tuple(DIALOGUES[1]))], tokenizer, 512)
     assert result == Reason("the chat template refuses it: no system")
-
-
-def test_completions_without_an_end_token_are_a_warning(tmp_path: Path, model_dir: str) -> None:
-    (tmp_path / "d.jsonl").write_text('{"prompt": "q", "completion": " a"}\n' * 5)
-    spec = spec_of(tmp_path / "out", str(tmp_path / "d.jsonl"), "prompt-completion")
-    said = list[str]()
-    prepare(spec, model_dir, engine="plain", say=quiet, warn=said.append)
-    assert said == []
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)
-    tokenizer.eos_token = None
-    tokenizer.save_pretrained(str(tmp_path / "endless"))
-    prepare(spec, str(tmp_path / "endless"), engine="plain", say=quiet, warn=said.append)
-    (warning,) = said
-    assert "the tokenizer has no end token" in warning
 
 
 def test_chat_data_needs_a_chat_template(tmp_path: Path, model_dir: str) -> None:

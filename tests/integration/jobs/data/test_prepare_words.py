@@ -9,7 +9,9 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerFast
 
 from jobs.data.preparation.prepare import prepare
-from tests.integration.jobs.data.test_prepare import WORDS, model_dir, quiet, spec_of  # noqa: F401 - a fixture
+from tests.integration.jobs.data.test_prepare import WORDS, model_dir, quiet, spec_of
+
+__all__ = ["model_dir"]  # a fixture
 
 
 def test_completions_without_an_end_token_are_a_warning(tmp_path: Path, model_dir: str) -> None:

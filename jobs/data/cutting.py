@@ -60,10 +60,14 @@ def format_cut(where: str, cut: Cut | None, seq_len: int, most: int | None = Non
     if cut is None or cut.cut_tokens < _WORTH_SAYING * cut.tokens or not cut.cut_tokens:
         return None
     samples, tokens = cut.cut_samples / cut.samples, cut.cut_tokens / cut.tokens
-    keeping = ((cut.keeps_95, "95 %"), (cut.keeps_99, "99 %"))
-    better = ", ".join(f"{length} would keep {share}" for length, share in keeping if length > seq_len)
-    if better and most is not None and most < cut.keeps_99:
-        better += f", but the model has {most} positions"
+    keeping = [
+        (length, share) for length, share in ((cut.keeps_95, "95 %"), (cut.keeps_99, "99 %")) if length > seq_len
+    ]
+    within = [(length, share) for length, share in keeping if most is None or length <= most]
+    better = ", ".join(f"{length} would keep {share}" for length, share in within)
+    if most is not None and len(within) < len(keeping):
+        room = f"{most}, as many as the model has positions, would keep more"
+        better = ", ".join(filter(None, (better, room))) if most > seq_len else ""
     what = (
         f"data.seq_len ({seq_len}) cuts {samples:.0%} of the samples of {where}, which loses {tokens:.0%} of the tokens"
     )

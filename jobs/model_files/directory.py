@@ -15,7 +15,7 @@ from typing import Any
 from cluster.errors import DataError, SpecError, StorageOutage
 from cluster.text import one_line
 from jobs.model_files.configuration import config_problems
-from jobs.model_files.positions import learned_positions
+from jobs.model_files.positions import beyond_positions, learned_positions
 from jobs.model_files.sizes import VOCABULARY, size_in
 from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
@@ -137,6 +137,11 @@ def _read(path: str) -> str:
 def longest_text(folder: str) -> int | None:
     """Return the most tokens that the model in a local directory can read; None if nothing limits them."""
     return learned_positions(_read_config(folder)[0])
+
+
+def too_long_rows(folder: str, seq_len: int) -> str | None:
+    """Describe rows that are longer than those for which the model in a local directory was made, or return None."""
+    return beyond_positions(_read_config(folder)[0], seq_len)
 
 
 def _weights_problems(folder: str) -> list[str]:

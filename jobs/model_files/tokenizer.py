@@ -168,6 +168,17 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, data_format: str, model_
         )
 
 
+def without_end(tokenizer: PreTrainedTokenizerBase, data_format: str) -> str | None:
+    """Warn of answers after which `tokenise` writes no end token; None if it does, or if a chat template ends them."""
+    plain = data_format == "prompt-completion" or (data_format == "instruction" and not tokenizer.chat_template)
+    if not plain or tokenizer.eos_token_id is not None:
+        return None
+    return (
+        f"data.format is {data_format}, but the tokenizer has no end token, so the model does not learn where an "
+        "answer ends: set eos_token in tokenizer_config.json"
+    )
+
+
 def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token that fills a row after its tokens. Any valid id will do, because it is masked."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):

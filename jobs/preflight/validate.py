@@ -17,7 +17,7 @@ from cluster.errors import DataError, InputError, Mistake, SpecError
 from cluster.job_environment import JobEnvironment
 from cluster.local.machine import has_gpus
 from cluster.text import did_you_mean
-from jobs.model_files.directory import check_model_dir, saved_dtype
+from jobs.model_files.directory import check_model_dir, saved_dtype, too_long_rows
 from jobs.planning import plan_batching, warmup_steps, worker_numbers
 from jobs.preflight.harness_tasks import check_harness_tasks
 from jobs.run.find import with_model_of_run
@@ -91,6 +91,8 @@ def validate(spec: Spec, *, estimates: bool = True, judged: str | None = None) -
     tokens = "tokens and chat template" if _renders(spec) else "tokens"
     unseen.append(f"data: {tokens}; `fleetune data check` tries them on every record")
     warnings = [*_warnings(spec), *([] if judged is not None else _warnings_of_a_run(spec))]
+    if storage.is_local(spec.model.path):
+        warnings += filter(None, [too_long_rows(storage.local_path(spec.model.path), spec.data.seq_len)])
     for where, source in sources.items():
         seen.append(f"{where}: {source.words}")
         warnings += _source_warnings(spec, where, source, estimates)
@@ -320,6 +322,10 @@ def _warnings(spec: Spec) -> Iterator[str]:
             f"queue.max_runtime_s ({longest_s:g}) is in seconds, and includes the start of the workers and the load of "
             "the model: the job may fail before its first step"
         )
+    trained_on = {source.path for source in spec.data.train}
+    for source in spec.data.eval or ():
+        if source.path in trained_on:
+            yield f"data.eval: {source.path} is also in data.train, so its metrics do not show how well the model does"
     train = spec.train
     least, most = _USUAL_RATES[spec.method.kind]
     if not least <= train.learning_rate <= most:

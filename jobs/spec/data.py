@@ -133,6 +133,12 @@ class Data(Frozen):
             raise ValueError("eval and eval_fraction are both given: drop one of them")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels repeats a name: {list(self.labels)}")
+        spaced = next((name for name in self.labels or () if name != name.strip()), None)
+        if spaced is not None:
+            raise ValueError(
+                f"labels: {spaced!r} begins or ends with a space, but the labels of records are read without such "
+                "spaces: write the name without them"
+            )
         return self
 
     @model_validator(mode="after")

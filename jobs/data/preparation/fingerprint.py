@@ -16,7 +16,7 @@ from jobs.data.sources.file_stamp import info_of, stamp
 from jobs.data.sources.formats import REQUIRED_COLUMNS, Reading
 from jobs.data.sources.patterns import expand
 from jobs.data.sources.user_code import read_code
-from jobs.model_files.tokenizer import TokenizerFiles, check_tokenizer, read_tokenizer
+from jobs.model_files.tokenizer import TokenizerFiles, check_tokenizer, read_tokenizer, without_end
 from jobs.run.paths import prepared_root
 from jobs.spec.data import Source, numbered
 from jobs.spec.finetune import Spec
@@ -72,13 +72,15 @@ def source_jobs(spec: Spec, tokenizer: TokenizerFiles, say: Say = lambda line: N
     return found
 
 
-def check_formats(jobs: list[SourceJob], tokenizer: TokenizerFiles, model_dir: str) -> None:
-    """Load the tokenizer and reject it if a source's format cannot use it. Raises DataError.
+def check_formats(jobs: list[SourceJob], tokenizer: TokenizerFiles, model_dir: str) -> list[str]:
+    """Load the tokenizer, reject it if a source's format cannot use it, and return warnings. Raises DataError.
 
     Its library imports torch, so `jobs` are only those that are not prepared yet.
     """
-    for data_format in sorted({job.work.reading.format for job in jobs}):
+    formats = sorted({job.work.reading.format for job in jobs})
+    for data_format in formats:
         check_tokenizer(tokenizer.load(), data_format, model_dir)
+    return list(filter(None, (without_end(tokenizer.load(), data_format) for data_format in formats)))
 
 
 def _source_job(spec: Spec, source: Source, where: str, tokenizer: TokenizerFiles, say: Say) -> SourceJob:

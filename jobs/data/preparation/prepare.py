@@ -248,15 +248,15 @@ def prepare(
     if len(new) == len(every) and _soon_done(new, plain_up_to):
         engine = "plain"
     workers = started(engine) if new else None
-    check_formats(new, tokenizer, model_dir)
+    doubts = check_formats(new, tokenizer, model_dir)
     progress = Progress(say, sum(sum(job.sizes) for job in new))
     sources = {job.where: prepare_source(job, engine, progress, say) for job in every}
     del workers
     most = longest_text(model_dir)
     tell = warn or (lambda text: say(f"warning: {text}"))
-    for where, source in sources.items():
-        if cut := format_cut(where, source.manifest.cut, spec.data.seq_len, most):
-            tell(cut)
+    cuts = (format_cut(where, source.manifest.cut, spec.data.seq_len, most) for where, source in sources.items())
+    for words in filter(None, (*doubts, *cuts)):
+        tell(words)
     if found is not None and not new:
         say(f"data is prepared already: {root}")
         return found
@@ -314,4 +314,5 @@ def _summary(manifest: Manifest, spec: Spec, time_words: str) -> str:
         words.append(f"{many(rows, f'{name} row')} of {many(tokens, 'token')}{filled}")
     if manifest.bad_rows:
         words.append(f"{many(manifest.bad_rows, 'bad record')} set aside")
-    return f"{many(samples, 'sample')} {time_words}: {', '.join(words)}"
+    divided = f" of {many(manifest.records, 'record')}" if samples > manifest.records else ""  # long texts, dialogues
+    return f"{many(samples, 'sample')}{divided} {time_words}: {', '.join(words)}"

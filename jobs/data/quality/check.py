@@ -46,7 +46,8 @@ def check(spec: Spec, model_dir: str, *, engine: Engine, say: Say) -> DataReport
     jobs = {role: found for role, found in source_jobs(spec, tokenizer, say).items() if role in ROLES}
     every = [job for of_role in jobs.values() for job in of_role]
     workers = started(engine)
-    check_formats(every, tokenizer, model_dir)
+    for words in check_formats(every, tokenizer, model_dir):
+        say(f"warning: {words}")
     progress = Progress(say, sum(sum(job.sizes) for job in every))
     tables = [_facts(job, engine, progress, say) for job in every]
     del workers

@@ -141,7 +141,11 @@ class ChatTemplate:
                 what_to_do = "write it into a turn of another role, or give a template in model.chat_template"
                 raise _loss("content", number, f"writes no turn of the role {role!r}: {what_to_do}")
         if sample.calling and self._reads_calls is None:
-            raise _loss("call", sample.calling[0], "writes none: write it as text into content")
+            raise _loss(
+                "call",
+                sample.calling[0],
+                "writes none: write it as text into content, or give a template in model.chat_template",
+            )
         if sample.tools and not self._writes_tools:
             what = f"{TOOLS} would be lost, because the chat template writes none"
             raise Rejected(f"{what}: write them as text into content, or give a template in model.chat_template", what)

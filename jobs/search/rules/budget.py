@@ -214,8 +214,9 @@ def budget_problem(sweep: SweepSpec, total_steps: int, runs: float) -> str | Non
     needed = (compared_steps(sweep, 1, total_steps) + (total_steps if extrapolates(sweep) else 0)) / total_steps
     if runs >= needed:
         return None
+    noun = "run" if runs == 1 else "runs"
     return (
-        f"it pays for at most {compact(runs)} runs, but one trial with its cool-downs takes {compact(needed)}: give "
+        f"it pays for at most {compact(runs)} {noun}, but one trial with its cool-downs takes {compact(needed)}: give "
         "more, fewer rungs, or scheduler: none"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import sys
@@ -123,7 +124,7 @@ def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction]
     """Import the functions among `names`.
 
     Raises:
-        DataError: a module or function does not exist.
+        DataError: a module or function does not exist, or the function does not take one argument.
     """
     found = {}
     for name in names:
@@ -136,7 +137,22 @@ def own_functions(names: tuple[str, ...]) -> dict[str, Callable[[EvalPrediction]
             found[name] = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError) as error:
             raise DataError(f"eval.metrics: cannot import {name} on a worker: {error}") from error
+        if not _takes_one(found[name]):
+            raise DataError(
+                f"eval.metrics: {name} must take one argument, which has the fields predictions and label_ids: "
+                f"def {function}(result)"
+            )
     return found
+
+
+def _takes_one(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind(None)
+    except TypeError:
+        return False
+    except ValueError:  # some functions in C have no signature
+        return True
+    return True
 
 
 def with_own(computed: dict[str, float], own: dict[str, float]) -> dict[str, float]:

@@ -26,9 +26,13 @@ def test_the_recommended_length_is_the_smallest_that_keeps_the_share(lengths: di
         assert kept(recommended) >= share > kept(recommended - 1)
 
 
-def test_a_length_that_the_model_cannot_read_is_not_recommended_without_a_word() -> None:
+def test_a_length_that_the_model_cannot_read_is_not_recommended() -> None:
     cut = cut_of({100: 9, 700: 1}, 64)
-    assert str(format_cut("data.train", cut, 64, most=512)).endswith("99 %, but the model has 512 positions")
+    assert cut.keeps_95 < 650 < cut.keeps_99
+    room = "as many as the model has positions, would keep more"
+    assert str(format_cut("data.train", cut, 64, most=650)).endswith(f"{cut.keeps_95} would keep 95 %, 650, {room}")
+    assert str(format_cut("data.train", cut, 64, most=128)).endswith(f"data.seq_len: 128, {room}")
+    assert str(format_cut("data.train", cut, 64, most=64)).endswith("of the tokens")
     for enough in (None, 1024):
         assert "positions" not in str(format_cut("data.train", cut, 64, most=enough))
 

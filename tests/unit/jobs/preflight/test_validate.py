@@ -195,6 +195,23 @@ def test_fp16_for_a_model_that_was_saved_in_bf16_is_a_warning(base: dict[str, An
         assert validate(spec(base)).warnings == ()
 
 
+def test_held_out_samples_that_are_trained_on_are_a_warning(base: dict[str, Any]) -> None:
+    (warning,) = validate(spec(base, data={"eval": base["data"]["train"]})).warnings
+    assert warning.startswith("data.eval: ") and "d.jsonl is also in data.train" in warning
+
+
+def test_rows_beyond_the_positions_of_a_rotary_model_are_a_warning(base: dict[str, Any], tmp_path: Path) -> None:
+    config: dict[str, Any] = {"model_type": "llama", "max_position_embeddings": 256, "rope_theta": 1e4}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    (warning,) = validate(spec(base)).warnings
+    assert warning.startswith("data.seq_len (1024) is more than the 256 positions for which the model was made")
+    assert validate(spec(base, data={"seq_len": 256})).warnings == ()
+
+    config["rope_scaling"] = {"rope_type": "yarn", "factor": 8.0}
+    (tmp_path / "m/config.json").write_text(json.dumps(config))
+    assert validate(spec(base)).warnings == ()
+
+
 def test_trials_of_a_sweep_may_vary_what_would_have_no_effect_in_a_run(base: dict[str, Any]) -> None:
     odd = spec(base, train={"decay_ratio": 0.3}, data={"eval_fraction": 0.5})
     assert validate(odd, judged="eval_loss").warnings == ()

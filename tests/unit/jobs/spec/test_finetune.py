@@ -120,6 +120,10 @@ def test_nothing_can_be_assigned() -> None:
             "labels repeats a name",
         ),
         (
+            {"model": {"task": "sequence-classification"}, "data": {"format": "classification", "labels": ["a", " b"]}},
+            "labels: ' b' begins or ends with a space",
+        ),
+        (
             {
                 "model": {"task": "sequence-classification"},
                 "data": {"format": "classification", "labels": ["a", "b"]},

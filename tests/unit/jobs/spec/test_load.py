@@ -311,7 +311,7 @@ def test_saved_spec_reruns_the_same_job(tmp_path: Path) -> None:
     rate=st.floats(1e-12, 1.0),
     workers=st.integers(1, 65_536),
     seed=st.integers(0, 2**63 - 1),
-    label=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20),
+    label=st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(str.strip),
 )
 def test_any_spec_survives_the_way_through_json(
     tmp_path_factory: pytest.TempPathFactory, rate: float, workers: int, seed: int, label: str

@@ -118,6 +118,11 @@ def test_own_functions_are_imported_by_name() -> None:
         own_functions(("math:nothing",))
 
 
+def test_a_function_of_two_arguments_is_told_that_it_gets_one() -> None:
+    with pytest.raises(DataError, match=r"math:atan2 must take one argument.*predictions and label_ids: def atan2"):
+        own_functions(("math:atan2",))
+
+
 def test_a_function_may_not_replace_what_is_computed() -> None:
     computed = {"eval_loss": 2.0}
     assert with_own(computed, {"eval_bleu": 1.0}) == {"eval_loss": 2.0, "eval_bleu": 1.0}

@@ -76,7 +76,7 @@ def run_on_ray(
 
             with stop or StopRequest() as held, repeatedly(lambda: held.look_for_file(paths), _LOOK_EVERY_S, "file"):
                 outcome = concluded(paths, drive, announce)
-            announce("ended", ending_of(paths, outcome, is_queued=assignment is not None), status=outcome.status)
+            announce("ended", ending_of(paths, outcome, is_part=assignment is not None), status=outcome.status)
     except StorageError as error:
         if outcome is None:
             raise

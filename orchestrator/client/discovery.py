@@ -20,10 +20,15 @@ USUAL_URL: Final = "http://127.0.0.1:8400"
 
 @dataclass(frozen=True)
 class LocalServer:
-    """The record that a server of this machine has written to server.json."""
+    """The record that a server of this machine has written to server.json.
+
+    Attributes:
+        embedded: a script has started it; False: somebody runs `fleetune serve`.
+    """
 
     url: str
     pid: int
+    embedded: bool = False
 
     @property
     def lives(self) -> bool:
@@ -54,8 +59,8 @@ def recorded_url() -> str | None:
 def _recorded(home: Path) -> LocalServer | None:
     try:
         left = json.loads((home / "server.json").read_bytes())
-        found = LocalServer(str(left["url"]), int(left["pid"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        found = LocalServer(str(left["url"]), int(left["pid"]), bool(left.get("embedded", False)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found if found.pid > 0 else None
 

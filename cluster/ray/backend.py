@@ -234,11 +234,7 @@ class RayJobsBackend:
                 self._connected = ray_client(self._dashboard, self._token, _TIMEOUT_S)
             yield self._connected
         except (OSError, RuntimeError) as error:  # requests' own errors are OSErrors, Ray's are RuntimeErrors
-            raise BackendUnreachable(
-                f"the Ray dashboard at {self._dashboard} does not answer as expected: {one_line(error)}. Check "
-                "that the cluster is up. With token authentication, set RAY_AUTH_MODE=token and write the token to "
-                "~/.ray/auth_token"
-            ) from error
+            raise BackendUnreachable(_unreachable(self._dashboard, error)) from error
 
     def _take_fence(self, client: Any, fence: int) -> None:
         """Become the newest caller, unless this one is it already. Raises Fenced."""
@@ -331,6 +327,19 @@ class RayJobsBackend:
             metadata=self._metadata(HARD_STOP, 0),
             entrypoint_label_selector={"ray.io/node-id": node_id},
         )
+
+
+def _unreachable(dashboard: str, error: BaseException) -> str:
+    """Say why the dashboard does not answer: with the system's error if the HTTP libraries have hidden one."""
+    beneath: BaseException | None = error
+    while beneath is not None and not (isinstance(beneath, OSError) and beneath.strerror):
+        beneath = beneath.__cause__ or beneath.__context__
+    if isinstance(beneath, OSError):
+        return f"no Ray dashboard answers at {dashboard} ({beneath.strerror}). Check that the cluster is up"
+    return (
+        f"the Ray dashboard at {dashboard} does not answer as expected: {one_line(error)}. Check that the cluster is "
+        "up. With token authentication, set RAY_AUTH_MODE=token and write the token to ~/.ray/auth_token"
+    )
 
 
 def _fence_of(job: Any) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from types import SimpleNamespace
 from typing import Any
@@ -210,3 +211,17 @@ def test_a_log_that_cannot_be_read_now_is_not_taken_for_an_empty_one(status: int
     backend, name = with_log(status, text)
     with pytest.raises(BackendUnreachable, match=f"status {status} for the log of old-1"):
         backend.output(name)
+
+
+def test_a_dashboard_that_refuses_connections_is_told_without_the_words_of_the_http_libraries() -> None:
+    beneath = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    hidden = OSError("HTTPConnectionPool(host='head', port=8265): Max retries exceeded with url: /api/v0/nodes")
+    hidden.__context__ = RuntimeError("Failed to establish a new connection")
+    hidden.__context__.__cause__ = beneath
+
+    backend = RayJobsBackend.__new__(RayJobsBackend)
+    backend._dashboard, backend._connected = "http://head:8265", object()
+    with pytest.raises(BackendUnreachable) as caught, backend._asking():
+        raise hidden
+    told = "no Ray dashboard answers at http://head:8265 (Connection refused). Check that the cluster is up"
+    assert str(caught.value) == told

@@ -96,7 +96,7 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer
         has_trained = _newest_part(paths) not in (None, before)
         outcome = outcome_of_error(failure_of_storage(error) if is_of_storage and has_trained else error)
     except KeyboardInterrupt as error:
-        outcome = outcome_of_error(Interrupted(str(error) or "interrupted"))
+        outcome = outcome_of_error(Interrupted(str(error) or "stopped on request"))
     if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
         outcome = outcome.model_copy(update=last_record(paths))
     if outcome.lost:

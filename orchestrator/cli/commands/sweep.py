@@ -24,7 +24,7 @@ from jobs.spec.load import load_sweep
 from jobs.spec.sweep import SweepSpec
 from jobs.storage.files import write_bytes
 from orchestrator.cli.help_groups import command_group
-from orchestrator.cli.options import Address, Json, Quiet, Storage, finite, refuse_dashboard
+from orchestrator.cli.options import Address, Json, Quiet, Storage, check_output_file, finite, refuse_dashboard
 from orchestrator.cli.run_argument import run_meant, unfinished_job
 from orchestrator.cli.run_here import run_sweep_here
 from orchestrator.pages.sweep import status_page
@@ -88,6 +88,9 @@ def report(
     from jobs.search.report.summary import facts, summary_lines
 
     trials = trials_of(sweep, storage)
+    paths = JobPaths(trials.root)
+    own = (paths.spec, paths.best, paths.manifest, paths.outcome)
+    check_output_file("--html", html, dict.fromkeys(own, "a file of the sweep"))
     if html is not None:
         from jobs.search.report.page import sweep_page
 
@@ -101,6 +104,8 @@ def report(
     )
     for line in summary_lines(trials):
         typer.echo(line)
+    if html is not None:
+        typer.echo(f"page: {html}")
 
 
 @app.command(epilog="Example:  fleetune sweep stop reviews-lr-20261127 7")

@@ -74,7 +74,7 @@ def run_on_ray(
 
             with (stop or StopRequest()).watching(paths) as held:
                 outcome = concluded(paths, drive, announce)
-            announce("ended", ending_of(paths, outcome, is_queued=assignment is not None), status=outcome.status)
+            announce("ended", ending_of(paths, outcome, is_part=assignment is not None), status=outcome.status)
     except StorageError as error:
         if outcome is None:
             raise

@@ -47,7 +47,7 @@ def run_sweep(
         resume: root of an earlier sweep to continue.
         assignment: slots that a queue has given to this sweep; None for a sweep outside of a queue.
         root: root of a new sweep; None: the assignment's, or a new name.
-        stop: the process's request to stop, if it has one already.
+        stop: the request to stop of the comparison or attempt that the sweep is part of; None for any other sweep.
 
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
@@ -82,7 +82,7 @@ def run_sweep(
             outcome = concluded(paths, drive, announce)
         if resumed:
             _update_comparison(paths, announce)
-        announce("ended", ending_of_sweep(paths, outcome), status=outcome.status)
+        announce("ended", ending_of_sweep(paths, outcome, is_part=stop is not None), status=outcome.status)
     return outcome
 
 
@@ -117,10 +117,11 @@ def _update_comparison(paths: JobPaths, announce: Announcer) -> None:
         announce("warning", f"the figures of the comparison are those from before: {error}")
 
 
-def ending_of_sweep(paths: JobPaths, outcome: Outcome) -> str:
-    """Describe the end of a sweep in its last lines of output."""
+def ending_of_sweep(paths: JobPaths, outcome: Outcome, is_part: bool = False) -> str:
+    """Describe the end of a sweep in its last lines of output. `is_part`: see `ending_of`."""
     model = f"\nmodel: {outcome.model_path}" if outcome.model_path else ""
-    return ending_of(paths, outcome, f"succeeded; the best trial's spec, which runs as it is: {paths.best}{model}")
+    said = f"succeeded; the best trial's spec, which runs as it is: {paths.best}{model}"
+    return ending_of(paths, outcome, said, is_part=is_part)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -50,12 +50,13 @@ def locked(home: Path) -> Iterator[None]:
         os.close(lock)
 
 
-def write_record(home: Path, url: str) -> None:
+def write_record(home: Path, url: str, embedded: bool) -> None:
     """Write the record of this process, atomically, for `orchestrator.client.discovery`."""
     new = home / f"{RECORD}.new"
     new.unlink(missing_ok=True)
     with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        json.dump({"url": url, "pid": os.getpid(), "version": version("fleetune")}, file)
+        record = {"url": url, "pid": os.getpid(), "version": version("fleetune"), "embedded": embedded}
+        json.dump(record, file)
     new.replace(home / RECORD)
 
 

@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from cluster.backend import ENDED_PHASES, Launch, Phase, Submission, check_fence, check_launch
+from cluster.backend import ENDED_PHASES, MAX_OUTPUT_BYTES, Launch, Phase, Submission, check_fence, check_launch
 from cluster.capacity.inventory import Growth, Inventory
 from cluster.errors import BackendUnreachable, LaunchRefused
 from cluster.ray.client import (
@@ -59,6 +59,7 @@ KEEPING = OutputRetention()
 _MOST_NODES = 10_000  # the limit of Ray's state API; its default is 100
 _GRACE_S = 3600  # time after a soft stop after which Ray kills the program
 _TIMEOUT_S = 20.0  # of one request to the dashboard
+_READ_AHEAD_BYTES = 16 << 20  # of the output of one program, which is kept in memory
 _LOG_S = 600  # longest time in which Ray sends a log; its default is 30
 
 
@@ -93,6 +94,7 @@ class RayJobsBackend:
         self._fence: int | None = None  # fence of this caller, once the cluster knows it
         self._highest: int | None = None  # highest fence in the newest list
         self._hard_stops: dict[str, str] = {}  # submission -> the newest job that ends it
+        self._read_ahead = ("", 0, b"")  # the submission whose output was read last, and its bytes from a byte on
         self._connected: Any = None
 
     def inventory(self) -> Inventory:
@@ -188,7 +190,15 @@ class RayJobsBackend:
         return jobs
 
     def output(self, submission: str, after: int = 0) -> bytes:
-        return self._output(submission, b"", lambda log, rays_line: program_output(log, rays_line, after))
+        """See `Backend.output`. Ray sends a log from its first byte on, so a caller that goes on gets more at once."""
+        kept, begin, content = self._read_ahead
+        goes_on = kept == submission and begin <= after <= begin + len(content)
+        if goes_on and after + MAX_OUTPUT_BYTES <= begin + len(content):
+            return content[after - begin :][:MAX_OUTPUT_BYTES]
+        most = _READ_AHEAD_BYTES if goes_on else MAX_OUTPUT_BYTES
+        found = self._output(submission, b"", lambda log, rays_line: program_output(log, rays_line, after, most))
+        self._read_ahead = submission, after, found
+        return found[:MAX_OUTPUT_BYTES]
 
     def output_end(self, submission: str, most: int) -> tuple[int, bytes]:
         return self._output(submission, (0, b""), lambda log, rays_line: program_end(log, rays_line, most))
@@ -234,11 +244,7 @@ class RayJobsBackend:
                 self._connected = ray_client(self._dashboard, self._token, _TIMEOUT_S)
             yield self._connected
         except (OSError, RuntimeError) as error:  # requests' own errors are OSErrors, Ray's are RuntimeErrors
-            raise BackendUnreachable(
-                f"the Ray dashboard at {self._dashboard} does not answer as expected: {one_line(error)}. Check "
-                "that the cluster is up. With token authentication, set RAY_AUTH_MODE=token and write the token to "
-                "~/.ray/auth_token"
-            ) from error
+            raise BackendUnreachable(_unreachable(self._dashboard, error)) from error
 
     def _take_fence(self, client: Any, fence: int) -> None:
         """Become the newest caller, unless this one is it already. Raises Fenced."""
@@ -331,6 +337,19 @@ class RayJobsBackend:
             metadata=self._metadata(HARD_STOP, 0),
             entrypoint_label_selector={"ray.io/node-id": node_id},
         )
+
+
+def _unreachable(dashboard: str, error: BaseException) -> str:
+    """Say why the dashboard does not answer: with the system's error if the HTTP libraries have hidden one."""
+    beneath: BaseException | None = error
+    while beneath is not None and not (isinstance(beneath, OSError) and beneath.strerror):
+        beneath = beneath.__cause__ or beneath.__context__
+    if isinstance(beneath, OSError):
+        return f"no Ray dashboard answers at {dashboard} ({beneath.strerror}). Check that the cluster is up"
+    return (
+        f"the Ray dashboard at {dashboard} does not answer as expected: {one_line(error)}. Check that the cluster is "
+        "up. With token authentication, set RAY_AUTH_MODE=token and write the token to ~/.ray/auth_token"
+    )
 
 
 def _fence_of(job: Any) -> int | None:

@@ -102,15 +102,15 @@ def submission_of(job: Any) -> Submission:
     return Submission(name, phase, job.driver_exit_code, message)
 
 
-def program_output(log: Iterable[bytes], rays_line: bytes, after: int) -> bytes:
-    """Return the program's bytes from `after` on, up to 1 MiB. Reads the log only as far as needed."""
+def program_output(log: Iterable[bytes], rays_line: bytes, after: int, most: int = MAX_OUTPUT_BYTES) -> bytes:
+    """Return the program's bytes from `after` on, up to `most`. Reads the log only as far as needed."""
     wanted, skip = bytearray(), after
     for chunk in _behind_mark(_without(log, rays_line)):
         wanted += chunk[skip:]
         skip = max(0, skip - len(chunk))
-        if len(wanted) >= MAX_OUTPUT_BYTES:
+        if len(wanted) >= most:
             break
-    return bytes(wanted[:MAX_OUTPUT_BYTES])
+    return bytes(wanted[:most])
 
 
 def program_end(log: Iterable[bytes], rays_line: bytes, most: int) -> tuple[int, bytes]:

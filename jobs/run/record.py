@@ -96,7 +96,7 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer
         has_trained = _newest_part(paths) not in (None, before)
         outcome = outcome_of_error(failure_of_storage(error) if is_of_storage and has_trained else error)
     except KeyboardInterrupt as error:
-        outcome = outcome_of_error(Interrupted(str(error) or "interrupted"))
+        outcome = outcome_of_error(Interrupted(str(error) or "stopped on request"))
     if outcome.status is not Status.SUCCEEDED and outcome.step == 0:
         outcome = outcome.model_copy(update=last_record(paths))
     if outcome.lost:
@@ -233,20 +233,18 @@ def outcome_of_error(error: Exception) -> Outcome:
     )
 
 
-def ending_of(
-    paths: JobPaths, outcome: Outcome, search_succeeded: str | None = None, *, is_queued: bool = False
-) -> str:
+def ending_of(paths: JobPaths, outcome: Outcome, search_succeeded: str | None = None, *, is_part: bool = False) -> str:
     """Describe the end of a run, sweep or comparison in its last lines of output.
 
     Args:
         search_succeeded: text about a sweep or comparison that has succeeded; None for a run.
-        is_queued: a queue decides how the run goes on, and refuses a resume by hand.
+        is_part: a queue or a comparison decides how the run goes on, so that no command to resume it is printed.
     """
     lines = [f"{name}: {said}" for name, said in trouble_rows(outcome.troubles)]
     if outcome.status is Status.SUCCEEDED:
         said = f"succeeded after {many(outcome.step, 'step')}; the model is in {outcome.model_path}"
         return "\n".join([search_succeeded or said, *lines])
-    how = None if is_queued else how_to_go_on(paths, outcome, is_search=search_succeeded is not None)
+    how = None if is_part else how_to_go_on(paths, outcome, is_search=search_succeeded is not None)
     lines = [f"{outcome.status}: {outcome.reason}", *lines, f"logs: {paths.logs}"]
     return "\n".join([*lines, f"resume: {how}"] if how else lines)
 

@@ -110,6 +110,11 @@ class Ledger(Trials):
         with self._lock:
             trial.state = "running"
 
+    def interrupted(self, trial: Trial) -> None:
+        """Show a trial that has no gang any more as the next driver will find it."""
+        with self._lock:
+            trial.state = "paused" if trial.step else "waiting"
+
     def trained(self, trial: Trial, unanswered: Unanswered) -> None:
         """Count what a trial was trained without an answer."""
         self._record({"trial": trial.number, "unanswered": list(unanswered)})

@@ -16,7 +16,6 @@ import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, Final, Literal
 
 from pydantic import ValidationError
@@ -47,7 +46,7 @@ from orchestrator.api import (
 from orchestrator.api import Nodes as NodesResponse
 from orchestrator.client.connection import Connection
 from orchestrator.client.discovery import token_here
-from orchestrator.client.embedded_server import ClientLock, embedded_url
+from orchestrator.client.embedded_server import ClientLock, MachineServer
 from orchestrator.client.handle import FIRST_POLL_S, JobHandle, pause_between_polls
 from orchestrator.client.lookup import all_jobs, check_job_id, job_path
 from orchestrator.client.spec_names import Named, load_named, place_errors, with_names
@@ -83,13 +82,14 @@ class Client:
             )
         token, token_from = token_here(token)
         self._client: str | None = None  # whose end cancels the jobs
-        find = None if where is not None else partial(embedded_url, home)
+        find = None if where is not None else MachineServer(home).url
         with contextlib.ExitStack() as opened:
             if where is None:  # before the server is looked up, because it stays as long as a client is present
                 lock = ClientLock(home)
                 opened.callback(lock.end)
                 self._client = None if detach else lock.client
-            self._connection = Connection(where or embedded_url(home), token, token_from=token_from, find=find)
+            url = find() if find is not None else where or ""
+            self._connection = Connection(url, token, token_from=token_from, find=find)
             opened.callback(self._connection.close)
             self._opened = opened.pop_all()
 

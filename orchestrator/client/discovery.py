@@ -21,10 +21,15 @@ RECORD: Final = "server.json"  # in FLEETUNE_HOME; `orchestrator.local_server` w
 
 @dataclass(frozen=True)
 class LocalServer:
-    """The record that a server of this machine has written to RECORD."""
+    """The record that a server of this machine has written to RECORD.
+
+    Attributes:
+        embedded: a script has started it; False: somebody runs `fleetune serve`.
+    """
 
     url: str
     pid: int
+    embedded: bool = False
 
     @property
     def lives(self) -> bool:
@@ -55,8 +60,8 @@ def recorded_url() -> str | None:
 def _recorded(home: Path) -> LocalServer | None:
     try:
         left = json.loads((home / RECORD).read_bytes())
-        found = LocalServer(str(left["url"]), int(left["pid"]))
-    except (OSError, ValueError, TypeError, KeyError):
+        found = LocalServer(str(left["url"]), int(left["pid"]), bool(left.get("embedded", False)))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found if found.pid > 0 else None
 

@@ -16,7 +16,7 @@ from typing import Final
 from cluster.errors import FleetuneError
 from cluster.local.locks import try_lock
 from cluster.python_module import module_command
-from orchestrator.client.discovery import answers, local_server
+from orchestrator.client.discovery import LocalServer, answers, local_server
 from orchestrator.queue.names import CLIENTS, client_lock
 
 READY_S: Final = 120.0
@@ -29,28 +29,42 @@ class NotStarted(FleetuneError):
     """The embedded server did not start."""
 
 
-def embedded_url(home: Path, ready_s: float = READY_S) -> str:
-    """Return the URL of the server of this machine, which is started if there is none.
+class MachineServer:
+    """Finds the server of this machine for one client."""
 
-    Scripts that start at the same time take turns. A server that is started by hand meanwhile is found, too: a server
-    locks the store, and only the holder of the lock records its URL.
+    def __init__(self, home: Path, ready_s: float = READY_S) -> None:
+        self._home, self._ready_s = home, ready_s
+        self._used: LocalServer | None = None
 
-    Raises:
-        NotStarted: the server did not start; the message has the end of its log.
-    """
-    until_s = time.monotonic() + ready_s
-    _make(home)
-    with _alone(home / "embedded.lock", until_s):
-        return _living(home) or _started(home, until_s)
+    def url(self) -> str:
+        """Return the URL of the server, which is started if there is none.
+
+        Scripts that start at the same time take turns. A server that is started by hand meanwhile is found, too: a
+        server locks the store, and only the holder of the lock records its URL.
+
+        If the server that this client has used was started by hand and has ended, none is started: it would lock the
+        store against the one that is about to be started by hand again, and would not use the machines of its jobs.
+
+        Raises:
+            NotStarted: the server did not start; the message has the end of its log.
+        """
+        until_s = time.monotonic() + self._ready_s
+        _make(self._home)
+        if self._used is not None and not self._used.embedded:
+            self._used = _living(self._home) or self._used
+            return self._used.url
+        with _alone(self._home / "embedded.lock", until_s):
+            self._used = _living(self._home) or _started(self._home, until_s)
+        return self._used.url
 
 
-def _living(home: Path, path: str = "/healthz") -> str | None:
-    """Return the URL of this machine's server if it answers at a path."""
+def _living(home: Path, path: str = "/healthz") -> LocalServer | None:
+    """Return this machine's server if it answers at a path."""
     found = local_server(home)
-    return found.url if found is not None and answers(found.url, path) else None
+    return found if found is not None and answers(found.url, path) else None
 
 
-def _started(home: Path, until_s: float) -> str:
+def _started(home: Path, until_s: float) -> LocalServer:
     log = home / "serve.log"
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -65,9 +79,9 @@ def _started(home: Path, until_s: float) -> str:
     finally:
         os.close(descriptor)
     while True:
-        if url := _living(home, "/readyz"):
+        if (found := _living(home, "/readyz")) is not None:
             _let_go(child)
-            return url
+            return found
         if child.poll() is not None:  # another server holds the store, and will soon record its URL
             until_s = min(until_s, time.monotonic() + OTHERS_S)
         if time.monotonic() > until_s:

@@ -74,7 +74,7 @@ class JobCancelled(Interrupted):
 
     def __init__(self, job_id: str, message: str) -> None:
         self.job_id = job_id
-        said = f": {message}" if message else ""
+        said = f": {message}" if message not in ("", State.CANCELLED) else ""
         super().__init__(f"job {job_id} was cancelled{said}. To queue it again: fleetune retry {job_id}")
 
 

@@ -56,7 +56,7 @@ def run_passes(
         else:
             if trouble:
                 trouble = ""
-                say("it answers again")
+                say("passes over the queue succeed again")
         wake.wait(every_s)
         wake.clear()
 

@@ -243,10 +243,10 @@ class _Server:
         self._tokens.read()
         self._output.greet(self._greeting())
         if self._options.store is None:
-            write_record(self._home, self._url_here)
+            write_record(self._home, self._url_here, self._options.embedded)
         elif local_server(self._home) is None:  # so that scripts of this machine find it, and start none
             with contextlib.suppress(OSError):
-                write_record(self._home, self._url_here)
+                write_record(self._home, self._url_here, self._options.embedded)
         sys.setswitchinterval(_SWITCH_S)
         self._loop.start()
         for number in (signal.SIGTERM, signal.SIGINT):

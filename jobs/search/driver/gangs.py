@@ -219,13 +219,22 @@ class Gangs:
         return None
 
     def begin_no_more(self) -> None:
-        """Refuse tasks that no gang has begun, and end the gangs that wait for room, so that nothing waits for them."""
+        """Refuse tasks that no gang has begun, and end the gangs that could not begin one now, which nobody waits for.
+
+        These are the gangs that wait for room or load the model: there is nothing to save on them.
+        """
         with self._changed:
             self._begins = False
             self._changed.notify_all()
         for gang in self._all:
-            if gang is not None and gang.waits_for_room:
+            if gang is None:
+                continue
+            if gang.waits_for_room:
                 gang.end()
+            else:
+                with contextlib.suppress(StorageError):  # else it ends after it has loaded
+                    if gang.is_loading:
+                        gang.leave()
 
     def end(self) -> bool:
         """End all gangs at once. Return False if workers have not ended after half a minute."""

@@ -379,6 +379,8 @@ class Search:
                     ask_to_save_and_end(trial.paths)
             time.sleep(4 * _POLL_S)
             self._relay.check()
+        for trial in self._running():
+            self.ledger.interrupted(trial)
 
 
 def _digest(sweep: SweepSpec) -> str:

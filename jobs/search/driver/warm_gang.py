@@ -74,6 +74,11 @@ class WarmGang:
         self._thread = threading.Thread(target=self._run, name="gang", daemon=True)
         self._thread.start()
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether its workers have not loaded the model yet, which an end would wait for. Raises StorageError."""
+        return self.dead is None and not self._mailbox.is_open
+
     def carry_out(self, task: GangTask, another_is_free: Callable[[], bool] = lambda: False) -> Answer:
         """Give a task to the workers, and wait for the answer.
 

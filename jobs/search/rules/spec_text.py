@@ -19,8 +19,13 @@ def format_sweep(sweep: SweepSpec) -> str:
     given = sweep.budget.model_dump(exclude_none=True)
     if math.isfinite(most := most_trials(sweep)):  # fewer than the budget's if the grid is small
         given["trials"] = int(most)
-    bounds = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in given.items())
+    bounds = ", ".join(_format_bound(name, value) for name, value in given.items())
     return f"{sweep.algorithm}{scheduler}, at most {bounds}{_repeats(sweep)}; {judged}"
+
+
+def _format_bound(name: str, value: float) -> str:
+    unit = name.replace("_", " ")
+    return f"{value:,} {unit.removesuffix('s') if value == 1 else unit}"
 
 
 def _repeats(sweep: SweepSpec) -> str:

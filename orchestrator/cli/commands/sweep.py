@@ -104,6 +104,8 @@ def report(
     )
     for line in summary_lines(trials):
         typer.echo(line)
+    if html is not None:
+        typer.echo(f"page: {html}")
 
 
 @app.command(epilog="Example:  fleetune sweep stop reviews-lr-20261127 7")

@@ -14,7 +14,8 @@ import pytest
 from jobs import sweep as sweeps
 from jobs.comparison.measured import measure, read_comparison, write_comparison
 from jobs.drivers import stop_request
-from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.drivers.stop_request import StopRequest
+from jobs.run.outcome import Event, Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.run.requests import ask_to_stop
@@ -76,3 +77,23 @@ def test_a_sweep_that_goes_on_by_itself_updates_the_files_of_its_comparison(
     sweeps.run_sweep(first, address="auto", progress=NoProgress(), resume=root)
     found = read_comparison(paths)
     assert found is not None and [one.trials for one in found.methods] == [1, 0]
+
+
+def test_only_a_sweep_of_its_own_names_the_command_that_resumes_it(
+    tmp_path: Path, driven: Callable[[Drive], None]
+) -> None:
+    """A queue and a comparison resume their sweeps themselves."""
+
+    class Lines(NoProgress):
+        def event(self, event: Event) -> None:
+            lines.append(event.message)
+
+    def interrupted(sweep: JobPaths) -> Outcome:
+        raise KeyboardInterrupt
+
+    lines = list[str]()
+    driven(interrupted)
+    for name, stop in (("alone", None), ("part", StopRequest())):
+        root = str(tmp_path / name)
+        sweeps.run_sweep(sweep_in(tmp_path), address="auto", progress=Lines(), root=root, stop=stop)
+        assert any(f"resume: fleetune run --resume {root}" in line for line in lines) == (stop is None)

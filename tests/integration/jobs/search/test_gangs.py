@@ -30,7 +30,7 @@ class Started:
 
     def __init__(self, job: Job, *_: Any) -> None:
         self.spec, self.root, self.ended = job.spec, job.run_root, False
-        self.waits_for_room = self.is_lost_next = False
+        self.waits_for_room = self.is_lost_next = self.is_loading = self.left = False
         self.runs = list[str]()
         self.engine, self.dead = engine_key(job.spec), self.failures.get(job.spec.train.global_batch_size)
         self.every.append(self)
@@ -51,6 +51,9 @@ class Started:
     def end(self) -> bool:
         self.ended = True
         return True
+
+    def leave(self) -> None:
+        self.left = True
 
 
 @pytest.fixture
@@ -272,6 +275,13 @@ def test_a_stop_ends_the_gangs_that_wait_for_room(base: Spec) -> None:
     Started.every[1].waits_for_room = True
     made.begin_no_more()
     assert [gang.ended for gang in Started.every] == [False, True]
+
+
+def test_a_stop_does_not_wait_for_gangs_that_load_the_model(base: Spec) -> None:
+    made = gangs_of(base, engines_vary=False)
+    Started.every[1].is_loading = True
+    made.begin_no_more()
+    assert [gang.left for gang in Started.every] == [False, True]
 
 
 def test_after_a_stop_no_order_is_begun(base: Spec) -> None:

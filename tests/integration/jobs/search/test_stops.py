@@ -39,6 +39,9 @@ class NoGangs(list[Any]):
     def log_of(self, reason: str) -> tuple[str, str]:
         return "rank-0.log", f"Traceback of {reason}"
 
+    def begin_no_more(self) -> None:
+        pass
+
 
 def search_in(folder: Path, monkeypatch: pytest.MonkeyPatch, **rules: Any) -> searching.Search:
     """A search by halving that may begin two trials; nothing trains them."""
@@ -254,6 +257,17 @@ def test_a_trial_that_waits_is_stopped_by_a_user_and_stays_stopped(
     assert paused.reason == "stopped on request after step 2"
     ledger.close()
     assert Trials(ledger.sweep, ledger.root).trials[1].state == "stopped"
+
+
+def test_no_trial_is_shown_as_running_after_a_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_in(tmp_path, monkeypatch)
+    ledger = search.ledger
+    begun, new = (ledger.add({"learning_rate": rate}) for rate in (1e-4, 1e-3))
+    begun.step = 3
+    for trial in (begun, new):
+        ledger.began(trial)
+    search._stop_running()
+    assert (begun.state, new.state) == ("paused", "waiting")
 
 
 def test_a_metric_that_the_job_does_not_report_ends_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from cluster.backend import Launch
+from cluster.backend import MAX_OUTPUT_BYTES, Launch
 from cluster.errors import BackendUnreachable, Fenced
 from cluster.ray.backend import FENCE_KEY, HARD_STOP, KIND_KEY, PROGRAM, QUEUE_KEY, RayJobsBackend
 from cluster.ray.client import OutputRetention, entries_to_delete
@@ -21,7 +22,7 @@ class Dashboard:
 
     def __init__(self) -> None:
         self.jobs: dict[str, Any] = {}
-        self.lists = self.rows = 0
+        self.lists = self.rows = self.logs_read = 0
         self.stopped: list[str] = []
         self.log = (200, "")  # status and text of Ray's answer to a request for any log
 
@@ -48,6 +49,7 @@ class Dashboard:
 
     def _do_request(self, method: str, endpoint: str, **_: Any) -> Any:
         assert endpoint.startswith("/api/v0/logs/")
+        self.logs_read += 1
         status, text = self.log
         return SimpleNamespace(
             status_code=status, text=text, iter_content=lambda size: [text.encode()], close=lambda: None
@@ -210,3 +212,31 @@ def test_a_log_that_cannot_be_read_now_is_not_taken_for_an_empty_one(status: int
     backend, name = with_log(status, text)
     with pytest.raises(BackendUnreachable, match=f"status {status} for the log of old-1"):
         backend.output(name)
+
+
+def test_a_long_log_is_not_read_from_its_begin_for_each_part() -> None:
+    """Ray has no other way to read a part of a log, so 100 parts of 1 MiB would make it send 5 GiB."""
+    text = "".join(f"{number:07}\n" for number in range(7 << 16))  # 3.5 MiB
+    backend, name = with_log(200, f"\x1e\n{text}")
+    dashboard = backend._connected
+    content, got, lead = text.encode(), b"", 1000  # parts overlap: a secret may begin in the one before
+    while part := backend.output(name, max(len(got) - lead, 0))[min(len(got), lead) :]:
+        got += part
+    assert got == content and dashboard.logs_read <= 4
+    dashboard.log = (200, f"\x1e\n{text}more")
+    assert backend.output(name, len(content)) == b"more"
+    assert backend.output(name, 3) == content[3 : 3 + MAX_OUTPUT_BYTES]
+
+
+def test_a_dashboard_that_refuses_connections_is_told_without_the_words_of_the_http_libraries() -> None:
+    beneath = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    hidden = OSError("HTTPConnectionPool(host='head', port=8265): Max retries exceeded with url: /api/v0/nodes")
+    hidden.__context__ = RuntimeError("Failed to establish a new connection")
+    hidden.__context__.__cause__ = beneath
+
+    backend = RayJobsBackend.__new__(RayJobsBackend)
+    backend._dashboard, backend._connected = "http://head:8265", object()
+    with pytest.raises(BackendUnreachable) as caught, backend._asking():
+        raise hidden
+    told = "no Ray dashboard answers at http://head:8265 (Connection refused). Check that the cluster is up"
+    assert str(caught.value) == told

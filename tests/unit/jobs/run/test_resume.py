@@ -332,6 +332,7 @@ def test_ending_says_how_to_go_on(paths: JobPaths) -> None:
     with contextlib.closing(Announcer(paths, NoProgress())) as announce:
         ending = ending_of(paths, concluded(paths, stopped, announce))
         resume = f"resume: fleetune run --resume {paths.root}"
+        assert "interrupted: stopped on request" in ending.splitlines()
         assert ending.splitlines()[-1] == resume and "remedy: rank 1 hung: it is killed" in ending.splitlines()
         failed = concluded(paths, stopped, announce).model_copy(update={"status": Status.FAILED})
         assert "resume" not in ending_of(paths, failed)  # without a checkpoint, it would fail again

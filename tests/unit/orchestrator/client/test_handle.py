@@ -44,6 +44,8 @@ def test_a_cancelled_job_raises_and_nothing_older_is_learned() -> None:
     found = handle(state=State.CANCELLED, changed=7, message="by anna")
     with pytest.raises(JobCancelled, match="by anna"):
         found.result()
+    with pytest.raises(JobCancelled, match=r"^job a-1 was cancelled\. To queue it again"):
+        handle(state=State.CANCELLED, message="cancelled").result()
     asked_before_s = time.monotonic() - 1.0
     assert found.learn(job("a-1", State.RUNNING, changed=6), asked_before_s).state is State.CANCELLED
 

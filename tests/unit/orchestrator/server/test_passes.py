@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import Any
 
 from cluster.errors import BackendUnreachable
 from orchestrator.http.metrics import Meters
 from orchestrator.queue.errors import NotLeader
-from orchestrator.server.passes import ControlLoop
+from orchestrator.server.passes import ControlLoop, run_passes
 
 
 class _Controller:
@@ -63,3 +64,17 @@ def test_a_term_that_runs_out_during_the_actions_after_a_pass_ends_them_without_
     after = (lambda: done.append("first"), too_late, lambda: done.append("never"))
     ControlLoop(controller, election, event_log, Meters(), lambda text: None, after, lambda: None).step()
     assert done == ["first", "too late"]
+
+
+def test_the_end_of_a_trouble_is_told_so_that_it_can_be_understood_alone() -> None:
+    stop, said, errors = threading.Event(), list[str](), [BackendUnreachable("no Ray dashboard answers"), None]
+
+    def step() -> None:
+        error = errors.pop(0)
+        if not errors:
+            stop.set()
+        if error is not None:
+            raise error
+
+    run_passes(step, stop, threading.Event(), said.append, every_s=0.0)
+    assert said == ["no Ray dashboard answers", "passes over the queue succeed again"]

@@ -276,6 +276,8 @@ def test_a_grid_is_no_larger_than_its_points_also_with_halving(tmp_path: Path) -
     space = {"learning_rate": [1e-5, 1e-4, 1e-3]}
     grid = sweep_with(tmp_path, algorithm="grid", scheduler="halving", space=space)
     assert budget_plan(grid, 100, 1000).compared == 3 and "at most 3 trials" in format_sweep(grid)
+    one = sweep_with(tmp_path, algorithm="grid", space={"learning_rate": [1e-5]})
+    assert "at most 1 trial;" in format_sweep(one)
 
 
 @pytest.mark.parametrize("prior", [{"learning_rate": 1e-4}, {"train.learning_rate": 1e-4}, {}])

@@ -367,15 +367,6 @@ def call(*arguments: str) -> str:
     return result.stdout
 
 
-def test_the_page_of_a_sweep_replaces_none_of_its_files(tmp_path: Path) -> None:
-    ledger = ledger_of(tmp_path)
-    paths = JobPaths(ledger.root)
-    write_bytes(paths.spec, dump_spec(ledger.sweep))
-    for taken in (paths.spec, paths.best):
-        result = CliRunner().invoke(cli.app, ["sweep", "report", ledger.root, "--html", taken])
-        assert result.exit_code == 2 and "is in the directory of the sweep" in result.stderr
-
-
 def test_no_command_to_resume_is_shown_for_a_sweep_that_would_fail_again(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path)
     paths = JobPaths(ledger.root)

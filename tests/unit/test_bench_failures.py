@@ -64,6 +64,7 @@ def test_the_table_has_cases_of_all_kinds_under_their_own_names() -> None:
 
 
 def test_every_plant_is_known_and_travels_as_text(tmp_path: Path) -> None:
-    plants = [plant for case in CASES for plant in case.plants] + [plant for case in gpus.CASES for plant in case.plants]
+    plants = [plant for case in CASES for plant in case.plants]
+    plants += [plant for case in gpus.CASES for plant in case.plants]
     assert {plant.what for plant in plants} == {*ACTS, *FACTORS}
     assert json.loads(as_variable([Plant("step", "kill")], tmp_path))["plants"][0]["steps"] == []

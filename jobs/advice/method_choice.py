@@ -72,7 +72,7 @@ class Situation:
 
     def why_not(self, method: Method) -> str:
         """Say why a method that is not in `fitting` is not."""
-        why = "does not fit these machines" if method in self.possible else "cannot be used for this model"
+        why = "does not fit these machines" if method in self.possible else "cannot be used for this job"
         return f"{NAMES[method]} {why}"
 
 

@@ -61,6 +61,11 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
                 help_.append("train.gradient_checkpointing: true")
         if near.strategy.stage < 3:
             help_.append("train.zero.stage: 3")
+        by_offload = [option for option in plan.options if not option.missing]
+        if by_offload:  # what lacks least in all may not be what lacks memory of hosts alone
+            least = min(by_offload, key=lambda option: option.missing_on_host)
+            more = f"{gib(least.missing_on_host)} GiB more of host memory for each {plan.device}"
+            help_.append(f"{more} ({format_strategy(least.strategy)})")
     if plan.trained == plan.parameters and states >= missing:
         help_.append("method: lora")
     if plan.sufficient is not None:

@@ -48,6 +48,11 @@ _PREDICTIONS: Final = {
     "step": attrgetter("predicted_step_s", "measured_step_s"),
     "step_after_first_steps": attrgetter("first_steps_s", "measured_step_s"),
 }
+_TITLES: Final = {
+    "memory": "memory",
+    "step": "step time, planned",
+    "step_after_first_steps": "step time, estimated after three steps",
+}
 
 
 def plan_page(plan: JobPlan, price: float | None = None, trials: PlannedTrials | None = None, title: str = "") -> str:
@@ -135,7 +140,7 @@ def _sweep_facts(trials: PlannedTrials, plan: JobPlan, price: float | None) -> I
     if (cost := trials.cost) is None:
         return
     used = _gpu_hours(trials, cost, plan)
-    money = "" if price is None else f", {used * price:,.2f} at {price:g} each"
+    money = "" if price is None else f", {used * price:,.2f} at {price:g} for an hour"
     hours = f"{used:,.1f} {plan.device}-hours{money}, at least {long_duration(3600 * cost.least_hours)}"
     yield "budget", f"{many(cost.steps, 'step')}, {compact(cost.tokens)} tokens in all: {hours}, without evaluations"
     if cost.limit_hours is not None and cost.least_hours > cost.limit_hours:
@@ -164,7 +169,7 @@ def _facts(plan: JobPlan, option: Option, price: float | None, section: str) -> 
         unknown = f"not known yet: prepare the data (fleetune data prepare), or give {steps}"
         return [*facts, ("whole run", unknown)]
     used = hours * plan.machines.gpus
-    cost = "" if price is None else f", {used * price:,.2f} at {price:g} each"
+    cost = "" if price is None else f", {used * price:,.2f} at {price:g} for an hour"
     length = f"{many(plan.total_steps or 0, 'step')}, about {long_duration(3600 * hours)}"
     return [*facts, ("whole run", f"{length}, {used:,.1f} {device}-hours{cost}")]
 
@@ -251,7 +256,7 @@ def format_plan(check: PlanCheck) -> str:
         return memory
     step = f"step {_known_seconds(check.predicted_step_s)} predicted"
     if check.measured_step_s is not None:
-        step += f", {_known_seconds(check.measured_step_s)} measured"
+        step += f", {_known_seconds(check.measured_step_s)} measured ({_signed(_error(check, 'step'))})"
     return f"{memory}; {step}"
 
 
@@ -271,12 +276,12 @@ def accuracy_page(checks: Mapping[str, PlanCheck]) -> str:
         )
         for name, check in checks.items()
     ]
-    head = ("RUN", "MACHINES", "GIB", "MEASURED", "ERROR", "STEP", "FIRST STEPS", "MEASURED", "ERROR")
+    head = ("RUN", "MACHINES", "GIB", "MEASURED", "ERROR", "STEP", "AFTER 3", "MEASURED", "ERROR AFTER 3")
     found = accuracy_json(checks)
     lines = [
         f"{title}: median {100 * found[key]['median']:.1f} %, worst {100 * found[key]['worst']:.1f} % "
         f"of {many(found[key]['runs'], 'run')}"
-        for key, title in (("memory", "memory"), ("step_after_first_steps", "step time, from the first steps"))
+        for key, title in _TITLES.items()
         if found[key]["runs"]
     ]
     if bounds := [check for check in checks.values() if check.is_bound and check.measured_bytes is not None]:

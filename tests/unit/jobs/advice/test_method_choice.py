@@ -43,7 +43,7 @@ PROMPT_FITS, LORA_FITS, LARGE = frozenset[Method](("prompt",)), ALL - {"full"}, 
         ({"examples": 500_000, "fitting": LORA_FITS}, "lora", "full fine-tuning does not fit"),
         ({"fitting": frozenset({"full", "prompt"}), "tasks": 3}, "full", "LoRA does not fit"),
         ({"fitting": PROMPT_FITS}, "prompt", "full fine-tuning does not fit these machines; LoRA does not fit"),
-        ({"fitting": ALL - {"lora"}, "possible": ALL - {"lora"}}, "full", "LoRA cannot be used for this model"),
+        ({"fitting": ALL - {"lora"}, "possible": ALL - {"lora"}}, "full", "LoRA cannot be used for this job"),
         ({"fitting": frozenset()}, None, "no method fits"),
     ],
 )

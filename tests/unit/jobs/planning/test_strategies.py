@@ -12,6 +12,7 @@ from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.step_time import EFFICIENCY, step_time
 from jobs.planning.strategies import JobPlan, options
 from jobs.planning.strategy import Strategy
+from jobs.preflight.plan_text import format_refusal
 from jobs.spec.finetune import PLANNED, Planned
 
 B = 10**9
@@ -136,6 +137,15 @@ def test_offload_needs_a_host_with_enough_memory() -> None:
         option for option in found(replace(on(1, "A100-40"), node_gib=64)).options if option.strategy.offload_optimizer
     ]
     assert min(option.missing_on_host for option in offloaded) > 100 * GIB
+
+
+def test_a_refusal_says_how_much_memory_of_the_host_would_do() -> None:
+    plan = found(replace(on(1, "A10-24"), node_gib=64))
+    said = format_refusal(plan)
+    assert plan.nearest.missing > 0  # the option that lacks least in all lacks memory of the GPU
+    assert " GiB more of host memory for each GPU (ZeRO 3, optimizer on the host, " in said
+    more = float(said.partition("These would help: ")[2].partition(" GiB more")[0].rpartition(" ")[2])
+    assert found(replace(on(1, "A10-24"), node_gib=64 + round(more) + 10)).chosen is not None
 
 
 def test_offload_costs_time_on_the_host() -> None:

@@ -51,7 +51,7 @@ def test_the_errors_of_memory_and_of_the_step_time_after_the_first_steps_are_sum
     assert found["step_after_first_steps"]["median"] == pytest.approx(0.1)
     page = CliRunner().invoke(app, ["plan", "--accuracy", "--storage", str(tmp_path)])
     assert "memory: median 7.5 %, worst 10.0 % of 2 runs" in page.stdout
-    assert "step time, from the first steps: median 10.0 %, worst 20.0 % of 2 runs" in page.stdout
+    assert "step time, estimated after three steps: median 10.0 %, worst 20.0 % of 2 runs" in page.stdout
     assert "+5.0 %" in page.stdout and "-10.0 %" in page.stdout and "-20.0 %" in page.stdout
 
 

@@ -280,9 +280,10 @@ def write_merged(
     return expected
 
 
-def _logits(model: torch.nn.Module, spec: Spec) -> list[torch.Tensor]:
-    row = torch.arange(2, 2 + _COMPARED_TOKENS)[None]
-    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row, row[0] - 2)
+def _logits(model: Any, spec: Spec) -> list[torch.Tensor]:
+    places = torch.arange(_COMPARED_TOKENS)
+    row = (places[None] + 2) % model.get_input_embeddings().num_embeddings
+    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row, places)
     return [model_logits(model.eval(), batch, spec.model.task)]
 
 

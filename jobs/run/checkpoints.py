@@ -127,6 +127,22 @@ class StepHistory(Frozen):
         return self.model_dump(include={"outliers", "rollbacks", "steps_again", "rate_factor"})
 
 
+class LossTrend(Frozen):
+    """What a run remembers of its losses, to tell overfitting (see `jobs.remedies.overfitting`)."""
+
+    losses: float = Field(0.0, description="Sum of the training losses since the newest evaluation.")
+    steps: int = Field(0, description="The number of these losses.")
+    training: float | None = Field(None, description="Mean training loss between the two newest evaluations.")
+    held_out: float | None = Field(None, description="Held-out loss of the newest evaluation.")
+    best: float | None = Field(None, description="The lowest held-out loss.")
+    best_at: int = Field(0, description="Its step; 0: before training.")
+    training_at_best: float | None = Field(
+        None, description="Mean training loss before `best_at`; of the first interval, if that is 0."
+    )
+    worse: int = Field(0, description="Consecutive newest evaluations with a clearly higher held-out loss than `best`.")
+    found: bool = Field(False, description="Overfitting was found and reported.")
+
+
 class Commit(Frozen):
     """The marker of a checkpoint: all its contents except tensors."""
 
@@ -151,6 +167,7 @@ class Commit(Frozen):
     eval_steps: int | None = Field(None, description="eval.eval_steps of the attempt.")
     set_aside: Best | None = Field(None, description="The best score before the run began again at its start.")
     history: StepHistory = Field(default_factory=StepHistory, description="See `jobs.remedies.outliers`.")
+    trend: LossTrend = Field(default_factory=LossTrend, description="See `jobs.remedies.overfitting`.")
     rate_cuts: int = Field(0, description="How often forgetting has lowered the learning rate.")
     replay_raises: tuple[ReplayRaise, ...] = Field((), description="When forgetting has raised the weights of replay.")
     chain: str = Field(description="Hash chain over the samples of all steps so far; 16 hex digits.")

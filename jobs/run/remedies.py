@@ -21,6 +21,7 @@ from jobs.storage import files as storage
 REMEDIES_VERSION: Final = 1
 _MOST_SHOWN: Final = 10  # troubles in a text for people
 MACHINE: Final = "machine"  # the trouble of an attempt that ended because of a machine or the storage
+OVERFITTING: Final = "overfitting"  # the trouble of a run whose held-out loss rises while its training loss falls
 # Troubles after which the workers start again from a checkpoint, and may skip the same steps again.
 _STARTS_AGAIN: Final = ("out_of_memory", "lost_workers", "hang", MACHINE)
 _RETURNS: Final = ("outlier_steps", "forgetting")  # after which a run may go back to an earlier state
@@ -80,8 +81,8 @@ class RemedyReport(NamedTuple):
     """One act of a remedy, for an event of kind `remedy`.
 
     Attributes:
-        remedy: its name: out_of_memory, lost_workers, hang, straggler, outlier_steps, forgetting, early_stopping or
-            machine.
+        remedy: its name: out_of_memory, lost_workers, hang, straggler, outlier_steps, forgetting, overfitting,
+            early_stopping or machine.
         cause, action, effect: clauses that make one sentence for people.
         advice: a clause that says what to change in the next run.
         steps_again: steps that are computed again.
@@ -106,7 +107,7 @@ class RemedyReport(NamedTuple):
 class Trouble(Shown):
     """Something that went wrong in a run, and what the run did about it."""
 
-    remedy: str = Field(description="What acted: one of the spec's `remedies`, early_stopping or machine.")
+    remedy: str = Field(description="One of the spec's `remedies`, overfitting, early_stopping or machine.")
     at: datetime.datetime = Field(description="UTC.")
     step: int | None = Field(None, ge=0, description="The step after which the run acted; None: not known.")
     times: int = Field(1, ge=1, description="Number of consecutive times that this happened.")
@@ -125,7 +126,7 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
     checkpoint computes the same steps again, and reports the same troubles and the same rollback: they count once.
     """
     found: list[Trouble] = []
-    slow = set[tuple[Any, ...] | None]()
+    known = set[tuple[Any, ...] | None]()
     told: dict[tuple[Any, ...], int] = {}  # (remedy, number, step) of each return -> how many troubles there were then
     for one in events:
         data: Mapping[str, Any] = one.get("data", {})
@@ -140,11 +141,11 @@ def troubles_of(events: Iterable[Mapping[str, Any]]) -> tuple[Trouble, ...]:
         elif found and _goes_on(found[-1], data):
             again = {"times": found[-1].times + 1, "last_step": data["step"]}
             found[-1] = found[-1].model_copy(update=again)
-        elif (rank := _slow_rank(data)) is not None and rank in slow:
+        elif (state := _lasting_state(data)) is not None and state in known:
             pass  # told again after a start of the workers
         elif "cause" in data and "action" in data:  # others tell effects, or sum up
             found.append(_trouble(one["at"], data))
-            slow.add(rank)
+            known.add(state)
             if "number" in data:
                 count = told.setdefault((data["remedy"], data["number"], data["step"]), len(found))
                 found[count:] = [other for other in found[count:] if other.remedy != data["remedy"]]
@@ -168,8 +169,10 @@ def _is_known_skip(found: Sequence[Trouble], step: int) -> bool:
     return False
 
 
-def _slow_rank(data: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Return the host, the ranks and the cause of a slow rank; None for any other trouble."""
+def _lasting_state(data: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return what names a state that lasts: the host, the ranks and the cause of a slow rank, or overfitting."""
+    if data.get("remedy") == OVERFITTING:
+        return (OVERFITTING,)
     if data.get("remedy") != "straggler":
         return None
     return data.get("host"), tuple(data.get("ranks", ())), data.get("advice")  # each cause has its own advice

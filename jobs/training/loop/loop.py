@@ -49,6 +49,7 @@ from jobs.training.loop.watching import (
     tell_if_worse,
     tell_missing_metric,
     tell_summary,
+    watched,
 )
 from jobs.training.model.engine import build_engine, must_compile, peak_memory_bytes, remove_left_lock
 from jobs.training.model.host_memory import give_back_freed_memory
@@ -317,12 +318,12 @@ def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopS
         advice = "Check the held-out samples, and your function if eval.metrics names one"
         run.reporter.event("warning", f"{said}. {advice}", step=state.step, not_finite=wrong)
     tell_missing_metric(run, state, metrics)
-    if state.step == 0:  # kept apart, so that a run that ends early does not report these as its final metrics
-        return told_before_training(run, replace(state, metrics_before=metrics), time.perf_counter() - began)
+    state, seconds = state.with_metrics(metrics, confusion), time.perf_counter() - began
+    if state.step == 0:
+        return told_before_training(run, state, seconds)
     said = f"after step {state.step}: {metric_text(metrics)}"
-    seconds = time.perf_counter() - began
     run.reporter.event("evaluated", said, step=state.step, metrics=metrics, seconds=seconds)
-    return replace(state, metrics=metrics, evaluated_at=state.step, confusion=confusion)
+    return watched(run, state)
 
 
 def scored(

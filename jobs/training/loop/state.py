@@ -14,8 +14,9 @@ from jobs.data.order.stream import Stream, step_plan
 from jobs.data.prepared import Prepared, Split
 from jobs.planning import Batching
 from jobs.planning.replay import ReplayRaise
-from jobs.remedies import forgetting
-from jobs.run.checkpoints import Best, StepHistory
+from jobs.remedies import forgetting, overfitting
+from jobs.run.checkpoints import Best, LossTrend, StepHistory
+from jobs.spec.evaluation import full_name
 from jobs.training.checkpoint.reader import CheckpointReader
 from jobs.training.checkpoint.writer import Checkpointer
 from jobs.training.loop.evaluation import Evaluator
@@ -29,7 +30,8 @@ from jobs.training.worker_input import Job
 
 # Fields of `LoopState` that a checkpoint's `Commit` has under the same names.
 SAVED: Final = (
-    "loss", "metrics", "metrics_before", "evaluated_at", "best", "set_aside", "history", "rate_cuts", "replay_raises",
+    "loss", "metrics", "metrics_before", "evaluated_at", "best", "set_aside", "history", "trend", "rate_cuts",
+    "replay_raises",
 )  # fmt: skip
 
 
@@ -51,6 +53,7 @@ class LoopState:
     kept: bool = False  # the checkpoint of this step is complete
     stopped: bool = False
     history: StepHistory = field(default_factory=StepHistory)
+    trend: LossTrend = field(default_factory=LossTrend)
     rate_cuts: int = 0  # how often forgetting has lowered the rate (see `jobs.remedies.forgetting`)
     replay_raises: tuple[ReplayRaise, ...] = ()  # when forgetting has raised the weights of replay
     exported: Best | None = None  # the earlier state that was exported in place of the last
@@ -69,7 +72,18 @@ class LoopState:
     def after(self, loss: float, digest: int) -> LoopState:
         """Return the state after one more step."""
         chain = extended(self.chain, digest)
-        return replace(self, step=self.step + 1, loss=loss, chain=chain, expected_loss=None, kept=False)
+        trend = overfitting.with_loss(self.trend, loss)
+        return replace(self, step=self.step + 1, loss=loss, chain=chain, trend=trend, expected_loss=None, kept=False)
+
+    def with_metrics(self, metrics: dict[str, float], confusion: Confusion | None) -> LoopState:
+        """Return the state with the metrics of an evaluation after its step.
+
+        Those before the first step are kept apart: a run that ends early does not report them as its final ones.
+        """
+        trend = overfitting.with_score(self.trend, metrics.get(full_name("loss")), self.step)
+        if self.step == 0:
+            return replace(self, metrics_before=metrics, trend=trend)
+        return replace(self, metrics=metrics, trend=trend, evaluated_at=self.step, confusion=confusion)
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import Any
 
 from cluster.errors import Diverged
-from jobs.remedies import outlier_text, outliers
+from jobs.remedies import outlier_text, outliers, overfitting
 from jobs.remedies.excessive_rate import compared_with_base
 from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import StepHistory
 from jobs.run.metric_names import MAJORITY, is_worse, missing_metric
 from jobs.spec.evaluation import full_name
 from jobs.training.faults import IN_UPDATE
-from jobs.training.loop.saving import StepSignals
+from jobs.training.loop.saving import StepSignals, best_score
 from jobs.training.loop.state import LoopState, Run
 
 
@@ -123,7 +123,7 @@ def tell_if_worse(run: Run, state: LoopState) -> None:
         run.reporter.event(
             "warning", f"{said}: by accuracy, the model is no better than always answering that class. {advice}"
         )
-    if metric not in after or metric not in state.metrics_before:
+    if metric not in after or metric not in state.metrics_before or state.trend.found:
         return
     before, now = state.metrics_before[metric], after[metric]
     greater_is_better = rule.best_metric is not None and rule.greater_is_best
@@ -134,6 +134,20 @@ def tell_if_worse(run: Run, state: LoopState) -> None:
             "for fewer steps, or check that the held-out samples are like the training samples",
             metric=metric,
         )
+
+
+def watched(run: Run, state: LoopState) -> LoopState:
+    """Report overfitting once, after an evaluation. Not while the metric of the best checkpoint goes on improving."""
+    spec, trend = run.job.spec, state.trend
+    if trend.found or not overfitting.overfits(trend):
+        return state
+    best = best_score(spec, state)
+    if best is not None and best.step > trend.best_at:
+        return state
+    facts = {"step": state.step, "best_step": trend.best_at, "best_loss": trend.best, "loss": trend.held_out}
+    report = overfitting.report_of(trend, spec)
+    report.tell(run.reporter.event, f"{report.cause}: {report.action}. For the next run: {report.advice}", **facts)
+    return replace(state, trend=trend.model_copy(update={"found": True}))
 
 
 def tell_missing_metric(run: Run, state: LoopState, metrics: Mapping[str, float]) -> None:

@@ -91,8 +91,14 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         case_of(folder, name, best_specs(eval__early_stopping_patience=2, train__zero__stage=stage))
         for name, stage in (("early-zero1", 1), ("early-zero2", 2))
     ]
+    few, other = tiny.write_text(folder / "few.jsonl", 8, seed=1), tiny.write_text(folder / "other.jsonl", 40, seed=2)
+    by_heart = {"train__max_steps": 80, "train__learning_rate": 1e-2, "train__global_batch_size": 8}
+    overfits = case_of(
+        folder, "overfits", tiny.spec_of(folder, model, few, data__eval=str(other), eval__eval_steps=10, **by_heart)
+    )
     with_export = frozenset({"best", "patient", "early", *(case.name for case in lower)})
-    run_gang(folder, 2, [undisturbed, stopped, full, stalled, best, patient, early, *lower], with_export=with_export)
+    first = [undisturbed, stopped, full, stalled, best, patient, early, *lower, overfits]
+    run_gang(folder, 2, first, with_export=with_export)
     killed = dataclasses.replace(early, name="early-killed-before-its-export")
     shutil.copytree(early.paths.root, folder / killed.name)
     shutil.rmtree(killed.paths.model)
@@ -106,8 +112,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         flip_a_byte(pathlib.Path(JobPaths(str(folder / "all-gone")).checkpoint(step)))
     damaged.append(dataclasses.replace(stopped, name="all-gone", stop_at=None))
     run_gang(folder, 2, [*damaged, killed], with_export=frozenset({killed.name}))
-    every = [undisturbed, stopped, full, stalled, best, patient, early, *lower, killed, *damaged]
-    return {case.name: case for case in every}
+    return {case.name: case for case in [*first, killed, *damaged]}
 
 
 def copied(case: Case, folder: pathlib.Path, *without: str) -> JobPaths:
@@ -248,6 +253,17 @@ def test_an_earlier_export_is_replaced_whole_or_stays(
     beside = pathlib.Path(export_run(paths.root, str(tmp_path / "beside")))
     made = {one.name: one.read_bytes() for one in model.iterdir() if one.name != "made_from"}
     assert made == {one.name: one.read_bytes() for one in beside.iterdir()}
+
+
+def test_a_run_that_learns_its_few_samples_by_heart_says_once_that_it_overfits(cases: dict[str, Case]) -> None:
+    case = cases["overfits"]
+    scores = {one["step"]: one["eval_loss"] for one in read_journal(case.paths.metrics) if "eval_loss" in one}
+    (told,) = [one["data"] for one in read_journal(case.paths.events) if one["kind"] == "remedy"]
+    before = {step: score for step, score in scores.items() if step <= told["step"]}
+    assert told["remedy"] == "overfitting" and told["best_step"] == min(before, key=lambda step: before[step])
+    assert told["loss"] == scores[told["step"]] > told["best_loss"] == scores[told["best_step"]]
+    newest = read_commit(case.paths, committed_steps(case.paths)[-1])
+    assert newest.trend.found, "a resume does not say it again"
 
 
 @pytest.mark.parametrize("name", ["early", "early-zero1", "early-zero2"])

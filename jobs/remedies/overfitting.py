@@ -1,0 +1,70 @@
+"""Tells that a run overfits: its loss on held-out samples rises, while its training loss goes on falling. Pure.
+
+Early stopping and the best checkpoint are what a spec can ask for against it. A run whose spec asks for neither goes on
+as it is written, and says what has happened and what to change.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+from jobs.run.checkpoints import LossTrend
+from jobs.run.remedies import OVERFITTING, RemedyReport
+from jobs.spec.finetune import Spec
+
+RISE: Final = 0.02  # share of the lowest held-out loss; a smaller difference says little
+ENOUGH: Final = 2  # consecutive evaluations
+
+
+def with_loss(trend: LossTrend, loss: float) -> LossTrend:
+    """Add the training loss of a step. A loss that is NaN or infinite does not count."""
+    if not math.isfinite(loss):
+        return trend
+    return trend.model_copy(update={"losses": trend.losses + loss, "steps": trend.steps + 1})
+
+
+def with_score(trend: LossTrend, held_out: float | None, step: int) -> LossTrend:
+    """Add the held-out loss after a step. One that was not measured, or is not finite, only ends the interval."""
+    training = trend.losses / trend.steps if trend.steps else None
+    changes: dict[str, object] = {"losses": 0.0, "steps": 0, "training": training}
+    if held_out is not None and math.isfinite(held_out):
+        changes["held_out"] = held_out
+        if trend.best is None or held_out < trend.best:
+            changes |= {"best": held_out, "best_at": step, "training_at_best": training, "worse": 0}
+        else:
+            changes["worse"] = trend.worse + 1 if held_out > trend.best * (1 + RISE) else 0
+            if trend.training_at_best is None:  # the best one was before training
+                changes["training_at_best"] = training
+    return trend.model_copy(update=changes)
+
+
+def overfits(trend: LossTrend) -> bool:
+    """Whether the newest evaluations show overfitting."""
+    if trend.worse < ENOUGH or trend.training is None or trend.training_at_best is None:
+        return False
+    return trend.training < trend.training_at_best
+
+
+def report_of(trend: LossTrend, spec: Spec) -> RemedyReport:
+    """Describe overfitting that the newest evaluation has shown, what the run does, and what to change."""
+    best, now = f"{trend.best:.4g} after step {trend.best_at}", f"{trend.held_out:.4g}"
+    if not trend.best_at:
+        best = f"{trend.best:.4g} before training"
+    fell = f"the training loss fell from {trend.training_at_best:.4g} to {trend.training:.4g}"
+    length = f"train for about {trend.best_at} steps" if trend.best_at else "lower train.learning_rate"
+    advice = f"{length}, or with more data"
+    if spec.eval.early_stopping_patience is not None:
+        action = "training goes on until eval.early_stopping_patience is used up, and the best checkpoint is exported"
+    elif spec.checkpoint.load_best_model_at_end:
+        action = "training goes on, and the best checkpoint is exported"
+    else:
+        action = "training goes on, and its last state is exported, because the spec asks for no best checkpoint"
+        advice += ", or set eval.early_stopping_patience: 2 and checkpoint.metric_for_best_model: loss"
+    return RemedyReport(
+        OVERFITTING,
+        f"the run overfits: the held-out loss has risen from {best} to {now}, while {fell}",
+        action,
+        "nothing is changed",
+        advice,
+    )

@@ -13,7 +13,8 @@ from jobs.run.checkpoints import LossTrend
 from jobs.run.remedies import OVERFITTING, RemedyReport
 from jobs.spec.finetune import Spec
 
-RISE: Final = 0.02  # share of the lowest held-out loss; a smaller difference says little
+# Above the lowest held-out loss, as a share of it and in nats: a smaller difference says little.
+RISE, LEAST_RISE = 0.02, 0.02
 ENOUGH: Final = 2  # consecutive evaluations
 
 
@@ -33,24 +34,28 @@ def with_score(trend: LossTrend, held_out: float | None, step: int) -> LossTrend
         if trend.best is None or held_out < trend.best:
             changes |= {"best": held_out, "best_at": step, "training_at_best": training, "worse": 0}
         else:
-            changes["worse"] = trend.worse + 1 if held_out > trend.best * (1 + RISE) else 0
+            is_worse = held_out > trend.best + max(RISE * trend.best, LEAST_RISE)
+            changes["worse"] = trend.worse + 1 if is_worse else 0
             if trend.training_at_best is None:  # the best one was before training
                 changes["training_at_best"] = training
     return trend.model_copy(update=changes)
 
 
 def overfits(trend: LossTrend) -> bool:
-    """Whether the newest evaluations show overfitting."""
+    """Whether the newest evaluations show overfitting: a higher held-out loss, and a lower training loss."""
     if trend.worse < ENOUGH or trend.training is None or trend.training_at_best is None:
         return False
     return trend.training < trend.training_at_best
 
 
+def format_best(trend: LossTrend) -> str:
+    """Format the lowest held-out loss: `2.41 after step 40`."""
+    return f"{trend.best:.4g} {f'after step {trend.best_at}' if trend.best_at else 'before training'}"
+
+
 def report_of(trend: LossTrend, spec: Spec) -> RemedyReport:
     """Describe overfitting that the newest evaluation has shown, what the run does, and what to change."""
-    best, now = f"{trend.best:.4g} after step {trend.best_at}", f"{trend.held_out:.4g}"
-    if not trend.best_at:
-        best = f"{trend.best:.4g} before training"
+    best, now = format_best(trend), f"{trend.held_out:.4g}"
     fell = f"the training loss fell from {trend.training_at_best:.4g} to {trend.training:.4g}"
     length = f"train for about {trend.best_at} steps" if trend.best_at else "lower train.learning_rate"
     advice = f"{length}, or with more data"

@@ -99,7 +99,8 @@ def gone_back(run: Run, state: LoopState, targets: Callable[[], Iterable[int]]) 
     if earlier.best is not None and earlier.best.step not in run.reader.candidates():
         earlier = replace(earlier, best=None)  # a later state had a better score, so that its checkpoint was removed
     kept = {name: getattr(state, name) for name in ("rate_cuts", "replay_raises", "set_aside", "save_due")}
-    return replace(earlier, **kept)
+    trend = earlier.trend.model_copy(update={"found": state.trend.found})  # which is told once
+    return replace(earlier, trend=trend, **kept)
 
 
 def rolled_back(run: Run, state: LoopState, rollback: Rollback) -> LoopState:

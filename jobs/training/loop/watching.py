@@ -123,7 +123,13 @@ def tell_if_worse(run: Run, state: LoopState) -> None:
         run.reporter.event(
             "warning", f"{said}: by accuracy, the model is no better than always answering that class. {advice}"
         )
-    if metric not in after or metric not in state.metrics_before or state.trend.found:
+    if state.trend.found and state.trend.best is not None:
+        loss = after.get(full_name("loss"), math.nan)
+        if loss > state.trend.best:
+            said = f"the exported model has a held-out loss of {loss:.4g}, and the lowest was"
+            run.reporter.event("warning", f"{said} {overfitting.format_best(state.trend)}: see `remedy`", loss=loss)
+        return
+    if metric not in after or metric not in state.metrics_before:
         return
     before, now = state.metrics_before[metric], after[metric]
     greater_is_better = rule.best_metric is not None and rule.greater_is_best

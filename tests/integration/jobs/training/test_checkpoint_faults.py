@@ -92,11 +92,16 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         for name, stage in (("early-zero1", 1), ("early-zero2", 2))
     ]
     few, other = tiny.write_text(folder / "few.jsonl", 8, seed=1), tiny.write_text(folder / "other.jsonl", 40, seed=2)
-    by_heart = {"train__max_steps": 80, "train__learning_rate": 1e-2, "train__global_batch_size": 8}
+    by_heart = {
+        "data__packing": False,
+        "train__max_steps": 80,
+        "train__learning_rate": 1e-2,
+        "train__global_batch_size": 8,
+    }
     overfits = case_of(
         folder, "overfits", tiny.spec_of(folder, model, few, data__eval=str(other), eval__eval_steps=10, **by_heart)
     )
-    with_export = frozenset({"best", "patient", "early", *(case.name for case in lower)})
+    with_export = frozenset({"best", "patient", "early", "overfits", *(case.name for case in lower)})
     first = [undisturbed, stopped, full, stalled, best, patient, early, *lower, overfits]
     run_gang(folder, 2, first, with_export=with_export)
     killed = dataclasses.replace(early, name="early-killed-before-its-export")
@@ -262,6 +267,8 @@ def test_a_run_that_learns_its_few_samples_by_heart_says_once_that_it_overfits(c
     before = {step: score for step, score in scores.items() if step <= told["step"]}
     assert told["remedy"] == "overfitting" and told["best_step"] == min(before, key=lambda step: before[step])
     assert told["loss"] == scores[told["step"]] > told["best_loss"] == scores[told["best_step"]]
+    (cost,) = [one["message"] for one in read_journal(case.paths.events) if one["kind"] == "warning"]
+    assert f"has a held-out loss of {scores[80]:.4g}, and the lowest was {told['best_loss']:.4g} after step" in cost
     newest = read_commit(case.paths, committed_steps(case.paths)[-1])
     assert newest.trend.found, "a resume does not say it again"
 

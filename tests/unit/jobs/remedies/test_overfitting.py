@@ -33,6 +33,7 @@ def trend_of(training: list[float], held_out: list[float | None], before: float 
         ([3.0, 2.0, 1.0, 0.5], [2.5, 2.4, 2.5, 2.6], True),
         ([3.0, 2.0, 1.0], [2.5, 2.4, 2.5], False),  # one evaluation may be chance
         ([3.0, 2.0, 1.0, 0.5], [2.5, 2.4, 2.42, 2.44], False),  # less than two per cent
+        ([0.3, 0.2, 0.1, 0.05], [0.05, 0.04, 0.05, 0.05], False),  # nor is a hundredth of a nat much
         ([3.0, 2.0, 2.1, 2.2], [2.5, 2.4, 2.6, 2.8], False),  # the training loss rises too: the run diverges
         ([3.0, 2.0, 1.0, 0.5, 0.4], [2.5, 2.4, 2.6, 2.3, 2.4], False),  # it got better in between
         ([3.0, 2.0, 1.0, 0.5, 0.4], [2.5, 2.4, 2.6, 2.41, 2.6], False),  # nor are these two in a row

@@ -158,7 +158,8 @@ def trained(folder: pathlib.Path, case: str, options: argparse.Namespace) -> dic
         assert found is not None
     paths, outcome = found
     before, after = outcome.metrics_before, outcome.exported_metrics or outcome.metrics
-    acts = [event["data"] for event in read_journal(paths.events) if event["kind"] == "remedy"]
+    told = [event["data"] for event in read_journal(paths.events) if event["kind"] == "remedy"]
+    acts = [data for data in told if data["remedy"] != "overfitting"]
     return {
         "case": case,
         "rate": options.rate,

@@ -190,7 +190,7 @@ def _random_like(tokens: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
 def outcome_of(case: dict[str, Any]) -> dict[str, Any]:
     paths = JobPaths(case["run"])
     steps, events = read_steps(paths), read_journal(paths.events)
-    acts = [event["data"]["stage"] for event in events if event["kind"] == "remedy"]
+    acts = [event["data"].get("stage") for event in events if event["kind"] == "remedy"]
     failed = [event["message"] for event in events if event["kind"] == "failed"]
     return {
         "eval_loss": steps[-1].get("eval_loss"),

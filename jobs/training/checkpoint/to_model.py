@@ -281,7 +281,7 @@ def write_merged(
 
 
 def _logits(model: Any, spec: Spec) -> list[torch.Tensor]:
-    places = torch.arange(_COMPARED_TOKENS)
+    places = torch.arange(min(_COMPARED_TOKENS, spec.data.seq_len))  # the model may have no positions for more
     row = (places[None] + 2) % model.get_input_embeddings().num_embeddings
     batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row, places)
     return [model_logits(model.eval(), batch, spec.model.task)]

@@ -67,7 +67,7 @@ def by_step(case: Case, column: str) -> list[Any]:
 
 def acts(case: Case, stage: str) -> list[Record]:
     told = [event for event in read_journal(case.paths.events) if event["kind"] == "remedy"]
-    return [event["data"] for event in told if event["data"]["stage"] == stage]
+    return [event["data"] for event in told if event["data"].get("stage") == stage]
 
 
 def test_a_clean_run_computes_what_it_computes_without_the_remedy(cases: dict[str, Case]) -> None:

@@ -34,7 +34,9 @@ class Remedies(Frozen):
         True, description="Out of memory: go on with a smaller micro-batch, then checkpointing, then offload."
     )
     lost_workers: bool = Field(
-        True, description="Workers that were killed or lost their node: start them again from the newest checkpoint."
+        True,
+        description="Workers that were killed or lost their node: start them again from the newest checkpoint. In any "
+        "case, a queue resumes a job elsewhere if a GPU fails, or if its node is lost or taken away.",
     )
     hang: bool = Field(
         False, description="A rank that stops responding: kill it, and go on from the newest checkpoint."

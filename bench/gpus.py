@@ -1,9 +1,9 @@
-"""What only GPUs can show: `python -m bench.gpus [--workers 1] [--only NAME ...]`, on a machine with GPUs, without Ray.
+"""Measures on GPUs what CPUs can only predict or simulate: `python -m bench.gpus [--workers 1] [--only NAME ...]`.
 
-Each case is a run under torchrun, from start to the verified export: predicted against measured memory and time for
-every stage of ZeRO, precision and kind of offload; a resume against a run in one go; and real faults of CUDA. One JSON
-line for each case goes to stdout; the exit code is 1 if a case did not end as it should. `--cpu` tries the same with a
-tiny model and gloo.
+Each case is a run under torchrun, from the preparation of data to the verified export. Some compare predicted and
+measured memory and time, for every stage of ZeRO, precision and kind of offload. One compares a resumed run with a run
+in one go. Two cause real errors of CUDA. Each case prints one JSON line to stdout. The exit code is 1 if a case did not
+end as it should. `--cpu` runs the cases with a tiny model and gloo. Ray is not needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Addresses of servers: what the URL of one is, and which hosts mean this machine only."""
+"""Tells URLs of servers and names of this machine from other texts. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 
 def is_server_url(text: str) -> bool:
-    """Whether a text is a URL of http or https with a host, to which paths can be appended."""
+    """Whether a text is an http or https URL that has a host, and neither a query nor a fragment."""
     try:
         parts = urlsplit(text)
         has_port = parts.port is None or parts.port > 0
@@ -18,7 +18,7 @@ def is_server_url(text: str) -> bool:
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether a name or address is this machine's loopback. `host`: from an option, a header or a URL."""
+    """Whether a host name or address always means this machine, as `localhost` and `127.0.0.1` do."""
     name = (host or "").strip("[]").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True

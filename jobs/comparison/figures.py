@@ -166,8 +166,8 @@ def findings(comparison: Comparison) -> list[str]:
     full = next((rate for one in comparison.methods if one.method == "full" and (rate := rate_of(one))), None)
     rates = {one.name: rate for one in comparison.methods if one.method != "full" and (rate := rate_of(one))}
     if full is not None and rates:
-        times = ", ".join(f"{compact(rate / full)} times for {name}" for name, rate in rates.items())
-        said.append(f"the best learning rate, compared with that of full fine-tuning: {times}")
+        times = ", ".join(f"{compact(rate / full)} times with {name}" for name, rate in rates.items())
+        said.append(f"best learning rates as multiples of that of full fine-tuning: {times}")
     for one in comparison.methods:
         if one.failed_seeds and metric in one.metrics:
             seeds = one.failed_seeds + len(one.metrics[metric].values)

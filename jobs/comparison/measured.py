@@ -98,13 +98,18 @@ def write_comparison(paths: JobPaths, comparison: Comparison, page: bool = False
 
 
 def write_again_after(sweep: JobPaths) -> bool:
-    """Write the figures of the comparison that a sweep belongs to again, if it has ended before. Returns whether.
+    """Write the files of the comparison that a sweep belongs to again, and return whether there was a need.
 
-    A comparison that has not ended writes them itself. Raises StorageError.
+    There is none if the sweep stands alone, or if its comparison goes on, which writes them at its end.
+
+    Raises:
+        StorageError: a file cannot be read or written.
     """
-    folder, _, method = sweep.root.rstrip("/").rpartition("/")
+    root = sweep.root.rstrip("/")
+    folder, _, method = root.rpartition("/")
     paths = JobPaths(folder.removesuffix(f"/{METHODS}"))
-    if paths.method(method) != sweep.root.rstrip("/") or read_outcome(paths) is None:
+    is_part = paths.method(method) == root
+    if not is_part or read_outcome(paths) is None:
         return False
     comparison = comparison_so_far(paths)
     if comparison is not None:

@@ -40,7 +40,7 @@ def cached_trace(
 
 
 def is_cached(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> bool:
-    """Whether `cached_trace` would find the trace."""
+    """Whether the trace is in the cache."""
     return _file("traces", _of_trace(spec, model_dir, precision, on_gpu)).exists()
 
 

@@ -139,9 +139,9 @@ def _check_layers(spec: Spec, model: Any, model_dir: str) -> set[str]:
 
 
 def _check_head(spec: Spec, model: Any, model_dir: str, missing: set[str]) -> None:
-    """Refuse a language model whose output matrix would begin with random weights: its loss would be that of chance.
+    """Refuse a language model whose weights lack the output matrix: it would begin with random guesses.
 
-    A tied matrix is that of the embedding. The head of a classification is new in most runs.
+    A tied output matrix is never missing, because it is the embedding. A classification head is new in most runs.
     """
     output = model.get_output_embeddings() if spec.model.task == "causal-lm" else None
     weight = getattr(output, "weight", None)

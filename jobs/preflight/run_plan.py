@@ -158,9 +158,10 @@ def with_planned_fields(
 
 
 def fields_to_choose(spec: Spec, earlier: EarlierChoice) -> list[frozenset[Planned]]:
-    """Return the fields that a plan may choose; then those of a second plan, for machines with less memory. Pure.
+    """Return the fields that a plan may choose: those of the first plan, and those of a second one. Pure.
 
-    Fields that were changed after a lack of memory stay as they are.
+    The second plan is made if nothing fits, as on machines with less memory than before. No plan chooses fields that
+    were changed after a lack of memory.
     """
     left_out, fields = choosable_fields(spec), strategy_of(spec).fields
     again = left_out | {name for name in PLANNED if name in earlier.fields and fields[name] == earlier.fields[name]}
@@ -168,10 +169,10 @@ def fields_to_choose(spec: Spec, earlier: EarlierChoice) -> list[frozenset[Plann
 
 
 def option_to_try(plan: JobPlan, rewrites: bool) -> tuple[Option, str]:
-    """Return the option of a plan with which the run starts, and a warning; '': there is none. Pure.
+    """Return the option with which the run starts, and a warning, which is empty if there is none. Pure.
 
     Args:
-        rewrites: the plan could change what the spec says.
+        rewrites: the plan was allowed to change values that the spec has.
 
     Raises:
         OutOfMemory: no option fits, and more memory is missing than the plan may be wrong by.

@@ -1,7 +1,7 @@
-"""Tells that a run overfits: its loss on held-out samples rises, while its training loss goes on falling. Pure.
+"""Detects overfitting: the loss on held-out samples rises while the training loss goes on falling. Pure.
 
-Early stopping and the best checkpoint are what a spec can ask for against it. A run whose spec asks for neither goes on
-as it is written, and says what has happened and what to change.
+Early stopping and the export of the best checkpoint help against it. A run whose spec asks for neither goes on, and
+reports what has happened and what to change.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from cluster.text import many
 from jobs.run.checkpoints import LossTrend
 from jobs.run.remedies import OVERFITTING, RemedyReport
 from jobs.spec.finetune import Spec
 
-# Above the lowest held-out loss, as a share of it and in nats: a smaller difference says little.
+# A smaller rise above the lowest held-out loss says little. The first is a share of that loss, the second in nats.
 RISE, LEAST_RISE = 0.02, 0.02
 ENOUGH: Final = 2  # consecutive evaluations
 
@@ -26,7 +27,7 @@ def with_loss(trend: LossTrend, loss: float) -> LossTrend:
 
 
 def with_score(trend: LossTrend, held_out: float | None, step: int) -> LossTrend:
-    """Add the held-out loss after a step. One that was not measured, or is not finite, only ends the interval."""
+    """Add the held-out loss after a step. A loss that is None, NaN or infinite does not count."""
     training = trend.losses / trend.steps if trend.steps else None
     changes: dict[str, object] = {"losses": 0.0, "steps": 0, "training": training}
     if held_out is not None and math.isfinite(held_out):
@@ -36,16 +37,22 @@ def with_score(trend: LossTrend, held_out: float | None, step: int) -> LossTrend
         else:
             is_worse = held_out > trend.best + max(RISE * trend.best, LEAST_RISE)
             changes["worse"] = trend.worse + 1 if is_worse else 0
-            if trend.training_at_best is None:  # the best one was before training
+            if trend.training_at_best is None:  # the lowest loss was measured before training
                 changes["training_at_best"] = training
     return trend.model_copy(update=changes)
 
 
 def overfits(trend: LossTrend) -> bool:
-    """Whether the newest evaluations show overfitting: a higher held-out loss, and a lower training loss."""
+    """Whether the held-out loss was higher in the newest evaluations, and the training loss lower, than at the best."""
     if trend.worse < ENOUGH or trend.training is None or trend.training_at_best is None:
         return False
     return trend.training < trend.training_at_best
+
+
+def exports_best(spec: Spec) -> bool:
+    """Whether a run exports its best checkpoint even if it reaches its last step."""
+    bounded = spec.remedies.forgetting.max_general_loss_increase is not None
+    return spec.checkpoint.load_best_model_at_end or spec.eval.early_stopping_patience is not None or bounded
 
 
 def format_best(trend: LossTrend) -> str:
@@ -57,11 +64,11 @@ def report_of(trend: LossTrend, spec: Spec) -> RemedyReport:
     """Describe overfitting that the newest evaluation has shown, what the run does, and what to change."""
     best, now = format_best(trend), f"{trend.held_out:.4g}"
     fell = f"the training loss fell from {trend.training_at_best:.4g} to {trend.training:.4g}"
-    length = f"train for about {trend.best_at} steps" if trend.best_at else "lower train.learning_rate"
-    advice = f"{length}, or with more data"
+    length = f"train for about {many(trend.best_at, 'step')}" if trend.best_at else "lower train.learning_rate"
+    advice = f"{length}, use more data"
     if spec.eval.early_stopping_patience is not None:
         action = "training goes on until eval.early_stopping_patience is used up, and the best checkpoint is exported"
-    elif spec.checkpoint.load_best_model_at_end:
+    elif exports_best(spec):
         action = "training goes on, and the best checkpoint is exported"
     else:
         action = "training goes on, and its last state is exported, because the spec asks for no best checkpoint"

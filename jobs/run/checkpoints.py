@@ -128,7 +128,7 @@ class StepHistory(Frozen):
 
 
 class LossTrend(Frozen):
-    """What a run remembers of its losses, to tell overfitting (see `jobs.remedies.overfitting`)."""
+    """The losses that a run keeps in its checkpoints to detect overfitting (see `jobs.remedies.overfitting`)."""
 
     losses: float = Field(0.0, description="Sum of the training losses since the newest evaluation.")
     steps: int = Field(0, description="The number of these losses.")
@@ -137,9 +137,9 @@ class LossTrend(Frozen):
     best: float | None = Field(None, description="The lowest held-out loss.")
     best_at: int = Field(0, description="Its step; 0: before training.")
     training_at_best: float | None = Field(
-        None, description="Mean training loss before `best_at`; of the first interval, if that is 0."
+        None, description="The value of `training` at `best_at`; if that is 0, at the first evaluation after it."
     )
-    worse: int = Field(0, description="Consecutive newest evaluations with a clearly higher held-out loss than `best`.")
+    worse: int = Field(0, description="Number of newest evaluations in a row whose loss is clearly above `best`.")
     found: bool = Field(False, description="Overfitting was found and reported.")
 
 

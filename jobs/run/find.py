@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import posixpath
-import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +15,12 @@ from cluster import settings
 from cluster.errors import DataError, InputError, StorageError
 from cluster.text import did_you_mean, nearest
 from jobs.run.outcome import read_outcome
-from jobs.run.paths import PREPARED, JobPaths, made_from
+from jobs.run.paths import PREPARED, JobPaths, job_in_name, made_from
 from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import load_marked, trained_job
 from jobs.spec.references import run_named
 from jobs.storage import files as storage
-
-_TIME = re.compile(r"-\d{8}-\d{6}-[0-9a-f]{4}$")  # the end of a run's name
 
 
 def storage_root(given: str | None) -> str:
@@ -113,7 +110,7 @@ def _suggestion(root: str) -> str:
 
 def _named_like(given: str, names: Sequence[str]) -> str:
     """Suggest the run with the nearest name, or else the newest of those whose name without the time is nearest."""
-    without_time = {_TIME.sub("", name): name for name in names}
+    without_time = {job_in_name(name) or name: name for name in names}
     near = nearest(given, without_time)
     return did_you_mean(given, names) or ("" if near is None else f"; did you mean {without_time[near]}?")
 

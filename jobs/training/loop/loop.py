@@ -24,6 +24,7 @@ from jobs.planning import learning_rate_at, plan_batching, warmup_steps
 from jobs.remedies import early_stopping, outliers
 from jobs.remedies.forgetting import Act, check_base
 from jobs.remedies.hang import Doing
+from jobs.remedies.overfitting import exports_best
 from jobs.run.attempts import count_attempts
 from jobs.run.metric_names import general_name, is_general, is_harness, metric_items
 from jobs.run.remedies import RemedyReport
@@ -371,9 +372,7 @@ def metric_text(metrics: dict[str, float]) -> str:
 def finish(run: Run, state: LoopState) -> LoopState:
     """Export the model and read it back. In the returned state, `exported` is the earlier step that was exported."""
     spec = run.job.spec
-    wants_best = spec.checkpoint.load_best_model_at_end or spec.eval.early_stopping_patience is not None
-    bounded = spec.remedies.forgetting.max_general_loss_increase is not None
-    if wants_best or bounded or state.step < run.plan.total_steps:
+    if exports_best(spec) or state.step < run.plan.total_steps:
         state = load_best(run, state)
     tell_summary(run, state)
     tell_if_worse(run, state)

@@ -90,7 +90,7 @@ def test_the_best_is_named_with_those_that_are_not_apart_from_it() -> None:
     assert said == [
         "loss is best with full",
         "its interval overlaps with that of lora-r4: more seeds may tell them apart",
-        "the best learning rate, compared with that of full fine-tuning: 20 times for lora-r1, 10 times for lora-r4",
+        "best learning rates as multiples of that of full fine-tuning: 20 times with lora-r1, 10 times with lora-r4",
     ]
 
 

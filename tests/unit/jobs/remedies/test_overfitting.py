@@ -65,8 +65,13 @@ def test_the_trend_of_a_resumed_run_is_that_of_one_in_one_go() -> None:
     ("changes", "action", "advice"),
     [
         ({}, "its last state is exported", "set eval.early_stopping_patience: 2"),
-        ({"checkpoint__load_best_model_at_end": True}, "the best checkpoint is exported", "with more data"),
-        ({"eval__early_stopping_patience": 3}, "until eval.early_stopping_patience is used up", "with more data"),
+        ({"checkpoint__load_best_model_at_end": True}, "the best checkpoint is exported", "use more data"),
+        (
+            {"eval__general": "/g", "remedies__forgetting": {"max_general_loss_increase": 0.1}},
+            "the best checkpoint is exported",
+            "use more data",
+        ),
+        ({"eval__early_stopping_patience": 3}, "until eval.early_stopping_patience is used up", "use more data"),
     ],
 )
 def test_the_report_has_both_losses_and_what_this_spec_can_change(

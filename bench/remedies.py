@@ -21,7 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from cluster.errors import RunFailed
 from cluster.settings import torchrun_world
 from jobs.data.order.stream import StepRows, Stream
 from jobs.data.preparation.prepare import prepare
+from jobs.remedies import outliers
 from jobs.remedies.outliers import FEWEST, after_step, outlier_of
 from jobs.run.checkpoints import StepHistory
 from jobs.run.paths import JobPaths
@@ -53,7 +55,7 @@ VOCABULARY: Final = 1000
 LENGTH: Final = 64  # tokens of a row
 _PRETRAINING_STEPS = 400
 _POISONED_AT = 0.6  # share of the run
-_TIMED_STEPS = 30
+_TIMED_STEPS = 600
 _SEEN = 700  # dialogues on which the small model is trained; the runs train on the rest
 
 
@@ -159,6 +161,7 @@ def worker(listing: pathlib.Path) -> int:
         spec = load_spec(case["spec"])
         job = Job(spec, case["run"], case["prepared"], spec.model.path)
         worker = Worker(job.paths, 0, world)
+        watch = timed_parts(worker) if case.get("timed") else Stopwatch()
 
         def poisoned(*given: Any, at: int | None = case["poisoned"], worker: Worker = worker, **named: Any) -> Batch:
             batch = collate(*given, **named)
@@ -174,10 +177,13 @@ def worker(listing: pathlib.Path) -> int:
         step_module.collate, step_module.loss_sum = poisoned, scaled
         with contextlib.closing(loop.Reporter(job.paths, worker.rank)) as reporter:
             run = loop.set_up(job, worker, reporter)
+            state, began = loop.begun(run, loop.restored(run)), time.perf_counter()
             try:
-                loop.train_steps(run, loop.begun(run, loop.restored(run)))
+                loop.train_steps(run, state)
             except RunFailed as error:
                 reporter.event("failed", str(error))
+            if watch.by_part:
+                reporter.event("timed", "", seconds=time.perf_counter() - began, by_part=watch.by_part)
             run.checkpoints.finish()
         worker.close()
     return 0
@@ -219,27 +225,62 @@ def false_alarms() -> dict[str, Any]:
 
 
 def watching(folder: pathlib.Path, text: pathlib.Path) -> dict[str, Any]:
-    """Time what the remedy adds to a step, beside the steps of two short runs that take turns in one gang."""
-    cases = {}
-    for turn in range(3):
-        for remedy in (True, False):
-            case = case_of(folder, text, f"timed-{turn}", _TIMED_STEPS, GOOD_RATE, remedy)
-            cases[f"{turn}-{remedy}"] = case
-    run_gang(folder, cases)
-    times: dict[bool, list[float]] = {True: [], False: []}
-    for name, case in cases.items():
-        steps = read_steps(JobPaths(case["run"]))[5:-1]
-        times[name.endswith("True")] += [step["step_time_s"] for step in steps]
-    with_s, without_s = (statistics.median(times[remedy]) for remedy in (True, False))
-    own_s = decision_s()
+    """Time everything that all remedies together do in the steps of a run in which nothing happens."""
+    case = case_of(folder, text, "watched", _TIMED_STEPS, GOOD_RATE, remedy=True)
+    run_gang(folder, {"watched": case | {"timed": True}})
+    steps = read_steps(JobPaths(case["run"]))
+    (found,) = [one["data"] for one in read_journal(JobPaths(case["run"]).events) if one["kind"] == "timed"]
+    total_s = found["seconds"]
+    watched_s = sum(found["by_part"].values())
     return {
         "case": "watching",
-        "step_s_with": with_s,
-        "step_s_without": without_s,
-        "decision_s": own_s,
-        "decision_share": own_s / without_s,
+        "steps": len(steps),
+        "step_s": statistics.median(step["step_time_s"] for step in steps),
+        "watching_s_per_step": watched_s / len(steps),
+        "share": watched_s / total_s,
+        "share_by_part": {name: seconds / total_s for name, seconds in found["by_part"].items()},
+        "decision_s": decision_s(),
         "load_average": os.getloadavg()[0],
     }
+
+
+class Stopwatch:
+    """Adds up the seconds in which this thread is in chosen functions. A function that another one calls counts as it.
+
+    The waits for other ranks in a speed test count too.
+    """
+
+    def __init__(self) -> None:
+        self.by_part: dict[str, float] = defaultdict(float)
+        self._inside = False
+
+    def of(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            if self._inside:
+                return function(*given, **named)
+            self._inside, began = True, time.perf_counter()
+            try:
+                return function(*given, **named)
+            finally:
+                self._inside = False
+                self.by_part[name] += time.perf_counter() - began
+
+        return timed
+
+    def replace(self, part: str, owner: Any, *names: str) -> None:
+        for name in names:
+            setattr(owner, name, self.of(part, getattr(owner, name)))
+
+
+def timed_parts(worker: Worker) -> Stopwatch:
+    """Time what the loop calls for the remedies, on this rank."""
+    watch = Stopwatch()
+    watch.replace("outlier steps", outliers, "outlier_of", "is_barred", "after_step", "rollback_of")
+    watch.replace("outlier steps", loop, "counted", "compared_with_earlier", "compared", "check_skips")
+    watch.replace("forgetting, overfitting", loop, "act_of", "ends_early", "watched")
+    watch.replace("speed tests", loop.SpeedWatch, "compare")
+    watch.replace("heartbeat", worker, "mark")
+    return watch
 
 
 def decision_s(rounds: int = 2000) -> float:

@@ -42,6 +42,7 @@ from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import format_space
 from jobs.search.spending import Spending, untried_only
 from jobs.search.trial import Trial
+from jobs.search.tuning.failure import error_of_tune
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
@@ -159,7 +160,7 @@ class Search:
             done["error"] = error
         except Exception as error:
             traceback.print_exc()
-            done["error"] = RunFailed(f"Ray Tune failed: {type(error).__name__}: {error}")
+            done["error"] = error_of_tune(error, self.ledger.sweep.base)
 
     def _lost(self, trial: Trial) -> None:
         """End the search: the Ray Tune actor that waits for this trial's score has died."""

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.errors import DataError, Diverged, RunFailed
+from cluster.errors import DataError, Diverged, MachinesFailed, RunFailed
 from jobs.run.paths import JobPaths
+from jobs.search.tuning.failure import error_of_tune
 from jobs.storage import files as storage
 from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray import fit
@@ -150,6 +151,21 @@ def test_where_ray_kills_its_controller_too_the_largest_worker_is_named() -> Non
     assert str(crash).startswith(
         "a process of this run (pid 42) on node 192.0.2.2 was killed for memory by Ray when the node had"
     )
+
+
+def test_where_ray_kills_tunes_actor_too_the_sweep_ends_with_one_line_and_can_be_resumed(
+    tmp_path: pathlib.Path,
+) -> None:
+    from ray.exceptions import OutOfMemoryError
+
+    error = RuntimeError(f"Caught unexpected exception: {FULL}")
+    error.__cause__ = OutOfMemoryError(FULL)
+    spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
+    found = error_of_tune(error, spec)
+    assert isinstance(found, MachinesFailed)
+    said = "a process of this run (pid 42) on node 192.0.2.2 was killed for memory by Ray when the node had 23.0 of "
+    assert str(found).startswith(said) and "data.seq_len" in str(found) and "\n" not in str(found)
+    assert "Ray Tune failed: RuntimeError: odd" in str(error_of_tune(RuntimeError("odd"), spec))
 
 
 def test_other_ends_of_workers_are_told_apart() -> None:

@@ -1,0 +1,22 @@
+"""What an error of Ray Tune means for the sweep."""
+
+from __future__ import annotations
+
+from cluster.errors import FleetuneError, MachinesFailed, RunFailed
+from jobs.remedies.out_of_memory import advice
+from jobs.spec.finetune import Spec
+from jobs.training.faults import first_line
+from jobs.training.on_ray.crash import How, crashes_of
+
+
+def error_of_tune(error: Exception, spec: Spec) -> FleetuneError:
+    """Return what an error of Ray Tune means. Ray may kill Tune's actor together with a worker that takes its memory.
+
+    Args:
+        spec: of the base job, whose fields the advice names.
+    """
+    crash = next(iter(crashes_of(error.__cause__ or error)), None)
+    if crash is None:
+        return RunFailed(f"Ray Tune failed: {first_line(error)}")
+    help_ = f". If no other program took the memory: {advice(spec)}" if crash.how is How.MEMORY else ""
+    return MachinesFailed(f"{crash}, and Ray Tune with it{help_}")

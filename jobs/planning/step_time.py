@@ -27,9 +27,9 @@ _ADAM_BYTES: Final = 30
 _START_S: Final = 10e-6
 _HOST_ADAM_GB_S: Final = 25.0  # bandwidth of a worker's share of its host's memory: an assumption
 _HELD_UP: Final = 8  # one measured step of this many may have been held up
-# A guess of the share of a step's time that is proportional to its tokens. It counts as much as four measured steps
-# whose tokens deviate by a quarter from the mean (the sum of the squares of these deviations).
-_SHARE_BY_TOKENS, _GUESS = 0.5, 0.25
+# A guess of the share of a step's time that is proportional to its computed tokens (`row_order.computed_tokens`). It
+# counts as much as four measured steps whose tokens deviate by a quarter from the mean (the sum of the squares).
+_SHARE_BY_TOKENS, _GUESS = 0.8, 0.25
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _optimizer_s(trace: ModelTrace, strategy: Strategy, workers: int, gpu: Accel
 
 
 def mean_step_s(seconds: Sequence[float], deviations: Sequence[float]) -> float:
-    """Estimate the seconds of a step with the mean tokens from measured steps.
+    """Estimate the seconds of a step with the mean computed tokens from measured steps.
 
     Steps with more tokens than the mean take longer, so each counts as what it would have taken with the mean tokens:
     seconds are m (1 + b x), where x is the relative deviation of the tokens from their mean, and b is fitted by least

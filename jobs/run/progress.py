@@ -59,16 +59,17 @@ class Pace:
         self._eval_steps: int | None = None
         self._evaluation_s = 0.0  # seconds of the newest evaluation
         self._last: dict[str, Any] = {}  # the newest step; empty: none since training began or went back
-        self._tokens: float | None = None  # mean tokens of a step
+        self._tokens: float | None = None  # mean computed tokens of a step
         self._step_s: deque[float] = deque(maxlen=_STEPS)
-        self._deviations: deque[float] = deque(maxlen=_STEPS)  # of the tokens of these steps, relative to the mean
+        self._deviations: deque[float] = deque(maxlen=_STEPS)  # of these steps' computed tokens, relative to the mean
         self._between_s: deque[float] = deque(maxlen=_STEPS)  # seconds between steps without evaluations
 
     def event(self, event: Event) -> None:
         """Read from an event what the estimate needs."""
         if event.kind == "plan":
             self.total = event.data.get("total_steps", self.total)
-            self._eval_steps, self._tokens = event.data.get("eval_steps"), event.data.get("tokens_per_step")
+            self._eval_steps = event.data.get("eval_steps")
+            self._tokens = event.data.get("computed_tokens_per_step")
             self._begin()
         elif event.kind == "evaluated":
             self._evaluation_s = float(event.data.get("seconds", 0.0))
@@ -89,8 +90,8 @@ class Pace:
             self._begin()
         if step != self._last.get("step"):
             self._step_s.append(float(record.get("step_time_s", 0.0)))
-            known = self._tokens and "tokens" in record
-            self._deviations.append(record["tokens"] / self._tokens - 1 if known else 0.0)
+            known = self._tokens and "computed_tokens" in record
+            self._deviations.append(record["computed_tokens"] / self._tokens - 1 if known else 0.0)
             if "at" in record and "at" in self._last:  # older releases did not write it
                 before_s = self._step_s[-1] + self._last.get("evaluation_s", 0.0)
                 self._between_s.append(max(record["at"] - self._last["at"] - before_s, 0.0))

@@ -69,12 +69,13 @@ def read_plan(paths: JobPaths) -> RunPlan | None:
 
 def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:
     """Compare a plan with the steps of the run's last attempt, in order. An empty record stands for an unknown step."""
-    tokens = statistics.mean([step["tokens"] for step in steps[1:] if step.get("tokens")] or [0])
+    tokens = statistics.mean([step["computed_tokens"] for step in steps[1:] if "computed_tokens" in step] or [0])
 
     def seconds(first: int, end: int) -> list[tuple[float, float]]:
-        """Return the seconds of steps, each with the relative deviation of its tokens."""
-        some = (step for step in steps[first:end] if step.get("step_time_s") is not None)
-        return [(float(one["step_time_s"]), one.get("tokens", tokens) / tokens - 1 if tokens else 0.0) for one in some]
+        """Return the seconds of steps, each with the relative deviation of its computed tokens."""
+        some = [step for step in steps[first:end] if step.get("step_time_s") is not None]
+        by_tokens = [one.get("computed_tokens", tokens) / tokens - 1 if tokens else 0.0 for one in some]
+        return list(zip([float(one["step_time_s"]) for one in some], by_tokens, strict=True))
 
     first, later = seconds(1, FIRST_STEPS), seconds(FIRST_STEPS, len(steps))
     peaks = [int(step["max_memory_bytes"]) for step in steps if "max_memory_bytes" in step]

@@ -283,6 +283,23 @@ def micro_batches(rows: Rows, per_device: int, accumulation: int, num_workers: i
     return [[pieces[turn * num_workers + worker] for turn in range(accumulation)] for worker in range(num_workers)]
 
 
+def computed_tokens(lengths: Rows, per_device: int, accumulation: int, num_workers: int) -> Rows:
+    """Count the tokens, with padding, for which steps wait: in each forward pass those of the worker with most.
+
+    Args:
+        lengths: (steps, rows), tokens of each row of each step.
+
+    Returns:
+        (steps,) int64.
+    """
+    places = np.zeros((len(lengths), accumulation * num_workers * per_device), dtype=np.int64)
+    places[:, : lengths.shape[1]] = lengths
+    micros = places.reshape(len(lengths), accumulation, num_workers, per_device)
+    padded = micros.max(axis=-1) * (micros > 0).sum(axis=-1)
+    found: Rows = padded.max(axis=-1).sum(axis=-1)
+    return found
+
+
 def shares(count: int, per_device: int, num_workers: int) -> Iterator[tuple[int, int]]:
     """Divide range(count) into evaluation rounds: each worker gets one (start, stop), possibly empty, in every round.
 

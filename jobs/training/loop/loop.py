@@ -61,8 +61,6 @@ from jobs.training.speed_watch import SpeedWatch
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
-_SAMPLED_ROWS = 2**16  # rows whose tokens are counted for the mean of a step
-
 
 def train(job: Job, worker: WorkerContext) -> LoopState:
     """Train from the newest checkpoint, or from the start, until the end or a request to stop; export at the end."""
@@ -202,6 +200,7 @@ def step_record(
         # After an overflow, DeepSpeed still has the norm of an earlier step.
         "grad_norm": None if run.engine.overflowed() else run.engine.grad_norm(),
         "tokens": tokens,
+        "computed_tokens": run.computed_tokens_of(run.plan.rows_of_step(state.step - 1)),
         "tokens_per_s": tokens / step_time_s,
         "step_time_s": step_time_s,
         "data_wait_s": data_wait_s,
@@ -268,14 +267,7 @@ def ready(loaded: Loaded, job: Job, worker: WorkerContext, reporter: Reporter) -
         rows = prepared.split(name) if prepared.has(name) else None
         return None if rows is None else Evaluator(job.spec, rows, metrics, engine.pad_token_id, loaded.unpack)
 
-    facts, what = engine.facts(), f"training {many(plan.total_steps, 'step')}"
-    if job.spec.method.kind != "full":
-        what += f", trainable {compact(facts['trainable'])} of {compact(facts['parameters'])} parameters"
-    if worker.rank == 0:
-        rows = plan.rows_of_steps(0, min(plan.total_steps, -(-_SAMPLED_ROWS // plan.rows_per_step)))
-        facts["tokens_per_step"] = float(split.index.num_tokens[rows].mean()) * plan.rows_per_step
-    reporter.event("plan", what, total_steps=plan.total_steps, eval_steps=job.spec.eval.eval_steps, **facts)
-    return Run(
+    run = Run(
         **vars(loaded),
         job=job,
         worker=worker,
@@ -292,6 +284,13 @@ def ready(loaded: Loaded, job: Job, worker: WorkerContext, reporter: Reporter) -
         reporter=reporter,
         speeds=SpeedWatch(worker, reporter, DTYPES[engine.precision], job.spec.remedies.straggler),
     )
+    facts, what = engine.facts(), f"training {many(plan.total_steps, 'step')}"
+    if job.spec.method.kind != "full":
+        what += f", trainable {compact(facts['trainable'])} of {compact(facts['parameters'])} parameters"
+    if worker.rank == 0:
+        facts["computed_tokens_per_step"] = run.mean_computed_tokens()
+    reporter.event("plan", what, total_steps=plan.total_steps, eval_steps=job.spec.eval.eval_steps, **facts)
+    return run
 
 
 def evaluated(run: Run, state: LoopState, record: Record | None = None) -> LoopState:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.data.order.digest_chain import EMPTY_CHAIN, extended
-from jobs.data.order.row_order import StepPlan
+from jobs.data.order.permutation import Rows
+from jobs.data.order.row_order import StepPlan, computed_tokens
 from jobs.data.order.stream import Stream, step_plan
 from jobs.data.prepared import Prepared, Split
 from jobs.planning import Batching
@@ -33,6 +34,7 @@ SAVED: Final = (
     "loss", "metrics", "metrics_before", "evaluated_at", "best", "set_aside", "history", "trend", "rate_cuts",
     "replay_raises",
 )  # fmt: skip
+_SAMPLED_ROWS = 2**16  # rows whose tokens are counted for the mean of a step
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,21 @@ class Run(Loaded):
 
     def tokens_of(self, *steps: int) -> int:
         return sum(int(self.split.index.num_tokens[self.plan.rows_of_step(step)].sum()) for step in steps)
+
+    def computed_tokens_of(self, rows: Rows, steps: int = 1) -> float:
+        """Return the mean of `computed_tokens` over steps.
+
+        Args:
+            rows: of all steps in sequence; the same number for each step.
+        """
+        lengths, shape = self.split.index.num_tokens[rows].astype(np.int64).reshape(steps, -1), self.batching
+        return float(computed_tokens(lengths, shape.per_device, shape.accumulation, shape.num_workers).mean())
+
+    def mean_computed_tokens(self) -> float:
+        """Return `computed_tokens_of` the run, without a last step of fewer rows; of a long run, of its first steps."""
+        full = self.plan.total_rows // self.plan.rows_per_step
+        steps = max(min(full, -(-_SAMPLED_ROWS // self.plan.rows_per_step)), 1)
+        return self.computed_tokens_of(self.plan.rows_of_steps(0, steps), steps)
 
     def with_raises(self, raises: tuple[ReplayRaise, ...]) -> Run:
         """Return the run with the row order in which sources for replay have more weight."""

@@ -38,7 +38,7 @@ def test_the_first_step_is_left_out_and_the_later_ones_are_their_mean() -> None:
 def test_first_steps_with_few_tokens_predict_those_with_more() -> None:
     records = steps(9.0, 1.0, 1.0, 2.0, 2.0, 2.0)
     for record, tokens in zip(records, (100, 50, 50, 150, 150, 150), strict=True):
-        record["tokens"] = tokens
+        record["computed_tokens"] = tokens
     check = check_of(PLAN, records)
     assert check.first_steps_s is not None and 1.2 < check.first_steps_s < 2.2 and check.measured_step_s == 2.0
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jobs.data.order.permutation import Rows, key, walk
-from jobs.data.order.row_order import ShuffledRows, StepPlan, micro_batches, shares
+from jobs.data.order.row_order import ShuffledRows, StepPlan, computed_tokens, micro_batches, shares
 from tests.support.roworders import rows_at
 
 SIZES = st.integers(1, 5000)
@@ -205,6 +205,13 @@ def test_any_number_of_workers_deals_the_same_rows_and_no_row_twice(
 def test_rows_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="9 rows do not fit 2 x 2 x 2"):
         micro_batches(np.arange(9), 2, 2, 2)
+
+
+def test_a_step_waits_in_each_forward_pass_for_the_worker_with_most_tokens_and_padding() -> None:
+    lengths = np.array([[10, 10, 3, 9, 5, 5, 1], [1, 1, 1, 1, 1, 1, 1]])
+    # Two workers with micro-batches of two rows: 10, 10 beside 3, 9 (padded: 18), then 5, 5 beside the single 1.
+    assert computed_tokens(lengths, 2, 2, 2).tolist() == [20 + 10, 2 + 2]
+    assert computed_tokens(lengths, 7, 1, 1).tolist() == [70, 7]
 
 
 def test_a_step_far_into_a_huge_run_is_found_at_once() -> None:

@@ -145,7 +145,7 @@ def _compared(
 
 def failure_of(failed: Mapping[str, Outcome], methods: int) -> FleetuneError:
     """Return the error of a comparison from the outcomes of its sweeps that have failed, by their names. Pure."""
-    said = "failed: " + "; ".join(f"{name}: {outcome.reason}" for name, outcome in failed.items())
+    said = "; ".join(f"{name}: {outcome.reason}" for name, outcome in failed.items())
     all_failed = len(failed) == methods
     if all_failed and all(outcome.bad_input for outcome in failed.values()):
         return InputError(said)

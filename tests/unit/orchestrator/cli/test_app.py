@@ -28,7 +28,7 @@ from orchestrator.cli.output import exit_on_error
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
     "run": {"SPEC", "--set", "--resume", "--address", "--name", "--quiet"},
-    "advise": {"SPEC", "--set", "--on", "--tasks", "--goal", "--price", "--json"},
+    "advise": {"SPEC", "--set", "--on", "--host-memory", "--tasks", "--goal", "--price", "--json"},
     "plan": {"SPEC", "--set", "--on", "--host-memory", "--price", "--accuracy", "--storage", "--json"},
     "validate": {"SPEC", "--set", "--json"},
     "runs": {"--storage", "--json"},

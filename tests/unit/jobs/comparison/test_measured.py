@@ -50,8 +50,9 @@ def test_a_sweep_that_went_on_after_its_comparison_has_new_figures(tmp_path: Pat
     for method in spec.methods:
         write_bytes(JobPaths(paths.method(method.name)).spec, dump_spec(spec.sweep_of(method)))
         write_outcome(JobPaths(paths.method(method.name)), ended)
-    kept = measure(spec, paths)
+    kept = measure(spec, paths, price=2.5)
     write_comparison(paths, kept)
+    assert measure(spec, paths).price == 2.5, "a resume keeps the price"
     write_outcome(paths, ended)
     assert comparison_so_far(paths) == kept
     newer = storage.read_bytes(paths.comparison).replace(b"{\n", b'{ "added": 1,\n')

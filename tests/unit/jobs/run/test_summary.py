@@ -260,15 +260,6 @@ def test_a_search_that_ended_early_is_described_with_how_to_go_on_although_it_ha
     assert describe_run(paths.root, now).resume is None, "it would fail again"
 
 
-def test_the_metrics_of_a_comparison_are_only_in_its_table(root: str) -> None:
-    """The outcome has those of the best method, and a line "after" would not say of which."""
-    paths = make_run(root, "c-20261124-100000-0001")
-    spec = {"kind": "compare", "base": {}, "methods": [{"name": "full"}, {"name": "lora"}]}
-    storage.write_bytes(paths.spec, json.dumps(spec).encode())
-    end(paths, metrics={"eval_loss": 0.54})
-    assert not re.search(r"^after", run_page(describe_run(paths.root, now)), re.MULTILINE)
-
-
 def test_a_trial_is_resumed_by_its_sweep(root: str) -> None:
     sweep = make_run(root, "s-20261124-100000-0001")
     storage.write_bytes(sweep.spec, json.dumps({"kind": "sweep", "base": {}}).encode())

@@ -32,6 +32,7 @@ def run_comparison(
     progress: Progress,
     display: Callable[[], Progress],
     resume: str | None = None,
+    price: float | None = None,
 ) -> tuple[Outcome, JobPaths]:
     """Compare on the cluster at `address` or RAY_ADDRESS, or on a Ray of this machine.
 
@@ -39,6 +40,7 @@ def run_comparison(
         progress: shows the events of the comparison.
         display: makes the display of one sweep, which is closed at its end.
         resume: root of an earlier comparison to continue, with the same spec.
+        price: of one GPU for one hour, or of one worker without GPU; None: no costs, or the price before the resume.
 
     Raises:
         InputError: a mistake found before anything was written. Later errors become the outcome's reason.
@@ -53,7 +55,7 @@ def run_comparison(
 
             def drive() -> Outcome:
                 with stop.raising():
-                    return _compared(spec, paths, address, announce, display, stop)
+                    return _compared(spec, paths, address, announce, display, stop, price)
 
             outcome = concluded(paths, drive, announce)
         announce("ended", ending_of_comparison(paths, outcome), status=outcome.status)
@@ -103,6 +105,7 @@ def _compared(
     announce: Announcer,
     display: Callable[[], Progress],
     stop: StopRequest,
+    price: float | None,
 ) -> Outcome:
     """Run the sweeps that have not succeeded yet.
 
@@ -126,13 +129,13 @@ def _compared(
         said = f"method {number} of {len(spec.methods)}: {method.name}"
         announce("phase", said, phase="method", method=method.name)
         outcome = _searched(sweep, address, display, stop)
-        comparison = measure(spec, paths)
+        comparison = measure(spec, paths, price=price)
         write_comparison(paths, comparison)
         if outcome.status is Status.INTERRUPTED:
             raise Interrupted(f"stopped during {method.name}: {outcome.reason}")
         if outcome.status is Status.FAILED:
             failed[method.name] = outcome
-    comparison = measure(spec, paths)
+    comparison = measure(spec, paths, price=price)
     write_comparison(paths, comparison, page=True)
     if failed:
         raise failure_of(failed, len(spec.methods))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
@@ -12,6 +13,7 @@ from pydantic import Field, JsonValue
 from cluster.text import compact
 from jobs.frozen import Shown
 from jobs.run.metric_names import general_increase
+from jobs.search.report.edge import RateAtEdge
 from jobs.storage.journal import Record
 
 COMPARISON_VERSION: Final = 1
@@ -47,6 +49,7 @@ class MethodFigures(Shown):
     trained: int | None = Field(None, description="Elements of the parameters that are updated.")
     parameters: int | None = Field(None, description="Elements of all parameters.")
     values: dict[str, JsonValue] = Field(default_factory=dict, description="The best values of the search.")
+    at_edge: RateAtEdge | None = Field(None, description="Set if the best rate was the lowest or highest compared.")
     metrics: dict[str, Mean] = Field(default_factory=dict, description="eval_* at the end, over the seeds.")
     before: dict[str, float] = Field(default_factory=dict, description="eval_* before the first step.")
     general_change: Mean | None = Field(None, description="Increase of the loss on general text, as a share.")
@@ -71,12 +74,19 @@ class Comparison(Shown):
     seeds: int | None = Field(
         None, description="Seeds that the spec asks for; None: an earlier release wrote the file."
     )
+    price: float | None = Field(None, description="Of one GPU, or of one worker without GPU, for an hour (--price).")
+    cpus_per_worker: int = Field(1, description="CPUs of a worker without GPU.")
 
     @property
     def ranked(self) -> list[MethodFigures]:
         """The methods that have a score, the best first."""
         scored = [one for one in self.methods if self.metric in one.metrics]
         return sorted(scored, key=lambda one: one.metrics[self.metric].mean * (1.0 if self.lower_is_better else -1.0))
+
+    def cost_of(self, figures: MethodFigures) -> float | None:
+        """Return the cost of a method's search; None: there is no price."""
+        workers = self.cpus_per_worker if self.device == "CPU" else 1
+        return None if self.price is None else self.price * figures.device_hours / workers
 
 
 class RunFigures(NamedTuple):
@@ -168,6 +178,7 @@ def findings(comparison: Comparison) -> list[str]:
     if full is not None and rates:
         times = ", ".join(f"{compact(rate / full)} times with {name}" for name, rate in rates.items())
         said.append(f"best learning rates as multiples of that of full fine-tuning: {times}")
+    said += [_format_edge(one, one.at_edge) for one in comparison.methods if one.at_edge is not None]
     for one in comparison.methods:
         if one.failed_seeds and metric in one.metrics:
             seeds = one.failed_seeds + len(one.metrics[metric].values)
@@ -178,3 +189,11 @@ def findings(comparison: Comparison) -> list[str]:
         if one.reason is not None:
             said.append(f"{one.name} {'did not finish' if metric in one.metrics else 'has no result'}: {one.reason}")
     return said
+
+
+def _format_edge(one: MethodFigures, edge: RateAtEdge) -> str:
+    """Say that rates beyond those that were compared were not tried, and how to try them."""
+    found = f"{one.name} was best at the {edge.end} of {edge.compared} compared learning rates ({edge.rate:.1e})"
+    wider = f"start again with a space that reaches {edge.beyond}"
+    more = f"fleetune sweep extend {shlex.quote(one.sweep)} --runs 2, or {wider}" if edge.is_within else wider
+    return f"{found}, and {edge.beyond} ones were not tried: {more}"

@@ -13,6 +13,7 @@ from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import METHODS, JobPaths
 from jobs.run.record import read_steps
 from jobs.run.summary import Now, summarise, utc_now
+from jobs.search.report.edge import edge_of
 from jobs.search.report.status import DriverState, read_driver_state, read_status
 from jobs.search.trial import Trial
 from jobs.search.trials import Trials
@@ -23,12 +24,28 @@ from jobs.storage import files as storage
 from jobs.storage.journal import Record, read_journal
 
 
-def measure(spec: CompareSpec, paths: JobPaths, now: Now = utc_now) -> Comparison:
-    """Return the figures of all methods so far, also of a search that is running. Raises StorageError."""
+def measure(spec: CompareSpec, paths: JobPaths, now: Now = utc_now, price: float | None = None) -> Comparison:
+    """Return the figures of all methods so far, also of a search that is running.
+
+    Args:
+        price: see `Comparison`; None: the one in comparison.json, if that exists.
+
+    Raises:
+        StorageError: a file cannot be read.
+    """
+    if price is None and (kept := read_comparison(paths)) is not None:
+        price = kept.price
     methods = tuple(figures_of(one.name, JobPaths(paths.method(one.name)), now) for one in spec.methods)
-    device = "GPU" if spec.base.resources.gpus_per_worker else "CPU"
-    better, seeds = spec.lower_is_better, spec.seeds
-    return Comparison(metric=spec.judged, lower_is_better=better, device=device, methods=methods, seeds=seeds)
+    resources = spec.base.resources
+    return Comparison(
+        metric=spec.judged,
+        lower_is_better=spec.lower_is_better,
+        device="GPU" if resources.gpus_per_worker else "CPU",
+        methods=methods,
+        seeds=spec.seeds,
+        price=price,
+        cpus_per_worker=resources.cpus_per_worker,
+    )
 
 
 def figures_of(name: str, paths: JobPaths, now: Now = utc_now) -> MethodFigures:
@@ -61,6 +78,7 @@ def figures_of(name: str, paths: JobPaths, now: Now = utc_now) -> MethodFigures:
     found = {
         "settings": _settings(best.spec),
         "values": best.values,
+        "at_edge": edge_of(trials),
         "failed_seeds": len(lost),
         "failed_because": lost[0].reason if lost else None,
         **figures_of_runs([_run_of(trial) for trial in runs]),

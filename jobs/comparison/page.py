@@ -25,6 +25,7 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
     has_general = any(one.general_change is not None for one in comparison.methods)
     heads = ["method", "trained", "rate", *(name.removeprefix("eval_") for name in names)]
     heads += [*(["general loss"] if has_general else []), "peak memory", "one run", "tokens/s", "checkpoint", "search"]
+    heads += [] if comparison.price is None else ["cost"]
     rows = [
         [
             f"{one.name} ({one.settings})" if one.settings else one.name,
@@ -37,6 +38,7 @@ def comparison_table(comparison: Comparison) -> tuple[list[str], list[list[str]]
             _NONE if one.tokens_per_s is None else f"{one.tokens_per_s:,.0f}",
             _NONE if one.checkpoint_bytes is None else byte_size(one.checkpoint_bytes),
             f"{compact(one.device_hours)} {comparison.device}-hours, {many(one.trials, 'trial')}",
+            *([] if (cost := comparison.cost_of(one)) is None else [f"{cost:,.2f}"]),
         ]
         for one in comparison.methods
     ]
@@ -69,12 +71,24 @@ def _general(one: MethodFigures) -> str:
     return f"{one.metrics[GENERAL_LOSS].mean:.4f} ({one.general_change.mean:+.1%}{between})"
 
 
+def _notes(comparison: Comparison) -> list[str]:
+    """Explain what the table's heads do not say."""
+    means = [mean for one in comparison.methods for mean in one.metrics.values()]
+    notes = []
+    if any(mean.interval is not None for mean in means):
+        notes.append("± is half of the 95 % confidence interval over the seeds")
+    if comparison.price is not None:
+        device = "one GPU" if comparison.device == "GPU" else "one worker"
+        notes.append(f"cost is that of the whole search, at {comparison.price:g} for an hour of {device}")
+    return notes
+
+
 def comparison_text(comparison: Comparison) -> str:
     """Format the table and the findings for a terminal."""
     heads, rows = comparison_table(comparison)
     widths = [max(len(row[at]) for row in (heads, *rows)) for at in range(len(heads))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
-    return "\n".join([*(line.rstrip() for line in lines), *findings(comparison)])
+    return "\n".join([*(line.rstrip() for line in lines), *findings(comparison), *_notes(comparison)])
 
 
 def comparison_page(comparison: Comparison, name: str) -> str:
@@ -82,11 +96,10 @@ def comparison_page(comparison: Comparison, name: str) -> str:
     heads, rows = comparison_table(comparison)
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in heads)
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>\n" for row in rows)
-    lines = "".join(f"<p>{html.escape(line)}.</p>\n" for line in findings(comparison))
+    lines = "".join(f"<p>{html.escape(line)}.</p>\n" for line in (*findings(comparison), *_notes(comparison)))
     title = html.escape(name)
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
-        f"<div><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n{lines}"
-        "<p>± is half of the 95 % confidence interval over the seeds.</p></body></html>\n"
+        f"<div><table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n{lines}</body></html>\n"
     )

@@ -15,6 +15,7 @@ from typing import Any
 from cluster.errors import DataError, SpecError, StorageOutage
 from cluster.text import one_line
 from jobs.model_files.configuration import config_problems
+from jobs.model_files.lora_targets import targets_problem
 from jobs.model_files.positions import beyond_positions, learned_positions
 from jobs.model_files.sizes import VOCABULARY, size_in
 from jobs.spec.finetune import Spec
@@ -45,26 +46,32 @@ def check_model_dir(spec: Spec) -> None:
 
     Raises:
         DataError: all mistakes, one a line.
-        SpecError: the LoRA rank is larger than all matrices of the model.
+        SpecError: the LoRA rank is larger than all matrices of the model, or a target matches no module.
     """
     path = spec.model.path
     if storage.is_local(path):
         local = storage.local_path(path)
         if os.path.isabs(local):  # a relative name is a hub id: see `jobs.spec.load`
             check_model_files(local, spec)
-            _check_rank(local, spec)
+            _check_lora(local, spec)
     elif not storage.exists(storage.join(path, "config.json")):
         raise DataError(f"model.path {path}: there is no config.json")
 
 
-def _check_rank(folder: str, spec: Spec) -> None:
-    """Reject a LoRA rank that no matrix in the weights allows. Which ones get an adapter, only a run knows."""
+def _check_lora(folder: str, spec: Spec) -> None:
+    """Reject a LoRA rank that no matrix in the weights allows, and targets that no name of a weight allows.
+
+    Which matrices get an adapter, only a run knows.
+    """
     if spec.method.kind != "lora":
         return
     try:
-        sides = [min(shape[-2:]) for shape in tensor_shapes(folder).values() if len(shape) > 1]
+        shapes = tensor_shapes(folder)
+        sides = [min(shape[-2:]) for shape in shapes.values() if len(shape) > 1]
     except (OSError, ValueError, KeyError, TypeError):  # the run's own check of the model reports it
         return
+    if problem := targets_problem(spec.lora.target_modules, _read_config(folder)[0].get("model_type"), shapes):
+        raise SpecError.at("lora.target_modules", problem)
     if sides and spec.lora.rank > max(sides):
         raise SpecError.at(
             "lora.rank",

@@ -2,6 +2,7 @@
 
 A step has two times at which memory can be highest: somewhere in the forward and backward pass, where activations meet
 gathered parameters and gradients, and in the optimizer's update, where flat gradients are added to those of the pass.
+An evaluation of more rows than a micro-batch has is a third one.
 `memory_of` follows the trace event by event, adds what DeepSpeed holds at each, and returns the parts at the highest
 total. `jobs.preflight.model_trace` makes the trace; `gathering` and `gradients` describe DeepSpeed.
 """
@@ -34,6 +35,7 @@ COPIED_BY_TRIALS: Final = 12 + 4 + 12
 SUB_GROUP_SIZE: Final = 100_000_000
 # Logits of a piece of the loss: enough to keep a GPU busy, while each fp32 copy of a piece takes at most 64 MiB.
 _LARGEST_PIECE: Final = 2**24
+_MOST_EVALUATED: Final = 2**26  # logits of one forward pass of an evaluation: 256 MiB in fp32
 _PIECES: Final = 16  # at least, so that the fp32 copies of a piece take less than one byte for each logit of the batch
 
 
@@ -98,6 +100,7 @@ class Memory:
     optimizer_states: int = 0
     activations: int = 0
     logits: int = 0
+    evaluation: int = 0  # logits of an evaluation, if it is the highest moment
     gathered_buckets: int = 0  # whole parameters that ZeRO-3 has gathered
     communication: int = 0  # buckets in which gradients are reduced, and copies for collectives
     reserve: int = 0
@@ -130,7 +133,8 @@ class Memory:
         """`total` without the reserve."""
         return (
             self.parameters + self.gradients + self.optimizer_states + self.activations
-            + self.logits + self.gathered_buckets + self.communication + self.program + self.kept + self.checkpoint_copy
+            + self.logits + self.evaluation + self.gathered_buckets + self.communication + self.program + self.kept
+            + self.checkpoint_copy
         )  # fmt: skip
 
 
@@ -140,6 +144,7 @@ def memory_of(trace: ModelTrace, strategy: Strategy, num_workers: int, device: D
     peak = max(
         _pass_peak(trace, strategy, num_workers, device, static),
         _update_peak(trace, strategy, num_workers, static),
+        _evaluation_peak(trace, strategy, num_workers, device, static),
         key=lambda memory: memory.used,
     )
     if device == "cpu":  # what is offloaded is in the same memory
@@ -326,6 +331,18 @@ def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, static
     return replace(static, gradients=static.gradients + gradients.at_update + copies)
 
 
+def _evaluation_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device, static: Memory) -> Memory:
+    """Return the moment of an evaluation at which its logits exist. What a single layer computes is not counted."""
+    trained = strategy.per_device_train_batch_size
+    rows = rows_within(strategy.per_device_eval_batch_size, trained, trace.logits_per_row)
+    if rows <= trained:  # a training step needs more
+        return Memory()
+    moments = _pass(trace, strategy, num_workers, device)
+    gathered = max((before.gathered_buckets for moment, before, _, _ in moments if moment.kind == "logits"), default=0)
+    piece = trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows)
+    return replace(static, gathered_buckets=gathered, evaluation=trace.logits_bytes_per_row * rows + int(piece))
+
+
 def largest_flat(trace: ModelTrace, stage: int, num_workers: int) -> int:
     """Return the elements of the largest flat tensor that a worker updates.
 
@@ -346,3 +363,11 @@ def largest_flat(trace: ModelTrace, stage: int, num_workers: int) -> int:
 def piece_of_loss(vocabulary: int, logits: int) -> int:
     """Return the logits that `jobs.training.loop.loss` processes at once: those of some targets, at least one."""
     return max(1, min(_LARGEST_PIECE, logits // _PIECES) // max(vocabulary, 1)) * vocabulary
+
+
+def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:
+    """Return the rows of a forward pass of an evaluation: `wanted`, but at most as many as keep its logits few.
+
+    It is at least a micro-batch of training, which takes more memory than an evaluation of as many rows.
+    """
+    return min(wanted, max(trained, _MOST_EVALUATED // max(logits_of_row, 1), 1))

@@ -119,10 +119,19 @@ class JobPlan:
         """
         if self.machines.is_cpu and self.spec_option.fits:
             return self.spec_option
+        return self._fastest
+
+    @property
+    def _fastest(self) -> Option | None:
         fitting = [option for option in self.options if option.fits]
         most = (1 + _ALIKE) * min((option.time.seconds for option in fitting), default=0.0)
         alike = (option for option in fitting if option.time.seconds <= most)
         return min(alike, key=_preference, default=None)
+
+    @property
+    def keeps_slower(self) -> bool:
+        """Whether workers without GPU keep the spec's values although another option that fits is faster."""
+        return self.chosen == self.spec_option != self._fastest
 
     @property
     def nearest(self) -> Option:

@@ -21,7 +21,7 @@ _SMALL_BUFFERS: Final = {
 
 @dataclass(frozen=True)
 class Strategy:
-    """The part of a spec that a plan may choose: sharding, offload, micro-batch. Sizes are in elements."""
+    """The part of a spec that decides about memory: sharding, offload, micro-batches. Sizes are in elements."""
 
     stage: Literal[1, 2, 3] = 3
     offload_optimizer: bool = False
@@ -34,6 +34,7 @@ class Strategy:
     param_persistence_threshold: int = 100_000
     max_live_parameters: int = 1_000_000_000
     max_reuse_distance: int = 1_000_000_000
+    per_device_eval_batch_size: int = 0  # never chosen; 0: nothing is evaluated
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -87,4 +88,5 @@ def strategy_of(spec: Spec) -> Strategy:
         param_persistence_threshold=zero.param_persistence_threshold,
         max_live_parameters=zero.max_live_parameters,
         max_reuse_distance=zero.max_reuse_distance,
+        per_device_eval_batch_size=spec.eval.per_device_eval_batch_size if spec.evaluates else 0,
     )

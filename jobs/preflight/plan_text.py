@@ -16,6 +16,11 @@ def gib(size: int) -> str:
 
 
 def format_strategy(strategy: Strategy) -> str:
+    return f"{format_sharding(strategy)}, micro-batch {strategy.per_device_train_batch_size}"
+
+
+def format_sharding(strategy: Strategy) -> str:
+    """Describe a strategy without its micro-batch."""
     words = [f"ZeRO {strategy.stage}"]
     offloaded = ["optimizer"] * strategy.offload_optimizer + ["parameters"] * strategy.offload_param
     if offloaded:
@@ -24,7 +29,7 @@ def format_strategy(strategy: Strategy) -> str:
         words.append("checkpointing")
     if strategy.has_small_buffers:
         words.append("small buffers")
-    return ", ".join([*words, f"micro-batch {strategy.per_device_train_batch_size}"])
+    return ", ".join(words)
 
 
 def format_missing(option: Option) -> str:
@@ -59,6 +64,8 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
             help_.append(f"a smaller data.seq_len ({plan.seq_len:,})")
             if plan.can_checkpoint and not near.strategy.gradient_checkpointing:
                 help_.append("train.gradient_checkpointing: true")
+        if memory.evaluation >= missing:
+            help_.append(f"a smaller eval.per_device_eval_batch_size ({near.strategy.per_device_eval_batch_size})")
         if near.strategy.stage < 3:
             help_.append("train.zero.stage: 3")
         by_offload = [option for option in plan.options if not option.missing]

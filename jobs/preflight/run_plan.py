@@ -17,7 +17,7 @@ from jobs.model_files.sizes import FEED_FORWARD, HEADS, LAYERS, VOCABULARY, WIDT
 from jobs.model_files.without_weights import without_weights
 from jobs.planning import plan_batching
 from jobs.planning.accelerators import GIB, Accelerator, Machines
-from jobs.planning.memory import COPIED, PROGRAM_BYTES, RESERVE_OF_PROCESS
+from jobs.planning.memory import COPIED, PROGRAM_BYTES, RESERVE_OF_PROCESS, rows_within
 from jobs.planning.precision import precision_of
 from jobs.planning.strategies import JobPlan, Option
 from jobs.planning.strategy import as_traced, strategy_of
@@ -278,7 +278,9 @@ def rough_bytes(
     feed_forward = size_in(config, FEED_FORWARD) or 4 * width
     experts = size_in(config, ("num_experts_per_tok",)) or 1
     per_token = layers * (width * _OF_WIDTH + experts * feed_forward * _OF_INNER + heads * seq_len * _OF_ATTENTION)
-    logits = (size_in(config, VOCABULARY) or 0) * _OF_LOGITS if spec.model.task == "causal-lm" else 0
+    vocabulary = (size_in(config, VOCABULARY) or 0) if spec.model.task == "causal-lm" else 0
     rows = spec.train.per_device_train_batch_size
+    evaluated = rows_within(spec.eval.per_device_eval_batch_size, rows, seq_len * vocabulary) if spec.evaluates else 0
+    logits = (rows * _OF_LOGITS + evaluated) * vocabulary
     for_each_byte = _FOR_EACH_BYTE + copied_bytes // _LEAST_WIDTH
-    return for_each_byte * weights_bytes + rows * seq_len * (per_token + logits) * _FP32
+    return for_each_byte * weights_bytes + seq_len * (rows * per_token + logits) * _FP32

@@ -51,6 +51,7 @@ from orchestrator.cli.options import (
     YOURS,
     Address,
     Json,
+    Price,
     Quiet,
     Set,
     SpecFile,
@@ -121,12 +122,14 @@ def run(
     ] = None,
     address: Address = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Start of the run's name.")] = None,
+    price: Price = None,
     quiet: Quiet = False,
 ) -> None:
     """Train here, and show the progress. Paths are relative to the spec's file, also in --set."""
     overrides = [*(set_ or []), *([f"name={json.dumps(name)}"] if name is not None else [])]
     refuse_dashboard(address, lambda: as_ray_job(spec, overrides, resume))
     loaded, root = load_work(spec, overrides, resume)
+    _check_price(price, loaded.kind)
     if root is not None:
         check_not_queued(root)
     if isinstance(loaded, SweepSpec):
@@ -135,7 +138,7 @@ def run(
                 check_sweep(loaded)
         raise typer.Exit(run_sweep_here(loaded, root, address, quiet))
     if isinstance(loaded, CompareSpec):
-        raise typer.Exit(run_comparison_here(loaded, root, address, quiet))
+        raise typer.Exit(run_comparison_here(loaded, root, address, quiet, price))
     with closing(ProgressWithRoot(progress_of(quiet))) as progress:
         from jobs.finetune import run_on_ray
 
@@ -226,19 +229,28 @@ def runs(storage: Storage = None, json_: Json = False) -> None:
 
 
 @_command(YOURS, "show rotten-20261124")
-def show(run: RunArgument, storage: Storage = None, json_: Json = False) -> None:
+def show(run: RunArgument, storage: Storage = None, price: Price = None, json_: Json = False) -> None:
     """Show one run: status, metrics, paths, events, log.
 
-    If the run failed, the end of its log follows.
+    If the run failed, the end of its log follows. The table of a comparison has costs if --price is given here, or was
+    given to its run.
     """
     details = run_list.describe_run(run_meant(run, storage_root(storage)))
+    _check_price(price, details.spec.get("kind"))
     typer.echo(details.model_dump_json() if json_ else text.run_page(details))
     if not json_ and details.spec.get("kind") == "compare":
         from jobs.comparison.measured import comparison_so_far
         from jobs.comparison.page import comparison_text
 
         if (found := comparison_so_far(JobPaths(details.summary.root))) is not None:
+            found = found if price is None else found.model_copy(update={"price": price})
             typer.echo(f"\n{comparison_text(found)}")
+
+
+def _check_price(price: float | None, kind: str | None) -> None:
+    """Raise InputError if a price is given and the kind of the spec has no table with costs."""
+    if price is not None and kind != "compare":
+        raise InputError("--price is for the table of a comparison. For what a job will cost: fleetune plan --price")
 
 
 @_command(YOURS, "stop rotten-20261124")

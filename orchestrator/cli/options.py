@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fnmatch
 import math
 import os
@@ -17,6 +18,7 @@ import typer
 
 from cluster.errors import InputError, SpecError
 from cluster.settings import is_without_server, server_url
+from jobs.planning.accelerators import Machines, machines_of
 from orchestrator.cli import completion as completing
 
 if TYPE_CHECKING:
@@ -54,6 +56,22 @@ Storage = Annotated[
     str | None,
     typer.Option("--storage", metavar="PATH", help="Directory or URL of runs [FLEETUNE_STORAGE_PATH, else ./runs]."),
 ]
+On = Annotated[
+    str | None,
+    typer.Option(
+        "--on", metavar="GPUS", help="GPUs to plan for: 8xH100-80, or 2x8xH100-80 for two nodes [the spec's]."
+    ),
+]
+HostMemory = Annotated[
+    float | None,
+    typer.Option(
+        "--host-memory",
+        min=1.0,
+        metavar="GIB",
+        help="Memory of a node of --on [usual for these GPUs].",
+        callback=finite,
+    ),
+]
 Price = Annotated[
     float | None,
     typer.Option("--price", min=0.0, metavar="X", help="Price of one GPU for one hour.", callback=finite),
@@ -77,6 +95,19 @@ OneTenant = Annotated[
     str | None,
     typer.Option("--tenant", metavar="NAME", help="Show only this tenant.", autocompletion=completing.tenant_names),
 ]
+
+
+def machines_on(on: str | None, host_memory: float | None) -> Machines | None:
+    """Return the machines that --on and --host-memory describe; None: those of the spec.
+
+    Raises:
+        InputError: --on cannot be read, or --host-memory is given without it.
+    """
+    if on is None:
+        if host_memory is not None:
+            raise InputError("--host-memory describes the nodes of --on: give --on too")
+        return None
+    return dataclasses.replace(machines_of(on), node_gib=host_memory)
 
 
 def job_ids(offered: completing.Offers) -> Any:

@@ -59,11 +59,14 @@ def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, qu
     return outcome.exit_code
 
 
-def run_comparison_here(spec: CompareSpec, resume: str | None, address: str | None, quiet: bool) -> int:
+def run_comparison_here(
+    spec: CompareSpec, resume: str | None, address: str | None, quiet: bool, price: float | None
+) -> int:
     """Run a comparison, print its table, and return the exit code.
 
     Args:
         resume: root of an earlier comparison.
+        price: see `run_comparison`.
 
     Raises:
         FleetuneError: a mistake found before anything was written.
@@ -79,6 +82,7 @@ def run_comparison_here(spec: CompareSpec, resume: str | None, address: str | No
         progress=progress_of(quiet, stream, events_only=True),
         display=lambda: progress_of(quiet, stream, sweep=True),
         resume=resume,
+        price=price,
     )
     if (found := read_comparison(paths)) is not None:
         typer.echo(comparison_text(found))

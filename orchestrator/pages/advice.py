@@ -29,19 +29,20 @@ def advice_page(
 
     Args:
         impossible: methods that cannot be planned for this model, with the reason.
-        rate: learning rate of the spec, for full fine-tuning.
+        rate: learning rate for full fine-tuning.
         price: of one GPU for one hour.
     """
     others = choice.changes or ("none: no other data, tasks, goal or machines alone would change it",)
     facts = [
         ("data", f"{situation.data} for training"),
+        ("measure", situation.measure),
         ("machines", str(plans["full"].machines)),
         ("advice", "no method fits" if choice.method is None else f"method: {choice.method}"),
         ("because", choice.why),
         *(("other advice", other) for other in others),
         *((f"no {NAMES[method]}", why) for method, why in impossible.items()),
     ]
-    head = ("", "trained", "checkpoint", "strategy", "GiB", "whole run", "rate")
+    head = ("", "trained", "checkpoint", "strategy", "GiB", "whole run", "learning rate")
     about = {method: "" if method == "full" else "about " for method in plans}
     rows = [(method, *_row(plan, price), f"{about[method]}{_rates(rate)[method]:g}") for method, plan in plans.items()]
     limits = (
@@ -65,6 +66,7 @@ def advice_json(
         "changes": choice.changes,
         "examples": situation.examples,
         "tokens": situation.tokens,
+        "counted_by": "examples" if situation.is_labelled else "tokens",
         "tasks": situation.tasks,
         "learning_rates": {method: _rates(rate)[method] for method in plans},
         "plans": {method: plan_json(plan, price) for method, plan in plans.items()},

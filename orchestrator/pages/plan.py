@@ -14,8 +14,16 @@ from typing import Any, Final
 from cluster.text import compact, long_duration, many
 from jobs.planning.accelerators import GIB
 from jobs.planning.memory import Memory
+from jobs.planning.step_time import EFFICIENCY
 from jobs.planning.strategies import JobPlan, Option
-from jobs.preflight.plan_text import format_fields, format_missing, format_refusal, format_strategy, gib
+from jobs.preflight.plan_text import (
+    format_fields,
+    format_missing,
+    format_refusal,
+    format_sharding,
+    format_strategy,
+    gib,
+)
 from jobs.run.run_plan import PlanCheck
 from jobs.search.planned import Cost, PlannedTrials
 from jobs.search.rules.spec_text import format_sweep
@@ -27,6 +35,7 @@ _PARTS: Final = {
     "optimizer_states": "optimizer states",
     "activations": "activations",
     "logits": "logits",
+    "evaluation": "logits of an evaluation",
     "gathered_buckets": "gathered parameters",
     "communication": "communication buffers",
     "reserve": "reserve",
@@ -42,6 +51,9 @@ _HOST_PARTS: Final = {
     "host_checkpoint_copy": "copies of the state",
 }
 _MOST_OPTIONS: Final = 12
+_KEPT: Final = (
+    "on CPUs, the time of an option depends on more than a plan knows. To take it, write its fields in the spec"
+)
 # (predicted, measured) of a run, by the name that programs read.
 _PREDICTIONS: Final = {
     "memory": attrgetter("predicted_bytes", "measured_bytes"),
@@ -161,7 +173,7 @@ def _facts(plan: JobPlan, option: Option, price: float | None, section: str) -> 
         ("machines", f"{plan.machines} ({option.room / GIB:.1f} GiB for each {device})"),
         ("model", f"{compact(plan.parameters)} parameters, {plan.precision}"),
         ("batch", f"{many(batching.rows, 'row')} of {many(plan.seq_len, 'token')} in a step{no_rows}"),
-        ("step", f"{_seconds(time.seconds)}, {compact(time.tokens_per_s)} tokens/s, {100 * time.mfu:.0f} % MFU"),
+        ("step", f"{_seconds(time.seconds)}, {compact(time.tokens_per_s)} tokens/s, {_format_mfu(time.mfu)}"),
     ]
     hours = plan.hours(option)
     if hours is None:
@@ -172,6 +184,10 @@ def _facts(plan: JobPlan, option: Option, price: float | None, section: str) -> 
     cost = "" if price is None else f", {used * price:,.2f} at {price:g} for an hour"
     length = f"{many(plan.total_steps or 0, 'step')}, about {long_duration(3600 * hours)}"
     return [*facts, ("whole run", f"{length}, {used:,.1f} {device}-hours{cost}")]
+
+
+def _format_mfu(mfu: float) -> str:
+    return f"{100 * mfu:.0f} % MFU (computing at {100 * EFFICIENCY:.0f} % is assumed)"
 
 
 def _occupies_all(rows: int, workers: int, micro_batch: int) -> bool:
@@ -207,23 +223,25 @@ def _options(plan: JobPlan) -> str:
         best_of[_without_micro_batch(best)] = best
     others = sorted(best_of.values(), key=_rank)
     shown = list(dict.fromkeys([plan.spec_option, *others]))[:_MOST_OPTIONS]
-    head = ("", "strategy", "passes", "GiB", "step", "tokens/s", "MFU", "fits")
-    return columns(
-        head,
-        [
-            (
-                "*" if option == best else "",
-                format_strategy(option.strategy),
-                str(option.batching.accumulation),
-                gib(option.memory.total),
-                _seconds(option.time.seconds),
-                compact(option.time.tokens_per_s),
-                f"{100 * option.time.mfu:.0f} %",
-                "yes" if option.fits else f"{format_missing(option)} too much",
-            )
-            for option in shown
-        ],
-    )
+    head = ("", "strategy", "micro-batch", "passes", "GiB", "step", "tokens/s", "MFU", "fits")
+    rows = [
+        (
+            "*" if option == best else "",
+            format_sharding(option.strategy),
+            str(option.strategy.per_device_train_batch_size),
+            str(option.batching.accumulation),
+            gib(option.memory.total),
+            _seconds(option.time.seconds),
+            compact(option.time.tokens_per_s),
+            f"{100 * option.time.mfu:.0f} %",
+            "yes" if option.fits else f"{format_missing(option)} too much",
+        )
+        for option in shown
+    ]
+    if len({option.strategy.per_device_train_batch_size for option in shown}) == 1:
+        return columns(head, rows)
+    each = "each row has its own best micro-batch: compare GiB only between equal ones"
+    return f"{columns(head, rows)}\n{each}"
 
 
 def _without_micro_batch(option: Option) -> object:
@@ -240,6 +258,8 @@ def _verdict(plan: JobPlan, best: Option | None, what: str) -> str:
         return format_refusal(plan, what)
     given = {"resources": plan.resources, "train": best.changes}
     sections = [f"{name}:\n  " + format_fields(fields, "\n  ") for name, fields in given.items() if fields]
+    if not sections and plan.keeps_slower:
+        return f"the spec fits as it is, and is kept although another option is faster: {_KEPT}"
     if not sections:
         return "the spec fits as it is"
     fits = "the fastest option that fits" if best.changes else f"the spec fits on {plan.machines}"
@@ -251,7 +271,9 @@ def format_plan(check: PlanCheck) -> str:
     memory = f"{'at most ' * check.is_bound}{gib(check.predicted_bytes)} GiB predicted"
     if check.measured_bytes is not None:
         error = _error(check, "memory")
-        memory += f", {gib(check.measured_bytes)} measured" + ("" if error is None else f" ({_signed(error)})")
+        is_above = check.is_bound and check.measured_bytes > check.predicted_bytes
+        said = " (above that bound, which leaves out what reads data and computes metrics)" if is_above else ""
+        memory += f", {gib(check.measured_bytes)} measured" + (said if error is None else f" ({_signed(error)})")
     if check.predicted_step_s is None:
         return memory
     step = f"step {_known_seconds(check.predicted_step_s)} predicted"

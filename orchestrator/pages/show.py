@@ -277,7 +277,8 @@ def run_page(details: RunDetails) -> str:
         ("model", str(job.get("model", {}).get("path"))),
         ("data", _data_of(job)),
         *kind,
-        *_before_and_after(details, run.metrics, run.evaluated_step),
+        # The metrics of a comparison are those of its best method, which its table has.
+        *(() if "methods" in spec else _before_and_after(details, run.metrics, run.evaluated_step)),
         *class_rows(details.confusion, job.get("data", {}).get("labels") or ()),
         ("forgetting", mixing),
         *trouble_rows(details.troubles),

@@ -10,9 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from cluster.text import compact
+from jobs.search.report.edge import edge_warning
 from jobs.search.rules.auto import (
     LATER,
-    brackets_rate,
     extrapolates,
     rate_for_a_whole_run,
     rate_range,
@@ -118,28 +118,6 @@ def end_warning(trials: Trials) -> str | None:
     return None
 
 
-_NEAR = 1.2  # ratio of rates between which no search would try another one
-
-
-def highest_warning(trials: Trials) -> str | None:
-    """Return a warning if `auto` found the best score at the highest rate that it compared."""
-    if not brackets_rate(trials.sweep):
-        return None
-    name, sign = varied_rate_name(trials.sweep), 1.0 if trials.sweep.lower_is_better else -1.0
-    compared = [trial for trial in trials.searched if not trial.without_rungs]
-    scores = {trial.values[name]: sign * trial.scores[0][1] for trial in compared if trial.scores}
-    if len(set(scores.values())) < 2 or min(scores.values()) < scores[highest := max(scores)]:
-        return None
-    if any(trial.diverged and trial.values[name] > highest for trial in trials.searched):
-        return None
-    if trials.greatest_rate is not None and highest * _NEAR > trials.greatest_rate:  # the probe has ruled out more
-        return None
-    return (
-        f"the score was still best at the highest learning rate that was compared ({highest:.2g}), so the best rate "
-        f"may lie above: start a new sweep with prior.learning_rate: {highest:.2g}, and a space that reaches higher"
-    )
-
-
 def noise_warning(trials: Trials) -> str | None:
     """Return a warning if the scores at the rung of `auto` differ so little that their order may be noise."""
     compared = [trial for trial in trials.searched if not trial.without_rungs and trial.scores]
@@ -190,7 +168,7 @@ def summary_lines(trials: Trials) -> list[str]:
             f"a parabola through the scores after step {fit.step} has its optimum at learning_rate {fit.optimum:.2g} "
             f"(probably {fit.low:.2g} to {fit.high:.2g}){whole}"
         )
-    warnings = (end_warning(trials) or highest_warning(trials), noise_warning(trials))
+    warnings = (end_warning(trials) or edge_warning(trials), noise_warning(trials))
     lines += [warning for warning in warnings if warning is not None]
     if trials.tokens_per_run:
         kind = "GPU" if trials.sweep.base.resources.gpus_per_worker else "CPU"

@@ -32,16 +32,17 @@ def format_trial(trial: Trial) -> str:
 
 
 def format_seeds(trials: Trials, trial: Trial) -> str:
-    """Describe the seeds of a finalist, `mean of 3 seeds 0.4628 ± 0.0110`, or of a repeat, `seed 43 of trial 5`.
+    """Describe the seeds of a finalist, `mean of 3 seeds 0.4628, standard deviation 0.0110`.
 
-    Empty for any other trial. The number after ± is the standard deviation.
+    Of a repeat: `seed 43 of trial 5`. Empty for any other trial.
     """
     if trial.repeats is not None:
         return f"seed {trial.spec.seed} of trial {trial.repeats}"
     scores = trials.scores_of_seeds(trial)
     if len(scores) < 2:
         return ""
-    return f"mean of {len(scores)} seeds {statistics.fmean(scores):.4f} ± {statistics.stdev(scores):.4f}"
+    mean, deviation = statistics.fmean(scores), statistics.stdev(scores)
+    return f"mean of {len(scores)} seeds {mean:.4f}, standard deviation {deviation:.4f}"
 
 
 def leaderboard_facts(trials: Trials) -> list[dict[str, Any]]:

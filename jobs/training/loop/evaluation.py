@@ -14,6 +14,7 @@ import torch.distributed as dist
 from cluster.errors import DataError, MetricFailed
 from jobs.data.order.row_order import shares
 from jobs.data.prepared import IGNORE_INDEX, Split
+from jobs.planning.memory import rows_within
 from jobs.spec.finetune import Spec
 from jobs.training.collectives import from_rank_0, on_rank_0
 from jobs.training.loop.loss import loss_sum
@@ -32,7 +33,6 @@ from jobs.training.model.batch import Batch, collate, model_logits
 from jobs.training.worker_context import WorkerContext
 
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]  # see `EvalPrediction`
-_MOST_LOGITS = 2**26  # logits of one forward pass: 256 MiB in fp32
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,6 @@ class Evaluator:
 def vocabulary_of(engine: torch.nn.Module) -> int:
     config: Any = getattr(engine, "module", engine).config
     return int(config.get_text_config().vocab_size)
-
-
-def rows_within(wanted: int, trained: int, logits_of_row: int) -> int:
-    """Return the rows of a forward pass: `wanted`, but at most as many as keep the logits within _MOST_LOGITS. Pure.
-
-    It is at least a micro-batch of training, which takes more memory than an evaluation of as many rows.
-    """
-    return min(wanted, max(trained, _MOST_LOGITS // max(logits_of_row, 1), 1))
 
 
 class _Tally:

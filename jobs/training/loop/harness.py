@@ -24,12 +24,13 @@ from cluster.text import did_you_mean
 from jobs.data.order.row_order import shares
 from jobs.data.prepared import IGNORE_INDEX
 from jobs.model_files.tokenizer import load_tokenizer
+from jobs.planning.memory import rows_within
 from jobs.run.metric_names import harness_name
 from jobs.spec.evaluation import SCORABLE, LmEval, is_task_file
 from jobs.spec.finetune import Spec
 from jobs.storage.outages import is_outage
 from jobs.training.collectives import from_rank_0, on_rank_0
-from jobs.training.loop.evaluation import rows_within, vocabulary_of
+from jobs.training.loop.evaluation import vocabulary_of
 from jobs.training.model.batch import Batch, model_logits
 from jobs.training.worker_context import WorkerContext
 

@@ -6,14 +6,14 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from cluster.errors import InputError
 from jobs.comparison.checking import sweeps_to_plan
-from jobs.planning.accelerators import Machines, gang_machines, machines_of
+from jobs.planning.accelerators import Machines, gang_machines
 from jobs.planning.memory import COPIED_BY_TRIALS
 from jobs.planning.strategies import JobPlan
 from jobs.run.find import storage_root
@@ -28,7 +28,7 @@ from jobs.spec.finetune import Planned, Spec
 from jobs.spec.load import Loaded, finetune_spec, load_marked
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import strict_json
-from orchestrator.cli.options import Json, Price, Set, finite
+from orchestrator.cli.options import HostMemory, Json, On, Price, Set, machines_on
 from orchestrator.cli.output import progress_of
 from orchestrator.client.spec_names import Named, place_errors
 from orchestrator.pages.plan import accuracy_json, accuracy_page, plan_json, plan_page
@@ -37,20 +37,8 @@ from orchestrator.pages.plan import accuracy_json, accuracy_page, plan_json, pla
 def plan(
     spec: Annotated[str | None, typer.Argument(metavar="SPEC", help="YAML or JSON file, or its URL.")] = None,
     set_: Set = None,
-    on: Annotated[
-        str | None,
-        typer.Option("--on", metavar="GPUS", help="GPUs to plan for: 8xH100-80, or 2x8xH100-80 for two nodes."),
-    ] = None,
-    host_memory: Annotated[
-        float | None,
-        typer.Option(
-            "--host-memory",
-            min=1.0,
-            metavar="GIB",
-            help="Memory of a node [usual for these GPUs].",
-            callback=finite,
-        ),
-    ] = None,
+    on: On = None,
+    host_memory: HostMemory = None,
     price: Price = None,
     accuracy: Annotated[
         bool, typer.Option("--accuracy", help="Compare predictions for past runs with what was measured.")
@@ -76,9 +64,7 @@ def plan(
         return
     if spec is None:
         raise InputError("give the spec of a job, or --accuracy for past runs")
-    if host_memory is not None and on is None:
-        raise InputError("--host-memory describes the nodes of --on: give --on too")
-    machines = None if on is None else replace(machines_of(on), node_gib=host_memory)
+    machines = machines_on(on, host_memory)
     marked = load_marked(spec, set_ or [])
     jobs = list(_jobs_of(marked, spec))
     with closing(progress_of(json_, sys.stderr)) as progress:

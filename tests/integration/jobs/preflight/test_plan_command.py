@@ -231,7 +231,8 @@ def test_advice_names_the_method_with_the_plan_of_each(tmp_path: pathlib.Path) -
     assert 0 < prompt["trained"] < lora["trained"]
     assert full["total_steps"] == lora["total_steps"] == prompt["total_steps"] == 8
     page = CliRunner().invoke(app, ["advise", str(file), "--on", "1xA100-80"]).output
-    assert "method: lora" in page and "with 10,000 such examples or more: full fine-tuning" in page
+    assert "method: lora" in page and "with 10,000 examples or more: full fine-tuning" in page
+    assert "labelled data counts by its examples" in page and "learning rate\n" in page
     refused = CliRunner().invoke(app, ["advise", str(file), "--on", "1xH1000"])
     assert refused.exit_code == 2 and "H100" in refused.output
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from bench.zoo.tiny import save_tokenizer, tiny_config
 from cluster.errors import DataError, InputError, RunFailed, SpecError, StorageError
+from jobs.model_files.directory import tensor_shapes
+from jobs.model_files.lora_targets import SAME_NAMES, targets_problem
 from jobs.run.find import export_source
 from jobs.run.outcome import Outcome, Status, write_outcome
 from jobs.run.paths import JobPaths
@@ -84,6 +87,24 @@ def test_settings_that_make_no_sense_are_refused(tmp_path: pathlib.Path, changes
     spec = tiny.spec_of(tmp_path, model, tmp_path / "text.jsonl", data__packing=False, **changes)
     with pytest.raises(SpecError, match=said):
         load_model(spec, str(model), "fp32", 0)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bloom", "bert", "encoder"])
+def test_a_module_that_gets_an_adapter_is_known_from_the_names_of_the_weights(
+    tmp_path: pathlib.Path, kind: str
+) -> None:
+    folder, classify = tiny.save_model(tmp_path / kind, kind), kind in ("bert", "encoder")
+    spec = tiny.spec_of(tmp_path, folder, tmp_path / "rows.jsonl", classify=classify, method="lora")
+    adapted_model: Any = load_model(spec, str(folder), "fp32", 0)
+    modules = {name.partition(".lora_A")[0] for name in trained_names(adapted_model) if ".lora_A" in name}
+    wanted = [*modules, *(name.rpartition(".")[2] for name in modules)]
+    assert modules and targets_problem(wanted, adapted_model.config.model_type, tensor_shapes(str(folder))) is None
+
+
+def test_transformers_renames_no_weights_of_the_types_whose_names_are_compared() -> None:
+    known = set(transformers.models.auto.configuration_auto.CONFIG_MAPPING)
+    assert known >= SAME_NAMES
+    assert {name for name in SAME_NAMES if get_checkpoint_conversion_mapping(name)} == set()
 
 
 def test_an_adapter_in_bf16_is_read_back_in_bf16(tmp_path: pathlib.Path) -> None:

@@ -18,6 +18,7 @@ from jobs.comparison.figures import (
     rate_of,
 )
 from jobs.comparison.page import comparison_page, comparison_table, comparison_text
+from jobs.search.report.edge import RateAtEdge
 
 
 def run_figures(loss: float, general: float | None = None, before: float = 3.0, **changes: Any) -> RunFigures:
@@ -92,6 +93,40 @@ def test_the_best_is_named_with_those_that_are_not_apart_from_it() -> None:
         "its interval overlaps with that of lora-r4: more seeds may tell them apart",
         "best learning rates as multiples of that of full fine-tuning: 20 times with lora-r1, 10 times with lora-r4",
     ]
+
+
+@pytest.mark.parametrize(
+    ("is_within", "advice"),
+    [
+        (True, "fleetune sweep extend lora --runs 2, or start again with a space that reaches lower"),
+        (False, "start again with a space that reaches lower"),
+    ],
+)
+def test_a_best_rate_at_the_edge_of_those_compared_is_told_for_its_method(is_within: bool, advice: str) -> None:
+    edge = RateAtEdge(end="lowest", rate=1e-3, compared=3, is_within=is_within)
+    said = findings(comparison(method("full", [0.4, 0.5]), method("lora", [0.6, 0.7], at_edge=edge)))
+    assert said[-1] == (
+        "lora was best at the lowest of 3 compared learning rates (1.0e-03), and lower ones were not tried: " + advice
+    )
+
+
+def test_with_a_price_the_table_has_what_each_search_cost() -> None:
+    found = comparison(method("full", [0.4, 0.5], device_hours=3.0), method("lora", [0.6, 0.7], device_hours=0.5))
+    assert "cost" not in comparison_table(found)[0]
+    priced = found.model_copy(update={"price": 2.5})
+    heads, rows = comparison_table(priced)
+    assert heads[-1] == "cost" and [row[-1] for row in rows] == ["7.50", "1.25"]
+    note = "cost is that of the whole search, at 2.5 for an hour of one GPU"
+    assert comparison_text(priced).endswith(note) and f"<p>{note}.</p>" in comparison_page(priced, "x")
+    on_cpus = priced.model_copy(update={"device": "CPU", "cpus_per_worker": 4})
+    assert comparison_table(on_cpus)[1][0][-1] == "1.88", "the price is that of a worker, as in a plan"
+
+
+def test_the_meaning_of_the_interval_stands_below_the_table() -> None:
+    said = "± is half of the 95 % confidence interval over the seeds"
+    several, single = comparison(method("full", [0.4, 0.5])), comparison(method("full", [0.4]))
+    assert said in comparison_text(several) and said in comparison_page(several, "x")
+    assert "±" not in comparison_text(single)
 
 
 def test_seeds_that_failed_are_named() -> None:

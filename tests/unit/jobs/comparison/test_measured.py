@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from jobs.comparison.measured import comparison_so_far, measure, read_comparison
 from jobs.comparison.page import comparison_text
 from jobs.run.outcome import Outcome, Status, event, write_outcome
 from jobs.run.paths import JobPaths
+from jobs.run.summary import describe_run
 from jobs.search.ledger import Ledger
 from jobs.search.spending import devices_of
 from jobs.spec.load import dump_spec
 from jobs.storage import files as storage
 from jobs.storage.files import write_bytes
 from jobs.storage.journal import JournalWriter
+from orchestrator.pages.show import run_page
 from tests.unit.jobs.spec.test_compare import compare_of
 
 
@@ -50,8 +53,9 @@ def test_a_sweep_that_went_on_after_its_comparison_has_new_figures(tmp_path: Pat
     for method in spec.methods:
         write_bytes(JobPaths(paths.method(method.name)).spec, dump_spec(spec.sweep_of(method)))
         write_outcome(JobPaths(paths.method(method.name)), ended)
-    kept = measure(spec, paths)
+    kept = measure(spec, paths, price=2.5)
     write_comparison(paths, kept)
+    assert measure(spec, paths).price == 2.5, "a resume keeps the price"
     write_outcome(paths, ended)
     assert comparison_so_far(paths) == kept
     newer = storage.read_bytes(paths.comparison).replace(b"{\n", b'{ "added": 1,\n')
@@ -70,3 +74,12 @@ def test_a_sweep_that_went_on_after_its_comparison_has_new_figures(tmp_path: Pat
     assert write_again_after(searched) and storage.read_bytes(paths.comparison_page) != before
     storage.remove_file(paths.outcome)  # it is resumed, and writes its figures itself
     assert not write_again_after(searched) and not write_again_after(JobPaths(str(tmp_path / "runs/found-1")))
+
+
+def test_the_metrics_of_a_comparison_are_only_in_its_table(tmp_path: Path) -> None:
+    """The outcome has those of the best method, and a line "after" would not say of which."""
+    spec, paths = compare_of(tmp_path), JobPaths(str(tmp_path / "runs/compare-20261128-120000-abcd"))
+    write_bytes(paths.spec, dump_spec(spec))
+    now = datetime.datetime.now(datetime.UTC)
+    write_outcome(paths, Outcome(status=Status.SUCCEEDED, metrics={"eval_loss": 0.54}, ended_at=now))
+    assert not re.search(r"^after", run_page(describe_run(paths.root)), re.MULTILINE)

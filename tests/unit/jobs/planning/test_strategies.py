@@ -14,6 +14,7 @@ from jobs.planning.strategies import JobPlan, options
 from jobs.planning.strategy import Strategy
 from jobs.preflight.plan_text import format_refusal
 from jobs.spec.finetune import PLANNED, Planned
+from orchestrator.pages.plan import plan_page
 
 B = 10**9
 
@@ -188,3 +189,32 @@ def test_small_buffers_are_tried_where_they_may_suffice() -> None:
     assert time.seconds == pytest.approx(time.compute_s + time.communication_s + time.optimizer_s), "nothing overlaps"
     assert not any(one.strategy.has_small_buffers for one in with_room(needed + 0.05).options if one.fits)
     assert with_room(needed - 0.05, frozenset({"gradient_checkpointing"})).chosen is None
+
+
+def small_model(machines: Machines, choosable: frozenset[Planned] = PLANNED) -> JobPlan:
+    """A plan for a model that is the faster the larger its micro-batch is."""
+    batching = Batching(64, 1, 64 // machines.gpus, machines.gpus)
+
+    def traced_small(strategy: Strategy) -> ModelTrace:
+        return replace(trace(strategy.gradient_checkpointing, 10**6), flops_per_row=1000)
+
+    compared = options(Strategy(), batching, choosable, traced_small, machines)
+    return JobPlan(machines, "bf16", 10**6, 10**6, 4096, compared, choosable, None)
+
+
+def test_workers_without_gpu_tell_that_they_keep_values_that_are_slower() -> None:
+    cores = Machines(1, 2, replace(accelerator_of("H100-80"), name=CPU, memory_gib=500.0))
+    plan = small_model(cores)
+    assert plan.chosen == plan.spec_option and plan.keeps_slower
+    assert not small_model(cores, frozenset()).keeps_slower and not small_model(on(2, "H100-80")).keeps_slower
+    assert "is kept although another option is faster: on CPUs, the time of an option depends" in plan_page(plan)
+
+
+def test_a_page_names_what_is_assumed_and_has_a_column_of_micro_batches() -> None:
+    page = plan_page(small_model(on(2, "H100-80")))
+    assert "% MFU (computing at 45 % is assumed)" in page
+    head = next(line for line in page.splitlines() if "passes" in line)
+    assert head.split()[:3] == ["strategy", "micro-batch", "passes"]
+    each = "each row has its own best micro-batch: compare GiB only between equal ones"
+    assert each in page
+    assert each not in plan_page(small_model(on(2, "H100-80"), frozenset({"zero"})))

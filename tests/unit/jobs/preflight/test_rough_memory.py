@@ -40,6 +40,15 @@ def test_logits_of_a_language_model_count() -> None:
     assert with_head is not None and without is not None and with_head - without >= 8 * 128 * 150_000 * 4 * 4
 
 
+def test_logits_of_an_evaluation_count() -> None:
+    config = MINILM | {"vocab_size": 150_000}
+    one_row = spec("causal-lm", rows=1)
+    scored = one_row.model_copy(update={"data": one_row.data.model_copy(update={"eval_fraction": 0.1})})
+    with_evaluation, without = (rough_bytes(one, config, 91_000_000, 128) for one in (scored, one_row))
+    assert with_evaluation is not None and without is not None
+    assert with_evaluation - without == 3 * 128 * 150_000 * 4  # 2**26 logits have three whole rows
+
+
 @pytest.mark.parametrize("missing", ["num_hidden_layers", "hidden_size", "num_attention_heads"])
 def test_what_is_not_known_is_not_bounded(missing: str) -> None:
     assert rough_bytes(spec(), {key: value for key, value in MINILM.items() if key != missing}, 91_000_000, 128) is None

@@ -227,7 +227,9 @@ def test_the_finalists_are_repeated_with_other_seeds_and_ranked_by_their_mean(sw
     assert [trial.number for trial in known.ranked()] == [3, 5, 7, 2, 4, 6, 1]
     assert [trial.number for trial in known.searched] == [1, 2, 3] and known.to_repeat() is None
     best, second, *_ = leaderboard(known).splitlines()[1:]
-    assert best.endswith("finished  mean of 3 seeds 0.4600 ± 0.0100") and second.endswith("seed 43 of trial 3")
+    assert best.endswith("finished  mean of 3 seeds 0.4600, standard deviation 0.0100") and second.endswith(
+        "seed 43 of trial 3"
+    )
     assert leaderboard_facts(known)[0]["mean"] == pytest.approx(0.46)
 
 

@@ -27,12 +27,12 @@ from orchestrator.cli.output import exit_on_error
 
 # Scripts depend on these: whoever changes the list changes CHANGELOG.md too.
 COMMANDS = {
-    "run": {"SPEC", "--set", "--resume", "--address", "--name", "--quiet"},
-    "advise": {"SPEC", "--set", "--on", "--tasks", "--goal", "--price", "--json"},
+    "run": {"SPEC", "--set", "--resume", "--address", "--name", "--price", "--quiet"},
+    "advise": {"SPEC", "--set", "--on", "--host-memory", "--tasks", "--goal", "--price", "--json"},
     "plan": {"SPEC", "--set", "--on", "--host-memory", "--price", "--accuracy", "--storage", "--json"},
     "validate": {"SPEC", "--set", "--json"},
     "runs": {"--storage", "--json"},
-    "show": {"RUN", "--storage", "--json"},
+    "show": {"RUN", "--storage", "--price", "--json"},
     "stop": {"RUN", "--storage"},
     "save": {"RUN", "--storage"},
     "export": {"RUN", "--to", "--base-weight", "--merged", "--storage"},

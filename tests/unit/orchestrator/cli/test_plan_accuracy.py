@@ -66,6 +66,8 @@ def test_a_bound_has_no_error_but_may_be_wrong(tmp_path: Path) -> None:
     assert "bounds of small jobs: 1 of 2 runs took at most that" in page and "<= 2.50  2.00" in page
     show = CliRunner().invoke(app, ["show", str(tmp_path / "a-20261124-115901-0001")]).stdout
     assert "at most 2.50 GiB predicted, 2.00 measured\n" in show
+    show = CliRunner().invoke(app, ["show", str(tmp_path / "a-20261124-115902-0001")]).stdout
+    assert "at most 1.50 GiB predicted, 2.00 measured (above that bound, which leaves out what reads data" in show
 
 
 def test_where_no_run_has_a_plan_it_says_why(tmp_path: Path) -> None:

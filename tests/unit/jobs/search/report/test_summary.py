@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from jobs.search.ledger import Ledger
+from jobs.search.report.edge import edge_of, edge_warning
 from jobs.search.report.summary import (
     end_warning,
     facts,
     fitted_rate,
-    highest_warning,
     noise_warning,
     parabola,
     summary_lines,
@@ -137,15 +137,32 @@ def test_a_score_that_is_best_at_the_highest_rate_is_told(tmp_path: Path) -> Non
     said = [line for line in summary_lines(falling) if "highest learning rate" in line]
     assert len(said) == 1 and "prior.learning_rate: 0.00012" in said[0]
     falling.set_bound(1.3e-4, 0)
-    assert highest_warning(falling) is None, "the probe has ruled out what is above"
+    assert edge_warning(falling) is None, "the probe has ruled out what is above"
     falling.set_bound(1e-3, 0)
-    assert highest_warning(falling) is not None
+    assert edge_warning(falling) is not None
     failed = falling.add({"learning_rate": 3e-4, "warmup_ratio": 0.06})
     falling.answered(failed, Answer(status="failed", reason="the loss was nan", diverged=True))
-    assert highest_warning(falling) is None
+    assert edge_warning(falling) is None
     for name, scores in (("bracketed", [1.206, 1.202, 1.204]), ("equal", [1.2, 1.2])):
         (tmp_path / name).mkdir()
-        assert highest_warning(compared(tmp_path / name, scores)) is None
+        assert edge_warning(compared(tmp_path / name, scores)) is None
+
+
+def test_a_score_that_is_best_at_the_lowest_rate_is_told(tmp_path: Path) -> None:
+    rising = compared(tmp_path, [1.202, 1.204, 1.206])
+    said = [line for line in summary_lines(rising) if "lowest learning rate" in line]
+    assert len(said) == 1 and said[0].endswith("prior.learning_rate: 3e-05, and a space that reaches lower")
+    edge = edge_of(rising)
+    assert edge is not None and (edge.end, edge.compared, edge.beyond) == ("lowest", 3, "lower")
+    (tmp_path / "equal").mkdir()
+    assert edge_of(compared(tmp_path / "equal", [1.2, 1.2, 1.3])) is None, "an equal score at a higher rate counts"
+
+
+def test_the_rates_of_every_algorithm_have_an_edge(tmp_path: Path) -> None:
+    edge = edge_of(ledger_with(tmp_path, {1e-4: 0.5, 2e-4: 0.4, 4e-4: 0.3}))
+    assert edge is not None and (edge.end, edge.rate, edge.is_within) == ("highest", 4e-4, False)
+    (tmp_path / "inner").mkdir()
+    assert edge_of(ledger_with(tmp_path / "inner", {1e-4: 0.5, 2e-4: 0.3, 4e-4: 0.4})) is None
 
 
 def compared(folder: Path, scores: list[float], **fields: object) -> Ledger:

@@ -66,9 +66,11 @@ def adapted(spec: Spec, model: Any, model_dir: str, new: Collection[str] = ()) -
 
     full = outermost({*head_modules(spec, model), *new})
     _check_not_tied(spec, model, full)
-    dtype = next(model.parameters()).dtype
+    first = next(model.parameters())
+    # PEFT would draw real weights for a model without data: seconds and gigabytes for many layers.
+    place = first.device if first.device.type == "meta" else contextlib.nullcontext()
     torch.manual_seed(spec.seed % 2**63)
-    with _without_warnings_for_others():
+    with _without_warnings_for_others(), place:
         if spec.method.kind == "lora":
             model = peft.inject_adapter_in_model(_lora_config(spec, model, full), model)
             if spec.train.gradient_checkpointing:
@@ -80,7 +82,7 @@ def adapted(spec: Spec, model: Any, model_dir: str, new: Collection[str] = ()) -
             model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
     for parameter in model.parameters():
         if parameter.requires_grad:  # DeepSpeed has one dtype for all, and keeps the fp32 copies
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(first.dtype)
     return model
 
 

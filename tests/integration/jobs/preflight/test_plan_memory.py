@@ -13,15 +13,17 @@ from typing import Any
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from jobs.planning.memory import memory_of, piece_of_loss
 from jobs.planning.strategy import Strategy
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
-from jobs.preflight.traced_pass import _linear, _watched, fake_model, traced_pass
+from jobs.preflight.traced_pass import _linear, _watched, fake_model, traced_pass, with_adapter
 from jobs.preflight.tracker import Tracker
 from jobs.training.loop import loss
-from jobs.training.model.load import DTYPES, model_config
+from jobs.training.model.load import DTYPES, empty_model, model_config
 from tests.support import tiny
 
 ROOT = pathlib.Path(__file__).parents[4]
@@ -114,6 +116,25 @@ def test_repeated_layers_give_the_trace_of_all_layers(
         for name in ("live", "live_per_row", "peak", "peak_per_row"):
             values, expected = ([getattr(one, name) for one in part] for part in (moments, whole))
             assert values == pytest.approx(expected, rel=0, abs=small)
+
+
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_adapters_of_a_model_without_data_are_made_without_data(tmp_path: pathlib.Path, method: str) -> None:
+    """For 80 large layers, drawing them took most of the time of a plan."""
+    drawn = list[torch.Size]()
+
+    class Draws(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            made = [one for one in tree_leaves(out) if isinstance(one, torch.Tensor) and one.is_floating_point()]
+            drawn.extend(one.shape for one in made if one.device.type != "meta")
+            return out
+
+    folder = config_dir(tmp_path / "model")
+    spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", method=method)
+    with Draws():
+        model = with_adapter(spec, empty_model(spec, str(folder)), str(folder), set())
+    assert drawn == [] and any(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_with_checkpointing_a_layer_of_experts_leaves_its_input_alone(tmp_path: pathlib.Path) -> None:

@@ -29,7 +29,7 @@ _HOST_ADAM_GB_S: Final = 25.0  # bandwidth of a worker's share of its host's mem
 _HELD_UP: Final = 8  # one measured step of this many may have been held up
 # A guess of the share of a step's time that is proportional to its computed tokens (`row_order.computed_tokens`). It
 # counts as much as four measured steps whose tokens deviate by a quarter from the mean (the sum of the squares).
-_SHARE_BY_TOKENS, _GUESS = 0.8, 0.25
+_SHARE_BY_TOKENS, _GUESS = 0.5, 0.25
 
 
 @dataclass(frozen=True)

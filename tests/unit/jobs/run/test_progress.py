@@ -172,7 +172,7 @@ def test_steps_of_different_length_count_by_their_mean_and_one_that_was_held_up_
     assert left_s == pytest.approx(900 * 2.0, rel=0.03)
 
 
-@pytest.mark.parametrize("by_tokens", [0.0, 0.8, 1.0])
+@pytest.mark.parametrize("by_tokens", [0.0, 0.5, 1.0])
 def test_a_step_counts_as_one_with_the_mean_tokens(by_tokens: float) -> None:
     """The third step is the first that counts, and has a third more tokens than the mean."""
     pace = Pace()
@@ -182,9 +182,7 @@ def test_a_step_counts_as_one_with_the_mean_tokens(by_tokens: float) -> None:
         took_s = (1 - by_tokens) * 2.0 + by_tokens * 2.0 * tokens / 300
         left_s = pace.eta_s(record(step, computed_tokens=tokens, step_time_s=took_s))
         if step == 3:
-            assert tokens == 400 and left_s == pytest.approx(
-                997 * 2.0, rel={0.0: 0.22, 0.8: 1e-6, 1.0: 0.06}[by_tokens]
-            )
+            assert tokens == 400 and left_s == pytest.approx(997 * 2.0, rel=0.17 if by_tokens != 0.5 else 1e-6)
         if step >= 20:
             assert left_s == pytest.approx((1000 - step) * 2.0, rel=0.04)
 

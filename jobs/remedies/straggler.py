@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from statistics import median
-from typing import Final
+from typing import Final, NamedTuple
 
 from jobs.run.remedies import RemedyReport
 
@@ -20,6 +20,8 @@ REMEDY: Final = "straggler"  # as in `jobs.spec.remedies`
 ENOUGH: Final = 5  # consecutive speed tests in which a rank must be slow, because other programs come and go
 SLOWER: Final = 1.5  # times the usual rank's time; for the noise of the tests, see decision 41
 _HAS_ITS_CORE: Final = 0.8  # share of the time; a thread that has its core for less shares it with others
+_OWN: Final = 0.5  # of the time without a core; if the worker's other threads compute for longer, they are the cause
+_REPEATED: Final = 6  # times that a host must be found slow, or five minutes, because programs of others come and go
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,39 @@ class Timing:
         host_s: seconds of the work on one core of the host; NaN if it failed.
         core_s: of these, the seconds in which the thread had a core.
         gpu_s: seconds of the work on the GPU; None without a GPU, NaN if it failed.
+        own_s: CPU time that other threads of the worker used meanwhile.
     """
 
     host_s: float
     core_s: float
     gpu_s: float | None = None
+    own_s: float = 0.0
+
+
+class Place(NamedTuple):
+    """Where a rank computes.
+
+    Attributes:
+        node: see `WorkerContext`.
+        processor: its model; "" if it is not known.
+    """
+
+    node: str
+    host: str
+    processor: str
 
 
 class Cause(StrEnum):
     """Why a rank is slow. The values are texts for people."""
 
     GPU = "the GPU is slow: throttled, broken, or used by another program too"
-    CORES = "other programs, or other threads of the worker, use the cores there"
+    CORES = "other programs use the cores there"
+    THREADS = "other threads of the worker use the cores there"
     PROCESSOR = "the processor is slow"
+
+
+# Times that a rank must be found slow before its node is named as faulty. A job's own threads do not make it faulty.
+FAULTY_AFTER: Final = {Cause.GPU: 1, Cause.CORES: _REPEATED, Cause.PROCESSOR: _REPEATED}
 
 
 @dataclass(frozen=True)
@@ -64,7 +86,7 @@ class Slow:
         return self.rank, self.cause
 
 
-def slow_ranks(tests: Sequence[Sequence[Timing]]) -> list[Slow]:
+def slow_ranks(tests: Sequence[Sequence[Timing]], enough: int = ENOUGH) -> list[Slow]:
     """Return the ranks that were slow in all of the newest speed tests, the lowest first.
 
     The usual time of a test is the lower median over all ranks. So a whole node is found too, if it has at most half of
@@ -75,9 +97,10 @@ def slow_ranks(tests: Sequence[Sequence[Timing]]) -> list[Slow]:
 
     Args:
         tests: oldest first, each with one timing for each rank.
+        enough: number of newest tests.
     """
-    newest = tests[-ENOUGH:]
-    if len(newest) < ENOUGH:
+    newest = tests[-enough:]
+    if len(newest) < enough:
         return []
     found: dict[int, Slow] = {}
     for rank, times in _slow_in_all([[timing.gpu_s for timing in test] for test in newest]).items():
@@ -85,10 +108,29 @@ def slow_ranks(tests: Sequence[Sequence[Timing]]) -> list[Slow]:
     has_gpu = newest[-1][0].gpu_s is not None
     for rank, times in _slow_in_all([[timing.host_s for timing in test] for test in newest]).items():
         share = _core_share(newest, rank)
-        cause = Cause.CORES if share < _HAS_ITS_CORE else Cause.PROCESSOR
-        if cause is Cause.CORES or not has_gpu:
-            found[rank] = Slow(rank, times, cause, share)
+        if share < _HAS_ITS_CORE:
+            found[rank] = Slow(rank, times, _who_uses_the_cores(newest, rank), share)
+        elif not has_gpu:
+            found[rank] = Slow(rank, times, Cause.PROCESSOR, share)
     return sorted(found.values(), key=lambda one: one.rank)
+
+
+def _who_uses_the_cores(tests: Sequence[Sequence[Timing]], rank: int) -> Cause:
+    its = [test[rank] for test in tests]
+    own = median(one.own_s / max(one.host_s - one.core_s, 1e-9) for one in its)
+    return Cause.THREADS if own >= _OWN else Cause.CORES
+
+
+def is_machine_at_fault(one: Slow, slow: Sequence[Slow], places: Sequence[Place]) -> bool:
+    """Whether a slow rank's machine should be faster.
+
+    A processor should be faster only if a rank that is not slow has the same model: processors differ between hosts.
+
+    Args:
+        places: of all ranks.
+    """
+    others = {place.processor for rank, place in enumerate(places) if rank not in {other.rank for other in slow}}
+    return one.cause is not Cause.PROCESSOR or places[one.rank].processor in others - {""}
 
 
 def _core_share(tests: Sequence[Sequence[Timing]], rank: int) -> float:
@@ -114,11 +156,12 @@ def report_of(ranks: Sequence[Slow], host: str) -> RemedyReport:
     numbers = ", ".join(str(one.rank) for one in ranks)
     who = f"rank {numbers} on host {host} computes" if len(ranks) == 1 else f"ranks {numbers} on host {host} compute"
     why = worst.cause.value
-    if worst.cause is Cause.CORES:
+    if worst.cause in (Cause.CORES, Cause.THREADS):
         why += f", and the thread that trains has one for {min(one.core_share for one in ranks):.0%} of the time"
     advice = {
         Cause.GPU: f"look at clocks, temperatures and processes of the GPUs on host {host} (nvidia-smi -q)",
         Cause.CORES: f"look at what else runs on host {host}, or use a host with free cores",
+        Cause.THREADS: f"look at what else the workers on host {host} do, or give them more CPUs",
         Cause.PROCESSOR: f"leave host {host} out, or use equal hosts",
     }
     return RemedyReport(

@@ -10,19 +10,24 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Final
 
 from cluster.local.supervisor import stat_fields
 from jobs.remedies.hang import Doing, Observations, Pulse, RankState
 from jobs.training.pulse import PULSE, STACKS, local_file, local_files
 
 _STACK_WITHIN_S, _POLL_S = 3.0, 0.1
+_PY_SPY: Final = Path(sys.executable).with_name("py-spy")  # a dependency of Ray's dashboard
 _LOG_WITHIN_S = 1.0  # a log's storage may block
 _MOST_FRAMES = 6
 _FRAME = re.compile(r'^  File "(?P<file>.*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
+_SPIED_FRAME = re.compile(r"^    (.*) \((.*):(\d+)\)$", re.MULTILINE)  # of py-spy
 _TRAINS = "/jobs/training/loop/"  # the thread whose stack contains this path is the one that trains
 # Innermost calls of a rank that waits for the others. With NCCL it waits in the call that reads the result, or, in a
 # speed test, in the call that waits for the GPU.
@@ -111,7 +116,7 @@ def _process(pid: int) -> tuple[str, float]:
 
 
 def _stacks(key: str, pulses: Collection[Pulse]) -> dict[int, str]:
-    """Ask the ranks that can answer for the stacks of their threads, and return the texts by rank."""
+    """Return the stacks of the ranks' threads by rank: as they answer, and as py-spy sees them if they cannot."""
     asked: dict[int, tuple[Path, int]] = {}
     for pulse in pulses:
         file = local_file(STACKS, key, pulse.rank)
@@ -120,7 +125,37 @@ def _stacks(key: str, pulses: Collection[Pulse]) -> dict[int, str]:
             if _process(pulse.pid)[0] not in "TtZ" and _catches(pulse.pid, signal.SIGUSR1):
                 os.kill(pulse.pid, signal.SIGUSR1)
                 asked[pulse.rank] = file, size
-    return _grown(asked)
+    answers = {rank: text for rank, text in _grown(asked).items() if text}
+    return _seen_by_py_spy([pulse for pulse in pulses if pulse.rank not in answers]) | answers
+
+
+def _seen_by_py_spy(pulses: Collection[Pulse]) -> dict[int, str]:
+    """Read the stacks of processes that cannot write them; return the texts by rank, as faulthandler writes them.
+
+    A rank is missing if py-spy is not installed, is slow, or may not read the memory of other processes.
+    """
+    reading = {}
+    for pulse in pulses:
+        command = [str(_PY_SPY), "dump", "--nonblocking", "--full-filenames", "--pid", str(pulse.pid)]
+        with contextlib.suppress(OSError):
+            reading[pulse.rank] = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+    until, texts = time.monotonic() + _STACK_WITHIN_S, dict[int, str]()
+    for rank, process in reading.items():
+        with process, contextlib.suppress(subprocess.TimeoutExpired):
+            try:
+                said = process.communicate(timeout=max(until - time.monotonic(), 0.0))[0]
+                texts[rank] = as_faulthandler(said.decode(errors="replace"))
+            finally:
+                process.kill()
+    return {rank: text for rank, text in texts.items() if text}
+
+
+def as_faulthandler(text: str) -> str:
+    """Return a dump of py-spy in the format of faulthandler; empty if it has no stack."""
+    threads = re.split(r"^Thread ", text, flags=re.MULTILINE)[1:]
+    return "\n".join("Thread " + _SPIED_FRAME.sub(r'  File "\2", line \3 in \1', thread) for thread in threads)
 
 
 def _grown(asked: Mapping[int, tuple[Path, int]]) -> dict[int, str]:

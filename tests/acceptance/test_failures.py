@@ -15,6 +15,7 @@ from functools import partial
 
 import pytest
 
+from jobs.remedies.hang import limit_s
 from jobs.run.checkpoints import committed_steps
 from jobs.run.outcome import Outcome, Status
 from jobs.run.paths import JobPaths
@@ -287,13 +288,15 @@ def test_a_rank_that_is_stopped_is_named_and_killed_and_the_run_goes_on(
     assert process.returncode == 0, output
     found, again = [one for one in read_journal(paths.events) if one["kind"] == "remedy"]
     data = found["data"]
-    # 13.9 and 4.5 s beside other tests; more on a busier machine, where steps take longer.
-    assert data["quiet_s"] < 60 and again["data"]["seconds"] < 60, (data, again)
+    longest_s = max(record["step_time_s"] for record in read_journal(paths.metrics))
+    # Steps of up to 3.3 s give 20 s. 10 s are for two looks, each with a process that Ray starts on the node.
+    assert data["quiet_s"] < limit_s(longest_s) + 10.0, (data, longest_s)
+    assert again["data"]["seconds"] < 60, again
     assert data["remedy"] == "hang" and data["rank"] in (0, 1) and data["state"] == "T", data
     assert "is stopped by a signal" in output and "was killed: starting the workers again" in output
     (stopped, other) = (
         pathlib.Path(paths.log(f"rank-{rank}")).read_text() for rank in (data["rank"], 1 - data["rank"])
     )
     assert "most recent call first" in other and "torch/distributed" in other
-    assert "most recent call first" not in stopped, "a stopped process cannot write its stack"
+    assert "/jobs/training/loop/" in stopped and data["stack"], "py-spy reads the stack that it cannot write"
     assert len(starts(paths)) == 2 and starts(paths)[1] >= 5

@@ -18,7 +18,7 @@ import pytest
 
 from jobs.remedies.hang import LEAST_S, Doing, Observations, hang_of
 from jobs.training.pulse import PulseWriter
-from jobs.training.rank_states import end_ranks, frames_of_loop, rank_states, waits_in_collective
+from jobs.training.rank_states import as_faulthandler, end_ranks, frames_of_loop, rank_states, waits_in_collective
 from tests.support.gangs import ROOT
 from tests.support.processes import wait_for
 
@@ -37,6 +37,9 @@ with PulseWriter("key", 1) as pulse:
     pulse.mark(Doing.STEP, 4)
     deadlock()
 """
+
+
+SCOPE = pathlib.Path("/proc/sys/kernel/yama/ptrace_scope")  # other than 0: users may not read their own processes
 
 
 @pytest.fixture
@@ -104,15 +107,38 @@ def test_a_deadlock_is_seen_with_its_place_logged_and_ended(
     assert rank_states("key", 0.0) == ()
 
 
-def test_a_stopped_rank_is_seen_and_only_a_victim_is_killed(stuck: subprocess.Popen[bytes]) -> None:
+def test_a_stopped_rank_is_seen_with_its_place_and_only_a_victim_is_killed(
+    stuck: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stuck.send_signal(signal.SIGSTOP)
     os.waitid(os.P_PID, stuck.pid, os.WSTOPPED | os.WNOWAIT)
     (observed,) = rank_states("key", 0.0)
+    assert observed.is_stopped
+    if os.geteuid() == 0 or not SCOPE.exists() or SCOPE.read_text().strip() == "0":
+        assert is_in_its_deadlock(observed), "py-spy reads the stack that it cannot write"
+    with monkeypatch.context() as without:
+        without.setattr("jobs.training.rank_states._PY_SPY", pathlib.Path("missing"))
+        (observed,) = rank_states("key", 0.0)
     assert observed.is_stopped and observed.second.stack == ""
     end_ranks("other", {}, {stuck.pid})
     end_ranks("key", {}, {stuck.pid + 1})
     time.sleep(0.1)
     assert stuck.poll() is None
+
+
+def test_a_dump_of_py_spy_is_read_as_one_of_faulthandler() -> None:
+    spied = """Process 7: python a.py
+Python v3.11.7 (/usr/bin/python3.11)
+
+Thread 7 (idle): "MainThread"
+    all_reduce (/site-packages/torch/distributed/distributed_c10d.py:3007)
+    train_step (/jobs/training/loop/loop.py:190)
+Thread 8 (active): "Thread-1 (reads)"
+    Thread.run (/lib/threading.py:982)
+"""
+    assert waits_in_collective(as_faulthandler(spied))
+    assert frames_of_loop(as_faulthandler(spied))[1] == "train_step (/jobs/training/loop/loop.py:190)"
+    assert as_faulthandler(spied).count("\n\n") == 1 and as_faulthandler("Error: Permission denied") == ""
 
 
 COLLECTIVE = """Thread 0x1 (most recent call first):

@@ -6,7 +6,17 @@ import math
 
 import pytest
 
-from jobs.remedies.straggler import ENOUGH, Cause, Slow, Timing, report_of, slow_ranks
+from jobs.remedies.straggler import (
+    ENOUGH,
+    FAULTY_AFTER,
+    Cause,
+    Place,
+    Slow,
+    Timing,
+    is_machine_at_fault,
+    report_of,
+    slow_ranks,
+)
 
 NORMAL = Timing(0.030, 0.030)
 
@@ -44,6 +54,21 @@ def test_a_gpu_is_blamed_only_if_its_host_is_not_slow() -> None:
     assert [one.cause for one in slow_ranks([late] * ENOUGH)] == [Cause.CORES]
     old_processor = [Timing(0.03, 0.03, 0.002), Timing(0.09, 0.09, 0.002)]
     assert slow_ranks([old_processor] * ENOUGH) == []
+
+
+def test_threads_of_the_worker_and_programs_of_others_are_told_apart() -> None:
+    for own_s, cause in ((0.06, Cause.THREADS), (0.0, Cause.CORES)):
+        (one,) = slow_ranks([[NORMAL, Timing(0.09, 0.03, own_s=own_s)]] * ENOUGH)
+        assert one.cause is cause
+    assert Cause.THREADS not in FAULTY_AFTER, "a job's own threads do not make a machine faulty"
+
+
+def test_a_processor_is_at_fault_only_if_the_same_model_is_faster_elsewhere() -> None:
+    slow = [Slow(1, 2.0, Cause.PROCESSOR, core_share=1.0), Slow(2, 2.0, Cause.PROCESSOR, core_share=1.0)]
+    for models, faulty in (("AAB", True), ("BAA", False), (["", "", ""], False)):
+        places = [Place(f"n{rank}", f"h{rank}", model) for rank, model in enumerate(models)]
+        assert is_machine_at_fault(slow[0], slow, places) is faulty, models
+    assert is_machine_at_fault(Slow(1, 2.0, Cause.CORES, core_share=0.5), [], places)
 
 
 def test_a_speed_test_that_failed_proves_nothing() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import faulthandler
 import math
 import os
-import re
 import sys
 import tempfile
 import threading
@@ -116,9 +115,11 @@ class SpeedWatch:
 
 def _processor() -> str:
     """Return the model of this host's processor; "" if it is not known."""
-    with contextlib.suppress(OSError):
-        if found := re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
-            return found[1]
+    with contextlib.suppress(OSError), Path("/proc/cpuinfo").open() as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
     return ""
 
 

@@ -32,6 +32,7 @@ from jobs.search.driver.trial_files import (
     unanswered,
     user_asks_to_end,
 )
+from jobs.search.driver.tune_failure import error_of_tune
 from jobs.search.driver.warm_gang import GangLost
 from jobs.search.ledger import Ledger
 from jobs.search.planned import plan_if_later, plan_of, planned_steps, steps_done
@@ -42,7 +43,6 @@ from jobs.search.rules.rungs import cooldown_of, next_stop, stops_of
 from jobs.search.rules.spec_text import format_space
 from jobs.search.spending import Spending, untried_only
 from jobs.search.trial import Trial
-from jobs.search.tuning.failure import error_of_tune
 from jobs.spec.load import dump_spec
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage

@@ -132,7 +132,7 @@ def test_adapters_of_a_model_without_data_are_made_without_data(tmp_path: pathli
 
     folder = config_dir(tmp_path / "model")
     spec = tiny.spec_of(tmp_path, folder, tmp_path / "none", method=method)
-    with Draws():
+    with Draws():  # type: ignore[no-untyped-call]
         model = with_adapter(spec, empty_model(spec, str(folder)), str(folder), set())
     assert drawn == [] and any(parameter.requires_grad for parameter in model.parameters())
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from cluster.errors import DataError, Diverged, MachinesFailed, RunFailed
 from jobs.run.paths import JobPaths
-from jobs.search.tuning.failure import error_of_tune
+from jobs.search.driver.tune_failure import error_of_tune
 from jobs.storage import files as storage
 from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray import fit

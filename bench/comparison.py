@@ -65,7 +65,7 @@ class Task:
     """What is compared: the spec of the job, and the methods.
 
     Attributes:
-        tokens: of a row for which operations are counted.
+        tokens: length of a row, for the count of operations.
     """
 
     model: pathlib.Path

@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -34,6 +35,7 @@ from cluster.settings import torchrun_world
 from jobs.data.order.stream import StepRows, Stream
 from jobs.data.preparation.prepare import prepare
 from jobs.remedies import outliers
+from jobs.remedies.hang import Doing
 from jobs.remedies.outliers import FEWEST, after_step, outlier_of
 from jobs.run.checkpoints import StepHistory
 from jobs.run.paths import JobPaths
@@ -44,6 +46,7 @@ from jobs.storage.journal import read_journal
 from jobs.training.loop import loop
 from jobs.training.loop import step as step_module
 from jobs.training.model.batch import Batch, collate
+from jobs.training.pulse import PulseWriter
 from jobs.training.worker_context import TorchrunWorkerContext
 from jobs.training.worker_input import Job
 
@@ -143,14 +146,21 @@ def run_gang(folder: pathlib.Path, cases: dict[str, dict[str, Any]]) -> None:
 
 
 class Worker(TorchrunWorkerContext):
-    """Knows the step that it trains, from 1."""
+    """Knows the step that it trains, from 1, and has the heartbeat of a worker under Ray."""
 
     step = 0
+    pulse = PulseWriter("", 0)  # writes nothing
 
     def steps(self, stream: Stream, start: int, rewound: bool = False) -> Iterator[StepRows]:
+        self.mark(Doing.DATA)
         for rows in super().steps(stream, start, rewound):
             self.step = rows.step + 1
+            self.mark(Doing.STEP)
             yield rows
+            self.mark(Doing.DATA)
+
+    def mark(self, doing: Doing) -> None:
+        self.pulse.mark(doing, self.step)
 
 
 def worker(listing: pathlib.Path) -> int:
@@ -161,7 +171,9 @@ def worker(listing: pathlib.Path) -> int:
         spec = load_spec(case["spec"])
         job = Job(spec, case["run"], case["prepared"], spec.model.path)
         worker = Worker(job.paths, 0, world)
-        watch = timed_parts(worker) if case.get("timed") else Stopwatch()
+        watch, key = Stopwatch(), ""
+        if case.get("timed"):
+            watch, key = timed_parts(worker), uuid.uuid4().hex
 
         def poisoned(*given: Any, at: int | None = case["poisoned"], worker: Worker = worker, **named: Any) -> Batch:
             batch = collate(*given, **named)
@@ -175,7 +187,11 @@ def worker(listing: pathlib.Path) -> int:
             return loss_sum(logits * (100 if worker.step == at else 1), targets)
 
         step_module.collate, step_module.loss_sum = poisoned, scaled
-        with contextlib.closing(loop.Reporter(job.paths, worker.rank)) as reporter:
+        with (
+            contextlib.closing(loop.Reporter(job.paths, worker.rank)) as reporter,
+            PulseWriter(key, worker.rank) as pulse,
+        ):
+            worker.pulse = pulse
             run = loop.set_up(job, worker, reporter)
             state, began = loop.begun(run, loop.restored(run)), time.perf_counter()
             try:
@@ -245,9 +261,9 @@ def watching(folder: pathlib.Path, text: pathlib.Path) -> dict[str, Any]:
 
 
 class Stopwatch:
-    """Adds up the seconds in which this thread is in chosen functions. A function that another one calls counts as it.
+    """Adds up the seconds that this thread spends in chosen functions, by the part to which they belong.
 
-    The waits for other ranks in a speed test count too.
+    A chosen function that is called by another one counts for the part of its caller. Waits for other ranks count too.
     """
 
     def __init__(self) -> None:

@@ -130,7 +130,7 @@ class JobPlan:
 
     @property
     def keeps_slower(self) -> bool:
-        """Whether workers without GPU keep the spec's values although another option that fits is faster."""
+        """Whether the spec's values are kept, on workers without GPU, although another option that fits is faster."""
         return self.chosen == self.spec_option != self._fastest
 
     @property

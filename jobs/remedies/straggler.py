@@ -122,9 +122,9 @@ def _who_uses_the_cores(tests: Sequence[Sequence[Timing]], rank: int) -> Cause:
 
 
 def is_machine_at_fault(one: Slow, slow: Sequence[Slow], places: Sequence[Place]) -> bool:
-    """Whether a slow rank's machine should be faster.
+    """Whether a machine is to blame for a slow rank.
 
-    A processor should be faster only if a rank that is not slow has the same model: processors differ between hosts.
+    Processors differ between hosts. So a slow processor is to blame only if a rank that is not slow has the same model.
 
     Args:
         places: of all ranks.

@@ -235,6 +235,8 @@ def show(run: RunArgument, storage: Storage = None, price: Price = None, json_: 
     If the run failed, the end of its log follows. The table of a comparison has costs if --price is given here, or was
     given to its run.
     """
+    if price is not None and json_:
+        raise InputError("--price adds costs to the table of a comparison, which --json leaves out: drop one of them")
     details = run_list.describe_run(run_meant(run, storage_root(storage)))
     _check_price(price, details.spec.get("kind"))
     typer.echo(details.model_dump_json() if json_ else text.run_page(details))

@@ -98,7 +98,7 @@ OneTenant = Annotated[
 
 
 def machines_on(on: str | None, host_memory: float | None) -> Machines | None:
-    """Return the machines that --on and --host-memory describe; None: those of the spec.
+    """Return the machines that --on and --host-memory describe; None if --on is not given.
 
     Raises:
         InputError: --on cannot be read, or --host-memory is given without it.

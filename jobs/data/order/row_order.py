@@ -284,7 +284,9 @@ def micro_batches(rows: Rows, per_device: int, accumulation: int, num_workers: i
 
 
 def computed_tokens(lengths: Rows, per_device: int, accumulation: int, num_workers: int) -> Rows:
-    """Count the tokens, with padding, for which steps wait: in each forward pass those of the worker with most.
+    """Count the tokens that decide how long each step takes, padding included.
+
+    In each forward pass, all workers wait for the one with most tokens.
 
     Args:
         lengths: (steps, rows), tokens of each row of each step.

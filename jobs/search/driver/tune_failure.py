@@ -1,4 +1,4 @@
-"""What an error of Ray Tune means for the sweep."""
+"""Turns an error of Ray Tune into the error with which the sweep ends."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jobs.training.on_ray.crash import How, crashes_of
 
 
 def error_of_tune(error: Exception, spec: Spec) -> FleetuneError:
-    """Return what an error of Ray Tune means. Ray may kill Tune's actor together with a worker that takes its memory.
+    """Return the error with which the sweep ends. Ray may kill Tune's actor together with a worker, for memory.
 
     Args:
         spec: of the base job, whose fields the advice names.
@@ -18,5 +18,5 @@ def error_of_tune(error: Exception, spec: Spec) -> FleetuneError:
     crash = next(iter(crashes_of(error.__cause__ or error)), None)
     if crash is None:
         return RunFailed(f"Ray Tune failed: {first_line(error)}")
-    help_ = f". If no other program took the memory: {advice(spec)}" if crash.how is How.MEMORY else ""
-    return MachinesFailed(f"{crash}, and Ray Tune with it{help_}")
+    said = f"Ray Tune ended because {crash}"
+    return MachinesFailed(f"{said}. {advice(spec)}" if crash.how is How.MEMORY else said)

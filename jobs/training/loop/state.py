@@ -134,7 +134,10 @@ class Run(Loaded):
         return float(computed_tokens(lengths, shape.per_device, shape.accumulation, shape.num_workers).mean())
 
     def mean_computed_tokens(self) -> float:
-        """Return `computed_tokens_of` the run, without a last step of fewer rows; of a long run, of its first steps."""
+        """Return the mean of `computed_tokens` over the run; of a long run, over its first steps.
+
+        A last step with fewer rows is left out.
+        """
         full = self.plan.total_rows // self.plan.rows_per_step
         steps = max(min(full, -(-_SAMPLED_ROWS // self.plan.rows_per_step)), 1)
         return self.computed_tokens_of(self.plan.rows_of_steps(0, steps), steps)

@@ -89,7 +89,7 @@ def situation_of(
     return Situation(
         examples=examples,
         tokens=tokens,
-        is_labelled="text" not in trained_on,
+        is_labelled=trained_on != {"text"},  # text beside labelled data is mostly replay
         parameters=full.parameters,
         tasks=tasks,
         possible=frozenset(plans),

@@ -163,7 +163,7 @@ def test_where_ray_kills_tunes_actor_too_the_sweep_ends_with_one_line_and_can_be
     spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
     found = error_of_tune(error, spec)
     assert isinstance(found, MachinesFailed)
-    said = "a process of this run (pid 42) on node 192.0.2.2 was killed for memory by Ray when the node had 23.0 of "
+    said = "Ray Tune ended because a process of this run (pid 42) on node 192.0.2.2 was killed for memory by Ray when "
     assert str(found).startswith(said) and "data.seq_len" in str(found) and "\n" not in str(found)
     assert "Ray Tune failed: RuntimeError: odd" in str(error_of_tune(RuntimeError("odd"), spec))
 

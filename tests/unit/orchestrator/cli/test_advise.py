@@ -43,11 +43,13 @@ def test_the_rate_for_full_fine_tuning_fits_the_method_of_the_spec(
         ({"train": "rows.jsonl", "format": "text"}, False),
         ({"train": "rows.jsonl", "format": "chat"}, True),
         ({"train": "rows.jsonl", "format": "instruction"}, True),
-        ({"train": ["a.jsonl", {"path": "b.jsonl", "format": "text"}], "format": "chat"}, False),
+        ({"train": ["a.jsonl", {"path": "b.jsonl", "format": "text"}], "format": "chat"}, True),
         ({"train": "a.jsonl", "format": "chat", "eval": {"path": "b.jsonl", "format": "text"}}, True),
     ],
 )
-def test_dialogues_are_labelled_and_text_is_not(data: dict[str, Any], is_labelled: bool) -> None:
+def test_dialogues_are_labelled_also_beside_text_for_replay_and_text_alone_is_not(
+    data: dict[str, Any], is_labelled: bool
+) -> None:
     spec = Spec.model_validate({"model": {"path": "m", "task": "causal-lm"}, "data": data})
     plans: dict[Method, JobPlan] = {"full": found(on(8, "H100-80"))}
     situation = situation_of(spec, plans, examples=9, tokens=90, tasks=1, goal="accuracy")

@@ -209,6 +209,12 @@ def test_validate_in_json_carries_plan_warnings_and_the_resolved_spec(job: str) 
     assert Spec.model_validate(answer["spec"]).data.train[0].path == str(Path(job).parent / "d.csv")
 
 
+def test_a_price_that_no_table_would_show_is_refused(job: str) -> None:
+    for arguments in (["run", job, "--price", "2"], ["show", "a-run", "--price", "2", "--json"]):
+        result = CliRunner().invoke(cli.app, arguments)
+        assert result.exit_code == 2 and "--price" in result.stderr and "comparison" in result.stderr, result.output
+
+
 def test_bad_spec_is_one_message_on_stderr_and_exit_code_2(job: str) -> None:
     code, printed, errors = call("validate", job, "--set", "train.lr=1", "--set", "seed=x")
     assert (code, printed) == (2, "")

@@ -83,6 +83,10 @@ class RankState:
     frames: tuple[str, ...] = ()
     stack: str = ""
 
+    @property
+    def is_stopped(self) -> bool:
+        return self.state == _STOPPED
+
 
 @dataclass(frozen=True)
 class Observations:
@@ -98,7 +102,7 @@ class Observations:
 
     @property
     def is_stopped(self) -> bool:
-        return self.first.state == self.second.state == _STOPPED
+        return self.first.is_stopped and self.second.is_stopped
 
     @property
     def waits(self) -> bool:

@@ -207,7 +207,8 @@ def _did(hang: Hang) -> str:
 
 def _cause(hang: Hang) -> str:
     rank = hang.rank
-    where = f" in {rank.frames[0]}" if rank.frames else ""
+    # A signal stops a process anywhere, so the place says nothing about the cause.
+    where = f" in {rank.frames[0]}" if rank.frames and not rank.is_stopped else ""
     return f"rank {rank.pulse.rank} on host {rank.host} {_did(hang)}{where}"
 
 

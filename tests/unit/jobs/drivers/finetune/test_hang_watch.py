@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ def test_a_stopped_rank_is_killed_once_and_the_crash_and_the_next_step_say_so(dr
     assert len(driver.asked) == 1, "a group that has made no step yet may take any time"
     driver.trains(3)
     assert driver.told[1]["effect"].startswith("training goes on 1")
+
+
+@pytest.mark.parametrize("state", ["T", "D"])
+def test_only_a_rank_that_was_not_stopped_from_outside_is_told_with_its_place(driver: Driver, state: str) -> None:
+    driver.trains(1, 2)
+    one = observed(1, state)
+    seen = replace(one.second, frames=("read (/lib/a.py:1)",))
+    driver.answers = [observed(0), Observations(seen, seen, 2.0)]
+    driver.passes(11.0)
+    (told,) = driver.told
+    assert told["stack"] == ["read (/lib/a.py:1)"] and ("in read (" in told["message"]) is (state == "D")
 
 
 def test_a_node_on_which_a_rank_hangs_twice_is_named_once(driver: Driver) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import Final
 
 from jobs.planning.memory import EventKind
@@ -112,15 +113,17 @@ def _ends(repeated: Sequence[bool], offset: int) -> tuple[int, int]:
 
 def _moved(line: Line, depth: Depth, copies: int, left: tuple[int, int]) -> Line:
     """Return the event as it is with `copies` more periods below it."""
-
-    def renamed(name: str) -> str:
-        layer = depth.layer_of(name)
-        if layer is None or layer < depth.first + depth.period:
-            return name
-        return f"{depth.prefix}.{layer + copies * depth.period}{name[len(f'{depth.prefix}.{layer}') :]}"
-
+    renamed = partial(_renamed, depth, copies)
     live, peak = (_plus(size, left, copies) for size in (line.live, line.peak))
     return Line(line.kind, renamed(line.place), tuple(map(renamed, line.parameters)), live, peak)
+
+
+@lru_cache(2**14)  # a name for each number of periods below it
+def _renamed(depth: Depth, copies: int, name: str) -> str:
+    layer = depth.layer_of(name)
+    if layer is None or layer < depth.first + depth.period:
+        return name
+    return f"{depth.prefix}.{layer + copies * depth.period}{name[len(f'{depth.prefix}.{layer}') :]}"
 
 
 def _plus(one: tuple[int, int], other: tuple[int, int], times: int) -> tuple[int, int]:

@@ -98,6 +98,7 @@ class Memory:
     parameters: int = 0
     gradients: int = 0
     optimizer_states: int = 0
+    optimizer_temporaries: int = 0  # copies of gradients for their norms and for Adam, if the update is highest
     activations: int = 0
     logits: int = 0
     evaluation: int = 0  # logits of an evaluation, if it is the highest moment
@@ -132,7 +133,7 @@ class Memory:
     def used(self) -> int:
         """`total` without the reserve."""
         return (
-            self.parameters + self.gradients + self.optimizer_states + self.activations
+            self.parameters + self.gradients + self.optimizer_states + self.optimizer_temporaries + self.activations
             + self.logits + self.evaluation + self.gathered_buckets + self.communication + self.program + self.kept
             + self.checkpoint_copy
         )  # fmt: skip
@@ -242,18 +243,21 @@ def _pass_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, device: 
     rows = strategy.per_device_train_batch_size
     piece = int(trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows))
     best, highest, logits = _Added(), 0, 0
+    held_by, held = best, 0
     for moment, before, copied, after in _pass(trace, strategy, num_workers, device):
+        if before is not held_by:
+            held_by, held = before, before.total
         pieces = piece if moment.kind == "loss" else 0
-        if before.total + moment.peak_at(rows) + pieces > highest:
+        if held + moment.peak_at(rows) + pieces > highest:
             best = before.with_activations(moment.peak_at(rows), logits, pieces)
             highest = best.total
         if moment.kind == "logits":
             logits = trace.logits_bytes_per_row * rows
-        if copied and before.total + copied + moment.live_at(rows) > highest:
+        if copied and held + copied + moment.live_at(rows) > highest:
             during = before._replace(communication=before.communication + copied)
             best = during.with_activations(moment.live_at(rows), logits)
             highest = best.total
-        if after.total > highest:
+        if after is not before and after.total > highest:
             best, highest = after, after.total
         logits = 0 if moment.kind == "gradient" else logits
     return replace(
@@ -328,7 +332,7 @@ def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, static
     gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.precision)
     flat = 0 if gradients.is_flat else 4 * largest_flat(trace, strategy.stage, num_workers)
     copies = max(flat, gradients.norm_at_update)
-    return replace(static, gradients=static.gradients + gradients.at_update + copies)
+    return replace(static, gradients=static.gradients + gradients.at_update, optimizer_temporaries=copies)
 
 
 def _evaluation_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device, static: Memory) -> Memory:

@@ -40,41 +40,76 @@ class Stack:
     depth: Depth
 
 
-@without_advice()
 def trace_model(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool = False) -> ModelTrace:
-    """Trace one step of the spec's model with rows of `seq_len` tokens.
+    """Trace one step of the spec's model, as `ModelTracer.trace` does."""
+    return ModelTracer(spec, model_dir, precision, on_gpu).trace(spec)
 
-    Args:
-        model_dir: a directory with config.json.
-        on_gpu: see `traced_pass`.
 
-    Raises:
-        DataError: transformers cannot build the model.
-        Exception: what torch raises for a step that depends on data.
-    """
-    base = built_empty(spec, model_dir)
-    new = set() if spec.method.kind == "full" else new_modules(lacking_and_unused(spec, model_dir)[0])
-    model, config = with_adapter(spec, base, model_dir, new), model_config(spec, model_dir)
-    build = functools.partial(fake_model, spec, model_dir, new, DTYPES[precision], on_gpu=on_gpu)
+class ModelTracer:
+    """Traces steps of one model. What is built for one strategy serves the others: adapters alone take seconds."""
 
-    def shortened(field: str, layers: int) -> Any:
-        short = empty_model(spec, model_dir, config=_with_layers(config, ((field, layers),)))
-        return with_adapter(spec, short, model_dir, new)
+    def __init__(self, spec: Spec, model_dir: str, precision: Precision, on_gpu: bool = False) -> None:
+        """Build nothing yet.
 
-    @functools.cache
-    def built(counts: Counts) -> FakeModel:
-        return build(_with_layers(config, counts))
+        Args:
+            model_dir: a directory with config.json.
+            on_gpu: see `FakeModel`.
+        """
+        self._spec, self._model_dir, self._precision, self._on_gpu = spec, model_dir, precision, on_gpu
+        self._built = dict[tuple[Counts, bool], FakeModel]()
 
-    traced = functools.partial(_traced, spec, precision, model, built, _stacks(model, shortened))
-    with contextlib.suppress(TooManyOperationsError):
-        return traced(functools.partial(traced_pass, spec, limited=True))
-    for step in STEPS:
-        with contextlib.suppress(NotAParabolaError):
-            short = traced(functools.partial(_lengthened, spec, step))
-            tokens = lengths_for(spec.data.seq_len, step)[-1]
-            note = f"rows of up to {tokens} tokens were traced, because this model computes one token after another"
-            return replace(short, note="; ".join(filter(None, (short.note, note))))
-    return traced(functools.partial(traced_pass, spec))
+    @without_advice()
+    def trace(self, spec: Spec) -> ModelTrace:
+        """Trace one step with rows of `seq_len` tokens.
+
+        Args:
+            spec: that of the tracer, with any `train.gradient_checkpointing` and `train.zero.stage`.
+
+        Raises:
+            DataError: transformers cannot build the model.
+            Exception: what torch raises for a step that depends on data.
+        """
+        model, stacks = self._whole, self._stacks
+        traced = functools.partial(_traced, spec, self._precision, model, functools.partial(self._fake, spec), stacks)
+        with contextlib.suppress(TooManyOperationsError):
+            return traced(functools.partial(traced_pass, spec, limited=True))
+        for step in STEPS:
+            with contextlib.suppress(NotAParabolaError):
+                short = traced(functools.partial(_lengthened, spec, step))
+                tokens = lengths_for(spec.data.seq_len, step)[-1]
+                note = f"rows of up to {tokens} tokens were traced, because this model computes one token after another"
+                return replace(short, note="; ".join(filter(None, (short.note, note))))
+        return traced(functools.partial(traced_pass, spec))
+
+    @functools.cached_property
+    def _whole(self) -> Any:
+        """The model with all layers and the adapter of its method."""
+        base = built_empty(self._spec, self._model_dir)
+        return with_adapter(self._spec, base, self._model_dir, self._new)
+
+    @functools.cached_property
+    def _new(self) -> set[str]:
+        if self._spec.method.kind == "full":
+            return set()
+        return new_modules(lacking_and_unused(self._spec, self._model_dir)[0])
+
+    @functools.cached_property
+    def _stacks(self) -> tuple[Stack, ...]:
+        return _stacks(self._whole, self._shortened)
+
+    def _shortened(self, field: str, layers: int) -> Any:
+        config = _with_layers(model_config(self._spec, self._model_dir), ((field, layers),))
+        short = empty_model(self._spec, self._model_dir, config=config)
+        return with_adapter(self._spec, short, self._model_dir, self._new)
+
+    def _fake(self, spec: Spec, counts: Counts) -> FakeModel:
+        """Build the model with these numbers of layers, or return it if a strategy before had the same."""
+        key = counts, spec.train.gradient_checkpointing
+        if key not in self._built:
+            config = _with_layers(model_config(spec, self._model_dir), counts)
+            dtype = DTYPES[self._precision]
+            self._built[key] = fake_model(spec, self._model_dir, self._new, dtype, config, self._on_gpu)
+        return self._built[key]
 
 
 def _lengthened(spec: Spec, step: int, model: FakeModel, rows: int, to_logits: bool = False) -> TracedPass:

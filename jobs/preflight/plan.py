@@ -8,8 +8,8 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any
 
 from cluster.errors import DataError, InputError, SpecError
 from cluster.imports import quick_imports
@@ -34,6 +34,9 @@ from jobs.preflight.cache import cached_cpu_speed, cached_trace
 from jobs.run.find import with_model_of_run
 from jobs.run.paths import prepared_root
 from jobs.spec.finetune import PLANNED, Planned, Spec
+
+if TYPE_CHECKING:
+    from jobs.preflight.model_trace import ModelTracer
 
 _LOCAL_GB_S = 1.0  # between workers of one machine through gloo: an assumption
 _MOST_CHARACTERS = 300
@@ -177,13 +180,14 @@ def _tracer(
         rows: the spec with the length of its longest row.
     """
     traces = dict[tuple[bool, int], ModelTrace]()
+    make = _maker(rows, model_dir, precision, on_gpu)
 
     def trace(strategy: Strategy) -> ModelTrace:
         asked = rows.with_value("train.gradient_checkpointing", strategy.gradient_checkpointing)
         asked = as_traced(asked.with_value("train.zero.stage", strategy.stage), config)
         key = strategy.gradient_checkpointing, asked.train.zero.stage
         if key not in traces:
-            traces[key] = _trace(asked, model_dir, precision, on_gpu)
+            traces[key] = cached_trace(asked, model_dir, precision, on_gpu, partial(make, asked))
         return traces[key]
 
     return trace
@@ -196,27 +200,34 @@ def _note_of_precision(spec: Spec, machines: Machines) -> str | None:
     return f"planned in fp32, because {machines.accelerator.name} has no bf16; train.fp16: true is several times faster"
 
 
-def _trace(spec: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> ModelTrace:
-    """Return the trace that this machine keeps, or make it. Raises DataError."""
+def _maker(rows: Spec, model_dir: str, precision: Precision, on_gpu: bool) -> Callable[[Spec], ModelTrace]:
+    """Return a function that makes a trace, and that builds the model once for all traces."""
 
-    def compute() -> ModelTrace:
+    @cache
+    def tracer() -> ModelTracer:
         with quick_imports():  # torch and transformers take seconds
-            from jobs.preflight.model_trace import trace_model
+            from jobs.preflight.model_trace import ModelTracer
             from jobs.training.model.load import import_model_classes
 
             import_model_classes()
+            if rows.method.kind != "full":
+                import peft  # noqa: F401
+        return ModelTracer(rows, model_dir, precision, on_gpu)
+
+    def make(asked: Spec) -> ModelTrace:
+        made = tracer()
         try:
-            return trace_model(spec, model_dir, precision, on_gpu)
+            return made.trace(asked)
         except InputError:
             raise
         except Exception as error:  # configurations and model classes may raise anything
             raise DataError(
-                f"model.path {spec.model.path}: a training step of this model cannot be traced "
+                f"model.path {rows.model.path}: a training step of this model cannot be traced "
                 f"({type(error).__name__}: {' '.join(str(error).split())[:_MOST_CHARACTERS]}), so its memory is not "
                 "known. A run trains it without a plan"
             ) from error
 
-    return cached_trace(spec, model_dir, precision, on_gpu, compute)
+    return make
 
 
 def config_of(spec: Spec, model_dir: str) -> dict[str, Any]:

@@ -57,7 +57,8 @@ def format_refusal(plan: JobPlan, what: str = "it") -> str:
     memory, help_ = near.memory, list[str]()
     states, missing = memory.host_gradients + memory.host_optimizer_states, near.missing_on_host
     if near.missing:  # memory of a host depends on neither rows nor tokens
-        states, missing = memory.gradients + memory.optimizer_states, near.missing
+        states = memory.gradients + memory.optimizer_states + memory.optimizer_temporaries
+        missing = near.missing
         if memory.activations + memory.logits >= missing:
             if (rows := near.strategy.per_device_train_batch_size) > 1:
                 help_.append(f"a smaller train.per_device_train_batch_size ({rows})")

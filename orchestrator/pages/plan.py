@@ -33,6 +33,7 @@ _PARTS: Final = {
     "parameters": "parameters",
     "gradients": "gradients",
     "optimizer_states": "optimizer states",
+    "optimizer_temporaries": "optimizer's temporaries",
     "activations": "activations",
     "logits": "logits",
     "evaluation": "logits of an evaluation",

@@ -61,7 +61,12 @@ def test_a_process_ends_once_a_rank_has_reported_a_failure(tmp_path: pathlib.Pat
 def test_failures_on_object_storage_are_listed_six_times_a_minute() -> None:
     """It charges for each list. Processes are looked at every second."""
     paths, now_s, looks = JobPaths("counted:///runs/a"), 0.0, list[float]()
-    watch = FailureWatch(paths, lambda: None, lost=lambda: looks.append(now_s) or False, clock=lambda: now_s)
+
+    def lost() -> bool:
+        looks.append(now_s)
+        return False
+
+    watch = FailureWatch(paths, lambda: None, lost=lost, clock=lambda: now_s)
     with counted_bytes():
         before = CountedFileSystem.listed
         for second in range(60):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import struct
 import threading
 from pathlib import Path
@@ -23,7 +22,6 @@ from jobs.model_files.directory import (
     check_model_files,
     local_model_dir,
     safetensors_problem,
-    supports_checkpointing,
     weights_digest,
 )
 from jobs.model_files.without_weights import without_weights
@@ -259,12 +257,8 @@ def test_gradient_checkpointing_is_refused_where_the_model_has_none(folder: Path
     change_config(folder, model_type="squeezebert")
     asked = {"task": "sequence-classification", "train": {"gradient_checkpointing": True}}
     assert "does not support train.gradient_checkpointing" in problem(folder, **asked)
-    assert not supports_checkpointing(spec(str(folder), task="sequence-classification"))
     change_config(folder, model_type="llama")
     check(folder, train={"gradient_checkpointing": True})
-    assert supports_checkpointing(spec(str(folder)))
-    shutil.rmtree(folder)
-    assert supports_checkpointing(spec(str(folder))), "a hub id: it is not known"
 
 
 def test_a_classifier_that_takes_no_mask_is_trained_row_by_row(folder: Path) -> None:

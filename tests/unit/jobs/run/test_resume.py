@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import InputError, MetricFailed, SpecError
+from cluster.errors import InputError, SpecError
 from jobs.drivers.finetune.begin import begin_run, load_job
 from jobs.run.checkpoints import commit_path
 from jobs.run.events import ALIVE, Announcer, Watch, this_driver
@@ -341,21 +341,6 @@ def test_ending_says_how_to_go_on(paths: JobPaths) -> None:
     assert ending_of(paths, failed).splitlines()[-1] == ending_of(paths, outcome).splitlines()[-1] == resume
     for other in ({"status": Status.SUCCEEDED}, {"diverged": True}):
         assert "resume" not in ending_of(paths, outcome.model_copy(update=other))
-
-
-@pytest.mark.parametrize("saved", [True, False])
-def test_a_metric_that_fails_late_ends_with_the_command_to_resume(paths: JobPaths, saved: bool) -> None:
-    """Once it is corrected, the run goes on from its checkpoint."""
-
-    def evaluated() -> Outcome:
-        if saved:
-            storage.write_bytes(commit_path(paths, 5), b"{}")
-        raise MetricFailed("eval.metrics: own:score failed: KeyError: 'x'")
-
-    with contextlib.closing(Announcer(paths, NoProgress())) as announce:
-        outcome = concluded(paths, evaluated, announce)
-    assert outcome.exit_code == 2
-    assert (f"resume: fleetune run --resume {paths.root}" in ending_of(paths, outcome)) is saved
 
 
 def test_run_begins_anew_or_goes_on_in_its_directory(spec: Spec) -> None:

@@ -141,11 +141,14 @@ class JobPage(Response):
     If `after` was given, the oldest are first, and `next` is the value of `after` for the next page.
 
     `set_aside`: jobs that the server cannot read (which are on no page) or cannot plan, each with the reason.
+
+    `unanswered`: why the machines do not answer; empty: they do, or this server has not asked them.
     """
 
     jobs: tuple[JobView, ...]
     next: int | None
     set_aside: tuple[str, ...] = ()
+    unanswered: str = ""
 
 
 class Changes(Response):

@@ -83,6 +83,11 @@ class StopRequest:
     def asked(self) -> bool:
         return self.kind is not None
 
+    @property
+    def by_ctrl_c(self) -> bool:
+        """Whether the user has pressed Ctrl-C, and a second one ends this driver at once."""
+        return self.source == "signal" and self.reason == signal.SIGINT.name and not self._patient
+
     def ask(self, source: StopSource, reason: str, kind: StopKind = StopKind.AFTER_CHECKPOINT) -> None:
         """Request a stop, from any thread. LEAVE ends the process here, because the main thread may be stuck."""
         if kind is StopKind.LEAVE:
@@ -211,7 +216,7 @@ class StopRelay:
             raise Interrupted("interrupted twice: ended at once, without a checkpoint of the last steps")
         if self.stop.asked and not self._told:
             source, reason = self.stop.source, self.stop.reason
-            more = "; Ctrl-C again ends at once" if source == "signal" else f": {reason}"
+            more = "; Ctrl-C again ends at once" if self.stop.by_ctrl_c else f": {reason}"
             with contextlib.suppress(StorageError):  # the next check tries again
                 storage.write_bytes(self._paths.stop_request, str(source).encode())
                 self._told = True

@@ -12,8 +12,9 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from cluster.errors import DataError, SpecError, StorageOutage
+from cluster.errors import DataError, SpecError, StorageError, StorageOutage
 from cluster.text import one_line
+from jobs.model_files.architecture import architecture_problems
 from jobs.model_files.configuration import config_problems
 from jobs.model_files.lora_targets import targets_problem
 from jobs.model_files.positions import beyond_positions, learned_positions
@@ -149,6 +150,16 @@ def longest_text(folder: str) -> int | None:
 def too_long_rows(folder: str, seq_len: int) -> str | None:
     """Describe rows that are longer than those for which the model in a local directory was made, or return None."""
     return beyond_positions(_read_config(folder)[0], seq_len)
+
+
+def supports_checkpointing(spec: Spec) -> bool:
+    """Whether the type of the spec's model supports gradient checkpointing; also True if that cannot be told."""
+    try:
+        config = json.loads(storage.read_bytes(storage.join(spec.model.path, "config.json")))
+    except (StorageError, ValueError):  # a hub id, or an outage
+        return True
+    asked = spec.with_value("train.gradient_checkpointing", True)
+    return not (isinstance(config, dict) and architecture_problems(config, asked))
 
 
 def _weights_problems(folder: str) -> list[str]:

@@ -66,10 +66,15 @@ class Announcer:
         self._alive.enter_context(repeatedly(self._sign_of_life, ALIVE_EVERY_S, "alive"))
 
     def __call__(self, kind: str, message: str, **data: Any) -> None:
-        happened = event(kind, message, **data)
-        self._journal.append(happened.model_dump(mode="json"))
+        happened = self.record(kind, message, **data)
         with _DISPLAY_MAY_FAIL:
             self._progress.event(happened)
+
+    def record(self, kind: str, message: str, **data: Any) -> Event:
+        """Store an event that is not shown."""
+        happened = event(kind, message, **data)
+        self._journal.append(happened.model_dump(mode="json"))
+        return happened
 
     def flush(self) -> None:
         """Write all events to storage now. Raises StorageError."""
@@ -80,9 +85,8 @@ class Announcer:
         self._journal.close()
 
     def _sign_of_life(self) -> None:
-        """Store an event that is not shown. With it, readers can distinguish a long step from a dead driver."""
-        sign = event(ALIVE, "the driver is alive", **this_driver())
-        self._journal.append(sign.model_dump(mode="json"))
+        """With this event, readers can distinguish a long step from a dead driver."""
+        self.record(ALIVE, "the driver is alive", **this_driver())
 
 
 class Watch:

@@ -66,8 +66,8 @@ class Outcome(Shown):
 
     @property
     def resume_is_useless(self) -> bool:
-        """Whether a resume would end in the same way, or have nothing to do."""
-        return self.bad_input or self.diverged or self.is_final
+        """Whether a resume would compute the same, or have nothing to do. After bad input, the user may correct it."""
+        return self.diverged or self.is_final
 
     @property
     def exit_code(self) -> int:

@@ -252,13 +252,16 @@ def ending_of(paths: JobPaths, outcome: Outcome, search_succeeded: str | None = 
 def how_to_go_on(paths: JobPaths, outcome: Outcome | None, *, is_search: bool = False) -> str | None:
     """Return the command that resumes a run; None if it succeeded, would fail again, or has nothing left to do.
 
+    A run that failed is resumed only from a checkpoint. Bad input, such as a metric that fails after hours, is then
+    corrected first.
+
     Args:
         outcome: None for a run that was killed.
         is_search: the run is a sweep or a comparison.
     """
     if outcome is not None and (outcome.status is Status.SUCCEEDED or outcome.resume_is_useless):
         return None
-    if is_search or outcome is None or outcome.lost or outcome.status is Status.INTERRUPTED:
+    if outcome is None or outcome.lost or outcome.status is Status.INTERRUPTED or (is_search and not outcome.bad_input):
         return resume_command(paths)  # without a checkpoint, a run begins again
     from jobs.run.checkpoints import committed_steps  # imports numpy, which the command line must not wait for
 

@@ -1,51 +1,60 @@
-"""JSON as its standard defines it. Python's `json` also writes NaN and Infinity, which strict readers refuse."""
+"""JSON as its standard defines it. Python's `json` also writes NaN and Infinity, which strict readers refuse.
+
+A number that is not finite is written as the string "NaN", "Infinity" or "-Infinity". A text of the same letters is
+written with its first one as an escape, so that `read` can tell both apart; to all other readers they are equal.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import re
 from typing import Any
 
-_NUMBERS = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-_MARKS = (b'"NaN"', b'Infinity"')
+_NOT_FINITE = (b"NaN", b"Infinity", b"-Infinity")
+_QUOTED = {b'"%s"' % name: name for name in _NOT_FINITE}
+_ESCAPED = {b'"%s"' % name: b'"\\u%04x%s"' % (name[0], name[1:]) for name in _NOT_FINITE}
+# A string, or a number that is not finite. A string that is never closed ends at the end, so that the time is linear.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|-?Infinity|NaN', re.DOTALL)
 
 
 def exact(value: Any) -> str:
     """Format a value that `read` returns as it was: NaN and infinity become "NaN", "Infinity" and "-Infinity"."""
-    return _dumps(value, lambda number: "NaN" if math.isnan(number) else f"{'-' if number < 0 else ''}Infinity")
+    text = json.dumps(value)
+    return _TOKEN.sub(_written, text.encode()).decode() if "NaN" in text or "Infinity" in text else text
 
 
 def for_programs(value: Any) -> str:
     """Format a value for programs of users: NaN and infinity become null."""
-    return _dumps(value, lambda number: None)
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value))
 
 
 def read(line: bytes) -> Any:
     """Parse what `exact` wrote, or what earlier releases wrote: bare NaN and Infinity. Raises ValueError."""
-    value = json.loads(line)
-    return restored(value) if any(mark in line for mark in _MARKS) else value
+    return json.loads(with_numbers(line))
 
 
-def restored(value: Any) -> Any:
-    """Return what `exact` was given, from the parsed JSON."""
+def with_numbers(line: bytes) -> bytes:
+    """Return JSON in which the numbers that `exact` wrote as strings are bare, as parsers of Python read them."""
+    return _TOKEN.sub(_bare, line) if any(quoted in line for quoted in _QUOTED) else line
+
+
+def _written(token: re.Match[bytes]) -> bytes:
+    found = token[0]
+    return _ESCAPED.get(found, found) if found.startswith(b'"') else b'"%s"' % found
+
+
+def _bare(token: re.Match[bytes]) -> bytes:
+    is_key = token.string[token.end() : token.end() + 1] == b":"  # as earlier releases wrote it
+    return token[0] if is_key else _QUOTED.get(token[0], token[0])
+
+
+def _finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: restored(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [restored(one) for one in value]
-    return _NUMBERS.get(value, value) if isinstance(value, str) else value
-
-
-def _dumps(value: Any, instead: Callable[[float], str | None]) -> str:
-    try:
-        return json.dumps(value, allow_nan=False)
-    except ValueError:
-        return json.dumps(_replaced(value, instead))
-
-
-def _replaced(value: Any, instead: Callable[[float], str | None]) -> Any:
-    if isinstance(value, dict):
-        return {key: _replaced(one, instead) for key, one in value.items()}
+        return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_replaced(one, instead) for one in value]
-    return instead(value) if isinstance(value, float) and not math.isfinite(value) else value
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

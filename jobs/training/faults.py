@@ -15,7 +15,7 @@ from typing import Final
 from cluster.errors import Diverged, FleetuneError, InputError, OutOfMemory, StorageError, StorageOutage
 from jobs.remedies.out_of_memory import advice
 from jobs.run.record import failure_of_storage
-from jobs.spec.finetune import Spec
+from jobs.training.worker_input import Job
 
 
 class Fault(StrEnum):
@@ -115,12 +115,12 @@ def storage_to_blame() -> Iterator[None]:
         raise failure_of_storage(error) from error
 
 
-def reason_of(error: BaseException, fault: Fault, rank: int, host: str, spec: Spec) -> str:
+def reason_of(error: BaseException, fault: Fault, rank: int, host: str, job: Job) -> str:
     """Describe a failure in one line for people: what failed where, and what to change."""
     if isinstance(error, FleetuneError):
         return str(error)
     if fault is Fault.MEMORY:
-        return f"{shortage_of(error, rank, host)}. {advice(spec)}"
+        return f"{shortage_of(error, rank, host)}. {advice(job.spec, checkpointing=job.supports_checkpointing)}"
     if fault is Fault.MACHINE:
         return (
             f"the hardware of rank {rank} on {host} failed: {first_line(error)}. Check that node with nvidia-smi and "

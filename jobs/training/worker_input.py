@@ -18,6 +18,7 @@ class Job:
     model: str  # path as in the spec; each machine copies the model to its own disk
     earlier_attempts: int = 0  # worker groups of this run before its driver started
     driver: str = ""  # the driver's id in `JobPaths.driver`; empty if no other driver can take the run
+    supports_checkpointing: bool = True  # gradient checkpointing, as far as the model's config.json tells
 
     @property
     def paths(self) -> JobPaths:

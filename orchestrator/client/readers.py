@@ -17,7 +17,9 @@ class QueueReader:
 
     def __init__(self, connection: Connection, tenant: str | None, looked_at: int = LOOKED_AT) -> None:
         self._connection, self._tenant, self._looked_at = connection, tenant, looked_at
-        self.set_aside: tuple[str, ...] = ()  # from the page that was read last
+        # Of the page that was read last, see `JobPage`.
+        self.set_aside: tuple[str, ...] = ()
+        self.unanswered = ""
 
     def counts(self) -> Mapping[State, int]:
         return self._connection.get("/v1/counts", Counts, {"tenant": self._tenant}).states
@@ -41,7 +43,7 @@ class QueueReader:
         asked = {"state": [one.value for one in states], "tenant": self._tenant, "after": after}
         while len(found) < most:
             page = self._connection.get("/v1/jobs", JobPage, {**asked, "limit": min(most - len(found), MOST_PAGE)})
-            self.set_aside = page.set_aside
+            self.set_aside, self.unanswered = page.set_aside, page.unanswered
             found += page.jobs
             if page.next is None:
                 break

@@ -91,6 +91,7 @@ class Serving:
         leads: whether this server leads.
         machine: see `api.Server`.
         trouble: returns why the queue makes no progress; '' if it does.
+        unanswered: returns why the machines do not answer; '' if they do, or this server has not asked them.
         planning_leaves_out: jobs that this server could not plan.
         slow: runs reads of storage and machines.
         submitting: runs submissions, whose paths are looked up and may be on a file system that hangs.
@@ -106,6 +107,7 @@ class Serving:
     version: str
     machine: str
     trouble: Callable[[], str] = lambda: ""
+    unanswered: Callable[[], str] = lambda: ""
     planning_leaves_out: Callable[[], Sequence[UnreadableRow]] = tuple
     slow: Slow = field(default_factory=lambda: Slow("requests for logs, nodes or reasons", threads=16))
     submitting: Slow = field(default_factory=lambda: Slow("submissions", threads=16))

@@ -24,6 +24,7 @@ def queue_page(
     width: int | None,
     asked: Sequence[State] = (),
     set_aside: Sequence[str] = (),
+    unanswered: str = "",
 ) -> str:
     """Format the table of `fleetune queue`.
 
@@ -32,6 +33,7 @@ def queue_page(
         whys: explanations, by job.
         asked: the states that the user asked for; empty: all.
         set_aside: jobs that the server cannot read or plan, each with the reason.
+        unanswered: why the machines do not answer; empty if they do.
     """
     prioritised, several = any(job.priority for job in jobs), len({job.tenant for job in jobs}) > 1
     rows = [
@@ -50,8 +52,9 @@ def queue_page(
     ]
     head = ("JOB", "STATE", "TENANT", "PRIO", "SIZE", "TIME", "STEP", "SET", "NEXT")
     body = [columns(head, rows, width, ("PRIO", "TENANT", "SIZE", "STEP", "SET"))] if rows else []
-    left_out = [f"set aside: {plain(one)}" for one in set_aside]
-    return "\n".join([*body, _totals(jobs, counts, asked), *left_out])
+    silent = "the machines do not answer, so nothing starts, and how running jobs end is seen later: "
+    notes = [f"set aside: {plain(one)}" for one in set_aside] + ([silent + plain(unanswered)] if unanswered else [])
+    return "\n".join([*body, _totals(jobs, counts, asked), *notes])
 
 
 def in_order(jobs: Sequence[JobView]) -> list[JobView]:

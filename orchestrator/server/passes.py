@@ -83,6 +83,7 @@ class ControlLoop:
         self._thread = threading.Thread(target=run_passes, args=passes, name="passes", daemon=True)
         self._led = self._fenced = False
         self._failures = 0  # consecutive failed passes
+        self._unanswered = ""
         self._rest_until_s = 0.0
 
     def start(self) -> None:
@@ -112,13 +113,17 @@ class ControlLoop:
             return ""
         return f"the last {self._failures} passes over the queue have failed: see the server's log"
 
+    def unanswered(self) -> str:
+        """Say why the machines did not answer the last pass of this server; '' if they did, or were not asked."""
+        return self._unanswered
+
     def step(self) -> None:
         self._stop.wait(max(self._rest_until_s - time.monotonic(), 0.0))
         began_s, failed = time.monotonic(), True
         try:
             with self._renewal.working():
                 self._step()
-            failed = False
+            failed, self._unanswered = False, ""
         except StoreBroken:
             self._meters.store_errors.inc()
             raise
@@ -126,8 +131,8 @@ class ControlLoop:
             self._fenced = True
             self._note(False)
             raise
-        except BackendUnreachable:
-            failed = False
+        except BackendUnreachable as error:
+            failed, self._unanswered = False, str(error)
             self._meters.backend_errors.inc()
             raise
         finally:

@@ -341,6 +341,7 @@ class _Server:
             wake=self._loop.wake,
             leads=self._loop.leads,
             trouble=self._loop.trouble,
+            unanswered=self._loop.unanswered,
             planning_leaves_out=self._controller.set_aside,
             version=version("fleetune"),
             machine=machine_name(),

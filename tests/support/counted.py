@@ -1,4 +1,4 @@
-"""Storage that counts the bytes that are read from it: `counted:///path`, in the memory of this process."""
+"""Storage that counts the bytes that are read from it, and its lists: `counted:///path`, in this process's memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,15 @@ class CountedFileSystem(MemoryFileSystem):  # type: ignore[misc]  # fsspec carri
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     read = 0
+    listed = 0  # calls
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:
         return MemoryFileSystem._strip_protocol(path.removeprefix("counted://"))
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> Any:
+        CountedFileSystem.listed += 1
+        return super().ls(path, detail, **options)
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> Any:
         content = super().cat_file(path, start, end, **options)

@@ -148,7 +148,7 @@ class HangWatch:
     def _went_on(self, seconds: float) -> None:
         self._hung_at_s = None
         effect = f"training goes on {seconds:.1f} s after the hang was found"
-        self._announce("remedy", effect, remedy=REMEDY, effect=effect, seconds=round(seconds, 1))
+        self._announce.record("remedy", effect, remedy=REMEDY, effect=effect, seconds=round(seconds, 1))
 
 
 class _Group:

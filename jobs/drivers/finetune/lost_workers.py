@@ -51,7 +51,7 @@ class LostWorkers:
         Args:
             newest: the newest step of the run.
             allowed: `remedies.lost_workers` of the spec.
-            told: another remedy has ended the workers, and has said so.
+            told: another remedy has ended the workers, and has said so. The driver's log repeats it.
 
         Raises:
             MachinesFailed: they were lost too often; a queue may try other nodes.
@@ -68,9 +68,9 @@ class LostWorkers:
         raise RunFailed(f"{said}. Look at the log of that rank", crash.rank)
 
     def _tell(self, crash: Crash, newest: Record | None, told: bool) -> None:
-        losses, message = self._healing.losses, f"{crash}: starting the workers again"
+        message = f"{crash}: starting the workers again"
         if told:
-            self._announce("warning", message, losses=losses)
+            print(message, flush=True)
             return
         saved = newest_step_if_known(self._paths)
         # A group that was lost before its first step has done nothing that is computed again.
@@ -83,4 +83,4 @@ class LostWorkers:
             steps_again=max(step - saved, 0),
         )
         self._lost = self._clock(), newest
-        report.tell(self._announce, message, step=max(step, saved), losses=losses)
+        report.tell(self._announce, message, step=max(step, saved), losses=self._healing.losses)

@@ -238,7 +238,8 @@ def format_action(before: Spec, after: Spec, change: Change) -> str:
 
 
 def _said(cause: str, job: Job, group: Group) -> str:
-    return f"{cause}. {advice(job.spec, checkpointing=group.supports_checkpointing is not False)}"
+    supports = job.supports_checkpointing and group.supports_checkpointing is not False
+    return f"{cause}. {advice(job.spec, checkpointing=supports)}"
 
 
 def _planned(paths: JobPaths) -> str:

@@ -32,6 +32,7 @@ from jobs.drivers.finetune.memory_remedy import MemoryRemedy, with_earlier_chang
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.native_crash import with_signal
 from jobs.drivers.stop_request import STOPPED_AGAIN, STOPPED_EARLY, StopRelay, StopRequest
+from jobs.model_files.directory import supports_checkpointing
 from jobs.planning import gang_of, most_workers, with_workers, worker_numbers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
@@ -135,7 +136,8 @@ def trained(spec: Spec, driver: Driver) -> Outcome:
     find_places = functools.partial(places_under_ray, spec, driver.places, driver.alone)
     spec = with_planned_fields(spec, earlier, prepared, find_places, paths, announce, driver.most_workers)
     announce("phase", f"starting {gang_of(spec)}", phase="workers")
-    job = Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver.driver_id)
+    attempts, supports = count_attempts(paths), supports_checkpointing(spec)
+    job = Job(spec, paths.root, prepared.root, spec.model.path, attempts, driver.driver_id, supports)
     draining = Draining(paths, announce, driver.places, driver.stop)
     training = Training(job, driver, draining, StopRelay(driver.stop, paths, announce), numbers)
     try:

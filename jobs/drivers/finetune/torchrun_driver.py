@@ -29,6 +29,7 @@ from jobs.drivers.finetune.torchrun_watch import (
     following,
 )
 from jobs.drivers.stop_request import STOPPED_EARLY, StopRequest
+from jobs.model_files.directory import supports_checkpointing
 from jobs.planning import with_workers
 from jobs.preflight.ready import ready_data
 from jobs.preflight.run_plan import earlier_choice, with_fields, with_planned_fields
@@ -133,7 +134,8 @@ def _prepared(spec: Spec, world: TorchrunWorld, paths: JobPaths, announce: Annou
     spec = with_earlier_changes(with_fields(spec, earlier.fields), paths, announce)
     places = functools.partial(places_here, spec) if world.is_one_node else lambda: None
     spec = with_planned_fields(spec, earlier, prepared, places, paths, announce)
-    return Job(spec, paths.root, prepared.root, spec.model.path, count_attempts(paths), driver_id), facts
+    attempts, supports = count_attempts(paths), supports_checkpointing(spec)
+    return Job(spec, paths.root, prepared.root, spec.model.path, attempts, driver_id, supports), facts
 
 
 def _trained(
@@ -153,7 +155,7 @@ def _trained(
         if failures := failures_of(paths):
             return outcome_of(paths, None, failures)
         if lost.look():
-            raise _lost_peer_error(lost.text, kills, job.spec)
+            raise _lost_peer_error(lost.text, kills, job)
         raise Interrupted(STOPPED_EARLY)
 
     worker, lost = StoppableContext(job, world, stop), LostPeers()
@@ -172,7 +174,7 @@ def _trained(
         except FleetuneError:  # such as a storage that does not answer
             raise
         except Exception as error:
-            raise _lost_peer_error(first_line(error), kills, job.spec) from error
+            raise _lost_peer_error(first_line(error), kills, job) from error
         finally:
             check_held(paths, job.driver)
 
@@ -211,13 +213,13 @@ def _end_from_thread(job: Job, announce: Announcer, ending: threading.Lock, driv
         end_process(code)
 
 
-def _lost_peer_error(what: str, kills: Sequence[int], spec: Spec) -> FleetuneError:
+def _lost_peer_error(what: str, kills: Sequence[int], job: Job) -> FleetuneError:
     """Make the error for a process that ended without a report. `kills`: see `Memory`; its value before training."""
     if killed_since(kills, memory_here().kills):
         host = os.uname().nodename
         return OutOfMemory(
             f"a process of this run is gone, and the kernel of {host} has killed a process for memory since the run "
-            f"began. {advice(spec)}"
+            f"began. {advice(job.spec, checkpointing=job.supports_checkpointing)}"
         )
     return RunFailed(f"a process of this run is gone ({what}). The output of torchrun says how it ended")
 
@@ -252,7 +254,7 @@ def _follow(world: TorchrunWorld, waiting: Any, stop: StopRequest) -> Outcome:
 
     def failed() -> None:
         with contextlib.suppress(StorageError, RunTaken):
-            error = _lost_peer_error(lost.text, kills, job.spec)
+            error = _lost_peer_error(lost.text, kills, job)
             if lost.peer is not None and lost.peer.rank == 0:
                 _conclude_for_rank_0(job, error)
             elif lost.peer is not None and not failures_of(job.paths):

@@ -7,7 +7,9 @@ an hour for a rank that has left. In neither case could the main thread write an
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,6 +26,7 @@ from jobs.training.worker_context import TorchrunWorkerContext
 from jobs.training.worker_input import Job
 
 EVERY_S = 1.0  # seconds between two looks
+LIST_REMOTE_EVERY_S = 10.0  # object storage charges for each list, and a failure stops the steps of all ranks anyway
 # Seconds in which the main thread may notice a failure itself, and end the run in the ordinary way.
 GRACE_S = 5.0
 
@@ -76,9 +79,12 @@ class FailureWatch:
         lost: Callable[[], bool] = lambda: False,
         every_s: float = EVERY_S,
         grace_s: float = GRACE_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`end` is called in a thread and must end the process. `lost`: whether another process is gone."""
         self._paths, self._end, self._lost, self._every_s, self._grace_s = paths, end, lost, every_s, grace_s
+        self._clock, self._listed_s = clock, -math.inf
+        self._list_every_s = 0.0 if storage.is_local(paths.root) else LIST_REMOTE_EVERY_S
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="failures", daemon=True)
 
@@ -92,15 +98,21 @@ class FailureWatch:
 
     def _run(self) -> None:
         while not self._closed.wait(self._every_s):
-            if self._failed():
+            if self.has_failed():
                 if not self._closed.wait(self._grace_s):
                     self._end()
                 return
 
-    def _failed(self) -> bool:
+    def has_failed(self) -> bool:
+        """Look for a process that is gone, and, when that is due, for a reported failure."""
+        if self._lost():
+            return True
+        if self._clock() - self._listed_s < self._list_every_s:
+            return False
+        self._listed_s = self._clock()
         with contextlib.suppress(StorageError):  # the next look tries again
-            return self._lost() or bool(storage.list_names(self._paths.failures))
-        return self._lost()
+            return bool(storage.list_names(self._paths.failures))
+        return False
 
 
 class StoppableContext(TorchrunWorkerContext):

@@ -20,6 +20,7 @@ from jobs.drivers.finetune.machines import places_under_ray
 from jobs.drivers.finetune.node_draining import Draining
 from jobs.drivers.finetune.ray_driver import connected_as_given
 from jobs.drivers.stop_request import StopRelay, StopRequest
+from jobs.model_files.directory import supports_checkpointing
 from jobs.planning import gang_of
 from jobs.planning.memory import COPIED_BY_TRIALS
 from jobs.preflight.ready import ready_data
@@ -107,7 +108,8 @@ def drive_sweep(
         if goes_on:
             known = {"driver": own.rpartition("/")[2], "planned_steps": planned_steps(ledger, plan)}
             announce("phase", f"starting {many(count, 'gang')} of {gang_of(base)}", phase="workers", **known)
-        job = Job(base, own, prepared.root, base.model.path)
+        supports = supports_checkpointing(base)
+        job = Job(base, own, prepared.root, base.model.path, supports_checkpointing=supports)
         gangs = Gangs(job, count, alone, announce, given.places, engines(sweep) != [{}], goes_on)
         stop.defer()
         draining = Draining(paths, announce, given.places, stop)

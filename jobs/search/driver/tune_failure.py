@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cluster.errors import FleetuneError, MachinesFailed, RunFailed
+from jobs.model_files.directory import supports_checkpointing
 from jobs.remedies.out_of_memory import advice
 from jobs.spec.finetune import Spec
 from jobs.training.faults import first_line
@@ -19,4 +20,6 @@ def error_of_tune(error: Exception, spec: Spec) -> FleetuneError:
     if crash is None:
         return RunFailed(f"Ray Tune failed: {first_line(error)}")
     said = f"Ray Tune ended because {crash}"
-    return MachinesFailed(f"{said}. {advice(spec)}" if crash.how is How.MEMORY else said)
+    if crash.how is not How.MEMORY:
+        return MachinesFailed(said)
+    return MachinesFailed(f"{said}. {advice(spec, checkpointing=supports_checkpointing(spec))}")

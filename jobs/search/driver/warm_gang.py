@@ -197,7 +197,8 @@ class WarmGang:
             cause = first_line(getattr(error, "controller_failure", error))
             raise RunFailed(f"Ray Train gave the gang up: {cause}") from error
         out_of_memory = crash.how is How.MEMORY
-        reason = f"{crash}. {advice(self._job.spec)}" if out_of_memory else str(crash)
+        advised = advice(self._job.spec, checkpointing=self._job.supports_checkpointing)
+        reason = f"{crash}. {advised}" if out_of_memory else str(crash)
         lost = outcome_of(self._job.paths, None, [])
         facts = {"lost": not out_of_memory, "out_of_memory": out_of_memory, "rank": crash.rank}
         return lost.model_copy(update={"reason": reason, **facts})

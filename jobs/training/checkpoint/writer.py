@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -44,6 +44,7 @@ from jobs.training.worker_context import WorkerContext
 _POLL_S = (0.05, 1.0)  # first and longest pause of rank 0 between looks for the other ranks' parts
 _SAY_EVERY_S = 20.0
 _GIVE_UP_S = 1200.0  # less than the half hour after which a collective of the other ranks times out
+GOES_ON: Final = "training goes on"  # what follows a checkpoint that could not be written, for people
 _LAST_WRITE_S = 60.0  # wait at the end for the checkpoint that is being written
 # All dtypes that `safetensors.torch` can load, with their names in the format.
 DTYPES = {
@@ -296,8 +297,12 @@ class Checkpointer:
             with contextlib.suppress(StorageError):
                 storage.remove_file(storage.join(self._paths.checkpoint(step), f"{self._stem[self._rank]}.{ending}"))
 
-    def give_up(self) -> None:
-        """Abandon the present write, because some rank's has failed, and report why. Every rank must call it."""
+    def give_up(self, follows: str = GOES_ON) -> None:
+        """Abandon the present write, because some rank's has failed, and report why. Every rank must call it.
+
+        Args:
+            follows: a clause for people: what the run does now.
+        """
         writing = self._writing
         self._writing = None
         reasons = of_all_ranks(writing.error if writing is not None else None)
@@ -313,24 +318,28 @@ class Checkpointer:
                 self._report(
                     "warning",
                     f"the checkpoint of step {writing.step} could not be written (rank {rank}: {reason}); the one "
-                    "before it is kept, and training goes on",
+                    f"before it is kept, and {follows}",
                     step=writing.step,
                 )
                 return
 
-    def settle(self) -> bool:
-        """Wait until the present write, if any, has ended. Returns whether it is complete. Every rank must call it."""
+    def settle(self, follows: str = GOES_ON) -> bool:
+        """Wait until the present write, if any, has ended. Returns whether it is complete. Every rank must call it.
+
+        Args:
+            follows: see `give_up`.
+        """
         writing = self._writing
         if writing is None:
             return True
         self._wait(writing, writing.part_done)
         if any(of_all_ranks(writing.error)):
-            self.give_up()
+            self.give_up(follows)
             return False
         if self._rank == 0:
             self._wait(writing, writing.done)
         if from_rank_0(writing.error) is not None:
-            self.give_up()
+            self.give_up(follows)
             return False
         self._writing = None
         return True

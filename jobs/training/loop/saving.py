@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -16,11 +16,17 @@ from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import Best, better_first
 from jobs.spec.evaluation import Checkpoint
 from jobs.spec.finetune import Spec
+from jobs.training.checkpoint.writer import GOES_ON
 from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.state import SAVED, LoopState, Run
 from jobs.training.model.engine import peak_memory_bytes
 
 _MOST_CLASSES = 256  # of a confusion matrix in a marker: 65,536 numbers, most of them 0, are about 130 kB
+# What follows a checkpoint that could not be written, beside `GOES_ON`.
+_STOPS: Final = "a resume continues from there"
+_LAST: Final = (
+    "no step follows. The model is exported all the same. If that fails too, free the storage and resume the run"
+)
 _HALF = 2**32  # a 64-bit sum is sent as two halves, which float64 adds exactly
 
 
@@ -77,14 +83,16 @@ def save_if_due(run: Run, state: LoopState, signals: StepSignals, last: bool) ->
     A checkpoint is put off while the previous one is being written. The checkpoints of the last step, of a requested
     stop and of a best score are not: the loop waits for the previous one, saves, and waits until this one is complete.
     """
-    if signals.failed:
-        run.checkpoints.give_up()
     every = run.job.spec.checkpoint.save_steps
     best = best_score(run.job.spec, state)
-    if last or signals.stop or (best is not None and best.step == state.step):
-        run.checkpoints.settle()
+    waits = last or signals.stop or (best is not None and best.step == state.step)
+    follows = f"that of step {state.step} is written now" if waits else GOES_ON
+    if signals.failed:
+        run.checkpoints.give_up(follows)
+    if waits:
+        run.checkpoints.settle(follows)
         save(run, replace(state, best=best))
-        kept = run.checkpoints.settle()
+        kept = run.checkpoints.settle(_LAST if last else _STOPS if signals.stop else GOES_ON)
         # If the checkpoint of a best score fails, the checkpoint of the previous best must stay.
         return replace(state, best=best if kept else state.best, save_due=False, kept=kept)
     due = state.save_due or signals.save or (every is not None and state.step % every == 0)

@@ -90,7 +90,7 @@ def record_failure(job: Job, rank: int, node: str, error: Exception, fault: Faul
         "rank": rank,
         "node": node,
         "fault": fault,
-        "reason": reason_of(error, fault, rank, host, job.spec),
+        "reason": reason_of(error, fault, rank, host, job),
         "log": job.paths.log(rank_name(rank)),
         "at": time.time(),
     }

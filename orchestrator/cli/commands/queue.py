@@ -69,7 +69,8 @@ def queue(
             return
         told = {one: count for one, count in counts.items() if one in asked} if asked else counts
         whys = _whys(server, jobs)
-        typer.echo(queue_page(jobs, told, whys, time.time(), width(), asked, reader.set_aside))
+        notes = reader.set_aside, reader.unanswered
+        typer.echo(queue_page(jobs, told, whys, time.time(), width(), asked, *notes))
         if all_ and (old := removed_jobs(server)):
             typer.echo(old)
 

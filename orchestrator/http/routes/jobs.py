@@ -114,8 +114,9 @@ def _lists(router: APIRouter, serving: Serving) -> None:
         found = serving.store.jobs(which, before=before, after=after, limit=limit + 1)
         page = found[:limit]
         following = page[-1].number if len(found) > limit else None
-        aside = serving.set_aside_for(caller)
-        return answer(api.JobPage(jobs=serving.views(page), next=following, set_aside=aside))
+        aside, unanswered = serving.set_aside_for(caller), serving.scrub.line(serving.unanswered())
+        found_page = api.JobPage(jobs=serving.views(page), next=following, set_aside=aside, unanswered=unanswered)
+        return answer(found_page)
 
     @router.get("/counts", **documented(api.Counts, "Jobs by state", 422))
     def counts(caller: Asker, tenant: OptionalTenant = None) -> Response:

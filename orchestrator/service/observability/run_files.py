@@ -143,7 +143,7 @@ def _read(files: RunFiles, part: str) -> list[dict[str, Any]]:
     if len(content) > LARGEST_PART:
         raise StorageError(f"{part} of the metrics of {run} is larger than any part that a run writes")
     try:
-        lines = [strict_json.restored(from_json(line)) for line in content.splitlines()]
+        lines = [from_json(strict_json.with_numbers(line)) for line in content.splitlines()]
     except (ValueError, RecursionError) as error:
         raise StorageError(f"{part} of the metrics of {run} is damaged: {error}") from error
     found = [one for one in lines if isinstance(one, dict)]

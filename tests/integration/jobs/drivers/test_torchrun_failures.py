@@ -27,7 +27,9 @@ from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress
 from jobs.run.requests import ask_to_stop
 from jobs.spec.load import dump_spec
+from jobs.storage import files as storage
 from tests.support import tiny
+from tests.support.counted import CountedFileSystem, counted_bytes
 from tests.support.gangs import HOLDING, ROOT, torchrun
 from tests.support.processes import wait_for
 
@@ -53,6 +55,27 @@ def test_a_process_ends_once_a_rank_has_reported_a_failure(tmp_path: pathlib.Pat
         pathlib.Path(paths.failures).mkdir()
         pathlib.Path(paths.failure(1)).write_text("{}")
         assert ended.wait(60)
+
+
+@pytest.mark.usefixtures("own_protocols")
+def test_failures_on_object_storage_are_listed_six_times_a_minute() -> None:
+    """It charges for each list. Processes are looked at every second."""
+    paths, now_s, looks = JobPaths("counted:///runs/a"), 0.0, list[float]()
+
+    def lost() -> bool:
+        looks.append(now_s)
+        return False
+
+    watch = FailureWatch(paths, lambda: None, lost=lost, clock=lambda: now_s)
+    with counted_bytes():
+        before = CountedFileSystem.listed
+        for second in range(60):
+            now_s = float(second)
+            assert not watch.has_failed()
+        assert CountedFileSystem.listed - before == 6 and len(looks) == 60
+        storage.write_bytes(paths.failure(1), b"{}")
+        now_s = 60.0
+        assert watch.has_failed()
 
 
 def test_a_process_that_is_gone_is_a_failure_only_while_it_is_watched(tmp_path: pathlib.Path) -> None:

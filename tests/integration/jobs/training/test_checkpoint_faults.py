@@ -74,8 +74,12 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         checkpoint__save_steps=EVERY, checkpoint__save_total_limit=3,
     )  # fmt: skip
     undisturbed, stopped = case_of(folder, "undisturbed", spec), case_of(folder, "stopped", spec, STOPPED)
-    full = dataclasses.replace(undisturbed, name="full", faults={8: {"full": True}, 10: {"full": False}})
-    stalled = dataclasses.replace(undisturbed, name="stalled", faults={4: {"stalled": True}, 10: {"stalled": False}})
+    full = dataclasses.replace(
+        undisturbed, name="full", faults={8: {"full": True}, 10: {"full": False}, STEPS: {"full": True}}
+    )
+    stalled = dataclasses.replace(
+        undisturbed, name="stalled", faults={1: {"full": False}, 4: {"stalled": True}, 10: {"stalled": False}}
+    )
     # What is called best is the highest loss, so that it is not that of the last step.
     rule = {"save_total_limit": 1, "metric_for_best_model": "loss", "greater_is_better": True}
     best_specs = partial(
@@ -168,10 +172,16 @@ def test_with_no_whole_checkpoint_left_a_run_starts_again_and_says_so(cases: dic
 def test_a_disk_that_fills_up_in_a_save_costs_that_checkpoint_only(cases: dict[str, Case]) -> None:
     told = messages(cases["full"])
     assert any("checkpoint of step 8 could not be written" in one and "No space left" in one for one in told), told
-    assert committed_steps(cases["full"].paths) == [4, 12, 16]
+    assert committed_steps(cases["full"].paths) == [4, 12]
     left = pathlib.Path(cases["full"].paths.checkpoint(8))
     assert not left.exists() or not list(left.iterdir()), "half a checkpoint takes up space that is short"
     assert losses(cases["full"]) == losses(cases["undisturbed"])
+
+
+def test_a_disk_that_is_full_at_the_last_step_is_told_with_what_follows(cases: dict[str, Case]) -> None:
+    earlier, last = [one for one in messages(cases["full"]) if "could not be written" in one]
+    assert earlier.endswith("the one before it is kept, and training goes on")
+    assert "of step 16" in last and "goes on" not in last and "no step follows" in last and "resume the run" in last
 
 
 def test_storage_that_stalls_puts_saves_off_and_never_stops_the_training(cases: dict[str, Case]) -> None:

@@ -14,12 +14,14 @@ import torch.distributed as dist
 from cluster.errors import DataError, Diverged, MachinesFailed, RunFailed
 from jobs.run.paths import JobPaths
 from jobs.search.driver.tune_failure import error_of_tune
+from jobs.spec.finetune import Spec
 from jobs.storage import files as storage
 from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray import fit
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
 from jobs.training.on_ray.fit import Healing
 from jobs.training.vitals import Vitals, dead_ranks, resident_bytes
+from jobs.training.worker_input import Job
 from tests.support import tiny
 
 CUDA_ADVICE = (
@@ -71,13 +73,23 @@ def test_the_fault_of_an_error(error: Exception, fault: Fault) -> None:
     assert fault_of(error) is fault
 
 
+def job_of(spec: Spec, **more: Any) -> Job:
+    return Job(spec, "run", "prepared", "model", **more)
+
+
 def test_a_full_gpu_is_told_in_one_line_with_its_numbers(tmp_path: pathlib.Path) -> None:
     spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t", resources__gpus_per_worker=1)
-    said = reason_of(torch.OutOfMemoryError(GPU_FULL), Fault.MEMORY, 3, "gpu-7", spec)
+    said = reason_of(torch.OutOfMemoryError(GPU_FULL), Fault.MEMORY, 3, "gpu-7", job_of(spec))
     assert said.startswith(
         "rank 3 on gpu-7 ran out of GPU memory: 2.00 GiB more were asked for, and 1.50 GiB of 79.11 GiB were free. "
     )
     assert "train.gradient_checkpointing: true" in said and "\n" not in said and "expandable" not in said
+
+
+def test_the_advice_leaves_out_what_the_model_does_not_support(tmp_path: pathlib.Path) -> None:
+    spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
+    job = job_of(spec, supports_checkpointing=False)
+    assert "gradient_checkpointing" not in reason_of(torch.OutOfMemoryError(GPU_FULL), Fault.MEMORY, 3, "gpu-7", job)
 
 
 def test_an_error_of_gloo_is_told_without_its_place_in_the_source() -> None:
@@ -87,13 +99,13 @@ def test_an_error_of_gloo_is_told_without_its_place_in_the_source() -> None:
 
 def test_an_ordinary_exception_names_its_rank(tmp_path: pathlib.Path) -> None:
     spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
-    said = reason_of(KeyError("logits"), Fault.PROGRAM, 3, "gpu-7", spec)
+    said = reason_of(KeyError("logits"), Fault.PROGRAM, 3, "gpu-7", job_of(spec))
     assert said == "rank 3 on gpu-7 failed: KeyError: 'logits'"
 
 
 def test_an_assertion_on_the_gpu_is_told_in_one_line_with_its_usual_cause(tmp_path: pathlib.Path) -> None:
     spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
-    said = reason_of(cuda("device-side assert triggered", "cudaErrorAssert"), Fault.PROGRAM, 3, "gpu-7", spec)
+    said = reason_of(cuda("device-side assert triggered", "cudaErrorAssert"), Fault.PROGRAM, 3, "gpu-7", job_of(spec))
     assert said.startswith("rank 3 on gpu-7 failed: AcceleratorError: CUDA error: device-side assert triggered. ")
     assert "a token or a label" in said and "\n" not in said and "docs.nvidia.com" not in said
 
@@ -101,7 +113,7 @@ def test_an_assertion_on_the_gpu_is_told_in_one_line_with_its_usual_cause(tmp_pa
 def test_a_broken_gpu_is_told_in_one_line_with_its_node(tmp_path: pathlib.Path) -> None:
     spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "t")
     error = cuda("uncorrectable ECC error encountered", "cudaErrorECCUncorrectable")
-    said = reason_of(error, Fault.MACHINE, 3, "gpu-7", spec)
+    said = reason_of(error, Fault.MACHINE, 3, "gpu-7", job_of(spec))
     assert said.startswith("the hardware of rank 3 on gpu-7 failed: AcceleratorError: CUDA error: uncorrectable ECC")
     assert "\n" not in said and "docs.nvidia.com" not in said
 

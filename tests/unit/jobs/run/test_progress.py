@@ -16,7 +16,7 @@ from jobs.run.events import Announcer, Watch
 from jobs.run.outcome import Event, event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress, Pace, PlainProgress, Progress, step_line
-from jobs.storage.journal import JournalWriter
+from jobs.storage.journal import JournalWriter, read_journal
 from orchestrator.cli.displays import BarProgress
 
 LONG_AGO = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -311,3 +311,13 @@ def test_a_display_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, d
         writer.close()
     watch.look()
     assert watch.newest is not None and watch.newest["step"] == 1
+
+
+def test_an_event_that_is_only_recorded_is_stored_and_not_shown(tmp_path: Path) -> None:
+    shown, paths = io.StringIO(), JobPaths(str(tmp_path))
+    with contextlib.closing(Announcer(paths, PlainProgress(shown, background=False))) as announce:
+        announce("remedy", "rank 1 hangs and is killed")
+        announce.record("remedy", "training goes on", seconds=1.5)
+    _, told, recorded = read_journal(paths.events)
+    assert told["message"] in shown.getvalue() and recorded["message"] not in shown.getvalue()
+    assert recorded["data"] == {"seconds": 1.5}

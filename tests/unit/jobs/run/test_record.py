@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import RunFailed, StorageError, StorageOutage
+from cluster.errors import MetricFailed, RunFailed, StorageError, StorageOutage
+from jobs.run.checkpoints import commit_path
 from jobs.run.events import Announcer
 from jobs.run.outcome import Outcome, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
-from jobs.run.record import concluded
+from jobs.run.record import concluded, ending_of
 from jobs.storage import files as storage
 from jobs.storage.journal import JournalWriter
 
@@ -53,3 +54,19 @@ def test_a_storage_that_refuses_a_file_is_no_mistake_of_the_input_once_steps_wer
     log(3)  # in an earlier attempt
     with contextlib.closing(Announcer(paths, NoProgress())) as announce:
         assert concluded(paths, drive, announce).exit_code == exit_code
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_a_metric_that_fails_late_ends_with_the_command_to_resume(tmp_path: Path, saved: bool) -> None:
+    """Once it is corrected, the run goes on from its checkpoint."""
+    paths = JobPaths(str(tmp_path))
+
+    def evaluated() -> Outcome:
+        if saved:
+            storage.write_bytes(commit_path(paths, 5), b"{}")
+        raise MetricFailed("eval.metrics: own:score failed: KeyError: 'x'")
+
+    with contextlib.closing(Announcer(paths, NoProgress())) as announce:
+        outcome = concluded(paths, evaluated, announce)
+    assert outcome.exit_code == 2
+    assert (f"resume: fleetune run --resume {paths.root}" in ending_of(paths, outcome)) is saved

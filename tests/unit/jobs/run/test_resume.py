@@ -339,7 +339,7 @@ def test_ending_says_how_to_go_on(paths: JobPaths) -> None:
         storage.write_bytes(commit_path(paths, 5), b"{}")
         outcome = concluded(paths, stopped, announce)
     assert ending_of(paths, failed).splitlines()[-1] == ending_of(paths, outcome).splitlines()[-1] == resume
-    for other in ({"status": Status.SUCCEEDED}, {"bad_input": True}, {"diverged": True}):
+    for other in ({"status": Status.SUCCEEDED}, {"diverged": True}):
         assert "resume" not in ending_of(paths, outcome.model_copy(update=other))
 
 

@@ -24,7 +24,7 @@ class Moving:
         now = self.states[0]
         self.states = self.states[1:] or self.states
         there = (SimpleNamespace(job_id="a", state=now),) if now.value in params["state"] else ()
-        return SimpleNamespace(jobs=there, next=None, set_aside=())
+        return SimpleNamespace(jobs=there, next=None, set_aside=(), unanswered="")
 
 
 @pytest.mark.parametrize("lived", list(itertools.combinations_with_replacement(LIFE, 3)))

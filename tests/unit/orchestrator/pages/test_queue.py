@@ -90,6 +90,12 @@ def test_labels_tell_equal_jobs_apart() -> None:
     assert "train.learning_rate=5e-05" in status_page(jobs[1], None, (), NOW_S)
 
 
+def test_the_queue_says_that_the_machines_do_not_answer() -> None:
+    page = queue_page([job("runs-1")], {State.RUNNING: 1}, {}, NOW_S, None, unanswered="no Ray dashboard answers")
+    assert page.endswith(": no Ray dashboard answers") and "the machines do not answer" in page
+    assert "do not answer" not in queue_page([job("runs-1")], {State.RUNNING: 1}, {}, NOW_S, None)
+
+
 def test_paused_jobs_are_counted_apart_with_the_time_since_they_were_paused() -> None:
     paused = job("paused-1", wanted=DesiredState.PAUSE, waiting_since_s=NOW_S - 300.0)
     page = queue_page([paused], {State.QUEUED: 1}, {}, NOW_S, None)

@@ -46,9 +46,9 @@ def test_the_queue_counts_as_stuck_after_three_failures_in_a_row_and_moves_again
     assert "the last 3 passes" in trouble and leads == 0.0
     assert meters.registry.get_sample_value("fleetune_passes_failing") == 3.0
     controller.error = BackendUnreachable("the machines do not answer, and the server can do nothing about it")
-    assert pass_over()[0] == ""
+    assert pass_over()[0] == "" and passes.unanswered() == str(controller.error)
     controller.error = None
-    assert pass_over() == ("", 1.0)
+    assert pass_over() == ("", 1.0) and passes.unanswered() == ""
 
 
 def test_a_term_that_runs_out_during_the_actions_after_a_pass_ends_them_without_a_failure() -> None:

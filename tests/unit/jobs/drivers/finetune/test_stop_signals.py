@@ -193,6 +193,23 @@ def test_a_patient_one_asks_once_however_many_come(tmp_path: Path) -> None:
     assert (tmp_path / "stop").exists()
 
 
+@pytest.mark.parametrize(
+    ("number", "patient", "hint"),
+    [(signal.SIGINT, False, True), (signal.SIGTERM, False, False), (signal.SIGINT, True, False)],
+)
+def test_only_one_who_has_pressed_ctrl_c_and_may_do_so_again_is_told(
+    tmp_path: Path, number: signal.Signals, patient: bool, hint: bool
+) -> None:
+    """SIGTERM comes from a queue, Ray or `kill`; the driver of a queue's job counts further signals as the first."""
+    told: list[str] = []
+    with StopRequest(patient=patient) as stop:
+        stop.defer()
+        signal.raise_signal(number)
+        StopRelay(stop, JobPaths(str(tmp_path)), lambda _, message: told.append(message)).check()  # type: ignore[arg-type]
+    (message,) = told
+    assert message.endswith("; Ctrl-C again ends at once" if hint else f": {number.name}")
+
+
 def test_a_signal_after_the_file_is_the_first_one(tmp_path: Path, clock: list[float]) -> None:
     with StopRequest() as stop:
         stop.defer()

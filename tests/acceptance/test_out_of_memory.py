@@ -41,8 +41,8 @@ ONE_ROW_WITH_CHECKPOINTING = 4 * 50_000_000 + 1_180_000
 # The forward pass of an evaluation of this Llama: 1.31 MB with eight rows, 0.72 with four, 0.43 with two.
 TWO_ROWS_EVALUATED = 570_000
 # From running out of memory to the end of the next step: seconds that suffice, and on a busy machine, times the run's
-# own first start. A restart takes as long as a start, and the workers that are left have to end first.
-QUIET_S, BUSY_STARTS = 15.0, 3.0
+# own first start. A restart loads what a start loads, with files that are in memory and a process to fork from.
+QUIET_S, BUSY_STARTS = 15.0, 1.5
 
 
 def run_scarce(limits: dict[str, int], *arguments: str | pathlib.Path) -> Any:
@@ -82,7 +82,8 @@ def test_the_ladder_is_climbed_until_a_step_fits_and_the_losses_are_those_of_a_r
     told = remedies_told(paths)
     assert all({"cause", "action", "effect", "where", "rung"} <= one.keys() for one in told if "seconds" not in one)
     _, trouble = outcome_of(paths).troubles
-    assert trouble.seconds is not None and 0 < trouble.seconds <= max(QUIET_S, BUSY_STARTS * first_start_s(paths))
+    lost_s = [one.seconds for one in (first, last) if one.seconds is not None]  # the first may have trained no step
+    assert trouble.seconds == last.seconds and 0 < min(lost_s) <= max(QUIET_S, BUSY_STARTS * first_start_s(paths))
     assert (trouble.remedy, trouble.steps_again) == ("out_of_memory", 2)
     assert "rank 1 on" in told[0]["cause"] and "simulated" not in told[0]["action"]
     assert (

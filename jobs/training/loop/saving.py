@@ -16,11 +16,9 @@ from jobs.remedies.outliers import Outlier
 from jobs.run.checkpoints import Best, better_first
 from jobs.spec.evaluation import Checkpoint
 from jobs.spec.finetune import Spec
-from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.state import SAVED, LoopState, Run
 from jobs.training.model.engine import peak_memory_bytes
 
-_MOST_CLASSES = 256  # of a confusion matrix in a marker: 65,536 numbers, most of them 0, are about 130 kB
 _HALF = 2**32  # a 64-bit sum is sent as two halves, which float64 adds exactly
 
 
@@ -163,15 +161,10 @@ def best_of(rule: Checkpoint, state: LoopState, threshold: float = 0.0) -> Best 
             step=state.step,
             score=score,
             metrics=state.metrics,
-            confusion=_small(state.confusion),
+            confusion=state.confusion,
             improved_at=None if improves or best is None else best.counted_from,
         )
     return best
-
-
-def _small(confusion: Confusion | None) -> Confusion | None:
-    """Return the confusion matrix if a checkpoint's marker has room for it."""
-    return confusion if confusion is not None and len(confusion) <= _MOST_CLASSES else None
 
 
 def save(run: Run, state: LoopState) -> None:

@@ -11,10 +11,40 @@ from __future__ import annotations
 import bisect
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from jobs.planning.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Uses:
+    """Where the calls of modules in a pass use which parameters.
+
+    Attributes:
+        before: [calls + 1]; elements of the parameters of all calls before each one.
+        calls_of: for each parameter, its calls in ascending order.
+    """
+
+    before: tuple[int, ...]
+    calls_of: Mapping[int, tuple[int, ...]]
+
+    @classmethod
+    def of(cls, calls: Iterable[Sequence[tuple[int, int]]]) -> Uses:
+        """Take the (parameter, elements) of each call, in the order of the calls."""
+        sizes, calls_of = list[int](), dict[int, list[int]]()
+        for number, used in enumerate(calls):
+            sizes.append(sum(elements for _, elements in used))
+            for parameter, _ in used:
+                calls_of.setdefault(parameter, []).append(number)
+        before = tuple(itertools.accumulate(sizes, initial=0))
+        return cls(before, {one: tuple(found) for one, found in calls_of.items()})
+
+    def is_soon(self, parameter: int, call: int, distance: int) -> bool:
+        """Whether a parameter is used in this call or later, before `distance` elements have passed."""
+        calls = self.calls_of.get(parameter, ())
+        place = bisect.bisect_left(calls, call)
+        return place < len(calls) and self.before[calls[place]] - self.before[call] < distance
 
 
 @dataclass
@@ -46,12 +76,7 @@ class Gathering:
     _queue: deque[tuple[int, int]] = field(default_factory=deque)
 
     def __post_init__(self) -> None:
-        elements = (sum(self.sizes[number] for number in visit) for visit in self.visits)
-        self._passed = [0, *itertools.accumulate(elements)]
-        self._uses = [list[int]() for _ in self.sizes]
-        for step, visit in enumerate(self.visits):
-            for number in visit:
-                self._uses[number].append(step)
+        self._uses = Uses.of([(number, self.sizes[number]) for number in visit] for visit in self.visits)
         self._persistent = {
             number for number, size in enumerate(self.sizes) if size <= self.strategy.param_persistence_threshold
         }
@@ -84,17 +109,12 @@ class Gathering:
     def leave(self, parameters: tuple[int, ...]) -> None:
         """Free a module's parameters, except those that are needed again soon."""
         for number in parameters:
-            kept = number in self._persistent or self._fetched_for.get(number, -1) > self._step or self._is_soon(number)
+            kept = number in self._persistent or self._fetched_for.get(number, -1) > self._step
+            kept = kept or self._uses.is_soon(number, self._step, self.strategy.max_reuse_distance)
             if number in self._whole and not kept:
                 self._whole.discard(number)
                 self._live -= self.sizes[number]
                 self.held -= self._bytes(number)
-
-    def _is_soon(self, number: int) -> bool:
-        """Whether a parameter is used again before `max_reuse_distance` elements have passed."""
-        uses = self._uses[number]
-        at = bisect.bisect_left(uses, self._step)
-        return at < len(uses) and self._passed[uses[at]] - self._passed[self._step] < self.strategy.max_reuse_distance
 
     def _gather(self, numbers: list[int]) -> None:
         self._live += sum(self.sizes[number] for number in numbers)

@@ -17,11 +17,9 @@ from jobs.run.checkpoints import Best, better_first
 from jobs.spec.evaluation import Checkpoint
 from jobs.spec.finetune import Spec
 from jobs.training.checkpoint.writer import GOES_ON
-from jobs.training.loop.metrics import Confusion
 from jobs.training.loop.state import SAVED, LoopState, Run
 from jobs.training.model.engine import peak_memory_bytes
 
-_MOST_CLASSES = 256  # of a confusion matrix in a marker: 65,536 numbers, most of them 0, are about 130 kB
 # What follows a checkpoint that could not be written, beside `GOES_ON`.
 _STOPS: Final = "a resume continues from there"
 _LAST: Final = (
@@ -171,15 +169,10 @@ def best_of(rule: Checkpoint, state: LoopState, threshold: float = 0.0) -> Best 
             step=state.step,
             score=score,
             metrics=state.metrics,
-            confusion=_small(state.confusion),
+            confusion=state.confusion,
             improved_at=None if improves or best is None else best.counted_from,
         )
     return best
-
-
-def _small(confusion: Confusion | None) -> Confusion | None:
-    """Return the confusion matrix if a checkpoint's marker has room for it."""
-    return confusion if confusion is not None and len(confusion) <= _MOST_CLASSES else None
 
 
 def save(run: Run, state: LoopState) -> None:

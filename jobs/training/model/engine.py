@@ -30,6 +30,7 @@ from jobs.training.model.export import Weights, export_model, verify_export
 from jobs.training.model.host_memory import give_back_freed_memory, keep_freed_memory
 from jobs.training.model.load import DTYPES, decays, in_one_dtype, load_base, parameter_groups, unread_by_text
 from jobs.training.model.partitions import Partitions
+from jobs.training.model.release import decide_release_at_once
 from jobs.training.model.sharding import free_gathered_experts, gathered_together, sharded_loading
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
@@ -54,7 +55,9 @@ def build_engine(spec: Spec, model_dir: str, worker: WorkerContext, pad_token_id
     engine, *_ = deepspeed.initialize(model=model, model_parameters=groups, config=config)
     if precision == "fp16":  # DeepSpeed would fail at a loss scale of 1; instead, `jobs.remedies.outliers` decides
         engine.optimizer.loss_scaler.raise_error_at_min_scale = False
-    if spec.train.zero.stage < 3 and spec.train.zero.offload_optimizer is not None:
+    if spec.train.zero.stage == 3:
+        decide_release_at_once(engine.optimizer.parameter_offload.get_param_coordinator())
+    elif spec.train.zero.offload_optimizer is not None:
         drop_skipped_gradients(engine.optimizer)
     built = Engine(engine, spec, precision, sharding, UpdateGate(engine))
     built.partitions.share_fp32_weights()

@@ -19,6 +19,9 @@ from tests.support.gangs import Case, case_of, run_gang
 pytestmark = pytest.mark.slow
 
 STEPS, BAD = 40, 25  # steps are counted from 1
+# Clipping would hide what a step with a large gradient costs, and a falling rate would repair it.
+UNFORGIVING = {"train__max_grad_norm": 0.0, "train__lr_scheduler_type": "constant_with_warmup"}
+OFF = {"remedies__outlier_steps": False}
 
 
 @pytest.fixture(scope="module")
@@ -30,17 +33,17 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     def spec(**changes: Any) -> Any:
         batch = {"train__global_batch_size": 8, "train__per_device_train_batch_size": 4}
         rest = {"train__max_steps": STEPS, "train__learning_rate": 1e-2, "eval__eval_on_start": False}
-        return tiny.spec_of(folder, model, text, **{**batch, **rest, **changes})
+        return tiny.spec_of(folder, model, text, **{**batch, **rest, **UNFORGIVING, **changes})
 
+    excessive = {"train__learning_rate": 1.0, "train__warmup_ratio": 0.1}
     of_case: dict[str, dict[str, Any]] = {
-        "clean": {}, "clean, off": {"remedies__outlier_steps": False}, "poisoned": {}, "poisoned, interrupted": {},
+        "clean": {}, "clean, off": OFF, "poisoned": {}, "poisoned, off": OFF, "poisoned, interrupted": {},
         "poisoned in stage 2": {"train__zero__stage": 2},
         "poisoned in bf16 and stage 1": {"train__bf16": True, "train__zero__stage": 1},
         "nan": {}, "damaged": {"checkpoint__save_steps": 5}, "damaged, from the start": {}, "bad data": {},
-        "excessive rate": {"train__learning_rate": 1.0, "train__warmup_ratio": 0.1},
+        "excessive rate": excessive, "excessive rate, off": {**excessive, **OFF},
         "excessive rate, evaluated": {
-            "train__learning_rate": 1.0, "train__warmup_ratio": 0.1, "data__eval_fraction": 0.1,
-            "eval__eval_on_start": True, "eval__eval_steps": 6,
+            **excessive, "data__eval_fraction": 0.1, "eval__eval_on_start": True, "eval__eval_steps": 6,
         },
     }  # fmt: skip
     plain = {name: case_of(folder, name, spec(**changes)) for name, changes in of_case.items()}
@@ -65,6 +68,11 @@ def by_step(case: Case, column: str) -> list[Any]:
     return [records[step] for step in sorted(records)]
 
 
+def final_loss(case: Case) -> float:
+    """The mean loss of the last five steps."""
+    return float(np.mean(by_step(case, "loss")[-5:]))
+
+
 def acts(case: Case, stage: str) -> list[Record]:
     told = [event for event in read_journal(case.paths.events) if event["kind"] == "remedy"]
     return [event["data"] for event in told if event["data"].get("stage") == stage]
@@ -78,13 +86,17 @@ def test_a_clean_run_computes_what_it_computes_without_the_remedy(cases: dict[st
 
 
 @pytest.mark.parametrize("kind", ["", " in stage 2", " in bf16 and stage 1"])
-def test_a_poisoned_batch_is_skipped_and_costs_next_to_nothing(cases: dict[str, Case], kind: str) -> None:
+def test_a_poisoned_batch_costs_at_most_half_a_percent_and_without_the_remedy_more(
+    cases: dict[str, Case], kind: str
+) -> None:
     """Each kind has another optimizer of DeepSpeed."""
     case, clean = cases[f"poisoned{kind}"], cases["clean"]
+    assert final_loss(case) == pytest.approx(final_loss(clean), rel=0.005)
+    assert final_loss(cases["poisoned, off"]) > 1.02 * final_loss(clean)
+    assert not acts(cases["poisoned, off"], "skip")
     assert [act["step"] for act in acts(case, "skip")] == [BAD]
     assert case.record("loss")[BAD - 1] > 2 * clean.record("loss")[BAD - 1]
     assert case.record("loss")[: BAD - 1] == pytest.approx(clean.record("loss")[: BAD - 1], rel=0.01 if kind else 0)
-    assert np.mean(case.record("loss")[-5:]) == pytest.approx(np.mean(clean.record("loss")[-5:]), rel=0.005)
     commit = read_commit(case.paths, STEPS)
     assert commit.optimizer_step == STEPS - 1 and commit.history.outliers == 1
 
@@ -110,7 +122,7 @@ def test_damaged_weights_are_taken_from_the_checkpoint_before_the_suspected_batc
     (act,) = acts(case, "rollback")
     assert (act["step"], act["to_step"], act["rate_factor"], act["barred"]) == (27, 15, 1.0, [16, 27])
     assert by_step(case, "learning_rate") == clean.record("learning_rate")
-    assert np.mean(by_step(case, "loss")[-5:]) == pytest.approx(np.mean(clean.record("loss")[-5:]), rel=0.02)
+    assert final_loss(case) == pytest.approx(final_loss(clean), rel=0.02)
     assert by_step(case, "chain") == clean.record("chain")
     history = read_commit(case.paths, STEPS).history
     assert history.rollbacks == 1 and history.steps_again == 12 and history.outliers == 3
@@ -137,11 +149,18 @@ def test_a_run_with_an_excessive_rate_begins_again_with_a_measured_one(cases: di
     (act,) = acts(case, "rollback")
     assert act["to_step"] == 0 and act["step"] < 20 and act["barred"] is None
     assert "the loss after one step at several rates" in act["action"]
+    assert final_loss(case) <= 1.02 * final_loss(cases["clean"])
     train = case.spec.train.model_copy(update={"learning_rate": act["rate_factor"]})
     new = case_of(case.folder, "measured rate", case.spec.model_copy(update={"train": train}))
     run_gang(case.folder, 2, [new])
     for column in ("loss", "grad_norm", "learning_rate", "chain"):
         assert by_step(case, column) == new.record(column)
+
+
+def test_an_excessive_rate_diverges_without_the_remedy(cases: dict[str, Case]) -> None:
+    case = cases["excessive rate, off"]
+    assert not acts(case, "rollback") and max(by_step(case, "loss")) > 1.5 * by_step(case, "loss")[0]
+    assert final_loss(case) > 1.05 * final_loss(cases["clean"])
 
 
 def test_the_first_evaluation_tells_an_excessive_rate(cases: dict[str, Case]) -> None:

@@ -1,0 +1,82 @@
+"""Which parameters ZeRO-3 releases after a module, compared with DeepSpeed's own decision."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from jobs.training.model.engine import import_deepspeed
+from jobs.training.model.release import PRIVATE, decide_release_at_once
+
+CALLS = 60
+
+
+class Called(torch.nn.Module):
+    """A module with what DeepSpeed adds to it."""
+
+    visits = 0
+    _z3_leaf: bool = False
+
+    def __init__(self, number: int, parameters: list[torch.nn.Parameter]) -> None:
+        super().__init__()
+        self.ds_id = number
+        for place, one in enumerate(parameters):
+            self.register_parameter(f"p{place}", one)
+
+    def ds_external_parameters(self) -> list[Any]:
+        Called.visits += 1
+        return []
+
+
+def parameter(number: int, elements: int) -> Any:
+    made: Any = torch.nn.Parameter(torch.zeros(1))
+    made.ds_id, made.ds_numel, made.ds_persist = number, elements, number % 5 == 0
+    return made
+
+
+def coordinator_of(order: tuple[Called, ...], distance: int, fetched_for: dict[Any, int]) -> Any:
+    """DeepSpeed's coordinator after it has recorded an order."""
+    import_deepspeed(torch.device("cpu"))
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator, ZeRoTraceMode
+
+    made: Any = PartitionedParameterCoordinator(0, distance, 10**9, None, None)
+    setattr(made, f"{PRIVATE}trace_mode", ZeRoTraceMode.COMPLETE)
+    setattr(made, f"{PRIVATE}submodule_order", order)
+    getattr(made, f"{PRIVATE}most_recent_step_id_param_fetched_for").update(fetched_for)
+    return made
+
+
+@pytest.mark.parametrize(("distance", "is_leaf"), [*itertools.product((0, 1, 700, 10**9), (False,)), (700, True)])
+def test_what_is_released_is_what_deepspeed_releases_and_calls_are_visited_once(distance: int, is_leaf: bool) -> None:
+    """A parameter may belong to several modules, and a module may be called several times."""
+    some = random.Random(3)
+    parameters = [parameter(number, some.randint(0, 200)) for number in range(20)]
+    modules = [Called(number, some.sample(parameters, some.randint(0, 3))) for number in range(24)]
+    modules[0]._z3_leaf = is_leaf
+    order = tuple(some.choices(modules, k=CALLS))
+    fetched_for = {one: some.randint(0, CALLS) for one in parameters[::3]}
+    theirs, ours = (coordinator_of(order, distance, fetched_for) for _ in range(2))
+    decide_release_at_once(ours)
+    for again in range(2):
+        Called.visits = 0
+        found = [getattr(ours, f"{PRIVATE}params_to_release")(one, call) for call, one in enumerate(order)]
+        visits = Called.visits
+        expected = [getattr(theirs, f"{PRIVATE}params_to_release")(one, call) for call, one in enumerate(order)]
+        assert found == expected
+        assert is_leaf or visits == (0 if again else 2 * CALLS)
+        found[0].add(-1)  # as DeepSpeed does for a layer that is computed again
+
+
+def test_a_new_order_is_decided_anew() -> None:
+    one, other = parameter(1, 10), parameter(2, 10)
+    first, second = Called(1, [one]), Called(2, [other])
+    ours = coordinator_of((first, second, first), 10**9, {})
+    decide_release_at_once(ours)
+    release = getattr(ours, f"{PRIVATE}params_to_release")
+    assert (release(first, 1), release(second, 2)) == (set(), {2})
+    setattr(ours, f"{PRIVATE}submodule_order", (first, second, second))
+    assert (release(first, 1), release(second, 2)) == ({1}, set())

@@ -85,7 +85,7 @@ class StopRequest:
 
     @property
     def by_ctrl_c(self) -> bool:
-        """Whether the user has pressed Ctrl-C, and a second one ends this driver at once."""
+        """Whether the user pressed Ctrl-C in a driver that a second Ctrl-C ends at once."""
         return self.source == "signal" and self.reason == signal.SIGINT.name and not self._patient
 
     def ask(self, source: StopSource, reason: str, kind: StopKind = StopKind.AFTER_CHECKPOINT) -> None:

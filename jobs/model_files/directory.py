@@ -153,7 +153,7 @@ def too_long_rows(folder: str, seq_len: int) -> str | None:
 
 
 def supports_checkpointing(spec: Spec) -> bool:
-    """Whether the type of the spec's model supports gradient checkpointing; also True if that cannot be told."""
+    """Return False if config.json tells that the model type has no gradient checkpointing, else True."""
     try:
         config = json.loads(storage.read_bytes(storage.join(spec.model.path, "config.json")))
     except (StorageError, ValueError):  # a hub id, or an outage

@@ -41,7 +41,7 @@ class Uses:
         return cls(before, {one: tuple(found) for one, found in calls_of.items()})
 
     def is_soon(self, parameter: int, call: int, distance: int) -> bool:
-        """Whether a parameter is used in this call or later, before `distance` elements have passed."""
+        """Whether this call or a later one, fewer than `distance` elements ahead, uses the parameter."""
         calls = self.calls_of.get(parameter, ())
         place = bisect.bisect_left(calls, call)
         return place < len(calls) and self.before[calls[place]] - self.before[call] < distance

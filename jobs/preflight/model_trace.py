@@ -103,7 +103,7 @@ class ModelTracer:
         return with_adapter(self._spec, short, self._model_dir, self._new)
 
     def _fake(self, spec: Spec, counts: Counts) -> FakeModel:
-        """Build the model with these numbers of layers, or return it if a strategy before had the same."""
+        """Return the model with these numbers of layers. Strategies with the same checkpointing share it."""
         key = counts, spec.train.gradient_checkpointing
         if key not in self._built:
             config = _with_layers(model_config(spec, self._model_dir), counts)

@@ -66,7 +66,7 @@ class Outcome(Shown):
 
     @property
     def resume_is_useless(self) -> bool:
-        """Whether a resume would compute the same, or have nothing to do. After bad input, the user may correct it."""
+        """Whether a resume would diverge again or has nothing to do. Bad input does not count: it can be corrected."""
         return self.diverged or self.is_final
 
     @property

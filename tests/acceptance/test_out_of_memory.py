@@ -40,8 +40,8 @@ STEPS, SAVED = 12, 4
 ONE_ROW_WITH_CHECKPOINTING = 4 * 50_000_000 + 1_180_000
 # The forward pass of an evaluation of this Llama: 1.31 MB with eight rows, 0.72 with four, 0.43 with two.
 TWO_ROWS_EVALUATED = 570_000
-# From running out of memory to the end of the next step: seconds that suffice, and on a busy machine, times the run's
-# own first start. A restart loads what a start loads, with files that are in memory and a process to fork from.
+# Bounds for the time from running out of memory to the end of the next step: 15 s, or on a busy machine this many times
+# the run's own first start. A restart does the work of a start, but its files are in the page cache.
 QUIET_S, BUSY_STARTS = 15.0, 2.5
 
 

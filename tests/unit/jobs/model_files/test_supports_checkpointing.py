@@ -1,4 +1,4 @@
-"""Whether advice may name gradient checkpointing is told from the model's config.json."""
+"""The model's config.json decides whether advice may name gradient checkpointing."""
 
 from __future__ import annotations
 

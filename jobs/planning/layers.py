@@ -2,8 +2,8 @@
 
 Layers repeat with a period: 1 for most types, more for those that alternate kinds of attention. The first layers may be
 of another kind: many mixtures of experts begin with dense layers. A model with these, two periods and the rest is
-traced; the second period is repeated. A trace with one period less gives the bytes that a period leaves for the
-backward pass. Of an encoder and a decoder, each is made deep by itself.
+traced; the second period is repeated. What it adds to the forward pass, such as bytes that stay until the backward
+pass, each copy adds too. Of an encoder and a decoder, each is made deep by itself.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LAYER_COUNTS: Final = ("num_hidden_layers", "decoder_layers", "num_decoder_layer
 
 @dataclass(frozen=True)
 class Depth:
-    """How to derive a model with `layers` layers from models with `deep` and with `shallow` layers."""
+    """How to derive a model with `layers` layers from one with `deep` layers."""
 
     prefix: str  # name of the list of layers, as `model.layers`
     layers: int
@@ -51,10 +51,6 @@ class Depth:
         return self.first + 2 * self.period + self.rest
 
     @property
-    def shallow(self) -> int:
-        return self.first + self.period + self.rest
-
-    @property
     def repeats(self) -> int:
         """Periods that the traced model lacks."""
         return (self.layers - self.deep) // self.period
@@ -62,6 +58,11 @@ class Depth:
     def layer_of(self, name: str) -> int | None:
         match = re.match(rf"{re.escape(self.prefix)}\.(\d+)(?:\.|$)", name)
         return int(match[1]) if match else None
+
+    def is_repeated(self, name: str) -> bool:
+        """Whether a module or parameter belongs to the second period of the model with few layers."""
+        layer = self.layer_of(name)
+        return layer is not None and self.first + self.period <= layer < self.first + 2 * self.period
 
 
 def depth_of(prefix: str, kinds: Sequence[object]) -> Depth:
@@ -77,14 +78,21 @@ def depth_of(prefix: str, kinds: Sequence[object]) -> Depth:
     return min(found, key=lambda depth: (depth.deep, depth.first))
 
 
-def left_by_a_period(shallow: Sequence[Line], deep: Sequence[Line]) -> tuple[int, int]:
-    """Return the bytes that one more period leaves for the backward pass: a fixed part, and one for each row."""
-    return _plus(_at_logits(deep).live, _at_logits(shallow).live, -1)
+def second_period(places: Sequence[str], depth: Depth) -> tuple[int, int]:
+    """Return which event begins the second period of the forward pass, and which one begins what follows it.
+
+    Args:
+        places: of the events of a model with `depth.deep` layers.
+    """
+    layers = [depth.layer_of(place) for place in places]
+    return layers.index(depth.first + depth.period), layers.index(depth.first + 2 * depth.period)
 
 
-def deepened(deep: Sequence[Line], left: tuple[int, int], depth: Depth) -> tuple[Line, ...]:
-    """Return the events of the whole model. `left`: see `left_by_a_period`."""
-    middle = [_is_repeated(line, depth) for line in deep]
+def deepened(deep: Sequence[Line], depth: Depth) -> tuple[Line, ...]:
+    """Return the events of the whole model, from those of a model with `depth.deep` layers."""
+    begin, end = second_period([line.place for line in deep], depth)
+    left = _plus(deep[end].live, deep[begin].live, -1)
+    middle = [depth.is_repeated(line.place) for line in deep]
     turn = next(number for number, line in enumerate(deep) if line.kind == "logits")
     ahead = _ends(middle[:turn], 0)
     back = _ends(middle[turn:], turn)
@@ -95,15 +103,6 @@ def deepened(deep: Sequence[Line], left: tuple[int, int], depth: Depth) -> tuple
         _moved(line, depth, copy, left) for copy in reversed(range(repeats + 1)) for line in deep[back[0] : back[1]]
     ]
     return (*deep[: ahead[0]], *forward, *top, *backward, *deep[back[1] :])
-
-
-def _at_logits(lines: Sequence[Line]) -> Line:
-    return next(line for line in lines if line.kind == "logits")
-
-
-def _is_repeated(line: Line, depth: Depth) -> bool:
-    layer = depth.layer_of(line.place)
-    return layer is not None and depth.first + depth.period <= layer < depth.first + 2 * depth.period
 
 
 def _ends(repeated: Sequence[bool], offset: int) -> tuple[int, int]:

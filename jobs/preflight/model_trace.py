@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from jobs.planning.layers import LAYER_COUNTS, Depth, Line, deepened, depth_of, left_by_a_period
+from jobs.planning.layers import LAYER_COUNTS, Depth, Line, deepened, depth_of, second_period
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
 from jobs.preflight.dry_run import built_empty
 from jobs.preflight.short_rows import STEPS, NotAParabolaError, lengthened, lengths_for
-from jobs.preflight.traced_pass import FakeModel, TracedPass, fake_model, traced_pass, with_adapter, without_advice
+from jobs.preflight.traced_pass import FakeModel, TracedPass, bytes_of, fake_model, traced_pass, with_adapter, without_advice
 from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
@@ -112,9 +112,9 @@ class ModelTracer:
         return self._built[key]
 
 
-def _lengthened(spec: Spec, step: int, model: FakeModel, rows: int, to_logits: bool = False) -> TracedPass:
+def _lengthened(spec: Spec, step: int, model: FakeModel, rows: int) -> TracedPass:
     def trace(seq_len: int) -> TracedPass:
-        return traced_pass(spec.with_value("data.seq_len", seq_len), model, rows, to_logits, detailed=True)
+        return traced_pass(spec.with_value("data.seq_len", seq_len), model, rows, detailed=True)
 
     return lengthened(trace, spec.data.seq_len, step)
 
@@ -128,25 +128,42 @@ def _traced(
     trace: Callable[..., TracedPass],
 ) -> ModelTrace:
     """Trace the model. `built` builds it with these numbers of layers, or with all; `trace` runs a pass of one."""
-    cut = [stack for stack in stacks if stack.depth.repeats >= 1]
-    counts = {stack.field: stack.depth.deep for stack in cut}
-    less = [tuple((counts | {stack.field: stack.depth.shallow}).items()) for stack in cut]
-    shallow = [_shallow(trace, built(few), stack.depth) for stack, few in zip(cut, less, strict=True)]
-    if not cut or not all(shallow):
-        known = stacks and not cut
-        note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
-        passes = [trace(built(()), rows) for rows in _ROWS]
-        return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), note)
-    deep = [trace(built(tuple(counts.items())), rows) for rows in _ROWS]
-    lines, single = _lines(deep), _lines(deep[:1])
-    sums = {name: getattr(deep[0], name) for name in ("flops", "operations", "buffer_bytes")}
-    for stack, few in zip(cut, shallow, strict=True):
-        lines = deepened(lines, left_by_a_period(_lines(few), _lines(deep)), stack.depth)
-        single = deepened(single, left_by_a_period(_lines(few[:1]), _lines(deep[:1])), stack.depth)
-        for name in sums:
-            sums[name] += stack.depth.repeats * (getattr(deep[0], name) - getattr(few[0], name))
-    note = f"{sum(counts.values())} of {sum(stack.depth.layers for stack in cut)} layers were traced"
-    return _trace(spec, precision, model, [replace(deep[0], **sums), *deep[1:]], lines, single, note)
+    depths = [stack.depth for stack in stacks if stack.depth.repeats >= 1]
+    if depths:
+        few = built(tuple((stack.field, stack.depth.deep) for stack in stacks if stack.depth in depths))
+        first = trace(few, _ROWS[0])
+        if all(_layers_in(first, depth) == depth.deep for depth in depths):
+            passes = [first, *(trace(few, rows) for rows in _ROWS[1:])]
+            return _trace_of_whole(spec, precision, model, few.model, passes, depths)
+    # Another field than the usual one may decide about the number of layers.
+    known = stacks and not depths
+    note = None if known else "all layers were traced: the depth of this type of model cannot be changed"
+    passes = [trace(built(()), rows) for rows in _ROWS]
+    return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), note)
+
+
+def _layers_in(traced: TracedPass, depth: Depth) -> int:
+    return len({depth.layer_of(event.place) for event in traced.events} - {None})
+
+
+def _trace_of_whole(
+    spec: Spec, precision: Precision, model: Any, few: Any, passes: Sequence[TracedPass], depths: Sequence[Depth]
+) -> ModelTrace:
+    """Return the trace of the model from passes of one with few layers."""
+    lines, single, first = _lines(passes), _lines(passes[:1]), passes[0]
+    for depth in depths:
+        lines, single = deepened(lines, depth), deepened(single, depth)
+        places = [event.place for event in first.events]
+        begin, end = (first.events[number] for number in second_period(places, depth))
+        buffers = [buffer for name, buffer in few.named_buffers() if depth.is_repeated(name)]
+        first = replace(
+            first,
+            flops=first.flops + depth.repeats * (end.flops - begin.flops),
+            operations=first.operations + depth.repeats * (end.operations - begin.operations),
+            buffer_bytes=first.buffer_bytes + depth.repeats * bytes_of(buffers),
+        )
+    note = f"{sum(depth.deep for depth in depths)} of {sum(depth.layers for depth in depths)} layers were traced"
+    return _trace(spec, precision, model, [first, *passes[1:]], lines, single, note)
 
 
 def _stacks(model: Any, shortened: Callable[[str, int], Any]) -> tuple[Stack, ...]:
@@ -171,15 +188,6 @@ def _stacks(model: Any, shortened: Callable[[str, int], Any]) -> tuple[Stack, ..
             per_layer = [value for value in vars(config).values() if isinstance(value, list) and len(value) == layers]
             found.append(Stack(field, depth_of(name, list(zip(shapes, *per_layer, strict=True)))))
     return tuple(found)
-
-
-def _shallow(trace: Callable[..., TracedPass], model: FakeModel, depth: Depth) -> list[TracedPass]:
-    """Trace the fewest layers up to the logits; empty if another setting than the usual one decides about the depth."""
-    first = trace(model, _ROWS[0], to_logits=True)
-    found = {depth.layer_of(event.place) for event in first.events} - {None}
-    if len(found) != depth.shallow:
-        return []
-    return [first, *(trace(model, rows, to_logits=True) for rows in _ROWS[1:])]
 
 
 def _with_layers(config: Any, counts: Counts) -> Any:

@@ -49,10 +49,10 @@ def lengthened(trace: Callable[[int], TracedPass], seq_len: int, step: int) -> T
         raise NotAParabolaError("the order of the modules depends on the length of the rows")
     events, before = list[Event](), 0
     for several in zip(*(one.events for one in passes), strict=True):
-        live = at_length([event.live for event in several])
-        peak = max(live, before, *map(at_length, _matched([event.details for event in several])))
-        events.append(replace(several[0], live=live, peak=peak, details=()))
-        before = live
+        sums = {name: at_length([getattr(event, name) for event in several]) for name in ("live", "flops", "operations")}
+        peak = max(sums["live"], before, *map(at_length, _matched([event.details for event in several])))
+        events.append(replace(several[0], peak=peak, details=(), **sums))
+        before = sums["live"]
     growing = ("buffer_bytes", "logits", "logits_bytes", "flops", "operations")
     sums = {name: at_length([getattr(one, name) for one in passes]) for name in growing}
     return replace(passes[-1], events=tuple(events), **sums)

@@ -7,7 +7,7 @@ passes of several numbers of rows: adapters alone take seconds.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -105,9 +105,9 @@ def fake_model(
 
 
 def traced_pass(
-    spec: Spec, built: FakeModel, rows: int, to_logits: bool = False, limited: bool = False, detailed: bool = False
+    spec: Spec, built: FakeModel, rows: int, limited: bool = False, detailed: bool = False
 ) -> TracedPass:
-    """Trace a micro-batch of `rows` rows of `seq_len` tokens, to the end or to the logits.
+    """Trace a micro-batch of `rows` rows of `seq_len` tokens.
 
     Args:
         limited: whether to give up a model that starts more operators in a layer than a row has tokens, or than _MANY.
@@ -127,18 +127,20 @@ def traced_pass(
         tracker.note("logits")
         flops, operations, tracker.most_operations = tracker.flops, tracker.operations, None
         shape, size = logits.shape, logits.untyped_storage().nbytes()
-        if not to_logits:
-            logits.register_hook(lambda gradient: tracker.note("loss"))
-            total = loss.loss_sum(logits, batch.targets)
-            del logits
-            tracker.note("loss")
-            (total / 2).backward()
-            tracker.note("end")
-    buffers = sum(buffer.numel() * buffer.element_size() for buffer in model.buffers())
+        logits.register_hook(lambda gradient: tracker.note("loss"))
+        total = loss.loss_sum(logits, batch.targets)
+        del logits
+        tracker.note("loss")
+        (total / 2).backward()
+        tracker.note("end")
     kept = tuple(_without_pieces(tracker.events))
     loss_bytes = max(event.peak - without.peak for event, without in zip(tracker.events, kept, strict=True))
     piece = piece_of_loss(shape[-1], shape.numel())
-    return TracedPass(kept, buffers, shape.numel(), shape[-1], size, flops, operations, loss_bytes / piece)
+    return TracedPass(kept, bytes_of(model.buffers()), shape.numel(), shape[-1], size, flops, operations, loss_bytes / piece)
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _without_pieces(events: Sequence[Event]) -> Iterator[Event]:

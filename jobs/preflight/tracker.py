@@ -34,6 +34,8 @@ class Event:
     parameters: tuple[str, ...]  # names: the module's own, or the gradient's
     live: int
     peak: int  # most bytes since the event before
+    flops: int  # of the step so far, see `Tracker`
+    operations: int
     details: tuple[tuple[str, int], ...] = ()  # of operators since the event before: name, bytes after it
 
 
@@ -72,7 +74,10 @@ class Tracker(TorchDispatchMode):
         self._reused: set[int] = set()  # storages whose bytes belong to a later tensor
 
     def note(self, kind: EventKind, place: str = "", parameters: tuple[str, ...] = ()) -> None:
-        self.events.append(Event(kind, place, parameters, self.live, self.peak, tuple(self._details or ())))
+        details = tuple(self._details or ())
+        self.events.append(
+            Event(kind, place, parameters, self.live, self.peak, self.flops, self.operations, details)
+        )
         self.peak = self.live
         if self._details is not None:
             self._details = []

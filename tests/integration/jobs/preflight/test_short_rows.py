@@ -31,7 +31,8 @@ def made_up(length: int, held_by_turn: int = 10, weights: int = 500) -> TracedPa
     live = details[-1][1]
     details += [("stack", live + length * length), ("mm", live + weights)]
     peak = max(held for _, held in details)
-    events = (Event("enter", "a", ("a.weight",), 0, 0), Event("leave", "a", ("a.weight",), live, peak, tuple(details)))
+    end = Event("leave", "a", ("a.weight",), live, peak, 0, 0, tuple(details))
+    events = (Event("enter", "a", ("a.weight",), 0, 0, 0, 0), end)
     return TracedPass(events, 64, 3 * length, 3, 12 * length, 5 * length * length, 2 + 2 * length, 8.0)
 
 

@@ -1,10 +1,10 @@
-"""Events of a deep model from two shallow ones: the whole model, traced, has the same."""
+"""Events of a deep model from one with few layers: the whole model, traced, has the same."""
 
 from __future__ import annotations
 
 import pytest
 
-from jobs.planning.layers import Depth, Line, deepened, depth_of, left_by_a_period
+from jobs.planning.layers import Depth, Line, deepened, depth_of, second_period
 
 KINDS = {1: (10,), 2: (10, 30)}  # bytes that a layer leaves, by the period
 
@@ -49,8 +49,14 @@ def events(layers: int, left: tuple[int, ...], first: int = 0) -> list[Line]:
 def test_repeated_layers_give_the_events_of_the_whole_model(layers: int, period: int, first: int) -> None:
     depth = Depth("model.layers", layers, period, first)
     assert depth.deep < layers and (layers - depth.deep) % period == 0
-    shallow, deep = (events(some, KINDS[period], first) for some in (depth.shallow, depth.deep))
-    assert deepened(deep, left_by_a_period(shallow, deep), depth) == tuple(events(layers, KINDS[period], first))
+    assert deepened(events(depth.deep, KINDS[period], first), depth) == tuple(events(layers, KINDS[period], first))
+
+
+def test_the_second_period_of_the_forward_pass_is_found() -> None:
+    layers = [0, 1, 2, 3, 4, 5, 5, 4, 3, 2, 1, 0]
+    places = ["embed", *(f"h.{layer}.{part}" for layer in layers for part in ("norm", "mlp"))]
+    begin, end = second_period(places, Depth("h", 12, period=2, first=1))
+    assert (places[begin], places[end]) == ("h.3.norm", "h.5.norm") and begin < end
 
 
 @pytest.mark.parametrize(

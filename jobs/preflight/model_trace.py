@@ -22,8 +22,16 @@ from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
 from jobs.preflight.dry_run import built_empty
 from jobs.preflight.short_rows import STEPS, NotAParabolaError, lengthened, lengths_for
-from jobs.preflight.traced_pass import FakeModel, TracedPass, bytes_of, fake_model, traced_pass, with_adapter, without_advice
-from jobs.preflight.tracker import Event, TooManyOperationsError
+from jobs.preflight.traced_pass import (
+    FakeModel,
+    TracedPass,
+    bytes_of,
+    fake_model,
+    traced_pass,
+    with_adapter,
+    without_advice,
+)
+from jobs.preflight.tracker import Event, TooManyOperationsError, without_collection
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
 from jobs.training.model.load import DTYPES, empty_model, lacking_and_unused, model_config
@@ -59,6 +67,7 @@ class ModelTracer:
         self._built = dict[tuple[Counts, bool], FakeModel]()
 
     @without_advice()
+    @without_collection()
     def trace(self, spec: Spec) -> ModelTrace:
         """Trace one step with rows of `seq_len` tokens.
 
@@ -132,7 +141,7 @@ def _traced(
     if depths:
         few = built(tuple((stack.field, stack.depth.deep) for stack in stacks if stack.depth in depths))
         first = trace(few, _ROWS[0])
-        if all(_layers_in(first, depth) == depth.deep for depth in depths):
+        if all(_layers_in(first, depth) == set(range(depth.deep)) for depth in depths):
             passes = [first, *(trace(few, rows) for rows in _ROWS[1:])]
             return _trace_of_whole(spec, precision, model, few.model, passes, depths)
     # Another field than the usual one may decide about the number of layers.
@@ -142,8 +151,8 @@ def _traced(
     return _trace(spec, precision, model, passes, _lines(passes), _lines(passes[:1]), note)
 
 
-def _layers_in(traced: TracedPass, depth: Depth) -> int:
-    return len({depth.layer_of(event.place) for event in traced.events} - {None})
+def _layers_in(traced: TracedPass, depth: Depth) -> set[int | None]:
+    return {depth.layer_of(event.place) for event in traced.events} - {None}
 
 
 def _trace_of_whole(

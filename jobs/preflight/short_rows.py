@@ -49,7 +49,9 @@ def lengthened(trace: Callable[[int], TracedPass], seq_len: int, step: int) -> T
         raise NotAParabolaError("the order of the modules depends on the length of the rows")
     events, before = list[Event](), 0
     for several in zip(*(one.events for one in passes), strict=True):
-        sums = {name: at_length([getattr(event, name) for event in several]) for name in ("live", "flops", "operations")}
+        sums = {
+            name: at_length([getattr(event, name) for event in several]) for name in ("live", "flops", "operations")
+        }
         peak = max(sums["live"], before, *map(at_length, _matched([event.details for event in several])))
         events.append(replace(several[0], peak=peak, details=(), **sums))
         before = sums["live"]

@@ -29,7 +29,13 @@ from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
 from jobs.training.model.adapters import adapted
 from jobs.training.model.batch import Batch, collate, model_logits
-from jobs.training.model.load import attention_arguments, model_class, set_pad_token, without_flash_attention
+from jobs.training.model.load import (
+    attention_arguments,
+    checkpoint_activations,
+    model_class,
+    set_pad_token,
+    without_flash_attention,
+)
 from jobs.training.model.sharding import data_dependent_modules
 
 _PIECES, _TRACED_PIECES = loss._pieces, 3
@@ -98,15 +104,12 @@ def fake_model(
     set_pad_token(model.config, _PAD)
     if spec.train.gradient_checkpointing:
         model.config.get_text_config().use_cache = False  # transformers would set it with a warning
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name in transformers 6
-            model.gradient_checkpointing_enable({"use_reentrant": True})
+        checkpoint_activations(model)
     model.train()
     return FakeModel(model, mode, on_gpu)
 
 
-def traced_pass(
-    spec: Spec, built: FakeModel, rows: int, limited: bool = False, detailed: bool = False
-) -> TracedPass:
+def traced_pass(spec: Spec, built: FakeModel, rows: int, limited: bool = False, detailed: bool = False) -> TracedPass:
     """Trace a micro-batch of `rows` rows of `seq_len` tokens.
 
     Args:
@@ -136,7 +139,9 @@ def traced_pass(
     kept = tuple(_without_pieces(tracker.events))
     loss_bytes = max(event.peak - without.peak for event, without in zip(tracker.events, kept, strict=True))
     piece = piece_of_loss(shape[-1], shape.numel())
-    return TracedPass(kept, bytes_of(model.buffers()), shape.numel(), shape[-1], size, flops, operations, loss_bytes / piece)
+    return TracedPass(
+        kept, bytes_of(model.buffers()), shape.numel(), shape[-1], size, flops, operations, loss_bytes / piece
+    )
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:

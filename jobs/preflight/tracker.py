@@ -6,8 +6,10 @@ takes milliseconds and no memory. A dispatch mode sees every result, and a final
 
 from __future__ import annotations
 
+import gc
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -75,9 +77,7 @@ class Tracker(TorchDispatchMode):
 
     def note(self, kind: EventKind, place: str = "", parameters: tuple[str, ...] = ()) -> None:
         details = tuple(self._details or ())
-        self.events.append(
-            Event(kind, place, parameters, self.live, self.peak, self.flops, self.operations, details)
-        )
+        self.events.append(Event(kind, place, parameters, self.live, self.peak, self.flops, self.operations, details))
         self.peak = self.live
         if self._details is not None:
             self._details = []
@@ -132,6 +132,21 @@ class Tracker(TorchDispatchMode):
             self._reused.discard(key)
         else:
             self.live -= size
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """Keep Python's garbage collector from running, as it would again and again: traces have millions of objects.
+
+    Tensors end when the last reference to them ends, so a trace is the same with and without it.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def attended_pairs(tokens: int, is_causal: bool, window: int | None = None) -> int:

@@ -95,7 +95,8 @@ def model_logits(model: torch.nn.Module, batch: Batch, task: Task) -> torch.Tens
             inputs = with_one_end(inputs, inner.config.eos_token_id, inner.config.pad_token_id)
         if "attention_mask" not in known:  # FNet treats padding as text, so its batches have one row: cut the padding
             inputs = {"input_ids": inputs["input_ids"][:, : int(inputs["attention_mask"].sum(1).max())]}
-        logits: torch.Tensor = model(**{name: value for name, value in inputs.items() if name in known}).logits
+        options = {**inputs, "use_cache": False}  # a decoder would keep all keys and values to the end of the pass
+        logits: torch.Tensor = model(**{name: value for name, value in options.items() if name in known}).logits
         return logits
     # Some models take no positions (Bloom, MPT, Mamba); they treat packed samples as one text.
     inputs = {name: value for name, value in batch.inputs.items() if name != "position_ids" or name in known}

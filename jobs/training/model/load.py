@@ -6,6 +6,7 @@ import functools
 import math
 import random
 import re
+import warnings
 from typing import Any
 from unittest import mock
 
@@ -39,10 +40,16 @@ def load_base(spec: Spec, model_dir: str, precision: Precision, pad_token_id: in
     )
     set_pad_token(model.config, pad_token_id)
     if spec.train.gradient_checkpointing:
-        # Re-entrant, because the other form compares shapes of parameters after ZeRO-3 has sharded them again.
-        model.gradient_checkpointing_enable({"use_reentrant": True})
+        checkpoint_activations(model)
     model.train()
     return model, {name for name, _ in model.named_parameters()} & set(loading["missing_keys"])
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Let the model's layers compute their activations again in the backward pass."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name in transformers 6
+        # Re-entrant, because the other form compares shapes of parameters after ZeRO-3 has sharded them again.
+        model.gradient_checkpointing_enable({"use_reentrant": True})
 
 
 def _seed_all(seed: int) -> None:

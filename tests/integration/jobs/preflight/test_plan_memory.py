@@ -82,13 +82,14 @@ T5 = {
     ("changes", "traced", "classify"),
     [
         ({}, "3 of 6", False),
+        ({}, "3 of 6", True),
         (MIXED, "6 of 8", False),
         (DENSE_FIRST, "5 of 6", False),
         (BART, "3 of 7", False),
         (BART, "6 of 13", True),
         (T5, "8 of 12", True),
     ],
-    ids=["llama", "gemma3", "deepseek_v3", "decoder of bart", "bart", "t5"],
+    ids=["llama", "llama that classifies", "gemma3", "deepseek_v3", "decoder of bart", "bart", "t5"],
 )
 def test_repeated_layers_give_the_trace_of_all_layers(
     tmp_path: pathlib.Path,

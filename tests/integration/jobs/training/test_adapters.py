@@ -75,6 +75,25 @@ def test_what_the_model_directory_lacks_is_trained_fully_and_in_the_adapter(
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("model_type", ["bert", "canine"])
+def test_adapters_in_recomputed_layers_get_gradients(tmp_path: pathlib.Path, model_type: str) -> None:
+    """CANINE has many embeddings, none of which transformers knows as its input."""
+    tiny_config(model_type).save_pretrained(tmp_path)
+    row = torch.arange(3, 35)[None]
+    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row)
+    with_gradients = []
+    for checkpointing in (False, True):
+        changes: dict[str, Any] = {"method": "lora", "train__gradient_checkpointing": checkpointing}
+        spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "rows.jsonl", classify=True, **changes)
+        if not checkpointing:
+            model_class(spec).from_config(model_config(spec, str(tmp_path))).save_pretrained(tmp_path)
+        model = load_model(spec, str(tmp_path), "fp32", 0).train()
+        model_logits(model, batch, spec.model.task).sum().backward()
+        with_gradients.append({name for name, one in model.named_parameters() if one.grad is not None})
+    assert any("encoder.layer.0.attention" in name for name in with_gradients[0])
+    assert with_gradients[1] == with_gradients[0]
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [

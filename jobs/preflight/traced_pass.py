@@ -19,12 +19,11 @@ import torch
 import transformers
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from jobs.data.prepared import IGNORE_INDEX, ROW_SCHEMA
 from jobs.planning.layers import LAYER_COUNTS
-from jobs.planning.memory import EventKind, piece_of_loss
-from jobs.preflight.tracker import Event, Tracker
+from jobs.planning.memory import piece_of_loss
+from jobs.preflight.tracker import Event, Tracker, watched
 from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
 from jobs.training.model.adapters import adapted
@@ -36,7 +35,6 @@ from jobs.training.model.load import (
     set_pad_token,
     without_flash_attention,
 )
-from jobs.training.model.sharding import data_dependent_modules
 
 _PIECES, _TRACED_PIECES = loss._pieces, 3
 _ATTENTION = torch.nn.functional.scaled_dot_product_attention
@@ -45,7 +43,6 @@ _LONG = 256  # tokens; shorter rows take seconds, even one token after another
 _MANY = 512
 _PAD = 0  # no size depends on the token that fills a row
 _FLASH = "traced-without-mask"  # name of an attention function; for one with "flash", transformers fetches a kernel
-_AT_MODULES: tuple[tuple[EventKind, EventKind], ...] = (("enter", "leave-backward"), ("leave", "enter-backward"))
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def traced_pass(spec: Spec, built: FakeModel, rows: int, limited: bool = False, 
     layers = sum(getattr(model.config.get_text_config(), name, None) or 0 for name in LAYER_COUNTS)
     most = layers * min(spec.data.seq_len, _MANY) if limited and layers and spec.data.seq_len >= _LONG else None
     tracker = Tracker([*model.parameters(), *model.buffers()], most, detailed)
-    with _watched(model, tracker), _without_data(spec, built.on_gpu, tracker), mode, tracker:
+    with watched(model, tracker), _without_data(spec, built.on_gpu, tracker), mode, tracker:
         logits = model_logits(model, batch, spec.model.task)
         tracker.note("logits")
         flops, operations, tracker.most_operations = tracker.flops, tracker.operations, None
@@ -319,86 +316,3 @@ def _batch(spec: Spec, mode: FakeTensorMode, rows: int) -> Batch:
         mode.from_tensor(batch.targets),
         None if batch.columns is None else mode.from_tensor(batch.columns),
     )
-
-
-@contextmanager
-def _watched(model: torch.nn.Module, tracker: Tracker) -> Iterator[None]:
-    """Note when a module begins and ends, forward and backward, and when a gradient is ready.
-
-    The events are those at which DeepSpeed's hooks act: also at modules without parameters, where it gathers what comes
-    next. A gradient that is ready is freed, as DeepSpeed does.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    leaves = set(data_dependent_modules(model))
-    hooks = []
-    for name, module in model.named_modules():
-        if any(name.startswith(f"{leaf}.") for leaf in leaves):
-            continue
-        inside = module.parameters(recurse=name in leaves)
-        own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
-        before, after = (partial(_noted, tracker, name, own, *kinds) for kinds in _AT_MODULES)
-        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            ready = partial(_ready, tracker, names[id(parameter)])
-            hooks.append(parameter.register_post_accumulate_grad_hook(ready))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _noted(
-    tracker: Tracker, name: str, own: tuple[str, ...], now: EventKind, backward: EventKind, module: Any, *tensors: Any
-) -> Any:
-    """Be a hook before or after a module's forward. The tensors there tell when its backward ends or begins.
-
-    It begins with the first gradient of its outputs, and ends with the last gradient of its inputs.
-    """
-    tracker.note(now, name, own)
-    tensors_left = 0
-
-    def note() -> None:
-        nonlocal tensors_left
-        tensors_left -= 1
-        if tensors_left == (of_outputs - 1 if backward == "enter-backward" else 0):
-            tracker.note(backward, name, own)
-
-    def mark(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal tensors_left
-        if not tensor.requires_grad:
-            return tensor
-        tensors_left += 1
-        return cast(torch.Tensor, _Mark.apply(tensor, note))  # type: ignore[no-untyped-call]
-
-    marked = tree_map_only(torch.Tensor, mark, tensors[-1])
-    of_outputs = tensors_left
-    return tuple(map(_in_place, tensors[-1], marked)) if now == "enter" else marked
-
-
-def _in_place(given: Any, marked: Any) -> Any:
-    """Return the marked input. A dict stays the same object, as in DeepSpeed, because a module may write into it."""
-    if not isinstance(given, dict):
-        return marked
-    given.update(marked)
-    return given
-
-
-def _ready(tracker: Tracker, name: str, parameter: torch.Tensor) -> None:
-    tracker.note("gradient", name, (name,))
-    parameter.grad = None
-
-
-class _Mark(torch.autograd.Function):
-    """Returns its input, and calls a function when the gradient passes, as DeepSpeed's hooks do."""
-
-    @staticmethod
-    def forward(ctx: Any, value: torch.Tensor, note: Any) -> torch.Tensor:
-        ctx.note = note
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        ctx.note()
-        return gradient, None

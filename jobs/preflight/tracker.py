@@ -11,20 +11,24 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from jobs.planning.memory import EventKind
+from jobs.training.model.sharding import data_dependent_modules
 
 # The registry counts attention of GPUs only. The operator of CPUs has the same first arguments:
 # query, key, value, dropout_p, is_causal.
 _ON_CPU: Final = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _UNIQUE: Final = 4  # references to an argument of an operator that only its caller holds
 _COUNTED_AS: Final = {_ON_CPU: torch.ops.aten._scaled_dot_product_flash_attention}
+
+_AT_MODULES: tuple[tuple[EventKind, EventKind], ...] = (("enter", "leave-backward"), ("leave", "enter-backward"))
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,89 @@ class Tracker(TorchDispatchMode):
             self._reused.discard(key)
         else:
             self.live -= size
+
+
+@contextmanager
+def watched(model: torch.nn.Module, tracker: Tracker) -> Iterator[None]:
+    """Note when a module begins and ends, forward and backward, and when a gradient is ready.
+
+    The events are those at which DeepSpeed's hooks act: also at modules without parameters, where it gathers what comes
+    next. A gradient that is ready is freed, as DeepSpeed does.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    leaves = set(data_dependent_modules(model))
+    hooks = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{leaf}.") for leaf in leaves):
+            continue
+        inside = module.parameters(recurse=name in leaves)
+        own = tuple(dict.fromkeys(names[id(parameter)] for parameter in inside))
+        before, after = (partial(_noted, tracker, name, own, *kinds) for kinds in _AT_MODULES)
+        hooks += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            ready = partial(_ready, tracker, names[id(parameter)])
+            hooks.append(parameter.register_post_accumulate_grad_hook(ready))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _noted(
+    tracker: Tracker, name: str, own: tuple[str, ...], now: EventKind, backward: EventKind, module: Any, *tensors: Any
+) -> Any:
+    """Be a hook before or after a module's forward. The tensors there tell when its backward ends or begins.
+
+    It begins with the first gradient of its outputs, and ends with the last gradient of its inputs.
+    """
+    tracker.note(now, name, own)
+    tensors_left = 0
+
+    def note() -> None:
+        nonlocal tensors_left
+        tensors_left -= 1
+        if tensors_left == (of_outputs - 1 if backward == "enter-backward" else 0):
+            tracker.note(backward, name, own)
+
+    def mark(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal tensors_left
+        if not tensor.requires_grad:
+            return tensor
+        tensors_left += 1
+        return cast(torch.Tensor, _Mark.apply(tensor, note))  # type: ignore[no-untyped-call]
+
+    marked = tree_map_only(torch.Tensor, mark, tensors[-1])
+    of_outputs = tensors_left
+    return tuple(map(_in_place, tensors[-1], marked)) if now == "enter" else marked
+
+
+def _in_place(given: Any, marked: Any) -> Any:
+    """Return the marked input. A dict stays the same object, as in DeepSpeed, because a module may write into it."""
+    if not isinstance(given, dict):
+        return marked
+    given.update(marked)
+    return given
+
+
+def _ready(tracker: Tracker, name: str, parameter: torch.Tensor) -> None:
+    tracker.note("gradient", name, (name,))
+    parameter.grad = None
+
+
+class _Mark(torch.autograd.Function):
+    """Returns its input, and calls a function when the gradient passes, as DeepSpeed's hooks do."""
+
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, note: Any) -> torch.Tensor:
+        ctx.note = note
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.note()
+        return gradient, None
 
 
 @contextmanager

@@ -20,8 +20,8 @@ from jobs.planning.memory import memory_of, piece_of_loss
 from jobs.planning.strategy import Strategy
 from jobs.preflight import model_trace
 from jobs.preflight.model_trace import trace_model
-from jobs.preflight.traced_pass import _linear, _watched, fake_model, traced_pass, with_adapter
-from jobs.preflight.tracker import Tracker
+from jobs.preflight.traced_pass import _linear, fake_model, traced_pass, with_adapter
+from jobs.preflight.tracker import Tracker, watched
 from jobs.training.loop import loss
 from jobs.training.model.load import DTYPES, empty_model, model_config
 from tests.support import tiny
@@ -160,7 +160,7 @@ def test_a_module_that_is_watched_writes_into_the_dict_that_it_is_given() -> Non
     model, inputs = Writes(2, 2), torch.ones(1, 2, requires_grad=True)
     tracker = Tracker(model.parameters())
     shared = {"before": inputs}
-    with _watched(model, tracker):
+    with watched(model, tracker):
         model(inputs, shared)
     assert torch.equal(shared["seen"], torch.full((1, 2), 2.0))
     shared["before"].sum().backward()

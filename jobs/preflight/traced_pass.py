@@ -28,9 +28,9 @@ from jobs.spec.finetune import Spec
 from jobs.training.loop import loss
 from jobs.training.model.adapters import adapted
 from jobs.training.model.batch import Batch, collate, model_logits
+from jobs.training.model.checkpointing import checkpoint_activations
 from jobs.training.model.load import (
     attention_arguments,
-    checkpoint_activations,
     model_class,
     set_pad_token,
     without_flash_attention,

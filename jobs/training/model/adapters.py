@@ -73,8 +73,6 @@ def adapted(spec: Spec, model: Any, model_dir: str, new: Collection[str] = ()) -
     with _without_warnings_for_others(), place:
         if spec.method.kind == "lora":
             model = peft.inject_adapter_in_model(_lora_config(spec, model, full), model)
-            if spec.train.gradient_checkpointing:
-                _require_gradients_of_inputs(model)
         else:
             _check_takes_prompt(spec, model)
             config = _prompt_config(spec, model, model_dir, full)
@@ -83,21 +81,6 @@ def adapted(spec: Spec, model: Any, model_dir: str, new: Collection[str] = ()) -
         if parameter.requires_grad:  # DeepSpeed has one dtype for all, and keeps the fp32 copies
             parameter.data = parameter.data.to(first.dtype)
     return model
-
-
-def _require_gradients_of_inputs(model: Any) -> None:
-    """Let embeddings, which are frozen, return tensors that need a gradient.
-
-    Otherwise the input of the first recomputed layer needs none, and no layer gets one.
-    """
-    try:
-        model.get_input_embeddings()
-    except NotImplementedError:  # CANINE adds up many embeddings of each character
-        for module in model.modules():
-            if isinstance(module, torch.nn.Embedding):
-                module.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-    else:
-        model.enable_input_require_grads()
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ import functools
 import math
 import random
 import re
-import warnings
 from typing import Any
 from unittest import mock
 
@@ -16,6 +15,7 @@ import torch
 from jobs.model_files.directory import tensor_shapes
 from jobs.planning.precision import Precision
 from jobs.spec.finetune import Spec
+from jobs.training.model.checkpointing import checkpoint_activations
 
 # Settings under which a model sees tokens after the current one, and the values that prevent this.
 _DIRECTIONS: dict[str, tuple[Any, Any]] = {
@@ -43,13 +43,6 @@ def load_base(spec: Spec, model_dir: str, precision: Precision, pad_token_id: in
         checkpoint_activations(model)
     model.train()
     return model, {name for name, _ in model.named_parameters()} & set(loading["missing_keys"])
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Let the model's layers compute their activations again in the backward pass."""
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it has another name in transformers 6
-        # Re-entrant, because the other form compares shapes of parameters after ZeRO-3 has sharded them again.
-        model.gradient_checkpointing_enable({"use_reentrant": True})
 
 
 def _seed_all(seed: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from cluster.errors import CapacityError, FleetuneError, Interrupted, SpecError
 from cluster.ray.connection import is_own
@@ -27,8 +28,12 @@ from jobs.search.rules.checking import (
     with_stored_values,
 )
 from jobs.search.rules.spec_text import format_prior, format_space
-from jobs.spec.load import load_sweep
+from jobs.spec.checking.fields import kind_of
+from jobs.spec.compare import CompareSpec
+from jobs.spec.load import load_to_run
 from jobs.spec.sweep import SweepSpec
+
+AnySearch = TypeVar("AnySearch", SweepSpec, CompareSpec)
 
 
 def run_sweep(
@@ -64,7 +69,7 @@ def run_sweep(
             from jobs.preflight.ready import try_model  # imports numpy
 
             try_model(sweep.base, progress)
-        paths = open_run(sweep, assignment.run if assignment is not None else root)
+        paths = open_run(sweep, assignment.run if root is None and assignment is not None else root)
     with contextlib.closing(Announcer(paths, progress)) as announce, redirected_output(paths.log("driver")):
         verb, resumed = ("going on with sweep" if resume else "sweep"), resume is not None
         announce("phase", f"{verb} {paths.name} in {paths.root}", phase="start", root=paths.root, resumed=resumed)
@@ -126,17 +131,25 @@ def ending_of_sweep(paths: JobPaths, outcome: Outcome, is_part: bool = False) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a sweep and return the exit code: 0 succeeded, 1 failed, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="python -m jobs.sweep", description="Run one sweep.")
-    parser.add_argument("spec", help="YAML or JSON file of kind sweep")
+    return main_of(SweepSpec, lambda sweep, progress: run_sweep(sweep, progress=progress), arguments)
+
+
+def main_of(
+    kind: type[AnySearch], run: Callable[[AnySearch, Progress], Outcome], arguments: Sequence[str] | None
+) -> int:
+    """Load the spec of a sweep or a comparison, run it or have it queued, and return the exit code (see `main`)."""
+    name = kind_of(kind)
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{name}", description=f"Run a spec of kind {name}.")
+    parser.add_argument("spec", help=f"YAML or JSON file of kind {name}")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a value of the spec")
     options = parser.parse_args(arguments)
     try:
-        sweep = load_sweep(options.spec, options.set)
-        if sweep is None:
-            raise SpecError(f"{options.spec} is not of kind sweep: python -m jobs.finetune {options.spec} trains it")
+        spec = load_to_run(options.spec, options.set)
+        if not isinstance(spec, kind):
+            raise SpecError(f"{options.spec} is of kind {spec.kind}: python -m jobs.{spec.kind} {options.spec} runs it")
         if (host := host_of_this_program()) is not None:
-            return queue_and_wait(sweep, *host, say=Console())
-        return run_sweep(sweep, progress=PlainProgress(user_stream())).exit_code
+            return queue_and_wait(spec, *host, say=Console())
+        return run(spec, PlainProgress(user_stream())).exit_code
     except FleetuneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

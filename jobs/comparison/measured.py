@@ -10,9 +10,10 @@ from jobs.comparison.figures import COMPARISON_VERSION, Comparison, MethodFigure
 from jobs.comparison.page import comparison_page
 from jobs.run.checkpoints import committed_steps, read_commit
 from jobs.run.outcome import Outcome, Status, read_outcome
-from jobs.run.paths import METHODS, JobPaths
+from jobs.run.paths import JobPaths, comparison_root
 from jobs.run.record import read_steps
 from jobs.run.summary import Now, summarise, utc_now
+from jobs.search.planned import steps_done
 from jobs.search.report.edge import edge_of
 from jobs.search.report.status import DriverState, read_driver_state, read_status
 from jobs.search.trial import Trial
@@ -108,6 +109,12 @@ def _run_of(trial: Trial) -> RunFigures:
     )
 
 
+def steps_of(paths: JobPaths) -> int:
+    """Return the optimizer steps of all trials of a method so far. Raises StorageError."""
+    sweep = load_sweep(paths.spec)
+    return 0 if sweep is None else steps_done(Trials(sweep, paths.root))
+
+
 def write_comparison(paths: JobPaths, comparison: Comparison, page: bool = False) -> None:
     """Write comparison.json and, if `page`, comparison.html. Raises StorageError."""
     storage.write_bytes(paths.comparison, comparison.model_dump_json(indent=1).encode())
@@ -123,11 +130,8 @@ def write_again_after(sweep: JobPaths) -> bool:
     Raises:
         StorageError: a file cannot be read or written.
     """
-    root = sweep.root.rstrip("/")
-    folder, _, method = root.rpartition("/")
-    paths = JobPaths(folder.removesuffix(f"/{METHODS}"))
-    is_part = paths.method(method) == root
-    if not is_part or read_outcome(paths) is None:
+    root = comparison_root(sweep.root)
+    if root is None or read_outcome(paths := JobPaths(root)) is None:
         return False
     comparison = comparison_so_far(paths)
     if comparison is not None:

@@ -33,9 +33,10 @@ from jobs.drivers.link.link import Say
 from jobs.drivers.link.messages import SUBMISSION, Join, Joined, Look, Looked, Message
 from jobs.drivers.stop_request import StopRequest
 from jobs.preflight.validate import Validated, validate
+from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.references import run_named
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Search, SweepSpec
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _SAYS_EVERY_S = 60.0
@@ -83,7 +84,7 @@ def _check_url(url: str) -> None:
         raise InputError(f"{url} is not the URL of a server, such as http://head:8400")
 
 
-def queue_and_wait(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
+def queue_and_wait(spec: Spec | SweepSpec | CompareSpec, job: RayJob, record: SessionRecord, say: Say) -> int:
     """Queue the job and stay until it ends. Returns its exit code.
 
     Raises:
@@ -96,7 +97,7 @@ def queue_and_wait(spec: Spec | SweepSpec, job: RayJob, record: SessionRecord, s
             "and '-', at most 200 characters"
         )
     package = package_of(os.getcwd())
-    trains = spec.base if isinstance(spec, SweepSpec) else spec
+    trains = spec.base if isinstance(spec, Search) else spec
     if run_named(trains.model.path) is None:  # the model of a run may not exist yet
         for warning in _validated_apart(trains).warnings:
             say(f"warning: {warning}")
@@ -139,7 +140,7 @@ def _validated_apart(spec: Spec) -> Validated:
         ) from error
 
 
-def queued(spec: Spec | SweepSpec, job: RayJob) -> Spec | SweepSpec:
+def queued(spec: Spec | SweepSpec | CompareSpec, job: RayJob) -> Spec | SweepSpec | CompareSpec:
     """Set the tenant and the priority that the submission names (`--metadata-json`). Raises SpecError."""
     update: dict[str, str | int] = {}
     if tenant := job.metadata.get("tenant"):

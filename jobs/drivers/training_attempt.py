@@ -1,4 +1,4 @@
-"""One attempt of a queued fine-tuning job or sweep."""
+"""One attempt of a queued fine-tuning job, sweep or comparison."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cluster.local.machine import this_machine
 from cluster.ray.connection import THIS_MACHINE
 from cluster.settings import add_to_environment, ray_address, visible_gpus
 from cluster.text import many
+from jobs.compare import run_comparison
 from jobs.drivers.finetune.begin import Assignment
 from jobs.drivers.link.link import Link, Say
 from jobs.drivers.link.messages import Registered
@@ -23,9 +24,10 @@ from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import PlainProgress
 from jobs.spec.command import CommandSpec
+from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
 from jobs.spec.load import spec_of
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Search, SweepSpec
 from jobs.storage import files as storage
 from jobs.sweep import run_sweep
 
@@ -47,7 +49,7 @@ def drive_training(registered: Registered, link: Link, stop: StopRequest, stream
     add_to_environment(registered.secrets)
     local = registered.engine == "local"
     resources = spec.resources if isinstance(spec, Spec) else spec.base.resources
-    elastic = isinstance(spec, SweepSpec) or resources.min_workers is not None
+    elastic = isinstance(spec, Search) or resources.min_workers is not None
     num_workers = workers_in(registered.placement) if elastic else resources.num_workers
     places = None if local else nodes_of_workers(registered, num_workers)
     progress = ProgressReporter(PlainProgress(stream), link, _places_to_give_back(registered, spec, num_workers))
@@ -56,6 +58,10 @@ def drive_training(registered: Registered, link: Link, stop: StopRequest, stream
         given = Assignment(places, num_workers, registered.secrets, registered.run)
         if isinstance(spec, SweepSpec):
             outcome = run_sweep(spec, address=address, progress=progress, resume=resume, assignment=given, stop=stop)
+        elif isinstance(spec, CompareSpec):
+            outcome, _ = run_comparison(
+                spec, address=address, progress=progress, resume=resume, assignment=given, stop=stop
+            )
         else:
             outcome = run_on_ray(spec, address=address, progress=progress, resume=resume, assignment=given, stop=stop)
     if outcome.faulty_nodes:
@@ -92,8 +98,8 @@ def nodes_of_workers(registered: Registered, num_workers: int) -> tuple[str, ...
     return places
 
 
-def _places_to_give_back(registered: Registered, spec: Spec | SweepSpec, num_workers: int) -> tuple[str, ...]:
-    """Return the node of each worker of a sweep, or () if nothing can be given back, as on one machine with GPUs."""
+def _places_to_give_back(registered: Registered, spec: Spec | Search, num_workers: int) -> tuple[str, ...]:
+    """Return the node of each worker of a search, or () if nothing can be given back, as on one machine with GPUs."""
     if isinstance(spec, Spec) or (registered.engine == "local" and spec.base.resources.gpus_per_worker):
         return ()
     return nodes_of_workers(registered, num_workers)

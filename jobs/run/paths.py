@@ -143,6 +143,13 @@ class JobPaths:
         return storage.join(self.failures, f"{rank_name(rank)}.json")
 
 
+def comparison_root(sweep: str) -> str | None:
+    """Return the root of the comparison in whose directory this root of a sweep lies; None: it lies in none."""
+    folder, _, method = sweep.rstrip("/").rpartition("/")
+    root = folder.removesuffix(f"/{METHODS}")
+    return root if root != folder and method else None
+
+
 def made_from(model: str) -> str:
     """Return the file in `model` or `merged` that tells from which checkpoint or export `fleetune export` made it.
 

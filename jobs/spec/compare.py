@@ -13,6 +13,7 @@ from jobs.spec.bounds import LONGEST_NAME, NAME_PATTERN, name_field
 from jobs.spec.finetune import Spec
 from jobs.spec.method import Lora, Method, MethodName, Prompt
 from jobs.spec.sweep import Search, SweepSpec, varies_seed
+from jobs.spec.vary import JobSpec
 
 _MOST_METHODS: Final = 16
 _METHODS: Final = get_args(MethodName)
@@ -52,7 +53,7 @@ def _from_name(value: object) -> object:
 _Compared = Annotated[ComparedMethod, BeforeValidator(_from_name, json_schema_input_type=MethodName | ComparedMethod)]
 
 
-class CompareSpec(Search):
+class CompareSpec(Search, JobSpec):
     """A comparison of methods on the same data and the same budget. Each is a sweep, which finds its own rate."""
 
     kind: Literal["compare"] = Field(description="compare.")
@@ -88,6 +89,10 @@ class CompareSpec(Search):
             except ValidationError as error:
                 raise ValueError(f"methods: {one.name}: {_first(error)}") from error
         return self
+
+    @property
+    def sweeps(self) -> tuple[SweepSpec, ...]:
+        return tuple(map(self.sweep_of, self.methods))
 
     def job_of(self, method: ComparedMethod) -> Spec:
         """Return the base with this method. Raises ValidationError.

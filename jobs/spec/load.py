@@ -29,9 +29,8 @@ _DATA = (*(suffix for suffix in DATA_SUFFIXES if suffix != ".json"), ".gz", ".sa
 
 _LONGEST_VERSION = 40
 
-AnySpec = Spec | CommandSpec | SweepSpec  # that a queue takes
-OfAnyKind = AnySpec | CompareSpec
-SPEC_MODELS: Mapping[Kind, type[OfAnyKind]] = {
+AnySpec = Spec | CommandSpec | SweepSpec | CompareSpec
+SPEC_MODELS: Mapping[Kind, type[AnySpec]] = {
     "finetune": Spec,
     "command": CommandSpec,
     "sweep": SweepSpec,
@@ -53,13 +52,19 @@ def load_spec(path: str, overrides: Sequence[str] = ()) -> Spec:
 
 
 def trained_job(spec: AnySpec) -> Spec | None:
-    """Return the job that a spec trains: the spec, or a sweep's base job; None for a command."""
-    if isinstance(spec, SweepSpec):
+    """Return the job that a spec trains: the spec, or the base of a sweep or comparison; None for a command."""
+    if isinstance(spec, Search):
         return spec.base
     return spec if isinstance(spec, Spec) else None
 
 
-def finetune_spec(spec: OfAnyKind, path: str) -> Spec:
+def job_in(spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the base in the JSON of a sweep or a comparison, and any other spec itself."""
+    base = spec.get("base")
+    return base if isinstance(base, dict) else spec
+
+
+def finetune_spec(spec: AnySpec, path: str) -> Spec:
     """Return the spec, which was read from `path`, if it is of kind finetune. Raises SpecError."""
     if isinstance(spec, CommandSpec):
         raise SpecError(
@@ -73,26 +78,16 @@ def finetune_spec(spec: OfAnyKind, path: str) -> Spec:
     return spec
 
 
-def for_the_queue(spec: OfAnyKind, path: str) -> AnySpec:
-    """Return the spec, which was read from `path`, if a queue takes its kind. Raises SpecError."""
-    if isinstance(spec, CompareSpec):
-        raise SpecError(
-            f"{path} is of kind compare, which a queue does not take: use fleetune run, with --address on a cluster, "
-            "or submit a sweep for each method"
-        )
-    return spec
-
-
 def load_job_spec(path: str, overrides: Sequence[str] = ()) -> AnySpec:
-    """Read a spec of any kind but compare, as `load_spec` does. Raises SpecError."""
-    return for_the_queue(load_marked(path, overrides).spec, path)
+    """Read a spec of any kind, as `load_spec` does. Raises SpecError."""
+    return load_marked(path, overrides).spec
 
 
 @dataclass(frozen=True)
 class Loaded:
     """A spec, and by dotted name the place where each field is written (`job.yaml:12`, or `--set`)."""
 
-    spec: OfAnyKind
+    spec: AnySpec
     marks: Mapping[str, Mark]
 
 
@@ -172,17 +167,17 @@ def spec_of(value: Mapping[str, Any], reader: str = "release") -> AnySpec:
         SpecError: all mistakes, one a line as `key: what is wrong`.
     """
     kind = value.get("kind", "finetune")
-    model: type[OfAnyKind] | None = SPEC_MODELS.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
+    model: type[AnySpec] | None = SPEC_MODELS.get(kind) if isinstance(kind, str) else None  # type: ignore[call-overload]
     if model is not None and (valid := valid_spec(value, model)) is not None:
-        return for_the_queue(valid, "the spec")
+        return valid
     try:
         copied = json.loads(json.dumps(dict(value)))
     except (TypeError, ValueError, RecursionError) as error:
         raise SpecError(f"a spec must be a mapping of keys to JSON values: {error}") from error
-    return for_the_queue(_checked(Document(copied, {(): Mark()}), reader), "the spec")
+    return _checked(Document(copied, {(): Mark()}), reader)
 
 
-def _checked(document: Document, reader: str = "release") -> OfAnyKind:
+def _checked(document: Document, reader: str = "release") -> AnySpec:
     """Check everything and return the spec. Raises SpecError with the mistakes, up to MOST_MISTAKES."""
     check_characters(document)
     version = document.value.get("version", SCHEMA_VERSION)
@@ -216,7 +211,7 @@ def _kind_of(document: Document) -> Kind:
     raise _wrong(document, ("kind",), message)
 
 
-def dump_spec(spec: OfAnyKind) -> bytes:
+def dump_spec(spec: AnySpec) -> bytes:
     """Write the resolved spec as JSON. `load_job_spec` reads an equal spec from it."""
     return spec.model_dump_json(indent=1).encode() + b"\n"
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_serializer, field_validator, model_validator
 
 from cluster.text import did_you_mean
 from jobs.frozen import Frozen
@@ -149,6 +149,18 @@ class Search(Frozen):
         None, ge=1, le=1000, description="Most gangs at once; default: as many as fit, up to 8."
     )
     seed: int = Field(42, ge=0, lt=2**32, description="Seed of the proposals; every trial uses the base's seed.")
+    queue: Queue = Field(
+        default_factory=lambda data: data["base"].queue if "base" in data else Queue(),
+        description="What the search asks of the queue; default: the base's.",
+    )
+
+    @field_serializer("base", mode="wrap")
+    def _without_default_rate(self, base: Spec, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Do not dump a learning rate that was left out: a search then begins at another rate than the default."""
+        values: dict[str, Any] = dumped(base)
+        if isinstance(base, Spec) and "learning_rate" not in base.train.model_fields_set:
+            values.get("train", {}).pop("learning_rate", None)
+        return values
 
     @field_validator("rungs")
     @classmethod
@@ -177,6 +189,11 @@ class Search(Frozen):
 
     def with_absolute_paths(self, path: str) -> Self:
         return self.model_copy(update={"base": self.base.with_absolute_paths(path)})
+
+    @property
+    def sweeps(self) -> tuple[SweepSpec, ...]:
+        """The sweep itself, or those of a comparison."""
+        raise NotImplementedError
 
     @property
     def working_dir(self) -> str | None:
@@ -222,10 +239,10 @@ class SweepSpec(Search, JobSpec):
         description="At the end: export the best trial's model; final: train the best values once more on all samples, "
         "including those of data.eval_fraction; or nothing.",
     )
-    queue: Queue = Field(
-        default_factory=lambda data: data["base"].queue if "base" in data else Queue(),
-        description="What the sweep asks of the queue; default: the base's.",
-    )
+
+    @property
+    def sweeps(self) -> tuple[SweepSpec, ...]:
+        return (self,)
 
     @model_validator(mode="after")
     def _no_sample_is_trained_on_twice(self) -> Self:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from cluster.errors import FleetuneError, InputError
 from cluster.settings import fleetune_home, server_url
 from jobs.run.find import find_run
+from jobs.run.paths import comparison_root
 
 if TYPE_CHECKING:
     from orchestrator.api import JobView
@@ -70,13 +71,14 @@ def check_not_queued(root: str) -> None:
     """Raise InputError if a job of the queue writes this run and has not ended: the queue itself resumes it."""
     if job := unfinished_job(root):
         raise InputError(
-            f"{root} is the run of job {job.job_id}, which has not ended: the queue resumes it. To resume it here, "
+            f"{root} belongs to job {job.job_id}, which has not ended: the queue resumes it. To resume it here, "
             f"cancel the job first: fleetune cancel {job.job_id}"
         )
 
 
 def unfinished_job(root: str) -> JobView | None:
-    """Return the job that writes this run and has not ended; None: there is none."""
+    """Return the job that writes this run, or the comparison around it, and has not ended; None: there is none."""
+    root = comparison_root(root) or root
     job = _job_meant(root.rstrip("/").rpartition("/")[2])
     return job if job is not None and job.run == root and job.ended_s is None else None
 

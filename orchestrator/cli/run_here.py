@@ -12,6 +12,7 @@ from jobs.run.find import find_run, read_spec_json, storage_root
 from jobs.run.outcome import Event
 from jobs.run.paths import JobPaths
 from jobs.run.progress import Progress
+from jobs.spec.checking.fields import SEARCHES
 from jobs.spec.compare import CompareSpec
 from jobs.spec.load import load_marked
 from jobs.spec.sweep import SweepSpec
@@ -45,7 +46,7 @@ def as_ray_job(spec: str | None, overrides: Sequence[str], resume: str | None) -
     changes = [word for one in overrides for word in ("--set", one)]
     if kind == "finetune":
         return ["jobs.finetune", *([spec] if spec else []), *(["--resume", resume] if resume else []), *changes]
-    return ["jobs.sweep", str(spec), *changes] if kind == "sweep" and resume is None else None
+    return [f"jobs.{kind}", str(spec), *changes] if kind in SEARCHES and resume is None else None
 
 
 def run_sweep_here(sweep: SweepSpec, resume: str | None, address: str | None, quiet: bool) -> int:

@@ -10,15 +10,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from cluster.errors import FleetuneError, InputError, SpecError
+from jobs.comparison.checking import checked_methods
 from jobs.preflight.validate import validate, validate_command
-from jobs.search.rules.checking import checked_sweep, sweep_warnings
+from jobs.search.rules.checking import check_search, checked_sweep, sweep_warnings
 from jobs.spec.checking.lines import Mark
 from jobs.spec.command import CommandSpec
+from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import Spec
-from jobs.spec.load import file_of_paths, trained_job
+from jobs.spec.load import AnySpec, file_of_paths, trained_job
 from jobs.spec.queue import MOST_PRIORITY
 from jobs.spec.references import run_named
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Search
 from jobs.spec.vary import SWEEP, field_varied, sweep_values, varied
 from jobs.storage import files as storage
 from orchestrator.api import MOST_JOBS, JobView, Server, Submission
@@ -124,10 +126,12 @@ def _check(specs: Sequence[Named], say: Say) -> list[Named]:
     several, checked = len(specs) > 1, list[Named]()
     for one in specs:
         spec, path, judged, warnings = trained_job(one.spec), one.name, None, list[str]()
-        if isinstance(one.spec, SweepSpec):
-            judged, warnings = one.spec.judged, sweep_warnings(one.spec)
+        if isinstance(one.spec, Search):
             with place_errors(one):
-                checked_sweep(one.spec)
+                check_search(one.spec)
+                for sweep in one.spec.sweeps:
+                    checked_sweep(sweep)  # also its prior
+            judged, warnings = one.spec.judged, sweep_warnings(one.spec)
         if isinstance(one.spec, CommandSpec):
             with contextlib.suppress(SpecError):  # its folder may be on the nodes only
                 warnings += validate_command(one.spec).warnings
@@ -139,13 +143,20 @@ def _check(specs: Sequence[Named], say: Say) -> list[Named]:
             say(f"warning: {path}: model.path {spec.model.path} is read as a model of the hub; {hint}")
         if _is_here(spec):
             with place_errors(one):
-                warnings += validate(spec, judged=judged).warnings
+                warnings += _warnings_of(one.spec, spec, judged)
             checked.append(one)
         else:
             say(f"not checked: model and data of {path}, because they are not all on this machine")
         for warning in warnings:
             say(f"warning: {path}: {warning}" if several else f"warning: {warning}")
     return checked
+
+
+def _warnings_of(spec: AnySpec, job: Spec, judged: str | None) -> list[str]:
+    """Validate the job that a spec trains, and for a comparison each of its methods. Raises InputError."""
+    if not isinstance(spec, CompareSpec):
+        return list(validate(job, judged=judged).warnings)
+    return list(dict.fromkeys(warning for one in checked_methods(spec) for warning in one.found.warnings))
 
 
 def _similar_directory(model: str, path: str) -> str:

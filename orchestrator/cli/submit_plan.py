@@ -19,9 +19,10 @@ from jobs.planning.memory import COPIED, COPIED_BY_TRIALS
 from jobs.planning.strategies import JobPlan
 from jobs.preflight.plan_text import format_fields, format_refusal, format_strategy, gib
 from jobs.search.rules.varying import engines
+from jobs.spec.compare import CompareSpec
 from jobs.spec.finetune import PLANNED, Spec
 from jobs.spec.load import AnySpec
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Search
 from orchestrator.api import Nodes, NodeView
 from orchestrator.client.connection import Connection
 from orchestrator.client.spec_names import Named
@@ -41,7 +42,7 @@ def plan_all(specs: Sequence[Named], several: bool, server: Connection, say: Say
     Args:
         several: whether the user has given more specs than one.
     """
-    jobs = [(one, job) for one in specs if (job := planned_job(one.spec)) is not None]
+    jobs = [(one, title, job) for one in specs for title, job in planned_jobs(one.spec)]
     if not jobs or importlib.util.find_spec("torch") is None:
         return
     try:
@@ -51,36 +52,40 @@ def plan_all(specs: Sequence[Named], several: bool, server: Connection, say: Say
         return
     shown = 0
     told = set[str]()
-    for one, job in jobs:
+    for one, title, job in jobs:
         places = machines_on(job, nodes)
-        trials = isinstance(one.spec, SweepSpec)
+        trials = isinstance(one.spec, Search)
         key = f"{_alike(job)} {trials}"
         if not places or key in told:
             continue
         if not told:
             say("planning the memory of the workers")
         told.add(key)
-        name = f" of {one.name}" if several else ""
+        name = " of " + ", ".join(filter(None, (one.name if several else "", title))) if several or title else ""
         try:
             plan, changed = _plan(job, places, trials)
         except DataError as error:  # a worker may have other versions
             say(f"warning: memory is not planned: {error}")
             continue
         if plan.chosen is None or changed:
-            what = "one gang of the sweep" if trials else "it"
+            what = f"one gang of the {'sweep' if one.spec.kind == 'sweep' else 'comparison'}" if trials else "it"
             say(f"warning: the plan{name}: on {plan.machines}, {what} {_problem(plan, what)}")
         elif shown < _SHOWN:
             shown += 1
             say(f"plan{name}: {format_plan(plan)}")
 
 
-def planned_job(spec: AnySpec) -> Spec | None:
-    """Return the job that is planned: the spec, or the base of a sweep if all its trials have the same engine. Pure."""
-    if isinstance(spec, SweepSpec):
-        job = spec.base if engines(spec) == [{}] else None
-    else:
-        job = spec if isinstance(spec, Spec) else None
-    return job if job is not None and job.resources.plan and job.resources.gpus_per_worker else None
+def planned_jobs(spec: AnySpec) -> list[tuple[str, Spec]]:
+    """Return the jobs that are planned, each with a title if there may be several. Pure.
+
+    That is the spec itself, the base of a sweep, or the job of each method of a comparison. Searches whose trials have
+    different engines are left out.
+    """
+    found = [("", spec)] if isinstance(spec, Spec) else []
+    if isinstance(spec, Search) and engines(spec.sweeps[0]) == [{}]:
+        titles = [f"method {one.name}" for one in spec.methods] if isinstance(spec, CompareSpec) else [""]
+        found = [(title, sweep.base) for title, sweep in zip(titles, spec.sweeps, strict=True)]
+    return [(title, job) for title, job in found if job.resources.plan and job.resources.gpus_per_worker]
 
 
 def machines_on(job: Spec, nodes: Iterable[NodeView]) -> list[Machines]:

@@ -23,11 +23,9 @@ from pydantic import ValidationError
 from cluster.errors import InputError, Mistake, SpecError
 from cluster.settings import fleetune_home, is_without_server, server_url
 from cluster.text import did_you_mean
-from jobs.spec.command import CommandSpec
-from jobs.spec.finetune import Spec
 from jobs.spec.load import AnySpec, spec_of
 from jobs.spec.queue import Queue
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.vary import JobSpec
 from orchestrator.api import (
     LONGEST_KEY,
     MOST_PAGE,
@@ -158,7 +156,7 @@ class Client:
         after: Iterable[Job],
     ) -> list[tuple[Named, dict[str, Any]]]:
         """Return each spec with its name, and in the form in which it is sent."""
-        if isinstance(specs, Spec | CommandSpec | SweepSpec | str | os.PathLike):
+        if isinstance(specs, JobSpec | str | os.PathLike):
             raise InputError("submit_many takes a list of specs; submit takes one")
         if isinstance(after, str | JobHandle):
             after = (after,)

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field, replace
 from cluster.errors import InputError, Mistake, SpecError
 from jobs.spec.checking.lines import Mark
 from jobs.spec.checking.overrides import override_value
-from jobs.spec.command import CommandSpec
-from jobs.spec.finetune import Spec
-from jobs.spec.load import AnySpec, for_the_queue, load_marked
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.load import AnySpec, load_marked
+from jobs.spec.vary import JobSpec
 
 
 @dataclass(frozen=True)
@@ -40,18 +38,17 @@ def load_named(given: Sequence[AnySpec | str | os.PathLike[str]], overrides: Seq
     """
     found, wrong = list[Named](), dict[Mistake, None]()
     for number, one in enumerate(given, 1):
-        if isinstance(one, Spec | CommandSpec | SweepSpec):
+        if isinstance(one, JobSpec):
             found.append(Named(one, f"spec {number} ({one.name})"))
             continue
         path = os.fspath(one)
         try:
             loaded = load_marked(path, overrides)
-            spec = for_the_queue(loaded.spec, path)
         except SpecError as error:
             wrong |= dict.fromkeys(error.mistakes)  # a wrong override is reported once
         else:
             changes = dict(override_value(one) for one in overrides)
-            spec = spec.model_copy(update={"queue": spec.queue.labelled(changes)})
+            spec = loaded.spec.model_copy(update={"queue": loaded.spec.queue.labelled(changes)})
             found.append(Named(spec, path, loaded.marks, is_checked=True))
     if wrong:
         raise SpecError.of(wrong)

@@ -24,6 +24,7 @@ from jobs.run.paths import (
     time_in_name,
 )
 from jobs.run.summary import SILENT_AFTER_S
+from jobs.spec.load import job_in
 from jobs.storage import files as storage
 from jobs.storage.journal import is_part, written_at_s
 from jobs.storage.listing import Listed, listing
@@ -120,7 +121,7 @@ def _run_of(storage_path: str, now_s: float, runs: Collection[str], named: tuple
 
 def _is_full(spec: Mapping[str, Any]) -> bool:
     """Whether a spec of any kind trains every parameter, so that its models need no base."""
-    method = _job_in(spec).get("method", "full")
+    method = job_in(spec).get("method", "full")
     kind = method.get("kind", "full") if isinstance(method, dict) else method
     return kind == "full" and spec.get("kind") != "compare"
 
@@ -154,14 +155,8 @@ def _fingerprint_of(storage_path: str, run: str, part: str) -> str | None:
 
 def model_path(spec: Mapping[str, Any]) -> str:
     """Return the path of the model that a spec of any kind names; '': it names none."""
-    model = _job_in(spec).get("model")
+    model = job_in(spec).get("model")
     return str(model.get("path", "")) if isinstance(model, dict) else ""
-
-
-def _job_in(spec: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the base of a sweep or a comparison, and any other spec itself."""
-    base = spec.get("base")
-    return base if isinstance(base, dict) else spec
 
 
 def run_named_by(path: str, runs: Collection[str]) -> str | None:

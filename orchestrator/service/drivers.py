@@ -17,6 +17,7 @@ from cluster.python_module import module_command
 from cluster.settings import DriverPlace, ca_for_drivers, protocols_environment
 from jobs.drivers.link.messages import MOST_STEPS, Answer, Beat, Instruction, Register, Registered
 from jobs.run.paths import JobPaths, new_run_name
+from jobs.spec.load import job_in
 from jobs.spec.references import run_named
 from orchestrator.controller.drivers import LaunchOf
 from orchestrator.controller.node_health import FAULTY, REPORTED, Incident, added, dumped, loaded, unknown_part
@@ -205,7 +206,7 @@ def _parents(context: ServiceContext, job: Job) -> list[Job]:
 
 def _with_model(context: ServiceContext, job: Job, spec: dict[str, Any]) -> dict[str, Any]:
     """Replace `run:JOB` by the directory of the model that the job has exported. Raises QueueError."""
-    if isinstance(base := spec.get("base"), dict):  # of a sweep
+    if isinstance(base := spec.get("base"), dict):  # of a sweep or a comparison
         return {**spec, "base": _with_model(context, job, base)}
     model = spec.get("model")
     path = model.get("path") if isinstance(model, dict) else None
@@ -248,7 +249,7 @@ def _run(context: ServiceContext, job: Job, spec: dict[str, Any]) -> str | None:
         return job.run
     now_s = context.clock.now_s()
     name = new_run_name(job.name, datetime.datetime.fromtimestamp(now_s, datetime.UTC))
-    root = JobPaths.of((spec["base"] if job.kind == "sweep" else spec)["storage_path"], name).root
+    root = JobPaths.of(job_in(spec)["storage_path"], name).root
     context.store.measure([Measured(job.job_id, job.attempt, run=root)], now_s)
     return context.store.job(job.job_id).run  # another server may have been faster
 

@@ -13,6 +13,7 @@ import pytest
 from tests.acceptance.conftest import FLEETUNE, environment, fleetune
 from tests.support import tiny
 from tests.support.hold import Hold
+from tests.support.sharedcluster import files_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -42,10 +43,6 @@ def compare(tmp_path: pathlib.Path) -> pathlib.Path:
     }
     (tmp_path / "compare.json").write_text(json.dumps(compared))
     return tmp_path / "compare.json"
-
-
-def files_of(folder: pathlib.Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def interrupted(compare: pathlib.Path, at: str) -> tuple[int, str]:

@@ -6,9 +6,10 @@ A slot is a logical CPU, so that all of this runs without GPUs.
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import signal
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 import pytest
 
 from cluster.capacity.inventory import Inventory
-from cluster.ray.backend import RayJobsBackend
 from jobs.run.checkpoints import committed_steps
 from jobs.run.paths import JobPaths
 from jobs.storage.journal import read_journal
@@ -29,15 +29,13 @@ from tests.support.hold import Hold
 from tests.support.memorylimit import kill_for_memory
 from tests.support.processes import command_of, originals, processes_with, wait_for
 from tests.support.queuereplay import starts_and_plans
-from tests.support.raycluster import RayHead, ray_head
-from tests.support.raynodes import left_on_ray
-from tests.support.server import Server
+from tests.support.raycluster import ray_head
+from tests.support.sharedcluster import SLOTS, Shared, files_of, rest, workers_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
-SLOTS, TENANTS = 4, ("vision", "speech", "search")
+TENANTS = ("vision", "speech", "search")
 LONG_S, SHORT_S = "600", "5"  # for how long no attempt is interrupted
-ENDED = ("succeeded", "failed", "cancelled")
 STEPS, FURTHER, SAVED_EVERY = 30_000, 3, 2  # of more steps, Ray Data would read most rows
 SWEEP_STEPS = 40
 HOLDS = """
@@ -49,114 +47,6 @@ def hold():
     time.sleep(1000)
 ray.get(hold.remote())
 """
-
-
-class Shared:
-    """The cluster, its server, and what tests do with them."""
-
-    def __init__(self, head: RayHead, folder: Path, hold: Hold) -> None:
-        self.head, self.folder, self.hold = head, folder, hold
-        environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(head.temp / "token")}
-        (folder / "server").mkdir()
-        self.queue = Server(folder / "server", (), environment)
-        self._protected = ""
-
-    def serve(self, protected_s: str) -> None:
-        """By these rules; a server that goes by others is ended first."""
-        if protected_s != self._protected:
-            if self._protected:
-                assert self.queue.end() == 0
-            self.queue.options = ("--address", self.head.dashboard, "--protected-s", protected_s)
-            self.queue.start()
-            self._protected = protected_s
-
-    def training(self, name: str, workers: int, steps: int, queue: dict[str, Any], **changes: Any) -> dict[str, Any]:
-        changes = {"train__max_steps": steps, "resources__num_workers": workers, "queue": queue, **changes}
-        made = tiny.spec_of(
-            self.folder / "runs", self.folder / "llama", self.folder / "text.jsonl", name=name, **changes
-        )
-        spec: dict[str, Any] = made.model_dump(mode="json")
-        return spec
-
-    def submit(self, *specs: dict[str, Any]) -> list[str]:
-        with self.queue.client() as client:
-            answer = client.post("/v1/jobs", json={"specs": specs})
-            assert answer.status_code == 201, answer.text
-            return [job["job_id"] for job in answer.json()["jobs"]]
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        with self.queue.client() as client:
-            found: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
-        return found
-
-    def events(self, job_id: str) -> list[dict[str, Any]]:
-        with self.queue.client() as client:
-            return list(client.get(f"/v1/jobs/{job_id}/events").json()["events"])
-
-    def story(self, job_id: str) -> list[str]:
-        return [one["message"] for one in self.events(job_id)]
-
-    def numbers(self, job_id: str) -> dict[str, int]:
-        """Of its last event of each kind."""
-        return {one["kind"]: one["number"] for one in self.events(job_id)}
-
-    def ended(self, *job_ids: str, within_s: float = 600.0) -> None:
-        def all_have() -> bool:
-            return all(self.job(job_id)["state"] in ENDED for job_id in job_ids)
-
-        wait_for(all_have, f"{job_ids} have ended", within_s, between=_rest)
-
-    def backend(self) -> RayJobsBackend:
-        return RayJobsBackend(self.head.dashboard, token=self.head.token)
-
-    def cancelled(self, *job_ids: str) -> None:
-        with self.queue.client() as client:
-            for job_id in job_ids:
-                client.post(f"/v1/jobs/{job_id}/cancel").raise_for_status()
-        self.ended(*job_ids)
-        assert {self.job(job_id)["state"] for job_id in job_ids} == {"cancelled"}
-
-    def steps(self, job_id: str) -> int:
-        """As its run has them, which the server is told of every ten seconds."""
-        run = self.job(job_id)["run"]
-        return max((record["step"] for record in read_journal(JobPaths(run).metrics)), default=0) if run else 0
-
-    def reaches(self, job_id: str, step: int) -> None:
-        wait_for(lambda: self.steps(job_id) >= step, f"{job_id} has done step {step}", 600.0, _rest)
-
-    def rays_own_client(self) -> Any:
-        """What `ray job` speaks to the cluster with."""
-        from ray.job_submission import JobSubmissionClient
-
-        return JobSubmissionClient(self.head.dashboard, headers={"Authorization": f"Bearer {self.head.token}"})
-
-    def nothing_is_left(self) -> None:
-        """No placement group, no actor, and what Ray has is what it can give."""
-        wait_for(lambda: not left_on_ray(self.head), f"nothing is left on Ray: {left_on_ray(self.head)}", 60.0, _rest)
-
-        def all_is_free() -> bool:
-            (node,) = self.backend().inventory().nodes  # without leases that it knows of, all use is foreign
-            return (node.cpus, node.foreign_cpus) == (SLOTS, 0)
-
-        wait_for(all_is_free, "Ray's available resources are its total", 60.0, _rest)
-
-        def says_so() -> bool:
-            with self.queue.client() as client:
-                (node,) = client.get("/v1/nodes").json()["nodes"]
-            return (node["cpus"], node["foreign_cpus"], node["held"]) == (SLOTS, 0, [])
-
-        wait_for(says_so, "the server says that all is free", 60.0, _rest)
-
-    def logs(self, job_id: str) -> dict[str, str]:
-        """By source."""
-        with self.queue.client() as client:
-            sources = client.get(f"/v1/jobs/{job_id}/logs").json()["sources"]
-            return {source: client.get(f"/v1/jobs/{job_id}/logs/{source}").json()["text"] for source in sources}
-
-
-def _rest() -> None:
-    """The cores are shared with what is waited for."""
-    time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +129,7 @@ def test_a_job_of_ray_that_the_queue_knows_nothing_of_is_planned_around_and_name
     client = shared.rays_own_client()
     client.submit_job(entrypoint=shlex.join([sys.executable, "-c", HOLDS]), submission_id="somebody-elses")
     try:
-        wait_for(lambda: shared.backend().inventory().nodes[0].foreign_cpus == 3, "it holds three slots", 120.0, _rest)
+        wait_for(lambda: shared.backend().inventory().nodes[0].foreign_cpus == 3, "it holds three slots", 120.0, rest)
         shared.queue.looks_anew()
         pair, single = shared.submit(
             command("pair", 2, ["sh", "-c", "echo hello from $RANK"], {"tenant": "vision"}),
@@ -275,12 +165,12 @@ def test_a_mistake_in_a_function_of_the_user_costs_one_attempt_and_a_driver_with
     wrong, starved = shared.submit(mistaken.model_dump(mode="json"), killed)
     shared.reaches(starved, SAVED_EVERY)
     run = JobPaths(shared.job(starved)["run"])
-    wait_for(lambda: committed_steps(run), "it has a checkpoint", 120.0, _rest)
+    wait_for(lambda: committed_steps(run), "it has a checkpoint", 120.0, rest)
     (driver,) = originals(
         pid for pid in processes_with(f"FLEETUNE_JOB={starved}") if b"jobs.drivers.attempt" in command_of(pid)
     )
     by_the_kernel = kill_for_memory(driver)
-    wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 240.0, _rest)
+    wait_for(lambda: shared.job(starved)["attempt"] == 2, "it is started again", 240.0, rest)
     assert "driver-killed" in [one["data"].get("reason") for one in shared.events(starved)]
     reached = shared.steps(starved)
     shared.hold.at(reached + FURTHER + 1, "/killed-")
@@ -326,14 +216,14 @@ def test_two_sweeps_and_a_single_job_share_the_slots(shared: Shared) -> None:
         sweep_of(shared, "by-auto", "vision"),
         sweep_of(shared, "by-chance", "speech", algorithm="random", scheduler="asha", budget={"trials": 6}),
     )
-    wait_for(lambda: [workers_of(shared, one) for one in sweeps] == [2, 2], "both have two gangs", 240.0, _rest)
+    wait_for(lambda: [workers_of(shared, one) for one in sweeps] == [2, 2], "both have two gangs", 240.0, rest)
     (single,) = shared.submit(shared.training("single", 2, 4, {"tenant": "search"}))
 
     def no_slot_is_idle() -> bool:
         leased = {job_id: workers_of(shared, job_id) for job_id in (single, *sweeps)}
         return leased[single] == 2 and sum(leased.values()) == SLOTS
 
-    wait_for(no_slot_is_idle, "the job runs and no slot is idle", 300.0, _rest)
+    wait_for(no_slot_is_idle, "the job runs and no slot is idle", 300.0, rest)
     shared.hold.at(1, *trials)
     shared.ended(single)
     shared.hold.release()
@@ -363,25 +253,25 @@ def test_a_sweep_outlives_its_server_and_a_pause_and_gives_back_what_its_final_r
     queue = {"tenant": "vision", "preemptible": False}
     shared.hold.at(1, "/0002", "/0003")  # so that it is not over before it is paused, nor needs less than two gangs
     (sweep,) = shared.submit(sweep_of(shared, "steady", "vision", **rules, queue=queue))
-    wait_for(lambda: workers_of(shared, sweep) == 2, "it has two gangs", 240.0, _rest)
+    wait_for(lambda: workers_of(shared, sweep) == 2, "it has two gangs", 240.0, rest)
 
     def ended_trials() -> set[int]:
         run = shared.job(sweep)["run"]
         records = read_journal(f"{run}/ledger") if run else ()
         return {one["trial"] for one in records if one.get("answer", {}).get("status") == "finished"}
 
-    wait_for(lambda: len(ended_trials()) >= 1, "one trial has ended", 300.0, _rest)
+    wait_for(lambda: len(ended_trials()) >= 1, "one trial has ended", 300.0, rest)
     shared.queue.kill()
     shared.queue.start()
     assert shared.queue.run("pause", sweep).returncode == 0
-    wait_for(lambda: shared.job(sweep)["state"] == "queued", "it is paused", 240.0, _rest)
+    wait_for(lambda: shared.job(sweep)["state"] == "queued", "it is paused", 240.0, rest)
     before = ended_trials()
     assert shared.job(sweep)["attempt"] == 1 and 1 <= len(before) <= 3
     assert shared.queue.run("resume", sweep).returncode == 0
-    wait_for(lambda: workers_of(shared, sweep) == 2, "it goes on with two gangs", 240.0, _rest)
+    wait_for(lambda: workers_of(shared, sweep) == 2, "it goes on with two gangs", 240.0, rest)
     shared.hold.at(1, "/final")
     (single,) = shared.submit(shared.training("single", 3, 4, {"tenant": "search"}))
-    wait_for(lambda: shared.job(single)["attempt"] >= 1, "the job of three slots has started", 300.0, _rest)
+    wait_for(lambda: shared.job(single)["attempt"] >= 1, "the job of three slots has started", 300.0, rest)
     shared.hold.release()
     shared.ended(sweep, single)
     jobs = [shared.job(job_id) for job_id in (sweep, single)]
@@ -396,5 +286,37 @@ def test_a_sweep_outlives_its_server_and_a_pause_and_gives_back_what_its_final_r
     shared.nothing_is_left()
 
 
-def workers_of(shared: Shared, job_id: str) -> int:
-    return sum(workers for _, workers in shared.job(job_id)["placement"] or ())
+def test_a_comparison_whose_driver_is_killed_goes_on_with_the_method_that_has_not_ended(shared: Shared) -> None:
+    """Its methods are searched one after another on the same two slots."""
+    shared.serve(SHORT_S)
+    rules = {"algorithm": "grid", "scheduler": "none", "space": {"learning_rate": [1e-3, 3e-3]}, "then": "nothing"}
+    methods = ["full", {"name": "lora-r2", "method": "lora", "lora": {"rank": 2}}]
+    shared.hold.at(1, "/methods/lora-r2/")
+    (compared,) = shared.submit(
+        {**sweep_of(shared, "compared", "vision", **rules), "kind": "compare", "methods": methods, "seeds": 1}
+    )
+    shared.hold.wait(300.0)
+    assert workers_of(shared, compared) == 2, "nothing is given back before the last method"
+    root = Path(shared.job(compared)["run"])
+    before = files_of(root / "methods/full")
+    (driver,) = originals(
+        pid for pid in processes_with(f"FLEETUNE_JOB={compared}") if b"jobs.drivers.attempt" in command_of(pid)
+    )
+    os.kill(driver, signal.SIGKILL)
+    wait_for(lambda: shared.job(compared)["attempt"] == 2, "it is started again", 240.0, rest)
+    shared.hold.release()
+    shared.ended(compared)
+
+    job = shared.job(compared)
+    assert (job["state"], job["attempt"]) == ("succeeded", 2), (job, shared.story(compared))
+    assert (job["step"], job["total_steps"]) == (4 * SWEEP_STEPS, 4 * SWEEP_STEPS)
+    assert files_of(root / "methods/full") == before
+    full, lora = json.loads((root / "comparison.json").read_text())["methods"]
+    for one in (full, lora):
+        assert (one["status"], one["trials"]) == ("succeeded", 2)
+    assert job["metrics"]["eval_loss"] == min(one["metrics"]["eval_loss"]["mean"] for one in (full, lora))
+    shown = shared.queue.run("show", compared).stdout
+    assert "lora-r2 (rank 2)" in shown and "loss is best with" in shown, shown
+    refused = shared.queue.run("sweep", "leaderboard", compared)
+    assert refused.returncode == 2 and f"{root}/methods/lora-r2" in refused.stderr
+    shared.nothing_is_left()

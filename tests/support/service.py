@@ -65,4 +65,9 @@ def finetune(
     return {**spec, "name": "train", "storage_path": "s3://bucket/runs", **more}
 
 
-__all__ = ["ANNA", "ANYBODY", "BERT", "VERA", "ServiceWorld", "beat_of", "command", "finetune", "queue"]
+def sweep(base: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    data = {"train": "s3://bucket/data.jsonl", "format": "text", "eval_fraction": 0.1}
+    return {"kind": "sweep", "name": "found", "base": base or {**finetune(), "data": data}, **more}
+
+
+__all__ = ["ANNA", "ANYBODY", "BERT", "VERA", "ServiceWorld", "beat_of", "command", "finetune", "queue", "sweep"]

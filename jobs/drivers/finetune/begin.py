@@ -33,8 +33,9 @@ def load_job(path: str | None, overrides: Sequence[str], resume: str | None) -> 
     spec, root = load_work(path, overrides, resume)
     if isinstance(spec, Search):
         file = path or JobPaths(str(root)).spec
-        also = f", or python -m jobs.sweep {file}," if spec.kind == "sweep" else ""
-        raise SpecError(f"{file} is of kind {spec.kind}: fleetune run {file}{also} runs it")
+        raise SpecError(
+            f"{file} is of kind {spec.kind}: fleetune run {file}, or python -m jobs.{spec.kind} {file}, runs it"
+        )
     return spec, root
 
 
@@ -90,12 +91,15 @@ class Assignment:
         num_workers: workers of this attempt; None means the number in the spec.
         variables: environment variables for every process of the run. They may be secret, and are never shown.
         run: root of the run if it is new; None makes a new name.
+        gives_back: a search returns slots to the queue as soon as it has no trial for them. False if another search
+            follows on the same slots.
     """
 
     places: tuple[str, ...] | None = None
     num_workers: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     run: str | None = None
+    gives_back: bool = True
 
 
 @dataclass(frozen=True)

@@ -27,22 +27,27 @@ class ProgressReporter:
         self._startup_s: float | None = None  # from the creation of this object to the end of the first step
         self._saved = 0  # step of the newest checkpoint
         self._step, self._step_s = 0, 0.0
-        self._before = 0  # steps of all trials before the final run of a sweep
+        self._before = 0  # steps of all trials before the final run of a sweep, or before this sweep of a comparison
+        self._left = 0  # sweeps of a comparison after this one
+        self._has_run = False  # whether the run was told; the sweeps of a comparison start inside of it
 
     def event(self, event: Event) -> None:
         self._inner.event(event)
         self._pace.event(event)
         data = event.data
         if event.kind == "phase" and "root" in data:
-            self._link.tell(run=data["root"])
+            self._start(data["root"])
         elif data.get("phase") == "workers":
             self._began = self._clock()  # a restart does not prepare the data again
         elif data.get("phase") == "given-back" and self._places:
             self._link.tell(keeps=tuple(self._places[worker] for worker in data["workers"]))
         elif data.get("phase") == "final":
-            self._before = self._step = self._saved = data["steps"]
-            self._pace = Pace()
-            self._link.tell(step=self._step, saved_step=self._saved)
+            self._begin_part(self._before + data["steps"])
+        elif data.get("phase") == "method" and "steps" in data:
+            self._begin_part(**data["steps"])
+            self._left = data["left"]
+        elif data.get("phase") == "compared":
+            self._link.tell(metrics=data["metrics"])
         elif event.kind == "plan" and "total_steps" in data:
             self._step = self._saved = self._before  # a group starts; if it resumes, an event tells from which step
             self._link.tell(total_steps=self._before + data["total_steps"])
@@ -65,18 +70,40 @@ class ProgressReporter:
         elif event.kind == "trial" and "step" in data:
             self._trial(data)
 
+    def _start(self, root: str) -> None:
+        if not self._has_run:
+            self._link.tell(run=root)
+        self._has_run = True
+
+    def _begin_part(self, before: int, done: int = 0) -> None:
+        """Count steps from here on in addition to `before`. `done`: steps of this part in earlier attempts."""
+        self._before = before
+        self._step = self._saved = before + done
+        self._pace = Pace()
+        self._link.tell(step=self._step, saved_step=self._saved)
+
     def _continues_from(self, step: int) -> None:
         """Report that the run continues from a checkpoint or from its start, which may be an earlier step."""
         self._step = self._saved = self._before + step
         self._link.tell(step=self._step, saved_step=self._saved, interruption_cost_s=self.interruption_cost_s())
 
     def _trial(self, data: dict[str, Any]) -> None:
-        """Report a sweep after a trial has reached a rung and has saved. Steps are summed over the trials."""
+        """Report a sweep after a trial has reached a rung and has saved. Steps are summed over the trials.
+
+        The sweeps of a comparison that have not begun yet are counted as this one.
+        """
         if self._startup_s is None:
             self._startup_s = self._clock() - self._began
-        self._step = self._saved = data["step"]
-        known = {name: data[name] for name in ("step", "total_steps", "metrics", "remaining_s") if name in data}
-        self._link.tell(**known, saved_step=self._saved, interruption_cost_s=self.interruption_cost_s())
+        step, total = data["step"], data.get("total_steps")
+        self._step = self._saved = self._before + step
+        known: dict[str, Any] = {name: data[name] for name in ("metrics", "remaining_s") if name in data}
+        if total is not None:
+            known["total_steps"] = self._before + total * (1 + self._left)
+        if self._left and (rest_s := known.pop("remaining_s", 0.0)) and total:
+            known["remaining_s"] = rest_s * (1 + self._left * total / (total - step))
+        self._link.tell(
+            **known, step=self._step, saved_step=self._saved, interruption_cost_s=self.interruption_cost_s()
+        )
 
     def step(self, record: dict[str, Any]) -> None:
         self._inner.step(record)

@@ -84,7 +84,7 @@ def drive_sweep(
         Stopped: a request to stop before a gang was started.
     """
     given, alone = assignment or Assignment(), is_own(address)
-    gives_back = assignment is not None or not alone  # other jobs can use slots that no trial needs
+    gives_back = given.gives_back and (assignment is not None or not alone)  # others can use slots that no trial needs
     facts, drivers = run_facts(), paths.drivers
     end_earlier_gangs(drivers)
     end_earlier_final_runs(paths)
@@ -172,8 +172,8 @@ def _number_of_gangs(sweep: SweepSpec, given: Assignment, alone: bool) -> int:
         alone: this process has started Ray, which ends with it.
     """
     gang = gang_of(sweep.base)
-    if given.num_workers is not None:
-        return given.num_workers // gang.num_workers
+    if given.num_workers is not None:  # the slots of a comparison may be more than each of its sweeps can use
+        return min(given.num_workers // gang.num_workers, most_gangs(sweep))
     return gangs_that_fit(gang, most_gangs(sweep), os.cpu_count() if alone else None)
 
 

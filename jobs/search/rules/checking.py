@@ -38,13 +38,25 @@ def check_sweep(sweep: SweepSpec) -> None:
         raise SpecError.of(problems)
 
 
+def check_search(search: Search) -> None:
+    """Check a sweep, or each sweep of a comparison, as `check_sweep` does. Raises SpecError with all mistakes."""
+    problems = dict[Mistake, None]()  # without those that other methods have too
+    for sweep in search.sweeps:
+        try:
+            check_sweep(sweep)
+        except SpecError as error:
+            problems |= dict.fromkeys(error.mistakes)
+    if problems:
+        raise SpecError.of(problems)
+
+
 def sweep_warnings(sweep: Search) -> list[str]:
     """Return what to say about settings of a sweep or comparison that have another effect than they seem to."""
     warnings = []
     if sweep.rungs and sweep.scheduler == "none":
         warnings.append("rungs has no effect with scheduler: none. Set scheduler: halving or asha, or leave rungs out")
     warnings += _about_space(sweep)
-    warnings += _about_runtime(sweep) if isinstance(sweep, SweepSpec) else []
+    warnings += _about_runtime(sweep)
     if isinstance(sweep, SweepSpec) and "budget" in sweep.model_fields_set:
         warnings += [] if sweep.budget.trials is None else _about_trials(sweep, sweep.budget.trials)
         warnings += _about_rest(sweep)
@@ -54,13 +66,15 @@ def sweep_warnings(sweep: Search) -> list[str]:
     return warnings
 
 
-def _about_runtime(sweep: SweepSpec) -> list[str]:
+def _about_runtime(sweep: Search) -> list[str]:
     """Return a warning if the queue ends the search before its budget in minutes is used up."""
     minutes, longest_s = sweep.budget.minutes, sweep.queue.max_runtime_s
-    if minutes is None or longest_s is None or longest_s >= 60.0 * minutes:
+    needed_s = 60.0 * (minutes or 0.0) * len(sweep.sweeps)
+    if longest_s is None or longest_s >= needed_s:
         return []
-    said = f"queue.max_runtime_s ({longest_s:g}) ends the sweep before budget.minutes ({minutes:g}) are used up"
-    return [f"{said}, without an export of the best model. Give at least {60.0 * minutes:g}"]
+    what, each = ("sweep", "") if isinstance(sweep, SweepSpec) else ("comparison", " for each method")
+    said = f"queue.max_runtime_s ({longest_s:g}) ends the {what} before budget.minutes ({minutes:g}{each}) are used up"
+    return [f"{said}, without an export of the best model. Give at least {needed_s:g}"]
 
 
 def _about_space(sweep: Search) -> list[str]:

@@ -104,7 +104,7 @@ def rate_to_begin_with(sweep: Search) -> tuple[float, str]:
     """Return the prior of the learning rate, and its source in words."""
     base, rate = sweep.base, sweep.base.train.learning_rate
     is_given = "learning_rate" in base.train.model_fields_set
-    if is_given and rate != Train().learning_rate:  # specs from a queue give every field, also its default
+    if is_given and rate != Train().learning_rate:  # what an earlier release has queued gives every field
         return rate, "the base"
     wanted = next((values for name, values in sweep.space.items() if field_meant(name) == RATE), None)
     if earlier := [one for one in earlier_rates(base) if wanted is None or _is_within(wanted, one)]:

@@ -10,6 +10,7 @@ import typer
 from cluster.errors import InputError
 from jobs.drivers.finetune.begin import load_work
 from jobs.run.find import storage_root
+from jobs.run.outcome import Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.record import resume_command
 from jobs.run.requests import ask_to_stop, ask_trial_to_end
@@ -19,7 +20,9 @@ from jobs.search.report import trial_text
 from jobs.search.report.status import DriverState, read_driver_state, read_status
 from jobs.search.report.status import facts as status_facts
 from jobs.search.trials import Trials
-from jobs.spec.load import load_sweep
+from jobs.spec.compare import CompareSpec
+from jobs.spec.finetune import Spec
+from jobs.spec.load import load_to_run
 from jobs.spec.sweep import SweepSpec
 from jobs.storage import strict_json
 from jobs.storage.files import write_bytes
@@ -44,12 +47,13 @@ SweepArgument = Annotated[
 def trials_of(sweep: str, storage: str | None) -> Trials:
     """Return the trials of a sweep. Raises InputError."""
     root = run_meant(sweep, storage_root(storage))
-    spec = load_sweep(JobPaths(root).spec)
-    if spec is None:
-        raise InputError(
-            f"{root} is a run or a comparison, not a sweep: fleetune show {shlex.quote(root)}. A comparison has a "
-            "sweep for each method in methods/"
-        )
+    paths = JobPaths(root)
+    spec = load_to_run(paths.spec)
+    if isinstance(spec, CompareSpec):
+        sweeps = ", ".join(shlex.quote(paths.method(method.name)) for method in spec.methods)
+        raise InputError(f"{root} is a comparison: fleetune show {shlex.quote(root)}. Its sweeps are {sweeps}")
+    if isinstance(spec, Spec):
+        raise InputError(f"{root} is a run, not a sweep: fleetune show {shlex.quote(root)}")
     return Trials(spec, root)
 
 
@@ -131,8 +135,13 @@ def stop(
 
 
 def _is_active(trials: Trials) -> bool:
-    """Whether a driver runs the sweep, or the queue will start one."""
-    return is_driven(JobPaths(trials.root)) or unfinished_job(trials.root) is not None
+    """Whether a driver runs the sweep, or the queue will start one. A comparison starts no sweep that has succeeded."""
+    paths = JobPaths(trials.root)
+    if is_driven(paths):
+        return True
+    outcome = read_outcome(paths)
+    has_succeeded = outcome is not None and outcome.status is Status.SUCCEEDED
+    return not has_succeeded and unfinished_job(trials.root) is not None
 
 
 @app.command(epilog="Example:  fleetune sweep extend reviews-lr-20261127 --runs 4")

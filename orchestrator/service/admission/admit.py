@@ -14,13 +14,12 @@ from cluster.capacity.gang import Gang
 from cluster.errors import BackendUnreachable, CapacityError, InputError, Mistake, SpecError
 from jobs.planning import gang_of, worker_numbers
 from jobs.search.rules.budget import most_gangs
-from jobs.search.rules.checking import check_sweep
+from jobs.search.rules.checking import check_search
 from jobs.spec.checking.check import MOST_MISTAKES
 from jobs.spec.command import CommandSpec
-from jobs.spec.finetune import Spec
 from jobs.spec.load import AnySpec, spec_of, trained_job
 from jobs.spec.references import run_named
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Search
 from orchestrator.queue.errors import Forbidden, QueueError, UnknownTenant
 from orchestrator.queue.records import Job, NewJob
 from orchestrator.queue.tenants import Tenant
@@ -95,8 +94,8 @@ class _Admission:
         self._too_large = functools.cache(self._find_too_large)
 
     def problems(self, spec: AnySpec) -> Iterator[InputError]:
-        # A sweep is checked without access to its storage, which may hold its prior.
-        wrong = list(_raised(SpecError, check_sweep, spec)) if isinstance(spec, SweepSpec) else []
+        # A search is checked without access to its storage, which may hold its prior.
+        wrong = list(_raised(SpecError, check_search, spec)) if isinstance(spec, Search) else []
         yield from wrong
         tenant = None
         try:
@@ -190,7 +189,7 @@ class _Admission:
                 "give the model's path",
             )
         elif source.kind != "finetune":
-            what = f"{source.job_id} is a {source.kind}, and exports no model: give a path"
+            what = f"{source.job_id} is of kind {source.kind}, and exports no model of its own: give a path"
             yield QueueError.at("model.path", what)
         elif refused := outside("model.path", self._place_of(source), tenant.name, tenant.restrictions.roots):
             yield refused
@@ -218,21 +217,17 @@ def gang_and_sizes(spec: AnySpec) -> tuple[Gang, tuple[int, ...]]:
     """Return the smallest gang that a job starts with, and its numbers of workers; () if there is only one number."""
     if isinstance(spec, CommandSpec):
         return gang_of(spec), ()
-    if isinstance(spec, SweepSpec):
+    if isinstance(spec, Search):
         each = gang_of(spec.base)
-        numbers = tuple(each.num_workers * gangs for gangs in range(1, most_gangs(spec) + 1))
+        numbers = tuple(each.num_workers * gangs for gangs in range(1, max(map(most_gangs, spec.sweeps)) + 1))
     else:
         each, numbers = gang_of(spec), worker_numbers(spec)
     return replace(each, num_workers=numbers[0]), numbers if len(numbers) > 1 else ()
 
 
 def with_model(spec: AnySpec, path: str) -> AnySpec:
-    """Return the same job or sweep with another model."""
-    if isinstance(spec, SweepSpec):
-        base = with_model(spec.base, path)
-        return spec.model_copy(update={"base": base})
-    assert isinstance(spec, Spec)
-    return spec.model_copy(update={"model": spec.model.model_copy(update={"path": path})})
+    """Return the same job, sweep or comparison with another model."""
+    return spec.with_value("base.model.path" if isinstance(spec, Search) else "model.path", path)
 
 
 class Problems:

@@ -9,6 +9,7 @@ from typing import Any
 from cluster.capacity.gang import Gang
 from cluster.python_module import module_command
 from jobs.spec.command import CommandSpec
+from jobs.spec.load import job_in
 from jobs.spec.queue import OnEnd, Queue
 from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, NewJob, QueueEvent
@@ -53,7 +54,6 @@ def _submit(context: ServiceContext, job: Job) -> None:
 def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
     """Make the job that follows one that has ended. It has no follow-up itself."""
     on_end, environment, queue = OnEnd.model_validate_json(job.on_end), _told(job), spec.get("queue") or {}
-    base = spec["base"] if job.kind == "sweep" else spec
     command = on_end.command or module_command("jobs.webhook", python=python)
     if on_end.webhook is not None:
         environment |= {"FLEETUNE_WEBHOOK_URL": on_end.webhook, "FLEETUNE_WEBHOOK_BODY": json.dumps(_body(job))}
@@ -62,7 +62,7 @@ def follower(job: Job, spec: dict[str, Any], python: tuple[str, ...]) -> NewJob:
         name=job.name[: _LONGEST_NAME - len(_END)] + _END,
         command=command,
         # A webhook imports nothing from there, where a module could have the name of one of ours.
-        working_dir=base.get("working_dir") if on_end.command else None,
+        working_dir=job_in(spec).get("working_dir") if on_end.command else None,
         env=environment,
         # A webhook needs no secrets, and must be sent also if they have been withdrawn since.
         queue=Queue(

@@ -16,7 +16,7 @@ from jobs.spec.data import numbered
 from jobs.spec.evaluation import is_task_file
 from jobs.spec.load import AnySpec, trained_job
 from jobs.spec.references import run_named
-from jobs.spec.sweep import SweepSpec
+from jobs.spec.sweep import Search
 from jobs.storage import files as storage
 from jobs.storage import locations as location
 from jobs.storage import without_links as beneath
@@ -70,7 +70,7 @@ class Readable:
             tenant: the tenant of the job; None: unknown, and roots are not checked.
         """
         roots = tenant.restrictions.roots if tenant is not None else None
-        inside = "base." if isinstance(spec, SweepSpec) else ""
+        inside = "base." if isinstance(spec, Search) else ""
         for field, path, is_written in named_paths(spec):
             where, limited = f"{inside}{field}", None if field == "working_dir" else tenant
             if limited is not None and (refused := outside(where, path, limited.name, roots)):

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import datetime
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cluster.errors import DataError, Diverged, InputError, MachinesFailed, RunFailed, SpecError
-from jobs.compare import failure_of, reopen_comparison
-from jobs.drivers.finetune.begin import load_job, load_work
+from cluster.errors import (
+    DataError,
+    Diverged,
+    InputError,
+    Interrupted,
+    MachinesFailed,
+    OutOfMemory,
+    RunFailed,
+    SpecError,
+)
+from jobs import sweep as sweeps
+from jobs.compare import failure_of, main, reopen_comparison, run_comparison
+from jobs.drivers.finetune.begin import Assignment, load_job, load_work
 from jobs.drivers.stop_request import StopRequest
 from jobs.run.events import repeatedly
 from jobs.run.find import with_model_of_run
-from jobs.run.outcome import Outcome, Status, write_outcome
+from jobs.run.outcome import Outcome, Status, read_outcome, write_outcome
 from jobs.run.paths import JobPaths
+from jobs.run.progress import NoProgress
 from jobs.run.requests import ask_to_save, ask_to_stop
 from jobs.spec.compare import CompareSpec
 from jobs.spec.load import dump_spec, load_spec
+from jobs.spec.sweep import SweepSpec
+from jobs.storage.files import write_bytes
 from tests.support.processes import wait_for
 from tests.unit.jobs.spec.test_compare import BASE, compare_of
 
@@ -63,6 +80,7 @@ def test_one_that_has_succeeded_is_not_begun_again(tmp_path: Path) -> None:
         ([{}, {}], RunFailed),
         ([{"lost": True}], MachinesFailed),  # a resume goes on with it
         ([{"lost": True}, {"diverged": True}], MachinesFailed),
+        ([{"out_of_memory": True}, {"diverged": True}], OutOfMemory),  # a queue has a rule for it
     ],
 )
 def test_only_if_all_sweeps_would_fail_again_it_would(outcomes: list[dict[str, bool]], kind: type[Exception]) -> None:
@@ -88,6 +106,79 @@ def test_a_driver_of_one_job_refuses_it(tmp_path: Path) -> None:
     paths = written_in(tmp_path)
     with pytest.raises(SpecError, match=r"is of kind compare: fleetune run .* runs it"):
         load_job(None, [], paths.root)
+
+
+def test_its_module_runs_comparisons_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compare_of(tmp_path)
+    for module, file, said in (
+        (main, "base.json", f"base.json is of kind finetune: python -m jobs.finetune {tmp_path}/base.json runs it"),
+        (sweeps.main, "compare.json", f"is of kind compare: python -m jobs.compare {tmp_path}/compare.json runs it"),
+        (main, "gone.json", "gone.json"),
+        (main, "compare.json", "this machine has no GPU"),
+    ):
+        assert module([str(tmp_path / file)]) == 2
+        assert said in capsys.readouterr().err
+
+
+class Driven:
+    """The drivers of the sweeps, in place of training: what each was given, and how it ends."""
+
+    def __init__(self, **ends: Outcome) -> None:
+        self.ends, self.given = ends, dict[str, Assignment]()
+
+    def drive_sweep(self, sweep: SweepSpec, paths: JobPaths, address: str, *more: Any) -> Outcome:
+        self.given[paths.name] = more[-1]
+        return self.ends[paths.name]
+
+
+def ended(status: Status = Status.SUCCEEDED, **more: Any) -> Outcome:
+    return Outcome(status=status, ended_at=datetime.datetime.now(datetime.UTC), **more)
+
+
+@pytest.fixture
+def queued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Driven], Outcome]:
+    """Starts an attempt of a queued comparison whose directory is there, and returns how it ends."""
+    spec, paths = compare_of(tmp_path), written_in(tmp_path)
+    for method, sweep in zip(spec.methods, spec.sweeps, strict=True):
+        write_bytes(JobPaths(paths.method(method.name)).spec, dump_spec(sweep))
+    monkeypatch.setattr(sweeps, "validate", lambda base, **named: SimpleNamespace(spec=base, warnings=()))
+
+    def attempt(driven: Driven) -> Outcome:
+        monkeypatch.setitem(sys.modules, "jobs.search.driver.drive", driven)
+        given = Assignment(("a", "b"), 2, run=paths.root)
+        outcome, found = run_comparison(
+            spec, address="auto", progress=NoProgress(), resume=paths.root, assignment=given, stop=StopRequest()
+        )
+        assert found.root == paths.root and read_outcome(paths) == outcome
+        return outcome
+
+    return attempt
+
+
+def test_the_sweeps_of_a_queued_one_share_its_slots_and_only_the_last_gives_some_back(
+    queued: Callable[[Driven], Outcome],
+) -> None:
+    driven = Driven(full=ended(), lora=ended(Status.FAILED, lost=True))
+    assert queued(driven).exit_code == MachinesFailed.exit_code, "the queue starts another attempt"
+    assert [(name, one.places, one.gives_back) for name, one in driven.given.items()] == [
+        ("full", ("a", "b"), False),
+        ("lora", ("a", "b"), True),
+    ]
+    again = Driven(lora=ended(Status.INTERRUPTED))
+    assert queued(again).exit_code == Interrupted.exit_code
+    assert list(again.given) == ["lora"], "full has succeeded"
+
+
+def test_a_queued_one_ends_once_a_machine_is_lost(queued: Callable[[Driven], Outcome]) -> None:
+    """The queue gives the next attempt other machines."""
+    driven = Driven(full=ended(Status.FAILED, lost=True), lora=ended())
+    assert queued(driven).exit_code == MachinesFailed.exit_code and list(driven.given) == ["full"]
+
+
+def test_if_only_the_first_method_is_left_it_is_the_last_one(queued: Callable[[Driven], Outcome]) -> None:
+    assert queued(Driven(full=ended(Status.FAILED, diverged=True), lora=ended())).exit_code == 1
+    again = Driven(full=ended(Status.FAILED, diverged=True))
+    assert queued(again).exit_code == 1 and again.given["full"].gives_back
 
 
 def test_a_model_of_a_comparison_is_one_of_its_methods(tmp_path: Path) -> None:

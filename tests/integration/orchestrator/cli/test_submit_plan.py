@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from cluster.errors import BackendUnreachable
+from cluster.errors import BackendUnreachable, InputError
 from jobs.spec.sweep import SweepSpec
 from orchestrator.api import JobView, NodeView
 from orchestrator.cli.submission import SubmitOptions, submit_all
-from orchestrator.cli.submit_plan import machines_on, planned_job
+from orchestrator.cli.submit_plan import machines_on, planned_jobs
 from orchestrator.client.connection import Connection
 from tests.support.server import Server, server
 from tests.support.tiny import changed, save_model, spec_of, write_text, written
@@ -108,10 +108,31 @@ def test_a_sweep_is_planned_unless_its_trials_have_different_engines(
     base = json.loads(Path(file_of(tmp_path, material, data__eval_fraction=0.2)).read_text())
 
     def of(space: dict[str, Any]) -> Any:
-        return planned_job(SweepSpec.model_validate({"kind": "sweep", "base": base, "space": space}))
+        return planned_jobs(SweepSpec.model_validate({"kind": "sweep", "base": base, "space": space}))
 
-    assert of({"learning_rate": [1e-4, 1e-3]}) is not None
-    assert of({"per_device_train_batch_size": [1, 2]}) is None
+    assert [title for title, _ in of({"learning_rate": [1e-4, 1e-3]})] == [""]
+    assert of({"per_device_train_batch_size": [1, 2]}) == []
+
+
+def test_each_method_of_a_comparison_is_planned(queue: Server, material: tuple[Path, Path], tmp_path: Path) -> None:
+    base = json.loads(Path(file_of(tmp_path, material, data__eval_fraction=0.2)).read_text())
+    path = tmp_path / "compare.json"
+    path.write_text(json.dumps({"kind": "compare", "base": base, "methods": ["full", "lora"]}))
+    jobs, said = submitted(queue, str(path))
+    assert len(jobs) == 1 and jobs[0].kind == "compare"
+    plans = [line.partition(": ")[0] for line in said if line.startswith("plan")]
+    assert plans[-2:] == ["plan of method full", "plan of method lora"], said
+    for changes, wrong in (
+        (
+            {"methods": ["full", {"method": "lora", "lora": {"target_modules": ["gone"]}}]},
+            "method lora: lora.target_mod",
+        ),
+        ({"methods": ["full", "lora"], "space": {"lr": [1e-4]}}, "compare.json:9: space.lr: unknown key"),
+    ):
+        path.write_text(json.dumps({"kind": "compare", "base": str(tmp_path / "job.json"), **changes}, indent=1))
+        with pytest.raises(InputError) as caught:
+            submitted(queue, str(path))
+        assert wrong in str(caught.value)
 
 
 def test_without_an_answer_about_the_nodes_jobs_are_queued(

@@ -24,7 +24,7 @@ from orchestrator.service.admission.clients import check_client
 from orchestrator.service.admission.shared_paths import NotReadable
 from orchestrator.service.context.caller import ANYBODY, Caller
 from tests.support.queueworld import START_S
-from tests.support.service import ANNA, BERT, VERA, ServiceWorld, command, finetune, queue
+from tests.support.service import ANNA, BERT, VERA, ServiceWorld, command, finetune, queue, sweep
 from tests.support.stores import go
 
 
@@ -56,35 +56,6 @@ def test_what_trains_may_be_interrupted_unless_it_says_otherwise(world: ServiceW
     jobs = world.admit(finetune(), finetune(**queue(preemptible=False)), command(**queue(preemptible=True)))
     assert [job.preemptible for job in jobs] == [True, False, True]
     assert [job.kind for job in jobs] == ["finetune", "finetune", "command"]
-
-
-def sweep(base: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
-    data = {"train": "s3://bucket/data.jsonl", "format": "text", "eval_fraction": 0.1}
-    return {"kind": "sweep", "name": "found", "base": base or {**finetune(), "data": data}, **more}
-
-
-def test_a_sweep_is_an_elastic_job_of_whole_gangs(world: ServiceWorld) -> None:
-    gang = {"num_workers": 2, "gpus_per_worker": 1, "cpus_per_worker": 1}
-    base = {**sweep()["base"], "resources": gang, **queue(priority=-7)}
-    (job,) = world.admit(sweep(base, num_gangs=3))
-    assert (job.kind, str(job.gang), job.sizes) == ("sweep", "2 workers of 1 CPU and 1 GPU", (2, 4, 6))
-    assert job.preemptible and job.priority == -7, "what it asks of the queue is what its base asks"
-    (few,) = world.admit(sweep(base, algorithm="random", budget={"trials": 1}, **queue(priority=-1)))
-    assert few.sizes == () and few.priority == -1
-    assert refused(world, sweep({**base, "resources": {**gang, "num_workers": 99}}))[0] is CapacityError
-    wrong = sweep(space={"lr": [1e-4]}, budget={"runs": 0.2})
-    assert refused(world, wrong)[1].splitlines() == [
-        "space.lr: unknown key; use train.learning_rate",
-        "budget: it pays for at most 0.2 runs, but one trial with its cool-downs takes 1.1: give more, fewer rungs, or "
-        "scheduler: none",
-    ]
-    assert "base.data.eval_fraction" in refused(world, sweep(finetune()))[1]
-
-
-def test_the_paths_of_a_sweep_are_those_of_its_base(world: ServiceWorld, tmp_path: Path) -> None:
-    base = {**sweep()["base"], "storage_path": str(tmp_path)}
-    kind, text = refused(world, sweep({**base, "model": {"path": "/no/such/model", "task": "causal-lm"}}))
-    assert kind is NotReadable and text == "base.model.path: /no/such/model is not there, or cannot be read"
 
 
 def test_whose_job_it_is(world: ServiceWorld) -> None:
@@ -252,7 +223,7 @@ def test_a_model_of_a_run_makes_its_job_a_parent_until_it_has_succeeded(world: S
     (found,) = world.admit(sweep({**sweep()["base"], "model": {"path": f"run:{parent.job_id}", "task": "causal-lm"}}))
     assert found.after == (parent.job_id,)
     (other,) = world.admit(command("eval"))
-    assert "exports no model" in refused(world, finetune(f"run:{other.job_id}"))[1]
+    assert "exports no model of its own" in refused(world, finetune(f"run:{other.job_id}"))[1]
 
 
 def test_secrets_must_be_known_to_the_server(world: ServiceWorld) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from cluster.errors import SpecError
+from jobs.comparison.checking import sweeps_to_plan
+from jobs.search.rules.checking import check_search, sweep_warnings
 from jobs.spec.compare import CompareSpec
 from jobs.spec.load import dump_spec, load_job_spec, load_spec, load_sweep, load_to_run, spec_of
 from jobs.spec.sweep import Budget, SweepSpec
@@ -96,17 +98,54 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, fields: dict[str, 
     assert said in str(caught.value) and "compare.json:" in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_through_a_queue_the_searches_begin_where_they_do_without_one(tmp_path: Path, method: str) -> None:
+    """A queue reads what was written of the spec, and a rate that was left out is not the default rate."""
+    base = {**BASE, "method": method, "train": {"max_steps": 20}}
+    spec = compare_of(tmp_path, base=base, methods=["full", *RANKS])
+    queued = spec_of(json.loads(spec_of(spec.model_dump(mode="json")).model_dump_json()))
+    assert isinstance(queued, CompareSpec)
+    assert [one.prior for one in sweeps_to_plan(queued).values()] == [
+        one.prior for one in sweeps_to_plan(spec).values()
+    ]
+    rates = {name: sweep.base.train.learning_rate for name, sweep in sweeps_to_plan(queued).items()}
+    assert rates["lora-r4"] == pytest.approx(10 * rates["full"])
+
+
+def test_what_it_asks_of_the_queue_is_what_its_base_asks(tmp_path: Path) -> None:
+    base = {**BASE, "queue": {"priority": 3}}
+    assert compare_of(tmp_path, base=base).queue.priority == 3
+    assert compare_of(tmp_path, base=base, queue={"priority": 5}).queue.priority == 5
+
+
+def test_a_field_of_its_base_can_be_varied(tmp_path: Path) -> None:
+    few, many = compare_of(tmp_path, name="mine").vary({"base.train.max_steps": [5, 50]})
+    assert (few.base.train.max_steps, many.base.train.max_steps) == (5, 50)
+    assert (few.name, many.queue.labels) == ("mine-ms5", {"base.train.max_steps": "50"})
+
+
+def test_mistakes_of_its_searches_are_found_without_files_and_told_once(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        check_search(compare_of(tmp_path, space={"lr": [1e-4]}, budget={"runs": 0.2}))
+    assert [mistake.field for mistake in caught.value.mistakes] == ["space.lr", "budget"]
+
+
+def test_a_runtime_that_is_too_short_for_the_minutes_of_all_methods_is_a_warning(tmp_path: Path) -> None:
+    enough = compare_of(tmp_path, budget={"minutes": 10}, queue={"max_runtime_s": 1200})
+    assert not [line for line in sweep_warnings(enough) if "max_runtime_s" in line]
+    short = compare_of(tmp_path, budget={"minutes": 10}, queue={"max_runtime_s": 1100})
+    (line,) = [line for line in sweep_warnings(short) if "max_runtime_s" in line]
+    assert "ends the comparison before budget.minutes (10 for each method)" in line and "at least 1200" in line
+
+
 def test_the_base_may_name_only_the_least_number_of_workers(tmp_path: Path) -> None:
     spec = compare_of(tmp_path, base={**BASE, "resources": {"min_workers": 1}})
     assert spec.job_of(spec.methods[0]).resources == spec.base.resources
 
 
-def test_a_queue_does_not_take_it_and_the_message_says_what_to_do(tmp_path: Path) -> None:
+def test_it_is_read_as_any_job_but_is_no_single_one(tmp_path: Path) -> None:
     spec, path = compare_of(tmp_path), str(tmp_path / "compare.json")
-    with pytest.raises(SpecError, match=f"{path} is of kind compare, which a queue does not take: use fleetune run"):
-        load_job_spec(path)
-    with pytest.raises(SpecError, match="which a queue does not take"):
-        spec_of(json.loads(dump_spec(spec)))
+    assert load_job_spec(path) == spec
     with pytest.raises(SpecError, match=f"of kind compare, and a single job is needed here: fleetune run {path}"):
         load_spec(path)
     assert load_sweep(path) is None

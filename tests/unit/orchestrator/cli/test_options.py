@@ -64,25 +64,22 @@ def test_commands_about_data_take_no_dashboard(job: str, command: str) -> None:
     assert "is Ray's dashboard" in errors and errors.endswith("Give the cluster's address (auto, or HOST:6379)\n")
 
 
-def test_a_sweep_is_submitted_to_a_dashboard_with_its_own_module(job: str, tmp_path: Path) -> None:
+def test_a_sweep_and_a_comparison_are_submitted_to_a_dashboard_with_their_own_module(job: str, tmp_path: Path) -> None:
     space = {"learning_rate": {"min": 1e-5, "max": 1e-3, "log": True}}
     sweep = {"kind": "sweep", "base": job, "space": space, "budget": {"trials": 2}}
     (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     errors = refused("run", f"{tmp_path}/sweep.json", "--address", DASHBOARD, "--set", "seeds=2")
     submit = f"ray job submit --address {DASHBOARD} --working-dir . -- python -m"
     assert errors.endswith(f"{submit} jobs.sweep {tmp_path}/sweep.json --set seeds=2\n")
+    compare = {"kind": "compare", "base": job, "methods": ["full", "lora"]}
+    (tmp_path / "compare.json").write_text(json.dumps(compare))
+    errors = refused("run", f"{tmp_path}/compare.json", "--address", DASHBOARD)
+    assert errors.endswith(f"{submit} jobs.compare {tmp_path}/compare.json\n")
     run = tmp_path / "runs" / "s-1"
     run.mkdir(parents=True)
     (run / "spec.json").write_text('{"kind": "sweep"}')
     assert "ray job submit" not in refused("run", "--resume", str(run), "--address", DASHBOARD)
     assert f"{submit} jobs.finetune {job}\n" in refused("run", job, "--address", DASHBOARD)
-
-
-def test_a_comparison_is_not_submitted_to_a_dashboard(job: str, tmp_path: Path) -> None:
-    methods = [{"name": "full", "method": "full"}, {"name": "lora", "method": "lora"}]
-    compare = {"kind": "compare", "base": job, "methods": methods, "budget": {"trials": 2}}
-    (tmp_path / "compare.json").write_text(json.dumps(compare))
-    assert "ray job submit" not in refused("run", f"{tmp_path}/compare.json", "--address", DASHBOARD)
 
 
 @pytest.mark.parametrize("amount", ["inf", "nan"])

@@ -101,12 +101,13 @@ def test_a_spec_from_a_file_is_validated_once_on_each_side(tmp_path: Path, monke
     assert validated == [CommandSpec] * 3
 
 
-def test_a_comparison_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
+def test_a_comparison_is_sent_as_any_job(tmp_path: Path) -> None:
     base = {
         "model": {"path": "m", "task": "causal-lm"},
         "data": {"train": "a.jsonl", "format": "text", "eval": "b.jsonl"},
     }
     written = {"kind": "compare", "base": base, "methods": ["full", "lora"]}
     (tmp_path / "compare.json").write_text(json.dumps(written))
-    with pytest.raises(SpecError, match="which a queue does not take: use fleetune run"):
-        load_named([str(tmp_path / "compare.json")])
+    (sent,) = with_queue_settings(load_named([str(tmp_path / "compare.json")], ["seeds=2"]), "vision", None, ())
+    assert (sent["kind"], sent["queue"]["tenant"], sent["queue"]["labels"]) == ("compare", "vision", {"seeds": "2"})
+    assert spec_of(sent).name == "compare"

@@ -153,3 +153,25 @@ def test_the_steps_of_a_final_run_come_after_those_of_the_trials() -> None:
         told.step(step(number, at=clock.now_s, step_time_s=2.0))
     told.event(event("checkpoint", "", step=2))
     assert (heard.known["step"], heard.known["saved_step"], heard.known["remaining_s"]) == (33, 32, 14.0)
+
+
+def test_of_a_comparison_the_methods_that_are_left_are_counted_as_the_one_that_is_searched() -> None:
+    told, heard, _ = reporting()
+    told.event(event("phase", "comparison c in /runs/c", phase="start", root="/runs/c"))
+    steps = {"before": 100, "done": 15}
+    told.event(event("phase", "method 2 of 3: lora", phase="method", method="lora", steps=steps, left=1))
+    assert (heard.known["step"], heard.known["saved_step"]) == (115, 115)
+    told.event(event("phase", "sweep lora in /runs/c/methods/lora", phase="start", root="/runs/c/methods/lora"))
+    assert heard.known["run"] == "/runs/c"
+    facts = {"step": 20, "total_steps": 80, "metrics": {"eval_loss": 0.5}, "remaining_s": 60.0}
+    told.event(event("trial", "trial 1: loss 0.5", **facts))
+    assert (heard.known["step"], heard.known["saved_step"], heard.known["total_steps"]) == (120, 120, 260)
+    assert heard.known["remaining_s"] == pytest.approx(60.0 + 80.0)
+    told.event(event("trial", "", step=80, total_steps=80, metrics={}, remaining_s=0.0))
+    assert heard.known["remaining_s"] == pytest.approx(140.0), "no steps are left to measure the next method by"
+    steps = {"before": 180, "done": 0}
+    told.event(event("phase", "method 3 of 3: prompt", phase="method", method="prompt", steps=steps, left=0))
+    told.event(event("trial", "", step=80, total_steps=80, metrics={}, remaining_s=0.0))
+    assert (heard.known["step"], heard.known["total_steps"], heard.known["remaining_s"]) == (260, 260, 0.0)
+    told.event(event("phase", "all methods have ended", phase="compared", metrics={"eval_loss": 0.25}))
+    assert heard.known["metrics"] == {"eval_loss": 0.25}

@@ -114,4 +114,4 @@ def test_a_rate_that_the_base_gives_comes_before_those_of_earlier_sweeps(tmp_pat
     queued = spec_of(json.loads(dump_spec(sweep_with(tmp_path))))
     assert isinstance(queued, SweepSpec)
     found, source = with_prior(queued)
-    assert found.prior[RATE] == pytest.approx(3e-4) and source == "an earlier sweep of this model", "it gives a default"
+    assert found.prior[RATE] == pytest.approx(3e-4) and source == "an earlier sweep of this model", "it gives none"

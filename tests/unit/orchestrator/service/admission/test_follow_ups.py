@@ -18,6 +18,7 @@ from tests.support.queuejobs import job
         ("command", {"working_dir": "/code"}),
         ("finetune", {"working_dir": "/code"}),
         ("sweep", {"base": {"working_dir": "/code"}}),
+        ("compare", {"base": {"working_dir": "/code"}}),
     ],
 )
 def test_a_command_of_on_end_runs_where_its_job_has_run(kind: str, spec: dict[str, object]) -> None:

@@ -1,13 +1,18 @@
-"""Decides faster than DeepSpeed which gathered parameters ZeRO-3 releases after a module, with the same result.
+"""Decides which gathered parameters ZeRO-3 releases after a module: faster than DeepSpeed, with the same result.
 
 DeepSpeed decides once for each call of a module, in the first pass after it has recorded the order of the calls. For
 each, it visits the later calls one by one until they have `max_reuse_distance` elements. Most small models have fewer,
 so that this pass took twice as long as later ones.
+
+The result differs for an evaluation before any training. Its passes use no parameter twice, so DeepSpeed gathers a
+small model anew for each, which took half of the time. Here the next pass counts as a part of the order.
 """
 
 from __future__ import annotations
 
 from typing import Any
+
+import torch
 
 from jobs.planning.gathering import Uses
 
@@ -25,25 +30,36 @@ def decide_release_at_once(coordinator: Any) -> None:
 
     decide = getattr(coordinator, f"{PRIVATE}params_to_release")
     distance = getattr(coordinator, f"{PRIVATE}max_reuse_dist_in_numel")
+    record = coordinator.record_module
     order: Any = None
-    uses, decided = Uses.of(()), dict[tuple[int, int], frozenset[int]]()
+    trains = True  # whether the order that is being recorded has a backward pass
+    uses, soon, decided = Uses.of(()), distance, dict[tuple[int, int], frozenset[int]]()
+
+    def record_module(module: Any) -> None:
+        nonlocal trains
+        is_backward = torch._C._current_graph_task_id() != -1
+        trains = is_backward or (trains and bool(getattr(coordinator, f"{PRIVATE}submodule_order")))
+        record(module)
 
     def params_to_release(module: Any, call: int) -> set[int]:
-        nonlocal order, uses
+        nonlocal order, uses, soon
         if z3_leaf_module(module):
             return set(decide(module, call))
         recorded = getattr(coordinator, f"{PRIVATE}submodule_order")
         if recorded is not order:
             order = recorded
-            uses = Uses.of([(one.ds_id, one.ds_numel) for one in iter_params(called)] for called in recorded)
+            calls = [[(one.ds_id, one.ds_numel) for one in iter_params(called)] for called in recorded]
+            # A step of training uses parameters twice, so it keeps those of models half as large as `distance`.
+            uses, soon = (Uses.of(calls), distance) if trains else (Uses.of(calls * 2), distance // 2)
             decided.clear()
         if (module.ds_id, call) not in decided:
             fetched_for = getattr(coordinator, f"{PRIVATE}most_recent_step_id_param_fetched_for")
             decided[module.ds_id, call] = frozenset(
                 one.ds_id
                 for one in iter_params(module)
-                if not one.ds_persist and fetched_for[one] <= call and not uses.is_soon(one.ds_id, call, distance)
+                if not one.ds_persist and fetched_for[one] <= call and not uses.is_soon(one.ds_id, call, soon)
             )
         return set(decided[module.ds_id, call])  # DeepSpeed adds to it
 
+    coordinator.record_module = record_module
     setattr(coordinator, f"{PRIVATE}params_to_release", params_to_release)

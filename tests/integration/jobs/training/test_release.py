@@ -80,3 +80,49 @@ def test_a_new_order_is_decided_anew() -> None:
     assert (release(first, 1), release(second, 2)) == (set(), {2})
     setattr(ours, f"{PRIVATE}submodule_order", (first, second, second))
     assert (release(first, 1), release(second, 2)) == ({1}, set())
+
+
+@pytest.mark.parametrize(("distance", "keeps"), [(21, False), (22, True)])
+def test_an_evaluation_before_any_training_keeps_a_small_model_for_its_next_batch(distance: int, keeps: bool) -> None:
+    """Each parameter is used once in a batch of two modules. A step of training keeps both with these distances too."""
+    modules = [Called(number, [parameter(number, 10)]) for number in (1, 2)]
+    ours = coordinator_of((), distance, {})
+    decide_release_at_once(ours)
+    recorded_by(ours, modules)
+    release = getattr(ours, f"{PRIVATE}params_to_release")
+    assert [release(one, call) for call, one in enumerate(modules, 1)] == ([set(), set()] if keeps else [{1}, {2}])
+
+
+def test_an_order_with_a_backward_pass_ends_with_it() -> None:
+    """The optimizer changes the weights then, so that none may stay whole."""
+    module = Called(1, [parameter(1, 10)])
+    ours = coordinator_of((), 10**9, {})
+    decide_release_at_once(ours)
+
+    class InBackward(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, value: torch.Tensor) -> torch.Tensor:
+            return value.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+            recorded_by(ours, [module], goes_on=True)
+            return gradient
+
+    recorded_by(ours, [module])
+    InBackward.apply(torch.ones(1, requires_grad=True)).backward()  # type: ignore[no-untyped-call]
+    release = getattr(ours, f"{PRIVATE}params_to_release")
+    assert (release(module, 1), release(module, 2)) == (set(), {1})
+
+
+def recorded_by(coordinator: Any, modules: list[Called], goes_on: bool = False) -> None:
+    """Let the coordinator record the modules as a pass, or as more of the pass."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import ZeRoTraceMode
+
+    order = f"{PRIVATE}submodule_order"
+    setattr(coordinator, f"{PRIVATE}trace_mode", ZeRoTraceMode.RECORD)
+    setattr(coordinator, order, list(getattr(coordinator, order)) if goes_on else [])
+    for one in modules:
+        coordinator.record_module(one)
+    setattr(coordinator, order, tuple(getattr(coordinator, order)))
+    setattr(coordinator, f"{PRIVATE}trace_mode", ZeRoTraceMode.COMPLETE)

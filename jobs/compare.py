@@ -164,7 +164,7 @@ def _compared(
 
     sweeps = {method.name: JobPaths(paths.method(method.name)) for method in spec.methods}
     before = {name: read_outcome(sweep) for name, sweep in sweeps.items()}
-    left = [name for name, outcome in before.items() if outcome is None or outcome.status is not Status.SUCCEEDED]
+    left = order_of(before)
     for name in [one for one in sweeps if one not in left]:
         announce("phase", f"{name} has succeeded before", phase="method", method=name)
     failed: dict[str, Outcome] = {}
@@ -172,8 +172,8 @@ def _compared(
         stop.defer(False)  # the sweep of the previous method has deferred it
         name = left.pop(0)
         said = f"method {list(sweeps).index(name) + 1} of {len(sweeps)}: {name}"
-        before_it = sum(steps_of(sweep) for other, sweep in sweeps.items() if other != name and other not in left)
-        steps = {"before": before_it, "done": steps_of(sweeps[name])}
+        of_others = sum(steps_of(sweep) for other, sweep in sweeps.items() if other != name)
+        steps = {"before": of_others, "done": steps_of(sweeps[name])}
         announce("phase", said, phase="method", method=name, left=len(left), steps=steps)
         outcome = searched(sweeps[name], not left)
         comparison = measure(spec, paths, price=price)
@@ -194,6 +194,17 @@ def _compared(
     metrics = {name: found.mean for name, found in comparison.ranked[0].metrics.items()}
     announce("phase", "all methods have ended", phase="compared", metrics=metrics)
     return Outcome(status=Status.SUCCEEDED, metrics=metrics, ended_at=datetime.datetime.now(datetime.UTC))
+
+
+def order_of(outcomes: Mapping[str, Outcome | None]) -> list[str]:
+    """Return the methods that are left to search, in their order. Those that have failed before come last. Pure."""
+
+    def has_failed(name: str) -> bool:
+        outcome = outcomes[name]
+        return outcome is not None and outcome.status is Status.FAILED and not outcome.lost
+
+    left = [name for name, outcome in outcomes.items() if outcome is None or outcome.status is not Status.SUCCEEDED]
+    return sorted(left, key=has_failed)
 
 
 def failure_of(failed: Mapping[str, Outcome], methods: int) -> FleetuneError:

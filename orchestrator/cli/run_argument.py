@@ -68,19 +68,21 @@ def not_stopped(job: JobView) -> str:
 
 
 def check_not_queued(root: str) -> None:
-    """Raise InputError if a job of the queue writes this run and has not ended: the queue itself resumes it."""
+    """Raise InputError if a job of the queue writes this run and has not ended: its next attempt may resume it."""
     if job := unfinished_job(root):
         raise InputError(
-            f"{root} belongs to job {job.job_id}, which has not ended: the queue resumes it. To resume it here, "
-            f"cancel the job first: fleetune cancel {job.job_id}"
+            f"{root} belongs to job {job.job_id} of the queue, which has not ended. To resume it here, wait until the "
+            f"job ends, or cancel it: fleetune cancel {job.job_id}"
         )
 
 
 def unfinished_job(root: str) -> JobView | None:
     """Return the job that writes this run, or the comparison around it, and has not ended; None: there is none."""
-    root = comparison_root(root) or root
-    job = _job_meant(root.rstrip("/").rpartition("/")[2])
-    return job if job is not None and job.run == root and job.ended_s is None else None
+    for one in filter(None, (root.rstrip("/"), comparison_root(root))):
+        job = _job_meant(one.rpartition("/")[2])
+        if job is not None and job.run == one and job.ended_s is None:
+            return job
+    return None
 
 
 def _job_meant(given: str) -> JobView | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -37,11 +37,12 @@ def _input_embeddings(module: torch.nn.Module) -> Any:
         return None
 
 
-def _needing_gradient(module: torch.nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    if output.requires_grad or not torch.is_grad_enabled():
+def _needing_gradient(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+    is_constant = isinstance(output, torch.Tensor) and output.is_floating_point() and not output.requires_grad
+    if not is_constant or not torch.is_grad_enabled():
         return output
     anchor = torch.empty(0, device=output.device, requires_grad=True)
-    return cast("torch.Tensor", _NeedsGradient.apply(output, anchor))  # type: ignore[no-untyped-call]
+    return _NeedsGradient.apply(output, anchor)  # type: ignore[no-untyped-call]
 
 
 class _NeedsGradient(torch.autograd.Function):

@@ -11,7 +11,7 @@ from cluster.errors import InputError
 from jobs.drivers.finetune.begin import load_work
 from jobs.run.find import storage_root
 from jobs.run.outcome import Status, read_outcome
-from jobs.run.paths import JobPaths
+from jobs.run.paths import JobPaths, comparison_root
 from jobs.run.record import resume_command
 from jobs.run.requests import ask_to_stop, ask_trial_to_end
 from jobs.run.summary import resume_of, summarise, utc_now
@@ -28,7 +28,7 @@ from jobs.storage import strict_json
 from jobs.storage.files import write_bytes
 from orchestrator.cli.help_groups import command_group
 from orchestrator.cli.options import Address, Json, Quiet, Storage, check_output_file, finite, refuse_dashboard
-from orchestrator.cli.run_argument import run_meant, unfinished_job
+from orchestrator.cli.run_argument import check_not_queued, run_meant, unfinished_job
 from orchestrator.cli.run_here import run_sweep_here
 from orchestrator.pages.sweep import status_page
 
@@ -135,13 +135,14 @@ def stop(
 
 
 def _is_active(trials: Trials) -> bool:
-    """Whether a driver runs the sweep, or the queue will start one. A comparison starts no sweep that has succeeded."""
+    """Whether a driver runs the sweep, or the queue will start one. A comparison goes on with another after its end."""
     paths = JobPaths(trials.root)
     if is_driven(paths):
         return True
     outcome = read_outcome(paths)
-    has_succeeded = outcome is not None and outcome.status is Status.SUCCEEDED
-    return not has_succeeded and unfinished_job(trials.root) is not None
+    has_ended = outcome is not None and outcome.status is not Status.INTERRUPTED
+    is_left = has_ended and comparison_root(trials.root) is not None
+    return not is_left and unfinished_job(trials.root) is not None
 
 
 @app.command(epilog="Example:  fleetune sweep extend reviews-lr-20261127 --runs 4")
@@ -171,6 +172,7 @@ def extend(
         _ask(found, change)
         return
     refuse_dashboard(address)
+    check_not_queued(found.root)  # another attempt of a comparison would take up a sweep without an outcome
     loaded, root = load_work(None, [], found.root)
     assert isinstance(loaded, SweepSpec)
     raise typer.Exit(run_sweep_here(changed(loaded, change), root, address, quiet))

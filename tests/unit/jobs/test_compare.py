@@ -23,7 +23,7 @@ from cluster.errors import (
     SpecError,
 )
 from jobs import sweep as sweeps
-from jobs.compare import failure_of, main, reopen_comparison, run_comparison
+from jobs.compare import failure_of, main, order_of, reopen_comparison, run_comparison
 from jobs.drivers.finetune.begin import Assignment, load_job, load_work
 from jobs.drivers.stop_request import StopRequest
 from jobs.run.events import repeatedly
@@ -118,6 +118,18 @@ def test_its_module_runs_comparisons_only(tmp_path: Path, capsys: pytest.Capture
     ):
         assert module([str(tmp_path / file)]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_methods_that_have_failed_before_are_searched_last() -> None:
+    """An attempt of a queue first goes on with the search that was interrupted."""
+    outcomes = {
+        "failed": ended(Status.FAILED, reason="no"),
+        "lost": ended(Status.FAILED, reason="no", lost=True),
+        "succeeded": ended(),
+        "interrupted": ended(Status.INTERRUPTED, reason="no"),
+        "next": None,
+    }
+    assert order_of(outcomes) == ["lost", "interrupted", "next", "failed"]
 
 
 class Driven:

@@ -75,16 +75,16 @@ def test_what_the_model_directory_lacks_is_trained_fully_and_in_the_adapter(
     assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "canine"])
+@pytest.mark.parametrize("model_type", ["bert", "canine", "git"])
 def test_adapters_in_recomputed_layers_get_gradients(tmp_path: pathlib.Path, model_type: str) -> None:
-    """CANINE has many embeddings, none of which transformers knows as its input."""
+    """CANINE has many embeddings, none of which transformers knows as its input. GIT adds its embeddings in place."""
     tiny_config(model_type).save_pretrained(tmp_path)
     row = torch.arange(3, 35)[None]
-    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row)
+    batch = Batch({"input_ids": row, "attention_mask": torch.ones_like(row)}, row, row[0] - 3)
     with_gradients = []
     for checkpointing in (False, True):
         changes: dict[str, Any] = {"method": "lora", "train__gradient_checkpointing": checkpointing}
-        spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "rows.jsonl", classify=True, **changes)
+        spec = tiny.spec_of(tmp_path, tmp_path, tmp_path / "rows.jsonl", classify=model_type != "git", **changes)
         if not checkpointing:
             model_class(spec).from_config(model_config(spec, str(tmp_path))).save_pretrained(tmp_path)
         model = load_model(spec, str(tmp_path), "fp32", 0).train()

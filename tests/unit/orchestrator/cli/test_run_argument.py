@@ -22,10 +22,13 @@ def test_a_job_that_has_ended_is_not_said_to_start_again() -> None:
 def test_a_run_that_the_queue_will_resume_is_not_resumed_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = job("job-1", State.QUEUED, run="/runs/texts-1")
     monkeypatch.setattr(run_argument, "_job_meant", lambda given: waits)
-    with pytest.raises(InputError, match=r"to job job-1, which has not ended.*fleetune cancel job-1"):
+    with pytest.raises(InputError, match=r"to job job-1 of the queue, which has not ended.*fleetune cancel job-1"):
         check_not_queued("/runs/texts-1")
     with pytest.raises(InputError, match="of a queued comparison belongs to job job-1"):
         check_not_queued("/runs/texts-1/methods/of a queued comparison")
     check_not_queued("/elsewhere/texts-1")
+    waits = job("job-1", State.QUEUED, run="/data/methods/texts-1")
+    with pytest.raises(InputError, match="/data/methods/texts-1 belongs to job job-1"):
+        check_not_queued("/data/methods/texts-1")
     waits = job("job-1", State.FAILED, run="/runs/texts-1", ended_s=NOW_S)
     check_not_queued("/runs/texts-1")

@@ -13,6 +13,7 @@ from jobs.run.paths import JobPaths, comparison_root
 from jobs.run.record import open_run
 from orchestrator.cli import run_argument
 from orchestrator.cli.commands.sweep import _is_active, trials_of
+from orchestrator.cli.run_argument import check_not_queued
 from orchestrator.queue.states import State
 from tests.support.jobviews import job
 from tests.unit.jobs.spec.test_compare import compare_of
@@ -47,7 +48,9 @@ def test_a_sweep_is_active_while_its_queued_comparison_will_go_on_with_it(
     full = trials_of(compared.method("full"), None)
     assert _is_active(full)
     write_outcome(JobPaths(full.root), Outcome(status=Status.SUCCEEDED, ended_at=datetime.datetime.now(datetime.UTC)))
-    assert not _is_active(full), "a larger budget is searched at once"
+    assert not _is_active(full)
+    with pytest.raises(InputError, match="belongs to job compare-1 of the queue, which has not ended"):
+        check_not_queued(full.root)
     assert _is_active(trials_of(compared.method("lora"), None))
 
 

@@ -5,7 +5,8 @@ each, it visits the later calls one by one until they have `max_reuse_distance` 
 so that this pass took twice as long as later ones.
 
 The result differs for an evaluation before any training. Its passes use no parameter twice, so DeepSpeed gathers a
-small model anew for each, which took half of the time. Here the next pass counts as a part of the order.
+small model anew for each, which took half of the time. Here the next pass counts as a part of the order. The first
+step of training then records another order, without first finding that it differs.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def decide_release_at_once(coordinator: Any) -> None:
 
     decide = getattr(coordinator, f"{PRIVATE}params_to_release")
     distance = getattr(coordinator, f"{PRIVATE}max_reuse_dist_in_numel")
-    record = coordinator.record_module
+    record, reset = coordinator.record_module, coordinator.reset_step
     order: Any = None
     trains = True  # whether the order that is being recorded has a backward pass
     uses, soon, decided = Uses.of(()), distance, dict[tuple[int, int], frozenset[int]]()
@@ -40,6 +41,11 @@ def decide_release_at_once(coordinator: Any) -> None:
         is_backward = torch._C._current_graph_task_id() != -1
         trains = is_backward or (trains and bool(getattr(coordinator, f"{PRIVATE}submodule_order")))
         record(module)
+
+    def reset_step() -> None:  # at the start of each pass
+        if not trains and coordinator.is_complete_trace() and torch.is_grad_enabled():
+            coordinator._invalidate_trace()
+        reset()
 
     def params_to_release(module: Any, call: int) -> set[int]:
         nonlocal order, uses, soon
@@ -61,5 +67,5 @@ def decide_release_at_once(coordinator: Any) -> None:
             )
         return set(decided[module.ds_id, call])  # DeepSpeed adds to it
 
-    coordinator.record_module = record_module
+    coordinator.record_module, coordinator.reset_step = record_module, reset_step
     setattr(coordinator, f"{PRIVATE}params_to_release", params_to_release)

@@ -68,9 +68,9 @@ def by_step(case: Case, column: str) -> list[Any]:
     return [records[step] for step in sorted(records)]
 
 
-def final_loss(case: Case) -> float:
-    """The mean loss of the last five steps."""
-    return float(np.mean(by_step(case, "loss")[-5:]))
+def final_loss(case: Case, steps: int = 5) -> float:
+    """The mean loss of the last steps."""
+    return float(np.mean(by_step(case, "loss")[-steps:]))
 
 
 def acts(case: Case, stage: str) -> list[Record]:
@@ -160,7 +160,8 @@ def test_a_run_with_an_excessive_rate_begins_again_with_a_measured_one(cases: di
 def test_an_excessive_rate_diverges_without_the_remedy(cases: dict[str, Case]) -> None:
     case = cases["excessive rate, off"]
     assert not acts(case, "rollback") and max(by_step(case, "loss")) > 1.5 * by_step(case, "loss")[0]
-    assert final_loss(case) > 1.05 * final_loss(cases["clean"])
+    # How near the last steps come depends on the processor: 5 and 8 % were seen. The second half was 27 % worse.
+    assert final_loss(case, STEPS // 2) > 1.1 * final_loss(cases["clean"], STEPS // 2)
 
 
 def test_the_first_evaluation_tells_an_excessive_rate(cases: dict[str, Case]) -> None:

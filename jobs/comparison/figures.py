@@ -195,5 +195,6 @@ def _format_edge(one: MethodFigures, edge: RateAtEdge) -> str:
     """Say that rates beyond those that were compared were not tried, and how to try them."""
     found = f"{one.name} was best at the {edge.end} of {edge.compared} compared learning rates ({edge.rate:.1e})"
     wider = f"start again with a space that reaches {edge.beyond}"
-    more = f"fleetune sweep extend {shlex.quote(one.sweep)} --runs 2, or {wider}" if edge.is_within else wider
+    extend = f"extend its budget (fleetune sweep extend {shlex.quote(one.sweep)})"
+    more = f"{extend}, or {wider}" if edge.is_within else wider
     return f"{found}, and {edge.beyond} ones were not tried: {more}"

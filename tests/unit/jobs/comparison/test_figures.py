@@ -98,7 +98,7 @@ def test_the_best_is_named_with_those_that_are_not_apart_from_it() -> None:
 @pytest.mark.parametrize(
     ("is_within", "advice"),
     [
-        (True, "fleetune sweep extend lora --runs 2, or start again with a space that reaches lower"),
+        (True, "extend its budget (fleetune sweep extend lora), or start again with a space that reaches lower"),
         (False, "start again with a space that reaches lower"),
     ],
 )

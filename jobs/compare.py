@@ -197,7 +197,7 @@ def _compared(
 
 
 def order_of(outcomes: Mapping[str, Outcome | None]) -> list[str]:
-    """Return the methods that are left to search, in their order. Those that have failed before come last. Pure."""
+    """Return the methods to search, in order: those that have failed before come last. Pure."""
 
     def has_failed(name: str) -> bool:
         outcome = outcomes[name]

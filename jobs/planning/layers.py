@@ -2,8 +2,8 @@
 
 Layers repeat with a period: 1 for most types, more for those that alternate kinds of attention. The first layers may be
 of another kind: many mixtures of experts begin with dense layers. A model with these, two periods and the rest is
-traced; the second period is repeated. What it adds to the forward pass, such as bytes that stay until the backward
-pass, each copy adds too. Of an encoder and a decoder, each is made deep by itself.
+traced; the second period is repeated. Each copy adds to the forward pass what this period adds, such as bytes that
+stay until the backward pass. Of an encoder and a decoder, each is made deep by itself.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Depth:
         return int(match[1]) if match else None
 
     def is_repeated(self, name: str) -> bool:
-        """Whether a module or parameter belongs to the second period of the model with few layers."""
+        """Return whether a module or parameter is part of the second period of the traced model."""
         layer = self.layer_of(name)
         return layer is not None and self.first + self.period <= layer < self.first + 2 * self.period
 
@@ -89,7 +89,7 @@ def second_period(places: Sequence[str], depth: Depth) -> tuple[int, int]:
 
 
 def deepened(deep: Sequence[Line], depth: Depth) -> tuple[Line, ...]:
-    """Return the events of the whole model, from those of a model with `depth.deep` layers."""
+    """Return the events of the whole model. `deep`: the events of one with `depth.deep` layers."""
     begin, end = second_period([line.place for line in deep], depth)
     left = _plus(deep[end].live, deep[begin].live, -1)
     middle = [depth.is_repeated(line.place) for line in deep]

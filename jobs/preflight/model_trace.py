@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from cluster.imports import without_collections
 from jobs.planning.layers import LAYER_COUNTS, Depth, Line, deepened, depth_of, second_period
 from jobs.planning.memory import ModelTrace, Moment
 from jobs.planning.precision import Precision
@@ -31,7 +32,7 @@ from jobs.preflight.traced_pass import (
     with_adapter,
     without_advice,
 )
-from jobs.preflight.tracker import Event, TooManyOperationsError, without_collection
+from jobs.preflight.tracker import Event, TooManyOperationsError
 from jobs.spec.finetune import Spec
 from jobs.training.model.adapters import new_modules
 from jobs.training.model.load import DTYPES, empty_model, lacking_and_unused, model_config
@@ -67,7 +68,7 @@ class ModelTracer:
         self._built = dict[tuple[Counts, bool], FakeModel]()
 
     @without_advice()
-    @without_collection()
+    @without_collections()  # a trace has up to a million objects; the last reference to a tensor still frees it
     def trace(self, spec: Spec) -> ModelTrace:
         """Trace one step with rows of `seq_len` tokens.
 

@@ -6,7 +6,6 @@ takes milliseconds and no memory. A dispatch mode sees every result, and a final
 
 from __future__ import annotations
 
-import gc
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -219,21 +218,6 @@ class _Mark(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
         ctx.note()
         return gradient, None
-
-
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """Keep Python's garbage collector from running, as it would again and again: traces have millions of objects.
-
-    Tensors end when the last reference to them ends, so a trace is the same with and without it.
-    """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def attended_pairs(tokens: int, is_causal: bool, window: int | None = None) -> int:

@@ -144,7 +144,7 @@ class JobPaths:
 
 
 def comparison_root(sweep: str) -> str | None:
-    """Return the root of the comparison in whose directory this root of a sweep lies; None: it lies in none."""
+    """Return the root of the comparison that this root of a sweep belongs to, by its path alone; None: to none."""
     folder, _, method = sweep.rstrip("/").rpartition("/")
     root = folder.removesuffix(f"/{METHODS}")
     return root if root != folder and method else None

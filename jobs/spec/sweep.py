@@ -192,7 +192,7 @@ class Search(Frozen):
 
     @property
     def sweeps(self) -> tuple[SweepSpec, ...]:
-        """The sweep itself, or those of a comparison."""
+        """The sweeps to run: only this one, or one for each method of a comparison."""
         raise NotImplementedError
 
     @property

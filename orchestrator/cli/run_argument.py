@@ -77,7 +77,7 @@ def check_not_queued(root: str) -> None:
 
 
 def unfinished_job(root: str) -> JobView | None:
-    """Return the job that writes this run, or the comparison around it, and has not ended; None: there is none."""
+    """Return the unfinished job that writes this run or the comparison that it is part of; None: there is none."""
     for one in filter(None, (root.rstrip("/"), comparison_root(root))):
         job = _job_meant(one.rpartition("/")[2])
         if job is not None and job.run == one and job.ended_s is None:

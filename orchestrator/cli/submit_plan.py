@@ -82,9 +82,9 @@ def planned_jobs(spec: AnySpec) -> list[tuple[str, Spec]]:
     different engines are left out.
     """
     found = [("", spec)] if isinstance(spec, Spec) else []
-    if isinstance(spec, Search) and engines(spec.sweeps[0]) == [{}]:
+    if isinstance(spec, Search) and engines((sweeps := spec.sweeps)[0]) == [{}]:
         titles = [f"method {one.name}" for one in spec.methods] if isinstance(spec, CompareSpec) else [""]
-        found = [(title, sweep.base) for title, sweep in zip(titles, spec.sweeps, strict=True)]
+        found = [(title, sweep.base) for title, sweep in zip(titles, sweeps, strict=True)]
     return [(title, job) for title, job in found if job.resources.plan and job.resources.gpus_per_worker]
 
 

@@ -31,7 +31,7 @@ class Shared:
         self._protected = ""
 
     def serve(self, protected_s: str) -> None:
-        """By these rules; a server that goes by others is ended first."""
+        """Start the server with these rules; one with other rules is ended first."""
         if protected_s != self._protected:
             if self._protected:
                 assert self.queue.end() == 0
@@ -66,7 +66,7 @@ class Shared:
         return [one["message"] for one in self.events(job_id)]
 
     def numbers(self, job_id: str) -> dict[str, int]:
-        """Of its last event of each kind."""
+        """Return the number of the job's last event of each kind."""
         return {one["kind"]: one["number"] for one in self.events(job_id)}
 
     def ended(self, *job_ids: str, within_s: float = 600.0) -> None:
@@ -86,7 +86,7 @@ class Shared:
         assert {self.job(job_id)["state"] for job_id in job_ids} == {"cancelled"}
 
     def steps(self, job_id: str) -> int:
-        """As its run has them, which the server is told of every ten seconds."""
+        """Return the steps in the run's metrics; the server learns of them every ten seconds."""
         run = self.job(job_id)["run"]
         return max((record["step"] for record in read_journal(JobPaths(run).metrics)), default=0) if run else 0
 
@@ -94,13 +94,13 @@ class Shared:
         wait_for(lambda: self.steps(job_id) >= step, f"{job_id} has done step {step}", 600.0, rest)
 
     def rays_own_client(self) -> Any:
-        """What `ray job` speaks to the cluster with."""
+        """Return the client that `ray job` uses."""
         from ray.job_submission import JobSubmissionClient
 
         return JobSubmissionClient(self.head.dashboard, headers={"Authorization": f"Bearer {self.head.token}"})
 
     def nothing_is_left(self) -> None:
-        """No placement group, no actor, and what Ray has is what it can give."""
+        """Wait until Ray has no placement group and no actor, and all its slots are free."""
         wait_for(lambda: not left_on_ray(self.head), f"nothing is left on Ray: {left_on_ray(self.head)}", 60.0, rest)
 
         def all_is_free() -> bool:
@@ -117,14 +117,14 @@ class Shared:
         wait_for(says_so, "the server says that all is free", 60.0, rest)
 
     def logs(self, job_id: str) -> dict[str, str]:
-        """By source."""
+        """Return the text of the job's logs by source."""
         with self.queue.client() as client:
             sources = client.get(f"/v1/jobs/{job_id}/logs").json()["sources"]
             return {source: client.get(f"/v1/jobs/{job_id}/logs/{source}").json()["text"] for source in sources}
 
 
 def rest() -> None:
-    """The cores are shared with what is waited for."""
+    """Leave the cores to what is waited for."""
     time.sleep(0.5)
 
 

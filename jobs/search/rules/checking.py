@@ -40,7 +40,7 @@ def check_sweep(sweep: SweepSpec) -> None:
 
 def check_search(search: Search) -> None:
     """Check a sweep, or each sweep of a comparison, as `check_sweep` does. Raises SpecError with all mistakes."""
-    problems = dict[Mistake, None]()  # without those that other methods have too
+    problems = dict[Mistake, None]()  # each once, also if several methods have it
     for sweep in search.sweeps:
         try:
             check_sweep(sweep)

@@ -19,8 +19,8 @@ def checkpoint_activations(model: Any) -> None:
 def _require_gradients_of_inputs(model: Any) -> None:
     """Let embeddings, which are frozen, return tensors that need a gradient.
 
-    Otherwise the input of the first recomputed layer needs none, and no layer gets one. transformers' own hooks know no
-    embeddings of CANINE, and models that add positions in place, such as GIT, fail with them.
+    Otherwise the input of the first recomputed layer needs no gradient, and no layer gets one. The hooks of
+    transformers find no embeddings in CANINE, and make models fail that add positions in place, such as GIT.
     """
     model.disable_input_require_grads()
     found = {one for module in model.modules() if isinstance(one := _input_embeddings(module), torch.nn.Module)}
@@ -30,10 +30,11 @@ def _require_gradients_of_inputs(model: Any) -> None:
 
 
 def _input_embeddings(module: torch.nn.Module) -> Any:
-    """Return the embeddings of a module's tokens; None: it has none, or has more than one, as CANINE has."""
+    """Return the module that embeds tokens; None: there is none, or several, as in CANINE."""
+    find: Any = getattr(module, "get_input_embeddings", None)
     try:
-        return module.get_input_embeddings()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError):
+        return None if find is None else find()
+    except NotImplementedError:
         return None
 
 

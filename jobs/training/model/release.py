@@ -4,9 +4,9 @@ DeepSpeed decides once for each call of a module, in the first pass after it has
 each, it visits the later calls one by one until they have `max_reuse_distance` elements. Most small models have fewer,
 so that this pass took twice as long as later ones.
 
-The result differs for an evaluation before any training. Its passes use no parameter twice, so DeepSpeed gathers a
-small model anew for each, which took half of the time. Here the next pass counts as a part of the order. The first
-step of training then records another order, without first finding that it differs.
+The result differs for an evaluation before any training. Each of its passes uses a parameter once, so DeepSpeed gathers
+a small model anew for each pass, which took half of the time. Here the next pass counts as a part of the order. The
+first step of training then records a new order at once; DeepSpeed would first follow the old one to its end.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def decide_release_at_once(coordinator: Any) -> None:
     distance = getattr(coordinator, f"{PRIVATE}max_reuse_dist_in_numel")
     record, reset = coordinator.record_module, coordinator.reset_step
     order: Any = None
-    trains = True  # whether the order that is being recorded has a backward pass
+    trains = True  # whether the newest order has a backward pass
     uses, soon, decided = Uses.of(()), distance, dict[tuple[int, int], frozenset[int]]()
 
     def record_module(module: Any) -> None:
@@ -55,7 +55,8 @@ def decide_release_at_once(coordinator: Any) -> None:
         if recorded is not order:
             order = recorded
             calls = [[(one.ds_id, one.ds_numel) for one in iter_params(called)] for called in recorded]
-            # A step of training uses parameters twice, so it keeps those of models half as large as `distance`.
+            # Training waits for the backward pass, at most two models away. With half the distance, an evaluation
+            # keeps no model whole that training would not keep.
             uses, soon = (Uses.of(calls), distance) if trains else (Uses.of(calls * 2), distance // 2)
             decided.clear()
         if (module.ds_id, call) not in decided:

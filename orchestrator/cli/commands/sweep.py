@@ -135,7 +135,10 @@ def stop(
 
 
 def _is_active(trials: Trials) -> bool:
-    """Whether a driver runs the sweep, or the queue will start one. A comparison goes on with another after its end."""
+    """Return whether a driver runs the sweep, or the queue will start one.
+
+    A queued comparison starts none for a sweep that has ended: it goes on with the next method.
+    """
     paths = JobPaths(trials.root)
     if is_driven(paths):
         return True
@@ -172,7 +175,7 @@ def extend(
         _ask(found, change)
         return
     refuse_dashboard(address)
-    check_not_queued(found.root)  # another attempt of a comparison would take up a sweep without an outcome
+    check_not_queued(found.root)  # the next attempt of a comparison resumes every sweep without an outcome
     loaded, root = load_work(None, [], found.root)
     assert isinstance(loaded, SweepSpec)
     raise typer.Exit(run_sweep_here(changed(loaded, change), root, address, quiet))

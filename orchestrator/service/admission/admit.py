@@ -189,7 +189,7 @@ class _Admission:
                 "give the model's path",
             )
         elif source.kind != "finetune":
-            what = f"{source.job_id} is of kind {source.kind}, and exports no model of its own: give a path"
+            what = f"{source.job_id} is of kind {source.kind}, and only kind finetune exports a model: give a path"
             yield QueueError.at("model.path", what)
         elif refused := outside("model.path", self._place_of(source), tenant.name, tenant.restrictions.roots):
             yield refused

@@ -223,7 +223,7 @@ def test_a_model_of_a_run_makes_its_job_a_parent_until_it_has_succeeded(world: S
     (found,) = world.admit(sweep({**sweep()["base"], "model": {"path": f"run:{parent.job_id}", "task": "causal-lm"}}))
     assert found.after == (parent.job_id,)
     (other,) = world.admit(command("eval"))
-    assert "exports no model of its own" in refused(world, finetune(f"run:{other.job_id}"))[1]
+    assert "only kind finetune exports a model" in refused(world, finetune(f"run:{other.job_id}"))[1]
 
 
 def test_secrets_must_be_known_to_the_server(world: ServiceWorld) -> None:

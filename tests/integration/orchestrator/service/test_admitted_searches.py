@@ -65,7 +65,7 @@ def test_a_comparison_may_train_on_the_model_of_another_job(world: ServiceWorld)
     assert job.after == (parent.job_id,)
     assert json.loads(world.store.spec(job.job_id))["base"]["model"]["path"] == f"run:{parent.job_id}"
     refusal = refused(world, finetune(f"run:{job.job_id}", name="more"))
-    assert f"{job.job_id} is of kind compare, and exports no model of its own" in refusal[1]
+    assert f"{job.job_id} is of kind compare, and only kind finetune exports a model" in refusal[1]
 
 
 @pytest.mark.parametrize("search", [sweep, compare])

@@ -298,8 +298,7 @@ def _pass(
     are held after it. Activations and logits are not counted here.
     """
     gloo, gathering = device == "cpu", None
-    from_host = strategy.offload_param and device == "cuda"
-    if from_host or (strategy.stage == 3 and num_workers > 1):
+    if _gathers(strategy, num_workers, device):
         visits = [moment.parameters for moment in trace.moments if moment.kind in ("enter", "enter-backward")]
         gathering = Gathering(trace.sizes, visits, strategy, num_workers, trace.element_bytes, gloo)
     gradients = Gradients(trace.trained_sizes, trace.decays, strategy, num_workers, trace.precision, gloo)
@@ -321,6 +320,11 @@ def _pass(
         yield moment, before, copied, after
 
 
+def _gathers(strategy: Strategy, num_workers: int, device: Device) -> bool:
+    """Whether DeepSpeed makes a module's weights whole on the device before each of its calls."""
+    return (strategy.offload_param and device == "cuda") or (strategy.stage == 3 and num_workers > 1)
+
+
 def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, static: Memory) -> Memory:
     """Return the moment of the optimizer's update.
 
@@ -336,13 +340,21 @@ def _update_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, static
 
 
 def _evaluation_peak(trace: ModelTrace, strategy: Strategy, num_workers: int, device: Device, static: Memory) -> Memory:
-    """Return the moment of an evaluation at which its logits exist. What a single layer computes is not counted."""
+    """Return the moment of an evaluation at which its logits exist. What a single layer computes is not counted.
+
+    A small model is whole then (`jobs.training.model.release`). In a step of training, frozen weights that the backward
+    pass does not use are not.
+    """
     trained = strategy.per_device_train_batch_size
     rows = rows_within(strategy.per_device_eval_batch_size, trained, trace.logits_per_row)
-    if rows <= trained:  # a training step needs more
+    is_whole = _gathers(strategy, num_workers, device) and sum(trace.sizes) <= strategy.max_reuse_distance // 2
+    if rows <= trained and not (rows and is_whole and not all(trace.trains)):  # a training step needs more
         return Memory()
-    moments = _pass(trace, strategy, num_workers, device)
-    gathered = max((before.gathered_buckets for moment, before, _, _ in moments if moment.kind == "logits"), default=0)
+    if is_whole:
+        gathered = trace.element_bytes * sum(-(-size // num_workers) * num_workers for size in trace.sizes)
+    else:
+        passed = _pass(trace, strategy, num_workers, device)
+        gathered = max((held.gathered_buckets for moment, held, _, _ in passed if moment.kind == "logits"), default=0)
     piece = trace.loss_bytes_per_logit * piece_of_loss(trace.vocabulary, trace.logits_per_row * rows)
     return replace(static, gathered_buckets=gathered, evaluation=trace.logits_bytes_per_row * rows + int(piece))
 

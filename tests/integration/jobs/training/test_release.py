@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -43,7 +44,7 @@ def coordinator_of(order: tuple[Called, ...], distance: int, fetched_for: dict[A
     import_deepspeed(torch.device("cpu"))
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator, ZeRoTraceMode
 
-    made: Any = PartitionedParameterCoordinator(0, distance, 10**9, None, None)
+    made: Any = PartitionedParameterCoordinator(0, distance, 10**9, None, {})
     setattr(made, f"{PRIVATE}trace_mode", ZeRoTraceMode.COMPLETE)
     setattr(made, f"{PRIVATE}submodule_order", order)
     getattr(made, f"{PRIVATE}most_recent_step_id_param_fetched_for").update(fetched_for)
@@ -89,8 +90,19 @@ def test_an_evaluation_before_any_training_keeps_a_small_model_for_its_next_batc
     ours = coordinator_of((), distance, {})
     decide_release_at_once(ours)
     recorded_by(ours, modules)
-    release = getattr(ours, f"{PRIVATE}params_to_release")
-    assert [release(one, call) for call, one in enumerate(modules, 1)] == ([set(), set()] if keeps else [{1}, {2}])
+    assert released(ours, modules, evaluates=True) == ([set(), set()] if keeps else [{1}, {2}])
+
+
+@pytest.mark.parametrize(("distance", "kept"), [(21, set()), (22, {1})])
+def test_an_evaluation_after_training_keeps_what_the_backward_pass_does_not_use(distance: int, kept: set[int]) -> None:
+    """As the frozen embeddings of LoRA. Each step of training still releases them."""
+    frozen, trained = (Called(number, [parameter(number, 10)]) for number in (1, 2))
+    ours = coordinator_of((), distance, {})
+    decide_release_at_once(ours)
+    recorded_by(ours, [frozen, trained], backward=[trained])
+    for _ in range(2):
+        assert released(ours, [frozen, trained], evaluates=False) == [{1}, set()]
+        assert released(ours, [frozen, trained], evaluates=True) == [{1} - kept, set()]
 
 
 def test_an_order_with_a_backward_pass_ends_with_it() -> None:
@@ -98,6 +110,21 @@ def test_an_order_with_a_backward_pass_ends_with_it() -> None:
     module = Called(1, [parameter(1, 10)])
     ours = coordinator_of((), 10**9, {})
     decide_release_at_once(ours)
+    recorded_by(ours, [module], backward=[module])
+    assert released(ours, [module, module], evaluates=False) == [set(), {1}]
+
+
+def released(coordinator: Any, modules: list[Called], *, evaluates: bool) -> list[set[int]]:
+    """Return the parameters that a pass releases after each of the modules."""
+    with torch.set_grad_enabled(not evaluates):
+        coordinator.reset_step()
+        release = getattr(coordinator, f"{PRIVATE}params_to_release")
+        return [release(one, call) for call, one in enumerate(modules, 1)]
+
+
+def recorded_by(coordinator: Any, modules: list[Called], backward: Sequence[Called] = ()) -> None:
+    """Let the coordinator record a pass: modules in the forward pass, then others in the backward pass."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import ZeRoTraceMode
 
     class InBackward(torch.autograd.Function):
         @staticmethod
@@ -106,23 +133,15 @@ def test_an_order_with_a_backward_pass_ends_with_it() -> None:
 
         @staticmethod
         def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-            recorded_by(ours, [module], goes_on=True)
+            for one in backward:
+                coordinator.record_module(one)
             return gradient
-
-    recorded_by(ours, [module])
-    InBackward.apply(torch.ones(1, requires_grad=True)).backward()  # type: ignore[no-untyped-call]
-    release = getattr(ours, f"{PRIVATE}params_to_release")
-    assert (release(module, 1), release(module, 2)) == (set(), {1})
-
-
-def recorded_by(coordinator: Any, modules: list[Called], goes_on: bool = False) -> None:
-    """Let the coordinator record the modules as a pass, or as more of the pass."""
-    from deepspeed.runtime.zero.partitioned_param_coordinator import ZeRoTraceMode
 
     order = f"{PRIVATE}submodule_order"
     setattr(coordinator, f"{PRIVATE}trace_mode", ZeRoTraceMode.RECORD)
-    setattr(coordinator, order, list(getattr(coordinator, order)) if goes_on else [])
+    setattr(coordinator, order, [])
     for one in modules:
         coordinator.record_module(one)
+    InBackward.apply(torch.ones(1, requires_grad=True)).backward()  # type: ignore[no-untyped-call]
     setattr(coordinator, order, tuple(getattr(coordinator, order)))
     setattr(coordinator, f"{PRIVATE}trace_mode", ZeRoTraceMode.COMPLETE)

@@ -61,6 +61,16 @@ def test_an_evaluation_of_more_rows_than_training_is_the_peak_if_its_logits_need
     assert four.evaluation == 0, "training has as many rows, and needs more"
 
 
+def test_an_evaluation_keeps_the_weights_of_a_small_model_whole_and_training_those_that_it_uses_again() -> None:
+    """Even with as many rows as training has: the backward pass does not need the frozen weight."""
+    adapted = replace(adapter(), loss_bytes_per_logit=0.0)
+    strategy = Strategy(per_device_eval_batch_size=1, param_persistence_threshold=0)
+    far = replace(strategy, max_reuse_distance=2 * 1_001_000 - 1)
+    kept, gathered = (memory_of(adapted, one, 2, "cpu") for one in (strategy, far))
+    assert kept.evaluation == adapted.logits_bytes_per_row and kept.gathered_buckets == 4 * 1_001_000
+    assert gathered.evaluation == 0 and gathered.gathered_buckets < 4 * 1_001_000
+
+
 def test_the_states_of_full_fine_tuning_hide_a_small_evaluation() -> None:
     trace = replace(adapter(), trained=1_001_000_000, sizes=(1_000_000_000, 1_000_000), trains=(True, True))
     assert memory_of(trace, Strategy(per_device_eval_batch_size=8), 1, "cpu").evaluation == 0

@@ -1,7 +1,8 @@
-"""How much memory this process may use, and how often the kernel has killed a process for memory here. Linux only."""
+"""How much memory this process uses and may use, and how often the kernel has killed one for memory. Linux only."""
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,3 +101,8 @@ def _text(file: Path) -> str:
         return file.read_text(errors="replace")
     except OSError:
         return ""
+
+
+def resident_bytes() -> int:
+    """Return the memory that this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

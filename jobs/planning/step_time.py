@@ -8,9 +8,9 @@ run have measured it (`mean_step_s`).
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from jobs.planning.accelerators import Accelerator, Machines
 from jobs.planning.batching import Batching
@@ -121,6 +121,15 @@ def _optimizer_s(trace: ModelTrace, strategy: Strategy, workers: int, gpu: Accel
         return shard * _ADAM_BYTES / (1e9 * gpu.bandwidth_gb_s)
     transfers = shard * (4 + trace.element_bytes) / (1e9 * gpu.host_gb_s)  # gradients in fp32 down, weights up
     return transfers + shard * _ADAM_BYTES / (1e9 * _HOST_ADAM_GB_S)
+
+
+def repeated_s(record: Mapping[str, Any]) -> float:
+    """Return the seconds of a measured step that later ones take too: all but those of `jobs.training.step_clock`.
+
+    Args:
+        record: a line of a run's metrics.
+    """
+    return float(record.get("step_time_s", 0.0)) - float(record.get("first_touch_s", 0.0))
 
 
 def mean_step_s(seconds: Sequence[float], deviations: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, TextIO
 
 from cluster.text import duration, when
-from jobs.planning.step_time import mean_step_s
+from jobs.planning.step_time import mean_step_s, repeated_s
 from jobs.run.metric_names import metric_items
 from jobs.run.outcome import Event
 
@@ -49,9 +49,9 @@ class NoProgress:
 class Pace:
     """Estimates the seconds to the end of a run from its events and the records of its steps.
 
-    A step takes `mean_step_s` of the newest steps. The first two steps are slower: as many of them are left out as
-    leave two steps. The mean time between steps, in which the run saves, is added. Each evaluation that is left takes
-    as long as the newest one, which may be that before the first step.
+    A step takes `mean_step_s` of the newest steps, each without what no later step repeats. The first two steps are
+    slower: as many of them are left out as leave two steps. The mean time between steps, in which the run saves, is
+    added. Each evaluation that is left takes as long as the newest one, which may be that before the first step.
     """
 
     def __init__(self) -> None:
@@ -89,11 +89,11 @@ class Pace:
         if step < self._last.get("step", 0):
             self._begin()
         if step != self._last.get("step"):
-            self._step_s.append(float(record.get("step_time_s", 0.0)))
+            self._step_s.append(repeated_s(record))
             known = self._tokens and "computed_tokens" in record
             self._deviations.append(record["computed_tokens"] / self._tokens - 1 if known else 0.0)
             if "at" in record and "at" in self._last:  # older releases did not write it
-                before_s = self._step_s[-1] + self._last.get("evaluation_s", 0.0)
+                before_s = record.get("step_time_s", 0.0) + self._last.get("evaluation_s", 0.0)
                 self._between_s.append(max(record["at"] - self._last["at"] - before_s, 0.0))
         self._last = record
         self._evaluation_s = record.get("evaluation_s", self._evaluation_s)

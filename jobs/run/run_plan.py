@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import Field
 
 from jobs.frozen import Frozen, Shown
-from jobs.planning.step_time import mean_step_s
+from jobs.planning.step_time import mean_step_s, repeated_s
 from jobs.run.paths import JobPaths
 from jobs.storage import files as storage
 from jobs.storage.journal import Record
@@ -71,13 +71,11 @@ def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:
     """Compare a plan with the steps of the run's last attempt, in order. An empty record stands for an unknown step."""
     tokens = statistics.mean([step["computed_tokens"] for step in steps[1:] if "computed_tokens" in step] or [0])
 
-    def seconds(first: int, end: int) -> list[tuple[float, float]]:
-        """Return the seconds of steps, each with the relative deviation of its computed tokens."""
-        some = [step for step in steps[first:end] if step.get("step_time_s") is not None]
-        by_tokens = [one.get("computed_tokens", tokens) / tokens - 1 if tokens else 0.0 for one in some]
-        return list(zip([float(one["step_time_s"]) for one in some], by_tokens, strict=True))
+    def measured(first: int, end: int) -> list[Record]:
+        return [step for step in steps[first:end] if step.get("step_time_s") is not None]
 
-    first, later = seconds(1, FIRST_STEPS), seconds(FIRST_STEPS, len(steps))
+    first, later = measured(1, FIRST_STEPS), measured(FIRST_STEPS, len(steps))
+    by_tokens = [one.get("computed_tokens", tokens) / tokens - 1 if tokens else 0.0 for one in first]
     peaks = [int(step["max_memory_bytes"]) for step in steps if "max_memory_bytes" in step]
     return PlanCheck(
         machines=plan.machines,
@@ -85,6 +83,6 @@ def check_of(plan: RunPlan, steps: list[Record]) -> PlanCheck:
         is_bound=plan.is_bound,
         measured_bytes=max(peaks, default=None),
         predicted_step_s=plan.step_s,
-        first_steps_s=mean_step_s(*zip(*first, strict=True)) if len(first) == FIRST_STEPS - 1 else None,
-        measured_step_s=statistics.mean(one_s for one_s, _ in later) if later else None,
+        first_steps_s=mean_step_s(list(map(repeated_s, first)), by_tokens) if len(first) == FIRST_STEPS - 1 else None,
+        measured_step_s=statistics.mean(float(one["step_time_s"]) for one in later) if later else None,
     )

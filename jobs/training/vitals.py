@@ -12,7 +12,7 @@ import os
 import threading
 from dataclasses import asdict, dataclass
 
-from cluster.local.memory import Memory, killed_since, memory_here
+from cluster.local.memory import Memory, killed_since, memory_here, resident_bytes
 from jobs.training.pulse import PULSE, STACKS, local_file, local_files
 
 # Seconds between two records. If the kernel kills another process in this time, this one may seem killed for memory.
@@ -89,9 +89,3 @@ def dead_ranks(key: str) -> DeadRanks:
     for file in (*local_files(PULSE, key), *local_files(STACKS, key)):
         file.unlink(missing_ok=True)
     return DeadRanks(tuple(found), memory_here())
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process holds now."""
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

@@ -53,11 +53,12 @@ from jobs.training.loop.watching import (
     watched,
 )
 from jobs.training.model.engine import build_engine, must_compile, peak_memory_bytes, remove_left_lock
-from jobs.training.model.host_memory import give_back_freed_memory
+from jobs.training.model.host_memory import give_back_freed_memory, giving_back_growth
 from jobs.training.model.isolation import rows_are_unpacked
 from jobs.training.model.load import DTYPES
 from jobs.training.reporter import Reporter
 from jobs.training.speed_watch import SpeedWatch
+from jobs.training.step_clock import StepClock
 from jobs.training.worker_context import WorkerContext
 from jobs.training.worker_input import Job
 
@@ -113,7 +114,7 @@ def train_steps(
         return train_steps(run, remedied(run, state), until, score_pause)
     warmup = warmup_steps(spec.train, plan.total_steps)
     rows_of_steps = timed(run.worker.steps(run.stream(), state.step, rewound))
-    started = time.perf_counter()
+    clock = StepClock(torch.get_num_threads())
     for rows, data_wait_s in rows_of_steps:
         if rows.step in plan.steps_of_changes:
             state = replace(state, history=outliers.without_window(state.history))
@@ -125,7 +126,7 @@ def train_steps(
         state = replace(state, history=compared_with_earlier(run, state.history, state.step))
         last = state.step == plan.total_steps
         ends = last or state.step == until
-        record = step_record(run, state, rate, data_wait_s, time.perf_counter() - started, signals.peak_bytes)
+        record = step_record(run, state, rate, data_wait_s, clock, signals.peak_bytes)
         rollback = outliers.rollback_of(state.history, state.step, warmup)
         scores = last or (ends and score_pause) or (spec.eval.eval_steps and state.step % spec.eval.eval_steps == 0)
         if scores and rollback is None:
@@ -158,7 +159,7 @@ def train_steps(
             return state
         if (signals.stop or ends) and not last:
             return replace(state, stopped=signals.stop)
-        started = time.perf_counter()
+        clock.start()
     return state
 
 
@@ -188,10 +189,11 @@ def timed(items: Iterator[StepRows]) -> Generator[tuple[StepRows, float]]:
 
 
 def step_record(
-    run: Run, state: LoopState, rate: float, data_wait_s: float, step_time_s: float, peak_bytes: int
+    run: Run, state: LoopState, rate: float, data_wait_s: float, clock: StepClock, peak_bytes: int
 ) -> Record:
     """Make one line of the metrics. `peak_bytes`: of all ranks, before the update."""
     tokens = run.tokens_of(state.step - 1)
+    step_time_s, first_touch_s = clock.read()
     return {
         "step": state.step,
         "epoch": round(run.plan.epoch_of_step(state.step), 6),
@@ -203,6 +205,7 @@ def step_record(
         "computed_tokens": run.computed_tokens_of(run.plan.rows_of_step(state.step - 1)),
         "tokens_per_s": tokens / step_time_s,
         "step_time_s": step_time_s,
+        "first_touch_s": first_touch_s,
         "data_wait_s": data_wait_s,
         "max_memory_bytes": max(peak_bytes, peak_memory_bytes(run.worker.device)),
         "micro_batch": run.batching.per_device,
@@ -334,9 +337,9 @@ def scored(
     rows = evaluator.rows_at_once(run.engine.module)
     run.reporter.event("phase", what, phase="evaluate", rows=rows, **({} if record is None else {"record": record}))
     run.worker.mark(Doing.EVALUATION if evaluator is run.evaluator else Doing.GENERAL)
-    found = evaluator.score(run.engine.module, run.worker)
+    with giving_back_growth():
+        found = evaluator.score(run.engine.module, run.worker)
     run.worker.mark(Doing.OTHER)
-    give_back_freed_memory()
     return found
 
 
@@ -346,9 +349,8 @@ def scored_tasks(run: Run, harness: Harness, record: Record | None) -> dict[str,
     # One row, as for the longest texts: a smaller batch would not help where memory is short.
     run.reporter.event("phase", what, phase="evaluate", rows=1, **({} if record is None else {"record": record}))
     run.worker.mark(Doing.OTHER)  # no bound: rank 0 may fetch the data of the tasks, while the others wait
-    found = harness.score(run.engine.module, run.worker)
-    give_back_freed_memory()
-    return found
+    with giving_back_growth():
+        return harness.score(run.engine.module, run.worker)
 
 
 def told_before_training(run: Run, state: LoopState, seconds: float = 0.0) -> LoopState:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from cluster.errors import DataError, Diverged, MachinesFailed, RunFailed
+from cluster.local.memory import resident_bytes
 from jobs.run.paths import JobPaths
 from jobs.search.driver.tune_failure import error_of_tune
 from jobs.spec.finetune import Spec
@@ -20,7 +21,7 @@ from jobs.training.faults import Fault, fault_of, first_line, reason_of
 from jobs.training.on_ray import fit
 from jobs.training.on_ray.crash import Crash, How, crashes_of, examined
 from jobs.training.on_ray.fit import Healing
-from jobs.training.vitals import Vitals, dead_ranks, resident_bytes
+from jobs.training.vitals import Vitals, dead_ranks
 from jobs.training.worker_input import Job
 from tests.support import tiny
 

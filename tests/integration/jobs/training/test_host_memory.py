@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -12,16 +11,14 @@ from typing import Any, cast
 import pytest
 import torch
 
+from cluster.local.memory import resident_bytes
 from jobs.run.checkpoints import KINDS
 from jobs.training.checkpoint.host_copy import HostCopy, mapped_bytes
-from jobs.training.model.host_memory import keeps_all
+from jobs.training.model.host_memory import giving_back_growth, keep_freed_memory, keeps_all
 from tests.support.gangs import ROOT
 
 NUMEL = 5 * 2**20 + 3
-
-
-def resident_bytes() -> int:
-    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+MIB = 2**20
 
 
 def test_pinned_memory_is_unpinned_before_it_is_unmapped(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,14 +38,15 @@ def test_pinned_memory_is_unpinned_before_it_is_unmapped(monkeypatch: pytest.Mon
     assert not pinned
 
 
-def test_a_host_copy_takes_memory_only_while_it_holds_a_state() -> None:
+@pytest.mark.parametrize("case", ["host_copy_takes_memory_only_while_it_holds_a_state", "growth_goes_back_at_once"])
+def test_memory_goes_back(case: str) -> None:
     """In a process of its own: others' threads and their memory come and go in this one."""
-    own = "from tests.integration.jobs.training.test_host_memory import take_and_give_back as run; run()"
+    own = f"from tests.integration.jobs.training.test_host_memory import {case} as run; run()"
     done = subprocess.run([sys.executable, "-c", own], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def take_and_give_back() -> None:
+def host_copy_takes_memory_only_while_it_holds_a_state() -> None:
     flat = torch.arange(NUMEL, dtype=torch.float32)
     state: dict[str, tuple[torch.Tensor, ...]] = dict.fromkeys(KINDS, (flat,))
     size = len(KINDS) * flat.numel() * 4
@@ -62,6 +60,26 @@ def take_and_give_back() -> None:
         copy.release()
         assert resident_bytes() - before < size // 10
         assert not copy.flats[KINDS[0]][0].any()
+
+
+def growth_goes_back_at_once() -> None:
+    """A step frees memory that the next one uses; an evaluation that needs no more leaves it, a larger one does not."""
+    keep_freed_memory(largest_tensor=64 * MIB)
+    before = resident_bytes()
+    ones(128 * MIB)
+    after_step = resident_bytes()
+    assert after_step - before > 120 * MIB
+    with giving_back_growth():
+        ones(64 * MIB)
+    assert resident_bytes() >= after_step
+    with giving_back_growth():
+        ones(512 * MIB)
+    assert resident_bytes() - before < 32 * MIB
+
+
+def ones(size: int) -> None:
+    """Touch memory of `size` bytes, and free it."""
+    torch.ones(size, dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("numel", [0, 1, 1024, 1025, 1_075_000_000])

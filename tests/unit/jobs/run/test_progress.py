@@ -164,6 +164,15 @@ def test_the_first_two_steps_are_slow_and_do_not_count() -> None:
     assert found == [99 * 5.0, 98 * 5.0, *((100 - step) * 2.0 for step in range(3, 11))]
 
 
+def test_memory_that_is_touched_for_the_first_time_counts_for_no_later_step() -> None:
+    pace, at = Pace(), 1000.0
+    pace.event(event("plan", "100 steps", total_steps=100))
+    for step, first_touch_s in enumerate((3.0, 4.0, 2.5), 1):
+        at += 2.0 + first_touch_s
+        left_s = pace.eta_s(record(step, at=at, step_time_s=2.0 + first_touch_s, first_touch_s=first_touch_s))
+    assert left_s == 97 * 2.0, "nor for the time between steps"
+
+
 def test_steps_of_different_length_count_by_their_mean_and_one_that_was_held_up_hardly() -> None:
     pace = Pace()
     pace.event(event("plan", "1000 steps", total_steps=1000))

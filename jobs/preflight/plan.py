@@ -194,7 +194,7 @@ def _tracer(
 
 
 def _note_of_precision(spec: Spec, machines: Machines) -> str | None:
-    is_open = spec.train.bf16 is None and "fp16" not in spec.train.model_fields_set
+    is_open = spec.train.bf16 is None and not spec.train.fp16
     if machines.is_cpu or machines.accelerator.has_bf16 or not is_open:
         return None
     return f"planned in fp32, because {machines.accelerator.name} has no bf16; train.fp16: true is several times faster"

@@ -27,6 +27,7 @@ from jobs.preflight.plan_text import format_fields, format_refusal, format_strat
 from jobs.remedies.out_of_memory import with_global_batch
 from jobs.run.checkpoints import newest_step
 from jobs.run.paths import JobPaths
+from jobs.run.record import known_check
 from jobs.run.run_plan import RunPlan, read_plan, write_plan
 from jobs.spec.finetune import PLANNED, Planned, Spec
 
@@ -225,7 +226,10 @@ def _keep_bound(spec: Spec, bound: int, chosen: Mapping[str, Any], paths: JobPat
 
 
 def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths, announce: Announce) -> None:
+    """Store and announce the plan. The stored time is the roofline's; the announced one follows earlier attempts."""
     time, memory = option.time, option.memory
+    check = known_check(paths)
+    pace = check.pace_on(plan.machines.accelerator.name) if check is not None else None
     write_plan(
         paths,
         RunPlan(
@@ -241,22 +245,24 @@ def _keep(plan: JobPlan, option: Option, fields: dict[str, Any], paths: JobPaths
             total_steps=plan.total_steps,
         ),
     )
-    left = (plan.total_steps or 0) - newest_step(paths)
-    said = (
-        f"plan: {gib(memory.total)} of {gib(option.room)} GiB for each {plan.device} "
-        f"({format_strategy(option.strategy)}), about {long_duration(left * time.seconds)} for {many(left, 'step')}"
-    )
+    left, step_s = (plan.total_steps or 0) - newest_step(paths), time.seconds * (pace or 1.0)
     # The values of the other fields were changed after a lack of memory.
     trained = {name: value for name, value in fields.items() if option.strategy.fields[name] == value}
-    chosen = f"; chosen: {format_fields(trained)}" if trained else ""
+    said = (
+        f"plan: {gib(memory.total)} of {gib(option.room)} GiB for each {plan.device} "
+        f"({format_strategy(option.strategy)}), about {long_duration(left * step_s)} for {many(left, 'step')}"
+    )
+    said += " at the pace of earlier steps" if pace else ""
+    said += f"; chosen: {format_fields(trained)}" if trained else ""
     announce(
         "planned",
-        said + chosen,
+        said + (f"; {plan.note}" if plan.note else ""),
         total_bytes=memory.total,
         room_bytes=option.room,
-        step_s=time.seconds,
-        remaining_s=left * time.seconds,
+        step_s=step_s,
+        remaining_s=left * step_s,
         chosen=trained,
+        note=plan.note,
     )
 
 

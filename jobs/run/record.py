@@ -37,6 +37,7 @@ from jobs.spec.sweep import SweepSpec
 from jobs.storage import files as storage
 from jobs.storage.journal import Record, part_names, read_journal, read_part
 
+_UNREADABLE = (StorageError, ValueError, LookupError, TypeError)  # a newer release wrote the file, or it is damaged
 _MOST_PARTS = 200  # of the metrics, that a comparison with the plan reads
 
 
@@ -134,8 +135,7 @@ def _stored_facts(paths: JobPaths, announce: Announcer) -> dict[str, Any]:
     }
     facts: dict[str, Any] = {}
     for field, read in readers.items():
-        # A newer release may have written the file, or it is damaged.
-        with contextlib.suppress(StorageError, ValueError, LookupError, TypeError):
+        with contextlib.suppress(*_UNREADABLE):
             facts[field] = read()
     return facts
 
@@ -184,6 +184,13 @@ def read_check(paths: JobPaths) -> PlanCheck | None:
     records = [record for part in parts for record in read_part(paths.metrics, part)]
     steps = [step for step in one_of_each_step(records) if step["step"] > start]
     return check_of(plan, steps if steps and steps[0]["step"] == start + 1 else [{}] * FIRST_STEPS + steps)
+
+
+def known_check(paths: JobPaths) -> PlanCheck | None:
+    """Return the same; also None if the run cannot be read."""
+    with contextlib.suppress(*_UNREADABLE):
+        return read_check(paths)
+    return None
 
 
 def logged_loss(paths: JobPaths, step: int, micro_batch: int, chain: str, device: str) -> float | None:

@@ -52,6 +52,17 @@ class PlanCheck(Shown):
     )
     measured_step_s: float | None = Field(None, description="Mean seconds of the steps after the third.")
 
+    def pace_on(self, accelerator: str) -> float | None:
+        """Return the measured time of a step as a multiple of the predicted one; None: not known for this accelerator.
+
+        Args:
+            accelerator: its name in the table of accelerators, such as H100-80.
+        """
+        measured_s = self.measured_step_s or self.first_steps_s
+        if not measured_s or not self.predicted_step_s or not self.machines.endswith(f"x{accelerator}"):
+            return None
+        return measured_s / self.predicted_step_s
+
 
 def write_plan(paths: JobPaths, plan: RunPlan) -> None:
     storage.write_bytes(paths.plan, plan.model_dump_json(indent=1).encode())

@@ -123,7 +123,8 @@ def format_plan(plan: JobPlan) -> str:
     if plan.total_steps is not None:
         whole = long_duration(plan.total_steps * option.time.seconds)
         said += f", about {whole} for {many(plan.total_steps, 'step')}"
-    return said + (f"; chosen: {format_fields(option.changes)}" if option.changes else "")
+    said += f"; chosen: {format_fields(option.changes)}" if option.changes else ""
+    return said + (f"; {plan.note}" if plan.note else "")
 
 
 def _problem(plan: JobPlan, what: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import pathlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from jobs.run.remedies import Remedy, write_remedies
 from jobs.run.run_plan import read_plan
 from jobs.spec.finetune import Spec
 from jobs.spec.load import dump_spec
+from jobs.storage import files as storage
 from tests.support import tiny
 
 H100 = ACCELERATORS["H100-80"]
@@ -105,6 +107,25 @@ def test_on_gpus_the_fastest_that_fits_is_chosen_and_its_micro_batch_stays(run: 
     )
     again = run.planned(Places(2, 1, 512 * GIB, H100))
     assert again.train.per_device_train_batch_size == 32
+
+
+def test_a_later_attempt_is_announced_at_the_pace_of_the_steps_before_it_and_stored_as_predicted(run: Run) -> None:
+    run.planned(gpus(80))
+    predicted = read_plan(run.paths)
+    assert predicted is not None and predicted.step_s is not None
+    took_s = 3 * predicted.step_s
+    steps = [{"step": n, "loss": 1.0, "step_time_s": took_s, "max_memory_bytes": 1} for n in range(1, 6)]
+    content = "".join(json.dumps(one) + "\n" for one in steps).encode()
+    storage.write_bytes(storage.join(run.paths.metrics, f"{1:020d}-000000-0.jsonl"), content)
+    run.planned(gpus(80))
+    first, later = (event for event in run.heard.events if event.kind == "planned")
+    assert later.data["remaining_s"] == pytest.approx(3 * first.data["remaining_s"])
+    assert "at the pace of earlier steps" in later.message and "at the pace" not in first.message
+    assert read_plan(run.paths) == predicted
+    run.planned(replace(gpus(80), gpu=ACCELERATORS["V100-32"]))
+    other = run.heard.events[-1]
+    assert "at the pace" not in other.message, "no step was measured on this accelerator"
+    assert "V100-32 has no bf16" in other.data["note"] and other.message.endswith(f"; {other.data['note']}")
 
 
 def test_an_attempt_with_less_memory_takes_a_smaller_micro_batch(run: Run) -> None:

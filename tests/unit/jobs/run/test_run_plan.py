@@ -57,3 +57,11 @@ def test_it_is_read_as_it_was_written_and_not_from_a_newer_release(tmp_path: pat
     write_plan(paths, PLAN.model_copy(update={"version": 3}))
     with pytest.raises(StorageError, match="newer release"):
         read_plan(paths)
+
+
+def test_the_pace_is_known_from_later_steps_else_from_the_first_ones_and_only_for_the_same_accelerator() -> None:
+    later, first = check_of(PLAN, steps(9.0, 1.0, 1.0, 3.0, 3.0)), check_of(PLAN, steps(9.0, 1.0, 1.0))
+    assert (later.pace_on("H100-80"), first.pace_on("H100-80")) == (1.5, 0.5)
+    assert later.pace_on("A100-80") is None and check_of(PLAN, steps(9.0)).pace_on("H100-80") is None
+    bound = PLAN.model_copy(update={"is_bound": True, "step_s": None})
+    assert check_of(bound, steps(9.0, 1.0, 1.0, 3.0)).pace_on("H100-80") is None

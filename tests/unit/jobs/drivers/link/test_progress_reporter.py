@@ -73,6 +73,15 @@ def test_what_is_left_is_measured_and_metrics_are_those_for_people() -> None:
     assert heard.known["metrics"] == {"eval_loss": 1.5}
 
 
+def test_before_the_first_step_what_is_left_is_planned() -> None:
+    told, heard, _ = reporting()
+    told.event(event("planned", "about 2 min for 60 steps", step_s=2.0, remaining_s=120.0))
+    assert heard.known["remaining_s"] == 120.0
+    told.event(event("plan", "", total_steps=60))
+    told.step(step(1, at=0.0))
+    assert heard.known["remaining_s"] == 59 * 3.0
+
+
 def test_an_interruption_costs_the_start_and_the_steps_that_no_checkpoint_holds() -> None:
     told, heard, clock = reporting()
     clock.now_s = 500.0  # preparing the data, which is done once

@@ -12,10 +12,12 @@ if TYPE_CHECKING:
     from jobs.spec.load import load_job_spec, load_spec
     from orchestrator.client.client import Client
     from orchestrator.client.handle import JobCancelled, JobFailed, JobHandle, Result
+    from orchestrator.client.plans import GangPlan
 
 __all__ = [
     "Client",
     "FleetuneError",
+    "GangPlan",
     "JobCancelled",
     "JobFailed",
     "JobHandle",
@@ -28,6 +30,7 @@ __all__ = [
 _HOMES = {
     "Client": "orchestrator.client.client",
     "FleetuneError": "cluster.errors",
+    "GangPlan": "orchestrator.client.plans",
     **dict.fromkeys(("JobCancelled", "JobFailed", "JobHandle", "Result"), "orchestrator.client.handle"),
     **dict.fromkeys(("load_job_spec", "load_spec"), "jobs.spec.load"),
 }

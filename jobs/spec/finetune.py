@@ -133,8 +133,9 @@ class Train(Frozen):
     @model_serializer(mode="wrap")
     def _without_defaults_that_a_plan_may_choose(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Do not dump a field of PLANNED that the user left out: a plan may also choose it after the dump is read."""
-        values: dict[str, Any] = dumped(self)
-        return {name: value for name, value in values.items() if name not in PLANNED - self.model_fields_set}
+        if not isinstance(self, Train):  # model_copy accepts anything in place of a section
+            return self
+        return {name: value for name, value in dumped(self).items() if name not in PLANNED - self.model_fields_set}
 
     @model_validator(mode="after")
     def _no_two_fields_for_one_setting(self) -> Train:
@@ -188,6 +189,8 @@ class Resources(Frozen):
     @model_serializer(mode="wrap")
     def _as_one_value(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Dump one value for both fields, so that replacing `num_workers` in the dump also replaces the minimum."""
+        if not isinstance(self, Resources):  # as in Train
+            return self
         values: dict[str, Any] = dumped(self)
         least = values.pop("min_workers", None)
         return values if least is None else {**values, "num_workers": {"min": least, "max": self.num_workers}}

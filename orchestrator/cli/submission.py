@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib.util
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from cluster.errors import FleetuneError, InputError, SpecError
+from cluster.errors import DataError, FleetuneError, InputError, SpecError
 from jobs.comparison.checking import checked_methods
 from jobs.preflight.validate import validate, validate_command
 from jobs.search.rules.checking import check_search, checked_sweep, sweep_warnings
@@ -23,13 +24,13 @@ from jobs.spec.references import run_named
 from jobs.spec.sweep import Search
 from jobs.spec.vary import SWEEP, field_varied, sweep_values, varied
 from jobs.storage import files as storage
-from orchestrator.api import MOST_JOBS, JobView, Server, Submission
+from orchestrator.api import MOST_JOBS, JobView, Nodes, Server, Submission
 from orchestrator.cli.log_printing import print_logs
-from orchestrator.cli.submit_plan import plan_all
 from orchestrator.client.client import checked_key, iter_completed, send_specs, with_queue_settings
 from orchestrator.client.connection import Connection
 from orchestrator.client.handle import JobHandle
 from orchestrator.client.lookup import find_job
+from orchestrator.client.plans import gangs_of, plan_gang, planned_jobs
 from orchestrator.client.spec_names import Named, load_named, place_errors
 from orchestrator.pages.queue import format_labels, format_metrics, format_size
 from orchestrator.pages.tables import printable_lines
@@ -37,6 +38,7 @@ from orchestrator.queue.states import State
 
 Say = Callable[[str], None]
 NAMED: Final = 5  # most jobs to name in a message
+_PLANS: Final = 5  # most plans to show of jobs that fit
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def submit_all(server: Connection, options: SubmitOptions, say: Say) -> list[Job
     specs = _vary_all(load_named(options.specs, options.overrides), options.sweep)
     server.get("/v1/server", Server)  # fails now, not after the checks, if the server cannot be used
     if options.check:
-        plan_all(_check(specs, say), len(specs) > 1, server, say)
+        _plan(_check(specs, say), len(specs) > 1, server, say)
     parents = tuple(find_job(server, job).job_id for job in options.after)
     bodies = with_queue_settings(specs, options.tenant, options.priority, parents)
     body = Submission(specs=tuple(bodies), key=key)
@@ -192,6 +194,32 @@ def _is_here(spec: Spec) -> bool:
     local = [storage.local_path(path) for path in named if storage.is_local(path)]
     folder = os.path.dirname(storage.local_path(spec.storage_path)) if storage.is_local(spec.storage_path) else "."
     return all(map(os.path.exists, local)) and os.path.isdir(folder)
+
+
+def _plan(specs: Sequence[Named], several: bool, server: Connection, say: Say) -> None:
+    """Say what is planned, and warn of jobs that do not fit. Without torch on this machine, nothing is planned."""
+    if importlib.util.find_spec("torch") is None or not any(planned_jobs(one.spec) for one in specs):
+        return
+    try:
+        gangs = gangs_of(specs, server.get("/v1/nodes", Nodes).nodes, several)
+    except FleetuneError as error:  # the server queues jobs meanwhile
+        say(f"not planned: {error}")
+        return
+    if gangs:
+        say("planning the memory of the workers")
+    shown = 0
+    for gang in gangs:
+        try:
+            plan = plan_gang(gang)
+        except DataError as error:  # a worker may have other versions
+            say(f"warning: memory is not planned: {error}")
+            continue
+        name = f" of {plan.name}" if plan.name else ""
+        if not plan.fits:
+            say(f"warning: the plan{name}: {plan}")
+        elif shown < _PLANS:
+            shown += 1
+            say(f"plan{name}: {plan}")
 
 
 def wait_for(server: Connection, jobs: Sequence[JobView], *, follow: bool, as_json: bool, say: Say) -> list[JobView]:

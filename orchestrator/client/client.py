@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import math
 import os
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Final, Literal
 
 from pydantic import ValidationError
@@ -23,8 +25,10 @@ from pydantic import ValidationError
 from cluster.errors import InputError, Mistake, SpecError
 from cluster.settings import fleetune_home, is_without_server, server_url
 from cluster.text import did_you_mean
+from jobs.search.rules.checking import check_search
 from jobs.spec.load import AnySpec, spec_of
 from jobs.spec.queue import Queue
+from jobs.spec.sweep import Search
 from jobs.spec.vary import JobSpec
 from orchestrator.api import (
     LONGEST_KEY,
@@ -47,6 +51,7 @@ from orchestrator.client.discovery import token_here
 from orchestrator.client.embedded_server import ClientLock, MachineServer
 from orchestrator.client.handle import FIRST_POLL_S, JobHandle, pause_between_polls
 from orchestrator.client.lookup import all_jobs, check_job_id, job_path
+from orchestrator.client.plans import GangPlan, gangs_of, plan_gang
 from orchestrator.client.spec_names import Named, load_named, place_errors, with_names
 from orchestrator.queue.states import ENDED, State
 
@@ -147,6 +152,33 @@ class Client:
         to_send, key = self._to_send(specs, tenant, priority, after), checked_key(key)
         parts = [to_send[start : start + PER_REQUEST] for start in range(0, len(to_send), PER_REQUEST)]
         return [handle for number, part in enumerate(parts) for handle in self._send(part, _key_of_part(key, number))]
+
+    def plan(self, *specs: AnySpec | str | os.PathLike[str]) -> list[GangPlan]:
+        """Predict memory and time of jobs on the GPUs of the cluster, as `fleetune submit` does. Queues nothing.
+
+        Needs torch, and model and data on this machine.
+
+        Args:
+            specs: specs, or the paths or URLs of their files.
+
+        Returns:
+            A plan for each spec, or each method of a comparison; of specs with the same plan, such as those that
+            differ in the learning rate, for the first. Jobs without GPUs, jobs for which no kind of node has room,
+            and sweeps whose trials differ in what the engine is built from have none.
+
+        Raises:
+            InputError: torch is not installed here.
+            SpecError: a spec is wrong.
+            DataError: a model or data cannot be read.
+        """
+        if importlib.util.find_spec("torch") is None:
+            raise InputError("a plan traces the model, and torch is not installed here: pip install 'fleetune[train]'")
+        found = [replace(one, spec=_checked(one)) for one in load_named(specs)]
+        for one in found:
+            with place_errors(one):
+                if isinstance(one.spec, Search):
+                    check_search(one.spec)
+        return [plan_gang(gang) for gang in gangs_of(found, self.nodes(), len(found) > 1)]
 
     def _to_send(
         self,
@@ -282,9 +314,7 @@ def _with_queue_settings(
     one: Named, tenant: str | None, priority: int | None, after: tuple[str, ...]
 ) -> dict[str, Any]:
     """Return a spec as it is sent, with the given queue settings. Raises SpecError."""
-    sent: dict[str, Any] = one.spec.model_dump(mode="json", warnings=False)
-    if not one.is_checked:
-        sent = spec_of(sent).model_dump(mode="json")
+    sent: dict[str, Any] = _checked(one).model_dump(mode="json")
     queue = sent["queue"]
     settings = {"tenant": tenant, "priority": priority, "after": [*dict.fromkeys((*queue["after"], *after))] or None}
     given = {name: value for name, value in settings.items() if value is not None}
@@ -293,6 +323,11 @@ def _with_queue_settings(
     except ValidationError:
         return spec_of(sent | {"queue": queue | given}).model_dump(mode="json")  # raises the error
     return sent | {"queue": changed.model_dump(mode="json")}
+
+
+def _checked(one: Named) -> AnySpec:
+    """Return a spec that is known to be valid. Raises SpecError."""
+    return one.spec if one.is_checked else spec_of(one.spec.model_dump(mode="json", warnings=False))
 
 
 def checked_key(key: str | None) -> str:

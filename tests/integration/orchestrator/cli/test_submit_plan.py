@@ -1,21 +1,25 @@
-"""What `fleetune submit` says about memory and time. The server is real; its nodes, with eight H100 each, are not."""
+"""What `fleetune submit` and `Client.plan` say about memory and time. The server is real; its nodes are not."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.errors import BackendUnreachable, InputError
+from cluster.errors import BackendUnreachable, InputError, SpecError
+from jobs.spec.load import load_spec
 from jobs.spec.sweep import SweepSpec
+from orchestrator import Client
 from orchestrator.api import JobView, NodeView
 from orchestrator.cli.submission import SubmitOptions, submit_all
-from orchestrator.cli.submit_plan import machines_on, planned_jobs
 from orchestrator.client.connection import Connection
+from orchestrator.client.plans import gangs_of, machines_on, plan_gang, planned_jobs
+from orchestrator.client.spec_names import Named
 from tests.support.server import Server, server
 from tests.support.tiny import changed, save_model, spec_of, write_text, written
 
@@ -133,6 +137,43 @@ def test_each_method_of_a_comparison_is_planned(queue: Server, material: tuple[P
         with pytest.raises(InputError) as caught:
             submitted(queue, str(path))
         assert wrong in str(caught.value)
+
+
+def test_a_script_gets_the_same_plans_and_queues_nothing(
+    queue: Server, material: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path = file_of(tmp_path, material)
+    (spec,) = [load_spec(path).model_copy(update={"name": "copy"})]
+    large = {"train__per_device_train_batch_size": 2_000_000, "train__global_batch_size": 32_000_000}
+    bad = file_of(tmp_path, material, "large", **large)
+    with Client(queue.url) as client:
+        before = len(list(client.jobs()))
+        (plan,) = client.plan(path)
+        _, said = submitted(queue, path)
+        assert said[1] == f"plan: {plan}" and plan.fits and plan.name == ""
+        assert plan.plan.chosen is not None and 0 < plan.plan.chosen.memory.total < plan.plan.chosen.room
+        plans = client.plan(path, spec, bad)  # the second one has the plan of the first
+        assert [(one.name, one.fits, one.rewrites) for one in plans] == [(path, True, False), (bad, False, True)]
+        assert client.plan(file_of(tmp_path, material, "cpu", resources__gpus_per_worker=0)) == []
+        wrong = spec.model_copy(update={"train": {"learning_rate": "fast"}})
+        for given, message in (
+            (wrong, "learning_rate"),
+            (file_of(tmp_path, material, "gone", model__path="/gone"), "/gone"),
+        ):
+            with pytest.raises(InputError) as caught:
+                client.plan(given)
+            assert message in str(caught.value)
+        assert len(list(client.jobs())) == before + 1
+
+
+def test_a_kind_of_node_that_cannot_run_the_job_is_passed_over(material: tuple[Path, Path], tmp_path: Path) -> None:
+    job = spec_of(tmp_path, *material, resources={"num_workers": 2, "gpus_per_worker": 1}, train__bf16=True)
+    nodes = (node("old", kind="V100-32G"), node("new"))
+    (gang,) = gangs_of([Named(job, "job")], nodes, several=False)
+    assert [str(one) for one in gang.machines] == ["2xH100-80", "2xV100-32"]
+    assert str(plan_gang(gang).plan.machines) == "2xH100-80"
+    with pytest.raises(SpecError, match="V100-32 does not compute in bf16"):
+        plan_gang(replace(gang, machines=gang.machines[1:]))
 
 
 def test_without_an_answer_about_the_nodes_jobs_are_queued(

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, ValidationError
 
+from cluster.errors import SpecError
 from jobs.spec.checking.fields import section_model, spec_fields
 from jobs.spec.finetune import Spec
+from jobs.spec.load import spec_of
 
 # Everything that the action needs but for the sources.
 RAISE_REPLAY: dict[str, Any] = {
@@ -184,3 +186,30 @@ def test_flash_attention_with_packed_rows_is_refused_in_batches_of_several_rows(
         Spec.model_validate(values(model=flash, train={"per_device_train_batch_size": 2}))
     Spec.model_validate(values(model=flash, train=one, eval={"per_device_eval_batch_size": 1}))
     Spec.model_validate(values(model=flash, data={"packing": False}, train={"per_device_train_batch_size": 2}))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("name", "section", "named"),
+    [
+        ("train", {"per_device_train_batch_size": 4, "learning_rate": 1e-4}, None),
+        ("train", {"learning_rate": "fast"}, "train.learning_rate"),
+        ("train", [], "train"),
+        ("resources", {"num_workers": {"min": 1, "max": 2}}, None),
+        ("resources", {"num_workers": 0}, "resources.num_workers"),
+        ("resources", 5, "resources"),
+    ],
+)
+def test_copy_with_plain_values_for_a_section_can_be_dumped_and_checked(
+    name: str, section: Any, named: str | None
+) -> None:
+    """`model_copy` checks nothing, so that a script may give it a dictionary where the spec has a section."""
+    copy = Spec.model_validate(values()).model_copy(update={name: section})
+    dumped = copy.model_dump(mode="json", warnings=False)
+    assert dumped[name] == section
+    if named is None:
+        assert spec_of(dumped) == Spec.model_validate(values(**{name: section}))
+    else:
+        with pytest.raises(SpecError) as caught:
+            spec_of(dumped)
+        assert named in str(caught.value)

@@ -45,6 +45,13 @@ def test_a_step_that_makes_the_process_larger_says_so_and_the_next_one_does_not(
     assert second_s < 0.2 * first_s
 
 
+def test_first_touches_never_take_longer_than_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    usages = iter([Usage(0.0, 0, 0), Usage(3600.0, 10**9, 10**9 * _PAGE)])
+    monkeypatch.setattr(Usage, "now", lambda: next(usages))
+    took_s, first_s = StepClock(threads=1).read()
+    assert first_s == took_s
+
+
 def _touch(memory: mmap.mmap) -> None:
     for place in range(0, len(memory), _PAGE):
         memory[place] = 1

@@ -25,8 +25,10 @@ os.environ.update(RAY_worker_niceness="0")
 # Hundreds of processes import this repository, and would compile it anew each time.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Machines differ, and a slow one is no failure; numbers of examples are bounded instead.
-settings.register_profile("fleetune", deadline=None, max_examples=60)
+# Machines differ, and a slow one is no failure; numbers of examples are bounded instead. The examples are the same in
+# every run, so that a change is not refused for what it did not touch; `--hypothesis-profile=explore` draws new ones.
+settings.register_profile("explore", deadline=None, max_examples=60)
+settings.register_profile("fleetune", settings.get_profile("explore"), derandomize=True, database=None)
 settings.load_profile("fleetune")
 
 

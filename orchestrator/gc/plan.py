@@ -113,6 +113,13 @@ class _Taken:
             self.left -= one.size
             self.prepared[one.name] = why
 
+    def passes(self) -> Iterator[None]:
+        """Yield until a pass over the runs removes none: a base can go only after all those that start from it."""
+        before = -1
+        while (gone := sum(part is ToRemove.RUN for part, _ in self.runs.values())) > before:
+            before = gone
+            yield
+
     def is_gone(self, run: str) -> bool:
         return self.runs.get(run, (ToRemove.NOTHING, ""))[0] is ToRemove.RUN
 
@@ -163,8 +170,9 @@ class _Shared:
 
 def _by_age(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: Bounds, before_s: float) -> None:
     part = ToRemove.CHECKPOINTS if bounds.checkpoints_only else ToRemove.RUN
-    for run in reversed(runs):  # a run is removed after those that start from it
-        if run.since_s < before_s:
+    old = [run for run in reversed(runs) if run.since_s < before_s]
+    for _ in taken.passes():
+        for run in old:
             taken.take(run, part, "older than --older-than")
     for one in shared.unused(taken):
         if shared.touched_s[one.name] < before_s:
@@ -186,10 +194,13 @@ def _steps(taken: _Taken, runs: tuple[RunFacts, ...], shared: _Shared, bounds: B
         yield partial(taken.take_prepared, one, unused)
     for run in sorted(runs, key=lambda run: run.status != "succeeded"):
         yield partial(taken.take, run, ToRemove.CHECKPOINTS, why)
-    for run in () if bounds.checkpoints_only else (*runs, *runs):  # twice: a base can go after its adapters
-        yield partial(taken.take, run, ToRemove.RUN, why)
-        for one in shared.freed_by(run.name, taken):
-            yield partial(taken.take_prepared, one, unused)
+    if bounds.checkpoints_only:
+        return
+    for _ in taken.passes():
+        for run in runs:
+            yield partial(taken.take, run, ToRemove.RUN, why)
+            for one in shared.freed_by(run.name, taken):
+                yield partial(taken.take_prepared, one, unused)
 
 
 def _prepared_verdict(one: PreparedFacts, taken: _Taken, shared: _Shared) -> PreparedVerdict:

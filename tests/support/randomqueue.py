@@ -22,8 +22,8 @@ PLAIN = [POLICIES["fifo"], POLICIES["easy"], POLICIES["fair"], PATIENT]
 QUICK = replace(DEFAULT, name="quick", margin=1.2, guarded_after_s=60.0)
 PREEMPTING = [DEFAULT, POLICIES["las"], QUICK]
 
-few = settings(derandomize=True, deadline=None, max_examples=60, database=None)
-many = settings(derandomize=True, deadline=None, max_examples=150, database=None)
+few = settings(max_examples=60)
+many = settings(max_examples=150)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -146,6 +147,18 @@ def test_prepared_data_goes_where_no_run_that_stays_uses_it_or_is_made_of_it() -
     assert gone(plan_gc(Found((run("a", 31),), sets), ALL, NOW)) == {
         "a": "run", "d": "prepared", "s": "prepared", "t": "prepared", "u": "prepared",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("ages", list(itertools.permutations((40, 50, 60))))
+@pytest.mark.parametrize("bounds", [OLD, Bounds(most_size=0)])
+def test_a_chain_of_runs_goes_at_once_whichever_of_them_ended_last(ages: tuple[int, ...], bounds: Bounds) -> None:
+    first, second, third = ages
+    chain = (
+        run("first", first),
+        run("second", second, starts_from="first", needs_base=True),
+        run("third", third, starts_from="second", needs_base=True),
+    )
+    assert gone(plan_gc(Found(chain), bounds, NOW)) == dict.fromkeys(("first", "second", "third"), "run")
 
 
 def test_prepared_data_stays_where_it_was_not_asked_for() -> None:

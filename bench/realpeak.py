@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import importlib
 import json
 import multiprocessing
 import os
+import pathlib
 import sys
 import tempfile
+import time
 import traceback
 import types
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import numpy as np
@@ -30,9 +34,10 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.training.loop.loss import loss_sum
 from jobs.training.model.batch import collate, model_logits
-from jobs.training.model.engine import build_engine, import_deepspeed
+from jobs.training.model.engine import build_engine, import_deepspeed, remove_left_lock
 
 _FORK = multiprocessing.get_context("fork")
+WITHIN_S = 900  # a gang; one with offload may compile DeepSpeed's optimizer, on a busy machine for minutes
 
 
 def full_rows(spec: Spec, rows: int, vocabulary: int) -> pa.Table:
@@ -84,28 +89,47 @@ def steps_of(spec: Spec, steps: int, store: str, rank: int) -> dict[str, Any]:
     return {"built": built, "peak": peak, "after": counter.live_bytes() - before, "moments": moments}
 
 
-def _worker(spec: Spec, steps: int, store: str, rank: int, results: Any) -> None:
+def _worker(spec: Spec, steps: int, store: str, rank: int, told: Connection, stacks: pathlib.Path) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
-    try:
-        results.put((rank, steps_of(spec, steps, store, rank)))
-    except BaseException:
-        results.put((rank, {"error": traceback.format_exc()[-3000:]}))
-    sys.stdout.flush()
+    with stacks.open("w") as late:
+        faulthandler.dump_traceback_later(WITHIN_S - 5, file=late)
+        try:
+            told.send(steps_of(spec, steps, store, rank))
+        except BaseException:
+            told.send({"error": traceback.format_exc()[-3000:]})
     os._exit(0)  # no orderly end: threads of the process group may wait for peers that are gone
 
 
 def measure(spec: Spec, steps: int) -> list[dict[str, Any]]:
-    """Return what each rank of the gang measured."""
-    results = _FORK.SimpleQueue()
-    with tempfile.TemporaryDirectory() as folder:
-        ranks = range(spec.resources.num_workers)
-        gang = [_FORK.Process(target=_worker, args=(spec, steps, f"{folder}/store", rank, results)) for rank in ranks]
+    """Return what each rank of the gang measured, or how it failed: a rank that was killed, or waits forever, too."""
+    if spec.train.zero.offload_optimizer:
+        remove_left_lock(torch.device("cpu"))
+    with tempfile.TemporaryDirectory() as name:
+        folder, gang, found = pathlib.Path(name), [], {}
+        waiting: dict[Connection, int] = {}
+        for rank in range(spec.resources.num_workers):
+            results, told = _FORK.Pipe(duplex=False)
+            given = (spec, steps, f"{folder}/store", rank, told, folder / f"stacks-{rank}")
+            gang.append(_FORK.Process(target=_worker, args=given))
+            gang[rank].start()
+            told.close()
+            waiting[results] = rank
+        until_s = time.monotonic() + WITHIN_S
+        while waiting and (ready := wait(list(waiting), max(until_s - time.monotonic(), 0.0))):
+            for results in set(waiting).intersection(ready):
+                rank = waiting.pop(results)
+                try:
+                    found[rank] = results.recv()
+                except EOFError:
+                    gang[rank].join()
+                    found[rank] = {"error": f"rank {rank} has ended with exit code {gang[rank].exitcode}"}
+                    until_s = min(until_s, time.monotonic() + 10)  # its peers may wait for it
+        for rank in waiting.values():
+            found[rank] = {"error": f"rank {rank} waits: {(folder / f'stacks-{rank}').read_text()}"}
         for process in gang:
-            process.start()
-        found = dict(results.get() for _ in gang)
-        for process in gang:
+            process.kill()
             process.join()
-    return [found[rank] for rank in ranks]
+    return [found[rank] for rank in sorted(found)]
 
 
 def main(steps: int, spec_files: list[str]) -> None:

@@ -73,7 +73,7 @@ def run_on_ray(
                     return drive_on_ray(begun.spec, paths, address, announce, progress, held, assignment)
 
             with (stop or StopRequest()).watching(paths) as held:
-                outcome = concluded(paths, drive, announce)
+                outcome = concluded(paths, drive, announce, starts_elsewhere=begun.spec.remedies.machine)
             announce("ended", ending_of(paths, outcome, is_part=assignment is not None), status=outcome.status)
     except StorageError as error:
         if outcome is None:

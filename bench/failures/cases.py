@@ -281,6 +281,11 @@ MACHINES = [
         plants=(Plant("backward", "ecc", steps=(6,)),),
     ),
     Case(
+        "ECC error, not to be moved", Kind.MACHINES,
+        ends(FAILED, "ECC", "remedies.machine is false", rank=1, lost=False, acts=("machine",)),
+        plants=(Plant("backward", "ecc", steps=(6,)),), changes={"remedies.machine": False},
+    ),
+    Case(
         "assertion on the device", Kind.MACHINES,
         ends(FAILED, "rank 1", "device-side assert", rank=1, lost=False),
         plants=(Plant("forward", "assert", steps=(6,)),),

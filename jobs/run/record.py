@@ -80,8 +80,13 @@ def reopen_run(run_root: str, spec: Spec | SweepSpec | CompareSpec) -> JobPaths:
 _EARLIER = re.compile(r"^(?:spec|manifest|outcome)-(\d+)\.json$")
 
 
-def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer) -> Outcome:
+def concluded(
+    paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer, *, starts_elsewhere: bool = True
+) -> Outcome:
     """Call `drive` and write its outcome. An error becomes the outcome, and its traceback goes to the log.
+
+    Args:
+        starts_elsewhere: `remedies.machine` of the spec: a queue may start another attempt if the machines have failed.
 
     Raises:
         RunTaken: the outcome is another driver's to write.
@@ -102,8 +107,11 @@ def concluded(paths: JobPaths, drive: Callable[[], Outcome], announce: Announcer
         outcome = outcome.model_copy(update=last_record(paths))
     if outcome.lost:
         action, effect = "the attempt ends", "a queue starts another one; by hand, use --resume"
-        report = RemedyReport(MACHINE, outcome.reason or "a machine or the storage has failed", action, effect)
-        report.tell(announce, f"{action}: {effect}", step=outcome.step)
+        cause = outcome.reason or "a machine or the storage has failed"
+        if not starts_elsewhere:
+            effect = "no other one is started, because remedies.machine is false"
+            outcome = outcome.model_copy(update={"lost": False, "reason": f"{cause}. remedies.machine is false"})
+        RemedyReport(MACHINE, cause, action, effect).tell(announce, f"{action}: {effect}", step=outcome.step)
     outcome = outcome.model_copy(update=_stored_facts(paths, announce))
     write_outcome(paths, outcome)
     return outcome

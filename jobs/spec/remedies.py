@@ -35,8 +35,12 @@ class Remedies(Frozen):
     )
     lost_workers: bool = Field(
         True,
-        description="Workers that were killed or lost their node: start them again from the newest checkpoint. In any "
-        "case, a queue resumes a job elsewhere if a GPU fails, or if its node is lost or taken away.",
+        description="Workers that were killed or lost their node: start them again from the newest checkpoint.",
+    )
+    machine: bool = Field(
+        True,
+        description="A GPU, an assigned node or the storage that fails a job of a queue: leave the node, and resume "
+        "elsewhere.",
     )
     hang: bool = Field(
         False, description="A rank that stops responding: kill it, and go on from the newest checkpoint."

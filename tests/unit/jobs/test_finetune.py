@@ -33,7 +33,7 @@ def test_a_log_that_cannot_be_written_at_the_end_changes_no_outcome(
     paths, seen = JobPaths(str(tmp_path)), _Seen()
     outcome = Outcome(status=Status.SUCCEEDED, model_path="m", ended_at=datetime.datetime.now(datetime.UTC))
 
-    def concluded(*given: Any) -> Outcome:
+    def concluded(*given: Any, **named: Any) -> Outcome:
         if has_ended:
             return outcome
         raise StorageError("the outcome cannot be written")
@@ -43,7 +43,8 @@ def test_a_log_that_cannot_be_written_at_the_end_changes_no_outcome(
         yield
         raise StorageError("cannot write the log: No space left on device")
 
-    begun = SimpleNamespace(spec=None, paths=paths, tell=lambda announce: None)
+    spec = SimpleNamespace(remedies=SimpleNamespace(machine=True))
+    begun = SimpleNamespace(spec=spec, paths=paths, tell=lambda announce: None)
     monkeypatch.setattr(finetune, "begin_run", lambda *given, **named: begun)
     monkeypatch.setattr(finetune, "concluded", concluded)
     monkeypatch.setattr(finetune, "redirected_output", redirected)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.errors import MetricFailed, RunFailed, StorageError, StorageOutage
+from cluster.errors import MachinesFailed, MetricFailed, RunFailed, StorageError, StorageOutage
 from jobs.run.checkpoints import commit_path
 from jobs.run.events import Announcer
-from jobs.run.outcome import Outcome, read_outcome
+from jobs.run.outcome import Outcome, Status, read_outcome
 from jobs.run.paths import JobPaths
 from jobs.run.progress import NoProgress
 from jobs.run.record import concluded, ending_of
@@ -70,3 +70,24 @@ def test_a_metric_that_fails_late_ends_with_the_command_to_resume(tmp_path: Path
         outcome = concluded(paths, evaluated, announce)
     assert outcome.exit_code == 2
     assert (f"resume: fleetune run --resume {paths.root}" in ending_of(paths, outcome)) is saved
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_job_whose_machine_has_failed_is_the_queues_to_start_elsewhere_unless_its_spec_forbids_it(
+    tmp_path: Path, elsewhere: bool
+) -> None:
+    paths = JobPaths(str(tmp_path))
+
+    def broken() -> Outcome:
+        raise MachinesFailed("rank 1: CUDA error: uncorrectable ECC error")
+
+    with contextlib.closing(Announcer(paths, NoProgress())) as announce:
+        outcome = concluded(paths, broken, announce, starts_elsewhere=elsewhere)
+    assert (outcome.status, outcome.lost) == (Status.FAILED, elsewhere)
+    assert outcome.exit_code == (MachinesFailed.exit_code if elsewhere else 1)
+    assert str(outcome.reason).endswith(
+        "uncorrectable ECC error" + ("" if elsewhere else ". remedies.machine is false")
+    )
+    assert [(one.remedy, one.cause) for one in outcome.troubles] == [
+        ("machine", "rank 1: CUDA error: uncorrectable ECC error")
+    ]

@@ -34,7 +34,8 @@ from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.training.loop.loss import loss_sum
 from jobs.training.model.batch import collate, model_logits
-from jobs.training.model.engine import build_engine, import_deepspeed, remove_left_lock
+from jobs.training.model.cpu_optimizer import remove_left_lock
+from jobs.training.model.engine import build_engine, import_deepspeed
 
 _FORK = multiprocessing.get_context("fork")
 WITHIN_S = 900  # a gang; one with offload may compile DeepSpeed's optimizer, on a busy machine for minutes

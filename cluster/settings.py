@@ -105,6 +105,11 @@ def add_to_environment(added: Mapping[str, str]) -> None:
     os.environ.update(added)
 
 
+def add_to_path(folder: str) -> None:
+    """Let this process and its children find programs in a folder, after those of the folders that are in PATH."""
+    os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), folder])
+
+
 def take_out(name: str) -> None:
     """Unset a variable of this process, so that its children do not inherit it."""
     os.environ.pop(name, None)

@@ -259,6 +259,15 @@ MACHINES = [
         plants=(Plant("step", "kill", steps=(3,), times=None),),
     ),
     Case(
+        "no compiler for the offloaded optimizer", Kind.MACHINES,
+        ends(
+            REFUSED, "offload_optimizer", "cannot be compiled on", "no-compiler: not found", starts=0,
+            advice=("Install a C++ compiler",),
+        ),
+        changes={"train.zero.offload_optimizer": "cpu"},
+        environment={"CXX": "no-compiler", "TORCH_EXTENSIONS_DIR": "{folder}/extensions"},
+    ),
+    Case(
         "worker stopped", Kind.MACHINES, goes_on("stopped by a signal", acts=("hang",), starts=2),
         plants=(Plant("step", "stop", steps=(6,)),), changes={"remedies.hang": True},
     ),

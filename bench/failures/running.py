@@ -32,6 +32,7 @@ class Case:
     Attributes:
         changes: of the spec, by dotted name.
         plants: what fails in the processes of the run.
+        environment: variables of the run; `{folder}` in a value is an empty directory.
         storage: storage_path of the run; "" is a local directory, and faulty:// one with the faults of the plants.
         spoil: changes the text of the spec.
         act: what is done from outside when a worker waits for it (`wait` of the plants): driver, then worker. It
@@ -47,6 +48,7 @@ class Case:
     data: str = "text"
     changes: dict[str, Any] = field(default_factory=dict)
     plants: tuple[Plant, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
     storage: str = ""
     spoil: Callable[[str], str] | None = None
     act: Callable[[int, int], object] | None = None
@@ -99,6 +101,8 @@ def _run(arguments: list[str], case: Case, notes: Path | None) -> tuple[int, str
     """
     path = [FORKED] if fork_request.SERVER in os.environ else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if notes is not None:
+        environment |= {name: value.format(folder=notes) for name, value in case.environment.items()}
     if notes is not None and case.plants:
         path.append(PLANTED)
         environment["PLANTED"] = as_variable(case.plants, notes)

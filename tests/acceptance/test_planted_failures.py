@@ -16,6 +16,7 @@ NAMES = (
     "gzip cut short",
     "metric is NaN",
     "GPU memory in the update",
+    "no compiler for the offloaded optimizer",
     "worker gets little of its core",
 )
 

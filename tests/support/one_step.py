@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import types
 from typing import Any
 
 import torch
+from torch.utils.cpp_extension import include_paths
 
 from cluster.errors import DataError
 from jobs.planning import memory
-from jobs.spec.finetune import Spec
 from jobs.spec.load import load_spec
 from jobs.training.model import deepspeed_config
-from jobs.training.model.engine import Engine, build_engine, must_compile, remove_left_lock
+from jobs.training.model.cpu_optimizer import must_compile, remove_left_lock
+from jobs.training.model.engine import Engine, build_engine
 
 
 def make_one_step(asked: dict[str, Any]) -> None:
@@ -53,7 +55,7 @@ def make_one_step(asked: dict[str, Any]) -> None:
         "flats": [flat.numel() for flat in flats],
         "largest": memory.largest_flat(trace, 3, 1),
         "total": float(sum(map(torch.sum, flats))),
-        "compiles": _compiles(spec, result.parent),
+        "compiles": _compiles(result.parent),
     }
     result.write_text(json.dumps(known))
 
@@ -65,15 +67,26 @@ def _overflows(engine: Engine, factor: float = 1.0) -> bool:
     return engine.overflowed()
 
 
-def _compiles(spec: Spec, folder: pathlib.Path) -> list[bool]:
-    """Whether DeepSpeed would compile its optimizer without offload, with offload, and when it has compiled it.
-
-    The last value tells whether the lock of a killed process is still there after its removal.
-    """
+def _compiles(folder: pathlib.Path) -> list[str]:
+    """Return the cases in which DeepSpeed would compile its optimizer, and `lock` if a killed process's lock stays."""
     os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
-    offloaded, cpu = spec.with_value("train.zero.offload_optimizer", "cpu"), torch.device("cpu")
-    found = [must_compile(spec, cpu), must_compile(offloaded, cpu)]
-    (folder / "cpu_adam/cpu_adam.so").touch()
-    (folder / "cpu_adam/lock").touch()
-    remove_left_lock(cpu)
-    return [*found, must_compile(offloaded, cpu), (folder / "cpu_adam/lock").exists()]
+    cases: list[str] = []
+
+    def check(case: str) -> None:
+        cases.extend([case] if must_compile(torch.device("cpu")) else [])
+
+    check("absent")
+    here = folder / "cpu_adam"
+    rules = "\nrule copy\n  command = cp $in $out\nbuild cpu_adam.so: copy cpu_adam.cpp\n"
+    (here / "cpu_adam.cpp").touch()
+    (here / "build.ninja").write_text(f"flags = -isystem {include_paths()[0]}{rules}")
+    subprocess.run(["ninja"], cwd=here, check=True, capture_output=True)
+    check("compiled")
+    (here / "build.ninja").write_text(f"flags = -isystem /another/torch/include{rules}")
+    check("for another PyTorch")
+    (here / "build.ninja").write_text(f"flags = -isystem {include_paths()[0]}{rules}")
+    (here / "cpu_adam.cpp").write_text("changed")
+    check("source changed")
+    (here / "lock").touch()
+    remove_left_lock(torch.device("cpu"))
+    return [*cases, *(["lock"] if (here / "lock").exists() else [])]

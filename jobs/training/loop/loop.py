@@ -52,7 +52,8 @@ from jobs.training.loop.watching import (
     tell_summary,
     watched,
 )
-from jobs.training.model.engine import build_engine, must_compile, peak_memory_bytes, remove_left_lock
+from jobs.training.model.cpu_optimizer import compile_cpu_optimizer
+from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory, giving_back_growth
 from jobs.training.model.isolation import rows_are_unpacked
 from jobs.training.model.load import DTYPES
@@ -235,10 +236,8 @@ def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     """Open the prepared rows, load the sharded model and build the engine. Every rank must call it."""
     prepared = Prepared.open(job.prepared_root)
     if job.spec.train.zero.offload_optimizer:
-        remove_left_lock(worker.device)
-        if _on_any_rank(must_compile(job.spec, worker.device), worker):
-            said = "compiling DeepSpeed's CPU optimizer: this takes a minute or two, once on each machine"
-            reporter.event("phase", said, phase="compile")
+        said = "compiling DeepSpeed's CPU optimizer: this takes a minute or two, once on each machine"
+        compile_cpu_optimizer(worker, lambda: reporter.event("phase", said, phase="compile"))
     model_dir = local_model_dir(job.model)
     engine = build_engine(job.spec, model_dir, worker, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, worker, engine.module, engine.pad_token_id, reporter)
@@ -247,12 +246,6 @@ def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     base_digest = None if job.spec.method.kind == "full" else weights_digest(model_dir)
     device, *others = set(of_all_ranks(engine.device_name))
     return Loaded(engine, prepared, unpack, digests, harness, base_digest, None if others else device)
-
-
-def _on_any_rank(here: bool, worker: WorkerContext) -> bool:
-    found = torch.tensor(int(here), device=worker.device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return bool(found)
 
 
 def ready(loaded: Loaded, job: Job, worker: WorkerContext, reporter: Reporter) -> Run:

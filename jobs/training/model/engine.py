@@ -1,13 +1,12 @@
 """The DeepSpeed engine.
 
-Only this module, `partitions`, `sharding` and `export` depend on DeepSpeed's internals.
+Only this module, `cpu_optimizer`, `partitions`, `sharding` and `export` depend on DeepSpeed's internals.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import pathlib
 import resource
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from typing import Any
 import torch
 
 from cluster.errors import DataError, RunFailed
-from cluster.local.locks import remove_if_left
 from cluster.text import many
 from jobs.model_files.directory import local_model_dir
 from jobs.planning.precision import Precision, precision_of
@@ -115,34 +113,6 @@ def import_deepspeed(device: torch.device) -> Any:
     if not hasattr(numa.get_numa_cores, "cache_info"):
         numa.get_numa_cores = functools.cache(numa.get_numa_cores)
     return deepspeed
-
-
-def must_compile(spec: Spec, device: torch.device) -> bool:
-    """Whether DeepSpeed will compile its CPU optimizer at this start. It does so once on each machine."""
-    if spec.train.zero.offload_optimizer is None:
-        return False
-    folder = _compiled_optimizer(device)
-    return folder is not None and not (folder / f"{folder.name}.so").exists()
-
-
-def remove_left_lock(device: torch.device) -> None:
-    """Remove the lock of a process that was killed while it compiled DeepSpeed's CPU optimizer.
-
-    DeepSpeed would wait for it forever. No rank of the gang may have begun to compile.
-    """
-    if (folder := _compiled_optimizer(device)) is not None:
-        remove_if_left(str(folder / "lock"))
-
-
-def _compiled_optimizer(device: torch.device) -> pathlib.Path | None:
-    """Return the directory in which DeepSpeed compiles its CPU optimizer; None: it was installed with DeepSpeed."""
-    import_deepspeed(device)
-    from deepspeed.git_version_info import installed_ops
-    from deepspeed.ops.op_builder import CPUAdamBuilder
-    from torch.utils.cpp_extension import _get_build_directory
-
-    name = CPUAdamBuilder.NAME
-    return None if installed_ops.get(name) else pathlib.Path(_get_build_directory(name, False))
 
 
 def largest_tensor_bytes(spec: Spec, model: torch.nn.Module) -> int:

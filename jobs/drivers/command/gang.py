@@ -23,6 +23,7 @@ _HIDDEN = b"***"
 _LINE_END = re.compile(rb"[\r\n]+")
 FAILURE_GRACE_S: Final = 10.0  # from SIGTERM to SIGKILL after another process has failed
 STOP_GRACE_S: Final = 30.0  # from SIGTERM to SIGKILL after a request to stop
+_SHOWN_OF_LAST_LINE: Final = 300  # characters
 _KILL_AGAIN_S = 5.0
 _TOLD_WITHIN_S = 5.0  # for all processes together to accept a stop; a node that is cut off answers after minutes
 _POLL_S = 0.2  # seconds between two checks for a request to stop
@@ -56,10 +57,15 @@ class Log:
 
 
 class LineWriter:
-    """Splits the output of one process into lines. Long lines are cut; a carriage return also ends a line."""
+    """Splits the output of one process into lines. Long lines are cut; a carriage return also ends a line.
+
+    Attributes:
+        last: the last line that is not blank, without secrets and the process's number.
+    """
 
     def __init__(self, log: Log, prefix: bytes) -> None:
         self._log, self._prefix, self._rest = log, prefix, b""
+        self.last = b""
 
     def __call__(self, output: bytes) -> None:
         *whole, self._rest = _LINE_END.split(self._rest + output)
@@ -77,6 +83,7 @@ class LineWriter:
         self._rest = b""
 
     def _put(self, lines: list[bytes]) -> None:
+        self.last = next((line for line in reversed(lines) if line.strip()), self.last)
         pieces = (line[at : at + LONGEST_LINE] for line in lines for at in range(0, len(line), LONGEST_LINE))
         text = b"".join(self._prefix + piece + b"\n" for piece in pieces)
         if text:
@@ -100,7 +107,8 @@ class GangWatch:
     """
 
     def __init__(self, processes: Sequence[Process], log: Log, asked_to_stop: Callable[[], bool], say: Say) -> None:
-        self._processes, self._log, self._say = processes, log, say
+        self._processes, self._say = processes, say
+        self._lines = [log.of(rank, len(processes)) for rank in range(len(processes))]
         self._asked_to_stop = asked_to_stop
         # Not a SimpleQueue: its `get` would wait for ever if the handler of a signal ends after the timeout.
         self._ended: queue.Queue[tuple[int, int | FleetuneError]] = queue.Queue()
@@ -109,9 +117,12 @@ class GangWatch:
         self._stopped = False
         self._telling = set[tuple[int, bool]]()  # ranks that are being told, and whether to kill them
         self._failure: int | FleetuneError | None = None  # of the first process that failed without being asked to end
+        self._reason = ""  # of `_failure`
 
     def until_the_end(self) -> int:
         """Pass on the output of the processes until all have ended. Returns the driver's exit code.
+
+        If a process failed, the last line that is said begins with `failed: `; the queue shows it.
 
         Raises:
             MachinesFailed: a process was lost with its machine. The others have ended.
@@ -132,11 +143,14 @@ class GangWatch:
             raise Interrupted("stopped on request")
         if isinstance(self._failure, FleetuneError):
             raise self._failure
-        return 0 if self._failure is None else exit_code_of(self._failure)
+        if self._failure is None:
+            return 0
+        self._say(f"failed: {self._reason}")
+        return exit_code_of(self._failure)
 
     def _pass_on(self, rank: int) -> None:
         """Pass on the output of one process; runs in a thread for each process."""
-        process, lines = self._processes[rank], self._log.of(rank, len(self._processes))
+        process, lines = self._processes[rank], self._lines[rank]
         try:
             code = None
             while code is None:
@@ -161,9 +175,11 @@ class GangWatch:
         if how == 0 or self._failure is not None or self._stopped:
             return
         self._failure = how
-        said = str(how) if isinstance(how, FleetuneError) else f"process {rank} {how_it_ended(how)}"
-        rest = f"; SIGTERM to {_count(self._left)}" if self._left else ""
-        self._terminate(FAILURE_GRACE_S, said + rest)
+        self._reason = str(how) if isinstance(how, FleetuneError) else f"process {rank} {how_it_ended(how)}"
+        if self._left:
+            self._terminate(FAILURE_GRACE_S, f"{self._reason}; SIGTERM to {_count(self._left)}")
+        if last := self._lines[rank].last.decode(errors="replace").strip()[:_SHOWN_OF_LAST_LINE]:
+            self._reason += f". The last line of its output: {last}"
 
     def _terminate(self, grace_s: float, why: str) -> None:
         self._say(why)

@@ -200,6 +200,34 @@ def test_a_lost_machine_is_the_reason_although_a_peer_noticed_first_and_failed()
     assert said == ["process 0 ended with exit code 1; SIGTERM to the process", "process 1 was lost with its node"]
 
 
+class _Says(_Ends):
+    """A process that prints and ends."""
+
+    def __init__(self, output: bytes, how: int) -> None:
+        super().__init__(how)
+        self._output = output
+
+    def read(self, wait_s: float) -> tuple[bytes, int | None]:
+        output, self._output = self._output, b""
+        return (output, None) if output else super().read(wait_s)
+
+
+@pytest.mark.timeout(60)
+def test_the_last_thing_said_is_which_process_failed_and_its_last_line_without_secrets() -> None:
+    said, log = list[str](), Log(lambda lines: None, ["s3cret"])
+    watch = GangWatch([_Says(b"one\nToken s3cret refused\n \n", -15)], log, lambda: False, said.append)
+    assert watch.until_the_end() == 1
+    assert said == [
+        "failed: process 0 was ended by SIGTERM (signal 15). The last line of its output: Token *** refused"
+    ]
+    said.clear()
+    assert GangWatch([_Ends(3)], log, lambda: False, said.append).until_the_end() == 3
+    assert said == ["failed: process 0 ended with exit code 3"]
+    said.clear()
+    assert GangWatch([_Says(b"well\n", 0)], log, lambda: False, said.append).until_the_end() == 0
+    assert said == []
+
+
 class _CutOff(Sleeper):
     """A process on a machine that does not answer before the test ends."""
 

@@ -79,14 +79,16 @@ def _compiles(folder: pathlib.Path) -> list[str]:
     here = folder / "cpu_adam"
     rules = "\nrule copy\n  command = cp $in $out\nbuild cpu_adam.so: copy cpu_adam.cpp\n"
     (here / "cpu_adam.cpp").touch()
-    (here / "build.ninja").write_text(f"flags = -isystem {include_paths()[0]}{rules}")
+    (here / "build.ninja").write_text(f"flags = -isystem {include_paths()[0]} {rules}")
     subprocess.run(["ninja"], cwd=here, check=True, capture_output=True)
     check("compiled")
-    (here / "build.ninja").write_text(f"flags = -isystem /another/torch/include{rules}")
+    (here / "build.ninja").write_text(f"flags = -isystem /another{include_paths()[0]} {rules}")
     check("for another PyTorch")
-    (here / "build.ninja").write_text(f"flags = -isystem {include_paths()[0]}{rules}")
+    (here / "build.ninja").write_text(f"flags = -isystem {include_paths()[0]} {rules}")
     (here / "cpu_adam.cpp").write_text("changed")
     check("source changed")
     (here / "lock").touch()
+    remove_left_lock(torch.device("cpu"), older_than_s=600)
+    assert (here / "lock").exists(), "another process may be compiling"
     remove_left_lock(torch.device("cpu"))
     return [*cases, *(["lock"] if (here / "lock").exists() else [])]

@@ -25,6 +25,7 @@ READERS = {  # (file, function): whose texts are read there
     ("jobs/training/faults.py", "_which_memory"): "torch's",
     ("jobs/training/faults.py", "is_of_a_gpu"): "those of CUDA, cuDNN and cuBLAS",
     ("jobs/training/faults.py", "first_line"): "those of torch and gloo, which begin with a place in their source",
+    ("jobs/training/model/cpu_optimizer.py", "failure_of"): "a compiler's",
     ("orchestrator/client/connection.py", "_cause"): "those of the operating system and of OpenSSL, through httpx",
     ("orchestrator/client/connection.py", "_no_server"): "OpenSSL's",
     ("orchestrator/http/errors.py", "_lower"): "pydantic's, which puts words of its own before ours",

@@ -21,9 +21,11 @@ LONGEST_LINE: Final = 8192  # bytes; longer lines are cut into several
 SHORTEST_SECRET: Final = 4  # shorter secrets occur in ordinary words and are not masked
 _HIDDEN = b"***"
 _LINE_END = re.compile(rb"[\r\n]+")
+_COLOUR: Final = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")  # and other commands to a terminal
+_LETTERS: Final = re.compile(rb"[^\W_]|[\x80-\xff]")
 FAILURE_GRACE_S: Final = 10.0  # from SIGTERM to SIGKILL after another process has failed
 STOP_GRACE_S: Final = 30.0  # from SIGTERM to SIGKILL after a request to stop
-_SHOWN_OF_LAST_LINE: Final = 300  # characters
+_SHOWN_OF_LAST_LINE: Final = 300  # bytes
 _KILL_AGAIN_S = 5.0
 _TOLD_WITHIN_S = 5.0  # for all processes together to accept a stop; a node that is cut off answers after minutes
 _POLL_S = 0.2  # seconds between two checks for a request to stop
@@ -60,22 +62,25 @@ class LineWriter:
     """Splits the output of one process into lines. Long lines are cut; a carriage return also ends a line.
 
     Attributes:
-        last: the last line that is not blank, without secrets and the process's number.
+        last: the beginning of the last line with a letter or digit, without secrets, colours and the process's number.
     """
 
     def __init__(self, log: Log, prefix: bytes) -> None:
         self._log, self._prefix, self._rest = log, prefix, b""
-        self.last = b""
+        self.last, self._in_line = b"", False  # what comes next continues a line that was cut
 
     def __call__(self, output: bytes) -> None:
         *whole, self._rest = _LINE_END.split(self._rest + output)
-        lines = [self._log.mask(line) for line in whole if line]
-        if len(self._rest) >= LONGEST_LINE + self._log.kept:
+        lines = [self._log.mask(line) for line in whole]
+        is_cut = len(self._rest) >= LONGEST_LINE + self._log.kept
+        if is_cut:
             masked = self._log.mask(self._rest)
             cut = len(masked) - self._log.kept
             lines.append(masked[:cut])
             self._rest = masked[cut:]
         self._put(lines)
+        if lines:
+            self._in_line = is_cut
 
     def end(self) -> None:
         """Write what is left after the process has ended, even without a final line end."""
@@ -83,7 +88,9 @@ class LineWriter:
         self._rest = b""
 
     def _put(self, lines: list[bytes]) -> None:
-        self.last = next((line for line in reversed(lines) if line.strip()), self.last)
+        for line in lines[self._in_line :]:
+            shown = _COLOUR.sub(b"", line[:LONGEST_LINE]).strip()
+            self.last = shown[:_SHOWN_OF_LAST_LINE] if _LETTERS.search(shown) else self.last
         pieces = (line[at : at + LONGEST_LINE] for line in lines for at in range(0, len(line), LONGEST_LINE))
         text = b"".join(self._prefix + piece + b"\n" for piece in pieces)
         if text:
@@ -178,7 +185,7 @@ class GangWatch:
         self._reason = str(how) if isinstance(how, FleetuneError) else f"process {rank} {how_it_ended(how)}"
         if self._left:
             self._terminate(FAILURE_GRACE_S, f"{self._reason}; SIGTERM to {_count(self._left)}")
-        if last := self._lines[rank].last.decode(errors="replace").strip()[:_SHOWN_OF_LAST_LINE]:
+        if last := self._lines[rank].last.decode(errors="replace"):
             self._reason += f". The last line of its output: {last}"
 
     def _terminate(self, grace_s: float, why: str) -> None:

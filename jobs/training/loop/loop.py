@@ -52,7 +52,7 @@ from jobs.training.loop.watching import (
     tell_summary,
     watched,
 )
-from jobs.training.model.cpu_optimizer import compile_cpu_optimizer
+from jobs.training.model.cpu_optimizer import load_cpu_optimizer
 from jobs.training.model.engine import build_engine, peak_memory_bytes
 from jobs.training.model.host_memory import give_back_freed_memory, giving_back_growth
 from jobs.training.model.isolation import rows_are_unpacked
@@ -237,7 +237,7 @@ def load(job: Job, worker: WorkerContext, reporter: Reporter) -> Loaded:
     prepared = Prepared.open(job.prepared_root)
     if job.spec.train.zero.offload_optimizer:
         said = "compiling DeepSpeed's CPU optimizer: this takes a minute or two, once on each machine"
-        compile_cpu_optimizer(worker, lambda: reporter.event("phase", said, phase="compile"))
+        load_cpu_optimizer(worker, lambda: reporter.event("phase", said, phase="compile"))
     model_dir = local_model_dir(job.model)
     engine = build_engine(job.spec, model_dir, worker, prepared.manifest.pad_token_id)
     unpack = rows_are_unpacked(job.spec, worker, engine.module, engine.pad_token_id, reporter)

@@ -1,5 +1,5 @@
 """Admission: specs become jobs, or one message with all problems. Also retries, follow-ups and clients that are gone.
 
-May import `context`, `scheduling`, `jobs.spec`, `jobs.planning`, `jobs.search.rules` and `jobs.storage`. Start with
-`admit`.
+May import `context`, `observability.scrub`, `scheduling`, `jobs.spec`, `jobs.planning`, `jobs.search.rules` and
+`jobs.storage`. Start with `admit`.
 """

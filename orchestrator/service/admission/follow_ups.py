@@ -15,6 +15,7 @@ from orchestrator.queue.errors import QueueError
 from orchestrator.queue.records import Job, NewJob, QueueEvent
 from orchestrator.queue.store import SubmissionKey
 from orchestrator.service.context.context import ServiceContext
+from orchestrator.service.observability.scrub import Scrubber
 
 _SCOPE = "fleetune"
 _LONGEST_NAME, _END = 63, "-on-end"
@@ -42,6 +43,7 @@ def follow_up(context: ServiceContext) -> int:
 
 
 def _submit(context: ServiceContext, job: Job) -> None:
+    job = replace(job, message=Scrubber(context.secrets.values()).text(job.message))  # the hook may send it anywhere
     new = follower(job, json.loads(context.store.spec(job.job_id)), context.python)
     tenant = context.tenant(job.tenant)
     if tenant is not None:

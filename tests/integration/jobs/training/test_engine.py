@@ -6,19 +6,77 @@ import pathlib
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
-from jobs.training.model.cpu_optimizer import cause_in
+from cluster.errors import LaunchRefused, OutOfMemory, RunFailed
+from jobs.training.model import cpu_optimizer
+from jobs.training.model.cpu_optimizer import failure_of
 from tests.support import tiny
 from tests.support.gangs import one_step
 
+COMMAND = "Error building extension 'cpu_adam': [1/3] g++ -O3 -c a.cpp -o a.o\nFAILED: [code=1] a.o\ng++ -c a.cpp\n"
 
-def test_the_line_of_the_compiler_is_the_cause() -> None:
-    begin = "Error building extension 'cpu_adam': [1/3] g++ -O3 -c a.cpp -o a.o\nFAILED: [code=1] a.o\ng++ -c a.cpp\n"
-    header = "/usr/include/x.h:1:10: fatal error: Python.h: No such file or directory"
-    assert cause_in(f"{begin}{header}\n    1 | #include <Python.h>\n") == header
-    assert cause_in(f"{begin}/bin/sh: 1: g++: not found\nninja: build stopped.\n") == "g++: not found"
-    assert cause_in("op is not compatible\nwith more") == "op is not compatible"
+
+@pytest.mark.parametrize(
+    ("error", "kind", "says"),
+    [
+        (
+            f"{COMMAND}/bin/sh: 1: g++: not found\nninja: build stopped.\n",
+            LaunchRefused,
+            "on b: g++: not found. Install",
+        ),
+        (
+            f"{COMMAND}/x.h:1:10: fatal error: Python.h: No such file or directory\n  1 |\n",
+            LaunchRefused,
+            "Python.h: No",
+        ),
+        (
+            f"{COMMAND}ld: cannot find -lgomp\ncollect2: error: ld returned 1 exit status\n",
+            LaunchRefused,
+            "-lgomp. Install",
+        ),
+        (f"{COMMAND}c++: fatal error: Killed signal terminated program cc1plus\n", OutOfMemory, "memory is free"),
+        (f"{COMMAND}cc1plus: out of memory allocating 65536 bytes\n", OutOfMemory, "memory is free"),
+        (f"{COMMAND}x.cpp:9: error: no member named f\n", RunFailed, "no member named f. The log of the first rank"),
+        (
+            "[Errno 13] Permission denied: '/x/lock'",
+            RunFailed,
+            "on b: [Errno 13] Permission denied: '/x/lock'. The log",
+        ),
+    ],
+)
+def test_a_failed_compilation_says_its_cause_and_advises_a_compiler_only_where_one_is_missing(
+    error: str, kind: type[Exception], says: str
+) -> None:
+    found = failure_of([("b", error)])
+    assert type(found) is kind and says in str(found) and "which cannot be compiled" in str(found)
+
+
+def test_the_compiler_s_own_words_win_over_a_rank_that_waited_for_it() -> None:
+    said = str(failure_of([("a", "cpu_adam.so: cannot open shared object file"), ("b", "sh: 1: g++: not found")]))
+    assert "on b, and on 1 other machine: sh: 1: g++: not found. Install" in said
+
+
+class _Builder:
+    NAME = "cpu_adam"
+
+    def __init__(self, failing: int) -> None:
+        self.failing, self.loads = failing, 0
+
+    def load(self) -> None:
+        self.loads += 1
+        if self.loads <= self.failing:
+            raise ImportError("cpu_adam.so: cannot open shared object file")
+
+
+def test_a_compilation_of_another_process_that_was_stopped_is_done_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_optimizer, "_remove_stale", lambda device: None)
+    for failing, fails in ((0, False), (1, False), (2, True)):
+        builder = _Builder(failing)
+        monkeypatch.setattr(cpu_optimizer, "_builder", lambda builder=builder: builder)
+        assert (cpu_optimizer._why_not_loaded(torch.device("cpu")) is not None) is fails
+        assert builder.loads == 1 + (failing > 0)
 
 
 @pytest.mark.parametrize("bf16", [False, True])

@@ -228,6 +228,26 @@ def test_the_last_thing_said_is_which_process_failed_and_its_last_line_without_s
     assert said == []
 
 
+@pytest.mark.parametrize(
+    ("pieces", "last"),
+    [
+        ([b"a\n", b"b\n", b"======\n\x1b[0m\n"], b"b"),
+        ([b"x\n\x1b[31mno such file\x1b[0m\n\n"], b"no such file"),
+        ([b"begin " + b"y" * 9000, b"tail\n"], (b"begin " + b"y" * 300)[:300]),
+        ([b"begin " + b"y" * 9000, b"\nnext\n"], b"next"),
+        ([b"begin " + b"y" * 9000, b"more", b" and more\n", b"after"], b"after"),
+        (["Zugriff verweigert: Ü\n".encode()], "Zugriff verweigert: Ü".encode()),
+        ([], b""),
+    ],
+)
+def test_the_last_line_is_one_that_says_something_from_its_beginning(pieces: list[bytes], last: bytes) -> None:
+    lines = Log(lambda text: None, ["a secret of some length"]).of(0, 1)
+    for piece in pieces:
+        lines(piece)
+    lines.end()
+    assert lines.last == last
+
+
 class _CutOff(Sleeper):
     """A process on a machine that does not answer before the test ends."""
 

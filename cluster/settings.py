@@ -106,7 +106,7 @@ def add_to_environment(added: Mapping[str, str]) -> None:
 
 
 def add_to_path(folder: str) -> None:
-    """Let this process and its children find programs in a folder, after those of the folders that are in PATH."""
+    """Add a folder at the end of PATH, for this process and its children."""
     os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), folder])
 
 

@@ -67,7 +67,8 @@ class LineWriter:
 
     def __init__(self, log: Log, prefix: bytes) -> None:
         self._log, self._prefix, self._rest = log, prefix, b""
-        self.last, self._in_line = b"", False  # what comes next continues a line that was cut
+        self.last = b""
+        self._in_line = False  # the next piece continues a line that was cut
 
     def __call__(self, output: bytes) -> None:
         *whole, self._rest = _LINE_END.split(self._rest + output)

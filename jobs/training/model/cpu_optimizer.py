@@ -31,8 +31,10 @@ _OF_A_COMPILER: Final = re.compile(
 )
 _MISSING: Final = re.compile(r"not found$|No such file or directory|cannot find -l")
 _MEMORY: Final = re.compile(r"out of memory|Killed signal")
-_LOOK_S: Final = 10.0
-_LEFT_AFTER_S: Final = 300.0  # a lock of another process whose end is noticed while this one waits
+_LOOK_S: Final = 10.0  # between two checks of the lock
+_LEFT_AFTER_S: Final = (
+    300.0  # a compilation takes less; younger locks may be of a container whose processes are not visible
+)
 
 
 def load_cpu_optimizer(worker: WorkerContext, announce: Callable[[], None]) -> None:
@@ -46,11 +48,11 @@ def load_cpu_optimizer(worker: WorkerContext, announce: Callable[[], None]) -> N
         OutOfMemory: on every rank, if the compiler ran out of memory.
         RunFailed: on every rank, if a machine cannot compile it for another reason.
     """
-    if shutil.which("ninja") is None:  # started by the path of a virtual environment's program
+    if shutil.which("ninja") is None:  # the virtual environment is not activated
         import ninja
 
         add_to_path(ninja.BIN_DIR)
-    with contextlib.suppress(OSError):  # `_why_not_loaded` meets it again
+    with contextlib.suppress(OSError):  # `_why_not_loaded` fails with it too, and reports it
         remove_left_lock(worker.device)
     found = of_all_ranks((worker.node, must_compile(worker.device)))
     if any(compiles for _, compiles in found):
@@ -62,7 +64,10 @@ def load_cpu_optimizer(worker: WorkerContext, announce: Callable[[], None]) -> N
 
 
 def failure_of(failed: list[tuple[str, str]]) -> FleetuneError:
-    """Make one error of the failures of machines, each a host and the error's text. The compiler's own words win."""
+    """Make one error from the failures of machines, each a host and the text of its error.
+
+    It shows the first failure with a line of the compiler, because other machines may only have waited for that one.
+    """
     host, text = next((one for one in failed if _OF_A_COMPILER.search(one[1])), failed[0])
     others = f", and on {many(len(failed) - 1, 'other machine')}" if failed[1:] else ""
     cause = cause_in(text)
@@ -81,13 +86,13 @@ def failure_of(failed: list[tuple[str, str]]) -> FleetuneError:
 
 
 def cause_in(error: str) -> str:
-    """Return the line of an error of a compilation that names the cause: the compiler's, or the first line."""
+    """Return the compiler's line in the text of an error; the first line if there is none."""
     found = _OF_A_COMPILER.search(error)
     return found[1].strip() if found else one_line(error)
 
 
 def must_compile(device: torch.device) -> bool:
-    """Whether the optimizer must be compiled here, or it cannot be found out."""
+    """Whether DeepSpeed would compile the optimizer on this machine. True also if that cannot be checked."""
     try:
         folder = _folder(device)
         return folder is not None and not _is_up_to_date(folder)
@@ -98,8 +103,7 @@ def must_compile(device: torch.device) -> bool:
 def remove_left_lock(device: torch.device, older_than_s: float = 0.0) -> None:
     """Remove the lock of a process that was killed while it compiled the optimizer.
 
-    DeepSpeed would wait for it forever. No rank of the gang may have begun to compile, unless the lock is so old that
-    a compilation has ended.
+    DeepSpeed would wait for it forever. With `older_than_s` at 0, no rank of the gang may have begun to compile.
     """
     if (folder := _folder(device)) is not None:
         lock = folder / "lock"
@@ -109,7 +113,7 @@ def remove_left_lock(device: torch.device, older_than_s: float = 0.0) -> None:
 
 
 def _why_not_loaded(device: torch.device) -> tuple[str, str] | None:
-    """Compile the optimizer, if it must be, and load it. Returns the host and the error's text if that fails."""
+    """Compile the optimizer, if needed, and load it. Returns the host and the text of the error if that fails."""
     from torch.utils.cpp_extension import JIT_EXTENSION_VERSIONER
 
     builder = _builder()
@@ -118,7 +122,7 @@ def _why_not_loaded(device: torch.device) -> tuple[str, str] | None:
             _remove_stale(device)
             try:
                 builder.load()
-            except ImportError:  # another process was to compile it, and was stopped. PyTorch believes that it did
+            except ImportError:  # another process was stopped while it compiled; to PyTorch, the optimizer is compiled
                 JIT_EXTENSION_VERSIONER.entries.pop(builder.NAME, None)
                 builder.load()
         return None
@@ -129,7 +133,7 @@ def _why_not_loaded(device: torch.device) -> tuple[str, str] | None:
 
 @contextlib.contextmanager
 def _looking_for_left_locks(device: torch.device) -> Iterator[None]:
-    """Look while this process may wait for another gang's compilation whether that one was killed."""
+    """Remove the lock of another gang whose compilation is killed during the block, which may wait for it."""
     ended = threading.Event()
 
     def look() -> None:
@@ -169,7 +173,7 @@ def _builder() -> Any:
 
 
 def _is_up_to_date(folder: pathlib.Path) -> bool:
-    """Whether `folder` holds an extension for the installed PyTorch, and no source changed since."""
+    """Whether the optimizer in `folder` was compiled for the installed PyTorch, from the present sources."""
     from torch.utils.cpp_extension import include_paths
 
     build, built = folder / "build.ninja", folder / f"{folder.name}.so"

@@ -43,7 +43,7 @@ def follow_up(context: ServiceContext) -> int:
 
 
 def _submit(context: ServiceContext, job: Job) -> None:
-    job = replace(job, message=Scrubber(context.secrets.values()).text(job.message))  # the hook may send it anywhere
+    job = replace(job, message=Scrubber(context.secrets.values()).text(job.message))  # a webhook sends it out
     new = follower(job, json.loads(context.store.spec(job.job_id)), context.python)
     tenant = context.tenant(job.tenant)
     if tenant is not None:
